@@ -1,0 +1,2 @@
+//! The `kvmb` program.
+fn main() {}

@@ -1,0 +1,146 @@
+//! Where the files of a repository live.
+//!
+//! A repository is a handful of folders of immutable files. [`Storage`] is all that the layers above know of the place:
+//! it is small on purpose, so that a decorator (retry, limit) or a test (record, delay, corrupt) can stand in between.
+//! Every implementation and every decorator passes the same conformance suite.
+
+pub mod local;
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// What kind of file: decides the folder. The names on disk are restic's
+/// (`doc/design.rst`, "Repository Format").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FileKind {
+    /// `config`, the one file that has no name of its own.
+    Config,
+    /// `keys/<id>`
+    Key,
+    /// `locks/<id>`
+    Lock,
+    /// `snapshots/<id>`
+    Snapshot,
+    /// `index/<id>`
+    Index,
+    /// `data/<first two hex digits>/<id>`
+    Pack,
+}
+
+impl FileKind {
+    /// Every kind, `Config` first.
+    pub const ALL: [FileKind; 6] = [
+        FileKind::Config,
+        FileKind::Key,
+        FileKind::Lock,
+        FileKind::Snapshot,
+        FileKind::Index,
+        FileKind::Pack,
+    ];
+
+    /// The folder that holds files of this kind (for [`FileKind::Config`] the file itself).
+    pub fn folder(self) -> &'static str {
+        match self {
+            FileKind::Config => "config",
+            FileKind::Key => "keys",
+            FileKind::Lock => "locks",
+            FileKind::Snapshot => "snapshots",
+            FileKind::Index => "index",
+            FileKind::Pack => "data",
+        }
+    }
+}
+
+impl fmt::Display for FileKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FileKind::Config => "config",
+            FileKind::Key => "key",
+            FileKind::Lock => "lock",
+            FileKind::Snapshot => "snapshot",
+            FileKind::Index => "index",
+            FileKind::Pack => "pack",
+        })
+    }
+}
+
+/// A file as [`Storage::list`] found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileInfo {
+    /// The file's name without its folder: 64 hex digits in a healthy repository.
+    pub name: String,
+    /// Its size.
+    pub size_bytes: u64,
+}
+
+/// What can go wrong with one file, or with the place as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such file.
+    #[error("{kind} {name} does not exist in {url}")]
+    NotFound {
+        /// The repository's address.
+        url: String,
+        /// What was asked for.
+        kind: FileKind,
+        /// Its name.
+        name: String,
+    },
+    /// The file is shorter than what was asked of it.
+    #[error("{kind} {name} in {url} ends before byte {wanted_bytes}")]
+    TooShort {
+        /// The repository's address.
+        url: String,
+        /// What was read.
+        kind: FileKind,
+        /// Its name.
+        name: String,
+        /// Where the read should have ended.
+        wanted_bytes: u64,
+    },
+    /// A local call failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// The verb: "read", "write", "list" …
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// The result of a call on a [`Storage`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A place for repository files. All calls may come from several threads at once.
+pub trait Storage: Send + Sync + fmt::Debug {
+    /// The repository's address as a user would write it, without any secret.
+    fn url(&self) -> String;
+
+    /// Makes the folders of an empty repository; what is there already stays.
+    fn create_layout(&self) -> Result<()>;
+
+    /// The files of one kind, in no order. Temporary files of unfinished writes are not listed.
+    fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>>;
+
+    /// The size of one file, or [`Error::NotFound`].
+    fn size(&self, kind: FileKind, name: &str) -> Result<u64>;
+
+    /// A whole file.
+    fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>>;
+
+    /// `length` bytes from `offset`; fewer than that is [`Error::TooShort`].
+    fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize)
+    -> Result<Vec<u8>>;
+
+    /// Writes a file that is complete and durable (synced, renamed, folder synced) when the call returns, and not
+    /// visible under its name before. Writing a name that exists replaces it: names are hashes of the content.
+    fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()>;
+
+    /// Removes a file; one that is not there is [`Error::NotFound`].
+    fn remove(&self, kind: FileKind, name: &str) -> Result<()>;
+
+    /// Room left for new files, if the place can tell.
+    fn free_bytes(&self) -> Result<Option<u64>>;
+}
