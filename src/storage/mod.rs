@@ -29,14 +29,8 @@ pub enum FileKind {
 
 impl FileKind {
     /// Every kind, `Config` first.
-    pub const ALL: [FileKind; 6] = [
-        FileKind::Config,
-        FileKind::Key,
-        FileKind::Lock,
-        FileKind::Snapshot,
-        FileKind::Index,
-        FileKind::Pack,
-    ];
+    pub const ALL: [FileKind; 6] =
+        [FileKind::Config, FileKind::Key, FileKind::Lock, FileKind::Snapshot, FileKind::Index, FileKind::Pack];
 
     /// The folder that holds files of this kind (for [`FileKind::Config`] the file itself).
     pub fn folder(self) -> &'static str {
@@ -131,8 +125,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>>;
 
     /// `length` bytes from `offset`; fewer than that is [`Error::TooShort`].
-    fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize)
-    -> Result<Vec<u8>>;
+    fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>>;
 
     /// Writes a file that is complete and durable (synced, renamed, folder synced) when the call returns, and not
     /// visible under its name before. Writing a name that exists replaces it: names are hashes of the content.
