@@ -739,3 +739,6 @@ fn refused_here(command: Command, offset: u64, length: u64) -> Error {
         message: "outside of the export, or not on its blocks".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -465,3 +465,6 @@ impl ChunkCutter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
