@@ -14,6 +14,7 @@
 //! | [`checkpoint`] | checkpoints and their bitmaps: list, test, delete, bring back |
 //! | [`job`] | the backup job: begin, find, end |
 //! | [`qemu_nbd`] | the disks of a machine that is off |
+//! | [`image_server`] | any image, to read or to write, for the time of one command |
 //! | [`images`] | image files by their own words: layers, bitmaps, identity |
 //! | [`runtime`] | the folders: state, sockets, scratch files |
 //! | [`state`] | what is known of an open capture, on disk |
@@ -32,6 +33,7 @@ pub mod connection;
 pub mod definition;
 mod error;
 mod ffi;
+pub mod image_server;
 pub mod images;
 pub mod job;
 pub mod machine;
