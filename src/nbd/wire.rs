@@ -93,8 +93,8 @@ pub const BASE_ALLOCATION: &str = "base:allocation";
 pub const MAX_STRING_BYTES: usize = 4096;
 /// More than this in a reply to an option is nonsense.
 pub const MAX_OPTION_REPLY_BYTES: u32 = 16 * 1024;
-/// More than this in one list of extents is nonsense (QEMU ends its lists at 1 MiB, nbdkit at 8 MiB).
-pub const MAX_STATUS_REPLY_BYTES: u32 = 16 * 1024 * 1024;
+/// More than this in one list of extents is nonsense (QEMU ends its lists at 1 MiB, nbdkit at 2²⁰ extents).
+pub const MAX_STATUS_REPLY_BYTES: u32 = 8 * 1024 * 1024 + 4;
 /// "Block size constraints": what is sensible to ask of a server that says nothing else.
 pub const MAX_REQUEST_BYTES: u32 = 32 * 1024 * 1024;
 /// "Block size constraints": what to align to if a server does not say that less will do.
