@@ -1,0 +1,93 @@
+//! The embedded libvirt of a test, driven by `virsh`.
+//!
+//! `qemu:///embed?root=DIR` runs libvirt's QEMU driver inside the process that opens it, one process at a time for a root.
+//! The machines live on when it ends, and the next process finds them again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{Call, Env, Output, parts};
+
+/// Settings of the embedded driver: no virtlogd, and nothing that needs more than a plain container.
+const QEMU_CONF: &str = r#"stdio_handler = "file"
+security_driver = "none"
+namespaces = []
+cgroup_controllers = []
+max_core = 0
+"#;
+
+/// Fills a new root with our settings and with what libvirt has found out about this QEMU before (which takes it 4 seconds).
+pub(super) fn prepare_root(root: &Path) {
+    fs::create_dir_all(root.join("etc")).expect("cannot make a folder");
+    fs::write(root.join("etc/qemu.conf"), QEMU_CONF).expect("cannot write");
+    copy_files(&probed(), &capabilities(root));
+}
+
+/// Remembers what libvirt has found out for the next test.
+fn keep_capabilities(root: &Path) {
+    copy_files(&capabilities(root), &probed());
+}
+
+fn capabilities(root: &Path) -> PathBuf {
+    root.join("cache/qemu/capabilities")
+}
+
+fn probed() -> PathBuf {
+    parts::cache_dir().join("qemu-capabilities")
+}
+
+/// Copies files that differ in size or are missing; each appears whole.
+fn copy_files(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).into_iter().flatten().flatten() {
+        let Ok(contents) = fs::read(entry.path()) else {
+            continue;
+        };
+        let target = to.join(entry.file_name());
+        if fs::read(&target).is_ok_and(|old| old == contents) {
+            continue;
+        }
+        fs::create_dir_all(to).expect("cannot make a folder");
+        let mut file = tempfile::NamedTempFile::new_in(to).expect("cannot write");
+        std::io::Write::write_all(&mut file, &contents).expect("cannot write");
+        file.persist(&target).expect("cannot rename");
+    }
+}
+
+impl Env {
+    /// Runs virsh, waiting while another process has the root open.
+    pub fn try_virsh(&self, args: &[&str]) -> Output {
+        let _only_one = self
+            .libvirt
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let end = Instant::now() + Duration::from_secs(40);
+        loop {
+            let mut command = Command::new("virsh");
+            self.apply_to(&mut command);
+            let output = Call::new(command)
+                .env("LIBVIRT_LOG_OUTPUTS", "4:stderr")
+                .arg("-q")
+                .args(args)
+                .run();
+            let busy = output.code() != 0 && output.stderr().contains("pid file");
+            if busy && Instant::now() < end {
+                thread::sleep(Duration::from_millis(30));
+                continue;
+            }
+            if output.code() == 0 && matches!(args.first(), Some(&("define" | "create"))) {
+                keep_capabilities(&self.libvirt_root());
+            }
+            return output;
+        }
+    }
+
+    /// Runs virsh; it must succeed.
+    #[track_caller]
+    pub fn virsh(&self, args: &[&str]) -> String {
+        let output = self.try_virsh(args).assert_ok();
+        output.stdout().trim_end().to_owned()
+    }
+}

@@ -1,0 +1,638 @@
+//! QEMU machines without an operating system, written to through their live block layer.
+//!
+//! A paused machine needs no guest: QEMU's `qemu-io` monitor command writes through the same block layer that a guest
+//! would, so dirty bitmaps and backup jobs see it. The commands go through a second monitor (see [`super::qmp`]), so a
+//! test can write *while* kvmb has libvirt open and reads.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::qmp::Qmp;
+use super::{DiskModel, Env, process, set_mode, wait_until};
+
+/// The longest single write: a request stays below what QEMU takes at once.
+const LONGEST_WRITE: u64 = 64 << 20;
+
+/// A disk to be made.
+pub struct Disk {
+    format: String,
+    capacity_bytes: u64,
+    /// Made already, by somebody else.
+    image: Option<PathBuf>,
+    folder: Option<PathBuf>,
+    file_name: Option<String>,
+    target: Option<String>,
+    bus: String,
+    options: Vec<String>,
+    backing: Option<(PathBuf, String)>,
+    driver: String,
+    extra_xml: String,
+}
+
+impl Disk {
+    /// A new qcow2 image.
+    pub fn qcow2(capacity_bytes: u64) -> Disk {
+        Disk::of("qcow2", capacity_bytes)
+    }
+
+    /// A new raw image.
+    pub fn raw(capacity_bytes: u64) -> Disk {
+        Disk::of("raw", capacity_bytes)
+    }
+
+    /// An image that exists.
+    pub fn existing(path: &Path, format: &str) -> Disk {
+        Disk {
+            image: Some(path.to_owned()),
+            ..Disk::of(format, 0)
+        }
+    }
+
+    fn of(format: &str, capacity_bytes: u64) -> Disk {
+        Disk {
+            format: format.to_owned(),
+            capacity_bytes,
+            image: None,
+            folder: None,
+            file_name: None,
+            target: None,
+            bus: "virtio".to_owned(),
+            options: Vec::new(),
+            backing: None,
+            driver: String::new(),
+            extra_xml: String::new(),
+        }
+    }
+
+    /// Its target; unless set, `vda`, `vdb` … by order.
+    pub fn target(mut self, target: &str) -> Disk {
+        self.target = Some(target.to_owned());
+        self
+    }
+
+    /// Its bus, `virtio` unless set.
+    pub fn bus(mut self, bus: &str) -> Disk {
+        self.bus = bus.to_owned();
+        self
+    }
+
+    /// The image's file name.
+    pub fn file_name(mut self, name: &str) -> Disk {
+        self.file_name = Some(name.to_owned());
+        self
+    }
+
+    /// The image's folder.
+    pub fn folder(mut self, folder: &Path) -> Disk {
+        self.folder = Some(folder.to_owned());
+        self
+    }
+
+    /// An option of `qemu-img create`, such as `compat=0.10` or `cluster_size=4k`.
+    pub fn option(mut self, option: &str) -> Disk {
+        self.options.push(option.to_owned());
+        self
+    }
+
+    /// Puts it on top of another image.
+    pub fn backing(mut self, path: &Path, format: &str) -> Disk {
+        self.backing = Some((path.to_owned(), format.to_owned()));
+        self
+    }
+
+    /// Attributes of `<driver>`, such as `error_policy='report'`.
+    pub fn driver(mut self, attributes: &str) -> Disk {
+        self.driver = attributes.to_owned();
+        self
+    }
+
+    /// Elements inside `<disk>`, such as `<readonly/>`.
+    pub fn extra_xml(mut self, xml: &str) -> Disk {
+        self.extra_xml = xml.to_owned();
+        self
+    }
+}
+
+/// A machine to be made.
+pub struct MachineBuilder<'e> {
+    env: &'e Env,
+    name: String,
+    disks: Vec<Disk>,
+    memory_mib: u32,
+    os_xml: String,
+    devices_xml: String,
+}
+
+impl<'e> MachineBuilder<'e> {
+    pub(super) fn new(env: &'e Env, name: &str) -> MachineBuilder<'e> {
+        MachineBuilder {
+            env,
+            name: name.to_owned(),
+            disks: Vec::new(),
+            memory_mib: 32,
+            os_xml: String::new(),
+            devices_xml: String::new(),
+        }
+    }
+
+    /// Adds a disk.
+    pub fn disk(mut self, disk: Disk) -> Self {
+        self.disks.push(disk);
+        self
+    }
+
+    /// Its memory, 32 MiB unless set.
+    pub fn memory_mib(mut self, memory_mib: u32) -> Self {
+        self.memory_mib = memory_mib;
+        self
+    }
+
+    /// Elements inside `<os>`.
+    pub fn os_xml(mut self, xml: &str) -> Self {
+        self.os_xml.push_str(xml);
+        self
+    }
+
+    /// Elements inside `<devices>`.
+    pub fn devices_xml(mut self, xml: &str) -> Self {
+        self.devices_xml.push_str(xml);
+        self
+    }
+
+    /// Makes the images and the definition; the machine is off.
+    pub fn define(self) -> Machine<'e> {
+        self.make("define")
+    }
+
+    /// Makes it and starts it paused.
+    pub fn start_paused(self) -> Machine<'e> {
+        let machine = self.make("define");
+        machine.start_paused();
+        machine
+    }
+
+    /// Makes it and starts it.
+    pub fn start(self) -> Machine<'e> {
+        let machine = self.make("define");
+        machine.start();
+        machine
+    }
+
+    /// Starts it paused without keeping a definition.
+    pub fn start_transient(self) -> Machine<'e> {
+        let machine = self.make("create");
+        machine.connect();
+        machine
+    }
+
+    fn make(self, how: &str) -> Machine<'e> {
+        let number = self.env.machines.fetch_add(1, Ordering::Relaxed);
+        let qmp_socket = self.env.path(format!("qmp/{number}.sock"));
+        let mut images = BTreeMap::new();
+        let mut models = BTreeMap::new();
+        let mut disks_xml = String::new();
+        for (disk, letter) in self.disks.iter().zip('a'..='z') {
+            let target = disk.target.clone().unwrap_or_else(|| format!("vd{letter}"));
+            let (image, model) = self.make_image(disk, &target);
+            disks_xml.push_str(&disk_xml(disk, &target, &image));
+            images.insert(target.clone(), (image, disk.format.clone()));
+            models.insert(target, model);
+        }
+        let uuid = uuid::Uuid::new_v4().to_string();
+        let xml = format!(
+            "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\n\
+             <name>{name}</name><uuid>{uuid}</uuid>\n\
+             <memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>\n\
+             <os><type arch='x86_64' machine='q35'>hvm</type>{os}</os>\n\
+             <features><acpi/></features>\n\
+             <devices>\n<emulator>{emulator}</emulator>\n{disks_xml}{devices}\
+             <controller type='usb' model='none'/><memballoon model='none'/>\n</devices>\n\
+             <qemu:commandline><qemu:arg value='-qmp'/>\
+             <qemu:arg value='unix:{socket},server=on,wait=off'/></qemu:commandline>\n</domain>\n",
+            name = escaped(&self.name),
+            memory = self.memory_mib,
+            os = self.os_xml,
+            emulator = super::parts::find("qemu-system-x86_64")
+                .expect("QEMU")
+                .display(),
+            devices = self.devices_xml,
+            socket = qmp_socket.display(),
+        );
+        let definition = self.env.path(format!("machine-{number}.xml"));
+        fs::write(&definition, xml).expect("cannot write");
+        let definition = definition.display().to_string();
+        let paused: &[&str] = if how == "create" { &["--paused"] } else { &[] };
+        self.env.virsh(&[&[how, &definition], paused].concat());
+        Machine {
+            env: self.env,
+            name: self.name,
+            uuid,
+            images,
+            models: Mutex::new(models),
+            monitor: Mutex::new(None),
+            qmp_socket,
+        }
+    }
+
+    fn make_image(&self, disk: &Disk, target: &str) -> (PathBuf, DiskModel) {
+        if let Some(image) = &disk.image {
+            return (image.clone(), DiskModel::from_image(image, &disk.format));
+        }
+        let name = disk
+            .file_name
+            .clone()
+            .unwrap_or_else(|| format!("{}-{target}.{}", self.name.replace('/', "_"), disk.format));
+        let image = disk
+            .folder
+            .clone()
+            .unwrap_or_else(|| self.env.disks())
+            .join(name);
+        if disk.format == "raw" {
+            // qemu-img would round the size up.
+            fs::File::create(&image)
+                .and_then(|file| file.set_len(disk.capacity_bytes))
+                .expect("cannot make the image");
+            return (image, DiskModel::new(disk.capacity_bytes));
+        }
+        let mut command = Command::new("qemu-img");
+        command.args(["create", "-q", "-f", &disk.format]);
+        if !disk.options.is_empty() {
+            command.args(["-o", &disk.options.join(",")]);
+        }
+        let mut model = DiskModel::new(disk.capacity_bytes);
+        if let Some((path, format)) = &disk.backing {
+            command.arg("-b").arg(path).args(["-F", format]);
+            model = DiskModel::from_image(path, format);
+            model.resize(disk.capacity_bytes);
+        }
+        command
+            .arg("--")
+            .arg(&image)
+            .arg(disk.capacity_bytes.to_string());
+        let output = command.output().expect("qemu-img");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        (image, model)
+    }
+}
+
+fn disk_xml(disk: &Disk, target: &str, image: &Path) -> String {
+    format!(
+        "<disk type='file' device='disk'><driver name='qemu' type='{format}' discard='unmap' {driver}/>\
+         <source file='{image}'/><target dev='{target}' bus='{bus}'/>{extra}</disk>\n",
+        format = disk.format,
+        driver = disk.driver,
+        image = escaped(image.to_str().expect("UTF-8")),
+        bus = disk.bus,
+        extra = disk.extra_xml,
+    )
+}
+
+/// Text for XML.
+pub fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('\'', "&apos;")
+        .replace('"', "&quot;")
+}
+
+/// The second monitor of a machine that is on.
+struct Monitor {
+    qmp: Qmp,
+    /// Target → the path that `qemu-io -d` wants.
+    devices: BTreeMap<String, String>,
+}
+
+/// A machine. [`Env`]'s end is its end.
+pub struct Machine<'e> {
+    env: &'e Env,
+    name: String,
+    uuid: String,
+    /// Target → image and format.
+    images: BTreeMap<String, (PathBuf, String)>,
+    models: Mutex<BTreeMap<String, DiskModel>>,
+    monitor: Mutex<Option<Monitor>>,
+    qmp_socket: PathBuf,
+}
+
+impl<'e> Machine<'e> {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its UUID.
+    pub fn uuid(&self) -> &str {
+        &self.uuid
+    }
+
+    /// The world that it is in.
+    pub fn env(&self) -> &'e Env {
+        self.env
+    }
+
+    /// The targets of its disks, in order.
+    pub fn targets(&self) -> Vec<String> {
+        self.images.keys().cloned().collect()
+    }
+
+    /// A disk's image.
+    pub fn image(&self, target: &str) -> &Path {
+        &self.images[target].0
+    }
+
+    /// A disk's image format.
+    pub fn format(&self, target: &str) -> &str {
+        &self.images[target].1
+    }
+
+    /// What a disk holds now; a copy, so it stays as it is.
+    pub fn model(&self, target: &str) -> DiskModel {
+        self.models.lock().expect("lock")[target].clone()
+    }
+
+    /// What all disks hold now.
+    pub fn models(&self) -> BTreeMap<String, DiskModel> {
+        self.models.lock().expect("lock").clone()
+    }
+
+    /// Starts it with its processors halted.
+    pub fn start_paused(&self) {
+        self.env.virsh(&["start", "--paused", &self.uuid]);
+        self.connect();
+    }
+
+    /// Starts it.
+    pub fn start(&self) {
+        self.env.virsh(&["start", &self.uuid]);
+        self.connect();
+    }
+
+    /// Ends it as `virsh destroy` does: QEMU closes its images.
+    pub fn stop(&self) {
+        self.monitor.lock().expect("lock").take();
+        // A destroy as the first call of a process races with libvirt's finding the machine again, and then complains
+        // that it «is not running»: let it find the machine first.
+        let commands = format!(
+            "domblklist {0}; dominfo {0}; qemu-monitor-command {0} --hmp 'info status'; destroy {0}",
+            self.uuid
+        );
+        self.env.virsh(&[&commands]);
+    }
+
+    /// `kill -9` of its QEMU: a crash.
+    pub fn kill(&self) {
+        self.monitor.lock().expect("lock").take();
+        let pid = self.qemu_pid().expect("the machine is off");
+        process::kill(pid);
+        let gone = || !fs::exists(format!("/proc/{pid}")).unwrap_or(false);
+        wait_until("QEMU is gone", Duration::from_secs(10), gone);
+    }
+
+    /// The process id of its QEMU, if it is on.
+    pub fn qemu_pid(&self) -> Option<i32> {
+        let needle = format!("guest={}", self.name);
+        let of_us = process::of(&self.env.libvirt_root());
+        of_us
+            .iter()
+            .find(|p| p.is("qemu-system-x86_64") && p.command_line.contains(&self.uuid))
+            .or_else(|| of_us.iter().find(|p| p.command_line.contains(&needle)))
+            .map(|p| p.pid)
+    }
+
+    /// QEMU's word for its state: `paused`, `prelaunch` (started paused), `running`, `io-error` …; `off` if it does not run.
+    pub fn status(&self) -> String {
+        if self.qemu_pid().is_none() {
+            return "off".to_owned();
+        }
+        let status = self.qmp("query-status", json!({}));
+        status["status"].as_str().expect("status").to_owned()
+    }
+
+    /// Its definition, as it would be started next.
+    pub fn definition(&self) -> String {
+        self.env.virsh(&["dumpxml", "--inactive", &self.uuid])
+    }
+
+    /// Its checkpoints, by libvirt.
+    pub fn checkpoints(&self) -> Vec<String> {
+        let names = self.env.virsh(&["checkpoint-list", "--name", &self.uuid]);
+        names
+            .lines()
+            .map(str::trim)
+            .filter(|n| !n.is_empty())
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Whether QEMU serves a disk or works on a job: what an open capture is, seen past libvirt.
+    pub fn is_captured(&self) -> bool {
+        ["query-jobs", "query-block-exports"].iter().any(|query| {
+            let list = self.qmp(query, json!({}));
+            list.as_array().is_some_and(|list| !list.is_empty())
+        })
+    }
+
+    /// A monitor command.
+    pub fn qmp(&self, command: &str, arguments: Value) -> Value {
+        self.with_monitor(|monitor| monitor.qmp.call(command, arguments))
+    }
+
+    /// Writes one byte again and again, live if the machine is on.
+    #[track_caller]
+    pub fn write(&self, target: &str, offset: u64, length: u64, pattern: u8) {
+        self.try_write(target, offset, length, pattern)
+            .unwrap_or_else(|error| panic!("{target}: {error}"));
+    }
+
+    /// The same; what QEMU says when it fails. The model then does not know of it.
+    pub fn try_write(
+        &self,
+        target: &str,
+        offset: u64,
+        length: u64,
+        pattern: u8,
+    ) -> Result<(), String> {
+        let end = offset + length;
+        let mut at = offset;
+        while at < end {
+            let count = (end - at).min(LONGEST_WRITE);
+            self.io(
+                target,
+                &format!("write -P {pattern} {at} {count}"),
+                "wrote ",
+            )?;
+            self.change(target, |model| model.fill(at, count, pattern));
+            at += count;
+        }
+        Ok(())
+    }
+
+    /// Writes bytes, live if the machine is on.
+    #[track_caller]
+    pub fn write_bytes(&self, target: &str, offset: u64, bytes: &[u8]) {
+        // Named by the target: the disks of one machine may be written at the same time.
+        let source = self.qmp_socket.with_extension(format!("{target}.bytes"));
+        fs::write(&source, bytes).expect("cannot write");
+        set_mode(&source, 0o644);
+        let command = format!("write -s {} {offset} {}", source.display(), bytes.len());
+        self.io(target, &command, "wrote ")
+            .unwrap_or_else(|error| panic!("{target}: {error}"));
+        self.change(target, |model| model.write(offset, bytes));
+    }
+
+    /// Zeroes a range and lets its clusters go (`write -z -u`).
+    #[track_caller]
+    pub fn zero(&self, target: &str, offset: u64, length: u64) {
+        self.io(target, &format!("write -z -u {offset} {length}"), "wrote ")
+            .unwrap_or_else(|error| panic!("{target}: {error}"));
+        self.change(target, |model| model.zero(offset, length));
+    }
+
+    /// Discards a range, which must be aligned to 64 KiB: it then reads as zero.
+    #[track_caller]
+    pub fn discard(&self, target: &str, offset: u64, length: u64) {
+        assert!(
+            offset % 65536 == 0 && length % 65536 == 0,
+            "only whole clusters go"
+        );
+        self.io(target, &format!("discard {offset} {length}"), "discard ")
+            .unwrap_or_else(|error| panic!("{target}: {error}"));
+        self.change(target, |model| model.zero(offset, length));
+    }
+
+    /// Fails unless the image holds what the model says. The machine must be off (a raw image may be in use).
+    #[track_caller]
+    pub fn assert_image_equals_model(&self, target: &str) {
+        let (image, format) = &self.images[target];
+        self.model(target).assert_image_equals(image, format);
+    }
+
+    fn change(&self, target: &str, change: impl FnOnce(&mut DiskModel)) {
+        let mut models = self.models.lock().expect("lock");
+        change(models.get_mut(target).expect("no such disk"));
+    }
+
+    /// Opens the second monitor. At once after the start: a restored copy of this machine that is started would take over
+    /// its socket, but not this connection.
+    pub(super) fn connect(&self) {
+        let mut qmp = Qmp::connect(&self.qmp_socket);
+        let list = qmp.call("query-block", json!({}));
+        let mut devices = BTreeMap::new();
+        for block in list.as_array().expect("a list") {
+            let file = block["inserted"]["image"]["filename"]
+                .as_str()
+                .unwrap_or_default();
+            let target = self
+                .images
+                .iter()
+                .find(|(_, (image, _))| Path::new(file) == image);
+            if let (Some((target, _)), Some(device)) = (target, block["qdev"].as_str()) {
+                devices.insert(target.clone(), device.to_owned());
+            }
+        }
+        *self.monitor.lock().expect("lock") = Some(Monitor { qmp, devices });
+    }
+
+    fn with_monitor<T>(&self, act: impl FnOnce(&mut Monitor) -> T) -> T {
+        let mut monitor = self
+            .monitor
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        act(monitor.as_mut().expect("the machine is off"))
+    }
+
+    /// One `qemu-io` command: through the monitor if the machine is on, on its image otherwise.
+    fn io(&self, target: &str, command: &str, wanted: &str) -> Result<(), String> {
+        if self.monitor.lock().expect("lock").is_none() {
+            return self.io_on_image(target, command, wanted);
+        }
+        self.with_monitor(|monitor| {
+            let device = monitor.devices.get(target).unwrap_or_else(|| {
+                panic!(
+                    "{}: no disk {target}; there are {:?}",
+                    self.name, monitor.devices
+                )
+            });
+            let line = format!("qemu-io -d {device} \"{command}\"");
+            // The monitor answers nothing: what became of the command stands in QEMU's log.
+            let log = self
+                .env
+                .libvirt_root()
+                .join(format!("log/qemu/{}.log", self.name));
+            let log =
+                fs::File::open(&log).unwrap_or_else(|error| panic!("{}: {error}", log.display()));
+            let start = log.metadata().expect("stat").len();
+            monitor
+                .qmp
+                .call("human-monitor-command", json!({"command-line": line}));
+            let mut said = vec![0; 4096];
+            let count = log.read_at(&mut said, start).expect("read");
+            judge(command, wanted, &String::from_utf8_lossy(&said[..count]))
+        })
+    }
+
+    fn io_on_image(&self, target: &str, command: &str, wanted: &str) -> Result<(), String> {
+        let (image, format) = &self.images[target];
+        let output = Command::new("qemu-io")
+            .args(["-d", "unmap", "-f", format, "-c", command])
+            .arg(image)
+            .output()
+            .expect("qemu-io");
+        let said = [output.stdout, output.stderr].concat();
+        judge(command, wanted, &String::from_utf8_lossy(&said))
+    }
+}
+
+fn judge(command: &str, wanted: &str, said: &str) -> Result<(), String> {
+    if said.lines().any(|line| line.starts_with(wanted)) && !said.contains("failed") {
+        return Ok(());
+    }
+    Err(format!("{command}: {}", said.trim()))
+}
+
+/// A disk of a definition, however it came to be.
+#[derive(Debug, Clone)]
+pub struct DefinedDisk {
+    /// Its target.
+    pub target: String,
+    /// Its image.
+    pub image: PathBuf,
+    /// Its format.
+    pub format: String,
+}
+
+impl Env {
+    /// The file-backed disks of a machine that may be kvmb's own work, by its definition.
+    pub fn disks_of(&self, machine: &str) -> Vec<DefinedDisk> {
+        let xml = self.virsh(&["dumpxml", "--inactive", "--domain", machine]);
+        let document = roxmltree::Document::parse(&xml).expect("libvirt's XML");
+        let disks = document
+            .descendants()
+            .filter(|node| node.has_tag_name("disk"));
+        disks
+            .filter_map(|disk| {
+                let child = |name: &str, attribute: &str| {
+                    let child = disk.children().find(|child| child.has_tag_name(name))?;
+                    child.attribute(attribute).map(str::to_owned)
+                };
+                Some(DefinedDisk {
+                    target: child("target", "dev")?,
+                    image: child("source", "file")?.into(),
+                    format: child("driver", "type")?,
+                })
+            })
+            .collect()
+    }
+}

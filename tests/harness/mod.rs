@@ -1,0 +1,297 @@
+//! A hermetic place for the tests: real parts (libvirt, QEMU, restic, a small Linux guest) on private folders.
+//!
+//! [`Env`] is one test's world: a private folder under `/tmp` with its own home, runtime folder, embedded libvirt root and
+//! password file. Programs are started with a cleared environment that points into it. When it is dropped, also by a
+//! panic, every process that was started in it is ended by its process id, and the folder is removed
+//! (`KVMB_TEST_KEEP=1` keeps it for a look).
+//!
+//! | part | what it is for |
+//! | --- | --- |
+//! | [`Env::kvmb`], [`Env::sh`] | the program under test, alone or in a shell pipe; [`call::Output`] reads its records strictly |
+//! | [`Env::machine`] | a QEMU machine without an operating system; patterns are written through its live block layer |
+//! | [`model::DiskModel`] | what a disk must hold, kept in memory and compared byte for byte |
+//! | [`Env::linux_guest`] | a small Linux with a working guest agent, under software emulation |
+//! | [`Env::restic`] | restic's opinion of a repository |
+//! | [`Env::tmpfs`] | a small file system, to run out of room |
+//! | [`Env::pty`] | kvmb on a terminal |
+//!
+//! Nothing is skipped: a missing part fails the test with the command that installs it.
+
+// Each test program compiles the harness and uses its own half of it.
+#![allow(dead_code)]
+
+pub mod call;
+pub mod guest;
+pub mod libvirt;
+pub mod machine;
+pub mod model;
+pub mod parts;
+pub mod process;
+pub mod pty;
+pub mod qmp;
+pub mod restic;
+pub mod tmpfs;
+pub mod writer;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub use call::{Call, Output};
+pub use guest::{FreezeMode, LinuxGuest};
+pub use machine::{Disk, Machine};
+pub use model::DiskModel;
+
+use machine::MachineBuilder;
+use pty::Pty;
+use restic::Restic;
+use tmpfs::Tmpfs;
+
+/// The password of every repository that a test does not say otherwise about.
+pub const PASSWORD: &str = "correct horse";
+
+/// One test's private world.
+pub struct Env {
+    name: String,
+    folder: PathBuf,
+    /// Only one process at a time may open the embedded root.
+    libvirt: Mutex<()>,
+    machines: AtomicUsize,
+}
+
+impl Env {
+    /// Makes the world. `name` only helps to recognise it in messages.
+    pub fn new(name: &str) -> Env {
+        parts::require(&[
+            "virsh",
+            "qemu-system-x86_64",
+            "qemu-img",
+            "qemu-nbd",
+            "restic",
+        ]);
+        let base = std::env::var_os("KVMB_TEST_DIR").unwrap_or_else(|| "/tmp".into());
+        // Short on purpose: the path of a unix socket ends at 107 bytes.
+        let folder = tempfile::Builder::new()
+            .prefix("kvmb-test-")
+            .tempdir_in(base)
+            .expect("cannot make the test's folder")
+            .keep();
+        let env = Env {
+            name: name.to_owned(),
+            folder,
+            libvirt: Mutex::new(()),
+            machines: AtomicUsize::new(0),
+        };
+        // QEMU runs as a user of its own: it may pass through, and create sockets where it must.
+        set_mode(&env.folder, 0o711);
+        for (folder, mode) in [
+            ("home", 0o700),
+            ("run", 0o711),
+            ("tmp", 0o1777),
+            ("disks", 0o711),
+            ("qmp", 0o777),
+            ("bin", 0o755),
+            ("libvirt", 0o755),
+        ] {
+            let path = env.folder.join(folder);
+            fs::create_dir(&path).expect("cannot make a folder");
+            set_mode(&path, mode);
+        }
+        fs::write(env.password_file(), format!("{PASSWORD}\n")).expect("cannot write");
+        set_mode(&env.password_file(), 0o600);
+        symlink(env!("CARGO_BIN_EXE_kvmb"), env.folder.join("bin/kvmb")).expect("cannot link");
+        libvirt::prepare_root(&env.libvirt_root());
+        env
+    }
+
+    /// A path in the private folder.
+    pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.folder.join(relative)
+    }
+
+    /// Where the tests' disk images are.
+    pub fn disks(&self) -> PathBuf {
+        self.path("disks")
+    }
+
+    /// A repository path that is not there yet.
+    pub fn repo(&self) -> String {
+        self.repo_named("repo")
+    }
+
+    /// Another repository path that is not there yet.
+    pub fn repo_named(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// The file with [`PASSWORD`].
+    pub fn password_file(&self) -> PathBuf {
+        self.path("password")
+    }
+
+    /// kvmb's runtime folder (`KVMB_RUNTIME_DIR`).
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.path("run/kvmb")
+    }
+
+    /// The folder that the embedded libvirt lives in.
+    pub fn libvirt_root(&self) -> PathBuf {
+        self.path("libvirt")
+    }
+
+    /// The libvirt URI of this world.
+    pub fn uri(&self) -> String {
+        format!("qemu:///embed?root={}", self.libvirt_root().display())
+    }
+
+    /// Gives a command this world's environment and nothing else.
+    pub fn apply_to(&self, command: &mut Command) {
+        let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".to_owned());
+        command
+            .env_clear()
+            .env(
+                "PATH",
+                format!("{}:{path}:/usr/sbin:/sbin", self.path("bin").display()),
+            )
+            .env("HOME", self.path("home"))
+            .env("TMPDIR", self.path("tmp"))
+            .env("LANG", "C.UTF-8")
+            .env("XDG_RUNTIME_DIR", self.path("run"))
+            .env("XDG_CONFIG_HOME", self.path("home/.config"))
+            .env("XDG_DATA_HOME", self.path("home/.local/share"))
+            .env("XDG_CACHE_HOME", self.path("home/.cache"))
+            .env("XDG_STATE_HOME", self.path("home/.local/state"))
+            .env("KVMB_RUNTIME_DIR", self.runtime_dir())
+            .env("KVMB_PASSWORD_FILE", self.password_file())
+            .env("LIBVIRT_DEFAULT_URI", self.uri())
+            .env("RESTIC_CACHE_DIR", self.path("home/.cache/restic"))
+            .env("RESTIC_PASSWORD_FILE", self.password_file())
+            .current_dir(&self.folder);
+    }
+
+    /// A program in this world.
+    pub fn program(&self, program: impl AsRef<OsStr>) -> Call {
+        let mut command = Command::new(program);
+        self.apply_to(&mut command);
+        Call::new(command)
+    }
+
+    /// kvmb with these arguments.
+    pub fn kvmb<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Call {
+        self.program(self.path("bin/kvmb")).args(args)
+    }
+
+    /// A script for `/bin/sh`, with `kvmb` on its path. `$R` is [`Env::repo`].
+    pub fn sh(&self, script: &str) -> Call {
+        self.program("/bin/sh")
+            .env("R", self.repo())
+            .args(["-c", script])
+    }
+
+    /// A machine to be described further.
+    pub fn machine(&self, name: &str) -> MachineBuilder<'_> {
+        MachineBuilder::new(self, name)
+    }
+
+    /// A small Linux that is up, its guest agent answering.
+    pub fn linux_guest(&self, name: &str) -> LinuxGuest<'_> {
+        LinuxGuest::boot(self, name, FreezeMode::Normal)
+    }
+
+    /// The same, but with an agent that behaves as `freeze` says.
+    pub fn linux_guest_that(&self, name: &str, freeze: FreezeMode) -> LinuxGuest<'_> {
+        LinuxGuest::boot(self, name, freeze)
+    }
+
+    /// restic on a repository, with the password of this world.
+    pub fn restic(&self, repo: impl Into<String>) -> Restic<'_> {
+        Restic::new(self, repo.into())
+    }
+
+    /// A file system of that size, in memory; root only.
+    pub fn tmpfs(&self, name: &str, size_bytes: u64) -> Tmpfs {
+        Tmpfs::mount(self.path(name), size_bytes)
+    }
+
+    /// kvmb on a terminal of 100 columns.
+    pub fn pty<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Pty {
+        Pty::start(self, args)
+    }
+
+    /// What kvmb has left behind: processes that are not QEMU machines or ours to know, and files in its runtime folder
+    /// that a capture would own (sockets, state, scratch).
+    pub fn leftovers(&self) -> Vec<String> {
+        let mut found: Vec<String> = process::of(&self.folder)
+            .into_iter()
+            .filter(|p| !p.is("qemu-system-x86_64"))
+            .map(|p| format!("process {}: {}", p.pid, p.command_line))
+            .collect();
+        let mut folders = vec![self.runtime_dir()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                    folders.push(entry.path());
+                // A lock file that stays is no leftover: removing one is a race.
+                } else if entry.path().extension() != Some(OsStr::new("lock")) {
+                    found.push(format!("file {}", entry.path().display()));
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// Fails if anything of a capture is still there. A process may need a moment to go.
+    pub fn assert_nothing_left(&self) {
+        let end = Instant::now() + Duration::from_secs(5);
+        loop {
+            let found = self.leftovers();
+            if found.is_empty() {
+                return;
+            }
+            assert!(
+                Instant::now() < end,
+                "{}: left behind: {found:#?}",
+                self.name
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Env {
+    fn drop(&mut self) {
+        process::end_all(&self.folder);
+        if std::env::var_os("KVMB_TEST_KEEP").is_some() {
+            eprintln!("{}: kept {}", self.name, self.folder.display());
+            return;
+        }
+        tmpfs::unmount_below(&self.folder);
+        if let Err(error) = fs::remove_dir_all(&self.folder) {
+            eprintln!(
+                "{}: cannot remove {}: {error}",
+                self.name,
+                self.folder.display()
+            );
+        }
+    }
+}
+
+/// Waits until `done` says yes; fails with `what` when it takes longer than `limit`.
+pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !done() {
+        assert!(Instant::now() < end, "waited {limit:?} in vain: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("cannot set the mode");
+}

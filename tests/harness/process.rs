@@ -1,0 +1,95 @@
+//! Finding and ending what a test has started, by process id.
+//!
+//! A process belongs to a test when its command line or its environment names the test's private folder. The folder's
+//! name is random, so nobody else's process can be meant.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A process of a test.
+pub struct Process {
+    /// Its id.
+    pub pid: i32,
+    /// Its arguments, separated by spaces.
+    pub command_line: String,
+}
+
+impl Process {
+    /// Whether its program has this name.
+    pub fn is(&self, program: &str) -> bool {
+        let first = self.command_line.split(' ').next().unwrap_or_default();
+        Path::new(first)
+            .file_name()
+            .is_some_and(|name| name == program)
+    }
+}
+
+/// The processes that belong to the test with this folder; zombies are not counted.
+pub fn of(folder: &Path) -> Vec<Process> {
+    let needle = folder.as_os_str().as_bytes();
+    let mine = i32::try_from(std::process::id()).unwrap_or_default();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let Ok(arguments) = fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        // A zombie has no arguments.
+        if pid == mine || arguments.is_empty() {
+            continue;
+        }
+        if contains(&arguments, needle) || contains(&environment, needle) {
+            let arguments = String::from_utf8_lossy(&arguments);
+            found.push(Process {
+                pid,
+                command_line: arguments.trim_end_matches('\0').replace('\0', " "),
+            });
+        }
+    }
+    found
+}
+
+/// Kills all of them and waits until they are gone.
+pub fn end_all(folder: &Path) {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let left = of(folder);
+        if left.is_empty() {
+            return;
+        }
+        for process in &left {
+            kill(process.pid);
+        }
+        if Instant::now() > end {
+            let left: Vec<&str> = left.iter().map(|p| p.command_line.as_str()).collect();
+            eprintln!("cannot end: {left:?}");
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// `kill -9`; one that is gone already is no error.
+pub fn kill(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack
+        .windows(needle.len())
+        .any(|window| window == needle)
+}

@@ -1,0 +1,125 @@
+//! kvmb on a terminal: `script` of util-linux makes one.
+
+use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::{Env, Output, parts};
+
+/// A program on a pseudo-terminal. stdout and stderr are one, as on a terminal.
+pub struct Pty {
+    child: Child,
+    keys: Option<ChildStdin>,
+    screen: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
+    shown: String,
+    started: Instant,
+}
+
+impl Pty {
+    pub(super) fn start<A: AsRef<OsStr>>(env: &Env, args: impl IntoIterator<Item = A>) -> Pty {
+        parts::require(&["script"]);
+        let words: Vec<String> = args
+            .into_iter()
+            .map(|arg| quoted(arg.as_ref().to_str().expect("UTF-8")))
+            .collect();
+        let shown = format!("kvmb {} (on a terminal)", words.join(" "));
+        let line = format!("stty cols 100 rows 40; exec kvmb {}", words.join(" "));
+        let mut command = Command::new("script");
+        env.apply_to(&mut command);
+        let mut child = command
+            .env("TERM", "xterm")
+            .env("SHELL", "/bin/sh")
+            .args(["-q", "-e", "-c", &line, "/dev/null"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("script");
+        let keys = child.stdin.take();
+        let mut stdout = child.stdout.take().expect("stdout");
+        let screen = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&screen);
+        let reader = thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = stdout.read(&mut buffer) {
+                sink.lock()
+                    .expect("lock")
+                    .extend_from_slice(&buffer[..count]);
+            }
+        });
+        Pty {
+            child,
+            keys,
+            screen,
+            reader: Some(reader),
+            shown,
+            started: Instant::now(),
+        }
+    }
+
+    /// All that the terminal has shown, with its control sequences.
+    pub fn screen(&self) -> String {
+        String::from_utf8_lossy(&self.screen.lock().expect("lock")).into_owned()
+    }
+
+    /// Waits until the terminal has shown these words.
+    #[track_caller]
+    pub fn expect(&self, words: &str) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !self.screen().contains(words) {
+            assert!(
+                Instant::now() < end,
+                "{}: no {words:?} on the screen:\n{}",
+                self.shown,
+                self.screen()
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Presses keys.
+    pub fn send(&mut self, keys: &str) {
+        let pipe = self.keys.as_mut().expect("keys");
+        pipe.write_all(keys.as_bytes())
+            .expect("the terminal is gone");
+        pipe.flush().expect("the terminal is gone");
+    }
+
+    /// Waits for the end; the screen is the output's stdout.
+    pub fn wait(mut self) -> Output {
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                break status;
+            }
+            assert!(
+                self.started.elapsed() < Duration::from_secs(120),
+                "{} does not end; the screen:\n{}",
+                self.shown,
+                self.screen()
+            );
+            thread::sleep(Duration::from_millis(5));
+        };
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        let screen = std::mem::take(&mut *self.screen.lock().expect("lock"));
+        Output::new(self.shown.clone(), status, screen, self.started.elapsed())
+    }
+}
+
+impl Drop for Pty {
+    fn drop(&mut self) {
+        // With its terminal gone, the program ends too; Env sees to one that does not.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A word for `/bin/sh`.
+pub fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}

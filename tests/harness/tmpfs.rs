@@ -1,0 +1,72 @@
+//! A small file system in memory, to run out of room.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A mounted file system. Dropped, it is unmounted.
+pub struct Tmpfs {
+    path: PathBuf,
+}
+
+impl Tmpfs {
+    pub(super) fn mount(path: PathBuf, size_bytes: u64) -> Tmpfs {
+        fs::create_dir_all(&path).expect("cannot make a folder");
+        let output = Command::new("mount")
+            .args([
+                "-t",
+                "tmpfs",
+                "-o",
+                &format!("size={size_bytes},mode=0777"),
+                "kvmb-test",
+            ])
+            .arg(&path)
+            .output()
+            .expect("mount");
+        assert!(
+            output.status.success(),
+            "cannot mount a tmpfs: run the tests as root, with the right to mount ({})",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Tmpfs { path }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes all room but this.
+    pub fn fill_up_to(&self, free_bytes: u64) {
+        let stat = rustix::fs::statvfs(&self.path).expect("statvfs");
+        let fill = (stat.f_bavail * stat.f_frsize).saturating_sub(free_bytes);
+        let file = fs::File::create(self.path.join("filler")).expect("cannot write");
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, fill)
+            .expect("fallocate");
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        unmount(&self.path);
+    }
+}
+
+/// Unmounts what is still mounted below a folder.
+pub(super) fn unmount_below(folder: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let points = mounts
+        .lines()
+        .rev()
+        .filter_map(|line| line.split(' ').nth(1));
+    for point in points
+        .map(Path::new)
+        .filter(|point| point.starts_with(folder))
+    {
+        unmount(point);
+    }
+}
+
+fn unmount(path: &Path) {
+    let _ = Command::new("umount").arg("-l").arg(path).output();
+}
