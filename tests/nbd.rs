@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kvmb::nbd::{
-    Chunk, ChunkRun, ChunkState, Client, DiskReader, Error, Extent, NbdUri, Options, ReadOptions,
-    Violation, chunk_runs, extents,
+    Chunk, ChunkRun, ChunkState, Client, DiskReader, Error, Extent, NbdUri, Options, ReadOptions, Violation,
+    chunk_runs, extents,
 };
 use servers::{Qemu, Server, qemu_io, run};
 
@@ -24,10 +24,7 @@ const MIB: u64 = 1024 * KIB;
 const ALLOCATION: &str = "base:allocation";
 
 fn with_contexts(contexts: &[&str]) -> Options {
-    Options {
-        contexts: contexts.iter().map(|&name| name.to_owned()).collect(),
-        ..Options::default()
-    }
+    Options { contexts: contexts.iter().map(|&name| name.to_owned()).collect(), ..Options::default() }
 }
 
 fn connect(uri: &NbdUri) -> Client {
@@ -78,52 +75,31 @@ impl Image {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.raw");
         write_sparse(&path, bytes);
-        Image {
-            path,
-            _folder: folder,
-        }
+        Image { path, _folder: folder }
     }
 
     fn qcow2(size: &str) -> Image {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.qcow2");
-        run(
-            "qemu-img",
-            &["create", "-q", "-f", "qcow2", path.to_str().unwrap(), size],
-        );
-        Image {
-            path,
-            _folder: folder,
-        }
+        run("qemu-img", &["create", "-q", "-f", "qcow2", path.to_str().unwrap(), size]);
+        Image { path, _folder: folder }
     }
 
     fn qcow2_of(bytes: &[u8]) -> Image {
         let raw = Image::raw(bytes);
         let path = raw.path.with_extension("qcow2");
         let (from, to) = (raw.path.to_str().unwrap(), path.to_str().unwrap());
-        run(
-            "qemu-img",
-            &["convert", "-f", "raw", "-O", "qcow2", from, to],
-        );
-        Image {
-            path,
-            _folder: raw._folder,
-        }
+        run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", from, to]);
+        Image { path, _folder: raw._folder }
     }
 
     fn bitmap(&self, name: &str) {
-        run(
-            "qemu-img",
-            &["bitmap", "--add", self.path.to_str().unwrap(), name],
-        );
+        run("qemu-img", &["bitmap", "--add", self.path.to_str().unwrap(), name]);
     }
 }
 
 fn options(chunk_bytes: u64) -> ReadOptions {
-    ReadOptions {
-        chunk_bytes: chunk_bytes as u32,
-        ..ReadOptions::default()
-    }
+    ReadOptions { chunk_bytes: chunk_bytes as u32, ..ReadOptions::default() }
 }
 
 /// Each chunk's state, and the bytes where it was read.
@@ -132,19 +108,11 @@ type Chunks = BTreeMap<u64, (ChunkState, Option<Vec<u8>>)>;
 /// Reads everything, in order or as it comes, and checks that each chunk comes once and only once.
 fn collect(reader: DiskReader, in_order: bool, chunk_bytes: u64) -> Chunks {
     let size_bytes = reader.size_bytes();
-    let chunks = if in_order {
-        reader.chunks_in_order()
-    } else {
-        reader.chunks()
-    };
+    let chunks = if in_order { reader.chunks_in_order() } else { reader.chunks() };
     let mut seen = Chunks::new();
     for chunk in chunks {
         let (first, count, state, bytes) = match chunk.unwrap() {
-            Chunk::Data {
-                index,
-                offset,
-                bytes,
-            } => {
+            Chunk::Data { index, offset, bytes } => {
                 assert_eq!(offset, index * chunk_bytes);
                 let length = chunk_bytes.min(size_bytes - offset);
                 assert_eq!(bytes.len() as u64, length);
@@ -195,24 +163,14 @@ fn assert_reads_as(uri: &NbdUri, expected: &[u8], chunk_bytes: u64) {
 }
 
 fn map(client: &mut Client, bitmap: Option<&str>) -> Vec<Extent> {
-    extents(client, bitmap)
-        .map(|extent| extent.unwrap())
-        .collect()
+    extents(client, bitmap).map(|extent| extent.unwrap()).collect()
 }
 
-fn runs(
-    client: &mut Client,
-    bitmap: Option<&str>,
-    chunk_bytes: u64,
-) -> Vec<(u64, u64, ChunkState)> {
+fn runs(client: &mut Client, bitmap: Option<&str>, chunk_bytes: u64) -> Vec<(u64, u64, ChunkState)> {
     let size_bytes = client.size_bytes();
     chunk_runs(extents(client, bitmap), size_bytes, chunk_bytes as u32)
         .map(|run| {
-            let ChunkRun {
-                first,
-                count,
-                state,
-            } = run.unwrap();
+            let ChunkRun { first, count, state } = run.unwrap();
             (first, count, state)
         })
         .collect()
@@ -230,18 +188,7 @@ fn a_qcow2_reads_as_the_guest_sees_it() {
 
 #[test]
 fn a_raw_image_of_any_size_is_read_to_its_last_byte() {
-    for size_bytes in [
-        0,
-        1,
-        511,
-        512,
-        513,
-        4096,
-        MIB - 1,
-        MIB,
-        MIB + 1,
-        5 * MIB + 4097,
-    ] {
+    for size_bytes in [0, 1, 511, 512, 513, 4096, MIB - 1, MIB, MIB + 1, 5 * MIB + 4097] {
         let expected = pattern(size_bytes as usize);
         let image = Image::raw(&expected);
         let server = Server::qemu_nbd("raw", &image.path, &[]);
@@ -298,11 +245,7 @@ fn an_odd_end_behind_large_blocks_does_not_confuse_the_map() {
 fn ten_tebibytes_of_nothing_take_seconds() {
     let image = Image::qcow2("10T");
     let last = format!("write -P 0x11 {} 64k", 10 * MIB * MIB - 64 * KIB);
-    qemu_io(
-        "qcow2",
-        &image.path,
-        &["write -P 0x22 5T 3M", &last, "write -P 0x33 0 64k"],
-    );
+    qemu_io("qcow2", &image.path, &["write -P 0x22 5T 3M", &last, "write -P 0x33 0 64k"]);
     image.bitmap("b");
     qemu_io("qcow2", &image.path, &["write -P 0x44 5T 64k"]);
     let begin = Instant::now();
@@ -310,10 +253,7 @@ fn ten_tebibytes_of_nothing_take_seconds() {
     let read = |bitmap: Option<&str>| {
         let reader = DiskReader::open(
             &server.uri(),
-            ReadOptions {
-                bitmap_context: bitmap.map(str::to_owned),
-                ..ReadOptions::default()
-            },
+            ReadOptions { bitmap_context: bitmap.map(str::to_owned), ..ReadOptions::default() },
         )
         .unwrap();
         let mut data = Vec::new();
@@ -350,19 +290,9 @@ fn a_bitmap_says_what_changed_and_zeros_are_changes() {
     let context = "qemu:dirty-bitmap:since";
     qemu_io("qcow2", &image.path, &["write -P 0x11 0 12M"]);
     image.bitmap("since");
-    qemu_io(
-        "qcow2",
-        &image.path,
-        &[
-            "write -P 0x22 1M 64k",
-            "write -z -u 4M 2M",
-            "write -z 8M 64k",
-            "discard 14M 1M",
-        ],
-    );
+    qemu_io("qcow2", &image.path, &["write -P 0x22 1M 64k", "write -z -u 4M 2M", "write -z 8M 64k", "discard 14M 1M"]);
     let server = Server::qemu_nbd("qcow2", &image.path, &["-B", "since"]);
-    let mut client =
-        Client::connect(&server.uri(), &with_contexts(&[ALLOCATION, context])).unwrap();
+    let mut client = Client::connect(&server.uri(), &with_contexts(&[ALLOCATION, context])).unwrap();
     assert!(client.has_context(ALLOCATION) && client.has_context(context));
     assert!(client.read_only() && client.multi_conn());
     let data = ChunkState::Data;
@@ -389,34 +319,19 @@ fn a_bitmap_says_what_changed_and_zeros_are_changes() {
         .filter(|extent| extent.dirty == Some(true))
         .map(|extent| (extent.offset / KIB, extent.length / KIB, extent.zero))
         .collect();
-    assert_eq!(
-        dirty,
-        [
-            (1024, 64, false),
-            (4096, 2048, true),
-            (8192, 64, true),
-            (14336, 1024, true)
-        ]
-    );
+    assert_eq!(dirty, [(1024, 64, false), (4096, 2048, true), (8192, 64, true), (14336, 1024, true)]);
     client.disconnect();
 
     for in_order in [true, false] {
-        let reader = DiskReader::open(
-            &server.uri(),
-            ReadOptions {
-                bitmap_context: Some(context.to_owned()),
-                ..options(MIB)
-            },
-        )
-        .unwrap();
+        let reader =
+            DiskReader::open(&server.uri(), ReadOptions { bitmap_context: Some(context.to_owned()), ..options(MIB) })
+                .unwrap();
         assert!(reader.has_bitmap());
         assert_eq!(reader.connections(), 2);
         let chunks = collect(reader, in_order, MIB);
         let states: Vec<ChunkState> = chunks.values().map(|chunk| chunk.0).collect();
-        let expected: Vec<ChunkState> = expected
-            .iter()
-            .flat_map(|&(_, count, state)| std::iter::repeat_n(state, count as usize))
-            .collect();
+        let expected: Vec<ChunkState> =
+            expected.iter().flat_map(|&(_, count, state)| std::iter::repeat_n(state, count as usize)).collect();
         assert_eq!(states, expected);
         let (_, Some(bytes)) = &chunks[&1] else {
             panic!("the dirty chunk was not read");
@@ -438,10 +353,7 @@ fn a_bitmap_that_is_not_there_is_not_mistaken_for_a_clean_disk() {
     ] {
         let reader = DiskReader::open(
             &server.uri(),
-            ReadOptions {
-                bitmap_context: Some("qemu:dirty-bitmap:since".to_owned()),
-                ..options(MIB)
-            },
+            ReadOptions { bitmap_context: Some("qemu:dirty-bitmap:since".to_owned()), ..options(MIB) },
         )
         .unwrap();
         assert!(!reader.has_bitmap());
@@ -455,29 +367,18 @@ fn a_bitmap_that_is_not_there_is_not_mistaken_for_a_clean_disk() {
 fn several_contexts_are_answered_at_once_or_one_extent_of_each() {
     let image = Image::qcow2("8M");
     image.bitmap("b");
-    qemu_io(
-        "qcow2",
-        &image.path,
-        &["write -P 1 1M 1M", "write -z 4M 1M"],
-    );
+    qemu_io("qcow2", &image.path, &["write -P 1 1M 1M", "write -z 4M 1M"]);
     let server = Server::qemu_nbd("qcow2", &image.path, &["-B", "b", "-A"]);
     let contexts = [ALLOCATION, "qemu:dirty-bitmap:b", "qemu:allocation-depth"];
-    let mut client = Client::connect(
-        &server.uri(),
-        &with_contexts(&[&contexts[..], &["x:y"]].concat()),
-    )
-    .unwrap();
+    let mut client = Client::connect(&server.uri(), &with_contexts(&[&contexts[..], &["x:y"]].concat())).unwrap();
     assert!(contexts.iter().all(|name| client.has_context(name)));
     assert!(!client.has_context("x:y"));
     let lengths = |statuses: Vec<kvmb::nbd::ContextStatus>| {
         let mut lengths: Vec<_> = statuses
             .into_iter()
             .map(|status| {
-                let extents: Vec<_> = status
-                    .extents
-                    .iter()
-                    .map(|extent| (u64::from(extent.length) / KIB, extent.flags))
-                    .collect();
+                let extents: Vec<_> =
+                    status.extents.iter().map(|extent| (u64::from(extent.length) / KIB, extent.flags)).collect();
                 (status.context, extents)
             })
             .collect();
@@ -486,10 +387,7 @@ fn several_contexts_are_answered_at_once_or_one_extent_of_each() {
     };
     let all = lengths(client.block_status(0, 8 << 20).unwrap());
     assert_eq!(all[0].1, [(1024, 3), (1024, 0), (6144, 3)]);
-    assert_eq!(
-        all[2].1,
-        [(1024, 0), (1024, 1), (2048, 0), (1024, 1), (3072, 0)]
-    );
+    assert_eq!(all[2].1, [(1024, 0), (1024, 1), (2048, 0), (1024, 1), (3072, 0)]);
     let one = lengths(client.block_status_one(MIB, 7 << 20).unwrap());
     assert!(one.iter().all(|(_, extents)| extents.len() == 1));
     assert_eq!(one[2].1, [(1024, 1)]);
@@ -503,19 +401,8 @@ fn a_server_without_structured_replies_is_read_in_full() {
     let server = Server::nbdkit(&["--no-sr", "-r", "file", &file]);
     let mut client = connect(&server.uri());
     assert!(!client.has_context(ALLOCATION));
-    assert!(matches!(
-        client.block_status(0, 512),
-        Err(Error::Request { .. })
-    ));
-    assert_eq!(
-        map(&mut client, None),
-        [Extent {
-            offset: 0,
-            length: expected.len() as u64,
-            zero: false,
-            dirty: None
-        }]
-    );
+    assert!(matches!(client.block_status(0, 512), Err(Error::Request { .. })));
+    assert_eq!(map(&mut client, None), [Extent { offset: 0, length: expected.len() as u64, zero: false, dirty: None }]);
     let reader = DiskReader::open(&server.uri(), options(MIB)).unwrap();
     for (index, (state, bytes)) in collect(reader, false, MIB) {
         assert_eq!(state, ChunkState::Data);
@@ -527,16 +414,10 @@ fn a_server_without_structured_replies_is_read_in_full() {
 
 #[test]
 fn servers_that_are_too_old_are_named_so() {
-    for arguments in [
-        &["-o", "memory", "1M"][..],
-        &["--mask-handshake=0", "memory", "1M"],
-    ] {
+    for arguments in [&["-o", "memory", "1M"][..], &["--mask-handshake=0", "memory", "1M"]] {
         let server = Server::nbdkit(arguments);
         let result = Client::connect(&server.uri(), &Options::default());
-        assert!(
-            matches!(result, Err(Error::Protocol(Violation::OldStyle))),
-            "{result:?}"
-        );
+        assert!(matches!(result, Err(Error::Protocol(Violation::OldStyle))), "{result:?}");
     }
 }
 
@@ -551,22 +432,13 @@ fn what_is_not_there_is_named() {
         }
     }
     assert_eq!(connect(&server.export("vda")).size_bytes(), MIB);
-    let nowhere = NbdUri {
-        socket: server.path("nowhere"),
-        export: String::new(),
-    };
+    let nowhere = NbdUri { socket: server.path("nowhere"), export: String::new() };
     assert!(matches!(
         Client::connect(&nowhere, &Options::default()),
         Err(Error::Connect { source, .. }) if source.kind() == std::io::ErrorKind::NotFound
     ));
-    let long = NbdUri {
-        socket: PathBuf::from("/".repeat(200)),
-        export: String::new(),
-    };
-    assert!(matches!(
-        Client::connect(&long, &Options::default()),
-        Err(Error::Connect { .. })
-    ));
+    let long = NbdUri { socket: PathBuf::from("/".repeat(200)), export: String::new() };
+    assert!(matches!(Client::connect(&long, &Options::default()), Err(Error::Connect { .. })));
 }
 
 #[test]
@@ -586,13 +458,7 @@ fn a_failed_read_names_the_place_and_leaves_the_connection_usable() {
     client.read(MIB, &mut bytes).unwrap();
     std::fs::write(&file, "").unwrap();
     match client.read(MIB, &mut bytes) {
-        Err(
-            error @ Error::Request {
-                offset: MIB,
-                error: 5,
-                ..
-            },
-        ) => assert!(error.connection_is_usable()),
+        Err(error @ Error::Request { offset: MIB, error: 5, .. }) => assert!(error.connection_is_usable()),
         other => panic!("{other:?}"),
     }
     std::fs::remove_file(&file).unwrap();
@@ -603,23 +469,9 @@ fn a_failed_read_names_the_place_and_leaves_the_connection_usable() {
     std::fs::write(&file, "").unwrap();
     for in_order in [true, false] {
         let reader = DiskReader::open(&server.uri(), options(MIB)).unwrap();
-        let results: Vec<_> = if in_order {
-            reader.chunks_in_order().collect()
-        } else {
-            reader.chunks().collect()
-        };
+        let results: Vec<_> = if in_order { reader.chunks_in_order().collect() } else { reader.chunks().collect() };
         let errors: Vec<_> = results.iter().filter(|result| result.is_err()).collect();
-        assert!(
-            matches!(
-                errors.as_slice(),
-                [Err(Error::Request {
-                    offset: 0,
-                    error: 5,
-                    ..
-                })]
-            ),
-            "{errors:?}"
-        );
+        assert!(matches!(errors.as_slice(), [Err(Error::Request { offset: 0, error: 5, .. })]), "{errors:?}");
         assert!(results.last().unwrap().is_err());
     }
 }
@@ -629,34 +481,14 @@ fn a_server_that_stops_answering_is_given_up() {
     let server = Server::nbdkit(&["--filter=delay", "memory", "4M", "rdelay=30"]);
     let timeout = Duration::from_millis(500);
     let begin = Instant::now();
-    let mut client = Client::connect(
-        &server.uri(),
-        &Options {
-            timeout,
-            ..Options::default()
-        },
-    )
-    .unwrap();
+    let mut client = Client::connect(&server.uri(), &Options { timeout, ..Options::default() }).unwrap();
     client.write(0, &[1; 4096]).unwrap();
     let result = client.read(0, &mut [0; 512]);
     assert!(matches!(result, Err(Error::Timeout { .. })), "{result:?}");
-    assert!(matches!(
-        client.read(0, &mut [0; 512]),
-        Err(Error::Disconnected)
-    ));
-    let reader = DiskReader::open(
-        &server.uri(),
-        ReadOptions {
-            timeout,
-            ..options(MIB)
-        },
-    )
-    .unwrap();
+    assert!(matches!(client.read(0, &mut [0; 512]), Err(Error::Disconnected)));
+    let reader = DiskReader::open(&server.uri(), ReadOptions { timeout, ..options(MIB) }).unwrap();
     let result = reader.chunks().find(|chunk| chunk.is_err());
-    assert!(
-        matches!(result, Some(Err(Error::Timeout { .. }))),
-        "{result:?}"
-    );
+    assert!(matches!(result, Some(Err(Error::Timeout { .. }))), "{result:?}");
     assert!(begin.elapsed() < Duration::from_secs(15));
 }
 
@@ -665,11 +497,7 @@ fn a_server_that_dies_in_the_middle_is_disconnected() {
     for in_order in [true, false] {
         let mut server = Server::nbdkit(&["--filter=delay", "pattern", "1G", "rdelay=5ms"]);
         let reader = DiskReader::open(&server.uri(), options(MIB)).unwrap();
-        let mut chunks = if in_order {
-            reader.chunks_in_order()
-        } else {
-            reader.chunks()
-        };
+        let mut chunks = if in_order { reader.chunks_in_order() } else { reader.chunks() };
         for _ in 0..5 {
             chunks.next().unwrap().unwrap();
         }
@@ -752,16 +580,7 @@ fn a_server_for_one_client_is_read_over_one_connection() {
 fn the_reader_stops_when_it_is_told_to() {
     let server = Server::nbdkit(&["--filter=delay", "pattern", "1T", "rdelay=20"]);
     let stop = Arc::new(AtomicBool::new(false));
-    let reader = || {
-        DiskReader::open(
-            &server.uri(),
-            ReadOptions {
-                stop: Arc::clone(&stop),
-                ..options(MIB)
-            },
-        )
-        .unwrap()
-    };
+    let reader = || DiskReader::open(&server.uri(), ReadOptions { stop: Arc::clone(&stop), ..options(MIB) }).unwrap();
     // Told while it waits for the server.
     let mut chunks = reader().chunks();
     let raiser = {
@@ -790,34 +609,16 @@ fn the_reader_stops_when_it_is_told_to() {
 fn a_consumer_that_stalls_bounds_what_is_read_and_one_that_hoards_is_not_stuck() {
     let log = tempfile::tempdir().unwrap();
     let log = log.path().join("log");
-    let server = Server::nbdkit(&[
-        "--filter=log",
-        "pattern",
-        "1G",
-        &format!("logfile={}", log.display()),
-    ]);
+    let server = Server::nbdkit(&["--filter=log", "pattern", "1G", &format!("logfile={}", log.display())]);
     let reads = || {
         let log = std::fs::read_to_string(&log).unwrap();
-        log.lines()
-            .filter(|line| line.contains(" Read id=") && line.contains("count=0x100000"))
-            .count()
+        log.lines().filter(|line| line.contains(" Read id=") && line.contains("count=0x100000")).count()
     };
     for in_order in [true, false] {
         let before = reads();
-        let reader = DiskReader::open(
-            &server.uri(),
-            ReadOptions {
-                in_flight: 6,
-                connections: 3,
-                ..options(MIB)
-            },
-        )
-        .unwrap();
-        let mut chunks = if in_order {
-            reader.chunks_in_order()
-        } else {
-            reader.chunks()
-        };
+        let reader =
+            DiskReader::open(&server.uri(), ReadOptions { in_flight: 6, connections: 3, ..options(MIB) }).unwrap();
+        let mut chunks = if in_order { reader.chunks_in_order() } else { reader.chunks() };
         let mut hoard: Vec<_> = chunks.by_ref().take(10).collect();
         std::thread::sleep(Duration::from_millis(300));
         // 10 are here; 6 more may be on their way or wait.
@@ -840,18 +641,9 @@ fn alternating_chunks_come_complete_whatever_the_consumer_does() {
         let bytes = [(index % 251) as u8 + 1; 4096];
         client.write(index * chunk_bytes, &bytes).unwrap();
     }
-    for (in_order, in_flight, connections) in
-        [(true, 1, 1), (false, 1, 2), (true, 3, 2), (false, 8, 3)]
-    {
-        let reader = DiskReader::open(
-            &server.uri(),
-            ReadOptions {
-                in_flight,
-                connections,
-                ..options(chunk_bytes)
-            },
-        )
-        .unwrap();
+    for (in_order, in_flight, connections) in [(true, 1, 1), (false, 1, 2), (true, 3, 2), (false, 8, 3)] {
+        let reader =
+            DiskReader::open(&server.uri(), ReadOptions { in_flight, connections, ..options(chunk_bytes) }).unwrap();
         let chunks = collect(reader, in_order, chunk_bytes);
         for (index, (state, bytes)) in chunks {
             if index % 2 == 0 {
@@ -877,40 +669,22 @@ fn a_live_machine_is_read_with_its_bitmap_and_its_end_is_noticed() {
     );
     qemu.io("vda", "write -P 0x11 0 8M");
     qemu.io("vda", "write -P 0x12 60M 4M");
-    qemu.execute(
-        "block-dirty-bitmap-add",
-        serde_json::json!({"node": "vda", "name": "since"}),
-    );
+    qemu.execute("block-dirty-bitmap-add", serde_json::json!({"node": "vda", "name": "since"}));
     qemu.io("vda", "write -P 0x22 3M 1M");
     qemu.io("vda", "write -z -u 61M 1M");
     // Recording into it and showing it to readers exclude each other; a backup job freezes a copy.
-    qemu.execute(
-        "block-dirty-bitmap-disable",
-        serde_json::json!({"node": "vda", "name": "since"}),
-    );
-    qemu.execute(
-        "nbd-server-start",
-        serde_json::json!({"addr": {"type": "unix", "data": {"path": socket}}}),
-    );
+    qemu.execute("block-dirty-bitmap-disable", serde_json::json!({"node": "vda", "name": "since"}));
+    qemu.execute("nbd-server-start", serde_json::json!({"addr": {"type": "unix", "data": {"path": socket}}}));
     qemu.execute(
         "block-export-add",
         serde_json::json!({
             "type": "nbd", "id": "e", "node-name": "vda", "name": "vda", "bitmaps": ["since"]
         }),
     );
-    let uri = NbdUri {
-        socket,
-        export: "vda".to_owned(),
-    };
+    let uri = NbdUri { socket, export: "vda".to_owned() };
     let context = "qemu:dirty-bitmap:since";
-    let reader = DiskReader::open(
-        &uri,
-        ReadOptions {
-            bitmap_context: Some(context.to_owned()),
-            ..options(MIB)
-        },
-    )
-    .unwrap();
+    let reader =
+        DiskReader::open(&uri, ReadOptions { bitmap_context: Some(context.to_owned()), ..options(MIB) }).unwrap();
     assert!(reader.has_bitmap());
     let chunks = collect(reader, false, MIB);
     for (index, (state, bytes)) in chunks {
@@ -926,10 +700,7 @@ fn a_live_machine_is_read_with_its_bitmap_and_its_end_is_noticed() {
         assert_eq!(state, expected, "chunk {index}");
     }
     let full = DiskReader::open(&uri, options(MIB)).unwrap();
-    let data = collect(full, true, MIB)
-        .values()
-        .filter(|(_, bytes)| bytes.is_some())
-        .count();
+    let data = collect(full, true, MIB).values().filter(|(_, bytes)| bytes.is_some()).count();
     assert_eq!(data, 11);
 
     // As when a backup job is aborted under a reader's hands.

@@ -29,24 +29,14 @@ impl Hypervisor {
     pub fn open(uri: Option<&str>) -> Result<Hypervisor> {
         prepare_libvirt();
         let uri = uri.map(str::to_owned).or_else(default_uri);
-        let shown = uri
-            .as_deref()
-            .unwrap_or("the default hypervisor")
-            .to_owned();
+        let shown = uri.as_deref().unwrap_or("the default hypervisor").to_owned();
         if shown.contains('\0') {
-            return Err(Error::NoSuchMachine {
-                name: String::new(),
-                uri: shown.replace('\0', ""),
-                near: Vec::new(),
-            });
+            return Err(Error::NoSuchMachine { name: String::new(), uri: shown.replace('\0', ""), near: Vec::new() });
         }
         let deadline = Instant::now() + EMBED_WAIT;
         let connect = loop {
             match Connect::open(uri.as_deref()) {
-                Err(error)
-                    if error.message().contains("acquire pid file")
-                        && Instant::now() < deadline =>
-                {
+                Err(error) if error.message().contains("acquire pid file") && Instant::now() < deadline => {
                     thread::sleep(EMBED_RETRY);
                 }
                 other => break other.context(|| format!("open {shown}"))?,
@@ -73,38 +63,26 @@ impl Hypervisor {
 
     /// libvirt's version on the hypervisor's side: (11, 3, 0).
     pub fn libvirt_version(&self) -> Result<(u32, u32, u32)> {
-        let version = self
-            .connect
-            .lib_version()
-            .context(|| "ask libvirt for its version".to_owned())?;
+        let version = self.connect.lib_version().context(|| "ask libvirt for its version".to_owned())?;
         Ok(split_version(version))
     }
 
     /// QEMU's version: (10, 0, 2).
     pub fn qemu_version(&self) -> Result<(u32, u32, u32)> {
-        let version = self
-            .connect
-            .hyp_version()
-            .context(|| "ask libvirt for QEMU's version".to_owned())?;
+        let version = self.connect.hyp_version().context(|| "ask libvirt for QEMU's version".to_owned())?;
         Ok(split_version(version))
     }
 
     /// The host's name as libvirt knows it.
     pub fn hostname(&self) -> Result<String> {
-        self.connect
-            .hostname()
-            .context(|| "ask libvirt for the host's name".to_owned())
+        self.connect.hostname().context(|| "ask libvirt for the host's name".to_owned())
     }
 
     /// The machines that go by these names, UUIDs or globs (`*`, `?`, `[a-z]`), each once, sorted by name; all of them when no name is
     /// given. A machine that is really called `web*` is meant by `web*`. A name that no machine has is an error.
     pub fn machines(&self, names: &[String]) -> Result<Vec<Machine>> {
         let mut all = Vec::new();
-        for domain in self
-            .connect
-            .list_all_domains(0)
-            .context(|| format!("list the machines of {}", self.uri))?
-        {
+        for domain in self.connect.list_all_domains(0).context(|| format!("list the machines of {}", self.uri))? {
             // A transient machine may be gone between the two calls.
             if let Ok(machine) = Machine::new(domain, &self.uri) {
                 all.push(machine);
@@ -127,11 +105,7 @@ impl Hypervisor {
                 chosen[at] = true;
             }
         }
-        Ok(all
-            .into_iter()
-            .zip(chosen)
-            .filter_map(|(machine, chosen)| chosen.then_some(machine))
-            .collect())
+        Ok(all.into_iter().zip(chosen).filter_map(|(machine, chosen)| chosen.then_some(machine)).collect())
     }
 
     /// The machine with this name or UUID.
@@ -159,10 +133,7 @@ impl Hypervisor {
         if xml.contains('\0') {
             return Err(super::definition::DefinitionError::Xml("a zero byte".to_owned()).into());
         }
-        let domain = match self
-            .connect
-            .define_domain_xml_flags(xml, virt_sys::VIR_DOMAIN_DEFINE_VALIDATE)
-        {
+        let domain = match self.connect.define_domain_xml_flags(xml, virt_sys::VIR_DOMAIN_DEFINE_VALIDATE) {
             // VIR_ERR_XML_INVALID_SCHEMA: the machine ran with this definition before, so let libvirt judge it itself.
             Err(error) if error.code().to_raw() == virt_sys::VIR_ERR_XML_INVALID_SCHEMA => {
                 tracing::debug!("libvirt's schema does not know this definition: {error}");
@@ -181,8 +152,7 @@ impl Hypervisor {
         let mut near: Vec<(f64, &str)> = all
             .iter()
             .map(|machine| {
-                let likeness =
-                    strsim::jaro_winkler(&name.to_lowercase(), &machine.name().to_lowercase());
+                let likeness = strsim::jaro_winkler(&name.to_lowercase(), &machine.name().to_lowercase());
                 (likeness, machine.name())
             })
             .filter(|(likeness, _)| *likeness > 0.8)
@@ -191,11 +161,7 @@ impl Hypervisor {
         Error::NoSuchMachine {
             name: name.to_owned(),
             uri: self.uri.clone(),
-            near: near
-                .into_iter()
-                .take(3)
-                .map(|(_, name)| name.to_owned())
-                .collect(),
+            near: near.into_iter().take(3).map(|(_, name)| name.to_owned()).collect(),
         }
     }
 }
@@ -219,17 +185,15 @@ fn prepare_libvirt() {
             tracing::warn!("libvirt's event loop could not be registered: {error}");
             return;
         }
-        let spawned = thread::Builder::new()
-            .name("libvirt events".to_owned())
-            .spawn(|| {
-                virt::error::clear_error_callback();
-                loop {
-                    if let Err(error) = virt::event::event_run_default_impl() {
-                        tracing::warn!("libvirt's event loop: {error}");
-                        thread::sleep(Duration::from_millis(100));
-                    }
+        let spawned = thread::Builder::new().name("libvirt events".to_owned()).spawn(|| {
+            virt::error::clear_error_callback();
+            loop {
+                if let Err(error) = virt::event::event_run_default_impl() {
+                    tracing::warn!("libvirt's event loop: {error}");
+                    thread::sleep(Duration::from_millis(100));
                 }
-            });
+            }
+        });
         if let Err(error) = spawned {
             tracing::warn!("no thread for libvirt's event loop: {error}");
         }
@@ -262,11 +226,7 @@ pub(super) fn volume_path(domain: &Domain, pool: &str, volume: &str) -> Result<P
 }
 
 fn split_version(version: u32) -> (u32, u32, u32) {
-    (
-        version / 1_000_000,
-        version / 1_000 % 1_000,
-        version % 1_000,
-    )
+    (version / 1_000_000, version / 1_000 % 1_000, version % 1_000)
 }
 
 fn positions(all: &[Machine], wanted: impl Fn(&Machine) -> bool) -> Vec<usize> {

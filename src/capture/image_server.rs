@@ -31,7 +31,8 @@ impl ImageServer {
         if moving {
             // force-share is an option of the image, and only --image-opts can say it.
             let escaped = image.to_string_lossy().replace(',', ",,");
-            let options = format!("driver={format},force-share=on,file.driver={},file.filename={escaped}", protocol(image));
+            let options =
+                format!("driver={format},force-share=on,file.driver={},file.filename={escaped}", protocol(image));
             return ImageServer::start(image, &["--read-only", "--image-opts"], options.as_ref());
         }
         ImageServer::start(image, &["--read-only", "--format", format], image.as_os_str())
@@ -39,7 +40,11 @@ impl ImageServer {
 
     /// Serves an image for writing.
     pub fn writable(image: &Path, format: &str) -> Result<ImageServer> {
-        ImageServer::start(image, &["--discard", "unmap", "--cache", "writeback", "--format", format], image.as_os_str())
+        ImageServer::start(
+            image,
+            &["--discard", "unmap", "--cache", "writeback", "--format", format],
+            image.as_os_str(),
+        )
     }
 
     fn start(image: &Path, arguments: &[&str], subject: &std::ffi::OsStr) -> Result<ImageServer> {

@@ -123,7 +123,8 @@ impl BackupArgs {
         runtime: &crate::capture::Runtime,
         selection: &Selection,
     ) -> Result<Point, (String, CliError)> {
-        let connect = || crate::capture::Hypervisor::open(selection.connect.as_deref().or(context.global.connect.as_deref()));
+        let connect =
+            || crate::capture::Hypervisor::open(selection.connect.as_deref().or(context.global.connect.as_deref()));
         let named = |error: CliError| (selection.name.clone(), error);
         let mut request = self.capture.request(selection.disks.clone()).map_err(named)?;
         request.repository = Some(repo.id().to_owned());

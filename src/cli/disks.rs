@@ -1,13 +1,13 @@
 //! `kvmb disks`
 
 use crate::capture::{Hypervisor, Machine};
+use crate::cli::Context;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::machine_args;
 use crate::cli::output::Effect;
 use crate::cli::session::{About, Session};
-use crate::cli::Context;
 use crate::ops::discover;
 use crate::record::Record;
 

@@ -179,19 +179,34 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
         },
         Error::Repo(error) => explain_repo(error),
         Error::Io { source, .. } => explain_io(source),
+        Error::DiskMap { .. } => (Code::Disk, None),
         Error::Program { .. } => (Code::Failed, None),
-        Error::NotCaptured { .. } => (Code::NotCaptured, Some("put 'kvmb snapshot' before: kvmb snapshot VM | kvmb push -r REPO")),
-        Error::CaptureIncomplete { .. } => (Code::Incomplete, Some("a stage before this one failed or left a disk out")),
-        Error::CaptureExpired { .. } => (Code::Expired, Some("capture the machine anew, with a longer --lease if need be")),
-        Error::NoSuchDisk { .. } => (Code::NotFound, Some("'kvmb disks MACHINE' lists a machine's disks, 'kvmb points' a point's")),
+        Error::NotCaptured { .. } => {
+            (Code::NotCaptured, Some("put 'kvmb snapshot' before: kvmb snapshot VM | kvmb push -r REPO"))
+        }
+        Error::CaptureIncomplete { .. } => {
+            (Code::Incomplete, Some("a stage before this one failed or left a disk out"))
+        }
+        Error::CaptureExpired { .. } => {
+            (Code::Expired, Some("capture the machine anew, with a longer --lease if need be"))
+        }
+        Error::NoSuchDisk { .. } => {
+            (Code::NotFound, Some("'kvmb disks MACHINE' lists a machine's disks, 'kvmb points' a point's"))
+        }
         Error::NoSuchPoint { .. } => (Code::NotFound, Some("'kvmb points -r REPO' lists what there is")),
         Error::AmbiguousPoint { .. } => (Code::Usage, Some("give more digits of the id")),
-        Error::BadPoint { .. } => (Code::Damage, Some("'kvmb verify' says what else is hit; older points may be whole")),
-        Error::Damaged { .. } => (Code::Damage, Some("nothing was restored; 'kvmb verify' says which points are whole")),
+        Error::BadPoint { .. } => {
+            (Code::Damage, Some("'kvmb verify' says what else is hit; older points may be whole"))
+        }
+        Error::Damaged { .. } => {
+            (Code::Damage, Some("nothing was restored; 'kvmb verify' says which points are whole"))
+        }
         Error::Exists { .. } | Error::MachineExists { .. } => {
             (Code::Exists, Some("restore beside it with --as NAME --into DIR, or replace it with --overwrite"))
         }
-        Error::MachineRunning { .. } => (Code::Running, Some("shut it down first; a running machine is never written over")),
+        Error::MachineRunning { .. } => {
+            (Code::Running, Some("shut it down first; a running machine is never written over"))
+        }
         Error::NoRoom { .. } => (Code::NoSpace, Some("make room, or choose another place")),
         Error::BadTarget { .. } => (Code::Failed, Some("choose a place with --into DIR or --to DISK=PATH")),
     }
@@ -216,9 +231,10 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
             Meaning::Busy => (Code::Busy, Some("another job holds the machine; see 'virsh domjobinfo MACHINE'")),
             Meaning::Unsupported => (Code::Unsupported, None),
             Meaning::ReadOnlyUri => (Code::Permission, Some("run kvmb as root, or join the group libvirt")),
-            Meaning::NoConnection => {
-                (Code::Connection, Some("is libvirtd running? name another connection with -c URI ('virsh uri' shows yours)"))
-            }
+            Meaning::NoConnection => (
+                Code::Connection,
+                Some("is libvirtd running? name another connection with -c URI ('virsh uri' shows yours)"),
+            ),
             Meaning::AgentTimeout | Meaning::AgentMissing | Meaning::AgentFailed => {
                 (Code::Freeze, Some("look at the guest agent in the guest, or back up with --freeze never"))
             }
@@ -226,28 +242,44 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
         },
         Error::NoSuchMachine { .. } => (Code::NotFound, Some("'kvmb vms' lists the machines")),
         Error::NotLocal { .. } => (Code::Unsupported, Some("run kvmb on the host that runs the machine")),
-        Error::ForeignJob { .. } => (Code::Busy, Some("let the other backup finish, or end it with 'virsh domjobabort MACHINE'")),
+        Error::ForeignJob { .. } => {
+            (Code::Busy, Some("let the other backup finish, or end it with 'virsh domjobabort MACHINE'"))
+        }
         Error::Held { .. } => (Code::Busy, Some("end it with 'kvmb release MACHINE', or wait for its lease to end")),
         Error::NoSuchCapture { .. } => (Code::NotFound, Some("capture the machine anew with 'kvmb snapshot'")),
         Error::NothingToCapture { .. } => (Code::NoDisks, Some("'kvmb disks MACHINE' says why each disk is left out")),
-        Error::FreezeFailed { .. } => (Code::Freeze, Some("look at the guest agent in the guest, or use --freeze auto")),
+        Error::FreezeFailed { .. } => {
+            (Code::Freeze, Some("look at the guest agent in the guest, or use --freeze auto"))
+        }
         Error::Io { source, .. } => explain_io(source),
-        Error::Unreachable { .. } => (Code::Permission, Some("choose a folder that QEMU's user may enter: --scratch DIR")),
+        Error::Unreachable { .. } => {
+            (Code::Permission, Some("choose a folder that QEMU's user may enter: --scratch DIR"))
+        }
         _ => (Code::Failed, None),
     }
 }
 
 fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
-    match error {
-        repo::Error::NoRepository { .. } => (Code::NoRepository, Some("make one with 'kvmb init -r REPO'")),
-        repo::Error::WrongPassword { .. } => (Code::WrongPassword, Some("give the right one with --password-file FILE")),
-        repo::Error::UnsupportedVersion { .. } => {
-            (Code::Unsupported, Some("kvmb knows restic's repository version 2; 'restic migrate upgrade_repo_v2' converts version 1"))
+    use repo::Error;
+    match error.root() {
+        Error::NoRepository { .. } => (Code::NoRepository, Some("make one with 'kvmb init -r REPO'")),
+        Error::WrongPassword { .. } => (Code::WrongPassword, Some("give the right one with --password-file FILE")),
+        Error::UnsupportedVersion { .. } => (
+            Code::Unsupported,
+            Some("kvmb knows restic's repository version 2; 'restic migrate upgrade_repo_v2' converts version 1"),
+        ),
+        Error::Locked { .. } => {
+            (Code::Busy, Some("wait for the other program; 'restic unlock' removes locks of dead ones"))
         }
-        repo::Error::Locked { .. } => (Code::Busy, Some("wait for the other program; 'restic unlock' removes locks of dead ones")),
-        repo::Error::Exists { .. } => (Code::Exists, None),
-        repo::Error::Storage(storage::Error::Io { source, .. }) => explain_io(source),
-        error if error.is_damage() => (Code::Damage, Some("'kvmb verify' says which points are hit")),
+        Error::AlreadyExists { .. } => (Code::Exists, None),
+        Error::Storage(storage::Error::Io { source, .. }) => explain_io(source),
+        Error::Damaged { .. }
+        | Error::BlobMissing { .. }
+        | Error::BlobDamaged { .. }
+        | Error::BlobUnreadable { .. }
+        | Error::TreeMalformed { .. }
+        | Error::ConfigMissing { .. }
+        | Error::NoKey { .. } => (Code::Damage, Some("'kvmb verify' says which points are hit")),
         _ => (Code::Failed, None),
     }
 }

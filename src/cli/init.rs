@@ -52,7 +52,7 @@ impl InitArgs {
         } else if self.repo.is_named() {
             let password = self.repo.password(context, Purpose::Create)?;
             let made = match Repository::create(storage, &password) {
-                Err(error @ repo::Error::Exists { .. }) => {
+                Err(error @ repo::Error::AlreadyExists { .. }) => {
                     return Err(CliError::from(error).hint("choose an empty folder"));
                 }
                 other => other?,

@@ -95,7 +95,8 @@ impl ExportArgs {
         let password = self.repo.password(context, Purpose::Open)?;
         // Only a password that opens the repository is worth keeping.
         let opened = crate::repo::Repository::open(self.repo.storage()?, &password)?;
-        let exists = || CliError::from(Error::Exists { path: self.file.clone() }).hint("name a file that is not there yet");
+        let exists =
+            || CliError::from(Error::Exists { path: self.file.clone() }).hint("name a file that is not there yet");
         if self.dry_run {
             if self.file.exists() {
                 return Err(exists());

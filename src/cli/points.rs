@@ -8,7 +8,7 @@ use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::points;
 use crate::record::Record;
-use crate::repo::LockMode;
+use crate::repo::{DamagedSnapshot, LockMode};
 
 /// List the restore points in a repository, oldest first.
 ///
@@ -50,7 +50,7 @@ impl PointsArgs {
                 break;
             }
         }
-        for (id, error) in damaged {
+        for DamagedSnapshot { id, error } in damaged {
             let message = format!("snapshot {id} cannot be read: {error}");
             session.fail(About::default(), CliError::new(Code::Damage, message));
         }

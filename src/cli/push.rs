@@ -39,7 +39,8 @@ impl PushArgs {
                 Record::Disk(disk) if !disk.included => session.pass(&Record::Disk(disk)),
                 Record::Disk(disk) => {
                     let Some(capture) = disk.capture.clone() else {
-                        let about = About { disk: Some(disk.disk.clone()), ..About::machine(&disk.connect, &disk.machine) };
+                        let about =
+                            About { disk: Some(disk.disk.clone()), ..About::machine(&disk.connect, &disk.machine) };
                         session.fail(about, Error::NotCaptured { machine: disk.machine, disk: disk.disk });
                         continue;
                     };

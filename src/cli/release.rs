@@ -59,7 +59,9 @@ impl ReleaseArgs {
     fn release_named(&self, runtime: &Runtime, name: &str, session: &mut Session) {
         match CaptureFile::open(runtime, name) {
             Ok(file) => self.release_file(runtime, name, file, session),
-            Err(capture::Error::NoSuchCapture { .. }) => session.done(self.action(name, false, "there is no capture", None)),
+            Err(capture::Error::NoSuchCapture { .. }) => {
+                session.done(self.action(name, false, "there is no capture", None))
+            }
             Err(error) => session.fail(About { machine: Some(name.to_owned()), ..About::default() }, error),
         }
     }

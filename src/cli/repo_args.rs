@@ -114,7 +114,9 @@ impl RepoArgs {
                 let password = self.password(context, Purpose::Open)?;
                 let made = Repository::create(self.storage()?, &password)?;
                 eprintln!("kvmb: made the repository {} with the key {}", made.url(), default.key_file.display());
-                eprintln!("kvmb: hint: keep a copy of the key elsewhere ('kvmb key export FILE'): without it the backups are lost");
+                eprintln!(
+                    "kvmb: hint: keep a copy of the key elsewhere ('kvmb key export FILE'): without it the backups are lost"
+                );
                 return Ok(made);
             }
         }

@@ -129,7 +129,13 @@ impl RestoreArgs {
         }
     }
 
-    fn restore(&self, context: &Context, repo: &Repository, name: &PointName, session: &mut Session) -> Result<(), CliError> {
+    fn restore(
+        &self,
+        context: &Context,
+        repo: &Repository,
+        name: &PointName,
+        session: &mut Session,
+    ) -> Result<(), CliError> {
         let _lock = repo.lock(LockMode::Shared, crate::ops::push::LOCK_WAIT)?;
         let index = repo.load_index()?;
         let (known, _) = points::list(repo)?;
@@ -182,11 +188,17 @@ impl RestoreArgs {
             .iter()
             .map(|point| {
                 let local = point.snapshot.time.with_timezone(&chrono::Local);
-                format!("{}  {}, {} ago", point.id.short(), local.format("%Y-%m-%d %H:%M:%S"), table::age(now, point.snapshot.time))
+                format!(
+                    "{}  {}, {} ago",
+                    point.id.short(),
+                    local.format("%Y-%m-%d %H:%M:%S"),
+                    table::age(now, point.snapshot.time)
+                )
             })
             .collect();
         let point = of_machine[prompt::select("Point", &labels)?];
-        let places = ["beside the original, as another machine".to_owned(), "in its place (the machine must be off)".to_owned()];
+        let places =
+            ["beside the original, as another machine".to_owned(), "in its place (the machine must be off)".to_owned()];
         if prompt::select("Restore", &places)? == 0 {
             self.as_name = Some(prompt::text("New name", &format!("{machine}-restored"))?);
             self.into = Some(prompt::text("Folder for the images", "/var/lib/libvirt/images")?.into());

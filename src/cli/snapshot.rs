@@ -46,7 +46,8 @@ impl SnapshotArgs {
         };
         let runtime = context.runtime()?;
         for selection in selections {
-            let mut about = About { connect: selection.connect.clone(), machine: Some(selection.name.clone()), ..About::default() };
+            let mut about =
+                About { connect: selection.connect.clone(), machine: Some(selection.name.clone()), ..About::default() };
             let opened = (|| -> Result<Vec<Disk>, CliError> {
                 crate::ops::Stop::check(&context.stop)?;
                 let hypervisor = context.hypervisor(selection.connect.as_deref())?;

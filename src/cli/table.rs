@@ -96,7 +96,9 @@ fn row(record: &Record, now: Time) -> Vec<String> {
 
 fn address(source: &Source) -> String {
     match source {
-        Source::File { path } | Source::Block { path } | Source::Dir { path } | Source::VhostUser { path } => path.clone(),
+        Source::File { path } | Source::Block { path } | Source::Dir { path } | Source::VhostUser { path } => {
+            path.clone()
+        }
         Source::Network { protocol, name, .. } => format!("{protocol}:{name}"),
         Source::Volume { pool, volume } => format!("{pool}/{volume}"),
         Source::Nvme { address } => address.clone(),

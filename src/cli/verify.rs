@@ -10,7 +10,7 @@ use crate::cli::session::{About, Session, report};
 use crate::ops::points::{self, PointName, PointRef};
 use crate::ops::verify::{Depth, Verifier};
 use crate::record::{Point, Record};
-use crate::repo::{Index, LockMode, RepoLock, Repository};
+use crate::repo::{DamagedSnapshot, Index, LockMode, RepoLock, Repository};
 use std::collections::BTreeMap;
 
 /// Prove restore points: read them back from the repository and compare every SHA-256.
@@ -54,7 +54,7 @@ struct Open {
     repo: Repository,
     index: Index,
     points: Vec<PointRef>,
-    damaged: Vec<(crate::repo::Id, crate::repo::Error)>,
+    damaged: Vec<DamagedSnapshot>,
     _lock: RepoLock,
 }
 
@@ -91,7 +91,7 @@ impl VerifyArgs {
         let mut chosen: Vec<PointRef> = Vec::new();
         if self.all {
             chosen = open.points.clone();
-            for (id, error) in &open.damaged {
+            for DamagedSnapshot { id, error } in &open.damaged {
                 let message = format!("snapshot {id} cannot be read: {error}");
                 session.fail(About::default(), CliError::new(Code::Damage, message));
             }

@@ -39,11 +39,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options {
-            contexts: Vec::new(),
-            timeout: Duration::from_secs(60),
-            stop: Arc::default(),
-        }
+        Options { contexts: Vec::new(), timeout: Duration::from_secs(60), stop: Arc::default() }
     }
 }
 
@@ -191,8 +187,7 @@ impl Client {
     }
 
     fn has_flag(&self, flag: u16) -> bool {
-        self.export.flags & (wire::TRANSMISSION_HAS_FLAGS | flag)
-            == wire::TRANSMISSION_HAS_FLAGS | flag
+        self.export.flags & (wire::TRANSMISSION_HAS_FLAGS | flag) == wire::TRANSMISSION_HAS_FLAGS | flag
     }
 
     /// Fills `buf` from `offset`, in as many requests as it takes.
@@ -252,13 +247,7 @@ impl Client {
         let mut position = offset;
         while position < end {
             let length = (end - position).min(MAX_ZEROES_BYTES.into());
-            let ticket = self.submit(
-                Command::WriteZeroes,
-                0,
-                position,
-                length as u32,
-                Progress::Nothing,
-            )?;
+            let ticket = self.submit(Command::WriteZeroes, 0, position, length as u32, Progress::Nothing)?;
             self.finish(ticket)?;
             position += length;
         }
@@ -321,10 +310,7 @@ impl Client {
         let block = u64::from(self.export.min_block_bytes);
         let end = offset.saturating_add(length);
         let aligned = |position: u64| position.is_multiple_of(block);
-        if end > self.export.size_bytes
-            || !aligned(offset)
-            || !aligned(end) && end != self.export.size_bytes
-        {
+        if end > self.export.size_bytes || !aligned(offset) || !aligned(end) && end != self.export.size_bytes {
             return Err(refused_here(command, offset, length));
         }
         Ok(())
@@ -340,12 +326,7 @@ impl Client {
 
     /// Asks for `length` bytes from `offset`, both aligned. The buffer comes back with exactly these; what it holds now does
     /// not matter, and is reused as it is so that a recycled one need not be cleared.
-    pub(super) fn submit_read(
-        &mut self,
-        offset: u64,
-        mut buffer: Vec<u8>,
-        length: usize,
-    ) -> Result<Ticket> {
+    pub(super) fn submit_read(&mut self, offset: u64, mut buffer: Vec<u8>, length: usize) -> Result<Ticket> {
         buffer.resize(length, 0);
         let ticket = self.next_id;
         self.next_id += 1;
@@ -353,60 +334,28 @@ impl Client {
         let mut requests_left = 0;
         while at < length {
             let piece = (length - at).min(self.export.max_request_bytes as usize);
-            let progress = Progress::Read {
-                at,
-                coverage: Coverage::default(),
-            };
+            let progress = Progress::Read { at, coverage: Coverage::default() };
             // `max_request_bytes` is a u32.
-            self.enqueue(
-                ticket,
-                Command::Read,
-                0,
-                offset + at as u64,
-                piece as u32,
-                progress,
-            )?;
+            self.enqueue(ticket, Command::Read, 0, offset + at as u64, piece as u32, progress)?;
             requests_left += 1;
             at += piece;
         }
-        self.reads.insert(
-            ticket,
-            Read {
-                buffer,
-                requests_left,
-                failure: None,
-            },
-        );
+        self.reads.insert(ticket, Read { buffer, requests_left, failure: None });
         Ok(ticket)
     }
 
     /// Asks for extents.
-    pub(super) fn submit_block_status(
-        &mut self,
-        offset: u64,
-        length: u32,
-        only_one: bool,
-    ) -> Result<Ticket> {
+    pub(super) fn submit_block_status(&mut self, offset: u64, length: u32, only_one: bool) -> Result<Ticket> {
         let end = offset.saturating_add(length.into());
         if self.export.contexts.is_empty() || length == 0 || end > self.export.size_bytes {
             return Err(refused_here(Command::BlockStatus, offset, length.into()));
         }
         let flags = if only_one { wire::CMD_FLAG_REQ_ONE } else { 0 };
-        let progress = Progress::Status {
-            only_one,
-            contexts: Vec::with_capacity(self.export.contexts.len()),
-        };
+        let progress = Progress::Status { only_one, contexts: Vec::with_capacity(self.export.contexts.len()) };
         self.submit(Command::BlockStatus, flags, offset, length, progress)
     }
 
-    fn submit(
-        &mut self,
-        command: Command,
-        flags: u16,
-        offset: u64,
-        length: u32,
-        progress: Progress,
-    ) -> Result<Ticket> {
+    fn submit(&mut self, command: Command, flags: u16, offset: u64, length: u32, progress: Progress) -> Result<Ticket> {
         let ticket = self.next_id;
         self.next_id += 1;
         self.enqueue(ticket, command, flags, offset, length, progress)?;
@@ -430,20 +379,8 @@ impl Client {
         }
         let cookie = self.next_id;
         self.next_id += 1;
-        self.outgoing.extend_from_slice(&wire::encode_request(
-            command, flags, cookie, offset, length,
-        ));
-        self.pending.insert(
-            cookie,
-            Pending {
-                ticket,
-                command,
-                offset,
-                length,
-                refusal: None,
-                progress,
-            },
-        );
+        self.outgoing.extend_from_slice(&wire::encode_request(command, flags, cookie, offset, length));
+        self.pending.insert(cookie, Pending { ticket, command, offset, length, refusal: None, progress });
         Ok(())
     }
 
@@ -501,10 +438,7 @@ impl Client {
         let error = fields.u32()?;
         let mut pending = self.take_pending(fields.u64()?)?;
         if error != 0 {
-            pending.refusal = Some(Refusal {
-                error,
-                message: String::new(),
-            });
+            pending.refusal = Some(Refusal { error, message: String::new() });
         } else {
             let has_data = matches!(pending.command, Command::Read | Command::BlockStatus);
             if has_data && self.export.structured_replies {
@@ -526,21 +460,14 @@ impl Client {
         let command = pending.command;
         match (header.kind, &mut pending.progress) {
             _ if header.is_error() => {
-                let payload = self.receive_payload(
-                    "an error chunk",
-                    header.length,
-                    wire::MAX_STRING_BYTES as u32 + 14,
-                )?;
+                let payload =
+                    self.receive_payload("an error chunk", header.length, wire::MAX_STRING_BYTES as u32 + 14)?;
                 let refusal = wire::decode_error_chunk(&payload)?;
                 pending.refusal.get_or_insert(refusal);
             }
             (wire::REPLY_NONE, _) => {
                 if header.length != 0 || !header.is_done() {
-                    return Err(Violation::Length {
-                        what: "an empty chunk",
-                        length: header.length.into(),
-                    }
-                    .into());
+                    return Err(Violation::Length { what: "an empty chunk", length: header.length.into() }.into());
                 }
             }
             (wire::REPLY_OFFSET_DATA, Progress::Read { at, coverage }) => {
@@ -548,16 +475,12 @@ impl Client {
                     .length
                     .checked_sub(8)
                     .filter(|length| *length > 0)
-                    .ok_or(Violation::Length {
-                        what: "a data chunk",
-                        length: header.length.into(),
-                    })?;
+                    .ok_or(Violation::Length { what: "a data chunk", length: header.length.into() })?;
                 let offset = u64::from_be_bytes(self.link.receive_array()?);
                 let within = position_within(offset, length, pending.offset, pending.length)?;
                 coverage.add(within, length)?;
                 let at = *at + within as usize;
-                self.link
-                    .receive(read_buffer(&mut self.reads, pending.ticket, at, length)?)?;
+                self.link.receive(read_buffer(&mut self.reads, pending.ticket, at, length)?)?;
             }
             (wire::REPLY_OFFSET_HOLE, Progress::Read { at, coverage }) => {
                 let payload = self.receive_payload("a hole", header.length, 12)?;
@@ -571,13 +494,8 @@ impl Client {
                 read_buffer(&mut self.reads, pending.ticket, at, length)?.fill(0);
             }
             (wire::REPLY_BLOCK_STATUS, Progress::Status { only_one, contexts }) => {
-                let payload = self.receive_payload(
-                    "a list of extents",
-                    header.length,
-                    wire::MAX_STATUS_REPLY_BYTES,
-                )?;
-                let (id, extents) =
-                    wire::decode_block_status(&payload, pending.offset, pending.length, *only_one)?;
+                let payload = self.receive_payload("a list of extents", header.length, wire::MAX_STATUS_REPLY_BYTES)?;
+                let (id, extents) = wire::decode_block_status(&payload, pending.offset, pending.length, *only_one)?;
                 let context = self
                     .export
                     .contexts
@@ -600,11 +518,7 @@ impl Client {
     /// A payload that is small, or at least bounded.
     fn receive_payload(&mut self, what: &'static str, length: u32, most: u32) -> Result<Vec<u8>> {
         if length > most {
-            return Err(Violation::Length {
-                what,
-                length: length.into(),
-            }
-            .into());
+            return Err(Violation::Length { what, length: length.into() }.into());
         }
         let mut payload = vec![0; length as usize];
         self.link.receive(&mut payload)?;
@@ -612,9 +526,7 @@ impl Client {
     }
 
     fn take_pending(&mut self, cookie: u64) -> Result<Pending> {
-        self.pending
-            .remove(&cookie)
-            .ok_or_else(|| Violation::Cookie(cookie).into())
+        self.pending.remove(&cookie).ok_or_else(|| Violation::Cookie(cookie).into())
     }
 
     /// A request's reply has ended: is it whole, and was it its ticket's last?
@@ -641,27 +553,17 @@ impl Client {
             }
             Progress::Status { contexts, .. } => {
                 if failure.is_none() && contexts.len() != self.export.contexts.len() {
-                    return Err(Violation::Extents {
-                        offset: pending.offset,
-                    }
-                    .into());
+                    return Err(Violation::Extents { offset: pending.offset }.into());
                 }
                 Answer::Status(contexts)
             }
             Progress::Nothing => Answer::Done,
         };
-        Ok(Some(Completion {
-            ticket,
-            outcome: failure.map_or(Ok(outcome), Err),
-        }))
+        Ok(Some(Completion { ticket, outcome: failure.map_or(Ok(outcome), Err) }))
     }
 
     /// One of a read's requests has ended; the first failure is the read's.
-    fn complete_read(
-        &mut self,
-        ticket: Ticket,
-        failure: Option<Error>,
-    ) -> Result<Option<Completion>> {
+    fn complete_read(&mut self, ticket: Ticket, failure: Option<Error>) -> Result<Option<Completion>> {
         let Some(mut read) = self.reads.remove(&ticket) else {
             return Err(Violation::Cookie(ticket).into());
         };
@@ -671,10 +573,7 @@ impl Client {
             self.reads.insert(ticket, read);
             return Ok(None);
         }
-        Ok(Some(Completion {
-            ticket,
-            outcome: read.failure.map_or(Ok(Answer::Read(read.buffer)), Err),
-        }))
+        Ok(Some(Completion { ticket, outcome: read.failure.map_or(Ok(Answer::Read(read.buffer)), Err) }))
     }
 }
 
@@ -694,20 +593,9 @@ impl Drop for Client {
 }
 
 /// Where a piece of a reply lies within its request.
-fn position_within(
-    offset: u64,
-    length: u32,
-    request_offset: u64,
-    request_length: u32,
-) -> Result<u32, Violation> {
-    let out_of_bounds = Violation::OutOfBounds {
-        offset,
-        length: length.into(),
-    };
-    let Some(within) = offset
-        .checked_sub(request_offset)
-        .and_then(|within| u32::try_from(within).ok())
-    else {
+fn position_within(offset: u64, length: u32, request_offset: u64, request_length: u32) -> Result<u32, Violation> {
+    let out_of_bounds = Violation::OutOfBounds { offset, length: length.into() };
+    let Some(within) = offset.checked_sub(request_offset).and_then(|within| u32::try_from(within).ok()) else {
         return Err(out_of_bounds);
     };
     match within.checked_add(length) {

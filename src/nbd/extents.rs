@@ -30,12 +30,7 @@ pub struct Extent {
 /// was negotiated ([`Client::has_context`]). Neighbours from one answer differ; from one answer to the next they may be
 /// equal, so that nothing waits for the end of the disk.
 pub fn extents<'a>(client: &'a mut Client, bitmap_context: Option<&str>) -> Extents<'a> {
-    Extents {
-        mapper: Mapper::new(client, bitmap_context),
-        client,
-        ready: VecDeque::new(),
-        failed: false,
-    }
+    Extents { mapper: Mapper::new(client, bitmap_context), client, ready: VecDeque::new(), failed: false }
 }
 
 /// The iterator behind [`extents`].
@@ -104,9 +99,7 @@ impl Mapper {
             position: 0,
             block: client.min_block_bytes().into(),
             has_allocation: client.has_context(BASE_ALLOCATION),
-            bitmap: bitmap_context
-                .filter(|name| client.has_context(name))
-                .map(str::to_owned),
+            bitmap: bitmap_context.filter(|name| client.has_context(name)).map(str::to_owned),
         }
     }
 
@@ -117,28 +110,18 @@ impl Mapper {
         }
         if !self.has_allocation && self.bitmap.is_none() {
             self.position = self.size_bytes;
-            return Step::Known(Extent {
-                offset: 0,
-                length: self.size_bytes,
-                zero: false,
-                dirty: None,
-            });
+            return Step::Known(Extent { offset: 0, length: self.size_bytes, zero: false, dirty: None });
         }
         Step::Ask {
             offset: self.position,
-            length: u32::try_from(left)
-                .map_or(MAX_QUESTION_BYTES, |left| left.min(MAX_QUESTION_BYTES)),
+            length: u32::try_from(left).map_or(MAX_QUESTION_BYTES, |left| left.min(MAX_QUESTION_BYTES)),
         }
     }
 
     /// Digests the answer to the last [`Step::Ask`]; the next one goes on where *all* contexts have answered.
     pub(super) fn accept(&mut self, answer: &[ContextStatus]) -> Result<Vec<Extent>> {
-        let find = |name: &str| {
-            answer
-                .iter()
-                .find(|status| status.context == name)
-                .map(|status| status.extents.as_slice())
-        };
+        let find =
+            |name: &str| answer.iter().find(|status| status.context == name).map(|status| status.extents.as_slice());
         let allocation = find(BASE_ALLOCATION).filter(|_| self.has_allocation);
         let dirty = self.bitmap.as_deref().and_then(find);
         if allocation.is_none() == self.has_allocation || dirty.is_none() == self.bitmap.is_some() {
@@ -182,19 +165,12 @@ impl Mapper {
     }
 
     fn broken(&self) -> Error {
-        Violation::Extents {
-            offset: self.position,
-        }
-        .into()
+        Violation::Extents { offset: self.position }.into()
     }
 }
 
 /// Lays two lists over each other, from `offset` to where the shorter one ends; equal neighbours become one.
-fn intersect(
-    offset: u64,
-    allocation: Option<&[StatusExtent]>,
-    bitmap: Option<&[StatusExtent]>,
-) -> Vec<Extent> {
+fn intersect(offset: u64, allocation: Option<&[StatusExtent]>, bitmap: Option<&[StatusExtent]>) -> Vec<Extent> {
     let mut allocation = allocation.map(Cursor::new);
     let mut bitmap = bitmap.map(Cursor::new);
     let mut merged: Vec<Extent> = Vec::new();
@@ -209,22 +185,13 @@ fn intersect(
         if length == 0 {
             return merged;
         }
-        let zero = allocation
-            .as_mut()
-            .is_some_and(|cursor| cursor.advance(length) & STATE_ZERO != 0);
-        let dirty = bitmap
-            .as_mut()
-            .map(|cursor| cursor.advance(length) & STATE_DIRTY != 0);
+        let zero = allocation.as_mut().is_some_and(|cursor| cursor.advance(length) & STATE_ZERO != 0);
+        let dirty = bitmap.as_mut().map(|cursor| cursor.advance(length) & STATE_DIRTY != 0);
         match merged.last_mut() {
             Some(last) if last.zero == zero && last.dirty == dirty => {
                 last.length += u64::from(length);
             }
-            _ => merged.push(Extent {
-                offset: position,
-                length: length.into(),
-                zero,
-                dirty,
-            }),
+            _ => merged.push(Extent { offset: position, length: length.into(), zero, dirty }),
         }
         position += u64::from(length);
     }
@@ -245,9 +212,7 @@ impl<'a> Cursor<'a> {
 
     /// What is left of the extent here; 0 at the end.
     fn left(&self) -> u32 {
-        self.extents
-            .first()
-            .map_or(0, |extent| extent.length - self.used)
+        self.extents.first().map_or(0, |extent| extent.length - self.used)
     }
 
     /// Moves on by at most what is left here; the flags of what was passed.
@@ -296,11 +261,7 @@ pub fn chunk_runs<I>(extents: I, size_bytes: u64, chunk_bytes: u32) -> ChunkRuns
 where
     I: Iterator<Item = Result<Extent>>,
 {
-    ChunkRuns {
-        extents,
-        cutter: ChunkCutter::new(size_bytes, chunk_bytes),
-        ended: false,
-    }
+    ChunkRuns { extents, cutter: ChunkCutter::new(size_bytes, chunk_bytes), ended: false }
 }
 
 /// The iterator behind [`chunk_runs`].
@@ -363,17 +324,11 @@ struct Partial {
 
 impl Partial {
     fn of(extent: &Extent) -> Partial {
-        Partial {
-            zero: extent.zero,
-            clean: extent.dirty == Some(false),
-        }
+        Partial { zero: extent.zero, clean: extent.dirty == Some(false) }
     }
 
     fn and(self, other: Partial) -> Partial {
-        Partial {
-            zero: self.zero && other.zero,
-            clean: self.clean && other.clean,
-        }
+        Partial { zero: self.zero && other.zero, clean: self.clean && other.clean }
     }
 
     fn state(self) -> ChunkState {
@@ -402,9 +357,7 @@ impl ChunkCutter {
     pub(super) fn push(&mut self, extent: Extent) -> Result<(), Violation> {
         let end = extent.offset.checked_add(extent.length);
         if extent.offset != self.position || end.is_none_or(|end| end > self.size_bytes) {
-            return Err(Violation::Map {
-                offset: self.position,
-            });
+            return Err(Violation::Map { offset: self.position });
         }
         let here = Partial::of(&extent);
         let mut left = extent.length;
@@ -417,9 +370,7 @@ impl ChunkCutter {
                 left -= whole * self.chunk_bytes;
                 continue;
             }
-            let chunk_end = (index + 1)
-                .saturating_mul(self.chunk_bytes)
-                .min(self.size_bytes);
+            let chunk_end = (index + 1).saturating_mul(self.chunk_bytes).min(self.size_bytes);
             let taken = left.min(chunk_end - self.position);
             let known = self.partial.map_or(here, |partial| partial.and(here));
             self.position += taken;
@@ -437,9 +388,7 @@ impl ChunkCutter {
     /// All extents were given.
     pub(super) fn finish(&mut self) -> Result<(), Violation> {
         if self.position != self.size_bytes {
-            return Err(Violation::Map {
-                offset: self.position,
-            });
+            return Err(Violation::Map { offset: self.position });
         }
         self.finished.extend(self.current.take());
         Ok(())
@@ -455,11 +404,7 @@ impl ChunkCutter {
         match &mut self.current {
             Some(run) if run.state == state => run.count += count,
             current => {
-                let run = ChunkRun {
-                    first,
-                    count,
-                    state,
-                };
+                let run = ChunkRun { first, count, state };
                 self.finished.extend(current.replace(run));
             }
         }

@@ -11,11 +11,10 @@
 
 use super::link::Link;
 use super::wire::{
-    self, DEFAULT_MIN_BLOCK_BYTES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, Fields, GREETING_MAGIC,
-    INFO_BLOCK_SIZE, INFO_EXPORT, MAX_OPTION_REPLY_BYTES, MAX_REQUEST_BYTES, OLD_STYLE_MAGIC,
-    OPT_EXPORT_NAME, OPT_GO, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, OPTION_MAGIC,
-    OPTION_REPLY_MAGIC, REP_ACK, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_ERROR_BIT, REP_INFO,
-    REP_META_CONTEXT, Violation,
+    self, DEFAULT_MIN_BLOCK_BYTES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, Fields, GREETING_MAGIC, INFO_BLOCK_SIZE,
+    INFO_EXPORT, MAX_OPTION_REPLY_BYTES, MAX_REQUEST_BYTES, OLD_STYLE_MAGIC, OPT_EXPORT_NAME, OPT_GO,
+    OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, OPTION_MAGIC, OPTION_REPLY_MAGIC, REP_ACK, REP_ERR_UNKNOWN,
+    REP_ERR_UNSUP, REP_ERROR_BIT, REP_INFO, REP_META_CONTEXT, Violation,
 };
 use super::{Error, Result};
 
@@ -74,14 +73,7 @@ pub(super) fn negotiate(link: &mut Link, export: &str, contexts: &[String]) -> R
             (minimum, maximum.min(MAX_REQUEST_BYTES) & !(minimum - 1))
         }
     };
-    Ok(Export {
-        size_bytes,
-        flags,
-        min_block_bytes,
-        max_request_bytes,
-        structured_replies,
-        contexts,
-    })
+    Ok(Export { size_bytes, flags, min_block_bytes, max_request_bytes, structured_replies, contexts })
 }
 
 /// The greeting and our answer; whether the 124 zero bytes will be left out.
@@ -116,11 +108,7 @@ fn negotiate_structured_replies(link: &mut Link) -> Result<bool> {
 }
 
 /// `NBD_OPT_SET_META_CONTEXT`: which of the contexts this export has.
-fn negotiate_contexts(
-    link: &mut Link,
-    export: &str,
-    wanted: &[String],
-) -> Result<Vec<(u32, String)>> {
+fn negotiate_contexts(link: &mut Link, export: &str, wanted: &[String]) -> Result<Vec<(u32, String)>> {
     link.send(&wire::encode_set_meta_context(export, wanted))?;
     let mut contexts: Vec<(u32, String)> = Vec::new();
     for _ in 0..MAX_REPLIES {
@@ -181,10 +169,7 @@ fn go(link: &mut Link, export: &str) -> Result<Option<Info>> {
             REP_ERR_UNSUP => return Ok(None),
             REP_ERR_UNKNOWN => return Err(no_such_export(export, &reply)),
             kind if reply.is_error() => {
-                return Err(Error::Negotiation {
-                    reply: kind,
-                    message: wire::printable(&reply.payload),
-                });
+                return Err(Error::Negotiation { reply: kind, message: wire::printable(&reply.payload) });
             }
             other => return Err(unexpected(OPT_GO, other)),
         }
@@ -197,10 +182,7 @@ fn export_name(link: &mut Link, export: &str, no_zeroes: bool) -> Result<Info> {
     link.send(&wire::encode_option(OPT_EXPORT_NAME, export.as_bytes()))?;
     let size_bytes = match link.receive_array() {
         Err(Error::Disconnected) => {
-            return Err(Error::NoSuchExport {
-                export: export.to_owned(),
-                message: String::new(),
-            });
+            return Err(Error::NoSuchExport { export: export.to_owned(), message: String::new() });
         }
         other => u64::from_be_bytes(other?),
     };
@@ -223,18 +205,10 @@ fn receive_reply(link: &mut Link, option: u32) -> Result<OptionReply> {
         return Err(Violation::OptionMagic(magic).into());
     }
     if answered != option {
-        return Err(Violation::OptionMismatch {
-            asked: option,
-            answered,
-        }
-        .into());
+        return Err(Violation::OptionMismatch { asked: option, answered }.into());
     }
     if length > MAX_OPTION_REPLY_BYTES {
-        return Err(Violation::Length {
-            what: "the reply to an option",
-            length: length.into(),
-        }
-        .into());
+        return Err(Violation::Length { what: "the reply to an option", length: length.into() }.into());
     }
     let mut payload = vec![0; length as usize];
     link.receive(&mut payload)?;
@@ -246,8 +220,5 @@ fn unexpected(option: u32, reply: u32) -> Error {
 }
 
 fn no_such_export(export: &str, reply: &OptionReply) -> Error {
-    Error::NoSuchExport {
-        export: export.to_owned(),
-        message: wire::printable(&reply.payload),
-    }
+    Error::NoSuchExport { export: export.to_owned(), message: wire::printable(&reply.payload) }
 }

@@ -37,43 +37,23 @@ impl Link {
     pub(super) fn open(path: &Path, timeout: Duration, stop: Arc<AtomicBool>) -> Result<Link> {
         let failed = |errno: rustix::io::Errno| match errno {
             rustix::io::Errno::AGAIN => Error::Timeout { after: timeout },
-            other => Error::Connect {
-                socket: path.to_owned(),
-                source: other.into(),
-            },
+            other => Error::Connect { socket: path.to_owned(), source: other.into() },
         };
         let address = SocketAddrUnix::new(path).map_err(failed)?;
-        let socket = socket_with(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(failed)?;
-        set_socket_timeout(
-            &socket,
-            Timeout::Send,
-            Some(timeout.max(Duration::from_millis(1))),
-        )
-        .map_err(failed)?;
+        let socket =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(failed)?;
+        set_socket_timeout(&socket, Timeout::Send, Some(timeout.max(Duration::from_millis(1)))).map_err(failed)?;
         connect(&socket, &address).map_err(failed)?;
         Link::new(UnixStream::from(socket), timeout, stop)
     }
 
     /// Takes a connected socket over.
-    pub(super) fn new(
-        stream: UnixStream,
-        timeout: Duration,
-        stop: Arc<AtomicBool>,
-    ) -> Result<Link> {
+    pub(super) fn new(stream: UnixStream, timeout: Duration, stop: Arc<AtomicBool>) -> Result<Link> {
         let tick = TICK.min(timeout).max(Duration::from_millis(1));
         stream
             .set_read_timeout(Some(tick))
             .and_then(|()| stream.set_write_timeout(Some(tick)))
-            .map_err(|source| Error::Io {
-                action: "set the time-out of the connection to",
-                source,
-            })?;
+            .map_err(|source| Error::Io { action: "set the time-out of the connection to", source })?;
         Ok(Link {
             stream: BufReader::with_capacity(BUFFER_BYTES, stream),
             timeout,
@@ -142,9 +122,7 @@ impl Link {
             return Err(Error::Stopped);
         }
         if Instant::now() >= self.deadline {
-            return Err(Error::Timeout {
-                after: self.timeout,
-            });
+            return Err(Error::Timeout { after: self.timeout });
         }
         Ok(())
     }
@@ -154,13 +132,9 @@ impl Link {
 fn retry_or_fail(error: std::io::Error, action: &'static str) -> Result<()> {
     match error.kind() {
         ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut => Ok(()),
-        ErrorKind::ConnectionReset
-        | ErrorKind::ConnectionAborted
-        | ErrorKind::BrokenPipe
-        | ErrorKind::NotConnected => Err(Error::Disconnected),
-        _ => Err(Error::Io {
-            action,
-            source: error,
-        }),
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe | ErrorKind::NotConnected => {
+            Err(Error::Disconnected)
+        }
+        _ => Err(Error::Io { action, source: error }),
     }
 }

@@ -154,20 +154,10 @@ impl DiskReader {
     pub fn open(uri: &NbdUri, options: ReadOptions) -> Result<DiskReader> {
         let mut contexts = vec![BASE_ALLOCATION.to_owned()];
         contexts.extend(options.bitmap_context.clone());
-        let first = Client::connect(
-            uri,
-            &Options {
-                contexts,
-                timeout: options.timeout,
-                stop: Arc::clone(&options.stop),
-            },
-        )?;
+        let first =
+            Client::connect(uri, &Options { contexts, timeout: options.timeout, stop: Arc::clone(&options.stop) })?;
         let size_bytes = first.size_bytes();
-        let connections = if first.multi_conn() {
-            options.connections.clamp(1, options.in_flight.max(1))
-        } else {
-            1
-        };
+        let connections = if first.multi_conn() { options.connections.clamp(1, options.in_flight.max(1)) } else { 1 };
         let mut clients = vec![first];
         let further = Options {
             contexts: Vec::new(),
@@ -177,11 +167,7 @@ impl DiskReader {
         while clients.len() < connections {
             match Client::connect(uri, &further) {
                 Ok(client) if client.size_bytes() != size_bytes => {
-                    return Err(Violation::SizeChanged {
-                        first: size_bytes,
-                        second: client.size_bytes(),
-                    }
-                    .into());
+                    return Err(Violation::SizeChanged { first: size_bytes, second: client.size_bytes() }.into());
                 }
                 Ok(client) => clients.push(client),
                 Err(Error::Stopped) => return Err(Error::Stopped),
@@ -201,10 +187,7 @@ impl DiskReader {
 
     /// Whether the server has the bitmap that was asked for. Without it no chunk is ever [`Chunk::Clean`].
     pub fn has_bitmap(&self) -> bool {
-        self.options
-            .bitmap_context
-            .as_deref()
-            .is_some_and(|name| self.clients[0].has_context(name))
+        self.options.bitmap_context.as_deref().is_some_and(|name| self.clients[0].has_context(name))
     }
 
     /// How many connections there are.
@@ -453,9 +436,7 @@ impl Worker {
             let room = self.depth.saturating_sub(self.reading.len());
             for assignment in self.shared.take_work(room) {
                 let buffer = self.shared.recycled.try_recv().unwrap_or_default();
-                let ticket =
-                    self.client
-                        .submit_read(assignment.offset, buffer, assignment.length)?;
+                let ticket = self.client.submit_read(assignment.offset, buffer, assignment.length)?;
                 self.reading.insert(ticket, assignment);
             }
             if !self.client.is_idle() {
@@ -503,10 +484,7 @@ impl Worker {
                     let chunk = Chunk::Data {
                         index: assignment.index,
                         offset: assignment.offset,
-                        bytes: ChunkBytes {
-                            bytes,
-                            pool: self.shared.pool.clone(),
-                        },
+                        bytes: ChunkBytes { bytes, pool: self.shared.pool.clone() },
                     };
                     self.shared.deliver(assignment.sequence, chunk);
                 }
@@ -535,10 +513,7 @@ impl Chunks {
         // As many again as are in flight may be with the consumer.
         let (pool, recycled) = crossbeam_channel::bounded(2 * in_flight);
         let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                workers_left: clients.len(),
-                ..State::default()
-            }),
+            state: Mutex::new(State { workers_left: clients.len(), ..State::default() }),
             work: Condvar::new(),
             delivery: Condvar::new(),
             halt: Arc::default(),
@@ -558,23 +533,12 @@ impl Chunks {
             .into_iter()
             .map(|mut client| {
                 client.reconfigure(options.timeout, Arc::clone(&shared.halt));
-                let worker = Worker {
-                    shared: Arc::clone(&shared),
-                    client,
-                    depth,
-                    reading: HashMap::new(),
-                    map: map.take(),
-                };
+                let worker =
+                    Worker { shared: Arc::clone(&shared), client, depth, reading: HashMap::new(), map: map.take() };
                 std::thread::spawn(|| worker.run())
             })
             .collect();
-        Chunks {
-            shared,
-            order,
-            stop: options.stop,
-            workers,
-            ended: false,
-        }
+        Chunks { shared, order, stop: options.stop, workers, ended: false }
     }
 
     /// The next part that the order allows.
@@ -614,12 +578,7 @@ impl Chunks {
                     source: std::io::Error::other("a reading thread has ended early"),
                 });
             }
-            state = self
-                .shared
-                .delivery
-                .wait_timeout(state, TICK)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            state = self.shared.delivery.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }

@@ -9,12 +9,7 @@ use std::str::FromStr;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
 /// Everything but RFC 3986's unreserved characters and the slash, which both the path and the query may hold.
-const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~')
-    .remove(b'/');
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
 /// The address of one export: `nbd+unix:///EXPORT?socket=PATH`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -57,9 +52,7 @@ impl FromStr for NbdUri {
     type Err = UriError;
 
     fn from_str(text: &str) -> Result<Self, UriError> {
-        let rest = text
-            .strip_prefix("nbd+unix://")
-            .ok_or_else(|| UriError::Scheme(text.to_owned()))?;
+        let rest = text.strip_prefix("nbd+unix://").ok_or_else(|| UriError::Scheme(text.to_owned()))?;
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         let export = match path.strip_prefix('/') {
             Some(export) => export,
@@ -67,10 +60,7 @@ impl FromStr for NbdUri {
             None => return Err(UriError::Host(text.to_owned())),
         };
         let impossible = || UriError::Character(text.to_owned());
-        let export = percent_decode_str(export)
-            .decode_utf8()
-            .map_err(|_| impossible())?
-            .into_owned();
+        let export = percent_decode_str(export).decode_utf8().map_err(|_| impossible())?.into_owned();
         // Parameters that we do not know are for other clients.
         let socket: Vec<u8> = query
             .split('&')
@@ -83,10 +73,7 @@ impl FromStr for NbdUri {
         if socket.contains(&0) || export.contains('\0') {
             return Err(impossible());
         }
-        Ok(NbdUri {
-            socket: PathBuf::from(OsString::from_vec(socket)),
-            export,
-        })
+        Ok(NbdUri { socket: PathBuf::from(OsString::from_vec(socket)), export })
     }
 }
 
@@ -100,11 +87,7 @@ mod tests {
         let plain: NbdUri = "nbd+unix:///vda?socket=/run/kvmb/1.sock".parse().unwrap();
         assert_eq!(plain.export, "vda");
         assert_eq!(plain.socket, PathBuf::from("/run/kvmb/1.sock"));
-        for default in [
-            "nbd+unix:///?socket=/s",
-            "nbd+unix://?socket=%2Fs",
-            "nbd+unix:///?tls-port=1&socket=/s",
-        ] {
+        for default in ["nbd+unix:///?socket=/s", "nbd+unix://?socket=%2Fs", "nbd+unix:///?tls-port=1&socket=/s"] {
             let uri: NbdUri = default.parse().unwrap();
             assert_eq!((uri.export.as_str(), uri.socket.to_str()), ("", Some("/s")));
         }
@@ -117,27 +100,12 @@ mod tests {
     fn what_is_not_a_unix_socket_is_refused_with_the_reason() {
         let parse = |text: &str| text.parse::<NbdUri>().unwrap_err();
         assert!(matches!(parse("nbd://host/x"), UriError::Scheme(_)));
-        assert!(matches!(
-            parse("nbds+unix:///x?socket=/s"),
-            UriError::Scheme(_)
-        ));
-        assert!(matches!(
-            parse("nbd+unix://host/x?socket=/s"),
-            UriError::Host(_)
-        ));
+        assert!(matches!(parse("nbds+unix:///x?socket=/s"), UriError::Scheme(_)));
+        assert!(matches!(parse("nbd+unix://host/x?socket=/s"), UriError::Host(_)));
         assert!(matches!(parse("nbd+unix:///x"), UriError::NoSocket(_)));
-        assert!(matches!(
-            parse("nbd+unix:///x?socket="),
-            UriError::NoSocket(_)
-        ));
-        assert!(matches!(
-            parse("nbd+unix:///x?socket=%00"),
-            UriError::Character(_)
-        ));
-        assert!(matches!(
-            parse("nbd+unix:///%ff?socket=/s"),
-            UriError::Character(_)
-        ));
+        assert!(matches!(parse("nbd+unix:///x?socket="), UriError::NoSocket(_)));
+        assert!(matches!(parse("nbd+unix:///x?socket=%00"), UriError::Character(_)));
+        assert!(matches!(parse("nbd+unix:///%ff?socket=/s"), UriError::Character(_)));
     }
 
     proptest! {

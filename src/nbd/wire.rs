@@ -294,12 +294,7 @@ impl ChunkHeader {
     /// "Structured reply chunk message", without the magic.
     pub fn decode(bytes: [u8; 16]) -> Result<ChunkHeader, Violation> {
         let mut fields = Fields::new("a chunk's header", &bytes);
-        Ok(ChunkHeader {
-            flags: fields.u16()?,
-            kind: fields.u16()?,
-            cookie: fields.u64()?,
-            length: fields.u32()?,
-        })
+        Ok(ChunkHeader { flags: fields.u16()?, kind: fields.u16()?, cookie: fields.u64()?, length: fields.u32()? })
     }
 
     /// Whether the reply ends with this chunk.
@@ -314,13 +309,7 @@ impl ChunkHeader {
 }
 
 /// "Request message".
-pub fn encode_request(
-    command: Command,
-    flags: u16,
-    cookie: u64,
-    offset: u64,
-    length: u32,
-) -> [u8; 28] {
+pub fn encode_request(command: Command, flags: u16, cookie: u64, offset: u64, length: u32) -> [u8; 28] {
     let mut bytes = [0; 28];
     bytes[0..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
     bytes[4..6].copy_from_slice(&flags.to_be_bytes());
@@ -354,11 +343,7 @@ pub fn encode_go(export: &str) -> Vec<u8> {
 pub fn encode_set_meta_context(export: &str, contexts: &[String]) -> Vec<u8> {
     let mut data = Vec::new();
     push_string(&mut data, export);
-    data.extend_from_slice(
-        &u32::try_from(contexts.len())
-            .unwrap_or(u32::MAX)
-            .to_be_bytes(),
-    );
+    data.extend_from_slice(&u32::try_from(contexts.len()).unwrap_or(u32::MAX).to_be_bytes());
     for context in contexts {
         push_string(&mut data, context);
     }
@@ -384,10 +369,7 @@ pub fn decode_error_chunk(payload: &[u8]) -> Result<Refusal, Violation> {
     if error == 0 {
         return Err(Violation::NoError);
     }
-    Ok(Refusal {
-        error,
-        message: printable(message),
-    })
+    Ok(Refusal { error, message: printable(message) })
 }
 
 /// `NBD_REPLY_TYPE_BLOCK_STATUS`: the context's id and its extents. `length` is what was asked from `offset`; with
@@ -408,10 +390,7 @@ pub fn decode_block_status(
     let mut left = u64::from(length);
     for (position, pair) in pairs.iter().enumerate() {
         let mut pair = Fields::new("an extent", pair);
-        let mut extent = StatusExtent {
-            length: pair.u32()?,
-            flags: pair.u32()?,
-        };
+        let mut extent = StatusExtent { length: pair.u32()?, flags: pair.u32()? };
         let is_last = position + 1 == pairs.len();
         let too_long = u64::from(extent.length) > left && (!is_last || only_one);
         if extent.length == 0 || left == 0 || too_long {
@@ -478,19 +457,12 @@ pub struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// `what` is named when the message is too short.
     pub fn new(what: &'static str, bytes: &'a [u8]) -> Fields<'a> {
-        Fields {
-            what,
-            whole: bytes.len(),
-            bytes,
-        }
+        Fields { what, whole: bytes.len(), bytes }
     }
 
     /// The next `count` bytes.
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], Violation> {
-        let (head, tail) = self
-            .bytes
-            .split_at_checked(count)
-            .ok_or_else(|| self.wrong_length())?;
+        let (head, tail) = self.bytes.split_at_checked(count).ok_or_else(|| self.wrong_length())?;
         self.bytes = tail;
         Ok(head)
     }
@@ -502,11 +474,7 @@ impl<'a> Fields<'a> {
 
     /// Fails if something is left.
     pub fn end(self) -> Result<(), Violation> {
-        if self.bytes.is_empty() {
-            Ok(())
-        } else {
-            Err(self.wrong_length())
-        }
+        if self.bytes.is_empty() { Ok(()) } else { Err(self.wrong_length()) }
     }
 
     /// A number of two bytes.
@@ -525,19 +493,13 @@ impl<'a> Fields<'a> {
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Violation> {
-        let (head, tail) = self
-            .bytes
-            .split_first_chunk()
-            .ok_or_else(|| self.wrong_length())?;
+        let (head, tail) = self.bytes.split_first_chunk().ok_or_else(|| self.wrong_length())?;
         self.bytes = tail;
         Ok(*head)
     }
 
     fn wrong_length(&self) -> Violation {
-        Violation::Length {
-            what: self.what,
-            length: self.whole as u64,
-        }
+        Violation::Length { what: self.what, length: self.whole as u64 }
     }
 }
 
@@ -554,10 +516,7 @@ impl Coverage {
 
     /// Adds `length` bytes at `offset`; the caller has checked that they lie within the request.
     pub fn add(&mut self, offset: u32, length: u32) -> Result<(), Violation> {
-        let overlap = || Violation::Overlap {
-            offset: offset.into(),
-            length: length.into(),
-        };
+        let overlap = || Violation::Overlap { offset: offset.into(), length: length.into() };
         let end = offset.checked_add(length).ok_or_else(overlap)?;
         let at = self.ranges.partition_point(|range| range.1 <= offset);
         if self.ranges.get(at).is_some_and(|next| next.0 < end) {
@@ -584,11 +543,7 @@ impl Coverage {
 
     /// How many of `length` bytes have not come.
     pub fn missing(&self, length: u32) -> u64 {
-        let covered: u64 = self
-            .ranges
-            .iter()
-            .map(|(begin, end)| u64::from(end - begin))
-            .sum();
+        let covered: u64 = self.ranges.iter().map(|(begin, end)| u64::from(end - begin)).sum();
         u64::from(length).saturating_sub(covered)
     }
 }

@@ -10,10 +10,10 @@
 //! the file sparse. The last chunk may be shorter than the others; when it is all zero, what is left after the whole
 //! 512 KiB is one blob of its own.
 
-use crate::repo::{Content, Id};
+use crate::repo::{self, Content, Id};
 
 /// The size of restic's zero blob (its smallest chunk), by which it finds holes.
-pub const ZERO_BLOB_BYTES: u64 = 512 << 10;
+pub const ZERO_BLOB_BYTES: u64 = repo::ZERO_BLOB_BYTES as u64;
 
 /// What one chunk holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

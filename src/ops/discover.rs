@@ -47,10 +47,7 @@ fn one_disk(hypervisor: &Hypervisor, machine: &Machine, state: &str, disk: &capt
     // An image that is missing or a driver that cannot tell leaves the sizes open; it does not hide the disk.
     let info = machine.disk_info(&disk.target).ok();
     let exclusion = disk.exclusion();
-    let path = match &disk.source {
-        capture::Source::Volume { pool, volume } => hypervisor.volume_path(pool, volume).ok(),
-        source => source.path().cloned(),
-    };
+    let path = machine.resolve(&disk.source).ok().and_then(|source| source.path().cloned());
     record::Disk {
         connect: hypervisor.uri().to_owned(),
         machine: machine.name().to_owned(),
@@ -94,7 +91,7 @@ pub fn captured(state: &CaptureState) -> Result<Vec<record::Disk>> {
             },
             disk: disk.target.clone(),
             source: described.map_or(record::Source::Unknown, |disk| source(&disk.source)),
-            path: disk.image.first().and_then(|image| image.path()).map(|path| path.to_string_lossy().into_owned()),
+            path: disk.image.first().map(|image| image.path.clone()),
             format: disk.format.clone(),
             bus: described.and_then(|disk| disk.bus.clone()),
             capacity_bytes: Some(disk.capacity_bytes),
@@ -105,7 +102,7 @@ pub fn captured(state: &CaptureState) -> Result<Vec<record::Disk>> {
             capture_disks: Some(state.disks.len()),
             nbd: Some(disk.nbd_uri.clone()),
             captured_at: Some(state.captured_at),
-            consistency: Some(state.consistency.to_string()),
+            consistency: Some(state.consistency.as_str().to_owned()),
             checkpoint: state.checkpoint.clone(),
             parent: state.parent_point.clone(),
             read_mode: Some(read_mode(disk.read_mode).into()),
@@ -137,7 +134,9 @@ pub fn source(source: &capture::Source) -> record::Source {
             name: name.clone().unwrap_or_default(),
             hosts: hosts.iter().map(host).collect(),
         },
-        capture::Source::Volume { pool, volume } => record::Source::Volume { pool: pool.clone(), volume: volume.clone() },
+        capture::Source::Volume { pool, volume } => {
+            record::Source::Volume { pool: pool.clone(), volume: volume.clone() }
+        }
         capture::Source::Nvme { address } => record::Source::Nvme { address: address.clone() },
         capture::Source::Vhost { path } => record::Source::VhostUser { path: text(path) },
         capture::Source::Empty => record::Source::None {},

@@ -24,6 +24,14 @@ pub enum Error {
         /// Why.
         source: nbd::Error,
     },
+    /// What was read of a disk does not add up.
+    #[error("disk {disk}: {reason}")]
+    DiskMap {
+        /// The disk's target name.
+        disk: String,
+        /// What is missing.
+        reason: String,
+    },
     /// The repository.
     #[error(transparent)]
     Repo(#[from] repo::Error),

@@ -151,7 +151,8 @@ impl Manifest {
             let zero_blob = super::chunk_map::ZERO_BLOB_BYTES;
             let chunk = u64::from(disk.chunk_bytes);
             let plain_name = !disk.disk.is_empty() && !disk.disk.contains('/') && disk.disk != "." && disk.disk != "..";
-            if chunk == 0 || chunk % zero_blob != 0 || chunk > 64 << 20 || disk.capacity_bytes > 1 << 60 || !plain_name {
+            if chunk == 0 || chunk % zero_blob != 0 || chunk > 64 << 20 || disk.capacity_bytes > 1 << 60 || !plain_name
+            {
                 return Err(ManifestError::Disk(disk.disk.clone()));
             }
         }

@@ -3,8 +3,9 @@
 use super::chunk_map::{ChunkMap, Geometry, ZeroIds};
 use super::manifest::{DEFINITION, MANIFEST, Manifest, ManifestDisk};
 use super::{Error, Result};
+use crate::capture::connection::{glob_matches, is_glob};
 use crate::record;
-use crate::repo::{Content, Id, Index, Node, Repository, Snapshot, read_tree};
+use crate::repo::{Content, DamagedSnapshot, Id, Index, NodeKind, Repository, Snapshot, read_tree};
 use chrono::{DateTime, Duration, FixedOffset, Local, NaiveDate, NaiveDateTime, TimeZone};
 use std::collections::BTreeMap;
 
@@ -118,19 +119,17 @@ pub fn parse_span(text: &str) -> Option<Duration> {
 }
 
 /// All points of a repository, oldest first, and what could not be read.
-pub fn list(repo: &Repository) -> Result<(Vec<PointRef>, Vec<(Id, repo::Error)>)> {
+pub fn list(repo: &Repository) -> Result<(Vec<PointRef>, Vec<DamagedSnapshot>)> {
     let list = repo.snapshots()?;
     let mut points: Vec<PointRef> = list
         .snapshots
         .into_iter()
-        .filter(|(_, snapshot)| snapshot.tags.iter().any(|tag| tag == TAG))
-        .map(|(id, snapshot)| PointRef { id, snapshot })
+        .filter(|stored| stored.snapshot.tags.iter().any(|tag| tag == TAG))
+        .map(|stored| PointRef { id: stored.id, snapshot: stored.snapshot })
         .collect();
     points.sort_by(|a, b| (a.snapshot.time, a.id).cmp(&(b.snapshot.time, b.id)));
     Ok((points, list.damaged))
 }
-
-use crate::repo;
 
 /// The one point that `name` means.
 pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<PointRef> {
@@ -172,24 +171,28 @@ pub fn open(repo: &Repository, index: &Index, point: &PointRef) -> Result<OpenPo
     let tree = |id: &Id, what: &str| read_tree(repo, index, id).map_err(|error| bad(format!("{what}: {error}")));
 
     let root = tree(&point.snapshot.tree, "its root tree")?;
-    let [Node::Dir(top)] = &root.nodes[..] else {
+    let [top] = &root.nodes[..] else {
         return Err(bad("its root is not one machine's folder".into()));
     };
+    let NodeKind::Dir { subtree: top } = top.kind else {
+        return Err(bad("its root is not a machine's folder".into()));
+    };
     let (mut files, mut disk_trees) = (BTreeMap::new(), BTreeMap::new());
-    for node in tree(&top.subtree, "the machine's folder")?.nodes {
-        match node {
-            Node::File(file) => {
-                files.insert(file.name, (file.size, file.content));
+    for node in tree(&top, "the machine's folder")?.nodes {
+        let name = node.name.to_string_lossy().into_owned();
+        match node.kind {
+            NodeKind::File { size_bytes, content } => {
+                files.insert(name, (size_bytes, content));
             }
-            Node::Dir(dir) => {
-                for node in tree(&dir.subtree, &format!("the folder of {}", dir.name))?.nodes {
-                    if let Node::File(file) = node {
-                        files.insert(format!("{}/{}", dir.name, file.name), (file.size, file.content));
+            NodeKind::Dir { subtree } => {
+                for file in tree(&subtree, &format!("the folder of {name}"))?.nodes {
+                    if let NodeKind::File { size_bytes, content } = file.kind {
+                        files.insert(format!("{name}/{}", file.name.to_string_lossy()), (size_bytes, content));
                     }
                 }
-                disk_trees.insert(dir.name, dir.subtree);
+                disk_trees.insert(name, subtree);
             }
-            Node::Other(_) => {}
+            NodeKind::Other(_) => {}
         }
     }
     let manifest_json = read_small(repo, index, &files, MANIFEST).map_err(&bad)?;
@@ -224,6 +227,11 @@ fn read_small(
     Ok(bytes)
 }
 
+/// Whether a name or glob (`web*`) means this machine.
+pub fn name_matches(pattern: &str, machine: &str) -> bool {
+    pattern == machine || (is_glob(pattern) && glob_matches(pattern, machine))
+}
+
 /// The name of a disk's file within the point.
 pub fn disk_file(disk: &str) -> String {
     format!("{disk}/{disk}.raw")
@@ -238,10 +246,8 @@ impl OpenPoint {
 
     /// The machine's definition.
     pub fn definition(&self, repo: &Repository, index: &Index) -> Result<String> {
-        String::from_utf8(self.read_file(repo, index, DEFINITION)?).map_err(|_| Error::BadPoint {
-            point: self.id.to_string(),
-            reason: format!("{DEFINITION} is not UTF-8"),
-        })
+        String::from_utf8(self.read_file(repo, index, DEFINITION)?)
+            .map_err(|_| Error::BadPoint { point: self.id.to_string(), reason: format!("{DEFINITION} is not UTF-8") })
     }
 
     /// The chunks of one of the manifest's disks.
@@ -253,7 +259,8 @@ impl OpenPoint {
             return Err(bad(format!("{name} has {size} bytes and the manifest says {}", disk.capacity_bytes)));
         }
         let geometry = Geometry { capacity_bytes: disk.capacity_bytes, chunk_bytes: disk.chunk_bytes };
-        ChunkMap::from_content(content, geometry, ZeroIds::of(geometry)).map_err(|error| bad(format!("{name}: {error}")))
+        ChunkMap::from_content(content, geometry, ZeroIds::of(geometry))
+            .map_err(|error| bad(format!("{name}: {error}")))
     }
 
     /// The point as a record.

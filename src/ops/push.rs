@@ -10,9 +10,11 @@ use super::store_disk::{CHUNK_BYTES, DiskTask, StoredDisk, store_disk};
 use super::{Error, Monitor, Result, Stop};
 use crate::capture::state::FileRole;
 use crate::capture::{CaptureFile, CaptureState, CapturedDisk, Definition};
-use crate::nbd::{self, NbdUri, UriError};
+use crate::nbd::{NbdUri, UriError};
 use crate::record;
-use crate::repo::{BlobKind, Content, DirNode, FileNode, Id, Index, LockMode, Node, Repository, Snapshot, Writer, WriterOptions, write_tree};
+use crate::repo::{
+    BlobKind, Content, Id, Index, LockMode, Node, Repository, Snapshot, Writer, WriterOptions, write_tree,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +56,11 @@ pub fn push(
 
     let writer = Writer::new(repo, Arc::clone(&index), WriterOptions::default());
     let stored = watched(capture, stop, |stop| {
-        capture.disks.iter().map(|disk| read_disk(capture, disk, parent.as_ref(), &writer, monitor, stop)).collect::<Result<Vec<_>>>()
+        capture
+            .disks
+            .iter()
+            .map(|disk| read_disk(capture, disk, parent.as_ref(), &writer, monitor, stop))
+            .collect::<Result<Vec<_>>>()
     })?;
     after_read()?;
 
@@ -101,7 +107,7 @@ pub fn push(
         host: host.clone(),
         connect: capture.connect.clone(),
         captured_at: capture.captured_at,
-        consistency: capture.consistency.to_string(),
+        consistency: capture.consistency.as_str().to_owned(),
         checkpoint: capture.checkpoint.clone(),
         parent: parent.as_ref().map(|parent| parent.id.to_string()),
         duration_seconds: (elapsed.num_milliseconds().max(0) as f64) / 1000.0,
@@ -114,17 +120,12 @@ pub fn push(
     writer.finish()?;
     lock.check()?;
     stop.check()?;
-    let snapshot = Snapshot {
-        time: capture.captured_at,
-        parent: parent.as_ref().map(|parent| parent.id),
-        tree,
-        paths: vec![format!("/{}", capture.machine)],
-        hostname: host.clone(),
-        username: "root".into(),
-        tags: vec![TAG.into(), format!("{MACHINE_TAG}{}", capture.machine)],
-        program_version: program(),
-        ..Snapshot::default()
-    };
+    let mut snapshot = Snapshot::new(tree, vec![format!("/{}", capture.machine)]);
+    snapshot.time = capture.captured_at;
+    snapshot.parent = parent.as_ref().map(|parent| parent.id);
+    snapshot.hostname = host;
+    snapshot.tags = vec![TAG.into(), format!("{MACHINE_TAG}{}", capture.machine)];
+    snapshot.program_version = program();
     let id = repo.save_snapshot(&snapshot)?;
     request.file.commit(&id.to_string())?;
     let point = OpenPoint { id, snapshot, manifest, files: BTreeMap::new(), disk_trees: BTreeMap::new() };
@@ -142,12 +143,13 @@ fn read_disk(
     monitor: &dyn Monitor,
     stop: &Stop,
 ) -> Result<(u32, StoredDisk)> {
-    let uri: NbdUri = disk.nbd_uri.parse().map_err(|error: UriError| Error::Disk {
+    let uri: NbdUri = disk.nbd_uri.parse().map_err(|error: UriError| Error::DiskMap {
         disk: disk.target.clone(),
-        source: nbd::Error::Protocol(error.to_string()),
+        reason: error.to_string(),
     })?;
     let progress = monitor.start("reading", &format!("{}/{}", capture.machine, disk.target), disk.capacity_bytes);
-    let chunk_bytes = parent.and_then(|point| manifest_disk(point, &disk.target)).map_or(CHUNK_BYTES, |d| d.chunk_bytes);
+    let chunk_bytes =
+        parent.and_then(|point| manifest_disk(point, &disk.target)).map_or(CHUNK_BYTES, |d| d.chunk_bytes);
     let task = DiskTask { disk: &disk.target, uri: &uri, chunk_bytes, bitmap: None, parent: None };
     Ok((chunk_bytes, store_disk(&task, writer, &*progress, stop)?))
 }
@@ -192,32 +194,40 @@ impl<'a> Folder<'a> {
         for piece in bytes.chunks(SMALL_FILE_BLOB_BYTES) {
             content.push(self.writer.put(BlobKind::Data, piece)?.id);
         }
-        self.nodes.push(Node::File(FileNode::new(name, self.time, bytes.len() as u64, content)));
+        self.nodes.push(Node::file(name, self.time, bytes.len() as u64, content));
         Ok(())
     }
 
     /// A disk that is as it was in the parent keeps the parent's folder, so that it costs no new tree.
-    fn add_disk(&mut self, disk: &str, chunk_bytes: u32, stored: &StoredDisk, parent: Option<&OpenPoint>) -> Result<()> {
+    fn add_disk(
+        &mut self,
+        disk: &str,
+        chunk_bytes: u32,
+        stored: &StoredDisk,
+        parent: Option<&OpenPoint>,
+    ) -> Result<()> {
         use super::chunk_map::{Geometry, ZeroIds};
         let geometry = Geometry { capacity_bytes: stored.capacity_bytes, chunk_bytes };
         let content = stored.map.to_content(geometry, ZeroIds::of(geometry));
         let unchanged = parent
-            .filter(|p| p.files.get(&disk_file(disk)).is_some_and(|(size, c)| *size == stored.capacity_bytes && *c == content))
+            .filter(|p| {
+                p.files.get(&disk_file(disk)).is_some_and(|(size, c)| *size == stored.capacity_bytes && *c == content)
+            })
             .and_then(|p| p.disk_trees.get(disk).copied());
         let subtree = match unchanged {
             Some(tree) => tree,
             None => {
-                let file = FileNode::new(&format!("{disk}.raw"), self.time, stored.capacity_bytes, content);
-                write_tree(self.writer, &[Node::File(file)])?
+                let file = Node::file(format!("{disk}.raw"), self.time, stored.capacity_bytes, content);
+                write_tree(self.writer, &[file])?
             }
         };
-        self.nodes.push(Node::Dir(DirNode::new(disk, self.time, subtree)));
+        self.nodes.push(Node::dir(disk, self.time, subtree));
         Ok(())
     }
 
     fn finish(mut self, machine: &str) -> Result<Id> {
-        self.nodes.sort_by(|a, b| a.name().cmp(b.name()));
+        self.nodes.sort_by(|a, b| a.name.cmp(&b.name));
         let folder = write_tree(self.writer, &self.nodes)?;
-        Ok(write_tree(self.writer, &[Node::Dir(DirNode::new(machine, self.time, folder))])?)
+        Ok(write_tree(self.writer, &[Node::dir(machine, self.time, folder)])?)
     }
 }

@@ -4,8 +4,8 @@
 //! system is full, QEMU stops the *guest*. So the reading gives up before: the backup fails, the machine does not.
 
 use super::{Error, Result, Stop};
-use crate::capture::runtime::free_bytes;
 use crate::capture::CaptureState;
+use crate::capture::runtime::free_bytes;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

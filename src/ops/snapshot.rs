@@ -85,7 +85,8 @@ fn refuse_without_scratch(
     disks: &[String],
     request: &SnapshotRequest,
 ) -> Result<()> {
-    let capacity: u64 = disks.iter().filter_map(|disk| machine.disk_info(disk).ok()).map(|info| info.capacity_bytes).sum();
+    let capacity: u64 =
+        disks.iter().filter_map(|disk| machine.disk_info(disk).ok()).map(|info| info.capacity_bytes).sum();
     let wanted_bytes = capacity.saturating_add(capacity / 100).min(SCRATCH_BYTES);
     let folder = request.scratch.clone().unwrap_or_else(|| runtime.scratch_folder().to_owned());
     let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(&folder);

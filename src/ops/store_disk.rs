@@ -10,10 +10,10 @@
 //! Memory is bounded by the queue (some tens of chunks) and the packs in the making; the chunk map takes 40 bytes for
 //! each chunk that is not zero.
 
-use super::chunk_map::{Chunk, ChunkMap, Geometry, ZERO_BLOB_BYTES, ZeroIds};
+use super::chunk_map::{Chunk, ChunkMap, Geometry, ZERO_BLOB_BYTES};
 use super::{Error, Progress, Result, Stop};
 use crate::nbd::{self, DiskReader, NbdUri, ReadOptions};
-use crate::repo::{self, BlobKind, Id, Writer};
+use crate::repo::{self, BlobKind, Writer};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -83,8 +83,7 @@ pub fn store_disk(task: &DiskTask, writer: &Writer, progress: &dyn Progress, sto
         return Err(error);
     }
     let assembler = assembler.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let bad = |reason| Error::Disk { disk: task.disk.to_owned(), source: nbd::Error::Protocol(reason) };
-    assembler.finish(geometry).map_err(bad)
+    assembler.finish(geometry).map_err(|reason| Error::DiskMap { disk: task.disk.to_owned(), reason })
 }
 
 /// One worker: takes chunks until there are none.
@@ -100,7 +99,9 @@ fn work(
     while let Some(chunk) = next() {
         stop.check()?;
         let piece = match chunk.map_err(Error::disk(task.disk))? {
-            nbd::Chunk::Zero { first, count } => Piece { first, count, what: What::Chunk(Chunk::Zero), ..Piece::default() },
+            nbd::Chunk::Zero { first, count } => {
+                Piece { first, count, what: What::Chunk(Chunk::Zero), ..Piece::default() }
+            }
             nbd::Chunk::Clean { first, count, .. } => Piece { first, count, what: What::Clean, ..Piece::default() },
             nbd::Chunk::Data { index, bytes, .. } => {
                 let (what, new_bytes, stored_bytes) = if is_zero(&bytes) {
@@ -255,6 +256,7 @@ impl<'a> ParentCursor<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repo::Id;
 
     fn piece(first: u64, count: u64, what: What) -> Piece {
         Piece { first, count, what, ..Piece::default() }

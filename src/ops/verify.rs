@@ -49,7 +49,8 @@ impl<'a> Verifier<'a> {
     /// Looks at the packs' sizes; the points are read by [`Verifier::verify`].
     pub fn new(repo: &'a Repository, index: &'a Index, depth: Depth) -> Result<Verifier<'a>> {
         let packs = repo.storage().list(FileKind::Pack).map_err(repo::Error::from)?;
-        let pack_sizes = packs.into_iter().filter_map(|file| Some((file.name.parse().ok()?, file.size_bytes))).collect();
+        let pack_sizes =
+            packs.into_iter().filter_map(|file| Some((file.name.parse().ok()?, file.size_bytes))).collect();
         Ok(Verifier { repo, index, depth, pack_sizes, proven: HashSet::new(), broken: BTreeMap::new() })
     }
 
@@ -178,7 +179,8 @@ impl<'a> Verifier<'a> {
             match damage[first_new..].last_mut() {
                 // Neighbours that are hit by the same thing are one place.
                 Some(last)
-                    if last.error == error && last.offset_bytes.zip(last.length_bytes).is_some_and(|(o, l)| o + l == offset) =>
+                    if last.error == error
+                        && last.offset_bytes.zip(last.length_bytes).is_some_and(|(o, l)| o + l == offset) =>
                 {
                     last.length_bytes = last.length_bytes.map(|l| l + length);
                 }
@@ -209,7 +211,13 @@ impl<'a> Verifier<'a> {
             for (id, _) in content.runs() {
                 if let Some(error) = self.broken.get(&id) {
                     let error = format!("{name}: {error}");
-                    damage.push(Damage { disk: None, offset_bytes: None, length_bytes: None, file: self.file_of(&id), error });
+                    damage.push(Damage {
+                        disk: None,
+                        offset_bytes: None,
+                        length_bytes: None,
+                        file: self.file_of(&id),
+                        error,
+                    });
                 }
             }
         }

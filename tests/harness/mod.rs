@@ -68,13 +68,7 @@ pub struct Env {
 impl Env {
     /// Makes the world. `name` only helps to recognise it in messages.
     pub fn new(name: &str) -> Env {
-        parts::require(&[
-            "virsh",
-            "qemu-system-x86_64",
-            "qemu-img",
-            "qemu-nbd",
-            "restic",
-        ]);
+        parts::require(&["virsh", "qemu-system-x86_64", "qemu-img", "qemu-nbd", "restic"]);
         let base = std::env::var_os("KVMB_TEST_DIR").unwrap_or_else(|| "/tmp".into());
         // Short on purpose: the path of a unix socket ends at 107 bytes.
         let folder = tempfile::Builder::new()
@@ -82,12 +76,7 @@ impl Env {
             .tempdir_in(base)
             .expect("cannot make the test's folder")
             .keep();
-        let env = Env {
-            name: name.to_owned(),
-            folder,
-            libvirt: Mutex::new(()),
-            machines: AtomicUsize::new(0),
-        };
+        let env = Env { name: name.to_owned(), folder, libvirt: Mutex::new(()), machines: AtomicUsize::new(0) };
         // QEMU runs as a user of its own: it may pass through, and create sockets where it must.
         set_mode(&env.folder, 0o711);
         for (folder, mode) in [
@@ -155,10 +144,7 @@ impl Env {
         let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".to_owned());
         command
             .env_clear()
-            .env(
-                "PATH",
-                format!("{}:{path}:/usr/sbin:/sbin", self.path("bin").display()),
-            )
+            .env("PATH", format!("{}:{path}:/usr/sbin:/sbin", self.path("bin").display()))
             .env("HOME", self.path("home"))
             .env("TMPDIR", self.path("tmp"))
             .env("LANG", "C.UTF-8")
@@ -189,9 +175,7 @@ impl Env {
 
     /// A script for `/bin/sh`, with `kvmb` on its path. `$R` is [`Env::repo`].
     pub fn sh(&self, script: &str) -> Call {
-        self.program("/bin/sh")
-            .env("R", self.repo())
-            .args(["-c", script])
+        self.program("/bin/sh").env("R", self.repo()).args(["-c", script])
     }
 
     /// A machine to be described further.
@@ -255,11 +239,7 @@ impl Env {
             if found.is_empty() {
                 return;
             }
-            assert!(
-                Instant::now() < end,
-                "{}: left behind: {found:#?}",
-                self.name
-            );
+            assert!(Instant::now() < end, "{}: left behind: {found:#?}", self.name);
             thread::sleep(Duration::from_millis(50));
         }
     }
@@ -274,11 +254,7 @@ impl Drop for Env {
         }
         tmpfs::unmount_below(&self.folder);
         if let Err(error) = fs::remove_dir_all(&self.folder) {
-            eprintln!(
-                "{}: cannot remove {}: {error}",
-                self.name,
-                self.folder.display()
-            );
+            eprintln!("{}: cannot remove {}: {error}", self.name, self.folder.display());
         }
     }
 }

@@ -64,12 +64,7 @@ impl Server {
     /// `nbdkit` with these arguments.
     pub fn nbdkit(arguments: &[&str]) -> Server {
         Server::start("nbdkit", |command, folder| {
-            command
-                .args(["-f", "-U"])
-                .arg(folder.join("socket"))
-                .arg("-P")
-                .arg(folder.join("pid"))
-                .args(arguments);
+            command.args(["-f", "-U"]).arg(folder.join("socket")).arg("-P").arg(folder.join("pid")).args(arguments);
         })
     }
 
@@ -82,10 +77,7 @@ impl Server {
     }
 
     pub fn export(&self, export: &str) -> NbdUri {
-        NbdUri {
-            socket: self.path("socket"),
-            export: export.to_owned(),
-        }
+        NbdUri { socket: self.path("socket"), export: export.to_owned() }
     }
 
     pub fn kill(&mut self) {
@@ -114,19 +106,11 @@ impl Qemu {
                 .arg("-pidfile")
                 .arg(folder.join("pid"))
                 .arg("-qmp")
-                .arg(format!(
-                    "unix:{},server=on,wait=off",
-                    folder.join("socket").display()
-                ));
+                .arg(format!("unix:{},server=on,wait=off", folder.join("socket").display()));
         });
         let stream = UnixStream::connect(server.path("socket")).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(60)))
-            .unwrap();
-        let mut qemu = Qemu {
-            server,
-            monitor: BufReader::new(stream),
-        };
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let mut qemu = Qemu { server, monitor: BufReader::new(stream) };
         let mut greeting = String::new();
         qemu.monitor.read_line(&mut greeting).unwrap();
         qemu.execute("qmp_capabilities", serde_json::json!({}));
@@ -143,11 +127,7 @@ impl Qemu {
         writeln!(self.monitor.get_mut(), "{request}").unwrap();
         loop {
             let mut line = String::new();
-            assert_ne!(
-                self.monitor.read_line(&mut line).unwrap(),
-                0,
-                "QEMU is gone"
-            );
+            assert_ne!(self.monitor.read_line(&mut line).unwrap(), 0, "QEMU is gone");
             let reply: serde_json::Value = serde_json::from_str(&line).unwrap();
             assert!(reply.get("error").is_none(), "{command}: {reply}");
             if let Some(answer) = reply.get("return") {
@@ -159,29 +139,17 @@ impl Qemu {
     /// Writes through the live block layer, as a guest does.
     pub fn io(&mut self, node: &str, command: &str) {
         let line = format!("qemu-io {node} \"{command}\"");
-        let answer = self.execute(
-            "human-monitor-command",
-            serde_json::json!({"command-line": line}),
-        );
+        let answer = self.execute("human-monitor-command", serde_json::json!({"command-line": line}));
         let answer = answer.as_str().unwrap().to_owned();
-        assert!(
-            answer.is_empty() || answer.contains("ops"),
-            "{line}: {answer}"
-        );
+        assert!(answer.is_empty() || answer.contains("ops"), "{line}: {answer}");
     }
 }
 
 /// Runs a tool to its end.
 pub fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| panic!("{program}: {error}. {INSTALL}"));
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output =
+        Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}. {INSTALL}"));
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// `qemu-io` on an image, command by command.

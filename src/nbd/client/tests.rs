@@ -36,23 +36,14 @@ fn option_reply(option: u32, kind: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 fn info_export(size_bytes: u64) -> Vec<u8> {
-    option_reply(
-        wire::OPT_GO,
-        wire::REP_INFO,
-        &bytes_of(&[&[0, 0], &size_bytes.to_be_bytes(), &1u16.to_be_bytes()]),
-    )
+    option_reply(wire::OPT_GO, wire::REP_INFO, &bytes_of(&[&[0, 0], &size_bytes.to_be_bytes(), &1u16.to_be_bytes()]))
 }
 
 fn info_block_size(minimum: u32, maximum: u32) -> Vec<u8> {
     option_reply(
         wire::OPT_GO,
         wire::REP_INFO,
-        &bytes_of(&[
-            &[0, 3],
-            &minimum.to_be_bytes(),
-            &4096u32.to_be_bytes(),
-            &maximum.to_be_bytes(),
-        ]),
+        &bytes_of(&[&[0, 3], &minimum.to_be_bytes(), &4096u32.to_be_bytes(), &maximum.to_be_bytes()]),
     )
 }
 
@@ -119,21 +110,12 @@ fn none(cookie: u64) -> Vec<u8> {
 }
 
 fn error(flags: u16, cookie: u64, number: u32, message: &str) -> Vec<u8> {
-    let payload = bytes_of(&[
-        &number.to_be_bytes(),
-        &(message.len() as u16).to_be_bytes(),
-        message.as_bytes(),
-    ]);
+    let payload = bytes_of(&[&number.to_be_bytes(), &(message.len() as u16).to_be_bytes(), message.as_bytes()]);
     chunk(flags, 0x8001, cookie, &payload)
 }
 
 fn simple(cookie: u64, number: u32, bytes: &[u8]) -> Vec<u8> {
-    bytes_of(&[
-        &wire::SIMPLE_REPLY_MAGIC.to_be_bytes(),
-        &number.to_be_bytes(),
-        &cookie.to_be_bytes(),
-        bytes,
-    ])
+    bytes_of(&[&wire::SIMPLE_REPLY_MAGIC.to_be_bytes(), &number.to_be_bytes(), &cookie.to_be_bytes(), bytes])
 }
 
 fn status(flags: u16, cookie: u64, context: u32, extents: &[(u32, u32)]) -> Vec<u8> {
@@ -185,10 +167,7 @@ impl DerefMut for Scripted {
 fn connect(bytes: &[u8]) -> Result<Scripted> {
     let (ours, theirs) = server_that_says(bytes);
     theirs.shutdown(std::net::Shutdown::Write).unwrap();
-    Ok(Scripted {
-        client: Client::from_stream(ours, "x", &options())?,
-        _theirs: theirs,
-    })
+    Ok(Scripted { client: Client::from_stream(ours, "x", &options())?, _theirs: theirs })
 }
 
 fn connected(replies: &[Vec<u8>]) -> Scripted {
@@ -240,90 +219,27 @@ fn replies_to_several_requests_are_told_apart() {
         };
         results.push((completion.ticket, bytes));
     }
-    assert_eq!(
-        results,
-        [(second, b"ABCD".to_vec()), (first, b"abcd".to_vec())]
-    );
+    assert_eq!(results, [(second, b"ABCD".to_vec()), (first, b"abcd".to_vec())]);
 }
 
 #[test]
 fn a_read_with_wrong_pieces_is_a_violation() {
     let cases: [(&[Vec<u8>], Violation); 12] = [
-        (
-            &[data(0, FIRST, 100, b"ab"), none(FIRST)],
-            Violation::Incomplete { missing: 2 },
-        ),
+        (&[data(0, FIRST, 100, b"ab"), none(FIRST)], Violation::Incomplete { missing: 2 }),
         (&[none(FIRST)], Violation::Incomplete { missing: 4 }),
-        (
-            &[data(0, FIRST, 100, b"abc"), data(1, FIRST, 102, b"cd")],
-            Violation::Overlap {
-                offset: 2,
-                length: 2,
-            },
-        ),
-        (
-            &[hole(0, FIRST, 100, 4), hole(1, FIRST, 100, 1)],
-            Violation::Overlap {
-                offset: 0,
-                length: 1,
-            },
-        ),
-        (
-            &[data(1, FIRST, 99, b"abcd")],
-            Violation::OutOfBounds {
-                offset: 99,
-                length: 4,
-            },
-        ),
-        (
-            &[data(1, FIRST, 101, b"abcd")],
-            Violation::OutOfBounds {
-                offset: 101,
-                length: 4,
-            },
-        ),
+        (&[data(0, FIRST, 100, b"abc"), data(1, FIRST, 102, b"cd")], Violation::Overlap { offset: 2, length: 2 }),
+        (&[hole(0, FIRST, 100, 4), hole(1, FIRST, 100, 1)], Violation::Overlap { offset: 0, length: 1 }),
+        (&[data(1, FIRST, 99, b"abcd")], Violation::OutOfBounds { offset: 99, length: 4 }),
+        (&[data(1, FIRST, 101, b"abcd")], Violation::OutOfBounds { offset: 101, length: 4 }),
         (
             &[hole(1, FIRST, u64::MAX, u32::MAX)],
-            Violation::OutOfBounds {
-                offset: u64::MAX,
-                length: u64::from(u32::MAX),
-            },
+            Violation::OutOfBounds { offset: u64::MAX, length: u64::from(u32::MAX) },
         ),
-        (
-            &[hole(1, FIRST, 100, 0)],
-            Violation::OutOfBounds {
-                offset: 100,
-                length: 0,
-            },
-        ),
-        (
-            &[data(1, FIRST, 100, b"")],
-            Violation::Length {
-                what: "a data chunk",
-                length: 8,
-            },
-        ),
-        (
-            &[chunk(0, wire::REPLY_NONE, FIRST, &[])],
-            Violation::Length {
-                what: "an empty chunk",
-                length: 0,
-            },
-        ),
-        (
-            &[status(1, FIRST, 7, &[(4, 0)])],
-            Violation::ChunkType {
-                command: Command::Read,
-                kind: 5,
-            },
-        ),
-        (
-            &[chunk(1, 77, FIRST, b"")],
-            Violation::ChunkType {
-                command: Command::Read,
-                kind: 77,
-            },
-        ),
+        (&[hole(1, FIRST, 100, 0)], Violation::OutOfBounds { offset: 100, length: 0 }),
+        (&[data(1, FIRST, 100, b"")], Violation::Length { what: "a data chunk", length: 8 }),
+        (&[chunk(0, wire::REPLY_NONE, FIRST, &[])], Violation::Length { what: "an empty chunk", length: 0 }),
+        (&[status(1, FIRST, 7, &[(4, 0)])], Violation::ChunkType { command: Command::Read, kind: 5 }),
+        (&[chunk(1, 77, FIRST, b"")], Violation::ChunkType { command: Command::Read, kind: 77 }),
     ];
     for (replies, expected) in cases {
         assert_eq!(violation(read(4, replies)), expected);
@@ -332,32 +248,14 @@ fn a_read_with_wrong_pieces_is_a_violation() {
 
 #[test]
 fn a_wrong_magic_cookie_or_kind_of_reply_is_a_violation() {
-    assert_eq!(
-        violation(read(4, &[b"SSH-2.0-OpenSSH".to_vec()])),
-        Violation::ReplyMagic(u32::from_be_bytes(*b"SSH-"))
-    );
-    assert_eq!(
-        violation(read(4, &[data(1, 99, 100, b"abcd")])),
-        Violation::Cookie(99)
-    );
-    assert_eq!(
-        violation(read(4, &[simple(FIRST, 0, b"abcd")])),
-        Violation::SimpleReply(Command::Read)
-    );
-    assert_eq!(
-        violation(read(4, &[error(1, FIRST, 0, "all is well")])),
-        Violation::NoError
-    );
+    assert_eq!(violation(read(4, &[b"SSH-2.0-OpenSSH".to_vec()])), Violation::ReplyMagic(u32::from_be_bytes(*b"SSH-")));
+    assert_eq!(violation(read(4, &[data(1, 99, 100, b"abcd")])), Violation::Cookie(99));
+    assert_eq!(violation(read(4, &[simple(FIRST, 0, b"abcd")])), Violation::SimpleReply(Command::Read));
+    assert_eq!(violation(read(4, &[error(1, FIRST, 0, "all is well")])), Violation::NoError);
     // A chunk where structured replies were not negotiated.
-    let bytes = bytes_of(&[
-        &handshake_without_structured_replies(),
-        &data(1, FIRST, 100, b"abcd"),
-    ]);
+    let bytes = bytes_of(&[&handshake_without_structured_replies(), &data(1, FIRST, 100, b"abcd")]);
     let mut client = connect(&bytes).unwrap();
-    assert!(matches!(
-        violation(client.read(0, &mut [0; 4])),
-        Violation::ReplyMagic(_)
-    ));
+    assert!(matches!(violation(client.read(0, &mut [0; 4])), Violation::ReplyMagic(_)));
 }
 
 #[test]
@@ -375,10 +273,7 @@ fn lengths_that_would_fill_the_memory_are_refused_before_anything_is_allocated()
             Violation::Length { length, .. } if length == u64::from(u32::MAX)
         ));
     }
-    assert!(matches!(
-        violation(read(4, &[huge(wire::REPLY_OFFSET_DATA)])),
-        Violation::OutOfBounds { .. }
-    ));
+    assert!(matches!(violation(read(4, &[huge(wire::REPLY_OFFSET_DATA)])), Violation::OutOfBounds { .. }));
     let result = connected(&[huge(wire::REPLY_BLOCK_STATUS)]).block_status(0, 4096);
     assert!(matches!(violation(result), Violation::Length { .. }));
     let mut long = option_reply(wire::OPT_STRUCTURED_REPLY, wire::REP_ACK, &[]);
@@ -409,10 +304,7 @@ fn a_refused_request_leaves_the_connection_usable() {
         }
         other => panic!("{other:?}"),
     }
-    assert!(matches!(
-        client.read(100, &mut bytes),
-        Err(Error::Request { error: 22, .. })
-    ));
+    assert!(matches!(client.read(100, &mut bytes), Err(Error::Request { error: 22, .. })));
     client.read(100, &mut bytes).unwrap();
     assert_eq!(&bytes, b"abcd");
 }
@@ -421,14 +313,8 @@ fn a_refused_request_leaves_the_connection_usable() {
 fn after_a_violation_nothing_works_any_more() {
     let mut client = connected(&[none(FIRST), data(1, SECOND, 100, b"abcd")]);
     assert!(client.read(100, &mut [0; 4]).is_err());
-    assert!(matches!(
-        client.read(100, &mut [0; 4]),
-        Err(Error::Disconnected)
-    ));
-    assert!(matches!(
-        client.block_status(0, 1),
-        Err(Error::Disconnected)
-    ));
+    assert!(matches!(client.read(100, &mut [0; 4]), Err(Error::Disconnected)));
+    assert!(matches!(client.block_status(0, 1), Err(Error::Disconnected)));
 }
 
 #[test]
@@ -447,70 +333,24 @@ fn a_server_that_shuts_down_or_closes_is_disconnected() {
 #[test]
 fn a_status_is_checked_and_clipped() {
     let ask = |replies: &[Vec<u8>]| connected(replies).block_status(0, 4096);
-    let good = ask(&[
-        status(0, FIRST, 9, &[(4096, 1)]),
-        status(0, FIRST, 7, &[(512, 0), (u32::MAX, 3)]),
-        none(FIRST),
-    ])
-    .unwrap();
+    let good = ask(&[status(0, FIRST, 9, &[(4096, 1)]), status(0, FIRST, 7, &[(512, 0), (u32::MAX, 3)]), none(FIRST)])
+        .unwrap();
     assert_eq!(good[0].context, "qemu:dirty-bitmap:b");
     assert_eq!(good[1].context, "base:allocation");
-    assert_eq!(
-        good[1].extents,
-        [
-            StatusExtent {
-                length: 512,
-                flags: 0
-            },
-            StatusExtent {
-                length: 3584,
-                flags: 3
-            },
-        ]
-    );
+    assert_eq!(good[1].extents, [StatusExtent { length: 512, flags: 0 }, StatusExtent { length: 3584, flags: 3 },]);
     let extents = Violation::Extents { offset: 0 };
     for (replies, expected) in [
         (vec![status(1, FIRST, 7, &[(4096, 0)])], extents.clone()),
         (vec![status(1, FIRST, 7, &[])], extents.clone()),
         (vec![status(1, FIRST, 7, &[(0, 0)])], extents.clone()),
-        (
-            vec![status(1, FIRST, 7, &[(512, 0), (0, 0)])],
-            extents.clone(),
-        ),
-        (
-            vec![status(1, FIRST, 7, &[(4096, 0), (1, 0)])],
-            extents.clone(),
-        ),
-        (
-            vec![status(1, FIRST, 7, &[(9999, 0), (1, 0)])],
-            extents.clone(),
-        ),
-        (
-            vec![chunk(1, 5, FIRST, &[0, 0, 0, 7, 0, 0, 0])],
-            extents.clone(),
-        ),
-        (
-            vec![status(1, FIRST, 8, &[(4096, 0)])],
-            Violation::Context(8),
-        ),
-        (
-            vec![
-                status(0, FIRST, 7, &[(4096, 0)]),
-                status(1, FIRST, 7, &[(4096, 0)]),
-            ],
-            Violation::Context(7),
-        ),
-        (
-            vec![data(1, FIRST, 0, b"abc")],
-            Violation::ChunkType {
-                command: Command::BlockStatus,
-                kind: 1,
-            },
-        ),
-        (
-            vec![simple(FIRST, 0, b"")],
-            Violation::SimpleReply(Command::BlockStatus),
-        ),
+        (vec![status(1, FIRST, 7, &[(512, 0), (0, 0)])], extents.clone()),
+        (vec![status(1, FIRST, 7, &[(4096, 0), (1, 0)])], extents.clone()),
+        (vec![status(1, FIRST, 7, &[(9999, 0), (1, 0)])], extents.clone()),
+        (vec![chunk(1, 5, FIRST, &[0, 0, 0, 7, 0, 0, 0])], extents.clone()),
+        (vec![status(1, FIRST, 8, &[(4096, 0)])], Violation::Context(8)),
+        (vec![status(0, FIRST, 7, &[(4096, 0)]), status(1, FIRST, 7, &[(4096, 0)])], Violation::Context(7)),
+        (vec![data(1, FIRST, 0, b"abc")], Violation::ChunkType { command: Command::BlockStatus, kind: 1 }),
+        (vec![simple(FIRST, 0, b"")], Violation::SimpleReply(Command::BlockStatus)),
     ] {
         assert_eq!(violation(ask(&replies)), expected);
     }
@@ -526,60 +366,25 @@ fn the_handshake_refuses_what_it_cannot_use() {
     let after_greeting = |parts: &[Vec<u8>]| connect(&bytes_of(&[&greeting(), &parts.concat()]));
     let sr = || ack(wire::OPT_STRUCTURED_REPLY);
     let go = |parts: &[Vec<u8>]| after_greeting(&[sr(), meta_contexts(), parts.concat()]);
-    assert!(matches!(
-        violation(connect(b"HTTP/1.1 400 Bad Request")),
-        Violation::Greeting(_)
-    ));
+    assert!(matches!(violation(connect(b"HTTP/1.1 400 Bad Request")), Violation::Greeting(_)));
     let old = bytes_of(&[b"NBDMAGIC", &wire::OLD_STYLE_MAGIC.to_be_bytes(), &[0; 144]]);
     assert_eq!(violation(connect(&old)), Violation::OldStyle);
-    assert_eq!(
-        violation(after_greeting(&[ack(wire::OPT_GO)])),
-        Violation::OptionMismatch {
-            asked: 8,
-            answered: 7
-        }
-    );
-    assert_eq!(
-        violation(after_greeting(&[vec![0; 20]])),
-        Violation::OptionMagic(0)
-    );
+    assert_eq!(violation(after_greeting(&[ack(wire::OPT_GO)])), Violation::OptionMismatch { asked: 8, answered: 7 });
+    assert_eq!(violation(after_greeting(&[vec![0; 20]])), Violation::OptionMagic(0));
     assert_eq!(violation(go(&[ack(wire::OPT_GO)])), Violation::NoExportInfo);
-    assert_eq!(
-        violation(go(&[info_export(1 << 63), ack(wire::OPT_GO)])),
-        Violation::ExportSize(1 << 63)
-    );
+    assert_eq!(violation(go(&[info_export(1 << 63), ack(wire::OPT_GO)])), Violation::ExportSize(1 << 63));
     for (minimum, maximum) in [(0, 1 << 20), (3, 1 << 20), (1 << 17, 1 << 20), (4096, 512)] {
-        let result = go(&[
-            info_export(4),
-            info_block_size(minimum, maximum),
-            ack(wire::OPT_GO),
-        ]);
+        let result = go(&[info_export(4), info_block_size(minimum, maximum), ack(wire::OPT_GO)]);
         assert_eq!(violation(result), Violation::BlockSize { minimum, maximum });
     }
     let endless = vec![info_export(4); 1000].concat();
-    assert_eq!(
-        violation(go(&[endless])),
-        Violation::EndlessOption(wire::OPT_GO)
-    );
-    let stranger = option_reply(
-        wire::OPT_SET_META_CONTEXT,
-        wire::REP_META_CONTEXT,
-        b"\0\0\0\x01x:y",
-    );
-    assert_eq!(
-        violation(after_greeting(&[sr(), stranger])),
-        Violation::Context(1)
-    );
+    assert_eq!(violation(go(&[endless])), Violation::EndlessOption(wire::OPT_GO));
+    let stranger = option_reply(wire::OPT_SET_META_CONTEXT, wire::REP_META_CONTEXT, b"\0\0\0\x01x:y");
+    assert_eq!(violation(after_greeting(&[sr(), stranger])), Violation::Context(1));
     let tls = option_reply(wire::OPT_GO, wire::REP_ERROR_BIT | 5, b"use \x07TLS");
-    assert_eq!(
-        go(&[tls]).unwrap_err().to_string(),
-        "the NBD server refused to negotiate: it wants TLS («use  TLS»)"
-    );
+    assert_eq!(go(&[tls]).unwrap_err().to_string(), "the NBD server refused to negotiate: it wants TLS («use  TLS»)");
     let unknown = option_reply(wire::OPT_GO, wire::REP_ERR_UNKNOWN, b"");
-    assert_eq!(
-        go(&[unknown]).unwrap_err().to_string(),
-        "the NBD server has no export \"x\""
-    );
+    assert_eq!(go(&[unknown]).unwrap_err().to_string(), "the NBD server has no export \"x\"");
 }
 
 #[test]
@@ -607,11 +412,7 @@ fn a_server_without_go_is_entered_by_the_old_door() {
         client.read(5, &mut bytes).unwrap();
         assert_eq!(&bytes, b"aaa");
     }
-    let closed = bytes_of(&[
-        &greeting(),
-        &unsupported(wire::OPT_STRUCTURED_REPLY),
-        &unsupported(wire::OPT_GO),
-    ]);
+    let closed = bytes_of(&[&greeting(), &unsupported(wire::OPT_STRUCTURED_REPLY), &unsupported(wire::OPT_GO)]);
     assert!(matches!(connect(&closed), Err(Error::NoSuchExport { .. })));
 }
 
@@ -635,8 +436,7 @@ fn silence_is_a_time_out_wherever_it_begins() {
     for length in [0, 10, 25, handshake().len(), whole.len() - 1, whole.len()] {
         let (ours, _theirs) = server_that_says(&whole[..length]);
         let begin = Instant::now();
-        let result = Client::from_stream(ours, "x", &options())
-            .and_then(|mut client| client.read(100, &mut [0; 4]));
+        let result = Client::from_stream(ours, "x", &options()).and_then(|mut client| client.read(100, &mut [0; 4]));
         assert!(matches!(result, Err(Error::Timeout { .. })), "{result:?}");
         assert!(begin.elapsed() < Duration::from_secs(5));
     }
@@ -666,8 +466,7 @@ fn a_server_that_trickles_does_not_hold_us_for_ever() {
 fn error_chunks_without_end_do_not_hold_us_for_ever() {
     let (ours, mut theirs) = server_that_says(&handshake());
     theirs.set_nonblocking(false).unwrap();
-    let flood =
-        std::thread::spawn(move || while theirs.write_all(&error(0, FIRST, 5, "x")).is_ok() {});
+    let flood = std::thread::spawn(move || while theirs.write_all(&error(0, FIRST, 5, "x")).is_ok() {});
     let mut client = Client::from_stream(ours, "x", &options()).unwrap();
     let result = client.read(100, &mut [0; 4]);
     assert!(matches!(result, Err(Error::Timeout { .. })), "{result:?}");
@@ -687,18 +486,11 @@ fn a_listener_that_accepts_nobody_is_a_time_out() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("s");
     let address = rustix::net::SocketAddrUnix::new(&socket).unwrap();
-    let listener = rustix::net::socket(
-        rustix::net::AddressFamily::UNIX,
-        rustix::net::SocketType::STREAM,
-        None,
-    )
-    .unwrap();
+    let listener =
+        rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None).unwrap();
     rustix::net::bind(&listener, &address).unwrap();
     rustix::net::listen(&listener, 0).unwrap();
-    let uri = NbdUri {
-        socket: socket.clone(),
-        export: String::new(),
-    };
+    let uri = NbdUri { socket: socket.clone(), export: String::new() };
     // The first one waits in the backlog, the next ones do not even get there.
     let _waiting = UnixStream::connect(&socket).unwrap();
     for _ in 0..2 {
@@ -710,10 +502,7 @@ fn a_listener_that_accepts_nobody_is_a_time_out() {
 #[test]
 fn the_stop_flag_ends_any_waiting() {
     let (ours, _theirs) = server_that_says(&handshake());
-    let options = Options {
-        timeout: Duration::from_secs(600),
-        ..options()
-    };
+    let options = Options { timeout: Duration::from_secs(600), ..options() };
     let mut client = Client::from_stream(ours, "x", &options).unwrap();
     let stop = Arc::clone(&options.stop);
     let raiser = std::thread::spawn(move || {
@@ -726,29 +515,20 @@ fn the_stop_flag_ends_any_waiting() {
 
 /// One message of a server: right, nearly right, or noise.
 fn message() -> impl Strategy<Value = Vec<u8>> {
-    let cookie =
-        prop_oneof![8 => Just(FIRST), 4 => Just(SECOND), 2 => Just(6u64), 1 => any::<u64>()];
+    let cookie = prop_oneof![8 => Just(FIRST), 4 => Just(SECOND), 2 => Just(6u64), 1 => any::<u64>()];
     let flags = prop_oneof![3 => Just(0u16), 3 => Just(1u16), 1 => any::<u16>()];
     let offset = prop_oneof![8 => 95u64..140, 1 => any::<u64>()];
     let small = proptest::collection::vec(any::<u8>(), 0..40);
-    let extents = proptest::collection::vec(
-        (prop_oneof![4 => 0u32..64, 1 => any::<u32>()], 0u32..4),
-        0..5,
-    );
+    let extents = proptest::collection::vec((prop_oneof![4 => 0u32..64, 1 => any::<u32>()], 0u32..4), 0..5);
     let context = prop_oneof![4 => Just(7u32), 4 => Just(9u32), 1 => any::<u32>()];
     let number = prop_oneof![Just(5u32), Just(108u32), Just(0u32), any::<u32>()];
     // Pieces that together make a whole reply, so that some reads succeed.
-    let piece = (
-        0u64..3,
-        flags.clone(),
-        cookie.clone(),
-        any::<bool>(),
-        any::<u8>(),
-    )
-        .prop_map(|(piece, flags, cookie, is_hole, byte)| match is_hole {
+    let piece = (0u64..3, flags.clone(), cookie.clone(), any::<bool>(), any::<u8>()).prop_map(
+        |(piece, flags, cookie, is_hole, byte)| match is_hole {
             true => hole(flags, cookie, 100 + 10 * piece, 10),
             false => data(flags, cookie, 100 + 10 * piece, &[byte; 10]),
-        });
+        },
+    );
     prop_oneof![
         12 => piece,
         4 => (flags.clone(), cookie.clone(), offset.clone(), small.clone())
@@ -861,10 +641,7 @@ fn replay(messages: &[Vec<u8>], cookie: u64, offset: u64) -> Vec<u8> {
         if header.cookie != cookie {
             continue;
         }
-        if matches!(
-            header.kind,
-            wire::REPLY_OFFSET_DATA | wire::REPLY_OFFSET_HOLE
-        ) {
+        if matches!(header.kind, wire::REPLY_OFFSET_DATA | wire::REPLY_OFFSET_HOLE) {
             let at = (u64::from_be_bytes(payload[..8].try_into().unwrap()) - offset) as usize;
             if header.kind == wire::REPLY_OFFSET_DATA {
                 bytes[at..at + payload.len() - 8].copy_from_slice(&payload[8..]);

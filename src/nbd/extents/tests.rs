@@ -8,23 +8,15 @@ use super::*;
 type Byte = (bool, Option<bool>);
 
 fn status(runs: &[(u32, u32)]) -> Vec<StatusExtent> {
-    runs.iter()
-        .map(|&(length, flags)| StatusExtent { length, flags })
-        .collect()
+    runs.iter().map(|&(length, flags)| StatusExtent { length, flags }).collect()
 }
 
 fn flags_of_bytes(extents: &[StatusExtent]) -> Vec<u32> {
-    extents
-        .iter()
-        .flat_map(|extent| std::iter::repeat_n(extent.flags, extent.length as usize))
-        .collect()
+    extents.iter().flat_map(|extent| std::iter::repeat_n(extent.flags, extent.length as usize)).collect()
 }
 
 fn bytes_of(extents: &[Extent]) -> Vec<Byte> {
-    extents
-        .iter()
-        .flat_map(|extent| std::iter::repeat_n((extent.zero, extent.dirty), extent.length as usize))
-        .collect()
+    extents.iter().flat_map(|extent| std::iter::repeat_n((extent.zero, extent.dirty), extent.length as usize)).collect()
 }
 
 fn extents_of(bytes: &[Byte], cut_at: &[usize]) -> Vec<Extent> {
@@ -34,12 +26,7 @@ fn extents_of(bytes: &[Byte], cut_at: &[usize]) -> Vec<Extent> {
             Some(last) if (last.zero, last.dirty) == (zero, dirty) && !cut_at.contains(&offset) => {
                 last.length += 1;
             }
-            _ => extents.push(Extent {
-                offset: offset as u64,
-                length: 1,
-                zero,
-                dirty,
-            }),
+            _ => extents.push(Extent { offset: offset as u64, length: 1, zero, dirty }),
         }
     }
     extents
@@ -67,28 +54,14 @@ fn mapper(size_bytes: u64, block: u64, allocation: bool, bitmap: bool) -> Mapper
 }
 
 fn answer(allocation: &[(u32, u32)], bitmap: &[(u32, u32)]) -> Vec<ContextStatus> {
-    let context = |name: &str, runs| ContextStatus {
-        context: name.to_owned(),
-        extents: status(runs),
-    };
-    vec![
-        context("qemu:dirty-bitmap:b", bitmap),
-        context(BASE_ALLOCATION, allocation),
-    ]
+    let context = |name: &str, runs| ContextStatus { context: name.to_owned(), extents: status(runs) };
+    vec![context("qemu:dirty-bitmap:b", bitmap), context(BASE_ALLOCATION, allocation)]
 }
 
 #[test]
 fn without_contexts_the_whole_disk_is_data_and_nobody_knows_what_is_dirty() {
     let mut mapper = mapper(1 << 40, 1, false, false);
-    assert_eq!(
-        mapper.next_step(),
-        Step::Known(Extent {
-            offset: 0,
-            length: 1 << 40,
-            zero: false,
-            dirty: None
-        })
-    );
+    assert_eq!(mapper.next_step(), Step::Known(Extent { offset: 0, length: 1 << 40, zero: false, dirty: None }));
     assert_eq!(mapper.next_step(), Step::Complete);
 }
 
@@ -107,39 +80,18 @@ fn a_hole_that_is_not_said_to_be_zero_is_data() {
 #[test]
 fn the_next_question_begins_where_all_contexts_have_answered() {
     let mut mapper = mapper(1000, 1, true, true);
-    let extents = mapper
-        .accept(&answer(&[(100, 0), (200, 3)], &[(150, 0), (30, 1)]))
-        .unwrap();
-    assert_eq!(
-        extents.iter().map(|e| e.length).collect::<Vec<_>>(),
-        [100, 50, 30]
-    );
-    assert_eq!(
-        mapper.next_step(),
-        Step::Ask {
-            offset: 180,
-            length: 820
-        }
-    );
+    let extents = mapper.accept(&answer(&[(100, 0), (200, 3)], &[(150, 0), (30, 1)])).unwrap();
+    assert_eq!(extents.iter().map(|e| e.length).collect::<Vec<_>>(), [100, 50, 30]);
+    assert_eq!(mapper.next_step(), Step::Ask { offset: 180, length: 820 });
 }
 
 #[test]
 fn an_answer_that_ends_inside_a_block_is_shortened_or_distrusted() {
     let mut mapper = mapper(10_000, 4096, true, true);
-    let extents = mapper
-        .accept(&answer(&[(5000, 3)], &[(10_000, 0)]))
-        .unwrap();
+    let extents = mapper.accept(&answer(&[(5000, 3)], &[(10_000, 0)])).unwrap();
     assert_eq!((extents[0].length, extents[0].zero), (4096, true));
     let extents = mapper.accept(&answer(&[(100, 3)], &[(5904, 0)])).unwrap();
-    assert_eq!(
-        extents,
-        [Extent {
-            offset: 4096,
-            length: 4096,
-            zero: false,
-            dirty: Some(true)
-        }]
-    );
+    assert_eq!(extents, [Extent { offset: 4096, length: 4096, zero: false, dirty: Some(true) }]);
     let extents = mapper.accept(&answer(&[(1808, 3)], &[(1808, 0)])).unwrap();
     assert_eq!((extents[0].length, extents[0].zero), (1808, true));
     assert_eq!(mapper.next_step(), Step::Complete);
@@ -150,10 +102,7 @@ fn an_answer_without_one_of_the_contexts_is_refused() {
     let mut mapper = mapper(1000, 1, true, true);
     let mut halved = answer(&[(1000, 0)], &[(1000, 0)]);
     halved.pop();
-    assert!(matches!(
-        mapper.accept(&halved),
-        Err(Error::Protocol(Violation::Extents { offset: 0 }))
-    ));
+    assert!(matches!(mapper.accept(&halved), Err(Error::Protocol(Violation::Extents { offset: 0 }))));
 }
 
 #[test]
@@ -167,14 +116,7 @@ fn a_question_is_never_larger_than_the_field_that_holds_it() {
 
 #[test]
 fn a_map_with_a_gap_an_overlap_or_an_early_end_is_an_error() {
-    let extent = |offset, length| {
-        Ok(Extent {
-            offset,
-            length,
-            zero: true,
-            dirty: None,
-        })
-    };
+    let extent = |offset, length| Ok(Extent { offset, length, zero: true, dirty: None });
     for (broken, at) in [
         (vec![extent(0, 4), extent(5, 5)], 4),
         (vec![extent(0, 4), extent(3, 7)], 4),
@@ -185,10 +127,7 @@ fn a_map_with_a_gap_an_overlap_or_an_early_end_is_an_error() {
     ] {
         let results: Vec<_> = chunk_runs(broken.into_iter(), 10, 4).collect();
         let last = results.last().unwrap();
-        assert!(
-            matches!(last, Err(Error::Protocol(Violation::Map { offset })) if *offset == at),
-            "{last:?}"
-        );
+        assert!(matches!(last, Err(Error::Protocol(Violation::Map { offset })) if *offset == at), "{last:?}");
     }
     let failing = vec![extent(0, 4), Err(Error::Disconnected), extent(4, 6)];
     let results: Vec<_> = chunk_runs(failing.into_iter(), 10, 4).collect();
@@ -198,23 +137,9 @@ fn a_map_with_a_gap_an_overlap_or_an_early_end_is_an_error() {
 #[test]
 fn a_huge_extent_is_cut_without_walking_over_its_chunks() {
     let size_bytes = (1u64 << 62) + 5;
-    let whole = Extent {
-        offset: 0,
-        length: size_bytes,
-        zero: true,
-        dirty: Some(true),
-    };
-    let runs: Vec<_> = chunk_runs(std::iter::once(Ok(whole)), size_bytes, 1 << 20)
-        .map(|run| run.unwrap())
-        .collect();
-    assert_eq!(
-        runs,
-        [ChunkRun {
-            first: 0,
-            count: (1 << 42) + 1,
-            state: ChunkState::Zero
-        }]
-    );
+    let whole = Extent { offset: 0, length: size_bytes, zero: true, dirty: Some(true) };
+    let runs: Vec<_> = chunk_runs(std::iter::once(Ok(whole)), size_bytes, 1 << 20).map(|run| run.unwrap()).collect();
+    assert_eq!(runs, [ChunkRun { first: 0, count: (1 << 42) + 1, state: ChunkState::Zero }]);
 }
 
 fn runs_of_flags() -> impl Strategy<Value = Vec<(u32, u32)>> {
@@ -222,15 +147,9 @@ fn runs_of_flags() -> impl Strategy<Value = Vec<(u32, u32)>> {
 }
 
 fn disk() -> impl Strategy<Value = Vec<Byte>> {
-    let state = (
-        any::<bool>(),
-        prop_oneof![Just(None), Just(Some(true)), Just(Some(false))],
-    );
-    proptest::collection::vec((1usize..30, state), 0..20).prop_map(|runs| {
-        runs.into_iter()
-            .flat_map(|(length, state)| std::iter::repeat_n(state, length))
-            .collect()
-    })
+    let state = (any::<bool>(), prop_oneof![Just(None), Just(Some(true)), Just(Some(false))]);
+    proptest::collection::vec((1usize..30, state), 0..20)
+        .prop_map(|runs| runs.into_iter().flat_map(|(length, state)| std::iter::repeat_n(state, length)).collect())
 }
 
 proptest! {

@@ -8,7 +8,7 @@ use crate::ops::{Error, Result};
 use crate::record::Action;
 use crate::repo::{Index, Repository};
 use serde_json::json;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -176,22 +176,24 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
     refuse_without_room(&disks)?;
 
     let whole = request.only_disks.is_empty();
-    let (mut files, mut nvram) = (Vec::new(), None);
+    let (mut files, mut moved) = (Vec::new(), Changes::default());
     for file in point.manifest.files.iter().filter(|_| whole) {
         let original = Path::new(&file.path);
         let path = match (file.role, &request.into) {
             (Role::Nvram, Some(folder)) => folder.join(format!("{machine}_VARS.fd")),
             (Role::Nvram, None) if request.as_name.is_some() => original.with_file_name(format!("{machine}_VARS.fd")),
-            (Role::Nvram, None) => original.to_owned(),
+            (Role::Kernel | Role::Initrd, Some(folder)) => folder.join(format!("{machine}-{}", file.name)),
             // A kernel that is still there is the host's; one that is gone is put back.
-            _ if original.exists() => continue,
-            _ => original.to_owned(),
+            (Role::Kernel | Role::Initrd, None) if original.exists() => continue,
+            (_, None) => original.to_owned(),
         };
         if path.exists() && !request.overwrite {
             return Err(Error::Exists { path });
         }
-        if file.role == Role::Nvram {
-            nvram = Some(path.clone());
+        match file.role {
+            Role::Nvram => moved.nvram = Some(path.clone()),
+            Role::Kernel => moved.kernel = Some(path.clone()),
+            Role::Initrd => moved.initrd = Some(path.clone()),
         }
         files.push(PlannedFile { name: file.name.clone(), path });
     }
@@ -205,9 +207,8 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
         name: request.as_name.clone(),
         uuid: request.as_name.as_ref().map(|_| uuid.clone()),
         new_macs: request.as_name.is_some(),
-        disks: disks.iter().map(new_disk).collect::<HashMap<_, _>>(),
-        nvram,
-        ..Changes::default()
+        disks: disks.iter().map(new_disk).collect(),
+        ..moved
     };
     let rewritten = rewrite(&xml, &changes).map_err(capture::Error::from)?;
     let definition_file = match (&request.into, whole && !define) {
@@ -347,7 +348,7 @@ fn existing(hypervisor: &Hypervisor, name: &str) -> Result<Option<Machine>> {
 pub fn drop_checkpoints(machine: &Machine) -> Result<()> {
     for name in machine.checkpoints()? {
         if name.starts_with("kvmb-") {
-            machine.forget_checkpoint(&name)?;
+            machine.delete_checkpoint(&name)?;
         }
     }
     Ok(())
@@ -367,7 +368,8 @@ impl Plan {
         let mut actions = Vec::new();
         for disk in &self.disks {
             let verb = if disk.path.exists() { "replaced" } else { "created" };
-            let extra = json!({ "disk": disk.disk, "format": disk.format.name(), "capacity_bytes": disk.capacity_bytes });
+            let extra =
+                json!({ "disk": disk.disk, "format": disk.format.name(), "capacity_bytes": disk.capacity_bytes });
             let target = disk.path.to_string_lossy().into_owned();
             actions.push(action(target, format!("disk {} would be {verb}", disk.disk), extra));
         }
@@ -381,7 +383,11 @@ impl Plan {
         }
         if self.define {
             let reason = if self.start { "would be defined and started" } else { "would be defined" };
-            actions.push(action(self.machine.clone(), reason.into(), json!({ "machine": self.machine, "uuid": self.uuid })));
+            actions.push(action(
+                self.machine.clone(),
+                reason.into(),
+                json!({ "machine": self.machine, "uuid": self.uuid }),
+            ));
         }
         actions
     }

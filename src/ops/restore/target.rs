@@ -1,7 +1,7 @@
 //! Where a restored disk is written: a raw file, a block device, or - through QEMU - an image of another format.
 
 use super::plan::{ImageFormat, PlannedDisk, TargetKind};
-use crate::capture::qemu_nbd;
+use crate::capture::image_server::ImageServer;
 use crate::nbd::{Client, Options};
 use crate::ops::{Error, Result};
 use std::fs::{self, File, OpenOptions};
@@ -26,7 +26,7 @@ pub struct Target {
 #[derive(Debug)]
 enum Writer {
     File { file: File, is_device: bool },
-    Image { server: qemu_nbd::Writable, clients: Mutex<Vec<Client>>, available: std::sync::Condvar },
+    Image { server: ImageServer, clients: Mutex<Vec<Client>>, available: std::sync::Condvar },
 }
 
 /// A disk that is complete and durable, still under its temporary name.
@@ -143,7 +143,8 @@ impl Target {
 
     /// Makes what was written durable.
     pub fn finish(self) -> Result<Written> {
-        let failed = Error::io("sync", &self.path);
+        let path = self.path.clone();
+        let failed = Error::io("sync", &path);
         match self.writer {
             Writer::File { file, .. } => file.sync_all().map_err(failed)?,
             Writer::Image { server, clients, .. } => {
@@ -174,8 +175,9 @@ fn image_writer(image: &Path, disk: &PlannedDisk) -> Result<Writer> {
         let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(Error::Program { program: "qemu-img", message });
     }
-    let server = qemu_nbd::Writable::start(image, disk.format.name(), CONNECTIONS)?;
-    let uri = server.uri().parse().map_err(|_| Error::Program { program: "qemu-nbd", message: "bad address".into() })?;
+    let server = ImageServer::writable(image, disk.format.name())?;
+    let uri =
+        server.uri().parse().map_err(|_| Error::Program { program: "qemu-nbd", message: "bad address".into() })?;
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
         let client = Client::connect(&uri, &Options::default()).map_err(Error::disk(&disk.disk))?;
