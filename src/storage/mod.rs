@@ -5,6 +5,9 @@
 //! Every implementation and every decorator passes the same conformance suite.
 
 pub mod local;
+pub mod testing;
+
+pub use local::LocalStorage;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -98,6 +101,16 @@ pub enum Error {
         /// Where the read should have ended.
         wanted_bytes: u64,
     },
+    /// The place is full, or the user's share of it.
+    #[error("no space left for {} in {url}", path.display())]
+    NoSpace {
+        /// The repository's address.
+        url: String,
+        /// The file that did not fit.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A local call failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -108,6 +121,13 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+}
+
+impl Error {
+    /// Whether the file was simply not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Error::NotFound { .. })
+    }
 }
 
 /// The result of a call on a [`Storage`].
@@ -122,6 +142,9 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn create_layout(&self) -> Result<()>;
 
     /// The files of one kind, in no order. Temporary files of unfinished writes are not listed.
+    ///
+    /// A folder that is missing is an error, for it says more than "no files"; only `locks`, which tools that copy
+    /// repositories leave out when it is empty, then counts as empty.
     fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>>;
 
     /// The size of one file, or [`Error::NotFound`].
