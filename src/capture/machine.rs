@@ -101,11 +101,11 @@ impl State {
         match self {
             State::Running => "running",
             State::Paused(_) => "paused",
-            State::ShuttingDown => "shutting-down",
-            State::Off => "off",
+            State::ShuttingDown => "in shutdown",
+            State::Off => "shut off",
             State::Crashed => "crashed",
-            State::Suspended => "suspended",
-            State::Unknown => "unknown",
+            State::Suspended => "pmsuspended",
+            State::Unknown => "no state",
         }
     }
 }

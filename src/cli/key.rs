@@ -82,7 +82,7 @@ fn exported_mark() -> Result<PathBuf, CliError> {
 /// Notes that the default repository's key is kept elsewhere too.
 fn note_exported(repo: &RepoArgs) -> Result<(), CliError> {
     let default = DefaultRepo::locate()?;
-    if Path::new(&repo.url()?) == default.folder {
+    if Path::new(&repo.storage()?.url()) == default.folder {
         let mark = exported_mark()?;
         fs::write(&mark, "").map_err(Error::io("write", &mark))?;
     }

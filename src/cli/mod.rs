@@ -145,6 +145,8 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::Usage } else { ExitCode::Done };
         }
     };
+    // Before any thread: the environment is about to change.
+    crate::capture::quiet_libvirt_log();
     start_log(&cli.global);
     let context = Context { monitor: Bars::new(cli.global.quiet), global: cli.global, stop: Stop::default() };
     if let Err(error) = interrupt::install(&context.stop) {

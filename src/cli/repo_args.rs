@@ -135,7 +135,7 @@ impl RepoArgs {
             return Ok(Password::new(password));
         }
         let default = DefaultRepo::locate()?;
-        let is_default = !self.is_named() || Path::new(&self.url()?) == default.folder;
+        let is_default = self.storage()?.url() == open_storage(&default.folder.to_string_lossy())?.url();
         if is_default && default.key_file.exists() {
             return password_from_file(&default.key_file);
         }

@@ -143,10 +143,10 @@ fn read_disk(
     monitor: &dyn Monitor,
     stop: &Stop,
 ) -> Result<(u32, StoredDisk)> {
-    let uri: NbdUri = disk.nbd_uri.parse().map_err(|error: UriError| Error::DiskMap {
-        disk: disk.target.clone(),
-        reason: error.to_string(),
-    })?;
+    let uri: NbdUri = disk
+        .nbd_uri
+        .parse()
+        .map_err(|error: UriError| Error::DiskMap { disk: disk.target.clone(), reason: error.to_string() })?;
     let progress = monitor.start("reading", &format!("{}/{}", capture.machine, disk.target), disk.capacity_bytes);
     let chunk_bytes =
         parent.and_then(|point| manifest_disk(point, &disk.target)).map_or(CHUNK_BYTES, |d| d.chunk_bytes);

@@ -20,11 +20,15 @@
 //! | empty file (an interrupted upload) | ignored | ignored |
 //! | unreadable | wait, then its error | wait, then its error |
 //!
+//! **SIGHUP.** To see whether the process of a lock lives, restic sends it a SIGHUP (and ignores those that it gets). A
+//! process that has ever held a lock here therefore ignores SIGHUP for the rest of its life, as restic does.
+//!
 //! A lock is refreshed every 5 minutes: a new file is written, then the old one removed. If that fails for 22.5 minutes,
 //! or if our file is gone (`restic unlock --remove-all`), the lock is lost and [`RepoLock::check`] says so.
 
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -155,6 +159,7 @@ impl Moment {
 
 impl RepoLock {
     pub(super) fn acquire(repo: Repository, mode: LockMode, wait: Duration, timing: LockTiming) -> Result<Self> {
+        survive_hangups();
         let deadline = Instant::now() + wait;
         loop {
             let conflict = match try_once(&repo, mode, &timing)? {
@@ -296,6 +301,17 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// See the module's word on SIGHUP: a handler that does nothing of importance replaces the deadly default.
+fn survive_hangups() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let noticed = Arc::new(AtomicBool::new(false));
+        if let Err(error) = signal_hook::flag::register(signal_hook::consts::SIGHUP, noticed) {
+            tracing::warn!(%error, "cannot ignore SIGHUP: `restic unlock` may end this process");
+        }
+    });
 }
 
 /// One try: `Ok(Err(…))` where somebody else holds a lock.
