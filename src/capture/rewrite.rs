@@ -87,7 +87,11 @@ fn check(xml: &str, changes: &Changes) -> Result<()> {
         })
     };
     // Reading trims, and so does nobody else: a name with blanks around it is not a name that libvirt would keep.
-    if changes.name.as_ref().is_some_and(|name| after.name != *name) {
+    if changes
+        .name
+        .as_ref()
+        .is_some_and(|name| after.name != *name)
+    {
         return wrong("the name");
     }
     for (target, new) in &changes.disks {
@@ -180,10 +184,7 @@ fn replace_disk(splices: &mut Splices, disk: Node, new: &NewDisk) -> Result<()> 
             splices.remove(node);
         }
     }
-    let source = format!(
-        "<source {attribute}='{}'/>",
-        escape(path_text(&new.path)?)
-    );
+    let source = format!("<source {attribute}='{}'/>", escape(path_text(&new.path)?));
     let driver = child(disk, "driver");
     match child(disk, "source") {
         Some(old) => splices.replace(old.range(), source),
@@ -245,7 +246,8 @@ fn live_only(splices: &mut Splices, domain: Node, changes: &Changes) {
 /// A dynamic label is made at every start; only its base is a setting.
 fn security_label(splices: &mut Splices, label: Node) {
     let dynamic = label.attribute("type") == Some("dynamic");
-    let is_setting = child(label, "baselabel").is_some() || label.attribute("relabel") == Some("no");
+    let is_setting =
+        child(label, "baselabel").is_some() || label.attribute("relabel") == Some("no");
     if dynamic && !is_setting {
         splices.remove(label);
         return;
