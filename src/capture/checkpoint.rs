@@ -94,7 +94,7 @@ impl Machine {
         let all = self.targets()?;
         for disk in disks {
             let one = [disk.as_str()];
-            let xml = checkpoint_xml(name, &one, &all);
+            let xml = known_checkpoint_xml(name, &one, &all);
             let redefined = CheckpointRef::create(&self.domain, &xml, ffi::CHECKPOINT_REDEFINE)
                 .context(context);
             let known = match redefined {
@@ -123,7 +123,7 @@ impl Machine {
         } else {
             ffi::CHECKPOINT_REDEFINE
         };
-        let xml = checkpoint_xml(name, disks, &self.targets()?);
+        let xml = known_checkpoint_xml(name, disks, &self.targets()?);
         CheckpointRef::create(&self.domain, &xml, flags)
             .map(|_| ())
             .context(|| format!("make checkpoint {name} of {} known again", self.name()))
@@ -152,6 +152,15 @@ pub(super) fn checkpoint_xml(name: &str, disks: &[&str], all: &[String]) -> Stri
     }
     xml += "</disks></domaincheckpoint>";
     xml
+}
+
+/// The same for one that exists already; libvirt insists on a time, which means nothing to us.
+fn known_checkpoint_xml(name: &str, disks: &[&str], all: &[String]) -> String {
+    let time = format!(
+        "</name><creationTime>{}</creationTime>",
+        chrono::Utc::now().timestamp()
+    );
+    checkpoint_xml(name, disks, all).replacen("</name>", &time, 1)
 }
 
 /// The disks with a `size`, which libvirt gives only for a bitmap that can be used.
