@@ -4,7 +4,7 @@ mod harness;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::guest::Ext4;
 use harness::{Disk, DiskModel, Env, FreezeMode, process};
@@ -223,7 +223,9 @@ fn linux_boots_writes_and_its_agent_answers() {
     let env = Env::new("linux");
     let guest = env.linux_guest("kvmb-test-guest");
     guest.wait_for_more(3);
-    env.virsh(&["domfsfreeze", guest.uuid()]);
+    guest
+        .virsh_settled(&format!("domfsfreeze {}", guest.uuid()))
+        .assert_ok();
     let frozen = guest.synced();
     let frozen_image = Ext4::open(guest.image("vda"));
     assert!(
@@ -231,7 +233,9 @@ fn linux_boots_writes_and_its_agent_answers() {
         "frozen, and its journal is not empty"
     );
     frozen_image.assert_has_files(frozen);
-    env.virsh(&["domfsthaw", guest.uuid()]);
+    guest
+        .virsh_settled(&format!("domfsthaw {}", guest.uuid()))
+        .assert_ok();
     guest.wait_for_more(3);
     guest.kill();
     let synced = guest.synced();
@@ -243,22 +247,19 @@ fn linux_boots_writes_and_its_agent_answers() {
 #[test]
 fn an_agent_can_hang_in_freeze() {
     let env = Env::new("hang");
-    let guest = env.linux_guest_that("kvmb-test-guest", FreezeMode::Hangs { seconds: 5 });
-    let freeze = env
-        .program("timeout")
-        .args([
-            "-s",
-            "KILL",
-            "2",
-            "virsh",
-            "-q",
-            "domfsfreeze",
-            guest.uuid(),
-        ])
-        .run();
-    assert_ne!(freeze.code(), 0, "it froze at once\n{freeze}");
-    // The hook's sleep over, the agent freezes after all; a thaw makes the guest go on.
-    env.virsh(&["domfsthaw", guest.uuid()]);
+    let guest = env.linux_guest_that("kvmb-test-guest", FreezeMode::Hangs { seconds: 3 });
+    let start = Instant::now();
+    guest
+        .virsh_settled(&format!("domfsfreeze {}", guest.uuid()))
+        .assert_ok();
+    assert!(
+        start.elapsed() >= Duration::from_secs(3),
+        "it froze at once"
+    );
+    // The hook's sleep over, the agent froze after all; a thaw makes the guest go on.
+    guest
+        .virsh_settled(&format!("domfsthaw {}", guest.uuid()))
+        .assert_ok();
     guest.wait_for_more(3);
 }
 
