@@ -1,2 +1,5 @@
-//! The `kvmb` program.
-fn main() {}
+//! The `kvmb` program: everything is in the library.
+
+fn main() -> kvmb::cli::exit_code::ExitCode {
+    kvmb::cli::main()
+}

@@ -1,1 +1,512 @@
-//! (being written)
+//! The records: what kvmb's commands say to each other, to scripts and to Ansible.
+//!
+//! One JSON object a line, `"type"` first. Sizes end in `_bytes` and are bytes; times are RFC 3339 with offset. A field
+//! that does not apply is left out. A reader ignores what it does not know and passes it on: every type keeps unknown
+//! fields in `extra`, and [`Record::Other`] keeps unknown types whole.
+//!
+//! The fields below *are* the documentation of the wire format; `tests/records.rs` holds what the commands print
+//! against it.
+
+use chrono::{DateTime, FixedOffset};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// A moment, RFC 3339 with offset.
+pub type Time = DateTime<FixedOffset>;
+
+/// Fields that this version does not know; passed on as they came.
+pub type Extra = Map<String, Value>;
+
+/// Any record.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Record {
+    /// `"type":"machine"`
+    Machine(Machine),
+    /// `"type":"disk"`
+    Disk(Box<Disk>),
+    /// `"type":"file"`
+    File(File),
+    /// `"type":"point"`
+    Point(Point),
+    /// `"type":"action"`
+    Action(Action),
+    /// `"type":"check"`
+    Check(Check),
+    /// `"type":"failure"`
+    Failure(Failure),
+    /// A type that this version does not know.
+    Other(Map<String, Value>),
+}
+
+/// A machine (libvirt domain); made by `vms`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The libvirt connection URI.
+    pub connect: String,
+    /// The machine's name.
+    pub machine: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// Its state in virsh's words: `running`, `paused`, `shut off` …
+    pub state: String,
+    /// Whether libvirt keeps its definition when it is off.
+    pub persistent: bool,
+    /// Whether it starts with the host; null where the driver cannot say.
+    pub autostart: Option<bool>,
+    /// The memory it may use.
+    pub memory_bytes: u64,
+    /// The number of virtual processors.
+    pub vcpus: u32,
+    /// The targets of its disks, in the order of the definition.
+    pub disks: Vec<String>,
+    /// The guest agent: `none` (no channel for one), `disconnected` or `connected`.
+    pub agent: String,
+    /// Unknown fields.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// One disk of a machine; made by `disks`, added to by `snapshot` and `hash`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The libvirt connection URI.
+    pub connect: String,
+    /// The machine's name.
+    pub machine: String,
+    /// The machine's UUID.
+    pub uuid: String,
+    /// The machine's state when the record was made.
+    #[serde(default)]
+    pub state: String,
+    /// The disk's target name: `vda`.
+    pub disk: String,
+    /// Where its content is.
+    pub source: Source,
+    /// The local path of its image or device, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// The image format that the definition names: `qcow2`, `raw` …
+    pub format: String,
+    /// The bus that the guest sees it on: `virtio`, `scsi` …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bus: Option<String>,
+    /// The size that the guest sees; null when it cannot be known.
+    pub capacity_bytes: Option<u64>,
+    /// The room that it takes on the host; null when it cannot be known.
+    pub allocated_bytes: Option<u64>,
+    /// Whether a backup takes it.
+    pub included: bool,
+    /// Why a backup leaves it out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip_reason: Option<String>,
+    /// The capture's id (from here on: added by `snapshot`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capture: Option<String>,
+    /// How many disks belong to the capture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capture_disks: Option<usize>,
+    /// Where the captured content can be read: an NBD URI.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nbd: Option<String>,
+    /// The moment that the content is of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub captured_at: Option<Time>,
+    /// `filesystem` (frozen by the guest agent), `crash` (as after a power cut), `offline` (the machine was off), or
+    /// `moving` (no capture: hashed while the guest may have written).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consistency: Option<String>,
+    /// The libvirt checkpoint made in the same instant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<String>,
+    /// The point that the capture continues.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// What a backup reads of it: `changed` or `full`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_mode: Option<String>,
+    /// Why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_mode_reason: Option<String>,
+    /// SHA-256 of the whole disk as the guest sees it, in hexadecimal (added by `hash`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Unknown fields.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// Where a disk's content is, as the definition says it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Source {
+    /// An image file.
+    File {
+        /// Its path.
+        path: String,
+    },
+    /// A block device of the host.
+    Block {
+        /// Its path.
+        path: String,
+    },
+    /// A folder shown as a FAT disk.
+    Dir {
+        /// Its path.
+        path: String,
+    },
+    /// Storage that QEMU reaches over the network.
+    Network {
+        /// `rbd`, `iscsi`, `nbd`, `https` …
+        protocol: String,
+        /// The volume's name there.
+        name: String,
+        /// `host:port` of the servers.
+        hosts: Vec<String>,
+    },
+    /// A volume of a libvirt storage pool.
+    Volume {
+        /// The pool.
+        pool: String,
+        /// The volume.
+        volume: String,
+    },
+    /// An NVMe namespace handed to QEMU.
+    Nvme {
+        /// Its PCI address and namespace.
+        address: String,
+    },
+    /// A vhost-user server.
+    VhostUser {
+        /// Its socket.
+        path: String,
+    },
+    /// Nothing: an empty drive.
+    None {},
+    /// A kind that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// A file of the host; made by `hash FILE…`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct File {
+    /// Its path as given.
+    pub path: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// SHA-256 of its bytes, as `sha256sum` prints it.
+    pub sha256: String,
+    /// Unknown fields.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// A restore point; made by `push`, `backup` and `points`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// The point's id: the restic snapshot's.
+    pub point: String,
+    /// The repository that holds it.
+    pub repo: String,
+    /// The machine's name.
+    pub machine: String,
+    /// The machine's UUID.
+    pub uuid: String,
+    /// The libvirt host that it was taken on.
+    pub host: String,
+    /// The moment that it is of.
+    pub captured_at: Time,
+    /// `filesystem`, `crash` or `offline`.
+    pub consistency: String,
+    /// The point that it continued.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// The capture that it was pushed from (by `push`, so that `release` finds it).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capture: Option<String>,
+    /// Its disks.
+    pub disks: Vec<PointDisk>,
+    /// How long it took to store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_seconds: Option<f64>,
+    /// Whether `verify` found it whole, and what it read: `full`, `sample` or `quick`; false where damage was found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verified: Option<Value>,
+    /// What `verify` or `restore` found damaged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damage: Vec<Damage>,
+    /// The name of the machine that `restore` defined, or its folder with `--no-define`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restored_to: Option<RestoredTo>,
+    /// Unknown fields.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// One disk of a point.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PointDisk {
+    /// The disk's target name.
+    pub disk: String,
+    /// Its size as the guest sees it.
+    pub capacity_bytes: u64,
+    /// `changed` or `full`.
+    pub read_mode: String,
+    /// Why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_mode_reason: Option<String>,
+    /// What was read of it.
+    pub read_bytes: u64,
+    /// What of that the repository did not have.
+    pub new_bytes: u64,
+    /// What that takes in the repository, compressed and encrypted.
+    pub stored_bytes: u64,
+    /// SHA-256 of the whole disk as the guest saw it, if `hash` was in the pipe.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Unknown fields.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// A damaged piece of a point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damage {
+    /// The disk that is hit; left out when the point's own description is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+    /// Where the hit range of the disk begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offset_bytes: Option<u64>,
+    /// How long it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub length_bytes: Option<u64>,
+    /// The file of the repository, if it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// What is wrong.
+    pub error: String,
+}
+
+/// Where `restore` put a point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoredTo {
+    /// The machine that was defined; left out with `--no-define`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// Its UUID.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// The definition as a file, when it was written to one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub definition: Option<String>,
+    /// The disks that were written.
+    pub disks: Vec<RestoredDisk>,
+    /// Whether the machine was started.
+    pub started: bool,
+}
+
+/// One restored disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoredDisk {
+    /// The disk's target name.
+    pub disk: String,
+    /// The file or device that holds it now.
+    pub path: String,
+    /// Its format.
+    pub format: String,
+    /// Its size as the guest sees it.
+    pub capacity_bytes: u64,
+}
+
+/// Something that was changed, or would be with `--dry-run`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Action {
+    /// `init`, `release`, `prune`, `key` …
+    pub action: String,
+    /// What it was done to.
+    pub target: String,
+    /// Whether it changed anything.
+    pub changed: bool,
+    /// Why, or why not.
+    pub reason: String,
+    /// Whether this was only a rehearsal.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+    /// The subject's own fields.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// One thing that was looked at, and whether it is well.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// What was looked at.
+    pub check: String,
+    /// Of which machine, repository or host.
+    pub target: String,
+    /// `ok`, `warning`, `critical` or `unknown`.
+    pub status: String,
+    /// What was found.
+    pub detail: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Unknown fields.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// What went wrong with one machine (or with the whole command); the others go on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct Failure {
+    /// The subcommand that failed.
+    pub command: String,
+    /// The libvirt connection URI, if it had to do with one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect: Option<String>,
+    /// The machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// The disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+    /// The capture that is still open, for `release`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capture: Option<String>,
+    /// The kind of failure, one of the words in the manual.
+    pub code: String,
+    /// What happened.
+    pub error: String,
+    /// What to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Unknown fields.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// Why a line is not a record.
+#[derive(Debug, thiserror::Error)]
+pub enum ParseError {
+    /// Not JSON at all.
+    #[error("not a JSON object: {0}")]
+    Json(#[from] serde_json::Error),
+    /// JSON, but without the one field that every record has.
+    #[error("a record has a \"type\" and this line has none")]
+    Untyped,
+    /// A known type with a missing or wrong field.
+    #[error("not a valid {kind} record: {source}")]
+    Fields {
+        /// The record's type.
+        kind: String,
+        /// Which field, and why.
+        source: serde_json::Error,
+    },
+}
+
+impl Record {
+    /// Reads one line (or one element of a JSON array).
+    pub fn parse(line: &str) -> Result<Record, ParseError> {
+        let mut object: Map<String, Value> = serde_json::from_str(line)?;
+        let Some(Value::String(kind)) = object.get("type").cloned() else {
+            return Err(ParseError::Untyped);
+        };
+        fn typed<T: serde::de::DeserializeOwned>(kind: &str, mut object: Map<String, Value>) -> Result<T, ParseError> {
+            object.remove("type");
+            serde_json::from_value(Value::Object(object))
+                .map_err(|source| ParseError::Fields { kind: kind.to_owned(), source })
+        }
+        Ok(match kind.as_str() {
+            "machine" => Record::Machine(typed(&kind, object)?),
+            "disk" => Record::Disk(Box::new(typed(&kind, object)?)),
+            "file" => Record::File(typed(&kind, object)?),
+            "point" => Record::Point(typed(&kind, object)?),
+            "action" => Record::Action(typed(&kind, object)?),
+            "check" => Record::Check(typed(&kind, object)?),
+            "failure" => Record::Failure(typed(&kind, object)?),
+            _ => {
+                object.shift_remove("type");
+                object.shift_insert(0, "type".into(), Value::String(kind));
+                Record::Other(object)
+            }
+        })
+    }
+
+    /// The value of `"type"`.
+    pub fn kind(&self) -> &str {
+        match self {
+            Record::Machine(_) => "machine",
+            Record::Disk(_) => "disk",
+            Record::File(_) => "file",
+            Record::Point(_) => "point",
+            Record::Action(_) => "action",
+            Record::Check(_) => "check",
+            Record::Failure(_) => "failure",
+            Record::Other(object) => object.get("type").and_then(Value::as_str).unwrap_or(""),
+        }
+    }
+
+    /// The record as a JSON object, `"type"` first.
+    pub fn to_object(&self) -> Map<String, Value> {
+        fn fields(record: &impl Serialize) -> Map<String, Value> {
+            match serde_json::to_value(record) {
+                Ok(Value::Object(fields)) => fields,
+                // Every record is a struct of plain fields: serde_json has no way to refuse one.
+                other => unreachable!("a record serialises to an object, not {other:?}"),
+            }
+        }
+        let fields = match self {
+            Record::Machine(record) => fields(record),
+            Record::Disk(record) => fields(record),
+            Record::File(record) => fields(record),
+            Record::Point(record) => fields(record),
+            Record::Action(record) => fields(record),
+            Record::Check(record) => fields(record),
+            Record::Failure(record) => fields(record),
+            Record::Other(object) => return object.clone(),
+        };
+        let mut object = Map::with_capacity(fields.len() + 1);
+        object.insert("type".into(), Value::String(self.kind().to_owned()));
+        object.extend(fields);
+        object
+    }
+
+    /// The record as one line of JSON, without the newline.
+    pub fn to_line(&self) -> String {
+        Value::Object(self.to_object()).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_fields_and_types_are_passed_on() {
+        let line = r#"{"type":"file","path":"a","size_bytes":1,"sha256":"00","colour":{"deep":[1]}}"#;
+        assert_eq!(Record::parse(line).unwrap().to_line(), line);
+        let line = r#"{"type":"comet","tail":true}"#;
+        assert_eq!(Record::parse(line).unwrap().to_line(), line);
+    }
+
+    #[test]
+    fn type_comes_first_wherever_it_stood() {
+        let record = Record::parse(r#"{"path":"a","size_bytes":1,"type":"file","sha256":"00"}"#).unwrap();
+        assert!(record.to_line().starts_with(r#"{"type":"file","path":"#));
+    }
+
+    #[test]
+    fn what_is_no_record_is_an_error() {
+        for line in ["", "x", "[]", "1", "{}", r#"{"type":1}"#, r#"{"type":"disk"}"#] {
+            assert!(Record::parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_disk_without_a_source_survives() {
+        let source = serde_json::to_string(&Source::None {}).unwrap();
+        assert_eq!(source, r#"{"type":"none"}"#);
+        assert_eq!(serde_json::from_str::<Source>(&source).unwrap(), Source::None {});
+    }
+}

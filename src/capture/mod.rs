@@ -1,1 +1,56 @@
-//! (being built)
+//! The moment of capture: everything that talks to libvirt and QEMU.
+//!
+//! A *capture* is an open moment of one machine: a libvirt backup job - or, for a machine that is off, one read-only
+//! `qemu-nbd` a disk - whose disks can be read over NBD until it is closed or its lease ends. This layer opens and closes
+//! captures and knows nothing of what reads them.
+//!
+//! | module | its subject |
+//! | --- | --- |
+//! | [`definition`] | domain XML, read (pure) |
+//! | [`rewrite`] | domain XML, changed for a restore (pure) |
+//! | [`connection`] | the hypervisor: open, list, look up, define |
+//! | [`machine`] | one domain: state, definition, disk sizes |
+//! | [`agent`] | freeze and thaw the guest's file systems |
+//! | [`checkpoint`] | checkpoints and their bitmaps: list, test, delete, bring back |
+//! | [`job`] | the backup job: begin, find, end |
+//! | [`qemu_nbd`] | the disks of a machine that is off |
+//! | [`image_server`] | any image, to read or to write, for the time of one command |
+//! | [`images`] | image files by their own words: layers, bitmaps, identity |
+//! | [`runtime`] | the folders: state, sockets, scratch files |
+//! | [`state`] | what is known of an open capture, on disk |
+//! | [`open`] | opens a capture |
+//! | [`close`] | closes captures, and clears what a killed run left |
+//!
+//! # What survives what
+//! The state file is written *before* the job begins and says so ([`state::Phase`]), so that a run killed at any instant
+//! leaves a trail that [`close::clear_leftovers`] can follow: freeze not thawed, job begun, checkpoint made, scratch files
+//! and sockets there. Jobs, checkpoints and processes that are not ours are never touched.
+
+pub mod agent;
+pub mod checkpoint;
+pub mod close;
+pub mod connection;
+pub mod definition;
+mod error;
+mod ffi;
+pub mod image_server;
+pub mod images;
+pub mod job;
+pub mod machine;
+pub mod open;
+pub mod qemu_nbd;
+pub mod rewrite;
+pub mod runtime;
+mod signals;
+pub mod state;
+
+pub use agent::{Consistency, Freeze, FreezeMode};
+pub use close::{CloseRequest, Closed, clear_leftovers, close_capture};
+pub use connection::{Hypervisor, quiet_libvirt_log};
+pub use definition::{Definition, Device, Disk, Source};
+pub use error::{Error, Meaning, Result};
+pub use machine::Machine;
+pub use open::{DiskRequest, OpenRequest, open_capture};
+pub use rewrite::{Changes, NewDisk, NewDiskKind, rewrite};
+pub use runtime::Runtime;
+pub use state::{CaptureFile, CaptureKind, CaptureState, CapturedDisk};

@@ -1,1 +1,225 @@
-//! (being built)
+//! The command line: the only layer that knows the terminal and the environment.
+//!
+//! One file a subcommand: its arguments, whose doc comments are its help, and a short `run`.
+
+pub mod exit_code;
+pub mod failure;
+pub mod input;
+pub mod interrupt;
+pub mod output;
+pub mod progress;
+pub mod prompt;
+pub mod repo_args;
+pub mod session;
+pub mod table;
+
+mod backup;
+mod capture_args;
+mod capture_stream;
+mod disks;
+mod hash;
+mod init;
+mod key;
+mod machine_args;
+mod points;
+mod push;
+mod release;
+mod restore;
+mod snapshot;
+mod verify;
+mod vms;
+
+use crate::capture::{Hypervisor, Runtime};
+use crate::ops::Stop;
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
+use exit_code::ExitCode;
+use failure::{CliError, Code};
+use output::Format;
+use progress::Bars;
+
+/// Back up and restore KVM/libvirt virtual machines.
+///
+/// kvmb is a toolbox: small commands that read and write JSON records, one a line, so that a backup can be a shell pipe,
+/// an Ansible play, or one 'kvmb backup'. Restore points are kept in a restic repository, which the stock restic program
+/// can list, check, mount and restore as well.
+#[derive(Debug, Parser)]
+#[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  kvmb vms                                        the machines of this host
+  kvmb backup vm1 -r /backup/kvm                  a full backup of one machine, running or not
+  kvmb snapshot vm1 -r R | kvmb hash | kvmb push -r R | kvmb release | kvmb verify -r R
+                                                  the same as a pipe, with a checksum of each disk
+  kvmb restore vm1@latest -r R --as vm1-copy --into /var/lib/libvirt/images --start
+
+Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 3 some machines done and some failed,
+4 damage found, 5 busy, 130/143 interrupted.";
+
+/// What every command understands.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub struct Global {
+    /// The libvirt connection, as virsh takes it.
+    ///
+    /// Without it: $LIBVIRT_DEFAULT_URI, else what libvirt chooses: qemu:///system for root, qemu:///session for others.
+    #[arg(short, long, value_name = "URI", global = true)]
+    pub connect: Option<String>,
+
+    /// How records are printed.
+    #[arg(short, long, value_enum, default_value_t, global = true, value_name = "FORMAT")]
+    pub output: Format,
+
+    /// Short for --output jsonl.
+    #[arg(long, global = true, conflicts_with = "output")]
+    pub json: bool,
+
+    /// Tell more on standard error; twice, still more.
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+
+    /// No progress, no warnings, no questions.
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+impl Global {
+    /// The format of records.
+    pub fn format(&self) -> Format {
+        if self.json { Format::Jsonl } else { self.output }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Vms(vms::VmsArgs),
+    Disks(disks::DisksArgs),
+    Snapshot(snapshot::SnapshotArgs),
+    Hash(hash::HashArgs),
+    Push(push::PushArgs),
+    Release(release::ReleaseArgs),
+    Verify(verify::VerifyArgs),
+    Restore(restore::RestoreArgs),
+    Points(points::PointsArgs),
+    Backup(backup::BackupArgs),
+    Init(init::InitArgs),
+    Key(key::KeyArgs),
+}
+
+/// What a command works with.
+#[derive(Debug)]
+pub struct Context {
+    /// The global flags.
+    pub global: Global,
+    /// Raised by Ctrl-C.
+    pub stop: Stop,
+    /// Progress and warnings.
+    pub monitor: Bars,
+}
+
+impl Context {
+    /// Opens libvirt, by default the connection of the command line.
+    pub fn hypervisor(&self, connect: Option<&str>) -> Result<Hypervisor, CliError> {
+        Ok(Hypervisor::open(connect.or(self.global.connect.as_deref()))?)
+    }
+
+    /// The folders of captures.
+    pub fn runtime(&self) -> Result<Runtime, CliError> {
+        Ok(Runtime::open()?)
+    }
+}
+
+/// The whole program: parses, runs, says how it went.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to standard output and are no error; a reader that has gone is none either.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::Usage } else { ExitCode::Done };
+        }
+    };
+    // Before any thread: the environment is about to change.
+    crate::capture::quiet_libvirt_log();
+    start_log(&cli.global);
+    let context = Context { monitor: Bars::new(cli.global.quiet), global: cli.global, stop: Stop::default() };
+    if let Err(error) = interrupt::install(&context.stop) {
+        session::report(&format!("cannot watch for signals: {error}"), None);
+        return ExitCode::Failed;
+    }
+    let name = cli.command.name();
+    match cli.command.run(&context) {
+        Ok(code) => code,
+        Err(error) => {
+            session::report(&error.message, error.hint.as_deref());
+            if error.code != Code::Usage {
+                // The next stage of a pipe must hear of it.
+                let mut output = output::Output::new(context.global.format(), output::Effect::Changes);
+                output.record(&crate::record::Record::Failure(error.to_record(name)));
+                output.finish();
+            }
+            error.code.exit_code()
+        }
+    }
+}
+
+impl Command {
+    fn name(&self) -> &'static str {
+        match self {
+            Command::Vms(_) => "vms",
+            Command::Disks(_) => "disks",
+            Command::Snapshot(_) => "snapshot",
+            Command::Hash(_) => "hash",
+            Command::Push(_) => "push",
+            Command::Release(_) => "release",
+            Command::Verify(_) => "verify",
+            Command::Restore(_) => "restore",
+            Command::Points(_) => "points",
+            Command::Backup(_) => "backup",
+            Command::Init(_) => "init",
+            Command::Key(_) => "key",
+        }
+    }
+
+    fn run(self, context: &Context) -> Result<ExitCode, CliError> {
+        match self {
+            Command::Vms(args) => args.run(context),
+            Command::Disks(args) => args.run(context),
+            Command::Snapshot(args) => args.run(context),
+            Command::Hash(args) => args.run(context),
+            Command::Push(args) => args.run(context),
+            Command::Release(args) => args.run(context),
+            Command::Verify(args) => args.run(context),
+            Command::Restore(args) => args.run(context),
+            Command::Points(args) => args.run(context),
+            Command::Backup(args) => args.run(context),
+            Command::Init(args) => args.run(context),
+            Command::Key(args) => args.run(context),
+        }
+    }
+}
+
+fn start_log(global: &Global) {
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => "error",
+        (_, 0) => "warn",
+        (_, 1) => "kvmb=info,warn",
+        _ => "kvmb=debug,info",
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(level))
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+}
+
+/// The command line as clap sees it, for the manual and the completions.
+pub fn command() -> clap::Command {
+    Cli::command()
+}

@@ -1,1 +1,32 @@
-//! (being built)
+//! The workflows: what the commands do, without a terminal and without a configuration file.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`discover`] | machines and disks as records |
+//! | [`snapshot`], [`release`] | open and end captures |
+//! | [`hash`] | the SHA-256 of disks and files |
+//! | [`push`] | a captured machine into a repository: the one storage path |
+//! | [`backup`] | the three above for one machine, in the commit order |
+//! | [`points`] | find restore points, by id or by time |
+//! | [`verify`] | prove points |
+//! | [`restore`] | bring a machine back: the one restore path |
+//! | [`manifest`], [`chunk_map`] | what a point says of itself, and a disk as a list of chunks |
+
+pub mod backup;
+pub mod chunk_map;
+pub mod discover;
+pub mod error;
+pub mod hash;
+pub mod manifest;
+pub mod monitor;
+pub mod points;
+pub mod push;
+pub mod release;
+pub mod restore;
+mod scratch_watch;
+pub mod snapshot;
+pub mod store_disk;
+pub mod verify;
+
+pub use error::{Error, Result};
+pub use monitor::{Monitor, Progress, Silent, Stop};

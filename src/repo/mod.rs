@@ -1,1 +1,342 @@
-//! (being built)
+//! restic repositories, format version 2.
+//!
+//! One file a noun of the format: [`Id`], key, config, [`RepoLock`], pack, [`Index`], [`Tree`], [`Content`],
+//! [`Snapshot`]; and what moves data: [`Writer`], [`read_blobs`], [`check`]. All files go through a
+//! [`Storage`]. Blobs and files are opened (their code compared) and their SHA-256 is compared before anybody sees a byte
+//! of them: what comes out of here is right, or it is a typed [`Error`].
+//!
+//! # Order of things
+//! A prune beside a backup loses data unless both hold locks. So: [`Repository::lock`], then
+//! [`Repository::load_index`], then write; [`RepoLock::check`] before the snapshot is saved.
+//!
+//! # Memory
+//! | what | how much |
+//! | --- | --- |
+//! | [`Index`] | 48 bytes a blob |
+//! | [`Content`] | 32 bytes a blob, a run of the same id counts as one |
+//! | [`Writer`] | about `(3 + writers) · pack_bytes`, two chunks a calling thread, 40-80 bytes a new blob |
+//! | [`read_blobs`] | 8 MiB and a blob (sealed and plain) a thread, 32 bytes an id |
+//! | [`write_tree`], [`read_tree`] | the tree *compressed*, and its [`Content`] |
+
+mod base64;
+mod check;
+mod config;
+mod content;
+mod crypto;
+mod error;
+mod host;
+mod id;
+mod index;
+mod key;
+mod lock;
+mod pack;
+mod polynomial;
+mod reader;
+mod snapshot;
+mod time;
+mod tree;
+mod writer;
+
+use std::fmt;
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::storage::{FileKind, Storage};
+use config::Config;
+use crypto::{OpenError, SealKey};
+use key::KeyFile;
+
+pub use check::{CheckOptions, CheckReport, Damage, check};
+pub use content::Content;
+pub use crypto::Password;
+pub use error::{Error, Flaw, Result};
+pub use id::{Id, ParseIdError};
+pub use index::{BlobLocation, Index};
+pub use key::KeyInfo;
+pub use lock::{LockInfo, LockMode, LockTiming, RepoLock};
+pub use pack::BlobKind;
+pub use reader::read_blobs;
+pub use snapshot::{DamagedSnapshot, Snapshot, SnapshotList, StoredSnapshot};
+pub use tree::{Metadata, Node, NodeKind, Tree, read_tree, write_tree};
+pub use writer::{Stored, WriteSummary, Writer, WriterOptions, ZERO_BLOB_BYTES, zero_blob_id};
+
+/// The first byte of what format 2 calls "unpacked": zstd-compressed JSON follows.
+const ENCODING_ZSTD: u8 = 2;
+/// The level for index, snapshot and lock files: they are small.
+const UNPACKED_LEVEL: i32 = 3;
+/// An index of 50,000 blobs has some 10 MB of JSON; nothing that is read whole may claim more than this.
+const UNPACKED_LIMIT: u64 = 1 << 30;
+/// Small files are read by this many threads at once, which hides the latency of a remote storage.
+const SMALL_FILE_THREADS: usize = 8;
+
+/// An open repository. Cheap to clone; may be used from any thread.
+#[derive(Clone)]
+pub struct Repository {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    storage: Arc<dyn Storage>,
+    url: String,
+    key: SealKey,
+    key_id: Id,
+    config: Config,
+}
+
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Repository")
+            .field("url", &self.inner.url)
+            .field("id", &self.inner.config.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Repository {
+    /// Makes a new repository; refuses where there is one, or the remains of one.
+    ///
+    /// The key is written before the config, so that what looks like a repository can be opened.
+    pub fn create(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
+        let url = storage.url();
+        let exists = |found| Error::AlreadyExists { url: url.clone(), found };
+        match storage.size(FileKind::Config, "") {
+            Ok(_) => return Err(exists(FileKind::Config)),
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(e.into()),
+        }
+        storage.create_layout()?;
+        for kind in FileKind::ALL {
+            if kind != FileKind::Lock && !storage.list(kind)?.is_empty() {
+                return Err(exists(kind));
+            }
+        }
+        let key = SealKey::random()?;
+        let config = Config::random()?;
+        let key_id = KeyFile::add(&*storage, &key, password)?;
+        config.save(&*storage, &key)?;
+        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }) })
+    }
+
+    /// Opens a repository with the first key that the password fits.
+    pub fn open(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
+        let url = storage.url();
+        let mut sealed_config = match storage.read(FileKind::Config, "") {
+            Ok(bytes) => bytes,
+            Err(e) if e.is_not_found() => {
+                let keys = storage.list(FileKind::Key).unwrap_or_default();
+                return Err(match keys.is_empty() {
+                    true => Error::NoRepository { url },
+                    false => Error::ConfigMissing { url },
+                });
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let (key_id, key) = find_key(&*storage, &url, password)?;
+        let config = Config::open(&mut sealed_config, &key, &url)?;
+        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }) })
+    }
+
+    /// The repository's own id, the same wherever it is copied to.
+    pub fn id(&self) -> &str {
+        &self.inner.config.id
+    }
+
+    /// Its address, without any secret.
+    pub fn url(&self) -> String {
+        self.inner.url.clone()
+    }
+
+    /// Where its files are.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.inner.storage
+    }
+
+    /// Lets another password open the repository.
+    pub fn add_key(&self, password: &Password) -> Result<Id> {
+        KeyFile::add(&*self.inner.storage, &self.inner.key, password)
+    }
+
+    /// The keys, by time; damaged ones are left out with a warning.
+    pub fn keys(&self) -> Result<Vec<KeyInfo>> {
+        let mut keys = Vec::new();
+        for id in self.list(FileKind::Key)? {
+            match KeyFile::read(&*self.inner.storage, &id) {
+                Ok(file) => keys.push(file.info(id, id == self.inner.key_id)),
+                Err(error) => tracing::warn!(key = %id, %error, "skipping a key"),
+            }
+        }
+        keys.sort_by_key(|key| (key.created, key.id));
+        Ok(keys)
+    }
+
+    /// Takes the repository's lock, waiting for others up to `wait`.
+    pub fn lock(&self, mode: LockMode, wait: Duration) -> Result<RepoLock> {
+        self.lock_with(mode, wait, LockTiming::default())
+    }
+
+    /// As [`Repository::lock`], with other times than restic's; for tests.
+    pub fn lock_with(&self, mode: LockMode, wait: Duration, timing: LockTiming) -> Result<RepoLock> {
+        RepoLock::acquire(self.clone(), mode, wait, timing)
+    }
+
+    /// Reads every index file. Do it after locking.
+    pub fn load_index(&self) -> Result<Index> {
+        let (index, mut damaged) = Index::load(self)?;
+        match damaged.is_empty() {
+            true => Ok(index),
+            false => Err(damaged.swap_remove(0).1),
+        }
+    }
+
+    /// Reads every index file that can be read, and says which cannot: for `verify` and for rescuing what is left.
+    pub fn load_index_with_damage(&self) -> Result<(Index, Vec<(Id, Error)>)> {
+        Index::load(self)
+    }
+
+    /// All snapshots, oldest first; those that cannot be read are listed apart.
+    pub fn snapshots(&self) -> Result<SnapshotList> {
+        SnapshotList::load(self)
+    }
+
+    /// One snapshot.
+    pub fn snapshot(&self, id: &Id) -> Result<Snapshot> {
+        Snapshot::load(self, id)
+    }
+
+    /// Stores a snapshot: the commit of a backup. All that it refers to must be durable before.
+    pub fn save_snapshot(&self, snapshot: &Snapshot) -> Result<Id> {
+        self.save_unpacked(FileKind::Snapshot, snapshot)
+    }
+
+    /// Removes a snapshot; its data stays until a prune.
+    pub fn remove_snapshot(&self, id: &Id) -> Result<()> {
+        Ok(self.inner.storage.remove(FileKind::Snapshot, &id.to_string())?)
+    }
+
+    /// One data blob: opened, decompressed, its length and SHA-256 compared.
+    pub fn read_blob(&self, index: &Index, id: &Id) -> Result<Vec<u8>> {
+        reader::read_blob(self, index, BlobKind::Data, id)
+    }
+
+    fn key(&self) -> &SealKey {
+        &self.inner.key
+    }
+
+    /// The ids of all files of a kind, sorted; what has no id for a name is none of ours.
+    fn list(&self, kind: FileKind) -> Result<Vec<Id>> {
+        Ok(list(&*self.inner.storage, kind)?)
+    }
+
+    /// Seals and stores an index, snapshot or lock.
+    fn save_unpacked(&self, kind: FileKind, value: &impl serde::Serialize) -> Result<Id> {
+        let json = serde_json::to_vec(value).map_err(|e| Error::damaged(kind, "new", Flaw::NotJson(e.to_string())))?;
+        let mut buffer = vec![0; crypto::IV_LENGTH];
+        buffer.push(ENCODING_ZSTD);
+        let compressed = zstd::bulk::compress(&json, UNPACKED_LEVEL).map_err(Error::Compress)?;
+        buffer.extend_from_slice(&compressed);
+        self.key().seal_in_place(&mut buffer)?;
+        let id = Id::hash(&buffer);
+        self.inner.storage.write(kind, &id.to_string(), &buffer)?;
+        Ok(id)
+    }
+
+    /// Reads an index, snapshot or lock, compares its hash and opens it.
+    fn load_unpacked<T: serde::de::DeserializeOwned>(&self, kind: FileKind, id: &Id) -> Result<T> {
+        let damaged = |flaw| Error::damaged(kind, id, flaw);
+        let mut sealed = self.inner.storage.read(kind, &id.to_string())?;
+        if Id::hash(&sealed) != *id {
+            return Err(damaged(Flaw::NotItsName));
+        }
+        let plain = self.key().open_in_place(&mut sealed).map_err(|e| damaged(e.into()))?;
+        let not_json = |e: serde_json::Error| damaged(Flaw::NotJson(e.to_string()));
+        match plain.split_first() {
+            None => Err(damaged(Flaw::TooShort)),
+            Some((b'{' | b'[', _)) => serde_json::from_slice(plain).map_err(not_json),
+            Some((&ENCODING_ZSTD, compressed)) => {
+                let mut json = Vec::new();
+                zstd::Decoder::with_buffer(compressed)
+                    .and_then(|decoder| decoder.take(UNPACKED_LIMIT).read_to_end(&mut json))
+                    .map_err(|_| damaged(Flaw::NotDecompressable))?;
+                serde_json::from_slice(&json).map_err(not_json)
+            }
+            Some((other, _)) => Err(damaged(Flaw::UnknownEncoding(*other))),
+        }
+    }
+
+    /// Runs `read` for every id on a few threads; the results stand in the order of `ids`.
+    fn read_each<T: Send>(&self, ids: &[Id], read: impl Fn(&Id) -> T + Sync) -> Vec<T> {
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let work = || {
+            let mut results = Vec::new();
+            while let Some((position, id)) = {
+                let position = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                ids.get(position).map(|id| (position, id))
+            } {
+                results.push((position, read(id)));
+            }
+            results
+        };
+        let mut results: Vec<(usize, T)> = std::thread::scope(|scope| {
+            let helpers: Vec<_> = (1..SMALL_FILE_THREADS.min(ids.len())).map(|_| scope.spawn(work)).collect();
+            let mut results = work();
+            for helper in helpers {
+                match helper.join() {
+                    Ok(more) => results.extend(more),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            results
+        });
+        results.sort_unstable_by_key(|(position, _)| *position);
+        results.into_iter().map(|(_, result)| result).collect()
+    }
+}
+
+impl From<OpenError> for Flaw {
+    fn from(error: OpenError) -> Flaw {
+        match error {
+            OpenError::TooShort => Flaw::TooShort,
+            OpenError::Unauthentic => Flaw::Unauthentic,
+        }
+    }
+}
+
+fn list(storage: &dyn Storage, kind: FileKind) -> crate::storage::Result<Vec<Id>> {
+    let mut ids = Vec::new();
+    for file in storage.list(kind)? {
+        match file.name.parse() {
+            Ok(id) => ids.push(id),
+            Err(_) => {
+                tracing::warn!(%kind, name = file.name, "ignoring a file with a strange name")
+            }
+        }
+    }
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+fn find_key(storage: &dyn Storage, url: &str, password: &Password) -> Result<(Id, SealKey)> {
+    let mut damaged = Vec::new();
+    let mut tried = false;
+    for id in list(storage, FileKind::Key)? {
+        match KeyFile::read(storage, &id) {
+            Ok(file) => {
+                tried = true;
+                if let Some(key) = file.unlock(password) {
+                    return Ok((id, key));
+                }
+            }
+            Err(error @ Error::Damaged { .. }) => {
+                tracing::warn!(key = %id, %error, "skipping a key");
+                damaged.push(id);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let url = url.to_owned();
+    Err(match tried {
+        true => Error::WrongPassword { url, damaged },
+        false => Error::NoKey { url, damaged },
+    })
+}

@@ -1,1 +1,272 @@
 //! A repository in a folder of this machine.
+//!
+//! A file is written under a temporary name beside its place, synced, renamed, and its folder synced: a reader sees all
+//! of it or nothing, and so does whoever comes after a power cut. The temporary name contains `-tmp-`, as restic's does;
+//! such files are never listed. A killed writer leaves one behind: the next writer removes those that are older than a
+//! day from each folder that it writes to.
+//!
+//! Folders are mode 0700, files 0600. The root folder is only ever made by [`Storage::create_layout`], never by a write:
+//! where a disk is not mounted, nothing must be written to the empty mount point.
+
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::{Error, FileInfo, FileKind, Result, Storage};
+
+/// What a temporary name contains.
+const TEMPORARY_MARK: &str = "-tmp-";
+/// A temporary file of this age has no living writer.
+const STALE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A folder on a local (or mounted) file system.
+#[derive(Debug)]
+pub struct LocalStorage {
+    root: PathBuf,
+    /// Folders that were searched for stale temporary files.
+    swept: Mutex<HashSet<PathBuf>>,
+}
+
+impl LocalStorage {
+    /// The repository in `root`, which need not exist yet.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        LocalStorage { root: root.into(), swept: Mutex::default() }
+    }
+
+    /// The folder that the repository is in.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn folder(&self, kind: FileKind, name: &str) -> PathBuf {
+        match kind {
+            FileKind::Config => self.root.clone(),
+            FileKind::Pack => self.root.join(kind.folder()).join(name.get(..2).unwrap_or(name)),
+            _ => self.root.join(kind.folder()),
+        }
+    }
+
+    fn path(&self, kind: FileKind, name: &str) -> PathBuf {
+        match kind {
+            FileKind::Config => self.root.join(kind.folder()),
+            _ => self.folder(kind, name).join(name),
+        }
+    }
+
+    fn error(&self, action: &'static str, kind: FileKind, name: &str, path: &Path, source: io::Error) -> Error {
+        match source.kind() {
+            ErrorKind::NotFound if action != "write" => {
+                Error::NotFound { url: self.url(), kind, name: name.to_owned() }
+            }
+            _ => self.io_error(action, path, source),
+        }
+    }
+
+    fn io_error(&self, action: &'static str, path: &Path, source: io::Error) -> Error {
+        match source.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+                Error::NoSpace { url: self.url(), path: path.to_owned(), source }
+            }
+            _ => Error::Io { action, path: path.to_owned(), source },
+        }
+    }
+
+    /// Makes one folder; that it is there already is fine.
+    fn create_folder(&self, path: &Path) -> Result<()> {
+        match DirBuilder::new().mode(0o700).create(path) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(self.io_error("create", path, e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn open_temporary(&self, folder: &Path, path: &Path) -> io::Result<File> {
+        let open = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        match open() {
+            // A folder below the root that some copying tool left out.
+            Err(e) if e.kind() == ErrorKind::NotFound && self.root.is_dir() => {
+                for missing in [folder.parent(), Some(folder)].into_iter().flatten() {
+                    if missing.starts_with(&self.root) && !missing.is_dir() {
+                        DirBuilder::new().mode(0o700).create(missing)?;
+                        sync_folder(missing.parent().unwrap_or(missing))?;
+                    }
+                }
+                open()
+            }
+            other => other,
+        }
+    }
+
+    /// Removes what killed writers left in `folder`, once for each folder; failing to do so harms nobody.
+    fn sweep(&self, folder: &Path) {
+        let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
+        if !swept.insert(folder.to_owned()) {
+            return;
+        }
+        drop(swept);
+        let Ok(entries) = fs::read_dir(folder) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let is_temporary = entry.file_name().to_string_lossy().contains(TEMPORARY_MARK);
+            let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+            if is_temporary && age().is_some_and(|age| age > STALE_AFTER) {
+                tracing::debug!(path = %entry.path().display(), "removing a stale temporary file");
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    fn list_folder(&self, folder: &Path, found: &mut Vec<FileInfo>) -> Result<()> {
+        let fail = |e| self.io_error("list", folder, e);
+        for entry in fs::read_dir(folder).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            if name.contains(TEMPORARY_MARK) {
+                continue;
+            }
+            let metadata = match fs::metadata(entry.path()) {
+                // Removed since, by a prune or an unlock.
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                other => other.map_err(|e| self.io_error("read", &entry.path(), e))?,
+            };
+            if metadata.is_file() {
+                found.push(FileInfo { name, size_bytes: metadata.len() });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Storage for LocalStorage {
+    fn url(&self) -> String {
+        self.root.display().to_string()
+    }
+
+    fn create_layout(&self) -> Result<()> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.root)
+            .map_err(|e| self.io_error("create", &self.root, e))?;
+        for kind in FileKind::ALL {
+            if kind != FileKind::Config {
+                self.create_folder(&self.root.join(kind.folder()))?;
+            }
+        }
+        let data = self.root.join(FileKind::Pack.folder());
+        for fan in 0..=u8::MAX {
+            self.create_folder(&data.join(hex::encode([fan])))?;
+        }
+        for folder in [&data, &self.root] {
+            sync_folder(folder).map_err(|e| self.io_error("sync", folder, e))?;
+        }
+        Ok(())
+    }
+
+    fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>> {
+        let mut found = Vec::new();
+        let top = self.root.join(kind.folder());
+        match kind {
+            FileKind::Config => match fs::metadata(&top) {
+                Ok(metadata) => found.push(FileInfo { name: String::new(), size_bytes: metadata.len() }),
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(self.io_error("read", &top, e)),
+            },
+            FileKind::Lock if !top.exists() => {}
+            FileKind::Pack => {
+                let fail = |e| self.io_error("list", &top, e);
+                for entry in fs::read_dir(&top).map_err(fail)? {
+                    let entry = entry.map_err(fail)?;
+                    let is_fan = entry.file_name().len() == 2;
+                    if is_fan && entry.path().is_dir() {
+                        self.list_folder(&entry.path(), &mut found)?;
+                    }
+                }
+            }
+            _ => self.list_folder(&top, &mut found)?,
+        }
+        Ok(found)
+    }
+
+    fn size(&self, kind: FileKind, name: &str) -> Result<u64> {
+        let path = self.path(kind, name);
+        fs::metadata(&path).map(|metadata| metadata.len()).map_err(|e| self.error("read", kind, name, &path, e))
+    }
+
+    fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
+        let path = self.path(kind, name);
+        fs::read(&path).map_err(|e| self.error("read", kind, name, &path, e))
+    }
+
+    fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
+        let path = self.path(kind, name);
+        let fail = |e| self.error("read", kind, name, &path, e);
+        let too_short = || Error::TooShort {
+            url: self.url(),
+            kind,
+            name: name.to_owned(),
+            wanted_bytes: offset.saturating_add(length as u64),
+        };
+        let file = File::open(&path).map_err(fail)?;
+        // Asked first, so that a wild length out of a damaged index cannot make us allocate it.
+        let size_bytes = file.metadata().map_err(fail)?.len();
+        if offset.saturating_add(length as u64) > size_bytes {
+            return Err(too_short());
+        }
+        let mut bytes = vec![0; length];
+        match file.read_exact_at(&mut bytes, offset) {
+            Ok(()) => Ok(bytes),
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof => Err(too_short()),
+            Err(e) => Err(fail(e)),
+        }
+    }
+
+    fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        let folder = self.folder(kind, name);
+        let path = self.path(kind, name);
+        let temporary = temporary_beside(&path);
+        let write = || -> io::Result<()> {
+            let mut file = self.open_temporary(&folder, &temporary)?;
+            file.write_all(contents)?;
+            file.sync_all()?;
+            drop(file);
+            fs::rename(&temporary, &path)?;
+            sync_folder(&folder)
+        };
+        let written = write().map_err(|e| {
+            let _ = fs::remove_file(&temporary);
+            self.error("write", kind, name, &path, e)
+        });
+        self.sweep(&folder);
+        written
+    }
+
+    fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
+        let path = self.path(kind, name);
+        fs::remove_file(&path).map_err(|e| self.error("remove", kind, name, &path, e))?;
+        let folder = self.folder(kind, name);
+        sync_folder(&folder).map_err(|e| self.io_error("sync", &folder, e))
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        let stat = rustix::fs::statvfs(&self.root).map_err(|e| self.io_error("examine", &self.root, e.into()))?;
+        Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
+    }
+}
+
+/// `name-tmp-1f9c…` in the same folder.
+fn temporary_beside(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!("{TEMPORARY_MARK}{:016x}", rand::random::<u64>()));
+    path.with_file_name(name)
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}

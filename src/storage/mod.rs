@@ -5,6 +5,11 @@
 //! Every implementation and every decorator passes the same conformance suite.
 
 pub mod local;
+pub mod testing;
+mod url;
+
+pub use local::LocalStorage;
+pub use url::open;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -29,14 +34,8 @@ pub enum FileKind {
 
 impl FileKind {
     /// Every kind, `Config` first.
-    pub const ALL: [FileKind; 6] = [
-        FileKind::Config,
-        FileKind::Key,
-        FileKind::Lock,
-        FileKind::Snapshot,
-        FileKind::Index,
-        FileKind::Pack,
-    ];
+    pub const ALL: [FileKind; 6] =
+        [FileKind::Config, FileKind::Key, FileKind::Lock, FileKind::Snapshot, FileKind::Index, FileKind::Pack];
 
     /// The folder that holds files of this kind (for [`FileKind::Config`] the file itself).
     pub fn folder(self) -> &'static str {
@@ -76,6 +75,14 @@ pub struct FileInfo {
 /// What can go wrong with one file, or with the place as a whole.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// An address that means no place.
+    #[error("{url:?} is no repository: {reason}")]
+    BadUrl {
+        /// The address, without a password.
+        url: String,
+        /// Why.
+        reason: String,
+    },
     /// There is no such file.
     #[error("{kind} {name} does not exist in {url}")]
     NotFound {
@@ -98,6 +105,16 @@ pub enum Error {
         /// Where the read should have ended.
         wanted_bytes: u64,
     },
+    /// The place is full, or the user's share of it.
+    #[error("no space left for {} in {url}", path.display())]
+    NoSpace {
+        /// The repository's address.
+        url: String,
+        /// The file that did not fit.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A local call failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -108,6 +125,13 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+}
+
+impl Error {
+    /// Whether the file was simply not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Error::NotFound { .. })
+    }
 }
 
 /// The result of a call on a [`Storage`].
@@ -122,6 +146,9 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn create_layout(&self) -> Result<()>;
 
     /// The files of one kind, in no order. Temporary files of unfinished writes are not listed.
+    ///
+    /// A folder that is missing is an error, for it says more than "no files"; only `locks`, which tools that copy
+    /// repositories leave out when it is empty, then counts as empty.
     fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>>;
 
     /// The size of one file, or [`Error::NotFound`].
@@ -131,8 +158,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>>;
 
     /// `length` bytes from `offset`; fewer than that is [`Error::TooShort`].
-    fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize)
-    -> Result<Vec<u8>>;
+    fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>>;
 
     /// Writes a file that is complete and durable (synced, renamed, folder synced) when the call returns, and not
     /// visible under its name before. Writing a name that exists replaces it: names are hashes of the content.

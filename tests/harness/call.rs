@@ -20,11 +20,7 @@ pub struct Call {
 
 impl Call {
     pub(super) fn new(command: Command) -> Call {
-        Call {
-            command,
-            stdin: Vec::new(),
-            limit: Duration::from_secs(120),
-        }
+        Call { command, stdin: Vec::new(), limit: Duration::from_secs(120) }
     }
 
     /// Adds an argument.
@@ -65,36 +61,16 @@ impl Call {
 
     /// Starts it in a process group of its own.
     pub fn spawn(self) -> Running {
-        let Call {
-            mut command,
-            stdin,
-            limit,
-        } = self;
+        let Call { mut command, stdin, limit } = self;
         let shown = format!("{command:?}");
-        let shown = shown
-            .rsplit_once("\" \"kvmb")
-            .map_or(shown.clone(), |(_, s)| s.to_owned());
-        command
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {shown}: {error}"));
+        let shown = shown.rsplit_once("\" \"kvmb").map_or(shown.clone(), |(_, s)| s.to_owned());
+        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {shown}: {error}"));
         let input = child.stdin.take().expect("stdin");
         let feeder = thread::spawn(move || feed(input, &stdin));
         let stdout = Reader::start(child.stdout.take().expect("stdout"));
         let stderr = Reader::start(child.stderr.take().expect("stderr"));
-        Running {
-            child,
-            shown,
-            stdout,
-            stderr,
-            feeder: Some(feeder),
-            started: Instant::now(),
-            limit,
-        }
+        Running { child, shown, stdout, stderr, feeder: Some(feeder), started: Instant::now(), limit }
     }
 
     /// Runs it to its end.
@@ -124,15 +100,10 @@ impl Reader {
                 if count == 0 {
                     break;
                 }
-                sink.lock()
-                    .expect("lock")
-                    .extend_from_slice(&buffer[..count]);
+                sink.lock().expect("lock").extend_from_slice(&buffer[..count]);
             }
         });
-        Reader {
-            seen,
-            thread: Some(thread),
-        }
+        Reader { seen, thread: Some(thread) }
     }
 
     fn so_far(&self) -> String {
@@ -226,10 +197,7 @@ impl Running {
         if let Some(feeder) = self.feeder.take() {
             let _ = feeder.join();
         }
-        let empty = || Reader {
-            seen: Arc::default(),
-            thread: None,
-        };
+        let empty = || Reader { seen: Arc::default(), thread: None };
         let stdout = std::mem::replace(&mut self.stdout, empty()).finish(&self.shown);
         let stderr = std::mem::replace(&mut self.stderr, empty()).finish(&self.shown);
         Output {
@@ -263,32 +231,18 @@ pub struct Output {
 }
 
 impl Output {
-    pub(super) fn new(
-        shown: String,
-        status: ExitStatus,
-        stdout: Vec<u8>,
-        took: Duration,
-    ) -> Output {
-        Output {
-            shown,
-            status,
-            stdout,
-            stderr: String::new(),
-            took,
-        }
+    pub(super) fn new(shown: String, status: ExitStatus, stdout: Vec<u8>, took: Duration) -> Output {
+        Output { shown, status, stdout, stderr: String::new(), took }
     }
 
     /// Its exit code; 128 and the signal's number if a signal ended it, as a shell has it.
     pub fn code(&self) -> i32 {
-        self.status
-            .code()
-            .unwrap_or_else(|| 128 + self.status.signal().unwrap_or_default())
+        self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or_default())
     }
 
     /// Its stdout as text.
     pub fn stdout(&self) -> &str {
-        std::str::from_utf8(&self.stdout)
-            .unwrap_or_else(|_| panic!("{}: stdout is not UTF-8", self.shown))
+        std::str::from_utf8(&self.stdout).unwrap_or_else(|_| panic!("{}: stdout is not UTF-8", self.shown))
     }
 
     /// Its stderr.
@@ -299,22 +253,13 @@ impl Output {
     /// Its stdout as records, read strictly: JSON Lines, each an object with `type` first, each line ended.
     pub fn records(&self) -> Vec<Value> {
         let text = self.stdout();
-        assert!(
-            text.is_empty() || text.ends_with('\n'),
-            "{}: the last record has no end of line: {text}",
-            self.shown
-        );
+        assert!(text.is_empty() || text.ends_with('\n'), "{}: the last record has no end of line: {text}", self.shown);
         text.lines()
             .map(|line| {
                 let record: Value = serde_json::from_str(line)
                     .unwrap_or_else(|error| panic!("{}: not JSON ({error}): {line}", self.shown));
                 let first = record.as_object().and_then(|object| object.keys().next());
-                assert_eq!(
-                    first.map(String::as_str),
-                    Some("type"),
-                    "{}: \"type\" is not first: {line}",
-                    self.shown
-                );
+                assert_eq!(first.map(String::as_str), Some("type"), "{}: \"type\" is not first: {line}", self.shown);
                 record
             })
             .collect()
@@ -350,10 +295,7 @@ impl Output {
     /// Fails unless stderr has these words.
     #[track_caller]
     pub fn assert_stderr_has(self, words: &str) -> Output {
-        assert!(
-            self.stderr.contains(words),
-            "stderr does not say {words:?}\n{self}"
-        );
+        assert!(self.stderr.contains(words), "stderr does not say {words:?}\n{self}");
         self
     }
 }

@@ -59,15 +59,16 @@ fn copy_files(from: &Path, to: &Path) {
 impl Env {
     /// Runs virsh, waiting while another process has the root open.
     pub fn try_virsh(&self, args: &[&str]) -> Output {
-        let _only_one = self
-            .libvirt
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _only_one = self.libvirt.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let end = Instant::now() + Duration::from_secs(40);
         loop {
             let mut command = Command::new("virsh");
             self.apply_to(&mut command);
+<<<<<<< HEAD
             let output = Call::new(command).arg("-q").args(args).run();
+=======
+            let output = Call::new(command).env("LIBVIRT_LOG_OUTPUTS", "4:stderr").arg("-q").args(args).run();
+>>>>>>> main
             let busy = output.code() != 0 && output.stderr().contains("pid file");
             if busy && Instant::now() < end {
                 thread::sleep(Duration::from_millis(30));

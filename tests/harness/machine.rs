@@ -50,10 +50,7 @@ impl Disk {
 
     /// An image that exists.
     pub fn existing(path: &Path, format: &str) -> Disk {
-        Disk {
-            image: Some(path.to_owned()),
-            ..Disk::of(format, 0)
-        }
+        Disk { image: Some(path.to_owned()), ..Disk::of(format, 0) }
     }
 
     fn of(format: &str, capacity_bytes: u64) -> Disk {
@@ -220,9 +217,7 @@ impl<'e> MachineBuilder<'e> {
             name = escaped(&self.name),
             memory = self.memory_mib,
             os = self.os_xml,
-            emulator = super::parts::find("qemu-system-x86_64")
-                .expect("QEMU")
-                .display(),
+            emulator = super::parts::find("qemu-system-x86_64").expect("QEMU").display(),
             devices = self.devices_xml,
             socket = qmp_socket.display(),
         );
@@ -250,16 +245,10 @@ impl<'e> MachineBuilder<'e> {
             .file_name
             .clone()
             .unwrap_or_else(|| format!("{}-{target}.{}", self.name.replace('/', "_"), disk.format));
-        let image = disk
-            .folder
-            .clone()
-            .unwrap_or_else(|| self.env.disks())
-            .join(name);
+        let image = disk.folder.clone().unwrap_or_else(|| self.env.disks()).join(name);
         if disk.format == "raw" {
             // qemu-img would round the size up.
-            fs::File::create(&image)
-                .and_then(|file| file.set_len(disk.capacity_bytes))
-                .expect("cannot make the image");
+            fs::File::create(&image).and_then(|file| file.set_len(disk.capacity_bytes)).expect("cannot make the image");
             return (image, DiskModel::new(disk.capacity_bytes));
         }
         let mut command = Command::new("qemu-img");
@@ -273,16 +262,9 @@ impl<'e> MachineBuilder<'e> {
             model = DiskModel::from_image(path, format);
             model.resize(disk.capacity_bytes);
         }
-        command
-            .arg("--")
-            .arg(&image)
-            .arg(disk.capacity_bytes.to_string());
+        command.arg("--").arg(&image).arg(disk.capacity_bytes.to_string());
         let output = command.output().expect("qemu-img");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         (image, model)
     }
 }
@@ -301,10 +283,7 @@ fn disk_xml(disk: &Disk, target: &str, image: &Path) -> String {
 
 /// Text for XML.
 pub fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('\'', "&apos;")
-        .replace('"', "&quot;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;").replace('"', "&quot;")
 }
 
 /// The second monitor of a machine that is on.
@@ -433,12 +412,7 @@ impl<'e> Machine<'e> {
     /// Its checkpoints, by libvirt.
     pub fn checkpoints(&self) -> Vec<String> {
         let names = self.env.virsh(&["checkpoint-list", "--name", &self.uuid]);
-        names
-            .lines()
-            .map(str::trim)
-            .filter(|n| !n.is_empty())
-            .map(str::to_owned)
-            .collect()
+        names.lines().map(str::trim).filter(|n| !n.is_empty()).map(str::to_owned).collect()
     }
 
     /// Whether QEMU serves a disk or works on a job: what an open capture is, seen past libvirt.
@@ -457,27 +431,16 @@ impl<'e> Machine<'e> {
     /// Writes one byte again and again, live if the machine is on.
     #[track_caller]
     pub fn write(&self, target: &str, offset: u64, length: u64, pattern: u8) {
-        self.try_write(target, offset, length, pattern)
-            .unwrap_or_else(|error| panic!("{target}: {error}"));
+        self.try_write(target, offset, length, pattern).unwrap_or_else(|error| panic!("{target}: {error}"));
     }
 
     /// The same; what QEMU says when it fails. The model then does not know of it.
-    pub fn try_write(
-        &self,
-        target: &str,
-        offset: u64,
-        length: u64,
-        pattern: u8,
-    ) -> Result<(), String> {
+    pub fn try_write(&self, target: &str, offset: u64, length: u64, pattern: u8) -> Result<(), String> {
         let end = offset + length;
         let mut at = offset;
         while at < end {
             let count = (end - at).min(LONGEST_WRITE);
-            self.io(
-                target,
-                &format!("write -P {pattern} {at} {count}"),
-                "wrote ",
-            )?;
+            self.io(target, &format!("write -P {pattern} {at} {count}"), "wrote ")?;
             self.change(target, |model| model.fill(at, count, pattern));
             at += count;
         }
@@ -492,8 +455,7 @@ impl<'e> Machine<'e> {
         fs::write(&source, bytes).expect("cannot write");
         set_mode(&source, 0o644);
         let command = format!("write -s {} {offset} {}", source.display(), bytes.len());
-        self.io(target, &command, "wrote ")
-            .unwrap_or_else(|error| panic!("{target}: {error}"));
+        self.io(target, &command, "wrote ").unwrap_or_else(|error| panic!("{target}: {error}"));
         self.change(target, |model| model.write(offset, bytes));
     }
 
@@ -508,10 +470,7 @@ impl<'e> Machine<'e> {
     /// Discards a range, which must be aligned to 64 KiB: it then reads as zero.
     #[track_caller]
     pub fn discard(&self, target: &str, offset: u64, length: u64) {
-        assert!(
-            offset % 65536 == 0 && length % 65536 == 0,
-            "only whole clusters go"
-        );
+        assert!(offset % 65536 == 0 && length % 65536 == 0, "only whole clusters go");
         self.io(target, &format!("discard {offset} {length}"), "discard ")
             .unwrap_or_else(|error| panic!("{target}: {error}"));
         self.change(target, |model| model.zero(offset, length));
@@ -536,13 +495,8 @@ impl<'e> Machine<'e> {
         let list = qmp.call("query-block", json!({}));
         let mut devices = BTreeMap::new();
         for block in list.as_array().expect("a list") {
-            let file = block["inserted"]["image"]["filename"]
-                .as_str()
-                .unwrap_or_default();
-            let target = self
-                .images
-                .iter()
-                .find(|(_, (image, _))| Path::new(file) == image);
+            let file = block["inserted"]["image"]["filename"].as_str().unwrap_or_default();
+            let target = self.images.iter().find(|(_, (image, _))| Path::new(file) == image);
             if let (Some((target, _)), Some(device)) = (target, block["qdev"].as_str()) {
                 devices.insert(target.clone(), device.to_owned());
             }
@@ -551,10 +505,7 @@ impl<'e> Machine<'e> {
     }
 
     fn with_monitor<T>(&self, act: impl FnOnce(&mut Monitor) -> T) -> T {
-        let mut monitor = self
-            .monitor
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut monitor = self.monitor.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         act(monitor.as_mut().expect("the machine is off"))
     }
 
@@ -564,24 +515,16 @@ impl<'e> Machine<'e> {
             return self.io_on_image(target, command, wanted);
         }
         self.with_monitor(|monitor| {
-            let device = monitor.devices.get(target).unwrap_or_else(|| {
-                panic!(
-                    "{}: no disk {target}; there are {:?}",
-                    self.name, monitor.devices
-                )
-            });
+            let device = monitor
+                .devices
+                .get(target)
+                .unwrap_or_else(|| panic!("{}: no disk {target}; there are {:?}", self.name, monitor.devices));
             let line = format!("qemu-io -d {device} \"{command}\"");
             // The monitor answers nothing: what became of the command stands in QEMU's log.
-            let log = self
-                .env
-                .libvirt_root()
-                .join(format!("log/qemu/{}.log", self.name));
-            let log =
-                fs::File::open(&log).unwrap_or_else(|error| panic!("{}: {error}", log.display()));
+            let log = self.env.libvirt_root().join(format!("log/qemu/{}.log", self.name));
+            let log = fs::File::open(&log).unwrap_or_else(|error| panic!("{}: {error}", log.display()));
             let start = log.metadata().expect("stat").len();
-            monitor
-                .qmp
-                .call("human-monitor-command", json!({"command-line": line}));
+            monitor.qmp.call("human-monitor-command", json!({"command-line": line}));
             let mut said = vec![0; 4096];
             let count = log.read_at(&mut said, start).expect("read");
             judge(command, wanted, &String::from_utf8_lossy(&said[..count]))
@@ -623,9 +566,7 @@ impl Env {
     pub fn disks_of(&self, machine: &str) -> Vec<DefinedDisk> {
         let xml = self.virsh(&["dumpxml", "--inactive", "--domain", machine]);
         let document = roxmltree::Document::parse(&xml).expect("libvirt's XML");
-        let disks = document
-            .descendants()
-            .filter(|node| node.has_tag_name("disk"));
+        let disks = document.descendants().filter(|node| node.has_tag_name("disk"));
         disks
             .filter_map(|disk| {
                 let child = |name: &str, attribute: &str| {

@@ -69,13 +69,7 @@ pub struct Env {
 impl Env {
     /// Makes the world. `name` only helps to recognise it in messages.
     pub fn new(name: &str) -> Env {
-        parts::require(&[
-            "virsh",
-            "qemu-system-x86_64",
-            "qemu-img",
-            "qemu-nbd",
-            "restic",
-        ]);
+        parts::require(&["virsh", "qemu-system-x86_64", "qemu-img", "qemu-nbd", "restic"]);
         let base = std::env::var_os("KVMB_TEST_DIR").unwrap_or_else(|| "/tmp".into());
         // Short on purpose: the path of a unix socket ends at 107 bytes.
         let folder = tempfile::Builder::new()
@@ -83,6 +77,7 @@ impl Env {
             .tempdir_in(base)
             .expect("cannot make the test's folder")
             .keep();
+<<<<<<< HEAD
         let guard = process::Guard::start(&folder);
         let env = Env {
             name: name.to_owned(),
@@ -91,6 +86,9 @@ impl Env {
             machines: AtomicUsize::new(0),
             guard,
         };
+=======
+        let env = Env { name: name.to_owned(), folder, libvirt: Mutex::new(()), machines: AtomicUsize::new(0) };
+>>>>>>> main
         // QEMU runs as a user of its own: it may pass through, and create sockets where it must.
         set_mode(&env.folder, 0o711);
         for (folder, mode) in [
@@ -158,10 +156,7 @@ impl Env {
         let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".to_owned());
         command
             .env_clear()
-            .env(
-                "PATH",
-                format!("{}:{path}:/usr/sbin:/sbin", self.path("bin").display()),
-            )
+            .env("PATH", format!("{}:{path}:/usr/sbin:/sbin", self.path("bin").display()))
             .env("HOME", self.path("home"))
             .env("TMPDIR", self.path("tmp"))
             .env("LANG", "C.UTF-8")
@@ -192,9 +187,7 @@ impl Env {
 
     /// A script for `/bin/sh`, with `kvmb` on its path. `$R` is [`Env::repo`].
     pub fn sh(&self, script: &str) -> Call {
-        self.program("/bin/sh")
-            .env("R", self.repo())
-            .args(["-c", script])
+        self.program("/bin/sh").env("R", self.repo()).args(["-c", script])
     }
 
     /// A machine to be described further.
@@ -258,11 +251,7 @@ impl Env {
             if found.is_empty() {
                 return;
             }
-            assert!(
-                Instant::now() < end,
-                "{}: left behind: {found:#?}",
-                self.name
-            );
+            assert!(Instant::now() < end, "{}: left behind: {found:#?}", self.name);
             thread::sleep(Duration::from_millis(50));
         }
     }
@@ -278,11 +267,7 @@ impl Drop for Env {
         }
         tmpfs::unmount_below(&self.folder);
         if let Err(error) = fs::remove_dir_all(&self.folder) {
-            eprintln!(
-                "{}: cannot remove {}: {error}",
-                self.name,
-                self.folder.display()
-            );
+            eprintln!("{}: cannot remove {}: {error}", self.name, self.folder.display());
         }
     }
 }

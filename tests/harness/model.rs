@@ -23,10 +23,7 @@ pub struct DiskModel {
 impl DiskModel {
     /// An empty disk.
     pub fn new(capacity_bytes: u64) -> DiskModel {
-        DiskModel {
-            capacity_bytes,
-            blocks: BTreeMap::new(),
-        }
+        DiskModel { capacity_bytes, blocks: BTreeMap::new() }
     }
 
     /// What an image holds, as the guest sees it. No running machine may have it open, unless it is raw.
@@ -107,10 +104,7 @@ impl DiskModel {
 
     /// The content of a range.
     pub fn read(&self, offset: u64, length: u64) -> Vec<u8> {
-        assert!(
-            offset + length <= self.capacity_bytes,
-            "past the disk's end"
-        );
+        assert!(offset + length <= self.capacity_bytes, "past the disk's end");
         let mut bytes = vec![0; length as usize];
         for (block, start, end) in pieces(offset, length) {
             if let Some(content) = self.blocks.get(&block) {
@@ -135,12 +129,7 @@ impl DiskModel {
 
     /// The first byte in which two disks differ: where, what is in this one, what is in the other.
     pub fn first_difference(&self, other: &DiskModel) -> Option<(u64, u8, u8)> {
-        let blocks: BTreeSet<u64> = self
-            .blocks
-            .keys()
-            .chain(other.blocks.keys())
-            .copied()
-            .collect();
+        let blocks: BTreeSet<u64> = self.blocks.keys().chain(other.blocks.keys()).copied().collect();
         let zeros = vec![0; BLOCK as usize];
         for block in blocks {
             let here = self.blocks.get(&block).unwrap_or(&zeros);
@@ -160,9 +149,7 @@ impl DiskModel {
     /// The blocks in which two disks differ.
     pub(super) fn differing_blocks(&self, other: &DiskModel) -> BTreeSet<u64> {
         let blocks = self.blocks.keys().chain(other.blocks.keys()).copied();
-        blocks
-            .filter(|block| !self.same_block(other, *block))
-            .collect()
+        blocks.filter(|block| !self.same_block(other, *block)).collect()
     }
 
     /// Fails unless the image holds exactly this.
@@ -170,10 +157,7 @@ impl DiskModel {
     pub fn assert_image_equals(&self, path: &Path, format: &str) {
         let image = DiskModel::from_image(path, format);
         let path = path.display();
-        assert_eq!(
-            image.capacity_bytes, self.capacity_bytes,
-            "{path}: the capacity differs"
-        );
+        assert_eq!(image.capacity_bytes, self.capacity_bytes, "{path}: the capacity differs");
         if let Some((offset, wanted, found)) = self.first_difference(&image) {
             let blocks = self.differing_blocks(&image);
             panic!(
@@ -186,19 +170,10 @@ impl DiskModel {
 
     /// Calls `fill` for each block touched, with the part to set and its distance from `offset`.
     fn change(&mut self, offset: u64, length: u64, mut fill: impl FnMut(&mut [u8], u64)) {
-        assert!(
-            offset + length <= self.capacity_bytes,
-            "past the disk's end"
-        );
+        assert!(offset + length <= self.capacity_bytes, "past the disk's end");
         for (block, start, end) in pieces(offset, length) {
-            let content = self
-                .blocks
-                .entry(block)
-                .or_insert_with(|| vec![0; BLOCK as usize]);
-            fill(
-                &mut content[start as usize..end as usize],
-                block * BLOCK + start - offset,
-            );
+            let content = self.blocks.entry(block).or_insert_with(|| vec![0; BLOCK as usize]);
+            fill(&mut content[start as usize..end as usize], block * BLOCK + start - offset);
             if content.iter().all(|byte| *byte == 0) {
                 self.blocks.remove(&block);
             }

@@ -4,16 +4,8 @@ use std::path::{Path, PathBuf};
 
 /// Fails with the command that installs what is missing.
 pub fn require(programs: &[&str]) {
-    let missing: Vec<&str> = programs
-        .iter()
-        .copied()
-        .filter(|program| find(program).is_none())
-        .collect();
-    assert!(
-        missing.is_empty(),
-        "the tests need {}; as root run: .ci/install-parts",
-        missing.join(", ")
-    );
+    let missing: Vec<&str> = programs.iter().copied().filter(|program| find(program).is_none()).collect();
+    assert!(missing.is_empty(), "the tests need {}; as root run: .ci/install-parts", missing.join(", "));
 }
 
 /// Where a program is.
@@ -28,9 +20,5 @@ pub fn find(program: &str) -> Option<PathBuf> {
 /// What is built or probed once and used by all test programs: the Linux guest, what libvirt found out about QEMU.
 pub fn cache_dir() -> PathBuf {
     // The program under test is in <target>/<profile>/.
-    Path::new(env!("CARGO_BIN_EXE_kvmb"))
-        .ancestors()
-        .nth(2)
-        .expect("the target folder")
-        .join("test-parts")
+    Path::new(env!("CARGO_BIN_EXE_kvmb")).ancestors().nth(2).expect("the target folder").join("test-parts")
 }

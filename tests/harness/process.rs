@@ -25,9 +25,7 @@ impl Process {
     /// Whether its program has this name.
     pub fn is(&self, program: &str) -> bool {
         let first = self.command_line.split(' ').next().unwrap_or_default();
-        Path::new(first)
-            .file_name()
-            .is_some_and(|name| name == program)
+        Path::new(first).file_name().is_some_and(|name| name == program)
     }
 }
 
@@ -37,11 +35,7 @@ pub fn of(folder: &Path) -> Vec<Process> {
     let mine = i32::try_from(std::process::id()).unwrap_or_default();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
         let Ok(arguments) = fs::read(entry.path().join("cmdline")) else {
@@ -54,10 +48,7 @@ pub fn of(folder: &Path) -> Vec<Process> {
         }
         if contains(&arguments, needle) || contains(&environment, needle) {
             let arguments = String::from_utf8_lossy(&arguments);
-            found.push(Process {
-                pid,
-                command_line: arguments.trim_end_matches('\0').replace('\0', " "),
-            });
+            found.push(Process { pid, command_line: arguments.trim_end_matches('\0').replace('\0', " ") });
         }
     }
     found
@@ -123,7 +114,5 @@ pub fn kill(pid: i32) {
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack
-        .windows(needle.len())
-        .any(|window| window == needle)
+    haystack.windows(needle.len()).any(|window| window == needle)
 }

@@ -22,10 +22,7 @@ pub struct Pty {
 impl Pty {
     pub(super) fn start<A: AsRef<OsStr>>(env: &Env, args: impl IntoIterator<Item = A>) -> Pty {
         parts::require(&["script"]);
-        let words: Vec<String> = args
-            .into_iter()
-            .map(|arg| quoted(arg.as_ref().to_str().expect("UTF-8")))
-            .collect();
+        let words: Vec<String> = args.into_iter().map(|arg| quoted(arg.as_ref().to_str().expect("UTF-8"))).collect();
         let shown = format!("kvmb {} (on a terminal)", words.join(" "));
         let line = format!("stty cols 100 rows 40; exec kvmb {}", words.join(" "));
         let mut command = Command::new("script");
@@ -46,19 +43,10 @@ impl Pty {
         let reader = thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = stdout.read(&mut buffer) {
-                sink.lock()
-                    .expect("lock")
-                    .extend_from_slice(&buffer[..count]);
+                sink.lock().expect("lock").extend_from_slice(&buffer[..count]);
             }
         });
-        Pty {
-            child,
-            keys,
-            screen,
-            reader: Some(reader),
-            shown,
-            started: Instant::now(),
-        }
+        Pty { child, keys, screen, reader: Some(reader), shown, started: Instant::now() }
     }
 
     /// All that the terminal has shown, with its control sequences.
@@ -71,12 +59,7 @@ impl Pty {
     pub fn expect(&self, words: &str) {
         let end = Instant::now() + Duration::from_secs(30);
         while !self.screen().contains(words) {
-            assert!(
-                Instant::now() < end,
-                "{}: no {words:?} on the screen:\n{}",
-                self.shown,
-                self.screen()
-            );
+            assert!(Instant::now() < end, "{}: no {words:?} on the screen:\n{}", self.shown, self.screen());
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -84,8 +67,7 @@ impl Pty {
     /// Presses keys.
     pub fn send(&mut self, keys: &str) {
         let pipe = self.keys.as_mut().expect("keys");
-        pipe.write_all(keys.as_bytes())
-            .expect("the terminal is gone");
+        pipe.write_all(keys.as_bytes()).expect("the terminal is gone");
         pipe.flush().expect("the terminal is gone");
     }
 

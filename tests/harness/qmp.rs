@@ -25,12 +25,8 @@ impl Qmp {
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
         };
-        stream
-            .set_read_timeout(Some(Duration::from_secs(60)))
-            .expect("timeout");
-        let mut qmp = Qmp {
-            reader: BufReader::new(stream),
-        };
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("timeout");
+        let mut qmp = Qmp { reader: BufReader::new(stream) };
         let greeting = qmp.read_line();
         assert!(greeting.get("QMP").is_some(), "not a monitor: {greeting}");
         qmp.call("qmp_capabilities", json!({}));
@@ -59,16 +55,12 @@ impl Qmp {
 
     /// Runs a command that must succeed.
     pub fn call(&mut self, command: &str, arguments: Value) -> Value {
-        self.try_call(command, arguments)
-            .unwrap_or_else(|error| panic!("{command}: {error}"))
+        self.try_call(command, arguments).unwrap_or_else(|error| panic!("{command}: {error}"))
     }
 
     fn read_line(&mut self) -> Value {
         let mut line = String::new();
-        let count = self
-            .reader
-            .read_line(&mut line)
-            .expect("the monitor does not answer");
+        let count = self.reader.read_line(&mut line).expect("the monitor does not answer");
         assert!(count > 0, "the monitor has closed the connection");
         serde_json::from_str(&line).expect("the monitor does not speak JSON")
     }

@@ -22,24 +22,17 @@ impl<'e> Restic<'e> {
 
     /// Any command of restic's.
     pub fn call<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Call {
-        self.env
-            .program("restic")
-            .args(["-q", "-r", &self.repo])
-            .args(args)
+        self.env.program("restic").args(["-q", "-r", &self.repo]).args(args)
     }
 
     /// Makes the repository.
     pub fn init(&self) {
-        self.call(["init", "--repository-version", "2"])
-            .run()
-            .assert_ok();
+        self.call(["init", "--repository-version", "2"]).run().assert_ok();
     }
 
     /// Backs up a folder.
     pub fn backup(&self, folder: &Path) {
-        self.call([OsStr::new("backup"), folder.as_os_str()])
-            .run()
-            .assert_ok();
+        self.call([OsStr::new("backup"), folder.as_os_str()]).run().assert_ok();
     }
 
     /// Reads the whole repository; it must have nothing to say against it.
@@ -61,10 +54,7 @@ impl<'e> Restic<'e> {
     pub fn ls(&self, snapshot: &str) -> Vec<String> {
         let output = self.call(["ls", snapshot]).run().assert_ok();
         let lines = output.stdout().lines();
-        lines
-            .filter(|line| line.starts_with('/'))
-            .map(str::to_owned)
-            .collect()
+        lines.filter(|line| line.starts_with('/')).map(str::to_owned).collect()
     }
 
     /// A file's content.
@@ -83,10 +73,7 @@ impl<'e> Restic<'e> {
             .expect("restic");
         let mut hasher = Sha256::new();
         std::io::copy(&mut child.stdout.take().expect("stdout"), &mut hasher).expect("restic dump");
-        assert!(
-            child.wait().expect("wait").success(),
-            "restic dump {snapshot} {path}"
-        );
+        assert!(child.wait().expect("wait").success(), "restic dump {snapshot} {path}");
         hex::encode(hasher.finalize())
     }
 }

@@ -13,13 +13,7 @@ impl Tmpfs {
     pub(super) fn mount(path: PathBuf, size_bytes: u64) -> Tmpfs {
         fs::create_dir_all(&path).expect("cannot make a folder");
         let output = Command::new("mount")
-            .args([
-                "-t",
-                "tmpfs",
-                "-o",
-                &format!("size={size_bytes},mode=0777"),
-                "kvmb-test",
-            ])
+            .args(["-t", "tmpfs", "-o", &format!("size={size_bytes},mode=0777"), "kvmb-test"])
             .arg(&path)
             .output()
             .expect("mount");
@@ -41,8 +35,7 @@ impl Tmpfs {
         let stat = rustix::fs::statvfs(&self.path).expect("statvfs");
         let fill = (stat.f_bavail * stat.f_frsize).saturating_sub(free_bytes);
         let file = fs::File::create(self.path.join("filler")).expect("cannot write");
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, fill)
-            .expect("fallocate");
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, fill).expect("fallocate");
     }
 }
 
@@ -55,14 +48,8 @@ impl Drop for Tmpfs {
 /// Unmounts what is still mounted below a folder.
 pub(super) fn unmount_below(folder: &Path) {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let points = mounts
-        .lines()
-        .rev()
-        .filter_map(|line| line.split(' ').nth(1));
-    for point in points
-        .map(Path::new)
-        .filter(|point| point.starts_with(folder))
-    {
+    let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(1));
+    for point in points.map(Path::new).filter(|point| point.starts_with(folder)) {
         unmount(point);
     }
 }

@@ -37,9 +37,7 @@ impl Writer<'_> {
     /// Waits for that many more writes.
     pub fn wait_for_more(&self, count: usize) {
         let wanted = self.position() + count;
-        super::wait_until("the writer goes on", Duration::from_secs(60), || {
-            self.position() >= wanted
-        });
+        super::wait_until("the writer goes on", Duration::from_secs(60), || self.position() >= wanted);
     }
 }
 
@@ -51,11 +49,7 @@ pub struct WriteLog {
 
 impl Machine<'_> {
     /// Runs `body` while random writes go on, on all disks of this machine.
-    pub fn while_writing<T>(
-        &self,
-        seed: u64,
-        body: impl FnOnce(&Writer<'_>) -> T,
-    ) -> (T, WriteLog) {
+    pub fn while_writing<T>(&self, seed: u64, body: impl FnOnce(&Writer<'_>) -> T) -> (T, WriteLog) {
         let start = self.models();
         let done = Mutex::new(Vec::new());
         let stop = AtomicBool::new(false);
@@ -72,11 +66,7 @@ impl Machine<'_> {
     fn write_until(&self, stop: &AtomicBool, done: &Mutex<Vec<Write>>, seed: u64) {
         let mut random = StdRng::seed_from_u64(seed);
         let targets = self.targets();
-        let sectors: Vec<u64> = self
-            .models()
-            .values()
-            .map(|m| m.capacity_bytes() / 512)
-            .collect();
+        let sectors: Vec<u64> = self.models().values().map(|m| m.capacity_bytes() / 512).collect();
         while !stop.load(Ordering::Relaxed) {
             let disk = random.random_range(0..targets.len());
             let length = random.random_range(1..=256).min(sectors[disk]);
@@ -85,11 +75,7 @@ impl Machine<'_> {
                 offset: random.random_range(0..=sectors[disk] - length) * 512,
                 length: length * 512,
                 // One in eight writes zeros.
-                pattern: if random.random_ratio(1, 8) {
-                    0
-                } else {
-                    random.random()
-                },
+                pattern: if random.random_ratio(1, 8) { 0 } else { random.random() },
             };
             self.write(&write.target, write.offset, write.length, write.pattern);
             done.lock().expect("lock").push(write);
@@ -121,19 +107,13 @@ impl WriteLog {
     /// which that is so, first and last (they differ when a write changed nothing).
     #[track_caller]
     pub fn assert_one_instant(&self, images: &[(&str, &Path, &str)]) -> (usize, usize) {
-        let shown: BTreeMap<&str, DiskModel> = images
-            .iter()
-            .map(|(target, path, format)| (*target, DiskModel::from_image(path, format)))
-            .collect();
+        let shown: BTreeMap<&str, DiskModel> =
+            images.iter().map(|(target, path, format)| (*target, DiskModel::from_image(path, format))).collect();
         let mut state = self.start.clone();
         let mut differing: BTreeSet<(String, u64)> = BTreeSet::new();
         for (target, image) in &shown {
             let blocks = state[*target].differing_blocks(image);
-            differing.extend(
-                blocks
-                    .into_iter()
-                    .map(|block| ((*target).to_owned(), block)),
-            );
+            differing.extend(blocks.into_iter().map(|block| ((*target).to_owned(), block)));
         }
         let mut matching = Vec::new();
         let mut least = (differing.len(), 0);

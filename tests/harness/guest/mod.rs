@@ -73,11 +73,7 @@ impl<'e> LinuxGuest<'e> {
             .start();
         let guest = LinuxGuest { machine, synced };
         let limit = Duration::from_secs(120);
-        wait_until(
-            "Linux writes its first file (see console.log)",
-            limit,
-            || guest.synced() > 0,
-        );
+        wait_until("Linux writes its first file (see console.log)", limit, || guest.synced() > 0);
         if freeze != FreezeMode::NoAgent {
             wait_until("the guest agent answers", limit, || guest.ping());
         }
@@ -86,12 +82,18 @@ impl<'e> LinuxGuest<'e> {
 
     /// Whether the guest agent answers.
     pub fn ping(&self) -> bool {
+<<<<<<< HEAD
         self.agent(r#"{"execute":"guest-ping"}"#).code() == 0
     }
 
     /// A command for the guest agent, through libvirt.
     pub fn agent(&self, command: &str) -> Output {
         self.virsh_settled(&format!("qemu-agent-command {} '{command}'", self.uuid()))
+=======
+        let ping = r#"{"execute":"guest-ping"}"#;
+        let output = self.env().try_virsh(&["qemu-agent-command", self.uuid(), ping]);
+        output.code() == 0
+>>>>>>> main
     }
 
     /// The number of the last file that the guest reported as synced. Files 1 to this one must be in every later capture.
@@ -99,19 +101,14 @@ impl<'e> LinuxGuest<'e> {
         let text = fs::read_to_string(&self.synced).unwrap_or_default();
         // The last line may be half written.
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        let last = whole
-            .lines()
-            .rev()
-            .find_map(|line| line.trim().strip_prefix("synced "));
+        let last = whole.lines().rev().find_map(|line| line.trim().strip_prefix("synced "));
         last.and_then(|number| number.parse().ok()).unwrap_or(0)
     }
 
     /// Waits until the guest has synced that many more files: it is alive and not frozen.
     pub fn wait_for_more(&self, count: u64) {
         let wanted = self.synced() + count;
-        wait_until("the guest goes on writing", Duration::from_secs(60), || {
-            self.synced() >= wanted
-        });
+        wait_until("the guest goes on writing", Duration::from_secs(60), || self.synced() >= wanted);
     }
 }
 
@@ -141,10 +138,7 @@ impl Ext4 {
             image.display(),
             String::from_utf8_lossy(&output.stdout)
         );
-        Ext4 {
-            image: copy,
-            was_clean,
-        }
+        Ext4 { image: copy, was_clean }
     }
 
     /// Whether the file system had been frozen or unmounted: there was no journal to replay.
@@ -154,11 +148,7 @@ impl Ext4 {
 
     /// The content of one of the guest's numbered files.
     pub fn numbered_file(&self, number: u64) -> String {
-        run(
-            "debugfs",
-            &["-R", &format!("cat /files/{number}")],
-            self.image.path(),
-        )
+        run("debugfs", &["-R", &format!("cat /files/{number}")], self.image.path())
     }
 
     /// Fails unless files 1 to `last` are there and whole.
@@ -167,51 +157,35 @@ impl Ext4 {
         for number in 1..=last {
             let wanted = format!("file {number}\n");
             let content = self.numbered_file(number);
-            let whole = content.len() == 8192
-                && wanted.repeat(8192 / wanted.len() + 1).starts_with(&content);
-            assert!(
-                whole,
-                "file {number} of {last} is missing or wrong: {content:.40?}"
-            );
+            let whole = content.len() == 8192 && wanted.repeat(8192 / wanted.len() + 1).starts_with(&content);
+            assert!(whole, "file {number} of {last} is missing or wrong: {content:.40?}");
         }
     }
 }
 
 fn run(program: &str, args: &[&str], image: &Path) -> String {
-    let output = Command::new(parts::find(program).expect("e2fsprogs"))
-        .args(args)
-        .arg(image)
-        .output()
-        .expect("e2fsprogs");
+    let output =
+        Command::new(parts::find(program).expect("e2fsprogs")).args(args).arg(image).output().expect("e2fsprogs");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// A raw image with an empty ext4.
 fn make_ext4(image: &Path, size_bytes: u64) {
     parts::require(&["mkfs.ext4"]);
-    fs::File::create(image)
-        .and_then(|file| file.set_len(size_bytes))
-        .expect("cannot make the image");
+    fs::File::create(image).and_then(|file| file.set_len(size_bytes)).expect("cannot make the image");
     let output = Command::new(parts::find("mkfs.ext4").expect("mkfs.ext4"))
         .args(["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"])
         .arg(image)
         .output()
         .expect("mkfs.ext4");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// The folder with `vmlinuz` and `initramfs`, made on first use.
 fn prepared_parts() -> PathBuf {
     let folder = parts::cache_dir().join("guest");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/harness/guest/build");
-    let output = Command::new(&script)
-        .arg(&folder)
-        .output()
-        .expect("the build script");
+    let output = Command::new(&script).arg(&folder).output().expect("the build script");
     assert!(
         output.status.success(),
         "cannot prepare the Linux guest; run this to see why: {} {}\n{}",

@@ -1,0 +1,171 @@
+//! Freezing the guest's file systems, in a way that cannot hang and cannot be forgotten.
+//!
+//! ```text
+//!  set timeout → freeze ─ ok ────────────→ begin → thaw                 «filesystem»
+//!                       ├ the agent says no → begin                     «crash»
+//!                       └ no answer ──→ thaw → begin → thaw (again)     «crash», and if the second thaw
+//!                                                                        is not answered either: a thaw is due
+//! ```
+//! An agent that does not answer in time may still freeze later, which is why it is told to thaw after the capture too.
+//! What is due is kept in the capture's state, and closing the capture tries again.
+
+use std::thread;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::definition::Definition;
+use super::error::{Context, Meaning, Result};
+use super::ffi;
+use super::machine::{Machine, State};
+use super::signals::Shield;
+
+/// What a capture's contents can be relied on for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Consistency {
+    /// The guest's file systems were frozen: as after a clean unmount.
+    Filesystem,
+    /// As after a power cut.
+    Crash,
+    /// The machine was off.
+    Offline,
+}
+
+impl Consistency {
+    /// The word in records and manifests.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Consistency::Filesystem => "filesystem",
+            Consistency::Crash => "crash",
+            Consistency::Offline => "offline",
+        }
+    }
+}
+
+/// Whether to freeze.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FreezeMode {
+    /// If there is an agent; else, or if it fails, crash-consistent with a note.
+    Auto,
+    /// No.
+    Never,
+    /// Yes, or no capture at all.
+    Required,
+}
+
+/// Whether and how long to try to freeze.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Freeze {
+    /// Whether to freeze.
+    pub mode: FreezeMode,
+    /// How long the guest agent may take for an answer.
+    pub timeout: Duration,
+}
+
+impl Default for Freeze {
+    fn default() -> Freeze {
+        Freeze { mode: FreezeMode::Auto, timeout: Duration::from_secs(30) }
+    }
+}
+
+/// A guest that is (or may be) frozen; dropping it thaws.
+pub(super) struct FrozenGuest<'a> {
+    machine: &'a Machine,
+    thawed: bool,
+    _shield: Shield,
+}
+
+/// What came of trying to freeze.
+pub(super) enum Outcome<'a> {
+    Frozen(FrozenGuest<'a>),
+    /// Not frozen, for this reason.
+    NotFrozen(String),
+    /// The agent did not answer: it may yet freeze.
+    Unknown(FrozenGuest<'a>, String),
+}
+
+/// Freezes if that is sensible; never fails, says why not instead.
+pub(super) fn try_freeze<'a>(machine: &'a Machine, live: &Definition, timeout: Duration) -> Outcome<'a> {
+    if !live.has_agent_channel {
+        return Outcome::NotFrozen("the machine has no guest agent channel".to_owned());
+    }
+    if !live.agent_connected {
+        return Outcome::NotFrozen("the guest agent is not connected".to_owned());
+    }
+    match machine.state() {
+        Ok(State::Running) => {}
+        Ok(state) => return Outcome::NotFrozen(format!("the machine is {state}")),
+        Err(error) => return Outcome::NotFrozen(error.to_string()),
+    }
+    let seconds = i32::try_from(timeout.as_secs().max(1)).unwrap_or(i32::MAX);
+    if let Err(error) = ffi::set_agent_timeout(&machine.domain, seconds) {
+        return Outcome::NotFrozen(format!("libvirt cannot bound the wait for the guest agent: {}", error.message()));
+    }
+    let guest = FrozenGuest { machine, thawed: false, _shield: Shield::raise() };
+    let Err(error) = ffi::freeze(&machine.domain) else {
+        return Outcome::Frozen(guest);
+    };
+    let error = machine.error("freeze", &error);
+    match error.meaning() {
+        Meaning::AgentFailed | Meaning::AgentMissing | Meaning::Unsupported => {
+            guest.forget();
+            Outcome::NotFrozen(error.to_string())
+        }
+        _ => {
+            // Best effort now: it is tried again when the capture is made.
+            let _ = ffi::thaw(&machine.domain);
+            Outcome::Unknown(guest, error.to_string())
+        }
+    }
+}
+
+impl FrozenGuest<'_> {
+    /// Thaws; an error when the guest did not confirm it after several tries.
+    pub(super) fn thaw(mut self) -> Result<()> {
+        self.thawed = true;
+        let result = self.machine.thaw();
+        self.restore_timeout();
+        result
+    }
+
+    fn forget(mut self) {
+        self.thawed = true;
+        self.restore_timeout();
+    }
+
+    /// Back to libvirt's default; there is no way to ask what it was.
+    fn restore_timeout(&self) {
+        let _ = ffi::set_agent_timeout(&self.machine.domain, ffi::AGENT_TIMEOUT_BLOCK);
+    }
+}
+
+impl Drop for FrozenGuest<'_> {
+    fn drop(&mut self) {
+        if !self.thawed {
+            if let Err(error) = self.machine.thaw() {
+                tracing::error!("{error}");
+            }
+            self.restore_timeout();
+        }
+    }
+}
+
+impl Machine {
+    /// Thaws the guest's file systems, trying several times. Harmless for a guest that is not frozen.
+    pub fn thaw(&self) -> Result<()> {
+        const TRIES: u32 = 3;
+        let mut tried = 1;
+        loop {
+            match ffi::thaw(&self.domain).context(|| format!("thaw {}", self.name())) {
+                Ok(_) => return Ok(()),
+                Err(error) if tried < TRIES && matches!(error.meaning(), Meaning::AgentTimeout | Meaning::Other) => {
+                    tracing::warn!("{error}; trying again");
+                    thread::sleep(Duration::from_millis(200));
+                    tried += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}

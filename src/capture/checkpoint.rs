@@ -1,0 +1,152 @@
+//! Checkpoints: moments since which libvirt records what changes, one dirty bitmap of the same name in every image.
+//!
+//! What we know of them by trying: every bitmap records on its own, so «changed since X» is bitmap X alone, and deleting
+//! another one never harms it. Checkpoints of other tools are listed and left alone.
+
+use std::collections::HashMap;
+
+use super::definition::{child, children, parse_xml};
+use super::error::{Context, Meaning, Result};
+use super::ffi::{self, CheckpointRef};
+use super::job::escape;
+use super::machine::Machine;
+
+/// What the names of our checkpoints begin with.
+pub const PREFIX: &str = "kvmb-";
+
+impl Machine {
+    /// The names of all checkpoints that libvirt knows of this machine, ours and others'.
+    pub fn checkpoints(&self) -> Result<Vec<String>> {
+        let context = || format!("list the checkpoints of {}", self.name());
+        let mut names = Vec::new();
+        for checkpoint in CheckpointRef::list(&self.domain).context(context)? {
+            names.push(checkpoint.name().context(context)?);
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// The disks whose bitmap of this checkpoint can be used, and how many bytes changed since. Empty when the checkpoint is
+    /// not known, or the machine is off.
+    pub fn usable_bitmaps(&self, checkpoint: &str) -> Result<HashMap<String, u64>> {
+        let context = || format!("look at checkpoint {checkpoint} of {}", self.name());
+        let found = match CheckpointRef::lookup(&self.domain, checkpoint).context(context) {
+            Ok(found) => found,
+            Err(error) if error.meaning() == Meaning::CheckpointMissing => {
+                return Ok(HashMap::new());
+            }
+            Err(error) => return Err(error),
+        };
+        let xml = found.xml(ffi::CHECKPOINT_XML_SIZE | ffi::CHECKPOINT_XML_NO_DOMAIN).context(context);
+        let xml = match xml {
+            Ok(xml) => xml,
+            Err(error)
+                if matches!(
+                    error.meaning(),
+                    Meaning::BitmapBroken { .. } | Meaning::InvalidState | Meaning::Unsupported
+                ) =>
+            {
+                tracing::debug!("{error}");
+                return Ok(HashMap::new());
+            }
+            Err(error) => return Err(error),
+        };
+        read_sizes(&xml)
+    }
+
+    /// Deletes a checkpoint with its bitmaps, whatever state they are in; false when it was not there. Needs a running machine.
+    pub fn delete_checkpoint(&self, name: &str) -> Result<bool> {
+        let context = || format!("delete checkpoint {name} of {}", self.name());
+        let found = match CheckpointRef::lookup(&self.domain, name).context(context) {
+            Ok(found) => found,
+            Err(error) if error.meaning() == Meaning::CheckpointMissing => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let error = match found.delete(0).context(context) {
+            Ok(()) => return Ok(true),
+            Err(error) => error,
+        };
+        let broken = matches!(error.meaning(), Meaning::BitmapBroken { .. } | Meaning::Other);
+        if !broken || !self.is_running()? {
+            return Err(error);
+        }
+        tracing::info!("{error}; deleting it disk by disk");
+        self.delete_disk_by_disk(&found, name)?;
+        Ok(true)
+    }
+
+    /// libvirt stops deleting at the first bitmap that is missing. So: forget the checkpoint, then make it known again for one
+    /// disk after the other, and delete that.
+    fn delete_disk_by_disk(&self, checkpoint: &CheckpointRef, name: &str) -> Result<()> {
+        let context = || format!("delete checkpoint {name} of {}", self.name());
+        let xml = checkpoint.xml(ffi::CHECKPOINT_XML_NO_DOMAIN).context(context)?;
+        let disks = read_disks(&xml)?;
+        checkpoint.delete(ffi::CHECKPOINT_DELETE_METADATA_ONLY).context(context)?;
+        let all = self.targets()?;
+        for disk in disks {
+            let one = [disk.as_str()];
+            let xml = checkpoint_xml(name, &one, &all);
+            let redefined = CheckpointRef::create(&self.domain, &xml, ffi::CHECKPOINT_REDEFINE).context(context);
+            let known = match redefined {
+                Ok(known) => known,
+                // The disk is gone from the machine, and its bitmap with it.
+                Err(error) => {
+                    tracing::debug!("disk {disk}: {error}");
+                    continue;
+                }
+            };
+            if let Err(error) = known.delete(0).context(context) {
+                tracing::debug!("disk {disk}: {error}");
+                known.delete(ffi::CHECKPOINT_DELETE_METADATA_ONLY).context(context)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a checkpoint known again whose bitmaps are still in the images (after an undefine, on another host …). libvirt checks
+    /// on a running machine that they are.
+    pub fn redefine_checkpoint(&self, name: &str, disks: &[&str]) -> Result<()> {
+        let flags = if self.is_running()? { ffi::CHECKPOINT_REDEFINE_VALIDATE } else { ffi::CHECKPOINT_REDEFINE };
+        let xml = checkpoint_xml(name, disks, &self.targets()?);
+        CheckpointRef::create(&self.domain, &xml, flags)
+            .map(|_| ())
+            .context(|| format!("make checkpoint {name} of {} known again", self.name()))
+    }
+
+    fn targets(&self) -> Result<Vec<String>> {
+        Ok(self.definition(super::machine::Which::Live)?.disks.into_iter().map(|disk| disk.target).collect())
+    }
+}
+
+/// A `<domaincheckpoint>` that names every disk of the machine: libvirt takes a missing one for «yes».
+pub(super) fn checkpoint_xml(name: &str, disks: &[&str], all: &[String]) -> String {
+    let mut xml = format!("<domaincheckpoint><name>{}</name><disks>", escape(name));
+    for target in all {
+        let kind = if disks.contains(&target.as_str()) { "bitmap" } else { "no" };
+        xml += &format!("<disk name='{}' checkpoint='{kind}'/>", escape(target));
+    }
+    xml += "</disks></domaincheckpoint>";
+    xml
+}
+
+/// The disks with a `size`, which libvirt gives only for a bitmap that can be used.
+fn read_sizes(xml: &str) -> Result<HashMap<String, u64>> {
+    let document = parse_xml(xml)?;
+    Ok(child(document.root_element(), "disks")
+        .into_iter()
+        .flat_map(|disks| children(disks, "disk"))
+        .filter(|disk| disk.attribute("checkpoint") == Some("bitmap"))
+        .filter_map(|disk| Some((disk.attribute("name")?.to_owned(), disk.attribute("size")?.parse().ok()?)))
+        .collect())
+}
+
+/// The disks that have a bitmap.
+fn read_disks(xml: &str) -> Result<Vec<String>> {
+    let document = parse_xml(xml)?;
+    Ok(child(document.root_element(), "disks")
+        .into_iter()
+        .flat_map(|disks| children(disks, "disk"))
+        .filter(|disk| disk.attribute("checkpoint") == Some("bitmap"))
+        .filter_map(|disk| disk.attribute("name").map(str::to_owned))
+        .collect())
+}

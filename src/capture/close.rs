@@ -1,0 +1,398 @@
+//! Closes captures, and clears what a killed run left.
+//!
+//! Closing is idempotent, every step of it: it goes by what is there, not by what the state says should be. The order -
+//! end the job, remove sockets and scratch files, settle the checkpoints, forget the capture - is that a crash in between
+//! leaves the state file, and with it the rest of the work, to the next one.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::connection::Hypervisor;
+use super::error::{Error, Meaning, Result};
+use super::machine::{Machine, PausedReason, State};
+use super::open::{is_domain_folder, lock_machine};
+use super::qemu_nbd;
+use super::runtime::{self, Runtime};
+use super::state::{CaptureFile, CaptureKind, CaptureState, Phase, is_capture_id};
+
+/// A scratch file system with less room than this is taken for full.
+const FULL_BYTES: u64 = 64 << 20;
+/// A capture folder without a state is younger than this while its owner is still writing the first one.
+const STATELESS_AGE: Duration = Duration::from_secs(60);
+
+/// How to close.
+#[derive(Debug, Clone, Default)]
+pub struct CloseRequest {
+    /// Checkpoints that the stored point supersedes: deleted if, and only if, one was stored.
+    pub superseded: Vec<String>,
+    /// How long to wait for readers.
+    pub wait: Duration,
+}
+
+/// What closing did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Closed {
+    /// The capture.
+    pub capture: String,
+    /// Its machine.
+    pub machine: String,
+    /// The point that was stored from it.
+    pub committed_point: Option<String>,
+    /// A job or server of ours was running and was ended.
+    pub ended: bool,
+    /// The machine had been paused because the scratch files' file system was full, and runs again.
+    pub resumed: bool,
+    /// The machine does not exist any more.
+    pub machine_gone: bool,
+    /// Checkpoints that were deleted.
+    pub deleted_checkpoints: Vec<String>,
+    /// Checkpoints that could not be deleted because the machine is off; a later run does it.
+    pub pending_checkpoints: Vec<String>,
+}
+
+/// Closes a capture for good. Waits for readers as told, then fails with [`Error::Held`]. Without a hypervisor it opens the
+/// one that the capture was made through, if it needs one.
+pub fn close_capture(
+    runtime: &Runtime,
+    hypervisor: Option<&Hypervisor>,
+    file: CaptureFile,
+    request: &CloseRequest,
+) -> Result<Closed> {
+    file.lock_exclusive(request.wait)?;
+    let machine = find_machine(hypervisor, &file.load()?)?;
+    close_with_machine(runtime, machine.as_ref(), file, request)
+}
+
+/// Ends the job (or the servers) and removes sockets and scratch files, but leaves checkpoints and the capture's state: for when
+/// the last byte is read and the point is not stored yet. The caller holds the exclusive lock, or is the only reader.
+pub fn drain_capture(runtime: &Runtime, hypervisor: Option<&Hypervisor>, file: &CaptureFile) -> Result<Closed> {
+    let mut state = file.load()?;
+    let machine = find_machine(hypervisor, &state)?;
+    let mut closed = Closed::of(&state);
+    drain(runtime, machine.as_ref(), file, &mut state, &mut closed)?;
+    Ok(closed)
+}
+
+/// Clears what earlier runs left and no live capture owns: a job, servers, sockets, scratch files, checkpoints that were never
+/// committed. Fails with [`Error::Held`] for a live capture and with [`Error::ForeignJob`] for a job that is not ours.
+pub fn clear_leftovers(runtime: &Runtime, machine: &Machine) -> Result<Vec<Closed>> {
+    let _lock = lock_machine(runtime, machine)?;
+    clear_leftovers_locked(runtime, machine)
+}
+
+pub(super) fn clear_leftovers_locked(runtime: &Runtime, machine: &Machine) -> Result<Vec<Closed>> {
+    let mut all = Vec::new();
+    for file in CaptureFile::open_all(runtime)? {
+        let state = match file.load() {
+            Ok(state) => state,
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                remove_stateless(file)?;
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!("{error}");
+                continue;
+            }
+        };
+        if !state.uuid.eq_ignore_ascii_case(machine.uuid()) {
+            continue;
+        }
+        // Nobody can hold the lock of one that is being opened but whoever opens it, and that would hold the machine's lock.
+        let leased = state.phase == Phase::Open && !state.is_expired();
+        if leased {
+            return Err(Error::Held {
+                machine: machine.name().to_owned(),
+                capture: state.id,
+                until: Some(state.lease_ends_at.to_rfc3339()),
+            });
+        }
+        file.lock_exclusive(Duration::from_secs(2))?;
+        tracing::info!("clearing capture {} of {}", state.id, state.machine);
+        all.push(close_with_machine(runtime, Some(machine), file, &CloseRequest::default())?);
+    }
+    end_stray_job(runtime, machine)?;
+    remove_scratch_of_before_boot(runtime);
+    Ok(all)
+}
+
+/// Whether a machine is paused because of an I/O error.
+pub(super) fn is_paused_by_io_error(machine: &Machine) -> bool {
+    matches!(machine.state(), Ok(State::Paused(PausedReason::IoError)))
+}
+
+/// Closes a capture whose lock is ours.
+pub(super) fn close_with_machine(
+    runtime: &Runtime,
+    machine: Option<&Machine>,
+    file: CaptureFile,
+    request: &CloseRequest,
+) -> Result<Closed> {
+    let mut state = match file.load() {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            let closed = Closed { capture: file.id().to_owned(), ..Closed::default() };
+            remove_folder(&runtime.socket_folder().join(file.id()))?;
+            file.remove()?;
+            return Ok(closed);
+        }
+        other => other?,
+    };
+    let mut closed = Closed::of(&state);
+    drain(runtime, machine, &file, &mut state, &mut closed)?;
+    settle_checkpoints(machine, &state, request, &mut closed)?;
+    if closed.pending_checkpoints.is_empty() {
+        file.remove()?;
+    }
+    Ok(closed)
+}
+
+impl Closed {
+    fn of(state: &CaptureState) -> Closed {
+        Closed {
+            capture: state.id.clone(),
+            machine: state.machine.clone(),
+            committed_point: state.committed_point.clone(),
+            ..Closed::default()
+        }
+    }
+}
+
+/// The capture's machine; none when it exists no more.
+fn find_machine(hypervisor: Option<&Hypervisor>, state: &CaptureState) -> Result<Option<Machine>> {
+    let needed = state.kind == CaptureKind::Job || state.checkpoint.is_some();
+    if !needed && hypervisor.is_none() {
+        return Ok(None);
+    }
+    let opened;
+    let hypervisor = match hypervisor {
+        Some(hypervisor) => hypervisor,
+        None => {
+            opened = Hypervisor::open(Some(&state.connect))?;
+            &opened
+        }
+    };
+    match hypervisor.machine(&state.uuid) {
+        Ok(machine) => Ok(Some(machine)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn drain(
+    runtime: &Runtime,
+    machine: Option<&Machine>,
+    file: &CaptureFile,
+    state: &mut CaptureState,
+    closed: &mut Closed,
+) -> Result<()> {
+    match state.kind {
+        CaptureKind::Job => match machine {
+            None => closed.machine_gone = true,
+            Some(machine) => end_job(machine, state, closed)?,
+        },
+        CaptureKind::QemuNbd => end_servers(state, closed)?,
+    }
+    remove_sockets(runtime, state)?;
+    if let Some(scratch) = &state.scratch_folder {
+        remove_scratch(scratch, &state.id)?;
+    }
+    if state.phase != Phase::Drained || state.thaw_due {
+        state.phase = Phase::Drained;
+        state.thaw_due = false;
+        file.save(state)?;
+    }
+    Ok(())
+}
+
+fn end_job(machine: &Machine, state: &CaptureState, closed: &mut Closed) -> Result<()> {
+    match ends_well(machine, state, closed) {
+        // It stopped, or vanished, while we were at it: then the job is gone too.
+        Err(error) if matches!(error.meaning(), Meaning::InvalidState | Meaning::NotFound) => {
+            closed.machine_gone = error.is_not_found();
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn ends_well(machine: &Machine, state: &CaptureState, closed: &mut Closed) -> Result<()> {
+    if !machine.is_running()? {
+        return Ok(());
+    }
+    if state.thaw_due {
+        // A guest that never answers must not keep the capture from being closed.
+        if let Err(error) = machine.thaw() {
+            tracing::error!("{error}");
+        }
+    }
+    let job = machine.running_backup()?;
+    let ours = job.is_some_and(|job| job.socket.is_some() && job.socket == state.job_socket);
+    if !ours {
+        return Ok(());
+    }
+    let full = state
+        .scratch_folder
+        .as_deref()
+        .and_then(|folder| runtime::free_bytes(folder).ok())
+        .is_some_and(|free| free < FULL_BYTES);
+    closed.ended = machine.end_backup()?;
+    if full && !state.io_paused_before && is_paused_by_io_error(machine) {
+        machine.resume()?;
+        closed.resumed = true;
+    }
+    Ok(())
+}
+
+fn end_servers(state: &CaptureState, closed: &mut Closed) -> Result<()> {
+    for disk in &state.disks {
+        if let Some(server) = &disk.server {
+            closed.ended |= qemu_nbd::end(server, &disk.socket)?;
+        }
+        qemu_nbd::end_all_on(&disk.socket);
+    }
+    Ok(())
+}
+
+/// The socket folder is ours and goes as a whole; in libvirt's folder only our socket does.
+fn remove_sockets(runtime: &Runtime, state: &CaptureState) -> Result<()> {
+    if is_domain_folder(&state.socket_folder) {
+        if let Some(socket) = &state.job_socket {
+            remove_file(socket)?;
+        }
+        return Ok(());
+    }
+    remove_folder(&runtime.socket_folder().join(&state.id))
+}
+
+/// Only a folder that is named like the capture is ours as a whole.
+fn remove_scratch(folder: &Path, id: &str) -> Result<()> {
+    if folder.file_name().is_some_and(|name| name == id) {
+        remove_folder(folder)?;
+    }
+    Ok(())
+}
+
+fn settle_checkpoints(
+    machine: Option<&Machine>,
+    state: &CaptureState,
+    request: &CloseRequest,
+    closed: &mut Closed,
+) -> Result<()> {
+    let doomed: Vec<&String> = match state.committed_point {
+        Some(_) => request.superseded.iter().filter(|name| state.checkpoint.as_ref() != Some(name)).collect(),
+        None => state.checkpoint.iter().collect(),
+    };
+    if doomed.is_empty() {
+        return Ok(());
+    }
+    let Some(machine) = machine else {
+        return Ok(());
+    };
+    for name in doomed {
+        match machine.delete_checkpoint(name) {
+            Ok(true) => closed.deleted_checkpoints.push(name.clone()),
+            Ok(false) => {}
+            Err(error) if matches!(error.meaning(), Meaning::Unsupported | Meaning::InvalidState) => {
+                tracing::info!("{error}; left for a later run");
+                closed.pending_checkpoints.push(name.clone());
+            }
+            Err(error) if error.is_not_found() => closed.machine_gone = true,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// A job without a state: ours if its socket is, and then nobody reads from it any more.
+fn end_stray_job(runtime: &Runtime, machine: &Machine) -> Result<()> {
+    if !machine.is_running()? {
+        return Ok(());
+    }
+    let Some(job) = machine.running_backup()? else {
+        return Ok(());
+    };
+    let capture = job.socket.as_deref().and_then(|socket| capture_of_socket(runtime, socket));
+    let Some(capture) = capture else {
+        return Err(Error::ForeignJob {
+            machine: machine.name().to_owned(),
+            job: match &job.socket {
+                Some(socket) => format!("on socket {}", socket.display()),
+                None => format!("of disks {}", job.disks.join(", ")),
+            },
+        });
+    };
+    tracing::info!("ending the stray job {capture} of {}", machine.name());
+    machine.end_backup()?;
+    for scratch in &job.scratch {
+        if let Some(folder) = scratch.parent() {
+            remove_scratch(folder, &capture)?;
+        }
+    }
+    if let Some(socket) = &job.socket {
+        remove_file(socket)?;
+    }
+    remove_folder(&runtime.socket_folder().join(&capture))
+}
+
+/// The capture that a socket belongs to: `<sockets>/<id>/…`, or `domain-…/kvmb-<id>`.
+fn capture_of_socket(runtime: &Runtime, socket: &Path) -> Option<String> {
+    let folder = socket.parent()?;
+    let id = if is_domain_folder(folder) {
+        socket.file_name()?.to_str()?.strip_prefix("kvmb-")?
+    } else if folder.parent() == Some(runtime.socket_folder()) {
+        folder.file_name()?.to_str()?
+    } else {
+        return None;
+    };
+    is_capture_id(id).then(|| id.to_owned())
+}
+
+fn remove_stateless(file: CaptureFile) -> Result<()> {
+    let old = fs::metadata(file.folder())
+        .and_then(|found| found.modified())
+        .ok()
+        .and_then(|at| at.elapsed().ok())
+        .is_some_and(|age| age > STATELESS_AGE);
+    if old && file.lock_exclusive(Duration::ZERO).is_ok() {
+        file.remove()?;
+    }
+    Ok(())
+}
+
+/// The state folder is gone after a reboot, scratch files are not. What is older than the boot belongs to nobody.
+fn remove_scratch_of_before_boot(runtime: &Runtime) {
+    let Some(boot) = boot_time() else { return };
+    let Ok(entries) = fs::read_dir(runtime.scratch_folder()) else {
+        return;
+    };
+    for entry in entries.filter_map(std::result::Result::ok) {
+        let name = entry.file_name();
+        let old = entry.metadata().and_then(|found| found.modified()).is_ok_and(|at| at < boot);
+        if old && name.to_str().is_some_and(is_capture_id) {
+            if let Err(error) = remove_folder(&entry.path()) {
+                tracing::warn!("{error}");
+            }
+        }
+    }
+}
+
+fn boot_time() -> Option<SystemTime> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let seconds = stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    Some(UNIX_EPOCH + Duration::from_secs(seconds))
+}
+
+fn remove_folder(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,340 @@
+//! The hypervisor: opened late, closed early, because `qemu:///embed` admits one process at a time.
+
+use std::path::PathBuf;
+use std::sync::Once;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use virt::connect::Connect;
+use virt::domain::Domain;
+
+use super::error::{Context, Error, Result};
+use super::ffi;
+use super::machine::Machine;
+
+/// How long another process may hold an embedded root before we give up.
+const EMBED_WAIT: Duration = Duration::from_secs(30);
+const EMBED_RETRY: Duration = Duration::from_millis(100);
+
+/// An open connection to libvirt.
+#[derive(Debug, Clone)]
+pub struct Hypervisor {
+    connect: Connect,
+    uri: String,
+}
+
+impl Hypervisor {
+    /// Opens a connection; without a URI libvirt chooses as it does for `virsh` (`$LIBVIRT_DEFAULT_URI`, its client
+    /// configuration, then what it finds). Nothing is ever asked for: a connection that wants a password fails.
+    pub fn open(uri: Option<&str>) -> Result<Hypervisor> {
+        prepare_libvirt();
+        let uri = uri.map(str::to_owned).or_else(default_uri);
+        let shown = uri.as_deref().unwrap_or("the default hypervisor").to_owned();
+        if shown.contains('\0') {
+            return Err(Error::NoSuchMachine { name: String::new(), uri: shown.replace('\0', ""), near: Vec::new() });
+        }
+        let deadline = Instant::now() + EMBED_WAIT;
+        let connect = loop {
+            match Connect::open(uri.as_deref()) {
+                Err(error) if error.message().contains("acquire pid file") && Instant::now() < deadline => {
+                    thread::sleep(EMBED_RETRY);
+                }
+                other => break other.context(|| format!("open {shown}"))?,
+            }
+        };
+        let uri = connect.uri().unwrap_or(shown);
+        Ok(Hypervisor { connect, uri })
+    }
+
+    /// The connection's URI, as libvirt says it.
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// Whether this is QEMU on this host, which is what a capture needs: disks and sockets are reached by path.
+    pub fn is_local(&self) -> bool {
+        is_local_uri(&self.uri)
+    }
+
+    /// Whether libvirt's QEMU driver runs inside this process.
+    pub fn is_embed(&self) -> bool {
+        self.uri.starts_with("qemu:///embed")
+    }
+
+    /// libvirt's version on the hypervisor's side: (11, 3, 0).
+    pub fn libvirt_version(&self) -> Result<(u32, u32, u32)> {
+        let version = self.connect.lib_version().context(|| "ask libvirt for its version".to_owned())?;
+        Ok(split_version(version))
+    }
+
+    /// QEMU's version: (10, 0, 2).
+    pub fn qemu_version(&self) -> Result<(u32, u32, u32)> {
+        let version = self.connect.hyp_version().context(|| "ask libvirt for QEMU's version".to_owned())?;
+        Ok(split_version(version))
+    }
+
+    /// The host's name as libvirt knows it.
+    pub fn hostname(&self) -> Result<String> {
+        self.connect.hostname().context(|| "ask libvirt for the host's name".to_owned())
+    }
+
+    /// The machines that go by these names, UUIDs or globs (`*`, `?`, `[a-z]`), each once, sorted by name; all of them when no name is
+    /// given. A machine that is really called `web*` is meant by `web*`. A name that no machine has is an error.
+    pub fn machines(&self, names: &[String]) -> Result<Vec<Machine>> {
+        let mut all = Vec::new();
+        for domain in self.connect.list_all_domains(0).context(|| format!("list the machines of {}", self.uri))? {
+            // A transient machine may be gone between the two calls.
+            if let Ok(machine) = Machine::new(domain, &self.uri) {
+                all.push(machine);
+            }
+        }
+        all.sort_by(|a, b| a.name().cmp(b.name()));
+        if names.is_empty() {
+            return Ok(all);
+        }
+        let mut chosen = vec![false; all.len()];
+        for name in names {
+            let mut found: Vec<usize> = positions(&all, |machine| machine.is_called(name));
+            if found.is_empty() && is_glob(name) {
+                found = positions(&all, |machine| glob_matches(name, machine.name()));
+            }
+            if found.is_empty() {
+                return Err(self.no_such_machine(name, &all));
+            }
+            for at in found {
+                chosen[at] = true;
+            }
+        }
+        Ok(all.into_iter().zip(chosen).filter_map(|(machine, chosen)| chosen.then_some(machine)).collect())
+    }
+
+    /// The machine with this name or UUID.
+    pub fn machine(&self, name_or_uuid: &str) -> Result<Machine> {
+        let found = if name_or_uuid.contains('\0') {
+            None
+        } else {
+            match self.connect.lookup_domain_by_name(name_or_uuid) {
+                Ok(domain) => Some(domain),
+                Err(_) => self.connect.lookup_domain_by_uuid_string(name_or_uuid).ok(),
+            }
+        };
+        match found {
+            Some(domain) => Machine::new(domain, &self.uri),
+            None => {
+                let all = self.machines(&[])?;
+                Err(self.no_such_machine(name_or_uuid, &all))
+            }
+        }
+    }
+
+    /// Defines a machine (or redefines the one with this name and UUID); with libvirt's schema check first, and without it
+    /// only when the schema - not the definition's meaning - is what libvirt complains of.
+    pub fn define(&self, xml: &str) -> Result<Machine> {
+        if xml.contains('\0') {
+            return Err(super::definition::DefinitionError::Xml("a zero byte".to_owned()).into());
+        }
+        let domain = match self.connect.define_domain_xml_flags(xml, virt_sys::VIR_DOMAIN_DEFINE_VALIDATE) {
+            // VIR_ERR_XML_INVALID_SCHEMA: the machine ran with this definition before, so let libvirt judge it itself.
+            Err(error) if error.code().to_raw() == virt_sys::VIR_ERR_XML_INVALID_SCHEMA => {
+                tracing::debug!("libvirt's schema does not know this definition: {error}");
+                self.connect.define_domain_xml_flags(xml, 0)
+            }
+            other => other,
+        }
+        .context(|| "define the machine".to_owned())?;
+        Machine::new(domain, &self.uri)
+    }
+
+    /// Closes the connection now. It stays open as long as a [`Machine`] or a clone of it is alive.
+    pub fn close(self) {}
+
+    fn no_such_machine(&self, name: &str, all: &[Machine]) -> Error {
+        let mut near: Vec<(f64, &str)> = all
+            .iter()
+            .map(|machine| {
+                let likeness = strsim::jaro_winkler(&name.to_lowercase(), &machine.name().to_lowercase());
+                (likeness, machine.name())
+            })
+            .filter(|(likeness, _)| *likeness > 0.8)
+            .collect();
+        near.sort_by(|a, b| b.0.total_cmp(&a.0));
+        Error::NoSuchMachine {
+            name: name.to_owned(),
+            uri: self.uri.clone(),
+            near: near.into_iter().take(3).map(|(_, name)| name.to_owned()).collect(),
+        }
+    }
+}
+
+/// Keeps libvirt's own log lines («info : libvirt version …») off stderr, unless the user chose an output. Must be called
+/// before the process has a second thread, best first thing in `main`; says whether it took effect.
+pub fn quiet_libvirt_log() -> bool {
+    const OUTPUTS: &str = "LIBVIRT_LOG_OUTPUTS";
+    if std::env::var_os(OUTPUTS).is_some() || std::env::var_os("LIBVIRT_DEBUG").is_some() {
+        return false;
+    }
+    ffi::set_env_while_single_threaded(OUTPUTS, "4:file:/dev/null")
+}
+
+/// Once a process: no errors printed by libvirt, and an event loop, which the embedded driver needs to talk to QEMU.
+fn prepare_libvirt() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        virt::error::clear_error_callback();
+        if let Err(error) = virt::event::event_register_default_impl() {
+            tracing::warn!("libvirt's event loop could not be registered: {error}");
+            return;
+        }
+        let spawned = thread::Builder::new().name("libvirt events".to_owned()).spawn(|| {
+            virt::error::clear_error_callback();
+            loop {
+                if let Err(error) = virt::event::event_run_default_impl() {
+                    tracing::warn!("libvirt's event loop: {error}");
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::warn!("no thread for libvirt's event loop: {error}");
+        }
+    });
+}
+
+/// What `virsh` looks at before libvirt's own default.
+fn default_uri() -> Option<String> {
+    ["VIRSH_DEFAULT_CONNECT_URI", "LIBVIRT_DEFAULT_URI"]
+        .iter()
+        .filter_map(|name| std::env::var(name).ok())
+        .find(|uri| !uri.is_empty())
+}
+
+pub(super) fn is_local_uri(uri: &str) -> bool {
+    let Some((scheme, rest)) = uri.split_once(':') else {
+        return false;
+    };
+    let (driver, transport) = scheme.split_once('+').unwrap_or((scheme, "unix"));
+    driver == "qemu" && transport == "unix" && rest.starts_with("///")
+}
+
+/// The path of a volume of a storage pool, on the machine's connection.
+pub(super) fn volume_path(domain: &Domain, pool: &str, volume: &str) -> Result<PathBuf> {
+    let context = || format!("look up volume {volume} of storage pool {pool}");
+    let connect = domain.connect().context(context)?;
+    let pool = connect.lookup_storage_pool_by_name(pool).context(context)?;
+    let volume = pool.lookup_storage_vol_by_name(volume).context(context)?;
+    volume.path().map(PathBuf::from).context(context)
+}
+
+fn split_version(version: u32) -> (u32, u32, u32) {
+    (version / 1_000_000, version / 1_000 % 1_000, version % 1_000)
+}
+
+fn positions(all: &[Machine], wanted: impl Fn(&Machine) -> bool) -> Vec<usize> {
+    (0..all.len()).filter(|&at| wanted(&all[at])).collect()
+}
+
+/// Whether a name has a character that makes it a pattern.
+pub fn is_glob(name: &str) -> bool {
+    name.contains(['*', '?', '['])
+}
+
+/// Whether a name matches a shell pattern: `*`, `?`, `[abc]`, `[a-z]`, `[!abc]`; a backslash takes the next character as it is.
+pub fn glob_matches(pattern: &str, name: &str) -> bool {
+    let pattern: Vec<char> = pattern.chars().collect();
+    let name: Vec<char> = name.chars().collect();
+    let (mut at_pattern, mut at_name) = (0, 0);
+    // Where to go on when what follows the last star does not fit: one character later.
+    let mut retry: Option<(usize, usize)> = None;
+    while at_name < name.len() {
+        if pattern.get(at_pattern) == Some(&'*') {
+            retry = Some((at_pattern + 1, at_name));
+            at_pattern += 1;
+            continue;
+        }
+        if let Some(next) = match_one(&pattern, at_pattern, name[at_name]) {
+            at_pattern = next;
+            at_name += 1;
+            continue;
+        }
+        let Some((after_star, from)) = retry else {
+            return false;
+        };
+        retry = Some((after_star, from + 1));
+        at_pattern = after_star;
+        at_name = from + 1;
+    }
+    pattern[at_pattern..].iter().all(|&left| left == '*')
+}
+
+/// Matches one character against the pattern's element at `at`; where the next element begins.
+fn match_one(pattern: &[char], at: usize, character: char) -> Option<usize> {
+    match *pattern.get(at)? {
+        '?' => Some(at + 1),
+        '\\' if at + 1 < pattern.len() => (pattern[at + 1] == character).then_some(at + 2),
+        '[' => match bracket(pattern, at) {
+            Some((hit, next)) => hit(character).then_some(next),
+            None => (character == '[').then_some(at + 1),
+        },
+        literal => (literal == character).then_some(at + 1),
+    }
+}
+
+/// A bracket expression at `at`: a test, and where it ends. None when it is not closed: then it is a plain bracket.
+fn bracket(pattern: &[char], at: usize) -> Option<(impl Fn(char) -> bool + '_, usize)> {
+    let mut start = at + 1;
+    let negated = matches!(pattern.get(start), Some('!' | '^'));
+    if negated {
+        start += 1;
+    }
+    // A closing bracket that comes first stands for itself.
+    let end = (start + 1..pattern.len()).find(|&end| pattern[end] == ']')?;
+    let members = &pattern[start..end];
+    let test = move |character: char| {
+        let mut at = 0;
+        let mut hit = false;
+        while at < members.len() {
+            if members.get(at + 1) == Some(&'-') && at + 2 < members.len() {
+                hit |= (members[at]..=members[at + 2]).contains(&character);
+                at += 3;
+            } else {
+                hit |= members[at] == character;
+                at += 1;
+            }
+        }
+        hit != negated
+    };
+    Some((test, end + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs_match_as_in_a_shell() {
+        for (pattern, name, expected) in [
+            ("web*", "web1", true),
+            ("web*", "aweb1", false),
+            ("*", "", true),
+            ("?", "ä", true),
+            ("?", "", false),
+            ("w[a-e]b", "web", true),
+            ("w[!a-e]b", "web", false),
+            ("w[!a-e]b", "wzb", true),
+            ("a[]]b", "a]b", true),
+            ("a[b", "a[b", true),
+            ("*.prod.*", "db.prod.eu.prod.x", true),
+            (r"a\*", "a*", true),
+            (r"a\*", "ab", false),
+            ("a*b*c", "aXbXbXc", true),
+            ("a*b*c", "aXbXbX", false),
+        ] {
+            assert_eq!(glob_matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn versions_are_split() {
+        assert_eq!(split_version(11_003_000), (11, 3, 0));
+    }
+}

@@ -1,0 +1,617 @@
+//! A machine's definition, read from libvirt's domain XML.
+//!
+//! Pure: no libvirt, no file system. What comes from a repository may be hostile, so a document with a DTD, absurd nesting
+//! or size is refused, and a disk's target - it becomes a file name - must be a plain word.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use roxmltree::{Document, Node, ParsingOptions};
+
+/// No definition is larger; libvirt's own limit for a string in its protocol is 4 MiB.
+const MAX_XML_BYTES: usize = 16 << 20;
+/// A definition nests about ten levels deep; a backing chain adds one for each layer (QEMU's limit is 200).
+const MAX_DEPTH: usize = 512;
+/// Far above the thousand or so of a large machine.
+const MAX_NODES: u32 = 500_000;
+
+/// Why a definition cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DefinitionError {
+    /// Not well-formed, or with a DTD.
+    #[error("not valid XML: {0}")]
+    Xml(String),
+    /// Larger or deeper than any real definition.
+    #[error("{0}")]
+    Absurd(String),
+    /// Another document.
+    #[error("this is a <{0}>, not a <domain>")]
+    NotADomain(String),
+    /// Something that every definition has.
+    #[error("the definition has no {0}")]
+    Missing(&'static str),
+    /// A value that makes no sense.
+    #[error("{what} '{value}' makes no sense")]
+    BadValue {
+        /// What it is the value of.
+        what: &'static str,
+        /// The value.
+        value: String,
+    },
+    /// Two disks with one target.
+    #[error("two disks have the target '{0}'")]
+    DuplicateTarget(String),
+    /// A change that names a disk which is not there.
+    #[error("the definition has no disk '{0}'")]
+    NoSuchDisk(String),
+}
+
+/// The result of reading a definition.
+pub type Result<T> = std::result::Result<T, DefinitionError>;
+
+/// What we need of a machine's definition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Definition {
+    /// The machine's name.
+    pub name: String,
+    /// Its UUID, when given (libvirt always gives it).
+    pub uuid: Option<String>,
+    /// `kvm`, `qemu`, `test` …
+    pub domain_type: String,
+    /// A short title, if somebody gave one.
+    pub title: Option<String>,
+    /// The most memory that the machine may have.
+    pub memory_bytes: u64,
+    /// The most virtual CPUs.
+    pub vcpus: u32,
+    /// Every disk in the definition's order, those that cannot be backed up too.
+    pub disks: Vec<Disk>,
+    /// UEFI variables.
+    pub nvram: Option<Nvram>,
+    /// An emulated TPM.
+    pub tpm: Option<Tpm>,
+    /// Kernel of a direct boot.
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk of a direct boot.
+    pub initrd: Option<PathBuf>,
+    /// Whether there is a channel for the QEMU guest agent.
+    pub has_agent_channel: bool,
+    /// Whether the agent is connected (a live definition only).
+    pub agent_connected: bool,
+    /// User and group that QEMU runs as (a live definition only).
+    pub dac_owner: Option<(u32, u32)>,
+    /// The security models in force, for example `dac`, `apparmor`, `selinux`.
+    pub seclabel_models: Vec<String>,
+}
+
+/// The file that keeps UEFI variables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nvram {
+    /// The file; none when libvirt will choose it at the first start.
+    pub path: Option<PathBuf>,
+    /// Its format, `raw` unless told otherwise.
+    pub format: Option<String>,
+    /// What it was made from.
+    pub template: Option<PathBuf>,
+}
+
+/// A TPM device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tpm {
+    /// `emulator` (its state is a folder of swtpm), `passthrough` or `external`.
+    pub backend: String,
+    /// `1.2` or `2.0`.
+    pub version: Option<String>,
+    /// Where the emulator's state lies, if the definition says (libvirt 10.10).
+    pub state_path: Option<PathBuf>,
+    /// Whether the state is encrypted with a libvirt secret.
+    pub encrypted: bool,
+}
+
+/// What the guest sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// A hard disk.
+    Disk,
+    /// A CD or DVD drive.
+    Cdrom,
+    /// A floppy drive.
+    Floppy,
+    /// A SCSI device of the host, passed through.
+    Lun,
+}
+
+/// Where a disk's contents are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A file.
+    File {
+        /// The image.
+        path: PathBuf,
+    },
+    /// A block device of the host.
+    Block {
+        /// The device.
+        path: PathBuf,
+    },
+    /// A folder that QEMU shows as a FAT file system.
+    Dir {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Storage reached over the network.
+    Network {
+        /// `rbd`, `nbd`, `iscsi`, `https` …
+        protocol: String,
+        /// The image's name there.
+        name: Option<String>,
+        /// The servers.
+        hosts: Vec<Host>,
+        /// Whether a secret is needed.
+        authenticated: bool,
+        /// Whether the connection is encrypted.
+        tls: bool,
+    },
+    /// A volume of a libvirt storage pool.
+    Volume {
+        /// The pool.
+        pool: String,
+        /// The volume.
+        volume: String,
+    },
+    /// An NVMe namespace of the host.
+    Nvme {
+        /// As PCI address and namespace.
+        address: String,
+    },
+    /// A vhost-user or vhost-vdpa backend: another process owns the disk.
+    Vhost {
+        /// The socket or device.
+        path: PathBuf,
+    },
+    /// No medium.
+    Empty,
+    /// A kind that this version does not know.
+    Other {
+        /// libvirt's word.
+        kind: String,
+    },
+}
+
+/// A server of a network source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Name or address.
+    pub name: Option<String>,
+    /// Port.
+    pub port: Option<u16>,
+    /// `tcp`, `unix`, `rdma`.
+    pub transport: Option<String>,
+    /// The socket, for `unix`.
+    pub socket: Option<PathBuf>,
+}
+
+/// One layer below a disk's image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// Where it is.
+    pub source: Source,
+    /// Its image format.
+    pub format: Option<String>,
+}
+
+/// One block device of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// Its name in the definition, for example `vda`.
+    pub target: String,
+    /// What the guest sees.
+    pub device: Device,
+    /// `virtio`, `scsi`, `sata` …
+    pub bus: Option<String>,
+    /// The serial number that the guest sees.
+    pub serial: Option<String>,
+    /// Where the contents are.
+    pub source: Source,
+    /// The image's format; libvirt treats none as `raw`.
+    pub format: Option<String>,
+    /// The guest cannot write.
+    pub read_only: bool,
+    /// Other machines may use it at the same time.
+    pub shareable: bool,
+    /// Changes are thrown away when the machine stops.
+    pub transient: bool,
+    /// The layers below, nearest first, as far as the definition tells (a live one tells all).
+    pub backing: Vec<Layer>,
+    /// The raw file that holds a qcow2 image's data.
+    pub data_file: Option<Layer>,
+    /// libvirt's name of the running device (a live definition only, or one that a user gave).
+    pub alias: Option<String>,
+    /// How it is encrypted, for example `luks`.
+    pub encryption: Option<String>,
+}
+
+impl Definition {
+    /// Reads a definition.
+    pub fn parse(xml: &str) -> Result<Definition> {
+        let document = parse_document(xml)?;
+        let domain = document.root_element();
+        let os = child(domain, "os");
+        let devices = child(domain, "devices");
+        let mut disks = Vec::new();
+        let mut targets = HashSet::new();
+        for node in devices.into_iter().flat_map(|devices| children(devices, "disk")) {
+            let disk = Disk::read(node)?;
+            if !targets.insert(disk.target.clone()) {
+                return Err(DefinitionError::DuplicateTarget(disk.target));
+            }
+            disks.push(disk);
+        }
+        let agent = devices
+            .into_iter()
+            .flat_map(|devices| children(devices, "channel"))
+            .filter_map(|channel| child(channel, "target"))
+            .find(|target| target.attribute("name") == Some("org.qemu.guest_agent.0"));
+        let labels: Vec<_> = children(domain, "seclabel").collect();
+        Ok(Definition {
+            name: text_of(domain, "name").ok_or(DefinitionError::Missing("name"))?,
+            uuid: text_of(domain, "uuid"),
+            domain_type: domain.attribute("type").unwrap_or_default().to_owned(),
+            title: text_of(domain, "title"),
+            memory_bytes: memory_bytes(domain)?,
+            vcpus: match text_of(domain, "vcpu") {
+                None => 1,
+                Some(text) => {
+                    text.parse().map_err(|_| DefinitionError::BadValue { what: "the number of CPUs", value: text })?
+                }
+            },
+            disks,
+            nvram: os.and_then(|os| child(os, "nvram")).map(read_nvram),
+            tpm: devices.and_then(|devices| child(devices, "tpm")).map(read_tpm),
+            kernel: os.and_then(|os| text_of(os, "kernel")).map(PathBuf::from),
+            initrd: os.and_then(|os| text_of(os, "initrd")).map(PathBuf::from),
+            has_agent_channel: agent.is_some(),
+            agent_connected: agent.is_some_and(|target| target.attribute("state") == Some("connected")),
+            dac_owner: labels
+                .iter()
+                .filter(|label| label.attribute("model") == Some("dac"))
+                .find_map(|label| parse_owner(&text_of(*label, "label")?)),
+            seclabel_models: labels
+                .iter()
+                .filter(|label| label.attribute("type") != Some("none"))
+                .filter_map(|label| label.attribute("model"))
+                .map(str::to_owned)
+                .collect(),
+        })
+    }
+
+    /// The disk with this target.
+    pub fn disk(&self, target: &str) -> Option<&Disk> {
+        self.disks.iter().find(|disk| disk.target == target)
+    }
+}
+
+impl Disk {
+    /// Why this disk is not backed up; none when it is.
+    pub fn exclusion(&self) -> Option<&'static str> {
+        match self.device {
+            Device::Cdrom => return Some("cdrom"),
+            Device::Floppy => return Some("floppy"),
+            Device::Lun => return Some("passed-through device"),
+            Device::Disk => {}
+        }
+        match &self.source {
+            Source::Empty => return Some("empty"),
+            Source::Dir { .. } => return Some("folder shown as a disk"),
+            Source::Nvme { .. } => return Some("passed-through device"),
+            Source::Vhost { .. } => return Some("disk of another process (vhost)"),
+            Source::Other { .. } => return Some("kind of disk that kvmb does not know"),
+            Source::File { .. } | Source::Block { .. } | Source::Network { .. } | Source::Volume { .. } => {}
+        }
+        if self.transient {
+            return Some("transient");
+        }
+        if self.shareable {
+            return Some("shared with other machines");
+        }
+        if self.read_only {
+            return Some("read-only");
+        }
+        None
+    }
+
+    /// The local path of the image or device, if it has one.
+    pub fn path(&self) -> Option<&PathBuf> {
+        self.source.path()
+    }
+
+    /// Whether QEMU can keep a dirty bitmap in the image, as far as the definition tells.
+    pub fn keeps_bitmaps(&self) -> bool {
+        self.format.as_deref() == Some("qcow2") && self.data_file.is_none() && !self.read_only
+    }
+
+    fn read(node: Node) -> Result<Disk> {
+        let target = child(node, "target")
+            .and_then(|target| target.attribute("dev"))
+            .ok_or(DefinitionError::Missing("target of a disk"))?;
+        check_target(target)?;
+        let device = match node.attribute("device").unwrap_or("disk") {
+            "disk" => Device::Disk,
+            "cdrom" => Device::Cdrom,
+            "floppy" => Device::Floppy,
+            "lun" => Device::Lun,
+            other => {
+                return Err(DefinitionError::BadValue { what: "the kind of disk", value: other.to_owned() });
+            }
+        };
+        let source_node = child(node, "source");
+        Ok(Disk {
+            target: target.to_owned(),
+            device,
+            bus: child(node, "target").and_then(|target| target.attribute("bus")).map(str::to_owned),
+            serial: text_of(node, "serial"),
+            source: read_source(node.attribute("type"), source_node),
+            format: child(node, "driver").and_then(|driver| driver.attribute("type")).map(str::to_owned),
+            read_only: child(node, "readonly").is_some(),
+            shareable: child(node, "shareable").is_some(),
+            transient: child(node, "transient").is_some(),
+            backing: read_backing(node),
+            data_file: source_node.and_then(|source| child(source, "dataStore")).map(read_layer),
+            alias: child(node, "alias").and_then(|alias| alias.attribute("name")).map(str::to_owned),
+            encryption: [Some(node), source_node]
+                .into_iter()
+                .flatten()
+                .find_map(|holder| child(holder, "encryption"))
+                .map(|encryption| encryption.attribute("format").unwrap_or("unknown").to_owned()),
+        })
+    }
+}
+
+impl Source {
+    /// The local path, if it has one.
+    pub fn path(&self) -> Option<&PathBuf> {
+        match self {
+            Source::File { path } | Source::Block { path } => Some(path),
+            _ => None,
+        }
+    }
+
+    /// libvirt's word for the kind.
+    pub fn kind(&self) -> &str {
+        match self {
+            Source::File { .. } => "file",
+            Source::Block { .. } => "block",
+            Source::Dir { .. } => "dir",
+            Source::Network { .. } => "network",
+            Source::Volume { .. } => "volume",
+            Source::Nvme { .. } => "nvme",
+            Source::Vhost { .. } => "vhost",
+            Source::Empty => "empty",
+            Source::Other { kind } => kind,
+        }
+    }
+}
+
+/// Parses a document that must be a `<domain>`, within limits.
+pub(super) fn parse_document(xml: &str) -> Result<Document<'_>> {
+    let document = parse_xml(xml)?;
+    let root = document.root_element().tag_name().name();
+    if root != "domain" {
+        return Err(DefinitionError::NotADomain(root.to_owned()));
+    }
+    Ok(document)
+}
+
+/// Parses any document of libvirt's, within limits.
+pub(super) fn parse_xml(xml: &str) -> Result<Document<'_>> {
+    if xml.len() > MAX_XML_BYTES {
+        return Err(DefinitionError::Absurd(format!("a definition of {} bytes is not one", xml.len())));
+    }
+    check_depth(xml)?;
+    let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES };
+    Document::parse_with_options(xml, options).map_err(|error| DefinitionError::Xml(error.to_string()))
+}
+
+/// The parser recurses for every level, so the depth is checked before it runs.
+fn check_depth(xml: &str) -> Result<()> {
+    let mut depth = 0usize;
+    let mut rest = xml;
+    while let Some(open) = rest.find('<') {
+        rest = &rest[open..];
+        let length = if rest.starts_with("<!--") {
+            after(rest, 4, "-->")
+        } else if rest.starts_with("<![CDATA[") {
+            after(rest, 9, "]]>")
+        } else if rest.starts_with("<?") {
+            after(rest, 2, "?>")
+        } else {
+            let length = tag_length(rest);
+            let tag = &rest[..length];
+            if tag.starts_with("</") {
+                depth = depth.saturating_sub(1);
+            } else if !tag.ends_with("/>") {
+                depth += 1;
+            }
+            length
+        };
+        if depth > MAX_DEPTH {
+            return Err(DefinitionError::Absurd(format!("nested more than {MAX_DEPTH} levels deep")));
+        }
+        rest = &rest[length..];
+    }
+    Ok(())
+}
+
+/// Where `end` ends, looked for from `from`; the whole text when it is missing.
+fn after(text: &str, from: usize, end: &str) -> usize {
+    text[from..].find(end).map_or(text.len(), |at| from + at + end.len())
+}
+
+/// The length of the tag that `text` begins with; a `>` inside a quoted value does not end it.
+fn tag_length(text: &str) -> usize {
+    let mut quote = None;
+    for (at, byte) in text.bytes().enumerate() {
+        match quote {
+            Some(open) if byte == open => quote = None,
+            Some(_) => {}
+            None if byte == b'"' || byte == b'\'' => quote = Some(byte),
+            None if byte == b'>' => return at + 1,
+            None => {}
+        }
+    }
+    text.len()
+}
+
+/// A target becomes a file name and the name of an NBD export, so it must be a plain word.
+fn check_target(target: &str) -> Result<()> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b':');
+    let first_is_letter = target.starts_with(|first: char| first.is_ascii_alphabetic());
+    if first_is_letter && target.len() <= 32 && target.bytes().all(plain) {
+        Ok(())
+    } else {
+        Err(DefinitionError::BadValue { what: "the disk target", value: target.to_owned() })
+    }
+}
+
+pub(super) fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
+    node.children().find(|node| node.is_element() && node.tag_name().name() == name)
+}
+
+pub(super) fn children<'a, 'i: 'a>(node: Node<'a, 'i>, name: &'static str) -> impl Iterator<Item = Node<'a, 'i>> {
+    node.children().filter(move |node| node.is_element() && node.tag_name().name() == name)
+}
+
+fn text_of(node: Node, name: &str) -> Option<String> {
+    let text = child(node, name)?.text()?.trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn memory_bytes(domain: Node) -> Result<u64> {
+    let Some(node) = child(domain, "memory") else {
+        return Ok(0);
+    };
+    let text = node.text().unwrap_or_default().trim();
+    let bad = || DefinitionError::BadValue { what: "the memory size", value: text.to_owned() };
+    let number: u64 = text.parse().map_err(|_| bad())?;
+    let unit: u64 = match node.attribute("unit").unwrap_or("KiB") {
+        "b" | "bytes" => 1,
+        "KB" => 1_000,
+        "k" | "K" | "KiB" => 1 << 10,
+        "MB" => 1_000_000,
+        "M" | "MiB" => 1 << 20,
+        "GB" => 1_000_000_000,
+        "G" | "GiB" => 1 << 30,
+        "TB" => 1_000_000_000_000,
+        "T" | "TiB" => 1 << 40,
+        _ => return Err(bad()),
+    };
+    number.checked_mul(unit).ok_or_else(bad)
+}
+
+fn read_nvram(node: Node) -> Nvram {
+    let own_text = node.text().map(str::trim).filter(|text| !text.is_empty()).map(PathBuf::from);
+    let from_source = child(node, "source")
+        .and_then(|source| source.attribute("file").or(source.attribute("dev")))
+        .map(PathBuf::from);
+    Nvram {
+        path: own_text.or(from_source),
+        format: node.attribute("format").map(str::to_owned),
+        template: node.attribute("template").map(PathBuf::from),
+    }
+}
+
+fn read_tpm(node: Node) -> Tpm {
+    let backend = child(node, "backend");
+    Tpm {
+        backend: backend.and_then(|backend| backend.attribute("type")).unwrap_or("unknown").to_owned(),
+        version: backend.and_then(|backend| backend.attribute("version")).map(str::to_owned),
+        state_path: backend
+            .and_then(|backend| child(backend, "source"))
+            .and_then(|source| source.attribute("path"))
+            .map(PathBuf::from),
+        encrypted: backend.is_some_and(|backend| child(backend, "encryption").is_some()),
+    }
+}
+
+fn read_source(kind: Option<&str>, source: Option<Node>) -> Source {
+    let attribute = |name: &str| source.and_then(|source| source.attribute(name));
+    let path = |name: &str| attribute(name).map(PathBuf::from);
+    match kind.unwrap_or("file") {
+        "file" => path("file").map_or(Source::Empty, |path| Source::File { path }),
+        "block" => path("dev").map_or(Source::Empty, |path| Source::Block { path }),
+        "dir" => path("dir").map_or(Source::Empty, |path| Source::Dir { path }),
+        "volume" => match (attribute("pool"), attribute("volume")) {
+            (Some(pool), Some(volume)) => Source::Volume { pool: pool.to_owned(), volume: volume.to_owned() },
+            _ => Source::Empty,
+        },
+        "network" => match attribute("protocol") {
+            None => Source::Empty,
+            Some(protocol) => Source::Network {
+                protocol: protocol.to_owned(),
+                name: attribute("name").map(str::to_owned),
+                hosts: source.into_iter().flat_map(|source| children(source, "host")).map(read_host).collect(),
+                authenticated: source.is_some_and(|source| {
+                    child(source, "auth").is_some() || source.parent().is_some_and(|disk| child(disk, "auth").is_some())
+                }),
+                tls: attribute("tls") == Some("yes"),
+            },
+        },
+        "nvme" => Source::Nvme { address: nvme_address(source) },
+        "vhostuser" => Source::Vhost { path: path("path").unwrap_or_default() },
+        "vhostvdpa" => Source::Vhost { path: path("dev").unwrap_or_default() },
+        other => Source::Other { kind: other.to_owned() },
+    }
+}
+
+fn nvme_address(source: Option<Node>) -> String {
+    let Some(source) = source else {
+        return String::new();
+    };
+    let part = |name: &str| {
+        child(source, "address").and_then(|address| address.attribute(name)).unwrap_or("?").trim_start_matches("0x")
+    };
+    format!(
+        "{}:{}:{}.{} namespace {}",
+        part("domain"),
+        part("bus"),
+        part("slot"),
+        part("function"),
+        source.attribute("namespace").unwrap_or("?")
+    )
+}
+
+fn read_host(node: Node) -> Host {
+    Host {
+        name: node.attribute("name").map(str::to_owned),
+        port: node.attribute("port").and_then(|port| port.parse().ok()),
+        transport: node.attribute("transport").map(str::to_owned),
+        socket: node.attribute("socket").map(PathBuf::from),
+    }
+}
+
+/// `<backingStore>` holds the next one inside itself.
+fn read_backing(disk: Node) -> Vec<Layer> {
+    let mut layers = Vec::new();
+    let mut next = child(disk, "backingStore");
+    while let Some(store) = next {
+        if child(store, "source").is_some() {
+            layers.push(read_layer(store));
+        }
+        next = child(store, "backingStore");
+    }
+    layers
+}
+
+fn read_layer(node: Node) -> Layer {
+    Layer {
+        source: read_source(node.attribute("type"), child(node, "source")),
+        format: child(node, "format").and_then(|format| format.attribute("type")).map(str::to_owned),
+    }
+}
+
+/// `+64055:+64055`; names instead of numbers are looked up by nobody here, so they are none.
+fn parse_owner(label: &str) -> Option<(u32, u32)> {
+    let (user, group) = label.split_once(':')?;
+    let number = |text: &str| text.strip_prefix('+').unwrap_or(text).parse().ok();
+    Some((number(user)?, number(group)?))
+}

@@ -1,0 +1,338 @@
+//! What can go wrong between us, libvirt and QEMU.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The result of a call of this layer.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What an error of libvirt means to us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Meaning {
+    /// There is no such machine.
+    NotFound,
+    /// The checkpoint is not known (any more).
+    CheckpointMissing,
+    /// The bitmap behind a checkpoint is missing or broken.
+    BitmapBroken {
+        /// The disk, when libvirt names it.
+        disk: Option<String>,
+    },
+    /// A bitmap of this name exists already.
+    BitmapExists,
+    /// The image cannot keep a bitmap (raw, qcow2 version 2).
+    BitmapUnsupported,
+    /// There is no backup job.
+    NoBackupJob,
+    /// libvirt, QEMU or the machine cannot do that.
+    Unsupported,
+    /// Another job holds the machine.
+    Busy,
+    /// The guest agent did not answer in time.
+    AgentTimeout,
+    /// There is no guest agent, or it is not connected.
+    AgentMissing,
+    /// The guest agent answered with an error.
+    AgentFailed,
+    /// The connection allows reading only, or the user may not do this.
+    ReadOnlyUri,
+    /// libvirt cannot be reached, or the connection broke.
+    NoConnection,
+    /// The machine is not in the state for that, for example not running.
+    InvalidState,
+    /// Anything else; the message says what.
+    Other,
+}
+
+/// An error of this layer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// libvirt said no.
+    #[error("{action}: {message}")]
+    Libvirt {
+        /// What was tried, for example "begin the backup of web1".
+        action: String,
+        /// What it means to us.
+        meaning: Meaning,
+        /// libvirt's error number.
+        code: u32,
+        /// libvirt's message.
+        message: String,
+    },
+    /// A name that no machine has.
+    #[error("no machine is called '{name}' on {uri}{}", near_text(.near))]
+    NoSuchMachine {
+        /// What was asked for.
+        name: String,
+        /// Where.
+        uri: String,
+        /// Machines whose names are close.
+        near: Vec<String>,
+    },
+    /// A domain definition that cannot be used.
+    #[error("the machine's definition cannot be read: {0}")]
+    Definition(#[from] super::definition::DefinitionError),
+    /// A capture needs the hypervisor of this host.
+    #[error("{uri} is not a QEMU hypervisor of this host; captures are made on the host that runs the machine")]
+    NotLocal {
+        /// The connection.
+        uri: String,
+    },
+    /// A backup job of somebody else is running.
+    #[error("{machine} has a backup job that is not kvmb's ({job}); it is left alone")]
+    ForeignJob {
+        /// The machine.
+        machine: String,
+        /// What is known of the job.
+        job: String,
+    },
+    /// A live capture of ours is in the way.
+    #[error("{machine} is held by capture {capture}{}", until_text(.until))]
+    Held {
+        /// The machine.
+        machine: String,
+        /// The capture's id.
+        capture: String,
+        /// The end of its lease, when that is what holds it.
+        until: Option<String>,
+    },
+    /// No capture has this id or belongs to this machine.
+    #[error("there is no capture '{name}'")]
+    NoSuchCapture {
+        /// What was asked for.
+        name: String,
+    },
+    /// The state file of a capture cannot be understood.
+    #[error("the state of capture {capture} cannot be read: {message}")]
+    BadState {
+        /// The capture's id.
+        capture: String,
+        /// Why.
+        message: String,
+    },
+    /// A disk that cannot be captured.
+    #[error("disk {disk} of {machine} cannot be captured: {reason}")]
+    DiskNotCapturable {
+        /// The machine.
+        machine: String,
+        /// The disk's target.
+        disk: String,
+        /// Why.
+        reason: String,
+    },
+    /// No disk is left to capture.
+    #[error("{machine} has no disk to capture")]
+    NothingToCapture {
+        /// The machine.
+        machine: String,
+    },
+    /// The guest had to be frozen and could not.
+    #[error("the file systems of {machine} could not be frozen: {reason}")]
+    FreezeFailed {
+        /// The machine.
+        machine: String,
+        /// Why.
+        reason: String,
+    },
+    /// A job did not end in time.
+    #[error("the backup job of {machine} did not end within {} s", .waited.as_secs())]
+    JobStuck {
+        /// The machine.
+        machine: String,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// libvirt lost track of a job when it was killed in the middle of beginning it.
+    #[error(
+        "libvirt has lost track of the backup job of {machine}; only stopping the machine and then restarting libvirt heals this ({message})"
+    )]
+    Wedged {
+        /// The machine.
+        machine: String,
+        /// libvirt's message.
+        message: String,
+    },
+    /// `qemu-nbd` or `qemu-img` failed.
+    #[error("{program} failed for {subject}: {message}")]
+    Program {
+        /// Which program.
+        program: &'static str,
+        /// The disk or file.
+        subject: String,
+        /// What it said.
+        message: String,
+    },
+    /// The path of a Unix socket has 107 bytes at most.
+    #[error("the socket path {} is longer than 107 bytes; set a shorter runtime folder", .path.display())]
+    SocketPathTooLong {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A folder that others could tamper with.
+    #[error("the folder {} cannot be trusted: {reason}", .path.display())]
+    UnsafeFolder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A folder that QEMU's user cannot enter.
+    #[error("QEMU runs as user {uid}, which cannot enter {}", .path.display())]
+    Unreachable {
+        /// The first folder on the way that is closed.
+        path: PathBuf,
+        /// QEMU's user.
+        uid: u32,
+    },
+    /// A local call failed.
+    #[error("cannot {action} {}: {source}", .path.display())]
+    Io {
+        /// The verb: "read", "create" …
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// What libvirt's error means; [`Meaning::Other`] when it is not libvirt's.
+    pub fn meaning(&self) -> Meaning {
+        match self {
+            Error::Libvirt { meaning, .. } => meaning.clone(),
+            Error::NoSuchMachine { .. } => Meaning::NotFound,
+            Error::ForeignJob { .. } | Error::Held { .. } => Meaning::Busy,
+            Error::NotLocal { .. } => Meaning::Unsupported,
+            _ => Meaning::Other,
+        }
+    }
+
+    /// libvirt's error number, if it is libvirt's.
+    pub fn code(&self) -> Option<u32> {
+        match self {
+            Error::Libvirt { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    /// Whether waiting may help: somebody else holds the machine.
+    pub fn is_busy(&self) -> bool {
+        self.meaning() == Meaning::Busy
+    }
+
+    /// Whether the machine is not there (any more).
+    pub fn is_not_found(&self) -> bool {
+        self.meaning() == Meaning::NotFound
+    }
+
+    pub(super) fn libvirt(action: impl Into<String>, error: &virt::error::Error) -> Error {
+        let code = error.code().to_raw();
+        Error::Libvirt {
+            action: action.into(),
+            meaning: meaning(code, error.message()),
+            code,
+            message: error.message().to_owned(),
+        }
+    }
+
+    pub(super) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Io { action, path, source }
+    }
+}
+
+/// Adds what was tried to an error of the `virt` crate.
+pub(super) trait Context<T> {
+    fn context(self, action: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T> Context<T> for std::result::Result<T, virt::error::Error> {
+    fn context(self, action: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|error| Error::libvirt(action(), &error))
+    }
+}
+
+/// libvirt's numbers (`virErrorNumber`), and its words where one number means several things.
+fn meaning(code: u32, message: &str) -> Meaning {
+    if message.contains("Bitmap already exists") {
+        return Meaning::BitmapExists;
+    }
+    if message.contains("unsupported for storage type") || message.contains("qcow2 v2 files") {
+        return Meaning::BitmapUnsupported;
+    }
+    match code {
+        42 => Meaning::NotFound,
+        103 => Meaning::CheckpointMissing,
+        104 => Meaning::NoBackupJob,
+        109 => Meaning::BitmapBroken { disk: disk_in(message) },
+        3 | 67 | 84 => Meaning::Unsupported,
+        68 => Meaning::Busy,
+        112 => Meaning::AgentTimeout,
+        86 | 97 if message.contains("not connected") || message.contains("not available") => Meaning::AgentMissing,
+        86 | 97 => Meaning::AgentTimeout,
+        113 => Meaning::AgentFailed,
+        29 | 45 | 79 | 88 | 94 => Meaning::ReadOnlyUri,
+        5 | 37 | 38 | 39 => Meaning::NoConnection,
+        8 if message.contains("QEMU guest agent is not configured") => Meaning::AgentMissing,
+        55 => Meaning::InvalidState,
+        _ if message.contains("not found in backing chain") => Meaning::BitmapBroken { disk: None },
+        _ => Meaning::Other,
+    }
+}
+
+/// «missing or broken bitmap 'X' for disk 'vda'» → `vda`
+fn disk_in(message: &str) -> Option<String> {
+    let (_, rest) = message.split_once("for disk '")?;
+    let (disk, _) = rest.split_once('\'')?;
+    Some(disk.to_owned())
+}
+
+fn near_text(near: &[String]) -> String {
+    match near {
+        [] => String::new(),
+        near => format!("; there is {}", near.join(", ")),
+    }
+}
+
+fn until_text(until: &Option<String>) -> String {
+    match until {
+        Some(until) => format!(" until {until}"),
+        None => ", which is being read".to_owned(),
+    }
+}
+
+impl fmt::Display for Meaning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Meaning::NotFound => "not found",
+            Meaning::CheckpointMissing => "checkpoint missing",
+            Meaning::BitmapBroken { .. } => "bitmap missing or broken",
+            Meaning::BitmapExists => "bitmap exists",
+            Meaning::BitmapUnsupported => "image cannot keep a bitmap",
+            Meaning::NoBackupJob => "no backup job",
+            Meaning::Unsupported => "unsupported",
+            Meaning::Busy => "busy",
+            Meaning::AgentTimeout => "guest agent timed out",
+            Meaning::AgentMissing => "no guest agent",
+            Meaning::AgentFailed => "guest agent failed",
+            Meaning::ReadOnlyUri => "not permitted",
+            Meaning::NoConnection => "no connection",
+            Meaning::InvalidState => "invalid state",
+            Meaning::Other => "error",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_bitmap_names_its_disk() {
+        let message = "checkpoint inconsistent: missing or broken bitmap 'kvmb-1' for disk 'vda'";
+        assert_eq!(meaning(109, message), Meaning::BitmapBroken { disk: Some("vda".into()) });
+    }
+}

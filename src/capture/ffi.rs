@@ -1,0 +1,209 @@
+//! The calls of libvirt that the `virt` crate does not have. All unsafe code of kvmb is here.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_char};
+use std::mem::MaybeUninit;
+use std::ptr;
+
+use virt::domain::Domain;
+use virt::error::Error;
+use virt_sys as sys;
+
+type Result<T> = std::result::Result<T, Error>;
+
+/// `virDomainCheckpointXMLFlags`: no copy of the domain's definition.
+pub(super) const CHECKPOINT_XML_NO_DOMAIN: u32 = sys::VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN;
+/// `virDomainCheckpointXMLFlags`: with the size of what changed since.
+pub(super) const CHECKPOINT_XML_SIZE: u32 = sys::VIR_DOMAIN_CHECKPOINT_XML_SIZE;
+/// `virDomainCheckpointDeleteFlags`: leave the bitmap alone.
+pub(super) const CHECKPOINT_DELETE_METADATA_ONLY: u32 = sys::VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY;
+/// `virDomainCheckpointCreateFlags`: make known what exists already, and look whether its bitmaps do.
+pub(super) const CHECKPOINT_REDEFINE_VALIDATE: u32 =
+    sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE;
+/// `virDomainCheckpointCreateFlags`: make known what exists already.
+pub(super) const CHECKPOINT_REDEFINE: u32 = sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE;
+/// `virDomainAgentResponseTimeoutValues`: wait for ever, libvirt's default.
+pub(super) const AGENT_TIMEOUT_BLOCK: i32 = sys::VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK;
+
+/// Starts a backup job, with a checkpoint made at the same instant.
+pub(super) fn backup_begin(domain: &Domain, backup_xml: &str, checkpoint_xml: Option<&str>) -> Result<()> {
+    let backup = CString::new(backup_xml)?;
+    let checkpoint = checkpoint_xml.map(CString::new).transpose()?;
+    let checkpoint_ptr = checkpoint.as_ref().map_or(ptr::null(), |xml| xml.as_ptr());
+    // SAFETY: the domain and both strings live until the call returns; libvirt copies what it keeps.
+    let result = unsafe { sys::virDomainBackupBegin(domain.as_ptr(), backup.as_ptr(), checkpoint_ptr, 0) };
+    check(result)
+}
+
+/// The XML of the backup job that is running.
+pub(super) fn backup_xml(domain: &Domain) -> Result<String> {
+    // SAFETY: the domain lives until the call returns.
+    let text = unsafe { sys::virDomainBackupGetXMLDesc(domain.as_ptr(), 0) };
+    take_string(text)
+}
+
+/// Asks the job that is running to end.
+pub(super) fn abort_job(domain: &Domain) -> Result<()> {
+    // SAFETY: the domain lives until the call returns.
+    check(unsafe { sys::virDomainAbortJob(domain.as_ptr()) })
+}
+
+/// Freezes all file systems of the guest; how many there are.
+pub(super) fn freeze(domain: &Domain) -> Result<u32> {
+    // SAFETY: a null list of zero entries means all; the domain lives until the call returns.
+    let count = unsafe { sys::virDomainFSFreeze(domain.as_ptr(), ptr::null_mut(), 0, 0) };
+    check(count).map(|()| count.unsigned_abs())
+}
+
+/// Thaws all file systems of the guest; how many were frozen.
+pub(super) fn thaw(domain: &Domain) -> Result<u32> {
+    // SAFETY: a null list of zero entries means all; the domain lives until the call returns.
+    let count = unsafe { sys::virDomainFSThaw(domain.as_ptr(), ptr::null_mut(), 0, 0) };
+    check(count).map(|()| count.unsigned_abs())
+}
+
+/// How long libvirt waits for an answer of the guest agent.
+pub(super) fn set_agent_timeout(domain: &Domain, seconds: i32) -> Result<()> {
+    // SAFETY: the domain lives until the call returns.
+    check(unsafe { sys::virDomainAgentSetResponseTimeout(domain.as_ptr(), seconds, 0) })
+}
+
+/// State and reason as libvirt numbers them (`virDomainState`). The `virt` crate's own call ignores errors.
+pub(super) fn state(domain: &Domain) -> Result<(i32, i32)> {
+    let (mut state, mut reason) = (0, 0);
+    // SAFETY: the domain lives until the call returns, which fills in both numbers.
+    check(unsafe { sys::virDomainGetState(domain.as_ptr(), &mut state, &mut reason, 0) })?;
+    Ok((state, reason))
+}
+
+/// Most memory in KiB, and number of virtual CPUs.
+pub(super) fn info(domain: &Domain) -> Result<(u64, u32)> {
+    let mut info = MaybeUninit::<sys::virDomainInfo>::zeroed();
+    // SAFETY: all-zero is a valid value of this plain structure, which the call fills in.
+    let info = unsafe {
+        check(sys::virDomainGetInfo(domain.as_ptr(), info.as_mut_ptr()))?;
+        info.assume_init()
+    };
+    Ok((info.maxMem, u32::from(info.nrVirtCpu)))
+}
+
+/// Capacity, allocation and physical size of a disk. The `virt` crate's own call ignores errors.
+pub(super) fn block_info(domain: &Domain, disk: &str) -> Result<(u64, u64, u64)> {
+    let disk = CString::new(disk)?;
+    let mut info = MaybeUninit::<sys::virDomainBlockInfo>::zeroed();
+    // SAFETY: all-zero is a valid value of this plain structure, which the call fills in.
+    let info = unsafe {
+        check(sys::virDomainGetBlockInfo(domain.as_ptr(), disk.as_ptr(), info.as_mut_ptr(), 0))?;
+        info.assume_init()
+    };
+    Ok((info.capacity, info.allocation, info.physical))
+}
+
+/// A checkpoint of a domain.
+#[derive(Debug)]
+pub(super) struct CheckpointRef {
+    raw: sys::virDomainCheckpointPtr,
+}
+
+impl Drop for CheckpointRef {
+    fn drop(&mut self) {
+        // SAFETY: this value owns one reference, which nobody uses after this.
+        unsafe { sys::virDomainCheckpointFree(self.raw) };
+    }
+}
+
+impl CheckpointRef {
+    /// All checkpoints that libvirt knows of this domain.
+    pub(super) fn list(domain: &Domain) -> Result<Vec<CheckpointRef>> {
+        let mut list: *mut sys::virDomainCheckpointPtr = ptr::null_mut();
+        // SAFETY: libvirt sets `list` to an array of as many entries as it returns; the domain lives until then.
+        let count = unsafe { sys::virDomainListAllCheckpoints(domain.as_ptr(), &mut list, 0) };
+        check(count)?;
+        let checkpoints = (0..count.unsigned_abs() as usize)
+            .map(|at| CheckpointRef {
+                // SAFETY: `at` is within the array; each entry is a reference that is ours now.
+                raw: unsafe { *list.add(at) },
+            })
+            .collect();
+        // SAFETY: the array (not its entries) was allocated by libvirt with malloc for us to free.
+        unsafe { libc_free(list.cast()) };
+        Ok(checkpoints)
+    }
+
+    /// The checkpoint of this name.
+    pub(super) fn lookup(domain: &Domain, name: &str) -> Result<CheckpointRef> {
+        let name = CString::new(name)?;
+        // SAFETY: the domain and the name live until the call returns.
+        let raw = unsafe { sys::virDomainCheckpointLookupByName(domain.as_ptr(), name.as_ptr(), 0) };
+        CheckpointRef::own(raw)
+    }
+
+    /// Makes a checkpoint (or makes one known, by the flags).
+    pub(super) fn create(domain: &Domain, xml: &str, flags: u32) -> Result<CheckpointRef> {
+        let xml = CString::new(xml)?;
+        // SAFETY: the domain and the XML live until the call returns.
+        let raw = unsafe { sys::virDomainCheckpointCreateXML(domain.as_ptr(), xml.as_ptr(), flags) };
+        CheckpointRef::own(raw)
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> Result<String> {
+        // SAFETY: the reference is ours; the text belongs to it and is copied at once.
+        unsafe {
+            let name = sys::virDomainCheckpointGetName(self.raw);
+            if name.is_null() {
+                return Err(Error::last_error());
+            }
+            Ok(CStr::from_ptr(name).to_string_lossy().into_owned())
+        }
+    }
+
+    /// Its definition.
+    pub(super) fn xml(&self, flags: u32) -> Result<String> {
+        // SAFETY: the reference is ours.
+        take_string(unsafe { sys::virDomainCheckpointGetXMLDesc(self.raw, flags) })
+    }
+
+    /// Deletes it: bitmaps and metadata, or as the flags say.
+    pub(super) fn delete(&self, flags: u32) -> Result<()> {
+        // SAFETY: the reference is ours and stays valid, whatever becomes of the checkpoint.
+        check(unsafe { sys::virDomainCheckpointDelete(self.raw, flags) })
+    }
+
+    fn own(raw: sys::virDomainCheckpointPtr) -> Result<CheckpointRef> {
+        if raw.is_null() { Err(Error::last_error()) } else { Ok(CheckpointRef { raw }) }
+    }
+}
+
+/// Sets an environment variable if that is safe: when this process has one thread. Says whether it is set.
+pub(super) fn set_env_while_single_threaded(key: &str, value: &str) -> bool {
+    let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+    if threads != 1 {
+        return false;
+    }
+    // SAFETY: this thread is the only one, so nobody reads the environment meanwhile.
+    unsafe { std::env::set_var(key, value) };
+    true
+}
+
+fn check(result: i32) -> Result<()> {
+    if result < 0 { Err(Error::last_error()) } else { Ok(()) }
+}
+
+/// Copies and frees a string that libvirt allocated.
+fn take_string(text: *mut c_char) -> Result<String> {
+    if text.is_null() {
+        return Err(Error::last_error());
+    }
+    // SAFETY: libvirt returned a string that ends with a zero byte and is ours to free.
+    unsafe {
+        let copy = CStr::from_ptr(text).to_string_lossy().into_owned();
+        libc_free(text.cast());
+        Ok(copy)
+    }
+}
+
+unsafe extern "C" {
+    #[link_name = "free"]
+    unsafe fn libc_free(pointer: *mut std::ffi::c_void);
+}

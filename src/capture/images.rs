@@ -1,0 +1,177 @@
+//! Image files by their own words, as `qemu-img info` tells them. The format always comes from the definition or from
+//! the layer above: nothing is probed.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Result};
+
+/// More layers than this are a loop.
+const MAX_LAYERS: usize = 256;
+
+/// Which file a layer of a disk is, and since when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageIdentity {
+    /// Its path (or, for what has none, its address).
+    pub path: String,
+    /// Its format.
+    pub format: String,
+    /// The file system's number; 0 for what is no local file.
+    pub device: u64,
+    /// The file's number there (for a block device, the device's number).
+    pub inode: u64,
+    /// How long the file is.
+    pub size_bytes: u64,
+    /// When it was last written, in nanoseconds since 1970.
+    pub modified_ns: i64,
+}
+
+/// One layer of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageLayer {
+    /// The file.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: String,
+    /// What the guest sees.
+    pub capacity_bytes: u64,
+    /// Its bitmaps.
+    pub bitmaps: Vec<Bitmap>,
+    /// Whether it can keep bitmaps: qcow2 from version 3 on, without a raw data file.
+    pub keeps_bitmaps: bool,
+}
+
+/// A bitmap in a qcow2 image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bitmap {
+    /// Its name.
+    pub name: String,
+    /// Its flags: exactly `["auto"]` when it records and can be trusted.
+    pub flags: Vec<String>,
+}
+
+impl Bitmap {
+    /// Whether it recorded everything: it is switched on, and was closed properly.
+    pub fn is_usable(&self) -> bool {
+        self.flags == ["auto"]
+    }
+}
+
+/// Reads an image and every layer below it, topmost first. Works beside a running machine.
+pub fn read_layers(path: &Path, format: &str) -> Result<Vec<ImageLayer>> {
+    let mut layers: Vec<ImageLayer> = Vec::new();
+    let mut next = Some((path.to_owned(), format.to_owned()));
+    while let Some((path, format)) = next {
+        if layers.len() == MAX_LAYERS {
+            return Err(failed(&path, "its backing files form a loop".to_owned()));
+        }
+        let told = qemu_img_info(&path, &format)?;
+        next = told.backing(&path)?;
+        layers.push(told.into_layer(path, format));
+    }
+    Ok(layers)
+}
+
+/// Which file this is now.
+pub fn identify(path: &Path, format: &str) -> Result<ImageIdentity> {
+    let found = fs::metadata(path).map_err(Error::io("look at", path))?;
+    let block = found.file_type().is_block_device();
+    Ok(ImageIdentity {
+        path: path.to_string_lossy().into_owned(),
+        format: format.to_owned(),
+        device: found.dev(),
+        inode: if block { found.rdev() } else { found.ino() },
+        size_bytes: found.size(),
+        modified_ns: found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec()),
+    })
+}
+
+#[derive(Deserialize)]
+struct Info {
+    #[serde(rename = "virtual-size")]
+    virtual_size: u64,
+    #[serde(rename = "full-backing-filename")]
+    full_backing: Option<String>,
+    #[serde(rename = "backing-filename")]
+    backing: Option<String>,
+    #[serde(rename = "backing-filename-format")]
+    backing_format: Option<String>,
+    #[serde(rename = "format-specific")]
+    specific: Option<Specific>,
+}
+
+#[derive(Deserialize)]
+struct Specific {
+    #[serde(default)]
+    data: SpecificData,
+}
+
+#[derive(Deserialize, Default)]
+struct SpecificData {
+    compat: Option<String>,
+    #[serde(rename = "data-file")]
+    data_file: Option<String>,
+    #[serde(default)]
+    bitmaps: Vec<InfoBitmap>,
+}
+
+#[derive(Deserialize)]
+struct InfoBitmap {
+    name: String,
+    flags: Vec<String>,
+}
+
+impl Info {
+    /// The layer below: its path and format.
+    fn backing(&self, path: &Path) -> Result<Option<(PathBuf, String)>> {
+        let Some(backing) = self.full_backing.as_ref().or(self.backing.as_ref()) else {
+            return Ok(None);
+        };
+        if !backing.starts_with('/') {
+            // A network layer: nothing to look at, and only others can change it.
+            return Ok(None);
+        }
+        let Some(format) = &self.backing_format else {
+            return Err(failed(
+                path,
+                format!(
+                    "it does not say which format its backing file {backing} has, and guessing would be unsafe; \
+                     `qemu-img rebase -u -F FORMAT -b BACKING` writes it down"
+                ),
+            ));
+        };
+        Ok(Some((PathBuf::from(backing), format.clone())))
+    }
+
+    fn into_layer(self, path: PathBuf, format: String) -> ImageLayer {
+        let data = self.specific.map(|specific| specific.data).unwrap_or_default();
+        ImageLayer {
+            path,
+            capacity_bytes: self.virtual_size,
+            keeps_bitmaps: format == "qcow2" && data.data_file.is_none() && data.compat.as_deref() != Some("0.10"),
+            format,
+            bitmaps: data.bitmaps.into_iter().map(|bitmap| Bitmap { name: bitmap.name, flags: bitmap.flags }).collect(),
+        }
+    }
+}
+
+fn qemu_img_info(path: &Path, format: &str) -> Result<Info> {
+    let output = Command::new("qemu-img")
+        .args(["info", "--force-share", "--output=json", "-f", format, "--"])
+        .arg(path)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| failed(path, error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(path, String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| failed(path, error.to_string()))
+}
+
+fn failed(path: &Path, message: String) -> Error {
+    Error::Program { program: "qemu-img", subject: path.display().to_string(), message }
+}

@@ -1,0 +1,250 @@
+//! The backup job of a running machine: libvirt's pull mode, read over NBD.
+//!
+//! Every disk is an export named by its target; what changed since a checkpoint is the meta context
+//! [`dirty_context`].
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, FixedOffset, Local};
+
+use super::agent::{self, Consistency, Freeze, FreezeMode, Outcome};
+use super::checkpoint::checkpoint_xml;
+use super::definition::{Definition, child, children, parse_xml};
+use super::error::{Context, Error, Meaning, Result};
+use super::ffi;
+use super::machine::{Machine, Which};
+
+/// How long a job may take to end after it was told to; it takes 15 ms, and longer on a machine under load.
+const END_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What to back up, and where QEMU puts socket and scratch files.
+#[derive(Debug, Clone, Default)]
+pub struct JobRequest {
+    /// The Unix socket that QEMU will listen on, in a folder that its user can write.
+    pub socket: PathBuf,
+    /// The disks to read.
+    pub disks: Vec<JobDisk>,
+    /// All other disks of the machine.
+    pub skipped: Vec<String>,
+    /// A checkpoint to make at the same instant.
+    pub checkpoint: Option<NewCheckpoint>,
+}
+
+/// A disk to read.
+#[derive(Debug, Clone)]
+pub struct JobDisk {
+    /// Its target.
+    pub target: String,
+    /// Where QEMU keeps what the guest overwrites meanwhile; must not exist.
+    pub scratch: PathBuf,
+    /// The checkpoint since which changes are wanted; none for all.
+    pub parent: Option<String>,
+}
+
+/// A checkpoint to make.
+#[derive(Debug, Clone)]
+pub struct NewCheckpoint {
+    /// Its name, never used before.
+    pub name: String,
+    /// The disks that get a bitmap: some or all of those read.
+    pub disks: Vec<String>,
+}
+
+/// What [`Machine::begin_backup`] did.
+#[derive(Debug, Clone)]
+pub struct Begun {
+    /// The moment captured. Everything that the guest wrote before is in it.
+    pub captured_at: DateTime<FixedOffset>,
+    /// Whether the guest's file systems were frozen.
+    pub consistency: Consistency,
+    /// Why not, if not.
+    pub freeze_note: Option<String>,
+    /// The guest did not confirm the thaw: it must be tried again.
+    pub thaw_due: bool,
+    /// The machine's definition (inactive, with secrets where permitted), read right then.
+    pub definition_xml: String,
+}
+
+/// A backup job that is running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobInfo {
+    /// Its socket, if it is a pull-mode job on a Unix socket.
+    pub socket: Option<PathBuf>,
+    /// Its scratch files (or, of a push-mode job, its targets).
+    pub scratch: Vec<PathBuf>,
+    /// The disks that take part.
+    pub disks: Vec<String>,
+}
+
+/// The meta context of what changed on a disk since the job's checkpoint.
+pub fn dirty_context(target: &str) -> String {
+    format!("qemu:dirty-bitmap:backup-{target}")
+}
+
+impl Machine {
+    /// Captures this instant: freezes the guest, begins the job (with the new checkpoint), thaws, in this order and within
+    /// milliseconds; thaws whatever happens.
+    pub fn begin_backup(&self, request: &JobRequest, freeze: Freeze) -> Result<Begun> {
+        let live = self.definition(Which::Live)?;
+        let backup = backup_xml(request, &live)?;
+        let checkpoint = new_checkpoint_xml(request);
+        let outcome = match freeze.mode {
+            FreezeMode::Never => Outcome::NotFrozen("freezing was switched off".to_owned()),
+            FreezeMode::Auto | FreezeMode::Required => agent::try_freeze(self, &live, freeze.timeout),
+        };
+        let (guest, note) = match outcome {
+            Outcome::Frozen(guest) => (Some(guest), None),
+            Outcome::NotFrozen(note) => (None, Some(note)),
+            Outcome::Unknown(guest, note) => (Some(guest), Some(note)),
+        };
+        if let (FreezeMode::Required, Some(reason)) = (freeze.mode, &note) {
+            return Err(Error::FreezeFailed { machine: self.name().to_owned(), reason: reason.clone() });
+        }
+        let captured_at = Local::now().fixed_offset();
+        let began = ffi::backup_begin(&self.domain, &backup, checkpoint.as_deref());
+        let thawed = guest.map_or(Ok(()), agent::FrozenGuest::thaw);
+        began.map_err(|error| self.begin_error(&error))?;
+        let thaw_note = thawed.as_ref().err().map(ToString::to_string);
+        if let Some(thaw_note) = &thaw_note {
+            tracing::error!("{thaw_note}");
+        }
+        Ok(Begun {
+            captured_at,
+            consistency: if note.is_none() { Consistency::Filesystem } else { Consistency::Crash },
+            freeze_note: note.or(thaw_note),
+            thaw_due: thawed.is_err(),
+            definition_xml: self.definition_xml(Which::Inactive, true)?,
+        })
+    }
+
+    /// The backup job that is running, whoever began it.
+    pub fn running_backup(&self) -> Result<Option<JobInfo>> {
+        let xml = ffi::backup_xml(&self.domain).context(|| format!("look for a backup job of {}", self.name()));
+        match xml {
+            Ok(xml) => read_job(&xml).map(Some),
+            Err(error)
+                if matches!(error.meaning(), Meaning::NoBackupJob | Meaning::InvalidState | Meaning::Unsupported) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends the backup job and waits until it is gone; false when there was none. Whose job it is, the caller has checked.
+    pub fn end_backup(&self) -> Result<bool> {
+        if self.running_backup()?.is_none() {
+            return Ok(false);
+        }
+        let deadline = Instant::now() + END_PATIENCE;
+        match ffi::abort_job(&self.domain).context(|| format!("end the backup job of {}", self.name())) {
+            // «no job is active»: it ended meanwhile.
+            Err(error) if error.meaning() != Meaning::InvalidState => return Err(error),
+            _ => {}
+        }
+        while self.running_backup()?.is_some() {
+            if Instant::now() > deadline {
+                return Err(Error::JobStuck { machine: self.name().to_owned(), waited: END_PATIENCE });
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(true)
+    }
+
+    fn begin_error(&self, error: &virt::error::Error) -> Error {
+        if error.message().contains("backup job data missing") {
+            return Error::Wedged { machine: self.name().to_owned(), message: error.message().to_owned() };
+        }
+        self.error("begin the backup of", error)
+    }
+}
+
+fn backup_xml(request: &JobRequest, live: &Definition) -> Result<String> {
+    let socket = path_text(&request.socket)?;
+    let mut xml = format!("<domainbackup mode='pull'><server transport='unix' socket='{}'/><disks>", escape(socket));
+    for disk in &request.disks {
+        let mode = match &disk.parent {
+            Some(parent) => format!(
+                "backupmode='incremental' incremental='{}' exportbitmap='backup-{}'",
+                escape(parent),
+                escape(&disk.target)
+            ),
+            None => "backupmode='full'".to_owned(),
+        };
+        xml += &format!(
+            "<disk name='{target}' backup='yes' type='file' exportname='{target}' {mode}>\
+             <driver type='qcow2'/><scratch file='{}'/></disk>",
+            escape(path_text(&disk.scratch)?),
+            target = escape(&disk.target),
+        );
+    }
+    // A disk that is not named at all would be backed up: so name every one.
+    let named = |target: &str| request.disks.iter().any(|disk| disk.target == target);
+    for disk in live.disks.iter().filter(|disk| !named(&disk.target)) {
+        xml += &format!("<disk name='{}' backup='no'/>", escape(&disk.target));
+    }
+    for target in &request.skipped {
+        if !named(target) && live.disk(target).is_none() {
+            xml += &format!("<disk name='{}' backup='no'/>", escape(target));
+        }
+    }
+    xml += "</disks></domainbackup>";
+    Ok(xml)
+}
+
+fn new_checkpoint_xml(request: &JobRequest) -> Option<String> {
+    let checkpoint = request.checkpoint.as_ref()?;
+    let all: Vec<String> =
+        request.disks.iter().map(|disk| disk.target.clone()).chain(request.skipped.iter().cloned()).collect();
+    let disks: Vec<&str> = checkpoint.disks.iter().map(String::as_str).collect();
+    Some(checkpoint_xml(&checkpoint.name, &disks, &all))
+}
+
+fn read_job(xml: &str) -> Result<JobInfo> {
+    let document = parse_xml(xml)?;
+    let root = document.root_element();
+    let disks: Vec<_> = child(root, "disks")
+        .into_iter()
+        .flat_map(|disks| children(disks, "disk"))
+        .filter(|disk| disk.attribute("backup") != Some("no"))
+        .collect();
+    Ok(JobInfo {
+        socket: child(root, "server").and_then(|server| server.attribute("socket")).map(PathBuf::from),
+        scratch: disks
+            .iter()
+            .filter_map(|disk| child(*disk, "scratch").or(child(*disk, "target")))
+            .filter_map(|scratch| scratch.attribute("file").or(scratch.attribute("dev")))
+            .map(PathBuf::from)
+            .collect(),
+        disks: disks.iter().filter_map(|disk| disk.attribute("name").map(str::to_owned)).collect(),
+    })
+}
+
+/// libvirt takes paths as UTF-8 text only.
+fn path_text(path: &std::path::Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| Error::UnsafeFolder {
+        path: path.to_owned(),
+        reason: "its name is not UTF-8, which libvirt cannot take".to_owned(),
+    })
+}
+
+/// Text for the inside of an XML element or of a quoted value.
+pub(super) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped += "&amp;",
+            '<' => escaped += "&lt;",
+            '>' => escaped += "&gt;",
+            '\'' => escaped += "&apos;",
+            '"' => escaped += "&quot;",
+            '\n' => escaped += "&#10;",
+            '\t' => escaped += "&#9;",
+            '\r' => escaped += "&#13;",
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}

@@ -1,0 +1,225 @@
+//! The folders of captures.
+//!
+//! | folder | mode | holds |
+//! | --- | --- | --- |
+//! | `/run/kvmb` (`$XDG_RUNTIME_DIR/kvmb` for a user) | 0700 | a folder for each capture: state, lock, copied files; a lock for each machine |
+//! | `/run/kvmb-nbd` (the same name with `-nbd`) | 0711 | a folder for each capture, 0700, owned by QEMU's user: sockets |
+//! | `/var/lib/kvmb/scratch` (`$XDG_DATA_HOME/kvmb/scratch`) | 0711 | a folder for each capture, 0700, owned by QEMU's user: scratch files |
+//!
+//! `$KVMB_RUNTIME_DIR` names another state folder. A folder that somebody else owns or can write, or that is a symbolic
+//! link, is refused: definitions with secrets are in there.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+
+use super::error::{Error, Result};
+
+/// The longest path that a Unix socket can have, without the zero byte.
+pub const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// The folders of captures, checked.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    state: PathBuf,
+    sockets: PathBuf,
+    scratch: PathBuf,
+}
+
+impl Runtime {
+    /// The default folders of this user, made if missing.
+    pub fn open() -> Result<Runtime> {
+        let state = match std::env::var_os("KVMB_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
+            Some(dir) => PathBuf::from(dir),
+            None => default_state_folder(),
+        };
+        Runtime::open_at(&state)
+    }
+
+    /// The state folder at this path, the sockets beside it.
+    pub fn open_at(state: &Path) -> Result<Runtime> {
+        let state = std::path::absolute(state).map_err(Error::io("find", state))?;
+        let mut sockets = state.clone().into_os_string();
+        sockets.push("-nbd");
+        let runtime = Runtime { state, sockets: PathBuf::from(sockets), scratch: default_scratch_folder() };
+        make_private_folder(&runtime.state, 0o700)?;
+        make_private_folder(&runtime.sockets, 0o711)?;
+        Ok(runtime)
+    }
+
+    /// Where the state of captures is.
+    pub fn state_folder(&self) -> &Path {
+        &self.state
+    }
+
+    /// Where the sockets are.
+    pub fn socket_folder(&self) -> &Path {
+        &self.sockets
+    }
+
+    /// Where scratch files go unless told otherwise.
+    pub fn scratch_folder(&self) -> &Path {
+        &self.scratch
+    }
+
+    /// The same, with another folder for scratch files.
+    pub fn with_scratch_folder(mut self, scratch: PathBuf) -> Runtime {
+        self.scratch = scratch;
+        self
+    }
+
+    /// The lock file that opening and closing captures of one machine takes.
+    pub(super) fn machine_lock(&self, uuid: &str) -> PathBuf {
+        let name: String =
+            uuid.chars().filter(|character| character.is_ascii_alphanumeric() || *character == '-').collect();
+        self.state.join(format!("machine-{name}.lock"))
+    }
+}
+
+/// The room left where a folder is (or will be made), for whoever is not root.
+pub fn free_bytes(folder: &Path) -> Result<u64> {
+    let existing = folder.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    let stat =
+        rustix::fs::statvfs(existing).map_err(|error| Error::io("measure the room in", existing)(error.into()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// The NBD URI of an export on a Unix socket.
+pub fn nbd_uri(socket: &Path, export: &str) -> String {
+    /// What may stand as it is in the path and query of a URI.
+    const KEEP: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+    format!(
+        "nbd+unix:///{}?socket={}",
+        percent_encode(export.as_bytes(), KEEP),
+        percent_encode(socket.as_os_str().as_bytes(), KEEP)
+    )
+}
+
+pub(super) fn check_socket_path(path: &Path) -> Result<()> {
+    if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
+        return Err(Error::SocketPathTooLong { path: path.to_owned() });
+    }
+    Ok(())
+}
+
+/// Makes a folder that belongs to QEMU's user alone (root can enter it anyway). Its parents are made for everybody to pass.
+pub(super) fn make_qemu_folder(path: &Path, owner: (u32, u32)) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        make_passable_folders(parent)?;
+    }
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            let found = fs::symlink_metadata(path).map_err(Error::io("look at", path))?;
+            if !found.is_dir() || ![owner.0, our_uid()].contains(&found.uid()) {
+                return Err(Error::UnsafeFolder {
+                    path: path.to_owned(),
+                    reason: "it exists and belongs to somebody else".to_owned(),
+                });
+            }
+        }
+        other => other.map_err(Error::io("create", path))?,
+    }
+    set_mode(path, 0o700)?;
+    if owner.0 != our_uid() {
+        chown(path, Some(owner.0), Some(owner.1)).map_err(Error::io("hand over", path))?;
+    }
+    check_reachable(path, owner)
+}
+
+/// Whether a user can pass every folder on the way.
+pub(super) fn check_reachable(path: &Path, owner: (u32, u32)) -> Result<()> {
+    if owner.0 == 0 {
+        return Ok(());
+    }
+    let ancestors: Vec<&Path> = path.ancestors().collect();
+    for folder in ancestors.into_iter().rev() {
+        let found = fs::metadata(folder).map_err(Error::io("look at", folder))?;
+        let needed = if found.uid() == owner.0 {
+            0o100
+        } else if found.gid() == owner.1 {
+            0o010
+        } else {
+            0o001
+        };
+        if found.mode() & needed == 0 {
+            return Err(Error::Unreachable { path: folder.to_owned(), uid: owner.0 });
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(Error::io("set the mode of", path))
+}
+
+pub(super) fn our_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// The user and group of this process.
+pub(super) fn our_owner() -> (u32, u32) {
+    (our_uid(), rustix::process::getegid().as_raw())
+}
+
+fn default_state_folder() -> PathBuf {
+    if our_uid() == 0 {
+        return PathBuf::from("/run/kvmb");
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
+        Some(dir) => PathBuf::from(dir).join("kvmb"),
+        None => std::env::temp_dir().join(format!("kvmb-{}", our_uid())),
+    }
+}
+
+fn default_scratch_folder() -> PathBuf {
+    if our_uid() == 0 {
+        return PathBuf::from("/var/lib/kvmb/scratch");
+    }
+    let data = std::env::var_os("XDG_DATA_HOME")
+        .filter(|dir| !dir.is_empty())
+        .map(PathBuf::from)
+        .or_else(|| std::env::home_dir().map(|home| home.join(".local/share")))
+        .unwrap_or_else(std::env::temp_dir);
+    data.join("kvmb/scratch")
+}
+
+fn make_private_folder(path: &Path, mode: u32) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+    }
+    match fs::create_dir(path) {
+        Ok(()) => return set_mode(path, mode),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(Error::io("create", path)(error)),
+    }
+    let found = fs::symlink_metadata(path).map_err(Error::io("look at", path))?;
+    let unsafe_because = if found.is_symlink() {
+        "it is a symbolic link"
+    } else if !found.is_dir() {
+        "it is not a folder"
+    } else if found.uid() != our_uid() {
+        "it belongs to another user"
+    } else {
+        return set_mode(path, mode);
+    };
+    Err(Error::UnsafeFolder { path: path.to_owned(), reason: unsafe_because.to_owned() })
+}
+
+/// Makes the folders that are missing, passable (not readable) for everybody.
+fn make_passable_folders(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        make_passable_folders(parent)?;
+    }
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(Error::io("create", path)(error)),
+        Ok(()) => set_mode(path, 0o711),
+    }
+}

@@ -1,0 +1,371 @@
+//! What is known of an open capture, on disk: `<state>/<id>/state.json`, mode 0600, replaced atomically.
+//!
+//! Whoever reads from a capture holds a shared lock, whoever ends it an exclusive one. The locks are on a file `lock`
+//! beside the state, because the state file is replaced when it changes.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, FixedOffset, Local};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use super::agent::Consistency;
+use super::error::{Error, Result};
+use super::images::ImageIdentity;
+use super::runtime::Runtime;
+
+/// The version of the state file that this program writes and reads.
+pub const STATE_VERSION: u32 = 1;
+
+/// An open capture.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureState {
+    /// [`STATE_VERSION`].
+    pub version: u32,
+    /// `c-` and eight hex digits.
+    pub id: String,
+    /// The machine's name.
+    pub machine: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// The libvirt connection that it was made through.
+    pub connect: String,
+    /// How its disks are read.
+    pub kind: CaptureKind,
+    /// How far it has come.
+    pub phase: Phase,
+    /// When the opening began.
+    pub created_at: DateTime<FixedOffset>,
+    /// The moment that it shows.
+    pub captured_at: DateTime<FixedOffset>,
+    /// When it may be cleared away by others.
+    pub lease_ends_at: DateTime<FixedOffset>,
+    /// What the contents can be relied on for.
+    pub consistency: Consistency,
+    /// Why the guest was not frozen.
+    pub freeze_note: Option<String>,
+    /// The guest did not confirm its thaw.
+    pub thaw_due: bool,
+    /// The machine was paused by an I/O error before.
+    pub io_paused_before: bool,
+    /// The checkpoint made at the same instant.
+    pub checkpoint: Option<String>,
+    /// The disks that it covers.
+    pub checkpoint_disks: Vec<String>,
+    /// The repository whose chain is continued.
+    pub repository: Option<String>,
+    /// The restore point that it continues.
+    pub parent_point: Option<String>,
+    /// The disks, in the definition's order.
+    pub disks: Vec<CapturedDisk>,
+    /// The machine's disks that are not part of it, with the reason.
+    pub skipped: Vec<SkippedDisk>,
+    /// The machine's definition at that moment (inactive, with secrets where permitted).
+    pub definition_xml: String,
+    /// Files copied at that moment, in the capture's folder (see [`CaptureFile::folder`]).
+    pub copies: Vec<CopiedFile>,
+    /// The folder with the sockets.
+    pub socket_folder: PathBuf,
+    /// The job's socket.
+    pub job_socket: Option<PathBuf>,
+    /// The folder with the scratch files.
+    pub scratch_folder: Option<PathBuf>,
+    /// The restore point that was stored from it: it is what makes the checkpoint stay.
+    pub committed_point: Option<String>,
+}
+
+/// How a capture's disks are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CaptureKind {
+    /// A libvirt backup job of a running machine.
+    Job,
+    /// A `qemu-nbd` for each disk of a machine that is off.
+    QemuNbd,
+}
+
+/// How far a capture has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Being opened; if its process is gone, anything from nothing to everything may be there.
+    Opening,
+    /// Open.
+    Open,
+    /// Disks are closed; only checkpoints may be left to settle.
+    Drained,
+}
+
+/// How much of a disk has to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadMode {
+    /// What the dirty bitmap says.
+    Changed,
+    /// Everything.
+    Full,
+}
+
+/// One captured disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CapturedDisk {
+    /// Its target.
+    pub target: String,
+    /// The address to read it at, `nbd+unix:///vda?socket=…`.
+    pub nbd_uri: String,
+    /// The socket in that address.
+    pub socket: PathBuf,
+    /// The export's name.
+    pub export: String,
+    /// Its size as the guest sees it.
+    pub capacity_bytes: u64,
+    /// The image's format.
+    pub format: String,
+    /// Everything, or what changed.
+    pub read_mode: ReadMode,
+    /// Why everything, where changes were asked for.
+    pub read_mode_reason: Option<String>,
+    /// The checkpoint since which changes are shown.
+    pub parent_checkpoint: Option<String>,
+    /// The meta context that shows them.
+    pub dirty_context: Option<String>,
+    /// Whether the new checkpoint records this disk.
+    pub has_new_bitmap: bool,
+    /// Where the job keeps what the guest overwrites.
+    pub scratch: Option<PathBuf>,
+    /// The process that serves it, for a machine that is off.
+    pub server: Option<ServerProcess>,
+    /// The image, and every layer below it, as they were.
+    pub image: Vec<ImageIdentity>,
+}
+
+/// A `qemu-nbd` that we started (under `timeout`, whose number this is).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerProcess {
+    /// The process.
+    pub pid: u32,
+    /// Its start time in the kernel's ticks, which tells it from a later process with the same number.
+    pub started_ticks: u64,
+}
+
+/// A disk that a capture leaves out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkippedDisk {
+    /// Its target.
+    pub target: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A file copied when the capture was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopiedFile {
+    /// What it is.
+    pub role: FileRole,
+    /// Its name in the capture's folder.
+    pub name: String,
+    /// Where it was copied from.
+    pub origin: PathBuf,
+}
+
+/// What a copied file is to the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileRole {
+    /// UEFI variables.
+    Nvram,
+    /// Kernel of a direct boot.
+    Kernel,
+    /// Initial RAM disk of a direct boot.
+    Initrd,
+}
+
+impl CaptureState {
+    /// Whether its lease is over.
+    pub fn is_expired(&self) -> bool {
+        self.lease_ends_at <= Local::now()
+    }
+
+    /// The disk with this target.
+    pub fn disk(&self, target: &str) -> Option<&CapturedDisk> {
+        self.disks.iter().find(|disk| disk.target == target)
+    }
+}
+
+/// A capture's folder, and the lock that we hold on it.
+#[derive(Debug)]
+pub struct CaptureFile {
+    id: String,
+    folder: PathBuf,
+    lock: File,
+}
+
+impl CaptureFile {
+    /// Every capture of this host and user, in no order; what is not a capture is left out.
+    pub fn open_all(runtime: &Runtime) -> Result<Vec<CaptureFile>> {
+        let mut files = Vec::new();
+        let folder = runtime.state_folder();
+        for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
+            let entry = entry.map_err(Error::io("list", folder))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if is_capture_id(&name) {
+                match CaptureFile::open_folder(&name, entry.path()) {
+                    Ok(file) => files.push(file),
+                    // Removed meanwhile.
+                    Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(files)
+    }
+
+    /// The capture with this id, or the newest of the machine with this UUID or name.
+    pub fn open(runtime: &Runtime, id_or_machine: &str) -> Result<CaptureFile> {
+        let none = || Error::NoSuchCapture { name: id_or_machine.to_owned() };
+        if is_capture_id(id_or_machine) {
+            let folder = runtime.state_folder().join(id_or_machine);
+            if folder.is_dir() {
+                return CaptureFile::open_folder(id_or_machine, folder);
+            }
+        }
+        let mut found: Option<(DateTime<FixedOffset>, CaptureFile)> = None;
+        for file in CaptureFile::open_all(runtime)? {
+            let Ok(state) = file.load() else { continue };
+            let named = state.uuid.eq_ignore_ascii_case(id_or_machine) || state.machine == id_or_machine;
+            if named && found.as_ref().is_none_or(|(at, _)| *at < state.created_at) {
+                found = Some((state.created_at, file));
+            }
+        }
+        found.map(|(_, file)| file).ok_or_else(none)
+    }
+
+    /// Makes the folder of a new capture, locked for us alone.
+    pub(super) fn create(runtime: &Runtime) -> Result<CaptureFile> {
+        loop {
+            let id = format!("c-{:08x}", rand::random::<u32>());
+            let folder = runtime.state_folder().join(&id);
+            match fs::create_dir(&folder) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
+                other => other.map_err(Error::io("create", &folder))?,
+            }
+            super::runtime::set_mode(&folder, 0o700)?;
+            let file = CaptureFile::open_folder(&id, folder)?;
+            file.lock_exclusive(Duration::ZERO)?;
+            return Ok(file);
+        }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Its folder, which holds the copied files too.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Locks it for reading: it cannot be ended meanwhile. Fails with [`Error::Held`] when it is being ended.
+    pub fn lock_shared(&self) -> Result<()> {
+        self.lock(FlockOperation::NonBlockingLockShared, Duration::ZERO)
+    }
+
+    /// Locks it for ending it; waits for readers this long, then fails with [`Error::Held`].
+    pub fn lock_exclusive(&self, wait: Duration) -> Result<()> {
+        self.lock(FlockOperation::NonBlockingLockExclusive, wait)
+    }
+
+    /// Gives the lock up.
+    pub fn unlock(&self) {
+        // Fails for a bad descriptor only.
+        let _ = flock(&self.lock, FlockOperation::Unlock);
+    }
+
+    /// Reads the state.
+    pub fn load(&self) -> Result<CaptureState> {
+        let path = self.folder.join("state.json");
+        let text = fs::read(&path).map_err(Error::io("read", &path))?;
+        let bad = |message: String| Error::BadState { capture: self.id.clone(), message };
+        let state: CaptureState = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
+        if state.version != STATE_VERSION {
+            return Err(bad(format!("it has version {}, this program knows version {STATE_VERSION}", state.version)));
+        }
+        Ok(state)
+    }
+
+    /// Replaces the state, durably.
+    pub fn save(&self, state: &CaptureState) -> Result<()> {
+        let text = serde_json::to_vec_pretty(state)
+            .map_err(|error| Error::BadState { capture: self.id.clone(), message: error.to_string() })?;
+        let path = self.folder.join("state.json");
+        let mut file =
+            tempfile::Builder::new().prefix(".state").tempfile_in(&self.folder).map_err(Error::io("write", &path))?;
+        file.write_all(&text).and_then(|()| file.as_file().sync_all()).map_err(Error::io("write", &path))?;
+        file.persist(&path).map_err(|error| Error::io("write", &path)(error.error))?;
+        Ok(())
+    }
+
+    /// Notes that a restore point was stored from this capture: its checkpoint stays when it is closed.
+    pub fn commit(&self, point: &str) -> Result<()> {
+        let mut state = self.load()?;
+        state.committed_point = Some(point.to_owned());
+        self.save(&state)
+    }
+
+    /// Removes the folder and all that is in it.
+    pub(super) fn remove(self) -> Result<()> {
+        match fs::remove_dir_all(&self.folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &self.folder)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn open_folder(id: &str, folder: PathBuf) -> Result<CaptureFile> {
+        let path = folder.join("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(Error::io("open", &path))?;
+        Ok(CaptureFile { id: id.to_owned(), folder, lock })
+    }
+
+    fn lock(&self, operation: FlockOperation, wait: Duration) -> Result<()> {
+        let deadline = Instant::now() + wait;
+        let path = self.folder.join("lock");
+        loop {
+            match flock(&self.lock, operation) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(50));
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    let machine = self.load().map_or_else(|_| "the machine".to_owned(), |state| state.machine);
+                    return Err(Error::Held { machine, capture: self.id.clone(), until: None });
+                }
+                Err(error) => return Err(Error::io("lock", &path)(error.into())),
+            }
+        }
+        // Whoever held it before may have removed the folder.
+        let ours = self.lock.metadata().map_err(Error::io("lock", &path))?;
+        match fs::metadata(&path) {
+            Ok(there) if there.ino() == ours.ino() && there.dev() == ours.dev() => Ok(()),
+            _ => Err(Error::NoSuchCapture { name: self.id.clone() }),
+        }
+    }
+}
+
+/// `c-` and eight hex digits.
+pub fn is_capture_id(name: &str) -> bool {
+    name.strip_prefix("c-")
+        .is_some_and(|digits| digits.len() == 8 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
+}

@@ -1,0 +1,188 @@
+//! `kvmb backup`
+
+use crate::cli::Context;
+use crate::cli::capture_args::CaptureArgs;
+use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::CliError;
+use crate::cli::machine_args::{self, Selection};
+use crate::cli::output::Effect;
+use crate::cli::repo_args::RepoArgs;
+use crate::cli::session::{About, Session};
+use crate::cli::snapshot::selections;
+use crate::ops::backup::Backup;
+use crate::ops::points::{self, PointName};
+use crate::ops::verify::{Depth, Verifier};
+use crate::ops::{self, snapshot};
+use crate::record::{Action, Point, Record};
+use crate::repo::{LockMode, Repository};
+use serde_json::json;
+use std::sync::{Mutex, mpsc};
+
+/// Back up machines, running or not: snapshot, push and release in one.
+///
+/// Prints a 'point' record for each. Without -r the points go to this host's own repository, /var/lib/kvmb/repo, made on
+/// first use.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb backup vm1
+  kvmb backup --all -r /backup/kvm --verify
+  kvmb backup 'web*' -r /backup/kvm --exclude-disk vdb --jobs 2
+  kvmb vms --json | jq -c 'select(.state == \"running\")' | kvmb backup -r /backup/kvm")]
+pub struct BackupArgs {
+    /// Names or globs; none reads 'machine' or 'disk' records from standard input.
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+
+    /// Every machine that libvirt knows.
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+
+    #[command(flatten)]
+    capture: CaptureArgs,
+
+    /// How many machines at once.
+    #[arg(short, long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    jobs: u16,
+
+    /// Read each new point back and prove it.
+    #[arg(long)]
+    verify: bool,
+
+    /// Say what would be done, and do nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+}
+
+impl BackupArgs {
+    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
+        let mut session = Session::new(context, "backup", Effect::Changes);
+        let selected = match self.all {
+            true => all_machines(context)?,
+            false => selections(context, &self.names, &mut session)?,
+        };
+        if self.dry_run {
+            self.rehearse(context, selected, &mut session)?;
+            return Ok(session.finish());
+        }
+        if selected.is_empty() {
+            return Ok(session.finish());
+        }
+        let repo = self.repo.open_or_create_default(context)?;
+        self.run_all(context, &repo, selected, &mut session)?;
+        Ok(session.finish())
+    }
+
+    fn run_all(
+        &self,
+        context: &Context,
+        repo: &Repository,
+        selected: Vec<Selection>,
+        session: &mut Session,
+    ) -> Result<(), CliError> {
+        let runtime = context.runtime()?;
+        let queue = Mutex::new(selected.into_iter());
+        let (sender, results) = mpsc::channel();
+        std::thread::scope(|scope| {
+            for _ in 0..self.jobs {
+                let (sender, queue, runtime) = (sender.clone(), &queue, &runtime);
+                scope.spawn(move || {
+                    loop {
+                        let next = queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();
+                        let Some(selection) = next else { break };
+                        let result = self.one(context, repo, runtime, &selection);
+                        // The receiver lives as long as the scope.
+                        let _ = sender.send((selection, result));
+                    }
+                });
+            }
+            drop(sender);
+            for (selection, result) in results {
+                match result {
+                    Ok(point) if point.damage.is_empty() => session.done(Record::Point(point)),
+                    Ok(point) => {
+                        session.pass(&Record::Point(point));
+                        session.damage();
+                    }
+                    Err((machine, error)) => {
+                        let about = About { connect: selection.connect, machine: Some(machine), ..About::default() };
+                        session.fail(about, error);
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn one(
+        &self,
+        context: &Context,
+        repo: &Repository,
+        runtime: &crate::capture::Runtime,
+        selection: &Selection,
+    ) -> Result<Point, (String, CliError)> {
+        let connect =
+            || crate::capture::Hypervisor::open(selection.connect.as_deref().or(context.global.connect.as_deref()));
+        let named = |error: CliError| (selection.name.clone(), error);
+        let mut request = self.capture.request(selection.disks.clone()).map_err(named)?;
+        request.repository = Some(repo.id().to_owned());
+        let backup = Backup { runtime, connect: &connect, repo, monitor: &context.monitor, stop: &context.stop };
+        let point = backup.run(&selection.machine, &request).map_err(|error| named(error.into()))?;
+        if !self.verify {
+            return Ok(point);
+        }
+        prove(context, repo, point).map_err(|error| named(error.into()))
+    }
+
+    fn rehearse(&self, context: &Context, selected: Vec<Selection>, session: &mut Session) -> Result<(), CliError> {
+        let url = self.repo.url()?;
+        for selection in selected {
+            let planned = (|| -> Result<Action, CliError> {
+                let hypervisor = context.hypervisor(selection.connect.as_deref())?;
+                let machine = hypervisor.machine(&selection.machine)?;
+                let definition = machine.definition(crate::capture::machine::Which::Live)?;
+                let request = self.capture.request(selection.disks.clone())?;
+                let (disks, skipped) = snapshot::choose(machine.name(), &definition, &request)?;
+                let skipped: Vec<_> = skipped.iter().map(|d| json!({ "disk": d.target, "reason": d.reason })).collect();
+                let extra = json!({ "connect": hypervisor.uri(), "repo": url, "disks": disks, "skipped": skipped });
+                Ok(Action {
+                    action: "backup".into(),
+                    target: machine.name().to_owned(),
+                    changed: !disks.is_empty(),
+                    reason: match disks.len() {
+                        0 => "it has no disk that can be backed up".into(),
+                        n => format!("{n} disk{} would be backed up to {url}", if n == 1 { "" } else { "s" }),
+                    },
+                    dry_run: true,
+                    extra: extra.as_object().cloned().unwrap_or_default(),
+                })
+            })();
+            match planned {
+                Ok(action) => session.done(Record::Action(action)),
+                Err(error) => {
+                    let about = About { connect: selection.connect, machine: Some(selection.name), ..About::default() };
+                    session.fail(about, error);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn all_machines(context: &Context) -> Result<Vec<Selection>, CliError> {
+    let hypervisor = context.hypervisor(None)?;
+    let machines = hypervisor.machines(&[])?;
+    Ok(machine_args::select(&hypervisor, &machines))
+}
+
+/// Reads a new point back.
+fn prove(context: &Context, repo: &Repository, point: Point) -> ops::Result<Point> {
+    let _lock = repo.lock(LockMode::Shared, ops::push::LOCK_WAIT)?;
+    let index = repo.load_index()?;
+    let (known, _) = points::list(repo)?;
+    let found = points::find(repo, &known, &PointName::Plain(point.point.clone()))?;
+    let proven = Verifier::new(repo, &index, Depth::Full)?.verify(&found, &context.monitor, &context.stop)?;
+    Ok(Point { verified: proven.verified, damage: proven.damage, ..point })
+}

@@ -1,0 +1,82 @@
+//! How to capture: the flags that `snapshot` and `backup` share.
+
+use crate::capture::{Freeze, FreezeMode};
+use crate::cli::failure::CliError;
+use crate::ops::points::parse_span;
+use crate::ops::snapshot::SnapshotRequest;
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How to capture.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Capture")]
+pub struct CaptureArgs {
+    /// Only this disk (may be repeated).
+    #[arg(long, value_name = "DISK")]
+    pub disk: Vec<String>,
+
+    /// Not this disk (may be repeated).
+    #[arg(long, value_name = "DISK")]
+    pub exclude_disk: Vec<String>,
+
+    /// Whether to freeze the guest's file systems through its agent for the moment of the capture.
+    #[arg(long, value_enum, default_value_t = FreezeChoice::Auto, value_name = "WHEN")]
+    pub freeze: FreezeChoice,
+
+    /// How long the guest agent may take to answer.
+    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
+    pub freeze_timeout: Duration,
+
+    /// How long the capture may stay open; then it may be cleared by anyone.
+    #[arg(long, default_value = "6h", value_name = "TIME", value_parser = duration)]
+    pub lease: Duration,
+
+    /// The folder for what the guest overwrites while the capture is open.
+    #[arg(long, value_name = "DIR", env = "KVMB_SCRATCH", hide_env_values = true)]
+    pub scratch: Option<PathBuf>,
+}
+
+/// When to freeze.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FreezeChoice {
+    /// If there is an agent that answers; else the capture is as after a power cut.
+    Auto,
+    /// Not at all.
+    Never,
+    /// Fail without it.
+    Required,
+}
+
+/// A length of time as `90s`, `30m`, `2h`, `3d`, `1w`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let span = parse_span(text).and_then(|span| span.to_std().ok()).filter(|span| !span.is_zero());
+    span.ok_or_else(|| "a number and a unit: 90s, 30m, 2h, 3d, 1w".to_owned())
+}
+
+impl CaptureArgs {
+    /// The request; `selected` are the disks that records on standard input named.
+    pub fn request(&self, selected: Option<Vec<String>>) -> Result<SnapshotRequest, CliError> {
+        let mode = match self.freeze {
+            FreezeChoice::Auto => FreezeMode::Auto,
+            FreezeChoice::Never => FreezeMode::Never,
+            FreezeChoice::Required => FreezeMode::Required,
+        };
+        let scratch = match &self.scratch {
+            Some(folder) => {
+                let absolute = std::path::absolute(folder);
+                Some(absolute.map_err(|error| CliError::usage(format!("--scratch {}: {error}", folder.display())))?)
+            }
+            None => None,
+        };
+        let named = (!self.disk.is_empty()).then(|| self.disk.clone());
+        Ok(SnapshotRequest {
+            disks: named.or(selected),
+            exclude: self.exclude_disk.clone(),
+            freeze: Freeze { mode, timeout: self.freeze_timeout },
+            lease: self.lease,
+            scratch,
+            repository: None,
+        })
+    }
+}

@@ -1,0 +1,42 @@
+//! Disk records of captures in a stream: which belong together, and which are to be left out.
+
+use crate::record::{Disk, Failure};
+use std::collections::BTreeMap;
+
+/// Disk records gathered by capture.
+#[derive(Debug, Default)]
+pub struct CaptureStream {
+    waiting: BTreeMap<String, Vec<Disk>>,
+    failed: Vec<(Option<String>, String)>,
+}
+
+impl CaptureStream {
+    /// Notes a failure: its machine is left out from now on.
+    pub fn note_failure(&mut self, failure: &Failure) {
+        if let Some(machine) = &failure.machine {
+            self.failed.push((failure.connect.clone(), machine.clone()));
+        }
+    }
+
+    /// Whether a machine has failed at an earlier stage.
+    pub fn has_failed(&self, connect: &str, machine: &str) -> bool {
+        self.failed.iter().any(|(c, m)| m == machine && c.as_deref().is_none_or(|c| c == connect))
+    }
+
+    /// Adds a captured disk. All disks of its capture, once the last has come.
+    pub fn add(&mut self, capture: &str, disk: Disk) -> Option<Vec<Disk>> {
+        let expected = disk.capture_disks.unwrap_or(1);
+        let disks = self.waiting.entry(capture.to_owned()).or_default();
+        disks.retain(|known| known.disk != disk.disk);
+        disks.push(disk);
+        if disks.len() < expected {
+            return None;
+        }
+        self.waiting.remove(capture)
+    }
+
+    /// The captures that never became complete.
+    pub fn incomplete(self) -> BTreeMap<String, Vec<Disk>> {
+        self.waiting
+    }
+}

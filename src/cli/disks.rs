@@ -1,0 +1,79 @@
+//! `kvmb disks`
+
+use crate::capture::{Hypervisor, Machine};
+use crate::cli::Context;
+use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::CliError;
+use crate::cli::input::stdin_records;
+use crate::cli::machine_args;
+use crate::cli::output::Effect;
+use crate::cli::session::{About, Session};
+use crate::ops::discover;
+use crate::record::Record;
+
+/// List the disks of machines.
+///
+/// Prints a 'disk' record for each; one that a backup leaves out - a cdrom, a floppy, a passed-through device - says why.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb disks vm1
+  kvmb vms 'web*' | kvmb disks
+  kvmb disks vm1 | kvmb hash")]
+pub struct DisksArgs {
+    /// Names or globs; none reads 'machine' records from standard input.
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+}
+
+impl DisksArgs {
+    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
+        let mut session = Session::new(context, "disks", Effect::Reads);
+        if !self.names.is_empty() {
+            let hypervisor = context.hypervisor(None)?;
+            let machines = machine_args::find(&hypervisor, &self.names, &mut session);
+            let listed: Vec<_> = machines.iter().map(|machine| list(&hypervisor, machine)).collect();
+            drop(machines);
+            hypervisor.close();
+            listed.into_iter().for_each(|one| print(one, &mut session));
+            return Ok(session.finish());
+        }
+        for record in stdin_records("machines")? {
+            match record? {
+                Record::Machine(record) => {
+                    let listed = of_record(context, &record);
+                    print(listed, &mut session);
+                }
+                Record::Failure(failure) => session.pass_failure(failure),
+                other => session.pass(&other),
+            }
+            if session.is_pointless() {
+                break;
+            }
+        }
+        Ok(session.finish())
+    }
+}
+
+type Listed = (About, Result<Vec<crate::record::Disk>, CliError>);
+
+fn list(hypervisor: &Hypervisor, machine: &Machine) -> Listed {
+    let about = About::machine(hypervisor.uri(), machine.name());
+    (about, discover::disks(hypervisor, machine).map_err(CliError::from))
+}
+
+/// Opens libvirt for this one machine only: the stage before may still need it.
+fn of_record(context: &Context, record: &crate::record::Machine) -> Listed {
+    let about = About::machine(&record.connect, &record.machine);
+    let listed = context.hypervisor(Some(&record.connect)).and_then(|hypervisor| {
+        let machine = hypervisor.machine(&record.uuid)?;
+        Ok(discover::disks(&hypervisor, &machine)?)
+    });
+    (about, listed)
+}
+
+fn print((about, listed): Listed, session: &mut Session) {
+    match listed {
+        Ok(disks) => disks.into_iter().for_each(|disk| session.done(Record::Disk(Box::new(disk)))),
+        Err(error) => session.fail(about, error),
+    }
+}

@@ -1,0 +1,108 @@
+//! What kvmb's exit status says.
+
+use std::process::{ExitCode as ProcessCode, Termination};
+
+/// The exit codes of every command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitCode {
+    /// Everything asked for was done.
+    Done = 0,
+    /// It failed; nothing was done, or not all of it.
+    Failed = 1,
+    /// Wrong usage or configuration: nothing was tried.
+    Usage = 2,
+    /// Some machines are done and some failed.
+    Partial = 3,
+    /// Damage was found: in a repository, or in the chain of a machine's points.
+    Damage = 4,
+    /// Another run holds what is needed.
+    Busy = 5,
+    /// Interrupted (Ctrl-C, SIGINT), after cleaning up.
+    Interrupted = 130,
+    /// Terminated (SIGTERM), after cleaning up.
+    Terminated = 143,
+}
+
+impl ExitCode {
+    /// Every code with the sentence that the manual gives it.
+    pub const ALL: [(ExitCode, &'static str); 8] = [
+        (ExitCode::Done, "done"),
+        (ExitCode::Failed, "failed"),
+        (ExitCode::Usage, "wrong usage or configuration"),
+        (ExitCode::Partial, "some machines done, some failed"),
+        (ExitCode::Damage, "damage found"),
+        (ExitCode::Busy, "busy: locked by another run"),
+        (ExitCode::Interrupted, "interrupted (SIGINT), after cleaning up"),
+        (ExitCode::Terminated, "terminated (SIGTERM), after cleaning up"),
+    ];
+}
+
+impl Termination for ExitCode {
+    fn report(self) -> ProcessCode {
+        ProcessCode::from(self as u8)
+    }
+}
+
+/// Counts how the machines of one command fared, and sums it up as one exit code.
+#[derive(Debug, Default)]
+pub struct Tally {
+    done: usize,
+    failed: usize,
+    busy: usize,
+    usage: usize,
+    damaged: bool,
+}
+
+impl Tally {
+    /// One machine (point, disk, file) was dealt with.
+    pub fn done(&mut self) {
+        self.done += 1;
+    }
+
+    /// One failed, with this code of its own.
+    pub fn failed(&mut self, code: ExitCode) {
+        match code {
+            ExitCode::Damage => self.damaged = true,
+            ExitCode::Busy => self.busy += 1,
+            ExitCode::Usage => self.usage += 1,
+            _ => {}
+        }
+        self.failed += 1;
+    }
+
+    /// Damage wins over "some failed", that over "failed"; "busy" and "usage" only speak when nothing else happened.
+    pub fn code(&self) -> ExitCode {
+        match (self.damaged, self.done, self.failed) {
+            (true, ..) => ExitCode::Damage,
+            (_, _, 0) => ExitCode::Done,
+            (_, 0, failed) if failed == self.busy => ExitCode::Busy,
+            (_, 0, failed) if failed == self.usage => ExitCode::Usage,
+            (_, 0, _) => ExitCode::Failed,
+            _ => ExitCode::Partial,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn four_wins_over_three_and_three_over_one() {
+        let code = |done: usize, failures: &[ExitCode]| {
+            let mut tally = Tally::default();
+            (0..done).for_each(|_| tally.done());
+            failures.iter().for_each(|code| tally.failed(*code));
+            tally.code()
+        };
+        assert_eq!(code(0, &[]), ExitCode::Done);
+        assert_eq!(code(2, &[]), ExitCode::Done);
+        assert_eq!(code(0, &[ExitCode::Failed]), ExitCode::Failed);
+        assert_eq!(code(1, &[ExitCode::Failed]), ExitCode::Partial);
+        assert_eq!(code(1, &[ExitCode::Failed, ExitCode::Damage]), ExitCode::Damage);
+        assert_eq!(code(0, &[ExitCode::Busy, ExitCode::Busy]), ExitCode::Busy);
+        assert_eq!(code(0, &[ExitCode::Busy, ExitCode::Failed]), ExitCode::Failed);
+        assert_eq!(code(1, &[ExitCode::Busy]), ExitCode::Partial);
+    }
+}

@@ -1,0 +1,285 @@
+//! Failures at the edge: here an error gets its kind, its hint and its exit code, once.
+
+use crate::capture::{self, Meaning};
+use crate::cli::exit_code::ExitCode;
+use crate::nbd;
+use crate::ops;
+use crate::record::Failure;
+use crate::repo;
+use crate::storage;
+use std::fmt;
+
+/// The kinds of failure: the `code` of a failure record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// Wrong arguments, or records that make no sense.
+    Usage,
+    /// Told to stop.
+    Interrupted,
+    /// libvirt cannot be reached.
+    Connection,
+    /// No such machine, disk, point or capture.
+    NotFound,
+    /// Another run holds the machine or the repository.
+    Busy,
+    /// What would be written exists.
+    Exists,
+    /// The machine is running.
+    Running,
+    /// Not permitted.
+    Permission,
+    /// Not enough room.
+    NoSpace,
+    /// libvirt, QEMU, an image or a driver cannot do that.
+    Unsupported,
+    /// No disk of the machine can be backed up.
+    NoDisks,
+    /// A disk record without a capture.
+    NotCaptured,
+    /// Not all disks of a capture came.
+    Incomplete,
+    /// The capture's lease is over.
+    Expired,
+    /// The guest could not be frozen.
+    Freeze,
+    /// There is no repository.
+    NoRepository,
+    /// The password opens no key of the repository.
+    WrongPassword,
+    /// Damage in the repository.
+    Damage,
+    /// Reading or writing a disk over NBD.
+    Disk,
+    /// Anything else.
+    Failed,
+}
+
+impl Code {
+    /// Every code with its word and the sentence that the manual gives it.
+    pub const ALL: [(Code, &'static str, &'static str); 20] = [
+        (Code::Usage, "usage", "wrong arguments, or records that make no sense"),
+        (Code::Interrupted, "interrupted", "told to stop"),
+        (Code::Connection, "connection", "libvirt cannot be reached"),
+        (Code::NotFound, "not_found", "no such machine, disk, point or capture"),
+        (Code::Busy, "busy", "another run holds the machine or the repository"),
+        (Code::Exists, "exists", "what would be written is there already"),
+        (Code::Running, "running", "the machine is running"),
+        (Code::Permission, "permission", "not permitted"),
+        (Code::NoSpace, "no_space", "not enough room"),
+        (Code::Unsupported, "unsupported", "libvirt, QEMU, an image or a driver cannot do that"),
+        (Code::NoDisks, "no_disks", "no disk of the machine can be backed up"),
+        (Code::NotCaptured, "not_captured", "a disk record without a capture"),
+        (Code::Incomplete, "incomplete", "not all disks of a capture came"),
+        (Code::Expired, "expired", "the lease of the capture is over"),
+        (Code::Freeze, "freeze", "the guest's file systems could not be frozen"),
+        (Code::NoRepository, "no_repository", "there is no repository"),
+        (Code::WrongPassword, "wrong_password", "the password opens no key of the repository"),
+        (Code::Damage, "damage", "damage in the repository"),
+        (Code::Disk, "disk", "reading or writing a disk failed"),
+        (Code::Failed, "failed", "anything else"),
+    ];
+
+    /// The word in the record.
+    pub fn word(self) -> &'static str {
+        Code::ALL.iter().find(|(code, ..)| *code == self).map_or("failed", |(_, word, _)| word)
+    }
+
+    /// What the exit code is when nothing else happened.
+    pub fn exit_code(self) -> ExitCode {
+        match self {
+            Code::Usage => ExitCode::Usage,
+            Code::Busy => ExitCode::Busy,
+            Code::Damage => ExitCode::Damage,
+            Code::Interrupted => super::interrupt::exit_code(),
+            _ => ExitCode::Failed,
+        }
+    }
+}
+
+/// An error on its way to the user.
+#[derive(Debug)]
+pub struct CliError {
+    /// Its kind.
+    pub code: Code,
+    /// What happened.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+impl CliError {
+    /// An error of this kind.
+    pub fn new(code: Code, message: impl Into<String>) -> CliError {
+        CliError { code, message: message.into(), hint: None }
+    }
+
+    /// Wrong usage.
+    pub fn usage(message: impl Into<String>) -> CliError {
+        CliError::new(Code::Usage, message)
+    }
+
+    /// A failure of no special kind.
+    pub fn failed(message: impl Into<String>) -> CliError {
+        CliError::new(Code::Failed, message)
+    }
+
+    /// Adds what to do.
+    pub fn hint(mut self, hint: impl Into<String>) -> CliError {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The failure record of it.
+    pub fn to_record(&self, command: &str) -> Failure {
+        Failure {
+            command: command.to_owned(),
+            code: self.code.word().to_owned(),
+            error: self.message.clone(),
+            hint: self.hint.clone(),
+            ..Failure::default()
+        }
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<ops::Error> for CliError {
+    fn from(error: ops::Error) -> CliError {
+        let (code, hint) = explain(&error);
+        CliError { code, message: error.to_string(), hint: hint.map(str::to_owned) }
+    }
+}
+
+impl From<capture::Error> for CliError {
+    fn from(error: capture::Error) -> CliError {
+        ops::Error::from(error).into()
+    }
+}
+
+impl From<repo::Error> for CliError {
+    fn from(error: repo::Error) -> CliError {
+        ops::Error::from(error).into()
+    }
+}
+
+fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
+    use ops::Error;
+    match error {
+        Error::Interrupted => (Code::Interrupted, None),
+        Error::Capture(error) => explain_capture(error),
+        Error::Disk { source, .. } => match source {
+            nbd::Error::NoSuchExport { .. } | nbd::Error::Connect { .. } | nbd::Error::Disconnected { .. } => {
+                (Code::Disk, Some("has the capture ended? 'kvmb release' it and capture the machine anew"))
+            }
+            _ => (Code::Disk, None),
+        },
+        Error::Repo(error) => explain_repo(error),
+        Error::Io { source, .. } => explain_io(source),
+        Error::DiskMap { .. } => (Code::Disk, None),
+        Error::Program { .. } => (Code::Failed, None),
+        Error::NotCaptured { .. } => {
+            (Code::NotCaptured, Some("put 'kvmb snapshot' before: kvmb snapshot VM | kvmb push -r REPO"))
+        }
+        Error::CaptureIncomplete { .. } => {
+            (Code::Incomplete, Some("a stage before this one failed or left a disk out"))
+        }
+        Error::CaptureExpired { .. } => {
+            (Code::Expired, Some("capture the machine anew, with a longer --lease if need be"))
+        }
+        Error::NoSuchDisk { .. } => {
+            (Code::NotFound, Some("'kvmb disks MACHINE' lists a machine's disks, 'kvmb points' a point's"))
+        }
+        Error::NoSuchPoint { .. } => (Code::NotFound, Some("'kvmb points -r REPO' lists what there is")),
+        Error::AmbiguousPoint { .. } => (Code::Usage, Some("give more digits of the id")),
+        Error::BadPoint { .. } => {
+            (Code::Damage, Some("'kvmb verify' says what else is hit; older points may be whole"))
+        }
+        Error::Damaged { .. } => {
+            (Code::Damage, Some("nothing was restored; 'kvmb verify' says which points are whole"))
+        }
+        Error::Exists { .. } | Error::MachineExists { .. } => {
+            (Code::Exists, Some("restore beside it with --as NAME --into DIR, or replace it with --overwrite"))
+        }
+        Error::MachineRunning { .. } => {
+            (Code::Running, Some("shut it down first; a running machine is never written over"))
+        }
+        Error::NoRoom { .. } => (Code::NoSpace, Some("make room, or choose another place")),
+        Error::BadTarget { .. } => (Code::Failed, Some("choose a place with --into DIR or --to DISK=PATH")),
+    }
+}
+
+fn explain_io(error: &std::io::Error) -> (Code, Option<&'static str>) {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::NotFound => (Code::NotFound, None),
+        ErrorKind::PermissionDenied => (Code::Permission, Some("run kvmb as root, or give its user access")),
+        ErrorKind::ReadOnlyFilesystem => (Code::Permission, Some("the file system is mounted read-only")),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => (Code::NoSpace, Some("make room; nothing half was kept")),
+        _ => (Code::Failed, None),
+    }
+}
+
+fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
+    use capture::Error;
+    match error {
+        Error::Libvirt { meaning, .. } => match meaning {
+            Meaning::NotFound | Meaning::CheckpointMissing => (Code::NotFound, None),
+            Meaning::Busy => (Code::Busy, Some("another job holds the machine; see 'virsh domjobinfo MACHINE'")),
+            Meaning::Unsupported => (Code::Unsupported, None),
+            Meaning::ReadOnlyUri => (Code::Permission, Some("run kvmb as root, or join the group libvirt")),
+            Meaning::NoConnection => (
+                Code::Connection,
+                Some("is libvirtd running? name another connection with -c URI ('virsh uri' shows yours)"),
+            ),
+            Meaning::AgentTimeout | Meaning::AgentMissing | Meaning::AgentFailed => {
+                (Code::Freeze, Some("look at the guest agent in the guest, or back up with --freeze never"))
+            }
+            _ => (Code::Failed, None),
+        },
+        Error::NoSuchMachine { .. } => (Code::NotFound, Some("'kvmb vms' lists the machines")),
+        Error::NotLocal { .. } => (Code::Unsupported, Some("run kvmb on the host that runs the machine")),
+        Error::ForeignJob { .. } => {
+            (Code::Busy, Some("let the other backup finish, or end it with 'virsh domjobabort MACHINE'"))
+        }
+        Error::Held { .. } => (Code::Busy, Some("end it with 'kvmb release MACHINE', or wait for its lease to end")),
+        Error::NoSuchCapture { .. } => (Code::NotFound, Some("capture the machine anew with 'kvmb snapshot'")),
+        Error::NothingToCapture { .. } => (Code::NoDisks, Some("'kvmb disks MACHINE' says why each disk is left out")),
+        Error::FreezeFailed { .. } => {
+            (Code::Freeze, Some("look at the guest agent in the guest, or use --freeze auto"))
+        }
+        Error::Io { source, .. } => explain_io(source),
+        Error::Unreachable { .. } => {
+            (Code::Permission, Some("choose a folder that QEMU's user may enter: --scratch DIR"))
+        }
+        _ => (Code::Failed, None),
+    }
+}
+
+fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
+    use repo::Error;
+    match error.root() {
+        Error::NoRepository { .. } => (Code::NoRepository, Some("make one with 'kvmb init -r REPO'")),
+        Error::WrongPassword { .. } => (Code::WrongPassword, Some("give the right one with --password-file FILE")),
+        Error::UnsupportedVersion { .. } => (
+            Code::Unsupported,
+            Some("kvmb knows restic's repository version 2; 'restic migrate upgrade_repo_v2' converts version 1"),
+        ),
+        Error::Locked { .. } => {
+            (Code::Busy, Some("wait for the other program; 'restic unlock' removes locks of dead ones"))
+        }
+        Error::AlreadyExists { .. } => (Code::Exists, None),
+        Error::Storage(storage::Error::Io { source, .. }) => explain_io(source),
+        Error::Damaged { .. }
+        | Error::BlobMissing { .. }
+        | Error::BlobDamaged { .. }
+        | Error::BlobUnreadable { .. }
+        | Error::TreeMalformed { .. }
+        | Error::ConfigMissing { .. }
+        | Error::NoKey { .. } => (Code::Damage, Some("'kvmb verify' says which points are hit")),
+        _ => (Code::Failed, None),
+    }
+}

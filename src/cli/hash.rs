@@ -1,0 +1,100 @@
+//! `kvmb hash`
+
+use crate::capture::image_server::ImageServer;
+use crate::capture::{CaptureFile, Runtime};
+use crate::cli::Context;
+use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::{CliError, Code};
+use crate::cli::input::stdin_records;
+use crate::cli::output::Effect;
+use crate::cli::session::{About, Session};
+use crate::nbd::{NbdUri, UriError};
+use crate::ops::Monitor;
+use crate::ops::hash::{hash_export, hash_file};
+use crate::record::{Disk, Record};
+use std::path::{Path, PathBuf};
+
+/// Add the SHA-256 of each disk as the guest sees it.
+///
+/// Reads 'disk' records from standard input and prints them with 'sha256': of a raw image what sha256sum prints, and the
+/// same for the same content in any format, so that it can be compared before a backup, in the repository and after a
+/// restore. It reads the whole disk. Without a capture the disk of a running machine is hashed while it moves, which the
+/// record says ('consistency':'moving'). With FILEs it prints the SHA-256 of their own bytes instead.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb disks vm1 | kvmb hash
+  kvmb snapshot vm1 | kvmb hash | kvmb push -r /backup/kvm | kvmb release
+  kvmb hash /var/lib/libvirt/images/vm1.raw")]
+pub struct HashArgs {
+    /// Files to hash; none reads 'disk' records from standard input.
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+impl HashArgs {
+    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
+        let mut session = Session::new(context, "hash", Effect::Reads);
+        for file in &self.files {
+            match hash_file(file, &context.monitor, &context.stop) {
+                Ok(record) => session.done(Record::File(record)),
+                Err(error) => session.fail(About::default(), error),
+            }
+        }
+        if !self.files.is_empty() {
+            return Ok(session.finish());
+        }
+        let runtime = context.runtime()?;
+        for record in stdin_records("files or disks")? {
+            match record? {
+                Record::Disk(disk) if disk.included => {
+                    let mut disk = *disk;
+                    let about = About {
+                        disk: Some(disk.disk.clone()),
+                        capture: disk.capture.clone(),
+                        ..About::machine(&disk.connect, &disk.machine)
+                    };
+                    match add_hash(context, &runtime, &mut disk) {
+                        Ok(()) => session.done(Record::Disk(Box::new(disk))),
+                        Err(error) => session.fail(about, error),
+                    }
+                }
+                Record::Failure(failure) => session.pass_failure(failure),
+                other => session.pass(&other),
+            }
+            if session.is_pointless() {
+                break;
+            }
+        }
+        Ok(session.finish())
+    }
+}
+
+fn add_hash(context: &Context, runtime: &Runtime, disk: &mut Disk) -> Result<(), CliError> {
+    let label = format!("{}/{}", disk.machine, disk.disk);
+    let (uri, _held, _server): (String, Option<CaptureFile>, Option<ImageServer>) = match (&disk.nbd, &disk.capture) {
+        (Some(nbd), Some(capture)) => {
+            let file = CaptureFile::open(runtime, capture)?;
+            file.lock_shared()?;
+            (nbd.clone(), Some(file), None)
+        }
+        (Some(nbd), None) => (nbd.clone(), None, None),
+        (None, _) => {
+            let path = disk.path.as_ref().ok_or_else(|| {
+                let message = format!("{label} is no file or device of this host");
+                CliError::new(Code::Unsupported, message).hint("capture it first: kvmb snapshot VM | kvmb hash")
+            })?;
+            let moving = disk.state != crate::capture::machine::State::Off.as_str();
+            if moving {
+                context.monitor.warn(&format!("{label} is hashed without a capture while its machine may write to it"));
+            }
+            disk.consistency = Some(if moving { "moving" } else { "offline" }.into());
+            let server = ImageServer::read_only(Path::new(path), &disk.format, moving)?;
+            (server.uri(), None, Some(server))
+        }
+    };
+    let uri: NbdUri = uri.parse().map_err(|error: UriError| CliError::usage(format!("{label}: {error}")))?;
+    let (sha256, size_bytes) = hash_export(&uri, &label, &disk.disk, &context.monitor, &context.stop)?;
+    disk.sha256 = Some(sha256);
+    disk.capacity_bytes = Some(size_bytes);
+    Ok(())
+}

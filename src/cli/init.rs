@@ -1,0 +1,67 @@
+//! `kvmb init`
+
+use crate::cli::Context;
+use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::CliError;
+use crate::cli::output::Effect;
+use crate::cli::repo_args::{Purpose, RepoArgs};
+use crate::cli::session::Session;
+use crate::record::{Action, Record};
+use crate::repo::{self, Repository};
+use serde_json::json;
+
+/// Make a new, empty repository.
+///
+/// It is a restic repository (format version 2): 'restic -r REPO' opens it with the same password. A repository that is
+/// there already is left as it is, provided that the password opens it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb init -r /backup/kvm --password-file /root/kvmb.pass
+  kvmb init -r /backup/kvm --dry-run")]
+pub struct InitArgs {
+    #[command(flatten)]
+    repo: RepoArgs,
+
+    /// Say what would be done, and do nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+}
+
+impl InitArgs {
+    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
+        let mut session = Session::new(context, "init", Effect::Changes);
+        let storage = self.repo.storage()?;
+        let url = storage.url();
+        let exists = storage.size(crate::storage::FileKind::Config, "").is_ok();
+        let action = |changed: bool, reason: &str, id: Option<&str>| {
+            let extra = id.map(|id| json!({ "repository_id": id })).and_then(|extra| extra.as_object().cloned());
+            Record::Action(Action {
+                action: "init".into(),
+                target: url.clone(),
+                changed,
+                reason: reason.to_owned(),
+                dry_run: self.dry_run,
+                extra: extra.unwrap_or_default(),
+            })
+        };
+        if exists {
+            let opened = self.repo.open(context)?;
+            session.done(action(false, "the repository exists already", Some(opened.id())));
+        } else if self.dry_run {
+            session.done(action(true, "the repository would be made", None));
+        } else if self.repo.is_named() {
+            let password = self.repo.password(context, Purpose::Create)?;
+            let made = match Repository::create(storage, &password) {
+                Err(error @ repo::Error::AlreadyExists { .. }) => {
+                    return Err(CliError::from(error).hint("choose an empty folder"));
+                }
+                other => other?,
+            };
+            session.done(action(true, "the repository was made", Some(made.id())));
+        } else {
+            let made = self.repo.open_or_create_default(context)?;
+            session.done(action(true, "the repository was made", Some(made.id())));
+        }
+        Ok(session.finish())
+    }
+}

@@ -1,0 +1,154 @@
+//! Records from standard input, by the rules of the pipe.
+
+use crate::cli::failure::CliError;
+use crate::record::Record;
+use std::io::{self, BufRead, IsTerminal};
+
+/// Longer lines are no record of ours: a disk's or a point's is some kilobytes.
+const LONGEST_LINE_BYTES: usize = 16 << 20;
+
+/// Iterates over the records of standard input as they come.
+///
+/// A JSON array (what `-o json` prints) is taken as well, whole. No record at all is wrong usage, so that a first stage
+/// that broke is never a silent success.
+pub struct Records<R> {
+    reader: R,
+    waiting: std::collections::VecDeque<Record>,
+    line_number: usize,
+    any: bool,
+    ended: bool,
+}
+
+/// The records of standard input; refused when that is a terminal, where nobody would type them.
+pub fn stdin_records(what: &str) -> Result<Records<io::StdinLock<'static>>, CliError> {
+    let stdin = io::stdin();
+    if stdin.is_terminal() {
+        return Err(CliError::usage(format!("no {what} given"))
+            .hint(format!("name the {what}, or pipe records in: kvmb … | kvmb …")));
+    }
+    Ok(Records::new(stdin.lock()))
+}
+
+impl<R: BufRead> Records<R> {
+    /// The records in `reader`.
+    pub fn new(reader: R) -> Records<R> {
+        Records { reader, waiting: Default::default(), line_number: 0, any: false, ended: false }
+    }
+
+    fn line(&mut self) -> Result<Option<String>, CliError> {
+        let mut line = Vec::new();
+        let mut limited = io::Read::take(&mut self.reader, LONGEST_LINE_BYTES as u64 + 1);
+        let count = limited
+            .read_until(b'\n', &mut line)
+            .map_err(|error| CliError::failed(format!("cannot read standard input: {error}")))?;
+        self.line_number += 1;
+        match count {
+            0 => Ok(None),
+            _ if count > LONGEST_LINE_BYTES => Err(self.bad("the line is too long")),
+            _ => String::from_utf8(line).map(Some).map_err(|_| self.bad("not UTF-8")),
+        }
+    }
+
+    fn bad(&self, why: impl std::fmt::Display) -> CliError {
+        CliError::usage(format!("line {} of standard input: {why}", self.line_number))
+            .hint("kvmb reads what kvmb prints: one JSON record a line")
+    }
+
+    fn array(&mut self, first: String) -> Result<(), CliError> {
+        let mut text = first;
+        while let Some(line) = self.line()? {
+            text.push_str(&line);
+        }
+        let items: Vec<serde_json::Value> = serde_json::from_str(&text).map_err(|error| self.bad(error))?;
+        for item in items {
+            let record = Record::parse(&item.to_string()).map_err(|error| self.bad(error))?;
+            self.waiting.push_back(record);
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self) -> Result<Option<Record>, CliError> {
+        loop {
+            if let Some(record) = self.waiting.pop_front() {
+                self.any = true;
+                return Ok(Some(record));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            match self.line()? {
+                None => {
+                    self.ended = true;
+                    if !self.any {
+                        return Err(CliError::usage("no names were given and no records came on standard input")
+                            .hint("did the first stage of the pipe fail?"));
+                    }
+                }
+                Some(line) if line.trim().is_empty() => {}
+                Some(line) if line.trim_start().starts_with('[') && !self.any => {
+                    self.array(line)?;
+                    self.ended = true;
+                    if self.waiting.is_empty() {
+                        return Err(CliError::usage("no names were given and the array on standard input is empty"));
+                    }
+                }
+                Some(line) => {
+                    let record = Record::parse(line.trim()).map_err(|error| self.bad(error))?;
+                    self.waiting.push_back(record);
+                }
+            }
+        }
+    }
+}
+
+impl<R: BufRead> Iterator for Records<R> {
+    type Item = Result<Record, CliError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.advance() {
+            Ok(record) => record.map(Ok),
+            Err(error) => {
+                self.ended = true;
+                self.any = true;
+                self.waiting.clear();
+                Some(Err(error))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Vec<Result<Record, CliError>> {
+        Records::new(text.as_bytes()).collect()
+    }
+
+    #[test]
+    fn lines_and_arrays_give_the_same_records() {
+        let line = r#"{"type":"file","path":"a","size_bytes":1,"sha256":"00"}"#;
+        let lines = read(&format!("{line}\n\n{line}"));
+        let array = read(&format!("[{line},\n {line}]\n"));
+        assert_eq!(lines.len(), 2);
+        for (a, b) in lines.into_iter().zip(array) {
+            assert_eq!(a.unwrap(), b.unwrap());
+        }
+    }
+
+    #[test]
+    fn nothing_is_wrong_usage() {
+        for text in ["", "\n\n", "[]", "[ ]\n"] {
+            let records = read(text);
+            assert_eq!(records.len(), 1, "{text:?}");
+            assert!(records[0].is_err());
+        }
+    }
+
+    #[test]
+    fn garbage_ends_the_stream_with_one_error() {
+        let records = read("{\"type\":\"x\"}\nnonsense\n{\"type\":\"x\"}\n");
+        assert_eq!(records.len(), 2);
+        assert!(records[0].is_ok() && records[1].is_err());
+    }
+}

@@ -1,0 +1,153 @@
+//! `kvmb key`
+
+use crate::cli::Context;
+use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::CliError;
+use crate::cli::output::Effect;
+use crate::cli::prompt;
+use crate::cli::repo_args::{DefaultRepo, Purpose, RepoArgs, password_from_file};
+use crate::cli::session::Session;
+use crate::ops::Error;
+use crate::record::{Action, Record};
+use crate::repo::Password;
+use serde_json::json;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Keep a copy of the generated key, or add a password.
+///
+/// Without a key that opens it, a repository is lost. A key file that lives only on the host that is backed up dies with it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb key export /mnt/usb/kvmb.key
+  kvmb key add -r /backup/kvm
+  kvmb key add -r /backup/kvm --new-password-file /root/second.pass")]
+pub struct KeyArgs {
+    #[command(subcommand)]
+    command: KeyCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum KeyCommand {
+    Export(ExportArgs),
+    Add(AddArgs),
+}
+
+/// Write the password that opens the repository to a file of mode 0600, to be kept elsewhere.
+#[derive(Debug, clap::Args)]
+struct ExportArgs {
+    /// The file to make; it must not exist.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+
+    /// Say what would be done, and do nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+}
+
+/// Add another password that opens the repository.
+#[derive(Debug, clap::Args)]
+struct AddArgs {
+    #[command(flatten)]
+    repo: RepoArgs,
+
+    /// A file that holds the new password in its first line; without it, a question on a terminal.
+    #[arg(long, value_name = "FILE")]
+    new_password_file: Option<PathBuf>,
+
+    /// Say what would be done, and do nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+}
+
+impl KeyArgs {
+    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
+        match self.command {
+            KeyCommand::Export(args) => args.run(context),
+            KeyCommand::Add(args) => args.run(context),
+        }
+    }
+}
+
+/// The file beside the default repository that says that its key is not only here.
+fn exported_mark() -> Result<PathBuf, CliError> {
+    Ok(DefaultRepo::locate()?.key_file.with_extension("exported"))
+}
+
+/// Notes that the default repository's key is kept elsewhere too.
+fn note_exported(repo: &RepoArgs) -> Result<(), CliError> {
+    let default = DefaultRepo::locate()?;
+    if Path::new(&repo.storage()?.url()) == default.folder {
+        let mark = exported_mark()?;
+        fs::write(&mark, "").map_err(Error::io("write", &mark))?;
+    }
+    Ok(())
+}
+
+impl ExportArgs {
+    fn run(self, context: &Context) -> Result<ExitCode, CliError> {
+        let mut session = Session::new(context, "key", Effect::Changes);
+        let password = self.repo.password(context, Purpose::Open)?;
+        // Only a password that opens the repository is worth keeping.
+        let opened = crate::repo::Repository::open(self.repo.storage()?, &password)?;
+        let exists =
+            || CliError::from(Error::Exists { path: self.file.clone() }).hint("name a file that is not there yet");
+        if self.dry_run {
+            if self.file.exists() {
+                return Err(exists());
+            }
+        } else {
+            let opened_file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.file);
+            let mut file = match opened_file {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(exists()),
+                other => other.map_err(Error::io("create", &self.file))?,
+            };
+            let written = file.write_all(password.as_bytes()).and_then(|()| file.write_all(b"\n"));
+            written.and_then(|()| file.sync_all()).map_err(Error::io("write", &self.file))?;
+            note_exported(&self.repo)?;
+        }
+        session.done(Record::Action(Action {
+            action: "key".into(),
+            target: self.file.to_string_lossy().into_owned(),
+            changed: true,
+            reason: "holds the password of the repository: keep it away from this host".into(),
+            dry_run: self.dry_run,
+            extra: json!({ "repo": opened.url() }).as_object().cloned().unwrap_or_default(),
+        }));
+        Ok(session.finish())
+    }
+}
+
+impl AddArgs {
+    fn run(self, context: &Context) -> Result<ExitCode, CliError> {
+        let mut session = Session::new(context, "key", Effect::Changes);
+        let repo = self.repo.open(context)?;
+        let new = match &self.new_password_file {
+            Some(file) => password_from_file(file)?,
+            None if prompt::possible() => Password::new(prompt::new_password("New password")?),
+            None => {
+                return Err(CliError::usage("no new password was given").hint("use --new-password-file FILE"));
+            }
+        };
+        let mut extra = json!({});
+        let known = crate::repo::Repository::open(self.repo.storage()?, &new).is_ok();
+        if !known && !self.dry_run {
+            extra = json!({ "key": repo.add_key(&new)?.to_string() });
+            note_exported(&self.repo)?;
+        }
+        session.done(Record::Action(Action {
+            action: "key".into(),
+            target: repo.url(),
+            changed: !known,
+            reason: if known { "this password opens the repository already" } else { "a password was added" }.into(),
+            dry_run: self.dry_run,
+            extra: extra.as_object().cloned().unwrap_or_default(),
+        }));
+        Ok(session.finish())
+    }
+}

@@ -1,0 +1,88 @@
+//! Which machines: from names on the command line, or from records on standard input.
+
+use crate::capture::{Hypervisor, Machine};
+use crate::cli::failure::CliError;
+use crate::cli::input::stdin_records;
+use crate::cli::session::{About, Session};
+use crate::record::Record;
+
+/// One machine to act on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selection {
+    /// The libvirt connection URI; none is the command line's.
+    pub connect: Option<String>,
+    /// Its UUID, or its name where that is all that is known.
+    pub machine: String,
+    /// Its name, for messages.
+    pub name: String,
+    /// The disks that were named; none means all that can be backed up.
+    pub disks: Option<Vec<String>>,
+}
+
+/// The machines that names and globs mean. A name that means none is a failure of its own; the others go on.
+pub fn find(hypervisor: &Hypervisor, names: &[String], session: &mut Session) -> Vec<Machine> {
+    let mut machines: Vec<Machine> = Vec::new();
+    for name in names {
+        match hypervisor.machines(std::slice::from_ref(name)) {
+            Ok(found) => {
+                for machine in found {
+                    if !machines.iter().any(|known| known.uuid() == machine.uuid()) {
+                        machines.push(machine);
+                    }
+                }
+            }
+            Err(error) => session.fail(About::machine(hypervisor.uri(), name), error),
+        }
+    }
+    machines
+}
+
+/// Machines as selections.
+pub fn select(hypervisor: &Hypervisor, machines: &[Machine]) -> Vec<Selection> {
+    let selection = |machine: &Machine| Selection {
+        connect: Some(hypervisor.uri().to_owned()),
+        machine: machine.uuid().to_owned(),
+        name: machine.name().to_owned(),
+        disks: None,
+    };
+    machines.iter().map(selection).collect()
+}
+
+/// The machines and disks on standard input, grouped; a machine with a failure is left out.
+pub fn from_stdin(session: &mut Session) -> Result<Vec<Selection>, CliError> {
+    let mut selections: Vec<Selection> = Vec::new();
+    let mut failed: Vec<(Option<String>, String)> = Vec::new();
+    for record in stdin_records("machines")? {
+        match record? {
+            Record::Machine(record) => selections.push(Selection {
+                connect: Some(record.connect),
+                machine: record.uuid,
+                name: record.machine,
+                disks: None,
+            }),
+            Record::Disk(disk) if disk.included => {
+                let same = |s: &&mut Selection| s.machine == disk.uuid && s.connect.as_ref() == Some(&disk.connect);
+                match selections.iter_mut().find(same) {
+                    Some(Selection { disks: Some(disks), .. }) => disks.push(disk.disk),
+                    // The whole machine was named already.
+                    Some(_) => {}
+                    None => selections.push(Selection {
+                        connect: Some(disk.connect),
+                        machine: disk.uuid,
+                        name: disk.machine,
+                        disks: Some(vec![disk.disk]),
+                    }),
+                }
+            }
+            Record::Disk(_) => {}
+            Record::Failure(failure) => {
+                failed.extend(failure.machine.clone().map(|machine| (failure.connect.clone(), machine)));
+                session.pass_failure(failure);
+            }
+            other => session.pass(&other),
+        }
+    }
+    let has_failed = |s: &Selection| failed.iter().any(|(c, name)| *name == s.name && (c.is_none() || *c == s.connect));
+    selections.retain(|selection| !has_failed(selection));
+    Ok(selections)
+}

@@ -1,0 +1,101 @@
+//! The only writer of standard output: records as a table, as JSON Lines or as one JSON array.
+
+use crate::cli::table;
+use crate::record::Record;
+use clap::ValueEnum;
+use std::io::{self, IsTerminal, Write};
+
+/// How records are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Default)]
+pub enum Format {
+    /// A table on a terminal, JSON Lines otherwise.
+    #[default]
+    Auto,
+    /// A table, for people.
+    Table,
+    /// One JSON object a line.
+    Jsonl,
+    /// One JSON array, for Ansible's `from_json`.
+    Json,
+}
+
+/// What a reader who has gone away means for the command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// The command only reads: it ends silently.
+    Reads,
+    /// The command changes something: it finishes its work.
+    Changes,
+}
+
+/// Standard output.
+#[derive(Debug)]
+pub struct Output {
+    format: Format,
+    effect: Effect,
+    held: Vec<Record>,
+    closed: bool,
+    failed: bool,
+}
+
+impl Output {
+    /// Output in `format`; `Auto` is decided here.
+    pub fn new(format: Format, effect: Effect) -> Output {
+        let format = match format {
+            Format::Auto if io::stdout().is_terminal() => Format::Table,
+            Format::Auto => Format::Jsonl,
+            chosen => chosen,
+        };
+        Output { format, effect, held: Vec::new(), closed: false, failed: false }
+    }
+
+    /// Prints a record, at once where the format allows it.
+    pub fn record(&mut self, record: &Record) {
+        match self.format {
+            Format::Jsonl => self.write((record.to_line() + "\n").as_bytes()),
+            _ => self.held.push(record.clone()),
+        }
+    }
+
+    /// Prints what was held back: the table, or the array.
+    pub fn finish(&mut self) {
+        let held = std::mem::take(&mut self.held);
+        match self.format {
+            Format::Json => {
+                let lines: Vec<String> = held.iter().map(Record::to_line).collect();
+                self.write(format!("[{}]\n", lines.join(",\n ")).as_bytes());
+            }
+            Format::Table => self.write(table::render(&held, chrono::Local::now().fixed_offset()).as_bytes()),
+            _ => {}
+        }
+    }
+
+    /// Prints text that is no record: a completion script, a manual page.
+    pub fn text(&mut self, text: &[u8]) {
+        self.write(text);
+    }
+
+    /// Whether the reader has gone away and the command has therefore nothing left to do.
+    pub fn is_pointless(&self) -> bool {
+        self.closed && self.effect == Effect::Reads
+    }
+
+    fn write(&mut self, text: &[u8]) {
+        if self.closed {
+            return;
+        }
+        let mut stdout = io::stdout().lock();
+        if let Err(error) = stdout.write_all(text).and_then(|()| stdout.flush()) {
+            self.closed = true;
+            if error.kind() != io::ErrorKind::BrokenPipe {
+                eprintln!("kvmb: error: cannot write to standard output: {error}");
+                self.failed = true;
+            }
+        }
+    }
+
+    /// Whether writing failed for another reason than a reader that went away.
+    pub fn has_failed(&self) -> bool {
+        self.failed
+    }
+}

@@ -1,0 +1,59 @@
+//! `kvmb points`
+
+use crate::cli::Context;
+use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::{CliError, Code};
+use crate::cli::output::Effect;
+use crate::cli::repo_args::RepoArgs;
+use crate::cli::session::{About, Session};
+use crate::ops::points;
+use crate::record::Record;
+use crate::repo::{DamagedSnapshot, LockMode};
+
+/// List the restore points in a repository, oldest first.
+///
+/// Prints a 'point' record for each.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb points -r /backup/kvm
+  kvmb points vm1 'web*' -r /backup/kvm
+  kvmb points --json | jq -r .point | xargs kvmb verify")]
+pub struct PointsArgs {
+    /// Names or globs of machines; none means all.
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+}
+
+impl PointsArgs {
+    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
+        let mut session = Session::new(context, "points", Effect::Reads);
+        let repo = self.repo.open(context)?;
+        let _lock = repo.lock(LockMode::Shared, crate::ops::push::LOCK_WAIT)?;
+        let index = repo.load_index()?;
+        let (found, damaged) = points::list(&repo)?;
+        for point in found {
+            let wanted = |name: &String| points::name_matches(name, point.machine());
+            if !self.names.is_empty() && !self.names.iter().any(wanted) {
+                continue;
+            }
+            match points::open(&repo, &index, &point) {
+                Ok(opened) => session.done(Record::Point(opened.to_record(&repo))),
+                Err(error) => {
+                    let about = About { machine: Some(point.machine().to_owned()), ..About::default() };
+                    session.fail(about, error);
+                }
+            }
+            if session.is_pointless() {
+                break;
+            }
+        }
+        for DamagedSnapshot { id, error } in damaged {
+            let message = format!("snapshot {id} cannot be read: {error}");
+            session.fail(About::default(), CliError::new(Code::Damage, message));
+        }
+        Ok(session.finish())
+    }
+}

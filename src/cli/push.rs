@@ -1,0 +1,121 @@
+//! `kvmb push`
+
+use crate::capture::{CaptureFile, Runtime};
+use crate::cli::Context;
+use crate::cli::capture_stream::CaptureStream;
+use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::{CliError, Code};
+use crate::cli::input::stdin_records;
+use crate::cli::output::Effect;
+use crate::cli::repo_args::RepoArgs;
+use crate::cli::session::{About, Session};
+use crate::ops::Error;
+use crate::ops::push::{PushRequest, push};
+use crate::record::{Disk, Point, Record};
+use crate::repo::Repository;
+
+/// Store captured machines in the repository.
+///
+/// Reads 'disk' records of captures from standard input and prints a 'point' record for each machine, once all disks of
+/// its capture have come. Needs no libvirt. The captures stay open: 'kvmb release' ends them.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb snapshot vm1 -r /backup/kvm | kvmb push -r /backup/kvm | kvmb release
+  kvmb snapshot 'web*' | kvmb hash | kvmb push -r /backup/kvm | kvmb release | kvmb verify")]
+pub struct PushArgs {
+    #[command(flatten)]
+    repo: RepoArgs,
+}
+
+impl PushArgs {
+    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
+        let mut session = Session::new(context, "push", Effect::Changes);
+        let records = stdin_records("disk records")?;
+        let mut stream = CaptureStream::default();
+        // Opened at the first complete machine; when that fails, every machine fails, and `release` hears of each.
+        let mut place: Option<Result<(Runtime, Repository), CliError>> = None;
+        for record in records {
+            match record? {
+                Record::Disk(disk) if !disk.included => session.pass(&Record::Disk(disk)),
+                Record::Disk(disk) => {
+                    let Some(capture) = disk.capture.clone() else {
+                        let about =
+                            About { disk: Some(disk.disk.clone()), ..About::machine(&disk.connect, &disk.machine) };
+                        session.fail(about, Error::NotCaptured { machine: disk.machine, disk: disk.disk });
+                        continue;
+                    };
+                    if let Some(disks) = stream.add(&capture, *disk) {
+                        self.push_machine(context, &capture, disks, &stream, &mut place, &mut session);
+                    }
+                }
+                Record::Point(_) => {
+                    let error = CliError::usage("a point record came where disk records were expected");
+                    return Err(error.hint("put 'kvmb push' behind 'kvmb snapshot'"));
+                }
+                Record::Failure(failure) => {
+                    stream.note_failure(&failure);
+                    session.pass_failure(failure);
+                }
+                other => session.pass(&other),
+            }
+        }
+        for (capture, disks) in stream.incomplete() {
+            let Some(first) = disks.first() else { continue };
+            let about = About { capture: Some(capture.clone()), ..About::machine(&first.connect, &first.machine) };
+            let expected = first.capture_disks.unwrap_or(disks.len());
+            session.fail(about, Error::CaptureIncomplete { capture, arrived: disks.len(), expected });
+        }
+        Ok(session.finish())
+    }
+
+    fn push_machine(
+        &self,
+        context: &Context,
+        capture: &str,
+        disks: Vec<Disk>,
+        stream: &CaptureStream,
+        place: &mut Option<Result<(Runtime, Repository), CliError>>,
+        session: &mut Session,
+    ) {
+        let Some(first) = disks.first() else { return };
+        let about = About { capture: Some(capture.to_owned()), ..About::machine(&first.connect, &first.machine) };
+        if stream.has_failed(&first.connect, &first.machine) {
+            let error = CliError::new(Code::Incomplete, "an earlier stage failed for this machine: nothing is stored");
+            return session.fail(about, error);
+        }
+        let opened = place.get_or_insert_with(|| Ok((context.runtime()?, self.repo.open_or_create_default(context)?)));
+        let pushed = match opened {
+            Ok((runtime, repo)) => push_capture(context, runtime, repo, capture, disks).map_err(CliError::from),
+            Err(error) => Err(CliError { code: error.code, message: error.message.clone(), hint: error.hint.clone() }),
+        };
+        match pushed {
+            Ok(point) => session.done(Record::Point(point)),
+            Err(error) => session.fail(about, error),
+        }
+    }
+}
+
+fn push_capture(
+    context: &Context,
+    runtime: &Runtime,
+    repo: &Repository,
+    capture: &str,
+    disks: Vec<Disk>,
+) -> Result<Point, Error> {
+    let file = CaptureFile::open(runtime, capture)?;
+    file.lock_shared()?;
+    let state = file.load()?;
+    if state.is_expired() {
+        let (capture, machine, lease_ends_at) = (state.id, state.machine, state.lease_ends_at);
+        return Err(Error::CaptureExpired { capture, machine, lease_ends_at });
+    }
+    // The records say which disks came; what and where they are, the capture's own state says.
+    if let Some(missing) = state.disks.iter().find(|disk| !disks.iter().any(|came| came.disk == disk.target)) {
+        tracing::debug!("disk {} of {capture} did not come", missing.target);
+        let (arrived, expected) = (disks.len(), state.disks.len());
+        return Err(Error::CaptureIncomplete { capture: state.id, arrived, expected });
+    }
+    let sha256 = disks.into_iter().filter_map(|disk| Some((disk.disk, disk.sha256?))).collect();
+    let request = PushRequest { file: &file, capture: &state, sha256 };
+    push(repo, &request, &context.monitor, &context.stop, &mut || Ok(()))
+}

@@ -1,0 +1,160 @@
+//! `kvmb release`
+
+use crate::capture::{CaptureFile, Closed, Runtime};
+use crate::cli::Context;
+use crate::cli::capture_stream::CaptureStream;
+use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::CliError;
+use crate::cli::input::stdin_records;
+use crate::cli::output::Effect;
+use crate::cli::session::{About, Session};
+use crate::ops::release::release;
+use crate::record::{Action, Record};
+use crate::{capture, ops};
+use serde_json::json;
+
+/// End captures.
+///
+/// Ends the backup job or the qemu-nbd processes of a capture and removes its sockets and scratch files. Whether its point
+/// was stored it knows from the capture itself: if not, the capture's checkpoint is rolled back. With names it prints an
+/// 'action' record for each; in a pipe it prints the records that it reads. Harmless when there is nothing to end.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb release vm1
+  trap 'kvmb release vm1' EXIT
+  kvmb snapshot vm1 | kvmb push -r /backup/kvm | kvmb release")]
+pub struct ReleaseArgs {
+    /// Machines or captures (c-1a2b3c4d); none reads records from standard input.
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+
+    /// Every capture of this host.
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+
+    /// Say what would be done, and do nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+}
+
+impl ReleaseArgs {
+    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
+        let mut session = Session::new(context, "release", Effect::Changes);
+        let runtime = context.runtime()?;
+        if self.all {
+            for file in CaptureFile::open_all(&runtime)? {
+                let name = file.id().to_owned();
+                self.release_file(&runtime, &name, file, &mut session);
+            }
+        } else if self.names.is_empty() {
+            self.release_stream(&runtime, &mut session)?;
+        } else {
+            for name in &self.names {
+                self.release_named(&runtime, name, &mut session);
+            }
+        }
+        Ok(session.finish())
+    }
+
+    fn release_named(&self, runtime: &Runtime, name: &str, session: &mut Session) {
+        match CaptureFile::open(runtime, name) {
+            Ok(file) => self.release_file(runtime, name, file, session),
+            Err(capture::Error::NoSuchCapture { .. }) => {
+                session.done(self.action(name, false, "there is no capture", None))
+            }
+            Err(error) => session.fail(About { machine: Some(name.to_owned()), ..About::default() }, error),
+        }
+    }
+
+    fn release_file(&self, runtime: &Runtime, name: &str, file: CaptureFile, session: &mut Session) {
+        if self.dry_run {
+            return session.done(self.action(name, true, &format!("capture {} would be ended", file.id()), None));
+        }
+        match release(runtime, None, file) {
+            Ok(closed) => {
+                let reason = match &closed.committed_point {
+                    Some(_) => "the capture was ended; its point is stored",
+                    None => "the capture was ended; no point was stored from it",
+                };
+                session.done(self.action(name, true, reason, Some(&closed)));
+            }
+            Err(error) => session.fail(About { machine: Some(name.to_owned()), ..About::default() }, error),
+        }
+    }
+
+    fn action(&self, target: &str, changed: bool, reason: &str, closed: Option<&Closed>) -> Record {
+        let extra = closed.map(|closed| {
+            json!({
+                "capture": closed.capture,
+                "machine": closed.machine,
+                "point": closed.committed_point,
+                "deleted_checkpoints": closed.deleted_checkpoints,
+                "resumed": closed.resumed,
+            })
+        });
+        Record::Action(Action {
+            action: "release".into(),
+            target: target.to_owned(),
+            changed,
+            reason: reason.to_owned(),
+            dry_run: self.dry_run,
+            extra: extra.and_then(|extra| extra.as_object().cloned()).unwrap_or_default(),
+        })
+    }
+
+    /// In a pipe: ends a capture when all that belongs to it has passed, and prints what it read behind that.
+    fn release_stream(&self, runtime: &Runtime, session: &mut Session) -> Result<(), CliError> {
+        let mut stream = CaptureStream::default();
+        let mut broken = None;
+        for record in stdin_records("captures")? {
+            match record {
+                Ok(Record::Disk(disk)) => match disk.capture.clone() {
+                    None => session.pass(&Record::Disk(disk)),
+                    Some(capture) => {
+                        if let Some(disks) = stream.add(&capture, *disk) {
+                            self.end(runtime, &capture, session);
+                            disks.into_iter().for_each(|disk| session.pass(&Record::Disk(Box::new(disk))));
+                        }
+                    }
+                },
+                Ok(Record::Point(point)) => {
+                    if let Some(capture) = &point.capture {
+                        self.end(runtime, capture, session);
+                    }
+                    session.done(Record::Point(point));
+                }
+                Ok(Record::Failure(failure)) => {
+                    if let Some(capture) = &failure.capture {
+                        self.end(runtime, capture, session);
+                    }
+                    session.pass_failure(failure);
+                }
+                Ok(other) => session.pass(&other),
+                Err(error) => {
+                    // The captures that came before the broken line are ended all the same.
+                    broken = Some(error);
+                    break;
+                }
+            }
+        }
+        for (capture, disks) in stream.incomplete() {
+            self.end(runtime, &capture, session);
+            disks.into_iter().for_each(|disk| session.pass(&Record::Disk(Box::new(disk))));
+        }
+        broken.map_or(Ok(()), Err)
+    }
+
+    fn end(&self, runtime: &Runtime, capture: &str, session: &mut Session) {
+        if self.dry_run {
+            return;
+        }
+        let ended = match CaptureFile::open(runtime, capture) {
+            Ok(file) => release(runtime, None, file).map(drop),
+            Err(capture::Error::NoSuchCapture { .. }) => Ok(()),
+            Err(error) => Err(ops::Error::from(error)),
+        };
+        if let Err(error) = ended {
+            session.fail(About { capture: Some(capture.to_owned()), ..About::default() }, error);
+        }
+    }
+}

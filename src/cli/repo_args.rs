@@ -1,0 +1,206 @@
+//! Which repository, and its password: the flags and variables that mean the same for every command.
+
+use crate::cli::Context;
+use crate::cli::failure::{CliError, Code};
+use crate::cli::prompt;
+use crate::repo::{Password, Repository};
+use crate::storage::{self, Storage};
+use clap::Args;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+/// The repository of a command.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Repository")]
+pub struct RepoArgs {
+    /// The restic repository: a folder (/backup/kvm).
+    ///
+    /// Without it: $KVMB_REPO, else the repository of this host, /var/lib/kvmb/repo, made on first use with a
+    /// generated key file beside it.
+    #[arg(short, long, value_name = "URL", env = "KVMB_REPO", hide_env_values = true)]
+    pub repo: Option<String>,
+
+    /// A file that holds the repository's password in its first line.
+    ///
+    /// Without it: $KVMB_PASSWORD_FILE, the output of $KVMB_PASSWORD_COMMAND, $KVMB_PASSWORD, or a question on a terminal.
+    #[arg(long, value_name = "FILE", env = "KVMB_PASSWORD_FILE", hide_env_values = true)]
+    pub password_file: Option<PathBuf>,
+}
+
+/// The repository that kvmb makes by itself.
+#[derive(Debug, Clone)]
+pub struct DefaultRepo {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// The file with its generated password.
+    pub key_file: PathBuf,
+}
+
+impl DefaultRepo {
+    /// `/var/lib/kvmb` for root, `$XDG_DATA_HOME/kvmb` (`~/.local/share/kvmb`) for others.
+    pub fn locate() -> Result<DefaultRepo, CliError> {
+        let base = data_folder()?;
+        Ok(DefaultRepo { folder: base.join("repo"), key_file: base.join("repo.key") })
+    }
+
+    /// Makes the key file, if there is none.
+    fn ensure_key(&self) -> Result<(), CliError> {
+        let base = self.key_file.parent().unwrap_or(Path::new("/"));
+        let io = |path: &Path, error: std::io::Error| CliError::from(crate::ops::Error::io("create", path)(error));
+        fs::DirBuilder::new().recursive(true).mode(0o711).create(base).map_err(|error| io(base, error))?;
+        let options = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.key_file);
+        let mut file = match options {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+            Err(error) => return Err(io(&self.key_file, error)),
+        };
+        let secret: [u8; 32] = rand::random();
+        let text = hex::encode(secret) + "\n";
+        let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+        written.map_err(|error| io(&self.key_file, error))
+    }
+}
+
+/// Where kvmb keeps what outlives a run.
+pub fn data_folder() -> Result<PathBuf, CliError> {
+    if let Some(folder) = std::env::var_os("KVMB_DATA_DIR").filter(|folder| !folder.is_empty()) {
+        return Ok(folder.into());
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok("/var/lib/kvmb".into());
+    }
+    if let Some(folder) = std::env::var_os("XDG_DATA_HOME").filter(|folder| !folder.is_empty()) {
+        return Ok(Path::new(&folder).join("kvmb"));
+    }
+    let home = std::env::var_os("HOME").ok_or_else(|| CliError::usage("neither XDG_DATA_HOME nor HOME is set"))?;
+    Ok(Path::new(&home).join(".local/share/kvmb"))
+}
+
+impl RepoArgs {
+    /// Whether a repository was named, by flag or environment.
+    pub fn is_named(&self) -> bool {
+        self.repo.as_ref().is_some_and(|repo| !repo.is_empty())
+    }
+
+    /// The address: what was named, else this host's own.
+    pub fn url(&self) -> Result<String, CliError> {
+        match self.repo.as_ref().filter(|repo| !repo.is_empty()) {
+            Some(url) => Ok(url.clone()),
+            None => Ok(DefaultRepo::locate()?.folder.to_string_lossy().into_owned()),
+        }
+    }
+
+    /// The place of the repository.
+    pub fn storage(&self) -> Result<Arc<dyn Storage>, CliError> {
+        open_storage(&self.url()?)
+    }
+
+    /// Opens the repository.
+    pub fn open(&self, context: &Context) -> Result<Repository, CliError> {
+        let password = self.password(context, Purpose::Open)?;
+        Ok(Repository::open(self.storage()?, &password)?)
+    }
+
+    /// Opens the repository for storing: this host's own is made when it is not there yet.
+    pub fn open_or_create_default(&self, context: &Context) -> Result<Repository, CliError> {
+        if !self.is_named() {
+            let default = DefaultRepo::locate()?;
+            if !default.folder.join("config").exists() {
+                default.ensure_key()?;
+                let password = self.password(context, Purpose::Open)?;
+                let made = Repository::create(self.storage()?, &password)?;
+                eprintln!("kvmb: made the repository {} with the key {}", made.url(), default.key_file.display());
+                eprintln!(
+                    "kvmb: hint: keep a copy of the key elsewhere ('kvmb key export FILE'): without it the backups are lost"
+                );
+                return Ok(made);
+            }
+        }
+        self.open(context)
+    }
+
+    /// The password, from the first place that has one.
+    pub fn password(&self, context: &Context, purpose: Purpose) -> Result<Password, CliError> {
+        if let Some(file) = self.password_file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
+            return password_from_file(file);
+        }
+        if let Some(command) = variable("KVMB_PASSWORD_COMMAND") {
+            return password_from_command(&command);
+        }
+        if let Some(password) = variable("KVMB_PASSWORD") {
+            return Ok(Password::new(password));
+        }
+        let default = DefaultRepo::locate()?;
+        let is_default = self.storage()?.url() == open_storage(&default.folder.to_string_lossy())?.url();
+        if is_default && default.key_file.exists() {
+            return password_from_file(&default.key_file);
+        }
+        if prompt::possible() && !context.global.quiet {
+            let question = format!("Password of {}", self.url()?);
+            let password = match purpose {
+                Purpose::Open => prompt::password(&question)?,
+                Purpose::Create => prompt::new_password(&question)?,
+            };
+            return Ok(Password::new(password));
+        }
+        Err(CliError::usage(format!("no password for {} was given", self.url()?))
+            .hint("use --password-file FILE, $KVMB_PASSWORD_FILE or $KVMB_PASSWORD_COMMAND"))
+    }
+}
+
+/// What a password is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To open what is there.
+    Open,
+    /// To be asked for twice.
+    Create,
+}
+
+/// The place that a repository's address means.
+pub fn open_storage(url: &str) -> Result<Arc<dyn Storage>, CliError> {
+    storage::open(url).map_err(|error| match error {
+        storage::Error::BadUrl { .. } => CliError::usage(error.to_string()),
+        other => crate::repo::Error::from(other).into(),
+    })
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The first line of a file that nobody else can read.
+pub fn password_from_file(path: &Path) -> Result<Password, CliError> {
+    let io = |error| CliError::from(crate::ops::Error::io("read the password file", path)(error));
+    let metadata = fs::metadata(path).map_err(io)?;
+    if metadata.is_file() && metadata.mode() & 0o007 != 0 {
+        return Err(CliError::usage(format!("everybody may read or write the password file {}", path.display()))
+            .hint(format!("chmod 600 '{}'", path.display())));
+    }
+    let text = fs::read_to_string(path).map_err(io)?;
+    first_line(&text).ok_or_else(|| CliError::usage(format!("the password file {} is empty", path.display())))
+}
+
+fn first_line(text: &str) -> Option<Password> {
+    let line = text.lines().next()?.trim_end_matches('\r');
+    (!line.is_empty()).then(|| Password::new(line.to_owned()))
+}
+
+fn password_from_command(command: &str) -> Result<Password, CliError> {
+    let failed = |why: String| CliError::new(Code::Failed, format!("$KVMB_PASSWORD_COMMAND {why}"));
+    let output = Command::new("/bin/sh")
+        .args(["-c", command])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|error| failed(format!("cannot be run: {error}")))?;
+    if !output.status.success() {
+        return Err(failed(format!("failed: {}", output.status)));
+    }
+    let text = String::from_utf8(output.stdout).map_err(|_| failed("printed no text".into()))?;
+    first_line(&text).ok_or_else(|| failed("printed nothing".into()))
+}

@@ -1,0 +1,240 @@
+//! `kvmb restore`
+
+use crate::cli::Context;
+use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::CliError;
+use crate::cli::input::stdin_records;
+use crate::cli::output::Effect;
+use crate::cli::prompt;
+use crate::cli::repo_args::RepoArgs;
+use crate::cli::session::{About, Session};
+use crate::cli::table;
+use crate::ops::points::{self, PointName, PointRef};
+use crate::ops::restore::plan::{ImageFormat, RestoreRequest, plan, refuse_running};
+use crate::ops::restore::restore;
+use crate::record::Record;
+use crate::repo::{Index, LockMode, Repository};
+use clap::ValueEnum;
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+/// Bring a machine back: its disks and its definition.
+///
+/// Every chunk's SHA-256 is compared on the way. New images are written beside their places and proven before anything old
+/// is replaced; a running machine is never written over. Prints the point with 'restored_to'. Without arguments on a
+/// terminal it asks.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb restore vm1 -r /backup/kvm --overwrite                   back in its place, from the newest point
+  kvmb restore vm1@2026-11-20 -r /backup/kvm --as vm1-copy --into /var/lib/libvirt/images --start
+  kvmb restore 4f2a91c7 --disk vda --into /tmp --format raw     one disk as a raw image
+  kvmb restore vm1 --into /mnt/rescue --no-define               without libvirt")]
+pub struct RestoreArgs {
+    /// A machine's newest point (NAME), a point by time (NAME@2026-11-20, NAME@-2h), or a point by its id.
+    #[arg(value_name = "POINT|NAME[@TIME]")]
+    point: Option<String>,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+
+    /// Restore as another machine: with this name, a new UUID and new MAC addresses.
+    #[arg(long = "as", value_name = "NAME")]
+    as_name: Option<String>,
+
+    /// The folder for the images; without it they go where they were.
+    #[arg(long, value_name = "DIR")]
+    into: Option<PathBuf>,
+
+    /// A file or block device for one disk: vda=/dev/vg0/vm1 (may be repeated).
+    #[arg(long, value_name = "DISK=PATH", value_parser = disk_path)]
+    to: Vec<(String, PathBuf)>,
+
+    /// Only this disk, and no definition (may be repeated).
+    #[arg(long, value_name = "DISK")]
+    disk: Vec<String>,
+
+    /// The format of the images; without it, the machine's.
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    format: Option<FormatChoice>,
+
+    /// Do not define the machine: write its definition beside the images instead.
+    #[arg(long)]
+    no_define: bool,
+
+    /// Start the machine in the end.
+    #[arg(long, conflicts_with = "no_define")]
+    start: bool,
+
+    /// Replace images and a definition that exist.
+    #[arg(long)]
+    overwrite: bool,
+
+    /// Say what would be written, and write nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FormatChoice {
+    Qcow2,
+    Raw,
+}
+
+fn disk_path(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((disk, path)) if !disk.is_empty() && !path.is_empty() => Ok((disk.to_owned(), path.into())),
+        _ => Err("a disk and a path: vda=/path".to_owned()),
+    }
+}
+
+impl RestoreArgs {
+    pub fn run(mut self, context: &Context) -> Result<ExitCode, CliError> {
+        let mut session = Session::new(context, "restore", Effect::Changes);
+        if let Some(name) = self.point.take() {
+            let repo = self.repo.open(context)?;
+            self.restore(context, &repo, &PointName::parse(&name, chrono::Local::now()), &mut session)?;
+            return Ok(session.finish());
+        }
+        if std::io::stdin().is_terminal() && prompt::possible() {
+            return self.ask(context, session);
+        }
+        for record in stdin_records("point")? {
+            match record? {
+                Record::Point(point) => {
+                    let url = if self.repo.is_named() { self.repo.url()? } else { point.repo.clone() };
+                    let repo = RepoArgs { repo: Some(url), ..self.repo.clone() }.open(context)?;
+                    self.restore(context, &repo, &PointName::Plain(point.point), &mut session)?;
+                }
+                Record::Failure(failure) => session.pass_failure(failure),
+                other => session.pass(&other),
+            }
+        }
+        Ok(session.finish())
+    }
+
+    fn request(&self) -> RestoreRequest {
+        RestoreRequest {
+            as_name: self.as_name.clone(),
+            into: self.into.clone(),
+            to: self.to.iter().cloned().collect::<BTreeMap<_, _>>(),
+            only_disks: self.disk.clone(),
+            format: self.format.map(|format| match format {
+                FormatChoice::Qcow2 => ImageFormat::Qcow2,
+                FormatChoice::Raw => ImageFormat::Raw,
+            }),
+            define: !self.no_define,
+            start: self.start,
+            overwrite: self.overwrite,
+        }
+    }
+
+    fn restore(
+        &self,
+        context: &Context,
+        repo: &Repository,
+        name: &PointName,
+        session: &mut Session,
+    ) -> Result<(), CliError> {
+        let _lock = repo.lock(LockMode::Shared, crate::ops::push::LOCK_WAIT)?;
+        let index = repo.load_index()?;
+        let (known, _) = points::list(repo)?;
+        let point = points::find(repo, &known, name)?;
+        let about = About { machine: Some(point.machine().to_owned()), ..About::default() };
+        if let Err(error) = self.restore_point(context, repo, &index, &point, session) {
+            session.fail(about, error);
+        }
+        Ok(())
+    }
+
+    fn restore_point(
+        &self,
+        context: &Context,
+        repo: &Repository,
+        index: &Index,
+        point: &PointRef,
+        session: &mut Session,
+    ) -> Result<(), CliError> {
+        let opened = points::open(repo, index, point)?;
+        let planned = plan(repo, index, &opened, &self.request())?;
+        if planned.define {
+            let hypervisor = context.hypervisor(None)?;
+            refuse_running(&hypervisor, &planned)?;
+        }
+        if self.dry_run {
+            planned.actions().into_iter().for_each(|action| session.done(Record::Action(action)));
+            return Ok(());
+        }
+        let connect = || crate::capture::Hypervisor::open(context.global.connect.as_deref());
+        let restored = restore(repo, index, &opened, &planned, &connect, &context.monitor, &context.stop)?;
+        session.done(Record::Point(restored));
+        Ok(())
+    }
+
+    /// On a terminal: machine, point, place, a summary, and the command line that does the same.
+    fn ask(mut self, context: &Context, mut session: Session) -> Result<ExitCode, CliError> {
+        let repo = self.repo.open(context)?;
+        let (known, _) = points::list(&repo)?;
+        let mut machines: Vec<String> = known.iter().map(|point| point.machine().to_owned()).collect();
+        machines.sort();
+        machines.dedup();
+        if machines.is_empty() {
+            return Err(CliError::failed(format!("there are no points in {}", repo.url())));
+        }
+        let machine = machines.swap_remove(prompt::select("Machine", &machines)?);
+        let now = chrono::Local::now().fixed_offset();
+        let of_machine: Vec<&PointRef> = known.iter().rev().filter(|point| point.machine() == machine).collect();
+        let labels: Vec<String> = of_machine
+            .iter()
+            .map(|point| {
+                let local = point.snapshot.time.with_timezone(&chrono::Local);
+                format!(
+                    "{}  {}, {} ago",
+                    point.id.short(),
+                    local.format("%Y-%m-%d %H:%M:%S"),
+                    table::age(now, point.snapshot.time)
+                )
+            })
+            .collect();
+        let point = of_machine[prompt::select("Point", &labels)?];
+        let places =
+            ["beside the original, as another machine".to_owned(), "in its place (the machine must be off)".to_owned()];
+        if prompt::select("Restore", &places)? == 0 {
+            self.as_name = Some(prompt::text("New name", &format!("{machine}-restored"))?);
+            self.into = Some(prompt::text("Folder for the images", "/var/lib/libvirt/images")?.into());
+        } else {
+            self.overwrite = true;
+        }
+        let index = repo.load_index()?;
+        let opened = points::open(&repo, &index, point)?;
+        let planned = plan(&repo, &index, &opened, &self.request())?;
+        for action in planned.actions() {
+            eprintln!("  {}: {}", action.target, action.reason);
+        }
+        let equivalent = self.command_line(&point.id.short());
+        if !prompt::confirm("Go on?")? {
+            return Err(CliError::failed("nothing was done").hint(equivalent));
+        }
+        eprintln!("kvmb: the same without questions: {equivalent}");
+        self.restore(context, &repo, &PointName::Plain(point.id.to_string()), &mut session)?;
+        Ok(session.finish())
+    }
+
+    fn command_line(&self, point: &str) -> String {
+        let mut line = format!("kvmb restore {point}");
+        let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+        for (flag, value) in [
+            ("-r", self.repo.repo.clone()),
+            ("--as", self.as_name.clone()),
+            ("--into", self.into.as_ref().map(|into| into.to_string_lossy().into_owned())),
+        ] {
+            if let Some(value) = value {
+                line += &format!(" {flag} {}", quoted(&value));
+            }
+        }
+        if self.overwrite {
+            line += " --overwrite";
+        }
+        line
+    }
+}

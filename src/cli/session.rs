@@ -1,0 +1,117 @@
+//! One run of one command: its records, its failures, its exit code.
+
+use crate::cli::Context;
+use crate::cli::exit_code::{ExitCode, Tally};
+use crate::cli::failure::{CliError, Code};
+use crate::cli::output::{Effect, Output};
+use crate::cli::table::printable;
+use crate::record::{Failure, Record};
+
+/// Which machine a failure is about.
+#[derive(Debug, Clone, Default)]
+pub struct About {
+    /// The libvirt connection URI.
+    pub connect: Option<String>,
+    /// The machine.
+    pub machine: Option<String>,
+    /// The disk.
+    pub disk: Option<String>,
+    /// The capture that is still open.
+    pub capture: Option<String>,
+}
+
+impl About {
+    /// About a machine as a whole.
+    pub fn machine(connect: &str, machine: &str) -> About {
+        About { connect: Some(connect.to_owned()), machine: Some(machine.to_owned()), ..About::default() }
+    }
+}
+
+/// Collects what happens while a command runs.
+#[derive(Debug)]
+pub struct Session {
+    command: &'static str,
+    output: Output,
+    tally: Tally,
+    interrupted: bool,
+}
+
+impl Session {
+    /// Begins a command.
+    pub fn new(context: &Context, command: &'static str, effect: Effect) -> Session {
+        let output = Output::new(context.global.format(), effect);
+        Session { command, output, tally: Tally::default(), interrupted: false }
+    }
+
+    /// Prints a record that this command made: one thing done.
+    pub fn done(&mut self, record: Record) {
+        self.output.record(&record);
+        self.tally.done();
+    }
+
+    /// Prints a record that says one thing about something that is counted elsewhere, or passes on a foreign one.
+    pub fn pass(&mut self, record: &Record) {
+        self.output.record(record);
+    }
+
+    /// Passes on a failure of an earlier stage; it counts.
+    pub fn pass_failure(&mut self, failure: Failure) {
+        let code = Code::ALL.iter().find(|(_, word, _)| *word == failure.code).map_or(Code::Failed, |(code, ..)| *code);
+        self.output.record(&Record::Failure(failure));
+        self.tally.failed(code.exit_code());
+    }
+
+    /// Prints a failure: as a record, and for people on standard error.
+    pub fn fail(&mut self, about: About, error: impl Into<CliError>) {
+        let error = error.into();
+        let subject = match (&about.machine, &about.disk) {
+            (Some(machine), Some(disk)) if !error.message.contains(disk.as_str()) => format!("{machine}/{disk}: "),
+            (Some(machine), _) if !error.message.contains(machine.as_str()) => format!("{machine}: "),
+            _ => String::new(),
+        };
+        report(&format!("{subject}{}", error.message), error.hint.as_deref());
+        self.interrupted |= error.code == Code::Interrupted;
+        self.tally.failed(error.code.exit_code());
+        let failure = Failure {
+            connect: about.connect,
+            machine: about.machine,
+            disk: about.disk,
+            capture: about.capture,
+            ..error.to_record(self.command)
+        };
+        self.output.record(&Record::Failure(failure));
+    }
+
+    /// Counts damage that a record told of.
+    pub fn damage(&mut self) {
+        self.tally.failed(ExitCode::Damage);
+    }
+
+    /// Whether the reader of our output has gone and there is nothing left to do.
+    pub fn is_pointless(&self) -> bool {
+        self.output.is_pointless()
+    }
+
+    /// Ends the command.
+    pub fn finish(mut self) -> ExitCode {
+        self.output.finish();
+        if self.output.is_pointless() && !self.output.has_failed() {
+            return ExitCode::Done;
+        }
+        if self.interrupted {
+            return super::interrupt::exit_code();
+        }
+        if self.output.has_failed() {
+            self.tally.failed(ExitCode::Failed);
+        }
+        self.tally.code()
+    }
+}
+
+/// Tells people on standard error what went wrong and what to do.
+pub fn report(message: &str, hint: Option<&str>) {
+    eprintln!("kvmb: error: {}", printable(message));
+    if let Some(hint) = hint {
+        eprintln!("kvmb: hint: {}", printable(hint));
+    }
+}

@@ -1,0 +1,77 @@
+//! `kvmb snapshot`
+
+use crate::cli::Context;
+use crate::cli::capture_args::CaptureArgs;
+use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::CliError;
+use crate::cli::machine_args::{self, Selection};
+use crate::cli::output::Effect;
+use crate::cli::repo_args::RepoArgs;
+use crate::cli::session::{About, Session};
+use crate::ops::discover;
+use crate::ops::snapshot::snapshot;
+use crate::record::{Disk, Record};
+
+/// Open a capture: every disk of a machine frozen at one instant, readable over NBD.
+///
+/// No libvirt snapshot is made, and nothing of the machine is changed: a running machine gets a libvirt backup job (pull
+/// mode), one that is off a read-only qemu-nbd for each disk. The capture stays open until 'kvmb release' or the end of
+/// its lease. Prints a 'disk' record, with the NBD URI, for each captured disk.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb snapshot vm1 -r /backup/kvm | kvmb hash | kvmb push -r /backup/kvm | kvmb release
+  trap 'kvmb release vm1' EXIT; kvmb snapshot vm1 --json > disks.jsonl
+  kvmb disks vm1 | jq -c 'select(.disk == \"vda\")' | kvmb snapshot
+  nbdcopy \"$(kvmb snapshot vm1 --disk vda --json | jq -r .nbd)\" vda.raw; kvmb release vm1")]
+pub struct SnapshotArgs {
+    /// Names or globs; none reads 'machine' or 'disk' records from standard input.
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+
+    #[command(flatten)]
+    capture: CaptureArgs,
+}
+
+impl SnapshotArgs {
+    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
+        let mut session = Session::new(context, "snapshot", Effect::Changes);
+        let selections = selections(context, &self.names, &mut session)?;
+        // A wrong repository or password must be known before a machine is touched.
+        let repository = match self.repo.is_named() {
+            true => Some(self.repo.open(context)?.id().to_owned()),
+            false => None,
+        };
+        let runtime = context.runtime()?;
+        for selection in selections {
+            let mut about =
+                About { connect: selection.connect.clone(), machine: Some(selection.name.clone()), ..About::default() };
+            let opened = (|| -> Result<Vec<Disk>, CliError> {
+                crate::ops::Stop::check(&context.stop)?;
+                let hypervisor = context.hypervisor(selection.connect.as_deref())?;
+                let machine = hypervisor.machine(&selection.machine)?;
+                about = About::machine(hypervisor.uri(), machine.name());
+                let mut request = self.capture.request(selection.disks.clone())?;
+                request.repository = repository.clone();
+                Ok(discover::captured(&snapshot(&runtime, &machine, &request)?)?)
+            })();
+            match opened {
+                Ok(disks) => disks.into_iter().for_each(|disk| session.done(Record::Disk(Box::new(disk)))),
+                Err(error) => session.fail(about, error),
+            }
+        }
+        Ok(session.finish())
+    }
+}
+
+/// The machines of a command: from names, else from standard input. libvirt is closed again when this returns.
+pub fn selections(context: &Context, names: &[String], session: &mut Session) -> Result<Vec<Selection>, CliError> {
+    if names.is_empty() {
+        return machine_args::from_stdin(session);
+    }
+    let hypervisor = context.hypervisor(None)?;
+    let machines = machine_args::find(&hypervisor, names, session);
+    Ok(machine_args::select(&hypervisor, &machines))
+}

@@ -1,0 +1,187 @@
+//! Records as tables that a tired person can read.
+
+use crate::record::{Disk, Record, Source, Time};
+use comfy_table::{CellAlignment, Table, presets};
+
+/// Renders records of any mix: one table for each run of the same type.
+pub fn render(records: &[Record], now: Time) -> String {
+    let mut text = String::new();
+    for run in records.chunk_by(|a, b| a.kind() == b.kind()) {
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(&table(run, now));
+    }
+    text
+}
+
+fn table(records: &[Record], now: Time) -> String {
+    let (header, numeric): (&[&str], &[usize]) = match &records[0] {
+        Record::Machine(_) => (&["MACHINE", "STATE", "VCPUS", "MEMORY", "DISKS", "AGENT"], &[2, 3]),
+        Record::Disk(_) => (&["MACHINE", "DISK", "FORMAT", "CAPACITY", "ON HOST", "SOURCE", "NOTE"], &[3, 4]),
+        Record::File(_) => (&["SHA-256", "SIZE", "FILE"], &[1]),
+        Record::Point(_) => (&["POINT", "MACHINE", "CAPTURED", "AGE", "DISKS", "SIZE", "NEW", "STATE"], &[3, 4, 5, 6]),
+        Record::Action(_) => (&["ACTION", "TARGET", "CHANGED", "REASON"], &[]),
+        Record::Check(_) => (&["CHECK", "TARGET", "STATUS", "DETAIL"], &[]),
+        // What failed is on standard error already.
+        Record::Failure(_) => return String::new(),
+        Record::Other(_) => (&["RECORD"], &[]),
+    };
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header.iter().copied());
+    for column in numeric {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    for record in records {
+        table.add_row(row(record, now).into_iter().map(|cell| printable(&cell)));
+    }
+    table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+fn row(record: &Record, now: Time) -> Vec<String> {
+    match record {
+        Record::Machine(m) => vec![
+            m.machine.clone(),
+            m.state.clone(),
+            m.vcpus.to_string(),
+            bytes(m.memory_bytes),
+            m.disks.join(" "),
+            m.agent.clone(),
+        ],
+        Record::Disk(d) => vec![
+            d.machine.clone(),
+            d.disk.clone(),
+            d.format.clone(),
+            d.capacity_bytes.map(bytes).unwrap_or_else(|| "?".into()),
+            d.allocated_bytes.map(bytes).unwrap_or_else(|| "?".into()),
+            d.path.clone().unwrap_or_else(|| address(&d.source)),
+            disk_note(d),
+        ],
+        Record::File(f) => vec![f.sha256.clone(), bytes(f.size_bytes), f.path.clone()],
+        Record::Point(p) => vec![
+            p.point.chars().take(8).collect(),
+            p.machine.clone(),
+            p.captured_at.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M:%S").to_string(),
+            age(now, p.captured_at),
+            p.disks.len().to_string(),
+            bytes(p.disks.iter().map(|d| d.capacity_bytes).sum()),
+            bytes(p.disks.iter().map(|d| d.stored_bytes).sum()),
+            point_state(p),
+        ],
+        Record::Action(a) => vec![
+            a.action.clone(),
+            a.target.clone(),
+            match (a.changed, a.dry_run) {
+                (true, true) => "would".into(),
+                (true, false) => "yes".into(),
+                (false, _) => "no".into(),
+            },
+            a.reason.clone(),
+        ],
+        Record::Check(c) => vec![
+            c.check.clone(),
+            c.target.clone(),
+            c.status.clone(),
+            match &c.hint {
+                Some(hint) => format!("{} ({hint})", c.detail),
+                None => c.detail.clone(),
+            },
+        ],
+        Record::Failure(_) => vec![],
+        Record::Other(_) => vec![record.to_line()],
+    }
+}
+
+fn address(source: &Source) -> String {
+    match source {
+        Source::File { path } | Source::Block { path } | Source::Dir { path } | Source::VhostUser { path } => {
+            path.clone()
+        }
+        Source::Network { protocol, name, .. } => format!("{protocol}:{name}"),
+        Source::Volume { pool, volume } => format!("{pool}/{volume}"),
+        Source::Nvme { address } => address.clone(),
+        Source::None {} => "-".into(),
+        Source::Unknown => "?".into(),
+    }
+}
+
+fn disk_note(disk: &Disk) -> String {
+    let mut notes = Vec::new();
+    match &disk.skip_reason {
+        Some(reason) => notes.push(format!("left out: {reason}")),
+        None if !disk.included => notes.push("left out".into()),
+        None => {}
+    }
+    notes.extend(disk.capture.as_ref().map(|id| format!("captured {id}")));
+    notes.extend(disk.consistency.clone());
+    notes.extend(disk.read_mode.as_ref().map(|mode| format!("reads {mode}")));
+    notes.extend(disk.sha256.as_ref().map(|sum| format!("sha256 {sum}")));
+    notes.join(", ")
+}
+
+fn point_state(point: &crate::record::Point) -> String {
+    if !point.damage.is_empty() {
+        return format!("DAMAGED ({} places)", point.damage.len());
+    }
+    let mut words = vec![point.consistency.clone()];
+    match &point.verified {
+        Some(serde_json::Value::String(how)) => words.push(format!("verified ({how})")),
+        Some(serde_json::Value::Bool(false)) => words.push("not verified".into()),
+        _ => {}
+    }
+    if let Some(place) = &point.restored_to {
+        words.push(match &place.machine {
+            Some(machine) => format!("restored as {machine}"),
+            None => "restored".into(),
+        });
+    }
+    words.join(", ")
+}
+
+/// A size for people: binary units, as `qemu-img info` and `lsblk` print them.
+pub fn bytes(count: u64) -> String {
+    match count {
+        0..=1023 => format!("{count} B"),
+        _ => indicatif::BinaryBytes(count).to_string(),
+    }
+}
+
+/// The time from `then` to `now` in its largest unit.
+pub fn age(now: Time, then: Time) -> String {
+    let seconds = (now - then).num_seconds();
+    match seconds {
+        i64::MIN..=-1 => "in the future".into(),
+        0..=59 => format!("{seconds} s"),
+        60..=3599 => format!("{} min", seconds / 60),
+        3600..=172_799 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// Text with nothing in it that could steer a terminal: a machine's name is not trusted.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_read_well() {
+        let now: Time = "2026-11-20T12:00:00+01:00".parse().unwrap();
+        let cases = [("2026-11-20T11:59:30+01:00", "30 s"), ("2026-11-20T09:00:00+00:00", "2 h")];
+        for (then, text) in cases {
+            assert_eq!(age(now, then.parse().unwrap()), text);
+        }
+        assert_eq!(age(now, "2026-11-10T12:00:00+01:00".parse().unwrap()), "10 days");
+        assert_eq!(age(now, "2026-11-20T12:00:01+01:00".parse().unwrap()), "in the future");
+    }
+
+    #[test]
+    fn a_hostile_name_cannot_steer_the_terminal() {
+        assert_eq!(printable("vm\x1b[2J\n"), "vm\u{fffd}[2J\u{fffd}");
+    }
+}

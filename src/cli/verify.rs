@@ -1,0 +1,175 @@
+//! `kvmb verify`
+
+use crate::cli::Context;
+use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::{CliError, Code};
+use crate::cli::input::stdin_records;
+use crate::cli::output::Effect;
+use crate::cli::repo_args::RepoArgs;
+use crate::cli::session::{About, Session, report};
+use crate::ops::points::{self, PointName, PointRef};
+use crate::ops::verify::{Depth, Verifier};
+use crate::record::{Point, Record};
+use crate::repo::{DamagedSnapshot, Index, LockMode, RepoLock, Repository};
+use std::collections::BTreeMap;
+
+/// Prove restore points: read them back from the repository and compare every SHA-256.
+///
+/// Prints each point with 'verified' (how it was proven, or false) and 'damage': the disks and ranges that are hit. Exit
+/// code 4 when there is damage.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb verify vm1@latest -r /backup/kvm
+  kvmb verify --all -r /backup/kvm --sample 5%
+  kvmb points vm1 -r /backup/kvm | kvmb verify -r /backup/kvm --quick")]
+pub struct VerifyArgs {
+    /// Points: an id or its beginning, NAME@latest, NAME@2026-11-20, NAME@-2h; none reads 'point' records from standard input.
+    #[arg(value_name = "POINT")]
+    points: Vec<String>,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+
+    /// Every point in the repository.
+    #[arg(long, conflicts_with = "points")]
+    all: bool,
+
+    /// Read only this share of the chunks, chosen anew each time: 5%.
+    #[arg(long, value_name = "P%", value_parser = percent)]
+    sample: Option<f64>,
+
+    /// Read no chunks: structure, index, and the presence and length of every pack.
+    #[arg(long, conflicts_with = "sample")]
+    quick: bool,
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
+    let fraction = number.ok().filter(|p| *p > 0.0 && *p <= 100.0).map(|p| p / 100.0);
+    fraction.ok_or_else(|| "a share above 0% and up to 100%".to_owned())
+}
+
+/// A repository that was opened for a command, with its lock held.
+struct Open {
+    repo: Repository,
+    index: Index,
+    points: Vec<PointRef>,
+    damaged: Vec<DamagedSnapshot>,
+    _lock: RepoLock,
+}
+
+fn open(context: &Context, repo: &RepoArgs) -> Result<Open, CliError> {
+    let repo = repo.open(context)?;
+    let lock = repo.lock(LockMode::Shared, crate::ops::push::LOCK_WAIT)?;
+    let index = repo.load_index()?;
+    let (points, damaged) = points::list(&repo)?;
+    Ok(Open { repo, index, points, damaged, _lock: lock })
+}
+
+impl VerifyArgs {
+    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
+        let mut session = Session::new(context, "verify", Effect::Reads);
+        let mut wanted: BTreeMap<String, Vec<Point>> = BTreeMap::new();
+        if self.points.is_empty() && !self.all {
+            for record in stdin_records("points")? {
+                match record? {
+                    Record::Point(point) => {
+                        let url = if self.repo.is_named() { self.repo.url()? } else { point.repo.clone() };
+                        wanted.entry(url).or_default().push(point);
+                    }
+                    Record::Failure(failure) => session.pass_failure(failure),
+                    other => session.pass(&other),
+                }
+            }
+            for (url, points) in wanted {
+                let repo = RepoArgs { repo: Some(url), ..self.repo.clone() };
+                self.verify_records(context, &open(context, &repo)?, points, &mut session)?;
+            }
+            return Ok(session.finish());
+        }
+        let open = open(context, &self.repo)?;
+        let mut chosen: Vec<PointRef> = Vec::new();
+        if self.all {
+            chosen = open.points.clone();
+            for DamagedSnapshot { id, error } in &open.damaged {
+                let message = format!("snapshot {id} cannot be read: {error}");
+                session.fail(About::default(), CliError::new(Code::Damage, message));
+            }
+        }
+        for name in &self.points {
+            match points::find(&open.repo, &open.points, &PointName::parse(name, chrono::Local::now())) {
+                Ok(point) => chosen.push(point),
+                Err(error) => session.fail(About::default(), error),
+            }
+        }
+        let mut verifier = Verifier::new(&open.repo, &open.index, self.depth())?;
+        for point in chosen {
+            verify_one(context, &mut verifier, &point, None, &mut session)?;
+            if session.is_pointless() {
+                break;
+            }
+        }
+        Ok(session.finish())
+    }
+
+    fn depth(&self) -> Depth {
+        match (self.quick, self.sample) {
+            (true, _) => Depth::Quick,
+            (false, Some(fraction)) => Depth::Sample(fraction),
+            (false, None) => Depth::Full,
+        }
+    }
+
+    fn verify_records(
+        &self,
+        context: &Context,
+        open: &Open,
+        records: Vec<Point>,
+        session: &mut Session,
+    ) -> Result<(), CliError> {
+        let mut verifier = Verifier::new(&open.repo, &open.index, self.depth())?;
+        for record in records {
+            match points::find(&open.repo, &open.points, &PointName::Plain(record.point.clone())) {
+                Ok(point) => verify_one(context, &mut verifier, &point, Some(record), session)?,
+                Err(error) => session.fail(About { machine: Some(record.machine), ..About::default() }, error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Proves one point. `came` is the record that asked for it: what it said beyond ours is passed on.
+fn verify_one(
+    context: &Context,
+    verifier: &mut Verifier,
+    point: &PointRef,
+    came: Option<Point>,
+    session: &mut Session,
+) -> Result<(), CliError> {
+    let proven = match verifier.verify(point, &context.monitor, &context.stop) {
+        Ok(proven) => proven,
+        Err(error @ crate::ops::Error::Interrupted) => return Err(error.into()),
+        Err(error) => {
+            session.fail(About { machine: Some(point.machine().to_owned()), ..About::default() }, error);
+            return Ok(());
+        }
+    };
+    let printed = match came {
+        Some(came) => Point { verified: proven.verified.clone(), damage: proven.damage.clone(), ..came },
+        None => proven.clone(),
+    };
+    if proven.damage.is_empty() {
+        session.done(Record::Point(printed));
+        return Ok(());
+    }
+    for damage in proven.damage.iter().take(10) {
+        let place = match (&damage.disk, damage.offset_bytes, damage.length_bytes) {
+            (Some(disk), Some(offset), Some(length)) => format!(", disk {disk}, bytes {offset} to {}", offset + length),
+            _ => String::new(),
+        };
+        report(&format!("point {} of {} is damaged{place}: {}", point.id.short(), point.machine(), damage.error), None);
+    }
+    session.pass(&Record::Point(printed));
+    session.damage();
+    Ok(())
+}

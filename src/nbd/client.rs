@@ -1,0 +1,632 @@
+//! One connection: requests, several in flight, and their checked replies. `doc/proto.md`, "Transmission phase".
+//!
+//! Underneath is a pipeline: `submit_…` queues requests and gives a ticket, `wait_any` sends what is queued and returns
+//! whichever ticket is finished next. The public calls submit one and wait for it.
+//!
+//! Nothing that a server sends is believed: each byte of a read is received exactly once or the read fails, no length is
+//! used before it is compared with what was asked, and a violation closes the connection for good.
+
+use std::collections::HashMap;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use super::handshake::{self, Export};
+use super::link::Link;
+use super::uri::NbdUri;
+use super::wire::{self, ChunkHeader, Command, Coverage, Fields, Refusal, StatusExtent, Violation};
+use super::{Error, Result};
+
+/// The longest piece of a disk that is zeroed in one request: a server that has to write the zeros itself must manage
+/// within the time-out.
+const MAX_ZEROES_BYTES: u32 = 256 * 1024 * 1024;
+
+/// What is written at once where the server does not know `NBD_CMD_WRITE_ZEROES`.
+const ZERO_BUFFER_BYTES: usize = 1024 * 1024;
+
+/// How to connect.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The metadata contexts to ask for; see [`Client::has_context`] for what came of it.
+    pub contexts: Vec<String>,
+    /// For the handshake, and then for each request: how long the server may take before it counts as gone. It runs from
+    /// the request before, so requests that wait behind others are not punished.
+    pub timeout: Duration,
+    /// Raised by somebody else to end any waiting, within a tenth of a second, with [`Error::Stopped`].
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { contexts: Vec::new(), timeout: Duration::from_secs(60), stop: Arc::default() }
+    }
+}
+
+/// What one metadata context said to a [`Client::block_status`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContextStatus {
+    /// The context's name.
+    pub context: String,
+    /// From the offset asked on, in order, without gaps; clipped to what was asked.
+    pub extents: Vec<StatusExtent>,
+}
+
+/// One connection to one export.
+#[derive(Debug)]
+pub struct Client {
+    link: Link,
+    export: Export,
+    /// Encoded requests that have not been sent.
+    outgoing: Vec<u8>,
+    next_id: u64,
+    /// Requests under way, by cookie.
+    pending: HashMap<u64, Pending>,
+    /// Reads under way, by ticket: one read may need several requests.
+    reads: HashMap<Ticket, Read>,
+    /// Cleared when the connection can no longer be trusted.
+    usable: bool,
+}
+
+/// Names what was submitted.
+pub(super) type Ticket = u64;
+
+/// The end of something that was submitted.
+#[derive(Debug)]
+pub(super) struct Completion {
+    pub(super) ticket: Ticket,
+    /// Only ever [`Error::Request`] or [`Error::Disconnected`].
+    pub(super) outcome: Result<Answer>,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// The buffer, filled.
+    Read(Vec<u8>),
+    /// One list a context.
+    Status(Vec<ContextStatus>),
+    /// Written, zeroed, flushed.
+    Done,
+}
+
+/// One request under way.
+#[derive(Debug)]
+struct Pending {
+    ticket: Ticket,
+    command: Command,
+    offset: u64,
+    length: u32,
+    /// The first error among its chunks.
+    refusal: Option<Refusal>,
+    progress: Progress,
+}
+
+/// What has come of the reply.
+#[derive(Debug)]
+enum Progress {
+    Read {
+        /// Where this request's bytes go in the read's buffer.
+        at: usize,
+        coverage: Coverage,
+    },
+    Status {
+        only_one: bool,
+        contexts: Vec<ContextStatus>,
+    },
+    Nothing,
+}
+
+/// A read: its buffer, while some of its requests are under way.
+#[derive(Debug)]
+struct Read {
+    buffer: Vec<u8>,
+    requests_left: usize,
+    failure: Option<Error>,
+}
+
+impl Client {
+    /// Connects and negotiates.
+    pub fn connect(uri: &NbdUri, options: &Options) -> Result<Client> {
+        let link = Link::open(&uri.socket, options.timeout, Arc::clone(&options.stop))?;
+        Client::negotiate(link, &uri.export, options)
+    }
+
+    /// Negotiates on a socket that is connected already.
+    pub fn from_stream(stream: UnixStream, export: &str, options: &Options) -> Result<Client> {
+        let link = Link::new(stream, options.timeout, Arc::clone(&options.stop))?;
+        Client::negotiate(link, export, options)
+    }
+
+    fn negotiate(mut link: Link, export: &str, options: &Options) -> Result<Client> {
+        match handshake::negotiate(&mut link, export, &options.contexts) {
+            Ok(export) => Ok(Client {
+                link,
+                export,
+                outgoing: Vec::new(),
+                next_id: 1,
+                pending: HashMap::new(),
+                reads: HashMap::new(),
+                usable: true,
+            }),
+            Err(error) => {
+                link.close(&wire::encode_option(wire::OPT_ABORT, &[]));
+                Err(error)
+            }
+        }
+    }
+
+    /// The size of the export.
+    pub fn size_bytes(&self) -> u64 {
+        self.export.size_bytes
+    }
+
+    /// Whether the server refuses writes.
+    pub fn read_only(&self) -> bool {
+        self.has_flag(wire::TRANSMISSION_READ_ONLY)
+    }
+
+    /// Whether several connections at once are allowed, and see the same bytes.
+    pub fn multi_conn(&self) -> bool {
+        self.has_flag(wire::TRANSMISSION_MULTI_CONN)
+    }
+
+    /// The most that is asked for in one request.
+    pub fn max_request_bytes(&self) -> u32 {
+        self.export.max_request_bytes
+    }
+
+    /// Requests are aligned to this.
+    pub fn min_block_bytes(&self) -> u32 {
+        self.export.min_block_bytes
+    }
+
+    /// Whether this metadata context was really negotiated.
+    pub fn has_context(&self, name: &str) -> bool {
+        self.export.contexts.iter().any(|(_, known)| known == name)
+    }
+
+    fn has_flag(&self, flag: u16) -> bool {
+        self.export.flags & (wire::TRANSMISSION_HAS_FLAGS | flag) == wire::TRANSMISSION_HAS_FLAGS | flag
+    }
+
+    /// Fills `buf` from `offset`, in as many requests as it takes.
+    pub fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let size_bytes = self.export.size_bytes;
+        let end = offset.saturating_add(buf.len() as u64);
+        if end > size_bytes {
+            return Err(refused_here(Command::Read, offset, buf.len() as u64));
+        }
+        let block = u64::from(self.export.min_block_bytes);
+        let mut rest = buf;
+        let mut position = offset;
+        while !rest.is_empty() {
+            // Widened to the server's blocks; the end of the export counts as a boundary.
+            let begin = position - position % block;
+            let end = begin
+                .saturating_add(u64::from(self.export.max_request_bytes))
+                .min(end.next_multiple_of(block))
+                .min(size_bytes);
+            let ticket = self.submit_read(begin, Vec::new(), (end - begin) as usize)?;
+            if let Answer::Read(bytes) = self.finish(ticket)? {
+                let skip = (position - begin) as usize;
+                let count = rest.len().min(bytes.len() - skip);
+                let (head, tail) = rest.split_at_mut(count);
+                head.copy_from_slice(&bytes[skip..skip + count]);
+                rest = tail;
+                position += count as u64;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `data` at `offset`, in as many requests as it takes. Both ends must be multiples of
+    /// [`Client::min_block_bytes`] or the end of the export.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<()> {
+        self.check_range(Command::Write, offset, data.len() as u64)?;
+        let mut position = offset;
+        for piece in data.chunks(self.export.max_request_bytes as usize) {
+            // `max_request_bytes` is a u32.
+            let length = piece.len() as u32;
+            let ticket = self.submit(Command::Write, 0, position, length, Progress::Nothing)?;
+            self.outgoing.extend_from_slice(piece);
+            self.finish(ticket)?;
+            position += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes a range read as zeros, in as many requests as it takes; the server may punch a hole for it. The ends are
+    /// aligned as in [`Client::write`].
+    pub fn write_zeroes(&mut self, offset: u64, length: u64) -> Result<()> {
+        self.check_range(Command::WriteZeroes, offset, length)?;
+        if !self.has_flag(wire::TRANSMISSION_WRITE_ZEROES) {
+            return self.write_zeroes_by_hand(offset, length);
+        }
+        let end = offset + length;
+        let mut position = offset;
+        while position < end {
+            let length = (end - position).min(MAX_ZEROES_BYTES.into());
+            let ticket = self.submit(Command::WriteZeroes, 0, position, length as u32, Progress::Nothing)?;
+            self.finish(ticket)?;
+            position += length;
+        }
+        Ok(())
+    }
+
+    /// For servers without `NBD_CMD_WRITE_ZEROES`.
+    fn write_zeroes_by_hand(&mut self, offset: u64, length: u64) -> Result<()> {
+        let zeroes = vec![0; ZERO_BUFFER_BYTES.min(usize::try_from(length).unwrap_or(usize::MAX))];
+        let end = offset + length;
+        let mut position = offset;
+        while position < end {
+            let count = (end - position).min(zeroes.len() as u64);
+            self.write(position, &zeroes[..count as usize])?;
+            position += count;
+        }
+        Ok(())
+    }
+
+    /// All that was written is safe when this returns. A server without `NBD_CMD_FLUSH` has nothing to flush.
+    pub fn flush(&mut self) -> Result<()> {
+        if !self.has_flag(wire::TRANSMISSION_FLUSH) {
+            return Ok(());
+        }
+        let ticket = self.submit(Command::Flush, 0, 0, 0, Progress::Nothing)?;
+        self.finish(ticket).map(drop)
+    }
+
+    /// What each negotiated context knows of a range, as the server answered: it may be less than asked, but never nothing.
+    pub fn block_status(&mut self, offset: u64, length: u32) -> Result<Vec<ContextStatus>> {
+        let ticket = self.submit_block_status(offset, length, false)?;
+        self.finish_status(ticket)
+    }
+
+    /// The same with `NBD_CMD_FLAG_REQ_ONE`: the first extent only.
+    pub fn block_status_one(&mut self, offset: u64, length: u32) -> Result<Vec<ContextStatus>> {
+        let ticket = self.submit_block_status(offset, length, true)?;
+        self.finish_status(ticket)
+    }
+
+    fn finish_status(&mut self, ticket: Ticket) -> Result<Vec<ContextStatus>> {
+        match self.finish(ticket)? {
+            Answer::Status(contexts) => Ok(contexts),
+            Answer::Read(_) | Answer::Done => Ok(Vec::new()),
+        }
+    }
+
+    /// Says goodbye. Dropping the client does the same.
+    pub fn disconnect(self) {
+        drop(self);
+    }
+
+    /// Replaces the time-out and the stop flag that it was connected with.
+    pub(super) fn reconfigure(&mut self, timeout: Duration, stop: Arc<AtomicBool>) {
+        self.link.reconfigure(timeout, stop);
+    }
+
+    /// Ends of writes must lie on the server's blocks: we do not read, change and write back behind the caller's back.
+    fn check_range(&self, command: Command, offset: u64, length: u64) -> Result<()> {
+        let block = u64::from(self.export.min_block_bytes);
+        let end = offset.saturating_add(length);
+        let aligned = |position: u64| position.is_multiple_of(block);
+        if end > self.export.size_bytes || !aligned(offset) || !aligned(end) && end != self.export.size_bytes {
+            return Err(refused_here(command, offset, length));
+        }
+        Ok(())
+    }
+}
+
+/// The pipeline.
+impl Client {
+    /// Whether nothing is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Asks for `length` bytes from `offset`, both aligned. The buffer comes back with exactly these; what it holds now does
+    /// not matter, and is reused as it is so that a recycled one need not be cleared.
+    pub(super) fn submit_read(&mut self, offset: u64, mut buffer: Vec<u8>, length: usize) -> Result<Ticket> {
+        buffer.resize(length, 0);
+        let ticket = self.next_id;
+        self.next_id += 1;
+        let mut at = 0;
+        let mut requests_left = 0;
+        while at < length {
+            let piece = (length - at).min(self.export.max_request_bytes as usize);
+            let progress = Progress::Read { at, coverage: Coverage::default() };
+            // `max_request_bytes` is a u32.
+            self.enqueue(ticket, Command::Read, 0, offset + at as u64, piece as u32, progress)?;
+            requests_left += 1;
+            at += piece;
+        }
+        self.reads.insert(ticket, Read { buffer, requests_left, failure: None });
+        Ok(ticket)
+    }
+
+    /// Asks for extents.
+    pub(super) fn submit_block_status(&mut self, offset: u64, length: u32, only_one: bool) -> Result<Ticket> {
+        let end = offset.saturating_add(length.into());
+        if self.export.contexts.is_empty() || length == 0 || end > self.export.size_bytes {
+            return Err(refused_here(Command::BlockStatus, offset, length.into()));
+        }
+        let flags = if only_one { wire::CMD_FLAG_REQ_ONE } else { 0 };
+        let progress = Progress::Status { only_one, contexts: Vec::with_capacity(self.export.contexts.len()) };
+        self.submit(Command::BlockStatus, flags, offset, length, progress)
+    }
+
+    fn submit(&mut self, command: Command, flags: u16, offset: u64, length: u32, progress: Progress) -> Result<Ticket> {
+        let ticket = self.next_id;
+        self.next_id += 1;
+        self.enqueue(ticket, command, flags, offset, length, progress)?;
+        Ok(ticket)
+    }
+
+    fn enqueue(
+        &mut self,
+        ticket: Ticket,
+        command: Command,
+        flags: u16,
+        offset: u64,
+        length: u32,
+        progress: Progress,
+    ) -> Result<()> {
+        if !self.usable {
+            return Err(Error::Disconnected);
+        }
+        if self.pending.is_empty() {
+            self.link.extend_deadline();
+        }
+        let cookie = self.next_id;
+        self.next_id += 1;
+        self.outgoing.extend_from_slice(&wire::encode_request(command, flags, cookie, offset, length));
+        self.pending.insert(cookie, Pending { ticket, command, offset, length, refusal: None, progress });
+        Ok(())
+    }
+
+    /// Waits for one ticket, when there is no other.
+    fn finish(&mut self, ticket: Ticket) -> Result<Answer> {
+        loop {
+            let completion = self.wait_any()?;
+            if completion.ticket == ticket {
+                return completion.outcome;
+            }
+        }
+    }
+
+    /// Sends what is queued and waits for the next ticket to finish. An error is the end of the connection; that a request
+    /// failed is in the completion.
+    pub(super) fn wait_any(&mut self) -> Result<Completion> {
+        if !self.usable {
+            return Err(Error::Disconnected);
+        }
+        let result = self.try_wait_any();
+        if result.is_err() {
+            self.usable = false;
+            self.pending.clear();
+            self.reads.clear();
+            self.link.close(&[]);
+        }
+        result
+    }
+
+    fn try_wait_any(&mut self) -> Result<Completion> {
+        self.link.send(&self.outgoing)?;
+        self.outgoing.clear();
+        loop {
+            if let Some(completion) = self.receive_message()? {
+                return Ok(completion);
+            }
+        }
+    }
+
+    /// One simple reply or one chunk; a completion if a ticket is finished by it.
+    fn receive_message(&mut self) -> Result<Option<Completion>> {
+        let magic = u32::from_be_bytes(self.link.receive_array()?);
+        match magic {
+            wire::SIMPLE_REPLY_MAGIC => self.receive_simple_reply(),
+            wire::STRUCTURED_REPLY_MAGIC if self.export.structured_replies => self.receive_chunk(),
+            other => Err(Violation::ReplyMagic(other).into()),
+        }
+    }
+
+    /// "Simple reply message". Where structured replies are negotiated it can still say that something failed, or that
+    /// something without data is done.
+    fn receive_simple_reply(&mut self) -> Result<Option<Completion>> {
+        let header: [u8; 12] = self.link.receive_array()?;
+        let mut fields = Fields::new("a simple reply", &header);
+        let error = fields.u32()?;
+        let mut pending = self.take_pending(fields.u64()?)?;
+        if error != 0 {
+            pending.refusal = Some(Refusal { error, message: String::new() });
+        } else {
+            let has_data = matches!(pending.command, Command::Read | Command::BlockStatus);
+            if has_data && self.export.structured_replies {
+                return Err(Violation::SimpleReply(pending.command).into());
+            }
+            if let Progress::Read { at, coverage } = &mut pending.progress {
+                let target = read_buffer(&mut self.reads, pending.ticket, *at, pending.length)?;
+                self.link.receive(target)?;
+                coverage.add(0, pending.length)?;
+            }
+        }
+        self.complete(pending)
+    }
+
+    /// "Structured reply chunk message".
+    fn receive_chunk(&mut self) -> Result<Option<Completion>> {
+        let header = ChunkHeader::decode(self.link.receive_array()?)?;
+        let mut pending = self.take_pending(header.cookie)?;
+        let command = pending.command;
+        match (header.kind, &mut pending.progress) {
+            _ if header.is_error() => {
+                let payload =
+                    self.receive_payload("an error chunk", header.length, wire::MAX_STRING_BYTES as u32 + 14)?;
+                let refusal = wire::decode_error_chunk(&payload)?;
+                pending.refusal.get_or_insert(refusal);
+            }
+            (wire::REPLY_NONE, _) => {
+                if header.length != 0 || !header.is_done() {
+                    return Err(Violation::Length { what: "an empty chunk", length: header.length.into() }.into());
+                }
+            }
+            (wire::REPLY_OFFSET_DATA, Progress::Read { at, coverage }) => {
+                let length = header
+                    .length
+                    .checked_sub(8)
+                    .filter(|length| *length > 0)
+                    .ok_or(Violation::Length { what: "a data chunk", length: header.length.into() })?;
+                let offset = u64::from_be_bytes(self.link.receive_array()?);
+                let within = position_within(offset, length, pending.offset, pending.length)?;
+                coverage.add(within, length)?;
+                let at = *at + within as usize;
+                self.link.receive(read_buffer(&mut self.reads, pending.ticket, at, length)?)?;
+            }
+            (wire::REPLY_OFFSET_HOLE, Progress::Read { at, coverage }) => {
+                let payload = self.receive_payload("a hole", header.length, 12)?;
+                let mut fields = Fields::new("a hole", &payload);
+                let offset = fields.u64()?;
+                let length = fields.u32()?;
+                fields.end()?;
+                let within = position_within(offset, length, pending.offset, pending.length)?;
+                coverage.add(within, length)?;
+                let at = *at + within as usize;
+                read_buffer(&mut self.reads, pending.ticket, at, length)?.fill(0);
+            }
+            (wire::REPLY_BLOCK_STATUS, Progress::Status { only_one, contexts }) => {
+                let payload = self.receive_payload("a list of extents", header.length, wire::MAX_STATUS_REPLY_BYTES)?;
+                let (id, extents) = wire::decode_block_status(&payload, pending.offset, pending.length, *only_one)?;
+                let context = self
+                    .export
+                    .contexts
+                    .iter()
+                    .find(|(known, _)| *known == id)
+                    .map(|(_, name)| name.clone())
+                    .filter(|name| contexts.iter().all(|seen| seen.context != *name))
+                    .ok_or(Violation::Context(id))?;
+                contexts.push(ContextStatus { context, extents });
+            }
+            (kind, _) => return Err(Violation::ChunkType { command, kind }.into()),
+        }
+        if header.is_done() {
+            return self.complete(pending);
+        }
+        self.pending.insert(header.cookie, pending);
+        Ok(None)
+    }
+
+    /// A payload that is small, or at least bounded.
+    fn receive_payload(&mut self, what: &'static str, length: u32, most: u32) -> Result<Vec<u8>> {
+        if length > most {
+            return Err(Violation::Length { what, length: length.into() }.into());
+        }
+        let mut payload = vec![0; length as usize];
+        self.link.receive(&mut payload)?;
+        Ok(payload)
+    }
+
+    fn take_pending(&mut self, cookie: u64) -> Result<Pending> {
+        self.pending.remove(&cookie).ok_or_else(|| Violation::Cookie(cookie).into())
+    }
+
+    /// A request's reply has ended: is it whole, and was it its ticket's last?
+    fn complete(&mut self, pending: Pending) -> Result<Option<Completion>> {
+        self.link.extend_deadline();
+        let ticket = pending.ticket;
+        let failure = pending.refusal.map(|refusal| match refusal.error {
+            wire::ESHUTDOWN => Error::Disconnected,
+            error => Error::Request {
+                command: pending.command,
+                offset: pending.offset,
+                length: pending.length.into(),
+                error,
+                message: refusal.message,
+            },
+        });
+        let outcome = match pending.progress {
+            Progress::Read { coverage, .. } => {
+                let missing = coverage.missing(pending.length);
+                if failure.is_none() && missing > 0 {
+                    return Err(Violation::Incomplete { missing }.into());
+                }
+                return self.complete_read(ticket, failure);
+            }
+            Progress::Status { contexts, .. } => {
+                if failure.is_none() && contexts.len() != self.export.contexts.len() {
+                    return Err(Violation::Extents { offset: pending.offset }.into());
+                }
+                Answer::Status(contexts)
+            }
+            Progress::Nothing => Answer::Done,
+        };
+        Ok(Some(Completion { ticket, outcome: failure.map_or(Ok(outcome), Err) }))
+    }
+
+    /// One of a read's requests has ended; the first failure is the read's.
+    fn complete_read(&mut self, ticket: Ticket, failure: Option<Error>) -> Result<Option<Completion>> {
+        let Some(mut read) = self.reads.remove(&ticket) else {
+            return Err(Violation::Cookie(ticket).into());
+        };
+        read.requests_left -= 1;
+        read.failure = read.failure.or(failure);
+        if read.requests_left > 0 {
+            self.reads.insert(ticket, read);
+            return Ok(None);
+        }
+        Ok(Some(Completion { ticket, outcome: read.failure.map_or(Ok(Answer::Read(read.buffer)), Err) }))
+    }
+}
+
+impl Drop for Client {
+    /// `NBD_CMD_DISC`, which "MUST NOT" be sent while something is under way.
+    fn drop(&mut self) {
+        if !self.usable {
+            return;
+        }
+        if self.pending.is_empty() {
+            let goodbye = wire::encode_request(Command::Disconnect, 0, self.next_id, 0, 0);
+            self.link.close(&goodbye);
+        } else {
+            self.link.close(&[]);
+        }
+    }
+}
+
+/// Where a piece of a reply lies within its request.
+fn position_within(offset: u64, length: u32, request_offset: u64, request_length: u32) -> Result<u32, Violation> {
+    let out_of_bounds = Violation::OutOfBounds { offset, length: length.into() };
+    let Some(within) = offset.checked_sub(request_offset).and_then(|within| u32::try_from(within).ok()) else {
+        return Err(out_of_bounds);
+    };
+    match within.checked_add(length) {
+        Some(end) if end <= request_length && length > 0 => Ok(within),
+        _ => Err(out_of_bounds),
+    }
+}
+
+/// A piece of the buffer of a read that is under way.
+fn read_buffer(
+    reads: &mut HashMap<Ticket, Read>,
+    ticket: Ticket,
+    at: usize,
+    length: u32,
+) -> Result<&mut [u8], Violation> {
+    reads
+        .get_mut(&ticket)
+        .and_then(|read| read.buffer.get_mut(at..at + length as usize))
+        .ok_or(Violation::Cookie(ticket))
+}
+
+/// What no server needs to be asked: it would be `EINVAL`.
+fn refused_here(command: Command, offset: u64, length: u64) -> Error {
+    Error::Request {
+        command,
+        offset,
+        length,
+        error: wire::EINVAL,
+        message: "outside of the export, or not on its blocks".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,253 @@
+//! The map against a model that knows every single byte.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What one byte is: zero, dirty.
+type Byte = (bool, Option<bool>);
+
+fn status(runs: &[(u32, u32)]) -> Vec<StatusExtent> {
+    runs.iter().map(|&(length, flags)| StatusExtent { length, flags }).collect()
+}
+
+fn flags_of_bytes(extents: &[StatusExtent]) -> Vec<u32> {
+    extents.iter().flat_map(|extent| std::iter::repeat_n(extent.flags, extent.length as usize)).collect()
+}
+
+fn bytes_of(extents: &[Extent]) -> Vec<Byte> {
+    extents.iter().flat_map(|extent| std::iter::repeat_n((extent.zero, extent.dirty), extent.length as usize)).collect()
+}
+
+fn extents_of(bytes: &[Byte], cut_at: &[usize]) -> Vec<Extent> {
+    let mut extents: Vec<Extent> = Vec::new();
+    for (offset, &(zero, dirty)) in bytes.iter().enumerate() {
+        match extents.last_mut() {
+            Some(last) if (last.zero, last.dirty) == (zero, dirty) && !cut_at.contains(&offset) => {
+                last.length += 1;
+            }
+            _ => extents.push(Extent { offset: offset as u64, length: 1, zero, dirty }),
+        }
+    }
+    extents
+}
+
+fn naive_state(chunk: &[Byte]) -> ChunkState {
+    let zero = chunk.iter().all(|byte| byte.0);
+    if chunk.iter().all(|byte| byte.1 == Some(false)) {
+        ChunkState::Clean { zero }
+    } else if zero {
+        ChunkState::Zero
+    } else {
+        ChunkState::Data
+    }
+}
+
+fn mapper(size_bytes: u64, block: u64, allocation: bool, bitmap: bool) -> Mapper {
+    Mapper {
+        size_bytes,
+        position: 0,
+        block,
+        has_allocation: allocation,
+        bitmap: bitmap.then(|| "qemu:dirty-bitmap:b".to_owned()),
+    }
+}
+
+fn answer(allocation: &[(u32, u32)], bitmap: &[(u32, u32)]) -> Vec<ContextStatus> {
+    let context = |name: &str, runs| ContextStatus { context: name.to_owned(), extents: status(runs) };
+    vec![context("qemu:dirty-bitmap:b", bitmap), context(BASE_ALLOCATION, allocation)]
+}
+
+#[test]
+fn without_contexts_the_whole_disk_is_data_and_nobody_knows_what_is_dirty() {
+    let mut mapper = mapper(1 << 40, 1, false, false);
+    assert_eq!(mapper.next_step(), Step::Known(Extent { offset: 0, length: 1 << 40, zero: false, dirty: None }));
+    assert_eq!(mapper.next_step(), Step::Complete);
+}
+
+#[test]
+fn an_empty_disk_is_not_asked_about() {
+    assert_eq!(mapper(0, 512, true, true).next_step(), Step::Complete);
+}
+
+#[test]
+fn a_hole_that_is_not_said_to_be_zero_is_data() {
+    let merged = intersect(0, Some(&status(&[(4, 1), (4, 3)])), None);
+    assert_eq!(bytes_of(&merged)[..4], [(false, None); 4]);
+    assert_eq!(bytes_of(&merged)[4..], [(true, None); 4]);
+}
+
+#[test]
+fn the_next_question_begins_where_all_contexts_have_answered() {
+    let mut mapper = mapper(1000, 1, true, true);
+    let extents = mapper.accept(&answer(&[(100, 0), (200, 3)], &[(150, 0), (30, 1)])).unwrap();
+    assert_eq!(extents.iter().map(|e| e.length).collect::<Vec<_>>(), [100, 50, 30]);
+    assert_eq!(mapper.next_step(), Step::Ask { offset: 180, length: 820 });
+}
+
+#[test]
+fn an_answer_that_ends_inside_a_block_is_shortened_or_distrusted() {
+    let mut mapper = mapper(10_000, 4096, true, true);
+    let extents = mapper.accept(&answer(&[(5000, 3)], &[(10_000, 0)])).unwrap();
+    assert_eq!((extents[0].length, extents[0].zero), (4096, true));
+    let extents = mapper.accept(&answer(&[(100, 3)], &[(5904, 0)])).unwrap();
+    assert_eq!(extents, [Extent { offset: 4096, length: 4096, zero: false, dirty: Some(true) }]);
+    let extents = mapper.accept(&answer(&[(1808, 3)], &[(1808, 0)])).unwrap();
+    assert_eq!((extents[0].length, extents[0].zero), (1808, true));
+    assert_eq!(mapper.next_step(), Step::Complete);
+}
+
+#[test]
+fn an_answer_without_one_of_the_contexts_is_refused() {
+    let mut mapper = mapper(1000, 1, true, true);
+    let mut halved = answer(&[(1000, 0)], &[(1000, 0)]);
+    halved.pop();
+    assert!(matches!(mapper.accept(&halved), Err(Error::Protocol(Violation::Extents { offset: 0 }))));
+}
+
+#[test]
+fn a_question_is_never_larger_than_the_field_that_holds_it() {
+    let Step::Ask { length, .. } = mapper(u64::MAX >> 1, 65536, true, false).next_step() else {
+        panic!("nothing to ask");
+    };
+    assert_eq!(length % 65536, 0);
+    assert!(length > 4_000_000_000);
+}
+
+#[test]
+fn a_map_with_a_gap_an_overlap_or_an_early_end_is_an_error() {
+    let extent = |offset, length| Ok(Extent { offset, length, zero: true, dirty: None });
+    for (broken, at) in [
+        (vec![extent(0, 4), extent(5, 5)], 4),
+        (vec![extent(0, 4), extent(3, 7)], 4),
+        (vec![extent(0, 9)], 9),
+        (vec![extent(0, 11)], 0),
+        (vec![extent(0, u64::MAX)], 0),
+        (vec![], 0),
+    ] {
+        let results: Vec<_> = chunk_runs(broken.into_iter(), 10, 4).collect();
+        let last = results.last().unwrap();
+        assert!(matches!(last, Err(Error::Protocol(Violation::Map { offset })) if *offset == at), "{last:?}");
+    }
+    let failing = vec![extent(0, 4), Err(Error::Disconnected), extent(4, 6)];
+    let results: Vec<_> = chunk_runs(failing.into_iter(), 10, 4).collect();
+    assert!(matches!(results.as_slice(), [Err(Error::Disconnected)]));
+}
+
+#[test]
+fn a_huge_extent_is_cut_without_walking_over_its_chunks() {
+    let size_bytes = (1u64 << 62) + 5;
+    let whole = Extent { offset: 0, length: size_bytes, zero: true, dirty: Some(true) };
+    let runs: Vec<_> = chunk_runs(std::iter::once(Ok(whole)), size_bytes, 1 << 20).map(|run| run.unwrap()).collect();
+    assert_eq!(runs, [ChunkRun { first: 0, count: (1 << 42) + 1, state: ChunkState::Zero }]);
+}
+
+fn runs_of_flags() -> impl Strategy<Value = Vec<(u32, u32)>> {
+    proptest::collection::vec((1u32..40, 0u32..4), 1..12)
+}
+
+fn disk() -> impl Strategy<Value = Vec<Byte>> {
+    let state = (any::<bool>(), prop_oneof![Just(None), Just(Some(true)), Just(Some(false))]);
+    proptest::collection::vec((1usize..30, state), 0..20)
+        .prop_map(|runs| runs.into_iter().flat_map(|(length, state)| std::iter::repeat_n(state, length)).collect())
+}
+
+proptest! {
+    #[test]
+    fn merging_two_lists_is_merging_their_bytes(
+        allocation in runs_of_flags(),
+        bitmap in runs_of_flags(),
+        offset in 0u64..1000,
+    ) {
+        let (allocation, bitmap) = (status(&allocation), status(&bitmap));
+        let merged = intersect(offset, Some(&allocation), Some(&bitmap));
+        let expected: Vec<Byte> = flags_of_bytes(&allocation)
+            .into_iter()
+            .zip(flags_of_bytes(&bitmap))
+            .map(|(allocation, bitmap)| (allocation & 2 != 0, Some(bitmap & 1 != 0)))
+            .collect();
+        prop_assert_eq!(bytes_of(&merged), expected);
+        let mut position = offset;
+        for extent in &merged {
+            prop_assert_eq!(extent.offset, position);
+            position += extent.length;
+        }
+        for pair in merged.windows(2) {
+            prop_assert_ne!((pair[0].zero, pair[0].dirty), (pair[1].zero, pair[1].dirty));
+        }
+    }
+
+    /// A server that answers any part of what it is asked, in any lengths, comes to the same map; on larger blocks the map
+    /// may be coarser, but only towards «dirty data».
+    #[test]
+    fn a_map_in_any_number_of_answers_is_the_same_map(
+        disk in disk(),
+        block in prop_oneof![Just(1u64), Just(4), Just(16)],
+        lengths in proptest::collection::vec((1usize..60, 1usize..60), 1..20),
+    ) {
+        let disk: Vec<(bool, bool)> = disk.iter().map(|b| (b.0, b.1 == Some(true))).collect();
+        let mut mapper = mapper(disk.len() as u64, block, true, true);
+        let mut seen: Vec<Byte> = Vec::new();
+        let mut lengths = lengths.iter().cycle();
+        while let Step::Ask { offset, length } = mapper.next_step() {
+            prop_assert_eq!(offset as usize, seen.len());
+            prop_assert_eq!(offset % block, 0);
+            prop_assert!(offset + u64::from(length) <= disk.len() as u64);
+            let rest = &disk[offset as usize..];
+            let (a, b) = lengths.next().unwrap();
+            let ones = |rest: &[(bool, bool)], pick: fn(&(bool, bool)) -> u32| {
+                rest.iter().map(|byte| (1, pick(byte))).collect::<Vec<_>>()
+            };
+            let allocation = ones(&rest[..rest.len().min(*a)], |byte| u32::from(byte.0) * 3);
+            let bitmap = ones(&rest[..rest.len().min(*b)], |byte| u32::from(byte.1));
+            seen.extend(bytes_of(&mapper.accept(&answer(&allocation, &bitmap)).unwrap()));
+        }
+        prop_assert_eq!(seen.len(), disk.len());
+        for (seen, real) in seen.iter().zip(&disk) {
+            let exact = *seen == (real.0, Some(real.1));
+            let coarse = block > 1 && *seen == (false, Some(true));
+            prop_assert!(exact || coarse, "{seen:?} for {real:?}");
+        }
+    }
+
+    #[test]
+    fn chunks_are_what_all_of_their_bytes_are(
+        disk in disk(),
+        chunk in 1u32..50,
+        cuts in proptest::collection::vec(0usize..300, 0..10),
+    ) {
+        let extents = extents_of(&disk, &cuts);
+        let runs: Vec<ChunkRun> =
+            chunk_runs(extents.iter().copied().map(Ok), disk.len() as u64, chunk)
+                .map(|run| run.unwrap())
+                .collect();
+        let states: Vec<ChunkState> = runs
+            .iter()
+            .flat_map(|run| std::iter::repeat_n(run.state, run.count as usize))
+            .collect();
+        let expected: Vec<ChunkState> = disk.chunks(chunk as usize).map(naive_state).collect();
+        prop_assert_eq!(&states, &expected);
+        let mut index = 0;
+        for run in &runs {
+            prop_assert_eq!(run.first, index);
+            prop_assert!(run.count > 0);
+            index += run.count;
+        }
+        for pair in runs.windows(2) {
+            prop_assert_ne!(pair[0].state, pair[1].state);
+        }
+        // Taken early, after each extent, the runs are shorter and the states are the same.
+        let mut cutter = ChunkCutter::new(disk.len() as u64, chunk);
+        let mut early = Vec::new();
+        for extent in extents {
+            cutter.push(extent).unwrap();
+            early.extend(cutter.take_runs());
+        }
+        cutter.finish().unwrap();
+        let states: Vec<ChunkState> = early
+            .iter()
+            .flat_map(|run| std::iter::repeat_n(run.state, run.count as usize))
+            .collect();
+        prop_assert_eq!(states, expected);
+    }
+}

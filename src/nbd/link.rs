@@ -1,0 +1,140 @@
+//! A socket on which nothing waits longer than its deadline.
+//!
+//! The kernel's own time-outs are for one call: a server that sends a byte now and then defeats them. So every call waits
+//! for a short tick only, and between ticks we look at the deadline and at the stop flag. The owner moves the deadline on
+//! when something is *achieved* - the handshake, a finished request - not when bytes trickle in.
+
+use std::io::{BufReader, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+
+use super::{Error, Result};
+
+/// How long one call into the kernel may wait.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Holds a reply's header and the beginning of its data; longer reads go past it.
+const BUFFER_BYTES: usize = 4096;
+
+/// One connection's bytes.
+#[derive(Debug)]
+pub(super) struct Link {
+    stream: BufReader<UnixStream>,
+    timeout: Duration,
+    deadline: Instant,
+    stop: Arc<AtomicBool>,
+}
+
+impl Link {
+    /// Connects to a listening socket. The kernel lets a connect wait for room in the listener's backlog: no longer than
+    /// `timeout` here.
+    pub(super) fn open(path: &Path, timeout: Duration, stop: Arc<AtomicBool>) -> Result<Link> {
+        let failed = |errno: rustix::io::Errno| match errno {
+            rustix::io::Errno::AGAIN => Error::Timeout { after: timeout },
+            other => Error::Connect { socket: path.to_owned(), source: other.into() },
+        };
+        let address = SocketAddrUnix::new(path).map_err(failed)?;
+        let socket =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(failed)?;
+        set_socket_timeout(&socket, Timeout::Send, Some(timeout.max(Duration::from_millis(1)))).map_err(failed)?;
+        connect(&socket, &address).map_err(failed)?;
+        Link::new(UnixStream::from(socket), timeout, stop)
+    }
+
+    /// Takes a connected socket over.
+    pub(super) fn new(stream: UnixStream, timeout: Duration, stop: Arc<AtomicBool>) -> Result<Link> {
+        let tick = TICK.min(timeout).max(Duration::from_millis(1));
+        stream
+            .set_read_timeout(Some(tick))
+            .and_then(|()| stream.set_write_timeout(Some(tick)))
+            .map_err(|source| Error::Io { action: "set the time-out of the connection to", source })?;
+        Ok(Link {
+            stream: BufReader::with_capacity(BUFFER_BYTES, stream),
+            timeout,
+            deadline: Instant::now() + timeout,
+            stop,
+        })
+    }
+
+    /// Something was achieved: the next thing has the whole time-out again.
+    pub(super) fn extend_deadline(&mut self) {
+        self.deadline = Instant::now() + self.timeout;
+    }
+
+    /// Replaces the time-out and the stop flag.
+    pub(super) fn reconfigure(&mut self, timeout: Duration, stop: Arc<AtomicBool>) {
+        self.timeout = timeout;
+        self.stop = stop;
+        self.extend_deadline();
+    }
+
+    /// Fills `buffer`.
+    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> Result<()> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            self.check()?;
+            match self.stream.read(&mut buffer[filled..]) {
+                Ok(0) => return Err(Error::Disconnected),
+                Ok(count) => filled += count,
+                Err(error) => retry_or_fail(error, "read from")?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A few bytes, as an array.
+    pub(super) fn receive_array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.receive(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Sends all of `bytes`.
+    pub(super) fn send(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            self.check()?;
+            match self.stream.get_mut().write(bytes) {
+                Ok(0) => return Err(Error::Disconnected),
+                Ok(count) => bytes = &bytes[count..],
+                Err(error) => retry_or_fail(error, "write to")?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a last word if the socket takes it at once, and closes.
+    pub(super) fn close(&mut self, farewell: &[u8]) {
+        let stream = self.stream.get_mut();
+        if !farewell.is_empty() && stream.set_nonblocking(true).is_ok() {
+            let _ = stream.write(farewell);
+        }
+        let _ = stream.shutdown(std::net::Shutdown::Both);
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Error::Stopped);
+        }
+        if Instant::now() >= self.deadline {
+            return Err(Error::Timeout { after: self.timeout });
+        }
+        Ok(())
+    }
+}
+
+/// A tick that ended, or the end of the connection?
+fn retry_or_fail(error: std::io::Error, action: &'static str) -> Result<()> {
+    match error.kind() {
+        ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut => Ok(()),
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe | ErrorKind::NotConnected => {
+            Err(Error::Disconnected)
+        }
+        _ => Err(Error::Io { action, source: error }),
+    }
+}

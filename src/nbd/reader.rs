@@ -1,0 +1,610 @@
+//! The fast path: the map and the data of a whole disk, over several connections with many requests in flight.
+//!
+//! ```text
+//!              NBD_CMD_BLOCK_STATUS             NBD_CMD_READ             one buffer each, recycled
+//! connection 1 ──────► map ──► plan (runs) ──┬─► reads in flight ──┬──► ready ──► the consumer's iterator
+//! connection 2 ──────────────────────────────┴─► reads in flight ──┘
+//! ```
+//!
+//! Every connection has a thread. The first one also asks for the map, one question ahead of the reading, so that data
+//! flows before the whole map is known. Chunks are handed out in ascending order, each with a sequence number.
+//!
+//! **Memory** is bounded by permits: a chunk takes one when it is handed out to be read and gives it back when the consumer
+//! takes it, so at most `in_flight` buffers are between the two. Permits are given in ascending order, so the chunk that an
+//! ordered consumer waits for always has one: it cannot be starved by those behind it. What the consumer keeps is its own
+//! affair; a dropped [`ChunkBytes`] goes back to be filled again.
+//!
+//! **Ending**: the threads end when nothing is left to read, when one of them fails, or - within a tenth of a second - when
+//! the consumer is gone or the stop flag is up.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::client::{Answer, Client, Options, Ticket};
+use super::extents::{ChunkCutter, ChunkRun, ChunkState, Mapper, Step};
+use super::uri::NbdUri;
+use super::wire::{BASE_ALLOCATION, Violation};
+use super::{Error, Result};
+
+/// How often somebody who waits looks at the stop flag.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The map is asked for when fewer runs than this are planned.
+const LOW_PLAN_RUNS: usize = 64;
+
+/// Runs without data that wait for the consumer: they are small, but a disk can have many.
+const MAX_READY: usize = 1024;
+
+/// How long a further connection may take: a server that promised several can still have run out of places, and then it
+/// does not answer at all.
+const FURTHER_CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How a disk is read.
+#[derive(Debug, Clone)]
+pub struct ReadOptions {
+    /// The size of a chunk; the last one of a disk may be shorter.
+    pub chunk_bytes: u32,
+    /// How many connections, if the server allows more than one.
+    pub connections: usize,
+    /// How many chunks are being read or wait for the consumer, over all connections: bounds the memory.
+    pub in_flight: usize,
+    /// How long the server may take to answer.
+    pub timeout: Duration,
+    /// The dirty bitmap's metadata context, `qemu:dirty-bitmap:NAME`.
+    pub bitmap_context: Option<String>,
+    /// Raised by somebody else to end the reading with [`Error::Stopped`].
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Default for ReadOptions {
+    fn default() -> ReadOptions {
+        ReadOptions {
+            chunk_bytes: 1024 * 1024,
+            connections: 2,
+            in_flight: 16,
+            timeout: Duration::from_secs(60),
+            bitmap_context: None,
+            stop: Arc::default(),
+        }
+    }
+}
+
+/// A part of the disk. Each chunk is in exactly one of them.
+#[derive(Debug)]
+pub enum Chunk {
+    /// One chunk that was read; it may still be all zeros.
+    Data {
+        /// Its index.
+        index: u64,
+        /// Where it begins.
+        offset: u64,
+        /// All of it.
+        bytes: ChunkBytes,
+    },
+    /// Chunks that are dirty, or not known to be clean, and read as zeros: they were not read.
+    Zero {
+        /// The first one's index.
+        first: u64,
+        /// How many.
+        count: u64,
+    },
+    /// Chunks without a dirty byte: they were not read.
+    Clean {
+        /// The first one's index.
+        first: u64,
+        /// How many.
+        count: u64,
+        /// They read as zeros now.
+        zero: bool,
+    },
+}
+
+/// A chunk's bytes, in a buffer that is filled again when this is dropped.
+pub struct ChunkBytes {
+    bytes: Vec<u8>,
+    pool: Sender<Vec<u8>>,
+}
+
+impl ChunkBytes {
+    /// The bytes alone; the buffer does not come back.
+    pub fn into_vec(mut self) -> Vec<u8> {
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+impl Deref for ChunkBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl fmt::Debug for ChunkBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChunkBytes({} bytes)", self.bytes.len())
+    }
+}
+
+impl Drop for ChunkBytes {
+    fn drop(&mut self) {
+        if self.bytes.capacity() > 0 {
+            // A full pool, or no reader any more: then the memory goes back to the system.
+            let _ = self.pool.try_send(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+/// A disk that is ready to be read.
+#[derive(Debug)]
+pub struct DiskReader {
+    clients: Vec<Client>,
+    options: ReadOptions,
+}
+
+impl DiskReader {
+    /// Connects, as often as `options` and the server allow.
+    pub fn open(uri: &NbdUri, options: ReadOptions) -> Result<DiskReader> {
+        let mut contexts = vec![BASE_ALLOCATION.to_owned()];
+        contexts.extend(options.bitmap_context.clone());
+        let first =
+            Client::connect(uri, &Options { contexts, timeout: options.timeout, stop: Arc::clone(&options.stop) })?;
+        let size_bytes = first.size_bytes();
+        let connections = if first.multi_conn() { options.connections.clamp(1, options.in_flight.max(1)) } else { 1 };
+        let mut clients = vec![first];
+        let further = Options {
+            contexts: Vec::new(),
+            timeout: options.timeout.min(FURTHER_CONNECTION_TIMEOUT),
+            stop: Arc::clone(&options.stop),
+        };
+        while clients.len() < connections {
+            match Client::connect(uri, &further) {
+                Ok(client) if client.size_bytes() != size_bytes => {
+                    return Err(Violation::SizeChanged { first: size_bytes, second: client.size_bytes() }.into());
+                }
+                Ok(client) => clients.push(client),
+                Err(Error::Stopped) => return Err(Error::Stopped),
+                Err(error) => {
+                    tracing::debug!(%error, "reading over {} connections only", clients.len());
+                    break;
+                }
+            }
+        }
+        Ok(DiskReader { clients, options })
+    }
+
+    /// The size of the disk.
+    pub fn size_bytes(&self) -> u64 {
+        self.clients[0].size_bytes()
+    }
+
+    /// Whether the server has the bitmap that was asked for. Without it no chunk is ever [`Chunk::Clean`].
+    pub fn has_bitmap(&self) -> bool {
+        self.options.bitmap_context.as_deref().is_some_and(|name| self.clients[0].has_context(name))
+    }
+
+    /// How many connections there are.
+    pub fn connections(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// All chunks, as they come. The iterator ends after an error; what it has not delivered by then is not known.
+    pub fn chunks(self) -> Chunks {
+        Chunks::start(self, Order::AsTheyCome)
+    }
+
+    /// All chunks, in ascending order.
+    pub fn chunks_in_order(self) -> Chunks {
+        Chunks::start(self, Order::Ascending)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    AsTheyCome,
+    Ascending,
+}
+
+/// The chunks of a disk; see [`DiskReader::chunks`].
+#[derive(Debug)]
+pub struct Chunks {
+    shared: Arc<Shared>,
+    order: Order,
+    stop: Arc<AtomicBool>,
+    workers: Vec<JoinHandle<()>>,
+    ended: bool,
+}
+
+/// What the threads and the consumer share.
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// There may be something to hand out.
+    work: Condvar,
+    /// There may be something to deliver.
+    delivery: Condvar,
+    /// Ends all waiting on the connections.
+    halt: Arc<AtomicBool>,
+    chunk_bytes: u64,
+    size_bytes: u64,
+    in_flight: usize,
+    pool: Sender<Vec<u8>>,
+    recycled: Receiver<Vec<u8>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What the map said and nobody has taken, in order.
+    plan: VecDeque<ChunkRun>,
+    map_is_complete: bool,
+    /// The sequence number of the next part that is handed out, and how many parts were delivered.
+    next_sequence: u64,
+    delivered: u64,
+    /// Data chunks handed out and not delivered.
+    permits_used: usize,
+    ready: BTreeMap<u64, Chunk>,
+    workers_left: usize,
+    failure: Option<Error>,
+}
+
+/// One chunk to be read.
+#[derive(Debug)]
+struct Assignment {
+    sequence: u64,
+    index: u64,
+    offset: u64,
+    length: usize,
+}
+
+impl State {
+    /// Moves what needs no reading from the plan to the consumer.
+    fn pass_through(&mut self) -> bool {
+        let mut moved = false;
+        while self.ready.len() < MAX_READY
+            && let Some(run) = self.plan.front()
+        {
+            let ChunkRun { first, count, .. } = *run;
+            let chunk = match run.state {
+                ChunkState::Data => break,
+                ChunkState::Zero => Chunk::Zero { first, count },
+                ChunkState::Clean { zero } => Chunk::Clean { first, count, zero },
+            };
+            self.plan.pop_front();
+            self.ready.insert(self.next_sequence, chunk);
+            self.next_sequence += 1;
+            moved = true;
+        }
+        moved
+    }
+
+    /// The next chunk to be read, if there is one and a permit for it.
+    fn next_data(&mut self, in_flight: usize) -> Option<(u64, u64)> {
+        if !self.has_data(in_flight) {
+            return None;
+        }
+        let run = self.plan.front_mut()?;
+        let index = run.first;
+        run.first += 1;
+        run.count -= 1;
+        if run.count == 0 {
+            self.plan.pop_front();
+        }
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        self.permits_used += 1;
+        Some((sequence, index))
+    }
+
+    fn has_data(&self, in_flight: usize) -> bool {
+        let is_data = |run: &ChunkRun| run.state == ChunkState::Data;
+        self.permits_used < in_flight && self.plan.front().is_some_and(is_data)
+    }
+
+    fn nothing_left_to_hand_out(&self) -> bool {
+        self.map_is_complete && self.plan.is_empty()
+    }
+
+    fn is_delivered(&self) -> bool {
+        self.nothing_left_to_hand_out() && self.delivered == self.next_sequence
+    }
+}
+
+impl Shared {
+    /// No code that holds the lock can leave the state half changed.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_halted(&self) -> bool {
+        self.halt.load(Ordering::Relaxed)
+    }
+
+    /// Up to `most` chunks to read.
+    fn take_work(&self, most: usize) -> Vec<Assignment> {
+        let mut state = self.lock();
+        let mut taken = Vec::new();
+        let mut moved = state.pass_through();
+        while taken.len() < most
+            && let Some((sequence, index)) = state.next_data(self.in_flight)
+        {
+            let offset = index * self.chunk_bytes;
+            taken.push(Assignment {
+                sequence,
+                index,
+                offset,
+                length: self.chunk_bytes.min(self.size_bytes - offset) as usize,
+            });
+            moved |= state.pass_through();
+        }
+        if moved {
+            self.delivery.notify_one();
+        }
+        taken
+    }
+
+    fn deliver(&self, sequence: u64, chunk: Chunk) {
+        self.lock().ready.insert(sequence, chunk);
+        self.delivery.notify_one();
+    }
+
+    fn extend_plan(&self, runs: impl Iterator<Item = ChunkRun>, is_complete: bool) {
+        let mut state = self.lock();
+        state.plan.extend(runs);
+        state.map_is_complete = is_complete;
+        state.pass_through();
+        drop(state);
+        self.work.notify_all();
+        self.delivery.notify_one();
+    }
+
+    /// Waits, for a tick, until there may be something to do. `has_map` is whether it would be asking for the map.
+    fn wait_for_work(&self, has_map: bool) {
+        let state = self.lock();
+        let busy = state.has_data(self.in_flight)
+            || has_map && state.plan.len() < LOW_PLAN_RUNS
+            || state.nothing_left_to_hand_out()
+            || self.is_halted();
+        if !busy {
+            drop(self.work.wait_timeout(state, TICK));
+        }
+    }
+
+    fn fail(&self, error: Error) {
+        self.lock().failure.get_or_insert(error);
+        self.halt();
+    }
+
+    fn halt(&self) {
+        self.halt.store(true, Ordering::Relaxed);
+        self.work.notify_all();
+        self.delivery.notify_all();
+    }
+}
+
+/// Tells the consumer that a thread has ended, however it ended.
+struct Attendance(Arc<Shared>);
+
+impl Drop for Attendance {
+    fn drop(&mut self) {
+        self.0.lock().workers_left -= 1;
+        self.0.work.notify_all();
+        self.0.delivery.notify_all();
+    }
+}
+
+/// One connection's thread.
+struct Worker {
+    shared: Arc<Shared>,
+    client: Client,
+    /// The most that this connection has in flight.
+    depth: usize,
+    /// By ticket, what is being read.
+    reading: HashMap<Ticket, Assignment>,
+    /// On the first connection.
+    map: Option<Map>,
+}
+
+/// The map on its way from the server to the plan.
+struct Map {
+    mapper: Mapper,
+    cutter: ChunkCutter,
+    /// The question under way.
+    asked: Option<Ticket>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let _attendance = Attendance(Arc::clone(&self.shared));
+        if let Err(error) = self.work() {
+            // Whoever is halted stopped because of the others.
+            if !self.shared.is_halted() {
+                self.shared.fail(error);
+            }
+        }
+    }
+
+    fn work(&mut self) -> Result<()> {
+        while !self.shared.is_halted() {
+            self.ask_for_map()?;
+            let room = self.depth.saturating_sub(self.reading.len());
+            for assignment in self.shared.take_work(room) {
+                let buffer = self.shared.recycled.try_recv().unwrap_or_default();
+                let ticket = self.client.submit_read(assignment.offset, buffer, assignment.length)?;
+                self.reading.insert(ticket, assignment);
+            }
+            if !self.client.is_idle() {
+                self.finish_one()?;
+            } else if self.shared.lock().nothing_left_to_hand_out() {
+                return Ok(());
+            } else {
+                self.shared.wait_for_work(self.map.is_some());
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps one question about the map under way while the plan is short.
+    fn ask_for_map(&mut self) -> Result<()> {
+        let Some(map) = &mut self.map else {
+            return Ok(());
+        };
+        if map.asked.is_some() || self.shared.lock().plan.len() >= LOW_PLAN_RUNS {
+            return Ok(());
+        }
+        match map.mapper.next_step() {
+            Step::Ask { offset, length } => {
+                map.asked = Some(self.client.submit_block_status(offset, length, false)?);
+            }
+            Step::Known(extent) => {
+                map.cutter.push(extent)?;
+                self.shared.extend_plan(map.cutter.take_runs(), false);
+            }
+            Step::Complete => {
+                map.cutter.finish()?;
+                self.shared.extend_plan(map.cutter.take_runs(), true);
+                self.map = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for one answer and passes it on.
+    fn finish_one(&mut self) -> Result<()> {
+        let completion = self.client.wait_any()?;
+        match completion.outcome? {
+            Answer::Read(bytes) => {
+                if let Some(assignment) = self.reading.remove(&completion.ticket) {
+                    let chunk = Chunk::Data {
+                        index: assignment.index,
+                        offset: assignment.offset,
+                        bytes: ChunkBytes { bytes, pool: self.shared.pool.clone() },
+                    };
+                    self.shared.deliver(assignment.sequence, chunk);
+                }
+            }
+            Answer::Status(status) => {
+                if let Some(map) = &mut self.map {
+                    map.asked = None;
+                    for extent in map.mapper.accept(&status)? {
+                        map.cutter.push(extent)?;
+                    }
+                    self.shared.extend_plan(map.cutter.take_runs(), false);
+                }
+            }
+            Answer::Done => {}
+        }
+        Ok(())
+    }
+}
+
+impl Chunks {
+    fn start(reader: DiskReader, order: Order) -> Chunks {
+        let DiskReader { clients, options } = reader;
+        let size_bytes = clients[0].size_bytes();
+        let in_flight = options.in_flight.max(1);
+        let chunk_bytes = options.chunk_bytes.max(1);
+        // As many again as are in flight may be with the consumer.
+        let (pool, recycled) = crossbeam_channel::bounded(2 * in_flight);
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State { workers_left: clients.len(), ..State::default() }),
+            work: Condvar::new(),
+            delivery: Condvar::new(),
+            halt: Arc::default(),
+            chunk_bytes: chunk_bytes.into(),
+            size_bytes,
+            in_flight,
+            pool,
+            recycled,
+        });
+        let mut map = Some(Map {
+            mapper: Mapper::new(&clients[0], options.bitmap_context.as_deref()),
+            cutter: ChunkCutter::new(size_bytes, chunk_bytes),
+            asked: None,
+        });
+        let depth = in_flight.div_ceil(clients.len());
+        let workers = clients
+            .into_iter()
+            .map(|mut client| {
+                client.reconfigure(options.timeout, Arc::clone(&shared.halt));
+                let worker =
+                    Worker { shared: Arc::clone(&shared), client, depth, reading: HashMap::new(), map: map.take() };
+                std::thread::spawn(|| worker.run())
+            })
+            .collect();
+        Chunks { shared, order, stop: options.stop, workers, ended: false }
+    }
+
+    /// The next part that the order allows.
+    fn take_ready(&self, state: &mut State) -> Option<Chunk> {
+        let chunk = match self.order {
+            Order::AsTheyCome => state.ready.pop_first()?.1,
+            Order::Ascending => state.ready.remove(&state.delivered)?,
+        };
+        state.delivered += 1;
+        if matches!(chunk, Chunk::Data { .. }) {
+            state.permits_used -= 1;
+        }
+        state.pass_through();
+        Some(chunk)
+    }
+
+    fn wait(&self) -> Result<Option<Chunk>> {
+        let mut state = self.shared.lock();
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Stopped);
+            }
+            if let Some(error) = state.failure.take() {
+                return Err(error);
+            }
+            if let Some(chunk) = self.take_ready(&mut state) {
+                drop(state);
+                self.shared.work.notify_all();
+                return Ok(Some(chunk));
+            }
+            if state.is_delivered() {
+                return Ok(None);
+            }
+            if state.workers_left == 0 {
+                return Err(Error::Io {
+                    action: "go on reading from",
+                    source: std::io::Error::other("a reading thread has ended early"),
+                });
+            }
+            state = self.shared.delivery.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Iterator for Chunks {
+    type Item = Result<Chunk>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let next = self.wait().transpose();
+        if !matches!(next, Some(Ok(_))) {
+            self.ended = true;
+            self.shared.halt();
+        }
+        next
+    }
+}
+
+impl Drop for Chunks {
+    fn drop(&mut self) {
+        self.shared.halt();
+        for worker in self.workers.drain(..) {
+            // A panic was reported by the panic hook and, as an early end, by the iterator.
+            let _ = worker.join();
+        }
+    }
+}

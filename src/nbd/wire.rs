@@ -1,0 +1,549 @@
+//! Numbers and layouts of the protocol: encoding what we send, decoding what a server sent. Pure; whatever the bytes, the
+//! answer is a value or a [`Violation`].
+//!
+//! Everything is big-endian. Section names are those of `doc/proto.md`.
+
+use std::fmt;
+
+/// "Newstyle negotiation": the first eight bytes of every server.
+pub const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
+/// "Newstyle negotiation": announces the newstyle handshake, and begins every option.
+pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
+/// "Oldstyle negotiation": what a server of before 2011 says instead.
+pub const OLD_STYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
+/// "Fixed newstyle negotiation": begins every reply to an option.
+pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+/// "Request message".
+pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// "Simple reply message".
+pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+/// "Structured reply chunk message".
+pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+
+/// "Handshake flags": the server knows option replies.
+pub const FLAG_FIXED_NEWSTYLE: u16 = 1;
+/// "Handshake flags": the 124 zero bytes after `NBD_OPT_EXPORT_NAME` can be left out.
+pub const FLAG_NO_ZEROES: u16 = 2;
+
+/// "Transmission flags": the other flags mean something.
+pub const TRANSMISSION_HAS_FLAGS: u16 = 1;
+/// "Transmission flags": writing is refused.
+pub const TRANSMISSION_READ_ONLY: u16 = 1 << 1;
+/// "Transmission flags": `NBD_CMD_FLUSH` is known.
+pub const TRANSMISSION_FLUSH: u16 = 1 << 2;
+/// "Transmission flags": `NBD_CMD_WRITE_ZEROES` is known.
+pub const TRANSMISSION_WRITE_ZEROES: u16 = 1 << 6;
+/// "Transmission flags": several connections see the same bytes.
+pub const TRANSMISSION_MULTI_CONN: u16 = 1 << 8;
+
+/// "Option types".
+pub const OPT_EXPORT_NAME: u32 = 1;
+/// "Option types".
+pub const OPT_ABORT: u32 = 2;
+/// "Option types".
+pub const OPT_GO: u32 = 7;
+/// "Option types".
+pub const OPT_STRUCTURED_REPLY: u32 = 8;
+/// "Option types".
+pub const OPT_SET_META_CONTEXT: u32 = 10;
+
+/// "Option reply types".
+pub const REP_ACK: u32 = 1;
+/// "Option reply types".
+pub const REP_INFO: u32 = 3;
+/// "Option reply types".
+pub const REP_META_CONTEXT: u32 = 4;
+/// "Option reply types": this bit makes a reply an error.
+pub const REP_ERROR_BIT: u32 = 1 << 31;
+/// "Option reply types": the option is not known.
+pub const REP_ERR_UNSUP: u32 = REP_ERROR_BIT | 1;
+/// "Option reply types": there is no such export.
+pub const REP_ERR_UNKNOWN: u32 = REP_ERROR_BIT | 6;
+
+/// `NBD_OPT_GO`: size and transmission flags.
+pub const INFO_EXPORT: u16 = 0;
+/// `NBD_OPT_GO`: minimum, preferred and maximum block size.
+pub const INFO_BLOCK_SIZE: u16 = 3;
+
+/// "Command flags": one extent is enough.
+pub const CMD_FLAG_REQ_ONE: u16 = 1 << 3;
+
+/// "Structured reply flags": the last chunk of a reply.
+pub const REPLY_FLAG_DONE: u16 = 1;
+/// "Structured reply types".
+pub const REPLY_NONE: u16 = 0;
+/// "Structured reply types".
+pub const REPLY_OFFSET_DATA: u16 = 1;
+/// "Structured reply types".
+pub const REPLY_OFFSET_HOLE: u16 = 2;
+/// "Structured reply types".
+pub const REPLY_BLOCK_STATUS: u16 = 5;
+/// "Structured reply types": this bit makes a chunk an error.
+pub const REPLY_ERROR_BIT: u16 = 1 << 15;
+
+/// "`base:allocation` metadata context": reads as zeros.
+pub const STATE_ZERO: u32 = 1 << 1;
+/// QEMU's `doc/interop/nbd.rst`, "qemu:dirty-bitmap": written since the bitmap was made.
+pub const STATE_DIRTY: u32 = 1;
+
+/// The context that says what is zero.
+pub const BASE_ALLOCATION: &str = "base:allocation";
+
+/// "Values": strings are at most this long.
+pub const MAX_STRING_BYTES: usize = 4096;
+/// More than this in a reply to an option is nonsense.
+pub const MAX_OPTION_REPLY_BYTES: u32 = 16 * 1024;
+/// More than this in one list of extents is nonsense (QEMU ends its lists at 1 MiB, nbdkit at 2²⁰ extents).
+pub const MAX_STATUS_REPLY_BYTES: u32 = 8 * 1024 * 1024 + 4;
+/// "Block size constraints": what is sensible to ask of a server that says nothing else.
+pub const MAX_REQUEST_BYTES: u32 = 32 * 1024 * 1024;
+/// "Block size constraints": what to align to if a server does not say that less will do.
+pub const DEFAULT_MIN_BLOCK_BYTES: u32 = 512;
+
+/// `ESHUTDOWN` of "Error values": the server is about to go.
+pub const ESHUTDOWN: u32 = 108;
+/// `EINVAL` of "Error values".
+pub const EINVAL: u32 = 22;
+
+/// How a server broke the protocol. The connection cannot be trusted after any of these.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// The first bytes are not NBD's.
+    #[error("it greets with {0:#018x}: this is no NBD server")]
+    Greeting(u64),
+    /// The server is older than 2011.
+    #[error("it speaks only the old handshake")]
+    OldStyle,
+    /// A reply to an option does not begin as it must.
+    #[error("the reply to an option begins with {0:#018x}")]
+    OptionMagic(u64),
+    /// A reply to an option that was not asked.
+    #[error("option {asked} is answered with option {answered}")]
+    OptionMismatch {
+        /// What we sent.
+        asked: u32,
+        /// What came back.
+        answered: u32,
+    },
+    /// A kind of reply that this option does not have.
+    #[error("option {option} is answered with the reply {reply:#x}")]
+    OptionReply {
+        /// What we sent.
+        option: u32,
+        /// The reply's type.
+        reply: u32,
+    },
+    /// Replies to one option without end.
+    #[error("it does not stop to answer option {0}")]
+    EndlessOption(u32),
+    /// A length that the message cannot have.
+    #[error("{what} of {length} bytes")]
+    Length {
+        /// The message or field.
+        what: &'static str,
+        /// Its length.
+        length: u64,
+    },
+    /// `NBD_OPT_GO` succeeded without `NBD_INFO_EXPORT`.
+    #[error("it does not say how large the export is")]
+    NoExportInfo,
+    /// An export of more than 2⁶³-1 bytes.
+    #[error("an export of {0} bytes")]
+    ExportSize(u64),
+    /// Block sizes that break "Block size constraints".
+    #[error("block sizes of minimum {minimum} and maximum {maximum} bytes")]
+    BlockSize {
+        /// The least.
+        minimum: u32,
+        /// The largest.
+        maximum: u32,
+    },
+    /// A metadata context that was not asked for, or twice.
+    #[error("an unexpected metadata context {0}")]
+    Context(u32),
+    /// A reply does not begin as it must.
+    #[error("a reply begins with {0:#010x}")]
+    ReplyMagic(u32),
+    /// A reply to a request that is not under way.
+    #[error("a reply to request {0}, which is not under way")]
+    Cookie(u64),
+    /// A simple reply where only a structured one can hold the answer.
+    #[error("a simple reply to {0}")]
+    SimpleReply(Command),
+    /// A kind of chunk that this request does not have, or without structured replies.
+    #[error("a chunk of type {kind:#06x} in the reply to {command}")]
+    ChunkType {
+        /// What was asked.
+        command: Command,
+        /// The chunk's type.
+        kind: u16,
+    },
+    /// An error chunk or reply with the number of success, or a wrong flag.
+    #[error("an error without a number")]
+    NoError,
+    /// A chunk lies outside of what was asked for.
+    #[error("a chunk of {length} bytes at offset {offset} is outside of the request")]
+    OutOfBounds {
+        /// Where it says to begin.
+        offset: u64,
+        /// How long it says to be.
+        length: u64,
+    },
+    /// A byte was sent twice.
+    #[error("a chunk of {length} bytes at offset {offset} overlaps an earlier one")]
+    Overlap {
+        /// Where it begins.
+        offset: u64,
+        /// How long it is.
+        length: u64,
+    },
+    /// A reply in so many pieces that it cannot be honest.
+    #[error("a reply in too many pieces")]
+    Shattered,
+    /// The reply ended, and bytes are missing.
+    #[error("a reply without {missing} of its bytes, and without an error")]
+    Incomplete {
+        /// How many are missing.
+        missing: u64,
+    },
+    /// A list of extents that is empty, has an empty extent, or goes on past the end.
+    #[error("an impossible list of extents at offset {offset}")]
+    Extents {
+        /// Where the question began.
+        offset: u64,
+    },
+    /// The extents given do not cover the disk without gap or overlap.
+    #[error("the map of the disk does not go on at offset {offset}")]
+    Map {
+        /// Where it should have gone on.
+        offset: u64,
+    },
+    /// Two connections to the same export disagree.
+    #[error("the export has {first} bytes on one connection and {second} on another")]
+    SizeChanged {
+        /// As the first connection says.
+        first: u64,
+        /// As the other one says.
+        second: u64,
+    },
+}
+
+/// "Request types": what we ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u16)]
+pub enum Command {
+    /// `NBD_CMD_READ`
+    Read = 0,
+    /// `NBD_CMD_WRITE`
+    Write = 1,
+    /// `NBD_CMD_DISC`
+    Disconnect = 2,
+    /// `NBD_CMD_FLUSH`
+    Flush = 3,
+    /// `NBD_CMD_WRITE_ZEROES`
+    WriteZeroes = 6,
+    /// `NBD_CMD_BLOCK_STATUS`
+    BlockStatus = 7,
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Command::Read => "read",
+            Command::Write => "write",
+            Command::Disconnect => "disconnect",
+            Command::Flush => "flush",
+            Command::WriteZeroes => "write zeroes",
+            Command::BlockStatus => "map",
+        })
+    }
+}
+
+/// One extent of a `NBD_CMD_BLOCK_STATUS` reply, in the order of the disk; it begins where the one before ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatusExtent {
+    /// Its length, never 0.
+    pub length: u32,
+    /// What the context says of it: [`STATE_ZERO`], [`STATE_DIRTY`] …
+    pub flags: u32,
+}
+
+/// An error as a chunk told it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The number, never 0.
+    pub error: u32,
+    /// The server's words, made safe to print.
+    pub message: String,
+}
+
+/// The header of a structured reply chunk, after the magic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkHeader {
+    /// [`REPLY_FLAG_DONE`].
+    pub flags: u16,
+    /// `NBD_REPLY_TYPE_…`.
+    pub kind: u16,
+    /// Whose reply it is.
+    pub cookie: u64,
+    /// How much payload follows.
+    pub length: u32,
+}
+
+impl ChunkHeader {
+    /// "Structured reply chunk message", without the magic.
+    pub fn decode(bytes: [u8; 16]) -> Result<ChunkHeader, Violation> {
+        let mut fields = Fields::new("a chunk's header", &bytes);
+        Ok(ChunkHeader { flags: fields.u16()?, kind: fields.u16()?, cookie: fields.u64()?, length: fields.u32()? })
+    }
+
+    /// Whether the reply ends with this chunk.
+    pub fn is_done(&self) -> bool {
+        self.flags & REPLY_FLAG_DONE != 0
+    }
+
+    /// Whether this chunk is an error.
+    pub fn is_error(&self) -> bool {
+        self.kind & REPLY_ERROR_BIT != 0
+    }
+}
+
+/// "Request message".
+pub fn encode_request(command: Command, flags: u16, cookie: u64, offset: u64, length: u32) -> [u8; 28] {
+    let mut bytes = [0; 28];
+    bytes[0..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+    bytes[4..6].copy_from_slice(&flags.to_be_bytes());
+    bytes[6..8].copy_from_slice(&(command as u16).to_be_bytes());
+    bytes[8..16].copy_from_slice(&cookie.to_be_bytes());
+    bytes[16..24].copy_from_slice(&offset.to_be_bytes());
+    bytes[24..28].copy_from_slice(&length.to_be_bytes());
+    bytes
+}
+
+/// "Fixed newstyle negotiation": an option and its data.
+pub fn encode_option(option: u32, data: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(16 + data.len());
+    bytes.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
+    bytes.extend_from_slice(&option.to_be_bytes());
+    bytes.extend_from_slice(&length_field(data).to_be_bytes());
+    bytes.extend_from_slice(data);
+    bytes
+}
+
+/// `NBD_OPT_GO`: the export's name and what we want to know of it.
+pub fn encode_go(export: &str) -> Vec<u8> {
+    let mut data = Vec::new();
+    push_string(&mut data, export);
+    data.extend_from_slice(&1u16.to_be_bytes());
+    data.extend_from_slice(&INFO_BLOCK_SIZE.to_be_bytes());
+    encode_option(OPT_GO, &data)
+}
+
+/// `NBD_OPT_SET_META_CONTEXT`: the export's name and all contexts at once.
+pub fn encode_set_meta_context(export: &str, contexts: &[String]) -> Vec<u8> {
+    let mut data = Vec::new();
+    push_string(&mut data, export);
+    data.extend_from_slice(&u32::try_from(contexts.len()).unwrap_or(u32::MAX).to_be_bytes());
+    for context in contexts {
+        push_string(&mut data, context);
+    }
+    encode_option(OPT_SET_META_CONTEXT, &data)
+}
+
+fn push_string(data: &mut Vec<u8>, text: &str) {
+    data.extend_from_slice(&length_field(text.as_bytes()).to_be_bytes());
+    data.extend_from_slice(text.as_bytes());
+}
+
+/// What we send is bounded by [`MAX_STRING_BYTES`] long before this can saturate.
+fn length_field(bytes: &[u8]) -> u32 {
+    u32::try_from(bytes.len()).unwrap_or(u32::MAX)
+}
+
+/// `NBD_REPLY_TYPE_ERROR`, `NBD_REPLY_TYPE_ERROR_OFFSET` and error chunks yet to be invented: they all begin alike.
+pub fn decode_error_chunk(payload: &[u8]) -> Result<Refusal, Violation> {
+    let mut fields = Fields::new("an error chunk", payload);
+    let error = fields.u32()?;
+    let message_bytes = fields.u16()?;
+    let message = fields.take(usize::from(message_bytes))?;
+    if error == 0 {
+        return Err(Violation::NoError);
+    }
+    Ok(Refusal { error, message: printable(message) })
+}
+
+/// `NBD_REPLY_TYPE_BLOCK_STATUS`: the context's id and its extents. `length` is what was asked from `offset`; with
+/// `only_one` ([`CMD_FLAG_REQ_ONE`]) there is one extent and it does not pass the end.
+pub fn decode_block_status(
+    payload: &[u8],
+    offset: u64,
+    length: u32,
+    only_one: bool,
+) -> Result<(u32, Vec<StatusExtent>), Violation> {
+    let mut fields = Fields::new("a list of extents", payload);
+    let context = fields.u32()?;
+    let (pairs, rest) = fields.rest().as_chunks::<8>();
+    if pairs.is_empty() || !rest.is_empty() || only_one && pairs.len() > 1 {
+        return Err(Violation::Extents { offset });
+    }
+    let mut extents = Vec::with_capacity(pairs.len());
+    let mut left = u64::from(length);
+    for (position, pair) in pairs.iter().enumerate() {
+        let mut pair = Fields::new("an extent", pair);
+        let mut extent = StatusExtent { length: pair.u32()?, flags: pair.u32()? };
+        let is_last = position + 1 == pairs.len();
+        let too_long = u64::from(extent.length) > left && (!is_last || only_one);
+        if extent.length == 0 || left == 0 || too_long {
+            return Err(Violation::Extents { offset });
+        }
+        // Only the last one can be longer than what is left, and what is left is at most `length`.
+        extent.length = extent.length.min(u32::try_from(left).unwrap_or(u32::MAX));
+        left -= u64::from(extent.length);
+        extents.push(extent);
+    }
+    Ok((context, extents))
+}
+
+/// The server's words: hostile until proven otherwise, and about to meet somebody's terminal.
+pub fn printable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_STRING_BYTES)])
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect::<String>()
+        .trim()
+        .to_owned()
+}
+
+/// "Error values" in words.
+pub fn error_name(error: u32) -> String {
+    match error {
+        1 => "operation not permitted".to_owned(),
+        5 => "input/output error".to_owned(),
+        12 => "out of memory".to_owned(),
+        EINVAL => "invalid argument".to_owned(),
+        28 => "no space left".to_owned(),
+        75 => "value too large".to_owned(),
+        95 => "not supported".to_owned(),
+        ESHUTDOWN => "the server is shutting down".to_owned(),
+        other => format!("error {other}"),
+    }
+}
+
+/// "Option reply types" in words.
+pub fn option_error_name(reply: u32) -> String {
+    match reply & !REP_ERROR_BIT {
+        1 => "the option is not supported".to_owned(),
+        2 => "forbidden by its policy".to_owned(),
+        3 => "invalid request".to_owned(),
+        4 => "not supported on its platform".to_owned(),
+        5 => "it wants TLS".to_owned(),
+        6 => "unknown export".to_owned(),
+        7 => "it is shutting down".to_owned(),
+        8 => "it wants its block sizes to be honoured".to_owned(),
+        9 => "the request is too big".to_owned(),
+        10 => "it wants extended headers".to_owned(),
+        other => format!("error {other}"),
+    }
+}
+
+/// Reads fields off the front of a message.
+#[derive(Debug)]
+pub struct Fields<'a> {
+    what: &'static str,
+    whole: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    /// `what` is named when the message is too short.
+    pub fn new(what: &'static str, bytes: &'a [u8]) -> Fields<'a> {
+        Fields { what, whole: bytes.len(), bytes }
+    }
+
+    /// The next `count` bytes.
+    pub fn take(&mut self, count: usize) -> Result<&'a [u8], Violation> {
+        let (head, tail) = self.bytes.split_at_checked(count).ok_or_else(|| self.wrong_length())?;
+        self.bytes = tail;
+        Ok(head)
+    }
+
+    /// All that is left.
+    pub fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// Fails if something is left.
+    pub fn end(self) -> Result<(), Violation> {
+        if self.bytes.is_empty() { Ok(()) } else { Err(self.wrong_length()) }
+    }
+
+    /// A number of two bytes.
+    pub fn u16(&mut self) -> Result<u16, Violation> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    /// A number of four bytes.
+    pub fn u32(&mut self) -> Result<u32, Violation> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    /// A number of eight bytes.
+    pub fn u64(&mut self) -> Result<u64, Violation> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Violation> {
+        let (head, tail) = self.bytes.split_first_chunk().ok_or_else(|| self.wrong_length())?;
+        self.bytes = tail;
+        Ok(*head)
+    }
+
+    fn wrong_length(&self) -> Violation {
+        Violation::Length { what: self.what, length: self.whole as u64 }
+    }
+}
+
+/// Which bytes of a read request have come, as disjoint ranges in order.
+#[derive(Debug, Default)]
+pub struct Coverage {
+    /// Beginning and end, relative to the request.
+    ranges: Vec<(u32, u32)>,
+}
+
+impl Coverage {
+    /// An honest server that cuts 32 MiB to pages of 4 KiB and sends every other one first stays far below.
+    const MAX_RANGES: usize = 1 << 16;
+
+    /// Adds `length` bytes at `offset`; the caller has checked that they lie within the request.
+    pub fn add(&mut self, offset: u32, length: u32) -> Result<(), Violation> {
+        let overlap = || Violation::Overlap { offset: offset.into(), length: length.into() };
+        let end = offset.checked_add(length).ok_or_else(overlap)?;
+        let at = self.ranges.partition_point(|range| range.1 <= offset);
+        if self.ranges.get(at).is_some_and(|next| next.0 < end) {
+            return Err(overlap());
+        }
+        let joins_next = self.ranges.get(at).is_some_and(|next| next.0 == end);
+        let joins_previous = at > 0 && self.ranges[at - 1].1 == offset;
+        match (joins_previous, joins_next) {
+            (true, true) => {
+                self.ranges[at - 1].1 = self.ranges[at].1;
+                self.ranges.remove(at);
+            }
+            (true, false) => self.ranges[at - 1].1 = end,
+            (false, true) => self.ranges[at].0 = offset,
+            (false, false) => {
+                if self.ranges.len() >= Self::MAX_RANGES {
+                    return Err(Violation::Shattered);
+                }
+                self.ranges.insert(at, (offset, end));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many of `length` bytes have not come.
+    pub fn missing(&self, length: u32) -> u64 {
+        let covered: u64 = self.ranges.iter().map(|(begin, end)| u64::from(end - begin)).sum();
+        u64::from(length).saturating_sub(covered)
+    }
+}

@@ -1,0 +1,157 @@
+//! Machines and disks as records.
+
+use super::Result;
+use crate::capture::definition::Host;
+use crate::capture::machine::Which;
+use crate::capture::state::ReadMode;
+use crate::capture::{self, CaptureState, Definition, Hypervisor, Machine};
+use crate::record;
+
+/// The name of this host, as restic and the records have it.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// A machine's record.
+pub fn machine(hypervisor: &Hypervisor, machine: &Machine) -> Result<record::Machine> {
+    let definition = machine.definition(Which::Live)?;
+    let info = machine.info()?;
+    let agent = match (definition.has_agent_channel, definition.agent_connected) {
+        (false, _) => "none",
+        (true, false) => "disconnected",
+        (true, true) => "connected",
+    };
+    Ok(record::Machine {
+        connect: hypervisor.uri().to_owned(),
+        machine: machine.name().to_owned(),
+        uuid: machine.uuid().to_owned(),
+        state: machine.state()?.as_str().to_owned(),
+        persistent: machine.is_persistent()?,
+        autostart: machine.autostart().ok(),
+        memory_bytes: info.max_memory_bytes,
+        vcpus: info.vcpus,
+        disks: definition.disks.into_iter().map(|disk| disk.target).collect(),
+        agent: agent.to_owned(),
+        extra: Default::default(),
+    })
+}
+
+/// The records of a machine's disks, in the order of its definition.
+pub fn disks(hypervisor: &Hypervisor, machine: &Machine) -> Result<Vec<record::Disk>> {
+    let definition = machine.definition(Which::Live)?;
+    let state = machine.state()?.as_str().to_owned();
+    Ok(definition.disks.iter().map(|disk| one_disk(hypervisor, machine, &state, disk)).collect())
+}
+
+fn one_disk(hypervisor: &Hypervisor, machine: &Machine, state: &str, disk: &capture::Disk) -> record::Disk {
+    // An image that is missing or a driver that cannot tell leaves the sizes open; it does not hide the disk.
+    let info = machine.disk_info(&disk.target).ok();
+    let exclusion = disk.exclusion();
+    let path = machine.resolve(&disk.source).ok().and_then(|source| source.path().cloned());
+    record::Disk {
+        connect: hypervisor.uri().to_owned(),
+        machine: machine.name().to_owned(),
+        uuid: machine.uuid().to_owned(),
+        state: state.to_owned(),
+        disk: disk.target.clone(),
+        source: source(&disk.source),
+        path: path.map(|path| path.to_string_lossy().into_owned()),
+        format: disk.format.clone().unwrap_or_else(|| "raw".into()),
+        bus: disk.bus.clone(),
+        capacity_bytes: info.as_ref().map(|info| info.capacity_bytes),
+        allocated_bytes: info.as_ref().map(|info| info.allocated_bytes),
+        included: exclusion.is_none(),
+        skip_reason: exclusion.map(str::to_owned),
+        capture: None,
+        capture_disks: None,
+        nbd: None,
+        captured_at: None,
+        consistency: None,
+        checkpoint: None,
+        parent: None,
+        read_mode: None,
+        read_mode_reason: None,
+        sha256: None,
+        extra: Default::default(),
+    }
+}
+
+/// The records of a capture's disks.
+pub fn captured(state: &CaptureState) -> Result<Vec<record::Disk>> {
+    let definition = Definition::parse(&state.definition_xml).map_err(capture::Error::from)?;
+    let record = |disk: &capture::CapturedDisk| {
+        let described = definition.disk(&disk.target);
+        record::Disk {
+            connect: state.connect.clone(),
+            machine: state.machine.clone(),
+            uuid: state.uuid.clone(),
+            state: match state.kind {
+                capture::CaptureKind::Job => "running".into(),
+                capture::CaptureKind::QemuNbd => capture::machine::State::Off.as_str().to_owned(),
+            },
+            disk: disk.target.clone(),
+            source: described.map_or(record::Source::Unknown, |disk| source(&disk.source)),
+            path: disk.image.first().map(|image| image.path.clone()),
+            format: disk.format.clone(),
+            bus: described.and_then(|disk| disk.bus.clone()),
+            capacity_bytes: Some(disk.capacity_bytes),
+            allocated_bytes: None,
+            included: true,
+            skip_reason: None,
+            capture: Some(state.id.clone()),
+            capture_disks: Some(state.disks.len()),
+            nbd: Some(disk.nbd_uri.clone()),
+            captured_at: Some(state.captured_at),
+            consistency: Some(state.consistency.as_str().to_owned()),
+            checkpoint: state.checkpoint.clone(),
+            parent: state.parent_point.clone(),
+            read_mode: Some(read_mode(disk.read_mode).into()),
+            read_mode_reason: disk.read_mode_reason.clone(),
+            sha256: None,
+            extra: Default::default(),
+        }
+    };
+    Ok(state.disks.iter().map(record).collect())
+}
+
+/// The word for a read mode.
+pub fn read_mode(mode: ReadMode) -> &'static str {
+    match mode {
+        ReadMode::Changed => "changed",
+        ReadMode::Full => "full",
+    }
+}
+
+/// A source as the records show it.
+pub fn source(source: &capture::Source) -> record::Source {
+    let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    match source {
+        capture::Source::File { path } => record::Source::File { path: text(path) },
+        capture::Source::Block { path } => record::Source::Block { path: text(path) },
+        capture::Source::Dir { path } => record::Source::Dir { path: text(path) },
+        capture::Source::Network { protocol, name, hosts, .. } => record::Source::Network {
+            protocol: protocol.clone(),
+            name: name.clone().unwrap_or_default(),
+            hosts: hosts.iter().map(host).collect(),
+        },
+        capture::Source::Volume { pool, volume } => {
+            record::Source::Volume { pool: pool.clone(), volume: volume.clone() }
+        }
+        capture::Source::Nvme { address } => record::Source::Nvme { address: address.clone() },
+        capture::Source::Vhost { path } => record::Source::VhostUser { path: text(path) },
+        capture::Source::Empty => record::Source::None {},
+        capture::Source::Other { .. } => record::Source::Unknown,
+    }
+}
+
+fn host(host: &Host) -> String {
+    if let Some(socket) = &host.socket {
+        return socket.to_string_lossy().into_owned();
+    }
+    let name = host.name.as_deref().unwrap_or("");
+    match host.port {
+        Some(port) if name.contains(':') => format!("[{name}]:{port}"),
+        Some(port) => format!("{name}:{port}"),
+        None => name.to_owned(),
+    }
+}

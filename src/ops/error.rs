@@ -1,0 +1,186 @@
+//! What can go wrong in a workflow.
+
+use crate::record::{Damage, Time};
+use crate::{capture, nbd, repo};
+use std::path::{Path, PathBuf};
+
+/// The result of a workflow.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a workflow ended early. The command line adds the kind of failure and the hint.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Told to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// libvirt, QEMU or a capture's state.
+    #[error(transparent)]
+    Capture(#[from] capture::Error),
+    /// Reading or writing a disk.
+    #[error("disk {disk}: {source}")]
+    Disk {
+        /// The disk's target name.
+        disk: String,
+        /// Why.
+        source: nbd::Error,
+    },
+    /// What was read of a disk does not add up.
+    #[error("disk {disk}: {reason}")]
+    DiskMap {
+        /// The disk's target name.
+        disk: String,
+        /// What is missing.
+        reason: String,
+    },
+    /// The repository.
+    #[error(transparent)]
+    Repo(#[from] repo::Error),
+    /// A file of this host.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// The verb.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A program of QEMU's failed.
+    #[error("{program} failed: {message}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// What it said.
+        message: String,
+    },
+    /// A disk record without a capture.
+    #[error("disk {disk} of {machine} is not captured")]
+    NotCaptured {
+        /// The machine.
+        machine: String,
+        /// The disk.
+        disk: String,
+    },
+    /// The stream ended before all disks of a capture had come.
+    #[error("only {arrived} of {expected} disks of capture {capture} came")]
+    CaptureIncomplete {
+        /// The capture's id.
+        capture: String,
+        /// How many disks came.
+        arrived: usize,
+        /// How many belong together.
+        expected: usize,
+    },
+    /// The capture's disks can no longer be read.
+    #[error("capture {capture} of {machine} ended its lease at {}", lease_ends_at.to_rfc3339())]
+    CaptureExpired {
+        /// The capture's id.
+        capture: String,
+        /// The machine.
+        machine: String,
+        /// When the lease ended.
+        lease_ends_at: Time,
+    },
+    /// A disk that the user named is not there.
+    #[error("{subject} has no disk {disk:?}")]
+    NoSuchDisk {
+        /// A machine or a point.
+        subject: String,
+        /// The name asked for.
+        disk: String,
+    },
+    /// No point answers the description.
+    #[error("no point {wanted:?} in {repo}")]
+    NoSuchPoint {
+        /// What was asked for.
+        wanted: String,
+        /// The repository.
+        repo: String,
+    },
+    /// More than one point does.
+    #[error("{wanted:?} is the beginning of {count} point ids")]
+    AmbiguousPoint {
+        /// What was asked for.
+        wanted: String,
+        /// How many.
+        count: usize,
+    },
+    /// A snapshot that is not a point of kvmb's, or one that cannot be read.
+    #[error("point {point} cannot be read: {reason}")]
+    BadPoint {
+        /// Its id.
+        point: String,
+        /// Why.
+        reason: String,
+    },
+    /// The repository does not hold what it should.
+    #[error("point {point} is damaged in {} place{}: {}", damage.len(), if damage.len() == 1 { "" } else { "s" }, describe(damage))]
+    Damaged {
+        /// The point.
+        point: String,
+        /// What is hit.
+        damage: Vec<Damage>,
+    },
+    /// Something is where a restore would write.
+    #[error("{} exists already", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A machine of that name is there.
+    #[error("machine {machine} exists already")]
+    MachineExists {
+        /// The machine.
+        machine: String,
+    },
+    /// A running machine is never written over.
+    #[error("machine {machine} is running")]
+    MachineRunning {
+        /// The machine.
+        machine: String,
+    },
+    /// Not enough room.
+    #[error("{} has {free_bytes} bytes free and {wanted_bytes} are needed", path.display())]
+    NoRoom {
+        /// The folder.
+        path: PathBuf,
+        /// What there is.
+        free_bytes: u64,
+        /// What is needed.
+        wanted_bytes: u64,
+    },
+    /// The disk cannot be restored where the user wants it.
+    #[error("disk {disk} cannot be restored to {}: {reason}", path.display())]
+    BadTarget {
+        /// The disk.
+        disk: String,
+        /// The file or device.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// Makes an [`Error::Io`]; for `map_err`.
+    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+        move |source| Error::Io { action, path: path.to_owned(), source }
+    }
+
+    /// Makes an [`Error::Disk`]; for `map_err`.
+    pub fn disk(disk: &str) -> impl Fn(nbd::Error) -> Error {
+        move |source| Error::Disk { disk: disk.to_owned(), source }
+    }
+}
+
+fn describe(damage: &[Damage]) -> String {
+    let Some(first) = damage.first() else {
+        return String::new();
+    };
+    let place = match (&first.disk, first.offset_bytes, first.length_bytes) {
+        (Some(disk), Some(offset), Some(length)) => format!("disk {disk}, bytes {offset} to {}: ", offset + length),
+        (Some(disk), ..) => format!("disk {disk}: "),
+        _ => String::new(),
+    };
+    format!("{place}{}{}", first.error, if damage.len() > 1 { " …" } else { "" })
+}

@@ -1,0 +1,168 @@
+//! `point.json`: what a point says of itself - all that kvmb needs to continue it and to restore it.
+//!
+//! Version 1. A reader refuses a version that it does not know and ignores fields that it does not know.
+
+use crate::record::{PointDisk, Source, Time};
+use serde::{Deserialize, Serialize};
+
+/// The version that this program writes, and the newest that it reads.
+pub const VERSION: u32 = 1;
+
+/// The manifest's name in the point's folder.
+pub const MANIFEST: &str = "point.json";
+
+/// The definition's name in the point's folder.
+pub const DEFINITION: &str = "domain.xml";
+
+/// The content of `point.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The version of this description: 1.
+    pub version: u32,
+    /// Who wrote it: `kvmb 0.1.0`.
+    pub program: String,
+    /// The machine's name.
+    pub machine: String,
+    /// Its UUID: what a chain of points is keyed by.
+    pub uuid: String,
+    /// The libvirt host.
+    pub host: String,
+    /// The libvirt connection URI.
+    pub connect: String,
+    /// The moment of the capture.
+    pub captured_at: Time,
+    /// `filesystem`, `crash` or `offline`.
+    pub consistency: String,
+    /// The libvirt checkpoint made in the same instant, from which the next point can continue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<String>,
+    /// The point that this one continues.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// From the capture to the moment this was written.
+    pub duration_seconds: f64,
+    /// The disks, in the definition's order.
+    pub disks: Vec<ManifestDisk>,
+    /// The other files of the point's folder.
+    pub files: Vec<ManifestFile>,
+}
+
+/// One disk of a point.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ManifestDisk {
+    /// Its target name.
+    pub disk: String,
+    /// Its size as the guest sees it.
+    pub capacity_bytes: u64,
+    /// The size of its chunks.
+    pub chunk_bytes: u32,
+    /// The format of its image.
+    pub format: String,
+    /// Where its content was.
+    pub source: Source,
+    /// The image and its backing layers as they were: what tells that the target now means another image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<serde_json::Value>,
+    /// `changed` or `full`.
+    pub read_mode: String,
+    /// Why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_mode_reason: Option<String>,
+    /// What was read of it.
+    pub read_bytes: u64,
+    /// What of that was new to the repository.
+    pub new_bytes: u64,
+    /// What that takes there.
+    pub stored_bytes: u64,
+    /// SHA-256 of the whole disk, if `hash` was in the pipe.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+impl ManifestDisk {
+    /// The disk as a point record shows it.
+    pub fn to_record(&self) -> PointDisk {
+        PointDisk {
+            disk: self.disk.clone(),
+            capacity_bytes: self.capacity_bytes,
+            read_mode: self.read_mode.clone(),
+            read_mode_reason: self.read_mode_reason.clone(),
+            read_bytes: self.read_bytes,
+            new_bytes: self.new_bytes,
+            stored_bytes: self.stored_bytes,
+            sha256: self.sha256.clone(),
+            extra: Default::default(),
+        }
+    }
+}
+
+/// What a file of the point is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The firmware's variables.
+    Nvram,
+    /// A kernel that QEMU boots directly.
+    Kernel,
+    /// Its initial ramdisk.
+    Initrd,
+}
+
+/// One of the small files of a point.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ManifestFile {
+    /// Its name in the point's folder.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// Where it was on the host.
+    pub path: String,
+    /// Its size.
+    pub size_bytes: u64,
+}
+
+/// Why a manifest cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Not the JSON that it should be.
+    #[error("{MANIFEST} is not valid: {0}")]
+    Json(#[from] serde_json::Error),
+    /// Written by a later kvmb.
+    #[error("{MANIFEST} has version {0}; this kvmb knows versions up to {VERSION}")]
+    Version(u32),
+    /// A disk that no disk can be.
+    #[error("{MANIFEST} describes disk {0:?} wrongly")]
+    Disk(String),
+}
+
+impl Manifest {
+    /// Reads a manifest; what does not make sense is an error, never a panic later.
+    pub fn parse(json: &[u8]) -> Result<Manifest, ManifestError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let Versioned { version } = serde_json::from_slice(json)?;
+        if version != VERSION {
+            return Err(ManifestError::Version(version));
+        }
+        let manifest: Manifest = serde_json::from_slice(json)?;
+        for disk in &manifest.disks {
+            let zero_blob = super::chunk_map::ZERO_BLOB_BYTES;
+            let chunk = u64::from(disk.chunk_bytes);
+            let plain_name = !disk.disk.is_empty() && !disk.disk.contains('/') && disk.disk != "." && disk.disk != "..";
+            if chunk == 0 || chunk % zero_blob != 0 || chunk > 64 << 20 || disk.capacity_bytes > 1 << 60 || !plain_name
+            {
+                return Err(ManifestError::Disk(disk.disk.clone()));
+            }
+        }
+        Ok(manifest)
+    }
+
+    /// The bytes of `point.json`.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut json = serde_json::to_vec_pretty(self).unwrap_or_default();
+        json.push(b'\n');
+        json
+    }
+}

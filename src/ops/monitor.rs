@@ -1,0 +1,64 @@
+//! How a workflow tells what it is doing, and how it is told to stop.
+
+use super::{Error, Result};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Watches long work. The library knows no terminal: the command line draws bars, the tests count.
+pub trait Monitor: Sync {
+    /// Work on something (`label`: a machine's disk, a point) of `total_bytes` begins.
+    fn start(&self, verb: &str, label: &str, total_bytes: u64) -> Box<dyn Progress>;
+
+    /// Something that the user should know and that stops nothing.
+    fn warn(&self, message: &str);
+}
+
+/// One piece of long work; dropped when it ends.
+pub trait Progress: Send + Sync {
+    /// So many bytes more are done.
+    fn advance(&self, bytes: u64);
+}
+
+/// Watches nothing.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Silent;
+
+impl Monitor for Silent {
+    fn start(&self, _verb: &str, _label: &str, _total_bytes: u64) -> Box<dyn Progress> {
+        Box::new(Silent)
+    }
+
+    fn warn(&self, message: &str) {
+        tracing::warn!("{message}");
+    }
+}
+
+impl Progress for Silent {
+    fn advance(&self, _bytes: u64) {}
+}
+
+/// A flag that a signal handler raises: work ends at the next chunk and cleans up.
+#[derive(Debug, Clone, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// The flag itself, for a signal handler or a lower layer.
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+
+    /// Raises the flag.
+    pub fn raise(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether to stop.
+    pub fn requested(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// [`Error::Interrupted`] if it is time to stop.
+    pub fn check(&self) -> Result<()> {
+        if self.requested() { Err(Error::Interrupted) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,320 @@
+//! Finding restore points.
+
+use super::chunk_map::{ChunkMap, Geometry, ZeroIds};
+use super::manifest::{DEFINITION, MANIFEST, Manifest, ManifestDisk};
+use super::{Error, Result};
+use crate::capture::connection::{glob_matches, is_glob};
+use crate::record;
+use crate::repo::{Content, DamagedSnapshot, Id, Index, NodeKind, Repository, Snapshot, read_tree};
+use chrono::{DateTime, Duration, FixedOffset, Local, NaiveDate, NaiveDateTime, TimeZone};
+use std::collections::BTreeMap;
+
+/// The tag that marks kvmb's snapshots among others in a repository.
+pub const TAG: &str = "kvmb";
+
+/// The beginning of the tag that names the machine.
+pub const MACHINE_TAG: &str = "machine=";
+
+/// The largest small file (manifest, definition, firmware variables) that is read into memory.
+const LARGEST_SMALL_FILE_BYTES: u64 = 256 << 20;
+
+/// A snapshot that kvmb made.
+#[derive(Debug, Clone)]
+pub struct PointRef {
+    /// The snapshot's id, which is the point's.
+    pub id: Id,
+    /// The snapshot file.
+    pub snapshot: Snapshot,
+}
+
+impl PointRef {
+    /// The machine's name, from the tag.
+    pub fn machine(&self) -> &str {
+        self.snapshot.tags.iter().find_map(|tag| tag.strip_prefix(MACHINE_TAG)).unwrap_or("")
+    }
+}
+
+/// A point that was opened: its description and the contents of its disks.
+#[derive(Debug)]
+pub struct OpenPoint {
+    /// Which one.
+    pub id: Id,
+    /// The snapshot file.
+    pub snapshot: Snapshot,
+    /// `point.json`.
+    pub manifest: Manifest,
+    /// Every file of the point's folder and of its disks' folders: the path within the point, the size, the content.
+    pub files: BTreeMap<String, (u64, Content)>,
+    /// The tree of each disk's folder, for a later point that changes nothing in it.
+    pub disk_trees: BTreeMap<String, Id>,
+}
+
+/// How a user names a point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PointName {
+    /// An id or its beginning, or a machine's name, which means its newest point.
+    Plain(String),
+    /// The newest point of a machine at or before a moment (none: its newest).
+    At {
+        /// The machine.
+        machine: String,
+        /// The moment.
+        moment: Option<DateTime<FixedOffset>>,
+    },
+}
+
+impl PointName {
+    /// Understands `ID`, `NAME`, `NAME@latest`, `NAME@2026-11-20`, `NAME@2026-11-20T14:30`, `NAME@-2h`; times without an
+    /// offset are local, and a date means its end. What stands after an `@` and is no time belongs to the name.
+    pub fn parse(text: &str, now: DateTime<Local>) -> PointName {
+        if let Some((machine, time)) = text.rsplit_once('@')
+            && !machine.is_empty()
+        {
+            if time == "latest" {
+                return PointName::At { machine: machine.to_owned(), moment: None };
+            }
+            if let Some(moment) = parse_moment(time, now) {
+                return PointName::At { machine: machine.to_owned(), moment: Some(moment) };
+            }
+        }
+        PointName::Plain(text.to_owned())
+    }
+}
+
+fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset>> {
+    if let Some(span) = text.strip_prefix('-') {
+        return Some((now - parse_span(span)?).fixed_offset());
+    }
+    if let Ok(moment) = DateTime::parse_from_rfc3339(text) {
+        return Some(moment);
+    }
+    let local = |naive: NaiveDateTime| Local.from_local_datetime(&naive).latest().map(|time| time.fixed_offset());
+    for form in ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"] {
+        if let Ok(naive) = NaiveDateTime::parse_from_str(text, form) {
+            return local(naive);
+        }
+    }
+    for form in ["%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M"] {
+        if let Ok(naive) = NaiveDateTime::parse_from_str(text, form) {
+            // "14:30" is the whole minute: a point of 14:30:20 is meant by it.
+            return local(naive + Duration::seconds(59) + Duration::nanoseconds(999_999_999));
+        }
+    }
+    let date = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?;
+    local(date.and_hms_nano_opt(23, 59, 59, 999_999_999)?)
+}
+
+/// A length of time as a number and a unit: `90s`, `30m`, `2h`, `3d`, `1w`.
+pub fn parse_span(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: i64 = number.parse().ok().filter(|n| (0..=1_000_000).contains(n))?;
+    match unit {
+        "s" => Duration::try_seconds(number),
+        "m" => Duration::try_minutes(number),
+        "h" => Duration::try_hours(number),
+        "d" => Duration::try_days(number),
+        "w" => Duration::try_weeks(number),
+        _ => None,
+    }
+}
+
+/// All points of a repository, oldest first, and what could not be read.
+pub fn list(repo: &Repository) -> Result<(Vec<PointRef>, Vec<DamagedSnapshot>)> {
+    let list = repo.snapshots()?;
+    let mut points: Vec<PointRef> = list
+        .snapshots
+        .into_iter()
+        .filter(|stored| stored.snapshot.tags.iter().any(|tag| tag == TAG))
+        .map(|stored| PointRef { id: stored.id, snapshot: stored.snapshot })
+        .collect();
+    points.sort_by(|a, b| (a.snapshot.time, a.id).cmp(&(b.snapshot.time, b.id)));
+    Ok((points, list.damaged))
+}
+
+/// The one point that `name` means.
+pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<PointRef> {
+    let missing = |wanted: String| Error::NoSuchPoint { wanted, repo: repo.url() };
+    match name {
+        PointName::At { machine, moment } => points
+            .iter()
+            .rev()
+            .filter(|point| point.machine() == machine)
+            .find(|point| moment.is_none_or(|moment| point.snapshot.time <= moment))
+            .cloned()
+            .ok_or_else(|| {
+                missing(match moment {
+                    Some(moment) => format!("{machine}@{}", moment.to_rfc3339()),
+                    None => format!("{machine}@latest"),
+                })
+            }),
+        PointName::Plain(text) => {
+            if let Some(point) = points.iter().rev().find(|point| point.machine() == text) {
+                return Ok(point.clone());
+            }
+            let looks_like_id = text.len() >= 4 && text.bytes().all(|b| b.is_ascii_hexdigit());
+            let matching: Vec<&PointRef> = points
+                .iter()
+                .filter(|point| looks_like_id && point.id.to_string().starts_with(&text.to_ascii_lowercase()))
+                .collect();
+            match matching[..] {
+                [] => Err(missing(text.clone())),
+                [point] => Ok(point.clone()),
+                _ => Err(Error::AmbiguousPoint { wanted: text.clone(), count: matching.len() }),
+            }
+        }
+    }
+}
+
+/// Opens a point: reads its trees and its manifest. What is missing or does not fit is [`Error::BadPoint`].
+pub fn open(repo: &Repository, index: &Index, point: &PointRef) -> Result<OpenPoint> {
+    let bad = |reason: String| Error::BadPoint { point: point.id.to_string(), reason };
+    let tree = |id: &Id, what: &str| read_tree(repo, index, id).map_err(|error| bad(format!("{what}: {error}")));
+
+    let root = tree(&point.snapshot.tree, "its root tree")?;
+    let [top] = &root.nodes[..] else {
+        return Err(bad("its root is not one machine's folder".into()));
+    };
+    let NodeKind::Dir { subtree: top } = top.kind else {
+        return Err(bad("its root is not a machine's folder".into()));
+    };
+    let (mut files, mut disk_trees) = (BTreeMap::new(), BTreeMap::new());
+    for node in tree(&top, "the machine's folder")?.nodes {
+        let name = node.name.to_string_lossy().into_owned();
+        match node.kind {
+            NodeKind::File { size_bytes, content } => {
+                files.insert(name, (size_bytes, content));
+            }
+            NodeKind::Dir { subtree } => {
+                for file in tree(&subtree, &format!("the folder of {name}"))?.nodes {
+                    if let NodeKind::File { size_bytes, content } = file.kind {
+                        files.insert(format!("{name}/{}", file.name.to_string_lossy()), (size_bytes, content));
+                    }
+                }
+                disk_trees.insert(name, subtree);
+            }
+            NodeKind::Other(_) => {}
+        }
+    }
+    let manifest_json = read_small(repo, index, &files, MANIFEST).map_err(&bad)?;
+    let manifest = Manifest::parse(&manifest_json).map_err(|error| bad(error.to_string()))?;
+    let opened = OpenPoint { id: point.id, snapshot: point.snapshot.clone(), manifest, files, disk_trees };
+    for disk in &opened.manifest.disks {
+        opened.chunk_map(disk)?;
+    }
+    Ok(opened)
+}
+
+fn read_small(
+    repo: &Repository,
+    index: &Index,
+    files: &BTreeMap<String, (u64, Content)>,
+    name: &str,
+) -> std::result::Result<Vec<u8>, String> {
+    let (size, content) = files.get(name).ok_or_else(|| format!("{name} is missing"))?;
+    if *size > LARGEST_SMALL_FILE_BYTES {
+        return Err(format!("{name} is {size} bytes long"));
+    }
+    let mut bytes = Vec::new();
+    for id in content.iter() {
+        bytes.extend(repo.read_blob(index, &id).map_err(|error| format!("{name}: {error}"))?);
+        if bytes.len() as u64 > *size {
+            break;
+        }
+    }
+    if bytes.len() as u64 != *size {
+        return Err(format!("{name} should have {size} bytes and has {}", bytes.len()));
+    }
+    Ok(bytes)
+}
+
+/// Whether a name or glob (`web*`) means this machine.
+pub fn name_matches(pattern: &str, machine: &str) -> bool {
+    pattern == machine || (is_glob(pattern) && glob_matches(pattern, machine))
+}
+
+/// The name of a disk's file within the point.
+pub fn disk_file(disk: &str) -> String {
+    format!("{disk}/{disk}.raw")
+}
+
+impl OpenPoint {
+    /// One of the small files.
+    pub fn read_file(&self, repo: &Repository, index: &Index, name: &str) -> Result<Vec<u8>> {
+        read_small(repo, index, &self.files, name)
+            .map_err(|reason| Error::BadPoint { point: self.id.to_string(), reason })
+    }
+
+    /// The machine's definition.
+    pub fn definition(&self, repo: &Repository, index: &Index) -> Result<String> {
+        String::from_utf8(self.read_file(repo, index, DEFINITION)?)
+            .map_err(|_| Error::BadPoint { point: self.id.to_string(), reason: format!("{DEFINITION} is not UTF-8") })
+    }
+
+    /// The chunks of one of the manifest's disks.
+    pub fn chunk_map(&self, disk: &ManifestDisk) -> Result<ChunkMap> {
+        let bad = |reason| Error::BadPoint { point: self.id.to_string(), reason };
+        let name = disk_file(&disk.disk);
+        let (size, content) = self.files.get(&name).ok_or_else(|| bad(format!("{name} is missing")))?;
+        if *size != disk.capacity_bytes {
+            return Err(bad(format!("{name} has {size} bytes and the manifest says {}", disk.capacity_bytes)));
+        }
+        let geometry = Geometry { capacity_bytes: disk.capacity_bytes, chunk_bytes: disk.chunk_bytes };
+        ChunkMap::from_content(content, geometry, ZeroIds::of(geometry))
+            .map_err(|error| bad(format!("{name}: {error}")))
+    }
+
+    /// The point as a record.
+    pub fn to_record(&self, repo: &Repository) -> record::Point {
+        let manifest = &self.manifest;
+        record::Point {
+            point: self.id.to_string(),
+            repo: repo.url(),
+            machine: manifest.machine.clone(),
+            uuid: manifest.uuid.clone(),
+            host: manifest.host.clone(),
+            captured_at: manifest.captured_at,
+            consistency: manifest.consistency.clone(),
+            parent: manifest.parent.clone(),
+            capture: None,
+            disks: manifest.disks.iter().map(ManifestDisk::to_record).collect(),
+            duration_seconds: Some(manifest.duration_seconds),
+            verified: None,
+            damage: Vec::new(),
+            restored_to: None,
+            extra: Default::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_are_named_as_the_manual_says() {
+        let now = Local.with_ymd_and_hms(2026, 11, 20, 15, 0, 0).unwrap();
+        let at = |text: &str| match PointName::parse(text, now) {
+            PointName::At { machine, moment } => {
+                (machine, moment.map(|m| m.with_timezone(&Local).format("%F %T").to_string()))
+            }
+            PointName::Plain(text) => (text, Some("plain".into())),
+        };
+        let cases = [
+            ("vm1@latest", "vm1", None),
+            ("vm1@2026-11-20", "vm1", Some("2026-11-20 23:59:59")),
+            ("vm1@2026-11-20T14:30", "vm1", Some("2026-11-20 14:30:59")),
+            ("vm1@2026-11-20T14:30:05", "vm1", Some("2026-11-20 14:30:05")),
+            ("vm1@-2h", "vm1", Some("2026-11-20 13:00:00")),
+            ("vm1@-3d", "vm1", Some("2026-11-17 15:00:00")),
+            ("a@b@-3d", "a@b", Some("2026-11-17 15:00:00")),
+            ("vm1", "vm1", Some("plain")),
+            ("a@b", "a@b", Some("plain")),
+            ("vm1@-2x", "vm1@-2x", Some("plain")),
+            ("vm1@-é", "vm1@-é", Some("plain")),
+            ("@latest", "@latest", Some("plain")),
+        ];
+        for (text, machine, moment) in cases {
+            assert_eq!(at(text), (machine.to_owned(), moment.map(str::to_owned)), "{text}");
+        }
+    }
+}

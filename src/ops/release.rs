@@ -1,0 +1,15 @@
+//! Ending a capture. Whether its point was stored stands in the capture's own state, never in a stream.
+
+use super::Result;
+use crate::capture::{CaptureFile, CloseRequest, Closed, Hypervisor, Runtime, close_capture};
+use std::time::Duration;
+
+/// How long a release waits for whoever still reads.
+const WAIT: Duration = Duration::from_secs(10);
+
+/// Ends a capture for good: job or servers, sockets, scratch files, then the checkpoint - kept if its point was stored,
+/// rolled back if not. Without `hypervisor` the capture's own connection is opened, if it is needed.
+pub fn release(runtime: &Runtime, hypervisor: Option<&Hypervisor>, file: CaptureFile) -> Result<Closed> {
+    let request = CloseRequest { superseded: Vec::new(), wait: WAIT };
+    Ok(close_capture(runtime, hypervisor, file, &request)?)
+}

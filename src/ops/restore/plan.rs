@@ -1,0 +1,394 @@
+//! What a restore will write, decided before anything is touched.
+
+use crate::capture::{self, Changes, Definition, Hypervisor, Machine, NewDisk, NewDiskKind, Source, rewrite};
+use crate::ops::chunk_map::{Chunk, ChunkMap, Geometry};
+use crate::ops::manifest::Role;
+use crate::ops::points::OpenPoint;
+use crate::ops::{Error, Result};
+use crate::record::Action;
+use crate::repo::{Index, Repository};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// An image format that can be restored to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageFormat {
+    /// The bytes as the guest sees them.
+    Raw,
+    /// QEMU's own.
+    Qcow2,
+}
+
+impl ImageFormat {
+    /// QEMU's name for it, which is its extension as well.
+    pub fn name(self) -> &'static str {
+        match self {
+            ImageFormat::Raw => "raw",
+            ImageFormat::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// What the user asked for.
+#[derive(Debug, Default, Clone)]
+pub struct RestoreRequest {
+    /// Another name for the machine, which then gets a new UUID and new MAC addresses.
+    pub as_name: Option<String>,
+    /// The folder for all images.
+    pub into: Option<PathBuf>,
+    /// A file or device for one disk.
+    pub to: BTreeMap<String, PathBuf>,
+    /// Only these disks, and no definition; empty means all.
+    pub only_disks: Vec<String>,
+    /// The format of new images; none keeps the machine's.
+    pub format: Option<ImageFormat>,
+    /// Whether libvirt gets the definition.
+    pub define: bool,
+    /// Whether the machine is started in the end.
+    pub start: bool,
+    /// Whether what exists may be replaced.
+    pub overwrite: bool,
+}
+
+/// Whether a disk goes to a file or to a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetKind {
+    /// A file, made anew.
+    File,
+    /// A block device, written in place.
+    Device,
+}
+
+/// One disk of the plan.
+#[derive(Debug)]
+pub struct PlannedDisk {
+    /// Its target name.
+    pub disk: String,
+    /// The file or device.
+    pub path: PathBuf,
+    /// Which of the two.
+    pub kind: TargetKind,
+    /// The format that is written.
+    pub format: ImageFormat,
+    /// The size that the guest sees.
+    pub capacity_bytes: u64,
+    /// The size of chunks.
+    pub chunk_bytes: u32,
+    /// The chunks.
+    pub map: ChunkMap,
+    /// Whether what is there may be replaced.
+    pub overwrite: bool,
+}
+
+impl PlannedDisk {
+    /// How the disk is cut.
+    pub fn geometry(&self) -> Geometry {
+        Geometry { capacity_bytes: self.capacity_bytes, chunk_bytes: self.chunk_bytes }
+    }
+
+    /// What it will take on the host, about: its chunks that are not zero.
+    pub fn data_bytes(&self) -> u64 {
+        let data = self.map.runs().filter(|(_, chunk, _)| *chunk != Chunk::Zero);
+        data.map(|(_, _, count)| count * u64::from(self.chunk_bytes)).sum::<u64>().min(self.capacity_bytes)
+    }
+}
+
+/// One small file of the plan.
+#[derive(Debug)]
+pub struct PlannedFile {
+    /// Its name in the point.
+    pub name: String,
+    /// Where it goes.
+    pub path: PathBuf,
+}
+
+/// All that will be written.
+#[derive(Debug)]
+pub struct Plan {
+    /// The machine's name from now on.
+    pub machine: String,
+    /// Its UUID from now on.
+    pub uuid: String,
+    /// The disks.
+    pub disks: Vec<PlannedDisk>,
+    /// The small files.
+    pub files: Vec<PlannedFile>,
+    /// The definition as it will be.
+    pub definition: String,
+    /// Where the definition is written to, when libvirt does not get it.
+    pub definition_file: Option<PathBuf>,
+    /// Whether libvirt gets it.
+    pub define: bool,
+    /// Whether the machine is started.
+    pub start: bool,
+    /// Whether what exists may be replaced.
+    pub overwrite: bool,
+}
+
+/// Decides everything, and refuses what must not be written over.
+pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &RestoreRequest) -> Result<Plan> {
+    let xml = point.definition(repo, index)?;
+    let definition = Definition::parse(&xml).map_err(capture::Error::from)?;
+    let machine = request.as_name.clone().unwrap_or_else(|| point.manifest.machine.clone());
+    let subject = format!("point {}", point.id.short());
+    for disk in request.only_disks.iter().chain(request.to.keys()) {
+        if !point.manifest.disks.iter().any(|known| known.disk == *disk) {
+            return Err(Error::NoSuchDisk { subject, disk: disk.clone() });
+        }
+    }
+
+    let mut disks = Vec::new();
+    for disk in &point.manifest.disks {
+        if !request.only_disks.is_empty() && !request.only_disks.contains(&disk.disk) {
+            continue;
+        }
+        let described = definition.disk(&disk.disk).map(|disk| &disk.source);
+        let format = request.format.unwrap_or(match disk.format.as_str() {
+            "qcow2" => ImageFormat::Qcow2,
+            _ => ImageFormat::Raw,
+        });
+        let (path, kind) = place(request, &machine, &disk.disk, described, format)?;
+        let format = if kind == TargetKind::Device { ImageFormat::Raw } else { format };
+        let map = point.chunk_map(disk)?;
+        let (capacity_bytes, chunk_bytes) = (disk.capacity_bytes, disk.chunk_bytes);
+        let planned = PlannedDisk {
+            disk: disk.disk.clone(),
+            path,
+            kind,
+            format,
+            capacity_bytes,
+            chunk_bytes,
+            map,
+            overwrite: request.overwrite,
+        };
+        refuse_replacing(&planned)?;
+        disks.push(planned);
+    }
+    for (n, disk) in disks.iter().enumerate() {
+        if disks[..n].iter().any(|other| other.path == disk.path) {
+            let reason = "another disk goes there as well".into();
+            return Err(Error::BadTarget { disk: disk.disk.clone(), path: disk.path.clone(), reason });
+        }
+    }
+    refuse_without_room(&disks)?;
+
+    let whole = request.only_disks.is_empty();
+    let (mut files, mut moved) = (Vec::new(), Changes::default());
+    for file in point.manifest.files.iter().filter(|_| whole) {
+        let original = Path::new(&file.path);
+        let path = match (file.role, &request.into) {
+            (Role::Nvram, Some(folder)) => folder.join(format!("{machine}_VARS.fd")),
+            (Role::Nvram, None) if request.as_name.is_some() => original.with_file_name(format!("{machine}_VARS.fd")),
+            (Role::Kernel | Role::Initrd, Some(folder)) => folder.join(format!("{machine}-{}", file.name)),
+            // A kernel that is still there is the host's; one that is gone is put back.
+            (Role::Kernel | Role::Initrd, None) if original.exists() => continue,
+            (_, None) => original.to_owned(),
+        };
+        if path.exists() && !request.overwrite {
+            return Err(Error::Exists { path });
+        }
+        match file.role {
+            Role::Nvram => moved.nvram = Some(path.clone()),
+            Role::Kernel => moved.kernel = Some(path.clone()),
+            Role::Initrd => moved.initrd = Some(path.clone()),
+        }
+        files.push(PlannedFile { name: file.name.clone(), path });
+    }
+
+    let define = request.define && whole;
+    let uuid = match &request.as_name {
+        Some(_) => uuid::Uuid::new_v4().to_string(),
+        None => point.manifest.uuid.clone(),
+    };
+    let changes = Changes {
+        name: request.as_name.clone(),
+        uuid: request.as_name.as_ref().map(|_| uuid.clone()),
+        new_macs: request.as_name.is_some(),
+        disks: disks.iter().map(new_disk).collect(),
+        ..moved
+    };
+    let rewritten = rewrite(&xml, &changes).map_err(capture::Error::from)?;
+    let definition_file = match (&request.into, whole && !define) {
+        (Some(folder), true) => Some(folder.join(format!("{machine}.xml"))),
+        (None, true) => disks.first().and_then(|disk| disk.path.parent()).map(|f| f.join(format!("{machine}.xml"))),
+        _ => None,
+    };
+    if let Some(path) = definition_file.as_ref().filter(|path| path.exists() && !request.overwrite) {
+        return Err(Error::Exists { path: path.clone() });
+    }
+    Ok(Plan {
+        machine,
+        uuid,
+        disks,
+        files,
+        definition: rewritten,
+        definition_file,
+        define,
+        start: request.start && define,
+        overwrite: request.overwrite,
+    })
+}
+
+fn new_disk(disk: &PlannedDisk) -> (String, NewDisk) {
+    let kind = match disk.kind {
+        TargetKind::File => NewDiskKind::File,
+        TargetKind::Device => NewDiskKind::Block,
+    };
+    (disk.disk.clone(), NewDisk { path: disk.path.clone(), kind, format: disk.format.name().to_owned() })
+}
+
+/// The file or device that a disk goes to.
+fn place(
+    request: &RestoreRequest,
+    machine: &str,
+    disk: &str,
+    described: Option<&Source>,
+    format: ImageFormat,
+) -> Result<(PathBuf, TargetKind)> {
+    let path = match (request.to.get(disk), &request.into, described) {
+        (Some(path), ..) => std::path::absolute(path).map_err(Error::io("find", path))?,
+        (None, Some(folder), _) => {
+            let folder = std::path::absolute(folder).map_err(Error::io("find", folder))?;
+            folder.join(format!("{machine}-{disk}.{}", format.name()))
+        }
+        (None, None, Some(Source::File { path } | Source::Block { path })) if request.as_name.is_none() => path.clone(),
+        (None, None, _) => {
+            let reason = match request.as_name {
+                Some(_) => "a machine under another name needs images of its own",
+                None => "its image was not a file or device of this host",
+            };
+            return Err(Error::BadTarget { disk: disk.to_owned(), path: PathBuf::new(), reason: reason.into() });
+        }
+    };
+    // A link is followed, so that the image behind it is replaced and not the link.
+    let path = fs::canonicalize(&path).unwrap_or(path);
+    let kind = match fs::metadata(&path) {
+        Ok(found) if found.file_type().is_block_device() => TargetKind::Device,
+        Ok(found) if !found.is_file() => {
+            let reason = "it is neither a file nor a block device".into();
+            return Err(Error::BadTarget { disk: disk.to_owned(), path, reason });
+        }
+        _ => TargetKind::File,
+    };
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    if !folder.is_dir() {
+        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+        return Err(Error::Io { action: "write to the folder", path: folder.to_owned(), source });
+    }
+    Ok((path, kind))
+}
+
+fn refuse_replacing(disk: &PlannedDisk) -> Result<()> {
+    let there = disk.path.exists();
+    if there && !disk.overwrite {
+        return Err(Error::Exists { path: disk.path.clone() });
+    }
+    if there && in_use_by_qemu(&disk.path)? {
+        let reason = "QEMU has it open: its machine is running".into();
+        return Err(Error::BadTarget { disk: disk.disk.clone(), path: disk.path.clone(), reason });
+    }
+    Ok(())
+}
+
+/// Whether a QEMU holds its image locks (open file description locks from byte 100 on, `block/file-posix.c`): true for
+/// whatever started it, libvirt or not.
+fn in_use_by_qemu(path: &Path) -> Result<bool> {
+    use rustix::process::{Flock, FlockOffsetType, FlockType, fcntl_getlk};
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let probe =
+        Flock { typ: FlockType::WriteLock, offset_type: FlockOffsetType::Set, start: 100, length: 200, pid: None };
+    let conflict = fcntl_getlk(&file, &probe).map_err(|error| Error::io("test the lock of", path)(error.into()))?;
+    Ok(conflict.is_some())
+}
+
+/// Refuses when a file system has not the room for what goes to it.
+fn refuse_without_room(disks: &[PlannedDisk]) -> Result<()> {
+    let mut wanted: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
+    for disk in disks.iter().filter(|disk| disk.kind == TargetKind::File) {
+        let folder = disk.path.parent().unwrap_or(Path::new("/")).to_owned();
+        let device = fs::metadata(&folder).map_err(Error::io("read", &folder))?.dev();
+        wanted.entry(device).or_insert((folder, 0)).1 += disk.data_bytes();
+    }
+    for (path, wanted_bytes) in wanted.into_values() {
+        let found = rustix::fs::statvfs(&path).map_err(|error| Error::io("measure", &path)(error.into()))?;
+        let free_bytes = found.f_bavail * found.f_frsize;
+        if free_bytes < wanted_bytes {
+            return Err(Error::NoRoom { path, free_bytes, wanted_bytes });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to touch a machine that runs, and - without `--overwrite` - one that exists.
+pub fn refuse_running(hypervisor: &Hypervisor, plan: &Plan) -> Result<()> {
+    for name in [&plan.machine, &plan.uuid] {
+        let Some(found) = existing(hypervisor, name)? else { continue };
+        if found.is_running()? {
+            return Err(Error::MachineRunning { machine: found.name().to_owned() });
+        }
+        if !plan.overwrite {
+            return Err(Error::MachineExists { machine: found.name().to_owned() });
+        }
+    }
+    Ok(())
+}
+
+fn existing(hypervisor: &Hypervisor, name: &str) -> Result<Option<Machine>> {
+    match hypervisor.machine(name) {
+        Ok(machine) => Ok(Some(machine)),
+        Err(capture::Error::NoSuchMachine { .. }) => Ok(None),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// Drops the checkpoints of ours that libvirt still lists: the images they described are gone.
+pub fn drop_checkpoints(machine: &Machine) -> Result<()> {
+    for name in machine.checkpoints()? {
+        if name.starts_with("kvmb-") {
+            machine.delete_checkpoint(&name)?;
+        }
+    }
+    Ok(())
+}
+
+impl Plan {
+    /// The plan as the records of `--dry-run`.
+    pub fn actions(&self) -> Vec<Action> {
+        let action = |target: String, reason: String, extra: serde_json::Value| Action {
+            action: "restore".into(),
+            target,
+            changed: true,
+            reason,
+            dry_run: true,
+            extra: extra.as_object().cloned().unwrap_or_default(),
+        };
+        let mut actions = Vec::new();
+        for disk in &self.disks {
+            let verb = if disk.path.exists() { "replaced" } else { "created" };
+            let extra =
+                json!({ "disk": disk.disk, "format": disk.format.name(), "capacity_bytes": disk.capacity_bytes });
+            let target = disk.path.to_string_lossy().into_owned();
+            actions.push(action(target, format!("disk {} would be {verb}", disk.disk), extra));
+        }
+        for file in &self.files {
+            let target = file.path.to_string_lossy().into_owned();
+            actions.push(action(target, format!("{} would be written", file.name), json!({})));
+        }
+        if let Some(path) = &self.definition_file {
+            let reason = "the definition would be written".into();
+            actions.push(action(path.to_string_lossy().into_owned(), reason, json!({ "machine": self.machine })));
+        }
+        if self.define {
+            let reason = if self.start { "would be defined and started" } else { "would be defined" };
+            actions.push(action(
+                self.machine.clone(),
+                reason.into(),
+                json!({ "machine": self.machine, "uuid": self.uuid }),
+            ));
+        }
+        actions
+    }
+}

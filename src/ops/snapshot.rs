@@ -1,0 +1,98 @@
+//! Opening a capture: every disk of a machine, frozen at one instant, readable over NBD.
+
+use super::{Error, Result};
+use crate::capture::machine::Which;
+use crate::capture::runtime::free_bytes;
+use crate::capture::state::SkippedDisk;
+use crate::capture::{CaptureState, Definition, DiskRequest, Freeze, Machine, OpenRequest, Runtime, open_capture};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Scratch space that is enough to begin with, unless the disks are smaller.
+pub const SCRATCH_BYTES: u64 = 256 << 20;
+
+/// What to capture.
+#[derive(Debug, Clone)]
+pub struct SnapshotRequest {
+    /// Only these disks; none means all that can be backed up.
+    pub disks: Option<Vec<String>>,
+    /// Not these.
+    pub exclude: Vec<String>,
+    /// Whether to freeze the guest's file systems.
+    pub freeze: Freeze,
+    /// How long the capture may stay open.
+    pub lease: Duration,
+    /// The folder for what the guest overwrites meanwhile; none is the default.
+    pub scratch: Option<PathBuf>,
+    /// The id of the repository that the capture is for.
+    pub repository: Option<String>,
+}
+
+/// Opens a capture.
+pub fn snapshot(runtime: &Runtime, machine: &Machine, request: &SnapshotRequest) -> Result<CaptureState> {
+    let definition = machine.definition(Which::Live)?;
+    let (disks, skipped) = choose(machine.name(), &definition, request)?;
+    if machine.is_running()? {
+        refuse_without_scratch(runtime, machine, &disks, request)?;
+    }
+    let open = OpenRequest {
+        disks: disks.into_iter().map(DiskRequest::full).collect(),
+        skipped,
+        checkpoint: None,
+        freeze: request.freeze,
+        lease: request.lease,
+        repository: request.repository.clone(),
+        parent_point: None,
+        scratch_dir: request.scratch.clone(),
+    };
+    Ok(open_capture(runtime, machine, &open)?)
+}
+
+/// The disks to capture, and the others with the reason.
+pub fn choose(
+    machine: &str,
+    definition: &Definition,
+    request: &SnapshotRequest,
+) -> Result<(Vec<String>, Vec<SkippedDisk>)> {
+    for name in request.disks.iter().flatten().chain(&request.exclude) {
+        if definition.disk(name).is_none() {
+            return Err(Error::NoSuchDisk { subject: format!("machine {machine}"), disk: name.clone() });
+        }
+    }
+    let (mut chosen, mut skipped) = (Vec::new(), Vec::new());
+    for disk in &definition.disks {
+        let asked = request.disks.as_ref().is_none_or(|names| names.contains(&disk.target));
+        let reason = match (disk.exclusion(), asked, request.exclude.contains(&disk.target)) {
+            // Named and impossible: let the capture refuse it rather than leave it out in silence.
+            (Some(_), true, _) if request.disks.is_some() => None,
+            (Some(reason), ..) => Some(reason),
+            (None, false, _) => Some("not asked for"),
+            (None, true, true) => Some("left out on request"),
+            (None, true, false) => None,
+        };
+        match reason {
+            Some(reason) => skipped.push(SkippedDisk { target: disk.target.clone(), reason: reason.to_owned() }),
+            None => chosen.push(disk.target.clone()),
+        }
+    }
+    Ok((chosen, skipped))
+}
+
+/// When the scratch files' file system runs full, it is the guest that suffers: there must be room before.
+fn refuse_without_scratch(
+    runtime: &Runtime,
+    machine: &Machine,
+    disks: &[String],
+    request: &SnapshotRequest,
+) -> Result<()> {
+    let capacity: u64 =
+        disks.iter().filter_map(|disk| machine.disk_info(disk).ok()).map(|info| info.capacity_bytes).sum();
+    let wanted_bytes = capacity.saturating_add(capacity / 100).min(SCRATCH_BYTES);
+    let folder = request.scratch.clone().unwrap_or_else(|| runtime.scratch_folder().to_owned());
+    let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(&folder);
+    let free_bytes = free_bytes(existing)?;
+    if free_bytes < wanted_bytes {
+        return Err(Error::NoRoom { path: folder, free_bytes, wanted_bytes });
+    }
+    Ok(())
+}

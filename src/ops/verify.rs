@@ -1,0 +1,225 @@
+//! Proving points: nothing of a repository is believed until it was read back and its SHA-256 compared.
+
+use super::chunk_map::{Chunk, ChunkMap, Geometry, ZeroIds};
+use super::manifest::ManifestDisk;
+use super::points::{self, OpenPoint, PointRef, disk_file};
+use super::{Error, Monitor, Result, Stop};
+use crate::record::{self, Damage};
+use crate::repo::{self, BlobKind, Id, Index, Repository, read_blobs};
+use crate::storage::FileKind;
+use rand::Rng;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::ControlFlow;
+use std::sync::Mutex;
+
+/// How much `verify` reads.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Depth {
+    /// Structure, and every chunk.
+    Full,
+    /// Structure, and this fraction of the chunks, chosen anew each time.
+    Sample(f64),
+    /// Structure only: manifests, trees, index, and that every pack is there and long enough.
+    Quick,
+}
+
+impl Depth {
+    /// The word in a record's `verified`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Depth::Full => "full",
+            Depth::Sample(_) => "sample",
+            Depth::Quick => "quick",
+        }
+    }
+}
+
+/// Proves the points of one repository, one after the other; what several of them share is read once.
+#[derive(Debug)]
+pub struct Verifier<'a> {
+    repo: &'a Repository,
+    index: &'a Index,
+    depth: Depth,
+    pack_sizes: HashMap<Id, u64>,
+    proven: HashSet<Id>,
+    broken: BTreeMap<Id, String>,
+}
+
+impl<'a> Verifier<'a> {
+    /// Looks at the packs' sizes; the points are read by [`Verifier::verify`].
+    pub fn new(repo: &'a Repository, index: &'a Index, depth: Depth) -> Result<Verifier<'a>> {
+        let packs = repo.storage().list(FileKind::Pack).map_err(repo::Error::from)?;
+        let pack_sizes =
+            packs.into_iter().filter_map(|file| Some((file.name.parse().ok()?, file.size_bytes))).collect();
+        Ok(Verifier { repo, index, depth, pack_sizes, proven: HashSet::new(), broken: BTreeMap::new() })
+    }
+
+    /// Proves one point. Damage is no error: it is in the record, and `verified` is false.
+    pub fn verify(&mut self, point: &PointRef, monitor: &dyn Monitor, stop: &Stop) -> Result<record::Point> {
+        let opened = match points::open(self.repo, self.index, point) {
+            Ok(opened) => opened,
+            Err(Error::BadPoint { reason, .. }) => return Ok(self.unreadable(point, reason)),
+            Err(other) => return Err(other),
+        };
+        let mut record = opened.to_record(self.repo);
+        let mut maps = Vec::new();
+        for disk in &opened.manifest.disks {
+            maps.push((disk, opened.chunk_map(disk)?));
+        }
+        let wanted = self.wanted(&opened);
+        let label = format!("{}@{}", record.machine, opened.id.short());
+        self.prove(wanted, &label, monitor, stop)?;
+        for (disk, map) in &maps {
+            self.damage_of_disk(disk, map, &mut record.damage);
+        }
+        self.damage_of_small_files(&opened, &mut record.damage);
+        record.verified = Some(if record.damage.is_empty() { self.depth.word().into() } else { false.into() });
+        Ok(record)
+    }
+
+    /// The record of a point whose description is gone: what the snapshot file says, and the damage.
+    fn unreadable(&self, point: &PointRef, reason: String) -> record::Point {
+        record::Point {
+            point: point.id.to_string(),
+            repo: self.repo.url(),
+            machine: point.machine().to_owned(),
+            uuid: String::new(),
+            host: point.snapshot.hostname.clone(),
+            captured_at: point.snapshot.time,
+            consistency: "unknown".into(),
+            parent: None,
+            capture: None,
+            disks: Vec::new(),
+            duration_seconds: None,
+            verified: Some(false.into()),
+            damage: vec![Damage { disk: None, offset_bytes: None, length_bytes: None, file: None, error: reason }],
+            restored_to: None,
+            extra: Default::default(),
+        }
+    }
+
+    /// The distinct blobs of a point that nobody has looked at yet.
+    fn wanted(&self, opened: &OpenPoint) -> Vec<Id> {
+        let mut seen = HashSet::new();
+        let all = opened.files.values().flat_map(|(_, content)| content.runs().map(|(id, _)| id));
+        all.filter(|id| !self.proven.contains(id) && !self.broken.contains_key(id) && seen.insert(*id)).collect()
+    }
+
+    fn prove(&mut self, wanted: Vec<Id>, label: &str, monitor: &dyn Monitor, stop: &Stop) -> Result<()> {
+        let (mut to_read, mut total_bytes) = (Vec::new(), 0);
+        let mut random = rand::rng();
+        for id in wanted {
+            if let Err(why) = self.located(&id) {
+                self.broken.insert(id, why);
+                continue;
+            }
+            let read = match self.depth {
+                Depth::Full => true,
+                Depth::Sample(fraction) => random.random_bool(fraction.clamp(0.0, 1.0)),
+                Depth::Quick => false,
+            };
+            if read {
+                total_bytes += self.index.get(BlobKind::Data, &id).map_or(0, |found| u64::from(found.raw_length));
+                to_read.push(id);
+            }
+        }
+        if to_read.is_empty() {
+            return Ok(());
+        }
+        let progress = monitor.start("verifying", label, total_bytes);
+        let results = Mutex::new((Vec::new(), Vec::new()));
+        let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8);
+        read_blobs(self.repo, self.index, to_read, threads, &stop.flag(), |id, blob| {
+            let mut results = results.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            match blob {
+                Ok(bytes) => {
+                    progress.advance(bytes.len() as u64);
+                    results.0.push(id);
+                }
+                Err(error) => results.1.push((id, error.to_string())),
+            }
+            ControlFlow::Continue(())
+        })?;
+        stop.check()?;
+        let (proven, broken) = results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.proven.extend(proven);
+        self.broken.extend(broken);
+        Ok(())
+    }
+
+    /// Whether the index knows the blob and its pack is long enough.
+    fn located(&self, id: &Id) -> std::result::Result<(), String> {
+        let found = self.index.get(BlobKind::Data, id).ok_or("the index does not know the chunk")?;
+        let end = u64::from(found.offset) + u64::from(found.length);
+        match self.pack_sizes.get(&found.pack) {
+            None => Err(format!("pack {} is missing", found.pack)),
+            Some(size) if *size < end => Err(format!("pack {} is too short", found.pack)),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn file_of(&self, id: &Id) -> Option<String> {
+        let pack = self.index.get(BlobKind::Data, id)?.pack.to_string();
+        Some(format!("data/{}/{pack}", &pack[..2]))
+    }
+
+    fn damage_of_disk(&self, disk: &ManifestDisk, map: &ChunkMap, damage: &mut Vec<Damage>) {
+        let geometry = Geometry { capacity_bytes: disk.capacity_bytes, chunk_bytes: disk.chunk_bytes };
+        let zeros = ZeroIds::of(geometry);
+        let first_new = damage.len();
+        for (first, chunk, count) in map.runs() {
+            let (id, error) = match chunk {
+                Chunk::Blob(id) => (id, self.chunk_error(&id, geometry, first, count)),
+                // kvmb needs no blob to restore zeros, but restic does.
+                Chunk::Zero => (zeros.whole, self.broken.get(&zeros.whole).cloned()),
+            };
+            let Some(error) = error else { continue };
+            let offset = geometry.offset(first);
+            let length = geometry.offset(first + count).min(geometry.capacity_bytes) - offset;
+            match damage[first_new..].last_mut() {
+                // Neighbours that are hit by the same thing are one place.
+                Some(last)
+                    if last.error == error
+                        && last.offset_bytes.zip(last.length_bytes).is_some_and(|(o, l)| o + l == offset) =>
+                {
+                    last.length_bytes = last.length_bytes.map(|l| l + length);
+                }
+                _ => damage.push(Damage {
+                    disk: Some(disk.disk.clone()),
+                    offset_bytes: Some(offset),
+                    length_bytes: Some(length),
+                    file: self.file_of(&id),
+                    error,
+                }),
+            }
+        }
+    }
+
+    fn chunk_error(&self, id: &Id, geometry: Geometry, first: u64, count: u64) -> Option<String> {
+        if let Some(error) = self.broken.get(id) {
+            return Some(error.clone());
+        }
+        let wanted = geometry.length(first);
+        let even = wanted == geometry.length(first + count - 1);
+        let found = self.index.get(BlobKind::Data, id).map(|found| u64::from(found.raw_length));
+        (found != Some(wanted) || !even).then(|| format!("chunk {} has the wrong length", id.short()))
+    }
+
+    fn damage_of_small_files(&self, opened: &OpenPoint, damage: &mut Vec<Damage>) {
+        let disks: HashSet<String> = opened.manifest.disks.iter().map(|disk| disk_file(&disk.disk)).collect();
+        for (name, (_, content)) in opened.files.iter().filter(|(name, _)| !disks.contains(*name)) {
+            for (id, _) in content.runs() {
+                if let Some(error) = self.broken.get(&id) {
+                    let error = format!("{name}: {error}");
+                    damage.push(Damage {
+                        disk: None,
+                        offset_bytes: None,
+                        length_bytes: None,
+                        file: self.file_of(&id),
+                        error,
+                    });
+                }
+            }
+        }
+    }
+}

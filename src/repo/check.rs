@@ -1,0 +1,268 @@
+//! Is the repository whole? Without reading the data: that is what [`read_blobs`](super::read_blobs) is for.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsString;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{BlobKind, Error, Flaw, Id, Index, NodeKind, Repository, Result, StoredSnapshot, pack, read_tree};
+use crate::storage::FileKind;
+
+/// How thorough to be.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CheckOptions {
+    /// Do not read the trees: only that index and snapshots can be read and that the packs are there.
+    pub quick: bool,
+    /// Read the header of every pack and compare it with the index: what rebuilding a lost index would need.
+    pub pack_headers: bool,
+}
+
+/// Something that is wrong.
+#[derive(Debug)]
+pub enum Damage {
+    /// An index file cannot be read: what only it names is lost until the index is rebuilt.
+    Index {
+        /// Which.
+        id: Id,
+        /// Why.
+        error: Error,
+    },
+    /// The index names a pack that is not there.
+    PackMissing {
+        /// Which.
+        id: Id,
+    },
+    /// A pack is shorter than the index says.
+    PackTooShort {
+        /// Which.
+        id: Id,
+        /// Its size.
+        size_bytes: u64,
+        /// What it should have at least.
+        wanted_bytes: u64,
+    },
+    /// The header of a pack cannot be read, or lacks blobs that the index has there. The blobs may be whole.
+    PackHeader {
+        /// Which.
+        id: Id,
+        /// Why.
+        error: Error,
+    },
+    /// A snapshot cannot be read.
+    Snapshot {
+        /// Which.
+        id: Id,
+        /// Why.
+        error: Error,
+    },
+    /// A tree cannot be read.
+    Tree {
+        /// Which.
+        id: Id,
+        /// A snapshot that needs it.
+        snapshot: Id,
+        /// Why.
+        error: Error,
+    },
+    /// A file has blobs that no index names.
+    FileIncomplete {
+        /// The file's name.
+        name: OsString,
+        /// The tree that it stands in.
+        tree: Id,
+        /// A snapshot that needs it.
+        snapshot: Id,
+        /// How many of its blobs are missing.
+        missing_blobs: u64,
+    },
+    /// The blobs of a file do not add up to its size.
+    FileSize {
+        /// The file's name.
+        name: OsString,
+        /// The tree that it stands in.
+        tree: Id,
+        /// A snapshot that needs it.
+        snapshot: Id,
+        /// What the tree says.
+        size_bytes: u64,
+        /// The sum of its blobs.
+        content_bytes: u64,
+    },
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Damage::Index { error, .. } | Damage::PackHeader { error, .. } | Damage::Snapshot { error, .. } => {
+                write!(f, "{error}")
+            }
+            Damage::PackMissing { id } => write!(f, "pack {id} is missing"),
+            Damage::PackTooShort { id, size_bytes, wanted_bytes } => {
+                write!(f, "pack {id} has {size_bytes} bytes instead of {wanted_bytes}")
+            }
+            Damage::Tree { snapshot, error, .. } => write!(f, "snapshot {}: {error}", snapshot.short()),
+            Damage::FileIncomplete { name, snapshot, missing_blobs, .. } => {
+                write!(f, "snapshot {}: {} lacks {missing_blobs} blobs", snapshot.short(), name.display())
+            }
+            Damage::FileSize { name, snapshot, size_bytes, content_bytes, .. } => write!(
+                f,
+                "snapshot {}: {} has {content_bytes} bytes of content instead of {size_bytes}",
+                snapshot.short(),
+                name.display()
+            ),
+        }
+    }
+}
+
+/// What a check has seen.
+#[derive(Debug, Default)]
+pub struct CheckReport {
+    /// All that is wrong.
+    pub damage: Vec<Damage>,
+    /// Packs that the index names.
+    pub packs: u64,
+    /// Packs that no index names: left by interrupted runs, harmless.
+    pub unused_packs: u64,
+    /// Blobs that the index names.
+    pub blobs: u64,
+    /// Snapshots that can be read.
+    pub snapshots: u64,
+    /// Trees that were read.
+    pub trees: u64,
+}
+
+/// Checks a repository's structure. Damage is reported, not returned as an error; an error means that the storage could
+/// not be asked at all. Hold a lock meanwhile. `stop` ends it early with what was found so far.
+pub fn check(repo: &Repository, options: CheckOptions, stop: &AtomicBool) -> Result<CheckReport> {
+    let mut report = CheckReport::default();
+    let (index, damaged) = repo.load_index_with_damage()?;
+    let damaged = damaged.into_iter();
+    report.damage.extend(damaged.map(|(id, error)| Damage::Index { id, error }));
+    report.blobs = index.len() as u64;
+    check_packs(repo, &index, &mut report)?;
+    if options.pack_headers {
+        check_pack_headers(repo, &index, &mut report);
+    }
+
+    let list = repo.snapshots()?;
+    report.snapshots = list.snapshots.len() as u64;
+    let damaged = list.damaged.into_iter();
+    report.damage.extend(damaged.map(|broken| Damage::Snapshot { id: broken.id, error: broken.error }));
+    if !options.quick {
+        let mut walk = Walk { repo, index: &index, seen: HashSet::new(), report: &mut report, stop };
+        for stored in &list.snapshots {
+            walk.snapshot(stored);
+        }
+    }
+    Ok(report)
+}
+
+fn check_packs(repo: &Repository, index: &Index, report: &mut CheckReport) -> Result<()> {
+    let mut present: HashMap<Id, u64> = HashMap::new();
+    for file in repo.storage().list(FileKind::Pack)? {
+        if let Ok(id) = file.name.parse() {
+            present.insert(id, file.size_bytes);
+        }
+    }
+    // Sorted, so that two reports can be compared.
+    let wanted: BTreeMap<Id, u64> = index.pack_sizes().into_iter().collect();
+    report.packs = wanted.len() as u64;
+    for (id, wanted_bytes) in wanted {
+        match present.remove(&id) {
+            None => report.damage.push(Damage::PackMissing { id }),
+            Some(size_bytes) if size_bytes < wanted_bytes => {
+                report.damage.push(Damage::PackTooShort { id, size_bytes, wanted_bytes });
+            }
+            Some(_) => {}
+        }
+    }
+    report.unused_packs = present.len() as u64;
+    Ok(())
+}
+
+fn check_pack_headers(repo: &Repository, index: &Index, report: &mut CheckReport) {
+    let mut wanted: HashMap<Id, Vec<(BlobKind, u32, Id)>> = HashMap::new();
+    for kind in [BlobKind::Data, BlobKind::Tree] {
+        for (id, location) in index.blobs(kind) {
+            let blobs = wanted.entry(location.pack).or_default();
+            blobs.push((kind, location.offset, id));
+        }
+    }
+    let mut packs: Vec<Id> = wanted.keys().copied().collect();
+    packs.sort_unstable();
+    let errors = repo.read_each(&packs, |pack| {
+        let header = match pack::read_header(repo, pack) {
+            Ok(header) => header,
+            Err(error) => return Some(error),
+        };
+        let listed: HashSet<_> = header.into_iter().map(|(kind, entry)| (kind, entry.offset, entry.id)).collect();
+        let is_whole = wanted[pack].iter().all(|blob| listed.contains(blob));
+        (!is_whole).then(|| Error::damaged(FileKind::Pack, pack, Flaw::BadHeader))
+    });
+    for (id, error) in packs.into_iter().zip(errors) {
+        // That a pack is missing was said already.
+        let error = error.filter(|e| !matches!(e, Error::Storage(e) if e.is_not_found()));
+        report.damage.extend(error.map(|error| Damage::PackHeader { id, error }));
+    }
+}
+
+struct Walk<'a> {
+    repo: &'a Repository,
+    index: &'a Index,
+    seen: HashSet<Id>,
+    report: &'a mut CheckReport,
+    stop: &'a AtomicBool,
+}
+
+impl Walk<'_> {
+    fn snapshot(&mut self, stored: &StoredSnapshot) {
+        let mut ahead = vec![stored.snapshot.tree];
+        while let Some(id) = ahead.pop() {
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            if self.seen.insert(id) {
+                self.tree(stored.id, id, &mut ahead);
+            }
+        }
+    }
+
+    fn tree(&mut self, snapshot: Id, id: Id, ahead: &mut Vec<Id>) {
+        let tree = match read_tree(self.repo, self.index, &id) {
+            Ok(tree) => tree,
+            Err(error) => {
+                return self.report.damage.push(Damage::Tree { id, snapshot, error });
+            }
+        };
+        self.report.trees += 1;
+        for node in tree.nodes {
+            let (size_bytes, content) = match node.kind {
+                NodeKind::Dir { subtree } => {
+                    ahead.push(subtree);
+                    continue;
+                }
+                NodeKind::Other(_) => continue,
+                NodeKind::File { size_bytes, content } => (size_bytes, content),
+            };
+            let mut content_bytes = 0u64;
+            let mut missing_blobs = 0;
+            for (blob, count) in content.runs() {
+                match self.index.get(BlobKind::Data, &blob) {
+                    Some(location) => content_bytes += u64::from(location.raw_length) * count,
+                    None => missing_blobs += count,
+                }
+            }
+            if missing_blobs > 0 {
+                self.report.damage.push(Damage::FileIncomplete { name: node.name, tree: id, snapshot, missing_blobs });
+            } else if content_bytes != size_bytes {
+                self.report.damage.push(Damage::FileSize {
+                    name: node.name,
+                    tree: id,
+                    snapshot,
+                    size_bytes,
+                    content_bytes,
+                });
+            }
+        }
+    }
+}

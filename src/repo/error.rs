@@ -1,0 +1,211 @@
+//! What can go wrong in a repository.
+
+use std::sync::Arc;
+
+use super::{BlobKind, Id, LockInfo};
+use crate::storage::{self, FileKind};
+
+/// An error of the repository layer. It names what it is about by kind and id.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The place of the files failed.
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+    /// There is no `config` there.
+    #[error("there is no repository in {url}")]
+    NoRepository {
+        /// Where.
+        url: String,
+    },
+    /// Keys and data are there, the `config` is not.
+    #[error("the repository in {url} has lost its config file")]
+    ConfigMissing {
+        /// Where.
+        url: String,
+    },
+    /// A new repository was wanted where there is something already.
+    #[error("{url} already holds a repository, or what is left of one ({found} files)")]
+    AlreadyExists {
+        /// Where.
+        url: String,
+        /// What was found.
+        found: FileKind,
+    },
+    /// A repository format that we do not write.
+    #[error("the repository in {url} has format version {version}; kvmb reads and writes version 2")]
+    UnsupportedVersion {
+        /// Where.
+        url: String,
+        /// The format's number.
+        version: u32,
+    },
+    /// No key opens with this password.
+    #[error("wrong password for the repository in {url}{}", unreadable_keys(damaged))]
+    WrongPassword {
+        /// Where.
+        url: String,
+        /// Keys that were not tried, because they are damaged.
+        damaged: Vec<Id>,
+    },
+    /// There is not one key, or not one that is whole.
+    #[error("no usable key in {url}{}", unreadable_keys(damaged))]
+    NoKey {
+        /// Where.
+        url: String,
+        /// Those that are damaged.
+        damaged: Vec<Id>,
+    },
+    /// A file of the repository is not what it should be.
+    #[error("{kind} {name} is damaged: {flaw}")]
+    Damaged {
+        /// What kind of file.
+        kind: FileKind,
+        /// Its name (`config` has the name "config").
+        name: String,
+        /// What is wrong with it.
+        flaw: Flaw,
+    },
+    /// No index names this blob.
+    #[error("{kind} blob {id} is missing: no index knows it")]
+    BlobMissing {
+        /// Data or tree.
+        kind: BlobKind,
+        /// Which.
+        id: Id,
+    },
+    /// A blob is not what its name says.
+    #[error("{kind} blob {id} in pack {pack} is damaged: {flaw}")]
+    BlobDamaged {
+        /// Data or tree.
+        kind: BlobKind,
+        /// Which.
+        id: Id,
+        /// Where it is.
+        pack: Id,
+        /// What is wrong with it.
+        flaw: Flaw,
+    },
+    /// A blob could not be read from the pack that it is in.
+    #[error("{kind} blob {id}: {source}")]
+    BlobUnreadable {
+        /// Data or tree.
+        kind: BlobKind,
+        /// Which.
+        id: Id,
+        /// Where it is.
+        pack: Id,
+        /// Why.
+        source: storage::Error,
+    },
+    /// A tree is whole but makes no sense.
+    #[error("tree {id} cannot be read: {reason}")]
+    TreeMalformed {
+        /// Which.
+        id: Id,
+        /// Why.
+        reason: String,
+    },
+    /// A tree that restic could not read was about to be written.
+    #[error("cannot write a tree with the entry {name:?}: {reason}")]
+    BadNode {
+        /// The entry's name.
+        name: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// A blob does not fit into the format's 32-bit lengths.
+    #[error("a {kind} blob of {size_bytes} bytes is larger than the format allows")]
+    BlobTooLarge {
+        /// Data or tree.
+        kind: BlobKind,
+        /// Its size.
+        size_bytes: u64,
+    },
+    /// Somebody else is at it.
+    #[error("the repository in {url} is locked {holder}")]
+    Locked {
+        /// Where.
+        url: String,
+        /// By whom, since when.
+        holder: Box<LockInfo>,
+    },
+    /// Our lock is gone, or was not refreshed for so long that others may ignore it.
+    #[error("the lock on the repository in {url} was lost: {reason}")]
+    LockLost {
+        /// Where.
+        url: String,
+        /// How.
+        reason: String,
+    },
+    /// The compressor gave up.
+    #[error("cannot compress: {0}")]
+    Compress(std::io::Error),
+    /// The system has no random numbers for a key.
+    #[error("the system gives no random numbers: {0}")]
+    Random(String),
+    /// Writing in the background failed; every later call on the same writer says so.
+    #[error(transparent)]
+    Writer(Arc<Error>),
+    /// A worker thread died.
+    #[error("a worker thread of the repository ended unexpectedly")]
+    WorkerGone,
+}
+
+/// What is wrong with a damaged file or blob.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Flaw {
+    /// The content does not hash to the name.
+    #[error("its content does not match its name")]
+    NotItsName,
+    /// The message authentication code is wrong: other bytes, or another repository's key.
+    #[error("its authentication code is wrong")]
+    Unauthentic,
+    /// Too short to be anything.
+    #[error("it is too short")]
+    TooShort,
+    /// It does not decompress.
+    #[error("it cannot be decompressed")]
+    NotDecompressable,
+    /// It is not as long as the index says.
+    #[error("it has {actual_bytes} bytes instead of {wanted_bytes}")]
+    WrongLength {
+        /// What the index says.
+        wanted_bytes: u64,
+        /// What was found.
+        actual_bytes: u64,
+    },
+    /// An encoding that this version does not know.
+    #[error("it is encoded in an unknown way ({0:#04x})")]
+    UnknownEncoding(u8),
+    /// It is not the JSON that is expected.
+    #[error("{0}")]
+    NotJson(String),
+    /// The header of a pack makes no sense.
+    #[error("its header is invalid")]
+    BadHeader,
+}
+
+impl Error {
+    /// The error itself, where it happened in the background.
+    pub fn root(&self) -> &Error {
+        match self {
+            Error::Writer(inner) => inner.root(),
+            other => other,
+        }
+    }
+
+    pub(super) fn damaged(kind: FileKind, name: impl ToString, flaw: Flaw) -> Error {
+        Error::Damaged { kind, name: name.to_string(), flaw }
+    }
+}
+
+fn unreadable_keys(damaged: &[Id]) -> String {
+    if damaged.is_empty() {
+        return String::new();
+    }
+    let ids: Vec<_> = damaged.iter().map(Id::short).collect();
+    format!(" (damaged: {})", ids.join(", "))
+}
+
+/// The result of a call on a repository.
+pub type Result<T> = std::result::Result<T, Error>;

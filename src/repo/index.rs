@@ -1,0 +1,317 @@
+//! Which blob lies where.
+//!
+//! In memory: one sorted table for each kind of blob with 48 bytes a blob, and the packs' names apart. On disk: JSON, at
+//! most 50,000 blobs a file.
+
+use std::collections::{HashMap, HashSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::crypto::OVERHEAD;
+use super::pack::{self, FinishedPack};
+use super::{BlobKind, Error, Flaw, Id, Repository, Result};
+use crate::storage::FileKind;
+
+/// Where one blob is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlobLocation {
+    /// In which pack.
+    pub pack: Id,
+    /// From which byte on.
+    pub offset: u32,
+    /// How many bytes, sealed.
+    pub length: u32,
+    /// How many bytes the plaintext has.
+    pub raw_length: u32,
+    /// Whether it is compressed.
+    pub compressed: bool,
+}
+
+/// All blobs that the index files name.
+#[derive(Debug, Default)]
+pub struct Index {
+    packs: Vec<Id>,
+    data: Vec<Entry>,
+    trees: Vec<Entry>,
+    files: usize,
+}
+
+/// 48 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Entry {
+    id: Id,
+    pack: u32,
+    offset: u32,
+    length: u32,
+    /// 0 for a blob that is not compressed: restic leaves the field out then, and never compresses nothing.
+    raw_length: u32,
+}
+
+/// The JSON of an index file.
+#[derive(Serialize, Deserialize)]
+pub(super) struct IndexFile {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    supersedes: Vec<Id>,
+    packs: Vec<PackJson>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PackJson {
+    id: Id,
+    blobs: Vec<BlobJson>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct BlobJson {
+    id: Id,
+    #[serde(rename = "type")]
+    kind: KindJson,
+    offset: u32,
+    length: u32,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    uncompressed_length: u32,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum KindJson {
+    Data,
+    Tree,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// The packs that the next index file will name.
+#[derive(Default)]
+pub(super) struct PendingIndex {
+    packs: Vec<PackJson>,
+    blobs: usize,
+}
+
+/// restic begins a new index file at this number.
+pub(super) const MAX_BLOBS_PER_FILE: usize = 50_000;
+
+impl PendingIndex {
+    /// Names a pack that is durable.
+    pub(super) fn add(&mut self, pack: &FinishedPack) {
+        let kind = match pack.kind {
+            BlobKind::Data => KindJson::Data,
+            BlobKind::Tree => KindJson::Tree,
+        };
+        let blobs = pack.entries.iter().map(|entry| BlobJson {
+            id: entry.id,
+            kind,
+            offset: entry.offset,
+            length: entry.length,
+            uncompressed_length: entry.raw_length.unwrap_or(0),
+        });
+        self.packs.push(PackJson { id: pack.id, blobs: blobs.collect() });
+        self.blobs += pack.entries.len();
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.packs.is_empty()
+    }
+
+    /// Whether a pack with this many blobs would make the file too large.
+    pub(super) fn is_full_with(&self, blobs: usize) -> bool {
+        !self.is_empty() && self.blobs + blobs > MAX_BLOBS_PER_FILE
+    }
+
+    pub(super) fn save(self, repo: &Repository) -> Result<Id> {
+        let file = IndexFile { supersedes: Vec::new(), packs: self.packs };
+        repo.save_unpacked(FileKind::Index, &file)
+    }
+}
+
+/// One index file, already in the form of the table.
+struct LoadedFile {
+    supersedes: Vec<Id>,
+    packs: Vec<Id>,
+    data: Vec<Entry>,
+    trees: Vec<Entry>,
+}
+
+impl LoadedFile {
+    fn load(repo: &Repository, id: &Id) -> Result<Self> {
+        let file: IndexFile = repo.load_unpacked(FileKind::Index, id)?;
+        let mut loaded = LoadedFile {
+            supersedes: file.supersedes,
+            packs: Vec::with_capacity(file.packs.len()),
+            data: Vec::new(),
+            trees: Vec::new(),
+        };
+        for pack in file.packs {
+            let number = loaded.packs.len() as u32;
+            loaded.packs.push(pack.id);
+            for blob in pack.blobs {
+                let end = blob.offset.checked_add(blob.length);
+                if end.is_none() || (blob.length as usize) < OVERHEAD {
+                    let reason = format!("the place of blob {} makes no sense", blob.id);
+                    return Err(Error::damaged(FileKind::Index, id, Flaw::NotJson(reason)));
+                }
+                let entry = Entry {
+                    id: blob.id,
+                    pack: number,
+                    offset: blob.offset,
+                    length: blob.length,
+                    raw_length: blob.uncompressed_length,
+                };
+                match blob.kind {
+                    KindJson::Data => loaded.data.push(entry),
+                    KindJson::Tree => loaded.trees.push(entry),
+                }
+            }
+        }
+        Ok(loaded)
+    }
+}
+
+impl Index {
+    /// Reads all index files; those that cannot be read are named in the second part.
+    pub(super) fn load(repo: &Repository) -> Result<(Index, Vec<(Id, Error)>)> {
+        let ids = repo.list(FileKind::Index)?;
+        let mut files = Vec::new();
+        let mut damaged = Vec::new();
+        let results = repo.read_each(&ids, |id| LoadedFile::load(repo, id));
+        for (id, result) in ids.into_iter().zip(results) {
+            match result {
+                Ok(file) => files.push((id, file)),
+                Err(error) => damaged.push((id, error)),
+            }
+        }
+        let superseded: HashSet<Id> = files.iter().flat_map(|(_, file)| file.supersedes.iter().copied()).collect();
+        files.retain(|(id, _)| !superseded.contains(id));
+        let files = files.into_iter().map(|(_, file)| file).collect();
+        Ok((Index::join(files), damaged))
+    }
+
+    fn join(files: Vec<LoadedFile>) -> Index {
+        let total = |part: fn(&LoadedFile) -> &Vec<Entry>| files.iter().map(|f| part(f).len()).sum();
+        let mut index = Index {
+            packs: Vec::new(),
+            data: Vec::with_capacity(total(|file| &file.data)),
+            trees: Vec::with_capacity(total(|file| &file.trees)),
+            files: files.len(),
+        };
+        let mut numbers: HashMap<Id, u32> = HashMap::new();
+        for file in files {
+            let of_pack: Vec<u32> = file
+                .packs
+                .iter()
+                .map(|pack| {
+                    *numbers.entry(*pack).or_insert_with(|| {
+                        index.packs.push(*pack);
+                        index.packs.len() as u32 - 1
+                    })
+                })
+                .collect();
+            let renumber = |mut entry: Entry| {
+                entry.pack = of_pack[entry.pack as usize];
+                entry
+            };
+            index.data.extend(file.data.into_iter().map(renumber));
+            index.trees.extend(file.trees.into_iter().map(renumber));
+        }
+        for table in [&mut index.data, &mut index.trees] {
+            table.sort_unstable();
+            table.dedup();
+        }
+        index
+    }
+
+    fn table(&self, kind: BlobKind) -> &[Entry] {
+        match kind {
+            BlobKind::Data => &self.data,
+            BlobKind::Tree => &self.trees,
+        }
+    }
+
+    fn location(&self, entry: &Entry) -> BlobLocation {
+        let compressed = entry.raw_length != 0;
+        BlobLocation {
+            pack: self.packs[entry.pack as usize],
+            offset: entry.offset,
+            length: entry.length,
+            raw_length: match compressed {
+                true => entry.raw_length,
+                false => entry.length - OVERHEAD as u32,
+            },
+            compressed,
+        }
+    }
+
+    /// Every place of a blob: two backups that ran at once may both have stored it.
+    pub fn locations<'a>(&'a self, kind: BlobKind, id: &'a Id) -> impl Iterator<Item = BlobLocation> + 'a {
+        let table = self.table(kind);
+        let start = table.partition_point(|entry| entry.id < *id);
+        table[start..].iter().take_while(move |entry| entry.id == *id).map(|entry| self.location(entry))
+    }
+
+    /// Where a blob is.
+    pub fn get(&self, kind: BlobKind, id: &Id) -> Option<BlobLocation> {
+        self.locations(kind, id).next()
+    }
+
+    /// Whether a blob is known.
+    pub fn contains(&self, kind: BlobKind, id: &Id) -> bool {
+        self.get(kind, id).is_some()
+    }
+
+    /// How many places of blobs are known.
+    pub fn len(&self) -> usize {
+        self.data.len() + self.trees.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many index files it came from.
+    pub fn files(&self) -> usize {
+        self.files
+    }
+
+    /// Every pack, in no order.
+    pub fn packs(&self) -> impl Iterator<Item = Id> + '_ {
+        self.packs.iter().copied()
+    }
+
+    /// Every blob of a kind, sorted by id.
+    pub fn blobs(&self, kind: BlobKind) -> impl Iterator<Item = (Id, BlobLocation)> + '_ {
+        let table = self.table(kind).iter();
+        table.map(|entry| (entry.id, self.location(entry)))
+    }
+
+    /// Every pack with the number of bytes that it must have at least for its blobs and its header.
+    pub(super) fn pack_sizes(&self) -> Vec<(Id, u64)> {
+        #[derive(Clone, Default)]
+        struct Sum {
+            end: u64,
+            blobs: u64,
+            compressed: u64,
+        }
+        let mut sums = vec![Sum::default(); self.packs.len()];
+        for entry in self.data.iter().chain(&self.trees) {
+            let sum = &mut sums[entry.pack as usize];
+            sum.end = sum.end.max(u64::from(entry.offset) + u64::from(entry.length));
+            sum.blobs += 1;
+            sum.compressed += u64::from(entry.raw_length != 0);
+        }
+        let sizes = sums.iter().map(|sum| sum.end + pack::header_bytes(sum.blobs, sum.compressed));
+        self.packs.iter().copied().zip(sizes).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blob_costs_48_bytes() {
+        assert_eq!(size_of::<Entry>(), 48);
+    }
+}

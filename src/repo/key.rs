@@ -1,0 +1,122 @@
+//! Key files: the master key, sealed with a key that scrypt makes of a password.
+
+use chrono::{DateTime, FixedOffset};
+use scrypt::scrypt;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::crypto::{Password, SealKey, fill_random};
+use super::{Error, Flaw, Id, Result, base64, host, time};
+use crate::storage::{FileKind, Storage};
+
+/// 2^15 · 8 · 128 bytes = 32 MiB of memory, three times over: what OWASP asks of scrypt, about 0.2 s.
+const LOG_N: u8 = 15;
+const R: u32 = 8;
+const P: u32 = 3;
+const SALT_LENGTH: usize = 64;
+/// A key file that wants more memory than this is not ours, nor restic's: it is an attack or bit rot.
+const MEMORY_LIMIT: u64 = 1 << 30;
+/// The same for time.
+const P_LIMIT: u32 = 64;
+
+/// Plain JSON, for it must be read before there is any key.
+#[derive(Serialize, Deserialize)]
+pub(super) struct KeyFile {
+    #[serde(with = "time")]
+    created: DateTime<FixedOffset>,
+    #[serde(default)]
+    username: String,
+    #[serde(default)]
+    hostname: String,
+    kdf: String,
+    #[serde(rename = "N")]
+    n: u64,
+    r: u32,
+    p: u32,
+    #[serde(with = "base64")]
+    salt: Vec<u8>,
+    #[serde(with = "base64")]
+    data: Vec<u8>,
+}
+
+/// A key as [`super::Repository::keys`] lists it. The secret is not in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyInfo {
+    /// The file's name.
+    pub id: Id,
+    /// Who added it.
+    pub username: String,
+    /// Where.
+    pub hostname: String,
+    /// When.
+    pub created: DateTime<FixedOffset>,
+    /// Whether it is the one that opened the repository.
+    pub current: bool,
+}
+
+impl KeyFile {
+    /// Seals `master` with `password`, and stores it.
+    pub(super) fn add(storage: &dyn Storage, master: &SealKey, password: &Password) -> Result<Id> {
+        let mut salt = vec![0; SALT_LENGTH];
+        fill_random(&mut salt)?;
+        let mut file = KeyFile {
+            created: time::now(),
+            username: host::user_name(),
+            hostname: host::host_name(),
+            kdf: "scrypt".to_owned(),
+            n: 1 << LOG_N,
+            r: R,
+            p: P,
+            salt,
+            data: Vec::new(),
+        };
+        let key = file.derive(password).ok_or_else(|| Error::Random("scrypt refuses its parameters".to_owned()))?;
+        file.data = key.seal(&master.to_json())?;
+        let not_json = |e: serde_json::Error| Flaw::NotJson(e.to_string());
+        let json = serde_json::to_vec(&file).map_err(|e| Error::damaged(FileKind::Key, "new", not_json(e)))?;
+        let id = Id::hash(&json);
+        storage.write(FileKind::Key, &id.to_string(), &json)?;
+        Ok(id)
+    }
+
+    pub(super) fn read(storage: &dyn Storage, id: &Id) -> Result<Self> {
+        let bytes = storage.read(FileKind::Key, &id.to_string())?;
+        let damaged = |flaw| Error::damaged(FileKind::Key, id, flaw);
+        if Id::hash(&bytes) != *id {
+            return Err(damaged(Flaw::NotItsName));
+        }
+        let file: KeyFile = serde_json::from_slice(&bytes).map_err(|e| damaged(Flaw::NotJson(e.to_string())))?;
+        if file.parameters().is_none() {
+            let reason = "the key derivation is not one that kvmb knows".to_owned();
+            return Err(damaged(Flaw::NotJson(reason)));
+        }
+        Ok(file)
+    }
+
+    /// The master key, or `None` if the password is wrong.
+    pub(super) fn unlock(&self, password: &Password) -> Option<SealKey> {
+        let mut sealed = Zeroizing::new(self.data.clone());
+        let json = self.derive(password)?.open_in_place(&mut sealed).ok()?;
+        SealKey::from_json(json)
+    }
+
+    pub(super) fn info(self, id: Id, current: bool) -> KeyInfo {
+        KeyInfo { id, username: self.username, hostname: self.hostname, created: self.created, current }
+    }
+
+    fn parameters(&self) -> Option<scrypt::Params> {
+        let memory = self.n.checked_mul(u64::from(self.r))?.checked_mul(128)?;
+        let is_sane = self.kdf == "scrypt" && self.n.is_power_of_two() && memory <= MEMORY_LIMIT && self.p <= P_LIMIT;
+        if !is_sane {
+            return None;
+        }
+        let log_n = u8::try_from(self.n.ilog2()).ok()?;
+        scrypt::Params::new(log_n, self.r, self.p, scrypt::Params::RECOMMENDED_LEN).ok()
+    }
+
+    fn derive(&self, password: &Password) -> Option<SealKey> {
+        let mut bytes = Zeroizing::new([0; 64]);
+        scrypt(password.as_bytes(), &self.salt, &self.parameters()?, &mut *bytes).ok()?;
+        Some(SealKey::from_bytes(*bytes))
+    }
+}

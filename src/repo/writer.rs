@@ -1,0 +1,458 @@
+//! Writing blobs: hash, look up, compress, seal, pack, store.
+//!
+//! ```text
+//! callers' threads:  put ─ SHA-256 ─ known? ─ zstd ─ seal ─┬─ open data pack ┐ full
+//!                                                          └─ open tree pack ┴──► bounded channel
+//! writer threads:    header, SHA-256 of the pack, storage.write (durable) ─► pending index ─► index file
+//! ```
+//!
+//! An index file names only packs that are durable; it is written whenever 50,000 blobs or
+//! [`WriterOptions::index_interval`] have come together, so that an interrupted run is not for nothing, and at
+//! [`Writer::finish`]. Dropping a writer leaves packs that nobody names, or blobs that nobody refers to: harmless, and
+//! removed by the next prune.
+//!
+//! Memory: two open packs, one in the channel, one in each writer thread; a compression context and two buffers of a
+//! blob's size for each thread that calls `put` at the same time; and for each new blob its id in a hash set.
+
+use std::collections::HashSet;
+use std::io::{self, BufWriter, Write};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use sha2::{Digest, Sha256};
+
+use super::crypto::{IV_LENGTH, OVERHEAD};
+use super::index::PendingIndex;
+use super::pack::{FinishedPack, PackBuilder};
+use super::{BlobKind, Error, Id, Index, Repository, Result};
+use crate::storage::FileKind;
+
+/// The only blob of zeros that restic restores as a hole.
+pub const ZERO_BLOB_BYTES: usize = 512 << 10;
+
+/// Streams up to this size are put as one buffer, in one pass.
+const SMALL_STREAM_BYTES: usize = 1 << 20;
+/// A compressed stream from this size on gets a pack of its own instead of being copied.
+const OWN_PACK_BYTES: usize = 4 << 20;
+
+/// The id of the blob of [`ZERO_BLOB_BYTES`] zeros.
+pub fn zero_blob_id() -> Id {
+    static ID: LazyLock<Id> = LazyLock::new(|| Id::hash(&vec![0; ZERO_BLOB_BYTES]));
+    *ID
+}
+
+/// How to write.
+#[derive(Debug, Clone)]
+pub struct WriterOptions {
+    /// zstd's level.
+    pub compression_level: i32,
+    /// A pack is closed when it has reached this size.
+    pub pack_bytes: usize,
+    /// How many packs are stored at the same time.
+    pub writers: usize,
+    /// After this time the index of what is durable is saved.
+    pub index_interval: Duration,
+}
+
+impl Default for WriterOptions {
+    fn default() -> Self {
+        WriterOptions {
+            compression_level: 1,
+            pack_bytes: 16 << 20,
+            writers: 2,
+            index_interval: Duration::from_secs(10 * 60),
+        }
+    }
+}
+
+/// What became of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// Its name.
+    pub id: Id,
+    /// Whether the repository did not have it.
+    pub new: bool,
+    /// What it takes there, if it is new.
+    pub stored_bytes: u64,
+}
+
+/// What a writer has written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WriteSummary {
+    /// Blobs that the repository did not have.
+    pub new_blobs: u64,
+    /// Their plaintexts.
+    pub new_bytes: u64,
+    /// What they take, compressed and sealed.
+    pub stored_bytes: u64,
+    /// Packs made.
+    pub packs: u64,
+}
+
+/// Puts blobs into a repository. May be called from several threads at once.
+pub struct Writer {
+    shared: Arc<Shared>,
+    index: Arc<Index>,
+    /// Blobs of this run, written or being written.
+    claimed: Mutex<HashSet<(BlobKind, Id)>>,
+    scratch: Mutex<Vec<Scratch>>,
+    data_pack: Mutex<PackBuilder>,
+    tree_pack: Mutex<PackBuilder>,
+    zero_stored: AtomicBool,
+    queue: Option<Sender<PackBuilder>>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("summary", &self.summary()).finish_non_exhaustive()
+    }
+}
+
+/// What callers and writer threads share.
+struct Shared {
+    repo: Repository,
+    options: WriterOptions,
+    pending: Mutex<Pending>,
+    /// Buffers of packs that were stored.
+    spare: Mutex<Vec<Vec<u8>>>,
+    failed: AtomicBool,
+    failure: OnceLock<Arc<Error>>,
+    abandoned: AtomicBool,
+    new_blobs: AtomicU64,
+    new_bytes: AtomicU64,
+    stored_bytes: AtomicU64,
+    packs: AtomicU64,
+}
+
+struct Pending {
+    index: PendingIndex,
+    since: Instant,
+}
+
+/// What one `put` needs and the next one can use again.
+struct Scratch {
+    compressor: zstd::bulk::Compressor<'static>,
+    buffer: Vec<u8>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Writer {
+    /// Begins to write. `index` says what the repository has already: load it after taking the repository's lock.
+    pub fn new(repo: &Repository, index: Arc<Index>, options: WriterOptions) -> Writer {
+        let writers = options.writers.max(1);
+        let shared = Arc::new(Shared {
+            repo: repo.clone(),
+            options,
+            pending: Mutex::new(Pending { index: PendingIndex::default(), since: Instant::now() }),
+            spare: Mutex::default(),
+            failed: AtomicBool::new(false),
+            failure: OnceLock::new(),
+            abandoned: AtomicBool::new(false),
+            new_blobs: AtomicU64::new(0),
+            new_bytes: AtomicU64::new(0),
+            stored_bytes: AtomicU64::new(0),
+            packs: AtomicU64::new(0),
+        });
+        let (queue, packs) = bounded(1);
+        let workers = (0..writers)
+            .map(|_| {
+                let shared = Arc::clone(&shared);
+                let packs = packs.clone();
+                thread::spawn(move || shared.store_packs(&packs))
+            })
+            .collect();
+        Writer {
+            shared,
+            index,
+            claimed: Mutex::default(),
+            scratch: Mutex::default(),
+            data_pack: Mutex::new(PackBuilder::new(BlobKind::Data, Vec::new())),
+            tree_pack: Mutex::new(PackBuilder::new(BlobKind::Tree, Vec::new())),
+            zero_stored: AtomicBool::new(false),
+            queue: Some(queue),
+            workers,
+        }
+    }
+
+    /// Stores a blob, unless the repository has it or another thread is storing it.
+    pub fn put(&self, kind: BlobKind, plaintext: &[u8]) -> Result<Stored> {
+        self.shared.check()?;
+        let id = Id::hash(plaintext);
+        if !self.claim(kind, id) {
+            return Ok(known(id));
+        }
+        self.shared.guard(|| self.store(kind, id, plaintext))
+    }
+
+    /// Stores the blob of 512 KiB of zeros on the first call; later calls cost nothing.
+    pub fn put_zero(&self) -> Result<Id> {
+        if !self.zero_stored.load(Ordering::Acquire) {
+            self.put(BlobKind::Data, &vec![0; ZERO_BLOB_BYTES])?;
+            self.zero_stored.store(true, Ordering::Release);
+        }
+        Ok(zero_blob_id())
+    }
+
+    /// Stores what `write` writes, without holding more of it than its compressed form. `write` is called twice, for the
+    /// name and for the content, and must write the same both times.
+    pub fn put_stream(&self, kind: BlobKind, write: impl Fn(&mut dyn Write) -> io::Result<()>) -> Result<Stored> {
+        self.shared.check()?;
+        let mut first = HashingWriter::default();
+        {
+            let mut buffered = BufWriter::with_capacity(1 << 16, &mut first);
+            write(&mut buffered).and_then(|()| buffered.flush()).map_err(Error::Compress)?;
+        }
+        let raw_length =
+            u32::try_from(first.count).map_err(|_| Error::BlobTooLarge { kind, size_bytes: first.count })?;
+        let id = Id::from_bytes(first.hasher.finalize().into());
+        if !self.claim(kind, id) {
+            return Ok(known(id));
+        }
+        self.shared.guard(|| {
+            if first.count <= SMALL_STREAM_BYTES as u64 {
+                let mut plaintext = Vec::with_capacity(raw_length as usize);
+                write(&mut plaintext).map_err(Error::Compress)?;
+                return self.store(kind, id, &plaintext);
+            }
+            self.store_stream(kind, id, raw_length, &write)
+        })
+    }
+
+    /// What was written so far; packs that are still open count as written.
+    pub fn summary(&self) -> WriteSummary {
+        let shared = &self.shared;
+        WriteSummary {
+            new_blobs: shared.new_blobs.load(Ordering::Relaxed),
+            new_bytes: shared.new_bytes.load(Ordering::Relaxed),
+            stored_bytes: shared.stored_bytes.load(Ordering::Relaxed),
+            packs: shared.packs.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Stores what is left, and then the index of it. When it returns, all that was put is durable and can be referred to.
+    pub fn finish(mut self) -> Result<WriteSummary> {
+        self.shared.check()?;
+        for (kind, pack) in [(BlobKind::Data, &self.data_pack), (BlobKind::Tree, &self.tree_pack)] {
+            let rest = std::mem::replace(&mut *lock(pack), PackBuilder::new(kind, Vec::new()));
+            if !rest.is_empty() {
+                self.send(rest)?;
+            }
+        }
+        self.queue = None;
+        for worker in self.workers.drain(..) {
+            worker.join().map_err(|_| Error::WorkerGone)?;
+        }
+        self.shared.check()?;
+        let rest = std::mem::take(&mut lock(&self.shared.pending).index);
+        if !rest.is_empty() {
+            rest.save(&self.shared.repo)?;
+        }
+        Ok(self.summary())
+    }
+
+    /// Whether it is the caller who stores this blob.
+    fn claim(&self, kind: BlobKind, id: Id) -> bool {
+        !self.index.contains(kind, &id) && lock(&self.claimed).insert((kind, id))
+    }
+
+    fn store(&self, kind: BlobKind, id: Id, plaintext: &[u8]) -> Result<Stored> {
+        let size_bytes = plaintext.len() as u64;
+        let raw_length = u32::try_from(size_bytes).map_err(|_| Error::BlobTooLarge { kind, size_bytes })?;
+        let mut scratch = self.scratch()?;
+        let buffer = &mut scratch.buffer;
+        buffer.resize(IV_LENGTH, 0);
+        buffer.reserve(zstd::zstd_safe::compress_bound(plaintext.len()) + OVERHEAD);
+        let compressed = {
+            let mut after_iv = io::Cursor::new(&mut *buffer);
+            after_iv.set_position(IV_LENGTH as u64);
+            scratch.compressor.compress_to_buffer(plaintext, &mut after_iv).map_err(Error::Compress)?
+        };
+        // Format 2 allows both; what does not get smaller is stored as it is, and reads faster.
+        let is_smaller = compressed < plaintext.len();
+        if !is_smaller {
+            buffer.truncate(IV_LENGTH);
+            buffer.extend_from_slice(plaintext);
+        }
+        self.shared.repo.key().seal_in_place(buffer)?;
+        let stored_bytes = buffer.len() as u64;
+        self.append(kind, id, buffer, is_smaller.then_some(raw_length))?;
+        lock(&self.scratch).push(scratch);
+        self.shared.count(size_bytes, stored_bytes);
+        Ok(Stored { id, new: true, stored_bytes })
+    }
+
+    fn store_stream(
+        &self,
+        kind: BlobKind,
+        id: Id,
+        raw_length: u32,
+        write: &impl Fn(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<Stored> {
+        let level = self.shared.options.compression_level;
+        let compress = || -> io::Result<Vec<u8>> {
+            let mut encoder = zstd::Encoder::new(vec![0; IV_LENGTH], level)?;
+            encoder.set_pledged_src_size(Some(u64::from(raw_length)))?;
+            let mut buffered = BufWriter::with_capacity(1 << 17, encoder);
+            write(&mut buffered)?;
+            let encoder = buffered.into_inner().map_err(|e| e.into_error())?;
+            encoder.finish()
+        };
+        let mut sealed = compress().map_err(Error::Compress)?;
+        self.shared.repo.key().seal_in_place(&mut sealed)?;
+        let stored_bytes = sealed.len() as u64;
+        if sealed.len() >= OWN_PACK_BYTES {
+            self.send(PackBuilder::of_one(kind, id, sealed, Some(raw_length))?)?;
+        } else {
+            self.append(kind, id, &sealed, Some(raw_length))?;
+        }
+        self.shared.count(u64::from(raw_length), stored_bytes);
+        Ok(Stored { id, new: true, stored_bytes })
+    }
+
+    fn scratch(&self) -> Result<Scratch> {
+        if let Some(scratch) = lock(&self.scratch).pop() {
+            return Ok(scratch);
+        }
+        let level = self.shared.options.compression_level;
+        Ok(Scratch { compressor: zstd::bulk::Compressor::new(level).map_err(Error::Compress)?, buffer: Vec::new() })
+    }
+
+    /// Puts a sealed blob into the open pack; a full pack goes to the writer threads.
+    fn append(&self, kind: BlobKind, id: Id, sealed: &[u8], raw_length: Option<u32>) -> Result<()> {
+        let shared = &self.shared;
+        let open = match kind {
+            BlobKind::Data => &self.data_pack,
+            BlobKind::Tree => &self.tree_pack,
+        };
+        let full = {
+            let mut pack = lock(open);
+            pack.add(id, sealed, raw_length)?;
+            pack.is_full(shared.options.pack_bytes).then(|| {
+                let spare = lock(&shared.spare).pop().unwrap_or_default();
+                std::mem::replace(&mut *pack, PackBuilder::new(kind, spare))
+            })
+        };
+        match full {
+            Some(full) => self.send(full),
+            None => Ok(()),
+        }
+    }
+
+    fn send(&self, pack: PackBuilder) -> Result<()> {
+        match &self.queue {
+            Some(queue) => queue.send(pack).map_err(|_| Error::WorkerGone),
+            None => Err(Error::WorkerGone),
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.shared.abandoned.store(true, Ordering::Relaxed);
+        self.queue = None;
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    /// The error of a writer thread, if there was one.
+    fn check(&self) -> Result<()> {
+        if !self.failed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        Err(match self.failure.get() {
+            Some(failure) => Error::Writer(Arc::clone(failure)),
+            None => Error::WorkerGone,
+        })
+    }
+
+    fn fail(&self, error: Error) -> Error {
+        let failure = self.failure.get_or_init(|| Arc::new(error));
+        self.failed.store(true, Ordering::Release);
+        Error::Writer(Arc::clone(failure))
+    }
+
+    /// A blob that was claimed and then not stored must stop everything: others rely on it.
+    fn guard<T>(&self, store: impl FnOnce() -> Result<T>) -> Result<T> {
+        store().map_err(|error| self.fail(error))
+    }
+
+    fn count(&self, plain_bytes: u64, stored_bytes: u64) {
+        self.new_blobs.fetch_add(1, Ordering::Relaxed);
+        self.new_bytes.fetch_add(plain_bytes, Ordering::Relaxed);
+        self.stored_bytes.fetch_add(stored_bytes, Ordering::Relaxed);
+    }
+
+    fn store_packs(&self, packs: &Receiver<PackBuilder>) {
+        // To the end even after a failure: callers may be waiting to send.
+        for pack in packs {
+            if self.failed.load(Ordering::Acquire) || self.abandoned.load(Ordering::Relaxed) {
+                continue;
+            }
+            if let Err(error) = self.store_pack(pack) {
+                self.fail(error);
+            }
+        }
+    }
+
+    fn store_pack(&self, pack: PackBuilder) -> Result<()> {
+        let pack = pack.finish(self.repo.key())?;
+        let name = pack.id.to_string();
+        self.repo.storage().write(FileKind::Pack, &name, &pack.bytes)?;
+        self.packs.fetch_add(1, Ordering::Relaxed);
+        self.name(&pack)?;
+        let mut spare = lock(&self.spare);
+        if spare.len() < self.options.writers && pack.bytes.len() < 2 * self.options.pack_bytes {
+            spare.push(pack.bytes);
+        }
+        Ok(())
+    }
+
+    /// Enters a durable pack into the pending index, and saves that when it is time.
+    fn name(&self, pack: &FinishedPack) -> Result<()> {
+        let mut pending = lock(&self.pending);
+        let is_due =
+            pending.index.is_full_with(pack.entries.len()) || pending.since.elapsed() >= self.options.index_interval;
+        let due = is_due.then(|| {
+            pending.since = Instant::now();
+            std::mem::take(&mut pending.index)
+        });
+        pending.index.add(pack);
+        drop(pending);
+        match due {
+            Some(index) if !index.is_empty() => index.save(&self.repo).map(drop),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn known(id: Id) -> Stored {
+    Stored { id, new: false, stored_bytes: 0 }
+}
+
+#[derive(Default)]
+struct HashingWriter {
+    hasher: Sha256,
+    count: u64,
+}
+
+impl Write for HashingWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.hasher.update(bytes);
+        self.count += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,121 @@
+//! What every storage and every decorator must do.
+
+use crate::storage::{Error, FileKind, Storage};
+
+/// Puts an **empty** place through everything that [`Storage`] promises; panics where it does not keep it.
+///
+/// Call it for every implementation, and for every decorator around [`super::MemoryStorage`].
+pub fn conformance(storage: &dyn Storage) {
+    assert!(!storage.url().is_empty(), "a storage has an address");
+    layout(storage);
+    for (number, kind) in FileKind::ALL.into_iter().enumerate() {
+        one_file(storage, kind, &name(number));
+    }
+    ranges(storage);
+    many_files(storage);
+    many_threads(storage);
+    storage.free_bytes().expect("free_bytes");
+}
+
+/// 64 hex digits, different for every number, with different first bytes.
+fn name(number: usize) -> String {
+    format!("{:02x}{:062x}", (number * 37) % 256, number)
+}
+
+fn names(storage: &dyn Storage, kind: FileKind) -> Vec<String> {
+    let mut names: Vec<_> = storage.list(kind).expect("list").into_iter().map(|file| file.name).collect();
+    names.sort();
+    names
+}
+
+fn layout(storage: &dyn Storage) {
+    storage.create_layout().expect("create_layout");
+    storage.create_layout().expect("create_layout where it is there already");
+    for kind in FileKind::ALL {
+        assert_eq!(names(storage, kind), Vec::<String>::new(), "{kind}: empty at first");
+    }
+}
+
+fn one_file(storage: &dyn Storage, kind: FileKind, name: &str) {
+    let listed = if kind == FileKind::Config { "" } else { name };
+    let missing = |result: Result<(), Error>, what: &str| {
+        let error = result.expect_err(what);
+        assert!(error.is_not_found(), "{kind}: {what}: {error:?}");
+    };
+    missing(storage.size(kind, name).map(drop), "size of a file that is not there");
+    missing(storage.read(kind, name).map(drop), "read of a file that is not there");
+    missing(storage.read_range(kind, name, 0, 1).map(drop), "read_range of a file that is not there");
+    missing(storage.remove(kind, name), "remove of a file that is not there");
+
+    storage.write(kind, name, b"first").expect("write");
+    assert_eq!(storage.read(kind, name).expect("read"), b"first");
+    assert_eq!(storage.size(kind, name).expect("size"), 5);
+    let files = storage.list(kind).expect("list");
+    assert_eq!(files.len(), 1, "{kind}: one file, no temporary ones");
+    assert_eq!(files[0].name, listed);
+    assert_eq!(files[0].size_bytes, 5);
+
+    storage.write(kind, name, b"second!").expect("write over a file");
+    assert_eq!(storage.read(kind, name).expect("read"), b"second!");
+    storage.write(kind, name, b"").expect("write nothing");
+    assert_eq!(storage.read(kind, name).expect("read"), b"");
+
+    storage.remove(kind, name).expect("remove");
+    missing(storage.size(kind, name).map(drop), "size after remove");
+    missing(storage.remove(kind, name), "second remove");
+    assert_eq!(names(storage, kind), Vec::<String>::new());
+}
+
+fn ranges(storage: &dyn Storage) {
+    let name = name(100);
+    let contents: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+    storage.write(FileKind::Pack, &name, &contents).expect("write");
+    for (offset, length) in [(0usize, 0usize), (0, 1), (1, 4096), (65_535, 2), (99_999, 1), (100_000, 0), (0, 100_000)]
+    {
+        let range = storage.read_range(FileKind::Pack, &name, offset as u64, length).expect("range");
+        assert_eq!(range, &contents[offset..offset + length], "{length} bytes from {offset}");
+    }
+    for (offset, length) in [(0u64, 100_001usize), (99_999, 2), (200_000, 1), (u64::MAX, 2), (5, usize::MAX / 2)] {
+        let error = storage.read_range(FileKind::Pack, &name, offset, length).expect_err("beyond the end");
+        assert!(matches!(error, Error::TooShort { kind: FileKind::Pack, .. }), "{error:?}");
+    }
+    storage.remove(FileKind::Pack, &name).expect("remove");
+}
+
+fn many_files(storage: &dyn Storage) {
+    let mut wanted: Vec<String> = (0..300).map(name).collect();
+    for name in &wanted {
+        storage.write(FileKind::Pack, name, name.as_bytes()).expect("write");
+    }
+    wanted.sort();
+    assert_eq!(names(storage, FileKind::Pack), wanted);
+    assert_eq!(names(storage, FileKind::Index), Vec::<String>::new(), "kinds do not mix");
+    for name in &wanted {
+        assert_eq!(storage.read(FileKind::Pack, name).expect("read"), name.as_bytes());
+        storage.remove(FileKind::Pack, name).expect("remove");
+    }
+}
+
+fn many_threads(storage: &dyn Storage) {
+    std::thread::scope(|scope| {
+        for thread in 0..4usize {
+            scope.spawn(move || {
+                for number in 0..20 {
+                    let own = name(1000 + thread * 100 + number);
+                    let contents = vec![thread as u8; 10_000 + number];
+                    storage.write(FileKind::Pack, &own, &contents).expect("write");
+                    // One name that all threads write: whole contents of one of them, never a mixture.
+                    storage.write(FileKind::Index, &name(1), &contents).expect("write");
+                    let shared = storage.read(FileKind::Index, &name(1)).expect("read");
+                    assert!(shared.windows(2).all(|pair| pair[0] == pair[1]), "a mixture");
+                    assert_eq!(storage.read(FileKind::Pack, &own).expect("read"), contents);
+                }
+            });
+        }
+    });
+    assert_eq!(names(storage, FileKind::Pack).len(), 80);
+    for name in names(storage, FileKind::Pack) {
+        storage.remove(FileKind::Pack, &name).expect("remove");
+    }
+    storage.remove(FileKind::Index, &name(1)).expect("remove");
+}

@@ -1,0 +1,257 @@
+//! A decorator that records every call and misbehaves where a test asks it to.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::storage::{Error, FileInfo, FileKind, Result, Storage};
+
+/// Which call on a [`Storage`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// [`Storage::create_layout`]
+    CreateLayout,
+    /// [`Storage::list`]
+    List,
+    /// [`Storage::size`]
+    Size,
+    /// [`Storage::read`]
+    Read,
+    /// [`Storage::read_range`]
+    ReadRange,
+    /// [`Storage::write`]
+    Write,
+    /// [`Storage::remove`]
+    Remove,
+    /// [`Storage::free_bytes`]
+    FreeBytes,
+}
+
+/// A call as it was recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// Which one.
+    pub operation: Operation,
+    /// On what kind of file, if on one.
+    pub kind: Option<FileKind>,
+    /// Its name.
+    pub name: String,
+    /// Bytes asked for or handed in.
+    pub length: usize,
+}
+
+/// What happens to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// It fails and does nothing.
+    Fail,
+    /// It fails because the place is full, and does nothing.
+    NoSpace,
+    /// It is done, and then reported as failed: the answer was lost.
+    FailAfter,
+    /// It takes this much longer.
+    Delay(Duration),
+    /// What is read (or written) loses its last bytes.
+    Truncate(usize),
+    /// The lowest bit of this byte is flipped in what is read (or written).
+    FlipBit(usize),
+}
+
+/// One misbehaviour: on which calls, and what.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    operation: Operation,
+    kind: Option<FileKind>,
+    skip: u64,
+    times: u64,
+    effect: Effect,
+}
+
+impl Fault {
+    /// `effect` on every such call.
+    pub fn every(operation: Operation, effect: Effect) -> Self {
+        Fault { operation, kind: None, skip: 0, times: u64::MAX, effect }
+    }
+
+    /// Only files of this kind.
+    pub fn on(mut self, kind: FileKind) -> Self {
+        self.kind = Some(kind);
+        self
+    }
+
+    /// Only from the `n`-th matching call on, counted from 1.
+    pub fn from_nth(mut self, n: u64) -> Self {
+        self.skip = n.saturating_sub(1);
+        self
+    }
+
+    /// Only the `n`-th matching call, counted from 1.
+    pub fn nth(self, n: u64) -> Self {
+        let mut fault = self.from_nth(n);
+        fault.times = 1;
+        fault
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    calls: Vec<Call>,
+    faults: Vec<Fault>,
+}
+
+/// Stands in front of another storage.
+#[derive(Debug)]
+pub struct FaultStorage {
+    inner: Arc<dyn Storage>,
+    state: Mutex<State>,
+}
+
+impl FaultStorage {
+    /// Passes everything through to `inner` until a fault is added.
+    pub fn new(inner: Arc<dyn Storage>) -> Self {
+        FaultStorage { inner, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on also this.
+    pub fn add(&self, fault: Fault) {
+        self.state().faults.push(fault);
+    }
+
+    /// Behaves well again.
+    pub fn heal(&self) {
+        self.state().faults.clear();
+    }
+
+    /// Every call so far, in order.
+    pub fn calls(&self) -> Vec<Call> {
+        self.state().calls.clone()
+    }
+
+    /// The names of the files written so far, in order.
+    pub fn written(&self) -> Vec<(FileKind, String)> {
+        let calls = self.calls().into_iter();
+        calls
+            .filter(|call| call.operation == Operation::Write)
+            .filter_map(|call| call.kind.map(|kind| (kind, call.name)))
+            .collect()
+    }
+
+    /// Records the call and says what is to happen to it.
+    fn enter(&self, operation: Operation, kind: Option<FileKind>, name: &str, length: usize) -> Vec<Effect> {
+        let mut state = self.state();
+        state.calls.push(Call { operation, kind, name: name.to_owned(), length });
+        let mut effects = Vec::new();
+        for fault in &mut state.faults {
+            let matches = fault.operation == operation && (fault.kind.is_none() || fault.kind == kind);
+            if !matches {
+                continue;
+            }
+            if fault.skip > 0 {
+                fault.skip -= 1;
+            } else if fault.times > 0 {
+                fault.times -= 1;
+                effects.push(fault.effect);
+            }
+        }
+        effects
+    }
+
+    fn run<T>(&self, effects: &[Effect], name: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
+        let failure = || Error::Io {
+            action: "reach",
+            path: PathBuf::from(name),
+            source: std::io::Error::other("failure wanted by a test"),
+        };
+        for effect in effects {
+            match effect {
+                Effect::Fail => return Err(failure()),
+                Effect::NoSpace => {
+                    return Err(Error::NoSpace {
+                        url: self.url(),
+                        path: PathBuf::from(name),
+                        source: std::io::ErrorKind::StorageFull.into(),
+                    });
+                }
+                Effect::Delay(time) => std::thread::sleep(*time),
+                Effect::FailAfter | Effect::Truncate(_) | Effect::FlipBit(_) => {}
+            }
+        }
+        let result = call();
+        if effects.contains(&Effect::FailAfter) {
+            return Err(failure());
+        }
+        result
+    }
+}
+
+fn damage(mut bytes: Vec<u8>, effects: &[Effect]) -> Vec<u8> {
+    for effect in effects {
+        match effect {
+            Effect::Truncate(count) => bytes.truncate(bytes.len().saturating_sub(*count)),
+            Effect::FlipBit(position) => {
+                if let Some(byte) = bytes.get_mut(*position) {
+                    *byte ^= 1;
+                }
+            }
+            _ => {}
+        }
+    }
+    bytes
+}
+
+impl Storage for FaultStorage {
+    fn url(&self) -> String {
+        self.inner.url()
+    }
+
+    fn create_layout(&self) -> Result<()> {
+        let effects = self.enter(Operation::CreateLayout, None, "", 0);
+        self.run(&effects, "", || self.inner.create_layout())
+    }
+
+    fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>> {
+        let effects = self.enter(Operation::List, Some(kind), "", 0);
+        self.run(&effects, "", || self.inner.list(kind))
+    }
+
+    fn size(&self, kind: FileKind, name: &str) -> Result<u64> {
+        let effects = self.enter(Operation::Size, Some(kind), name, 0);
+        self.run(&effects, name, || self.inner.size(kind, name))
+    }
+
+    fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
+        let effects = self.enter(Operation::Read, Some(kind), name, 0);
+        self.run(&effects, name, || self.inner.read(kind, name)).map(|bytes| damage(bytes, &effects))
+    }
+
+    fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
+        let effects = self.enter(Operation::ReadRange, Some(kind), name, length);
+        self.run(&effects, name, || self.inner.read_range(kind, name, offset, length))
+            .map(|bytes| damage(bytes, &effects))
+    }
+
+    fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        let effects = self.enter(Operation::Write, Some(kind), name, contents.len());
+        self.run(&effects, name, || {
+            if effects.is_empty() {
+                return self.inner.write(kind, name, contents);
+            }
+            let contents = damage(contents.to_vec(), &effects);
+            self.inner.write(kind, name, &contents)
+        })
+    }
+
+    fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
+        let effects = self.enter(Operation::Remove, Some(kind), name, 0);
+        self.run(&effects, name, || self.inner.remove(kind, name))
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        let effects = self.enter(Operation::FreeBytes, None, "", 0);
+        self.run(&effects, "", || self.inner.free_bytes())
+    }
+}

@@ -1,0 +1,108 @@
+//! A repository in memory.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::storage::{Error, FileInfo, FileKind, Result, Storage};
+
+type Files = BTreeMap<(FileKind, String), Vec<u8>>;
+
+/// Files in a map. What a test needs to break a repository is public: [`MemoryStorage::replace`].
+#[derive(Debug, Default)]
+pub struct MemoryStorage {
+    files: Mutex<Files>,
+}
+
+impl MemoryStorage {
+    /// An empty place.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn files(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts other contents under a name, as bit rot would; `None` makes the file vanish.
+    pub fn replace(&self, kind: FileKind, name: &str, contents: Option<Vec<u8>>) {
+        let key = key(kind, name);
+        match contents {
+            Some(contents) => self.files().insert(key, contents),
+            None => self.files().remove(&key),
+        };
+    }
+
+    fn not_found(&self, kind: FileKind, name: &str) -> Error {
+        Error::NotFound { url: self.url(), kind, name: name.to_owned() }
+    }
+}
+
+/// `config` has no name of its own.
+fn key(kind: FileKind, name: &str) -> (FileKind, String) {
+    let name = if kind == FileKind::Config { "" } else { name };
+    (kind, name.to_owned())
+}
+
+impl Storage for MemoryStorage {
+    fn url(&self) -> String {
+        "memory:".to_owned()
+    }
+
+    fn create_layout(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>> {
+        let files = self.files();
+        let of_kind = files.iter().filter(|((k, _), _)| *k == kind);
+        Ok(of_kind
+            .map(|((_, name), contents)| FileInfo { name: name.clone(), size_bytes: contents.len() as u64 })
+            .collect())
+    }
+
+    fn size(&self, kind: FileKind, name: &str) -> Result<u64> {
+        match self.files().get(&key(kind, name)) {
+            Some(contents) => Ok(contents.len() as u64),
+            None => Err(self.not_found(kind, name)),
+        }
+    }
+
+    fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
+        match self.files().get(&key(kind, name)) {
+            Some(contents) => Ok(contents.clone()),
+            None => Err(self.not_found(kind, name)),
+        }
+    }
+
+    fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
+        let files = self.files();
+        let Some(contents) = files.get(&key(kind, name)) else {
+            return Err(self.not_found(kind, name));
+        };
+        let end = offset.saturating_add(length as u64);
+        let range = usize::try_from(offset)
+            .ok()
+            .zip(usize::try_from(end).ok())
+            .and_then(|(start, end)| contents.get(start..end));
+        match range {
+            Some(range) => Ok(range.to_vec()),
+            None => Err(Error::TooShort { url: self.url(), kind, name: name.to_owned(), wanted_bytes: end }),
+        }
+    }
+
+    fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        self.files().insert(key(kind, name), contents.to_vec());
+        Ok(())
+    }
+
+    fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
+        match self.files().remove(&key(kind, name)) {
+            Some(_) => Ok(()),
+            None => Err(self.not_found(kind, name)),
+        }
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+}

@@ -1,0 +1,11 @@
+//! Storages for tests: one in memory, one that misbehaves on request, and the suite that every storage passes.
+//!
+//! Nothing outside of tests uses this module.
+
+mod conformance;
+mod fault;
+mod memory;
+
+pub use conformance::conformance;
+pub use fault::{Call, Effect, Fault, FaultStorage, Operation};
+pub use memory::MemoryStorage;

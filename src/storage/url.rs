@@ -1,0 +1,67 @@
+//! A repository's address, as users write it.
+
+use super::{Error, LocalStorage, Result, Storage};
+use std::path::Path;
+use std::sync::Arc;
+
+/// The place that an address means: a folder of this host.
+pub fn open(url: &str) -> Result<Arc<dyn Storage>> {
+    let bad = |reason: &str| Error::BadUrl { url: without_password(url), reason: reason.to_owned() };
+    if url.is_empty() {
+        return Err(bad("it is empty"));
+    }
+    if has_password(url) {
+        return Err(bad("a password does not belong into an address"));
+    }
+    // restic's other backends begin with a word and a colon; a folder of that name can be written as ./word:…
+    if let Some((scheme, _)) = url.split_once(':')
+        && !scheme.is_empty()
+        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+        && !scheme.contains('.')
+    {
+        return Err(bad(&format!("kvmb knows no {scheme} repositories; give a folder")));
+    }
+    let path = std::path::absolute(Path::new(url)).map_err(|error| bad(&error.to_string()))?;
+    Ok(Arc::new(LocalStorage::new(path)))
+}
+
+/// The part between `//` and the next `/`, up to the `@`.
+fn user_info(url: &str) -> Option<&str> {
+    let (_, rest) = url.split_once("//")?;
+    let authority = rest.split('/').next()?;
+    authority.rsplit_once('@').map(|(user, _)| user)
+}
+
+fn has_password(url: &str) -> bool {
+    url.contains("://") && user_info(url).is_some_and(|user| user.contains(':'))
+}
+
+fn without_password(url: &str) -> String {
+    match user_info(url).and_then(|info| info.split_once(':')) {
+        Some((user, password)) if url.contains("://") => {
+            url.replace(&format!("{user}:{password}@"), &format!("{user}:***@"))
+        }
+        _ => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_open_and_foreign_schemes_do_not() {
+        assert_eq!(open("/backup/kvm").unwrap().url(), "/backup/kvm");
+        assert!(open("relative/folder").unwrap().url().ends_with("/relative/folder"));
+        assert!(open("./odd:name").is_ok());
+        for url in ["", "s3:bucket", "rest:http://host/", "b2:x"] {
+            assert!(open(url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_an_address_is_refused_and_not_repeated() {
+        let error = open("sftp://me:secret@host/path").unwrap_err().to_string();
+        assert!(error.contains("password") && !error.contains("secret"), "{error}");
+    }
+}
