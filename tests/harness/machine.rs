@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::qmp::Qmp;
-use super::{DiskModel, Env, process, set_mode, wait_until};
+use super::{DiskModel, Env, Output, process, set_mode, wait_until};
 
 /// The longest single write: a request stays below what QEMU takes at once.
 const LONGEST_WRITE: u64 = 64 << 20;
@@ -361,13 +361,18 @@ impl<'e> Machine<'e> {
     /// Ends it as `virsh destroy` does: QEMU closes its images.
     pub fn stop(&self) {
         self.monitor.lock().expect("lock").take();
-        // A destroy as the first call of a process races with libvirt's finding the machine again, and then complains
-        // that it «is not running»: let it find the machine first.
-        let commands = format!(
-            "domblklist {0}; dominfo {0}; qemu-monitor-command {0} --hmp 'info status'; destroy {0}",
-            self.uuid
-        );
-        self.env.virsh(&[&commands]);
+        self.virsh_settled(&format!("destroy {}", self.uuid))
+            .assert_ok();
+    }
+
+    /// Runs a virsh command that does not wait for libvirt to have found the machine again.
+    ///
+    /// A process that opens the embedded root connects to the running machines in the background. Most calls wait for
+    /// that, some do not: a `destroy` as the first call complains that the machine «is not running» (and kills it), an
+    /// agent command that the agent is «not connected».
+    pub fn virsh_settled(&self, command: &str) -> Output {
+        let settle = format!("qemu-monitor-command {} --hmp 'info status'", self.uuid);
+        self.env.try_virsh(&[&format!("{settle}; {command}")])
     }
 
     /// `kill -9` of its QEMU: a crash.

@@ -3,7 +3,7 @@
 //! [`Env`] is one test's world: a private folder under `/tmp` with its own home, runtime folder, embedded libvirt root and
 //! password file. Programs are started with a cleared environment that points into it. When it is dropped, also by a
 //! panic, every process that was started in it is ended by its process id, and the folder is removed
-//! (`KVMB_TEST_KEEP=1` keeps it for a look).
+//! (`KVMB_TEST_KEEP=1` keeps it for a look). If the test program itself is killed, a guard process does that.
 //!
 //! | part | what it is for |
 //! | --- | --- |
@@ -63,6 +63,7 @@ pub struct Env {
     /// Only one process at a time may open the embedded root.
     libvirt: Mutex<()>,
     machines: AtomicUsize,
+    guard: process::Guard,
 }
 
 impl Env {
@@ -76,7 +77,18 @@ impl Env {
             .tempdir_in(base)
             .expect("cannot make the test's folder")
             .keep();
+<<<<<<< HEAD
+        let guard = process::Guard::start(&folder);
+        let env = Env {
+            name: name.to_owned(),
+            folder,
+            libvirt: Mutex::new(()),
+            machines: AtomicUsize::new(0),
+            guard,
+        };
+=======
         let env = Env { name: name.to_owned(), folder, libvirt: Mutex::new(()), machines: AtomicUsize::new(0) };
+>>>>>>> main
         // QEMU runs as a user of its own: it may pass through, and create sockets where it must.
         set_mode(&env.folder, 0o711);
         for (folder, mode) in [
@@ -247,6 +259,7 @@ impl Env {
 
 impl Drop for Env {
     fn drop(&mut self) {
+        self.guard.dismiss();
         process::end_all(&self.folder);
         if std::env::var_os("KVMB_TEST_KEEP").is_some() {
             eprintln!("{}: kept {}", self.name, self.folder.display());

@@ -5,7 +5,9 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -69,6 +71,38 @@ pub fn end_all(folder: &Path) {
             return;
         }
         thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A shell that cleans up when the test program dies without a word (a kill, Ctrl-C, a runner's time limit).
+pub(super) struct Guard(Child);
+
+impl Guard {
+    /// Starts it. It waits for the end of its stdin, the other end of which only this process holds.
+    pub(super) fn start(folder: &Path) -> Guard {
+        const SCRIPT: &str = r#"
+            cat
+            for process in /proc/[0-9]*; do
+                tr '\0' '\n' <"$process/cmdline" | grep -qF "$1/$2" && kill -9 "${process#/proc/}"
+            done 2>/dev/null
+            [ -n "$KVMB_TEST_KEEP" ] || { umount -l "$1/$2"/* 2>/dev/null; rm -rf "$1/$2"; }"#;
+        let parent = folder.parent().expect("a parent");
+        let name = folder.file_name().expect("a name");
+        let mut command = Command::new("/bin/sh");
+        // The folder's path in two parts: this process must not look like one of the test's own.
+        command.args(["-c", SCRIPT, "guard"]).arg(parent).arg(name);
+        command
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Guard(command.spawn().expect("cannot start /bin/sh"))
+    }
+
+    /// The test cleans up by itself.
+    pub(super) fn dismiss(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

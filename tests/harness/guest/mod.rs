@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Disk, Env, Machine, parts, wait_until};
+use super::{Disk, Env, Machine, Output, parts, wait_until};
 
 /// What the guest agent does when it is asked to freeze.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl<'e> LinuxGuest<'e> {
                 parts.display()
             ))
             .devices_xml(&format!(
-                "<serial type='file'><source path='{}'/></serial>\
+                "<serial type='file'><source path='{}'/><target port='0'/></serial>\
                  <serial type='file'><source path='{}'/><target port='1'/></serial>\
                  <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>",
                 console.display(),
@@ -82,9 +82,18 @@ impl<'e> LinuxGuest<'e> {
 
     /// Whether the guest agent answers.
     pub fn ping(&self) -> bool {
+<<<<<<< HEAD
+        self.agent(r#"{"execute":"guest-ping"}"#).code() == 0
+    }
+
+    /// A command for the guest agent, through libvirt.
+    pub fn agent(&self, command: &str) -> Output {
+        self.virsh_settled(&format!("qemu-agent-command {} '{command}'", self.uuid()))
+=======
         let ping = r#"{"execute":"guest-ping"}"#;
         let output = self.env().try_virsh(&["qemu-agent-command", self.uuid(), ping]);
         output.code() == 0
+>>>>>>> main
     }
 
     /// The number of the last file that the guest reported as synced. Files 1 to this one must be in every later capture.
