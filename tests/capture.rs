@@ -624,11 +624,10 @@ fn root() -> &'static Path {
         const PREFIX: &str = "kvmb-test-capture-";
         for entry in fs::read_dir("/tmp").unwrap().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if let Some(pid) = name.strip_prefix(PREFIX) {
-                if !Path::new("/proc").join(pid).exists() {
+            if let Some(pid) = name.strip_prefix(PREFIX)
+                && !Path::new("/proc").join(pid).exists() {
                     let _ = fs::remove_dir_all(entry.path());
                 }
-            }
         }
         let root = PathBuf::from(format!("/tmp/{PREFIX}{}", std::process::id()));
         fs::create_dir_all(root.join("etc")).unwrap();
