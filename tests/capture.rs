@@ -3,6 +3,9 @@
 //! The embedded driver opens one root for the life of a process, so all tests of this file share one and each has its own
 //! machines and folders. Patterns are written through QEMU's own block layer, by a QMP socket of the test's own.
 
+// A test stops at what it does not expect.
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -625,9 +628,10 @@ fn root() -> &'static Path {
         for entry in fs::read_dir("/tmp").unwrap().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if let Some(pid) = name.strip_prefix(PREFIX)
-                && !Path::new("/proc").join(pid).exists() {
-                    let _ = fs::remove_dir_all(entry.path());
-                }
+                && !Path::new("/proc").join(pid).exists()
+            {
+                let _ = fs::remove_dir_all(entry.path());
+            }
         }
         let root = PathBuf::from(format!("/tmp/{PREFIX}{}", std::process::id()));
         fs::create_dir_all(root.join("etc")).unwrap();

@@ -205,9 +205,10 @@ fn open_patiently(uri: Option<&str>) -> std::result::Result<Connect, virt::error
     };
     let mut embedded = EMBEDDED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((open, connect)) = &*embedded
-        && open == uri {
-            return Ok(connect.clone());
-        }
+        && open == uri
+    {
+        return Ok(connect.clone());
+    }
     let pid_file = root.join("run/qemu/driver.pid");
     let deadline = Instant::now() + EMBED_WAIT;
     let connect = loop {

@@ -361,8 +361,7 @@ impl<'e> Machine<'e> {
     /// Ends it as `virsh destroy` does: QEMU closes its images.
     pub fn stop(&self) {
         self.monitor.lock().expect("lock").take();
-        self.virsh_settled(&format!("destroy {}", self.uuid))
-            .assert_ok();
+        self.virsh_settled(&format!("destroy {}", self.uuid)).assert_ok();
     }
 
     /// Runs a virsh command that does not wait for libvirt to have found the machine again.
