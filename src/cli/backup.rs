@@ -2,10 +2,8 @@
 
 use crate::cli::Context;
 use crate::cli::capture_args::CaptureArgs;
-use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::CliError;
 use crate::cli::machine_args::{self, Selection};
-use crate::cli::output::Effect;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::cli::snapshot::selections;
@@ -57,22 +55,21 @@ pub struct BackupArgs {
 }
 
 impl BackupArgs {
-    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
-        let mut session = Session::new(context, "backup", Effect::Changes);
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let selected = match self.all {
             true => all_machines(context)?,
-            false => selections(context, &self.names, &mut session)?,
+            false => selections(context, &self.names, session)?,
         };
         if self.dry_run {
-            self.rehearse(context, selected, &mut session)?;
-            return Ok(session.finish());
+            self.rehearse(context, selected, session)?;
+            return Ok(());
         }
         if selected.is_empty() {
-            return Ok(session.finish());
+            return Ok(());
         }
         let repo = self.repo.open_or_create_default(context)?;
-        self.run_all(context, &repo, selected, &mut session)?;
-        Ok(session.finish())
+        self.run_all(context, &repo, selected, session)?;
+        Ok(())
     }
 
     fn run_all(

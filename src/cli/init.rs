@@ -1,9 +1,7 @@
 //! `kvmb init`
 
 use crate::cli::Context;
-use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::CliError;
-use crate::cli::output::Effect;
 use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::Session;
 use crate::record::{Action, Record};
@@ -28,8 +26,7 @@ pub struct InitArgs {
 }
 
 impl InitArgs {
-    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
-        let mut session = Session::new(context, "init", Effect::Changes);
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let storage = self.repo.storage()?;
         let url = storage.url();
         let exists = storage.size(crate::storage::FileKind::Config, "").is_ok();
@@ -62,6 +59,6 @@ impl InitArgs {
             let made = self.repo.open_or_create_default(context)?;
             session.done(action(true, "the repository was made", Some(made.id())));
         }
-        Ok(session.finish())
+        Ok(())
     }
 }

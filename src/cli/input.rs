@@ -1,8 +1,10 @@
 //! Records from standard input, by the rules of the pipe.
 
-use crate::cli::failure::CliError;
+use crate::cli::failure::{CliError, Code};
+use crate::ops::{self, Stop};
 use crate::record::Record;
-use std::io::{self, BufRead, IsTerminal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::io::{self, BufRead, BufReader, IsTerminal, Read};
 
 /// Longer lines are no record of ours: a disk's or a point's is some kilobytes.
 const LONGEST_LINE_BYTES: usize = 16 << 20;
@@ -19,14 +21,46 @@ pub struct Records<R> {
     ended: bool,
 }
 
+/// Standard input, until `stop` is raised: a stage that waits for records must be able to end.
+#[derive(Debug)]
+pub struct Stdin {
+    stop: Stop,
+}
+
+impl Read for Stdin {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        /// A signal that comes just before the wait is seen after it.
+        const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+        let stdin = io::stdin();
+        loop {
+            self.stop.check().map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(&stdin, PollFlags::IN)], Some(&LOOK_AGAIN)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => continue,
+                _ => {}
+            }
+            // Not through the standard library's buffer: what waited in there, a poll would not see.
+            match rustix::io::read(&stdin, &mut *buffer) {
+                Err(rustix::io::Errno::INTR) => {}
+                read => return Ok(read?),
+            }
+        }
+    }
+}
+
 /// The records of standard input; refused when that is a terminal, where nobody would type them.
-pub fn stdin_records(what: &str) -> Result<Records<io::StdinLock<'static>>, CliError> {
-    let stdin = io::stdin();
-    if stdin.is_terminal() {
+pub fn stdin_records(what: &str, stop: &Stop) -> Result<Records<BufReader<Stdin>>, CliError> {
+    if io::stdin().is_terminal() {
         return Err(CliError::usage(format!("no {what} given"))
             .hint(format!("name the {what}, or pipe records in: kvmb … | kvmb …")));
     }
-    Ok(Records::new(stdin.lock()))
+    Ok(Records::new(BufReader::new(Stdin { stop: stop.clone() })))
+}
+
+fn unreadable(error: io::Error) -> CliError {
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(ops::Error::Interrupted) => CliError::new(Code::Interrupted, "interrupted while waiting for records"),
+        _ => CliError::failed(format!("cannot read standard input: {error}")),
+    }
 }
 
 impl<R: BufRead> Records<R> {
@@ -38,9 +72,7 @@ impl<R: BufRead> Records<R> {
     fn line(&mut self) -> Result<Option<String>, CliError> {
         let mut line = Vec::new();
         let mut limited = io::Read::take(&mut self.reader, LONGEST_LINE_BYTES as u64 + 1);
-        let count = limited
-            .read_until(b'\n', &mut line)
-            .map_err(|error| CliError::failed(format!("cannot read standard input: {error}")))?;
+        let count = limited.read_until(b'\n', &mut line).map_err(unreadable)?;
         self.line_number += 1;
         match count {
             0 => Ok(None),

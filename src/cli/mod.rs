@@ -33,9 +33,10 @@ use crate::capture::{Hypervisor, Runtime};
 use crate::ops::Stop;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use exit_code::ExitCode;
-use failure::{CliError, Code};
-use output::Format;
+use failure::CliError;
+use output::{Effect, Format};
 use progress::Bars;
+use session::{About, Session};
 
 /// Back up and restore KVM/libvirt virtual machines.
 ///
@@ -153,54 +154,47 @@ pub fn main() -> ExitCode {
         session::report(&format!("cannot watch for signals: {error}"), None);
         return ExitCode::Failed;
     }
-    let name = cli.command.name();
-    match cli.command.run(&context) {
-        Ok(code) => code,
-        Err(error) => {
-            session::report(&error.message, error.hint.as_deref());
-            if error.code != Code::Usage {
-                // The next stage of a pipe must hear of it.
-                let mut output = output::Output::new(context.global.format(), output::Effect::Changes);
-                output.record(&crate::record::Record::Failure(error.to_record(name)));
-                output.finish();
-            }
-            error.code.exit_code()
-        }
+    let (name, effect) = cli.command.name_and_effect();
+    let mut session = Session::new(&context, name, effect);
+    if let Err(error) = cli.command.run(&context, &mut session) {
+        // As a record too: the next stage of a pipe must hear of it.
+        session.fail(About::default(), error);
     }
+    session.finish()
 }
 
 impl Command {
-    fn name(&self) -> &'static str {
+    fn name_and_effect(&self) -> (&'static str, Effect) {
         match self {
-            Command::Vms(_) => "vms",
-            Command::Disks(_) => "disks",
-            Command::Snapshot(_) => "snapshot",
-            Command::Hash(_) => "hash",
-            Command::Push(_) => "push",
-            Command::Release(_) => "release",
-            Command::Verify(_) => "verify",
-            Command::Restore(_) => "restore",
-            Command::Points(_) => "points",
-            Command::Backup(_) => "backup",
-            Command::Init(_) => "init",
-            Command::Key(_) => "key",
+            Command::Vms(_) => ("vms", Effect::Reads),
+            Command::Disks(_) => ("disks", Effect::Reads),
+            Command::Snapshot(_) => ("snapshot", Effect::Changes),
+            Command::Hash(_) => ("hash", Effect::Reads),
+            Command::Push(_) => ("push", Effect::Changes),
+            Command::Release(_) => ("release", Effect::Changes),
+            Command::Verify(_) => ("verify", Effect::Reads),
+            Command::Restore(_) => ("restore", Effect::Changes),
+            Command::Points(_) => ("points", Effect::Reads),
+            Command::Backup(_) => ("backup", Effect::Changes),
+            Command::Init(_) => ("init", Effect::Changes),
+            Command::Key(_) => ("key", Effect::Changes),
         }
     }
 
-    fn run(self, context: &Context) -> Result<ExitCode, CliError> {
+    fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         match self {
-            Command::Vms(args) => args.run(context),
-            Command::Disks(args) => args.run(context),
-            Command::Snapshot(args) => args.run(context),
-            Command::Hash(args) => args.run(context),
-            Command::Push(args) => args.run(context),
-            Command::Release(args) => args.run(context),
-            Command::Verify(args) => args.run(context),
-            Command::Restore(args) => args.run(context),
-            Command::Points(args) => args.run(context),
-            Command::Backup(args) => args.run(context),
-            Command::Init(args) => args.run(context),
-            Command::Key(args) => args.run(context),
+            Command::Vms(args) => args.run(context, session),
+            Command::Disks(args) => args.run(context, session),
+            Command::Snapshot(args) => args.run(context, session),
+            Command::Hash(args) => args.run(context, session),
+            Command::Push(args) => args.run(context, session),
+            Command::Release(args) => args.run(context, session),
+            Command::Verify(args) => args.run(context, session),
+            Command::Restore(args) => args.run(context, session),
+            Command::Points(args) => args.run(context, session),
+            Command::Backup(args) => args.run(context, session),
+            Command::Init(args) => args.run(context, session),
+            Command::Key(args) => args.run(context, session),
         }
     }
 }

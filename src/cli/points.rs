@@ -1,9 +1,7 @@
 //! `kvmb points`
 
 use crate::cli::Context;
-use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::{CliError, Code};
-use crate::cli::output::Effect;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::points;
@@ -28,8 +26,7 @@ pub struct PointsArgs {
 }
 
 impl PointsArgs {
-    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
-        let mut session = Session::new(context, "points", Effect::Reads);
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
         let _lock = repo.lock(LockMode::Shared, crate::ops::push::LOCK_WAIT)?;
         let index = repo.load_index()?;
@@ -54,6 +51,6 @@ impl PointsArgs {
             let message = format!("snapshot {id} cannot be read: {error}");
             session.fail(About::default(), CliError::new(Code::Damage, message));
         }
-        Ok(session.finish())
+        Ok(())
     }
 }

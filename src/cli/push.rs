@@ -3,10 +3,8 @@
 use crate::capture::{CaptureFile, Runtime};
 use crate::cli::Context;
 use crate::cli::capture_stream::CaptureStream;
-use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::input::stdin_records;
-use crate::cli::output::Effect;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::Error;
@@ -28,14 +26,22 @@ pub struct PushArgs {
 }
 
 impl PushArgs {
-    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
-        let mut session = Session::new(context, "push", Effect::Changes);
-        let records = stdin_records("disk records")?;
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let records = stdin_records("disk records", &context.stop)?;
         let mut stream = CaptureStream::default();
         // Opened at the first complete machine; when that fails, every machine fails, and `release` hears of each.
         let mut place: Option<Result<(Runtime, Repository), CliError>> = None;
+        let mut broken = None;
         for record in records {
-            match record? {
+            let record = match record {
+                Ok(record) => record,
+                Err(error) => {
+                    // What has come is told of all the same, so that `release` ends it.
+                    broken = Some(error);
+                    break;
+                }
+            };
+            match record {
                 Record::Disk(disk) if !disk.included => session.pass(&Record::Disk(disk)),
                 Record::Disk(disk) => {
                     let Some(capture) = disk.capture.clone() else {
@@ -45,12 +51,13 @@ impl PushArgs {
                         continue;
                     };
                     if let Some(disks) = stream.add(&capture, disk) {
-                        self.push_machine(context, &capture, disks, &stream, &mut place, &mut session);
+                        self.push_machine(context, &capture, disks, &stream, &mut place, session);
                     }
                 }
                 Record::Point(_) => {
                     let error = CliError::usage("a point record came where disk records were expected");
-                    return Err(error.hint("put 'kvmb push' behind 'kvmb snapshot'"));
+                    broken = Some(error.hint("put 'kvmb push' behind 'kvmb snapshot'"));
+                    break;
                 }
                 Record::Failure(failure) => {
                     stream.note_failure(&failure);
@@ -65,7 +72,7 @@ impl PushArgs {
             let expected = first.capture_disks.unwrap_or(disks.len());
             session.fail(about, Error::CaptureIncomplete { capture, arrived: disks.len(), expected });
         }
-        Ok(session.finish())
+        broken.map_or(Ok(()), Err)
     }
 
     fn push_machine(
