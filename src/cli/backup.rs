@@ -35,12 +35,6 @@ pub struct BackupArgs {
     #[arg(long, conflicts_with = "names")]
     all: bool,
 
-    #[command(flatten)]
-    repo: RepoArgs,
-
-    #[command(flatten)]
-    capture: CaptureArgs,
-
     /// How many machines at once.
     #[arg(short, long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     jobs: u16,
@@ -52,6 +46,12 @@ pub struct BackupArgs {
     /// Say what would be done, and do nothing.
     #[arg(short = 'n', long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+
+    #[command(flatten)]
+    capture: CaptureArgs,
 }
 
 impl BackupArgs {

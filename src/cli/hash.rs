@@ -41,7 +41,7 @@ impl HashArgs {
             return Ok(());
         }
         let runtime = context.runtime()?;
-        for record in stdin_records("files or disks", &context.stop)? {
+        for record in stdin_records("hash", "files or disks", &context.stop)? {
             match record? {
                 Record::Disk(disk) if disk.included => {
                     let mut disk = disk;

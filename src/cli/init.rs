@@ -17,12 +17,12 @@ use serde_json::json;
   kvmb init -r /backup/kvm --password-file /root/kvmb.pass
   kvmb init -r /backup/kvm --dry-run")]
 pub struct InitArgs {
-    #[command(flatten)]
-    repo: RepoArgs,
-
     /// Say what would be done, and do nothing.
     #[arg(short = 'n', long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
 }
 
 impl InitArgs {

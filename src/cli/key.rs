@@ -40,20 +40,17 @@ struct ExportArgs {
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    #[command(flatten)]
-    repo: RepoArgs,
-
     /// Say what would be done, and do nothing.
     #[arg(short = 'n', long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
 }
 
 /// Add another password that opens the repository.
 #[derive(Debug, clap::Args)]
 struct AddArgs {
-    #[command(flatten)]
-    repo: RepoArgs,
-
     /// A file that holds the new password in its first line; without it, a question on a terminal.
     #[arg(long, value_name = "FILE")]
     new_password_file: Option<PathBuf>,
@@ -61,6 +58,9 @@ struct AddArgs {
     /// Say what would be done, and do nothing.
     #[arg(short = 'n', long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
 }
 
 impl KeyArgs {

@@ -53,7 +53,7 @@ pub fn select(hypervisor: &Hypervisor, machines: &[Machine]) -> Vec<Selection> {
 pub fn from_stdin(context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
     let mut selections: Vec<Selection> = Vec::new();
     let mut failed: Vec<(Option<String>, String)> = Vec::new();
-    for record in stdin_records("machines", &context.stop)? {
+    for record in stdin_records(session.command(), "machines", &context.stop)? {
         match record? {
             Record::Machine(record) => selections.push(Selection {
                 connect: Some(record.connect),

@@ -44,7 +44,7 @@ use session::{About, Session};
 /// an Ansible play, or one 'kvmb backup'. Restore points are kept in a restic repository, which the stock restic program
 /// can list, check, mount and restore as well.
 #[derive(Debug, Parser)]
-#[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true, after_help = AFTER_HELP)]
+#[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true, after_help = after_help())]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -52,16 +52,18 @@ pub struct Cli {
     command: Command,
 }
 
-const AFTER_HELP: &str = "\
+fn after_help() -> String {
+    let codes = ExitCode::ALL.map(|(code, meaning)| format!("  {:<3} {meaning}\n", code as u8)).concat();
+    format!("{EXAMPLES}\n\nExit status:\n{}", codes.trim_end())
+}
+
+const EXAMPLES: &str = "\
 Examples:
   kvmb vms                                        the machines of this host
   kvmb backup vm1 -r /backup/kvm                  a full backup of one machine, running or not
   kvmb snapshot vm1 -r R | kvmb hash | kvmb push -r R | kvmb release | kvmb verify -r R
                                                   the same as a pipe, with a checksum of each disk
-  kvmb restore vm1@latest -r R --as vm1-copy --into /var/lib/libvirt/images --start
-
-Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 3 some machines done and some failed,
-4 damage found, 5 busy, 130/143 interrupted.";
+  kvmb restore vm1@latest -r R --as vm1-copy --into /var/lib/libvirt/images --start";
 
 /// What every command understands.
 #[derive(Debug, Clone, Args)]
@@ -132,7 +134,7 @@ impl Context {
 
     /// The folders of captures.
     pub fn runtime(&self) -> Result<Runtime, CliError> {
-        Ok(Runtime::open()?)
+        Ok(Runtime::open()?.with_scratch_folder(repo_args::data_folder()?.join("scratch")))
     }
 }
 
@@ -209,6 +211,8 @@ fn start_log(global: &Global) {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(level))
         .with_writer(std::io::stderr)
+        // It would complain on standard error that standard error is closed, and panic.
+        .log_internal_errors(false)
         .with_target(false)
         .init();
 }

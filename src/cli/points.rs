@@ -4,7 +4,7 @@ use crate::cli::Context;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
-use crate::ops::points;
+use crate::ops::{Error, points};
 use crate::record::Record;
 use crate::repo::{DamagedSnapshot, LockMode};
 
@@ -31,6 +31,12 @@ impl PointsArgs {
         let _lock = repo.lock(LockMode::Shared, crate::ops::push::LOCK_WAIT)?;
         let index = repo.load_index()?;
         let (found, damaged) = points::list(&repo)?;
+        for name in &self.names {
+            if !found.iter().any(|point| points::name_matches(name, point.machine())) {
+                let error = Error::NoSuchPoint { wanted: name.clone(), repo: repo.url() };
+                session.fail(About { machine: Some(name.clone()), ..About::default() }, error);
+            }
+        }
         for point in found {
             let wanted = |name: &String| points::name_matches(name, point.machine());
             if !self.names.is_empty() && !self.names.iter().any(wanted) {

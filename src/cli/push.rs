@@ -27,7 +27,7 @@ pub struct PushArgs {
 
 impl PushArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
-        let records = stdin_records("disk records", &context.stop)?;
+        let records = stdin_records("push", "disk records", &context.stop)?;
         let mut stream = CaptureStream::default();
         // Opened at the first complete machine; when that fails, every machine fails, and `release` hears of each.
         let mut place: Option<Result<(Runtime, Repository), CliError>> = None;
@@ -85,6 +85,7 @@ impl PushArgs {
         session: &mut Session,
     ) {
         let Some(first) = disks.first() else { return };
+        let (batch, batch_machines) = (first.batch.clone(), first.batch_machines);
         let about = About { capture: Some(capture.to_owned()), ..About::machine(&first.connect, &first.machine) };
         if stream.has_failed(&first.connect, &first.machine) {
             let error = CliError::new(Code::Incomplete, "an earlier stage failed for this machine: nothing is stored");
@@ -96,7 +97,7 @@ impl PushArgs {
             Err(error) => Err(CliError { code: error.code, message: error.message.clone(), hint: error.hint.clone() }),
         };
         match pushed {
-            Ok(point) => session.done(Record::Point(point)),
+            Ok(point) => session.done(Record::Point(Point { batch, batch_machines, ..point })),
             Err(error) => session.fail(about, error),
         }
     }

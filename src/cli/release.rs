@@ -105,7 +105,7 @@ impl ReleaseArgs {
         let mut stream = CaptureStream::default();
         let mut broken = None;
         // Told to stop, it still hears the stages before it to their end: what they leave is its work.
-        for record in stdin_records("captures", &Stop::default())? {
+        for record in stdin_records("release", "captures", &Stop::default())? {
             match record {
                 Ok(Record::Disk(disk)) => match disk.capture.clone() {
                     None => session.pass(&Record::Disk(disk)),

@@ -32,9 +32,6 @@ pub struct RestoreArgs {
     #[arg(value_name = "POINT|NAME[@TIME]")]
     point: Option<String>,
 
-    #[command(flatten)]
-    repo: RepoArgs,
-
     /// Restore as another machine: with this name, a new UUID and new MAC addresses.
     #[arg(long = "as", value_name = "NAME")]
     as_name: Option<String>,
@@ -70,6 +67,9 @@ pub struct RestoreArgs {
     /// Say what would be written, and write nothing.
     #[arg(short = 'n', long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -95,7 +95,7 @@ impl RestoreArgs {
         if prompt::possible(context) {
             return self.ask(context, session);
         }
-        for record in stdin_records("point", &context.stop)? {
+        for record in stdin_records("restore", "point", &context.stop)? {
             match record? {
                 Record::Point(point) => {
                     let about = About { machine: Some(point.machine.clone()), ..About::default() };

@@ -43,6 +43,11 @@ impl Session {
         Session { command, output, tally: Tally::default() }
     }
 
+    /// The command's name.
+    pub fn command(&self) -> &'static str {
+        self.command
+    }
+
     /// Prints a record that this command made: one thing done.
     pub fn done(&mut self, record: Record) {
         self.output.record(&record);

@@ -42,6 +42,8 @@ impl SnapshotArgs {
             false => None,
         };
         let runtime = context.runtime()?;
+        let batch = format!("b-{:08x}", rand::random::<u32>());
+        let batch_machines = selections.len();
         for selection in selections {
             let mut about =
                 About { connect: selection.connect.clone(), machine: Some(selection.name.clone()), ..About::default() };
@@ -55,7 +57,12 @@ impl SnapshotArgs {
                 Ok(discover::captured(&snapshot(&runtime, &machine, &request)?)?)
             })();
             match opened {
-                Ok(disks) => disks.into_iter().for_each(|disk| session.done(Record::Disk(disk))),
+                Ok(disks) => {
+                    for disk in disks {
+                        let (batch, batch_machines) = (Some(batch.clone()), Some(batch_machines));
+                        session.done(Record::Disk(Disk { batch, batch_machines, ..disk }));
+                    }
+                }
                 Err(error) => session.fail(about, error),
             }
         }

@@ -25,9 +25,6 @@ pub struct VerifyArgs {
     #[arg(value_name = "POINT")]
     points: Vec<String>,
 
-    #[command(flatten)]
-    repo: RepoArgs,
-
     /// Every point in the repository.
     #[arg(long, conflicts_with = "points")]
     all: bool,
@@ -39,6 +36,9 @@ pub struct VerifyArgs {
     /// Read no chunks: structure, index, and the presence and length of every pack.
     #[arg(long, conflicts_with = "sample")]
     quick: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
 }
 
 fn percent(text: &str) -> Result<f64, String> {
@@ -68,7 +68,7 @@ impl VerifyArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let mut wanted: BTreeMap<String, Vec<Point>> = BTreeMap::new();
         if self.points.is_empty() && !self.all {
-            for record in stdin_records("points", &context.stop)? {
+            for record in stdin_records("verify", "points", &context.stop)? {
                 match record? {
                     Record::Point(point) => {
                         let url = if self.repo.is_named() { self.repo.url()? } else { point.repo.clone() };

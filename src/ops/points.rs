@@ -276,6 +276,8 @@ impl OpenPoint {
             consistency: manifest.consistency.clone(),
             parent: manifest.parent.clone(),
             capture: None,
+            batch: None,
+            batch_machines: None,
             disks: manifest.disks.iter().map(ManifestDisk::to_record).collect(),
             duration_seconds: Some(manifest.duration_seconds),
             verified: None,

@@ -89,6 +89,8 @@ impl<'a> Verifier<'a> {
             consistency: "unknown".into(),
             parent: None,
             capture: None,
+            batch: None,
+            batch_machines: None,
             disks: Vec::new(),
             duration_seconds: None,
             verified: Some(false.into()),
