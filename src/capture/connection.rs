@@ -3,12 +3,14 @@
 //! `qemu:///embed` admits one process at a time for a root, and one root in the life of a process: libvirt lets go of it
 //! only when the process ends, whatever is closed. So a process that needs it waits for the one before to end.
 
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
 use virt::connect::Connect;
 use virt::domain::Domain;
 
@@ -196,35 +198,47 @@ fn prepare_libvirt() {
     });
 }
 
-/// Opens a connection. The embedded driver is opened once in the life of a process: every attempt registers its parts once
-/// more, and after some twenty libvirt has no room. So attempts are made only when nobody seems to hold the root.
+/// Opens a connection. The embedded driver is opened once in the life of a process, and only one attempt counts: after one
+/// that came too late, every other says «qemu state driver is not active». So it is made only when nobody holds the root.
 fn open_patiently(uri: Option<&str>) -> std::result::Result<Connect, virt::error::Error> {
-    static EMBEDDED: Mutex<Option<(String, Connect)>> = Mutex::new(None);
+    static EMBEDDED: Mutex<Option<(String, Connect, Queue)>> = Mutex::new(None);
     let Some((uri, root)) = uri.and_then(|uri| Some((uri, embedded_root(uri)?))) else {
         return Connect::open(uri);
     };
     let mut embedded = EMBEDDED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((open, connect)) = &*embedded
+    if let Some((open, connect, _)) = &*embedded
         && open == uri
     {
         return Ok(connect.clone());
     }
     let pid_file = root.join("run/qemu/driver.pid");
     let deadline = Instant::now() + EMBED_WAIT;
-    let connect = loop {
-        while is_locked_by_another(&pid_file) && Instant::now() < deadline {
+    let queue = Queue::enter(&root, deadline);
+    while is_locked_by_another(&pid_file) && Instant::now() < deadline {
+        thread::sleep(EMBED_RETRY);
+    }
+    let connect = Connect::open(Some(uri))?;
+    *embedded = Some((uri.to_owned(), connect.clone(), queue));
+    Ok(connect)
+}
+
+/// Our own processes come to an embedded root one after the other: a lock on its folder, held for as long as the driver is,
+/// which is until the process ends.
+struct Queue(#[allow(dead_code)] Option<File>);
+
+impl Queue {
+    /// Waits for its turn. A root that is not there yet, or is not ours to open, has no queue.
+    fn enter(root: &Path, deadline: Instant) -> Queue {
+        let Ok(folder) = File::open(root) else {
+            return Queue(None);
+        };
+        while flock(&folder, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK)
+            && Instant::now() < deadline
+        {
             thread::sleep(EMBED_RETRY);
         }
-        match Connect::open(Some(uri)) {
-            Err(error) if error.message().contains("acquire pid file") && Instant::now() < deadline => {
-                // Two came at the same time. Whoever lost looks again, later.
-                thread::sleep(EMBED_RETRY * 10);
-            }
-            other => break other?,
-        }
-    };
-    *embedded = Some((uri.to_owned(), connect.clone()));
-    Ok(connect)
+        Queue(Some(folder))
+    }
 }
 
 /// The folder of `qemu:///embed?root=…`.

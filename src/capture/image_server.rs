@@ -69,8 +69,8 @@ impl ImageServer {
             .map_err(|error| failed(image, error.to_string()))?;
         let mut server = ImageServer { child, socket, image: image.to_owned(), _folder: folder };
         let deadline = Instant::now() + START_PATIENCE;
-        // The socket file appears when the server listens; a connection made only to look would be its last client.
-        while !server.socket.exists() {
+        // A connection made only to look would be its last client.
+        while !is_listening(&server.socket) {
             let ended = server.child.try_wait().map_err(|error| failed(image, error.to_string()))?;
             if ended.is_some() || Instant::now() > deadline {
                 let said = std::fs::read_to_string(&log).unwrap_or_default();
@@ -106,6 +106,18 @@ impl Drop for ImageServer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Whether somebody listens on a socket: its file is there a moment before. By the kernel's list, whose lines end in the
+/// path: `Num RefCount Protocol Flags Type St Inode Path`.
+fn is_listening(socket: &Path) -> bool {
+    /// `__SO_ACCEPTCON`, as the list has it.
+    const LISTENS: &str = "00010000";
+    let path = socket.to_string_lossy();
+    std::fs::read_to_string("/proc/net/unix")
+        .unwrap_or_default()
+        .lines()
+        .any(|line| line.split_whitespace().nth(3) == Some(LISTENS) && line.ends_with(&format!(" {path}")))
 }
 
 fn protocol(image: &Path) -> &'static str {

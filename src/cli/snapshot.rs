@@ -1,5 +1,6 @@
 //! `kvmb snapshot`
 
+use crate::capture::{self, CaptureFile, CloseRequest, Runtime, close_capture};
 use crate::cli::Context;
 use crate::cli::capture_args::CaptureArgs;
 use crate::cli::failure::CliError;
@@ -44,6 +45,7 @@ impl SnapshotArgs {
         let runtime = context.runtime()?;
         let batch = format!("b-{:08x}", rand::random::<u32>());
         let batch_machines = selections.len();
+        let mut opened_ones: Vec<About> = Vec::new();
         for selection in selections {
             let mut about =
                 About { connect: selection.connect.clone(), machine: Some(selection.name.clone()), ..About::default() };
@@ -58,6 +60,8 @@ impl SnapshotArgs {
             })();
             match opened {
                 Ok(disks) => {
+                    let capture = disks.first().and_then(|disk| disk.capture.clone());
+                    opened_ones.push(About { capture, ..about });
                     for disk in disks {
                         let (batch, batch_machines) = (Some(batch.clone()), Some(batch_machines));
                         session.done(Record::Disk(Disk { batch, batch_machines, ..disk }));
@@ -66,7 +70,23 @@ impl SnapshotArgs {
                 Err(error) => session.fail(about, error),
             }
         }
+        if context.stop.requested() {
+            end_all(&runtime, opened_ones, session);
+        }
         Ok(())
+    }
+}
+
+/// Interrupted: what was opened is ended again, unless a later stage reads it already, which then ends it.
+fn end_all(runtime: &Runtime, opened: Vec<About>, session: &mut Session) {
+    for about in opened {
+        let file = about.capture.as_ref().map(|id| CaptureFile::open(runtime, id));
+        let ended = file.map(|file| file.and_then(|file| close_capture(runtime, None, file, &CloseRequest::default())));
+        match ended {
+            Some(Ok(_)) => session.fail(about, crate::ops::Error::Interrupted),
+            Some(Err(capture::Error::Held { .. } | capture::Error::NoSuchCapture { .. })) | None => {}
+            Some(Err(error)) => session.fail(about, error),
+        }
     }
 }
 
