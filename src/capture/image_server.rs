@@ -3,6 +3,7 @@
 //! Unlike the servers of a capture ([`super::qemu_nbd`]) it ends with whoever started it: it serves until its last client
 //! leaves, and a dropped [`ImageServer`] ends it at once.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -112,12 +113,12 @@ impl Drop for ImageServer {
 /// path: `Num RefCount Protocol Flags Type St Inode Path`.
 fn is_listening(socket: &Path) -> bool {
     /// `__SO_ACCEPTCON`, as the list has it.
-    const LISTENS: &str = "00010000";
-    let path = socket.to_string_lossy();
-    std::fs::read_to_string("/proc/net/unix")
-        .unwrap_or_default()
-        .lines()
-        .any(|line| line.split_whitespace().nth(3) == Some(LISTENS) && line.ends_with(&format!(" {path}")))
+    const LISTENS: &[u8] = b"00010000";
+    let list = std::fs::read("/proc/net/unix").unwrap_or_default();
+    list.split(|&byte| byte == b'\n').any(|line| {
+        let mut words = line.split(|&byte| byte == b' ').filter(|word| !word.is_empty());
+        words.nth(3) == Some(LISTENS) && line.ends_with(socket.as_os_str().as_bytes())
+    })
 }
 
 fn protocol(image: &Path) -> &'static str {
