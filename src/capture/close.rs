@@ -25,8 +25,9 @@ const STATELESS_AGE: Duration = Duration::from_secs(60);
 /// How to close.
 #[derive(Debug, Clone, Default)]
 pub struct CloseRequest {
-    /// Checkpoints that the stored point supersedes: deleted if, and only if, one was stored.
-    pub superseded: Vec<String>,
+    /// What the names of the checkpoints of this chain begin with. When a point and its checkpoint were stored, the others
+    /// of the chain are superseded and deleted.
+    pub chain: Option<String>,
     /// How long to wait for readers.
     pub wait: Duration,
 }
@@ -279,18 +280,16 @@ fn settle_checkpoints(
     request: &CloseRequest,
     closed: &mut Closed,
 ) -> Result<()> {
-    let doomed: Vec<&String> = match state.committed_point {
-        Some(_) => request.superseded.iter().filter(|name| state.checkpoint.as_ref() != Some(name)).collect(),
-        None => state.checkpoint.iter().collect(),
+    let (Some(machine), Some(made)) = (machine, &state.checkpoint) else {
+        return Ok(());
     };
-    if doomed.is_empty() {
-        return Ok(());
-    }
-    let Some(machine) = machine else {
-        return Ok(());
+    let doomed: Vec<String> = match (&state.committed_point, &request.chain) {
+        (None, _) => vec![made.clone()],
+        (Some(_), Some(chain)) => superseded(machine, chain, made)?,
+        (Some(_), None) => Vec::new(),
     };
     for name in doomed {
-        match machine.delete_checkpoint(name) {
+        match machine.delete_checkpoint(&name) {
             Ok(true) => closed.deleted_checkpoints.push(name.clone()),
             Ok(false) => {}
             Err(error) if matches!(error.meaning(), Meaning::Unsupported | Meaning::InvalidState) => {
@@ -302,6 +301,15 @@ fn settle_checkpoints(
         }
     }
     Ok(())
+}
+
+/// The checkpoints of a chain but the newest.
+fn superseded(machine: &Machine, chain: &str, newest: &str) -> Result<Vec<String>> {
+    let names = match machine.checkpoints() {
+        Err(error) if error.is_not_found() => Vec::new(),
+        names => names?,
+    };
+    Ok(names.into_iter().filter(|name| name.starts_with(chain) && name != newest).collect())
 }
 
 /// A job without a state: ours if its socket is, and then nobody reads from it any more.

@@ -136,7 +136,7 @@ impl RestoreArgs {
         name: &PointName,
         session: &mut Session,
     ) -> Result<(), CliError> {
-        let _lock = repo.lock(LockMode::Shared, crate::ops::push::LOCK_WAIT)?;
+        let _lock = repo.lock(LockMode::Shared, crate::ops::open_repo::LOCK_WAIT)?;
         let index = repo.load_index()?;
         let (known, _) = points::list(repo)?;
         let point = points::find(repo, &known, name)?;

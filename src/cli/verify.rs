@@ -60,7 +60,7 @@ struct Open {
 
 fn open(context: &Context, repo: &RepoArgs) -> Result<Open, CliError> {
     let repo = repo.open(context)?;
-    let lock = repo.lock(LockMode::Shared, crate::ops::push::LOCK_WAIT)?;
+    let lock = repo.lock(LockMode::Shared, crate::ops::open_repo::LOCK_WAIT)?;
     let index = repo.load_index()?;
     let (points, damaged) = points::list(&repo)?;
     Ok(Open { repo, index, points, damaged, _lock: lock })

@@ -2,6 +2,7 @@
 
 use super::chunk_map::{ChunkMap, Geometry, ZeroIds};
 use super::manifest::{DEFINITION, MANIFEST, Manifest, ManifestDisk};
+use super::open_repo::OpenRepo;
 use super::{Error, Result};
 use crate::capture::connection::{glob_matches, is_glob};
 use crate::record;
@@ -165,51 +166,75 @@ pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<
     }
 }
 
-/// Opens a point: reads its trees and its manifest. What is missing or does not fit is [`Error::BadPoint`].
-pub fn open(repo: &Repository, index: &Index, point: &PointRef) -> Result<OpenPoint> {
-    let bad = |reason: String| Error::BadPoint { point: point.id.to_string(), reason };
-    let tree = |id: &Id, what: &str| read_tree(repo, index, id).map_err(|error| bad(format!("{what}: {error}")));
+/// Reads a point's manifest, and nothing else of it.
+pub fn read_manifest(open: &OpenRepo, point: &PointRef) -> Result<Manifest> {
+    let (repo, index) = (&open.repo, &*open.index);
+    let top = read_top(repo, index, point)?;
+    parse_manifest(repo, index, point, &top.files)
+}
 
+/// The machine's folder of a point.
+struct Top {
+    files: Files,
+    folders: BTreeMap<String, Id>,
+}
+
+type Files = BTreeMap<String, (u64, Content)>;
+
+fn bad(point: &PointRef) -> impl Fn(String) -> Error + Copy + '_ {
+    |reason| Error::BadPoint { point: point.id.to_string(), reason }
+}
+
+fn read_top(repo: &Repository, index: &Index, point: &PointRef) -> Result<Top> {
+    let bad = bad(point);
+    let tree = |id: &Id, what: &str| read_tree(repo, index, id).map_err(|error| bad(format!("{what}: {error}")));
     let root = tree(&point.snapshot.tree, "its root tree")?;
-    let [top] = &root.nodes[..] else {
-        return Err(bad("its root is not one machine's folder".into()));
+    let subtree = match &root.nodes[..] {
+        [node] => match node.kind {
+            NodeKind::Dir { subtree } => subtree,
+            _ => return Err(bad("its root is not a machine's folder".into())),
+        },
+        _ => return Err(bad("its root is not one machine's folder".into())),
     };
-    let NodeKind::Dir { subtree: top } = top.kind else {
-        return Err(bad("its root is not a machine's folder".into()));
-    };
-    let (mut files, mut disk_trees) = (BTreeMap::new(), BTreeMap::new());
-    for node in tree(&top, "the machine's folder")?.nodes {
+    let mut top = Top { files: BTreeMap::new(), folders: BTreeMap::new() };
+    for node in tree(&subtree, "the machine's folder")?.nodes {
         let name = node.name.to_string_lossy().into_owned();
         match node.kind {
-            NodeKind::File { size_bytes, content } => {
-                files.insert(name, (size_bytes, content));
-            }
-            NodeKind::Dir { subtree } => {
-                for file in tree(&subtree, &format!("the folder of {name}"))?.nodes {
-                    if let NodeKind::File { size_bytes, content } = file.kind {
-                        files.insert(format!("{name}/{}", file.name.to_string_lossy()), (size_bytes, content));
-                    }
-                }
-                disk_trees.insert(name, subtree);
-            }
+            NodeKind::File { size_bytes, content } => drop(top.files.insert(name, (size_bytes, content))),
+            NodeKind::Dir { subtree } => drop(top.folders.insert(name, subtree)),
             NodeKind::Other(_) => {}
         }
     }
-    let manifest_json = read_small(repo, index, &files, MANIFEST).map_err(&bad)?;
-    let manifest = Manifest::parse(&manifest_json).map_err(|error| bad(error.to_string()))?;
-    let opened = OpenPoint { id: point.id, snapshot: point.snapshot.clone(), manifest, files, disk_trees };
+    Ok(top)
+}
+
+fn parse_manifest(repo: &Repository, index: &Index, point: &PointRef, files: &Files) -> Result<Manifest> {
+    let bad = bad(point);
+    let json = read_small(repo, index, files, MANIFEST).map_err(bad)?;
+    Manifest::parse(&json).map_err(|error| bad(error.to_string()))
+}
+
+/// Opens a point: reads its trees and its manifest. What is missing or does not fit is [`Error::BadPoint`].
+pub fn open(repo: &Repository, index: &Index, point: &PointRef) -> Result<OpenPoint> {
+    let bad = bad(point);
+    let Top { mut files, folders } = read_top(repo, index, point)?;
+    let manifest = parse_manifest(repo, index, point, &files)?;
+    for (name, subtree) in &folders {
+        let tree = read_tree(repo, index, subtree).map_err(|error| bad(format!("the folder of {name}: {error}")))?;
+        for file in tree.nodes {
+            if let NodeKind::File { size_bytes, content } = file.kind {
+                files.insert(format!("{name}/{}", file.name.to_string_lossy()), (size_bytes, content));
+            }
+        }
+    }
+    let opened = OpenPoint { id: point.id, snapshot: point.snapshot.clone(), manifest, files, disk_trees: folders };
     for disk in &opened.manifest.disks {
         opened.chunk_map(disk)?;
     }
     Ok(opened)
 }
 
-fn read_small(
-    repo: &Repository,
-    index: &Index,
-    files: &BTreeMap<String, (u64, Content)>,
-    name: &str,
-) -> std::result::Result<Vec<u8>, String> {
+fn read_small(repo: &Repository, index: &Index, files: &Files, name: &str) -> std::result::Result<Vec<u8>, String> {
     let (size, content) = files.get(name).ok_or_else(|| format!("{name} is missing"))?;
     if *size > LARGEST_SMALL_FILE_BYTES {
         return Err(format!("{name} is {size} bytes long"));
@@ -265,24 +290,29 @@ impl OpenPoint {
 
     /// The point as a record.
     pub fn to_record(&self, repo: &Repository) -> record::Point {
-        let manifest = &self.manifest;
-        record::Point {
-            point: self.id.to_string(),
-            repo: repo.url(),
-            machine: manifest.machine.clone(),
-            uuid: manifest.uuid.clone(),
-            host: manifest.host.clone(),
-            captured_at: manifest.captured_at,
-            consistency: manifest.consistency.clone(),
-            parent: manifest.parent.clone(),
-            capture: None,
-            disks: manifest.disks.iter().map(ManifestDisk::to_record).collect(),
-            duration_seconds: Some(manifest.duration_seconds),
-            verified: None,
-            damage: Vec::new(),
-            restored_to: None,
-            extra: Default::default(),
-        }
+        to_record(repo, &self.id, &self.manifest)
+    }
+}
+
+/// A point as a record.
+pub fn to_record(repo: &Repository, id: &Id, manifest: &Manifest) -> record::Point {
+    record::Point {
+        point: id.to_string(),
+        repo: repo.url(),
+        machine: manifest.machine.clone(),
+        uuid: manifest.uuid.clone(),
+        host: manifest.host.clone(),
+        captured_at: manifest.captured_at,
+        consistency: manifest.consistency.clone(),
+        parent: manifest.parent.clone(),
+        capture: None,
+        disks: manifest.disks.iter().map(ManifestDisk::to_record).collect(),
+        duration_seconds: Some(manifest.duration_seconds),
+        chain_damage: Vec::new(),
+        verified: None,
+        damage: Vec::new(),
+        restored_to: None,
+        extra: Default::default(),
     }
 }
 

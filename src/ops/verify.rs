@@ -91,6 +91,7 @@ impl<'a> Verifier<'a> {
             capture: None,
             disks: Vec::new(),
             duration_seconds: None,
+            chain_damage: Vec::new(),
             verified: Some(false.into()),
             damage: vec![Damage { disk: None, offset_bytes: None, length_bytes: None, file: None, error: reason }],
             restored_to: None,
