@@ -1,7 +1,12 @@
 //! Captures of real machines: libvirt's QEMU driver inside the test process, machines without an operating system.
 //!
+//! `KVMB_TEST_CONNECT=qemu:///system` runs the same tests against a daemon.
+//!
 //! The embedded driver opens one root for the life of a process, so all tests of this file share one and each has its own
 //! machines and folders. Patterns are written through QEMU's own block layer, by a QMP socket of the test's own.
+
+// Everything here is a test, helpers too.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -19,8 +24,8 @@ use kvmb::capture::machine::{PausedReason, State, Which};
 use kvmb::capture::rewrite::{Changes, NewDisk, NewDiskKind, rewrite};
 use kvmb::capture::state::{CaptureFile, CaptureKind, CaptureState, FileRole, ReadMode};
 use kvmb::capture::{
-    CloseRequest, Definition, DiskRequest, Error, Hypervisor, Machine, Meaning, OpenRequest,
-    Runtime, close_capture, open_capture, qemu_nbd,
+    CloseRequest, Definition, DiskRequest, Error, Hypervisor, Machine, Meaning, OpenRequest, Runtime, close_capture,
+    open_capture, qemu_nbd,
 };
 
 const MIB: usize = 1 << 20;
@@ -34,10 +39,7 @@ fn a_running_machine_is_captured_at_one_instant() {
     let state = lab.open(&vm, lab.request(&["vda", "vdb"])).unwrap();
     assert_eq!(state.kind, CaptureKind::Job);
     assert_eq!(state.consistency, Consistency::Crash);
-    assert_eq!(
-        state.freeze_note.as_deref(),
-        Some("the machine has no guest agent channel")
-    );
+    assert_eq!(state.freeze_note.as_deref(), Some("the machine has no guest agent channel"));
     vm.qemu_io("vda", "write -P 0x99 0 16M");
     vm.qemu_io("vdb", "write -P 0x99 0 16M");
     assert!(lab.read(&state, "vda") == pattern(32, &[(0, 8, 0x11)]));
@@ -62,49 +64,25 @@ fn only_what_changed_is_marked_and_the_rest_is_read_in_full_with_a_reason() {
     assert_eq!(first.checkpoint_disks, ["vda"]);
     assert!(!first.disks[1].has_new_bitmap);
     lab.commit(&first, "point-1");
-    assert_eq!(
-        lab.close(&first, &CloseRequest::default())
-            .deleted_checkpoints,
-        [""; 0]
-    );
+    assert_eq!(lab.close(&first, &CloseRequest::default()).deleted_checkpoints, [""; 0]);
     assert_eq!(vm.machine.checkpoints().unwrap(), ["kvmb-test-1"]);
 
     vm.qemu_io("vda", "write -P 0x33 4M 1M");
-    assert_eq!(
-        vm.machine.usable_bitmaps("kvmb-test-1").unwrap()["vda"],
-        1 << 20
-    );
+    assert_eq!(vm.machine.usable_bitmaps("kvmb-test-1").unwrap()["vda"], 1 << 20);
     request.checkpoint = Some("kvmb-test-2".into());
-    request.disks = vec![
-        DiskRequest::since("vda", "kvmb-test-1"),
-        DiskRequest::since("vdb", "kvmb-test-1"),
-    ];
+    request.disks = vec![DiskRequest::since("vda", "kvmb-test-1"), DiskRequest::since("vdb", "kvmb-test-1")];
     let second = lab.open(&vm, request).unwrap();
     let vda = second.disk("vda").unwrap();
     assert_eq!(vda.read_mode, ReadMode::Changed);
-    assert_eq!(
-        vda.dirty_context.as_deref(),
-        Some("qemu:dirty-bitmap:backup-vda")
-    );
-    assert_eq!(
-        dirty(vda.dirty_context.as_deref().unwrap(), &vda.nbd_uri),
-        [(4 << 20, 1 << 20)]
-    );
+    assert_eq!(vda.dirty_context.as_deref(), Some("qemu:dirty-bitmap:backup-vda"));
+    assert_eq!(dirty(vda.dirty_context.as_deref().unwrap(), &vda.nbd_uri), [(4 << 20, 1 << 20)]);
     let vdb = second.disk("vdb").unwrap();
     assert_eq!(vdb.read_mode, ReadMode::Full);
-    assert!(
-        vdb.read_mode_reason
-            .as_deref()
-            .unwrap()
-            .contains("kvmb-test-1")
-    );
+    assert!(vdb.read_mode_reason.as_deref().unwrap().contains("kvmb-test-1"));
     lab.commit(&second, "point-2");
     let closed = lab.close(
         &second,
-        &CloseRequest {
-            superseded: vec!["kvmb-test-1".into(), "kvmb-test-unknown".into()],
-            ..CloseRequest::default()
-        },
+        &CloseRequest { superseded: vec!["kvmb-test-1".into(), "kvmb-test-unknown".into()], ..CloseRequest::default() },
     );
     assert_eq!(closed.deleted_checkpoints, ["kvmb-test-1"]);
     assert_eq!(vm.machine.checkpoints().unwrap(), ["kvmb-test-2"]);
@@ -118,13 +96,7 @@ fn a_capture_that_was_not_stored_takes_its_checkpoint_along() {
     let mut request = lab.request(&["vda"]);
     request.checkpoint = Some("kvmb-test-1".into());
     let state = lab.open(&vm, request).unwrap();
-    let closed = lab.close(
-        &state,
-        &CloseRequest {
-            superseded: vec!["kvmb-test-0".into()],
-            ..CloseRequest::default()
-        },
-    );
+    let closed = lab.close(&state, &CloseRequest { superseded: vec!["kvmb-test-0".into()], ..CloseRequest::default() });
     assert_eq!(closed.deleted_checkpoints, ["kvmb-test-1"]);
     assert!(vm.machine.checkpoints().unwrap().is_empty());
     assert!(vm.bitmaps("vda").is_empty());
@@ -143,10 +115,7 @@ fn closing_twice_and_after_the_machine_stopped_or_vanished_is_fine() {
     assert!(!again.ended);
     drop(file);
     assert!(!lab.close(&state, &CloseRequest::default()).ended);
-    assert!(matches!(
-        CaptureFile::open(&lab.runtime, &state.id),
-        Err(Error::NoSuchCapture { .. })
-    ));
+    assert!(matches!(CaptureFile::open(&lab.runtime, &state.id), Err(Error::NoSuchCapture { .. })));
 
     let mut request = lab.request(&["vda"]);
     request.checkpoint = Some("kvmb-test-1".into());
@@ -187,10 +156,7 @@ fn a_live_capture_keeps_others_away_and_an_expired_one_is_cleared() {
     // A reader that is still at it keeps it, lease or no lease.
     let reader = CaptureFile::open(&lab.runtime, vm.machine.name()).unwrap();
     reader.lock_shared().unwrap();
-    assert!(matches!(
-        lab.open(&vm, request.clone()),
-        Err(Error::Held { until: None, .. })
-    ));
+    assert!(matches!(lab.open(&vm, request.clone()), Err(Error::Held { until: None, .. })));
     assert!(matches!(
         close_capture(
             &lab.runtime,
@@ -216,17 +182,9 @@ fn a_run_killed_in_the_middle_leaves_nothing_behind() {
     request.checkpoint = Some("kvmb-test-1".into());
     let state = lab.open(&vm, request.clone()).unwrap();
     // As if killed between the begin and the second write of the state.
-    let path = lab
-        .runtime
-        .state_folder()
-        .join(&state.id)
-        .join("state.json");
+    let path = lab.runtime.state_folder().join(&state.id).join("state.json");
     let text = fs::read_to_string(&path).unwrap();
-    fs::write(
-        &path,
-        text.replace("\"phase\": \"open\"", "\"phase\": \"opening\""),
-    )
-    .unwrap();
+    fs::write(&path, text.replace("\"phase\": \"open\"", "\"phase\": \"opening\"")).unwrap();
     let cleared = clear_leftovers(&lab.runtime, &vm.machine).unwrap();
     assert!(cleared[0].ended);
     assert_eq!(cleared[0].deleted_checkpoints, ["kvmb-test-1"]);
@@ -246,11 +204,7 @@ fn a_job_that_is_not_ours_is_left_alone() {
     let elsewhere = lab.qemu_folder("elsewhere");
     let foreign = JobRequest {
         socket: elsewhere.join("their.sock"),
-        disks: vec![JobDisk {
-            target: "vda".into(),
-            scratch: elsewhere.join("their.qcow2"),
-            parent: None,
-        }],
+        disks: vec![JobDisk { target: "vda".into(), scratch: elsewhere.join("their.qcow2"), parent: None }],
         ..JobRequest::default()
     };
     vm.machine.begin_backup(&foreign, never()).unwrap();
@@ -276,11 +230,7 @@ fn a_machine_that_is_off_is_served_until_its_lease_ends() {
     assert!(lab.read(&state, "vda") == pattern(32, &[(1, 2, 0x11)]));
     assert!(lab.read(&state, "vdb") == pattern(8, &[(0, 1, 0x22)]));
     assert!(vm.machine.start_paused().is_err());
-    let servers: Vec<u32> = state
-        .disks
-        .iter()
-        .flat_map(|disk| qemu_nbd::servers_on(&disk.socket))
-        .collect();
+    let servers: Vec<u32> = state.disks.iter().flat_map(|disk| qemu_nbd::servers_on(&disk.socket)).collect();
     // Each `qemu-nbd` and the `timeout` that watches it.
     assert_eq!(servers.len(), 4);
     assert!(lab.close(&state, &CloseRequest::default()).ended);
@@ -313,10 +263,7 @@ fn what_changed_on_a_machine_that_is_off_comes_from_its_images() {
     let vda = &second.disks[0];
     assert_eq!(second.checkpoint, None);
     assert_eq!(vda.read_mode, ReadMode::Changed);
-    assert_eq!(
-        dirty(vda.dirty_context.as_deref().unwrap(), &vda.nbd_uri),
-        [(2 << 20, 1 << 20)]
-    );
+    assert_eq!(dirty(vda.dirty_context.as_deref().unwrap(), &vda.nbd_uri), [(2 << 20, 1 << 20)]);
     lab.close(&second, &CloseRequest::default());
 
     // QEMU killed: the bitmap was never closed.
@@ -333,13 +280,8 @@ fn what_changed_on_a_machine_that_is_off_comes_from_its_images() {
     let fourth = lab.open(&vm, request).unwrap();
     assert_eq!(fourth.disks[0].read_mode, ReadMode::Full);
     lab.commit(&fourth, "point-4");
-    let closed = lab.close(
-        &fourth,
-        &CloseRequest {
-            superseded: vec!["kvmb-test-1".into()],
-            ..CloseRequest::default()
-        },
-    );
+    let closed =
+        lab.close(&fourth, &CloseRequest { superseded: vec!["kvmb-test-1".into()], ..CloseRequest::default() });
     assert_eq!(closed.deleted_checkpoints, ["kvmb-test-1"]);
     assert_eq!(vm.machine.checkpoints().unwrap(), ["kvmb-test-2"]);
 }
@@ -347,23 +289,15 @@ fn what_changed_on_a_machine_that_is_off_comes_from_its_images() {
 #[test]
 fn a_checkpoint_with_one_bitmap_missing_is_deleted_disk_by_disk() {
     let lab = Lab::new("heal");
-    let vm = lab.running(&[
-        Image::qcow2("vda", 8),
-        Image::qcow2("vdb", 8),
-        Image::qcow2("vdc", 8),
-    ]);
+    let vm = lab.running(&[Image::qcow2("vda", 8), Image::qcow2("vdb", 8), Image::qcow2("vdc", 8)]);
     let mut request = lab.request(&["vda", "vdb", "vdc"]);
     request.checkpoint = Some("kvmb-test-1".into());
     let state = lab.open(&vm, request).unwrap();
     lab.commit(&state, "point-1");
     lab.close(&state, &CloseRequest::default());
     vm.stop();
-    let removed = Command::new("qemu-img")
-        .args(["bitmap", "--remove"])
-        .arg(vm.image("vda"))
-        .arg("kvmb-test-1")
-        .status()
-        .unwrap();
+    let removed =
+        Command::new("qemu-img").args(["bitmap", "--remove"]).arg(vm.image("vda")).arg("kvmb-test-1").status().unwrap();
     assert!(removed.success());
     vm.start();
     let usable = vm.machine.usable_bitmaps("kvmb-test-1").unwrap();
@@ -413,19 +347,14 @@ fn a_full_scratch_file_system_costs_the_guest_nothing_in_the_end() {
     // so this only fills the file system, and the machine is paused the way QEMU does it.
     vm.qemu_io("vda", "write -P 0x22 0 32M");
     assert!(lab.close(&state, &CloseRequest::default()).ended);
-    assert_eq!(
-        vm.machine.state().unwrap(),
-        State::Paused(PausedReason::User)
-    );
+    assert_eq!(vm.machine.state().unwrap(), State::Paused(PausedReason::User));
     lab.assert_nothing_left(&vm);
 }
 
 #[test]
 fn twenty_six_disks_are_captured_in_one_job() {
     let lab = Lab::new("many");
-    let images: Vec<Image> = ('a'..='z')
-        .map(|letter| Image::qcow2(&format!("sd{letter}"), 2))
-        .collect();
+    let images: Vec<Image> = ('a'..='z').map(|letter| Image::qcow2(&format!("sd{letter}"), 2)).collect();
     let vm = lab.running(&images);
     vm.qemu_io("sdz", "write -P 0x77 1M 1M");
     let targets: Vec<String> = images.iter().map(|image| image.target.clone()).collect();
@@ -486,16 +415,11 @@ fn machines_with_odd_names_are_found_captured_and_released() {
 fn a_name_that_no_machine_has_names_the_near_ones() {
     let lab = Lab::new("near");
     let vm = lab.named("kvmb-test-nearby", &[Image::qcow2("vda", 4)]);
-    let error = lab
-        .hypervisor
-        .machines(&["kvmb-test-nearbx".into()])
-        .unwrap_err();
+    let error = lab.hypervisor.machines(&["kvmb-test-nearbx".into()]).unwrap_err();
     assert!(error.to_string().contains(vm.machine.name()), "{error}");
     assert!(error.is_not_found());
     assert!(lab.hypervisor.machines(&["kvmb-none-*".into()]).is_err());
-    let found = lab
-        .hypervisor
-        .machines(&["kvmb-test-near*".into(), vm.machine.uuid().into()]);
+    let found = lab.hypervisor.machines(&["kvmb-test-near*".into(), vm.machine.uuid().into()]);
     assert_eq!(found.unwrap().len(), 1);
 }
 
@@ -508,10 +432,7 @@ fn firmware_variables_are_copied_and_layers_identified() {
     fs::write(&variables, b"the variables").unwrap();
     fs::write(&code, b"the code").unwrap();
     let overlay = vm.folder.join("overlay.qcow2");
-    qemu_img(
-        &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"],
-        &[&vm.image("vda"), &overlay],
-    );
+    qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"], &[&vm.image("vda"), &overlay]);
     let xml = vm.machine.definition_xml(Which::Inactive, true).unwrap();
     let firmware = format!(
         "<loader readonly='yes' type='pflash'>{}</loader><nvram>{}</nvram></os>",
@@ -524,19 +445,12 @@ fn firmware_variables_are_copied_and_layers_identified() {
         .replace("vda.img", "overlay.qcow2");
     let vm = vm.redefined(&xml);
     let state = lab.open(&vm, lab.request(&["vda"])).unwrap();
-    let copy = state
-        .copies
-        .iter()
-        .find(|copy| copy.role == FileRole::Nvram)
-        .unwrap();
+    let copy = state.copies.iter().find(|copy| copy.role == FileRole::Nvram).unwrap();
     assert_eq!(copy.origin, variables);
     let file = CaptureFile::open(&lab.runtime, &state.id).unwrap();
     let copied = file.folder().join(&copy.name);
     assert_eq!(fs::read(&copied).unwrap(), b"the variables");
-    assert_eq!(
-        fs::metadata(&copied).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
+    assert_eq!(fs::metadata(&copied).unwrap().permissions().mode() & 0o777, 0o600);
     drop(file);
     let image = &state.disks[0].image;
     assert_eq!(image.len(), 2);
@@ -550,16 +464,10 @@ fn a_backing_file_of_unknown_format_is_refused() {
     let lab = Lab::new("probing");
     let vm = lab.off(&[Image::qcow2("vda", 8)]);
     let overlay = vm.folder.join("overlay.qcow2");
-    qemu_img(
-        &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"],
-        &[&vm.image("vda"), &overlay],
-    );
+    qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"], &[&vm.image("vda"), &overlay]);
     // An old image: without the name of its backing file's format.
     let header = fs::read(&overlay).unwrap();
-    let at = header
-        .windows(4)
-        .position(|bytes| bytes == [0xe2, 0x79, 0x2a, 0xca])
-        .unwrap();
+    let at = header.windows(4).position(|bytes| bytes == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
     let mut header = header;
     header[at..at + 4].copy_from_slice(&[0x11, 0x22, 0x33, 0x44]);
     fs::write(&overlay, header).unwrap();
@@ -578,10 +486,7 @@ fn a_missing_disk_is_an_error_of_that_disk_only() {
     assert!(vm.machine.disk_info("vda").is_err());
     assert_eq!(vm.machine.disk_info("vdb").unwrap().capacity_bytes, 8 << 20);
     assert!(lab.open(&vm, lab.request(&["vda"])).is_err());
-    assert!(matches!(
-        lab.open(&vm, lab.request(&["vdx"])),
-        Err(Error::DiskNotCapturable { .. })
-    ));
+    assert!(matches!(lab.open(&vm, lab.request(&["vdx"])), Err(Error::DiskNotCapturable { .. })));
     lab.assert_nothing_left(&vm);
 }
 
@@ -592,10 +497,7 @@ fn a_freeze_that_is_required_and_impossible_captures_nothing() {
     let mut request = lab.request(&["vda"]);
     request.checkpoint = Some("kvmb-test-1".into());
     request.freeze.mode = FreezeMode::Required;
-    assert!(matches!(
-        lab.open(&vm, request),
-        Err(Error::FreezeFailed { .. })
-    ));
+    assert!(matches!(lab.open(&vm, request), Err(Error::FreezeFailed { .. })));
     assert!(vm.machine.checkpoints().unwrap().is_empty());
     lab.assert_nothing_left(&vm);
 }
@@ -616,11 +518,7 @@ fn a_rewritten_definition_is_taken_by_libvirt_and_says_what_it_should() {
             new_macs: true,
             disks: [(
                 "vda".to_owned(),
-                NewDisk {
-                    path: target.clone(),
-                    kind: NewDiskKind::File,
-                    format: "raw".into(),
-                },
+                NewDisk { path: target.clone(), kind: NewDiskKind::File, format: "raw".into() },
             )]
             .into(),
             drop_disks: ["vdb".to_owned()].into(),
@@ -640,6 +538,74 @@ fn a_rewritten_definition_is_taken_by_libvirt_and_says_what_it_should() {
         assert!(mac_of(&after).starts_with("52:54:00:"));
         machine.undefine(true).unwrap();
     }
+}
+
+#[test]
+fn libvirt_takes_a_rewritten_disk_of_every_kind() {
+    let lab = Lab::new("kinds");
+    let kinds = [
+        "<disk type='block' device='disk'><driver name='qemu' type='raw' cache='none' io='native'/>\
+         <source dev='/dev/vg/x'/><target dev='vda' bus='virtio'/></disk>",
+        "<disk type='network' device='disk'><driver name='qemu' type='raw'/><auth username='admin'>\
+         <secret type='ceph' usage='x'/></auth><source protocol='rbd' name='p/i'><host name='m' port='6789'/></source>\
+         <target dev='vda' bus='virtio'/></disk>",
+        "<disk type='network' device='disk'><driver name='qemu' type='qcow2'/><source protocol='https' name='x.qcow2'>\
+         <host name='h' port='443'/><ssl verify='yes'/></source><target dev='vda' bus='virtio'/></disk>",
+        "<disk type='volume' device='disk'><driver name='qemu' type='qcow2'/><source pool='default' volume='v'/>\
+         <target dev='vda' bus='virtio'/></disk>",
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2' discard_no_unref='on' discard='unmap'>\
+         <metadata_cache><max_size unit='bytes'>65536</max_size></metadata_cache></driver><source file='/x.qcow2'>\
+         <encryption format='luks'><secret type='passphrase' uuid='6a3ae1a4-4a4a-4c52-8d1b-3f6a6f6d3e2a'/></encryption>\
+         </source><backingStore type='file'><format type='qcow2'/><source file='/base.qcow2'/></backingStore>\
+         <target dev='vda' bus='virtio'/></disk>",
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/x.qcow2' startupPolicy='optional'>\
+         <dataStore type='file'><format type='raw'/><source file='/x.raw'/></dataStore></source>\
+         <target dev='vda' bus='virtio'/></disk>",
+        "<disk type='nvme' device='disk'><driver name='qemu' type='raw'/><source type='pci' managed='yes' namespace='1'>\
+         <address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/></source><target dev='vda' bus='virtio'/></disk>",
+    ];
+    for kind in kinds {
+        let xml = format!(
+            "<domain type='qemu'><name>kvmb-test-kinds</name><memory unit='MiB'>32</memory>\
+             <os><type arch='x86_64' machine='pc'>hvm</type></os><devices>\
+             <emulator>/usr/bin/qemu-system-x86_64</emulator>{kind}</devices></domain>"
+        );
+        let machine = lab.hypervisor.define(&xml).unwrap_or_else(|error| panic!("{kind}: {error}"));
+        let xml = machine.definition_xml(Which::Inactive, true).unwrap();
+        machine.undefine(true).unwrap();
+        for (kind, format) in [(NewDiskKind::File, "qcow2"), (NewDiskKind::Block, "raw")] {
+            let new = NewDisk { path: "/new".into(), kind, format: format.into() };
+            let changes = Changes { disks: [("vda".to_owned(), new)].into(), ..Changes::default() };
+            let rewritten = rewrite(&xml, &changes).unwrap();
+            let machine = lab.hypervisor.define(&rewritten).unwrap_or_else(|error| panic!("{rewritten}: {error}"));
+            let now = machine.definition(Which::Inactive).unwrap();
+            assert_eq!(now.disks[0].path(), Some(&PathBuf::from("/new")));
+            machine.undefine(true).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_forgotten_thaw_and_an_unknown_state_do_not_keep_a_capture_from_ending() {
+    let lab = Lab::new("thaw");
+    let vm = lab.running(&[Image::qcow2("vda", 4)]);
+    let state = lab.open(&vm, lab.request(&["vda"])).unwrap();
+    let file = CaptureFile::open(&lab.runtime, &state.id).unwrap();
+    let mut changed = file.load().unwrap();
+    changed.thaw_due = true;
+    file.save(&changed).unwrap();
+    drop(file);
+    assert!(lab.close(&state, &CloseRequest::default()).ended);
+    lab.assert_nothing_left(&vm);
+
+    let odd = lab.runtime.state_folder().join("c-00000000");
+    fs::create_dir(&odd).unwrap();
+    fs::write(odd.join("state.json"), "{\"version\": 99}").unwrap();
+    let state = lab.open(&vm, lab.request(&["vda"])).unwrap();
+    let error = CaptureFile::open(&lab.runtime, "c-00000000").unwrap().load().unwrap_err();
+    assert!(matches!(error, Error::BadState { .. }), "{error}");
+    fs::remove_dir_all(odd).unwrap();
+    lab.close(&state, &CloseRequest::default());
 }
 
 #[test]
@@ -671,15 +637,9 @@ fn a_state_folder_that_is_a_link_or_somebody_elses_is_refused() {
     fs::create_dir(&real).unwrap();
     let link = lab.folder.join("link");
     std::os::unix::fs::symlink(&real, &link).unwrap();
-    assert!(matches!(
-        Runtime::open_at(&link),
-        Err(Error::UnsafeFolder { .. })
-    ));
+    assert!(matches!(Runtime::open_at(&link), Err(Error::UnsafeFolder { .. })));
     std::os::unix::fs::chown(&real, Some(12345), None).unwrap();
-    assert!(matches!(
-        Runtime::open_at(&real),
-        Err(Error::UnsafeFolder { .. })
-    ));
+    assert!(matches!(Runtime::open_at(&real), Err(Error::UnsafeFolder { .. })));
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(lab.runtime.state_folder()), 0o700);
     assert_eq!(mode(lab.runtime.socket_folder()), 0o711);
@@ -716,25 +676,16 @@ struct Image {
 struct Vm {
     machine: Machine,
     folder: PathBuf,
-    root: PathBuf,
     owned: bool,
 }
 
 impl Image {
     fn qcow2(target: &str, size_mib: usize) -> Image {
-        Image {
-            target: target.into(),
-            format: "qcow2",
-            size_mib,
-        }
+        Image { target: target.into(), format: "qcow2", size_mib }
     }
 
     fn raw(target: &str, size_mib: usize) -> Image {
-        Image {
-            target: target.into(),
-            format: "raw",
-            size_mib,
-        }
+        Image { target: target.into(), format: "raw", size_mib }
     }
 }
 
@@ -745,10 +696,10 @@ fn root() -> &'static Path {
         const PREFIX: &str = "kvmb-test-capture-";
         for entry in fs::read_dir("/tmp").unwrap().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if let Some(pid) = name.strip_prefix(PREFIX) {
-                if !Path::new("/proc").join(pid).exists() {
-                    let _ = fs::remove_dir_all(entry.path());
-                }
+            if let Some(pid) = name.strip_prefix(PREFIX)
+                && !Path::new("/proc").join(pid).exists()
+            {
+                let _ = fs::remove_dir_all(entry.path());
             }
         }
         let root = PathBuf::from(format!("/tmp/{PREFIX}{}", std::process::id()));
@@ -759,18 +710,21 @@ fn root() -> &'static Path {
     })
 }
 
+/// A daemon to test against instead.
+fn connect() -> Option<String> {
+    std::env::var("KVMB_TEST_CONNECT").ok()
+}
+
 impl Lab {
     fn new(name: &str) -> Lab {
         let root = root();
         let folder = root.join(name);
         fs::create_dir_all(&folder).unwrap();
-        let uri = format!("qemu:///embed?root={}", root.display());
+        let uri = connect().unwrap_or_else(|| format!("qemu:///embed?root={}", root.display()));
         Lab {
             name: name.into(),
             hypervisor: Hypervisor::open(Some(&uri)).unwrap(),
-            runtime: Runtime::open_at(&folder.join("run"))
-                .unwrap()
-                .with_scratch_folder(folder.join("scratch")),
+            runtime: Runtime::open_at(&folder.join("run")).unwrap().with_scratch_folder(folder.join("scratch")),
             folder,
         }
     }
@@ -799,11 +753,7 @@ impl Lab {
                 .status()
                 .unwrap();
             assert!(created.success());
-            let bus = if image.target.starts_with("sd") {
-                "scsi"
-            } else {
-                "virtio"
-            };
+            let bus = if image.target.starts_with("sd") { "scsi" } else { "virtio" };
             disks += &format!(
                 "<disk type='file' device='disk'><driver name='qemu' type='{}' discard='unmap'/>\
                  <source file='{}'/><target dev='{}' bus='{bus}'/><serial>{}</serial></disk>",
@@ -825,12 +775,7 @@ impl Lab {
             escape(name),
             folder.display()
         );
-        Vm {
-            machine: self.hypervisor.define(&xml).unwrap(),
-            folder,
-            root: root().to_owned(),
-            owned: true,
-        }
+        Vm { machine: self.hypervisor.define(&xml).unwrap(), folder, owned: true }
     }
 
     /// A folder that QEMU's user can write.
@@ -843,10 +788,7 @@ impl Lab {
 
     fn request(&self, targets: &[&str]) -> OpenRequest {
         OpenRequest {
-            disks: targets
-                .iter()
-                .map(|target| DiskRequest::full(*target))
-                .collect(),
+            disks: targets.iter().map(|target| DiskRequest::full(*target)).collect(),
             ..OpenRequest::default()
         }
     }
@@ -856,10 +798,7 @@ impl Lab {
     }
 
     fn commit(&self, state: &CaptureState, point: &str) {
-        CaptureFile::open(&self.runtime, &state.id)
-            .unwrap()
-            .commit(point)
-            .unwrap();
+        CaptureFile::open(&self.runtime, &state.id).unwrap().commit(point).unwrap();
     }
 
     fn close(&self, state: &CaptureState, request: &CloseRequest) -> kvmb::capture::Closed {
@@ -871,11 +810,8 @@ impl Lab {
     fn read(&self, state: &CaptureState, target: &str) -> Vec<u8> {
         let copy = self.folder.join(format!("{target}.copy"));
         let uri = &state.disk(target).unwrap().nbd_uri;
-        let output = Command::new("qemu-img")
-            .args(["convert", "-f", "raw", "-O", "raw", uri])
-            .arg(&copy)
-            .output()
-            .unwrap();
+        let output =
+            Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "raw", uri]).arg(&copy).output().unwrap();
         assert!(output.status.success(), "{uri}: {output:?}");
         fs::read(&copy).unwrap()
     }
@@ -884,11 +820,7 @@ impl Lab {
         assert_eq!(vm.machine.running_backup().unwrap(), None);
         assert!(CaptureFile::open_all(&self.runtime).unwrap().is_empty());
         for folder in [self.runtime.socket_folder(), self.runtime.scratch_folder()] {
-            let left: Vec<_> = fs::read_dir(folder)
-                .into_iter()
-                .flatten()
-                .flatten()
-                .collect();
+            let left: Vec<_> = fs::read_dir(folder).into_iter().flatten().flatten().collect();
             assert!(left.is_empty(), "{left:?}");
         }
         let dirt: Vec<_> = fs::read_dir(self.runtime.state_folder())
@@ -912,12 +844,7 @@ impl Vm {
     fn redefined(mut self, xml: &str) -> Vm {
         self.owned = false;
         let hypervisor = Hypervisor::open(Some(self.machine.uri())).unwrap();
-        Vm {
-            machine: hypervisor.define(xml).unwrap(),
-            folder: self.folder.clone(),
-            root: self.root.clone(),
-            owned: true,
-        }
+        Vm { machine: hypervisor.define(xml).unwrap(), folder: self.folder.clone(), owned: true }
     }
 
     /// Ends QEMU as a guest's shutdown would: its images are closed properly.
@@ -935,7 +862,11 @@ impl Vm {
     /// QEMU's process, by libvirt's pid file.
     fn pid(&self) -> Option<rustix::process::Pid> {
         let name = format!("{}.pid", self.machine.name());
-        let text = fs::read_to_string(self.root.join("run/qemu").join(name)).ok()?;
+        let folder = match connect() {
+            Some(_) => PathBuf::from("/run/libvirt/qemu"),
+            None => root().join("run/qemu"),
+        };
+        let text = fs::read_to_string(folder.join(name)).ok()?;
         rustix::process::Pid::from_raw(text.trim().parse().ok()?)
     }
 
@@ -958,11 +889,7 @@ impl Vm {
 
     fn bitmaps(&self, target: &str) -> Vec<String> {
         let layers = kvmb::capture::images::read_layers(&self.image(target), "qcow2").unwrap();
-        layers[0]
-            .bitmaps
-            .iter()
-            .map(|bitmap| bitmap.name.clone())
-            .collect()
+        layers[0].bitmaps.iter().map(|bitmap| bitmap.name.clone()).collect()
     }
 
     /// A human monitor command over our own QMP socket.
@@ -1019,13 +946,7 @@ impl Tmpfs {
     fn mount(at: &Path, size: &str) -> Tmpfs {
         fs::create_dir_all(at).unwrap();
         let mounted = Command::new("mount")
-            .args([
-                "-t",
-                "tmpfs",
-                "-o",
-                &format!("size={size},mode=0755"),
-                "tmpfs",
-            ])
+            .args(["-t", "tmpfs", "-o", &format!("size={size},mode=0755"), "tmpfs"])
             .arg(at)
             .status()
             .unwrap();
@@ -1041,10 +962,7 @@ impl Drop for Tmpfs {
 }
 
 fn never() -> Freeze {
-    Freeze {
-        mode: FreezeMode::Never,
-        timeout: Duration::from_secs(1),
-    }
+    Freeze { mode: FreezeMode::Never, timeout: Duration::from_secs(1) }
 }
 
 /// A disk of zeros with these (MiB from, MiB long, byte) in it.
@@ -1062,34 +980,20 @@ fn dirty(context: &str, uri: &str) -> Vec<(u64, u64)> {
     let (export, socket) = rest.split_once("?socket=").unwrap();
     let image = format!(
         "driver=nbd,export={export},server.type=unix,server.path={},x-dirty-bitmap={context}",
-        percent_encoding::percent_decode_str(socket)
-            .decode_utf8()
-            .unwrap()
+        percent_encoding::percent_decode_str(socket).decode_utf8().unwrap()
     );
-    let output = Command::new("qemu-img")
-        .args(["map", "--output=json", "--image-opts", &image])
-        .output()
-        .unwrap();
+    let output = Command::new("qemu-img").args(["map", "--output=json", "--image-opts", &image]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let parts: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
     parts
         .iter()
         .filter(|part| part["data"] == false)
-        .map(|part| {
-            (
-                part["start"].as_u64().unwrap(),
-                part["length"].as_u64().unwrap(),
-            )
-        })
+        .map(|part| (part["start"].as_u64().unwrap(), part["length"].as_u64().unwrap()))
         .collect()
 }
 
 fn write_off(image: &Path, format: &str, command: &str) {
-    let output = Command::new("qemu-io")
-        .args(["-f", format, "-c", command])
-        .arg(image)
-        .output()
-        .unwrap();
+    let output = Command::new("qemu-io").args(["-f", format, "-c", command]).arg(image).output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }
 
@@ -1111,12 +1015,7 @@ fn wait_until(mut done: impl FnMut() -> bool) {
 }
 
 fn mac_of(xml: &str) -> &str {
-    xml.split_once("<mac address='")
-        .unwrap()
-        .1
-        .split('\'')
-        .next()
-        .unwrap()
+    xml.split_once("<mac address='").unwrap().1.split('\'').next().unwrap()
 }
 
 fn random_uuid() -> String {
@@ -1124,7 +1023,5 @@ fn random_uuid() -> String {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -100,65 +100,30 @@ fn every_kind_of_disk_is_read() {
     assert_eq!(definition.dac_owner, Some((64055, 993)));
     assert_eq!(definition.seclabel_models, ["dac", "apparmor"]);
     let nvram = definition.nvram.as_ref().unwrap();
-    assert_eq!(
-        nvram.path,
-        Some("/var/lib/libvirt/qemu/nvram/web_VARS.fd".into())
-    );
+    assert_eq!(nvram.path, Some("/var/lib/libvirt/qemu/nvram/web_VARS.fd".into()));
     assert_eq!(nvram.format.as_deref(), Some("qcow2"));
     let tpm = definition.tpm.as_ref().unwrap();
-    assert_eq!(
-        (tpm.backend.as_str(), tpm.version.as_deref()),
-        ("emulator", Some("2.0"))
-    );
+    assert_eq!((tpm.backend.as_str(), tpm.version.as_deref()), ("emulator", Some("2.0")));
     assert_eq!(tpm.state_path, Some("/tpm/state".into()));
 
     let vda = definition.disk("vda").unwrap();
     assert_eq!(vda.backing.len(), 2);
-    assert_eq!(
-        vda.backing[1].source,
-        Source::Block {
-            path: "/dev/vg/base".into()
-        }
-    );
+    assert_eq!(vda.backing[1].source, Source::Block { path: "/dev/vg/base".into() });
     assert_eq!(vda.serial.as_deref(), Some("S-1"));
-    let Source::Network {
-        protocol,
-        hosts,
-        authenticated,
-        ..
-    } = &definition.disk("vdc").unwrap().source
-    else {
+    let Source::Network { protocol, hosts, authenticated, .. } = &definition.disk("vdc").unwrap().source else {
         panic!("vdc is a network disk");
     };
-    assert_eq!(
-        (protocol.as_str(), hosts.len(), *authenticated),
-        ("rbd", 2, true)
-    );
-    assert!(matches!(
-        definition.disk("vdd").unwrap().source,
-        Source::Network { tls: true, .. }
-    ));
-    assert_eq!(
-        definition.disk("vdi").unwrap().encryption.as_deref(),
-        Some("luks")
-    );
+    assert_eq!((protocol.as_str(), hosts.len(), *authenticated), ("rbd", 2, true));
+    assert!(matches!(definition.disk("vdd").unwrap().source, Source::Network { tls: true, .. }));
+    assert_eq!(definition.disk("vdi").unwrap().encryption.as_deref(), Some("luks"));
     assert!(definition.disk("vdj").unwrap().data_file.is_some());
     assert!(!definition.disk("vdj").unwrap().keeps_bitmaps());
     assert_eq!(definition.disk("sdb").unwrap().device, Device::Lun);
 
-    let included: Vec<&str> = definition
-        .disks
-        .iter()
-        .filter(|disk| disk.exclusion().is_none())
-        .map(|disk| disk.target.as_str())
-        .collect();
+    let included: Vec<&str> =
+        definition.disks.iter().filter(|disk| disk.exclusion().is_none()).map(|disk| disk.target.as_str()).collect();
     assert_eq!(included, ["vda", "vdb", "vdc", "vdd", "vde", "vdi", "vdj"]);
-    let reason = |target| {
-        definition
-            .disk(target)
-            .and_then(|disk| disk.exclusion())
-            .unwrap()
-    };
+    let reason = |target| definition.disk(target).and_then(|disk| disk.exclusion()).unwrap();
     assert_eq!(reason("vdk"), "transient");
     assert_eq!(reason("vdl"), "shared with other machines");
     assert_eq!(reason("vdm"), "read-only");
@@ -186,10 +151,7 @@ fn a_definition_without_changes_loses_only_what_a_running_machine_has() {
         "64055",
         "imagelabel",
     ] {
-        assert!(
-            !rewritten.contains(gone),
-            "{gone} is still there:\n{rewritten}"
-        );
+        assert!(!rewritten.contains(gone), "{gone} is still there:\n{rewritten}");
     }
     for kept in [
         "<!-- kept -->",
@@ -229,19 +191,13 @@ fn a_copy_gets_an_identity_of_its_own() {
     assert_eq!(definition.name, "copy <1>");
     assert_eq!(definition.uuid, changes.uuid);
     assert!(!rewritten.contains("52e8dc38"), "SMBIOS has the old UUID");
-    assert!(
-        !rewritten.contains("11111111-2222"),
-        "the generation id is the old one"
-    );
+    assert!(!rewritten.contains("11111111-2222"), "the generation id is the old one");
     assert!(!rewritten.contains("52:54:00:00:00:01"));
     assert!(rewritten.contains("<mac address='52:54:00:"));
     let nvram = definition.nvram.unwrap();
     assert_eq!(nvram.path, changes.nvram);
     assert_eq!(nvram.format.as_deref(), Some("qcow2"));
-    assert_eq!(
-        nvram.template,
-        Some("/usr/share/OVMF/OVMF_VARS_4M.fd".into())
-    );
+    assert_eq!(nvram.template, Some("/usr/share/OVMF/OVMF_VARS_4M.fd".into()));
     assert_eq!(definition.kernel, changes.kernel);
     assert_eq!(definition.initrd, changes.initrd);
     assert_eq!(definition.tpm.unwrap().state_path, changes.tpm_state);
@@ -252,15 +208,8 @@ fn every_kind_of_disk_becomes_a_flat_image() {
     let definition = Definition::parse(LIVE).unwrap();
     for disk in &definition.disks {
         for kind in [NewDiskKind::File, NewDiskKind::Block] {
-            let new = NewDisk {
-                path: "/new/disk".into(),
-                kind,
-                format: "raw".into(),
-            };
-            let changes = Changes {
-                disks: [(disk.target.clone(), new)].into(),
-                ..Changes::default()
-            };
+            let new = NewDisk { path: "/new/disk".into(), kind, format: "raw".into() };
+            let changes = Changes { disks: [(disk.target.clone(), new)].into(), ..Changes::default() };
             let rewritten = rewrite(LIVE, &changes).unwrap();
             let now = Definition::parse(&rewritten).unwrap();
             let changed = now.disk(&disk.target).unwrap();
@@ -273,15 +222,8 @@ fn every_kind_of_disk_becomes_a_flat_image() {
             assert_eq!(changed.format.as_deref(), Some("raw"));
             assert!(changed.backing.is_empty() && changed.data_file.is_none());
             assert_eq!(changed.encryption, None);
-            assert_eq!(
-                (changed.device, &changed.bus, &changed.serial),
-                (disk.device, &disk.bus, &disk.serial)
-            );
-            for other in definition
-                .disks
-                .iter()
-                .filter(|other| other.target != disk.target)
-            {
+            assert_eq!((changed.device, &changed.bus, &changed.serial), (disk.device, &disk.bus, &disk.serial));
+            for other in definition.disks.iter().filter(|other| other.target != disk.target) {
                 assert_eq!(now.disk(&other.target).unwrap().source, other.source);
             }
             if disk.target == "vda" {
@@ -290,10 +232,7 @@ fn every_kind_of_disk_becomes_a_flat_image() {
                 assert!(rewritten.contains("discard='unmap'"));
             }
         }
-        let changes = Changes {
-            drop_disks: [disk.target.clone()].into(),
-            ..Changes::default()
-        };
+        let changes = Changes { drop_disks: [disk.target.clone()].into(), ..Changes::default() };
         let now = Definition::parse(&rewrite(LIVE, &changes).unwrap()).unwrap();
         assert!(now.disk(&disk.target).is_none());
         assert_eq!(now.disks.len(), definition.disks.len() - 1);
@@ -302,88 +241,37 @@ fn every_kind_of_disk_becomes_a_flat_image() {
 
 #[test]
 fn a_change_of_a_disk_that_is_not_there_is_refused() {
-    let changes = Changes {
-        drop_disks: ["vdz".to_owned()].into(),
-        ..Changes::default()
-    };
-    assert_eq!(
-        rewrite(LIVE, &changes),
-        Err(DefinitionError::NoSuchDisk("vdz".into()))
-    );
+    let changes = Changes { drop_disks: ["vdz".to_owned()].into(), ..Changes::default() };
+    assert_eq!(rewrite(LIVE, &changes), Err(DefinitionError::NoSuchDisk("vdz".into())));
 }
 
 #[test]
 fn hostile_documents_are_refused() {
-    let bomb =
-        "<!DOCTYPE d [<!ENTITY a 'x'><!ENTITY b '&a;&a;'>]><domain><name>&b;</name></domain>";
-    assert!(matches!(
-        Definition::parse(bomb),
-        Err(DefinitionError::Xml(_))
-    ));
+    let bomb = "<!DOCTYPE d [<!ENTITY a 'x'><!ENTITY b '&a;&a;'>]><domain><name>&b;</name></domain>";
+    assert!(matches!(Definition::parse(bomb), Err(DefinitionError::Xml(_))));
     let file = "<!DOCTYPE d SYSTEM 'file:///etc/passwd'><domain><name>x</name></domain>";
     assert!(Definition::parse(file).is_err());
-    let deep = format!(
-        "<domain>{}{}</domain>",
-        "<a>".repeat(100_000),
-        "</a>".repeat(100_000)
-    );
-    assert!(matches!(
-        Definition::parse(&deep),
-        Err(DefinitionError::Absurd(_))
-    ));
+    let deep = format!("<domain>{}{}</domain>", "<a>".repeat(100_000), "</a>".repeat(100_000));
+    assert!(matches!(Definition::parse(&deep), Err(DefinitionError::Absurd(_))));
     // Tricks to make the nesting look flat.
-    for trick in [
-        "<a b='/>'>",
-        "<a b=\"</a>\">",
-        "<a><!-- </a> -->",
-        "<a><![CDATA[</a>]]>",
-        "<a><?x </a>?>",
-    ] {
+    for trick in ["<a b='/>'>", "<a b=\"</a>\">", "<a><!-- </a> -->", "<a><![CDATA[</a>]]>", "<a><?x </a>?>"] {
         let deep = format!("<domain>{}", trick.repeat(100_000));
-        assert!(
-            matches!(Definition::parse(&deep), Err(DefinitionError::Absurd(_))),
-            "{trick}"
-        );
+        assert!(matches!(Definition::parse(&deep), Err(DefinitionError::Absurd(_))), "{trick}");
     }
     let huge = " ".repeat(17 << 20);
-    assert!(matches!(
-        Definition::parse(&huge),
-        Err(DefinitionError::Absurd(_))
-    ));
-    assert!(matches!(
-        Definition::parse("<network/>"),
-        Err(DefinitionError::NotADomain(_))
-    ));
-    assert!(matches!(
-        Definition::parse("<domain/>"),
-        Err(DefinitionError::Missing("name"))
-    ));
+    assert!(matches!(Definition::parse(&huge), Err(DefinitionError::Absurd(_))));
+    assert!(matches!(Definition::parse("<network/>"), Err(DefinitionError::NotADomain(_))));
+    assert!(matches!(Definition::parse("<domain/>"), Err(DefinitionError::Missing("name"))));
     let disk = |target: &str| format!("<disk><target dev='{target}'/></disk>");
     let domain = |disks: &str| format!("<domain><name>x</name><devices>{disks}</devices></domain>");
-    for target in [
-        "../x",
-        "a/b",
-        "",
-        ".",
-        "-x",
-        "a b",
-        "vda\u{e4}",
-        "x'y",
-        &"v".repeat(33),
-    ] {
+    for target in ["../x", "a/b", "", ".", "-x", "a b", "vda\u{e4}", "x'y", &"v".repeat(33)] {
         let xml = domain(&disk(&target.replace('\'', "&apos;")));
         assert!(Definition::parse(&xml).is_err(), "{target}");
     }
     let twice = domain(&(disk("vda") + &disk("vda")));
-    assert_eq!(
-        Definition::parse(&twice),
-        Err(DefinitionError::DuplicateTarget("vda".into()))
-    );
+    assert_eq!(Definition::parse(&twice), Err(DefinitionError::DuplicateTarget("vda".into())));
     let memory = "<domain><name>x</name><memory unit='TiB'>18446744073709551615</memory></domain>";
-    assert!(matches!(
-        Definition::parse(memory),
-        Err(DefinitionError::BadValue { .. })
-    ));
+    assert!(matches!(Definition::parse(memory), Err(DefinitionError::BadValue { .. })));
 }
 
 #[test]

@@ -54,10 +54,7 @@ pub struct Freeze {
 
 impl Default for Freeze {
     fn default() -> Freeze {
-        Freeze {
-            mode: FreezeMode::Auto,
-            timeout: Duration::from_secs(30),
-        }
+        Freeze { mode: FreezeMode::Auto, timeout: Duration::from_secs(30) }
     }
 }
 
@@ -78,11 +75,7 @@ pub(super) enum Outcome<'a> {
 }
 
 /// Freezes if that is sensible; never fails, says why not instead.
-pub(super) fn try_freeze<'a>(
-    machine: &'a Machine,
-    live: &Definition,
-    timeout: Duration,
-) -> Outcome<'a> {
+pub(super) fn try_freeze<'a>(machine: &'a Machine, live: &Definition, timeout: Duration) -> Outcome<'a> {
     if !live.has_agent_channel {
         return Outcome::NotFrozen("the machine has no guest agent channel".to_owned());
     }
@@ -96,16 +89,9 @@ pub(super) fn try_freeze<'a>(
     }
     let seconds = i32::try_from(timeout.as_secs().max(1)).unwrap_or(i32::MAX);
     if let Err(error) = ffi::set_agent_timeout(&machine.domain, seconds) {
-        return Outcome::NotFrozen(format!(
-            "libvirt cannot bound the wait for the guest agent: {}",
-            error.message()
-        ));
+        return Outcome::NotFrozen(format!("libvirt cannot bound the wait for the guest agent: {}", error.message()));
     }
-    let guest = FrozenGuest {
-        machine,
-        thawed: false,
-        _shield: Shield::raise(),
-    };
+    let guest = FrozenGuest { machine, thawed: false, _shield: Shield::raise() };
     let Err(error) = ffi::freeze(&machine.domain) else {
         return Outcome::Frozen(guest);
     };
@@ -162,10 +148,7 @@ impl Machine {
         loop {
             match ffi::thaw(&self.domain).context(|| format!("thaw {}", self.name())) {
                 Ok(_) => return Ok(()),
-                Err(error)
-                    if tried < TRIES
-                        && matches!(error.meaning(), Meaning::AgentTimeout | Meaning::Other) =>
-                {
+                Err(error) if tried < TRIES && matches!(error.meaning(), Meaning::AgentTimeout | Meaning::Other) => {
                     tracing::warn!("{error}; trying again");
                     thread::sleep(Duration::from_millis(200));
                     tried += 1;

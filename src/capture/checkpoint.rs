@@ -37,9 +37,7 @@ impl Machine {
             }
             Err(error) => return Err(error),
         };
-        let xml = found
-            .xml(ffi::CHECKPOINT_XML_SIZE | ffi::CHECKPOINT_XML_NO_DOMAIN)
-            .context(context);
+        let xml = found.xml(ffi::CHECKPOINT_XML_SIZE | ffi::CHECKPOINT_XML_NO_DOMAIN).context(context);
         let xml = match xml {
             Ok(xml) => xml,
             Err(error)
@@ -68,10 +66,7 @@ impl Machine {
             Ok(()) => return Ok(true),
             Err(error) => error,
         };
-        let broken = matches!(
-            error.meaning(),
-            Meaning::BitmapBroken { .. } | Meaning::Other
-        );
+        let broken = matches!(error.meaning(), Meaning::BitmapBroken { .. } | Meaning::Other);
         if !broken || !self.is_running()? {
             return Err(error);
         }
@@ -84,19 +79,14 @@ impl Machine {
     /// disk after the other, and delete that.
     fn delete_disk_by_disk(&self, checkpoint: &CheckpointRef, name: &str) -> Result<()> {
         let context = || format!("delete checkpoint {name} of {}", self.name());
-        let xml = checkpoint
-            .xml(ffi::CHECKPOINT_XML_NO_DOMAIN)
-            .context(context)?;
+        let xml = checkpoint.xml(ffi::CHECKPOINT_XML_NO_DOMAIN).context(context)?;
         let disks = read_disks(&xml)?;
-        checkpoint
-            .delete(ffi::CHECKPOINT_DELETE_METADATA_ONLY)
-            .context(context)?;
+        checkpoint.delete(ffi::CHECKPOINT_DELETE_METADATA_ONLY).context(context)?;
         let all = self.targets()?;
         for disk in disks {
             let one = [disk.as_str()];
             let xml = known_checkpoint_xml(name, &one, &all);
-            let redefined = CheckpointRef::create(&self.domain, &xml, ffi::CHECKPOINT_REDEFINE)
-                .context(context);
+            let redefined = CheckpointRef::create(&self.domain, &xml, ffi::CHECKPOINT_REDEFINE).context(context);
             let known = match redefined {
                 Ok(known) => known,
                 // The disk is gone from the machine, and its bitmap with it.
@@ -107,9 +97,7 @@ impl Machine {
             };
             if let Err(error) = known.delete(0).context(context) {
                 tracing::debug!("disk {disk}: {error}");
-                known
-                    .delete(ffi::CHECKPOINT_DELETE_METADATA_ONLY)
-                    .context(context)?;
+                known.delete(ffi::CHECKPOINT_DELETE_METADATA_ONLY).context(context)?;
             }
         }
         Ok(())
@@ -118,11 +106,7 @@ impl Machine {
     /// Makes a checkpoint known again whose bitmaps are still in the images (after an undefine, on another host …). libvirt checks
     /// on a running machine that they are.
     pub fn redefine_checkpoint(&self, name: &str, disks: &[&str]) -> Result<()> {
-        let flags = if self.is_running()? {
-            ffi::CHECKPOINT_REDEFINE_VALIDATE
-        } else {
-            ffi::CHECKPOINT_REDEFINE
-        };
+        let flags = if self.is_running()? { ffi::CHECKPOINT_REDEFINE_VALIDATE } else { ffi::CHECKPOINT_REDEFINE };
         let xml = known_checkpoint_xml(name, disks, &self.targets()?);
         CheckpointRef::create(&self.domain, &xml, flags)
             .map(|_| ())
@@ -130,12 +114,7 @@ impl Machine {
     }
 
     fn targets(&self) -> Result<Vec<String>> {
-        Ok(self
-            .definition(super::machine::Which::Live)?
-            .disks
-            .into_iter()
-            .map(|disk| disk.target)
-            .collect())
+        Ok(self.definition(super::machine::Which::Live)?.disks.into_iter().map(|disk| disk.target).collect())
     }
 }
 
@@ -143,11 +122,7 @@ impl Machine {
 pub(super) fn checkpoint_xml(name: &str, disks: &[&str], all: &[String]) -> String {
     let mut xml = format!("<domaincheckpoint><name>{}</name><disks>", escape(name));
     for target in all {
-        let kind = if disks.contains(&target.as_str()) {
-            "bitmap"
-        } else {
-            "no"
-        };
+        let kind = if disks.contains(&target.as_str()) { "bitmap" } else { "no" };
         xml += &format!("<disk name='{}' checkpoint='{kind}'/>", escape(target));
     }
     xml += "</disks></domaincheckpoint>";
@@ -156,10 +131,7 @@ pub(super) fn checkpoint_xml(name: &str, disks: &[&str], all: &[String]) -> Stri
 
 /// The same for one that exists already; libvirt insists on a time, which means nothing to us.
 fn known_checkpoint_xml(name: &str, disks: &[&str], all: &[String]) -> String {
-    let time = format!(
-        "</name><creationTime>{}</creationTime>",
-        chrono::Utc::now().timestamp()
-    );
+    let time = format!("</name><creationTime>{}</creationTime>", chrono::Utc::now().timestamp());
     checkpoint_xml(name, disks, all).replacen("</name>", &time, 1)
 }
 
@@ -170,12 +142,7 @@ fn read_sizes(xml: &str) -> Result<HashMap<String, u64>> {
         .into_iter()
         .flat_map(|disks| children(disks, "disk"))
         .filter(|disk| disk.attribute("checkpoint") == Some("bitmap"))
-        .filter_map(|disk| {
-            Some((
-                disk.attribute("name")?.to_owned(),
-                disk.attribute("size")?.parse().ok()?,
-            ))
-        })
+        .filter_map(|disk| Some((disk.attribute("name")?.to_owned(), disk.attribute("size")?.parse().ok()?)))
         .collect())
 }
 

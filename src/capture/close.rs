@@ -67,11 +67,7 @@ pub fn close_capture(
 
 /// Ends the job (or the servers) and removes sockets and scratch files, but leaves checkpoints and the capture's state: for when
 /// the last byte is read and the point is not stored yet. The caller holds the exclusive lock, or is the only reader.
-pub fn drain_capture(
-    runtime: &Runtime,
-    hypervisor: Option<&Hypervisor>,
-    file: &CaptureFile,
-) -> Result<Closed> {
+pub fn drain_capture(runtime: &Runtime, hypervisor: Option<&Hypervisor>, file: &CaptureFile) -> Result<Closed> {
     let mut state = file.load()?;
     let machine = find_machine(hypervisor, &state)?;
     let mut closed = Closed::of(&state);
@@ -114,12 +110,7 @@ pub(super) fn clear_leftovers_locked(runtime: &Runtime, machine: &Machine) -> Re
         }
         file.lock_exclusive(Duration::from_secs(2))?;
         tracing::info!("clearing capture {} of {}", state.id, state.machine);
-        all.push(close_with_machine(
-            runtime,
-            Some(machine),
-            file,
-            &CloseRequest::default(),
-        )?);
+        all.push(close_with_machine(runtime, Some(machine), file, &CloseRequest::default())?);
     }
     end_stray_job(runtime, machine)?;
     remove_scratch_of_before_boot(runtime);
@@ -140,10 +131,7 @@ pub(super) fn close_with_machine(
 ) -> Result<Closed> {
     let mut state = match file.load() {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
-            let closed = Closed {
-                capture: file.id().to_owned(),
-                ..Closed::default()
-            };
+            let closed = Closed { capture: file.id().to_owned(), ..Closed::default() };
             remove_folder(&runtime.socket_folder().join(file.id()))?;
             file.remove()?;
             return Ok(closed);
@@ -292,11 +280,7 @@ fn settle_checkpoints(
     closed: &mut Closed,
 ) -> Result<()> {
     let doomed: Vec<&String> = match state.committed_point {
-        Some(_) => request
-            .superseded
-            .iter()
-            .filter(|name| state.checkpoint.as_ref() != Some(name))
-            .collect(),
+        Some(_) => request.superseded.iter().filter(|name| state.checkpoint.as_ref() != Some(name)).collect(),
         None => state.checkpoint.iter().collect(),
     };
     if doomed.is_empty() {
@@ -309,12 +293,7 @@ fn settle_checkpoints(
         match machine.delete_checkpoint(name) {
             Ok(true) => closed.deleted_checkpoints.push(name.clone()),
             Ok(false) => {}
-            Err(error)
-                if matches!(
-                    error.meaning(),
-                    Meaning::Unsupported | Meaning::InvalidState
-                ) =>
-            {
+            Err(error) if matches!(error.meaning(), Meaning::Unsupported | Meaning::InvalidState) => {
                 tracing::info!("{error}; left for a later run");
                 closed.pending_checkpoints.push(name.clone());
             }
@@ -333,10 +312,7 @@ fn end_stray_job(runtime: &Runtime, machine: &Machine) -> Result<()> {
     let Some(job) = machine.running_backup()? else {
         return Ok(());
     };
-    let capture = job
-        .socket
-        .as_deref()
-        .and_then(|socket| capture_of_socket(runtime, socket));
+    let capture = job.socket.as_deref().and_then(|socket| capture_of_socket(runtime, socket));
     let Some(capture) = capture else {
         return Err(Error::ForeignJob {
             machine: machine.name().to_owned(),
@@ -392,26 +368,20 @@ fn remove_scratch_of_before_boot(runtime: &Runtime) {
     };
     for entry in entries.filter_map(std::result::Result::ok) {
         let name = entry.file_name();
-        let old = entry
-            .metadata()
-            .and_then(|found| found.modified())
-            .is_ok_and(|at| at < boot);
-        if old && name.to_str().is_some_and(is_capture_id) {
-            if let Err(error) = remove_folder(&entry.path()) {
-                tracing::warn!("{error}");
-            }
+        let old = entry.metadata().and_then(|found| found.modified()).is_ok_and(|at| at < boot);
+        let ours = name.to_str().is_some_and(is_capture_id);
+        if old
+            && ours
+            && let Err(error) = remove_folder(&entry.path())
+        {
+            tracing::warn!("{error}");
         }
     }
 }
 
 fn boot_time() -> Option<SystemTime> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
-    let seconds = stat
-        .lines()
-        .find_map(|line| line.strip_prefix("btime "))?
-        .trim()
-        .parse()
-        .ok()?;
+    let seconds = stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
     Some(UNIX_EPOCH + Duration::from_secs(seconds))
 }
 

@@ -3,6 +3,7 @@
 //! `qemu:///embed` admits one process at a time for a root, and one root in the life of a process: libvirt lets go of it
 //! only when the process ends, whatever is closed. So a process that needs it waits for the one before to end.
 
+use std::ffi::CString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, Once, PoisonError};
@@ -33,17 +34,7 @@ impl Hypervisor {
     pub fn open(uri: Option<&str>) -> Result<Hypervisor> {
         prepare_libvirt();
         let uri = uri.map(str::to_owned).or_else(default_uri);
-        let shown = uri
-            .as_deref()
-            .unwrap_or("the default hypervisor")
-            .to_owned();
-        if shown.contains('\0') {
-            return Err(Error::NoSuchMachine {
-                name: String::new(),
-                uri: shown.replace('\0', ""),
-                near: Vec::new(),
-            });
-        }
+        let shown = uri.as_deref().unwrap_or("the default hypervisor").to_owned();
         let connect = open_patiently(uri.as_deref()).context(|| format!("open {shown}"))?;
         let uri = connect.uri().unwrap_or(shown);
         Ok(Hypervisor { connect, uri })
@@ -66,38 +57,26 @@ impl Hypervisor {
 
     /// libvirt's version on the hypervisor's side: (11, 3, 0).
     pub fn libvirt_version(&self) -> Result<(u32, u32, u32)> {
-        let version = self
-            .connect
-            .lib_version()
-            .context(|| "ask libvirt for its version".to_owned())?;
+        let version = self.connect.lib_version().context(|| "ask libvirt for its version".to_owned())?;
         Ok(split_version(version))
     }
 
     /// QEMU's version: (10, 0, 2).
     pub fn qemu_version(&self) -> Result<(u32, u32, u32)> {
-        let version = self
-            .connect
-            .hyp_version()
-            .context(|| "ask libvirt for QEMU's version".to_owned())?;
+        let version = self.connect.hyp_version().context(|| "ask libvirt for QEMU's version".to_owned())?;
         Ok(split_version(version))
     }
 
     /// The host's name as libvirt knows it.
     pub fn hostname(&self) -> Result<String> {
-        self.connect
-            .hostname()
-            .context(|| "ask libvirt for the host's name".to_owned())
+        self.connect.hostname().context(|| "ask libvirt for the host's name".to_owned())
     }
 
     /// The machines that go by these names, UUIDs or globs (`*`, `?`, `[a-z]`), each once, sorted by name; all of them when no name is
     /// given. A machine that is really called `web*` is meant by `web*`. A name that no machine has is an error.
     pub fn machines(&self, names: &[String]) -> Result<Vec<Machine>> {
         let mut all = Vec::new();
-        for domain in self
-            .connect
-            .list_all_domains(0)
-            .context(|| format!("list the machines of {}", self.uri))?
-        {
+        for domain in self.connect.list_all_domains(0).context(|| format!("list the machines of {}", self.uri))? {
             // A transient machine may be gone between the two calls.
             if let Ok(machine) = Machine::new(domain, &self.uri) {
                 all.push(machine);
@@ -120,11 +99,7 @@ impl Hypervisor {
                 chosen[at] = true;
             }
         }
-        Ok(all
-            .into_iter()
-            .zip(chosen)
-            .filter_map(|(machine, chosen)| chosen.then_some(machine))
-            .collect())
+        Ok(all.into_iter().zip(chosen).filter_map(|(machine, chosen)| chosen.then_some(machine)).collect())
     }
 
     /// The machine with this name or UUID.
@@ -152,10 +127,7 @@ impl Hypervisor {
         if xml.contains('\0') {
             return Err(super::definition::DefinitionError::Xml("a zero byte".to_owned()).into());
         }
-        let domain = match self
-            .connect
-            .define_domain_xml_flags(xml, virt_sys::VIR_DOMAIN_DEFINE_VALIDATE)
-        {
+        let domain = match self.connect.define_domain_xml_flags(xml, virt_sys::VIR_DOMAIN_DEFINE_VALIDATE) {
             // VIR_ERR_XML_INVALID_SCHEMA: the machine ran with this definition before, so let libvirt judge it itself.
             Err(error) if error.code().to_raw() == virt_sys::VIR_ERR_XML_INVALID_SCHEMA => {
                 tracing::debug!("libvirt's schema does not know this definition: {error}");
@@ -174,8 +146,7 @@ impl Hypervisor {
         let mut near: Vec<(f64, &str)> = all
             .iter()
             .map(|machine| {
-                let likeness =
-                    strsim::jaro_winkler(&name.to_lowercase(), &machine.name().to_lowercase());
+                let likeness = strsim::jaro_winkler(&name.to_lowercase(), &machine.name().to_lowercase());
                 (likeness, machine.name())
             })
             .filter(|(likeness, _)| *likeness > 0.8)
@@ -184,11 +155,7 @@ impl Hypervisor {
         Error::NoSuchMachine {
             name: name.to_owned(),
             uri: self.uri.clone(),
-            near: near
-                .into_iter()
-                .take(3)
-                .map(|(_, name)| name.to_owned())
-                .collect(),
+            near: near.into_iter().take(3).map(|(_, name)| name.to_owned()).collect(),
         }
     }
 }
@@ -212,17 +179,15 @@ fn prepare_libvirt() {
             tracing::warn!("libvirt's event loop could not be registered: {error}");
             return;
         }
-        let spawned = thread::Builder::new()
-            .name("libvirt events".to_owned())
-            .spawn(|| {
-                virt::error::clear_error_callback();
-                loop {
-                    if let Err(error) = virt::event::event_run_default_impl() {
-                        tracing::warn!("libvirt's event loop: {error}");
-                        thread::sleep(Duration::from_millis(100));
-                    }
+        let spawned = thread::Builder::new().name("libvirt events".to_owned()).spawn(|| {
+            virt::error::clear_error_callback();
+            loop {
+                if let Err(error) = virt::event::event_run_default_impl() {
+                    tracing::warn!("libvirt's event loop: {error}");
+                    thread::sleep(Duration::from_millis(100));
                 }
-            });
+            }
+        });
         if let Err(error) = spawned {
             tracing::warn!("no thread for libvirt's event loop: {error}");
         }
@@ -232,15 +197,17 @@ fn prepare_libvirt() {
 /// Opens a connection. The embedded driver is opened once in the life of a process: every attempt registers its parts once
 /// more, and after some twenty libvirt has no room. So attempts are made only when nobody seems to hold the root.
 fn open_patiently(uri: Option<&str>) -> std::result::Result<Connect, virt::error::Error> {
+    // The crate panics on a zero byte.
+    uri.map(CString::new).transpose()?;
     static EMBEDDED: Mutex<Option<(String, Connect)>> = Mutex::new(None);
     let Some((uri, root)) = uri.and_then(|uri| Some((uri, embedded_root(uri)?))) else {
         return Connect::open(uri);
     };
     let mut embedded = EMBEDDED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((open, connect)) = &*embedded {
-        if open == uri {
-            return Ok(connect.clone());
-        }
+    if let Some((open, connect)) = &*embedded
+        && open == uri
+    {
+        return Ok(connect.clone());
     }
     let pid_file = root.join("run/qemu/driver.pid");
     let deadline = Instant::now() + EMBED_WAIT;
@@ -249,9 +216,7 @@ fn open_patiently(uri: Option<&str>) -> std::result::Result<Connect, virt::error
             thread::sleep(EMBED_RETRY);
         }
         match Connect::open(Some(uri)) {
-            Err(error)
-                if error.message().contains("acquire pid file") && Instant::now() < deadline =>
-            {
+            Err(error) if error.message().contains("acquire pid file") && Instant::now() < deadline => {
                 // Two came at the same time. Whoever lost looks again, later.
                 thread::sleep(EMBED_RETRY * 10);
             }
@@ -265,12 +230,8 @@ fn open_patiently(uri: Option<&str>) -> std::result::Result<Connect, virt::error
 /// The folder of `qemu:///embed?root=…`.
 pub(super) fn embedded_root(uri: &str) -> Option<PathBuf> {
     let query = uri.strip_prefix("qemu:///embed")?.split_once('?')?.1;
-    let root = query
-        .split('&')
-        .find_map(|pair| pair.strip_prefix("root="))?;
-    let root = percent_encoding::percent_decode_str(root)
-        .decode_utf8()
-        .ok()?;
+    let root = query.split('&').find_map(|pair| pair.strip_prefix("root="))?;
+    let root = percent_encoding::percent_decode_str(root).decode_utf8().ok()?;
     Some(PathBuf::from(root.as_ref()))
 }
 
@@ -281,14 +242,11 @@ fn is_locked_by_another(file: &Path) -> bool {
     };
     let inode = format!(":{inode}");
     let us = std::process::id().to_string();
-    std::fs::read_to_string("/proc/locks")
-        .unwrap_or_default()
-        .lines()
-        .any(|line| {
-            // 1: POSIX  ADVISORY  WRITE 812 08:01:131234 0 0
-            let words: Vec<&str> = line.split_whitespace().collect();
-            words.len() > 5 && words[5].ends_with(&inode) && words[4] != us
-        })
+    std::fs::read_to_string("/proc/locks").unwrap_or_default().lines().any(|line| {
+        // 1: POSIX  ADVISORY  WRITE 812 08:01:131234 0 0
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words.len() > 5 && words[5].ends_with(&inode) && words[4] != us
+    })
 }
 
 /// What `virsh` looks at before libvirt's own default.
@@ -317,11 +275,7 @@ pub(super) fn volume_path(domain: &Domain, pool: &str, volume: &str) -> Result<P
 }
 
 fn split_version(version: u32) -> (u32, u32, u32) {
-    (
-        version / 1_000_000,
-        version / 1_000 % 1_000,
-        version % 1_000,
-    )
+    (version / 1_000_000, version / 1_000 % 1_000, version % 1_000)
 }
 
 fn positions(all: &[Machine], wanted: impl Fn(&Machine) -> bool) -> Vec<usize> {

@@ -240,10 +240,7 @@ impl Definition {
         let devices = child(domain, "devices");
         let mut disks = Vec::new();
         let mut targets = HashSet::new();
-        for node in devices
-            .into_iter()
-            .flat_map(|devices| children(devices, "disk"))
-        {
+        for node in devices.into_iter().flat_map(|devices| children(devices, "disk")) {
             let disk = Disk::read(node)?;
             if !targets.insert(disk.target.clone()) {
                 return Err(DefinitionError::DuplicateTarget(disk.target));
@@ -264,21 +261,17 @@ impl Definition {
             memory_bytes: memory_bytes(domain)?,
             vcpus: match text_of(domain, "vcpu") {
                 None => 1,
-                Some(text) => text.parse().map_err(|_| DefinitionError::BadValue {
-                    what: "the number of CPUs",
-                    value: text,
-                })?,
+                Some(text) => {
+                    text.parse().map_err(|_| DefinitionError::BadValue { what: "the number of CPUs", value: text })?
+                }
             },
             disks,
             nvram: os.and_then(|os| child(os, "nvram")).map(read_nvram),
-            tpm: devices
-                .and_then(|devices| child(devices, "tpm"))
-                .map(read_tpm),
+            tpm: devices.and_then(|devices| child(devices, "tpm")).map(read_tpm),
             kernel: os.and_then(|os| text_of(os, "kernel")).map(PathBuf::from),
             initrd: os.and_then(|os| text_of(os, "initrd")).map(PathBuf::from),
             has_agent_channel: agent.is_some(),
-            agent_connected: agent
-                .is_some_and(|target| target.attribute("state") == Some("connected")),
+            agent_connected: agent.is_some_and(|target| target.attribute("state") == Some("connected")),
             dac_owner: labels
                 .iter()
                 .filter(|label| label.attribute("model") == Some("dac"))
@@ -313,10 +306,7 @@ impl Disk {
             Source::Nvme { .. } => return Some("passed-through device"),
             Source::Vhost { .. } => return Some("disk of another process (vhost)"),
             Source::Other { .. } => return Some("kind of disk that kvmb does not know"),
-            Source::File { .. }
-            | Source::Block { .. }
-            | Source::Network { .. }
-            | Source::Volume { .. } => {}
+            Source::File { .. } | Source::Block { .. } | Source::Network { .. } | Source::Volume { .. } => {}
         }
         if self.transient {
             return Some("transient");
@@ -351,44 +341,28 @@ impl Disk {
             "floppy" => Device::Floppy,
             "lun" => Device::Lun,
             other => {
-                return Err(DefinitionError::BadValue {
-                    what: "the kind of disk",
-                    value: other.to_owned(),
-                });
+                return Err(DefinitionError::BadValue { what: "the kind of disk", value: other.to_owned() });
             }
         };
         let source_node = child(node, "source");
         Ok(Disk {
             target: target.to_owned(),
             device,
-            bus: child(node, "target")
-                .and_then(|target| target.attribute("bus"))
-                .map(str::to_owned),
+            bus: child(node, "target").and_then(|target| target.attribute("bus")).map(str::to_owned),
             serial: text_of(node, "serial"),
             source: read_source(node.attribute("type"), source_node),
-            format: child(node, "driver")
-                .and_then(|driver| driver.attribute("type"))
-                .map(str::to_owned),
+            format: child(node, "driver").and_then(|driver| driver.attribute("type")).map(str::to_owned),
             read_only: child(node, "readonly").is_some(),
             shareable: child(node, "shareable").is_some(),
             transient: child(node, "transient").is_some(),
             backing: read_backing(node),
-            data_file: source_node
-                .and_then(|source| child(source, "dataStore"))
-                .map(read_layer),
-            alias: child(node, "alias")
-                .and_then(|alias| alias.attribute("name"))
-                .map(str::to_owned),
+            data_file: source_node.and_then(|source| child(source, "dataStore")).map(read_layer),
+            alias: child(node, "alias").and_then(|alias| alias.attribute("name")).map(str::to_owned),
             encryption: [Some(node), source_node]
                 .into_iter()
                 .flatten()
                 .find_map(|holder| child(holder, "encryption"))
-                .map(|encryption| {
-                    encryption
-                        .attribute("format")
-                        .unwrap_or("unknown")
-                        .to_owned()
-                }),
+                .map(|encryption| encryption.attribute("format").unwrap_or("unknown").to_owned()),
         })
     }
 }
@@ -431,18 +405,11 @@ pub(super) fn parse_document(xml: &str) -> Result<Document<'_>> {
 /// Parses any document of libvirt's, within limits.
 pub(super) fn parse_xml(xml: &str) -> Result<Document<'_>> {
     if xml.len() > MAX_XML_BYTES {
-        return Err(DefinitionError::Absurd(format!(
-            "a definition of {} bytes is not one",
-            xml.len()
-        )));
+        return Err(DefinitionError::Absurd(format!("a definition of {} bytes is not one", xml.len())));
     }
     check_depth(xml)?;
-    let options = ParsingOptions {
-        allow_dtd: false,
-        nodes_limit: MAX_NODES,
-    };
-    Document::parse_with_options(xml, options)
-        .map_err(|error| DefinitionError::Xml(error.to_string()))
+    let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES };
+    Document::parse_with_options(xml, options).map_err(|error| DefinitionError::Xml(error.to_string()))
 }
 
 /// The parser recurses for every level, so the depth is checked before it runs.
@@ -468,9 +435,7 @@ fn check_depth(xml: &str) -> Result<()> {
             length
         };
         if depth > MAX_DEPTH {
-            return Err(DefinitionError::Absurd(format!(
-                "nested more than {MAX_DEPTH} levels deep"
-            )));
+            return Err(DefinitionError::Absurd(format!("nested more than {MAX_DEPTH} levels deep")));
         }
         rest = &rest[length..];
     }
@@ -479,9 +444,7 @@ fn check_depth(xml: &str) -> Result<()> {
 
 /// Where `end` ends, looked for from `from`; the whole text when it is missing.
 fn after(text: &str, from: usize, end: &str) -> usize {
-    text[from..]
-        .find(end)
-        .map_or(text.len(), |at| from + at + end.len())
+    text[from..].find(end).map_or(text.len(), |at| from + at + end.len())
 }
 
 /// The length of the tag that `text` begins with; a `>` inside a quoted value does not end it.
@@ -506,24 +469,16 @@ fn check_target(target: &str) -> Result<()> {
     if first_is_letter && target.len() <= 32 && target.bytes().all(plain) {
         Ok(())
     } else {
-        Err(DefinitionError::BadValue {
-            what: "the disk target",
-            value: target.to_owned(),
-        })
+        Err(DefinitionError::BadValue { what: "the disk target", value: target.to_owned() })
     }
 }
 
 pub(super) fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
-    node.children()
-        .find(|node| node.is_element() && node.tag_name().name() == name)
+    node.children().find(|node| node.is_element() && node.tag_name().name() == name)
 }
 
-pub(super) fn children<'a, 'i: 'a>(
-    node: Node<'a, 'i>,
-    name: &'static str,
-) -> impl Iterator<Item = Node<'a, 'i>> {
-    node.children()
-        .filter(move |node| node.is_element() && node.tag_name().name() == name)
+pub(super) fn children<'a, 'i: 'a>(node: Node<'a, 'i>, name: &'static str) -> impl Iterator<Item = Node<'a, 'i>> {
+    node.children().filter(move |node| node.is_element() && node.tag_name().name() == name)
 }
 
 fn text_of(node: Node, name: &str) -> Option<String> {
@@ -536,10 +491,7 @@ fn memory_bytes(domain: Node) -> Result<u64> {
         return Ok(0);
     };
     let text = node.text().unwrap_or_default().trim();
-    let bad = || DefinitionError::BadValue {
-        what: "the memory size",
-        value: text.to_owned(),
-    };
+    let bad = || DefinitionError::BadValue { what: "the memory size", value: text.to_owned() };
     let number: u64 = text.parse().map_err(|_| bad())?;
     let unit: u64 = match node.attribute("unit").unwrap_or("KiB") {
         "b" | "bytes" => 1,
@@ -557,11 +509,7 @@ fn memory_bytes(domain: Node) -> Result<u64> {
 }
 
 fn read_nvram(node: Node) -> Nvram {
-    let own_text = node
-        .text()
-        .map(str::trim)
-        .filter(|text| !text.is_empty())
-        .map(PathBuf::from);
+    let own_text = node.text().map(str::trim).filter(|text| !text.is_empty()).map(PathBuf::from);
     let from_source = child(node, "source")
         .and_then(|source| source.attribute("file").or(source.attribute("dev")))
         .map(PathBuf::from);
@@ -575,13 +523,8 @@ fn read_nvram(node: Node) -> Nvram {
 fn read_tpm(node: Node) -> Tpm {
     let backend = child(node, "backend");
     Tpm {
-        backend: backend
-            .and_then(|backend| backend.attribute("type"))
-            .unwrap_or("unknown")
-            .to_owned(),
-        version: backend
-            .and_then(|backend| backend.attribute("version"))
-            .map(str::to_owned),
+        backend: backend.and_then(|backend| backend.attribute("type")).unwrap_or("unknown").to_owned(),
+        version: backend.and_then(|backend| backend.attribute("version")).map(str::to_owned),
         state_path: backend
             .and_then(|backend| child(backend, "source"))
             .and_then(|source| source.attribute("path"))
@@ -598,10 +541,7 @@ fn read_source(kind: Option<&str>, source: Option<Node>) -> Source {
         "block" => path("dev").map_or(Source::Empty, |path| Source::Block { path }),
         "dir" => path("dir").map_or(Source::Empty, |path| Source::Dir { path }),
         "volume" => match (attribute("pool"), attribute("volume")) {
-            (Some(pool), Some(volume)) => Source::Volume {
-                pool: pool.to_owned(),
-                volume: volume.to_owned(),
-            },
+            (Some(pool), Some(volume)) => Source::Volume { pool: pool.to_owned(), volume: volume.to_owned() },
             _ => Source::Empty,
         },
         "network" => match attribute("protocol") {
@@ -609,32 +549,17 @@ fn read_source(kind: Option<&str>, source: Option<Node>) -> Source {
             Some(protocol) => Source::Network {
                 protocol: protocol.to_owned(),
                 name: attribute("name").map(str::to_owned),
-                hosts: source
-                    .into_iter()
-                    .flat_map(|source| children(source, "host"))
-                    .map(read_host)
-                    .collect(),
+                hosts: source.into_iter().flat_map(|source| children(source, "host")).map(read_host).collect(),
                 authenticated: source.is_some_and(|source| {
-                    child(source, "auth").is_some()
-                        || source
-                            .parent()
-                            .is_some_and(|disk| child(disk, "auth").is_some())
+                    child(source, "auth").is_some() || source.parent().is_some_and(|disk| child(disk, "auth").is_some())
                 }),
                 tls: attribute("tls") == Some("yes"),
             },
         },
-        "nvme" => Source::Nvme {
-            address: nvme_address(source),
-        },
-        "vhostuser" => Source::Vhost {
-            path: path("path").unwrap_or_default(),
-        },
-        "vhostvdpa" => Source::Vhost {
-            path: path("dev").unwrap_or_default(),
-        },
-        other => Source::Other {
-            kind: other.to_owned(),
-        },
+        "nvme" => Source::Nvme { address: nvme_address(source) },
+        "vhostuser" => Source::Vhost { path: path("path").unwrap_or_default() },
+        "vhostvdpa" => Source::Vhost { path: path("dev").unwrap_or_default() },
+        other => Source::Other { kind: other.to_owned() },
     }
 }
 
@@ -643,10 +568,7 @@ fn nvme_address(source: Option<Node>) -> String {
         return String::new();
     };
     let part = |name: &str| {
-        child(source, "address")
-            .and_then(|address| address.attribute(name))
-            .unwrap_or("?")
-            .trim_start_matches("0x")
+        child(source, "address").and_then(|address| address.attribute(name)).unwrap_or("?").trim_start_matches("0x")
     };
     format!(
         "{}:{}:{}.{} namespace {}",
@@ -683,9 +605,7 @@ fn read_backing(disk: Node) -> Vec<Layer> {
 fn read_layer(node: Node) -> Layer {
     Layer {
         source: read_source(node.attribute("type"), child(node, "source")),
-        format: child(node, "format")
-            .and_then(|format| format.attribute("type"))
-            .map(str::to_owned),
+        format: child(node, "format").and_then(|format| format.attribute("type")).map(str::to_owned),
     }
 }
 

@@ -75,9 +75,7 @@ pub enum Error {
     #[error("the machine's definition cannot be read: {0}")]
     Definition(#[from] super::definition::DefinitionError),
     /// A capture needs the hypervisor of this host.
-    #[error(
-        "{uri} is not a QEMU hypervisor of this host; captures are made on the host that runs the machine"
-    )]
+    #[error("{uri} is not a QEMU hypervisor of this host; captures are made on the host that runs the machine")]
     NotLocal {
         /// The connection.
         uri: String,
@@ -240,16 +238,9 @@ impl Error {
         }
     }
 
-    pub(super) fn io(
-        action: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(io::Error) -> Error {
+    pub(super) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
         let path = path.into();
-        move |source| Error::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| Error::Io { action, path, source }
     }
 }
 
@@ -276,15 +267,11 @@ fn meaning(code: u32, message: &str) -> Meaning {
         42 => Meaning::NotFound,
         103 => Meaning::CheckpointMissing,
         104 => Meaning::NoBackupJob,
-        109 => Meaning::BitmapBroken {
-            disk: disk_in(message),
-        },
+        109 => Meaning::BitmapBroken { disk: disk_in(message) },
         3 | 67 | 84 => Meaning::Unsupported,
         68 => Meaning::Busy,
         112 => Meaning::AgentTimeout,
-        86 | 97 if message.contains("not connected") || message.contains("not available") => {
-            Meaning::AgentMissing
-        }
+        86 | 97 if message.contains("not connected") || message.contains("not available") => Meaning::AgentMissing,
         86 | 97 => Meaning::AgentTimeout,
         113 => Meaning::AgentFailed,
         29 | 45 | 79 | 88 | 94 => Meaning::ReadOnlyUri,
@@ -346,11 +333,6 @@ mod tests {
     #[test]
     fn a_broken_bitmap_names_its_disk() {
         let message = "checkpoint inconsistent: missing or broken bitmap 'kvmb-1' for disk 'vda'";
-        assert_eq!(
-            meaning(109, message),
-            Meaning::BitmapBroken {
-                disk: Some("vda".into())
-            }
-        );
+        assert_eq!(meaning(109, message), Meaning::BitmapBroken { disk: Some("vda".into()) });
     }
 }

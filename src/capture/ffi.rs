@@ -16,28 +16,22 @@ pub(super) const CHECKPOINT_XML_NO_DOMAIN: u32 = sys::VIR_DOMAIN_CHECKPOINT_XML_
 /// `virDomainCheckpointXMLFlags`: with the size of what changed since.
 pub(super) const CHECKPOINT_XML_SIZE: u32 = sys::VIR_DOMAIN_CHECKPOINT_XML_SIZE;
 /// `virDomainCheckpointDeleteFlags`: leave the bitmap alone.
-pub(super) const CHECKPOINT_DELETE_METADATA_ONLY: u32 =
-    sys::VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY;
+pub(super) const CHECKPOINT_DELETE_METADATA_ONLY: u32 = sys::VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY;
 /// `virDomainCheckpointCreateFlags`: make known what exists already, and look whether its bitmaps do.
-pub(super) const CHECKPOINT_REDEFINE_VALIDATE: u32 = sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE
-    | sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE;
+pub(super) const CHECKPOINT_REDEFINE_VALIDATE: u32 =
+    sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE;
 /// `virDomainCheckpointCreateFlags`: make known what exists already.
 pub(super) const CHECKPOINT_REDEFINE: u32 = sys::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE;
 /// `virDomainAgentResponseTimeoutValues`: wait for ever, libvirt's default.
 pub(super) const AGENT_TIMEOUT_BLOCK: i32 = sys::VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK;
 
 /// Starts a backup job, with a checkpoint made at the same instant.
-pub(super) fn backup_begin(
-    domain: &Domain,
-    backup_xml: &str,
-    checkpoint_xml: Option<&str>,
-) -> Result<()> {
+pub(super) fn backup_begin(domain: &Domain, backup_xml: &str, checkpoint_xml: Option<&str>) -> Result<()> {
     let backup = CString::new(backup_xml)?;
     let checkpoint = checkpoint_xml.map(CString::new).transpose()?;
     let checkpoint_ptr = checkpoint.as_ref().map_or(ptr::null(), |xml| xml.as_ptr());
     // SAFETY: the domain and both strings live until the call returns; libvirt copies what it keeps.
-    let result =
-        unsafe { sys::virDomainBackupBegin(domain.as_ptr(), backup.as_ptr(), checkpoint_ptr, 0) };
+    let result = unsafe { sys::virDomainBackupBegin(domain.as_ptr(), backup.as_ptr(), checkpoint_ptr, 0) };
     check(result)
 }
 
@@ -99,12 +93,7 @@ pub(super) fn block_info(domain: &Domain, disk: &str) -> Result<(u64, u64, u64)>
     let mut info = MaybeUninit::<sys::virDomainBlockInfo>::zeroed();
     // SAFETY: all-zero is a valid value of this plain structure, which the call fills in.
     let info = unsafe {
-        check(sys::virDomainGetBlockInfo(
-            domain.as_ptr(),
-            disk.as_ptr(),
-            info.as_mut_ptr(),
-            0,
-        ))?;
+        check(sys::virDomainGetBlockInfo(domain.as_ptr(), disk.as_ptr(), info.as_mut_ptr(), 0))?;
         info.assume_init()
     };
     Ok((info.capacity, info.allocation, info.physical))
@@ -145,8 +134,7 @@ impl CheckpointRef {
     pub(super) fn lookup(domain: &Domain, name: &str) -> Result<CheckpointRef> {
         let name = CString::new(name)?;
         // SAFETY: the domain and the name live until the call returns.
-        let raw =
-            unsafe { sys::virDomainCheckpointLookupByName(domain.as_ptr(), name.as_ptr(), 0) };
+        let raw = unsafe { sys::virDomainCheckpointLookupByName(domain.as_ptr(), name.as_ptr(), 0) };
         CheckpointRef::own(raw)
     }
 
@@ -154,8 +142,7 @@ impl CheckpointRef {
     pub(super) fn create(domain: &Domain, xml: &str, flags: u32) -> Result<CheckpointRef> {
         let xml = CString::new(xml)?;
         // SAFETY: the domain and the XML live until the call returns.
-        let raw =
-            unsafe { sys::virDomainCheckpointCreateXML(domain.as_ptr(), xml.as_ptr(), flags) };
+        let raw = unsafe { sys::virDomainCheckpointCreateXML(domain.as_ptr(), xml.as_ptr(), flags) };
         CheckpointRef::own(raw)
     }
 
@@ -184,11 +171,7 @@ impl CheckpointRef {
     }
 
     fn own(raw: sys::virDomainCheckpointPtr) -> Result<CheckpointRef> {
-        if raw.is_null() {
-            Err(Error::last_error())
-        } else {
-            Ok(CheckpointRef { raw })
-        }
+        if raw.is_null() { Err(Error::last_error()) } else { Ok(CheckpointRef { raw }) }
     }
 }
 
@@ -204,11 +187,7 @@ pub(super) fn set_env_while_single_threaded(key: &str, value: &str) -> bool {
 }
 
 fn check(result: i32) -> Result<()> {
-    if result < 0 {
-        Err(Error::last_error())
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(Error::last_error()) } else { Ok(()) }
 }
 
 /// Copies and frees a string that libvirt allocated.

@@ -86,10 +86,7 @@ pub fn identify(path: &Path, format: &str) -> Result<ImageIdentity> {
         device: found.dev(),
         inode: if block { found.rdev() } else { found.ino() },
         size_bytes: found.size(),
-        modified_ns: found
-            .mtime()
-            .saturating_mul(1_000_000_000)
-            .saturating_add(found.mtime_nsec()),
+        modified_ns: found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec()),
     })
 }
 
@@ -151,25 +148,13 @@ impl Info {
     }
 
     fn into_layer(self, path: PathBuf, format: String) -> ImageLayer {
-        let data = self
-            .specific
-            .map(|specific| specific.data)
-            .unwrap_or_default();
+        let data = self.specific.map(|specific| specific.data).unwrap_or_default();
         ImageLayer {
             path,
             capacity_bytes: self.virtual_size,
-            keeps_bitmaps: format == "qcow2"
-                && data.data_file.is_none()
-                && data.compat.as_deref() != Some("0.10"),
+            keeps_bitmaps: format == "qcow2" && data.data_file.is_none() && data.compat.as_deref() != Some("0.10"),
             format,
-            bitmaps: data
-                .bitmaps
-                .into_iter()
-                .map(|bitmap| Bitmap {
-                    name: bitmap.name,
-                    flags: bitmap.flags,
-                })
-                .collect(),
+            bitmaps: data.bitmaps.into_iter().map(|bitmap| Bitmap { name: bitmap.name, flags: bitmap.flags }).collect(),
         }
     }
 }
@@ -182,18 +167,11 @@ fn qemu_img_info(path: &Path, format: &str) -> Result<Info> {
         .output()
         .map_err(|error| failed(path, error.to_string()))?;
     if !output.status.success() {
-        return Err(failed(
-            path,
-            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        ));
+        return Err(failed(path, String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
     serde_json::from_slice(&output.stdout).map_err(|error| failed(path, error.to_string()))
 }
 
 fn failed(path: &Path, message: String) -> Error {
-    Error::Program {
-        program: "qemu-img",
-        subject: path.display().to_string(),
-        message,
-    }
+    Error::Program { program: "qemu-img", subject: path.display().to_string(), message }
 }

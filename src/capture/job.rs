@@ -92,9 +92,7 @@ impl Machine {
         let checkpoint = new_checkpoint_xml(request);
         let outcome = match freeze.mode {
             FreezeMode::Never => Outcome::NotFrozen("freezing was switched off".to_owned()),
-            FreezeMode::Auto | FreezeMode::Required => {
-                agent::try_freeze(self, &live, freeze.timeout)
-            }
+            FreezeMode::Auto | FreezeMode::Required => agent::try_freeze(self, &live, freeze.timeout),
         };
         let (guest, note) = match outcome {
             Outcome::Frozen(guest) => (Some(guest), None),
@@ -102,10 +100,7 @@ impl Machine {
             Outcome::Unknown(guest, note) => (Some(guest), Some(note)),
         };
         if let (FreezeMode::Required, Some(reason)) = (freeze.mode, &note) {
-            return Err(Error::FreezeFailed {
-                machine: self.name().to_owned(),
-                reason: reason.clone(),
-            });
+            return Err(Error::FreezeFailed { machine: self.name().to_owned(), reason: reason.clone() });
         }
         let captured_at = Local::now().fixed_offset();
         let began = ffi::backup_begin(&self.domain, &backup, checkpoint.as_deref());
@@ -117,11 +112,7 @@ impl Machine {
         }
         Ok(Begun {
             captured_at,
-            consistency: if note.is_none() {
-                Consistency::Filesystem
-            } else {
-                Consistency::Crash
-            },
+            consistency: if note.is_none() { Consistency::Filesystem } else { Consistency::Crash },
             freeze_note: note.or(thaw_note),
             thaw_due: thawed.is_err(),
             definition_xml: self.definition_xml(Which::Inactive, true)?,
@@ -130,15 +121,11 @@ impl Machine {
 
     /// The backup job that is running, whoever began it.
     pub fn running_backup(&self) -> Result<Option<JobInfo>> {
-        let xml = ffi::backup_xml(&self.domain)
-            .context(|| format!("look for a backup job of {}", self.name()));
+        let xml = ffi::backup_xml(&self.domain).context(|| format!("look for a backup job of {}", self.name()));
         match xml {
             Ok(xml) => read_job(&xml).map(Some),
             Err(error)
-                if matches!(
-                    error.meaning(),
-                    Meaning::NoBackupJob | Meaning::InvalidState | Meaning::Unsupported
-                ) =>
+                if matches!(error.meaning(), Meaning::NoBackupJob | Meaning::InvalidState | Meaning::Unsupported) =>
             {
                 Ok(None)
             }
@@ -152,19 +139,14 @@ impl Machine {
             return Ok(false);
         }
         let deadline = Instant::now() + END_PATIENCE;
-        match ffi::abort_job(&self.domain)
-            .context(|| format!("end the backup job of {}", self.name()))
-        {
+        match ffi::abort_job(&self.domain).context(|| format!("end the backup job of {}", self.name())) {
             // «no job is active»: it ended meanwhile.
             Err(error) if error.meaning() != Meaning::InvalidState => return Err(error),
             _ => {}
         }
         while self.running_backup()?.is_some() {
             if Instant::now() > deadline {
-                return Err(Error::JobStuck {
-                    machine: self.name().to_owned(),
-                    waited: END_PATIENCE,
-                });
+                return Err(Error::JobStuck { machine: self.name().to_owned(), waited: END_PATIENCE });
             }
             thread::sleep(Duration::from_millis(5));
         }
@@ -173,10 +155,7 @@ impl Machine {
 
     fn begin_error(&self, error: &virt::error::Error) -> Error {
         if error.message().contains("backup job data missing") {
-            return Error::Wedged {
-                machine: self.name().to_owned(),
-                message: error.message().to_owned(),
-            };
+            return Error::Wedged { machine: self.name().to_owned(), message: error.message().to_owned() };
         }
         self.error("begin the backup of", error)
     }
@@ -184,10 +163,7 @@ impl Machine {
 
 fn backup_xml(request: &JobRequest, live: &Definition) -> Result<String> {
     let socket = path_text(&request.socket)?;
-    let mut xml = format!(
-        "<domainbackup mode='pull'><server transport='unix' socket='{}'/><disks>",
-        escape(socket)
-    );
+    let mut xml = format!("<domainbackup mode='pull'><server transport='unix' socket='{}'/><disks>", escape(socket));
     for disk in &request.disks {
         let mode = match &disk.parent {
             Some(parent) => format!(
@@ -220,12 +196,8 @@ fn backup_xml(request: &JobRequest, live: &Definition) -> Result<String> {
 
 fn new_checkpoint_xml(request: &JobRequest) -> Option<String> {
     let checkpoint = request.checkpoint.as_ref()?;
-    let all: Vec<String> = request
-        .disks
-        .iter()
-        .map(|disk| disk.target.clone())
-        .chain(request.skipped.iter().cloned())
-        .collect();
+    let all: Vec<String> =
+        request.disks.iter().map(|disk| disk.target.clone()).chain(request.skipped.iter().cloned()).collect();
     let disks: Vec<&str> = checkpoint.disks.iter().map(String::as_str).collect();
     Some(checkpoint_xml(&checkpoint.name, &disks, &all))
 }
@@ -239,19 +211,14 @@ fn read_job(xml: &str) -> Result<JobInfo> {
         .filter(|disk| disk.attribute("backup") != Some("no"))
         .collect();
     Ok(JobInfo {
-        socket: child(root, "server")
-            .and_then(|server| server.attribute("socket"))
-            .map(PathBuf::from),
+        socket: child(root, "server").and_then(|server| server.attribute("socket")).map(PathBuf::from),
         scratch: disks
             .iter()
             .filter_map(|disk| child(*disk, "scratch").or(child(*disk, "target")))
             .filter_map(|scratch| scratch.attribute("file").or(scratch.attribute("dev")))
             .map(PathBuf::from)
             .collect(),
-        disks: disks
-            .iter()
-            .filter_map(|disk| disk.attribute("name").map(str::to_owned))
-            .collect(),
+        disks: disks.iter().filter_map(|disk| disk.attribute("name").map(str::to_owned)).collect(),
     })
 }
 

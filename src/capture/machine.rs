@@ -134,12 +134,7 @@ impl Machine {
         let context = || "look at a machine".to_owned();
         let name = domain.name().context(context)?;
         let uuid = domain.uuid_string().context(context)?;
-        Ok(Machine {
-            domain,
-            name,
-            uuid,
-            uri: uri.to_owned(),
-        })
+        Ok(Machine { domain, name, uuid, uri: uri.to_owned() })
     }
 
     /// Its name.
@@ -169,40 +164,30 @@ impl Machine {
 
     /// Whether QEMU runs for it, paused or not.
     pub fn is_running(&self) -> Result<bool> {
-        self.domain
-            .is_active()
-            .context(|| format!("ask whether {} runs", self.name))
+        self.domain.is_active().context(|| format!("ask whether {} runs", self.name))
     }
 
     /// What it is doing.
     pub fn state(&self) -> Result<State> {
-        let (state, reason) =
-            ffi::state(&self.domain).context(|| format!("ask for the state of {}", self.name))?;
+        let (state, reason) = ffi::state(&self.domain).context(|| format!("ask for the state of {}", self.name))?;
         Ok(State::from_numbers(state, reason))
     }
 
     /// Whether it has a definition that outlives its run.
     pub fn is_persistent(&self) -> Result<bool> {
-        self.domain
-            .is_persistent()
-            .context(|| format!("ask whether {} is persistent", self.name))
+        self.domain.is_persistent().context(|| format!("ask whether {} is persistent", self.name))
     }
 
     /// Whether it starts with the host; false for a transient machine.
     pub fn autostart(&self) -> Result<bool> {
-        self.domain
-            .autostart()
-            .context(|| format!("ask whether {} starts with the host", self.name))
+        self.domain.autostart().context(|| format!("ask whether {} starts with the host", self.name))
     }
 
     /// Memory and processors.
     pub fn info(&self) -> Result<Info> {
         let (max_memory_kib, vcpus) =
             ffi::info(&self.domain).context(|| format!("ask for the size of {}", self.name))?;
-        Ok(Info {
-            max_memory_bytes: max_memory_kib.saturating_mul(1024),
-            vcpus,
-        })
+        Ok(Info { max_memory_bytes: max_memory_kib.saturating_mul(1024), vcpus })
     }
 
     /// Its definition as XML. With `secure`, passwords are in it where the connection permits that, else they are left out.
@@ -214,15 +199,10 @@ impl Machine {
         if secure {
             match self.domain.xml_desc(base | virt_sys::VIR_DOMAIN_XML_SECURE) {
                 Ok(xml) => return Ok(xml),
-                Err(error) => tracing::debug!(
-                    "the definition of {} without its secrets: {error}",
-                    self.name
-                ),
+                Err(error) => tracing::debug!("the definition of {} without its secrets: {error}", self.name),
             }
         }
-        self.domain
-            .xml_desc(base)
-            .context(|| format!("read the definition of {}", self.name))
+        self.domain.xml_desc(base).context(|| format!("read the definition of {}", self.name))
     }
 
     /// Its definition, read.
@@ -232,21 +212,14 @@ impl Machine {
 
     /// How large one of its disks is; an error when the file is missing or libvirt cannot tell.
     pub fn disk_info(&self, target: &str) -> Result<DiskInfo> {
-        let (capacity_bytes, allocated_bytes, physical_bytes) =
-            ffi::block_info(&self.domain, target)
-                .context(|| format!("ask for the size of {}'s disk {target}", self.name))?;
-        Ok(DiskInfo {
-            capacity_bytes,
-            allocated_bytes,
-            physical_bytes,
-        })
+        let (capacity_bytes, allocated_bytes, physical_bytes) = ffi::block_info(&self.domain, target)
+            .context(|| format!("ask for the size of {}'s disk {target}", self.name))?;
+        Ok(DiskInfo { capacity_bytes, allocated_bytes, physical_bytes })
     }
 
     /// Starts it.
     pub fn start(&self) -> Result<()> {
-        self.domain
-            .create()
-            .context(|| format!("start {}", self.name))
+        self.domain.create().context(|| format!("start {}", self.name))
     }
 
     /// Starts it without letting it run: a machine that needs no operating system.
@@ -259,19 +232,14 @@ impl Machine {
 
     /// Lets it go on.
     pub fn resume(&self) -> Result<()> {
-        self.domain
-            .resume()
-            .context(|| format!("resume {}", self.name))
+        self.domain.resume().context(|| format!("resume {}", self.name))
     }
 
     /// Forgets its definition, with what libvirt keeps beside it (checkpoints' and snapshots' metadata, firmware variables only when
     /// `nvram` says so). Disks stay.
     pub fn undefine(&self, nvram: bool) -> Result<()> {
-        let nvram_flag = if nvram {
-            virt_sys::VIR_DOMAIN_UNDEFINE_NVRAM
-        } else {
-            virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
-        };
+        let nvram_flag =
+            if nvram { virt_sys::VIR_DOMAIN_UNDEFINE_NVRAM } else { virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM };
         self.domain
             .undefine_flags(
                 nvram_flag

@@ -26,8 +26,8 @@ use super::machine::{Machine, Which};
 use super::qemu_nbd::{self, ServeRequest};
 use super::runtime::{self, Runtime};
 use super::state::{
-    CaptureFile, CaptureKind, CaptureState, CapturedDisk, CopiedFile, FileRole, Phase, ReadMode,
-    STATE_VERSION, SkippedDisk,
+    CaptureFile, CaptureKind, CaptureState, CapturedDisk, CopiedFile, FileRole, Phase, ReadMode, STATE_VERSION,
+    SkippedDisk,
 };
 
 /// How long another command may be busy with the same machine: opening takes seconds at most.
@@ -85,41 +85,25 @@ impl Default for OpenRequest {
 impl DiskRequest {
     /// A disk to read in full.
     pub fn full(target: impl Into<String>) -> DiskRequest {
-        DiskRequest {
-            target: target.into(),
-            parent: None,
-            full_reason: None,
-        }
+        DiskRequest { target: target.into(), parent: None, full_reason: None }
     }
 
     /// A disk to read what changed since a checkpoint.
     pub fn since(target: impl Into<String>, checkpoint: impl Into<String>) -> DiskRequest {
-        DiskRequest {
-            target: target.into(),
-            parent: Some(checkpoint.into()),
-            full_reason: None,
-        }
+        DiskRequest { target: target.into(), parent: Some(checkpoint.into()), full_reason: None }
     }
 }
 
 /// Opens a capture. Clears first what an earlier run left; fails with [`Error::Held`] when a live capture of the machine is in
 /// the way and with [`Error::ForeignJob`] when somebody else's backup job is.
-pub fn open_capture(
-    runtime: &Runtime,
-    machine: &Machine,
-    request: &OpenRequest,
-) -> Result<CaptureState> {
+pub fn open_capture(runtime: &Runtime, machine: &Machine, request: &OpenRequest) -> Result<CaptureState> {
     let _lock = lock_machine(runtime, machine)?;
     close::clear_leftovers_locked(runtime, machine)?;
     if !super::connection::is_local_uri(machine.uri()) {
-        return Err(Error::NotLocal {
-            uri: machine.uri().to_owned(),
-        });
+        return Err(Error::NotLocal { uri: machine.uri().to_owned() });
     }
     if request.disks.is_empty() {
-        return Err(Error::NothingToCapture {
-            machine: machine.name().to_owned(),
-        });
+        return Err(Error::NothingToCapture { machine: machine.name().to_owned() });
     }
     let definition = machine.definition(Which::Live)?;
     for wanted in &request.disks {
@@ -181,16 +165,11 @@ fn check_capturable(machine: &Machine, definition: &Definition, target: &str) ->
         disk: target.to_owned(),
         reason: reason.to_owned(),
     };
-    let disk = definition
-        .disk(target)
-        .ok_or_else(|| refuse("there is no such disk"))?;
+    let disk = definition.disk(target).ok_or_else(|| refuse("there is no such disk"))?;
     let readable = disk.device == Device::Disk
         && matches!(
             disk.source,
-            Source::File { .. }
-                | Source::Block { .. }
-                | Source::Network { .. }
-                | Source::Volume { .. }
+            Source::File { .. } | Source::Block { .. } | Source::Network { .. } | Source::Volume { .. }
         );
     match disk.exclusion() {
         Some(reason) if !readable => Err(refuse(reason)),
@@ -198,12 +177,7 @@ fn check_capturable(machine: &Machine, definition: &Definition, target: &str) ->
     }
 }
 
-fn new_state(
-    machine: &Machine,
-    definition: &Definition,
-    request: &OpenRequest,
-    id: &str,
-) -> CaptureState {
+fn new_state(machine: &Machine, definition: &Definition, request: &OpenRequest, id: &str) -> CaptureState {
     let now = Local::now().fixed_offset();
     CaptureState {
         version: STATE_VERSION,
@@ -246,31 +220,21 @@ fn skipped_disks(definition: &Definition, request: &OpenRequest) -> Vec<SkippedD
     definition
         .disks
         .iter()
-        .filter(|disk| {
-            !request
-                .disks
-                .iter()
-                .any(|wanted| wanted.target == disk.target)
-        })
+        .filter(|disk| !request.disks.iter().any(|wanted| wanted.target == disk.target))
         .map(|disk| {
-            request
-                .skipped
-                .iter()
-                .find(|skipped| skipped.target == disk.target)
-                .cloned()
-                .unwrap_or_else(|| SkippedDisk {
+            request.skipped.iter().find(|skipped| skipped.target == disk.target).cloned().unwrap_or_else(|| {
+                SkippedDisk {
                     target: disk.target.clone(),
                     reason: disk.exclusion().unwrap_or("not selected").to_owned(),
-                })
+                }
+            })
         })
         .collect()
 }
 
 fn undo(runtime: &Runtime, machine: &Machine, file: CaptureFile) {
     let id = file.id().to_owned();
-    if let Err(error) =
-        close::close_with_machine(runtime, Some(machine), file, &CloseRequest::default())
-    {
+    if let Err(error) = close::close_with_machine(runtime, Some(machine), file, &CloseRequest::default()) {
         tracing::error!("capture {id} could not be undone: {error}");
     }
 }
@@ -286,22 +250,14 @@ fn open_running(
     let owner = live.dac_owner.unwrap_or_else(runtime::our_owner);
     let socket = job_socket(runtime, machine, live, file.id())?;
     runtime::check_socket_path(&socket)?;
-    let scratch = request
-        .scratch_dir
-        .as_deref()
-        .unwrap_or_else(|| runtime.scratch_folder())
-        .join(file.id());
+    let scratch = request.scratch_dir.as_deref().unwrap_or_else(|| runtime.scratch_folder()).join(file.id());
     state.socket_folder = socket.parent().unwrap_or(Path::new("/")).to_owned();
     state.job_socket = Some(socket.clone());
     state.scratch_folder = Some(scratch.clone());
     state.disks = running_disks(machine, live, request, &socket, &scratch)?;
     if let Some(name) = &request.checkpoint {
-        let covered: Vec<String> = state
-            .disks
-            .iter()
-            .filter(|disk| disk.has_new_bitmap)
-            .map(|disk| disk.target.clone())
-            .collect();
+        let covered: Vec<String> =
+            state.disks.iter().filter(|disk| disk.has_new_bitmap).map(|disk| disk.target.clone()).collect();
         if !covered.is_empty() {
             state.checkpoint = Some(name.clone());
             state.checkpoint_disks = covered;
@@ -325,16 +281,8 @@ fn open_running(
 
 /// Where the job's socket goes. Under AppArmor or SELinux QEMU may only make one in the folder that libvirt keeps for the
 /// running machine.
-fn job_socket(
-    runtime: &Runtime,
-    machine: &Machine,
-    live: &Definition,
-    id: &str,
-) -> Result<PathBuf> {
-    let confined = live
-        .seclabel_models
-        .iter()
-        .any(|model| matches!(model.as_str(), "apparmor" | "selinux"));
+fn job_socket(runtime: &Runtime, machine: &Machine, live: &Definition, id: &str) -> Result<PathBuf> {
+    let confined = live.seclabel_models.iter().any(|model| matches!(model.as_str(), "apparmor" | "selinux"));
     if confined {
         match domain_folder(machine) {
             Some(folder) => return Ok(folder.join(format!("kvmb-{id}"))),
@@ -352,14 +300,10 @@ fn domain_folder(machine: &Machine) -> Option<PathBuf> {
     let library = match machine.uri().split_once("root=") {
         Some((_, root)) => {
             let root = root.split('&').next().unwrap_or(root);
-            let root = percent_encoding::percent_decode_str(root)
-                .decode_utf8()
-                .ok()?;
+            let root = percent_encoding::percent_decode_str(root).decode_utf8().ok()?;
             PathBuf::from(root.as_ref()).join("lib/qemu")
         }
-        None if machine.uri().ends_with("/session") => {
-            std::env::home_dir()?.join(".config/libvirt/qemu/lib")
-        }
+        None if machine.uri().ends_with("/session") => std::env::home_dir()?.join(".config/libvirt/qemu/lib"),
         None => PathBuf::from("/var/lib/libvirt/qemu"),
     };
     let prefix = format!("domain-{}-", machine.id()?);
@@ -371,9 +315,7 @@ fn domain_folder(machine: &Machine) -> Option<PathBuf> {
 }
 
 pub(super) fn is_domain_folder(folder: &Path) -> bool {
-    folder
-        .file_name()
-        .is_some_and(|name| name.to_string_lossy().starts_with("domain-"))
+    folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("domain-"))
 }
 
 fn running_disks(
@@ -387,13 +329,9 @@ fn running_disks(
     let mut disks = Vec::new();
     for (disk, wanted) in wanted_disks(live, request) {
         let info = machine.disk_info(&disk.target)?;
-        let layers = disk
-            .path()
-            .map(|path| images::read_layers(path, format_of(disk)));
+        let layers = disk.path().map(|path| images::read_layers(path, format_of(disk)));
         let keeps_bitmaps = match &layers {
-            Some(Ok(layers)) => {
-                disk.keeps_bitmaps() && layers.first().is_some_and(|layer| layer.keeps_bitmaps)
-            }
+            Some(Ok(layers)) => disk.keeps_bitmaps() && layers.first().is_some_and(|layer| layer.keeps_bitmaps),
             Some(Err(error)) => {
                 tracing::debug!("{error}");
                 disk.keeps_bitmaps()
@@ -424,14 +362,8 @@ fn running_disks(
 /// The image and its layers as the live definition names them, which is what QEMU really has open.
 fn live_identity(disk: &Disk) -> Vec<ImageIdentity> {
     let top = (&disk.source, format_of(disk));
-    let below = disk
-        .backing
-        .iter()
-        .map(|layer| (&layer.source, layer.format.as_deref().unwrap_or("raw")));
-    std::iter::once(top)
-        .chain(below)
-        .map(|(source, format)| identity_of(source, format))
-        .collect()
+    let below = disk.backing.iter().map(|layer| (&layer.source, layer.format.as_deref().unwrap_or("raw")));
+    std::iter::once(top).chain(below).map(|(source, format)| identity_of(source, format)).collect()
 }
 
 /// A file's identity; of what is no local file, or cannot be seen, only the address.
@@ -450,14 +382,7 @@ fn identity_of(source: &Source, format: &str) -> ImageIdentity {
         Source::Volume { pool, volume } => format!("volume:{pool}/{volume}"),
         other => other.kind().to_owned(),
     };
-    ImageIdentity {
-        path: address,
-        format: format.to_owned(),
-        device: 0,
-        inode: 0,
-        size_bytes: 0,
-        modified_ns: 0,
-    }
+    ImageIdentity { path: address, format: format.to_owned(), device: 0, inode: 0, size_bytes: 0, modified_ns: 0 }
 }
 
 fn wanted_disks<'a>(
@@ -465,10 +390,7 @@ fn wanted_disks<'a>(
     request: &'a OpenRequest,
 ) -> impl Iterator<Item = (&'a Disk, &'a DiskRequest)> {
     definition.disks.iter().filter_map(|disk| {
-        let wanted = request
-            .disks
-            .iter()
-            .find(|wanted| wanted.target == disk.target)?;
+        let wanted = request.disks.iter().find(|wanted| wanted.target == disk.target)?;
         Some((disk, wanted))
     })
 }
@@ -511,15 +433,8 @@ impl Parents {
         let Some(parent) = &wanted.parent else {
             return (None, wanted.full_reason.clone());
         };
-        let usable = self
-            .usable
-            .get(parent)
-            .is_some_and(|disks| disks.contains(&wanted.target));
-        if usable {
-            (Some(parent.clone()), None)
-        } else {
-            (None, Some(format!("the bitmap {parent} cannot be used")))
-        }
+        let usable = self.usable.get(parent).is_some_and(|disks| disks.contains(&wanted.target));
+        if usable { (Some(parent.clone()), None) } else { (None, Some(format!("the bitmap {parent} cannot be used"))) }
     }
 }
 
@@ -541,12 +456,7 @@ fn bring_back(machine: &Machine, checkpoint: &str, request: &OpenRequest) {
 }
 
 /// Begins the job. A bitmap that turns out to be broken after all costs its disk a full read, not the backup.
-fn begin(
-    machine: &Machine,
-    request: &OpenRequest,
-    file: &CaptureFile,
-    state: &mut CaptureState,
-) -> Result<job::Begun> {
+fn begin(machine: &Machine, request: &OpenRequest, file: &CaptureFile, state: &mut CaptureState) -> Result<job::Begun> {
     loop {
         let wanted = job_request(state);
         let error = match machine.begin_backup(&wanted, request.freeze) {
@@ -555,11 +465,9 @@ fn begin(
         };
         let reason = error.to_string();
         let gave_way = match error.meaning() {
-            Meaning::BitmapBroken { disk } => read_in_full(
-                state,
-                |at| disk.as_ref().is_none_or(|disk| *disk == at.target),
-                &reason,
-            ),
+            Meaning::BitmapBroken { disk } => {
+                read_in_full(state, |at| disk.as_ref().is_none_or(|disk| *disk == at.target), &reason)
+            }
             Meaning::CheckpointMissing => read_in_full(state, |_| true, &reason),
             Meaning::BitmapUnsupported => leave_out_of_checkpoint(state, &reason),
             _ => false,
@@ -584,24 +492,16 @@ fn job_request(state: &CaptureState) -> JobRequest {
                 parent: disk.parent_checkpoint.clone(),
             })
             .collect(),
-        skipped: state
-            .skipped
-            .iter()
-            .map(|skipped| skipped.target.clone())
-            .collect(),
-        checkpoint: state.checkpoint.as_ref().map(|name| NewCheckpoint {
-            name: name.clone(),
-            disks: state.checkpoint_disks.clone(),
-        }),
+        skipped: state.skipped.iter().map(|skipped| skipped.target.clone()).collect(),
+        checkpoint: state
+            .checkpoint
+            .as_ref()
+            .map(|name| NewCheckpoint { name: name.clone(), disks: state.checkpoint_disks.clone() }),
     }
 }
 
 /// Says whether that changed anything.
-fn read_in_full(
-    state: &mut CaptureState,
-    which: impl Fn(&CapturedDisk) -> bool,
-    reason: &str,
-) -> bool {
+fn read_in_full(state: &mut CaptureState, which: impl Fn(&CapturedDisk) -> bool, reason: &str) -> bool {
     let mut changed = false;
     for disk in &mut state.disks {
         if disk.parent_checkpoint.is_some() && which(disk) {
@@ -625,20 +525,12 @@ fn leave_out_of_checkpoint(state: &mut CaptureState, reason: &str) -> bool {
         .checkpoint_disks
         .iter()
         .filter(|target| {
-            reason
-                .split(|character: char| !character.is_ascii_alphanumeric())
-                .any(|word| word == target.as_str())
+            reason.split(|character: char| !character.is_ascii_alphanumeric()).any(|word| word == target.as_str())
         })
         .cloned()
         .collect();
-    let out = if named.is_empty() {
-        state.checkpoint_disks.clone()
-    } else {
-        named
-    };
-    state
-        .checkpoint_disks
-        .retain(|target| !out.contains(target));
+    let out = if named.is_empty() { state.checkpoint_disks.clone() } else { named };
+    state.checkpoint_disks.retain(|target| !out.contains(target));
     for disk in &mut state.disks {
         disk.has_new_bitmap &= !out.contains(&disk.target);
     }
@@ -689,10 +581,8 @@ fn open_off(
         });
     }
     if machine.domain.has_managed_save(0).unwrap_or(false) {
-        state.freeze_note = Some(
-            "the machine is suspended to disk; its saved memory is not part of the backup"
-                .to_owned(),
-        );
+        state.freeze_note =
+            Some("the machine is suspended to disk; its saved memory is not part of the backup".to_owned());
         state.consistency = Consistency::Crash;
     }
     state.definition_xml = machine.definition_xml(Which::Inactive, true)?;
@@ -721,9 +611,7 @@ fn off_disk(
     let mut bitmap = None;
     let mut reason = wanted.full_reason.clone();
     if let Some(parent) = &wanted.parent {
-        let found = layers
-            .first()
-            .and_then(|layer| layer.bitmaps.iter().find(|bitmap| bitmap.name == *parent));
+        let found = layers.first().and_then(|layer| layer.bitmaps.iter().find(|bitmap| bitmap.name == *parent));
         match found {
             Some(found) if found.is_usable() => bitmap = Some(parent.clone()),
             Some(_) => reason = Some(format!("the bitmap {parent} was not closed properly")),
@@ -733,17 +621,12 @@ fn off_disk(
     let socket = sockets.join(&disk.target);
     let capacity = match layers.first() {
         Some(layer) => layer.capacity_bytes,
-        None => machine
-            .disk_info(&disk.target)
-            .map_or(0, |info| info.capacity_bytes),
+        None => machine.disk_info(&disk.target).map_or(0, |info| info.capacity_bytes),
     };
     let image = if layers.is_empty() {
         vec![identity_of(&source, format_of(disk))]
     } else {
-        layers
-            .iter()
-            .map(|layer| images::identify(&layer.path, &layer.format))
-            .collect::<Result<_>>()?
+        layers.iter().map(|layer| images::identify(&layer.path, &layer.format)).collect::<Result<_>>()?
     };
     let captured = CapturedDisk {
         target: disk.target.clone(),
@@ -766,10 +649,7 @@ fn off_disk(
 
 /// Copies what belongs to this moment and is no disk.
 fn copy_files(definition: &Definition, file: &CaptureFile, state: &mut CaptureState) -> Result<()> {
-    let nvram = definition
-        .nvram
-        .as_ref()
-        .and_then(|nvram| nvram.path.as_ref());
+    let nvram = definition.nvram.as_ref().and_then(|nvram| nvram.path.as_ref());
     let wanted = [
         (FileRole::Nvram, "nvram", nvram),
         (FileRole::Kernel, "kernel", definition.kernel.as_ref()),
@@ -781,11 +661,7 @@ fn copy_files(definition: &Definition, file: &CaptureFile, state: &mut CaptureSt
         match fs::copy(origin, &copy) {
             Ok(_) => {
                 runtime::set_mode(&copy, 0o600)?;
-                state.copies.push(CopiedFile {
-                    role,
-                    name: name.to_owned(),
-                    origin: origin.clone(),
-                });
+                state.copies.push(CopiedFile { role, name: name.to_owned(), origin: origin.clone() });
             }
             // libvirt makes the variables' file at the first start.
             Err(error) if role == FileRole::Nvram && error.kind() == ErrorKind::NotFound => {
@@ -804,12 +680,8 @@ impl Machine {
             return Ok(source.clone());
         };
         let path = super::connection::volume_path(&self.domain, pool, volume)?;
-        let is_block = fs::metadata(&path)
-            .is_ok_and(|found| std::os::unix::fs::FileTypeExt::is_block_device(&found.file_type()));
-        Ok(if is_block {
-            Source::Block { path }
-        } else {
-            Source::File { path }
-        })
+        let is_block =
+            fs::metadata(&path).is_ok_and(|found| std::os::unix::fs::FileTypeExt::is_block_device(&found.file_type()));
+        Ok(if is_block { Source::Block { path } } else { Source::File { path } })
     }
 }

@@ -49,11 +49,7 @@ pub fn dirty_context(bitmap: &str) -> String {
 
 /// Starts a server and waits until its socket answers.
 pub fn serve(request: &ServeRequest) -> Result<ServerProcess> {
-    let failed = |message: String| Error::Program {
-        program: "qemu-nbd",
-        subject: request.target.clone(),
-        message,
-    };
+    let failed = |message: String| Error::Program { program: "qemu-nbd", subject: request.target.clone(), message };
     let log = File::create(&request.log).map_err(Error::io("create", &request.log))?;
     let errors = log.try_clone().map_err(Error::io("open", &request.log))?;
     let mut command = Command::new("setsid");
@@ -81,9 +77,7 @@ pub fn serve(request: &ServeRequest) -> Result<ServerProcess> {
         if UnixStream::connect(&request.socket).is_ok() {
             break;
         }
-        let ended = child
-            .try_wait()
-            .map_err(|error| failed(error.to_string()))?;
+        let ended = child.try_wait().map_err(|error| failed(error.to_string()))?;
         if ended.is_some() || Instant::now() > deadline {
             let _ = child.kill();
             let _ = child.wait();
@@ -94,10 +88,7 @@ pub fn serve(request: &ServeRequest) -> Result<ServerProcess> {
     }
     // Somebody has to take the exit status, or the process stays a zombie for as long as we run.
     thread::spawn(move || child.wait());
-    Ok(ServerProcess {
-        pid,
-        started_ticks: start_ticks(pid).unwrap_or(0),
-    })
+    Ok(ServerProcess { pid, started_ticks: start_ticks(pid).unwrap_or(0) })
 }
 
 /// Ends a server, if the process is still the one that we started on this socket; says whether it was.
@@ -144,10 +135,7 @@ pub fn servers_on(socket: &Path) -> Vec<u32> {
 /// Ends every server on this socket: for a socket that is ours although no state tells the process.
 pub fn end_all_on(socket: &Path) {
     for pid in servers_on(socket) {
-        let server = ServerProcess {
-            pid,
-            started_ticks: start_ticks(pid).unwrap_or(0),
-        };
+        let server = ServerProcess { pid, started_ticks: start_ticks(pid).unwrap_or(0) };
         if let Err(error) = end(&server, socket) {
             tracing::warn!("{error}");
         }
@@ -184,18 +172,12 @@ fn joined(option: &str, path: &Path) -> std::ffi::OsString {
 fn add_image(command: &mut Command, request: &ServeRequest) -> std::result::Result<(), String> {
     match &request.source {
         Source::File { path } | Source::Block { path } => {
-            command
-                .arg(format!("--format={}", request.format))
-                .arg("--")
-                .arg(path);
+            command.arg(format!("--format={}", request.format)).arg("--").arg(path);
             Ok(())
         }
-        Source::Network {
-            authenticated: true,
-            ..
-        } => Err(
-            "a network disk that needs a secret can be read only while the machine runs".to_owned(),
-        ),
+        Source::Network { authenticated: true, .. } => {
+            Err("a network disk that needs a secret can be read only while the machine runs".to_owned())
+        }
         Source::Network { tls: true, .. } => {
             Err("a network disk behind TLS can be read only while the machine runs".to_owned())
         }
@@ -205,22 +187,13 @@ fn add_image(command: &mut Command, request: &ServeRequest) -> std::result::Resu
             command.arg("--").arg(format!("json:{options}"));
             Ok(())
         }
-        other => Err(format!(
-            "a disk of kind {} cannot be read while the machine is off",
-            other.kind()
-        )),
+        other => Err(format!("a disk of kind {} cannot be read while the machine is off", other.kind())),
     }
 }
 
 /// QEMU's options for the kinds of network storage that it opens by address alone.
 fn network_options(source: &Source) -> std::result::Result<serde_json::Value, String> {
-    let Source::Network {
-        protocol,
-        name,
-        hosts,
-        ..
-    } = source
-    else {
+    let Source::Network { protocol, name, hosts, .. } = source else {
         return Err("not a network disk".to_owned());
     };
     let host = hosts.first();
@@ -245,26 +218,19 @@ fn network_options(source: &Source) -> std::result::Result<serde_json::Value, St
         }
         "http" | "https" | "ftp" | "ftps" => {
             let host_name = host.and_then(|host| host.name.clone()).unwrap_or_default();
-            let port = host
-                .and_then(|host| host.port)
-                .map(|port| format!(":{port}"))
-                .unwrap_or_default();
+            let port = host.and_then(|host| host.port).map(|port| format!(":{port}")).unwrap_or_default();
             Ok(serde_json::json!({
                 "driver": protocol,
                 "url": format!("{protocol}://{host_name}{port}/{}", name.trim_start_matches('/')),
             }))
         }
         "gluster" => {
-            let (volume, path) = name
-                .trim_start_matches('/')
-                .split_once('/')
-                .ok_or("the gluster disk names no file")?;
+            let (volume, path) =
+                name.trim_start_matches('/').split_once('/').ok_or("the gluster disk names no file")?;
             Ok(serde_json::json!({
                 "driver": "gluster", "volume": volume, "path": path, "server": [address(24007)],
             }))
         }
-        other => Err(format!(
-            "network storage of kind {other} cannot be read while the machine is off"
-        )),
+        other => Err(format!("network storage of kind {other} cannot be read while the machine is off")),
     }
 }

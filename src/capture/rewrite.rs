@@ -80,18 +80,9 @@ pub fn rewrite(xml: &str, changes: &Changes) -> Result<String> {
 /// Reads the result again: what was to be changed is what it says now.
 fn check(xml: &str, changes: &Changes) -> Result<()> {
     let after = Definition::parse(xml)?;
-    let wrong = |what| {
-        Err(DefinitionError::BadValue {
-            what,
-            value: "after the change".to_owned(),
-        })
-    };
+    let wrong = |what| Err(DefinitionError::BadValue { what, value: "after the change".to_owned() });
     // Reading trims, and so does nobody else: a name with blanks around it is not a name that libvirt would keep.
-    if changes
-        .name
-        .as_ref()
-        .is_some_and(|name| after.name != *name)
-    {
+    if changes.name.as_ref().is_some_and(|name| after.name != *name) {
         return wrong("the name");
     }
     for (target, new) in &changes.disks {
@@ -223,9 +214,7 @@ fn live_only(splices: &mut Splices, domain: Node, changes: &Changes) {
     for device in devices.children().filter(Node::is_element) {
         for alias in children(device, "alias") {
             // Only a user's own alias may be in a definition.
-            let own = alias
-                .attribute("name")
-                .is_some_and(|name| name.starts_with("ua-"));
+            let own = alias.attribute("name").is_some_and(|name| name.starts_with("ua-"));
             if !own {
                 splices.remove(alias);
             }
@@ -246,8 +235,7 @@ fn live_only(splices: &mut Splices, domain: Node, changes: &Changes) {
 /// A dynamic label is made at every start; only its base is a setting.
 fn security_label(splices: &mut Splices, label: Node) {
     let dynamic = label.attribute("type") == Some("dynamic");
-    let is_setting =
-        child(label, "baselabel").is_some() || label.attribute("relabel") == Some("no");
+    let is_setting = child(label, "baselabel").is_some() || label.attribute("relabel") == Some("no");
     if dynamic && !is_setting {
         splices.remove(label);
         return;
@@ -276,11 +264,9 @@ fn interface(splices: &mut Splices, interface: Node, changes: &Changes) {
         splices.set_attribute(mac, "address", &random_mac());
     }
     if let Some(target) = child(interface, "target") {
-        let automatic = target.attribute("dev").is_some_and(|device| {
-            ["vnet", "macvtap", "macvlan"]
-                .iter()
-                .any(|prefix| device.starts_with(prefix))
-        });
+        let automatic = target
+            .attribute("dev")
+            .is_some_and(|device| ["vnet", "macvtap", "macvlan"].iter().any(|prefix| device.starts_with(prefix)));
         if automatic {
             splices.drop_attribute(target, "dev");
             if target.attributes().count() == 1 {
@@ -288,9 +274,7 @@ fn interface(splices: &mut Splices, interface: Node, changes: &Changes) {
             }
         }
     }
-    if let (Some("network"), Some(source)) =
-        (interface.attribute("type"), child(interface, "source"))
-    {
+    if let (Some("network"), Some(source)) = (interface.attribute("type"), child(interface, "source")) {
         splices.drop_attribute(source, "portid");
         splices.drop_attribute(source, "bridge");
     }
@@ -309,9 +293,7 @@ fn character_device(splices: &mut Splices, device: Node) {
     // The socket that libvirt makes for a channel is called like the channel.
     if let (Some(source), Some(name)) = (source, target.attribute("name")) {
         let automatic = source.attribute("mode") == Some("bind")
-            && source
-                .attribute("path")
-                .is_some_and(|path| Path::new(path).file_name() == Some(name.as_ref()));
+            && source.attribute("path").is_some_and(|path| Path::new(path).file_name() == Some(name.as_ref()));
         if automatic {
             splices.remove(source);
         }
@@ -329,10 +311,8 @@ fn element(name: &str, text: &str) -> String {
 }
 
 fn path_text(path: &Path) -> Result<&str> {
-    path.to_str().ok_or_else(|| DefinitionError::BadValue {
-        what: "the path",
-        value: path.to_string_lossy().into_owned(),
-    })
+    path.to_str()
+        .ok_or_else(|| DefinitionError::BadValue { what: "the path", value: path.to_string_lossy().into_owned() })
 }
 
 fn children_named<'a, 'i: 'a>(node: Node<'a, 'i>, name: &'static str) -> Vec<Node<'a, 'i>> {
@@ -347,10 +327,7 @@ struct Splices<'x> {
 
 impl<'x> Splices<'x> {
     fn new(xml: &'x str) -> Splices<'x> {
-        Splices {
-            xml,
-            list: Vec::new(),
-        }
+        Splices { xml, list: Vec::new() }
     }
 
     fn replace(&mut self, range: Range<usize>, text: String) {
@@ -396,8 +373,7 @@ impl<'x> Splices<'x> {
 
     /// Inserts behind an element's start tag.
     fn insert_first(&mut self, node: Node, text: &str) {
-        let (Some(first), Some(first_element)) = (node.first_child(), node.first_element_child())
-        else {
+        let (Some(first), Some(first_element)) = (node.first_child(), node.first_element_child()) else {
             return;
         };
         let at = first.range().start;
@@ -422,9 +398,7 @@ impl<'x> Splices<'x> {
     /// Applies all of them; one inside another is part of what goes.
     fn apply(mut self) -> String {
         // An insertion stands before what is replaced at the same place; of two replacements the wider one wins.
-        self.list.sort_by_key(|(range, _)| {
-            (range.start, !range.is_empty(), std::cmp::Reverse(range.end))
-        });
+        self.list.sort_by_key(|(range, _)| (range.start, !range.is_empty(), std::cmp::Reverse(range.end)));
         let mut result = String::with_capacity(self.xml.len());
         let mut done = 0;
         for (range, text) in &self.list {

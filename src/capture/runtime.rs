@@ -45,11 +45,7 @@ impl Runtime {
         let state = std::path::absolute(state).map_err(Error::io("find", state))?;
         let mut sockets = state.clone().into_os_string();
         sockets.push("-nbd");
-        let runtime = Runtime {
-            state,
-            sockets: PathBuf::from(sockets),
-            scratch: default_scratch_folder(),
-        };
+        let runtime = Runtime { state, sockets: PathBuf::from(sockets), scratch: default_scratch_folder() };
         make_private_folder(&runtime.state, 0o700)?;
         make_private_folder(&runtime.sockets, 0o711)?;
         Ok(runtime)
@@ -78,34 +74,24 @@ impl Runtime {
 
     /// The lock file that opening and closing captures of one machine takes.
     pub(super) fn machine_lock(&self, uuid: &str) -> PathBuf {
-        let name: String = uuid
-            .chars()
-            .filter(|character| character.is_ascii_alphanumeric() || *character == '-')
-            .collect();
+        let name: String =
+            uuid.chars().filter(|character| character.is_ascii_alphanumeric() || *character == '-').collect();
         self.state.join(format!("machine-{name}.lock"))
     }
 }
 
 /// The room left where a folder is (or will be made), for whoever is not root.
 pub fn free_bytes(folder: &Path) -> Result<u64> {
-    let existing = folder
-        .ancestors()
-        .find(|ancestor| ancestor.exists())
-        .unwrap_or(Path::new("/"));
-    let stat = rustix::fs::statvfs(existing)
-        .map_err(|error| Error::io("measure the room in", existing)(error.into()))?;
+    let existing = folder.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    let stat =
+        rustix::fs::statvfs(existing).map_err(|error| Error::io("measure the room in", existing)(error.into()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// The NBD URI of an export on a Unix socket.
 pub fn nbd_uri(socket: &Path, export: &str) -> String {
     /// What may stand as it is in the path and query of a URI.
-    const KEEP: &AsciiSet = &NON_ALPHANUMERIC
-        .remove(b'/')
-        .remove(b'-')
-        .remove(b'_')
-        .remove(b'.')
-        .remove(b'~');
+    const KEEP: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
     format!(
         "nbd+unix:///{}?socket={}",
         percent_encode(export.as_bytes(), KEEP),
@@ -115,9 +101,7 @@ pub fn nbd_uri(socket: &Path, export: &str) -> String {
 
 pub(super) fn check_socket_path(path: &Path) -> Result<()> {
     if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
-        return Err(Error::SocketPathTooLong {
-            path: path.to_owned(),
-        });
+        return Err(Error::SocketPathTooLong { path: path.to_owned() });
     }
     Ok(())
 }
@@ -162,18 +146,14 @@ pub(super) fn check_reachable(path: &Path, owner: (u32, u32)) -> Result<()> {
             0o001
         };
         if found.mode() & needed == 0 {
-            return Err(Error::Unreachable {
-                path: folder.to_owned(),
-                uid: owner.0,
-            });
+            return Err(Error::Unreachable { path: folder.to_owned(), uid: owner.0 });
         }
     }
     Ok(())
 }
 
 pub(super) fn set_mode(path: &Path, mode: u32) -> Result<()> {
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
-        .map_err(Error::io("set the mode of", path))
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(Error::io("set the mode of", path))
 }
 
 pub(super) fn our_uid() -> u32 {
@@ -226,10 +206,7 @@ fn make_private_folder(path: &Path, mode: u32) -> Result<()> {
     } else {
         return set_mode(path, mode);
     };
-    Err(Error::UnsafeFolder {
-        path: path.to_owned(),
-        reason: unsafe_because.to_owned(),
-    })
+    Err(Error::UnsafeFolder { path: path.to_owned(), reason: unsafe_because.to_owned() })
 }
 
 /// Makes the folders that are missing, passable (not readable) for everybody.

@@ -55,11 +55,7 @@ impl Drop for Shield {
 
 impl Held {
     fn install() -> Held {
-        let held = Held {
-            default: Arc::new(AtomicBool::new(true)),
-            came: Default::default(),
-            shields: Mutex::new(0),
-        };
+        let held = Held { default: Arc::new(AtomicBool::new(true)), came: Default::default(), shields: Mutex::new(0) };
         let taken = signals_taken();
         for (signal, came) in SIGNALS.iter().zip(&held.came) {
             if taken & (1 << (signal - 1)) != 0 {
@@ -84,7 +80,5 @@ fn signals_taken() -> u64 {
 }
 
 fn lock(mutex: &Mutex<usize>) -> std::sync::MutexGuard<'_, usize> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

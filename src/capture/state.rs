@@ -217,8 +217,7 @@ impl CaptureFile {
                 match CaptureFile::open_folder(&name, entry.path()) {
                     Ok(file) => files.push(file),
                     // Removed meanwhile.
-                    Err(Error::Io { source, .. })
-                        if source.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -228,9 +227,7 @@ impl CaptureFile {
 
     /// The capture with this id, or the newest of the machine with this UUID or name.
     pub fn open(runtime: &Runtime, id_or_machine: &str) -> Result<CaptureFile> {
-        let none = || Error::NoSuchCapture {
-            name: id_or_machine.to_owned(),
-        };
+        let none = || Error::NoSuchCapture { name: id_or_machine.to_owned() };
         if is_capture_id(id_or_machine) {
             let folder = runtime.state_folder().join(id_or_machine);
             if folder.is_dir() {
@@ -240,8 +237,7 @@ impl CaptureFile {
         let mut found: Option<(DateTime<FixedOffset>, CaptureFile)> = None;
         for file in CaptureFile::open_all(runtime)? {
             let Ok(state) = file.load() else { continue };
-            let named =
-                state.uuid.eq_ignore_ascii_case(id_or_machine) || state.machine == id_or_machine;
+            let named = state.uuid.eq_ignore_ascii_case(id_or_machine) || state.machine == id_or_machine;
             if named && found.as_ref().is_none_or(|(at, _)| *at < state.created_at) {
                 found = Some((state.created_at, file));
             }
@@ -295,37 +291,23 @@ impl CaptureFile {
     pub fn load(&self) -> Result<CaptureState> {
         let path = self.folder.join("state.json");
         let text = fs::read(&path).map_err(Error::io("read", &path))?;
-        let bad = |message: String| Error::BadState {
-            capture: self.id.clone(),
-            message,
-        };
-        let state: CaptureState =
-            serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
+        let bad = |message: String| Error::BadState { capture: self.id.clone(), message };
+        let state: CaptureState = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
         if state.version != STATE_VERSION {
-            return Err(bad(format!(
-                "it has version {}, this program knows version {STATE_VERSION}",
-                state.version
-            )));
+            return Err(bad(format!("it has version {}, this program knows version {STATE_VERSION}", state.version)));
         }
         Ok(state)
     }
 
     /// Replaces the state, durably.
     pub fn save(&self, state: &CaptureState) -> Result<()> {
-        let text = serde_json::to_vec_pretty(state).map_err(|error| Error::BadState {
-            capture: self.id.clone(),
-            message: error.to_string(),
-        })?;
+        let text = serde_json::to_vec_pretty(state)
+            .map_err(|error| Error::BadState { capture: self.id.clone(), message: error.to_string() })?;
         let path = self.folder.join("state.json");
-        let mut file = tempfile::Builder::new()
-            .prefix(".state")
-            .tempfile_in(&self.folder)
-            .map_err(Error::io("write", &path))?;
-        file.write_all(&text)
-            .and_then(|()| file.as_file().sync_all())
-            .map_err(Error::io("write", &path))?;
-        file.persist(&path)
-            .map_err(|error| Error::io("write", &path)(error.error))?;
+        let mut file =
+            tempfile::Builder::new().prefix(".state").tempfile_in(&self.folder).map_err(Error::io("write", &path))?;
+        file.write_all(&text).and_then(|()| file.as_file().sync_all()).map_err(Error::io("write", &path))?;
+        file.persist(&path).map_err(|error| Error::io("write", &path)(error.error))?;
         Ok(())
     }
 
@@ -339,9 +321,7 @@ impl CaptureFile {
     /// Removes the folder and all that is in it.
     pub(super) fn remove(self) -> Result<()> {
         match fs::remove_dir_all(&self.folder) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io("remove", &self.folder)(error))
-            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &self.folder)(error)),
             _ => Ok(()),
         }
     }
@@ -356,11 +336,7 @@ impl CaptureFile {
             .mode(0o600)
             .open(&path)
             .map_err(Error::io("open", &path))?;
-        Ok(CaptureFile {
-            id: id.to_owned(),
-            folder,
-            lock,
-        })
+        Ok(CaptureFile { id: id.to_owned(), folder, lock })
     }
 
     fn lock(&self, operation: FlockOperation, wait: Duration) -> Result<()> {
@@ -373,14 +349,8 @@ impl CaptureFile {
                     thread::sleep(Duration::from_millis(50));
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => {
-                    let machine = self
-                        .load()
-                        .map_or_else(|_| "the machine".to_owned(), |state| state.machine);
-                    return Err(Error::Held {
-                        machine,
-                        capture: self.id.clone(),
-                        until: None,
-                    });
+                    let machine = self.load().map_or_else(|_| "the machine".to_owned(), |state| state.machine);
+                    return Err(Error::Held { machine, capture: self.id.clone(), until: None });
                 }
                 Err(error) => return Err(Error::io("lock", &path)(error.into())),
             }
@@ -389,19 +359,13 @@ impl CaptureFile {
         let ours = self.lock.metadata().map_err(Error::io("lock", &path))?;
         match fs::metadata(&path) {
             Ok(there) if there.ino() == ours.ino() && there.dev() == ours.dev() => Ok(()),
-            _ => Err(Error::NoSuchCapture {
-                name: self.id.clone(),
-            }),
+            _ => Err(Error::NoSuchCapture { name: self.id.clone() }),
         }
     }
 }
 
 /// `c-` and eight hex digits.
 pub fn is_capture_id(name: &str) -> bool {
-    name.strip_prefix("c-").is_some_and(|digits| {
-        digits.len() == 8
-            && digits
-                .bytes()
-                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    })
+    name.strip_prefix("c-")
+        .is_some_and(|digits| digits.len() == 8 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
 }
