@@ -290,7 +290,7 @@ fn settle_checkpoints(
         return Ok(());
     };
     for name in doomed {
-        match machine.delete_checkpoint(name) {
+        match delete_known_or_not(machine, name, state) {
             Ok(true) => closed.deleted_checkpoints.push(name.clone()),
             Ok(false) => {}
             Err(error) if matches!(error.meaning(), Meaning::Unsupported | Meaning::InvalidState) => {
@@ -302,6 +302,25 @@ fn settle_checkpoints(
         }
     }
     Ok(())
+}
+
+/// libvirt killed in the middle of the begin may have made the bitmaps and not known the checkpoint yet.
+fn delete_known_or_not(machine: &Machine, name: &String, state: &CaptureState) -> Result<bool> {
+    if machine.delete_checkpoint(name)? {
+        return Ok(true);
+    }
+    if state.checkpoint.as_ref() != Some(name) || !machine.is_running()? {
+        return Ok(false);
+    }
+    let disks: Vec<&str> = state.checkpoint_disks.iter().map(String::as_str).collect();
+    match machine.redefine_checkpoint(name, &disks) {
+        Ok(()) => machine.delete_checkpoint(name),
+        // The usual case: there are no such bitmaps either.
+        Err(error) => {
+            tracing::debug!("{error}");
+            Ok(false)
+        }
+    }
 }
 
 /// A job without a state: ours if its socket is, and then nobody reads from it any more.
