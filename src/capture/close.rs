@@ -289,7 +289,7 @@ fn settle_checkpoints(
         (Some(_), None) => Vec::new(),
     };
     for name in doomed {
-        match machine.delete_checkpoint(&name) {
+        match delete_known_or_not(machine, &name, state) {
             Ok(true) => closed.deleted_checkpoints.push(name.clone()),
             Ok(false) => {}
             Err(error) if matches!(error.meaning(), Meaning::Unsupported | Meaning::InvalidState) => {
@@ -310,6 +310,25 @@ fn superseded(machine: &Machine, chain: &str, newest: &str) -> Result<Vec<String
         names => names?,
     };
     Ok(names.into_iter().filter(|name| name.starts_with(chain) && name != newest).collect())
+}
+
+/// libvirt killed in the middle of the begin may have made the bitmaps and not known the checkpoint yet.
+fn delete_known_or_not(machine: &Machine, name: &str, state: &CaptureState) -> Result<bool> {
+    if machine.delete_checkpoint(name)? {
+        return Ok(true);
+    }
+    if state.checkpoint.as_deref() != Some(name) || !machine.is_running()? {
+        return Ok(false);
+    }
+    let disks: Vec<&str> = state.checkpoint_disks.iter().map(String::as_str).collect();
+    match machine.redefine_checkpoint(name, &disks) {
+        Ok(()) => machine.delete_checkpoint(name),
+        // The usual case: there are no such bitmaps either.
+        Err(error) => {
+            tracing::debug!("{error}");
+            Ok(false)
+        }
+    }
 }
 
 /// A job without a state: ours if its socket is, and then nobody reads from it any more.
@@ -377,8 +396,9 @@ fn remove_scratch_of_before_boot(runtime: &Runtime) {
     for entry in entries.filter_map(std::result::Result::ok) {
         let name = entry.file_name();
         let old = entry.metadata().and_then(|found| found.modified()).is_ok_and(|at| at < boot);
+        let ours = name.to_str().is_some_and(is_capture_id);
         if old
-            && name.to_str().is_some_and(is_capture_id)
+            && ours
             && let Err(error) = remove_folder(&entry.path())
         {
             tracing::warn!("{error}");

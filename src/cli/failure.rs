@@ -273,6 +273,10 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
         }
         Error::AlreadyExists { .. } => (Code::Exists, None),
         Error::Storage(storage::Error::Io { source, .. }) => explain_io(source),
+        Error::Storage(storage::Error::NoSpace { .. }) => {
+            (Code::NoSpace, Some("make room; nothing half was committed"))
+        }
+        Error::LockLost { .. } => (Code::Busy, Some("nothing was committed; run it again")),
         Error::Damaged { .. }
         | Error::BlobMissing { .. }
         | Error::BlobDamaged { .. }
