@@ -14,11 +14,8 @@ const MIB: u64 = 1 << 20;
 #[test]
 fn a_paused_machine_writes_what_the_model_says() {
     let env = Env::new("patterns");
-    let machine = env
-        .machine("kvmb-test-vm1")
-        .disk(Disk::qcow2(64 * MIB))
-        .disk(Disk::raw(3 * MIB + 512))
-        .start_paused();
+    let machine =
+        env.machine("kvmb-test-vm1").disk(Disk::qcow2(64 * MIB)).disk(Disk::raw(3 * MIB + 512)).start_paused();
     // Paused before its first instruction.
     assert_eq!(machine.status(), "prelaunch");
 
@@ -29,9 +26,7 @@ fn a_paused_machine_writes_what_the_model_says() {
     machine.zero("vda", 9 * MIB, MIB);
     machine.discard("vda", 11 * MIB, MIB);
     machine.write("vdb", 3 * MIB, 512, 0x44);
-    let error = machine
-        .try_write("vdb", 3 * MIB, 4096, 1)
-        .expect_err("past the end");
+    let error = machine.try_write("vdb", 3 * MIB, 4096, 1).expect_err("past the end");
     assert!(error.contains("failed"), "{error}");
 
     machine.stop();
@@ -49,10 +44,7 @@ fn a_paused_machine_writes_what_the_model_says() {
 #[test]
 fn the_model_sees_one_wrong_byte() {
     let env = Env::new("one byte");
-    let machine = env
-        .machine("kvmb-test-vm1")
-        .disk(Disk::qcow2(4 * MIB))
-        .define();
+    let machine = env.machine("kvmb-test-vm1").disk(Disk::qcow2(4 * MIB)).define();
     machine.write("vda", MIB, MIB, 0x11);
     let mut wrong = machine.model("vda");
     wrong.write(MIB + 77, &[0x12]);
@@ -65,10 +57,8 @@ fn the_model_sees_one_wrong_byte() {
 #[test]
 fn names_may_be_odd() {
     let env = Env::new("names");
-    let machine = env
-        .machine("-kvmb test 'vm' \"é\" & <1>")
-        .disk(Disk::qcow2(MIB).file_name("-a b'c\"é&.qcow2"))
-        .start_paused();
+    let machine =
+        env.machine("-kvmb test 'vm' \"é\" & <1>").disk(Disk::qcow2(MIB).file_name("-a b'c\"é&.qcow2")).start_paused();
     machine.write("vda", 0, 65536, 0x11);
     let disks = env.disks_of(machine.uuid());
     assert_eq!(disks[0].image, machine.image("vda"));
@@ -93,11 +83,7 @@ fn a_machine_may_have_26_disks() {
 #[test]
 fn an_instant_under_writes_is_found_and_a_torn_one_is_not() {
     let env = Env::new("writer");
-    let machine = env
-        .machine("kvmb-test-vm1")
-        .disk(Disk::raw(8 * MIB))
-        .disk(Disk::raw(8 * MIB))
-        .start_paused();
+    let machine = env.machine("kvmb-test-vm1").disk(Disk::raw(8 * MIB)).disk(Disk::raw(8 * MIB)).start_paused();
     let copy = |name: &str, model: &DiskModel| {
         let path = env.path(name);
         fs::write(&path, model.read(0, model.capacity_bytes())).expect("write");
@@ -116,10 +102,7 @@ fn an_instant_under_writes_is_found_and_a_torn_one_is_not() {
     let b2 = copy("b2", &late["vdb"]);
     let (first, last) = log.assert_one_instant(&[("vda", &a1, "raw"), ("vdb", &b1, "raw")]);
     // The writer may have been between its write and its note of it.
-    assert!(
-        first <= position + 1 && position <= last + 1,
-        "{first} {last} {position}"
-    );
+    assert!(first <= position + 1 && position <= last + 1, "{first} {last} {position}");
     let torn = [("vda", a1.as_path(), "raw"), ("vdb", b2.as_path(), "raw")];
     let torn = catch_unwind(AssertUnwindSafe(|| log.assert_one_instant(&torn)));
     assert!(torn.is_err(), "disks of two moments passed for one");
@@ -131,11 +114,7 @@ fn nothing_is_left_even_after_a_panic() {
     let panicked = catch_unwind(|| {
         let env = Env::new("left");
         *folder.lock().expect("lock") = Some(env.path(""));
-        let machine = env
-            .machine("kvmb-test-vm1")
-            .disk(Disk::qcow2(MIB))
-            .disk(Disk::raw(MIB))
-            .start_paused();
+        let machine = env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).disk(Disk::raw(MIB)).start_paused();
         let socket = env.path("tmp/nbd.sock");
         env.sh("qemu-nbd --fork -r -t -k \"$TMPDIR/nbd.sock\" --image-opts \"driver=raw,force-share=on,file.driver=file,file.filename=$IMAGE\"")
             .env("IMAGE", machine.image("vdb"))
@@ -162,17 +141,9 @@ fn a_small_file_system_runs_full() {
     let full = env.tmpfs("small", 4 * MIB);
     full.fill_up_to(MIB);
     let image = full.path().join("disk.raw");
-    let machine = env
-        .machine("kvmb-test-vm1")
-        .disk(Disk::raw(4 * MIB).folder(full.path()))
-        .start_paused();
-    assert_eq!(
-        machine.image("vda").file_name(),
-        image.with_file_name("kvmb-test-vm1-vda.raw").file_name()
-    );
-    let error = machine
-        .try_write("vda", 0, 3 * MIB, 0x11)
-        .expect_err("no room");
+    let machine = env.machine("kvmb-test-vm1").disk(Disk::raw(4 * MIB).folder(full.path())).start_paused();
+    assert_eq!(machine.image("vda").file_name(), image.with_file_name("kvmb-test-vm1-vda.raw").file_name());
+    let error = machine.try_write("vda", 0, 3 * MIB, 0x11).expect_err("no room");
     assert!(error.contains("No space left"), "{error}");
 }
 
@@ -189,10 +160,7 @@ fn restic_works_in_here() {
     assert!(restic.ls("latest").contains(&path));
     assert_eq!(restic.dump("latest", &path), b"words");
     let sum = env.program("sha256sum").arg(&path).run().assert_ok();
-    assert!(
-        sum.stdout()
-            .starts_with(&restic.dump_sha256("latest", &path))
-    );
+    assert!(sum.stdout().starts_with(&restic.dump_sha256("latest", &path)));
     restic.check();
 }
 
@@ -207,13 +175,8 @@ fn a_pipe_reports_its_records_and_its_code() {
         .assert_stderr_has("oops");
     assert_eq!(output.record_of("machine")["machine"], "vm1");
     let bad = env.sh("echo '{\"machine\":1,\"type\":\"x\"}'").run();
-    assert!(
-        catch_unwind(AssertUnwindSafe(|| bad.records())).is_err(),
-        "type is not first"
-    );
-    let slow = env
-        .sh("sleep 100 | sleep 100")
-        .limit(Duration::from_millis(200));
+    assert!(catch_unwind(AssertUnwindSafe(|| bad.records())).is_err(), "type is not first");
+    let slow = env.sh("sleep 100 | sleep 100").limit(Duration::from_millis(200));
     assert!(catch_unwind(AssertUnwindSafe(|| slow.run())).is_err());
     env.assert_nothing_left();
 }
@@ -223,19 +186,12 @@ fn linux_boots_writes_and_its_agent_answers() {
     let env = Env::new("linux");
     let guest = env.linux_guest("kvmb-test-guest");
     guest.wait_for_more(3);
-    guest
-        .virsh_settled(&format!("domfsfreeze {}", guest.uuid()))
-        .assert_ok();
+    guest.virsh_settled(&format!("domfsfreeze {}", guest.uuid())).assert_ok();
     let frozen = guest.synced();
     let frozen_image = Ext4::open(guest.image("vda"));
-    assert!(
-        frozen_image.was_clean(),
-        "frozen, and its journal is not empty"
-    );
+    assert!(frozen_image.was_clean(), "frozen, and its journal is not empty");
     frozen_image.assert_has_files(frozen);
-    guest
-        .virsh_settled(&format!("domfsthaw {}", guest.uuid()))
-        .assert_ok();
+    guest.virsh_settled(&format!("domfsthaw {}", guest.uuid())).assert_ok();
     guest.wait_for_more(3);
     guest.kill();
     let synced = guest.synced();
@@ -249,17 +205,10 @@ fn an_agent_can_hang_in_freeze() {
     let env = Env::new("hang");
     let guest = env.linux_guest_that("kvmb-test-guest", FreezeMode::Hangs { seconds: 3 });
     let start = Instant::now();
-    guest
-        .virsh_settled(&format!("domfsfreeze {}", guest.uuid()))
-        .assert_ok();
-    assert!(
-        start.elapsed() >= Duration::from_secs(3),
-        "it froze at once"
-    );
+    guest.virsh_settled(&format!("domfsfreeze {}", guest.uuid())).assert_ok();
+    assert!(start.elapsed() >= Duration::from_secs(3), "it froze at once");
     // The hook's sleep over, the agent froze after all; a thaw makes the guest go on.
-    guest
-        .virsh_settled(&format!("domfsthaw {}", guest.uuid()))
-        .assert_ok();
+    guest.virsh_settled(&format!("domfsthaw {}", guest.uuid())).assert_ok();
     guest.wait_for_more(3);
 }
 

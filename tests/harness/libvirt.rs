@@ -64,11 +64,7 @@ impl Env {
         loop {
             let mut command = Command::new("virsh");
             self.apply_to(&mut command);
-<<<<<<< HEAD
             let output = Call::new(command).arg("-q").args(args).run();
-=======
-            let output = Call::new(command).env("LIBVIRT_LOG_OUTPUTS", "4:stderr").arg("-q").args(args).run();
->>>>>>> main
             let busy = output.code() != 0 && output.stderr().contains("pid file");
             if busy && Instant::now() < end {
                 thread::sleep(Duration::from_millis(30));

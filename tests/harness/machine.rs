@@ -361,8 +361,7 @@ impl<'e> Machine<'e> {
     /// Ends it as `virsh destroy` does: QEMU closes its images.
     pub fn stop(&self) {
         self.monitor.lock().expect("lock").take();
-        self.virsh_settled(&format!("destroy {}", self.uuid))
-            .assert_ok();
+        self.virsh_settled(&format!("destroy {}", self.uuid)).assert_ok();
     }
 
     /// Runs a virsh command that does not wait for libvirt to have found the machine again.
@@ -380,8 +379,8 @@ impl<'e> Machine<'e> {
         self.monitor.lock().expect("lock").take();
         let pid = self.qemu_pid().expect("the machine is off");
         process::kill(pid);
-        let gone = || !fs::exists(format!("/proc/{pid}")).unwrap_or(false);
-        wait_until("QEMU is gone", Duration::from_secs(10), gone);
+        // A dead QEMU may stay a zombie until init gets to it: that is dead enough.
+        wait_until("QEMU is gone", Duration::from_secs(10), || self.qemu_pid().is_none());
     }
 
     /// The process id of its QEMU, if it is on.

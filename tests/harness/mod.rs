@@ -77,18 +77,8 @@ impl Env {
             .tempdir_in(base)
             .expect("cannot make the test's folder")
             .keep();
-<<<<<<< HEAD
         let guard = process::Guard::start(&folder);
-        let env = Env {
-            name: name.to_owned(),
-            folder,
-            libvirt: Mutex::new(()),
-            machines: AtomicUsize::new(0),
-            guard,
-        };
-=======
-        let env = Env { name: name.to_owned(), folder, libvirt: Mutex::new(()), machines: AtomicUsize::new(0) };
->>>>>>> main
+        let env = Env { name: name.to_owned(), folder, libvirt: Mutex::new(()), machines: AtomicUsize::new(0), guard };
         // QEMU runs as a user of its own: it may pass through, and create sockets where it must.
         set_mode(&env.folder, 0o711);
         for (folder, mode) in [

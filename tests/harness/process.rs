@@ -91,11 +91,7 @@ impl Guard {
         let mut command = Command::new("/bin/sh");
         // The folder's path in two parts: this process must not look like one of the test's own.
         command.args(["-c", SCRIPT, "guard"]).arg(parent).arg(name);
-        command
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         Guard(command.spawn().expect("cannot start /bin/sh"))
     }
 

@@ -82,18 +82,12 @@ impl<'e> LinuxGuest<'e> {
 
     /// Whether the guest agent answers.
     pub fn ping(&self) -> bool {
-<<<<<<< HEAD
         self.agent(r#"{"execute":"guest-ping"}"#).code() == 0
     }
 
     /// A command for the guest agent, through libvirt.
     pub fn agent(&self, command: &str) -> Output {
         self.virsh_settled(&format!("qemu-agent-command {} '{command}'", self.uuid()))
-=======
-        let ping = r#"{"execute":"guest-ping"}"#;
-        let output = self.env().try_virsh(&["qemu-agent-command", self.uuid(), ping]);
-        output.code() == 0
->>>>>>> main
     }
 
     /// The number of the last file that the guest reported as synced. Files 1 to this one must be in every later capture.
