@@ -18,12 +18,14 @@ pub type Time = DateTime<FixedOffset>;
 pub type Extra = Map<String, Value>;
 
 /// Any record.
+// Records are handled one at a time: their size does not matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Record {
     /// `"type":"machine"`
     Machine(Machine),
     /// `"type":"disk"`
-    Disk(Box<Disk>),
+    Disk(Disk),
     /// `"type":"file"`
     File(File),
     /// `"type":"point"`
@@ -419,7 +421,7 @@ impl Record {
         }
         Ok(match kind.as_str() {
             "machine" => Record::Machine(typed(&kind, object)?),
-            "disk" => Record::Disk(Box::new(typed(&kind, object)?)),
+            "disk" => Record::Disk(typed(&kind, object)?),
             "file" => Record::File(typed(&kind, object)?),
             "point" => Record::Point(typed(&kind, object)?),
             "action" => Record::Action(typed(&kind, object)?),

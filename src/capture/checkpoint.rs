@@ -85,7 +85,7 @@ impl Machine {
         let all = self.targets()?;
         for disk in disks {
             let one = [disk.as_str()];
-            let xml = checkpoint_xml(name, &one, &all);
+            let xml = known_checkpoint_xml(name, &one, &all);
             let redefined = CheckpointRef::create(&self.domain, &xml, ffi::CHECKPOINT_REDEFINE).context(context);
             let known = match redefined {
                 Ok(known) => known,
@@ -107,7 +107,7 @@ impl Machine {
     /// on a running machine that they are.
     pub fn redefine_checkpoint(&self, name: &str, disks: &[&str]) -> Result<()> {
         let flags = if self.is_running()? { ffi::CHECKPOINT_REDEFINE_VALIDATE } else { ffi::CHECKPOINT_REDEFINE };
-        let xml = checkpoint_xml(name, disks, &self.targets()?);
+        let xml = known_checkpoint_xml(name, disks, &self.targets()?);
         CheckpointRef::create(&self.domain, &xml, flags)
             .map(|_| ())
             .context(|| format!("make checkpoint {name} of {} known again", self.name()))
@@ -127,6 +127,12 @@ pub(super) fn checkpoint_xml(name: &str, disks: &[&str], all: &[String]) -> Stri
     }
     xml += "</disks></domaincheckpoint>";
     xml
+}
+
+/// The same for one that exists already; libvirt insists on a time, which means nothing to us.
+fn known_checkpoint_xml(name: &str, disks: &[&str], all: &[String]) -> String {
+    let time = format!("</name><creationTime>{}</creationTime>", chrono::Utc::now().timestamp());
+    checkpoint_xml(name, disks, all).replacen("</name>", &time, 1)
 }
 
 /// The disks with a `size`, which libvirt gives only for a bitmap that can be used.

@@ -369,10 +369,11 @@ fn remove_scratch_of_before_boot(runtime: &Runtime) {
     for entry in entries.filter_map(std::result::Result::ok) {
         let name = entry.file_name();
         let old = entry.metadata().and_then(|found| found.modified()).is_ok_and(|at| at < boot);
-        if old && name.to_str().is_some_and(is_capture_id) {
-            if let Err(error) = remove_folder(&entry.path()) {
-                tracing::warn!("{error}");
-            }
+        if old
+            && name.to_str().is_some_and(is_capture_id)
+            && let Err(error) = remove_folder(&entry.path())
+        {
+            tracing::warn!("{error}");
         }
     }
 }

@@ -1,7 +1,11 @@
-//! The hypervisor: opened late, closed early, because `qemu:///embed` admits one process at a time.
+//! The hypervisor.
+//!
+//! `qemu:///embed` admits one process at a time for a root, and one root in the life of a process: libvirt lets go of it
+//! only when the process ends, whatever is closed. So a process that needs it waits for the one before to end.
 
-use std::path::PathBuf;
-use std::sync::Once;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,15 +37,7 @@ impl Hypervisor {
         if shown.contains('\0') {
             return Err(Error::NoSuchMachine { name: String::new(), uri: shown.replace('\0', ""), near: Vec::new() });
         }
-        let deadline = Instant::now() + EMBED_WAIT;
-        let connect = loop {
-            match Connect::open(uri.as_deref()) {
-                Err(error) if error.message().contains("acquire pid file") && Instant::now() < deadline => {
-                    thread::sleep(EMBED_RETRY);
-                }
-                other => break other.context(|| format!("open {shown}"))?,
-            }
-        };
+        let connect = open_patiently(uri.as_deref()).context(|| format!("open {shown}"))?;
         let uri = connect.uri().unwrap_or(shown);
         Ok(Hypervisor { connect, uri })
     }
@@ -145,7 +141,7 @@ impl Hypervisor {
         Machine::new(domain, &self.uri)
     }
 
-    /// Closes the connection now. It stays open as long as a [`Machine`] or a clone of it is alive.
+    /// Closes the connection, unless a [`Machine`] or a clone of it is alive. An embedded driver stays open, whatever is closed.
     pub fn close(self) {}
 
     fn no_such_machine(&self, name: &str, all: &[Machine]) -> Error {
@@ -198,6 +194,59 @@ fn prepare_libvirt() {
             tracing::warn!("no thread for libvirt's event loop: {error}");
         }
     });
+}
+
+/// Opens a connection. The embedded driver is opened once in the life of a process: every attempt registers its parts once
+/// more, and after some twenty libvirt has no room. So attempts are made only when nobody seems to hold the root.
+fn open_patiently(uri: Option<&str>) -> std::result::Result<Connect, virt::error::Error> {
+    static EMBEDDED: Mutex<Option<(String, Connect)>> = Mutex::new(None);
+    let Some((uri, root)) = uri.and_then(|uri| Some((uri, embedded_root(uri)?))) else {
+        return Connect::open(uri);
+    };
+    let mut embedded = EMBEDDED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((open, connect)) = &*embedded
+        && open == uri
+    {
+        return Ok(connect.clone());
+    }
+    let pid_file = root.join("run/qemu/driver.pid");
+    let deadline = Instant::now() + EMBED_WAIT;
+    let connect = loop {
+        while is_locked_by_another(&pid_file) && Instant::now() < deadline {
+            thread::sleep(EMBED_RETRY);
+        }
+        match Connect::open(Some(uri)) {
+            Err(error) if error.message().contains("acquire pid file") && Instant::now() < deadline => {
+                // Two came at the same time. Whoever lost looks again, later.
+                thread::sleep(EMBED_RETRY * 10);
+            }
+            other => break other?,
+        }
+    };
+    *embedded = Some((uri.to_owned(), connect.clone()));
+    Ok(connect)
+}
+
+/// The folder of `qemu:///embed?root=…`.
+pub(super) fn embedded_root(uri: &str) -> Option<PathBuf> {
+    let query = uri.strip_prefix("qemu:///embed")?.split_once('?')?.1;
+    let root = query.split('&').find_map(|pair| pair.strip_prefix("root="))?;
+    let root = percent_encoding::percent_decode_str(root).decode_utf8().ok()?;
+    Some(PathBuf::from(root.as_ref()))
+}
+
+/// Looked up in the kernel's list, because opening and closing the file ourselves would give up a lock of this very process.
+fn is_locked_by_another(file: &Path) -> bool {
+    let Ok(inode) = std::fs::metadata(file).map(|found| found.ino()) else {
+        return false;
+    };
+    let inode = format!(":{inode}");
+    let us = std::process::id().to_string();
+    std::fs::read_to_string("/proc/locks").unwrap_or_default().lines().any(|line| {
+        // 1: POSIX  ADVISORY  WRITE 812 08:01:131234 0 0
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words.len() > 5 && words[5].ends_with(&inode) && words[4] != us
+    })
 }
 
 /// What `virsh` looks at before libvirt's own default.

@@ -73,7 +73,7 @@ fn of_record(context: &Context, record: &crate::record::Machine) -> Listed {
 
 fn print((about, listed): Listed, session: &mut Session) {
     match listed {
-        Ok(disks) => disks.into_iter().for_each(|disk| session.done(Record::Disk(Box::new(disk)))),
+        Ok(disks) => disks.into_iter().for_each(|disk| session.done(Record::Disk(disk))),
         Err(error) => session.fail(about, error),
     }
 }

@@ -172,7 +172,7 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
         Error::Interrupted => (Code::Interrupted, None),
         Error::Capture(error) => explain_capture(error),
         Error::Disk { source, .. } => match source {
-            nbd::Error::NoSuchExport { .. } | nbd::Error::Connect { .. } | nbd::Error::Disconnected { .. } => {
+            nbd::Error::NoSuchExport { .. } | nbd::Error::Connect { .. } | nbd::Error::Disconnected => {
                 (Code::Disk, Some("has the capture ended? 'kvmb release' it and capture the machine anew"))
             }
             _ => (Code::Disk, None),

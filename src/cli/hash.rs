@@ -47,14 +47,14 @@ impl HashArgs {
         for record in stdin_records("files or disks")? {
             match record? {
                 Record::Disk(disk) if disk.included => {
-                    let mut disk = *disk;
+                    let mut disk = disk;
                     let about = About {
                         disk: Some(disk.disk.clone()),
                         capture: disk.capture.clone(),
                         ..About::machine(&disk.connect, &disk.machine)
                     };
                     match add_hash(context, &runtime, &mut disk) {
-                        Ok(()) => session.done(Record::Disk(Box::new(disk))),
+                        Ok(()) => session.done(Record::Disk(disk)),
                         Err(error) => session.fail(about, error),
                     }
                 }

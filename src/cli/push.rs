@@ -44,7 +44,7 @@ impl PushArgs {
                         session.fail(about, Error::NotCaptured { machine: disk.machine, disk: disk.disk });
                         continue;
                     };
-                    if let Some(disks) = stream.add(&capture, *disk) {
+                    if let Some(disks) = stream.add(&capture, disk) {
                         self.push_machine(context, &capture, disks, &stream, &mut place, &mut session);
                     }
                 }

@@ -111,9 +111,9 @@ impl ReleaseArgs {
                 Ok(Record::Disk(disk)) => match disk.capture.clone() {
                     None => session.pass(&Record::Disk(disk)),
                     Some(capture) => {
-                        if let Some(disks) = stream.add(&capture, *disk) {
+                        if let Some(disks) = stream.add(&capture, disk) {
                             self.end(runtime, &capture, session);
-                            disks.into_iter().for_each(|disk| session.pass(&Record::Disk(Box::new(disk))));
+                            disks.into_iter().for_each(|disk| session.pass(&Record::Disk(disk)));
                         }
                     }
                 },
@@ -139,7 +139,7 @@ impl ReleaseArgs {
         }
         for (capture, disks) in stream.incomplete() {
             self.end(runtime, &capture, session);
-            disks.into_iter().for_each(|disk| session.pass(&Record::Disk(Box::new(disk))));
+            disks.into_iter().for_each(|disk| session.pass(&Record::Disk(disk)));
         }
         broken.map_or(Ok(()), Err)
     }

@@ -58,7 +58,7 @@ impl SnapshotArgs {
                 Ok(discover::captured(&snapshot(&runtime, &machine, &request)?)?)
             })();
             match opened {
-                Ok(disks) => disks.into_iter().for_each(|disk| session.done(Record::Disk(Box::new(disk)))),
+                Ok(disks) => disks.into_iter().for_each(|disk| session.done(Record::Disk(disk))),
                 Err(error) => session.fail(about, error),
             }
         }

@@ -34,7 +34,7 @@ pub enum Error {
     },
     /// The repository.
     #[error(transparent)]
-    Repo(#[from] repo::Error),
+    Repo(Box<repo::Error>),
     /// A file of this host.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -159,6 +159,12 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+}
+
+impl From<repo::Error> for Error {
+    fn from(error: repo::Error) -> Error {
+        Error::Repo(Box::new(error))
+    }
 }
 
 impl Error {

@@ -127,7 +127,7 @@ pub fn list(repo: &Repository) -> Result<(Vec<PointRef>, Vec<DamagedSnapshot>)> 
         .filter(|stored| stored.snapshot.tags.iter().any(|tag| tag == TAG))
         .map(|stored| PointRef { id: stored.id, snapshot: stored.snapshot })
         .collect();
-    points.sort_by(|a, b| (a.snapshot.time, a.id).cmp(&(b.snapshot.time, b.id)));
+    points.sort_by_key(|point| (point.snapshot.time, point.id));
     Ok((points, list.damaged))
 }
 
