@@ -469,7 +469,7 @@ impl<'e> Machine<'e> {
     /// Discards a range, which must be aligned to 64 KiB: it then reads as zero.
     #[track_caller]
     pub fn discard(&self, target: &str, offset: u64, length: u64) {
-        assert!(offset % 65536 == 0 && length % 65536 == 0, "only whole clusters go");
+        assert!(offset.is_multiple_of(65536) && length.is_multiple_of(65536), "only whole clusters go");
         self.io(target, &format!("discard {offset} {length}"), "discard ")
             .unwrap_or_else(|error| panic!("{target}: {error}"));
         self.change(target, |model| model.zero(offset, length));
