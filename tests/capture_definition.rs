@@ -1,5 +1,8 @@
 //! Definitions, read and rewritten: every kind of disk, hostile documents, and properties that hold for all of them.
 
+// A test stops at what it does not expect.
+#![allow(clippy::unwrap_used)]
+
 use std::path::PathBuf;
 
 use kvmb::capture::definition::{Definition, DefinitionError, Device, Source};

@@ -1,5 +1,8 @@
 //! restic and kvmb read, extend and lock each other's repositories.
 
+// A test stops at what it does not expect.
+#![allow(clippy::unwrap_used)]
+
 #[path = "repo_support/mod.rs"]
 mod support;
 

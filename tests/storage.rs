@@ -1,5 +1,8 @@
 //! Every storage, and every decorator, keeps the promises of the trait.
 
+// A test stops at what it does not expect.
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
