@@ -379,8 +379,8 @@ impl<'e> Machine<'e> {
         self.monitor.lock().expect("lock").take();
         let pid = self.qemu_pid().expect("the machine is off");
         process::kill(pid);
-        let gone = || !fs::exists(format!("/proc/{pid}")).unwrap_or(false);
-        wait_until("QEMU is gone", Duration::from_secs(10), gone);
+        // A dead QEMU may stay a zombie until init gets to it: that is dead enough.
+        wait_until("QEMU is gone", Duration::from_secs(10), || self.qemu_pid().is_none());
     }
 
     /// The process id of its QEMU, if it is on.
