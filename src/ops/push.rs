@@ -128,7 +128,14 @@ pub fn push(
     snapshot.program_version = program();
     let id = repo.save_snapshot(&snapshot)?;
     request.file.commit(&id.to_string())?;
-    let point = OpenPoint { id, snapshot, manifest, files: BTreeMap::new(), disk_trees: BTreeMap::new() };
+    let point = OpenPoint {
+        id,
+        snapshot,
+        manifest,
+        files: BTreeMap::new(),
+        disk_trees: BTreeMap::new(),
+        broken: BTreeMap::new(),
+    };
     let mut record = point.to_record(repo);
     record.capture = Some(capture.id.clone());
     Ok(record)
