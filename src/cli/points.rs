@@ -6,7 +6,6 @@ use crate::cli::failure::{CliError, Code};
 use crate::cli::output::Effect;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
-use crate::ops::open_repo::OpenRepo;
 use crate::ops::points;
 use crate::record::Record;
 use crate::repo::DamagedSnapshot;
@@ -32,14 +31,15 @@ impl PointsArgs {
     pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
         let mut session = Session::new(context, "points", Effect::Reads);
         let repo = self.repo.open(context)?;
-        let open = OpenRepo::shared(&repo)?;
+        let _lock = points::lock_for_reading(&repo, &context.monitor)?;
+        let index = points::load_index_for_reading(&repo, &context.monitor)?;
         let (found, damaged) = points::list(&repo)?;
         for point in found {
             let wanted = |name: &String| points::name_matches(name, point.machine());
             if !self.names.is_empty() && !self.names.iter().any(wanted) {
                 continue;
             }
-            match points::read_manifest(&open, &point) {
+            match points::read_manifest(&repo, &index, &point) {
                 Ok(manifest) => session.done(Record::Point(points::to_record(&repo, &point.id, &manifest))),
                 Err(error) => {
                     let about = About { machine: Some(point.machine().to_owned()), ..About::default() };

@@ -46,7 +46,7 @@ pub fn find(open: &OpenRepo, uuid: &str, machine: &str, known: &[String]) -> Res
     // A machine may have been renamed: its UUID decides.
     for point in named.into_iter().chain(others).take(DEPTH) {
         // A damaged point is no base; verify reports it.
-        let Ok(manifest) = points::read_manifest(open, &point) else { continue };
+        let Ok(manifest) = points::read_manifest(&open.repo, &open.index, &point) else { continue };
         let Some(checkpoint) = manifest.checkpoint.clone().filter(|_| manifest.uuid == uuid) else { continue };
         let is_known = known.contains(&checkpoint);
         let chain = Chain { point, checkpoint, manifest };
