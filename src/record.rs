@@ -107,6 +107,12 @@ pub struct Disk {
     /// How many disks belong to the capture.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capture_disks: Option<usize>,
+    /// The id of the `snapshot` run that opened the capture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch: Option<String>,
+    /// How many machines that run covers: a stream that ends before all of them came was cut off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_machines: Option<usize>,
     /// Where the captured content can be read: an NBD URI.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nbd: Option<String>,
@@ -226,6 +232,12 @@ pub struct Point {
     /// The capture that it was pushed from (by `push`, so that `release` finds it).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capture: Option<String>,
+    /// The `snapshot` run that opened that capture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch: Option<String>,
+    /// How many machines that run covers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_machines: Option<usize>,
     /// Its disks.
     pub disks: Vec<PointDisk>,
     /// How long it took to store.
@@ -480,8 +492,26 @@ impl Record {
 
     /// The record as one line of JSON, without the newline.
     pub fn to_line(&self) -> String {
-        Value::Object(self.to_object()).to_string()
+        let line = Value::Object(self.to_object()).to_string();
+        if !line.contains(steers_terminal) {
+            return line;
+        }
+        // JSON leaves some of them as they are. They can only stand in a string, where an escape means the same.
+        let mut safe = String::with_capacity(line.len());
+        for c in line.chars() {
+            match steers_terminal(c) {
+                true => safe.push_str(&format!("\\u{:04x}", u32::from(c))),
+                false => safe.push(c),
+            }
+        }
+        safe
     }
+}
+
+/// Whether a character does something to a terminal instead of being shown: controls, and those that turn the direction
+/// of writing around, so that a name can look like another one.
+pub fn steers_terminal(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -494,6 +524,15 @@ mod tests {
         assert_eq!(Record::parse(line).unwrap().to_line(), line);
         let line = r#"{"type":"comet","tail":true}"#;
         assert_eq!(Record::parse(line).unwrap().to_line(), line);
+    }
+
+    #[test]
+    fn a_line_steers_no_terminal_and_means_the_same() {
+        let text = "a\u{9b}2J\u{7f}\u{202e}\u{1b}\u{85}é";
+        let record = Record::Other(Map::from_iter([("type".into(), "x".into()), ("name".into(), text.into())]));
+        let line = record.to_line();
+        assert!(!line.contains(steers_terminal), "{line:?}");
+        assert_eq!(Record::parse(&line).unwrap(), record);
     }
 
     #[test]

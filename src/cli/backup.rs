@@ -2,10 +2,8 @@
 
 use crate::cli::Context;
 use crate::cli::capture_args::{AuditArgs, CaptureArgs, duration};
-use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::CliError;
 use crate::cli::machine_args::{self, Selection};
-use crate::cli::output::Effect;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::cli::snapshot::selections;
@@ -41,12 +39,6 @@ pub struct BackupArgs {
     all: bool,
 
     #[command(flatten)]
-    repo: RepoArgs,
-
-    #[command(flatten)]
-    capture: CaptureArgs,
-
-    #[command(flatten)]
     audit: AuditArgs,
 
     /// Read everything, not only what changed, and compare: a difference that the dirty bitmap did not tell of is
@@ -69,25 +61,30 @@ pub struct BackupArgs {
     /// Say what would be done, and do nothing.
     #[arg(short = 'n', long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+
+    #[command(flatten)]
+    capture: CaptureArgs,
 }
 
 impl BackupArgs {
-    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
-        let mut session = Session::new(context, "backup", Effect::Changes);
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let selected = match self.all {
             true => all_machines(context)?,
-            false => selections(context, &self.names, &mut session)?,
+            false => selections(context, &self.names, session)?,
         };
         if self.dry_run {
-            self.rehearse(context, selected, &mut session)?;
-            return Ok(session.finish());
+            self.rehearse(context, selected, session)?;
+            return Ok(());
         }
         if selected.is_empty() {
-            return Ok(session.finish());
+            return Ok(());
         }
         let repo = self.repo.open_or_create_default(context)?;
-        self.run_all(context, &repo, selected, &mut session)?;
-        Ok(session.finish())
+        self.run_all(context, &repo, selected, session)?;
+        Ok(())
     }
 
     fn run_all(

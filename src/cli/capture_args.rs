@@ -33,7 +33,7 @@ pub struct CaptureArgs {
     #[arg(long, default_value = "6h", value_name = "TIME", value_parser = duration)]
     pub lease: Duration,
 
-    /// The folder for what the guest overwrites while the capture is open.
+    /// The folder for what the guest overwrites while the capture is open; without it /var/lib/kvmb/scratch.
     #[arg(long, value_name = "DIR", env = "KVMB_SCRATCH", hide_env_values = true)]
     pub scratch: Option<PathBuf>,
 }

@@ -2,11 +2,9 @@
 
 use crate::capture::{Hypervisor, Machine};
 use crate::cli::Context;
-use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::machine_args;
-use crate::cli::output::Effect;
 use crate::cli::session::{About, Session};
 use crate::ops::discover;
 use crate::record::Record;
@@ -26,22 +24,21 @@ pub struct DisksArgs {
 }
 
 impl DisksArgs {
-    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
-        let mut session = Session::new(context, "disks", Effect::Reads);
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         if !self.names.is_empty() {
             let hypervisor = context.hypervisor(None)?;
-            let machines = machine_args::find(&hypervisor, &self.names, &mut session);
+            let machines = machine_args::find(&hypervisor, &self.names, session);
             let listed: Vec<_> = machines.iter().map(|machine| list(&hypervisor, machine)).collect();
             drop(machines);
             hypervisor.close();
-            listed.into_iter().for_each(|one| print(one, &mut session));
-            return Ok(session.finish());
+            listed.into_iter().for_each(|one| print(one, session));
+            return Ok(());
         }
-        for record in stdin_records("machines")? {
+        for record in stdin_records("disks", "machines", &context.stop)? {
             match record? {
                 Record::Machine(record) => {
                     let listed = of_record(context, &record);
-                    print(listed, &mut session);
+                    print(listed, session);
                 }
                 Record::Failure(failure) => session.pass_failure(failure),
                 other => session.pass(&other),
@@ -50,7 +47,7 @@ impl DisksArgs {
                 break;
             }
         }
-        Ok(session.finish())
+        Ok(())
     }
 }
 

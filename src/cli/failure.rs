@@ -90,7 +90,6 @@ impl Code {
             Code::Usage => ExitCode::Usage,
             Code::Busy => ExitCode::Busy,
             Code::Damage => ExitCode::Damage,
-            Code::Interrupted => super::interrupt::exit_code(),
             _ => ExitCode::Failed,
         }
     }

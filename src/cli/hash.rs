@@ -3,10 +3,8 @@
 use crate::capture::image_server::ImageServer;
 use crate::capture::{CaptureFile, Runtime};
 use crate::cli::Context;
-use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::input::stdin_records;
-use crate::cli::output::Effect;
 use crate::cli::session::{About, Session};
 use crate::nbd::{NbdUri, UriError};
 use crate::ops::Monitor;
@@ -32,8 +30,7 @@ pub struct HashArgs {
 }
 
 impl HashArgs {
-    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
-        let mut session = Session::new(context, "hash", Effect::Reads);
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         for file in &self.files {
             match hash_file(file, &context.monitor, &context.stop) {
                 Ok(record) => session.done(Record::File(record)),
@@ -41,10 +38,10 @@ impl HashArgs {
             }
         }
         if !self.files.is_empty() {
-            return Ok(session.finish());
+            return Ok(());
         }
         let runtime = context.runtime()?;
-        for record in stdin_records("files or disks")? {
+        for record in stdin_records("hash", "files or disks", &context.stop)? {
             match record? {
                 Record::Disk(disk) if disk.included => {
                     let mut disk = disk;
@@ -65,7 +62,7 @@ impl HashArgs {
                 break;
             }
         }
-        Ok(session.finish())
+        Ok(())
     }
 }
 

@@ -1,9 +1,7 @@
 //! `kvmb init`
 
 use crate::cli::Context;
-use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::CliError;
-use crate::cli::output::Effect;
 use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::Session;
 use crate::record::{Action, Record};
@@ -19,17 +17,16 @@ use serde_json::json;
   kvmb init -r /backup/kvm --password-file /root/kvmb.pass
   kvmb init -r /backup/kvm --dry-run")]
 pub struct InitArgs {
-    #[command(flatten)]
-    repo: RepoArgs,
-
     /// Say what would be done, and do nothing.
     #[arg(short = 'n', long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
 }
 
 impl InitArgs {
-    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
-        let mut session = Session::new(context, "init", Effect::Changes);
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let storage = self.repo.storage()?;
         let url = storage.url();
         let exists = storage.size(crate::storage::FileKind::Config, "").is_ok();
@@ -62,6 +59,6 @@ impl InitArgs {
             let made = self.repo.open_or_create_default(context)?;
             session.done(action(true, "the repository was made", Some(made.id())));
         }
-        Ok(session.finish())
+        Ok(())
     }
 }

@@ -1,8 +1,12 @@
 //! Records from standard input, by the rules of the pipe.
 
-use crate::cli::failure::CliError;
-use crate::record::Record;
-use std::io::{self, BufRead, IsTerminal};
+use crate::cli::failure::{CliError, Code};
+use crate::cli::session::report;
+use crate::ops::{self, Stop};
+use crate::record::{Failure, Record};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::{self, BufRead, BufReader, IsTerminal, Read};
 
 /// Longer lines are no record of ours: a disk's or a point's is some kilobytes.
 const LONGEST_LINE_BYTES: usize = 16 << 20;
@@ -10,37 +14,116 @@ const LONGEST_LINE_BYTES: usize = 16 << 20;
 /// Iterates over the records of standard input as they come.
 ///
 /// A JSON array (what `-o json` prints) is taken as well, whole. No record at all is wrong usage, so that a first stage
-/// that broke is never a silent success.
+/// that broke is never a silent success. Machines of a `snapshot` run that never came are a failure in the end.
 pub struct Records<R> {
+    command: &'static str,
     reader: R,
-    waiting: std::collections::VecDeque<Record>,
+    waiting: VecDeque<Record>,
     line_number: usize,
     any: bool,
     ended: bool,
+    batches: Batches,
+}
+
+/// The `snapshot` runs that records tell of, and which of their machines have come.
+#[derive(Debug, Default)]
+struct Batches {
+    /// By the run's id: how many machines it covers, and those that came.
+    machines: BTreeMap<String, (usize, BTreeSet<String>)>,
+    any_failure: bool,
+}
+
+impl Batches {
+    fn note(&mut self, record: &Record) {
+        let (batch, expected, machine) = match record {
+            Record::Disk(disk) => (&disk.batch, disk.batch_machines, &disk.uuid),
+            Record::Point(point) => (&point.batch, point.batch_machines, &point.uuid),
+            Record::Failure(_) => {
+                self.any_failure = true;
+                return;
+            }
+            _ => return,
+        };
+        if let (Some(batch), Some(expected)) = (batch, expected) {
+            self.machines.entry(batch.clone()).or_insert((expected, BTreeSet::new())).1.insert(machine.clone());
+        }
+    }
+
+    /// Machines that never came although no stage says why: one was killed, or a filter left them out. Without this the
+    /// rest of the pipe would take what did come for everything.
+    fn cut_off(&mut self, command: &str) -> Option<Failure> {
+        if std::mem::replace(&mut self.any_failure, true) {
+            return None;
+        }
+        let (expected, came) = self.machines.values().find(|(expected, came)| came.len() < *expected)?;
+        let error =
+            CliError::new(Code::Incomplete, format!("only {} of {expected} captured machines came", came.len()))
+                .hint("a stage before this one ended early or left them out; 'kvmb release' ends their captures");
+        report(&error.message, error.hint.as_deref());
+        Some(error.to_record(command))
+    }
+}
+
+/// Standard input, until `stop` is raised: a stage that waits for records must be able to end.
+#[derive(Debug)]
+pub struct Stdin {
+    stop: Stop,
+}
+
+impl Read for Stdin {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        /// A signal that comes just before the wait is seen after it.
+        const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+        let stdin = io::stdin();
+        loop {
+            self.stop.check().map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(&stdin, PollFlags::IN)], Some(&LOOK_AGAIN)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => continue,
+                _ => {}
+            }
+            // Not through the standard library's buffer: what waited in there, a poll would not see.
+            match rustix::io::read(&stdin, &mut *buffer) {
+                Err(rustix::io::Errno::INTR) => {}
+                read => return Ok(read?),
+            }
+        }
+    }
 }
 
 /// The records of standard input; refused when that is a terminal, where nobody would type them.
-pub fn stdin_records(what: &str) -> Result<Records<io::StdinLock<'static>>, CliError> {
-    let stdin = io::stdin();
-    if stdin.is_terminal() {
+pub fn stdin_records(command: &'static str, what: &str, stop: &Stop) -> Result<Records<BufReader<Stdin>>, CliError> {
+    if io::stdin().is_terminal() {
         return Err(CliError::usage(format!("no {what} given"))
             .hint(format!("name the {what}, or pipe records in: kvmb … | kvmb …")));
     }
-    Ok(Records::new(stdin.lock()))
+    Ok(Records::new(command, BufReader::new(Stdin { stop: stop.clone() })))
+}
+
+fn unreadable(error: io::Error) -> CliError {
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(ops::Error::Interrupted) => CliError::new(Code::Interrupted, "interrupted while waiting for records"),
+        _ => CliError::failed(format!("cannot read standard input: {error}")),
+    }
 }
 
 impl<R: BufRead> Records<R> {
-    /// The records in `reader`.
-    pub fn new(reader: R) -> Records<R> {
-        Records { reader, waiting: Default::default(), line_number: 0, any: false, ended: false }
+    /// The records in `reader`, for a command.
+    pub fn new(command: &'static str, reader: R) -> Records<R> {
+        Records {
+            command,
+            reader,
+            waiting: Default::default(),
+            line_number: 0,
+            any: false,
+            ended: false,
+            batches: Batches::default(),
+        }
     }
 
     fn line(&mut self) -> Result<Option<String>, CliError> {
         let mut line = Vec::new();
         let mut limited = io::Read::take(&mut self.reader, LONGEST_LINE_BYTES as u64 + 1);
-        let count = limited
-            .read_until(b'\n', &mut line)
-            .map_err(|error| CliError::failed(format!("cannot read standard input: {error}")))?;
+        let count = limited.read_until(b'\n', &mut line).map_err(unreadable)?;
         self.line_number += 1;
         match count {
             0 => Ok(None),
@@ -71,10 +154,11 @@ impl<R: BufRead> Records<R> {
         loop {
             if let Some(record) = self.waiting.pop_front() {
                 self.any = true;
+                self.batches.note(&record);
                 return Ok(Some(record));
             }
             if self.ended {
-                return Ok(None);
+                return Ok(self.batches.cut_off(self.command).map(Record::Failure));
             }
             match self.line()? {
                 None => {
@@ -111,6 +195,7 @@ impl<R: BufRead> Iterator for Records<R> {
                 self.ended = true;
                 self.any = true;
                 self.waiting.clear();
+                self.batches.any_failure = true;
                 Some(Err(error))
             }
         }
@@ -122,7 +207,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Vec<Result<Record, CliError>> {
-        Records::new(text.as_bytes()).collect()
+        Records::new("push", text.as_bytes()).collect()
     }
 
     #[test]
@@ -143,6 +228,24 @@ mod tests {
             assert_eq!(records.len(), 1, "{text:?}");
             assert!(records[0].is_err());
         }
+    }
+
+    #[test]
+    fn a_machine_that_never_came_is_a_failure_in_the_end() {
+        let file = |uuid: &str| {
+            format!(
+                r#"{{"type":"point","point":"p","repo":"r","machine":"m","uuid":"{uuid}","host":"h","captured_at":"2026-11-20T12:00:00+01:00","consistency":"crash","batch":"b-1","batch_machines":2,"disks":[]}}"#
+            )
+        };
+        let kinds = |text: String| -> Vec<String> {
+            read(&text).into_iter().map(|record| record.unwrap().kind().to_owned()).collect()
+        };
+        assert_eq!(kinds(file("1")), ["point", "failure"]);
+        assert_eq!(kinds(file("1") + "\n" + &file("1")), ["point", "point", "failure"]);
+        assert_eq!(kinds(file("1") + "\n" + &file("2")), ["point", "point"]);
+        // Who told of a failure has told enough.
+        let failure = r#"{"type":"failure","command":"snapshot","code":"busy","error":"e"}"#;
+        assert_eq!(kinds(format!("{}\n{failure}\n", file("1"))), ["point", "failure"]);
     }
 
     #[test]

@@ -19,10 +19,11 @@ pub fn install(stop: &Stop) -> std::io::Result<()> {
     Ok(())
 }
 
-/// What an interrupted command exits with.
-pub fn exit_code() -> ExitCode {
+/// What an interrupted command exits with; none if no signal came.
+pub fn exit_code() -> Option<ExitCode> {
     match SIGNAL.load(Ordering::Relaxed) as i32 {
-        SIGTERM => ExitCode::Terminated,
-        _ => ExitCode::Interrupted,
+        0 => None,
+        SIGTERM => Some(ExitCode::Terminated),
+        _ => Some(ExitCode::Interrupted),
     }
 }

@@ -1,9 +1,7 @@
 //! `kvmb key`
 
 use crate::cli::Context;
-use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::CliError;
-use crate::cli::output::Effect;
 use crate::cli::prompt;
 use crate::cli::repo_args::{DefaultRepo, Purpose, RepoArgs, password_from_file};
 use crate::cli::session::Session;
@@ -42,20 +40,17 @@ struct ExportArgs {
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    #[command(flatten)]
-    repo: RepoArgs,
-
     /// Say what would be done, and do nothing.
     #[arg(short = 'n', long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
 }
 
 /// Add another password that opens the repository.
 #[derive(Debug, clap::Args)]
 struct AddArgs {
-    #[command(flatten)]
-    repo: RepoArgs,
-
     /// A file that holds the new password in its first line; without it, a question on a terminal.
     #[arg(long, value_name = "FILE")]
     new_password_file: Option<PathBuf>,
@@ -63,13 +58,16 @@ struct AddArgs {
     /// Say what would be done, and do nothing.
     #[arg(short = 'n', long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
 }
 
 impl KeyArgs {
-    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         match self.command {
-            KeyCommand::Export(args) => args.run(context),
-            KeyCommand::Add(args) => args.run(context),
+            KeyCommand::Export(args) => args.run(context, session),
+            KeyCommand::Add(args) => args.run(context, session),
         }
     }
 }
@@ -90,8 +88,7 @@ fn note_exported(repo: &RepoArgs) -> Result<(), CliError> {
 }
 
 impl ExportArgs {
-    fn run(self, context: &Context) -> Result<ExitCode, CliError> {
-        let mut session = Session::new(context, "key", Effect::Changes);
+    fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let password = self.repo.password(context, Purpose::Open)?;
         // Only a password that opens the repository is worth keeping.
         let opened = crate::repo::Repository::open(self.repo.storage()?, &password)?;
@@ -119,17 +116,16 @@ impl ExportArgs {
             dry_run: self.dry_run,
             extra: json!({ "repo": opened.url() }).as_object().cloned().unwrap_or_default(),
         }));
-        Ok(session.finish())
+        Ok(())
     }
 }
 
 impl AddArgs {
-    fn run(self, context: &Context) -> Result<ExitCode, CliError> {
-        let mut session = Session::new(context, "key", Effect::Changes);
+    fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
         let new = match &self.new_password_file {
             Some(file) => password_from_file(file)?,
-            None if prompt::possible() => Password::new(prompt::new_password("New password")?),
+            None if prompt::possible(context) => Password::new(prompt::new_password("New password")?),
             None => {
                 return Err(CliError::usage("no new password was given").hint("use --new-password-file FILE"));
             }
@@ -148,6 +144,6 @@ impl AddArgs {
             dry_run: self.dry_run,
             extra: extra.as_object().cloned().unwrap_or_default(),
         }));
-        Ok(session.finish())
+        Ok(())
     }
 }

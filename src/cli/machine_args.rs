@@ -1,6 +1,7 @@
 //! Which machines: from names on the command line, or from records on standard input.
 
 use crate::capture::{Hypervisor, Machine};
+use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};
@@ -49,10 +50,10 @@ pub fn select(hypervisor: &Hypervisor, machines: &[Machine]) -> Vec<Selection> {
 }
 
 /// The machines and disks on standard input, grouped; a machine with a failure is left out.
-pub fn from_stdin(session: &mut Session) -> Result<Vec<Selection>, CliError> {
+pub fn from_stdin(context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
     let mut selections: Vec<Selection> = Vec::new();
     let mut failed: Vec<(Option<String>, String)> = Vec::new();
-    for record in stdin_records("machines")? {
+    for record in stdin_records(session.command(), "machines", &context.stop)? {
         match record? {
             Record::Machine(record) => selections.push(Selection {
                 connect: Some(record.connect),
@@ -60,21 +61,25 @@ pub fn from_stdin(session: &mut Session) -> Result<Vec<Selection>, CliError> {
                 name: record.machine,
                 disks: None,
             }),
-            Record::Disk(disk) if disk.included => {
+            Record::Disk(disk) => {
                 let same = |s: &&mut Selection| s.machine == disk.uuid && s.connect.as_ref() == Some(&disk.connect);
-                match selections.iter_mut().find(same) {
-                    Some(Selection { disks: Some(disks), .. }) => disks.push(disk.disk),
-                    // The whole machine was named already.
-                    Some(_) => {}
+                let known = selections.iter_mut().find(same);
+                // A machine with no disk to back up is a failure of that machine, not nothing at all.
+                let named = disk.included.then_some(disk.disk);
+                match known {
+                    Some(selection) => match &mut selection.disks {
+                        Some(disks) => disks.extend(named),
+                        // The whole machine was named already.
+                        None => {}
+                    },
                     None => selections.push(Selection {
                         connect: Some(disk.connect),
                         machine: disk.uuid,
                         name: disk.machine,
-                        disks: Some(vec![disk.disk]),
+                        disks: Some(Vec::from_iter(named)),
                     }),
                 }
             }
-            Record::Disk(_) => {}
             Record::Failure(failure) => {
                 failed.extend(failure.machine.clone().map(|machine| (failure.connect.clone(), machine)));
                 session.pass_failure(failure);

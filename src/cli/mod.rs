@@ -33,9 +33,10 @@ use crate::capture::{Hypervisor, Runtime};
 use crate::ops::Stop;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use exit_code::ExitCode;
-use failure::{CliError, Code};
-use output::Format;
+use failure::CliError;
+use output::{Effect, Format};
 use progress::Bars;
+use session::{About, Session};
 
 /// Back up and restore KVM/libvirt virtual machines.
 ///
@@ -43,7 +44,7 @@ use progress::Bars;
 /// an Ansible play, or one 'kvmb backup'. Restore points are kept in a restic repository, which the stock restic program
 /// can list, check, mount and restore as well.
 #[derive(Debug, Parser)]
-#[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true, after_help = AFTER_HELP)]
+#[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true, after_help = after_help())]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -51,16 +52,18 @@ pub struct Cli {
     command: Command,
 }
 
-const AFTER_HELP: &str = "\
+fn after_help() -> String {
+    let codes = ExitCode::ALL.map(|(code, meaning)| format!("  {:<3} {meaning}\n", code as u8)).concat();
+    format!("{EXAMPLES}\n\nExit status:\n{}", codes.trim_end())
+}
+
+const EXAMPLES: &str = "\
 Examples:
   kvmb vms                                        the machines of this host
   kvmb backup vm1 -r /backup/kvm                  a full backup of one machine, running or not
   kvmb snapshot vm1 -r R | kvmb hash | kvmb push -r R | kvmb release | kvmb verify -r R
                                                   the same as a pipe, with a checksum of each disk
-  kvmb restore vm1@latest -r R --as vm1-copy --into /var/lib/libvirt/images --start
-
-Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 3 some machines done and some failed,
-4 damage found, 5 busy, 130/143 interrupted.";
+  kvmb restore vm1@latest -r R --as vm1-copy --into /var/lib/libvirt/images --start";
 
 /// What every command understands.
 #[derive(Debug, Clone, Args)]
@@ -131,7 +134,7 @@ impl Context {
 
     /// The folders of captures.
     pub fn runtime(&self) -> Result<Runtime, CliError> {
-        Ok(Runtime::open()?)
+        Ok(Runtime::open()?.with_scratch_folder(repo_args::data_folder()?.join("scratch")))
     }
 }
 
@@ -153,54 +156,47 @@ pub fn main() -> ExitCode {
         session::report(&format!("cannot watch for signals: {error}"), None);
         return ExitCode::Failed;
     }
-    let name = cli.command.name();
-    match cli.command.run(&context) {
-        Ok(code) => code,
-        Err(error) => {
-            session::report(&error.message, error.hint.as_deref());
-            if error.code != Code::Usage {
-                // The next stage of a pipe must hear of it.
-                let mut output = output::Output::new(context.global.format(), output::Effect::Changes);
-                output.record(&crate::record::Record::Failure(error.to_record(name)));
-                output.finish();
-            }
-            error.code.exit_code()
-        }
+    let (name, effect) = cli.command.name_and_effect();
+    let mut session = Session::new(&context, name, effect);
+    if let Err(error) = cli.command.run(&context, &mut session) {
+        // As a record too: the next stage of a pipe must hear of it.
+        session.fail(About::default(), error);
     }
+    session.finish()
 }
 
 impl Command {
-    fn name(&self) -> &'static str {
+    fn name_and_effect(&self) -> (&'static str, Effect) {
         match self {
-            Command::Vms(_) => "vms",
-            Command::Disks(_) => "disks",
-            Command::Snapshot(_) => "snapshot",
-            Command::Hash(_) => "hash",
-            Command::Push(_) => "push",
-            Command::Release(_) => "release",
-            Command::Verify(_) => "verify",
-            Command::Restore(_) => "restore",
-            Command::Points(_) => "points",
-            Command::Backup(_) => "backup",
-            Command::Init(_) => "init",
-            Command::Key(_) => "key",
+            Command::Vms(_) => ("vms", Effect::Reads),
+            Command::Disks(_) => ("disks", Effect::Reads),
+            Command::Snapshot(_) => ("snapshot", Effect::Changes),
+            Command::Hash(_) => ("hash", Effect::Reads),
+            Command::Push(_) => ("push", Effect::Changes),
+            Command::Release(_) => ("release", Effect::Changes),
+            Command::Verify(_) => ("verify", Effect::Reads),
+            Command::Restore(_) => ("restore", Effect::Changes),
+            Command::Points(_) => ("points", Effect::Reads),
+            Command::Backup(_) => ("backup", Effect::Changes),
+            Command::Init(_) => ("init", Effect::Changes),
+            Command::Key(_) => ("key", Effect::Changes),
         }
     }
 
-    fn run(self, context: &Context) -> Result<ExitCode, CliError> {
+    fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         match self {
-            Command::Vms(args) => args.run(context),
-            Command::Disks(args) => args.run(context),
-            Command::Snapshot(args) => args.run(context),
-            Command::Hash(args) => args.run(context),
-            Command::Push(args) => args.run(context),
-            Command::Release(args) => args.run(context),
-            Command::Verify(args) => args.run(context),
-            Command::Restore(args) => args.run(context),
-            Command::Points(args) => args.run(context),
-            Command::Backup(args) => args.run(context),
-            Command::Init(args) => args.run(context),
-            Command::Key(args) => args.run(context),
+            Command::Vms(args) => args.run(context, session),
+            Command::Disks(args) => args.run(context, session),
+            Command::Snapshot(args) => args.run(context, session),
+            Command::Hash(args) => args.run(context, session),
+            Command::Push(args) => args.run(context, session),
+            Command::Release(args) => args.run(context, session),
+            Command::Verify(args) => args.run(context, session),
+            Command::Restore(args) => args.run(context, session),
+            Command::Points(args) => args.run(context, session),
+            Command::Backup(args) => args.run(context, session),
+            Command::Init(args) => args.run(context, session),
+            Command::Key(args) => args.run(context, session),
         }
     }
 }
@@ -215,6 +211,8 @@ fn start_log(global: &Global) {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(level))
         .with_writer(std::io::stderr)
+        // It would complain on standard error that standard error is closed, and panic.
+        .log_internal_errors(false)
         .with_target(false)
         .init();
 }

@@ -1,5 +1,6 @@
 //! The only writer of standard output: records as a table, as JSON Lines or as one JSON array.
 
+use crate::cli::session::report;
 use crate::cli::table;
 use crate::record::Record;
 use clap::ValueEnum;
@@ -88,7 +89,7 @@ impl Output {
         if let Err(error) = stdout.write_all(text).and_then(|()| stdout.flush()) {
             self.closed = true;
             if error.kind() != io::ErrorKind::BrokenPipe {
-                eprintln!("kvmb: error: cannot write to standard output: {error}");
+                report(&format!("cannot write to standard output: {error}"), None);
                 self.failed = true;
             }
         }

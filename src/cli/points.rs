@@ -1,12 +1,10 @@
 //! `kvmb points`
 
 use crate::cli::Context;
-use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::{CliError, Code};
-use crate::cli::output::Effect;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
-use crate::ops::points;
+use crate::ops::{Error, points};
 use crate::record::Record;
 use crate::repo::DamagedSnapshot;
 
@@ -28,12 +26,17 @@ pub struct PointsArgs {
 }
 
 impl PointsArgs {
-    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
-        let mut session = Session::new(context, "points", Effect::Reads);
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
         let _lock = points::lock_for_reading(&repo, &context.monitor)?;
         let index = points::load_index_for_reading(&repo, &context.monitor)?;
         let (found, damaged) = points::list(&repo)?;
+        for name in &self.names {
+            if !found.iter().any(|point| points::name_matches(name, point.machine())) {
+                let error = Error::NoSuchPoint { wanted: name.clone(), repo: repo.url() };
+                session.fail(About { machine: Some(name.clone()), ..About::default() }, error);
+            }
+        }
         for point in found {
             let wanted = |name: &String| points::name_matches(name, point.machine());
             if !self.names.is_empty() && !self.names.iter().any(wanted) {
@@ -54,6 +57,6 @@ impl PointsArgs {
             let message = format!("snapshot {id} cannot be read: {error}");
             session.fail(About::default(), CliError::new(Code::Damage, message));
         }
-        Ok(session.finish())
+        Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! Progress bars, on a terminal only.
 
+use crate::cli::session::say;
 use crate::ops::{Monitor, Progress};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -40,10 +41,10 @@ impl Monitor for Bars {
         if self.quiet {
             return;
         }
-        let line = format!("kvmb: warning: {}", super::table::printable(message));
+        let line = format!("kvmb: warning: {message}");
         match &self.bars {
-            Some(bars) => bars.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bars) => bars.suspend(|| say(&line)),
+            None => say(&line),
         }
     }
 }

@@ -1,12 +1,14 @@
 //! Questions, on a terminal only.
 
+use crate::cli::Context;
 use crate::cli::failure::CliError;
+use crate::cli::table::printable;
 use dialoguer::{Confirm, FuzzySelect, Input, Password};
 use std::io::IsTerminal;
 
-/// Whether there is somebody to ask.
-pub fn possible() -> bool {
-    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+/// Whether there is somebody to ask, who did not ask for quiet.
+pub fn possible(context: &Context) -> bool {
+    !context.global.quiet && std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
 fn refused(error: dialoguer::Error) -> CliError {
@@ -26,6 +28,8 @@ pub fn new_password(question: &str) -> Result<String, CliError> {
 
 /// Offers a list; the answer is the index.
 pub fn select(question: &str, items: &[String]) -> Result<usize, CliError> {
+    // A machine's name is not trusted.
+    let items = items.iter().map(|item| printable(item));
     FuzzySelect::new().with_prompt(question).items(items).default(0).interact().map_err(refused)
 }
 

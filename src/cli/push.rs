@@ -4,10 +4,8 @@ use crate::capture::{CaptureFile, Runtime};
 use crate::cli::Context;
 use crate::cli::capture_args::AuditArgs;
 use crate::cli::capture_stream::CaptureStream;
-use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::input::stdin_records;
-use crate::cli::output::Effect;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::Error;
@@ -33,14 +31,22 @@ pub struct PushArgs {
 }
 
 impl PushArgs {
-    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
-        let mut session = Session::new(context, "push", Effect::Changes);
-        let records = stdin_records("disk records")?;
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let records = stdin_records("push", "disk records", &context.stop)?;
         let mut stream = CaptureStream::default();
         // Opened at the first complete machine; when that fails, every machine fails, and `release` hears of each.
         let mut place: Option<Result<(Runtime, Repository), CliError>> = None;
+        let mut broken = None;
         for record in records {
-            match record? {
+            let record = match record {
+                Ok(record) => record,
+                Err(error) => {
+                    // What has come is told of all the same, so that `release` ends it.
+                    broken = Some(error);
+                    break;
+                }
+            };
+            match record {
                 Record::Disk(disk) if !disk.included => session.pass(&Record::Disk(disk)),
                 Record::Disk(disk) => {
                     let Some(capture) = disk.capture.clone() else {
@@ -50,12 +56,13 @@ impl PushArgs {
                         continue;
                     };
                     if let Some(disks) = stream.add(&capture, disk) {
-                        self.push_machine(context, &capture, disks, &stream, &mut place, &mut session);
+                        self.push_machine(context, &capture, disks, &stream, &mut place, session);
                     }
                 }
                 Record::Point(_) => {
                     let error = CliError::usage("a point record came where disk records were expected");
-                    return Err(error.hint("put 'kvmb push' behind 'kvmb snapshot'"));
+                    broken = Some(error.hint("put 'kvmb push' behind 'kvmb snapshot'"));
+                    break;
                 }
                 Record::Failure(failure) => {
                     stream.note_failure(&failure);
@@ -70,7 +77,7 @@ impl PushArgs {
             let expected = first.capture_disks.unwrap_or(disks.len());
             session.fail(about, Error::CaptureIncomplete { capture, arrived: disks.len(), expected });
         }
-        Ok(session.finish())
+        broken.map_or(Ok(()), Err)
     }
 
     fn push_machine(
@@ -83,6 +90,7 @@ impl PushArgs {
         session: &mut Session,
     ) {
         let Some(first) = disks.first() else { return };
+        let (batch, batch_machines) = (first.batch.clone(), first.batch_machines);
         let about = About { capture: Some(capture.to_owned()), ..About::machine(&first.connect, &first.machine) };
         if stream.has_failed(&first.connect, &first.machine) {
             let error = CliError::new(Code::Incomplete, "an earlier stage failed for this machine: nothing is stored");
@@ -96,7 +104,7 @@ impl PushArgs {
             Err(error) => Err(CliError { code: error.code, message: error.message.clone(), hint: error.hint.clone() }),
         };
         match pushed {
-            Ok(point) => session.stored(point),
+            Ok(point) => session.stored(Point { batch, batch_machines, ..point }),
             Err(error) => session.fail(about, error),
         }
     }

@@ -3,11 +3,10 @@
 use crate::capture::{CaptureFile, Closed, Runtime};
 use crate::cli::Context;
 use crate::cli::capture_stream::CaptureStream;
-use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
-use crate::cli::output::Effect;
 use crate::cli::session::{About, Session};
+use crate::ops::Stop;
 use crate::ops::release::release;
 use crate::record::{Action, Record};
 use crate::{capture, ops};
@@ -38,22 +37,21 @@ pub struct ReleaseArgs {
 }
 
 impl ReleaseArgs {
-    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
-        let mut session = Session::new(context, "release", Effect::Changes);
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let runtime = context.runtime()?;
         if self.all {
             for file in CaptureFile::open_all(&runtime)? {
                 let name = file.id().to_owned();
-                self.release_file(&runtime, &name, file, &mut session);
+                self.release_file(&runtime, &name, file, session);
             }
         } else if self.names.is_empty() {
-            self.release_stream(&runtime, &mut session)?;
+            self.release_stream(&runtime, session)?;
         } else {
             for name in &self.names {
-                self.release_named(&runtime, name, &mut session);
+                self.release_named(&runtime, name, session);
             }
         }
-        Ok(session.finish())
+        Ok(())
     }
 
     fn release_named(&self, runtime: &Runtime, name: &str, session: &mut Session) {
@@ -106,7 +104,8 @@ impl ReleaseArgs {
     fn release_stream(&self, runtime: &Runtime, session: &mut Session) -> Result<(), CliError> {
         let mut stream = CaptureStream::default();
         let mut broken = None;
-        for record in stdin_records("captures")? {
+        // Told to stop, it still hears the stages before it to their end: what they leave is its work.
+        for record in stdin_records("release", "captures", &Stop::default())? {
             match record {
                 Ok(Record::Disk(disk)) => match disk.capture.clone() {
                     None => session.pass(&Record::Disk(disk)),

@@ -3,6 +3,7 @@
 use crate::cli::Context;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::prompt;
+use crate::cli::session::say;
 use crate::repo::{Password, Repository};
 use crate::storage::{self, Storage};
 use clap::Args;
@@ -113,9 +114,9 @@ impl RepoArgs {
                 default.ensure_key()?;
                 let password = self.password(context, Purpose::Open)?;
                 let made = Repository::create(self.storage()?, &password)?;
-                eprintln!("kvmb: made the repository {} with the key {}", made.url(), default.key_file.display());
-                eprintln!(
-                    "kvmb: hint: keep a copy of the key elsewhere ('kvmb key export FILE'): without it the backups are lost"
+                say(&format!("kvmb: made the repository {} with the key {}", made.url(), default.key_file.display()));
+                say(
+                    "kvmb: hint: keep a copy of the key elsewhere ('kvmb key export FILE'): without it the backups are lost",
                 );
                 return Ok(made);
             }
@@ -139,7 +140,7 @@ impl RepoArgs {
         if is_default && default.key_file.exists() {
             return password_from_file(&default.key_file);
         }
-        if prompt::possible() && !context.global.quiet {
+        if prompt::possible(context) {
             let question = format!("Password of {}", self.url()?);
             let password = match purpose {
                 Purpose::Open => prompt::password(&question)?,

@@ -1,22 +1,19 @@
 //! `kvmb restore`
 
 use crate::cli::Context;
-use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
-use crate::cli::output::Effect;
 use crate::cli::prompt;
 use crate::cli::repo_args::RepoArgs;
-use crate::cli::session::{About, Session};
+use crate::cli::session::{About, Session, say};
 use crate::cli::table;
 use crate::ops::points::{self, PointName, PointRef};
 use crate::ops::restore::plan::{ImageFormat, RestoreRequest, plan, refuse_running};
 use crate::ops::restore::restore;
-use crate::record::Record;
+use crate::record::{Point, Record};
 use crate::repo::{Index, Repository};
 use clap::ValueEnum;
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 /// Bring a machine back: its disks and its definition.
@@ -34,9 +31,6 @@ pub struct RestoreArgs {
     /// A machine's newest point (NAME), a point by time (NAME@2026-11-20, NAME@-2h), or a point by its id.
     #[arg(value_name = "POINT|NAME[@TIME]")]
     point: Option<String>,
-
-    #[command(flatten)]
-    repo: RepoArgs,
 
     /// Restore as another machine: with this name, a new UUID and new MAC addresses.
     #[arg(long = "as", value_name = "NAME")]
@@ -73,6 +67,9 @@ pub struct RestoreArgs {
     /// Say what would be written, and write nothing.
     #[arg(short = 'n', long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -89,28 +86,34 @@ fn disk_path(text: &str) -> Result<(String, PathBuf), String> {
 }
 
 impl RestoreArgs {
-    pub fn run(mut self, context: &Context) -> Result<ExitCode, CliError> {
-        let mut session = Session::new(context, "restore", Effect::Changes);
+    pub fn run(mut self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         if let Some(name) = self.point.take() {
             let repo = self.repo.open(context)?;
-            self.restore(context, &repo, &PointName::parse(&name, chrono::Local::now()), &mut session)?;
-            return Ok(session.finish());
+            self.restore(context, &repo, &PointName::parse(&name, chrono::Local::now()), session)?;
+            return Ok(());
         }
-        if std::io::stdin().is_terminal() && prompt::possible() {
+        if prompt::possible(context) {
             return self.ask(context, session);
         }
-        for record in stdin_records("point")? {
+        for record in stdin_records("restore", "point", &context.stop)? {
             match record? {
                 Record::Point(point) => {
-                    let url = if self.repo.is_named() { self.repo.url()? } else { point.repo.clone() };
-                    let repo = RepoArgs { repo: Some(url), ..self.repo.clone() }.open(context)?;
-                    self.restore(context, &repo, &PointName::Plain(point.point), &mut session)?;
+                    let about = About { machine: Some(point.machine.clone()), ..About::default() };
+                    if let Err(error) = self.restore_record(context, point, session) {
+                        session.fail(about, error);
+                    }
                 }
                 Record::Failure(failure) => session.pass_failure(failure),
                 other => session.pass(&other),
             }
         }
-        Ok(session.finish())
+        Ok(())
+    }
+
+    fn restore_record(&self, context: &Context, point: Point, session: &mut Session) -> Result<(), CliError> {
+        let url = if self.repo.is_named() { self.repo.url()? } else { point.repo };
+        let repo = RepoArgs { repo: Some(url), ..self.repo.clone() }.open(context)?;
+        self.restore(context, &repo, &PointName::Plain(point.point), session)
     }
 
     fn request(&self) -> RestoreRequest {
@@ -172,7 +175,7 @@ impl RestoreArgs {
     }
 
     /// On a terminal: machine, point, place, a summary, and the command line that does the same.
-    fn ask(mut self, context: &Context, mut session: Session) -> Result<ExitCode, CliError> {
+    fn ask(mut self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
         let (known, _) = points::list(&repo)?;
         let mut machines: Vec<String> = known.iter().map(|point| point.machine().to_owned()).collect();
@@ -209,15 +212,15 @@ impl RestoreArgs {
         let opened = points::open_with_damage(&repo, &index, point)?;
         let planned = plan(&repo, &index, &opened, &self.request())?;
         for action in planned.actions() {
-            eprintln!("  {}: {}", action.target, action.reason);
+            say(&format!("  {}: {}", action.target, action.reason));
         }
         let equivalent = self.command_line(&point.id.short());
         if !prompt::confirm("Go on?")? {
             return Err(CliError::failed("nothing was done").hint(equivalent));
         }
-        eprintln!("kvmb: the same without questions: {equivalent}");
-        self.restore(context, &repo, &PointName::Plain(point.id.to_string()), &mut session)?;
-        Ok(session.finish())
+        say(&format!("kvmb: the same without questions: {equivalent}"));
+        self.restore(context, &repo, &PointName::Plain(point.id.to_string()), session)?;
+        Ok(())
     }
 
     fn command_line(&self, point: &str) -> String {

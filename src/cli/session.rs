@@ -6,6 +6,7 @@ use crate::cli::failure::{CliError, Code};
 use crate::cli::output::{Effect, Output};
 use crate::cli::table::printable;
 use crate::record::{Failure, Point, Record};
+use std::io::Write;
 
 /// Which machine a failure is about.
 #[derive(Debug, Clone, Default)]
@@ -33,14 +34,18 @@ pub struct Session {
     command: &'static str,
     output: Output,
     tally: Tally,
-    interrupted: bool,
 }
 
 impl Session {
     /// Begins a command.
     pub fn new(context: &Context, command: &'static str, effect: Effect) -> Session {
         let output = Output::new(context.global.format(), effect);
-        Session { command, output, tally: Tally::default(), interrupted: false }
+        Session { command, output, tally: Tally::default() }
+    }
+
+    /// The command's name.
+    pub fn command(&self) -> &'static str {
+        self.command
     }
 
     /// Prints a record that this command made: one thing done.
@@ -65,12 +70,11 @@ impl Session {
     pub fn fail(&mut self, about: About, error: impl Into<CliError>) {
         let error = error.into();
         let subject = match (&about.machine, &about.disk) {
-            (Some(machine), Some(disk)) if !error.message.contains(disk.as_str()) => format!("{machine}/{disk}: "),
-            (Some(machine), _) if !error.message.contains(machine.as_str()) => format!("{machine}: "),
+            (Some(machine), Some(disk)) if !names(&error.message, disk) => format!("{machine}/{disk}: "),
+            (Some(machine), _) if !names(&error.message, machine) => format!("{machine}: "),
             _ => String::new(),
         };
         report(&format!("{subject}{}", error.message), error.hint.as_deref());
-        self.interrupted |= error.code == Code::Interrupted;
         self.tally.failed(error.code.exit_code());
         let failure = Failure {
             connect: about.connect,
@@ -111,20 +115,37 @@ impl Session {
         if self.output.is_pointless() && !self.output.has_failed() {
             return ExitCode::Done;
         }
-        if self.interrupted {
-            return super::interrupt::exit_code();
-        }
         if self.output.has_failed() {
             self.tally.failed(ExitCode::Failed);
         }
-        self.tally.code()
+        match (self.tally.code(), super::interrupt::exit_code()) {
+            // Interrupted too late: everything was done already.
+            (ExitCode::Done, _) | (_, None) => self.tally.code(),
+            // Whatever failed, failed because of it.
+            (_, Some(interrupted)) => interrupted,
+        }
     }
 }
 
 /// Tells people on standard error what went wrong and what to do.
 pub fn report(message: &str, hint: Option<&str>) {
-    eprintln!("kvmb: error: {}", printable(message));
+    say(&format!("kvmb: error: {message}"));
     if let Some(hint) = hint {
-        eprintln!("kvmb: hint: {}", printable(hint));
+        say(&format!("kvmb: hint: {hint}"));
     }
+}
+
+/// Writes a line to standard error. One that nobody reads any more is no reason to leave a backup half done.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", printable(line));
+}
+
+/// Whether a message names something, as a word of its own: "vm" is not named by "kvmb".
+fn names(message: &str, name: &str) -> bool {
+    let within = |c: char| c.is_alphanumeric() || "-_.".contains(c);
+    message.match_indices(name).any(|(at, _)| {
+        let before = message[..at].chars().next_back();
+        let after = message[at + name.len()..].chars().next();
+        !before.is_some_and(within) && !after.is_some_and(|c| within(c) && c != '.')
+    })
 }

@@ -2,10 +2,8 @@
 
 use crate::cli::Context;
 use crate::cli::capture_args::CaptureArgs;
-use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::CliError;
 use crate::cli::machine_args::{self, Selection};
-use crate::cli::output::Effect;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::discover;
@@ -37,15 +35,16 @@ pub struct SnapshotArgs {
 }
 
 impl SnapshotArgs {
-    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
-        let mut session = Session::new(context, "snapshot", Effect::Changes);
-        let selections = selections(context, &self.names, &mut session)?;
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let selections = selections(context, &self.names, session)?;
         // A wrong repository or password must be known before a machine is touched.
         let open = match self.repo.is_named() {
             true => Some(OpenRepo::shared(&self.repo.open(context)?)?),
             false => None,
         };
         let runtime = context.runtime()?;
+        let batch = format!("b-{:08x}", rand::random::<u32>());
+        let batch_machines = selections.len();
         for selection in selections {
             let mut about =
                 About { connect: selection.connect.clone(), machine: Some(selection.name.clone()), ..About::default() };
@@ -58,18 +57,23 @@ impl SnapshotArgs {
                 Ok(discover::captured(&snapshot(&runtime, &machine, &request, open.as_ref())?)?)
             })();
             match opened {
-                Ok(disks) => disks.into_iter().for_each(|disk| session.done(Record::Disk(disk))),
+                Ok(disks) => {
+                    for disk in disks {
+                        let (batch, batch_machines) = (Some(batch.clone()), Some(batch_machines));
+                        session.done(Record::Disk(Disk { batch, batch_machines, ..disk }));
+                    }
+                }
                 Err(error) => session.fail(about, error),
             }
         }
-        Ok(session.finish())
+        Ok(())
     }
 }
 
 /// The machines of a command: from names, else from standard input. libvirt is closed again when this returns.
 pub fn selections(context: &Context, names: &[String], session: &mut Session) -> Result<Vec<Selection>, CliError> {
     if names.is_empty() {
-        return machine_args::from_stdin(session);
+        return machine_args::from_stdin(context, session);
     }
     let hypervisor = context.hypervisor(None)?;
     let machines = machine_args::find(&hypervisor, names, session);

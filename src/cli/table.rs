@@ -1,6 +1,6 @@
 //! Records as tables that a tired person can read.
 
-use crate::record::{Disk, Record, Source, Time};
+use crate::record::{Disk, Record, Source, Time, steers_terminal};
 use comfy_table::{CellAlignment, Table, presets};
 
 /// Renders records of any mix: one table for each run of the same type.
@@ -162,7 +162,7 @@ pub fn age(now: Time, then: Time) -> String {
 
 /// Text with nothing in it that could steer a terminal: a machine's name is not trusted.
 pub fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if steers_terminal(c) { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -1,10 +1,8 @@
 //! `kvmb verify`
 
 use crate::cli::Context;
-use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::input::stdin_records;
-use crate::cli::output::Effect;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session, report};
 use crate::ops::points::{self, PointName, PointRef};
@@ -27,9 +25,6 @@ pub struct VerifyArgs {
     #[arg(value_name = "POINT")]
     points: Vec<String>,
 
-    #[command(flatten)]
-    repo: RepoArgs,
-
     /// Every point in the repository.
     #[arg(long, conflicts_with = "points")]
     all: bool,
@@ -41,6 +36,9 @@ pub struct VerifyArgs {
     /// Read no chunks: structure, index, and the presence and length of every pack.
     #[arg(long, conflicts_with = "sample")]
     quick: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
 }
 
 fn percent(text: &str) -> Result<f64, String> {
@@ -68,11 +66,10 @@ fn open(context: &Context, repo: &RepoArgs) -> Result<Open, CliError> {
 }
 
 impl VerifyArgs {
-    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
-        let mut session = Session::new(context, "verify", Effect::Reads);
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let mut wanted: BTreeMap<String, Vec<Point>> = BTreeMap::new();
         if self.points.is_empty() && !self.all {
-            for record in stdin_records("points")? {
+            for record in stdin_records("verify", "points", &context.stop)? {
                 match record? {
                     Record::Point(point) => {
                         let url = if self.repo.is_named() { self.repo.url()? } else { point.repo.clone() };
@@ -84,9 +81,12 @@ impl VerifyArgs {
             }
             for (url, points) in wanted {
                 let repo = RepoArgs { repo: Some(url), ..self.repo.clone() };
-                self.verify_records(context, &open(context, &repo)?, points, &mut session)?;
+                match open(context, &repo) {
+                    Ok(open) => self.verify_records(context, &open, points, session)?,
+                    Err(error) => session.fail(About::default(), error),
+                }
             }
-            return Ok(session.finish());
+            return Ok(());
         }
         let open = open(context, &self.repo)?;
         let mut chosen: Vec<PointRef> = Vec::new();
@@ -113,12 +113,12 @@ impl VerifyArgs {
         }
         let mut verifier = Verifier::new(&open.repo, &open.index, self.depth())?;
         for point in chosen {
-            verify_one(context, &mut verifier, &point, None, &mut session)?;
+            verify_one(context, &mut verifier, &point, None, session)?;
             if session.is_pointless() {
                 break;
             }
         }
-        Ok(session.finish())
+        Ok(())
     }
 
     fn depth(&self) -> Depth {

@@ -1,10 +1,8 @@
 //! `kvmb vms`
 
 use crate::cli::Context;
-use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::CliError;
 use crate::cli::machine_args;
-use crate::cli::output::Effect;
 use crate::cli::session::{About, Session};
 use crate::ops::discover;
 use crate::record::Record;
@@ -25,12 +23,11 @@ pub struct VmsArgs {
 }
 
 impl VmsArgs {
-    pub fn run(self, context: &Context) -> Result<ExitCode, CliError> {
-        let mut session = Session::new(context, "vms", Effect::Reads);
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let hypervisor = context.hypervisor(None)?;
         let machines = match &self.names[..] {
             [] => hypervisor.machines(&[])?,
-            names => machine_args::find(&hypervisor, names, &mut session),
+            names => machine_args::find(&hypervisor, names, session),
         };
         let mut records = Vec::new();
         for machine in machines {
@@ -45,6 +42,6 @@ impl VmsArgs {
         for record in records {
             session.done(Record::Machine(record));
         }
-        Ok(session.finish())
+        Ok(())
     }
 }

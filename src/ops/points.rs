@@ -377,6 +377,8 @@ pub fn to_record(repo: &Repository, id: &Id, manifest: &Manifest) -> record::Poi
         consistency: manifest.consistency.clone(),
         parent: manifest.parent.clone(),
         capture: None,
+        batch: None,
+        batch_machines: None,
         disks: manifest.disks.iter().map(ManifestDisk::to_record).collect(),
         duration_seconds: Some(manifest.duration_seconds),
         chain_damage: Vec::new(),

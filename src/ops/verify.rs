@@ -99,6 +99,8 @@ impl<'a> Verifier<'a> {
             consistency: "unknown".into(),
             parent: None,
             capture: None,
+            batch: None,
+            batch_machines: None,
             disks: Vec::new(),
             duration_seconds: None,
             chain_damage: Vec::new(),
