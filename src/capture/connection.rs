@@ -3,6 +3,7 @@
 //! `qemu:///embed` admits one process at a time for a root, and one root in the life of a process: libvirt lets go of it
 //! only when the process ends, whatever is closed. So a process that needs it waits for the one before to end.
 
+use std::ffi::CString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, Once, PoisonError};
@@ -34,9 +35,6 @@ impl Hypervisor {
         prepare_libvirt();
         let uri = uri.map(str::to_owned).or_else(default_uri);
         let shown = uri.as_deref().unwrap_or("the default hypervisor").to_owned();
-        if shown.contains('\0') {
-            return Err(Error::NoSuchMachine { name: String::new(), uri: shown.replace('\0', ""), near: Vec::new() });
-        }
         let connect = open_patiently(uri.as_deref()).context(|| format!("open {shown}"))?;
         let uri = connect.uri().unwrap_or(shown);
         Ok(Hypervisor { connect, uri })
@@ -199,6 +197,8 @@ fn prepare_libvirt() {
 /// Opens a connection. The embedded driver is opened once in the life of a process: every attempt registers its parts once
 /// more, and after some twenty libvirt has no room. So attempts are made only when nobody seems to hold the root.
 fn open_patiently(uri: Option<&str>) -> std::result::Result<Connect, virt::error::Error> {
+    // The crate panics on a zero byte.
+    uri.map(CString::new).transpose()?;
     static EMBEDDED: Mutex<Option<(String, Connect)>> = Mutex::new(None);
     let Some((uri, root)) = uri.and_then(|uri| Some((uri, embedded_root(uri)?))) else {
         return Connect::open(uri);

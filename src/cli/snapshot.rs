@@ -9,6 +9,7 @@ use crate::cli::output::Effect;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::discover;
+use crate::ops::open_repo::OpenRepo;
 use crate::ops::snapshot::snapshot;
 use crate::record::{Disk, Record};
 
@@ -40,8 +41,8 @@ impl SnapshotArgs {
         let mut session = Session::new(context, "snapshot", Effect::Changes);
         let selections = selections(context, &self.names, &mut session)?;
         // A wrong repository or password must be known before a machine is touched.
-        let repository = match self.repo.is_named() {
-            true => Some(self.repo.open(context)?.id().to_owned()),
+        let open = match self.repo.is_named() {
+            true => Some(OpenRepo::shared(&self.repo.open(context)?)?),
             false => None,
         };
         let runtime = context.runtime()?;
@@ -53,9 +54,8 @@ impl SnapshotArgs {
                 let hypervisor = context.hypervisor(selection.connect.as_deref())?;
                 let machine = hypervisor.machine(&selection.machine)?;
                 about = About::machine(hypervisor.uri(), machine.name());
-                let mut request = self.capture.request(selection.disks.clone())?;
-                request.repository = repository.clone();
-                Ok(discover::captured(&snapshot(&runtime, &machine, &request)?)?)
+                let request = self.capture.request(selection.disks.clone())?;
+                Ok(discover::captured(&snapshot(&runtime, &machine, &request, open.as_ref())?)?)
             })();
             match opened {
                 Ok(disks) => disks.into_iter().for_each(|disk| session.done(Record::Disk(disk))),
