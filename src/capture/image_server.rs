@@ -3,6 +3,7 @@
 //! Unlike the servers of a capture ([`super::qemu_nbd`]) it ends with whoever started it: it serves until its last client
 //! leaves, and a dropped [`ImageServer`] ends it at once.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -69,8 +70,8 @@ impl ImageServer {
             .map_err(|error| failed(image, error.to_string()))?;
         let mut server = ImageServer { child, socket, image: image.to_owned(), _folder: folder };
         let deadline = Instant::now() + START_PATIENCE;
-        // The socket file appears when the server listens; a connection made only to look would be its last client.
-        while !server.socket.exists() {
+        // A connection made only to look would be its last client.
+        while !is_listening(&server.socket) {
             let ended = server.child.try_wait().map_err(|error| failed(image, error.to_string()))?;
             if ended.is_some() || Instant::now() > deadline {
                 let said = std::fs::read_to_string(&log).unwrap_or_default();
@@ -106,6 +107,18 @@ impl Drop for ImageServer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Whether connections are taken: the socket's file is there a moment before that.
+fn is_listening(socket: &Path) -> bool {
+    /// `__SO_ACCEPTCON` in the column of flags.
+    const LISTENING: &str = "00010000";
+    let table = std::fs::read("/proc/net/unix").unwrap_or_default();
+    let path = socket.as_os_str().as_bytes();
+    table.split(|byte| *byte == b'\n').any(|line| {
+        line.strip_suffix(path)
+            .is_some_and(|line| String::from_utf8_lossy(line).split_whitespace().nth(3) == Some(LISTENING))
+    })
 }
 
 fn protocol(image: &Path) -> &'static str {

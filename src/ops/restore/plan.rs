@@ -7,6 +7,8 @@ use crate::ops::points::OpenPoint;
 use crate::ops::{Error, Result};
 use crate::record::Action;
 use crate::repo::{Index, Repository};
+use rustix::fs::{FlockOperation, fcntl_lock};
+use rustix::io::Errno;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -326,14 +328,15 @@ pub(super) fn refuse_in_use(disk: &str, path: &Path) -> Result<()> {
 }
 
 /// Whether a QEMU holds its image locks (open file description locks from byte 100 on, `block/file-posix.c`): true for
-/// whatever started it, libvirt or not.
+/// whatever started it, libvirt or not. Found out by taking a lock on the whole file for a moment: a QEMU that starts in
+/// that moment fails to, which is what must happen to it.
 fn in_use_by_qemu(path: &Path) -> Result<bool> {
-    use rustix::process::{Flock, FlockOffsetType, FlockType, fcntl_getlk};
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let probe =
-        Flock { typ: FlockType::WriteLock, offset_type: FlockOffsetType::Set, start: 100, length: 200, pid: None };
-    let conflict = fcntl_getlk(&file, &probe).map_err(|error| Error::io("test the lock of", path)(error.into()))?;
-    Ok(conflict.is_some())
+    let file = File::options().read(true).write(true).open(path).map_err(Error::io("open", path))?;
+    match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(false),
+        Err(Errno::AGAIN | Errno::ACCESS) => Ok(true),
+        Err(error) => Err(Error::io("test the lock of", path)(error.into())),
+    }
 }
 
 /// Refuses when a file system has not the room for what goes to it.
@@ -379,11 +382,11 @@ fn existing(hypervisor: &Hypervisor, name: &str) -> Result<Option<Machine>> {
     }
 }
 
-/// Drops the checkpoints of ours that libvirt still lists: the images they described are gone.
+/// Makes libvirt forget the checkpoints of ours: the images with their bitmaps are gone.
 pub fn drop_checkpoints(machine: &Machine) -> Result<()> {
     for name in machine.checkpoints()? {
         if name.starts_with("kvmb-") {
-            machine.delete_checkpoint(&name)?;
+            machine.forget_checkpoint(&name)?;
         }
     }
     Ok(())
