@@ -243,6 +243,10 @@ pub struct Point {
     /// How long it took to store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_seconds: Option<f64>,
+    /// What differed from the parent although the dirty bitmap called it clean: this point is right, the parent and those
+    /// before it may not be (by `push` and `backup`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chain_damage: Vec<Damage>,
     /// Whether `verify` found it whole, and what it read: `full`, `sample` or `quick`; false where damage was found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified: Option<Value>,

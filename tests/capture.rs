@@ -1,9 +1,11 @@
 //! Captures of real machines: libvirt's QEMU driver inside the test process, machines without an operating system.
 //!
+//! `KVMB_TEST_CONNECT=qemu:///system` runs the same tests against a daemon.
+//!
 //! The embedded driver opens one root for the life of a process, so all tests of this file share one and each has its own
 //! machines and folders. Patterns are written through QEMU's own block layer, by a QMP socket of the test's own.
 
-// A test stops at what it does not expect.
+// Everything here is a test, helpers too.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -78,10 +80,7 @@ fn only_what_changed_is_marked_and_the_rest_is_read_in_full_with_a_reason() {
     assert_eq!(vdb.read_mode, ReadMode::Full);
     assert!(vdb.read_mode_reason.as_deref().unwrap().contains("kvmb-test-1"));
     lab.commit(&second, "point-2");
-    let closed = lab.close(
-        &second,
-        &CloseRequest { superseded: vec!["kvmb-test-1".into(), "kvmb-test-unknown".into()], ..CloseRequest::default() },
-    );
+    let closed = lab.close(&second, &CloseRequest { chain: Some("kvmb-test-".into()), ..CloseRequest::default() });
     assert_eq!(closed.deleted_checkpoints, ["kvmb-test-1"]);
     assert_eq!(vm.machine.checkpoints().unwrap(), ["kvmb-test-2"]);
     lab.assert_nothing_left(&vm);
@@ -94,7 +93,7 @@ fn a_capture_that_was_not_stored_takes_its_checkpoint_along() {
     let mut request = lab.request(&["vda"]);
     request.checkpoint = Some("kvmb-test-1".into());
     let state = lab.open(&vm, request).unwrap();
-    let closed = lab.close(&state, &CloseRequest { superseded: vec!["kvmb-test-0".into()], ..CloseRequest::default() });
+    let closed = lab.close(&state, &CloseRequest { chain: Some("kvmb-test-".into()), ..CloseRequest::default() });
     assert_eq!(closed.deleted_checkpoints, ["kvmb-test-1"]);
     assert!(vm.machine.checkpoints().unwrap().is_empty());
     assert!(vm.bitmaps("vda").is_empty());
@@ -278,8 +277,7 @@ fn what_changed_on_a_machine_that_is_off_comes_from_its_images() {
     let fourth = lab.open(&vm, request).unwrap();
     assert_eq!(fourth.disks[0].read_mode, ReadMode::Full);
     lab.commit(&fourth, "point-4");
-    let closed =
-        lab.close(&fourth, &CloseRequest { superseded: vec!["kvmb-test-1".into()], ..CloseRequest::default() });
+    let closed = lab.close(&fourth, &CloseRequest { chain: Some("kvmb-test-".into()), ..CloseRequest::default() });
     assert_eq!(closed.deleted_checkpoints, ["kvmb-test-1"]);
     assert_eq!(vm.machine.checkpoints().unwrap(), ["kvmb-test-2"]);
 }
@@ -332,7 +330,7 @@ fn a_forgotten_checkpoint_is_made_known_again() {
 }
 
 #[test]
-fn a_full_scratch_file_system_costs_the_guest_nothing_in_the_end() {
+fn a_capture_closes_when_its_scratch_file_system_is_full() {
     let lab = Lab::new("full");
     // QEMU has mounts of its own from its start on: what is mounted later it may not see.
     let scratch = Tmpfs::mount(&lab.folder.join("small"), "8m");
@@ -341,8 +339,7 @@ fn a_full_scratch_file_system_costs_the_guest_nothing_in_the_end() {
     let mut request = lab.request(&["vda"]);
     request.scratch_dir = Some(scratch.0.clone());
     let state = lab.open(&vm, request).unwrap();
-    // A guest writes through its device, which stops the machine when the write fails; a write by the monitor does not,
-    // so this only fills the file system, and the machine is paused the way QEMU does it.
+    // A write by the monitor fills the file system without pausing the machine, which a guest's own write would.
     vm.qemu_io("vda", "write -P 0x22 0 32M");
     assert!(lab.close(&state, &CloseRequest::default()).ended);
     assert_eq!(vm.machine.state().unwrap(), State::Paused(PausedReason::User));
@@ -539,6 +536,74 @@ fn a_rewritten_definition_is_taken_by_libvirt_and_says_what_it_should() {
 }
 
 #[test]
+fn libvirt_takes_a_rewritten_disk_of_every_kind() {
+    let lab = Lab::new("kinds");
+    let kinds = [
+        "<disk type='block' device='disk'><driver name='qemu' type='raw' cache='none' io='native'/>\
+         <source dev='/dev/vg/x'/><target dev='vda' bus='virtio'/></disk>",
+        "<disk type='network' device='disk'><driver name='qemu' type='raw'/><auth username='admin'>\
+         <secret type='ceph' usage='x'/></auth><source protocol='rbd' name='p/i'><host name='m' port='6789'/></source>\
+         <target dev='vda' bus='virtio'/></disk>",
+        "<disk type='network' device='disk'><driver name='qemu' type='qcow2'/><source protocol='https' name='x.qcow2'>\
+         <host name='h' port='443'/><ssl verify='yes'/></source><target dev='vda' bus='virtio'/></disk>",
+        "<disk type='volume' device='disk'><driver name='qemu' type='qcow2'/><source pool='default' volume='v'/>\
+         <target dev='vda' bus='virtio'/></disk>",
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2' discard_no_unref='on' discard='unmap'>\
+         <metadata_cache><max_size unit='bytes'>65536</max_size></metadata_cache></driver><source file='/x.qcow2'>\
+         <encryption format='luks'><secret type='passphrase' uuid='6a3ae1a4-4a4a-4c52-8d1b-3f6a6f6d3e2a'/></encryption>\
+         </source><backingStore type='file'><format type='qcow2'/><source file='/base.qcow2'/></backingStore>\
+         <target dev='vda' bus='virtio'/></disk>",
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/x.qcow2' startupPolicy='optional'>\
+         <dataStore type='file'><format type='raw'/><source file='/x.raw'/></dataStore></source>\
+         <target dev='vda' bus='virtio'/></disk>",
+        "<disk type='nvme' device='disk'><driver name='qemu' type='raw'/><source type='pci' managed='yes' namespace='1'>\
+         <address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/></source><target dev='vda' bus='virtio'/></disk>",
+    ];
+    for kind in kinds {
+        let xml = format!(
+            "<domain type='qemu'><name>kvmb-test-kinds</name><memory unit='MiB'>32</memory>\
+             <os><type arch='x86_64' machine='pc'>hvm</type></os><devices>\
+             <emulator>/usr/bin/qemu-system-x86_64</emulator>{kind}</devices></domain>"
+        );
+        let machine = lab.hypervisor.define(&xml).unwrap_or_else(|error| panic!("{kind}: {error}"));
+        let xml = machine.definition_xml(Which::Inactive, true).unwrap();
+        machine.undefine(true).unwrap();
+        for (kind, format) in [(NewDiskKind::File, "qcow2"), (NewDiskKind::Block, "raw")] {
+            let new = NewDisk { path: "/new".into(), kind, format: format.into() };
+            let changes = Changes { disks: [("vda".to_owned(), new)].into(), ..Changes::default() };
+            let rewritten = rewrite(&xml, &changes).unwrap();
+            let machine = lab.hypervisor.define(&rewritten).unwrap_or_else(|error| panic!("{rewritten}: {error}"));
+            let now = machine.definition(Which::Inactive).unwrap();
+            assert_eq!(now.disks[0].path(), Some(&PathBuf::from("/new")));
+            machine.undefine(true).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_forgotten_thaw_and_an_unknown_state_do_not_keep_a_capture_from_ending() {
+    let lab = Lab::new("thaw");
+    let vm = lab.running(&[Image::qcow2("vda", 4)]);
+    let state = lab.open(&vm, lab.request(&["vda"])).unwrap();
+    let file = CaptureFile::open(&lab.runtime, &state.id).unwrap();
+    let mut changed = file.load().unwrap();
+    changed.thaw_due = true;
+    file.save(&changed).unwrap();
+    drop(file);
+    assert!(lab.close(&state, &CloseRequest::default()).ended);
+    lab.assert_nothing_left(&vm);
+
+    let odd = lab.runtime.state_folder().join("c-00000000");
+    fs::create_dir(&odd).unwrap();
+    fs::write(odd.join("state.json"), "{\"version\": 99}").unwrap();
+    let state = lab.open(&vm, lab.request(&["vda"])).unwrap();
+    let error = CaptureFile::open(&lab.runtime, "c-00000000").unwrap().load().unwrap_err();
+    assert!(matches!(error, Error::BadState { .. }), "{error}");
+    fs::remove_dir_all(odd).unwrap();
+    lab.close(&state, &CloseRequest::default());
+}
+
+#[test]
 fn the_test_driver_can_be_listed() {
     let hypervisor = Hypervisor::open(Some("test:///default")).unwrap();
     assert!(!hypervisor.is_local());
@@ -606,7 +671,6 @@ struct Image {
 struct Vm {
     machine: Machine,
     folder: PathBuf,
-    root: PathBuf,
     owned: bool,
 }
 
@@ -641,12 +705,17 @@ fn root() -> &'static Path {
     })
 }
 
+/// A daemon to test against instead.
+fn connect() -> Option<String> {
+    std::env::var("KVMB_TEST_CONNECT").ok()
+}
+
 impl Lab {
     fn new(name: &str) -> Lab {
         let root = root();
         let folder = root.join(name);
         fs::create_dir_all(&folder).unwrap();
-        let uri = format!("qemu:///embed?root={}", root.display());
+        let uri = connect().unwrap_or_else(|| format!("qemu:///embed?root={}", root.display()));
         Lab {
             name: name.into(),
             hypervisor: Hypervisor::open(Some(&uri)).unwrap(),
@@ -701,7 +770,7 @@ impl Lab {
             escape(name),
             folder.display()
         );
-        Vm { machine: self.hypervisor.define(&xml).unwrap(), folder, root: root().to_owned(), owned: true }
+        Vm { machine: self.hypervisor.define(&xml).unwrap(), folder, owned: true }
     }
 
     /// A folder that QEMU's user can write.
@@ -770,12 +839,7 @@ impl Vm {
     fn redefined(mut self, xml: &str) -> Vm {
         self.owned = false;
         let hypervisor = Hypervisor::open(Some(self.machine.uri())).unwrap();
-        Vm {
-            machine: hypervisor.define(xml).unwrap(),
-            folder: self.folder.clone(),
-            root: self.root.clone(),
-            owned: true,
-        }
+        Vm { machine: hypervisor.define(xml).unwrap(), folder: self.folder.clone(), owned: true }
     }
 
     /// Ends QEMU as a guest's shutdown would: its images are closed properly.
@@ -790,11 +854,16 @@ impl Vm {
         wait_until(|| !self.machine.is_running().unwrap());
     }
 
-    /// QEMU's process, by libvirt's pid file.
+    /// QEMU's process, by the socket that it has of us. (libvirt's pid file has the name XML-escaped.)
     fn pid(&self) -> Option<rustix::process::Pid> {
-        let name = format!("{}.pid", self.machine.name());
-        let text = fs::read_to_string(self.root.join("run/qemu").join(name)).ok()?;
-        rustix::process::Pid::from_raw(text.trim().parse().ok()?)
+        let socket = format!("unix:{}/qmp,", self.folder.display());
+        let pids = fs::read_dir("/proc").ok()?.flatten();
+        let pid = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            line.contains("qemu-system") && line.contains(&socket)
+        });
+        rustix::process::Pid::from_raw(pid?)
     }
 
     fn qemu_io(&self, target: &str, command: &str) {

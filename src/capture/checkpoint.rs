@@ -75,6 +75,13 @@ impl Machine {
         Ok(true)
     }
 
+    /// Makes libvirt forget a checkpoint whose bitmaps are gone with their images. Works on a machine that is off as well.
+    pub fn forget_checkpoint(&self, name: &str) -> Result<()> {
+        let context = || format!("forget checkpoint {name} of {}", self.name());
+        let found = CheckpointRef::lookup(&self.domain, name).context(context)?;
+        found.delete(ffi::CHECKPOINT_DELETE_METADATA_ONLY).context(context)
+    }
+
     /// libvirt stops deleting at the first bitmap that is missing. So: forget the checkpoint, then make it known again for one
     /// disk after the other, and delete that.
     fn delete_disk_by_disk(&self, checkpoint: &CheckpointRef, name: &str) -> Result<()> {

@@ -25,8 +25,9 @@ const STATELESS_AGE: Duration = Duration::from_secs(60);
 /// How to close.
 #[derive(Debug, Clone, Default)]
 pub struct CloseRequest {
-    /// Checkpoints that the stored point supersedes: deleted if, and only if, one was stored.
-    pub superseded: Vec<String>,
+    /// What the names of the checkpoints of this chain begin with. When a point and its checkpoint were stored, the others
+    /// of the chain are superseded and deleted.
+    pub chain: Option<String>,
     /// How long to wait for readers.
     pub wait: Duration,
 }
@@ -279,18 +280,16 @@ fn settle_checkpoints(
     request: &CloseRequest,
     closed: &mut Closed,
 ) -> Result<()> {
-    let doomed: Vec<&String> = match state.committed_point {
-        Some(_) => request.superseded.iter().filter(|name| state.checkpoint.as_ref() != Some(name)).collect(),
-        None => state.checkpoint.iter().collect(),
+    let (Some(machine), Some(made)) = (machine, &state.checkpoint) else {
+        return Ok(());
     };
-    if doomed.is_empty() {
-        return Ok(());
-    }
-    let Some(machine) = machine else {
-        return Ok(());
+    let doomed: Vec<String> = match (&state.committed_point, &request.chain) {
+        (None, _) => vec![made.clone()],
+        (Some(_), Some(chain)) => superseded(machine, chain, made)?,
+        (Some(_), None) => Vec::new(),
     };
     for name in doomed {
-        match machine.delete_checkpoint(name) {
+        match delete_known_or_not(machine, &name, state) {
             Ok(true) => closed.deleted_checkpoints.push(name.clone()),
             Ok(false) => {}
             Err(error) if matches!(error.meaning(), Meaning::Unsupported | Meaning::InvalidState) => {
@@ -302,6 +301,34 @@ fn settle_checkpoints(
         }
     }
     Ok(())
+}
+
+/// The checkpoints of a chain but the newest.
+fn superseded(machine: &Machine, chain: &str, newest: &str) -> Result<Vec<String>> {
+    let names = match machine.checkpoints() {
+        Err(error) if error.is_not_found() => Vec::new(),
+        names => names?,
+    };
+    Ok(names.into_iter().filter(|name| name.starts_with(chain) && name != newest).collect())
+}
+
+/// libvirt killed in the middle of the begin may have made the bitmaps and not known the checkpoint yet.
+fn delete_known_or_not(machine: &Machine, name: &str, state: &CaptureState) -> Result<bool> {
+    if machine.delete_checkpoint(name)? {
+        return Ok(true);
+    }
+    if state.checkpoint.as_deref() != Some(name) || !machine.is_running()? {
+        return Ok(false);
+    }
+    let disks: Vec<&str> = state.checkpoint_disks.iter().map(String::as_str).collect();
+    match machine.redefine_checkpoint(name, &disks) {
+        Ok(()) => machine.delete_checkpoint(name),
+        // The usual case: there are no such bitmaps either.
+        Err(error) => {
+            tracing::debug!("{error}");
+            Ok(false)
+        }
+    }
 }
 
 /// A job without a state: ours if its socket is, and then nobody reads from it any more.
@@ -369,8 +396,9 @@ fn remove_scratch_of_before_boot(runtime: &Runtime) {
     for entry in entries.filter_map(std::result::Result::ok) {
         let name = entry.file_name();
         let old = entry.metadata().and_then(|found| found.modified()).is_ok_and(|at| at < boot);
+        let ours = name.to_str().is_some_and(is_capture_id);
         if old
-            && name.to_str().is_some_and(is_capture_id)
+            && ours
             && let Err(error) = remove_folder(&entry.path())
         {
             tracing::warn!("{error}");

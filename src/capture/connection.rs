@@ -3,6 +3,7 @@
 //! `qemu:///embed` admits one process at a time for a root, and one root in the life of a process: libvirt lets go of it
 //! only when the process ends, whatever is closed. So a process that needs it waits for the one before to end.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -36,9 +37,6 @@ impl Hypervisor {
         prepare_libvirt();
         let uri = uri.map(str::to_owned).or_else(default_uri);
         let shown = uri.as_deref().unwrap_or("the default hypervisor").to_owned();
-        if shown.contains('\0') {
-            return Err(Error::NoSuchMachine { name: String::new(), uri: shown.replace('\0', ""), near: Vec::new() });
-        }
         let connect = open_patiently(uri.as_deref()).context(|| format!("open {shown}"))?;
         let uri = connect.uri().unwrap_or(shown);
         Ok(Hypervisor { connect, uri })
@@ -201,6 +199,8 @@ fn prepare_libvirt() {
 /// Opens a connection. The embedded driver is opened once in the life of a process, and only one attempt counts: after one
 /// that came too late, every other says «qemu state driver is not active». So it is made only when nobody holds the root.
 fn open_patiently(uri: Option<&str>) -> std::result::Result<Connect, virt::error::Error> {
+    // The crate panics on a zero byte.
+    uri.map(CString::new).transpose()?;
     static EMBEDDED: Mutex<Option<(String, Connect, Queue)>> = Mutex::new(None);
     let Some((uri, root)) = uri.and_then(|uri| Some((uri, embedded_root(uri)?))) else {
         return Connect::open(uri);

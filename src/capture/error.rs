@@ -263,6 +263,9 @@ fn meaning(code: u32, message: &str) -> Meaning {
     if message.contains("unsupported for storage type") || message.contains("qcow2 v2 files") {
         return Meaning::BitmapUnsupported;
     }
+    if message.contains("client socket is closed") {
+        return Meaning::NoConnection;
+    }
     match code {
         42 => Meaning::NotFound,
         103 => Meaning::CheckpointMissing,

@@ -109,15 +109,15 @@ impl Drop for ImageServer {
     }
 }
 
-/// Whether somebody listens on a socket: its file is there a moment before. By the kernel's list, whose lines end in the
-/// path: `Num RefCount Protocol Flags Type St Inode Path`.
+/// Whether connections are taken: the socket's file is there a moment before that.
 fn is_listening(socket: &Path) -> bool {
-    /// `__SO_ACCEPTCON`, as the list has it.
-    const LISTENS: &[u8] = b"00010000";
-    let list = std::fs::read("/proc/net/unix").unwrap_or_default();
-    list.split(|&byte| byte == b'\n').any(|line| {
-        let mut words = line.split(|&byte| byte == b' ').filter(|word| !word.is_empty());
-        words.nth(3) == Some(LISTENS) && line.ends_with(socket.as_os_str().as_bytes())
+    /// `__SO_ACCEPTCON` in the column of flags.
+    const LISTENING: &str = "00010000";
+    let table = std::fs::read("/proc/net/unix").unwrap_or_default();
+    let path = socket.as_os_str().as_bytes();
+    table.split(|byte| *byte == b'\n').any(|line| {
+        line.strip_suffix(path)
+            .is_some_and(|line| String::from_utf8_lossy(line).split_whitespace().nth(3) == Some(LISTENING))
     })
 }
 

@@ -124,6 +124,7 @@ impl Machine {
         let xml = ffi::backup_xml(&self.domain).context(|| format!("look for a backup job of {}", self.name()));
         match xml {
             Ok(xml) => read_job(&xml).map(Some),
+            Err(error) if is_wedged(&error.to_string()) => Err(self.wedged(error.to_string())),
             Err(error)
                 if matches!(error.meaning(), Meaning::NoBackupJob | Meaning::InvalidState | Meaning::Unsupported) =>
             {
@@ -154,11 +155,20 @@ impl Machine {
     }
 
     fn begin_error(&self, error: &virt::error::Error) -> Error {
-        if error.message().contains("backup job data missing") {
-            return Error::Wedged { machine: self.name().to_owned(), message: error.message().to_owned() };
+        if is_wedged(error.message()) {
+            return self.wedged(error.message().to_owned());
         }
         self.error("begin the backup of", error)
     }
+
+    fn wedged(&self, message: String) -> Error {
+        Error::Wedged { machine: self.name().to_owned(), message }
+    }
+}
+
+/// What libvirt says when it was killed in the middle of beginning a job.
+fn is_wedged(message: &str) -> bool {
+    message.contains("backup job data missing")
 }
 
 fn backup_xml(request: &JobRequest, live: &Definition) -> Result<String> {

@@ -7,7 +7,7 @@
 //! | module | its subject |
 //! | --- | --- |
 //! | [`definition`] | domain XML, read (pure) |
-//! | [`rewrite`] | domain XML, changed for a restore (pure) |
+//! | [`mod@rewrite`] | domain XML, changed for a restore (pure) |
 //! | [`connection`] | the hypervisor: open, list, look up, define |
 //! | [`machine`] | one domain: state, definition, disk sizes |
 //! | [`agent`] | freeze and thaw the guest's file systems |

@@ -1,7 +1,7 @@
 //! `kvmb backup`
 
 use crate::cli::Context;
-use crate::cli::capture_args::CaptureArgs;
+use crate::cli::capture_args::{AuditArgs, CaptureArgs, duration};
 use crate::cli::failure::CliError;
 use crate::cli::machine_args::{self, Selection};
 use crate::cli::repo_args::RepoArgs;
@@ -9,16 +9,19 @@ use crate::cli::session::{About, Session};
 use crate::cli::snapshot::selections;
 use crate::ops::backup::Backup;
 use crate::ops::points::{self, PointName};
+use crate::ops::push::Trust;
 use crate::ops::verify::{Depth, Verifier};
 use crate::ops::{self, snapshot};
 use crate::record::{Action, Point, Record};
 use crate::repo::{LockMode, Repository};
 use serde_json::json;
 use std::sync::{Mutex, mpsc};
+use std::time::Duration;
 
 /// Back up machines, running or not: snapshot, push and release in one.
 ///
-/// Prints a 'point' record for each. Without -r the points go to this host's own repository, /var/lib/kvmb/repo, made on
+/// The first backup of a machine reads everything; each later one only what changed since, where that is certain. Every
+/// point is complete by itself. Prints a 'point' record for each. Without -r the points go to this host's own repository, /var/lib/kvmb/repo, made on
 /// first use.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -34,6 +37,18 @@ pub struct BackupArgs {
     /// Every machine that libvirt knows.
     #[arg(long, conflicts_with = "names")]
     all: bool,
+
+    #[command(flatten)]
+    audit: AuditArgs,
+
+    /// Read everything, not only what changed, and compare: a difference that the dirty bitmap did not tell of is
+    /// reported as damage to the chain (exit code 4) and healed by the new point.
+    #[arg(long)]
+    full: bool,
+
+    /// Do as --full does for a disk that was last read in full so long ago: 30d.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    full_every: Option<Duration>,
 
     /// How many machines at once.
     #[arg(short, long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -98,11 +113,7 @@ impl BackupArgs {
             drop(sender);
             for (selection, result) in results {
                 match result {
-                    Ok(point) if point.damage.is_empty() => session.done(Record::Point(point)),
-                    Ok(point) => {
-                        session.pass(&Record::Point(point));
-                        session.damage();
-                    }
+                    Ok(point) => session.stored(point),
                     Err((machine, error)) => {
                         let about = About { connect: selection.connect, machine: Some(machine), ..About::default() };
                         session.fail(about, error);
@@ -123,14 +134,18 @@ impl BackupArgs {
         let connect =
             || crate::capture::Hypervisor::open(selection.connect.as_deref().or(context.global.connect.as_deref()));
         let named = |error: CliError| (selection.name.clone(), error);
-        let mut request = self.capture.request(selection.disks.clone()).map_err(named)?;
-        request.repository = Some(repo.id().to_owned());
-        let backup = Backup { runtime, connect: &connect, repo, monitor: &context.monitor, stop: &context.stop };
+        let request = self.capture.request(selection.disks.clone()).map_err(named)?;
+        let (monitor, stop, trust) = (&context.monitor, &context.stop, self.trust());
+        let backup = Backup { runtime, connect: &connect, repo, trust, monitor, stop };
         let point = backup.run(&selection.machine, &request).map_err(|error| named(error.into()))?;
         if !self.verify {
             return Ok(point);
         }
         prove(context, repo, point).map_err(|error| named(error.into()))
+    }
+
+    fn trust(&self) -> Trust {
+        Trust { read_all: self.full, read_all_every: self.full_every, ..self.audit.trust() }
     }
 
     fn rehearse(&self, context: &Context, selected: Vec<Selection>, session: &mut Session) -> Result<(), CliError> {
@@ -176,7 +191,7 @@ fn all_machines(context: &Context) -> Result<Vec<Selection>, CliError> {
 
 /// Reads a new point back.
 fn prove(context: &Context, repo: &Repository, point: Point) -> ops::Result<Point> {
-    let _lock = repo.lock(LockMode::Shared, ops::push::LOCK_WAIT)?;
+    let _lock = repo.lock(LockMode::Shared, ops::open_repo::LOCK_WAIT)?;
     let index = repo.load_index()?;
     let (known, _) = points::list(repo)?;
     let found = points::find(repo, &known, &PointName::Plain(point.point.clone()))?;

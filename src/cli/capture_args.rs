@@ -3,6 +3,7 @@
 use crate::capture::{Freeze, FreezeMode};
 use crate::cli::failure::CliError;
 use crate::ops::points::parse_span;
+use crate::ops::push::Trust;
 use crate::ops::snapshot::SnapshotRequest;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -35,6 +36,28 @@ pub struct CaptureArgs {
     /// The folder for what the guest overwrites while the capture is open; without it /var/lib/kvmb/scratch.
     #[arg(long, value_name = "DIR", env = "KVMB_SCRATCH", hide_env_values = true)]
     pub scratch: Option<PathBuf>,
+}
+
+/// How far dirty bitmaps are believed.
+#[derive(Debug, Clone, Args)]
+pub struct AuditArgs {
+    /// The share of unchanged chunks that is read all the same and compared: 0.1%.
+    #[arg(long, value_name = "P%", default_value = "0.1%", value_parser = percent, help_heading = "Capture")]
+    pub audit: f64,
+}
+
+impl AuditArgs {
+    /// Trust with this audit.
+    pub fn trust(&self) -> Trust {
+        Trust { audit: self.audit, ..Trust::default() }
+    }
+}
+
+/// A share: `5%`, `0.1%`.
+pub fn percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
+    let share = number.ok().filter(|percent| (0.0..=100.0).contains(percent)).map(|percent| percent / 100.0);
+    share.ok_or_else(|| "a share from 0% to 100%".to_owned())
 }
 
 /// When to freeze.
@@ -76,7 +99,6 @@ impl CaptureArgs {
             freeze: Freeze { mode, timeout: self.freeze_timeout },
             lease: self.lease,
             scratch,
-            repository: None,
         })
     }
 }

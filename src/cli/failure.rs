@@ -165,6 +165,9 @@ impl From<repo::Error> for CliError {
     }
 }
 
+/// `ENOSPC`, as NBD has it too.
+const NO_SPACE: u32 = 28;
+
 fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
     use ops::Error;
     match error {
@@ -174,6 +177,7 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
             nbd::Error::NoSuchExport { .. } | nbd::Error::Connect { .. } | nbd::Error::Disconnected => {
                 (Code::Disk, Some("has the capture ended? 'kvmb release' it and capture the machine anew"))
             }
+            nbd::Error::Request { error: NO_SPACE, .. } => (Code::NoSpace, Some("make room; nothing half was kept")),
             _ => (Code::Disk, None),
         },
         Error::Repo(error) => explain_repo(error),
@@ -197,13 +201,19 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
         Error::BadPoint { .. } => {
             (Code::Damage, Some("'kvmb verify' says what else is hit; older points may be whole"))
         }
+        Error::UnreadableSnapshot { .. } => {
+            (Code::Damage, Some("'kvmb points -r REPO' lists those that can be read; name one of them by its id"))
+        }
         Error::Damaged { .. } => {
             (Code::Damage, Some("nothing was restored; 'kvmb verify' says which points are whole"))
         }
         Error::Exists { .. } | Error::MachineExists { .. } => {
             (Code::Exists, Some("restore beside it with --as NAME --into DIR, or replace it with --overwrite"))
         }
-        Error::MachineRunning { .. } => {
+        Error::NameTaken { .. } => {
+            (Code::Exists, Some("restore under another name with --as NAME, or undefine that machine first"))
+        }
+        Error::MachineRunning { .. } | Error::ImageInUse { .. } => {
             (Code::Running, Some("shut it down first; a running machine is never written over"))
         }
         Error::NoRoom { .. } => (Code::NoSpace, Some("make room, or choose another place")),
@@ -271,14 +281,29 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
             (Code::Busy, Some("wait for the other program; 'restic unlock' removes locks of dead ones"))
         }
         Error::AlreadyExists { .. } => (Code::Exists, None),
+        Error::Storage(storage::Error::NoSpace { .. }) => {
+            (Code::NoSpace, Some("make room in the repository; the points that are there are whole"))
+        }
+        // A folder that every repository has.
+        Error::Storage(storage::Error::Io { action: "list", source, .. })
+            if source.kind() == std::io::ErrorKind::NotFound =>
+        {
+            (Code::Damage, Some("a part of the repository is missing: is all of it mounted or copied?"))
+        }
+        Error::Storage(storage::Error::TooShort { .. }) => {
+            (Code::Damage, Some("'kvmb verify' says which points are hit"))
+        }
         Error::Storage(storage::Error::Io { source, .. }) => explain_io(source),
+        Error::LockLost { .. } => (Code::Busy, Some("nothing was committed; run it again")),
+        Error::Damaged { kind: storage::FileKind::Config, .. } | Error::ConfigMissing { .. } | Error::NoKey { .. } => (
+            Code::Damage,
+            Some("without its config and key files nobody can read a repository: restore them from a copy"),
+        ),
         Error::Damaged { .. }
         | Error::BlobMissing { .. }
         | Error::BlobDamaged { .. }
         | Error::BlobUnreadable { .. }
-        | Error::TreeMalformed { .. }
-        | Error::ConfigMissing { .. }
-        | Error::NoKey { .. } => (Code::Damage, Some("'kvmb verify' says which points are hit")),
+        | Error::TreeMalformed { .. } => (Code::Damage, Some("'kvmb verify' says which points are hit")),
         _ => (Code::Failed, None),
     }
 }

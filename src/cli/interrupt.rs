@@ -2,16 +2,17 @@
 
 use crate::cli::exit_code::ExitCode;
 use crate::ops::Stop;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
 /// Which signal came, for the exit code.
 static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(|| Arc::new(AtomicUsize::new(0)));
 
-/// Raises `stop` at SIGINT, SIGTERM and SIGHUP from now on.
+/// Raises `stop` at SIGINT and SIGTERM from now on. SIGHUP does not end a run: `restic unlock` sends it to see whether the
+/// holder of a lock lives.
 pub fn install(stop: &Stop) -> std::io::Result<()> {
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
+    for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register_usize(signal, Arc::clone(&SIGNAL), signal as usize)?;
         signal_hook::flag::register(signal, stop.flag())?;
     }
@@ -22,7 +23,7 @@ pub fn install(stop: &Stop) -> std::io::Result<()> {
 pub fn exit_code() -> Option<ExitCode> {
     match SIGNAL.load(Ordering::Relaxed) as i32 {
         0 => None,
-        SIGTERM | SIGHUP => Some(ExitCode::Terminated),
+        SIGTERM => Some(ExitCode::Terminated),
         _ => Some(ExitCode::Interrupted),
     }
 }

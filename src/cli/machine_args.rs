@@ -67,11 +67,12 @@ pub fn from_stdin(context: &Context, session: &mut Session) -> Result<Vec<Select
                 // A machine with no disk to back up is a failure of that machine, not nothing at all.
                 let named = disk.included.then_some(disk.disk);
                 match known {
-                    Some(selection) => match &mut selection.disks {
-                        Some(disks) => disks.extend(named),
-                        // The whole machine was named already.
-                        None => {}
-                    },
+                    // A selection without disks is the whole machine already.
+                    Some(selection) => {
+                        if let Some(disks) = &mut selection.disks {
+                            disks.extend(named);
+                        }
+                    }
                     None => selections.push(Selection {
                         connect: Some(disk.connect),
                         machine: disk.uuid,

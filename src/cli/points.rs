@@ -6,7 +6,7 @@ use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::{Error, points};
 use crate::record::Record;
-use crate::repo::{DamagedSnapshot, LockMode};
+use crate::repo::DamagedSnapshot;
 
 /// List the restore points in a repository, oldest first.
 ///
@@ -28,8 +28,8 @@ pub struct PointsArgs {
 impl PointsArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
-        let _lock = repo.lock(LockMode::Shared, crate::ops::push::LOCK_WAIT)?;
-        let index = repo.load_index()?;
+        let _lock = points::lock_for_reading(&repo, &context.monitor)?;
+        let index = points::load_index_for_reading(&repo, &context.monitor)?;
         let (found, damaged) = points::list(&repo)?;
         for name in &self.names {
             if !found.iter().any(|point| points::name_matches(name, point.machine())) {
@@ -42,8 +42,8 @@ impl PointsArgs {
             if !self.names.is_empty() && !self.names.iter().any(wanted) {
                 continue;
             }
-            match points::open(&repo, &index, &point) {
-                Ok(opened) => session.done(Record::Point(opened.to_record(&repo))),
+            match points::read_manifest(&repo, &index, &point) {
+                Ok(manifest) => session.done(Record::Point(points::to_record(&repo, &point.id, &manifest))),
                 Err(error) => {
                     let about = About { machine: Some(point.machine().to_owned()), ..About::default() };
                     session.fail(about, error);

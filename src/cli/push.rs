@@ -2,13 +2,15 @@
 
 use crate::capture::{CaptureFile, Runtime};
 use crate::cli::Context;
+use crate::cli::capture_args::AuditArgs;
 use crate::cli::capture_stream::CaptureStream;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::input::stdin_records;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::Error;
-use crate::ops::push::{PushRequest, push};
+use crate::ops::open_repo::OpenRepo;
+use crate::ops::push::{PushRequest, Trust, push};
 use crate::record::{Disk, Point, Record};
 use crate::repo::Repository;
 
@@ -23,6 +25,9 @@ use crate::repo::Repository;
 pub struct PushArgs {
     #[command(flatten)]
     repo: RepoArgs,
+
+    #[command(flatten)]
+    audit: AuditArgs,
 }
 
 impl PushArgs {
@@ -93,11 +98,13 @@ impl PushArgs {
         }
         let opened = place.get_or_insert_with(|| Ok((context.runtime()?, self.repo.open_or_create_default(context)?)));
         let pushed = match opened {
-            Ok((runtime, repo)) => push_capture(context, runtime, repo, capture, disks).map_err(CliError::from),
+            Ok((runtime, repo)) => {
+                push_capture(context, runtime, repo, self.audit.trust(), capture, disks).map_err(CliError::from)
+            }
             Err(error) => Err(CliError { code: error.code, message: error.message.clone(), hint: error.hint.clone() }),
         };
         match pushed {
-            Ok(point) => session.done(Record::Point(Point { batch, batch_machines, ..point })),
+            Ok(point) => session.stored(Point { batch, batch_machines, ..point }),
             Err(error) => session.fail(about, error),
         }
     }
@@ -107,6 +114,7 @@ fn push_capture(
     context: &Context,
     runtime: &Runtime,
     repo: &Repository,
+    trust: Trust,
     capture: &str,
     disks: Vec<Disk>,
 ) -> Result<Point, Error> {
@@ -124,6 +132,7 @@ fn push_capture(
         return Err(Error::CaptureIncomplete { capture: state.id, arrived, expected });
     }
     let sha256 = disks.into_iter().filter_map(|disk| Some((disk.disk, disk.sha256?))).collect();
-    let request = PushRequest { file: &file, capture: &state, sha256 };
-    push(repo, &request, &context.monitor, &context.stop, &mut || Ok(()))
+    let request = PushRequest { file: &file, capture: &state, sha256, trust };
+    let open = OpenRepo::shared(repo)?;
+    push(&open, &request, &context.monitor, &context.stop, &mut || Ok(()))
 }

@@ -11,7 +11,7 @@ use crate::ops::points::{self, PointName, PointRef};
 use crate::ops::restore::plan::{ImageFormat, RestoreRequest, plan, refuse_running};
 use crate::ops::restore::restore;
 use crate::record::{Point, Record};
-use crate::repo::{Index, LockMode, Repository};
+use crate::repo::{Index, Repository};
 use clap::ValueEnum;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -139,10 +139,10 @@ impl RestoreArgs {
         name: &PointName,
         session: &mut Session,
     ) -> Result<(), CliError> {
-        let _lock = repo.lock(LockMode::Shared, crate::ops::push::LOCK_WAIT)?;
-        let index = repo.load_index()?;
-        let (known, _) = points::list(repo)?;
-        let point = points::find(repo, &known, name)?;
+        let _lock = points::lock_for_reading(repo, &context.monitor)?;
+        let index = points::load_index_for_reading(repo, &context.monitor)?;
+        let (known, damaged) = points::list(repo)?;
+        let point = points::find_surely(repo, &known, &damaged, name)?;
         let about = About { machine: Some(point.machine().to_owned()), ..About::default() };
         if let Err(error) = self.restore_point(context, repo, &index, &point, session) {
             session.fail(about, error);
@@ -158,7 +158,7 @@ impl RestoreArgs {
         point: &PointRef,
         session: &mut Session,
     ) -> Result<(), CliError> {
-        let opened = points::open(repo, index, point)?;
+        let opened = points::open_with_damage(repo, index, point)?;
         let planned = plan(repo, index, &opened, &self.request())?;
         if planned.define {
             let hypervisor = context.hypervisor(None)?;
@@ -208,8 +208,8 @@ impl RestoreArgs {
         } else {
             self.overwrite = true;
         }
-        let index = repo.load_index()?;
-        let opened = points::open(&repo, &index, point)?;
+        let index = points::load_index_for_reading(&repo, &context.monitor)?;
+        let opened = points::open_with_damage(&repo, &index, point)?;
         let planned = plan(&repo, &index, &opened, &self.request())?;
         for action in planned.actions() {
             say(&format!("  {}: {}", action.target, action.reason));

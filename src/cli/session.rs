@@ -5,7 +5,7 @@ use crate::cli::exit_code::{ExitCode, Tally};
 use crate::cli::failure::{CliError, Code};
 use crate::cli::output::{Effect, Output};
 use crate::cli::table::printable;
-use crate::record::{Failure, Record};
+use crate::record::{Failure, Point, Record};
 use std::io::Write;
 
 /// Which machine a failure is about.
@@ -84,6 +84,19 @@ impl Session {
             ..error.to_record(self.command)
         };
         self.output.record(&Record::Failure(failure));
+    }
+
+    /// Prints a new point; what it found damaged, of itself or of the chain, counts.
+    pub fn stored(&mut self, point: Point) {
+        for damage in point.damage.iter().chain(&point.chain_damage) {
+            let disk = damage.disk.as_deref().unwrap_or("?");
+            report(&format!("{}/{disk}: {}", point.machine, damage.error), None);
+        }
+        if point.damage.is_empty() && point.chain_damage.is_empty() {
+            return self.done(Record::Point(point));
+        }
+        self.output.record(&Record::Point(point));
+        self.tally.failed(ExitCode::Damage);
     }
 
     /// Counts damage that a record told of.

@@ -8,6 +8,7 @@ use crate::cli::machine_args::{self, Selection};
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::discover;
+use crate::ops::open_repo::OpenRepo;
 use crate::ops::snapshot::snapshot;
 use crate::record::{Disk, Record};
 
@@ -38,8 +39,8 @@ impl SnapshotArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let selections = selections(context, &self.names, session)?;
         // A wrong repository or password must be known before a machine is touched.
-        let repository = match self.repo.is_named() {
-            true => Some(self.repo.open(context)?.id().to_owned()),
+        let open = match self.repo.is_named() {
+            true => Some(OpenRepo::shared(&self.repo.open(context)?)?),
             false => None,
         };
         let runtime = context.runtime()?;
@@ -54,9 +55,8 @@ impl SnapshotArgs {
                 let hypervisor = context.hypervisor(selection.connect.as_deref())?;
                 let machine = hypervisor.machine(&selection.machine)?;
                 about = About::machine(hypervisor.uri(), machine.name());
-                let mut request = self.capture.request(selection.disks.clone())?;
-                request.repository = repository.clone();
-                Ok(discover::captured(&snapshot(&runtime, &machine, &request)?)?)
+                let request = self.capture.request(selection.disks.clone())?;
+                Ok(discover::captured(&snapshot(&runtime, &machine, &request, open.as_ref())?)?)
             })();
             match opened {
                 Ok(disks) => {

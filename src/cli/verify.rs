@@ -8,7 +8,7 @@ use crate::cli::session::{About, Session, report};
 use crate::ops::points::{self, PointName, PointRef};
 use crate::ops::verify::{Depth, Verifier};
 use crate::record::{Point, Record};
-use crate::repo::{DamagedSnapshot, Index, LockMode, RepoLock, Repository};
+use crate::repo::{self, DamagedSnapshot, Id, Index, RepoLock, Repository};
 use std::collections::BTreeMap;
 
 /// Prove restore points: read them back from the repository and compare every SHA-256.
@@ -53,15 +53,16 @@ struct Open {
     index: Index,
     points: Vec<PointRef>,
     damaged: Vec<DamagedSnapshot>,
-    _lock: RepoLock,
+    damaged_indexes: Vec<(Id, repo::Error)>,
+    _lock: Option<RepoLock>,
 }
 
 fn open(context: &Context, repo: &RepoArgs) -> Result<Open, CliError> {
     let repo = repo.open(context)?;
-    let lock = repo.lock(LockMode::Shared, crate::ops::push::LOCK_WAIT)?;
-    let index = repo.load_index()?;
+    let lock = points::lock_for_reading(&repo, &context.monitor)?;
+    let (index, damaged_indexes) = repo.load_index_with_damage()?;
     let (points, damaged) = points::list(&repo)?;
-    Ok(Open { repo, index, points, damaged, _lock: lock })
+    Ok(Open { repo, index, points, damaged, damaged_indexes, _lock: lock })
 }
 
 impl VerifyArgs {
@@ -95,9 +96,17 @@ impl VerifyArgs {
                 let message = format!("snapshot {id} cannot be read: {error}");
                 session.fail(About::default(), CliError::new(Code::Damage, message));
             }
+            for (_, error) in &open.damaged_indexes {
+                session.fail(About::default(), CliError::new(Code::Damage, error.to_string()));
+            }
         }
         for name in &self.points {
-            match points::find(&open.repo, &open.points, &PointName::parse(name, chrono::Local::now())) {
+            match points::find_surely(
+                &open.repo,
+                &open.points,
+                &open.damaged,
+                &PointName::parse(name, chrono::Local::now()),
+            ) {
                 Ok(point) => chosen.push(point),
                 Err(error) => session.fail(About::default(), error),
             }
@@ -129,7 +138,8 @@ impl VerifyArgs {
     ) -> Result<(), CliError> {
         let mut verifier = Verifier::new(&open.repo, &open.index, self.depth())?;
         for record in records {
-            match points::find(&open.repo, &open.points, &PointName::Plain(record.point.clone())) {
+            match points::find_surely(&open.repo, &open.points, &open.damaged, &PointName::Plain(record.point.clone()))
+            {
                 Ok(point) => verify_one(context, &mut verifier, &point, Some(record), session)?,
                 Err(error) => session.fail(About { machine: Some(record.machine), ..About::default() }, error),
             }

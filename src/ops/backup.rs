@@ -1,11 +1,13 @@
 //! One machine, from capture to committed point: snapshot, push and release in the commit order.
 
-use super::push::{PushRequest, push};
+use super::open_repo::OpenRepo;
+use super::push::{PushRequest, Trust, push};
 use super::release::release;
 use super::snapshot::{SnapshotRequest, snapshot};
-use super::{Monitor, Result, Stop};
+use super::{Error, Monitor, Result, Stop};
 use crate::capture::close::drain_capture;
-use crate::capture::{self, CaptureFile, Hypervisor, Runtime};
+use crate::capture::{self, CaptureFile, CaptureKind, CaptureState, Hypervisor, Runtime};
+use crate::nbd;
 use crate::record;
 use crate::repo::Repository;
 use std::collections::BTreeMap;
@@ -18,6 +20,8 @@ pub struct Backup<'a> {
     pub connect: &'a (dyn Fn() -> capture::Result<Hypervisor> + Sync),
     /// Where the point goes.
     pub repo: &'a Repository,
+    /// How far the dirty bitmaps are believed.
+    pub trust: Trust,
     /// Watches.
     pub monitor: &'a dyn Monitor,
     /// Raised to stop.
@@ -25,50 +29,75 @@ pub struct Backup<'a> {
 }
 
 impl Backup<'_> {
-    /// Backs up the machine with this UUID or name. Whatever happens, the capture is ended.
+    /// Backs up the machine with this UUID or name. Whatever happens, the capture is ended. A machine that is stopped
+    /// meanwhile is captured once more, as one that is off.
     pub fn run(&self, machine: &str, request: &SnapshotRequest) -> Result<record::Point> {
-        self.stop.check()?;
-        let hypervisor = (self.connect)()?;
-        let state = snapshot(self.runtime, &hypervisor.machine(machine)?, request)?;
-        if let Some(note) = &state.freeze_note {
-            tracing::info!("{}: not frozen: {note}", state.machine);
-        }
-        hypervisor.close();
-
-        let file = CaptureFile::open(self.runtime, &state.id)?;
-        let stored = self.store(&file, &state);
-        let released = release(self.runtime, None, file);
-        match (stored, released) {
-            (Ok(mut point), Ok(_)) => {
-                // The capture is over: nothing is left to be released.
-                point.capture = None;
-                Ok(point)
+        match self.attempt(machine, request) {
+            Err((error, Some(CaptureKind::Job))) if lost_the_disks(&error) && self.is_off(machine) => {
+                self.monitor.warn(&format!("{machine} was stopped during its backup; it is captured anew"));
+                self.attempt(machine, request).map_err(|(error, _)| error)
             }
-            // The point is stored; what could not be tidied up is cleared by the next run.
-            (Ok(mut point), Err(error)) => {
-                self.monitor.warn(&format!("{}: {error}; the next run clears it", state.machine));
-                point.capture = None;
-                Ok(point)
-            }
-            (Err(error), released) => {
-                if let Err(second) = released {
-                    self.monitor.warn(&format!("{}: {second}; the next run clears it", state.machine));
-                }
-                Err(error)
-            }
+            result => result.map_err(|(error, _)| error),
         }
     }
 
-    fn store(&self, file: &CaptureFile, state: &capture::CaptureState) -> Result<record::Point> {
+    fn is_off(&self, machine: &str) -> bool {
+        let running = (self.connect)().and_then(|hypervisor| hypervisor.machine(machine)?.is_running());
+        running.is_ok_and(|running| !running)
+    }
+
+    fn attempt(
+        &self,
+        machine: &str,
+        request: &SnapshotRequest,
+    ) -> std::result::Result<record::Point, (Error, Option<CaptureKind>)> {
+        let before = |error| (error, None);
+        self.stop.check().map_err(before)?;
+        let open = OpenRepo::shared(self.repo).map_err(before)?;
+        let state = self.capture(machine, request, &open).map_err(before)?;
+        let kind = state.kind;
+        let during = |error| (error, Some(kind));
+        let file = CaptureFile::open(self.runtime, &state.id).map_err(|error| during(error.into()))?;
+        let stored = self.store(&open, &file, &state);
+        let released = release(self.runtime, None, file);
+        if let Err(error) = released {
+            // The next run clears it; a point that is stored stays stored.
+            self.monitor.warn(&format!("{}: {error}; the next run clears it", state.machine));
+        }
+        let mut point = stored.map_err(during)?;
+        // The capture is over: nothing is left to be released.
+        point.capture = None;
+        Ok(point)
+    }
+
+    fn capture(&self, machine: &str, request: &SnapshotRequest, open: &OpenRepo) -> Result<CaptureState> {
+        let hypervisor = (self.connect)()?;
+        let state = snapshot(self.runtime, &hypervisor.machine(machine)?, request, Some(open))?;
+        hypervisor.close();
+        if let Some(note) = &state.freeze_note {
+            tracing::info!("{}: not frozen: {note}", state.machine);
+        }
+        Ok(state)
+    }
+
+    fn store(&self, open: &OpenRepo, file: &CaptureFile, state: &CaptureState) -> Result<record::Point> {
         file.lock_shared()?;
-        let request = PushRequest { file, capture: state, sha256: BTreeMap::new() };
+        let request = PushRequest { file, capture: state, sha256: BTreeMap::new(), trust: self.trust };
         let mut after_read = || {
             let hypervisor = (self.connect)()?;
             drain_capture(self.runtime, Some(&hypervisor), file)?;
             Ok(())
         };
-        let point = push(self.repo, &request, self.monitor, self.stop, &mut after_read);
+        let point = push(open, &request, self.monitor, self.stop, &mut after_read);
         file.unlock();
         point
     }
+}
+
+/// Whether the disks vanished while they were read: QEMU ended.
+fn lost_the_disks(error: &Error) -> bool {
+    let Error::Disk { source, .. } = error else {
+        return false;
+    };
+    matches!(source, nbd::Error::Disconnected | nbd::Error::Io { .. } | nbd::Error::Connect { .. })
 }

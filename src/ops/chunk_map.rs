@@ -128,6 +128,19 @@ impl ChunkMap {
         })
     }
 
+    /// The chunks at these indices, which ascend.
+    pub fn at(&self, indices: &[u64]) -> Vec<(u64, Chunk)> {
+        let mut cursor = self.cursor();
+        let chunk = |index: u64| cursor.take(index, 1).and_then(|taken| taken.first().copied());
+        let found: Vec<_> = indices.iter().copied().map(chunk).collect();
+        indices.iter().zip(found).filter_map(|(index, found)| Some((*index, found?.0))).collect()
+    }
+
+    /// A cursor before the first chunk.
+    pub fn cursor(&self) -> Cursor<'_> {
+        Cursor { runs: self.runs.iter(), start: 0, current: None }
+    }
+
     /// The file's content for the tree.
     pub fn to_content(&self, geometry: Geometry, zeros: ZeroIds) -> Content {
         let mut content = Content::default();
@@ -187,6 +200,37 @@ impl ChunkMap {
     }
 }
 
+/// Walks over a map, forward only.
+#[derive(Debug, Clone)]
+pub struct Cursor<'a> {
+    runs: std::slice::Iter<'a, (Chunk, u32)>,
+    start: u64,
+    current: Option<(Chunk, u64)>,
+}
+
+impl Cursor<'_> {
+    /// The runs of `count` chunks from `first`, which is not before what was taken last; none if the map ends before.
+    pub fn take(&mut self, mut first: u64, mut count: u64) -> Option<Vec<(Chunk, u64)>> {
+        let mut taken = Vec::new();
+        while count > 0 {
+            let (chunk, length) = match self.current {
+                Some((chunk, length)) if self.start + length > first => (chunk, length),
+                passed => {
+                    self.start += passed.map_or(0, |(_, length)| length);
+                    let (chunk, length) = self.runs.next()?;
+                    self.current = Some((*chunk, u64::from(*length)));
+                    continue;
+                }
+            };
+            let part = (self.start + length).checked_sub(first)?.min(count);
+            taken.push((chunk, part));
+            first += part;
+            count -= part;
+        }
+        Some(taken)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,6 +276,23 @@ mod tests {
                 prop_assert_eq!(map.len(), geometry.chunks());
             }
         }
+    }
+
+    #[test]
+    fn a_cursor_takes_any_ascending_ranges() {
+        let mut map = ChunkMap::default();
+        let kinds: Vec<Chunk> =
+            (0..40u8).map(|n| if n % 7 < 3 { Chunk::Zero } else { Chunk::Blob(Id::hash(&[n / 9])) }).collect();
+        kinds.iter().for_each(|chunk| map.push(*chunk, 1));
+        let mut cursor = map.cursor();
+        for (first, count) in [(0, 1), (1, 5), (6, 0), (9, 10), (20, 1), (38, 2)] {
+            let taken = cursor.take(first, count).unwrap();
+            let flat: Vec<Chunk> =
+                taken.iter().flat_map(|(chunk, n)| std::iter::repeat_n(*chunk, *n as usize)).collect();
+            assert_eq!(flat, kinds[first as usize..(first + count) as usize]);
+        }
+        assert!(map.cursor().take(39, 2).is_none());
+        assert_eq!(map.at(&[0, 3, 39]), [(0, kinds[0]), (3, kinds[3]), (39, kinds[39])]);
     }
 
     #[test]

@@ -113,6 +113,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A snapshot file that may be the point that is meant.
+    #[error("snapshot {snapshot} cannot be read and may be the point that is meant: {reason}")]
+    UnreadableSnapshot {
+        /// Its id.
+        snapshot: String,
+        /// Why.
+        reason: String,
+    },
     /// The repository does not hold what it should.
     #[error("point {point} is damaged in {} place{}: {}", damage.len(), if damage.len() == 1 { "" } else { "s" }, describe(damage))]
     Damaged {
@@ -133,11 +141,27 @@ pub enum Error {
         /// The machine.
         machine: String,
     },
+    /// Another machine has the name: replacing it is not what `--overwrite` means.
+    #[error("another machine is called {machine} (its UUID is {uuid})")]
+    NameTaken {
+        /// The name.
+        machine: String,
+        /// The other machine's UUID.
+        uuid: String,
+    },
     /// A running machine is never written over.
     #[error("machine {machine} is running")]
     MachineRunning {
         /// The machine.
         machine: String,
+    },
+    /// A running machine's image is never written over.
+    #[error("disk {disk} cannot be restored to {}: QEMU has it open, its machine is running", path.display())]
+    ImageInUse {
+        /// The disk.
+        disk: String,
+        /// The image.
+        path: PathBuf,
     },
     /// Not enough room.
     #[error("{} has {free_bytes} bytes free and {wanted_bytes} are needed", path.display())]

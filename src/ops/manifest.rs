@@ -63,6 +63,12 @@ pub struct ManifestDisk {
     /// The image and its backing layers as they were: what tells that the target now means another image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<serde_json::Value>,
+    /// Whether the point's checkpoint records this disk's changes.
+    #[serde(default)]
+    pub in_checkpoint: bool,
+    /// When everything of it was last read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_in_full_at: Option<Time>,
     /// `changed` or `full`.
     pub read_mode: String,
     /// Why.

@@ -7,18 +7,23 @@
 //! | [`hash`] | the SHA-256 of disks and files |
 //! | [`push`] | a captured machine into a repository: the one storage path |
 //! | [`backup`] | the three above for one machine, in the commit order |
+//! | [`chain`] | what a backup can continue, disk by disk, and why not |
 //! | [`points`] | find restore points, by id or by time |
 //! | [`verify`] | prove points |
 //! | [`restore`] | bring a machine back: the one restore path |
 //! | [`manifest`], [`chunk_map`] | what a point says of itself, and a disk as a list of chunks |
 
+mod assembler;
+mod audit;
 pub mod backup;
+pub mod chain;
 pub mod chunk_map;
 pub mod discover;
 pub mod error;
 pub mod hash;
 pub mod manifest;
 pub mod monitor;
+pub mod open_repo;
 pub mod points;
 pub mod push;
 pub mod release;

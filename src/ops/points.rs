@@ -2,10 +2,13 @@
 
 use super::chunk_map::{ChunkMap, Geometry, ZeroIds};
 use super::manifest::{DEFINITION, MANIFEST, Manifest, ManifestDisk};
-use super::{Error, Result};
+use super::{Error, Monitor, Result};
 use crate::capture::connection::{glob_matches, is_glob};
 use crate::record;
-use crate::repo::{Content, DamagedSnapshot, Id, Index, NodeKind, Repository, Snapshot, read_tree};
+use crate::repo::{
+    self, Content, DamagedSnapshot, Id, Index, LockMode, NodeKind, RepoLock, Repository, Snapshot, read_tree,
+};
+use crate::storage;
 use chrono::{DateTime, Duration, FixedOffset, Local, NaiveDate, NaiveDateTime, TimeZone};
 use std::collections::BTreeMap;
 
@@ -47,6 +50,8 @@ pub struct OpenPoint {
     pub files: BTreeMap<String, (u64, Content)>,
     /// The tree of each disk's folder, for a later point that changes nothing in it.
     pub disk_trees: BTreeMap<String, Id>,
+    /// Disks whose content cannot be known any more, and why; only [`open_with_damage`] lets such a point through.
+    pub broken: BTreeMap<String, String>,
 }
 
 /// How a user names a point.
@@ -118,6 +123,31 @@ pub fn parse_span(text: &str) -> Option<Duration> {
     }
 }
 
+/// Takes the lock of a command that only reads. On a medium that cannot be written there is no lock, and no need of one: a
+/// prune beside us could only make chunks go missing, which is told; what is read is proven whoever else is at it.
+pub fn lock_for_reading(repo: &Repository, monitor: &dyn Monitor) -> Result<Option<RepoLock>> {
+    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    match repo.lock(LockMode::Shared, super::open_repo::LOCK_WAIT) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(repo::Error::Storage(storage::Error::Io { source, path, .. }))
+            if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem) =>
+        {
+            monitor.warn(&format!("reading without a lock: cannot write {}: {source}", path.display()));
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Loads the index as far as it can be read; what it lost shows up in the points that are hit.
+pub fn load_index_for_reading(repo: &Repository, monitor: &dyn Monitor) -> Result<Index> {
+    let (index, damaged) = repo.load_index_with_damage()?;
+    for (_, error) in damaged {
+        monitor.warn(&error.to_string());
+    }
+    Ok(index)
+}
+
 /// All points of a repository, oldest first, and what could not be read.
 pub fn list(repo: &Repository) -> Result<(Vec<PointRef>, Vec<DamagedSnapshot>)> {
     let list = repo.snapshots()?;
@@ -165,51 +195,114 @@ pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<
     }
 }
 
-/// Opens a point: reads its trees and its manifest. What is missing or does not fit is [`Error::BadPoint`].
-pub fn open(repo: &Repository, index: &Index, point: &PointRef) -> Result<OpenPoint> {
-    let bad = |reason: String| Error::BadPoint { point: point.id.to_string(), reason };
-    let tree = |id: &Id, what: &str| read_tree(repo, index, id).map_err(|error| bad(format!("{what}: {error}")));
+/// [`find`] where snapshot files are damaged: each of them may be a newer point of the machine that is asked for, and an older
+/// one is not what was meant. A point can then still be had by its id.
+pub fn find_surely(
+    repo: &Repository,
+    points: &[PointRef],
+    damaged: &[DamagedSnapshot],
+    name: &PointName,
+) -> Result<PointRef> {
+    let found = find(repo, points, name);
+    let unreadable = |snapshot: &DamagedSnapshot| Error::UnreadableSnapshot {
+        snapshot: snapshot.id.to_string(),
+        reason: snapshot.error.to_string(),
+    };
+    match (name, &found) {
+        (PointName::Plain(text), Ok(point)) if point.machine() != text => found,
+        (PointName::Plain(text), Err(_)) => {
+            let meant = damaged.iter().find(|snapshot| text.len() >= 4 && snapshot.id.to_string().starts_with(text));
+            meant.or(damaged.first()).map_or(found, |snapshot| Err(unreadable(snapshot)))
+        }
+        _ => damaged.first().map_or(found, |snapshot| Err(unreadable(snapshot))),
+    }
+}
 
+/// Reads a point's manifest, and nothing else of it.
+pub fn read_manifest(repo: &Repository, index: &Index, point: &PointRef) -> Result<Manifest> {
+    let top = read_top(repo, index, point)?;
+    parse_manifest(repo, index, point, &top.files)
+}
+
+/// The machine's folder of a point.
+struct Top {
+    files: Files,
+    folders: BTreeMap<String, Id>,
+}
+
+type Files = BTreeMap<String, (u64, Content)>;
+
+fn bad(point: &PointRef) -> impl Fn(String) -> Error + Copy + '_ {
+    |reason| Error::BadPoint { point: point.id.to_string(), reason }
+}
+
+fn read_top(repo: &Repository, index: &Index, point: &PointRef) -> Result<Top> {
+    let bad = bad(point);
+    let tree = |id: &Id, what: &str| read_tree(repo, index, id).map_err(|error| bad(format!("{what}: {error}")));
     let root = tree(&point.snapshot.tree, "its root tree")?;
-    let [top] = &root.nodes[..] else {
-        return Err(bad("its root is not one machine's folder".into()));
+    let subtree = match &root.nodes[..] {
+        [node] => match node.kind {
+            NodeKind::Dir { subtree } => subtree,
+            _ => return Err(bad("its root is not a machine's folder".into())),
+        },
+        _ => return Err(bad("its root is not one machine's folder".into())),
     };
-    let NodeKind::Dir { subtree: top } = top.kind else {
-        return Err(bad("its root is not a machine's folder".into()));
-    };
-    let (mut files, mut disk_trees) = (BTreeMap::new(), BTreeMap::new());
-    for node in tree(&top, "the machine's folder")?.nodes {
+    let mut top = Top { files: BTreeMap::new(), folders: BTreeMap::new() };
+    for node in tree(&subtree, "the machine's folder")?.nodes {
         let name = node.name.to_string_lossy().into_owned();
         match node.kind {
-            NodeKind::File { size_bytes, content } => {
-                files.insert(name, (size_bytes, content));
-            }
-            NodeKind::Dir { subtree } => {
-                for file in tree(&subtree, &format!("the folder of {name}"))?.nodes {
+            NodeKind::File { size_bytes, content } => drop(top.files.insert(name, (size_bytes, content))),
+            NodeKind::Dir { subtree } => drop(top.folders.insert(name, subtree)),
+            NodeKind::Other(_) => {}
+        }
+    }
+    Ok(top)
+}
+
+fn parse_manifest(repo: &Repository, index: &Index, point: &PointRef, files: &Files) -> Result<Manifest> {
+    let bad = bad(point);
+    let json = read_small(repo, index, files, MANIFEST).map_err(bad)?;
+    Manifest::parse(&json).map_err(|error| bad(error.to_string()))
+}
+
+/// Opens a point: reads its trees and its manifest. What is missing or does not fit is [`Error::BadPoint`].
+pub fn open(repo: &Repository, index: &Index, point: &PointRef) -> Result<OpenPoint> {
+    let opened = open_with_damage(repo, index, point)?;
+    match opened.broken.values().next() {
+        Some(reason) => Err(Error::BadPoint { point: point.id.to_string(), reason: reason.clone() }),
+        None => Ok(opened),
+    }
+}
+
+/// The same for whoever can do with a part: a disk whose list of chunks is lost is in [`OpenPoint::broken`], and
+/// [`OpenPoint::chunk_map`] of it is the error.
+pub fn open_with_damage(repo: &Repository, index: &Index, point: &PointRef) -> Result<OpenPoint> {
+    let Top { mut files, folders } = read_top(repo, index, point)?;
+    let manifest = parse_manifest(repo, index, point, &files)?;
+    let (mut disk_trees, mut broken) = (BTreeMap::new(), BTreeMap::new());
+    for (name, subtree) in folders {
+        match read_tree(repo, index, &subtree) {
+            Ok(folder) => {
+                for file in folder.nodes {
                     if let NodeKind::File { size_bytes, content } = file.kind {
                         files.insert(format!("{name}/{}", file.name.to_string_lossy()), (size_bytes, content));
                     }
                 }
                 disk_trees.insert(name, subtree);
             }
-            NodeKind::Other(_) => {}
+            Err(error) => drop(broken.insert(name.clone(), format!("the folder of {name}: {error}"))),
         }
     }
-    let manifest_json = read_small(repo, index, &files, MANIFEST).map_err(&bad)?;
-    let manifest = Manifest::parse(&manifest_json).map_err(|error| bad(error.to_string()))?;
-    let opened = OpenPoint { id: point.id, snapshot: point.snapshot.clone(), manifest, files, disk_trees };
+    let mut opened = OpenPoint { id: point.id, snapshot: point.snapshot.clone(), manifest, files, disk_trees, broken };
     for disk in &opened.manifest.disks {
-        opened.chunk_map(disk)?;
+        if let Err(Error::BadPoint { reason, .. }) = opened.chunk_map(disk) {
+            opened.broken.insert(disk.disk.clone(), reason);
+        }
     }
     Ok(opened)
 }
 
-fn read_small(
-    repo: &Repository,
-    index: &Index,
-    files: &BTreeMap<String, (u64, Content)>,
-    name: &str,
-) -> std::result::Result<Vec<u8>, String> {
+fn read_small(repo: &Repository, index: &Index, files: &Files, name: &str) -> std::result::Result<Vec<u8>, String> {
     let (size, content) = files.get(name).ok_or_else(|| format!("{name} is missing"))?;
     if *size > LARGEST_SMALL_FILE_BYTES {
         return Err(format!("{name} is {size} bytes long"));
@@ -253,6 +346,9 @@ impl OpenPoint {
     /// The chunks of one of the manifest's disks.
     pub fn chunk_map(&self, disk: &ManifestDisk) -> Result<ChunkMap> {
         let bad = |reason| Error::BadPoint { point: self.id.to_string(), reason };
+        if let Some(reason) = self.broken.get(&disk.disk) {
+            return Err(bad(reason.clone()));
+        }
         let name = disk_file(&disk.disk);
         let (size, content) = self.files.get(&name).ok_or_else(|| bad(format!("{name} is missing")))?;
         if *size != disk.capacity_bytes {
@@ -265,26 +361,31 @@ impl OpenPoint {
 
     /// The point as a record.
     pub fn to_record(&self, repo: &Repository) -> record::Point {
-        let manifest = &self.manifest;
-        record::Point {
-            point: self.id.to_string(),
-            repo: repo.url(),
-            machine: manifest.machine.clone(),
-            uuid: manifest.uuid.clone(),
-            host: manifest.host.clone(),
-            captured_at: manifest.captured_at,
-            consistency: manifest.consistency.clone(),
-            parent: manifest.parent.clone(),
-            capture: None,
-            batch: None,
-            batch_machines: None,
-            disks: manifest.disks.iter().map(ManifestDisk::to_record).collect(),
-            duration_seconds: Some(manifest.duration_seconds),
-            verified: None,
-            damage: Vec::new(),
-            restored_to: None,
-            extra: Default::default(),
-        }
+        to_record(repo, &self.id, &self.manifest)
+    }
+}
+
+/// A point as a record.
+pub fn to_record(repo: &Repository, id: &Id, manifest: &Manifest) -> record::Point {
+    record::Point {
+        point: id.to_string(),
+        repo: repo.url(),
+        machine: manifest.machine.clone(),
+        uuid: manifest.uuid.clone(),
+        host: manifest.host.clone(),
+        captured_at: manifest.captured_at,
+        consistency: manifest.consistency.clone(),
+        parent: manifest.parent.clone(),
+        capture: None,
+        batch: None,
+        batch_machines: None,
+        disks: manifest.disks.iter().map(ManifestDisk::to_record).collect(),
+        duration_seconds: Some(manifest.duration_seconds),
+        chain_damage: Vec::new(),
+        verified: None,
+        damage: Vec::new(),
+        restored_to: None,
+        extra: Default::default(),
     }
 }
 

@@ -3,27 +3,45 @@
 //! The order of the last steps is the promise (design: "The commit order"): packs, then index, then the snapshot file,
 //! each durable before the next. The snapshot file is the commit; what stands before it can only be waste.
 
+use super::chain::mismatch;
+use super::chunk_map::{Geometry, ZeroIds};
 use super::manifest::{DEFINITION, MANIFEST, Manifest, ManifestDisk, ManifestFile, Role, VERSION};
-use super::points::{self, MACHINE_TAG, OpenPoint, TAG, disk_file};
+use super::open_repo::OpenRepo;
+use super::points::{self, MACHINE_TAG, OpenPoint, PointRef, TAG, disk_file};
 use super::scratch_watch::watched;
-use super::store_disk::{CHUNK_BYTES, DiskTask, StoredDisk, store_disk};
-use super::{Error, Monitor, Result, Stop};
-use crate::capture::state::FileRole;
+use super::store_disk::{Base, CHUNK_BYTES, DiskTask, Outcome, StoredDisk, store_disk};
+use super::{Error, Monitor, Progress, Result, Stop};
+use crate::capture::state::{CaptureKind, FileRole, ReadMode};
 use crate::capture::{CaptureFile, CaptureState, CapturedDisk, Definition};
 use crate::nbd::{NbdUri, UriError};
-use crate::record;
-use crate::repo::{
-    BlobKind, Content, Id, Index, LockMode, Node, Repository, Snapshot, Writer, WriterOptions, write_tree,
-};
+use crate::record::{self, Damage};
+use crate::repo::{BlobKind, Content, Id, Node, Snapshot, Writer, WriterOptions, write_tree};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a push waits for a repository that somebody prunes.
-pub const LOCK_WAIT: Duration = Duration::from_secs(60);
-
 /// The largest blob that a small file is cut into.
 const SMALL_FILE_BLOB_BYTES: usize = 4 << 20;
+
+/// The share of clean chunks that is read all the same, unless told otherwise.
+pub const AUDIT: f64 = 0.001;
+
+/// How far the dirty bitmaps are believed.
+#[derive(Debug, Clone, Copy)]
+pub struct Trust {
+    /// The share of clean chunks that is read all the same, and compared.
+    pub audit: f64,
+    /// Read everything and compare.
+    pub read_all: bool,
+    /// Read everything and compare when a disk was last read so longer ago.
+    pub read_all_every: Option<Duration>,
+}
+
+impl Default for Trust {
+    fn default() -> Trust {
+        Trust { audit: AUDIT, read_all: false, read_all_every: None }
+    }
+}
 
 /// What is pushed.
 #[derive(Debug)]
@@ -34,6 +52,8 @@ pub struct PushRequest<'a> {
     pub capture: &'a CaptureState,
     /// The SHA-256 of whole disks that came along, by target.
     pub sha256: BTreeMap<String, String>,
+    /// How far the dirty bitmaps are believed.
+    pub trust: Trust,
 }
 
 /// Called when the last byte of the last disk was read: the job may end.
@@ -41,63 +61,57 @@ pub type AfterRead<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 /// Stores a capture as a point.
 pub fn push(
-    repo: &Repository,
+    open: &OpenRepo,
     request: &PushRequest,
     monitor: &dyn Monitor,
     stop: &Stop,
     after_read: AfterRead,
 ) -> Result<record::Point> {
     let (capture, host) = (request.capture, super::discover::host_name());
-    // A prune beside us would take what we reuse: lock first, then read the index.
-    let lock = repo.lock(LockMode::Shared, LOCK_WAIT)?;
-    let index = Arc::new(repo.load_index()?);
-    let parent = parent_point(repo, &index, &capture.uuid)?;
+    let base = base_point(open, capture)?;
+    let earlier = match &base {
+        Some(_) => None,
+        None => newest_point(open, capture)?,
+    };
+    let reference = base.as_ref().or(earlier.as_ref());
     let definition = Definition::parse(&capture.definition_xml).map_err(crate::capture::Error::from)?;
 
-    let writer = Writer::new(repo, Arc::clone(&index), WriterOptions::default());
-    let stored = watched(capture, stop, |stop| {
-        capture
-            .disks
-            .iter()
-            .map(|disk| read_disk(capture, disk, parent.as_ref(), &writer, monitor, stop))
-            .collect::<Result<Vec<_>>>()
+    let writer = Writer::new(&open.repo, Arc::clone(&open.index), WriterOptions::default());
+    let reading = Reading { capture, base: base.as_ref(), reference, trust: request.trust, writer: &writer, monitor };
+    let read = watched(capture, stop, |stop| {
+        capture.disks.iter().map(|disk| reading.disk(disk, stop)).collect::<Result<Vec<_>>>()
     })?;
     after_read()?;
 
+    let checkpoint = checkpoint_of(capture, base.as_ref(), &read);
     let mut folder = Folder::new(&writer, capture.captured_at);
     let mut disks = Vec::new();
-    for (disk, (chunk_bytes, one)) in capture.disks.iter().zip(stored) {
-        folder.add_disk(&disk.target, chunk_bytes, &one, parent.as_ref())?;
+    for (disk, read) in capture.disks.iter().zip(&read) {
+        folder.add_disk(&disk.target, read, reference)?;
         let described = definition.disk(&disk.target);
         disks.push(ManifestDisk {
             disk: disk.target.clone(),
-            capacity_bytes: one.capacity_bytes,
-            chunk_bytes,
+            capacity_bytes: read.stored.capacity_bytes,
+            chunk_bytes: read.chunk_bytes,
             format: disk.format.clone(),
             source: described.map_or(record::Source::Unknown, |d| super::discover::source(&d.source)),
             layers: disk.image.iter().filter_map(|layer| serde_json::to_value(layer).ok()).collect(),
-            read_mode: super::discover::read_mode(disk.read_mode).into(),
-            read_mode_reason: disk.read_mode_reason.clone(),
-            read_bytes: one.read_bytes,
-            new_bytes: one.new_bytes,
-            stored_bytes: one.stored_bytes,
+            in_checkpoint: match capture.checkpoint {
+                Some(_) => disk.has_new_bitmap,
+                None => checkpoint.is_some() && read.continues,
+            },
+            read_mode: super::discover::read_mode(read.mode).into(),
+            read_mode_reason: read.reason.clone(),
+            read_in_full_at: read.in_full_at,
+            read_bytes: read.stored.read_bytes,
+            new_bytes: read.stored.new_bytes,
+            stored_bytes: read.stored.stored_bytes,
             sha256: request.sha256.get(&disk.target).cloned(),
         });
     }
-    let mut files = Vec::new();
-    for copy in &capture.copies {
-        let path = request.file.folder().join(&copy.name);
-        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        let (role, name) = match copy.role {
-            FileRole::Nvram => (Role::Nvram, "nvram"),
-            FileRole::Kernel => (Role::Kernel, "kernel"),
-            FileRole::Initrd => (Role::Initrd, "initrd"),
-        };
-        folder.add_file(name, &bytes)?;
-        let path = copy.origin.to_string_lossy().into_owned();
-        files.push(ManifestFile { name: name.into(), role, path, size_bytes: bytes.len() as u64 });
-    }
+    let files = folder.add_copies(request.file, capture)?;
     folder.add_file(DEFINITION, capture.definition_xml.as_bytes())?;
+    let parent = base.as_ref().filter(|_| read.iter().any(|disk| disk.continues)).map(|base| base.id);
     let elapsed = chrono::Utc::now().signed_duration_since(capture.captured_at);
     let manifest = Manifest {
         version: VERSION,
@@ -108,8 +122,8 @@ pub fn push(
         connect: capture.connect.clone(),
         captured_at: capture.captured_at,
         consistency: capture.consistency.as_str().to_owned(),
-        checkpoint: capture.checkpoint.clone(),
-        parent: parent.as_ref().map(|parent| parent.id.to_string()),
+        checkpoint,
+        parent: parent.map(|parent| parent.to_string()),
         duration_seconds: (elapsed.num_milliseconds().max(0) as f64) / 1000.0,
         disks,
         files,
@@ -118,63 +132,215 @@ pub fn push(
     let tree = folder.finish(&capture.machine)?;
 
     writer.finish()?;
-    lock.check()?;
+    open.check_lock()?;
     stop.check()?;
     let mut snapshot = Snapshot::new(tree, vec![format!("/{}", capture.machine)]);
     snapshot.time = capture.captured_at;
-    snapshot.parent = parent.as_ref().map(|parent| parent.id);
+    snapshot.parent = parent;
     snapshot.hostname = host;
     snapshot.tags = vec![TAG.into(), format!("{MACHINE_TAG}{}", capture.machine)];
     snapshot.program_version = program();
-    let id = repo.save_snapshot(&snapshot)?;
+    let id = open.repo.save_snapshot(&snapshot)?;
     request.file.commit(&id.to_string())?;
-    let point = OpenPoint { id, snapshot, manifest, files: BTreeMap::new(), disk_trees: BTreeMap::new() };
-    let mut record = point.to_record(repo);
+
+    let mut record = points::to_record(&open.repo, &id, &manifest);
     record.capture = Some(capture.id.clone());
+    record.chain_damage = read.into_iter().flat_map(|disk| disk.chain_damage).collect();
     Ok(record)
 }
 
-/// Reads one disk into the repository; also the size of its chunks.
-fn read_disk(
-    capture: &CaptureState,
-    disk: &CapturedDisk,
-    parent: Option<&OpenPoint>,
-    writer: &Writer,
-    monitor: &dyn Monitor,
-    stop: &Stop,
-) -> Result<(u32, StoredDisk)> {
-    let uri: NbdUri = disk
-        .nbd_uri
-        .parse()
-        .map_err(|error: UriError| Error::DiskMap { disk: disk.target.clone(), reason: error.to_string() })?;
-    let progress = monitor.start("reading", &format!("{}/{}", capture.machine, disk.target), disk.capacity_bytes);
-    let chunk_bytes =
-        parent.and_then(|point| manifest_disk(point, &disk.target)).map_or(CHUNK_BYTES, |d| d.chunk_bytes);
-    let task = DiskTask { disk: &disk.target, uri: &uri, chunk_bytes, bitmap: None, parent: None };
-    Ok((chunk_bytes, store_disk(&task, writer, &*progress, stop)?))
+/// The point that the capture continues; none when it does not, or the point is gone or damaged.
+fn base_point(open: &OpenRepo, capture: &CaptureState) -> Result<Option<OpenPoint>> {
+    let Some(id) = capture.parent_point.as_ref().and_then(|id| id.parse::<Id>().ok()) else {
+        return Ok(None);
+    };
+    let (all, _) = points::list(&open.repo)?;
+    let Some(point) = all.iter().find(|point| point.id == id) else {
+        return Ok(None);
+    };
+    // A damaged point is no base; verify reports it.
+    Ok(points::open(&open.repo, &open.index, point).ok())
+}
+
+/// The newest point under the machine's name: its disks' chunk sizes are kept, and unchanged folders used again.
+fn newest_point(open: &OpenRepo, capture: &CaptureState) -> Result<Option<OpenPoint>> {
+    let (all, _) = points::list(&open.repo)?;
+    let newest: Option<&PointRef> = all.iter().rev().find(|point| point.machine() == capture.machine);
+    Ok(newest.and_then(|point| points::open(&open.repo, &open.index, point).ok()))
+}
+
+/// The checkpoint that the next backup can continue from. A machine that is off made none; but when nothing at all was
+/// dirty since the parent's checkpoint, «since then» and «since now» are the same, and it passes on.
+fn checkpoint_of(capture: &CaptureState, base: Option<&OpenPoint>, read: &[ReadDisk]) -> Option<String> {
+    if capture.checkpoint.is_some() || capture.kind == CaptureKind::Job {
+        return capture.checkpoint.clone();
+    }
+    let mut chained = capture.disks.iter().zip(read).filter(|(disk, _)| disk.dirty_context.is_some()).peekable();
+    chained.peek()?;
+    let passes_on = chained.all(|(_, read)| read.continues && read.stored.is_unchanged);
+    base.filter(|_| passes_on)?.manifest.checkpoint.clone()
+}
+
+fn manifest_disk<'a>(point: &'a OpenPoint, disk: &str) -> Option<&'a ManifestDisk> {
+    point.manifest.disks.iter().find(|known| known.disk == disk)
+}
+
+/// What reading one disk came to.
+struct ReadDisk {
+    stored: StoredDisk,
+    chunk_bytes: u32,
+    mode: ReadMode,
+    reason: Option<String>,
+    /// Its clean chunks were taken from the parent, or compared with it.
+    continues: bool,
+    in_full_at: Option<record::Time>,
+    chain_damage: Vec<Damage>,
+}
+
+/// What the disks of one capture are read with.
+struct Reading<'a> {
+    capture: &'a CaptureState,
+    base: Option<&'a OpenPoint>,
+    reference: Option<&'a OpenPoint>,
+    trust: Trust,
+    writer: &'a Writer,
+    monitor: &'a dyn Monitor,
+}
+
+impl Reading<'_> {
+    /// Reads what changed of a disk where that is certain, else everything.
+    fn disk(&self, disk: &CapturedDisk, stop: &Stop) -> Result<ReadDisk> {
+        let uri: NbdUri = disk
+            .nbd_uri
+            .parse()
+            .map_err(|error: UriError| Error::DiskMap { disk: disk.target.clone(), reason: error.to_string() })?;
+        let label = format!("{}/{}", self.capture.machine, disk.target);
+        let progress = self.monitor.start("reading", &label, disk.capacity_bytes);
+        let mut whole = DiskTask { disk: &disk.target, uri: &uri, chunk_bytes: CHUNK_BYTES, base: None };
+        if let Some(known) = self.reference.and_then(|point| manifest_disk(point, &disk.target)) {
+            whole.chunk_bytes = known.chunk_bytes;
+        }
+        match self.continuation(disk)? {
+            Err(reason) => self.in_full(&whole, reason, Vec::new(), &*progress, stop),
+            Ok((bitmap, then, map)) => {
+                let (audit, due) = (self.trust.audit, self.is_due(then));
+                let base =
+                    Base { bitmap, map: &map, capacity_bytes: then.capacity_bytes, audit, read_all: due.is_some() };
+                let task = DiskTask { base: Some(base), ..whole };
+                match store_disk(&task, self.writer, &*progress, stop)? {
+                    Outcome::Stored(stored) => {
+                        let chain_damage =
+                            self.chain_damage(disk, task.chunk_bytes, stored.capacity_bytes, &stored.lied_about);
+                        Ok(ReadDisk {
+                            chunk_bytes: task.chunk_bytes,
+                            mode: if due.is_some() { ReadMode::Full } else { ReadMode::Changed },
+                            in_full_at: if due.is_some() {
+                                Some(self.capture.captured_at)
+                            } else {
+                                then.read_in_full_at
+                            },
+                            // What was caught lying once is not passed on.
+                            continues: stored.lied_about.is_empty(),
+                            reason: due,
+                            stored,
+                            chain_damage,
+                        })
+                    }
+                    Outcome::Untrusted { reason, lied_about } => {
+                        let damage = self.chain_damage(disk, task.chunk_bytes, disk.capacity_bytes, &lied_about);
+                        self.monitor.warn(&format!("{label}: {reason}; it is read in full"));
+                        let whole = DiskTask { base: None, ..task };
+                        self.in_full(&whole, Some(reason), damage, &*progress, stop)
+                    }
+                }
+            }
+        }
+    }
+
+    /// What a disk continues - bitmap, the parent's disk, its chunks - or why it cannot.
+    #[allow(clippy::type_complexity)]
+    fn continuation<'s>(
+        &'s self,
+        disk: &'s CapturedDisk,
+    ) -> Result<std::result::Result<(&'s str, &'s ManifestDisk, super::chunk_map::ChunkMap), Option<String>>> {
+        let Some(bitmap) = &disk.dirty_context else {
+            return Ok(Err(disk.read_mode_reason.clone()));
+        };
+        let refuse = |reason: &str| Ok(Err(Some(reason.to_owned())));
+        let Some(base) = self.base else {
+            return refuse("the parent point is gone from the repository, or damaged");
+        };
+        if base.manifest.checkpoint.as_ref() != disk.parent_checkpoint.as_ref() {
+            return refuse("the bitmap was not made with the parent point");
+        }
+        let Some(then) = manifest_disk(base, &disk.target).filter(|then| then.in_checkpoint) else {
+            return refuse("the parent point's checkpoint does not cover it");
+        };
+        if let Some(reason) = mismatch(disk, then) {
+            return Ok(Err(Some(reason)));
+        }
+        Ok(Ok((bitmap, then, base.chunk_map(then)?)))
+    }
+
+    /// Why everything of a disk is to be read and compared, if it is.
+    fn is_due(&self, then: &ManifestDisk) -> Option<String> {
+        if self.trust.read_all {
+            return Some("asked for".into());
+        }
+        let every = chrono::Duration::from_std(self.trust.read_all_every?).ok()?;
+        let due = then.read_in_full_at.is_none_or(|at| self.capture.captured_at - at >= every);
+        due.then(|| "it is time to read everything again".into())
+    }
+
+    fn in_full(
+        &self,
+        task: &DiskTask,
+        reason: Option<String>,
+        chain_damage: Vec<Damage>,
+        progress: &dyn Progress,
+        stop: &Stop,
+    ) -> Result<ReadDisk> {
+        match store_disk(task, self.writer, progress, stop)? {
+            Outcome::Stored(stored) => Ok(ReadDisk {
+                stored,
+                chunk_bytes: task.chunk_bytes,
+                mode: ReadMode::Full,
+                reason,
+                continues: false,
+                in_full_at: Some(self.capture.captured_at),
+                chain_damage,
+            }),
+            Outcome::Untrusted { reason, .. } => Err(Error::DiskMap { disk: task.disk.to_owned(), reason }),
+        }
+    }
+
+    fn chain_damage(
+        &self,
+        disk: &CapturedDisk,
+        chunk_bytes: u32,
+        capacity_bytes: u64,
+        lies: &[(u64, u64)],
+    ) -> Vec<Damage> {
+        let geometry = Geometry { capacity_bytes, chunk_bytes };
+        let parent = self.base.map(|base| base.id.short()).unwrap_or_default();
+        lies.iter()
+            .map(|(first, count)| {
+                let offset = geometry.offset(*first);
+                Damage {
+                    disk: Some(disk.target.clone()),
+                    offset_bytes: Some(offset),
+                    length_bytes: Some(geometry.offset(first + count).min(capacity_bytes).saturating_sub(offset)),
+                    file: None,
+                    error: format!("changed although the bitmap called it clean: point {parent} may be wrong here"),
+                }
+            })
+            .collect()
+    }
 }
 
 /// Who wrote a point.
 fn program() -> String {
     concat!("kvmb ", env!("CARGO_PKG_VERSION")).to_owned()
-}
-
-/// The newest readable point of a machine, by its UUID: names change.
-fn parent_point(repo: &Repository, index: &Index, uuid: &str) -> Result<Option<OpenPoint>> {
-    let (points, _) = points::list(repo)?;
-    for point in points.iter().rev() {
-        // A damaged point is no base; verify reports it.
-        if let Ok(opened) = points::open(repo, index, point)
-            && opened.manifest.uuid == uuid
-        {
-            return Ok(Some(opened));
-        }
-    }
-    Ok(None)
-}
-
-fn manifest_disk<'a>(point: &'a OpenPoint, disk: &str) -> Option<&'a ManifestDisk> {
-    point.manifest.disks.iter().find(|known| known.disk == disk)
 }
 
 /// The machine's folder in the making.
@@ -198,18 +364,30 @@ impl<'a> Folder<'a> {
         Ok(())
     }
 
+    /// The firmware variables, kernel and initrd that the capture copied.
+    fn add_copies(&mut self, file: &CaptureFile, capture: &CaptureState) -> Result<Vec<ManifestFile>> {
+        let mut files = Vec::new();
+        for copy in &capture.copies {
+            let path = file.folder().join(&copy.name);
+            let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+            let (role, name) = match copy.role {
+                FileRole::Nvram => (Role::Nvram, "nvram"),
+                FileRole::Kernel => (Role::Kernel, "kernel"),
+                FileRole::Initrd => (Role::Initrd, "initrd"),
+            };
+            self.add_file(name, &bytes)?;
+            let path = copy.origin.to_string_lossy().into_owned();
+            files.push(ManifestFile { name: name.into(), role, path, size_bytes: bytes.len() as u64 });
+        }
+        Ok(files)
+    }
+
     /// A disk that is as it was in the parent keeps the parent's folder, so that it costs no new tree.
-    fn add_disk(
-        &mut self,
-        disk: &str,
-        chunk_bytes: u32,
-        stored: &StoredDisk,
-        parent: Option<&OpenPoint>,
-    ) -> Result<()> {
-        use super::chunk_map::{Geometry, ZeroIds};
-        let geometry = Geometry { capacity_bytes: stored.capacity_bytes, chunk_bytes };
+    fn add_disk(&mut self, disk: &str, read: &ReadDisk, earlier: Option<&OpenPoint>) -> Result<()> {
+        let stored = &read.stored;
+        let geometry = Geometry { capacity_bytes: stored.capacity_bytes, chunk_bytes: read.chunk_bytes };
         let content = stored.map.to_content(geometry, ZeroIds::of(geometry));
-        let unchanged = parent
+        let unchanged = earlier
             .filter(|p| {
                 p.files.get(&disk_file(disk)).is_some_and(|(size, c)| *size == stored.capacity_bytes && *c == content)
             })

@@ -1,6 +1,7 @@
 //! Ending a capture. Whether its point was stored stands in the capture's own state, never in a stream.
 
 use super::Result;
+use super::chain;
 use crate::capture::{CaptureFile, CloseRequest, Closed, Hypervisor, Runtime, close_capture};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ const WAIT: Duration = Duration::from_secs(10);
 /// Ends a capture for good: job or servers, sockets, scratch files, then the checkpoint - kept if its point was stored,
 /// rolled back if not. Without `hypervisor` the capture's own connection is opened, if it is needed.
 pub fn release(runtime: &Runtime, hypervisor: Option<&Hypervisor>, file: CaptureFile) -> Result<Closed> {
-    let request = CloseRequest { superseded: Vec::new(), wait: WAIT };
+    let chain = file.load().ok().and_then(|state| state.repository).map(|repository| chain::prefix(&repository));
+    let request = CloseRequest { chain, wait: WAIT };
     Ok(close_capture(runtime, hypervisor, file, &request)?)
 }

@@ -1,5 +1,7 @@
 //! Opening a capture: every disk of a machine, frozen at one instant, readable over NBD.
 
+use super::chain::{self, Chain};
+use super::open_repo::OpenRepo;
 use super::{Error, Result};
 use crate::capture::machine::Which;
 use crate::capture::runtime::free_bytes;
@@ -24,28 +26,53 @@ pub struct SnapshotRequest {
     pub lease: Duration,
     /// The folder for what the guest overwrites meanwhile; none is the default.
     pub scratch: Option<PathBuf>,
-    /// The id of the repository that the capture is for.
-    pub repository: Option<String>,
 }
 
-/// Opens a capture.
-pub fn snapshot(runtime: &Runtime, machine: &Machine, request: &SnapshotRequest) -> Result<CaptureState> {
+/// Opens a capture. With a repository it continues that repository's chain: a new checkpoint is made in the same instant,
+/// and each disk shows what changed since the last one where that is possible.
+pub fn snapshot(
+    runtime: &Runtime,
+    machine: &Machine,
+    request: &SnapshotRequest,
+    open: Option<&OpenRepo>,
+) -> Result<CaptureState> {
     let definition = machine.definition(Which::Live)?;
     let (disks, skipped) = choose(machine.name(), &definition, request)?;
     if machine.is_running()? {
         refuse_without_scratch(runtime, machine, &disks, request)?;
     }
-    let open = OpenRequest {
-        disks: disks.into_iter().map(DiskRequest::full).collect(),
+    let chain = match open {
+        Some(open) => chain::find(open, machine.uuid(), machine.name(), &machine.checkpoints()?)?,
+        None => None,
+    };
+    let now = chrono::Local::now().fixed_offset();
+    let request = OpenRequest {
+        disks: disks.into_iter().map(|disk| disk_request(disk, chain.as_ref(), open.is_some())).collect(),
         skipped,
-        checkpoint: None,
+        checkpoint: open.map(|open| chain::checkpoint_name(open.repo.id(), now)),
         freeze: request.freeze,
         lease: request.lease,
-        repository: request.repository.clone(),
-        parent_point: None,
+        repository: open.map(|open| open.repo.id().to_owned()),
+        parent_point: chain.map(|chain| chain.point.id.to_string()),
         scratch_dir: request.scratch.clone(),
     };
-    Ok(open_capture(runtime, machine, &open)?)
+    Ok(open_capture(runtime, machine, &request)?)
+}
+
+fn disk_request(disk: String, chain: Option<&Chain>, is_chained: bool) -> DiskRequest {
+    let Some(chain) = chain else {
+        let full_reason = is_chained.then(|| "the repository has no point of the machine to continue".to_owned());
+        return DiskRequest { target: disk, parent: None, full_reason };
+    };
+    match chain.manifest.disks.iter().find(|known| known.disk == disk) {
+        Some(known) if known.in_checkpoint => DiskRequest::since(disk, &chain.checkpoint),
+        Some(_) => DiskRequest {
+            target: disk,
+            parent: None,
+            full_reason: Some("it has no bitmap from the parent point".into()),
+        },
+        None => DiskRequest { target: disk, parent: None, full_reason: Some("it is not in the parent point".into()) },
+    }
 }
 
 /// The disks to capture, and the others with the reason.

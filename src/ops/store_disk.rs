@@ -10,11 +10,12 @@
 //! Memory is bounded by the queue (some tens of chunks) and the packs in the making; the chunk map takes 40 bytes for
 //! each chunk that is not zero.
 
+use super::assembler::{Assembled, Assembler, Piece, What};
+use super::audit;
 use super::chunk_map::{Chunk, ChunkMap, Geometry, ZERO_BLOB_BYTES};
 use super::{Error, Progress, Result, Stop};
 use crate::nbd::{self, DiskReader, NbdUri, ReadOptions};
 use crate::repo::{self, BlobKind, Writer};
-use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The size of chunks for a disk that has none from an earlier point.
@@ -33,6 +34,31 @@ pub struct StoredDisk {
     pub new_bytes: u64,
     /// What that takes there.
     pub stored_bytes: u64,
+    /// Whether its bitmap said that nothing changed since the parent; false without a bitmap.
+    pub is_unchanged: bool,
+    /// Chunks that differ from the parent although the bitmap called them clean, as (first, count).
+    pub lied_about: Vec<(u64, u64)>,
+}
+
+/// How storing a disk ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is stored.
+    Stored(StoredDisk),
+    /// The bitmap cannot be relied on: the disk must be read in full.
+    Untrusted {
+        /// Why.
+        reason: String,
+        /// What it was caught lying about: the parent is suspect there.
+        lied_about: Vec<(u64, u64)>,
+    },
+}
+
+impl Outcome {
+    /// Untrusted, without proof of a lie.
+    pub(super) fn untrusted(reason: impl Into<String>) -> Outcome {
+        Outcome::Untrusted { reason: reason.into(), lied_about: Vec::new() }
+    }
 }
 
 /// What is to be read of a disk.
@@ -44,33 +70,61 @@ pub struct DiskTask<'a> {
     pub uri: &'a NbdUri,
     /// The size of its chunks.
     pub chunk_bytes: u32,
-    /// The dirty bitmap that says what changed since `parent`; none reads everything.
-    pub bitmap: Option<&'a str>,
-    /// The chunks of the parent point, for those that are clean.
-    pub parent: Option<&'a ChunkMap>,
+    /// What the disk continues; none reads everything.
+    pub base: Option<Base<'a>>,
+}
+
+/// What a disk continues: the parent's chunks, and the bitmap that says what changed since.
+#[derive(Debug, Clone, Copy)]
+pub struct Base<'a> {
+    /// The meta context of the dirty bitmap.
+    pub bitmap: &'a str,
+    /// The parent's chunks.
+    pub map: &'a ChunkMap,
+    /// The size that the disk had then.
+    pub capacity_bytes: u64,
+    /// The share of clean chunks that is read all the same, and compared.
+    pub audit: f64,
+    /// Whether everything is read all the same, and compared.
+    pub read_all: bool,
+}
+
+impl Base<'_> {
+    /// How many chunks, from the first, are the same range of the disk then and now: beyond, everything counts as changed.
+    pub(super) fn comparable(&self, geometry: Geometry) -> u64 {
+        match self.capacity_bytes == geometry.capacity_bytes {
+            true => geometry.chunks(),
+            false => self.capacity_bytes.min(geometry.capacity_bytes) / u64::from(geometry.chunk_bytes),
+        }
+    }
 }
 
 /// Stores one disk.
-pub fn store_disk(task: &DiskTask, writer: &Writer, progress: &dyn Progress, stop: &Stop) -> Result<StoredDisk> {
+pub fn store_disk(task: &DiskTask, writer: &Writer, progress: &dyn Progress, stop: &Stop) -> Result<Outcome> {
+    let skips = task.base.filter(|base| !base.read_all);
     let options = ReadOptions {
         chunk_bytes: task.chunk_bytes,
-        bitmap_context: task.bitmap.map(str::to_owned),
+        bitmap_context: skips.map(|base| base.bitmap.to_owned()),
         stop: stop.flag(),
         ..ReadOptions::default()
     };
     let reader = DiskReader::open(task.uri, options).map_err(Error::disk(task.disk))?;
+    if skips.is_some() && !reader.has_bitmap() {
+        return Ok(Outcome::untrusted("QEMU does not offer the dirty bitmap"));
+    }
     let geometry = Geometry { capacity_bytes: reader.size_bytes(), chunk_bytes: task.chunk_bytes };
     store_zero_blobs(writer, geometry)?;
 
     let source = Mutex::new(Some(reader.chunks()));
-    let assembler = Mutex::new(Assembler::new(task.parent));
+    let assembler = Mutex::new(Assembler::new(geometry, skips));
     let failed = Mutex::new(None);
     let workers = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8);
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
+                let worker = Worker { task, skips, geometry, writer, progress, assembler: &assembler, stop };
                 let next = || locked(&source).as_mut().and_then(Iterator::next);
-                if let Err(error) = work(task, geometry, next, &assembler, writer, progress, stop) {
+                if let Err(error) = worker.run(next) {
                     locked(&failed).get_or_insert(error);
                     // The other workers then see the end.
                     *locked(&source) = None;
@@ -83,43 +137,80 @@ pub fn store_disk(task: &DiskTask, writer: &Writer, progress: &dyn Progress, sto
         return Err(error);
     }
     let assembler = assembler.into_inner().unwrap_or_else(PoisonError::into_inner);
-    assembler.finish(geometry).map_err(|reason| Error::DiskMap { disk: task.disk.to_owned(), reason })
+    match (assembler.finish(), task.base) {
+        (Assembled::Incomplete(reason), _) => Err(Error::DiskMap { disk: task.disk.to_owned(), reason }),
+        (Assembled::Vanished(index), _) => Ok(Outcome::untrusted(format!(
+            "data at byte {} is gone and the bitmap calls it clean: the disk was smaller meanwhile",
+            geometry.offset(index)
+        ))),
+        (Assembled::Whole { stored, clean }, Some(base)) if !base.read_all => {
+            audit::sample(task, geometry, base.audit, stored, &clean, stop)
+        }
+        (Assembled::Whole { stored, .. }, Some(base)) => audit::compare_all(task, geometry, base, stored, stop),
+        (Assembled::Whole { stored, .. }, None) => Ok(Outcome::Stored(stored)),
+    }
 }
 
-/// One worker: takes chunks until there are none.
-fn work(
-    task: &DiskTask,
+/// One thread of the pipeline.
+struct Worker<'a, 'base> {
+    task: &'a DiskTask<'a>,
+    skips: Option<Base<'a>>,
     geometry: Geometry,
-    next: impl Fn() -> Option<nbd::Result<nbd::Chunk>>,
-    assembler: &Mutex<Assembler>,
-    writer: &Writer,
-    progress: &dyn Progress,
-    stop: &Stop,
-) -> Result<()> {
-    while let Some(chunk) = next() {
-        stop.check()?;
-        let piece = match chunk.map_err(Error::disk(task.disk))? {
-            nbd::Chunk::Zero { first, count } => {
-                Piece { first, count, what: What::Chunk(Chunk::Zero), ..Piece::default() }
+    writer: &'a Writer,
+    progress: &'a dyn Progress,
+    assembler: &'a Mutex<Assembler<'base>>,
+    stop: &'a Stop,
+}
+
+impl Worker<'_, '_> {
+    /// Takes chunks until there are none.
+    fn run(&self, next: impl Fn() -> Option<nbd::Result<nbd::Chunk>>) -> Result<()> {
+        let mut second_look = audit::ChunkReader::new(self.task, self.geometry, self.stop);
+        while let Some(chunk) = next() {
+            self.stop.check()?;
+            match chunk.map_err(Error::disk(self.task.disk))? {
+                nbd::Chunk::Zero { first, count } => self.add(Piece::new(first, count, What::Chunk(Chunk::Zero))),
+                nbd::Chunk::Data { index, bytes, .. } => self.store(index, &bytes)?,
+                nbd::Chunk::Clean { first, count, zero } => {
+                    let known = self.skips.map_or(0, |base| base.comparable(self.geometry));
+                    let same = known.saturating_sub(first).min(count);
+                    if same > 0 {
+                        self.add(Piece::new(first, same, What::Clean { zero }));
+                    }
+                    match count - same {
+                        0 => {}
+                        rest if zero => self.add(Piece::new(first + same, rest, What::Chunk(Chunk::Zero))),
+                        // The disk grew: what the parent did not have is new, whatever the bitmap says.
+                        _ => {
+                            for index in first + same..first + count {
+                                self.store(index, second_look.read(index)?)?;
+                            }
+                        }
+                    }
+                }
             }
-            nbd::Chunk::Clean { first, count, .. } => Piece { first, count, what: What::Clean, ..Piece::default() },
-            nbd::Chunk::Data { index, bytes, .. } => {
-                let (what, new_bytes, stored_bytes) = if is_zero(&bytes) {
-                    (Chunk::Zero, 0, 0)
-                } else {
-                    let stored = writer.put(BlobKind::Data, &bytes)?;
-                    let new_bytes = if stored.new { bytes.len() as u64 } else { 0 };
-                    (Chunk::Blob(stored.id), new_bytes, stored.stored_bytes)
-                };
-                let read_bytes = bytes.len() as u64;
-                Piece { first: index, count: 1, what: What::Chunk(what), read_bytes, new_bytes, stored_bytes }
-            }
-        };
-        let end = geometry.offset(piece.first + piece.count).min(geometry.capacity_bytes);
-        progress.advance(end.saturating_sub(geometry.offset(piece.first)));
-        locked(assembler).add(piece);
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn store(&self, index: u64, bytes: &[u8]) -> Result<()> {
+        let mut piece = Piece::new(index, 1, What::Chunk(Chunk::Zero));
+        piece.read_bytes = bytes.len() as u64;
+        if !is_zero(bytes) {
+            let stored = self.writer.put(BlobKind::Data, bytes)?;
+            piece.what = What::Chunk(Chunk::Blob(stored.id));
+            piece.new_bytes = if stored.new { bytes.len() as u64 } else { 0 };
+            piece.stored_bytes = stored.stored_bytes;
+        }
+        self.add(piece);
+        Ok(())
+    }
+
+    fn add(&self, piece: Piece) {
+        let end = self.geometry.offset(piece.first + piece.count).min(self.geometry.capacity_bytes);
+        self.progress.advance(end.saturating_sub(self.geometry.offset(piece.first)));
+        locked(self.assembler).add(piece);
+    }
 }
 
 /// The zero blobs are in every repository that has a disk, so that a chunk of zeros is always a known chunk.
@@ -143,159 +234,9 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum What {
-    Chunk(Chunk),
-    /// As in the parent.
-    Clean,
-}
-
-#[derive(Debug)]
-struct Piece {
-    first: u64,
-    count: u64,
-    what: What,
-    read_bytes: u64,
-    new_bytes: u64,
-    stored_bytes: u64,
-}
-
-impl Default for Piece {
-    fn default() -> Piece {
-        Piece { first: 0, count: 0, what: What::Clean, read_bytes: 0, new_bytes: 0, stored_bytes: 0 }
-    }
-}
-
-/// Puts the pieces that the workers finish in any order into one map.
-#[derive(Debug)]
-struct Assembler<'a> {
-    stored: StoredDisk,
-    next: u64,
-    early: BTreeMap<u64, Piece>,
-    parent: ParentCursor<'a>,
-    gap: Option<String>,
-}
-
-impl<'a> Assembler<'a> {
-    fn new(parent: Option<&'a ChunkMap>) -> Assembler<'a> {
-        Assembler {
-            stored: StoredDisk::default(),
-            next: 0,
-            early: BTreeMap::new(),
-            parent: ParentCursor::new(parent),
-            gap: None,
-        }
-    }
-
-    fn add(&mut self, piece: Piece) {
-        self.stored.read_bytes += piece.read_bytes;
-        self.stored.new_bytes += piece.new_bytes;
-        self.stored.stored_bytes += piece.stored_bytes;
-        self.early.insert(piece.first, piece);
-        while let Some(piece) = self.early.remove(&self.next) {
-            match piece.what {
-                What::Chunk(chunk) => self.stored.map.push(chunk, piece.count),
-                What::Clean => {
-                    if let Err(index) = self.parent.copy(piece.first, piece.count, &mut self.stored.map) {
-                        self.gap.get_or_insert(format!("chunk {index} is clean and the parent has none such"));
-                    }
-                }
-            }
-            self.next += piece.count;
-        }
-    }
-
-    fn finish(mut self, geometry: Geometry) -> std::result::Result<StoredDisk, String> {
-        if let Some(gap) = self.gap {
-            return Err(gap);
-        }
-        if self.next != geometry.chunks() || !self.early.is_empty() {
-            return Err(format!("{} of {} chunks came", self.next, geometry.chunks()));
-        }
-        self.stored.capacity_bytes = geometry.capacity_bytes;
-        Ok(self.stored)
-    }
-}
-
-/// Walks over the parent's chunks, forward only: clean pieces are copied in ascending order.
-struct ParentCursor<'a> {
-    runs: Box<dyn Iterator<Item = (u64, Chunk, u64)> + Send + 'a>,
-    current: Option<(u64, Chunk, u64)>,
-}
-
-impl std::fmt::Debug for ParentCursor<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ParentCursor").field("current", &self.current).finish_non_exhaustive()
-    }
-}
-
-impl<'a> ParentCursor<'a> {
-    fn new(parent: Option<&'a ChunkMap>) -> ParentCursor<'a> {
-        match parent {
-            Some(map) => ParentCursor { runs: Box::new(map.runs()), current: None },
-            None => ParentCursor { runs: Box::new(std::iter::empty()), current: None },
-        }
-    }
-
-    /// Copies chunks to the end of `map`; the index of the first that the parent does not have is the error.
-    fn copy(&mut self, mut first: u64, mut count: u64, map: &mut ChunkMap) -> std::result::Result<(), u64> {
-        while count > 0 {
-            while self.current.is_none_or(|(start, _, length)| start + length <= first) {
-                self.current = Some(self.runs.next().ok_or(first)?);
-            }
-            let (start, chunk, length) = self.current.ok_or(first)?;
-            let part = (start + length - first).min(count);
-            map.push(chunk, part);
-            first += part;
-            count -= part;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::repo::Id;
-
-    fn piece(first: u64, count: u64, what: What) -> Piece {
-        Piece { first, count, what, ..Piece::default() }
-    }
-
-    #[test]
-    fn pieces_in_any_order_give_one_map() {
-        let blob = |n: u8| Chunk::Blob(Id::hash(&[n]));
-        let mut parent = ChunkMap::default();
-        parent.push(Chunk::Zero, 3);
-        parent.push(blob(1), 1);
-        parent.push(blob(2), 4);
-        let mut assembler = Assembler::new(Some(&parent));
-        assembler.add(piece(6, 2, What::Clean));
-        assembler.add(piece(5, 1, What::Chunk(blob(9))));
-        assembler.add(piece(2, 3, What::Clean));
-        assembler.add(piece(0, 2, What::Chunk(blob(8))));
-        let geometry = Geometry { capacity_bytes: 8 << 20, chunk_bytes: 1 << 20 };
-        let stored = assembler.finish(geometry).unwrap();
-        let mut wanted = ChunkMap::default();
-        for (chunk, count) in [(blob(8), 2), (Chunk::Zero, 1), (blob(1), 1), (blob(2), 1), (blob(9), 1), (blob(2), 2)] {
-            wanted.push(chunk, count);
-        }
-        assert_eq!(stored.map, wanted);
-    }
-
-    #[test]
-    fn a_gap_and_a_short_parent_are_errors() {
-        let geometry = Geometry { capacity_bytes: 4 << 20, chunk_bytes: 1 << 20 };
-        let mut assembler = Assembler::new(None);
-        assembler.add(piece(0, 1, What::Chunk(Chunk::Zero)));
-        assembler.add(piece(2, 2, What::Chunk(Chunk::Zero)));
-        assert!(assembler.finish(geometry).is_err());
-        let mut parent = ChunkMap::default();
-        parent.push(Chunk::Zero, 3);
-        let mut assembler = Assembler::new(Some(&parent));
-        assembler.add(piece(0, 4, What::Clean));
-        assert!(assembler.finish(geometry).is_err());
-    }
 
     #[test]
     fn one_bit_is_not_zero() {
@@ -303,5 +244,15 @@ mod tests {
         assert!(is_zero(&bytes) && is_zero(&[]));
         bytes[99_999] = 1;
         assert!(!is_zero(&bytes));
+    }
+
+    #[test]
+    fn a_disk_of_another_size_is_comparable_up_to_the_common_whole_chunks() {
+        let map = ChunkMap::default();
+        let base = |capacity_bytes| Base { bitmap: "", map: &map, capacity_bytes, audit: 0.0, read_all: false };
+        let geometry = Geometry { capacity_bytes: (5 << 20) + 512, chunk_bytes: 1 << 20 };
+        assert_eq!(base((5 << 20) + 512).comparable(geometry), 6);
+        assert_eq!(base(9 << 20).comparable(geometry), 5);
+        assert_eq!(base((2 << 20) + 1024).comparable(geometry), 2);
     }
 }

@@ -56,7 +56,7 @@ impl<'a> Verifier<'a> {
 
     /// Proves one point. Damage is no error: it is in the record, and `verified` is false.
     pub fn verify(&mut self, point: &PointRef, monitor: &dyn Monitor, stop: &Stop) -> Result<record::Point> {
-        let opened = match points::open(self.repo, self.index, point) {
+        let opened = match points::open_with_damage(self.repo, self.index, point) {
             Ok(opened) => opened,
             Err(Error::BadPoint { reason, .. }) => return Ok(self.unreadable(point, reason)),
             Err(other) => return Err(other),
@@ -64,7 +64,17 @@ impl<'a> Verifier<'a> {
         let mut record = opened.to_record(self.repo);
         let mut maps = Vec::new();
         for disk in &opened.manifest.disks {
-            maps.push((disk, opened.chunk_map(disk)?));
+            match opened.chunk_map(disk) {
+                Ok(map) => maps.push((disk, map)),
+                Err(Error::BadPoint { reason, .. }) => record.damage.push(Damage {
+                    disk: Some(disk.disk.clone()),
+                    offset_bytes: Some(0),
+                    length_bytes: Some(disk.capacity_bytes),
+                    file: None,
+                    error: reason,
+                }),
+                Err(other) => return Err(other),
+            }
         }
         let wanted = self.wanted(&opened);
         let label = format!("{}@{}", record.machine, opened.id.short());
@@ -93,6 +103,7 @@ impl<'a> Verifier<'a> {
             batch_machines: None,
             disks: Vec::new(),
             duration_seconds: None,
+            chain_damage: Vec::new(),
             verified: Some(false.into()),
             damage: vec![Damage { disk: None, offset_bytes: None, length_bytes: None, file: None, error: reason }],
             restored_to: None,
@@ -149,15 +160,18 @@ impl<'a> Verifier<'a> {
         Ok(())
     }
 
-    /// Whether the index knows the blob and its pack is long enough.
+    /// Whether the index knows a place of the blob in a pack that is there and long enough.
     fn located(&self, id: &Id) -> std::result::Result<(), String> {
-        let found = self.index.get(BlobKind::Data, id).ok_or("the index does not know the chunk")?;
-        let end = u64::from(found.offset) + u64::from(found.length);
-        match self.pack_sizes.get(&found.pack) {
-            None => Err(format!("pack {} is missing", found.pack)),
-            Some(size) if *size < end => Err(format!("pack {} is too short", found.pack)),
-            Some(_) => Ok(()),
+        let mut why = "no index knows the chunk".to_owned();
+        for found in self.index.locations(BlobKind::Data, id) {
+            let end = u64::from(found.offset) + u64::from(found.length);
+            match self.pack_sizes.get(&found.pack) {
+                None => why = format!("pack {} is missing", found.pack),
+                Some(size) if *size < end => why = format!("pack {} is too short", found.pack),
+                Some(_) => return Ok(()),
+            }
         }
+        Err(why)
     }
 
     fn file_of(&self, id: &Id) -> Option<String> {

@@ -379,8 +379,8 @@ impl<'e> Machine<'e> {
         self.monitor.lock().expect("lock").take();
         let pid = self.qemu_pid().expect("the machine is off");
         process::kill(pid);
-        let gone = || !fs::exists(format!("/proc/{pid}")).unwrap_or(false);
-        wait_until("QEMU is gone", Duration::from_secs(10), gone);
+        // A dead QEMU may stay a zombie until init gets to it: that is dead enough.
+        wait_until("QEMU is gone", Duration::from_secs(10), || self.qemu_pid().is_none());
     }
 
     /// The process id of its QEMU, if it is on.
@@ -469,7 +469,7 @@ impl<'e> Machine<'e> {
     /// Discards a range, which must be aligned to 64 KiB: it then reads as zero.
     #[track_caller]
     pub fn discard(&self, target: &str, offset: u64, length: u64) {
-        assert!(offset % 65536 == 0 && length % 65536 == 0, "only whole clusters go");
+        assert!(offset.is_multiple_of(65536) && length.is_multiple_of(65536), "only whole clusters go");
         self.io(target, &format!("discard {offset} {length}"), "discard ")
             .unwrap_or_else(|error| panic!("{target}: {error}"));
         self.change(target, |model| model.zero(offset, length));

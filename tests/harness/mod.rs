@@ -85,6 +85,7 @@ impl Env {
             ("home", 0o700),
             ("run", 0o711),
             ("tmp", 0o1777),
+            ("scratch", 0o711),
             ("disks", 0o711),
             ("qmp", 0o777),
             ("bin", 0o755),
@@ -131,6 +132,11 @@ impl Env {
         self.path("run/kvmb")
     }
 
+    /// Where kvmb's scratch files go (`KVMB_SCRATCH`).
+    pub fn scratch_dir(&self) -> PathBuf {
+        self.path("scratch")
+    }
+
     /// The folder that the embedded libvirt lives in.
     pub fn libvirt_root(&self) -> PathBuf {
         self.path("libvirt")
@@ -156,6 +162,7 @@ impl Env {
             .env("XDG_CACHE_HOME", self.path("home/.cache"))
             .env("XDG_STATE_HOME", self.path("home/.local/state"))
             .env("KVMB_RUNTIME_DIR", self.runtime_dir())
+            .env("KVMB_SCRATCH", self.scratch_dir())
             .env("KVMB_PASSWORD_FILE", self.password_file())
             .env("LIBVIRT_DEFAULT_URI", self.uri())
             .env("RESTIC_CACHE_DIR", self.path("home/.cache/restic"))
@@ -218,7 +225,7 @@ impl Env {
             .filter(|p| !p.is("qemu-system-x86_64"))
             .map(|p| format!("process {}: {}", p.pid, p.command_line))
             .collect();
-        let mut folders = vec![self.runtime_dir()];
+        let mut folders = vec![self.runtime_dir(), self.scratch_dir()];
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
                 if entry.file_type().is_ok_and(|t| t.is_dir()) {

@@ -32,10 +32,11 @@ impl Tmpfs {
 
     /// Takes all room but this.
     pub fn fill_up_to(&self, free_bytes: u64) {
+        // First, for it frees what an earlier call took.
+        let file = fs::File::create(self.path.join("filler")).expect("cannot write");
         let stat = rustix::fs::statvfs(&self.path).expect("statvfs");
         let fill = (stat.f_bavail * stat.f_frsize).saturating_sub(free_bytes);
-        let file = fs::File::create(self.path.join("filler")).expect("cannot write");
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, fill).expect("fallocate");
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, fill.max(1)).expect("fallocate");
     }
 }
 

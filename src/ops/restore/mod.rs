@@ -13,14 +13,13 @@ use super::{Error, Monitor, Progress, Result, Stop};
 use crate::capture::{self, Hypervisor};
 use crate::record::{self, Damage, RestoredDisk, RestoredTo};
 use crate::repo::{Id, Index, Repository, read_blobs};
-use plan::{Plan, PlannedDisk};
-use std::fs;
+use plan::{Plan, PlannedDisk, TargetKind};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use target::{Placed, Target};
+use target::{Looks, Partial, Placed, Target, Written};
 
 /// Carries a plan out.
 ///
@@ -34,83 +33,127 @@ pub fn restore(
     monitor: &dyn Monitor,
     stop: &Stop,
 ) -> Result<record::Point> {
-    let mut written = Vec::new();
-    for disk in &plan.disks {
-        let target = Target::create(disk)?;
-        write_disk(repo, index, point, disk, &target, monitor, stop)?;
-        written.push(target.finish()?);
-    }
+    // Ctrl-C on a terminal hits the programs that help us as well: what they say then is not what happened.
+    let meant = |error| if stop.requested() { Error::Interrupted } else { error };
+    let files = write_all(&Source { repo, index, point }, plan, monitor, stop).map_err(meant)?;
     stop.check()?;
-    let mut small_files = Vec::new();
-    for file in &plan.files {
-        let bytes = point.read_file(repo, index, &file.name)?;
-        small_files.push(SmallFile::create(&file.path, &bytes, plan.overwrite)?);
-    }
-    if let Some(path) = &plan.definition_file {
-        small_files.push(SmallFile::create(path, plan.definition.as_bytes(), plan.overwrite)?);
-    }
 
     // From here on things change places; each guard puts back what it moved unless it is told to keep it.
-    let mut placed: Vec<Placed> = Vec::new();
-    for target in written {
-        placed.push(target.place()?);
-    }
-    let mut placed_files = Vec::new();
-    for file in small_files {
-        placed_files.push(file.place()?);
-    }
-    let mut restored = RestoredTo {
-        machine: None,
-        uuid: None,
-        definition: plan.definition_file.as_ref().map(|path| path.to_string_lossy().into_owned()),
-        disks: plan
-            .disks
-            .iter()
-            .map(|disk| RestoredDisk {
-                disk: disk.disk.clone(),
-                path: disk.path.to_string_lossy().into_owned(),
-                format: disk.format.name().to_owned(),
-                capacity_bytes: disk.capacity_bytes,
-            })
-            .collect(),
-        started: false,
-    };
+    let placed = files.into_iter().map(Finished::place).collect::<Result<Vec<Placed>>>()?;
     let mut machine = None;
     if plan.define {
         let hypervisor = connect()?;
         plan::refuse_running(&hypervisor, plan)?;
-        let defined = hypervisor.define(&plan.definition)?;
-        plan::drop_checkpoints(&defined)?;
-        restored.machine = Some(defined.name().to_owned());
-        restored.uuid = Some(defined.uuid().to_owned());
-        machine = Some((hypervisor, defined));
+        machine = Some((hypervisor.define(&plan.definition)?, hypervisor));
     }
     placed.into_iter().for_each(Placed::keep);
-    placed_files.into_iter().for_each(Placed::keep);
-    if plan.start
-        && let Some((_, defined)) = &machine
-    {
-        defined.start()?;
-        restored.started = true;
+
+    let mut restored = RestoredTo {
+        machine: None,
+        uuid: None,
+        definition: plan.definition_file.as_ref().map(|path| path.to_string_lossy().into_owned()),
+        disks: plan.disks.iter().map(restored_disk).collect(),
+        started: false,
+    };
+    if let Some((defined, _)) = &machine {
+        restored.machine = Some(defined.name().to_owned());
+        restored.uuid = Some(defined.uuid().to_owned());
+        // The machine is whole with them; a backup that finds no bitmap behind a checkpoint reads everything.
+        if let Err(error) = plan::drop_checkpoints(defined) {
+            monitor.warn(&format!("{}: {error}; the next backup reads everything", defined.name()));
+        }
+        if plan.start {
+            if let Err(error) = defined.start() {
+                monitor.warn(&format!("{} is restored and defined, but it does not start", defined.name()));
+                return Err(error.into());
+            }
+            restored.started = true;
+        }
     }
     let mut record = point.to_record(repo);
     record.restored_to = Some(restored);
     Ok(record)
 }
 
-/// Reads every chunk of a disk, each with its SHA-256 compared, and writes it where it belongs.
+fn restored_disk(disk: &PlannedDisk) -> RestoredDisk {
+    RestoredDisk {
+        disk: disk.disk.clone(),
+        path: disk.path.to_string_lossy().into_owned(),
+        format: disk.format.name().to_owned(),
+        capacity_bytes: disk.capacity_bytes,
+    }
+}
+
+/// Where the bytes come from.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    repo: &'a Repository,
+    index: &'a Index,
+    point: &'a OpenPoint,
+}
+
+/// Something complete and durable that has not taken its place yet.
+enum Finished {
+    Disk(Written),
+    Small(SmallFile),
+}
+
+impl Finished {
+    fn place(self) -> Result<Placed> {
+        match self {
+            Finished::Disk(written) => written.place(),
+            Finished::Small(file) => file.place(),
+        }
+    }
+}
+
+/// Writes everything under temporary names. Devices have none and come last, when all that can be proven is.
+fn write_all(source: &Source, plan: &Plan, monitor: &dyn Monitor, stop: &Stop) -> Result<Vec<Finished>> {
+    let (devices, images): (Vec<_>, Vec<_>) = plan.disks.iter().partition(|disk| disk.kind == TargetKind::Device);
+    let folders = images.iter().filter_map(|disk| disk.path.parent()).collect::<BTreeSet<_>>();
+    folders.into_iter().for_each(target::sweep);
+
+    let mut finished = Vec::new();
+    for disk in images {
+        let target = Target::create(disk)?;
+        write_disk(source, disk, Some(&target), monitor, stop)?;
+        finished.push(Finished::Disk(target.finish()?));
+    }
+    for file in &plan.files {
+        let bytes = source.point.read_file(source.repo, source.index, &file.name)?;
+        finished.push(Finished::Small(SmallFile::create(&file.path, &bytes, plan.overwrite, Looks::OfReplaced)?));
+    }
+    if let Some(path) = &plan.definition_file {
+        let bytes = plan.definition.as_bytes();
+        finished.push(Finished::Small(SmallFile::create(path, bytes, plan.overwrite, Looks::Private)?));
+    }
+    for disk in &devices {
+        write_disk(source, disk, None, monitor, stop)?;
+    }
+    for disk in devices {
+        let target = Target::create(disk)?;
+        write_disk(source, disk, Some(&target), monitor, stop).inspect_err(|_| {
+            monitor.warn(&format!("{} was being written and holds a part of the disk", disk.path.display()));
+        })?;
+        finished.push(Finished::Disk(target.finish()?));
+    }
+    Ok(finished)
+}
+
+/// Reads every chunk of a disk, each with its SHA-256 compared, and writes it where it belongs. Without a target it only
+/// proves that all of it is there.
 fn write_disk(
-    repo: &Repository,
-    index: &Index,
-    point: &OpenPoint,
+    source: &Source,
     disk: &PlannedDisk,
-    target: &Target,
+    target: Option<&Target>,
     monitor: &dyn Monitor,
     stop: &Stop,
 ) -> Result<()> {
+    let Source { repo, index, point } = source;
     let geometry = disk.geometry();
     let label = format!("{}/{}", point.manifest.machine, disk.disk);
-    let progress = monitor.start("restoring", &label, geometry.capacity_bytes);
+    let verb = if target.is_some() { "restoring" } else { "verifying" };
+    let progress = monitor.start(verb, &label, geometry.capacity_bytes);
     let (mut places, zero_bytes) = places(&disk.map, geometry, target)?;
     progress.advance(zero_bytes);
     places.sort_unstable();
@@ -121,8 +164,8 @@ fn write_disk(
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8);
     read_blobs(repo, index, ids, threads, &stop.flag(), |id, blob| {
         let result = match blob {
-            Ok(bytes) => write_chunk(&id, bytes, &places, geometry, target, &*progress),
-            Err(error) => Ok(damage(&id, &error.to_string(), &places, geometry, disk)),
+            Ok(bytes) => write_chunk(&id, bytes, &places, disk, target, &*progress),
+            Err(error) => Ok(damage(&id, &error.to_string(), &places, disk)),
         };
         let mut trouble = trouble.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         match result {
@@ -147,7 +190,7 @@ fn write_disk(
 }
 
 /// Where each blob goes, as (id, chunk index); the zeros are dealt with on the spot. Also how many bytes those were.
-fn places(map: &ChunkMap, geometry: Geometry, target: &Target) -> Result<(Vec<(Id, u64)>, u64)> {
+fn places(map: &ChunkMap, geometry: Geometry, target: Option<&Target>) -> Result<(Vec<(Id, u64)>, u64)> {
     let (mut places, mut zero_bytes) = (Vec::new(), 0);
     for (first, chunk, count) in map.runs() {
         match chunk {
@@ -155,7 +198,9 @@ fn places(map: &ChunkMap, geometry: Geometry, target: &Target) -> Result<(Vec<(I
             Chunk::Zero => {
                 let offset = geometry.offset(first);
                 let length = geometry.offset(first + count).min(geometry.capacity_bytes) - offset;
-                target.write_zeros(offset, length)?;
+                if let Some(target) = target {
+                    target.write_zeros(offset, length)?;
+                }
                 zero_bytes += length;
             }
         }
@@ -172,29 +217,25 @@ fn write_chunk(
     id: &Id,
     bytes: &[u8],
     places: &[(Id, u64)],
-    geometry: Geometry,
-    target: &Target,
+    disk: &PlannedDisk,
+    target: Option<&Target>,
     progress: &dyn Progress,
 ) -> Result<Vec<Damage>> {
-    let mut wrong = Vec::new();
-    for index in places_of(id, places) {
-        if geometry.length(index) == bytes.len() as u64 {
-            target.write(geometry.offset(index), bytes)?;
-            progress.advance(bytes.len() as u64);
-        } else {
-            wrong.push(Damage {
-                disk: Some(target.disk().to_owned()),
-                offset_bytes: Some(geometry.offset(index)),
-                length_bytes: Some(geometry.length(index)),
-                file: None,
-                error: format!("chunk {} has the wrong length", id.short()),
-            });
-        }
+    let geometry = disk.geometry();
+    if places_of(id, places).any(|index| geometry.length(index) != bytes.len() as u64) {
+        return Ok(damage(id, &format!("chunk {} has the wrong length", id.short()), places, disk));
     }
-    Ok(wrong)
+    for index in places_of(id, places) {
+        if let Some(target) = target {
+            target.write(geometry.offset(index), bytes)?;
+        }
+        progress.advance(bytes.len() as u64);
+    }
+    Ok(Vec::new())
 }
 
-fn damage(id: &Id, error: &str, places: &[(Id, u64)], geometry: Geometry, disk: &PlannedDisk) -> Vec<Damage> {
+fn damage(id: &Id, error: &str, places: &[(Id, u64)], disk: &PlannedDisk) -> Vec<Damage> {
+    let geometry = disk.geometry();
     places_of(id, places)
         .map(|index| Damage {
             disk: Some(disk.disk.clone()),
@@ -208,27 +249,21 @@ fn damage(id: &Id, error: &str, places: &[(Id, u64)], geometry: Geometry, disk: 
 
 /// A definition or the firmware's variables, written beside their place first.
 struct SmallFile {
-    temporary: tempfile::TempPath,
+    temporary: Partial,
     path: PathBuf,
     overwrite: bool,
+    looks: Looks,
 }
 
 impl SmallFile {
-    fn create(path: &Path, bytes: &[u8], overwrite: bool) -> Result<SmallFile> {
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create_new(true).mode(0o600);
-        let file = tempfile::Builder::new()
-            .prefix(".kvmb-")
-            .suffix(".partial")
-            .make_in(folder, |path| options.open(path))
-            .map_err(Error::io("write", path))?;
-        let (mut file, temporary) = file.into_parts();
+    fn create(path: &Path, bytes: &[u8], overwrite: bool, looks: Looks) -> Result<SmallFile> {
+        let mut temporary = Partial::create(path)?;
+        let file = temporary.file();
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", path))?;
-        Ok(SmallFile { temporary, path: path.to_owned(), overwrite })
+        Ok(SmallFile { temporary, path: path.to_owned(), overwrite, looks })
     }
 
     fn place(self) -> Result<Placed> {
-        Placed::put(self.temporary, &self.path, self.overwrite)
+        Placed::put(self.temporary, &self.path, self.overwrite, self.looks)
     }
 }

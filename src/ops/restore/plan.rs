@@ -7,6 +7,8 @@ use crate::ops::points::OpenPoint;
 use crate::ops::{Error, Result};
 use crate::record::Action;
 use crate::repo::{Index, Repository};
+use rustix::fs::{FlockOperation, fcntl_lock};
+use rustix::io::Errno;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -130,6 +132,8 @@ pub struct Plan {
 
 /// Decides everything, and refuses what must not be written over.
 pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &RestoreRequest) -> Result<Plan> {
+    let into = request.into.as_ref().map(|folder| std::path::absolute(folder).map_err(Error::io("find", folder)));
+    let request = &RestoreRequest { into: into.transpose()?, ..request.clone() };
     let xml = point.definition(repo, index)?;
     let definition = Definition::parse(&xml).map_err(capture::Error::from)?;
     let machine = request.as_name.clone().unwrap_or_else(|| point.manifest.machine.clone());
@@ -167,12 +171,6 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
         refuse_replacing(&planned)?;
         disks.push(planned);
     }
-    for (n, disk) in disks.iter().enumerate() {
-        if disks[..n].iter().any(|other| other.path == disk.path) {
-            let reason = "another disk goes there as well".into();
-            return Err(Error::BadTarget { disk: disk.disk.clone(), path: disk.path.clone(), reason });
-        }
-    }
     refuse_without_room(&disks)?;
 
     let whole = request.only_disks.is_empty();
@@ -190,6 +188,7 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
         if path.exists() && !request.overwrite {
             return Err(Error::Exists { path });
         }
+        refuse_without_folder(&path)?;
         match file.role {
             Role::Nvram => moved.nvram = Some(path.clone()),
             Role::Kernel => moved.kernel = Some(path.clone()),
@@ -219,6 +218,9 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
     if let Some(path) = definition_file.as_ref().filter(|path| path.exists() && !request.overwrite) {
         return Err(Error::Exists { path: path.clone() });
     }
+    let small = files.iter().map(|file| (&*file.name, &file.path));
+    let definition = definition_file.iter().map(|path| ("domain.xml", path));
+    refuse_two_in_one_place(disks.iter().map(|disk| (&*disk.disk, &disk.path)).chain(small).chain(definition))?;
     Ok(Plan {
         machine,
         uuid,
@@ -250,10 +252,7 @@ fn place(
 ) -> Result<(PathBuf, TargetKind)> {
     let path = match (request.to.get(disk), &request.into, described) {
         (Some(path), ..) => std::path::absolute(path).map_err(Error::io("find", path))?,
-        (None, Some(folder), _) => {
-            let folder = std::path::absolute(folder).map_err(Error::io("find", folder))?;
-            folder.join(format!("{machine}-{disk}.{}", format.name()))
-        }
+        (None, Some(folder), _) => folder.join(format!("{machine}-{disk}.{}", format.name())),
         (None, None, Some(Source::File { path } | Source::Block { path })) if request.as_name.is_none() => path.clone(),
         (None, None, _) => {
             let reason = match request.as_name {
@@ -263,8 +262,7 @@ fn place(
             return Err(Error::BadTarget { disk: disk.to_owned(), path: PathBuf::new(), reason: reason.into() });
         }
     };
-    // A link is followed, so that the image behind it is replaced and not the link.
-    let path = fs::canonicalize(&path).unwrap_or(path);
+    let path = resolved(&path);
     let kind = match fs::metadata(&path) {
         Ok(found) if found.file_type().is_block_device() => TargetKind::Device,
         Ok(found) if !found.is_file() => {
@@ -273,12 +271,41 @@ fn place(
         }
         _ => TargetKind::File,
     };
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    if !folder.is_dir() {
-        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-        return Err(Error::Io { action: "write to the folder", path: folder.to_owned(), source });
-    }
+    refuse_without_folder(&path)?;
     Ok((path, kind))
+}
+
+/// The one name of a file: links are followed, so that the image behind one is replaced and not the link, and so that two
+/// names of one place are seen to be the same. What does not exist yet has its folder's one name.
+fn resolved(path: &Path) -> PathBuf {
+    if let Ok(real) = fs::canonicalize(path) {
+        return real;
+    }
+    match (path.parent().map(fs::canonicalize), path.file_name()) {
+        (Some(Ok(folder)), Some(name)) => folder.join(name),
+        _ => path.to_owned(),
+    }
+}
+
+fn refuse_without_folder(path: &Path) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+    Err(Error::Io { action: "write to the folder", path: folder.to_owned(), source })
+}
+
+/// Refuses when two of the things to be written (name, path) would end in one file or device.
+fn refuse_two_in_one_place<'a>(things: impl Iterator<Item = (&'a str, &'a PathBuf)>) -> Result<()> {
+    let mut taken: BTreeMap<PathBuf, &str> = BTreeMap::new();
+    for (name, path) in things {
+        if let Some(other) = taken.insert(resolved(path), name) {
+            let reason = format!("{other} goes there as well");
+            return Err(Error::BadTarget { disk: name.to_owned(), path: path.clone(), reason });
+        }
+    }
+    Ok(())
 }
 
 fn refuse_replacing(disk: &PlannedDisk) -> Result<()> {
@@ -286,22 +313,30 @@ fn refuse_replacing(disk: &PlannedDisk) -> Result<()> {
     if there && !disk.overwrite {
         return Err(Error::Exists { path: disk.path.clone() });
     }
-    if there && in_use_by_qemu(&disk.path)? {
-        let reason = "QEMU has it open: its machine is running".into();
-        return Err(Error::BadTarget { disk: disk.disk.clone(), path: disk.path.clone(), reason });
+    if there {
+        refuse_in_use(&disk.disk, &disk.path)?;
+    }
+    Ok(())
+}
+
+/// Refuses an image that a QEMU has open.
+pub(super) fn refuse_in_use(disk: &str, path: &Path) -> Result<()> {
+    if in_use_by_qemu(path)? {
+        return Err(Error::ImageInUse { disk: disk.to_owned(), path: path.to_owned() });
     }
     Ok(())
 }
 
 /// Whether a QEMU holds its image locks (open file description locks from byte 100 on, `block/file-posix.c`): true for
-/// whatever started it, libvirt or not.
+/// whatever started it, libvirt or not. Found out by taking a lock on the whole file for a moment: a QEMU that starts in
+/// that moment fails to, which is what must happen to it.
 fn in_use_by_qemu(path: &Path) -> Result<bool> {
-    use rustix::process::{Flock, FlockOffsetType, FlockType, fcntl_getlk};
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let probe =
-        Flock { typ: FlockType::WriteLock, offset_type: FlockOffsetType::Set, start: 100, length: 200, pid: None };
-    let conflict = fcntl_getlk(&file, &probe).map_err(|error| Error::io("test the lock of", path)(error.into()))?;
-    Ok(conflict.is_some())
+    let file = File::options().read(true).write(true).open(path).map_err(Error::io("open", path))?;
+    match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(false),
+        Err(Errno::AGAIN | Errno::ACCESS) => Ok(true),
+        Err(error) => Err(Error::io("test the lock of", path)(error.into())),
+    }
 }
 
 /// Refuses when a file system has not the room for what goes to it.
@@ -326,6 +361,9 @@ fn refuse_without_room(disks: &[PlannedDisk]) -> Result<()> {
 pub fn refuse_running(hypervisor: &Hypervisor, plan: &Plan) -> Result<()> {
     for name in [&plan.machine, &plan.uuid] {
         let Some(found) = existing(hypervisor, name)? else { continue };
+        if !found.uuid().eq_ignore_ascii_case(&plan.uuid) {
+            return Err(Error::NameTaken { machine: found.name().to_owned(), uuid: found.uuid().to_owned() });
+        }
         if found.is_running()? {
             return Err(Error::MachineRunning { machine: found.name().to_owned() });
         }
@@ -344,11 +382,11 @@ fn existing(hypervisor: &Hypervisor, name: &str) -> Result<Option<Machine>> {
     }
 }
 
-/// Drops the checkpoints of ours that libvirt still lists: the images they described are gone.
+/// Makes libvirt forget the checkpoints of ours: the images with their bitmaps are gone.
 pub fn drop_checkpoints(machine: &Machine) -> Result<()> {
     for name in machine.checkpoints()? {
         if name.starts_with("kvmb-") {
-            machine.delete_checkpoint(&name)?;
+            machine.forget_checkpoint(&name)?;
         }
     }
     Ok(())

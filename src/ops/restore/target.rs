@@ -1,14 +1,30 @@
 //! Where a restored disk is written: a raw file, a block device, or - through QEMU - an image of another format.
+//!
+//! | name in the target's folder | what |
+//! | --- | --- |
+//! | `.kvmb-….partial` | an image in the making; one that a killed restore left is removed by the next one in that folder |
+//! | `.kvmb-….replaced` | what an image replaced, until the definition is in; after a kill it stays, for it may be wanted |
 
 use super::plan::{ImageFormat, PlannedDisk, TargetKind};
 use crate::capture::image_server::ImageServer;
 use crate::nbd::{Client, Options};
 use crate::ops::{Error, Result};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::time::Duration;
+
+/// The beginning of all temporary names.
+const TEMPORARY_PREFIX: &str = ".kvmb-";
+/// The end of the names of files in the making.
+const PARTIAL_SUFFIX: &str = ".partial";
+/// A file in the making is locked; one that is younger may not be locked yet.
+const UNLOCKED_AGE: Duration = Duration::from_secs(60);
 
 /// How many connections write an image at once.
 const CONNECTIONS: usize = 2;
@@ -19,7 +35,7 @@ pub struct Target {
     disk: String,
     path: PathBuf,
     overwrite: bool,
-    temporary: Option<tempfile::TempPath>,
+    temporary: Option<Partial>,
     writer: Writer,
 }
 
@@ -32,9 +48,27 @@ enum Writer {
 /// A disk that is complete and durable, still under its temporary name.
 #[derive(Debug)]
 pub struct Written {
+    disk: String,
     path: PathBuf,
     overwrite: bool,
-    temporary: Option<tempfile::TempPath>,
+    temporary: Option<Partial>,
+}
+
+/// A file in the making beside its place, locked so that nobody takes it for one that a killed restore left. Dropped, it is
+/// removed.
+#[derive(Debug)]
+pub struct Partial {
+    path: tempfile::TempPath,
+    file: File,
+}
+
+/// Whose mode and owner a file that replaces another has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Looks {
+    /// Those of what it replaces.
+    OfReplaced,
+    /// Its own: mode 0600, ours.
+    Private,
 }
 
 /// A file that took its place; what it replaced comes back unless [`Placed::keep`] is called.
@@ -45,6 +79,58 @@ pub struct Placed {
     kept: bool,
 }
 
+impl Partial {
+    /// Makes an empty file, mode 0600, in the folder of `path`.
+    pub fn create(path: &Path) -> Result<Partial> {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        let made = tempfile::Builder::new()
+            .prefix(TEMPORARY_PREFIX)
+            .suffix(PARTIAL_SUFFIX)
+            .make_in(folder, |path| options.open(path))
+            .map_err(Error::io("create", path))?;
+        let (file, path) = made.into_parts();
+        // Some network file systems know no locks: there the age alone protects.
+        if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            tracing::debug!("{}: {error}", path.display());
+        }
+        Ok(Partial { path, file })
+    }
+
+    /// The file, for writing.
+    pub fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+
+    /// Gives it the owner and mode of another file.
+    fn look_like(&self, old: &fs::Metadata) -> Result<()> {
+        self.file
+            .set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))
+            .map_err(Error::io("set the mode of", &self.path))?;
+        fchown(&self.file, Some(old.uid()), Some(old.gid())).map_err(Error::io("set the owner of", &self.path))
+    }
+}
+
+/// Removes what killed restores left in a folder; failing to do so harms nobody.
+pub fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let is_partial = name.starts_with(TEMPORARY_PREFIX) && name.ends_with(PARTIAL_SUFFIX);
+        let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+        if !is_partial || age().is_none_or(|age| age < UNLOCKED_AGE) {
+            continue;
+        }
+        let left =
+            File::open(entry.path()).is_ok_and(|file| flock(file, FlockOperation::NonBlockingLockExclusive).is_ok());
+        if left {
+            tracing::info!("removing {}, left by a restore that was killed", entry.path().display());
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 impl Target {
     /// Makes the empty image beside its place, or opens the device.
     pub fn create(disk: &PlannedDisk) -> Result<Target> {
@@ -52,24 +138,14 @@ impl Target {
         if let TargetKind::Device = disk.kind {
             return Target::device(disk);
         }
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true).mode(0o600);
-        let made = tempfile::Builder::new()
-            .prefix(".kvmb-")
-            .suffix(".partial")
-            .make_in(folder, |path| options.open(path))
-            .map_err(Error::io("create", &path))?;
-        let (file, temporary) = made.into_parts();
+        let temporary = Partial::create(&path)?;
         let writer = match disk.format {
             ImageFormat::Raw => {
+                let file = temporary.file.try_clone().map_err(Error::io("open", &path))?;
                 file.set_len(disk.capacity_bytes).map_err(Error::io("size", &path))?;
                 Writer::File { file, is_device: false }
             }
-            ImageFormat::Qcow2 => {
-                drop(file);
-                image_writer(&temporary, disk)?
-            }
+            ImageFormat::Qcow2 => image_writer(&temporary.path, disk)?,
         };
         Ok(Target { disk: disk.disk.clone(), path, overwrite: disk.overwrite, temporary: Some(temporary), writer })
     }
@@ -155,11 +231,11 @@ impl Target {
                 clients.into_iter().for_each(Client::disconnect);
                 server.finish()?;
                 if let Some(temporary) = &self.temporary {
-                    File::open(temporary).and_then(|file| file.sync_all()).map_err(failed)?;
+                    temporary.file.sync_all().map_err(failed)?;
                 }
             }
         }
-        Ok(Written { path: self.path, overwrite: self.overwrite, temporary: self.temporary })
+        Ok(Written { disk: self.disk, path: self.path, overwrite: self.overwrite, temporary: self.temporary })
     }
 }
 
@@ -191,44 +267,65 @@ fn image_writer(image: &Path, disk: &PlannedDisk) -> Result<Writer> {
 }
 
 impl Written {
-    /// Puts the disk in its place.
+    /// Puts the disk in its place, unless its machine was started while it was being written.
     pub fn place(self) -> Result<Placed> {
+        if self.temporary.is_some() && self.path.exists() {
+            super::plan::refuse_in_use(&self.disk, &self.path)?;
+        }
         match self.temporary {
-            Some(temporary) => Placed::put(temporary, &self.path, self.overwrite),
+            Some(temporary) => Placed::put(temporary, &self.path, self.overwrite, Looks::OfReplaced),
             None => Ok(Placed { path: self.path, replaced: None, kept: true }),
         }
     }
 }
 
 impl Placed {
-    /// Renames `temporary` to `path`. What is there is an error, or - with `overwrite` - moved aside for now; its owner
-    /// and mode pass to the new file.
-    pub fn put(temporary: tempfile::TempPath, path: &Path, overwrite: bool) -> Result<Placed> {
-        let mut replaced = None;
-        if overwrite && let Ok(old) = fs::symlink_metadata(path) {
-            fs::set_permissions(&temporary, fs::Permissions::from_mode(old.mode() & 0o7777))
-                .map_err(Error::io("set the mode of", &temporary))?;
-            std::os::unix::fs::chown(&temporary, Some(old.uid()), Some(old.gid()))
-                .map_err(Error::io("set the owner of", &temporary))?;
-            let aside = temporary.with_extension("replaced");
-            fs::rename(path, &aside).map_err(Error::io("replace", path))?;
-            replaced = Some(aside);
-        }
-        let placed = Placed { path: path.to_owned(), replaced, kept: false };
-        match temporary.persist_noclobber(path) {
-            Ok(()) => {
-                if let Some(folder) = path.parent() {
-                    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", folder))?;
+    /// Renames `temporary` to `path`. What is there is an error, or - with `overwrite` - changes places with it, so that at no
+    /// moment there is nothing.
+    pub fn put(temporary: Partial, path: &Path, overwrite: bool, looks: Looks) -> Result<Placed> {
+        let old = if overwrite { fs::symlink_metadata(path).ok() } else { None };
+        let placed = match old {
+            Some(old) => {
+                if looks == Looks::OfReplaced {
+                    temporary.look_like(&old)?;
                 }
-                Ok(placed)
+                Placed::exchange(temporary, path)?
             }
-            Err(error) => {
-                placed.put_back();
-                match error.error.kind() {
-                    std::io::ErrorKind::AlreadyExists => Err(Error::Exists { path: path.to_owned() }),
-                    _ => Err(Error::Io { action: "create", path: path.to_owned(), source: error.error }),
+            None => match temporary.path.persist_noclobber(path) {
+                Ok(()) => Placed { path: path.to_owned(), replaced: None, kept: false },
+                Err(error) if error.error.kind() == ErrorKind::AlreadyExists => {
+                    return Err(Error::Exists { path: path.to_owned() });
                 }
+                Err(error) => return Err(Error::io("create", path)(error.error)),
+            },
+        };
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", folder))?;
+        Ok(placed)
+    }
+
+    fn exchange(temporary: Partial, path: &Path) -> Result<Placed> {
+        let partial = temporary.path;
+        // Under this name first: what is exchanged for it must not look like something that can be swept away.
+        let aside = partial.with_extension("replaced");
+        partial.persist_noclobber(&aside).map_err(|error| Error::io("rename", path)(error.error))?;
+        let undo = |error: std::io::Error| {
+            let _ = fs::remove_file(&aside);
+            Error::io("replace", path)(error)
+        };
+        match renameat_with(CWD, &aside, CWD, path, RenameFlags::EXCHANGE) {
+            Ok(()) => Ok(Placed { path: path.to_owned(), replaced: Some(aside), kept: false }),
+            // A file system without it, NFS for one: there is a moment without an image, and the old one is kept by its second name.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                let older = partial_sibling(&aside);
+                fs::rename(path, &older).map_err(undo)?;
+                if let Err(error) = fs::rename(&aside, path) {
+                    let _ = fs::rename(&older, path);
+                    return Err(undo(error));
+                }
+                Ok(Placed { path: path.to_owned(), replaced: Some(older), kept: false })
             }
+            Err(error) => Err(undo(error.into())),
         }
     }
 
@@ -239,13 +336,11 @@ impl Placed {
             let _ = fs::remove_file(replaced);
         }
     }
+}
 
-    fn put_back(mut self) {
-        if let Some(replaced) = self.replaced.take() {
-            let _ = fs::rename(replaced, &self.path);
-        }
-        self.kept = true;
-    }
+/// Another name for what is replaced.
+fn partial_sibling(aside: &Path) -> PathBuf {
+    aside.with_extension("old.replaced")
 }
 
 impl Drop for Placed {

@@ -1,0 +1,55 @@
+# make help
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+CARGO_TARGET_DIR ?= target
+# A Rust that .ci/install-parts has just installed is not on the path yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+export CARGO_TARGET_DIR
+
+KVMB := $(CARGO_TARGET_DIR)/release/kvmb
+GUEST := $(CARGO_TARGET_DIR)/test-parts/guest
+
+.PHONY: all build test demo bench lint install clean help parts
+
+all: build
+
+build: ## build the program (release)
+	$(CARGO) build --release --locked
+
+test: parts ## install what is missing and run all tests (root; starts real QEMU, libvirt and restic)
+	tests/harness/guest/build $(GUEST)
+	if $(CARGO) nextest --version >/dev/null 2>&1; \
+	then $(CARGO) nextest run --locked; \
+	else $(CARGO) test --locked --no-fail-fast --lib --bins --tests -- --test-threads=2; fi
+	$(CARGO) test --locked --doc
+
+demo: parts build ## back up a running machine, change it, verify and restore it, and say what happens (root)
+	KVMB=$(KVMB) .ci/demo
+
+bench: ## compare with the peers: wall time, processor, memory, stored bytes (root; BENCH_GB=4)
+	.ci/install-parts bench
+	$(MAKE) build
+	KVMB=$(KVMB) .ci/bench
+
+lint: ## formatting, clippy, rustdoc: no warning is left
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+
+install: build ## install below $(DESTDIR)$(PREFIX)
+	install -D -m 755 $(KVMB) $(DESTDIR)$(PREFIX)/bin/kvmb
+	for page in man/*.1; do [ ! -e "$$page" ] || install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man1/$${page##*/}"; done
+	for file in completions/kvmb.bash; do [ ! -e "$$file" ] || install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/kvmb"; done
+	for file in completions/_kvmb; do [ ! -e "$$file" ] || install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_kvmb"; done
+	for file in completions/kvmb.fish; do [ ! -e "$$file" ] || install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/kvmb.fish"; done
+
+clean: ## remove what was built
+	$(CARGO) clean
+
+parts:
+	.ci/install-parts
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16

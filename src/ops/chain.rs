@@ -1,0 +1,91 @@
+//! What a backup can continue: the newest point of the machine in *this* repository that made a checkpoint.
+//!
+//! «Changed since X» is only ever applied to the point that X was made with. So a point that made no checkpoint (the
+//! machine was off) is passed over, and the one before it is continued; and every repository has a chain of its own, by
+//! the names of its checkpoints: `kvmb-<repository>-<moment>`.
+
+use super::Result;
+use super::manifest::{Manifest, ManifestDisk};
+use super::open_repo::OpenRepo;
+use super::points::{self, PointRef};
+use crate::capture::CapturedDisk;
+use crate::capture::images::ImageIdentity;
+use crate::record::Time;
+
+/// How many points are looked at before a chain is given up for lost.
+const DEPTH: usize = 200;
+
+/// A point that can be continued.
+#[derive(Debug)]
+pub struct Chain {
+    /// The point.
+    pub point: PointRef,
+    /// The checkpoint made with it.
+    pub checkpoint: String,
+    /// What the point says of itself.
+    pub manifest: Manifest,
+}
+
+/// What the names of a repository's checkpoints begin with.
+pub fn prefix(repository: &str) -> String {
+    let short: String = repository.chars().filter(char::is_ascii_alphanumeric).take(16).collect();
+    format!("{}{short}-", crate::capture::checkpoint::PREFIX)
+}
+
+/// The name of a checkpoint made now: unique, and it sorts by time.
+pub fn checkpoint_name(repository: &str, now: Time) -> String {
+    format!("{}{}", prefix(repository), now.to_utc().format("%Y%m%dT%H%M%S%6fZ"))
+}
+
+/// The chain of a machine; `known` are the checkpoints that libvirt lists. A checkpoint that libvirt has forgotten may
+/// still have its bitmaps, so the newest is proposed when none is known.
+pub fn find(open: &OpenRepo, uuid: &str, machine: &str, known: &[String]) -> Result<Option<Chain>> {
+    let (all, _) = points::list(&open.repo)?;
+    let (named, others): (Vec<_>, Vec<_>) = all.into_iter().rev().partition(|point| point.machine() == machine);
+    let mut newest = None;
+    // A machine may have been renamed: its UUID decides.
+    for point in named.into_iter().chain(others).take(DEPTH) {
+        // A damaged point is no base; verify reports it.
+        let Ok(manifest) = points::read_manifest(&open.repo, &open.index, &point) else { continue };
+        let Some(checkpoint) = manifest.checkpoint.clone().filter(|_| manifest.uuid == uuid) else { continue };
+        let is_known = known.contains(&checkpoint);
+        let chain = Chain { point, checkpoint, manifest };
+        if is_known {
+            return Ok(Some(chain));
+        }
+        newest.get_or_insert(chain);
+    }
+    Ok(newest)
+}
+
+/// Why a disk cannot continue the parent's, by what its image is now and was then; none when it can.
+pub fn mismatch(now: &CapturedDisk, then: &ManifestDisk) -> Option<String> {
+    let before: Vec<ImageIdentity> =
+        then.layers.iter().filter_map(|layer| serde_json::from_value(layer.clone()).ok()).collect();
+    let (Some(top_now), Some(top_then)) = (now.image.first(), before.first()) else {
+        return Some("the parent point does not say which image it was of".into());
+    };
+    if (&top_now.path, top_now.inode) != (&top_then.path, top_then.inode) {
+        return Some(format!("its image is another file than in the parent point ({} then)", top_then.path));
+    }
+    let below = |layers: &[ImageIdentity]| -> Vec<(String, u64, u64, i64)> {
+        layers[1..].iter().map(|l| (l.path.clone(), l.inode, l.size_bytes, l.modified_ns)).collect()
+    };
+    if below(&now.image) != below(&before) {
+        return Some("a backing file was changed or exchanged since the parent point".into());
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_repositorys_own_and_sort_by_time() {
+        let at = |text: &str| checkpoint_name("0123456789abcdef0123", text.parse().unwrap());
+        let (a, b) = (at("2026-11-23T15:00:00.000001+01:00"), at("2026-11-23T14:00:00.000002Z"));
+        assert_eq!(a, "kvmb-0123456789abcdef-20261123T140000000001Z");
+        assert!(a < b && a.starts_with(&prefix("0123456789abcdef0123")));
+    }
+}

@@ -1,0 +1,112 @@
+//! The steps that the stories of the tests are made of: back up, restore, compare.
+#![allow(dead_code, reason = "each test program tells its own stories")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::harness::call::Running;
+use crate::harness::{DiskModel, Env, Machine, wait_until};
+
+pub const MIB: u64 = 1 << 20;
+
+/// Bytes that nothing compresses and no other seed has.
+pub fn noise(seed: u64, length: u64) -> Vec<u8> {
+    let mut bytes = vec![0; length as usize];
+    StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes
+}
+
+/// A repository at [`Env::repo`].
+pub fn init(env: &Env) -> String {
+    env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
+    env.repo()
+}
+
+/// Backs a machine up into [`Env::repo`]; the point's record.
+#[track_caller]
+pub fn backup(machine: &Machine) -> Value {
+    let env = machine.env();
+    env.kvmb(["backup", "-r", &env.repo(), "--", machine.name()]).run().assert_ok().record_of("point")
+}
+
+/// A record's field as text.
+#[track_caller]
+pub fn text<'a>(record: &'a Value, field: &str) -> &'a str {
+    record[field].as_str().unwrap_or_else(|| panic!("no text {field:?} in {record}"))
+}
+
+/// Restores a point's disks as raw images into a new folder, without libvirt; target → image.
+#[track_caller]
+pub fn restore_images(env: &Env, point: &str) -> BTreeMap<String, PathBuf> {
+    let folder = new_folder(env, "restored");
+    let output = env
+        .kvmb(["restore", "-r", &env.repo(), "--format", "raw", "--no-define", "--into"])
+        .arg(&folder)
+        .args(["--", point])
+        .run()
+        .assert_ok();
+    images_of(&output.record_of("point"))
+}
+
+/// The images of a record with `restored_to`.
+pub fn images_of(record: &Value) -> BTreeMap<String, PathBuf> {
+    let disks = record["restored_to"]["disks"].as_array().unwrap_or_else(|| panic!("nothing was restored: {record}"));
+    disks.iter().map(|disk| (text(disk, "disk").to_owned(), text(disk, "path").into())).collect()
+}
+
+/// An empty folder that did not exist before.
+pub fn new_folder(env: &Env, name: &str) -> PathBuf {
+    let folder = tempfile::Builder::new().prefix(name).tempdir_in(env.path("")).expect("a folder");
+    folder.keep()
+}
+
+/// Fails unless the point, restored, is exactly these disks.
+#[track_caller]
+pub fn assert_restores_to(env: &Env, point: &str, disks: &BTreeMap<String, DiskModel>) {
+    let images = restore_images(env, point);
+    let targets: Vec<_> = images.keys().collect();
+    assert_eq!(targets, disks.keys().collect::<Vec<_>>(), "other disks were restored");
+    for (target, model) in disks {
+        model.assert_image_equals(&images[target], "raw");
+    }
+}
+
+/// The names in a folder, sorted.
+pub fn names_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut names: Vec<String> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// Stops a `kvmb` with SIGSTOP in the middle of reading a capture of `machine`. Should it be done before that, it is started
+/// anew.
+pub fn caught_reading(machine: &Machine, start: impl Fn() -> Running) -> Running {
+    for _ in 0..5 {
+        let mut running = start();
+        let mut ended = false;
+        wait_until("the capture is open", Duration::from_secs(60), || {
+            ended = running.has_ended();
+            ended || is_readable(machine)
+        });
+        running.signal(Signal::STOP);
+        if !ended && is_readable(machine) && !running.has_ended() {
+            return running;
+        }
+        running.signal(Signal::CONT);
+        running.wait().assert_ok();
+    }
+    panic!("kvmb is too fast for this test: give it a larger disk");
+}
+
+/// Whether QEMU serves every disk: the instant of the capture is over. Its jobs are there before that.
+fn is_readable(machine: &Machine) -> bool {
+    let exports = machine.qmp("query-block-exports", serde_json::json!({}));
+    exports.as_array().is_some_and(|exports| exports.len() == machine.targets().len())
+}
