@@ -232,7 +232,9 @@ fn kvmb_and_restic_respect_each_others_locks() {
         .stdin(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    support::until(|| fs::read_dir(home.path("repo/locks")).unwrap().count() > 0);
+    // A lock counts from its rename on; before that restic has a temporary file there.
+    let is_lock = |entry: fs::DirEntry| entry.file_name().len() == 64;
+    support::until(|| fs::read_dir(home.path("repo/locks")).unwrap().any(|entry| is_lock(entry.unwrap())));
     let pid = backup.id();
     let error = repo.lock(LockMode::Exclusive, Duration::ZERO).unwrap_err();
     match error {

@@ -28,7 +28,7 @@ pub struct PointsArgs {
 impl PointsArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
-        let _lock = points::lock_for_reading(&repo, &context.monitor)?;
+        let _lock = points::lock_for_reading(&repo, &context.monitor, &context.stop)?;
         let index = points::load_index_for_reading(&repo, &context.monitor)?;
         let (found, damaged) = points::list(&repo)?;
         for name in &self.names {

@@ -133,6 +133,6 @@ fn push_capture(
     }
     let sha256 = disks.into_iter().filter_map(|disk| Some((disk.disk, disk.sha256?))).collect();
     let request = PushRequest { file: &file, capture: &state, sha256, trust };
-    let open = OpenRepo::shared(repo)?;
+    let open = OpenRepo::shared(repo, &context.stop)?;
     push(&open, &request, &context.monitor, &context.stop, &mut || Ok(()))
 }

@@ -139,7 +139,7 @@ impl RestoreArgs {
         name: &PointName,
         session: &mut Session,
     ) -> Result<(), CliError> {
-        let _lock = points::lock_for_reading(repo, &context.monitor)?;
+        let _lock = points::lock_for_reading(repo, &context.monitor, &context.stop)?;
         let index = points::load_index_for_reading(repo, &context.monitor)?;
         let (known, damaged) = points::list(repo)?;
         let point = points::find_surely(repo, &known, &damaged, name)?;

@@ -41,7 +41,7 @@ impl SnapshotArgs {
         let selections = selections(context, &self.names, session)?;
         // A wrong repository or password must be known before a machine is touched.
         let open = match self.repo.is_named() {
-            true => Some(OpenRepo::shared(&self.repo.open(context)?)?),
+            true => Some(OpenRepo::shared(&self.repo.open(context)?, &context.stop)?),
             false => None,
         };
         let runtime = context.runtime()?;

@@ -59,7 +59,7 @@ struct Open {
 
 fn open(context: &Context, repo: &RepoArgs) -> Result<Open, CliError> {
     let repo = repo.open(context)?;
-    let lock = points::lock_for_reading(&repo, &context.monitor)?;
+    let lock = points::lock_for_reading(&repo, &context.monitor, &context.stop)?;
     let (index, damaged_indexes) = repo.load_index_with_damage()?;
     let (points, damaged) = points::list(&repo)?;
     Ok(Open { repo, index, points, damaged, damaged_indexes, _lock: lock })

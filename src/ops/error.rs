@@ -199,7 +199,10 @@ impl Error {
 
     /// Makes an [`Error::Disk`]; for `map_err`.
     pub fn disk(disk: &str) -> impl Fn(nbd::Error) -> Error {
-        move |source| Error::Disk { disk: disk.to_owned(), source }
+        move |source| match source {
+            nbd::Error::Stopped => Error::Interrupted,
+            source => Error::Disk { disk: disk.to_owned(), source },
+        }
     }
 }
 

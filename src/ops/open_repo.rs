@@ -1,12 +1,34 @@
 //! A repository, locked, with its index: in this order, so that nobody prunes what the index names.
 
-use super::Result;
-use crate::repo::{Index, LockMode, RepoLock, Repository};
+use super::{Result, Stop};
+use crate::repo::{self, Index, LockMode, RepoLock, Repository};
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// How long to wait for a repository that somebody prunes.
-pub const LOCK_WAIT: Duration = Duration::from_secs(60);
+const LOCK_WAIT: Duration = Duration::from_secs(60);
+
+/// How often to try meanwhile.
+const LOCK_RETRY: Duration = Duration::from_secs(2);
+
+/// Takes the shared lock, waiting for whoever prunes; Ctrl-C ends the waiting.
+pub fn lock(repo: &Repository, stop: &Stop) -> Result<RepoLock> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        let next = Instant::now() + LOCK_RETRY;
+        match repo.lock(LockMode::Shared, Duration::ZERO) {
+            Err(repo::Error::Locked { holder, .. }) if next < deadline => {
+                tracing::debug!("waiting for the repository, which is locked {holder}");
+            }
+            other => return Ok(other?),
+        }
+        while Instant::now() < next {
+            stop.check()?;
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
 
 /// A repository that can be read and added to while this lives.
 #[derive(Debug)]
@@ -20,8 +42,8 @@ pub struct OpenRepo {
 
 impl OpenRepo {
     /// Locks, then loads the index.
-    pub fn shared(repo: &Repository) -> Result<OpenRepo> {
-        let lock = repo.lock(LockMode::Shared, LOCK_WAIT)?;
+    pub fn shared(repo: &Repository, stop: &Stop) -> Result<OpenRepo> {
+        let lock = lock(repo, stop)?;
         let index = Arc::new(repo.load_index()?);
         Ok(OpenRepo { repo: repo.clone(), index, lock })
     }

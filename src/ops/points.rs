@@ -2,12 +2,10 @@
 
 use super::chunk_map::{ChunkMap, Geometry, ZeroIds};
 use super::manifest::{DEFINITION, MANIFEST, Manifest, ManifestDisk};
-use super::{Error, Monitor, Result};
+use super::{Error, Monitor, Result, Stop};
 use crate::capture::connection::{glob_matches, is_glob};
 use crate::record;
-use crate::repo::{
-    self, Content, DamagedSnapshot, Id, Index, LockMode, NodeKind, RepoLock, Repository, Snapshot, read_tree,
-};
+use crate::repo::{self, Content, DamagedSnapshot, Id, Index, NodeKind, RepoLock, Repository, Snapshot, read_tree};
 use crate::storage;
 use chrono::{DateTime, Duration, FixedOffset, Local, NaiveDate, NaiveDateTime, TimeZone};
 use std::collections::BTreeMap;
@@ -125,18 +123,20 @@ pub fn parse_span(text: &str) -> Option<Duration> {
 
 /// Takes the lock of a command that only reads. On a medium that cannot be written there is no lock, and no need of one: a
 /// prune beside us could only make chunks go missing, which is told; what is read is proven whoever else is at it.
-pub fn lock_for_reading(repo: &Repository, monitor: &dyn Monitor) -> Result<Option<RepoLock>> {
+pub fn lock_for_reading(repo: &Repository, monitor: &dyn Monitor, stop: &Stop) -> Result<Option<RepoLock>> {
     use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-    match repo.lock(LockMode::Shared, super::open_repo::LOCK_WAIT) {
-        Ok(lock) => Ok(Some(lock)),
-        Err(repo::Error::Storage(storage::Error::Io { source, path, .. }))
-            if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem) =>
-        {
-            monitor.warn(&format!("reading without a lock: cannot write {}: {source}", path.display()));
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
+    let error = match super::open_repo::lock(repo, stop) {
+        Ok(lock) => return Ok(Some(lock)),
+        Err(error) => error,
+    };
+    if let Error::Repo(inner) = &error
+        && let repo::Error::Storage(storage::Error::Io { source, path, .. }) = &**inner
+        && matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem)
+    {
+        monitor.warn(&format!("reading without a lock: cannot write {}: {source}", path.display()));
+        return Ok(None);
     }
+    Err(error)
 }
 
 /// Loads the index as far as it can be read; what it lost shows up in the points that are hit.

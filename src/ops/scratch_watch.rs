@@ -31,9 +31,8 @@ pub fn watched<T>(capture: &CaptureState, stop: &Stop, work: impl FnOnce(&Stop) 
         (result, watcher.join().unwrap_or(None))
     });
     match (result, low) {
-        (Err(Error::Interrupted), Some(free_bytes)) => {
-            Err(Error::NoRoom { path: folder.clone(), free_bytes, wanted_bytes: needed })
-        }
+        // Whichever thread saw the flag first, and however it says so: this is why.
+        (Err(_), Some(free_bytes)) => Err(Error::NoRoom { path: folder.clone(), free_bytes, wanted_bytes: needed }),
         (result, _) => result,
     }
 }

@@ -230,8 +230,8 @@ impl Env {
             for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
                 if entry.file_type().is_ok_and(|t| t.is_dir()) {
                     folders.push(entry.path());
-                // A lock file that stays is no leftover: removing one is a race.
-                } else if entry.path().extension() != Some(OsStr::new("lock")) {
+                // A lock file that stays is no leftover: removing one is a race. The filler is our own.
+                } else if entry.path().extension() != Some(OsStr::new("lock")) && entry.file_name() != tmpfs::FILLER {
                     found.push(format!("file {}", entry.path().display()));
                 }
             }

@@ -4,6 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// The file that takes up the room.
+pub(super) const FILLER: &str = "filler";
+
 /// A mounted file system. Dropped, it is unmounted.
 pub struct Tmpfs {
     path: PathBuf,
@@ -33,7 +36,7 @@ impl Tmpfs {
     /// Takes all room but this.
     pub fn fill_up_to(&self, free_bytes: u64) {
         // First, for it frees what an earlier call took.
-        let file = fs::File::create(self.path.join("filler")).expect("cannot write");
+        let file = fs::File::create(self.path.join(FILLER)).expect("cannot write");
         let stat = rustix::fs::statvfs(&self.path).expect("statvfs");
         let fill = (stat.f_bavail * stat.f_frsize).saturating_sub(free_bytes);
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, fill.max(1)).expect("fallocate");
