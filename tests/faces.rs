@@ -4,8 +4,10 @@ mod harness;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
-use harness::{Disk, Env, PASSWORD};
+use harness::pty::Pty;
+use harness::{Disk, Env, PASSWORD, process, wait_until};
 use kvmb::cli::exit_code::ExitCode;
 use kvmb::cli::failure::Code;
 use serde_json::Value;
@@ -15,11 +17,24 @@ const MIB: u64 = 1 << 20;
 /// From here on, kvmb does not know the password.
 fn forget_the_password(env: &Env) {
     let program = env.path("bin/kvmb");
-    let real = fs::read_link(&program).unwrap();
-    fs::remove_file(&program).unwrap();
+    let real = fs::read_link(&program).expect("a link");
+    fs::remove_file(&program).expect("it was there");
     let script = format!("#!/bin/sh\nunset KVMB_PASSWORD_FILE\nexec '{}' \"$@\"\n", real.display());
-    fs::write(&program, script).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&program, script).expect("write");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
+}
+
+/// Waits for a question, and for the terminal to hide what is typed: what comes before that is thrown away.
+fn expect_hidden(env: &Env, pty: &Pty, question: &str, times: usize) {
+    let asked = || pty.screen().matches(question).count() >= times;
+    wait_until(&format!("it asks: {question}"), Duration::from_secs(20), asked);
+    wait_until("the terminal hides what is typed", Duration::from_secs(20), || {
+        let programs = process::of(&env.path(""));
+        let Some(kvmb) = programs.iter().find(|program| program.is("kvmb")) else { return false };
+        let Ok(terminal) = fs::File::open(format!("/proc/{}/fd/0", kvmb.pid)) else { return false };
+        rustix::termios::tcgetattr(&terminal)
+            .is_ok_and(|settings| !settings.local_modes.contains(rustix::termios::LocalModes::ECHO))
+    });
 }
 
 /// What a terminal shows, without what moves the cursor and paints.
@@ -60,10 +75,14 @@ fn a_terminal_gets_tables_and_a_pipe_gets_records() {
         assert!(!screen.stdout().contains("\"type\""), "{screen}");
         // The same as if asked for; and records in a pipe.
         let table = env.kvmb(&command).args(["-o", "table"]).run().assert_ok();
-        assert_eq!(table.stdout().lines().next(), plain(screen.stdout()).trim_start().lines().next());
+        let header = table.stdout().lines().next().expect("a header");
+        assert!(plain(screen.stdout()).contains(header), "{screen}");
         assert!(!env.kvmb(&command).run().assert_ok().records().is_empty());
         let screen = env.pty([command, vec!["--json"]].concat()).wait().assert_ok();
-        let record: Value = serde_json::from_str(plain(screen.stdout()).trim()).expect("one record");
+        // A bar may have been there before it.
+        let text = plain(screen.stdout());
+        let line = &text[text.find("{\"type\":").expect("a record")..];
+        let record: Value = serde_json::from_str(line.trim()).expect("one record");
         assert!(record["type"].is_string());
     }
 }
@@ -92,34 +111,28 @@ fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
     let repo = env.repo();
     // A new one is asked for twice, until both are the same.
     let mut pty = env.pty(["init", "-r", &repo]);
-    pty.expect("Password of");
-    pty.send(&format!("{PASSWORD}\r"));
-    pty.expect("Again");
-    pty.send("another\r");
-    pty.expect("These differ");
-    pty.send(&format!("{PASSWORD}\r"));
-    // The same words come once more: the screen must have grown.
-    harness::wait_until("it asks again", std::time::Duration::from_secs(10), || {
-        pty.screen().matches("Again").count() > 1
-    });
-    pty.send(&format!("{PASSWORD}\r"));
+    for (question, times, answer) in
+        [("Password of", 1, PASSWORD), ("Again", 1, "another"), ("Password of", 2, PASSWORD), ("Again", 2, PASSWORD)]
+    {
+        expect_hidden(&env, &pty, question, times);
+        pty.send(&format!("{answer}\r"));
+    }
     let screen = pty.wait().assert_ok();
+    assert!(screen.stdout().contains("These differ"), "{screen}");
     assert!(screen.stdout().contains("the repository was made"), "{screen}");
     assert!(!screen.stdout().contains(PASSWORD), "{screen}");
 
     let mut pty = env.pty(["points", "-r", &repo]);
-    pty.expect("Password of");
+    expect_hidden(&env, &pty, "Password of", 1);
     pty.send("wrong\r");
     let screen = pty.wait().assert_code(1);
     assert!(screen.stdout().contains("kvmb: error: ") && screen.stdout().contains("kvmb: hint: "), "{screen}");
 
     let mut pty = env.pty(["key", "add", "-r", &repo]);
-    pty.expect("Password of");
-    pty.send(&format!("{PASSWORD}\r"));
-    pty.expect("New password");
-    pty.send("second\r");
-    pty.expect("Again");
-    pty.send("second\r");
+    for (question, answer) in [("Password of", PASSWORD), ("New password", "second"), ("Again", "second")] {
+        expect_hidden(&env, &pty, question, 1);
+        pty.send(&format!("{answer}\r"));
+    }
     pty.wait().assert_ok();
     env.kvmb(["points", "-r", &repo]).env("KVMB_PASSWORD", "second").run().assert_ok();
     env.kvmb(["points", "-r", &repo]).env("KVMB_PASSWORD_COMMAND", "printf 'second\\nnot this\\n'").run().assert_ok();
@@ -132,7 +145,7 @@ fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
     assert!(!screen.stdout().contains("Password of"), "{screen}");
     // Ctrl-C at the question.
     let mut pty = env.pty(["points", "-r", &repo]);
-    pty.expect("Password of");
+    expect_hidden(&env, &pty, "Password of", 1);
     pty.send("\u{3}");
     pty.wait().assert_code(130);
     // An empty variable is none; a file that everybody may read is refused.

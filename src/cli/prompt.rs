@@ -2,43 +2,68 @@
 
 use crate::cli::Context;
 use crate::cli::failure::CliError;
+use crate::cli::interrupt;
+use crate::cli::session::say;
 use crate::cli::table::printable;
 use dialoguer::{Confirm, FuzzySelect, Input, Password};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Whether there is somebody to ask, who did not ask for quiet.
 pub fn possible(context: &Context) -> bool {
     !context.global.quiet && std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
-fn refused(error: dialoguer::Error) -> CliError {
-    CliError::failed(format!("no answer: {error}"))
+/// Asks, and ends the program at Ctrl-C: whoever waits for a line would not hear of it, and nothing is begun while there are
+/// questions.
+fn ask<T>(question: impl FnOnce() -> dialoguer::Result<T>) -> Result<T, CliError> {
+    let before = tcgetattr(std::io::stdin()).ok();
+    let answered = AtomicBool::new(false);
+    let answer = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !answered.load(Ordering::Relaxed) {
+                if let Some(code) = interrupt::exit_code() {
+                    if let Some(before) = &before {
+                        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, before);
+                    }
+                    say("");
+                    std::process::exit(code as i32);
+                }
+                std::thread::park_timeout(Duration::from_millis(50));
+            }
+        });
+        let answer = question();
+        answered.store(true, Ordering::Relaxed);
+        answer
+    });
+    answer.map_err(|error| CliError::failed(format!("no answer: {error}")))
 }
 
 /// Asks for a password without showing it.
 pub fn password(question: &str) -> Result<String, CliError> {
-    Password::new().with_prompt(question).interact().map_err(refused)
+    ask(|| Password::new().with_prompt(question).interact())
 }
 
 /// Asks for a new password, twice.
 pub fn new_password(question: &str) -> Result<String, CliError> {
-    let asked = Password::new().with_prompt(question).with_confirmation("Again", "These differ; once more");
-    asked.interact().map_err(refused)
+    ask(|| Password::new().with_prompt(question).with_confirmation("Again", "These differ; once more").interact())
 }
 
 /// Offers a list; the answer is the index.
 pub fn select(question: &str, items: &[String]) -> Result<usize, CliError> {
     // A machine's name is not trusted.
     let items = items.iter().map(|item| printable(item));
-    FuzzySelect::new().with_prompt(question).items(items).default(0).interact().map_err(refused)
+    ask(|| FuzzySelect::new().with_prompt(question).items(items).default(0).interact())
 }
 
 /// Asks for a line of text.
 pub fn text(question: &str, default: &str) -> Result<String, CliError> {
-    Input::new().with_prompt(question).with_initial_text(default).interact_text().map_err(refused)
+    ask(|| Input::new().with_prompt(question).with_initial_text(default).interact_text())
 }
 
 /// Asks yes or no; the default is no.
 pub fn confirm(question: &str) -> Result<bool, CliError> {
-    Confirm::new().with_prompt(question).default(false).interact().map_err(refused)
+    ask(|| Confirm::new().with_prompt(question).default(false).interact())
 }

@@ -29,6 +29,9 @@ fn table(records: &[Record], now: Time) -> String {
     };
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header.iter().copied());
+    table.column_iter_mut().for_each(|column| {
+        column.set_padding((0, 2));
+    });
     for column in numeric {
         if let Some(column) = table.column_mut(*column) {
             column.set_cell_alignment(CellAlignment::Right);
