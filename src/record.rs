@@ -351,7 +351,10 @@ pub struct Action {
     /// Whether this was only a rehearsal.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
-    /// The subject's own fields.
+    /// The subject's own fields. `init`: `repository_id`. `key`: `repo`, or `key` (the new key's id). `release`: `capture`
+    /// and `machine`, `point` (stored from it, or null), `deleted_checkpoints`, `resumed` (the machine had been paused by a
+    /// full scratch file system). `backup`: `connect`, `repo`, `disks` (to be stored), `skipped` (each with `disk` and
+    /// `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`.
     #[serde(flatten)]
     pub extra: Extra,
 }

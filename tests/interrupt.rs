@@ -51,12 +51,13 @@ impl Drop for Stopped {
     }
 }
 
-/// Waits until a program handles SIGINT itself.
+/// Waits until kvmb (no longer the shell that became it) handles SIGINT.
 fn wait_until_it_listens(pid: i32) {
     wait_until("it handles signals", Duration::from_secs(20), || {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let is_kvmb = status.lines().next() == Some("Name:\tkvmb");
         let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0");
-        u64::from_str_radix(mask.trim(), 16).unwrap() & (1 << (Signal::INT.as_raw() - 1)) != 0
+        is_kvmb && u64::from_str_radix(mask.trim(), 16).unwrap() & (1 << (Signal::INT.as_raw() - 1)) != 0
     });
 }
 
@@ -75,7 +76,8 @@ fn assert_clean(env: &Env, machines: &[&Machine], points: usize) {
     for machine in machines {
         assert!(!machine.is_captured(), "a job is left");
         assert_eq!(machine.status(), "prelaunch");
-        assert!(machine.checkpoints().is_empty());
+        // Only what was stored has one.
+        assert!(machine.checkpoints().len() <= points, "{:?}", machine.checkpoints());
     }
     let output = env.kvmb(["points", "-r", &env.repo()]).run().assert_ok();
     assert_eq!(output.records().len(), points, "{output}");

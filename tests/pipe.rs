@@ -80,7 +80,8 @@ fn failures(output: &Output) -> Vec<(String, String)> {
 
 fn assert_untouched(machine: &Machine, definition: &str) {
     assert_eq!(machine.definition(), definition, "the definition has changed");
-    assert!(machine.checkpoints().is_empty(), "a checkpoint is left");
+    // The one that the newest point names, if there is one.
+    assert!(machine.checkpoints().len() <= 1, "a checkpoint is left: {:?}", machine.checkpoints());
     if machine.qemu_pid().is_some() {
         assert!(!machine.is_captured(), "a job is left");
         assert_eq!(machine.status(), "prelaunch");
@@ -147,8 +148,8 @@ fn the_pipes_work_as_they_are_written() {
         .run()
         .assert_ok();
     assert_eq!(restored.record_of("point")["restored_to"]["machine"], "kvmb-test-copy");
-    env.virsh(&["qemu-monitor-command", "kvmb-test-copy", "--hmp", "info status"]);
-    env.virsh(&["destroy", "kvmb-test-copy"]);
+    // It runs; in one call, so that libvirt has found it again when it is to end it.
+    env.virsh(&["qemu-monitor-command kvmb-test-copy --hmp 'info status'; destroy kvmb-test-copy"]);
     for disk in env.disks_of("kvmb-test-copy") {
         vm1.model(&disk.target).assert_image_equals(&disk.image, &disk.format);
     }

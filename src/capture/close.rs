@@ -19,8 +19,6 @@ use super::state::{CaptureFile, CaptureKind, CaptureState, Phase, is_capture_id}
 
 /// A scratch file system with less room than this is taken for full.
 const FULL_BYTES: u64 = 64 << 20;
-/// A capture folder without a state is younger than this while its owner is still writing the first one.
-const STATELESS_AGE: Duration = Duration::from_secs(60);
 
 /// How to close.
 #[derive(Debug, Clone, Default)]
@@ -375,14 +373,23 @@ fn capture_of_socket(runtime: &Runtime, socket: &Path) -> Option<String> {
     is_capture_id(id).then(|| id.to_owned())
 }
 
+/// Removes the folders of captures whose owner was killed before it had done anything.
+pub fn clear_stateless(runtime: &Runtime) -> Result<()> {
+    for file in CaptureFile::open_all(runtime)? {
+        if matches!(file.load(), Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound) {
+            remove_stateless(file)?;
+        }
+    }
+    Ok(())
+}
+
+/// One that is still at work holds the lock.
 fn remove_stateless(file: CaptureFile) -> Result<()> {
-    let old = fs::metadata(file.folder())
-        .and_then(|found| found.modified())
-        .ok()
-        .and_then(|at| at.elapsed().ok())
-        .is_some_and(|age| age > STATELESS_AGE);
-    if old && file.lock_exclusive(Duration::ZERO).is_ok() {
-        file.remove()?;
+    if file.lock_exclusive(Duration::ZERO).is_ok() {
+        // Its state may have come between the look and the lock.
+        if matches!(file.load(), Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound) {
+            file.remove()?;
+        }
     }
     Ok(())
 }

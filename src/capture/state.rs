@@ -245,19 +245,24 @@ impl CaptureFile {
         found.map(|(_, file)| file).ok_or_else(none)
     }
 
-    /// Makes the folder of a new capture, locked for us alone.
+    /// Makes the folder of a new capture, locked for us alone. It gets its name when it is locked: so a capture without a
+    /// state that nobody holds is nobody's.
     pub(super) fn create(runtime: &Runtime) -> Result<CaptureFile> {
         loop {
             let id = format!("c-{:08x}", rand::random::<u32>());
-            let folder = runtime.state_folder().join(&id);
-            match fs::create_dir(&folder) {
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
-                other => other.map_err(Error::io("create", &folder))?,
-            }
-            super::runtime::set_mode(&folder, 0o700)?;
-            let file = CaptureFile::open_folder(&id, folder)?;
+            let (folder, unnamed) = (runtime.state_folder().join(&id), runtime.state_folder().join(format!(".{id}")));
+            fs::create_dir(&unnamed).map_err(Error::io("create", &unnamed))?;
+            super::runtime::set_mode(&unnamed, 0o700)?;
+            let mut file = CaptureFile::open_folder(&id, unnamed.clone())?;
             file.lock_exclusive(Duration::ZERO)?;
-            return Ok(file);
+            match fs::rename(&unnamed, &folder) {
+                Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => file.remove()?,
+                other => {
+                    other.map_err(Error::io("create", &folder))?;
+                    file.folder = folder;
+                    return Ok(file);
+                }
+            }
         }
     }
 

@@ -51,6 +51,9 @@ impl ReleaseArgs {
                 self.release_named(&runtime, name, session);
             }
         }
+        if !self.dry_run {
+            capture::close::clear_stateless(&runtime)?;
+        }
         Ok(())
     }
 

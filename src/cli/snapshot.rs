@@ -14,9 +14,10 @@ use crate::record::{Disk, Record};
 
 /// Open a capture: every disk of a machine frozen at one instant, readable over NBD.
 ///
-/// No libvirt snapshot is made, and nothing of the machine is changed: a running machine gets a libvirt backup job (pull
-/// mode), one that is off a read-only qemu-nbd for each disk. The capture stays open until 'kvmb release' or the end of
-/// its lease. Prints a 'disk' record, with the NBD URI, for each captured disk.
+/// No libvirt snapshot is made, and no disk is changed: a running machine gets a libvirt backup job (pull mode), one that
+/// is off a read-only qemu-nbd for each disk. The capture stays open until 'kvmb release' or the end of its lease. With -r
+/// it continues the chain in that repository: it makes a checkpoint, and only what changed has to be read. Prints a
+/// 'disk' record, with the NBD URI, for each captured disk.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb snapshot vm1 -r /backup/kvm | kvmb hash | kvmb push -r /backup/kvm | kvmb release

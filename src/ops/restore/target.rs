@@ -8,7 +8,7 @@
 use super::plan::{ImageFormat, PlannedDisk, TargetKind};
 use crate::capture::image_server::ImageServer;
 use crate::nbd::{Client, Options};
-use crate::ops::{Error, Result};
+use crate::ops::{Error, Result, Stop};
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
@@ -133,7 +133,7 @@ pub fn sweep(folder: &Path) {
 
 impl Target {
     /// Makes the empty image beside its place, or opens the device.
-    pub fn create(disk: &PlannedDisk) -> Result<Target> {
+    pub fn create(disk: &PlannedDisk, stop: &Stop) -> Result<Target> {
         let path = disk.path.clone();
         if let TargetKind::Device = disk.kind {
             return Target::device(disk);
@@ -145,7 +145,7 @@ impl Target {
                 file.set_len(disk.capacity_bytes).map_err(Error::io("size", &path))?;
                 Writer::File { file, is_device: false }
             }
-            ImageFormat::Qcow2 => image_writer(&temporary.path, disk)?,
+            ImageFormat::Qcow2 => image_writer(&temporary.path, disk, stop)?,
         };
         Ok(Target { disk: disk.disk.clone(), path, overwrite: disk.overwrite, temporary: Some(temporary), writer })
     }
@@ -240,7 +240,7 @@ impl Target {
 }
 
 /// An empty image of the wanted format, served writable by `qemu-nbd` on a private socket.
-fn image_writer(image: &Path, disk: &PlannedDisk) -> Result<Writer> {
+fn image_writer(image: &Path, disk: &PlannedDisk, stop: &Stop) -> Result<Writer> {
     let output = Command::new("qemu-img")
         .args(["create", "-q", "-f", disk.format.name()])
         .arg(image)
@@ -254,9 +254,10 @@ fn image_writer(image: &Path, disk: &PlannedDisk) -> Result<Writer> {
     let server = ImageServer::writable(image, disk.format.name())?;
     let uri =
         server.uri().parse().map_err(|_| Error::Program { program: "qemu-nbd", message: "bad address".into() })?;
+    let options = Options { stop: stop.flag(), ..Options::default() };
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
-        let client = Client::connect(&uri, &Options::default()).map_err(Error::disk(&disk.disk))?;
+        let client = Client::connect(&uri, &options).map_err(Error::disk(&disk.disk))?;
         let several = client.multi_conn();
         clients.push(client);
         if !several {
