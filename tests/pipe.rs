@@ -376,7 +376,7 @@ fn what_is_read_is_understood_or_refused() {
         let output = env.sh(&format!("kvmb {command}")).stdin(format!("{comet}\n")).run().assert_ok();
         assert_eq!(output.stdout().trim_end(), comet, "{command}");
     }
-    let point = env.sh(&"kvmb points -r $R | tail -n 1 | sed 's/^{\"type\":\"point\",/&\"x_mine\":7,/' | kvmb release | kvmb verify -r $R".to_string());
+    let point = env.sh("kvmb points -r $R | tail -n 1 | sed 's/^{\"type\":\"point\",/&\"x_mine\":7,/' | kvmb release | kvmb verify -r $R");
     assert_eq!(point.run().assert_ok().record_of("point")["x_mine"], 7);
     env.assert_nothing_left();
 }
