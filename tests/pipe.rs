@@ -153,7 +153,16 @@ fn the_pipes_work_as_they_are_written() {
     for disk in env.disks_of("kvmb-test-copy") {
         vm1.model(&disk.target).assert_image_equals(&disk.image, &disk.format);
     }
-    // And two at once, fed by a listing.
+    // README's emergency: restic alone.
+    let restic = env.restic(env.repo());
+    let tag = ["--tag", "machine=kvmb-test-vm2"];
+    let dump = |path: &str| restic.call(["dump", "latest"]).args(tag).arg(path).run().assert_ok();
+    assert!(dump("/kvmb-test-vm2/domain.xml").stdout().contains(vm2.uuid()));
+    fs::write(env.path("vda.raw"), dump("/kvmb-test-vm2/vda/vda.raw").stdout).unwrap();
+    vm2.model("vda").assert_image_equals(&env.path("vda.raw"), "raw");
+    restic.call(["restore", "latest", "--target", "emergency"]).args(tag).run().assert_ok();
+    vm2.model("vdb").assert_image_equals(&env.path("emergency/kvmb-test-vm2/vdb/vdb.raw"), "raw");
+    // Fed by a listing.
     fs::create_dir(env.path("rescue")).unwrap();
     let rescued =
         env.sh("kvmb points -r $R | tail -n 1 | kvmb restore -r $R --into rescue --no-define").run().assert_ok();

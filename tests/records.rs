@@ -223,6 +223,8 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run("kvmb snapshot kvmb-test-vm2 -r $R", 0);
     run("kvmb release --all", 0);
     run("kvmb backup kvmb-test-vm2 --verify -r $R", 0);
+    run("kvmb snapshot kvmb-test-vm2 | head -n 1 | kvmb push -r $R | kvmb release", 1);
+    run("kvmb disks kvmb-test-vm2 | kvmb push -r $R", 1);
     run("kvmb points -r $R", 0);
     run("kvmb points nobody -r $R", 1);
     run("kvmb verify --all --quick -r $R", 0);

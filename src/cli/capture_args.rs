@@ -2,6 +2,7 @@
 
 use crate::capture::{Freeze, FreezeMode};
 use crate::cli::failure::CliError;
+use crate::cli::repo_args::path_or_nothing;
 use crate::ops::points::parse_span;
 use crate::ops::push::Trust;
 use crate::ops::snapshot::SnapshotRequest;
@@ -34,7 +35,7 @@ pub struct CaptureArgs {
     pub lease: Duration,
 
     /// The folder for what the guest overwrites while the capture is open; without it /var/lib/kvmb/scratch.
-    #[arg(long, value_name = "DIR", env = "KVMB_SCRATCH", hide_env_values = true)]
+    #[arg(long, value_name = "DIR", env = "KVMB_SCRATCH", hide_env_values = true, value_parser = path_or_nothing())]
     pub scratch: Option<PathBuf>,
 }
 
@@ -85,7 +86,7 @@ impl CaptureArgs {
             FreezeChoice::Never => FreezeMode::Never,
             FreezeChoice::Required => FreezeMode::Required,
         };
-        let scratch = match &self.scratch {
+        let scratch = match self.scratch.as_ref().filter(|folder| !folder.as_os_str().is_empty()) {
             Some(folder) => {
                 let absolute = std::path::absolute(folder);
                 Some(absolute.map_err(|error| CliError::usage(format!("--scratch {}: {error}", folder.display())))?)

@@ -31,12 +31,14 @@ mod vms;
 
 use crate::capture::{Hypervisor, Runtime};
 use crate::ops::Stop;
+use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use exit_code::ExitCode;
 use failure::CliError;
 use output::{Effect, Format};
 use progress::Bars;
 use session::{About, Session};
+use std::io::Write;
 
 /// Back up and restore KVM/libvirt virtual machines.
 ///
@@ -144,7 +146,11 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version go to standard output and are no error; a reader that has gone is none either.
-            let _ = error.print();
+            let _ = match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.print(),
+                ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.print(),
+                _ => write!(std::io::stderr(), "kvmb: {}", error.render()),
+            };
             return if error.use_stderr() { ExitCode::Usage } else { ExitCode::Done };
         }
     };

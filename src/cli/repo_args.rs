@@ -7,6 +7,7 @@ use crate::cli::session::say;
 use crate::repo::{Password, Repository};
 use crate::storage::{self, Storage};
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -28,7 +29,7 @@ pub struct RepoArgs {
     /// A file that holds the repository's password in its first line.
     ///
     /// Without it: $KVMB_PASSWORD_FILE, the output of $KVMB_PASSWORD_COMMAND, $KVMB_PASSWORD, or a question on a terminal.
-    #[arg(long, value_name = "FILE", env = "KVMB_PASSWORD_FILE", hide_env_values = true)]
+    #[arg(long, value_name = "FILE", env = "KVMB_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
     pub password_file: Option<PathBuf>,
 }
 
@@ -79,6 +80,11 @@ pub fn data_folder() -> Result<PathBuf, CliError> {
     }
     let home = std::env::var_os("HOME").ok_or_else(|| CliError::usage("neither XDG_DATA_HOME nor HOME is set"))?;
     Ok(Path::new(&home).join(".local/share/kvmb"))
+}
+
+/// A path; an empty one, as from an empty variable, is as good as none.
+pub fn path_or_nothing() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 impl RepoArgs {

@@ -1,0 +1,205 @@
+//! What README and the help texts tell of exists, and what exists is told of in README.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use kvmb::cli::exit_code::ExitCode;
+use kvmb::cli::failure::Code;
+
+const README: &str = include_str!("../README.md");
+const CHANGELOG: &str = include_str!("../CHANGELOG.md");
+
+/// What `kvmb … --help` prints.
+fn help(words: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_kvmb")).args(words).arg("--help").output().expect("kvmb");
+    assert!(output.status.success(), "kvmb {} --help: {}", words.join(" "), String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// The commands in a help text.
+fn commands(help: &str) -> Vec<String> {
+    let list = help.split_once("Commands:\n").map_or("", |(_, rest)| rest.split("\n\n").next().unwrap_or_default());
+    list.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).map(str::to_owned).collect()
+}
+
+/// Every command, with its words, and its help.
+fn all() -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    let mut open = vec![Vec::<String>::new()];
+    while let Some(words) = open.pop() {
+        let text = help(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        open.extend(commands(&text).into_iter().map(|command| [words.clone(), vec![command]].concat()));
+        all.insert(words.join(" "), text);
+    }
+    all
+}
+
+/// The flags that a help text lists, as `-r` and `--repo`; the examples below the options do not count.
+fn flags(help: &str) -> BTreeSet<String> {
+    let options = help.split_once("\nExamples:").map_or(help, |(options, _)| options);
+    let lines = options.lines().map(str::trim_start).filter(|line| line.starts_with('-') && !line.starts_with("- "));
+    let words = lines.flat_map(|line| line.split([' ', ',', '=']));
+    words.filter(|word| word.starts_with('-')).map(|word| word.trim_end_matches('.').to_owned()).collect()
+}
+
+/// The calls of kvmb in a text: code blocks, `code`, and examples.
+fn calls(text: &str) -> Vec<String> {
+    let mut calls = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("kvmb ") {
+        let before = rest[..at].chars().next_back();
+        rest = &rest[at..];
+        // A word of its own: no part of a path or a name, no prose.
+        if before.is_none_or(|c| " `'\n({".contains(c)) {
+            let end = rest.find(['\n', '`', '|', ';', '#', ')']).unwrap_or(rest.len());
+            calls.push(rest[..end].trim().to_owned());
+        }
+        rest = &rest["kvmb".len()..];
+    }
+    calls
+}
+
+/// Checks one call against the help; says whether it was one.
+fn check(call: &str, all: &BTreeMap<String, String>, place: &str) -> bool {
+    let words: Vec<&str> =
+        call.split_whitespace().skip(1).map(|word| word.trim_matches(['\'', '"', ',', '.', ':'])).collect();
+    // `kvmb -c URI vms`
+    let global = flags(&all[""]);
+    let mut at = 0;
+    while words.get(at).is_some_and(|word| word.starts_with('-')) {
+        assert!(global.contains(words[at]), "{place}: no flag {} in: {call}", words[at]);
+        at += if words[at].starts_with("-c") { 2 } else { 1 };
+    }
+    let Some(command) = words.get(at) else { return false };
+    let Some(text) = all.get(*command) else { return false };
+    let mut known = flags(text);
+    if let Some(text) = words.get(at + 1).and_then(|next| all.get(&format!("{command} {next}"))) {
+        known = flags(text);
+    }
+    for word in words[at..].iter().filter(|word| word.starts_with('-') && word.len() > 1) {
+        let flag = word.split('=').next().unwrap_or(word);
+        assert!(known.contains(flag), "{place}: no flag {flag} in: {call}");
+    }
+    true
+}
+
+#[test]
+fn every_command_and_flag_in_readme_exists() {
+    let all = all();
+    let mut count = 0;
+    for (place, text) in [("README.md", README), ("CHANGELOG.md", CHANGELOG)] {
+        for call in calls(text) {
+            // In prose, "kvmb" is the name of the program.
+            let is_code =
+                text.contains(&format!("`{call}")) || text.contains(&format!("\n{call}")) || call.contains(" -");
+            let known = check(&call, &all, place);
+            assert!(
+                known || !is_code || call.contains("COMMAND") || call.starts_with("kvmb or"),
+                "{place}: no such command: {call}"
+            );
+            count += usize::from(known);
+        }
+    }
+    assert!(count > 40, "only {count} calls were found");
+    // Flags by themselves, as `--scratch DIR`, belong to some command.
+    let everything: BTreeSet<String> = all.values().flat_map(|text| flags(text)).collect();
+    for code in README.split('`').skip(1).step_by(2).filter(|code| code.starts_with('-')) {
+        let flag = code.split([' ', '|']).next().unwrap_or(code);
+        assert!(everything.contains(flag) || flag == "-vv", "README.md: no command has {flag}");
+    }
+}
+
+#[test]
+fn every_command_is_in_readme_and_the_changelog() {
+    let all = all();
+    assert!(all.len() >= 15, "{:?}", all.keys());
+    for command in all.keys().filter(|command| !command.is_empty()) {
+        assert!(README.contains(&format!("`kvmb {command}`")), "README.md does not tell of kvmb {command}");
+        let first = command.split(' ').next().unwrap_or(command);
+        assert!(CHANGELOG.contains(&format!("`kvmb {first}`")), "CHANGELOG.md does not tell of kvmb {first}");
+    }
+}
+
+#[test]
+fn every_example_in_the_help_is_real() {
+    let all = all();
+    for (command, text) in &all {
+        let (_, examples) = text.split_once("\nExamples:\n").unwrap_or_default();
+        let leaf = command.split(' ').count() == 1 && !command.is_empty();
+        assert!(!leaf || !examples.is_empty(), "kvmb {command} --help has no examples");
+        let examples = examples.split("\n\n").next().unwrap_or_default();
+        for call in calls(examples) {
+            assert!(check(&call, &all, &format!("kvmb {command} --help")), "no such command: {call}");
+        }
+    }
+}
+
+#[test]
+fn every_flag_in_the_help_has_words_and_is_taken() {
+    let value = |flag: &str| match flag {
+        "--jobs" => "2",
+        "--freeze" => "never",
+        "--freeze-timeout" | "--lease" | "--full-every" => "30s",
+        "--sample" | "--audit" => "5%",
+        "--to" => "vda=/x",
+        "--format" | "--output" => {
+            if flag == "--output" {
+                "json"
+            } else {
+                "raw"
+            }
+        }
+        _ => "x",
+    };
+    for (command, text) in all() {
+        if commands(&text).is_empty() {
+            let lines: Vec<&str> = text.lines().collect();
+            for (at, line) in lines.iter().enumerate().filter(|(_, line)| line.trim_start().starts_with('-')) {
+                let Some(flag) = line.trim().split([' ', ',']).find(|word| word.starts_with("--")) else { continue };
+                let flag = flag.trim_end_matches('.');
+                let told = lines.get(at + 1).is_some_and(|next| !next.trim().is_empty());
+                assert!(told, "kvmb {command} {flag} has no words");
+                // Taken together with --help, which wins if all before it was understood.
+                let mut call: Vec<&str> = command.split(' ').collect();
+                call.push(flag);
+                if line.contains('<') {
+                    call.push(value(flag));
+                }
+                help(&call);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_codes_in_readme_are_those_of_the_program() {
+    let rows = |heading: &str| -> Vec<(String, String)> {
+        let (_, rest) = README.split_once(heading).expect(heading);
+        let rows = rest.lines().skip_while(|line| !line.starts_with("| --- |")).skip(1);
+        rows.take_while(|line| line.starts_with('|'))
+            .map(|line| {
+                let cells: Vec<&str> =
+                    line.trim_matches('|').split(" | ").map(|cell| cell.trim().trim_matches('`')).collect();
+                (cells[0].to_owned(), cells[1].to_owned())
+            })
+            .collect()
+    };
+    let exit = ExitCode::ALL.map(|(code, words)| ((code as u8).to_string(), words.to_owned()));
+    assert_eq!(rows("## Exit codes"), exit);
+    let failures = Code::ALL.map(|(_, word, words)| (word.to_owned(), words.to_owned()));
+    assert_eq!(rows("The `code` of a failure:"), failures);
+}
+
+#[test]
+fn every_variable_in_readme_is_read_somewhere_and_the_other_way_round() {
+    let names = |text: &str| -> BTreeSet<String> {
+        let is_name = |c: char| c.is_ascii_uppercase() || c == '_';
+        text.split(|c| !is_name(c)).filter(|word| word.starts_with("KVMB_")).map(str::to_owned).collect()
+    };
+    let source = [
+        include_str!("../src/cli/repo_args.rs"),
+        include_str!("../src/cli/capture_args.rs"),
+        include_str!("../src/capture/runtime.rs"),
+    ];
+    assert_eq!(names(README), names(&source.concat()));
+}
