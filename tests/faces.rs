@@ -1,5 +1,8 @@
 //! The faces: tables, bars and questions on a terminal, records and one-line errors everywhere else.
 
+// A test stops at what it does not expect.
+#![allow(clippy::unwrap_used)]
+
 mod harness;
 
 use std::fs;

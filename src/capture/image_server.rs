@@ -1,4 +1,4 @@
-//! A `qemu-nbd` for the time of one command: any image format as the guest sees it, to read or to write.
+//! A `qemu-nbd` for the time of one command: any image format as the guest sees it.
 //!
 //! Unlike the servers of a capture ([`super::qemu_nbd`]) it ends with whoever started it: it serves until its last client
 //! leaves, and a dropped [`ImageServer`] ends it at once.
@@ -14,15 +14,12 @@ use super::runtime::{check_socket_path, nbd_uri};
 
 /// How long a server may take until its socket answers.
 const START_PATIENCE: Duration = Duration::from_secs(20);
-/// How long a server may take to write back its caches and end.
-const END_PATIENCE: Duration = Duration::from_secs(600);
 
 /// A running server, private to us.
 #[derive(Debug)]
 pub struct ImageServer {
     child: Child,
     socket: PathBuf,
-    image: PathBuf,
     _folder: tempfile::TempDir,
 }
 
@@ -37,15 +34,6 @@ impl ImageServer {
             return ImageServer::start(image, &["--read-only", "--image-opts"], options.as_ref());
         }
         ImageServer::start(image, &["--read-only", "--format", format], image.as_os_str())
-    }
-
-    /// Serves an image for writing.
-    pub fn writable(image: &Path, format: &str) -> Result<ImageServer> {
-        ImageServer::start(
-            image,
-            &["--discard", "unmap", "--cache", "writeback", "--format", format],
-            image.as_os_str(),
-        )
     }
 
     fn start(image: &Path, arguments: &[&str], subject: &std::ffi::OsStr) -> Result<ImageServer> {
@@ -68,7 +56,7 @@ impl ImageServer {
             .stderr(errors)
             .spawn()
             .map_err(|error| failed(image, error.to_string()))?;
-        let mut server = ImageServer { child, socket, image: image.to_owned(), _folder: folder };
+        let mut server = ImageServer { child, socket, _folder: folder };
         let deadline = Instant::now() + START_PATIENCE;
         // A connection made only to look would be its last client.
         while !is_listening(&server.socket) {
@@ -85,20 +73,6 @@ impl ImageServer {
     /// Where it can be reached.
     pub fn uri(&self) -> String {
         nbd_uri(&self.socket, "")
-    }
-
-    /// Waits until the server has ended by itself, all clients having left: then everything is written.
-    pub fn finish(mut self) -> Result<()> {
-        let deadline = Instant::now() + END_PATIENCE;
-        loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) if status.success() => return Ok(()),
-                Ok(Some(status)) => return Err(failed(&self.image, status.to_string())),
-                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
-                Ok(None) => return Err(failed(&self.image, "it does not end".to_owned())),
-                Err(error) => return Err(failed(&self.image, error.to_string())),
-            }
-        }
     }
 }
 

@@ -14,7 +14,7 @@
 //! | [`checkpoint`] | checkpoints and their bitmaps: list, test, delete, bring back |
 //! | [`job`] | the backup job: begin, find, end |
 //! | [`qemu_nbd`] | the disks of a machine that is off |
-//! | [`image_server`] | any image, to read or to write, for the time of one command |
+//! | [`image_server`] | any image as the guest sees it, for the time of one command |
 //! | [`images`] | image files by their own words: layers, bitmaps, identity |
 //! | [`runtime`] | the folders: state, sockets, scratch files |
 //! | [`state`] | what is known of an open capture, on disk |

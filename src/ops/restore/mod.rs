@@ -5,6 +5,7 @@
 //! undone when something fails. A running machine is never written over.
 
 pub mod plan;
+mod qcow2;
 pub mod target;
 
 use super::chunk_map::{Chunk, ChunkMap, Geometry};
@@ -115,7 +116,7 @@ fn write_all(source: &Source, plan: &Plan, monitor: &dyn Monitor, stop: &Stop) -
 
     let mut finished = Vec::new();
     for disk in images {
-        let target = Target::create(disk, stop)?;
+        let target = Target::create(disk)?;
         write_disk(source, disk, Some(&target), monitor, stop)?;
         finished.push(Finished::Disk(target.finish()?));
     }
@@ -131,7 +132,7 @@ fn write_all(source: &Source, plan: &Plan, monitor: &dyn Monitor, stop: &Stop) -
         write_disk(source, disk, None, monitor, stop)?;
     }
     for disk in devices {
-        let target = Target::create(disk, stop)?;
+        let target = Target::create(disk)?;
         write_disk(source, disk, Some(&target), monitor, stop).inspect_err(|_| {
             monitor.warn(&format!("{} was being written and holds a part of the disk", disk.path.display()));
         })?;

@@ -1,4 +1,4 @@
-//! Where a restored disk is written: a raw file, a block device, or - through QEMU - an image of another format.
+//! Where a restored disk is written: a file - raw, or laid out as qcow2 - or a block device.
 //!
 //! | name in the target's folder | what |
 //! | --- | --- |
@@ -6,17 +6,14 @@
 //! | `.kvmb-….replaced` | what an image replaced, until the definition is in; after a kill it stays, for it may be wanted |
 
 use super::plan::{ImageFormat, PlannedDisk, TargetKind};
-use crate::capture::image_server::ImageServer;
-use crate::nbd::{Client, Options};
-use crate::ops::{Error, Result, Stop};
+use super::qcow2::Layout;
+use crate::ops::{Error, Result};
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Mutex;
 use std::time::Duration;
 
 /// The beginning of all temporary names.
@@ -26,9 +23,6 @@ const PARTIAL_SUFFIX: &str = ".partial";
 /// A file in the making is locked; one that is younger may not be locked yet.
 const UNLOCKED_AGE: Duration = Duration::from_secs(60);
 
-/// How many connections write an image at once.
-const CONNECTIONS: usize = 2;
-
 /// A disk being written.
 #[derive(Debug)]
 pub struct Target {
@@ -36,13 +30,19 @@ pub struct Target {
     path: PathBuf,
     overwrite: bool,
     temporary: Option<Partial>,
-    writer: Writer,
+    file: File,
+    form: Form,
 }
 
+/// How the bytes of the disk lie.
 #[derive(Debug)]
-enum Writer {
-    File { file: File, is_device: bool },
-    Image { server: ImageServer, clients: Mutex<Vec<Client>>, available: std::sync::Condvar },
+enum Form {
+    /// As the guest sees them, in a new file that is all zeros.
+    Raw,
+    /// As the guest sees them, over whatever the device holds.
+    Device,
+    /// By a layout, in a new file.
+    Qcow2(Layout),
 }
 
 /// A disk that is complete and durable, still under its temporary name.
@@ -133,21 +133,26 @@ pub fn sweep(folder: &Path) {
 
 impl Target {
     /// Makes the empty image beside its place, or opens the device.
-    pub fn create(disk: &PlannedDisk, stop: &Stop) -> Result<Target> {
+    pub fn create(disk: &PlannedDisk) -> Result<Target> {
         let path = disk.path.clone();
         if let TargetKind::Device = disk.kind {
             return Target::device(disk);
         }
         let temporary = Partial::create(&path)?;
-        let writer = match disk.format {
+        let file = temporary.file.try_clone().map_err(Error::io("open", &path))?;
+        let form = match disk.format {
             ImageFormat::Raw => {
-                let file = temporary.file.try_clone().map_err(Error::io("open", &path))?;
                 file.set_len(disk.capacity_bytes).map_err(Error::io("size", &path))?;
-                Writer::File { file, is_device: false }
+                Form::Raw
             }
-            ImageFormat::Qcow2 => image_writer(&temporary.path, disk, stop)?,
+            ImageFormat::Qcow2 => {
+                let layout = Layout::new(disk.geometry(), &disk.map);
+                layout.write_metadata(&file).map_err(Error::io("write", &path))?;
+                Form::Qcow2(layout)
+            }
         };
-        Ok(Target { disk: disk.disk.clone(), path, overwrite: disk.overwrite, temporary: Some(temporary), writer })
+        let (disk, overwrite) = (disk.disk.clone(), disk.overwrite);
+        Ok(Target { disk, path, overwrite, temporary: Some(temporary), file, form })
     }
 
     fn device(disk: &PlannedDisk) -> Result<Target> {
@@ -161,8 +166,7 @@ impl Target {
             let reason = format!("it has {size} bytes and the disk has {}", disk.capacity_bytes);
             return Err(Error::BadTarget { disk: disk.disk.clone(), path, reason });
         }
-        let writer = Writer::File { file, is_device: true };
-        Ok(Target { disk: disk.disk.clone(), path, overwrite: true, temporary: None, writer })
+        Ok(Target { disk: disk.disk.clone(), path, overwrite: true, temporary: None, file, form: Form::Device })
     }
 
     /// The disk's target name.
@@ -172,15 +176,19 @@ impl Target {
 
     /// Writes data; from several threads at once.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        match &self.writer {
-            Writer::File { file, .. } => file.write_all_at(bytes, offset).map_err(Error::io("write", &self.path)),
-            Writer::Image { .. } => self.with_client(|client| client.write(offset, bytes)),
-        }
+        let at = match &self.form {
+            Form::Raw | Form::Device => offset,
+            Form::Qcow2(layout) => layout.file_offset(offset).ok_or_else(|| {
+                let reason = format!("byte {offset} has no place in the image");
+                Error::DiskMap { disk: self.disk.clone(), reason }
+            })?,
+        };
+        self.file.write_all_at(bytes, at).map_err(Error::io("write", &self.path))
     }
 
     /// Makes a range read as zeros. In a new image it does already.
     pub fn write_zeros(&self, offset: u64, length: u64) -> Result<()> {
-        let Writer::File { file, is_device: true } = &self.writer else {
+        let (Form::Device, file) = (&self.form, &self.file) else {
             return Ok(());
         };
         let flags = rustix::fs::FallocateFlags::ZERO_RANGE | rustix::fs::FallocateFlags::KEEP_SIZE;
@@ -197,74 +205,11 @@ impl Target {
         Ok(())
     }
 
-    fn with_client(&self, write: impl FnOnce(&mut Client) -> crate::nbd::Result<()>) -> Result<()> {
-        let Writer::Image { clients, available, .. } = &self.writer else {
-            return Ok(());
-        };
-        let lock = || clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let mut free = lock();
-        let mut client = loop {
-            match free.pop() {
-                Some(client) => break client,
-                None => free = available.wait(free).unwrap_or_else(|poisoned| poisoned.into_inner()),
-            }
-        };
-        drop(free);
-        let result = write(&mut client);
-        // A connection that broke goes back as well: whoever takes it gets the error instead of waiting for ever.
-        lock().push(client);
-        available.notify_one();
-        result.map_err(Error::disk(&self.disk))
-    }
-
     /// Makes what was written durable.
     pub fn finish(self) -> Result<Written> {
-        let path = self.path.clone();
-        let failed = Error::io("sync", &path);
-        match self.writer {
-            Writer::File { file, .. } => file.sync_all().map_err(failed)?,
-            Writer::Image { server, clients, .. } => {
-                let mut clients = clients.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-                if let Some(client) = clients.first_mut() {
-                    client.flush().map_err(Error::disk(&self.disk))?;
-                }
-                clients.into_iter().for_each(Client::disconnect);
-                server.finish()?;
-                if let Some(temporary) = &self.temporary {
-                    temporary.file.sync_all().map_err(failed)?;
-                }
-            }
-        }
+        self.file.sync_all().map_err(Error::io("sync", &self.path))?;
         Ok(Written { disk: self.disk, path: self.path, overwrite: self.overwrite, temporary: self.temporary })
     }
-}
-
-/// An empty image of the wanted format, served writable by `qemu-nbd` on a private socket.
-fn image_writer(image: &Path, disk: &PlannedDisk, stop: &Stop) -> Result<Writer> {
-    let output = Command::new("qemu-img")
-        .args(["create", "-q", "-f", disk.format.name()])
-        .arg(image)
-        .arg(disk.capacity_bytes.to_string())
-        .output()
-        .map_err(|error| Error::Program { program: "qemu-img", message: error.to_string() })?;
-    if !output.status.success() {
-        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(Error::Program { program: "qemu-img", message });
-    }
-    let server = ImageServer::writable(image, disk.format.name())?;
-    let uri =
-        server.uri().parse().map_err(|_| Error::Program { program: "qemu-nbd", message: "bad address".into() })?;
-    let options = Options { stop: stop.flag(), ..Options::default() };
-    let mut clients = Vec::new();
-    for _ in 0..CONNECTIONS {
-        let client = Client::connect(&uri, &options).map_err(Error::disk(&disk.disk))?;
-        let several = client.multi_conn();
-        clients.push(client);
-        if !several {
-            break;
-        }
-    }
-    Ok(Writer::Image { server, clients: Mutex::new(clients), available: std::sync::Condvar::new() })
 }
 
 impl Written {
