@@ -1,6 +1,6 @@
 //! Ctrl-C and SIGTERM at every stage: an orderly end with exit code 130 or 143, and nothing is left.
 //!
-//! What must be interrupted in the middle is held there: a QEMU or `qemu-nbd` that is stopped (SIGSTOP) answers nobody.
+//! What must be interrupted in the middle is held there: a QEMU that is stopped (SIGSTOP) answers nobody.
 
 // A test stops at what it does not expect.
 #![allow(clippy::unwrap_used)]
@@ -84,22 +84,54 @@ fn assert_clean(env: &Env, machines: &[&Machine], points: usize) {
 }
 
 #[test]
-fn a_stage_that_waits_for_records_ends_at_once() {
+fn a_stage_that_waits_for_records_ends_soon() {
     let env = Env::new("waiting");
     env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
-    for (at, command) in ["disks", "snapshot", "hash", "push", "verify", "restore", "backup"].into_iter().enumerate() {
-        let (signal, code) = BOTH[at % 2];
+    let commands = ["disks", "snapshot", "hash", "push", "verify", "restore", "backup"];
+    let started = commands.into_iter().enumerate().map(|(at, command)| {
         // A fifo that is open for writing never ends.
-        let script = format!("[ -p fifo ] || mkfifo fifo; exec kvmb {command} <>fifo");
+        let script = format!("mkfifo fifo-{command}; exec kvmb {command} <>fifo-{command}");
         let running = env.sh(&script).env("KVMB_REPO", env.repo()).limit(Duration::from_secs(20)).spawn();
         wait_until_it_listens(running.pid());
-        running.signal(signal);
+        running.signal(BOTH[at % 2].0);
+        (command, BOTH[at % 2].1, running)
+    });
+    for (command, code, running) in started.collect::<Vec<_>>() {
         let output = running.wait().assert_code(code);
         let failure = output.record_of("failure");
         assert_eq!((&failure["command"], &failure["code"]), (&json!(command), &json!("interrupted")));
         output.assert_stderr_has("kvmb: error: interrupted");
     }
     assert_clean(&env, &[], 0);
+}
+
+/// Ctrl-C while the first stage behind `snapshot` reads a disk: all stages have to end, and `release` must hear of it.
+#[test]
+fn ctrl_c_in_the_middle_of_a_pipe_leaves_nothing() {
+    let env = Env::new("ctrl-c");
+    let vm1 = machine(&env, "kvmb-test-vm1");
+    env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
+    let qemu = vm1.qemu_pid().unwrap();
+    for (stages, reader) in
+        [("kvmb hash | kvmb push -r $R | kvmb release", "kvmb hash"), ("kvmb push -r $R | kvmb release", "kvmb push")]
+    {
+        let script =
+            format!("{{ kvmb snapshot kvmb-test-vm1 -r $R >captured; kill -STOP {qemu}; cat captured; }} | {stages}");
+        let running = env.sh(&script).spawn();
+        wait_until("a stage reads the capture", Duration::from_secs(20), || {
+            let programs = process::of(&env.path(""));
+            let reader = programs.iter().find(|program| program.command_line.starts_with(reader));
+            let Some(files) = reader.and_then(|reader| fs::read_dir(format!("/proc/{}/fd", reader.pid)).ok()) else {
+                return false;
+            };
+            let mut files = files.flatten().filter_map(|file| fs::read_link(file.path()).ok());
+            files.any(|file| file.ends_with("lock") && file.starts_with(env.runtime_dir()))
+        });
+        running.interrupt();
+        drop(Stopped(Pid::from_raw(qemu).unwrap()));
+        running.wait().assert_code(130);
+        assert_clean(&env, &[&vm1], 0);
+    }
 }
 
 #[test]
@@ -205,14 +237,15 @@ fn a_whole_backup_is_interrupted_by_itself_and_in_a_pipe() {
 
         let arguments = ["restore", vm1.name(), "-r", &env.repo(), "--as", "kvmb-test-copy", "--into"];
         let running = env.kvmb(arguments).arg(env.disks()).args(["--format", "qcow2"]).spawn();
-        let server = || process::of(&env.path("")).into_iter().find(|process| process.is("qemu-nbd"));
-        wait_until("an image is written", Duration::from_secs(20), || server().is_some());
-        let held = Stopped::process(server().expect("it just was there").pid);
+        let files = || fs::read_dir(env.disks()).expect("a folder").flatten().map(|entry| entry.file_name());
+        wait_until("an image is written", Duration::from_secs(20), || {
+            files().any(|name| name.to_string_lossy().ends_with(".partial"))
+        });
+        let held = Stopped::process(running.pid());
         running.signal(signal);
-        running.wait().assert_code(code);
         drop(held);
-        let names = fs::read_dir(env.disks()).unwrap().map(|entry| entry.unwrap().file_name());
-        assert_eq!(names.count(), 2, "a half image is left");
+        running.wait().assert_code(code);
+        assert_eq!(files().count(), 2, "a half image is left");
         env.try_virsh(&["domid", "kvmb-test-copy"]).assert_code(1);
         assert_clean(&env, &[&vm1], 1);
     }

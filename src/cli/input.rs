@@ -7,6 +7,7 @@ use crate::record::{Failure, Record};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, BufRead, BufReader, IsTerminal, Read};
+use std::time::{Duration, Instant};
 
 /// Longer lines are no record of ours: a disk's or a point's is some kilobytes.
 const LONGEST_LINE_BYTES: usize = 16 << 20;
@@ -64,10 +65,15 @@ impl Batches {
     }
 }
 
-/// Standard input, until `stop` is raised: a stage that waits for records must be able to end.
+/// How long a command that was told to stop listens for the end of its input. Ctrl-C reaches every stage of a pipe, and what
+/// the stages before this one say of their captures must get through to `release`.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// Standard input, until a while after `stop` is raised: a stage that waits for records must be able to end.
 #[derive(Debug)]
 pub struct Stdin {
     stop: Stop,
+    stopped_at: Option<Instant>,
 }
 
 impl Read for Stdin {
@@ -76,7 +82,9 @@ impl Read for Stdin {
         const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
         let stdin = io::stdin();
         loop {
-            self.stop.check().map_err(io::Error::other)?;
+            if self.stop.requested() && self.stopped_at.get_or_insert_with(Instant::now).elapsed() > LAST_WORDS {
+                self.stop.check().map_err(io::Error::other)?;
+            }
             match poll(&mut [PollFd::new(&stdin, PollFlags::IN)], Some(&LOOK_AGAIN)) {
                 Ok(0) | Err(rustix::io::Errno::INTR) => continue,
                 _ => {}
@@ -96,7 +104,7 @@ pub fn stdin_records(command: &'static str, what: &str, stop: &Stop) -> Result<R
         return Err(CliError::usage(format!("no {what} given"))
             .hint(format!("name the {what}, or pipe records in: kvmb … | kvmb …")));
     }
-    Ok(Records::new(command, BufReader::new(Stdin { stop: stop.clone() })))
+    Ok(Records::new(command, BufReader::new(Stdin { stop: stop.clone(), stopped_at: None })))
 }
 
 fn unreadable(error: io::Error) -> CliError {

@@ -11,6 +11,7 @@ use crate::ops::discover;
 use crate::ops::open_repo::OpenRepo;
 use crate::ops::snapshot::snapshot;
 use crate::record::{Disk, Record};
+use std::time::Duration;
 
 /// Open a capture: every disk of a machine frozen at one instant, readable over NBD.
 ///
@@ -78,11 +79,12 @@ impl SnapshotArgs {
     }
 }
 
-/// Interrupted: what was opened is ended again, unless a later stage reads it already, which then ends it.
+/// Interrupted: what was opened is ended again, unless a later stage goes on reading it, which then ends it.
 fn end_all(runtime: &Runtime, opened: Vec<About>, session: &mut Session) {
+    let request = CloseRequest { wait: Duration::from_secs(5), ..CloseRequest::default() };
     for about in opened {
         let file = about.capture.as_ref().map(|id| CaptureFile::open(runtime, id));
-        let ended = file.map(|file| file.and_then(|file| close_capture(runtime, None, file, &CloseRequest::default())));
+        let ended = file.map(|file| file.and_then(|file| close_capture(runtime, None, file, &request)));
         match ended {
             Some(Ok(_)) => session.fail(about, crate::ops::Error::Interrupted),
             Some(Err(capture::Error::Held { .. } | capture::Error::NoSuchCapture { .. })) | None => {}
