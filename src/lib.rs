@@ -2,7 +2,7 @@
 //!
 //! The modules below stand in layer order, lowest first: a layer imports only from those above it in this list.
 //! `storage`, `nbd` and `capture` are neighbours that do not know each other; `ops` ties them together; `cli` alone knows
-//! the terminal, the environment and the configuration file. `tests/architecture.rs` checks this.
+//! the terminal, the environment and the configuration file. `steps` names the steps of a backup for the tests. `tests/architecture.rs` checks this.
 
 pub mod capture;
 pub mod cli;
@@ -10,4 +10,5 @@ pub mod nbd;
 pub mod ops;
 pub mod record;
 pub mod repo;
+pub mod steps;
 pub mod storage;
