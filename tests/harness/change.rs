@@ -86,10 +86,11 @@ impl Machine<'_> {
         self.change(target, |model| *model = found);
     }
 
-    /// Tells QEMU to end as it does when the guest shuts down; libvirt is not asked. It may first wait for who reads from it.
-    pub fn begin_to_quit(&self) {
-        self.send("quit");
+    /// QEMU ends as it does when the guest shuts down; libvirt is not asked. Nobody may be reading from it: it would wait.
+    pub fn quit(&self) {
+        self.qmp("quit", serde_json::json!({}));
         self.disconnect();
+        wait_until("QEMU is gone", Duration::from_secs(20), || !self.is_on());
     }
 
     /// Starts it after its QEMU ended by itself, which libvirt finds out first.

@@ -536,11 +536,6 @@ impl<'e> Machine<'e> {
         self.models.lock().expect("lock").remove(target);
     }
 
-    /// A monitor command whose answer nobody waits for.
-    pub(super) fn send(&self, command: &str) {
-        self.with_monitor(|monitor| monitor.qmp.send(command, &json!({})));
-    }
-
     fn with_monitor<T>(&self, act: impl FnOnce(&mut Monitor) -> T) -> T {
         let mut monitor = self.monitor.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         act(monitor.as_mut().expect("the machine is off"))
