@@ -6,6 +6,7 @@
 //! | layer | what |
 //! | --- | --- |
 //! | [`record`] | what commands say to each other: the wire format, field by field |
+//! | [`steps`] | the steps of a backup by name, for tests that interrupt it at each |
 //! | [`storage`] | where the files of a repository live |
 //! | [`nbd`] | reading disks: the NBD client |
 //! | [`repo`] | restic's repository format, version 2 |
@@ -19,4 +20,5 @@ pub mod nbd;
 pub mod ops;
 pub mod record;
 pub mod repo;
+pub mod steps;
 pub mod storage;
