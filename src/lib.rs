@@ -1,8 +1,18 @@
 //! kvmb backs up and restores KVM/libvirt virtual machines into restic repositories.
 //!
-//! The modules below stand in layer order, lowest first: a layer imports only from those above it in this list.
-//! `storage`, `nbd` and `capture` are neighbours that do not know each other; `ops` ties them together; `cli` alone knows
-//! the terminal, the environment and the configuration file. `tests/architecture.rs` checks this.
+//! The map of the layers, lowest first; a layer imports only from those above it in this table, and `storage`, `nbd` and
+//! `capture` do not know each other. `tests/architecture.rs` checks this.
+//!
+//! | layer | what |
+//! | --- | --- |
+//! | [`record`] | what commands say to each other: the wire format, field by field |
+//! | [`steps`] | the steps of a backup by name, for tests that interrupt it at each |
+//! | [`storage`] | where the files of a repository live |
+//! | [`nbd`] | reading disks: the NBD client |
+//! | [`repo`] | restic's repository format, version 2 |
+//! | [`capture`] | libvirt and QEMU: the moment of capture |
+//! | [`ops`] | the workflows on all of these, without a terminal |
+//! | [`cli`] | one file a subcommand; alone knows the terminal and the environment |
 
 pub mod capture;
 pub mod cli;
@@ -10,4 +20,5 @@ pub mod nbd;
 pub mod ops;
 pub mod record;
 pub mod repo;
+pub mod steps;
 pub mod storage;

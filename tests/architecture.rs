@@ -4,7 +4,9 @@
 //!
 //! | layer | may import | why |
 //! | --- | --- | --- |
-//! | `record`, `storage`, `nbd`, `capture` | nothing | neighbours that can be replaced or tested one by one |
+//! | `record`, `storage`, `nbd` | nothing | neighbours that can be replaced or tested one by one |
+//! | `steps` | nothing | names that the tests share with `capture` and `ops` |
+//! | `capture` | `steps` | a neighbour of the above |
 //! | `repo` | `storage` | a repository does not know what it stores, nor from where |
 //! | `retention`, `schedule`, `config`, `log` | nothing, or `record` | pure rules, or one outer thing each |
 //! | `ops` | all of these but `config`, `schedule`, `log` | the workflows know no terminal and no configuration file |
@@ -19,14 +21,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("record", &[]),
     ("storage", &[]),
     ("nbd", &[]),
-    ("capture", &[]),
+    ("steps", &[]),
+    ("capture", &["steps"]),
     ("repo", &["storage"]),
     ("retention", &["record"]),
     ("schedule", &[]),
     ("log", &[]),
     ("config", &[]),
-    ("ops", &["record", "storage", "nbd", "capture", "repo", "retention"]),
-    ("cli", &["record", "storage", "nbd", "capture", "repo", "retention", "schedule", "log", "config", "ops"]),
+    ("ops", &["record", "steps", "storage", "nbd", "capture", "repo", "retention"]),
+    ("cli", &["record", "steps", "storage", "nbd", "capture", "repo", "retention", "schedule", "log", "config", "ops"]),
 ];
 
 /// The one file that may write to standard output.

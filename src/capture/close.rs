@@ -4,18 +4,22 @@
 //! end the job, remove sockets and scratch files, settle the checkpoints, forget the capture - is that a crash in between
 //! leaves the state file, and with it the rest of the work, to the next one.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::connection::Hypervisor;
 use super::error::{Error, Meaning, Result};
-use super::machine::{Machine, PausedReason, State};
+use super::images;
+use super::machine::{Machine, PausedReason, State, Which};
 use super::open::{is_domain_folder, lock_machine};
 use super::qemu_nbd;
 use super::runtime::{self, Runtime};
 use super::state::{CaptureFile, CaptureKind, CaptureState, Phase, is_capture_id};
+use crate::steps::{self, Step};
 
 /// A scratch file system with less room than this is taken for full.
 const FULL_BYTES: u64 = 64 << 20;
@@ -99,7 +103,7 @@ pub(super) fn clear_leftovers_locked(runtime: &Runtime, machine: &Machine) -> Re
             continue;
         }
         // Nobody can hold the lock of one that is being opened but whoever opens it, and that would hold the machine's lock.
-        let leased = state.phase == Phase::Open && !state.is_expired();
+        let leased = state.phase == Phase::Open && !state.is_expired() && !state.is_orphaned();
         if leased {
             return Err(Error::Held {
                 machine: machine.name().to_owned(),
@@ -140,9 +144,11 @@ pub(super) fn close_with_machine(
     let mut closed = Closed::of(&state);
     drain(runtime, machine, &file, &mut state, &mut closed)?;
     settle_checkpoints(machine, &state, request, &mut closed)?;
+    steps::reached(Step::CheckpointsSettled);
     if closed.pending_checkpoints.is_empty() {
         file.remove()?;
     }
+    steps::reached(Step::CaptureForgotten);
     Ok(closed)
 }
 
@@ -278,16 +284,34 @@ fn settle_checkpoints(
     request: &CloseRequest,
     closed: &mut Closed,
 ) -> Result<()> {
-    let (Some(machine), Some(made)) = (machine, &state.checkpoint) else {
+    let Some(made) = &state.checkpoint else {
         return Ok(());
     };
+    let Some(machine) = machine else {
+        // Its images may still be there.
+        if state.committed_point.is_none() && state.kind == CaptureKind::QemuNbd {
+            remove_bitmaps(&images_of(state), made)?;
+        }
+        return Ok(());
+    };
+    if state.committed_point.is_some() && state.kind == CaptureKind::QemuNbd {
+        make_known(machine, state, made);
+    }
     let doomed: Vec<String> = match (&state.committed_point, &request.chain) {
         (None, _) => vec![made.clone()],
         (Some(_), Some(chain)) => superseded(machine, chain, made)?,
         (Some(_), None) => Vec::new(),
     };
     for name in doomed {
-        match delete_known_or_not(machine, &name, state) {
+        let deleted = match delete_known_or_not(machine, &name, state) {
+            // QEMU ended in the middle of it.
+            Err(error) if !error.is_not_found() && ends_now(machine) => {
+                tracing::debug!("{error}");
+                delete_known_or_not(machine, &name, state)
+            }
+            other => other,
+        };
+        match deleted {
             Ok(true) => closed.deleted_checkpoints.push(name.clone()),
             Ok(false) => {}
             Err(error) if matches!(error.meaning(), Meaning::Unsupported | Meaning::InvalidState) => {
@@ -301,6 +325,27 @@ fn settle_checkpoints(
     Ok(())
 }
 
+/// Whether a machine that libvirt may still call running has ended: libvirt hears of it a moment later.
+fn ends_now(machine: &Machine) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        match machine.is_running() {
+            Ok(true) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+            Ok(running) => return !running,
+            Err(_) => return false,
+        }
+    }
+}
+
+/// libvirt has not heard of a chain that was started while the machine was off. Should this fail, the next backup tries again.
+fn make_known(machine: &Machine, state: &CaptureState, name: &str) {
+    let disks: Vec<&str> = state.checkpoint_disks.iter().map(String::as_str).collect();
+    let known = machine.checkpoints().is_ok_and(|names| names.iter().any(|known| known == name));
+    if !known && let Err(error) = machine.redefine_checkpoint(name, &disks) {
+        tracing::warn!("{error}");
+    }
+}
+
 /// The checkpoints of a chain but the newest.
 fn superseded(machine: &Machine, chain: &str, newest: &str) -> Result<Vec<String>> {
     let names = match machine.checkpoints() {
@@ -310,14 +355,19 @@ fn superseded(machine: &Machine, chain: &str, newest: &str) -> Result<Vec<String
     Ok(names.into_iter().filter(|name| name.starts_with(chain) && name != newest).collect())
 }
 
-/// libvirt killed in the middle of the begin may have made the bitmaps and not known the checkpoint yet.
+/// Deletes a checkpoint with its bitmaps, wherever they are known.
 fn delete_known_or_not(machine: &Machine, name: &str, state: &CaptureState) -> Result<bool> {
+    if !machine.is_running()? {
+        return delete_off(machine, name, state);
+    }
     if machine.delete_checkpoint(name)? {
         return Ok(true);
     }
-    if state.checkpoint.as_deref() != Some(name) || !machine.is_running()? {
+    if state.checkpoint.as_deref() != Some(name) {
         return Ok(false);
     }
+    // libvirt killed in the middle of the begin may have made the bitmaps and not known the checkpoint yet; those of a machine
+    // that was off it never knew.
     let disks: Vec<&str> = state.checkpoint_disks.iter().map(String::as_str).collect();
     match machine.redefine_checkpoint(name, &disks) {
         Ok(()) => machine.delete_checkpoint(name),
@@ -327,6 +377,51 @@ fn delete_known_or_not(machine: &Machine, name: &str, state: &CaptureState) -> R
             Ok(false)
         }
     }
+}
+
+/// libvirt deletes no checkpoint of a machine that is off: the bitmaps are taken out of the images, then it forgets the name.
+fn delete_off(machine: &Machine, name: &str, state: &CaptureState) -> Result<bool> {
+    let mut images = images_of(state);
+    for disk in machine.definition(Which::Inactive)?.disks {
+        let source = machine.resolve(&disk.source)?;
+        if disk.keeps_bitmaps()
+            && let Some(path) = source.path()
+        {
+            images.insert(path.to_owned());
+        }
+    }
+    let removed = remove_bitmaps(&images, name)?;
+    let known = machine.checkpoints()?.iter().any(|known| known == name);
+    if known {
+        machine.forget_checkpoint(name)?;
+    }
+    Ok(known || removed)
+}
+
+/// The topmost images of a capture that can hold bitmaps.
+fn images_of(state: &CaptureState) -> BTreeSet<PathBuf> {
+    let tops = state.disks.iter().filter_map(|disk| disk.image.first());
+    tops.filter(|top| top.format == "qcow2" && top.inode != 0).map(|top| PathBuf::from(&top.path)).collect()
+}
+
+/// Takes a bitmap out of each of these images that has it; says whether one had.
+fn remove_bitmaps(images: &BTreeSet<PathBuf>, name: &str) -> Result<bool> {
+    let mut removed = false;
+    for path in images.iter().filter(|path| path.exists()) {
+        let found = images::read_layers(path, "qcow2");
+        let has = |layers: &[images::ImageLayer]| {
+            layers.first().is_some_and(|top| top.bitmaps.iter().any(|b| b.name == name))
+        };
+        match found {
+            Ok(layers) if has(&layers) => {
+                images::remove_bitmap(path, name)?;
+                removed = true;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!("{error}"),
+        }
+    }
+    Ok(removed)
 }
 
 /// A job without a state: ours if its socket is, and then nobody reads from it any more.

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,9 @@ pub struct ImageIdentity {
     pub size_bytes: u64,
     /// When it was last written, in nanoseconds since 1970.
     pub modified_ns: i64,
+    /// When the file was made, where the file system knows: a number there is given again after the file is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub born_ns: Option<i64>,
 }
 
 /// One layer of an image.
@@ -87,7 +91,37 @@ pub fn identify(path: &Path, format: &str) -> Result<ImageIdentity> {
         inode: if block { found.rdev() } else { found.ino() },
         size_bytes: found.size(),
         modified_ns: found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec()),
+        born_ns: born_ns(&found),
     })
+}
+
+fn born_ns(found: &fs::Metadata) -> Option<i64> {
+    let since = found.created().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_nanos()).ok()
+}
+
+/// Puts a bitmap into a qcow2 image: from now on it records. QEMU's own image locks refuse it when anybody has the image open.
+pub fn add_bitmap(path: &Path, name: &str) -> Result<()> {
+    qemu_img_bitmap("--add", path, name)
+}
+
+/// Takes a bitmap out of a qcow2 image, whatever state it is in. Refused when anybody has the image open.
+pub fn remove_bitmap(path: &Path, name: &str) -> Result<()> {
+    qemu_img_bitmap("--remove", path, name)
+}
+
+fn qemu_img_bitmap(action: &str, path: &Path, name: &str) -> Result<()> {
+    let output = Command::new("qemu-img")
+        .args(["bitmap", action, "-f", "qcow2", "--"])
+        .arg(path)
+        .arg(name)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| failed(path, error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(path, String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    Ok(())
 }
 
 #[derive(Deserialize)]

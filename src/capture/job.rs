@@ -15,6 +15,7 @@ use super::definition::{Definition, child, children, parse_xml};
 use super::error::{Context, Error, Meaning, Result};
 use super::ffi;
 use super::machine::{Machine, Which};
+use crate::steps::{self, Step};
 
 /// How long a job may take to end after it was told to; it takes 15 ms, and longer on a machine under load.
 const END_PATIENCE: Duration = Duration::from_secs(30);
@@ -102,8 +103,14 @@ impl Machine {
         if let (FreezeMode::Required, Some(reason)) = (freeze.mode, &note) {
             return Err(Error::FreezeFailed { machine: self.name().to_owned(), reason: reason.clone() });
         }
+        if guest.is_some() {
+            steps::reached(Step::Frozen);
+        }
         let captured_at = Local::now().fixed_offset();
         let began = ffi::backup_begin(&self.domain, &backup, checkpoint.as_deref());
+        if began.is_ok() {
+            steps::reached(Step::Begun);
+        }
         let thawed = guest.map_or(Ok(()), agent::FrozenGuest::thaw);
         began.map_err(|error| self.begin_error(&error))?;
         let thaw_note = thawed.as_ref().err().map(ToString::to_string);

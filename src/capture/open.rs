@@ -27,8 +27,9 @@ use super::qemu_nbd::{self, ServeRequest};
 use super::runtime::{self, Runtime};
 use super::state::{
     CaptureFile, CaptureKind, CaptureState, CapturedDisk, CopiedFile, FileRole, Phase, ReadMode, STATE_VERSION,
-    SkippedDisk,
+    ServerProcess, SkippedDisk,
 };
+use crate::steps::{self, Step};
 
 /// How long another command may be busy with the same machine: opening takes seconds at most.
 const MACHINE_LOCK_PATIENCE: Duration = Duration::from_secs(60);
@@ -41,12 +42,14 @@ pub struct OpenRequest {
     /// Disks that are left out for a reason that the caller wants to be remembered.
     pub skipped: Vec<SkippedDisk>,
     /// The name of a checkpoint to make at the same instant, covering the captured disks that can keep a bitmap. A machine
-    /// that is off gets none.
+    /// that is off does not change: it gets one only where a disk that can keep a bitmap has no parent's that can be used.
     pub checkpoint: Option<String>,
     /// Whether to freeze the guest's file systems.
     pub freeze: Freeze,
     /// How long the capture stays open at most.
     pub lease: Duration,
+    /// Whether the capture belongs to this process: when the process is gone, anybody may clear it away.
+    pub owned: bool,
     /// The repository whose chain is continued; only remembered.
     pub repository: Option<String>,
     /// The restore point that is continued; only remembered.
@@ -75,6 +78,7 @@ impl Default for OpenRequest {
             checkpoint: None,
             freeze: Freeze::default(),
             lease: Duration::from_secs(6 * 3600),
+            owned: false,
             repository: None,
             parent_point: None,
             scratch_dir: None,
@@ -98,7 +102,9 @@ impl DiskRequest {
 /// the way and with [`Error::ForeignJob`] when somebody else's backup job is.
 pub fn open_capture(runtime: &Runtime, machine: &Machine, request: &OpenRequest) -> Result<CaptureState> {
     let _lock = lock_machine(runtime, machine)?;
+    steps::reached(Step::MachineLocked);
     close::clear_leftovers_locked(runtime, machine)?;
+    steps::reached(Step::LeftoversCleared);
     if !super::connection::is_local_uri(machine.uri()) {
         return Err(Error::NotLocal { uri: machine.uri().to_owned() });
     }
@@ -125,6 +131,7 @@ pub fn open_capture(runtime: &Runtime, machine: &Machine, request: &OpenRequest)
         undo(runtime, machine, file);
         return Err(error);
     }
+    steps::reached(Step::CaptureOpen);
     file.unlock();
     Ok(state)
 }
@@ -206,6 +213,7 @@ fn new_state(machine: &Machine, definition: &Definition, request: &OpenRequest, 
         job_socket: None,
         scratch_folder: None,
         committed_point: None,
+        owner: request.owned.then(ServerProcess::this),
     }
 }
 
@@ -256,8 +264,7 @@ fn open_running(
     state.scratch_folder = Some(scratch.clone());
     state.disks = running_disks(machine, live, request, &socket, &scratch)?;
     if let Some(name) = &request.checkpoint {
-        let covered: Vec<String> =
-            state.disks.iter().filter(|disk| disk.has_new_bitmap).map(|disk| disk.target.clone()).collect();
+        let covered: Vec<String> = targets_with_new_bitmap(state);
         if !covered.is_empty() {
             state.checkpoint = Some(name.clone());
             state.checkpoint_disks = covered;
@@ -270,6 +277,7 @@ fn open_running(
         runtime::make_qemu_folder(&state.socket_folder, owner)?;
     }
     runtime::make_qemu_folder(&scratch, owner)?;
+    steps::reached(Step::CaptureNoted);
     let begun = begin(machine, request, file, state)?;
     state.captured_at = begun.captured_at;
     state.consistency = begun.consistency;
@@ -329,7 +337,9 @@ fn running_disks(
     let mut disks = Vec::new();
     for (disk, wanted) in wanted_disks(live, request) {
         let info = machine.disk_info(&disk.target)?;
-        let layers = disk.path().map(|path| images::read_layers(path, format_of(disk)));
+        // A volume is the file or device that it is now.
+        let source = machine.resolve(&disk.source).unwrap_or_else(|_| disk.source.clone());
+        let layers = source.path().map(|path| images::read_layers(path, format_of(disk)));
         let keeps_bitmaps = match &layers {
             Some(Ok(layers)) => disk.keeps_bitmaps() && layers.first().is_some_and(|layer| layer.keeps_bitmaps),
             Some(Err(error)) => {
@@ -353,15 +363,15 @@ fn running_disks(
             has_new_bitmap: request.checkpoint.is_some() && keeps_bitmaps,
             scratch: Some(scratch.join(format!("{}.qcow2", disk.target))),
             server: None,
-            image: live_identity(disk),
+            image: live_identity(disk, &source),
         });
     }
     Ok(disks)
 }
 
 /// The image and its layers as the live definition names them, which is what QEMU really has open.
-fn live_identity(disk: &Disk) -> Vec<ImageIdentity> {
-    let top = (&disk.source, format_of(disk));
+fn live_identity(disk: &Disk, source: &Source) -> Vec<ImageIdentity> {
+    let top = (source, format_of(disk));
     let below = disk.backing.iter().map(|layer| (&layer.source, layer.format.as_deref().unwrap_or("raw")));
     std::iter::once(top).chain(below).map(|(source, format)| identity_of(source, format)).collect()
 }
@@ -382,7 +392,15 @@ fn identity_of(source: &Source, format: &str) -> ImageIdentity {
         Source::Volume { pool, volume } => format!("volume:{pool}/{volume}"),
         other => other.kind().to_owned(),
     };
-    ImageIdentity { path: address, format: format.to_owned(), device: 0, inode: 0, size_bytes: 0, modified_ns: 0 }
+    ImageIdentity {
+        path: address,
+        format: format.to_owned(),
+        device: 0,
+        inode: 0,
+        size_bytes: 0,
+        modified_ns: 0,
+        born_ns: None,
+    }
 }
 
 fn wanted_disks<'a>(
@@ -444,14 +462,26 @@ fn bring_back(machine: &Machine, checkpoint: &str, request: &OpenRequest) {
         Ok(names) if !names.iter().any(|name| name == checkpoint) => {}
         _ => return,
     }
-    let disks: Vec<&str> = request
+    let mut disks: Vec<&str> = request
         .disks
         .iter()
         .filter(|disk| disk.parent.as_deref() == Some(checkpoint))
         .map(|disk| disk.target.as_str())
         .collect();
-    if let Err(error) = machine.redefine_checkpoint(checkpoint, &disks) {
+    while !disks.is_empty() {
+        let Err(error) = machine.redefine_checkpoint(checkpoint, &disks) else {
+            return;
+        };
         tracing::debug!("{error}");
+        // One disk without its bitmap does not keep the others from theirs.
+        let Meaning::BitmapBroken { disk: Some(broken) } = error.meaning() else {
+            return;
+        };
+        let before = disks.len();
+        disks.retain(|disk| *disk != broken);
+        if disks.len() == before {
+            return;
+        }
     }
 }
 
@@ -552,25 +582,29 @@ fn open_off(
     state.consistency = Consistency::Offline;
     state.socket_folder = runtime.socket_folder().join(file.id());
     runtime::make_qemu_folder(&state.socket_folder, runtime::our_owner())?;
+    let mut sources = Vec::new();
     for (disk, wanted) in wanted_disks(definition, request) {
-        let captured = off_disk(machine, disk, wanted, &state.socket_folder)?;
-        runtime::check_socket_path(&captured.0.socket)?;
-        state.disks.push(captured.0);
-        // What was begun is known before it begins.
-        file.save(state)?;
+        let off = off_disk(machine, disk, wanted, &state.socket_folder)?;
+        runtime::check_socket_path(&off.captured.socket)?;
+        state.disks.push(CapturedDisk { has_new_bitmap: off.keeps_bitmaps, ..off.captured });
+        sources.push(off.source);
+    }
+    start_chain(request, file, state)?;
+    for (at, source) in sources.into_iter().enumerate() {
+        let disk = &state.disks[at];
         let server = qemu_nbd::serve(&ServeRequest {
             target: disk.target.clone(),
-            source: captured.1,
-            format: format_of(disk).to_owned(),
-            bitmap: captured.2,
-            socket: state.socket_folder.join(&disk.target),
+            source,
+            format: disk.format.clone(),
+            bitmap: disk.parent_checkpoint.clone(),
+            socket: disk.socket.clone(),
             log: file.folder().join(format!("qemu-nbd-{}.log", disk.target)),
             lease: request.lease,
         })?;
-        if let Some(captured) = state.disks.last_mut() {
-            captured.server = Some(server);
-        }
+        state.disks[at].server = Some(server);
+        file.save(state)?;
     }
+    steps::reached(Step::Begun);
     state.captured_at = Local::now().fixed_offset();
     // From the first server on, QEMU's locks keep the machine from starting; before it, it may just have been started.
     if machine.is_running()? {
@@ -589,13 +623,53 @@ fn open_off(
     copy_files(definition, file, state)
 }
 
-/// A disk to be served, its source, and the bitmap to offer.
-fn off_disk(
-    machine: &Machine,
-    disk: &Disk,
-    wanted: &DiskRequest,
-    sockets: &Path,
-) -> Result<(CapturedDisk, Source, Option<String>)> {
+/// Puts new bitmaps into the images of a machine that is off, where a disk that could have one has none to continue: what the
+/// guest writes from its next start on is then known. Entered with `has_new_bitmap` saying which disks could have one.
+fn start_chain(request: &OpenRequest, file: &CaptureFile, state: &mut CaptureState) -> Result<()> {
+    let starts = state.disks.iter().any(|disk| disk.has_new_bitmap && disk.parent_checkpoint.is_none());
+    let name = request.checkpoint.as_ref().filter(|_| starts);
+    match name {
+        Some(name) => {
+            state.checkpoint = Some(name.clone());
+            state.checkpoint_disks = targets_with_new_bitmap(state);
+        }
+        None => state.disks.iter_mut().for_each(|disk| disk.has_new_bitmap = false),
+    }
+    // What is begun is known before it begins: every socket, and every bitmap.
+    file.save(state)?;
+    steps::reached(Step::CaptureNoted);
+    let Some(name) = name else {
+        return Ok(());
+    };
+    for disk in state.disks.iter_mut().filter(|disk| disk.has_new_bitmap) {
+        let Some(image) = disk.image.first() else { continue };
+        if let Err(error) = images::add_bitmap(Path::new(&image.path), name) {
+            // Somebody has it open, or it may not be written: it is read in full next time.
+            tracing::debug!("{error}");
+            disk.has_new_bitmap = false;
+        }
+    }
+    state.checkpoint_disks = targets_with_new_bitmap(state);
+    if state.checkpoint_disks.is_empty() {
+        state.checkpoint = None;
+    }
+    file.save(state)?;
+    steps::reached(Step::BitmapsAdded);
+    Ok(())
+}
+
+fn targets_with_new_bitmap(state: &CaptureState) -> Vec<String> {
+    state.disks.iter().filter(|disk| disk.has_new_bitmap).map(|disk| disk.target.clone()).collect()
+}
+
+/// A disk of a machine that is off, to be served.
+struct OffDisk {
+    captured: CapturedDisk,
+    source: Source,
+    keeps_bitmaps: bool,
+}
+
+fn off_disk(machine: &Machine, disk: &Disk, wanted: &DiskRequest, sockets: &Path) -> Result<OffDisk> {
     if let Some(kind) = &disk.encryption {
         return Err(Error::DiskNotCapturable {
             machine: machine.name().to_owned(),
@@ -644,7 +718,8 @@ fn off_disk(
         server: None,
         image,
     };
-    Ok((captured, source, bitmap))
+    let keeps_bitmaps = disk.keeps_bitmaps() && layers.first().is_some_and(|layer| layer.keeps_bitmaps);
+    Ok(OffDisk { captured, source, keeps_bitmaps })
 }
 
 /// Copies what belongs to this moment and is no disk.

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::definition::Source;
 use super::error::{Error, Result};
-use super::state::ServerProcess;
+use super::state::{ServerProcess, start_ticks};
 
 /// How many clients may read one disk at once.
 const CLIENTS: u32 = 16;
@@ -153,13 +153,6 @@ fn serves(pid: u32, socket: &Path) -> bool {
         is_server |= argument.ends_with(b"qemu-nbd");
         is_server && argument == wanted.as_encoded_bytes()
     })
-}
-
-/// When a process started: field 22 of its `stat`, counted after the name in parentheses.
-fn start_ticks(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
 }
 
 fn joined(option: &str, path: &Path) -> std::ffi::OsString {

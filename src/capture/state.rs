@@ -77,6 +77,9 @@ pub struct CaptureState {
     pub scratch_folder: Option<PathBuf>,
     /// The restore point that was stored from it: it is what makes the checkpoint stay.
     pub committed_point: Option<String>,
+    /// The process that the capture lives and dies with; none for one that outlives its command until its lease ends.
+    #[serde(default)]
+    pub owner: Option<ServerProcess>,
 }
 
 /// How a capture's disks are read.
@@ -144,13 +147,38 @@ pub struct CapturedDisk {
     pub image: Vec<ImageIdentity>,
 }
 
-/// A `qemu-nbd` that we started (under `timeout`, whose number this is).
+/// A process, told from later ones with its number: a `qemu-nbd` that we started (under `timeout`, whose number this is), or
+/// the owner of a capture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerProcess {
     /// The process.
     pub pid: u32,
     /// Its start time in the kernel's ticks, which tells it from a later process with the same number.
     pub started_ticks: u64,
+}
+
+impl ServerProcess {
+    /// This process.
+    pub fn this() -> ServerProcess {
+        let pid = std::process::id();
+        ServerProcess { pid, started_ticks: start_ticks(pid).unwrap_or(0) }
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&self) -> bool {
+        start_ticks(self.pid) == Some(self.started_ticks)
+    }
+}
+
+/// When a process started: field 22 of its `stat`, counted after the name in parentheses. A zombie has ended.
+pub(super) fn start_ticks(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace();
+    if fields.next() == Some("Z") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
 /// A disk that a capture leaves out.
@@ -189,6 +217,11 @@ impl CaptureState {
     /// Whether its lease is over.
     pub fn is_expired(&self) -> bool {
         self.lease_ends_at <= Local::now()
+    }
+
+    /// Whether the process that it belonged to is gone.
+    pub fn is_orphaned(&self) -> bool {
+        self.owner.as_ref().is_some_and(|owner| !owner.is_alive())
     }
 
     /// The disk with this target.
@@ -373,4 +406,22 @@ impl CaptureFile {
 pub fn is_capture_id(name: &str) -> bool {
     name.strip_prefix("c-")
         .is_some_and(|digits| digits.len() == 8 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_told_from_one_that_is_gone() {
+        assert!(ServerProcess::this().is_alive());
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let process = ServerProcess { pid: child.id(), started_ticks: start_ticks(child.id()).unwrap() };
+        let another = ServerProcess { started_ticks: process.started_ticks + 1, ..process.clone() };
+        assert!(process.is_alive() && !another.is_alive());
+        child.kill().unwrap();
+        // Waited for, or still a zombie: it has ended.
+        child.wait().unwrap();
+        assert!(!process.is_alive());
+    }
 }

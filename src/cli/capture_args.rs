@@ -100,6 +100,7 @@ impl CaptureArgs {
             freeze: Freeze { mode, timeout: self.freeze_timeout },
             lease: self.lease,
             scratch,
+            owned: false,
         })
     }
 }

@@ -10,6 +10,7 @@ use crate::capture::{self, CaptureFile, CaptureKind, CaptureState, Hypervisor, R
 use crate::nbd;
 use crate::record;
 use crate::repo::Repository;
+use crate::steps::{self, Step};
 use std::collections::BTreeMap;
 
 /// What a backup works with.
@@ -54,6 +55,7 @@ impl Backup<'_> {
         let before = |error| (error, None);
         self.stop.check().map_err(before)?;
         let open = OpenRepo::shared(self.repo, self.stop).map_err(before)?;
+        steps::reached(Step::RepositoryOpened);
         let state = self.capture(machine, request, &open).map_err(before)?;
         let kind = state.kind;
         let during = |error| (error, Some(kind));
@@ -72,7 +74,9 @@ impl Backup<'_> {
 
     fn capture(&self, machine: &str, request: &SnapshotRequest, open: &OpenRepo) -> Result<CaptureState> {
         let hypervisor = (self.connect)()?;
-        let state = snapshot(self.runtime, &hypervisor.machine(machine)?, request, Some(open))?;
+        // Nobody else can use this capture: it need not wait for its lease when we are killed.
+        let request = SnapshotRequest { owned: true, ..request.clone() };
+        let state = snapshot(self.runtime, &hypervisor.machine(machine)?, &request, Some(open))?;
         hypervisor.close();
         if let Some(note) = &state.freeze_note {
             tracing::info!("{}: not frozen: {note}", state.machine);

@@ -11,6 +11,7 @@ use super::points::{self, PointRef};
 use crate::capture::CapturedDisk;
 use crate::capture::images::ImageIdentity;
 use crate::record::Time;
+use std::collections::BTreeMap;
 
 /// How many points are looked at before a chain is given up for lost.
 const DEPTH: usize = 200;
@@ -24,6 +25,8 @@ pub struct Chain {
     pub checkpoint: String,
     /// What the point says of itself.
     pub manifest: Manifest,
+    /// The disks whose bitmap a later point found wrong, and that point.
+    pub distrusted: BTreeMap<String, String>,
 }
 
 /// What the names of a repository's checkpoints begin with.
@@ -42,14 +45,22 @@ pub fn checkpoint_name(repository: &str, now: Time) -> String {
 pub fn find(open: &OpenRepo, uuid: &str, machine: &str, known: &[String]) -> Result<Option<Chain>> {
     let (all, _) = points::list(&open.repo)?;
     let (named, others): (Vec<_>, Vec<_>) = all.into_iter().rev().partition(|point| point.machine() == machine);
-    let mut newest = None;
+    let (mut newest, mut distrusts) = (None, Vec::new());
     // A machine may have been renamed: its UUID decides.
     for point in named.into_iter().chain(others).take(DEPTH) {
         // A damaged point is no base; verify reports it.
         let Ok(manifest) = points::read_manifest(&open.repo, &open.index, &point) else { continue };
-        let Some(checkpoint) = manifest.checkpoint.clone().filter(|_| manifest.uuid == uuid) else { continue };
+        if manifest.uuid != uuid {
+            continue;
+        }
+        for disk in &manifest.disks {
+            distrusts.extend(disk.distrusts.clone().map(|bitmap| (bitmap, disk.disk.clone(), point.id.short())));
+        }
+        let Some(checkpoint) = manifest.checkpoint.clone() else { continue };
         let is_known = known.contains(&checkpoint);
-        let chain = Chain { point, checkpoint, manifest };
+        let distrusted =
+            distrusts.iter().filter(|d| d.0 == checkpoint).map(|(_, disk, by)| (disk.clone(), by.clone())).collect();
+        let chain = Chain { point, checkpoint, manifest, distrusted };
         if is_known {
             return Ok(Some(chain));
         }
@@ -65,7 +76,8 @@ pub fn mismatch(now: &CapturedDisk, then: &ManifestDisk) -> Option<String> {
     let (Some(top_now), Some(top_then)) = (now.image.first(), before.first()) else {
         return Some("the parent point does not say which image it was of".into());
     };
-    if (&top_now.path, top_now.inode) != (&top_then.path, top_then.inode) {
+    let is_reborn = matches!((top_now.born_ns, top_then.born_ns), (Some(now), Some(then)) if now != then);
+    if (&top_now.path, top_now.inode) != (&top_then.path, top_then.inode) || is_reborn {
         return Some(format!("its image is another file than in the parent point ({} then)", top_then.path));
     }
     let below = |layers: &[ImageIdentity]| -> Vec<(String, u64, u64, i64)> {

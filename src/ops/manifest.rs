@@ -66,6 +66,9 @@ pub struct ManifestDisk {
     /// Whether the point's checkpoint records this disk's changes.
     #[serde(default)]
     pub in_checkpoint: bool,
+    /// The checkpoint whose bitmap of this disk was found wrong: nothing may be continued from it any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distrusts: Option<String>,
     /// When everything of it was last read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_in_full_at: Option<Time>,

@@ -16,6 +16,7 @@ use crate::capture::{CaptureFile, CaptureState, CapturedDisk, Definition};
 use crate::nbd::{NbdUri, UriError};
 use crate::record::{self, Damage};
 use crate::repo::{BlobKind, Content, Id, Node, Snapshot, Writer, WriterOptions, write_tree};
+use crate::steps::{self, Step};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,7 +82,9 @@ pub fn push(
     let read = watched(capture, stop, |stop| {
         capture.disks.iter().map(|disk| reading.disk(disk, stop)).collect::<Result<Vec<_>>>()
     })?;
+    steps::reached(Step::AllRead);
     after_read()?;
+    steps::reached(Step::JobEnded);
 
     let checkpoint = checkpoint_of(capture, base.as_ref(), &read);
     let mut folder = Folder::new(&writer, capture.captured_at);
@@ -102,6 +105,7 @@ pub fn push(
             },
             read_mode: super::discover::read_mode(read.mode).into(),
             read_mode_reason: read.reason.clone(),
+            distrusts: disk.parent_checkpoint.clone().filter(|_| !read.chain_damage.is_empty()),
             read_in_full_at: read.in_full_at,
             read_bytes: read.stored.read_bytes,
             new_bytes: read.stored.new_bytes,
@@ -133,6 +137,7 @@ pub fn push(
 
     writer.finish()?;
     open.check_lock()?;
+    steps::reached(Step::IndexStored);
     stop.check()?;
     let mut snapshot = Snapshot::new(tree, vec![format!("/{}", capture.machine)]);
     snapshot.time = capture.captured_at;
@@ -141,7 +146,9 @@ pub fn push(
     snapshot.tags = vec![TAG.into(), format!("{MACHINE_TAG}{}", capture.machine)];
     snapshot.program_version = program();
     let id = open.repo.save_snapshot(&snapshot)?;
+    steps::reached(Step::PointStored);
     request.file.commit(&id.to_string())?;
+    steps::reached(Step::CommitNoted);
 
     let mut record = points::to_record(&open.repo, &id, &manifest);
     record.capture = Some(capture.id.clone());

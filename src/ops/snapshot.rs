@@ -7,6 +7,7 @@ use crate::capture::machine::Which;
 use crate::capture::runtime::free_bytes;
 use crate::capture::state::SkippedDisk;
 use crate::capture::{CaptureState, Definition, DiskRequest, Freeze, Machine, OpenRequest, Runtime, open_capture};
+use crate::steps::{self, Step};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub struct SnapshotRequest {
     pub lease: Duration,
     /// The folder for what the guest overwrites meanwhile; none is the default.
     pub scratch: Option<PathBuf>,
+    /// Whether the capture ends with this process, whatever its lease.
+    pub owned: bool,
 }
 
 /// Opens a capture. With a repository it continues that repository's chain: a new checkpoint is made in the same instant,
@@ -45,6 +48,7 @@ pub fn snapshot(
         Some(open) => chain::find(open, machine.uuid(), machine.name(), &machine.checkpoints()?)?,
         None => None,
     };
+    steps::reached(Step::ParentFound);
     let now = chrono::Local::now().fixed_offset();
     let request = OpenRequest {
         disks: disks.into_iter().map(|disk| disk_request(disk, chain.as_ref(), open.is_some())).collect(),
@@ -52,6 +56,7 @@ pub fn snapshot(
         checkpoint: open.map(|open| chain::checkpoint_name(open.repo.id(), now)),
         freeze: request.freeze,
         lease: request.lease,
+        owned: request.owned,
         repository: open.map(|open| open.repo.id().to_owned()),
         parent_point: chain.map(|chain| chain.point.id.to_string()),
         scratch_dir: request.scratch.clone(),
@@ -65,6 +70,11 @@ fn disk_request(disk: String, chain: Option<&Chain>, is_chained: bool) -> DiskRe
         return DiskRequest { target: disk, parent: None, full_reason };
     };
     match chain.manifest.disks.iter().find(|known| known.disk == disk) {
+        Some(_) if chain.distrusted.contains_key(&disk) => {
+            let point = &chain.distrusted[&disk];
+            let full_reason = Some(format!("its bitmap was found wrong by point {point}"));
+            DiskRequest { target: disk, parent: None, full_reason }
+        }
         Some(known) if known.in_checkpoint => DiskRequest::since(disk, &chain.checkpoint),
         Some(_) => DiskRequest {
             target: disk,

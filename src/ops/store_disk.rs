@@ -16,6 +16,7 @@ use super::chunk_map::{Chunk, ChunkMap, Geometry, ZERO_BLOB_BYTES};
 use super::{Error, Progress, Result, Stop};
 use crate::nbd::{self, DiskReader, NbdUri, ReadOptions};
 use crate::repo::{self, BlobKind, Writer};
+use crate::steps::{self, Step};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The size of chunks for a disk that has none from an earlier point.
@@ -203,6 +204,7 @@ impl Worker<'_, '_> {
             piece.stored_bytes = stored.stored_bytes;
         }
         self.add(piece);
+        steps::reached(Step::FirstChunk);
         Ok(())
     }
 

@@ -69,6 +69,11 @@ impl Disk {
         }
     }
 
+    /// Its format.
+    pub(super) fn format(&self) -> &str {
+        &self.format
+    }
+
     /// Its target; unless set, `vda`, `vdb` … by order.
     pub fn target(mut self, target: &str) -> Disk {
         self.target = Some(target.to_owned());
@@ -237,7 +242,7 @@ impl<'e> MachineBuilder<'e> {
         }
     }
 
-    fn make_image(&self, disk: &Disk, target: &str) -> (PathBuf, DiskModel) {
+    pub(super) fn make_image(&self, disk: &Disk, target: &str) -> (PathBuf, DiskModel) {
         if let Some(image) = &disk.image {
             return (image.clone(), DiskModel::from_image(image, &disk.format));
         }
@@ -269,7 +274,7 @@ impl<'e> MachineBuilder<'e> {
     }
 }
 
-fn disk_xml(disk: &Disk, target: &str, image: &Path) -> String {
+pub(super) fn disk_xml(disk: &Disk, target: &str, image: &Path) -> String {
     format!(
         "<disk type='file' device='disk'><driver name='qemu' type='{format}' discard='unmap' {driver}/>\
          <source file='{image}'/><target dev='{target}' bus='{bus}'/>{extra}</disk>\n",
@@ -482,7 +487,7 @@ impl<'e> Machine<'e> {
         self.model(target).assert_image_equals(image, format);
     }
 
-    fn change(&self, target: &str, change: impl FnOnce(&mut DiskModel)) {
+    pub(super) fn change(&self, target: &str, change: impl FnOnce(&mut DiskModel)) {
         let mut models = self.models.lock().expect("lock");
         change(models.get_mut(target).expect("no such disk"));
     }
@@ -503,13 +508,41 @@ impl<'e> Machine<'e> {
         *self.monitor.lock().expect("lock") = Some(Monitor { qmp, devices });
     }
 
+    /// Opens the second monitor anew, after a disk came or went.
+    pub(super) fn reconnect(&self) {
+        self.disconnect();
+        self.connect();
+    }
+
+    /// Closes the second monitor: what is written then goes to the images.
+    pub fn disconnect(&self) {
+        self.monitor.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+    }
+
+    /// Notes a disk, new or changed.
+    pub fn put_disk(&mut self, target: &str, image: &Path, format: &str, model: DiskModel) {
+        self.images.insert(target.to_owned(), (image.to_owned(), format.to_owned()));
+        self.models.lock().expect("lock").insert(target.to_owned(), model);
+    }
+
+    /// Notes its new name.
+    pub(super) fn set_name(&mut self, name: &str) {
+        self.name = name.to_owned();
+    }
+
+    /// Forgets a disk.
+    pub(super) fn drop_disk(&mut self, target: &str) {
+        self.images.remove(target);
+        self.models.lock().expect("lock").remove(target);
+    }
+
     fn with_monitor<T>(&self, act: impl FnOnce(&mut Monitor) -> T) -> T {
         let mut monitor = self.monitor.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         act(monitor.as_mut().expect("the machine is off"))
     }
 
     /// One `qemu-io` command: through the monitor if the machine is on, on its image otherwise.
-    fn io(&self, target: &str, command: &str, wanted: &str) -> Result<(), String> {
+    pub(super) fn io(&self, target: &str, command: &str, wanted: &str) -> Result<(), String> {
         if self.monitor.lock().expect("lock").is_none() {
             return self.io_on_image(target, command, wanted);
         }

@@ -21,6 +21,7 @@
 #![allow(dead_code)]
 
 pub mod call;
+pub mod change;
 pub mod guest;
 pub mod libvirt;
 pub mod machine;

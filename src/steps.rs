@@ -1,0 +1,89 @@
+//! The steps of the commit order by name, so that tests can interrupt a run at every one of them.
+//!
+//! A build with debug assertions stops itself (SIGSTOP) at the step that `$KVMB_TEST_STOP_AT` names, once: a test then kills it
+//! there, or cuts the storage off and lets it go on. In a release build [`reached`] is empty.
+
+/// The steps of a backup, in the order in which a run passes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The repository is locked and its index loaded.
+    RepositoryOpened,
+    /// The point to continue is known.
+    ParentFound,
+    /// The machine's lock is taken.
+    MachineLocked,
+    /// What earlier runs left is cleared.
+    LeftoversCleared,
+    /// The capture's state is on disk; nothing has been begun.
+    CaptureNoted,
+    /// The bitmaps of a new chain are in the images of a machine that is off.
+    BitmapsAdded,
+    /// The guest's file systems are frozen.
+    Frozen,
+    /// The job is begun and the checkpoint made, the guest not yet thawed (off: every disk is served).
+    Begun,
+    /// The capture is open, its state says so.
+    CaptureOpen,
+    /// The first chunk of a disk is stored.
+    FirstChunk,
+    /// The last byte of the last disk is read.
+    AllRead,
+    /// The job has ended, or the servers.
+    JobEnded,
+    /// Packs and index are in the repository.
+    IndexStored,
+    /// The snapshot file is in the repository: the point is committed.
+    PointStored,
+    /// The capture's state says that the point is committed.
+    CommitNoted,
+    /// Checkpoints are made known and superseded ones deleted.
+    CheckpointsSettled,
+    /// The capture's state is gone.
+    CaptureForgotten,
+}
+
+impl Step {
+    /// All of them.
+    pub const ALL: [Step; 17] = [
+        Step::RepositoryOpened,
+        Step::ParentFound,
+        Step::MachineLocked,
+        Step::LeftoversCleared,
+        Step::CaptureNoted,
+        Step::BitmapsAdded,
+        Step::Frozen,
+        Step::Begun,
+        Step::CaptureOpen,
+        Step::FirstChunk,
+        Step::AllRead,
+        Step::JobEnded,
+        Step::IndexStored,
+        Step::PointStored,
+        Step::CommitNoted,
+        Step::CheckpointsSettled,
+        Step::CaptureForgotten,
+    ];
+
+    /// Its name: what `$KVMB_TEST_STOP_AT` says.
+    pub fn name(self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// Marks that a step is reached.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn reached(_step: Step) {}
+
+/// Marks that a step is reached; stops there if a test wants that.
+#[cfg(debug_assertions)]
+pub fn reached(step: Step) {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    static STOPPED: AtomicBool = AtomicBool::new(false);
+    let wanted = std::env::var("KVMB_TEST_STOP_AT").is_ok_and(|name| name == step.name());
+    if wanted && !STOPPED.swap(true, Ordering::SeqCst) {
+        // A process may always stop itself.
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+    }
+}

@@ -1,0 +1,158 @@
+//! What becomes of a machine in its life: disks come, go, grow, shrink and change places; its QEMU is started and its
+//! definition is written anew.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::machine::{Machine, disk_xml};
+use super::{Disk, DiskModel, process, wait_until};
+
+impl Machine<'_> {
+    /// Whether its QEMU runs.
+    pub fn is_on(&self) -> bool {
+        self.qemu_pid().is_some()
+    }
+
+    /// Writes zeros without letting clusters go (`write -z`).
+    #[track_caller]
+    pub fn zero_keeping(&self, target: &str, offset: u64, length: u64) {
+        self.io(target, &format!("write -z {offset} {length}"), "wrote ")
+            .unwrap_or_else(|error| panic!("{target}: {error}"));
+        self.change(target, |model| model.zero(offset, length));
+    }
+
+    /// Grows or shrinks a disk, live if the machine is on.
+    #[track_caller]
+    pub fn resize(&self, target: &str, capacity_bytes: u64) {
+        if self.is_on() {
+            self.env().virsh(&["blockresize", self.uuid(), target, &format!("{capacity_bytes}B")]);
+        } else {
+            let size = capacity_bytes.to_string();
+            let image = self.image(target).display().to_string();
+            run("qemu-img", &["resize", "-q", "--shrink", "-f", self.format(target), &image, &size]);
+        }
+        self.change(target, |model| model.resize(capacity_bytes));
+    }
+
+    /// Plugs a disk in, for good and - if the machine is on - at once. A machine without an operating system lets go again
+    /// only of what is on a SCSI bus.
+    #[track_caller]
+    pub fn attach(&mut self, target: &str, disk: Disk) {
+        let disk = disk.target(target);
+        let (image, model) = self.env().machine(self.name()).make_image(&disk, target);
+        let xml = self.env().path(format!("plug-{target}.xml"));
+        fs::write(&xml, disk_xml(&disk, target, &image)).expect("cannot write");
+        let on = self.is_on();
+        let live: &[&str] = if on { &["--live", "--config"] } else { &["--config"] };
+        self.env().virsh(&[&["attach-device", self.uuid(), &xml.display().to_string()], live].concat());
+        self.put_disk(target, &image, disk.format(), model);
+        if on {
+            self.reconnect();
+        }
+    }
+
+    /// Pulls a disk out; its image stays.
+    #[track_caller]
+    pub fn detach(&mut self, target: &str) {
+        let on = self.is_on();
+        let live: &[&str] = if on { &["--live", "--config"] } else { &["--config"] };
+        self.env().virsh(&[&["detach-disk", self.uuid(), target], live].concat());
+        self.drop_disk(target);
+        if on {
+            self.reconnect();
+        }
+    }
+
+    /// From now on a disk is this image (an overlay, another place), its content as before.
+    pub fn moved_to(&mut self, target: &str, image: &Path) {
+        let (format, model) = (self.format(target).to_owned(), self.model(target));
+        self.put_disk(target, image, &format, model);
+        if self.is_on() {
+            self.reconnect();
+        }
+    }
+
+    /// What the image holds is the truth now, after a crash for example. The machine must be off.
+    pub fn believe_image(&self, target: &str) {
+        let image = self.image(target).display().to_string();
+        // A QEMU that was killed holds its locks until its last thread is gone.
+        wait_until("the image is free", Duration::from_secs(10), || {
+            let info = Command::new("qemu-img").args(["info", "-f", self.format(target), &image]).output();
+            info.expect("qemu-img").status.success()
+        });
+        let found = DiskModel::from_image(self.image(target), self.format(target));
+        self.change(target, |model| *model = found);
+    }
+
+    /// QEMU ends as it does when the guest shuts down; libvirt is not asked. Nobody may be reading from it: it would wait.
+    pub fn quit(&self) {
+        self.qmp("quit", serde_json::json!({}));
+        self.disconnect();
+        wait_until("QEMU is gone", Duration::from_secs(20), || !self.is_on());
+    }
+
+    /// Starts it after its QEMU ended by itself, which libvirt finds out first.
+    pub fn start_after_its_end(&self) {
+        self.virsh_settled(&format!("start --paused {}", self.uuid())).assert_stderr_has("not running");
+        self.connect();
+    }
+
+    /// Takes the definition away with what libvirt knows of checkpoints, and defines it anew, changed. The machine must be
+    /// off; without a change it may be on.
+    #[track_caller]
+    pub fn redefine(&self, change: impl FnOnce(String) -> String) {
+        let xml = change(self.definition());
+        self.env().virsh(&["undefine", self.uuid(), "--checkpoints-metadata", "--snapshots-metadata"]);
+        self.env().define_xml(&xml);
+    }
+
+    /// It has another name now (see [`Machine::redefine`]); starts it.
+    pub fn start_paused_as(&mut self, name: &str) {
+        self.set_name(name);
+        self.start_paused();
+    }
+
+    /// The process ids of everything of this test but QEMU: a capture's servers.
+    pub fn servers(&self) -> Vec<i32> {
+        process::of(&self.env().path(""))
+            .iter()
+            .filter(|p| p.command_line.contains("qemu-nbd"))
+            .map(|p| p.pid)
+            .collect()
+    }
+}
+
+impl super::Env {
+    /// Defines a machine.
+    #[track_caller]
+    pub fn define_xml(&self, xml: &str) {
+        let file = tempfile::NamedTempFile::new_in(self.path("tmp")).expect("a file");
+        fs::write(file.path(), xml).expect("cannot write");
+        self.virsh(&["define", &file.path().display().to_string()]);
+    }
+}
+
+/// The bitmaps in a qcow2 image.
+pub fn bitmaps(image: &Path) -> Vec<String> {
+    let output = run("qemu-img", &["info", "-U", "--output=json", "-f", "qcow2", &image.display().to_string()]);
+    let info: serde_json::Value = serde_json::from_str(&output).expect("qemu-img's JSON");
+    let list = info["format-specific"]["data"]["bitmaps"].as_array().cloned().unwrap_or_default();
+    list.iter().map(|bitmap| bitmap["name"].as_str().expect("a name").to_owned()).collect()
+}
+
+/// Runs a program that must succeed; its stdout.
+#[track_caller]
+pub fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A copy of an image beside it.
+pub fn copy_image(image: &Path, name: &str) -> PathBuf {
+    let copy = image.with_file_name(name);
+    fs::copy(image, &copy).expect("cannot copy");
+    copy
+}
