@@ -139,9 +139,17 @@ pub enum ManifestError {
     /// Written by a later kvmb.
     #[error("{MANIFEST} has version {0}; this kvmb knows versions up to {VERSION}")]
     Version(u32),
+    /// A machine's name that cannot be one.
+    #[error("{MANIFEST} names a machine {0:?}")]
+    Machine(String),
     /// A disk that no disk can be.
     #[error("{MANIFEST} describes disk {0:?} wrongly")]
     Disk(String),
+}
+
+/// Whether a name can be the name of a file.
+fn is_plain_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
 }
 
 impl Manifest {
@@ -156,10 +164,14 @@ impl Manifest {
             return Err(ManifestError::Version(version));
         }
         let manifest: Manifest = serde_json::from_slice(json)?;
+        // Names become names of files: whoever wrote the repository must not choose folders by them.
+        if !is_plain_name(&manifest.machine) {
+            return Err(ManifestError::Machine(manifest.machine));
+        }
         for disk in &manifest.disks {
             let zero_blob = super::chunk_map::ZERO_BLOB_BYTES;
             let chunk = u64::from(disk.chunk_bytes);
-            let plain_name = !disk.disk.is_empty() && !disk.disk.contains('/') && disk.disk != "." && disk.disk != "..";
+            let plain_name = is_plain_name(&disk.disk);
             if chunk == 0 || chunk % zero_blob != 0 || chunk > 64 << 20 || disk.capacity_bytes > 1 << 60 || !plain_name
             {
                 return Err(ManifestError::Disk(disk.disk.clone()));
@@ -173,5 +185,35 @@ impl Manifest {
         let mut json = serde_json::to_vec_pretty(self).unwrap_or_default();
         json.push(b'\n');
         json
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(machine: &str, disk: &str, chunk_bytes: u32) -> Vec<u8> {
+        let disk = serde_json::json!({
+            "disk": disk, "capacity_bytes": 1 << 20, "chunk_bytes": chunk_bytes, "format": "raw",
+            "source": { "type": "none" }, "read_mode": "full", "read_bytes": 0, "new_bytes": 0, "stored_bytes": 0,
+        });
+        let manifest = serde_json::json!({
+            "version": 1, "program": "kvmb", "machine": machine, "uuid": "", "host": "", "connect": "",
+            "captured_at": "2026-11-20T12:00:00+01:00", "consistency": "crash", "duration_seconds": 0.0,
+            "disks": [disk], "files": [],
+        });
+        manifest.to_string().into_bytes()
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        assert!(Manifest::parse(&manifest("vm 1", "vda", 1 << 20)).is_ok());
+        for name in ["", ".", "..", "../vm1", "a/b", "/etc/passwd", "a\0b"] {
+            assert!(Manifest::parse(&manifest(name, "vda", 1 << 20)).is_err(), "{name:?}");
+            assert!(Manifest::parse(&manifest("vm1", name, 1 << 20)).is_err(), "{name:?}");
+        }
+        for chunk_bytes in [0, 1, 4096, 3 << 18, 128 << 20] {
+            assert!(Manifest::parse(&manifest("vm1", "vda", chunk_bytes)).is_err(), "{chunk_bytes}");
+        }
     }
 }
