@@ -243,6 +243,7 @@ impl CaptureFile {
     pub fn open_all(runtime: &Runtime) -> Result<Vec<CaptureFile>> {
         let mut files = Vec::new();
         let folder = runtime.state_folder();
+        remove_nameless(folder);
         for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
             let entry = entry.map_err(Error::io("list", folder))?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -398,6 +399,25 @@ impl CaptureFile {
         match fs::metadata(&path) {
             Ok(there) if there.ino() == ours.ino() && there.dev() == ours.dev() => Ok(()),
             _ => Err(Error::NoSuchCapture { name: self.id.clone() }),
+        }
+    }
+}
+
+/// Removes folders of captures whose makers were killed before they named them. A living maker locks its own at once.
+fn remove_nameless(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let is_nameless = name.to_str().and_then(|name| name.strip_prefix('.')).is_some_and(is_capture_id);
+        let is_held = || {
+            let lock = File::open(entry.path().join("lock"));
+            lock.is_ok_and(|lock| flock(lock, FlockOperation::NonBlockingLockExclusive).is_err())
+        };
+        if !is_nameless || is_held() {
+            continue;
+        }
+        thread::sleep(Duration::from_millis(50));
+        if !is_held() {
+            let _ = fs::remove_dir_all(entry.path());
         }
     }
 }
