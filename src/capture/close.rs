@@ -18,7 +18,7 @@ use super::machine::{Machine, PausedReason, State, Which};
 use super::open::{is_domain_folder, lock_machine};
 use super::qemu_nbd;
 use super::runtime::{self, Runtime};
-use super::state::{CaptureFile, CaptureKind, CaptureState, Phase, is_capture_id};
+use super::state::{CaptureFile, CaptureKind, CaptureState, Phase, is_capture_id, remove_nameless};
 use crate::steps::{self, Step};
 
 /// A scratch file system with less room than this is taken for full.
@@ -86,6 +86,7 @@ pub fn clear_leftovers(runtime: &Runtime, machine: &Machine) -> Result<Vec<Close
 }
 
 pub(super) fn clear_leftovers_locked(runtime: &Runtime, machine: &Machine) -> Result<Vec<Closed>> {
+    remove_nameless(runtime);
     let mut all = Vec::new();
     for file in CaptureFile::open_all(runtime)? {
         let state = match file.load() {
@@ -470,6 +471,7 @@ fn capture_of_socket(runtime: &Runtime, socket: &Path) -> Option<String> {
 
 /// Removes the folders of captures whose owner was killed before it had done anything.
 pub fn clear_stateless(runtime: &Runtime) -> Result<()> {
+    remove_nameless(runtime);
     for file in CaptureFile::open_all(runtime)? {
         if matches!(file.load(), Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound) {
             remove_stateless(file)?;

@@ -243,7 +243,6 @@ impl CaptureFile {
     pub fn open_all(runtime: &Runtime) -> Result<Vec<CaptureFile>> {
         let mut files = Vec::new();
         let folder = runtime.state_folder();
-        remove_nameless(folder);
         for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
             let entry = entry.map_err(Error::io("list", folder))?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -404,8 +403,8 @@ impl CaptureFile {
 }
 
 /// Removes folders of captures whose makers were killed before they named them. A living maker locks its own at once.
-fn remove_nameless(folder: &Path) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+pub(super) fn remove_nameless(runtime: &Runtime) {
+    for entry in fs::read_dir(runtime.state_folder()).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let is_nameless = name.to_str().and_then(|name| name.strip_prefix('.')).is_some_and(is_capture_id);
         let is_held = || {
