@@ -304,7 +304,7 @@ fn job_socket(runtime: &Runtime, machine: &Machine, live: &Definition, id: &str)
 }
 
 /// `…/lib/qemu/domain-<id>-<name>`, where libvirt shortens long names.
-fn domain_folder(machine: &Machine) -> Option<PathBuf> {
+pub(super) fn domain_folder(machine: &Machine) -> Option<PathBuf> {
     let library = match machine.uri().split_once("root=") {
         Some((_, root)) => {
             let root = root.split('&').next().unwrap_or(root);
