@@ -225,6 +225,7 @@ fn words(finding: &Finding, shell: &Shell) -> Words {
                 format!("its bitmap {} is lost or was not closed properly: it cannot tell what changed", bitmap.name),
             );
             let checkpoint = quoted(&bitmap.name);
+            let forget = shell.virsh(&format!("checkpoint-delete --metadata {name} {checkpoint}"));
             match (&bitmap.image, is_on) {
                 _ if bitmap.name.starts_with(crate::capture::checkpoint::PREFIX) => {
                     broken.hint(format!("kvmb backup {name} reads the disk in full once and clears it"))
@@ -232,8 +233,10 @@ fn words(finding: &Finding, shell: &Shell) -> Words {
                 (Some(image), false) => {
                     broken.hint(format!("qemu-img bitmap --remove -f qcow2 {} {checkpoint}", quoted_path(Some(image))))
                 }
-                (_, true) => broken.hint(shell.virsh(&format!("checkpoint-delete {name} {checkpoint}"))),
-                (None, false) => broken.hint(shell.virsh(&format!("checkpoint-delete --metadata {name} {checkpoint}"))),
+                (None, false) => broken.hint(forget),
+                // libvirt deletes only what is still there.
+                (_, true) => broken
+                    .hint(format!("{} || {forget}", shell.virsh(&format!("checkpoint-delete {name} {checkpoint}")))),
             }
         }
     }
