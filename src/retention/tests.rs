@@ -1,7 +1,7 @@
 //! Dates by hand, and what must hold for any dates. `tests/retention.rs` asks restic about the same.
 
 use super::*;
-use chrono::{LocalResult, Utc};
+use chrono::{FixedOffset, LocalResult};
 use proptest::prelude::*;
 
 /// Central European time as it is in 2026: summer from 29 March to 25 October, both at 1:00 UTC.
