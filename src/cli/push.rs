@@ -2,7 +2,7 @@
 
 use crate::capture::{CaptureFile, Runtime};
 use crate::cli::Context;
-use crate::cli::capture_args::AuditArgs;
+use crate::cli::capture_args::{AuditArgs, LimitReadArgs};
 use crate::cli::capture_stream::CaptureStream;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::input::stdin_records;
@@ -11,6 +11,7 @@ use crate::cli::session::{About, Session};
 use crate::ops::Error;
 use crate::ops::open_repo::OpenRepo;
 use crate::ops::push::{PushRequest, Trust, push};
+use crate::pace::Pace;
 use crate::record::{Disk, Point, Record};
 use crate::repo::Repository;
 
@@ -28,6 +29,9 @@ pub struct PushArgs {
 
     #[command(flatten)]
     audit: AuditArgs,
+
+    #[command(flatten)]
+    limit: LimitReadArgs,
 }
 
 impl PushArgs {
@@ -37,6 +41,7 @@ impl PushArgs {
         // Opened at the first complete machine; when that fails, every machine fails, and `release` hears of each.
         let mut place: Option<Result<(Runtime, Repository), CliError>> = None;
         let mut broken = None;
+        let pace = self.limit.pace(context);
         for record in records {
             let record = match record {
                 Ok(record) => record,
@@ -56,7 +61,7 @@ impl PushArgs {
                         continue;
                     };
                     if let Some(disks) = stream.add(&capture, disk) {
-                        self.push_machine(context, &capture, disks, &stream, &mut place, session);
+                        self.push_machine(context, &capture, disks, &stream, pace.as_ref(), &mut place, session);
                     }
                 }
                 Record::Point(_) => {
@@ -86,6 +91,7 @@ impl PushArgs {
         capture: &str,
         disks: Vec<Disk>,
         stream: &CaptureStream,
+        pace: Option<&Pace>,
         place: &mut Option<Result<(Runtime, Repository), CliError>>,
         session: &mut Session,
     ) {
@@ -99,7 +105,7 @@ impl PushArgs {
         let opened = place.get_or_insert_with(|| Ok((context.runtime()?, self.repo.open_or_create_default(context)?)));
         let pushed = match opened {
             Ok((runtime, repo)) => {
-                push_capture(context, runtime, repo, self.audit.trust(), capture, disks).map_err(CliError::from)
+                push_capture(context, runtime, repo, (self.audit.trust(), pace), capture, disks).map_err(CliError::from)
             }
             Err(error) => Err(CliError { code: error.code, message: error.message.clone(), hint: error.hint.clone() }),
         };
@@ -114,7 +120,7 @@ fn push_capture(
     context: &Context,
     runtime: &Runtime,
     repo: &Repository,
-    trust: Trust,
+    (trust, pace): (Trust, Option<&Pace>),
     capture: &str,
     disks: Vec<Disk>,
 ) -> Result<Point, Error> {
@@ -132,7 +138,7 @@ fn push_capture(
         return Err(Error::CaptureIncomplete { capture: state.id, arrived, expected });
     }
     let sha256 = disks.into_iter().filter_map(|disk| Some((disk.disk, disk.sha256?))).collect();
-    let request = PushRequest { file: &file, capture: &state, sha256, trust };
+    let request = PushRequest { file: &file, capture: &state, sha256, trust, pace };
     let open = OpenRepo::shared(repo, &context.stop)?;
     push(&open, &request, &context.monitor, &context.stop, &mut || Ok(()))
 }
