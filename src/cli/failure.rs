@@ -96,7 +96,7 @@ impl Code {
 }
 
 /// An error on its way to the user.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct CliError {
     /// Its kind.
     pub code: Code,
