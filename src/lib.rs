@@ -11,6 +11,7 @@
 //! | [`nbd`] | reading disks: the NBD client |
 //! | [`repo`] | restic's repository format, version 2 |
 //! | [`capture`] | libvirt and QEMU: the moment of capture |
+//! | [`schedule`] | when backups run: crontab(5) expressions |
 //! | [`ops`] | the workflows on all of these, without a terminal |
 //! | [`cli`] | one file a subcommand; alone knows the terminal and the environment |
 
@@ -20,5 +21,6 @@ pub mod nbd;
 pub mod ops;
 pub mod record;
 pub mod repo;
+pub mod schedule;
 pub mod steps;
 pub mod storage;
