@@ -12,6 +12,7 @@
 //! | [`repo`] | restic's repository format, version 2 |
 //! | [`capture`] | libvirt and QEMU: the moment of capture |
 //! | [`schedule`] | when backups run: crontab(5) expressions |
+//! | [`retention`] | which points to keep: pure rules |
 //! | [`ops`] | the workflows on all of these, without a terminal |
 //! | [`cli`] | one file a subcommand; alone knows the terminal and the environment |
 
@@ -22,5 +23,6 @@ pub mod ops;
 pub mod record;
 pub mod repo;
 pub mod schedule;
+pub mod retention;
 pub mod steps;
 pub mod storage;
