@@ -22,7 +22,7 @@ pub mod nbd;
 pub mod ops;
 pub mod record;
 pub mod repo;
-pub mod schedule;
 pub mod retention;
+pub mod schedule;
 pub mod steps;
 pub mod storage;
