@@ -12,6 +12,7 @@
 //! | [`nbd`] | reading disks: the NBD client |
 //! | [`repo`] | restic's repository format, version 2 |
 //! | [`capture`] | libvirt and QEMU: the moment of capture |
+//! | [`schedule`] | when backups run: crontab(5) expressions |
 //! | [`retention`] | which points to keep: pure rules |
 //! | [`ops`] | the workflows on all of these, without a terminal |
 //! | [`cli`] | one file a subcommand; alone knows the terminal and the environment |
@@ -24,5 +25,6 @@ pub mod pace;
 pub mod record;
 pub mod repo;
 pub mod retention;
+pub mod schedule;
 pub mod steps;
 pub mod storage;
