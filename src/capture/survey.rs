@@ -172,22 +172,18 @@ pub fn missing_programs() -> Vec<&'static str> {
 impl Hypervisor {
     /// Looks at the host.
     pub fn survey(&self) -> Result<HostSurvey> {
-        let capabilities = self
-            .connect
-            .capabilities()
-            .context(|| "ask libvirt what the host can do".to_owned())
-            .and_then(read_secmodels);
-        let (confined_by, qemu_owner) = capabilities.unwrap_or_else(|error| {
+        let capabilities = self.connect.capabilities().context(|| "ask libvirt what the host can do".to_owned());
+        let security = capabilities.and_then(|xml| read_security(&xml)).unwrap_or_else(|error| {
             tracing::debug!("{error}");
-            (None, None)
+            Security::default()
         });
         Ok(HostSurvey {
             uri: self.uri().to_owned(),
             is_local: self.is_local(),
             libvirt: self.libvirt_version()?,
             qemu: self.qemu_version().ok(),
-            confined_by,
-            qemu_owner,
+            confined_by: security.confined_by,
+            qemu_owner: security.qemu_owner,
         })
     }
 }
@@ -373,24 +369,27 @@ fn confines(model: &str) -> bool {
     matches!(model, "apparmor" | "selinux")
 }
 
-/// The security module of the host's machines, and QEMU's user and group.
-fn read_secmodels(capabilities: String) -> Result<(Option<String>, Option<(u32, u32)>)> {
-    let document = parse_xml(&capabilities)?;
-    let Some(host) = child(document.root_element(), "host") else {
-        return Ok((None, None));
-    };
-    let (mut confined_by, mut owner) = (None, None);
-    for secmodel in children(host, "secmodel") {
+/// How the host's machines are secured.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Security {
+    confined_by: Option<String>,
+    qemu_owner: Option<(u32, u32)>,
+}
+
+fn read_security(capabilities: &str) -> Result<Security> {
+    let document = parse_xml(capabilities)?;
+    let mut security = Security::default();
+    for secmodel in child(document.root_element(), "host").into_iter().flat_map(|host| children(host, "secmodel")) {
         match child(secmodel, "model").and_then(|model| model.text()) {
-            Some(model) if confines(model) => confined_by = Some(model.to_owned()),
+            Some(model) if confines(model) => security.confined_by = Some(model.to_owned()),
             Some("dac") => {
-                let labels = children(secmodel, "baselabel").filter_map(|label| label.text());
-                owner = labels.filter_map(|label| parse_owner(label)).next();
+                let mut labels = children(secmodel, "baselabel").filter_map(|label| label.text());
+                security.qemu_owner = labels.find_map(parse_owner);
             }
             _ => {}
         }
     }
-    Ok((confined_by, owner))
+    Ok(security)
 }
 
 #[cfg(test)]
@@ -405,9 +404,10 @@ mod tests {
                  <doi>0</doi><baselabel type='kvm'>+64055:+109</baselabel></secmodel></host></capabilities>"
             )
         };
-        let read = |model: &str| read_secmodels(capabilities(model)).unwrap();
-        assert_eq!(read("apparmor"), (Some("apparmor".into()), Some((64055, 109))));
-        assert_eq!(read("none"), (None, Some((64055, 109))));
-        assert_eq!(read_secmodels("<capabilities/>".into()).unwrap(), (None, None));
+        let read = |model: &str| read_security(&capabilities(model)).unwrap();
+        let qemu_owner = Some((64055, 109));
+        assert_eq!(read("apparmor"), Security { confined_by: Some("apparmor".into()), qemu_owner });
+        assert_eq!(read("none"), Security { confined_by: None, qemu_owner });
+        assert_eq!(read_security("<capabilities/>").unwrap(), Security::default());
     }
 }
