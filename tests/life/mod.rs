@@ -68,6 +68,8 @@ struct Repo {
     points: Vec<(String, BTreeMap<String, String>)>,
     /// The disks of which the next backup must read only what changed.
     continues: BTreeSet<String>,
+    /// Disks that were cut short since its last checkpoint: a bitmap cannot know, and may be caught.
+    cut: BTreeSet<String>,
 }
 
 /// Machine, repositories and chance.
@@ -78,15 +80,18 @@ pub struct Life<'e> {
     random: StdRng,
     /// A run was killed, and nobody has cleared up after it.
     has_leftovers: bool,
-    /// Disks that were cut short: a bitmap cannot know, and may be caught.
-    cut: BTreeSet<String>,
     kills_libvirtd: bool,
 }
 
 impl<'e> Life<'e> {
     /// A machine with a qcow2 image of a round and one of an odd size, and a raw one; on.
     pub fn begin(env: &'e Env, story: &Story) -> Life<'e> {
-        let repo = |name: &str| Repo { path: init_at(env, name), points: Vec::new(), continues: BTreeSet::new() };
+        let repo = |name: &str| Repo {
+            path: init_at(env, name),
+            points: Vec::new(),
+            continues: BTreeSet::new(),
+            cut: BTreeSet::new(),
+        };
         let repos = vec![repo("a"), repo("b")];
         let machine = env
             .machine("vm")
@@ -96,7 +101,7 @@ impl<'e> Life<'e> {
             .disk(Disk::raw(2 * MIB + SECTOR))
             .start_paused();
         let random = StdRng::seed_from_u64(story.seed);
-        Life { env, machine, repos, random, has_leftovers: false, cut: BTreeSet::new(), kills_libvirtd: false }
+        Life { env, machine, repos, random, has_leftovers: false, kills_libvirtd: false }
     }
 
     /// Its libvirt is a daemon, which is killed as well.
@@ -233,8 +238,10 @@ impl<'e> Life<'e> {
         match self.machine.try_resize(&disk, capacity) {
             Ok(()) => {
                 if capacity < before {
-                    self.cut.insert(disk.clone());
                     self.forget(|name| name == disk);
+                    self.repos.iter_mut().for_each(|repo| {
+                        repo.cut.insert(disk.clone());
+                    });
                 }
                 format!("{disk}: {before} bytes, now {capacity}")
             }
@@ -251,7 +258,6 @@ impl<'e> Life<'e> {
         let image = Disk::qcow2(size * MIB).bus("scsi");
         self.machine.attach(disk, image);
         self.forget(|name| name == disk);
-        self.cut.remove(disk);
         format!("{disk} plugged in")
     }
 
@@ -315,12 +321,12 @@ impl<'e> Life<'e> {
     /// A finished backup of the machine as it is now.
     fn accept(&mut self, at: usize, output: Output, args: &[&str]) {
         // A disk that was cut short and grown again may be caught with a bitmap that could not know.
-        let output = if self.cut.is_empty() || output.code() != 4 { output.assert_ok() } else { output };
+        let output = if self.repos[at].cut.is_empty() || output.code() != 4 { output.assert_ok() } else { output };
         let point = output.record_of("point");
         if output.code() == 4 {
             for damage in point["chain_damage"].as_array().expect("damage") {
                 let disk = damage["disk"].as_str().expect("a disk");
-                assert!(self.cut.contains(disk), "the bitmap of {disk} was caught lying: {point:#}");
+                assert!(self.repos[at].cut.contains(disk), "the bitmap of {disk} was caught lying: {point:#}");
             }
         }
         for disk in self.repos[at].continues.iter().filter(|_| !args.contains(&"--full")) {
@@ -330,10 +336,15 @@ impl<'e> Life<'e> {
         self.keep(at, &point, &models);
         self.has_leftovers = false;
         self.env.assert_nothing_left();
-        let damaged = output.code() == 4;
         let machine = &self.machine;
+        let repo = &mut self.repos[at];
+        // One that is off makes no checkpoint: the next backup goes by the one of before.
+        if machine.is_on() {
+            repo.cut.clear();
+        }
         let bitmaps = machine.targets().into_iter().filter(|disk| machine.format(disk) == "qcow2");
-        self.repos[at].continues = if damaged { BTreeSet::new() } else { bitmaps.collect() };
+        let trusted = bitmaps.filter(|disk| output.code() != 4 && !repo.cut.contains(disk));
+        repo.continues = trusted.collect();
         if self.machine.is_on() {
             assert_eq!(self.machine.status(), "prelaunch", "the machine is not as it was");
         }
