@@ -2,6 +2,8 @@
 //!
 //! One file a subcommand: its arguments, whose doc comments are its help, and a short `run`.
 
+pub mod complete;
+pub mod environment;
 pub mod exit_code;
 pub mod failure;
 pub mod input;
@@ -16,11 +18,13 @@ pub mod table;
 mod backup;
 mod capture_args;
 mod capture_stream;
+mod completions;
 mod disks;
 mod hash;
 mod init;
 mod key;
 mod machine_args;
+mod man;
 mod points;
 mod push;
 mod release;
@@ -46,7 +50,7 @@ use std::io::Write;
 /// an Ansible play, or one 'kvmb backup'. Restore points are kept in a restic repository, which the stock restic program
 /// can list, check, mount and restore as well.
 #[derive(Debug, Parser)]
-#[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true, after_help = after_help())]
+#[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true, subcommand_value_name = "COMMAND", after_help = after_help())]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -74,7 +78,7 @@ pub struct Global {
     /// The libvirt connection, as virsh takes it.
     ///
     /// Without it: $LIBVIRT_DEFAULT_URI, else what libvirt chooses: qemu:///system for root, qemu:///session for others.
-    #[arg(short, long, value_name = "URI", global = true)]
+    #[arg(short, long, value_name = "URI", global = true, add = complete::connections())]
     pub connect: Option<String>,
 
     /// How records are printed.
@@ -115,6 +119,8 @@ enum Command {
     Backup(backup::BackupArgs),
     Init(init::InitArgs),
     Key(key::KeyArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
 }
 
 /// What a command works with.
@@ -142,6 +148,9 @@ impl Context {
 
 /// The whole program: parses, runs, says how it went.
 pub fn main() -> ExitCode {
+    if let Some(code) = complete::answer() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -186,6 +195,8 @@ impl Command {
             Command::Backup(_) => ("backup", Effect::Changes),
             Command::Init(_) => ("init", Effect::Changes),
             Command::Key(_) => ("key", Effect::Changes),
+            Command::Completions(_) => ("completions", Effect::Reads),
+            Command::Man(_) => ("man", Effect::Changes),
         }
     }
 
@@ -203,6 +214,8 @@ impl Command {
             Command::Backup(args) => args.run(context, session),
             Command::Init(args) => args.run(context, session),
             Command::Key(args) => args.run(context, session),
+            Command::Completions(args) => args.run(session),
+            Command::Man(args) => args.run(session),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Which repository, and its password: the flags and variables that mean the same for every command.
 
 use crate::cli::Context;
+use crate::cli::complete;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::prompt;
 use crate::cli::session::say;
@@ -23,7 +24,7 @@ pub struct RepoArgs {
     ///
     /// Without it: $KVMB_REPO, else the repository of this host, /var/lib/kvmb/repo, made on first use with a
     /// generated key file beside it.
-    #[arg(short, long, value_name = "URL", env = "KVMB_REPO", hide_env_values = true)]
+    #[arg(short, long, value_name = "URL", env = "KVMB_REPO", hide_env_values = true, add = complete::repositories())]
     pub repo: Option<String>,
 
     /// A file that holds the repository's password in its first line.
