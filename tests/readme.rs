@@ -226,8 +226,12 @@ fn every_variable_is_in_readme_and_the_manual_and_is_read_somewhere() {
         .flat_map(|path| names(&fs::read_to_string(&path).expect("UTF-8")))
         .filter(|name| name.len() > 5)
         .collect();
-    assert_eq!(VARIABLES.iter().map(|(name, _)| (*name).to_owned()).collect::<BTreeSet<_>>(), read);
-    assert_eq!(names(README), read);
+    assert_eq!(
+        VARIABLES.iter().map(|(name, _)| (*name).to_owned()).collect::<BTreeSet<_>>(),
+        read,
+        "see src/cli/environment.rs"
+    );
+    assert_eq!(names(README), read, "README.md and the sources");
     for (name, meaning) in VARIABLES {
         assert!(README.contains(&format!("| `{name}` | {meaning} |")), "README.md says something else of {name}");
     }
