@@ -20,6 +20,7 @@ mod capture_args;
 mod capture_stream;
 mod completions;
 mod disks;
+mod doctor;
 mod hash;
 mod init;
 mod key;
@@ -121,6 +122,7 @@ enum Command {
     Key(key::KeyArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
+    Doctor(doctor::DoctorArgs),
 }
 
 /// What a command works with.
@@ -197,6 +199,7 @@ impl Command {
             Command::Key(_) => ("key", Effect::Changes),
             Command::Completions(_) => ("completions", Effect::Reads),
             Command::Man(_) => ("man", Effect::Changes),
+            Command::Doctor(_) => ("doctor", Effect::Reads),
         }
     }
 
@@ -216,6 +219,7 @@ impl Command {
             Command::Key(args) => args.run(context, session),
             Command::Completions(args) => args.run(session),
             Command::Man(args) => args.run(session),
+            Command::Doctor(args) => args.run(context, session),
         }
     }
 }
