@@ -5,13 +5,16 @@
 //! Every implementation and every decorator passes the same conformance suite.
 
 pub mod local;
+pub mod sftp;
 pub mod testing;
 mod url;
 
 pub use local::LocalStorage;
+pub use sftp::SftpStorage;
 pub use url::open;
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// What kind of file: decides the folder. The names on disk are restic's
@@ -115,7 +118,15 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A local call failed.
+    /// The server that the place is on, or the way to it.
+    #[error("{source}")]
+    Server {
+        /// The repository's address.
+        url: String,
+        /// What happened.
+        source: Box<sftp::Error>,
+    },
+    /// A call failed, of this host's system or of the server's.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
         /// The verb: "read", "write", "list" …
@@ -131,6 +142,30 @@ impl Error {
     /// Whether the file was simply not there.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Error::NotFound { .. })
+    }
+
+    /// Whether the same call may go well a little later: the way to the place failed, not the place.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Error::Server { source, .. } => source.is_transient(),
+            // A mounted file system of a server has such errors too.
+            Error::Io { source, .. } => matches!(
+                source.kind(),
+                ErrorKind::TimedOut
+                    | ErrorKind::Interrupted
+                    | ErrorKind::WouldBlock
+                    | ErrorKind::ConnectionRefused
+                    | ErrorKind::ConnectionReset
+                    | ErrorKind::ConnectionAborted
+                    | ErrorKind::NotConnected
+                    | ErrorKind::BrokenPipe
+                    | ErrorKind::HostUnreachable
+                    | ErrorKind::NetworkUnreachable
+                    | ErrorKind::NetworkDown
+                    | ErrorKind::StaleNetworkFileHandle
+            ),
+            Error::BadUrl { .. } | Error::NotFound { .. } | Error::TooShort { .. } | Error::NoSpace { .. } => false,
+        }
     }
 }
 
