@@ -1,12 +1,15 @@
 //! How to capture: the flags that `snapshot` and `backup` share.
 
 use crate::capture::{Freeze, FreezeMode};
+use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::path_or_nothing;
 use crate::ops::points::parse_span;
 use crate::ops::push::Trust;
 use crate::ops::snapshot::SnapshotRequest;
+use crate::pace::Pace;
 use clap::{Args, ValueEnum};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -52,6 +55,37 @@ impl AuditArgs {
     pub fn trust(&self) -> Trust {
         Trust { audit: self.audit, ..Trust::default() }
     }
+}
+
+/// How fast disks are read.
+#[derive(Debug, Clone, Args)]
+pub struct LimitReadArgs {
+    /// Read the disks no faster than this many bytes a second, all together: 500K, 10M.
+    #[arg(long, value_name = "RATE", value_parser = rate, help_heading = "Capture")]
+    pub limit_read: Option<NonZeroU32>,
+}
+
+impl LimitReadArgs {
+    /// The limit, which all disks of this run share.
+    pub fn pace(&self, context: &Context) -> Option<Pace> {
+        Some(Pace::new(self.limit_read?, context.stop.flag()))
+    }
+}
+
+/// Bytes a second, with K, M or G for powers of 1024: `500K`, `10M`.
+pub fn rate(text: &str) -> Result<NonZeroU32, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor: u64 = match &text[digits.len()..] {
+        "" => 1,
+        "K" | "k" => 1 << 10,
+        "M" | "m" => 1 << 20,
+        "G" | "g" => 1 << 30,
+        _ => 0,
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    // More than fits is no limit that anybody would notice.
+    let bytes = bytes.filter(|bytes| *bytes > 0).map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX));
+    bytes.and_then(NonZeroU32::new).ok_or_else(|| "bytes a second, as 500K or 10M".to_owned())
 }
 
 /// A share: `5%`, `0.1%`.
@@ -102,5 +136,22 @@ impl CaptureArgs {
             scratch,
             owned: false,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_bytes_a_second() {
+        let read = |text| rate(text).map(NonZeroU32::get).ok();
+        assert_eq!(read("500K"), Some(500 << 10));
+        assert_eq!(read("10M"), Some(10 << 20));
+        assert_eq!(read("1"), Some(1));
+        assert_eq!(read("100G"), Some(u32::MAX));
+        for wrong in ["", "0", "0M", "K", "-1M", "1.5M", "10MB", "10 M", "1é"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
     }
 }

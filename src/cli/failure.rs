@@ -105,7 +105,7 @@ impl Code {
 }
 
 /// An error on its way to the user.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct CliError {
     /// Its kind.
     pub code: Code,
@@ -303,6 +303,10 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
             (Code::Damage, Some("'kvmb verify' says which points are hit"))
         }
         Error::Storage(storage::Error::Server { source, .. }) => explain_server(source),
+        Error::Storage(storage::Error::GaveUp { source, .. }) => match &**source {
+            storage::Error::Server { source, .. } => explain_server(source),
+            _ => (Code::Failed, Some("run it again when the connection is back: what is stored is found and used")),
+        },
         Error::Storage(storage::Error::Io { source, .. }) => explain_io(source),
         Error::LockLost { .. } => (Code::Busy, Some("nothing was committed; run it again")),
         Error::Damaged { kind: storage::FileKind::Config, .. } | Error::ConfigMissing { .. } | Error::NoKey { .. } => (

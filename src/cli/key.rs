@@ -79,7 +79,7 @@ fn exported_mark() -> Result<PathBuf, CliError> {
 }
 
 /// Notes that the default repository's key is kept elsewhere too.
-fn note_exported(repo: &RepoArgs, context: &Context) -> Result<(), CliError> {
+fn note_exported(context: &Context, repo: &RepoArgs) -> Result<(), CliError> {
     let default = DefaultRepo::locate()?;
     if Path::new(&repo.storage(context)?.url()) == default.folder {
         let mark = exported_mark()?;
@@ -107,7 +107,7 @@ impl ExportArgs {
             };
             let written = file.write_all(password.as_bytes()).and_then(|()| file.write_all(b"\n"));
             written.and_then(|()| file.sync_all()).map_err(Error::io("write", &self.file))?;
-            note_exported(&self.repo, context)?;
+            note_exported(context, &self.repo)?;
         }
         session.done(Record::Action(Action {
             action: "key".into(),
@@ -135,7 +135,7 @@ impl AddArgs {
         let known = crate::repo::Repository::open(self.repo.storage(context)?, &new).is_ok();
         if !known && !self.dry_run {
             extra = json!({ "key": repo.add_key(&new)?.to_string() });
-            note_exported(&self.repo, context)?;
+            note_exported(context, &self.repo)?;
         }
         session.done(Record::Action(Action {
             action: "key".into(),

@@ -1,19 +1,23 @@
 //! Which repository, and its password: the flags and variables that mean the same for every command.
 
 use crate::cli::Context;
+use crate::cli::capture_args::{duration, rate};
 use crate::cli::failure::CliError;
 use crate::cli::prompt;
 use crate::cli::secret;
 use crate::cli::session::say;
+use crate::pace::Pace;
 use crate::repo::{Password, Repository};
-use crate::storage::{self, Storage};
+use crate::storage::{self, LimitStorage, Patience, RetryStorage, Storage};
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use std::fs;
 use std::io::Write;
+use std::num::NonZeroU32;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The repository of a command.
 #[derive(Debug, Clone, Default, Args)]
@@ -41,6 +45,13 @@ pub struct RepoArgs {
     /// terminal. With a key that needs no passphrase, or an agent, nothing is asked for.
     #[arg(long, value_name = "FILE", env = "KVMB_SSH_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
     pub ssh_password_file: Option<PathBuf>,
+    /// Write to the repository no faster than this many bytes a second: 500K, 10M.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub limit_upload: Option<NonZeroU32>,
+
+    /// How long to try again when the connection to the repository is lost: 15m unless set.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub retry_for: Option<Duration>,
 }
 
 /// The repository that kvmb makes by itself.
@@ -111,9 +122,16 @@ impl RepoArgs {
         }
     }
 
-    /// The place of the repository. All calls with the same context share its connections.
+    /// The place of the repository: with patience when the connection is bad, and no faster than asked for. All that comes
+    /// of one context shares the connections to a server.
     pub fn storage(&self, context: &Context) -> Result<Arc<dyn Storage>, CliError> {
-        context.storage(&self.url()?, self.ssh_password_file.as_deref())
+        let mut storage = context.storage(&self.url()?, self.ssh_password_file.as_deref())?;
+        let stop = context.stop.flag();
+        if let Some(rate) = self.limit_upload {
+            storage = Arc::new(LimitStorage::new(storage, Arc::new(Pace::new(rate, Arc::clone(&stop)))));
+        }
+        let patience = Patience { known: self.retry_for.unwrap_or(Patience::default().known), ..Patience::default() };
+        Ok(Arc::new(RetryStorage::new(storage, patience, stop)))
     }
 
     /// Opens the repository.

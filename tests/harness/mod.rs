@@ -13,6 +13,7 @@
 //! | [`Env::linux_guest`] | a small Linux with a working guest agent, under software emulation |
 //! | [`Env::restic`] | restic's opinion of a repository |
 //! | [`Env::sshd`] | an SSH server with accounts of its own |
+//! | [`Env::with_libvirtd`] | a libvirtd of the test's own, to be killed and started again |
 //! | [`Env::tmpfs`] | a small file system, to run out of room |
 //! | [`Env::pty`] | kvmb on a terminal |
 //!
@@ -25,6 +26,7 @@ pub mod call;
 pub mod change;
 pub mod guest;
 pub mod libvirt;
+pub mod libvirtd;
 pub mod machine;
 pub mod model;
 pub mod parts;
@@ -66,6 +68,8 @@ pub struct Env {
     folder: PathBuf,
     /// Only one process at a time may open the embedded root.
     libvirt: Mutex<()>,
+    /// Instead of the embedded driver.
+    libvirtd: Option<libvirtd::Libvirtd>,
     machines: AtomicUsize,
     guard: process::Guard,
 }
@@ -82,7 +86,14 @@ impl Env {
             .expect("cannot make the test's folder")
             .keep();
         let guard = process::Guard::start(&folder);
-        let env = Env { name: name.to_owned(), folder, libvirt: Mutex::new(()), machines: AtomicUsize::new(0), guard };
+        let env = Env {
+            name: name.to_owned(),
+            folder,
+            libvirt: Mutex::new(()),
+            libvirtd: None,
+            machines: AtomicUsize::new(0),
+            guard,
+        };
         // QEMU runs as a user of its own: it may pass through, and create sockets where it must.
         set_mode(&env.folder, 0o711);
         for (folder, mode) in [
@@ -141,13 +152,16 @@ impl Env {
         self.path("scratch")
     }
 
-    /// The folder that the embedded libvirt lives in.
+    /// The folder that libvirt lives in.
     pub fn libvirt_root(&self) -> PathBuf {
         self.path("libvirt")
     }
 
     /// The libvirt URI of this world.
     pub fn uri(&self) -> String {
+        if let Some(libvirtd) = &self.libvirtd {
+            return libvirtd.uri();
+        }
         format!("qemu:///embed?root={}", self.libvirt_root().display())
     }
 
@@ -236,7 +250,7 @@ impl Env {
     pub fn leftovers(&self) -> Vec<String> {
         let mut found: Vec<String> = process::of(&self.folder)
             .into_iter()
-            .filter(|p| !p.is("qemu-system-x86_64") && !sshd::is_part(p))
+            .filter(|p| !p.is("qemu-system-x86_64") && !p.is("libvirtd") && !sshd::is_part(p))
             .map(|p| format!("process {}: {}", p.pid, p.command_line))
             .collect();
         let mut folders = vec![self.runtime_dir(), self.scratch_dir()];
