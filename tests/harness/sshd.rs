@@ -138,7 +138,7 @@ impl Sshd {
         let Some(outer) = self.child.lock().expect("lock").as_ref().map(Child::id) else {
             return;
         };
-        for pid in descendants(outer).into_iter().filter_map(|pid| Pid::from_raw(pid)) {
+        for pid in descendants(outer).into_iter().filter_map(Pid::from_raw) {
             let _ = kill_process(pid, signal);
         }
     }
