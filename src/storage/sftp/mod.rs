@@ -7,7 +7,7 @@
 //! | [`route`] | what `ssh_config` makes of an address |
 //! | [`known_hosts`] | which servers are who they say they are |
 //! | [`connection`] | one SSH connection on which nothing waits for ever |
-//! | [`connect`], [`authenticate`] | making one, and logging in |
+//! | [`mod@connect`], [`mod@authenticate`] | making one, and logging in |
 //! | [`files`] | SFTP on it |
 //! | [`posix_rename`] | the one call that the library lacks |
 //! | [`pool`] | several of them |
