@@ -37,9 +37,34 @@ pub struct CaptureArgs {
     #[arg(long, default_value = "6h", value_name = "TIME", value_parser = duration)]
     pub lease: Duration,
 
+    #[command(flatten)]
+    pub scratch: ScratchArgs,
+}
+
+/// Where scratch files go.
+#[derive(Debug, Clone, Args)]
+pub struct ScratchArgs {
     /// The folder for what the guest overwrites while the capture is open; without it /var/lib/kvmb/scratch.
-    #[arg(long, value_name = "DIR", env = "KVMB_SCRATCH", hide_env_values = true, value_parser = path_or_nothing())]
-    pub scratch: Option<PathBuf>,
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "KVMB_SCRATCH",
+        hide_env_values = true,
+        value_parser = path_or_nothing(),
+        help_heading = "Capture"
+    )]
+    scratch: Option<PathBuf>,
+}
+
+impl ScratchArgs {
+    /// The folder, absolute; none is the default.
+    pub fn folder(&self) -> Result<Option<PathBuf>, CliError> {
+        let Some(folder) = self.scratch.as_ref().filter(|folder| !folder.as_os_str().is_empty()) else {
+            return Ok(None);
+        };
+        let absolute = std::path::absolute(folder);
+        absolute.map(Some).map_err(|error| CliError::usage(format!("--scratch {}: {error}", folder.display())))
+    }
 }
 
 /// How far dirty bitmaps are believed.
@@ -120,20 +145,13 @@ impl CaptureArgs {
             FreezeChoice::Never => FreezeMode::Never,
             FreezeChoice::Required => FreezeMode::Required,
         };
-        let scratch = match self.scratch.as_ref().filter(|folder| !folder.as_os_str().is_empty()) {
-            Some(folder) => {
-                let absolute = std::path::absolute(folder);
-                Some(absolute.map_err(|error| CliError::usage(format!("--scratch {}: {error}", folder.display())))?)
-            }
-            None => None,
-        };
         let named = (!self.disk.is_empty()).then(|| self.disk.clone());
         Ok(SnapshotRequest {
             disks: named.or(selected),
             exclude: self.exclude_disk.clone(),
             freeze: Freeze { mode, timeout: self.freeze_timeout },
             lease: self.lease,
-            scratch,
+            scratch: self.scratch.folder()?,
             owned: false,
         })
     }

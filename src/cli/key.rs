@@ -73,16 +73,11 @@ impl KeyArgs {
     }
 }
 
-/// The file beside the default repository that says that its key is not only here.
-fn exported_mark() -> Result<PathBuf, CliError> {
-    Ok(DefaultRepo::locate()?.key_file.with_extension("exported"))
-}
-
 /// Notes that the default repository's key is kept elsewhere too.
 fn note_exported(context: &Context, repo: &RepoArgs) -> Result<(), CliError> {
     let default = DefaultRepo::locate()?;
     if Path::new(&repo.storage(context)?.url()) == default.folder {
-        let mark = exported_mark()?;
+        let mark = default.exported_mark();
         fs::write(&mark, "").map_err(Error::io("write", &mark))?;
     }
     Ok(())

@@ -19,6 +19,7 @@ mod backup;
 mod capture_args;
 mod capture_stream;
 mod disks;
+mod doctor;
 mod hash;
 mod init;
 mod key;
@@ -121,6 +122,7 @@ enum Command {
     Backup(backup::BackupArgs),
     Init(init::InitArgs),
     Key(key::KeyArgs),
+    Doctor(doctor::DoctorArgs),
 }
 
 /// What a command works with.
@@ -211,6 +213,7 @@ impl Command {
             Command::Backup(_) => ("backup", Effect::Changes),
             Command::Init(_) => ("init", Effect::Changes),
             Command::Key(_) => ("key", Effect::Changes),
+            Command::Doctor(_) => ("doctor", Effect::Reads),
         }
     }
 
@@ -228,6 +231,7 @@ impl Command {
             Command::Backup(args) => args.run(context, session),
             Command::Init(args) => args.run(context, session),
             Command::Key(args) => args.run(context, session),
+            Command::Doctor(args) => args.run(context, session),
         }
     }
 }

@@ -70,6 +70,21 @@ impl DefaultRepo {
         Ok(DefaultRepo { folder: base.join("repo"), key_file: base.join("repo.key") })
     }
 
+    /// Whether it has been made.
+    pub fn exists(&self) -> bool {
+        self.folder.join("config").exists()
+    }
+
+    /// The file beside it that says that its key is not only here.
+    pub fn exported_mark(&self) -> PathBuf {
+        self.key_file.with_extension("exported")
+    }
+
+    /// Whether its key was exported or another password was added: else it dies with this host.
+    pub fn is_key_kept_elsewhere(&self) -> bool {
+        self.exported_mark().exists()
+    }
+
     /// Makes the key file, if there is none.
     fn ensure_key(&self) -> Result<(), CliError> {
         let base = self.key_file.parent().unwrap_or(Path::new("/"));
@@ -144,7 +159,7 @@ impl RepoArgs {
     pub fn open_or_create_default(&self, context: &Context) -> Result<Repository, CliError> {
         if !self.is_named() {
             let default = DefaultRepo::locate()?;
-            if !default.folder.join("config").exists() {
+            if !default.exists() {
                 default.ensure_key()?;
                 let password = self.password(context, Purpose::Open)?;
                 let made = Repository::create(self.storage(context)?, &password)?;
