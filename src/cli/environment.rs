@@ -6,6 +6,12 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("KVMB_PASSWORD_FILE", "`--password-file`: the first line is the password"),
     ("KVMB_PASSWORD_COMMAND", "a command whose first line of output is the password"),
     ("KVMB_PASSWORD", "the password itself"),
+    (
+        "KVMB_SSH_PASSWORD_FILE",
+        "`--ssh-password-file`: the first line is what ssh would ask for, an account's password or a key's passphrase",
+    ),
+    ("KVMB_SSH_PASSWORD_COMMAND", "a command whose first line of output is that"),
+    ("KVMB_SSH_PASSWORD", "that itself"),
     ("KVMB_SCRATCH", "`--scratch`: where blocks go that the guest overwrites during a backup"),
     (
         "KVMB_DATA_DIR",
@@ -18,5 +24,6 @@ pub const VARIABLES: &[(&str, &str)] = &[
 /// Variables of others that kvmb minds.
 pub const FOREIGN: &[(&str, &str)] = &[
     ("LIBVIRT_DEFAULT_URI", "the libvirt connection when there is no `--connect`"),
+    ("SSH_AUTH_SOCK", "the ssh agent"),
     ("TZ", "the time zone of times given without an offset, and of those in tables"),
 ];

@@ -3,11 +3,10 @@
 use super::line::Line;
 use crate::capture::machine::Which;
 use crate::capture::{CaptureFile, Hypervisor};
-use crate::cli::progress::Bars;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::{Context, table};
+use crate::ops::Silent;
 use crate::ops::points::{self, PointName, PointRef};
-use crate::ops::{Silent, Stop};
 use crate::record::{Time, steers_terminal};
 use crate::repo::Repository;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter};
@@ -133,7 +132,7 @@ fn promptly<T: Send + 'static>(look_up: impl FnOnce() -> Option<T> + Send + 'sta
 }
 
 fn context(line: &Line) -> Option<Context> {
-    Some(Context { global: line.global()?, stop: Stop::default(), monitor: Bars::new(true) })
+    line.global().map(Context::new)
 }
 
 fn hypervisor(line: &Line) -> Option<Hypervisor> {

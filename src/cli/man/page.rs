@@ -153,9 +153,9 @@ fn environment(text: &mut Text, command: &Command) {
     let read: Vec<_> = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
     let has_repo = read.contains(&"KVMB_REPO");
     let is_root = name(command) == "kvmb";
-    // The password has more sources than its flag.
-    let minds =
-        |variable: &str| is_root || read.contains(&variable) || has_repo && variable.starts_with("KVMB_PASSWORD");
+    // A password has more sources than its flag.
+    let is_password = |variable: &str| variable.contains("_PASSWORD");
+    let minds = |variable: &str| is_root || read.contains(&variable) || has_repo && is_password(variable);
     let own = VARIABLES.iter().filter(|(variable, _)| minds(variable));
     let foreign = FOREIGN.iter().filter(|_| is_root);
     let mut listed = own.chain(foreign).peekable();
