@@ -596,6 +596,8 @@ fn open_off(
     state.kind = CaptureKind::QemuNbd;
     state.consistency = Consistency::Offline;
     state.socket_folder = runtime.socket_folder().join(file.id());
+    // Known before it is there: whoever clears after a kill goes by the state.
+    file.save(state)?;
     runtime::make_qemu_folder(&state.socket_folder, runtime::our_owner())?;
     let mut sources = Vec::new();
     for (disk, wanted) in wanted_disks(definition, request) {

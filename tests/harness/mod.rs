@@ -28,6 +28,7 @@ pub mod libvirt;
 pub mod libvirtd;
 pub mod machine;
 pub mod model;
+pub mod mount;
 pub mod parts;
 pub mod process;
 pub mod pty;
@@ -232,22 +233,20 @@ impl Env {
         Pty::start(self, args)
     }
 
-    /// What kvmb has left behind: processes that are not QEMU machines or ours to know, and files in its runtime folder
-    /// that a capture would own (sockets, state, scratch).
+    /// What kvmb has left behind: processes that are not QEMU machines or ours to know, and what a capture would own in its
+    /// folders (state, sockets, scratch), an empty folder included.
     pub fn leftovers(&self) -> Vec<String> {
         let mut found: Vec<String> = process::of(&self.folder)
             .into_iter()
             .filter(|p| !p.is("qemu-system-x86_64") && !p.is("libvirtd"))
             .map(|p| format!("process {}: {}", p.pid, p.command_line))
             .collect();
-        let mut folders = vec![self.runtime_dir(), self.scratch_dir()];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                    folders.push(entry.path());
-                // A lock file that stays is no leftover: removing one is a race. The filler is our own.
-                } else if entry.path().extension() != Some(OsStr::new("lock")) && entry.file_name() != tmpfs::FILLER {
-                    found.push(format!("file {}", entry.path().display()));
+        for folder in [self.runtime_dir(), self.path("run/kvmb-nbd"), self.scratch_dir()] {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                // A machine's lock file that stays is no leftover: removing one is a race. The filler is our own.
+                if path.extension() != Some(OsStr::new("lock")) && entry.file_name() != tmpfs::FILLER {
+                    found.push(path.display().to_string());
                 }
             }
         }
