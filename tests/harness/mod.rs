@@ -208,14 +208,19 @@ impl Env {
         MachineBuilder::new(self, name)
     }
 
-    /// A small Linux that is up, its guest agent answering.
+    /// A small Linux that is up, its guest agent answering, its disk a raw image.
     pub fn linux_guest(&self, name: &str) -> LinuxGuest<'_> {
-        LinuxGuest::boot(self, name, FreezeMode::Normal)
+        LinuxGuest::boot(self, name, FreezeMode::Normal, "raw")
     }
 
     /// The same, but with an agent that behaves as `freeze` says.
     pub fn linux_guest_that(&self, name: &str, freeze: FreezeMode) -> LinuxGuest<'_> {
-        LinuxGuest::boot(self, name, freeze)
+        LinuxGuest::boot(self, name, freeze, "raw")
+    }
+
+    /// The same, its disk a qcow2 image.
+    pub fn linux_guest_on_qcow2(&self, name: &str, freeze: FreezeMode) -> LinuxGuest<'_> {
+        LinuxGuest::boot(self, name, freeze, "qcow2")
     }
 
     /// restic on a repository, with the password of this world.
