@@ -292,6 +292,11 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
         Error::Storage(storage::Error::NoSpace { .. }) => {
             (Code::NoSpace, Some("make room in the repository; the points that are there are whole"))
         }
+        Error::Storage(storage::Error::Io { action: "find", source, .. })
+            if source.kind() == std::io::ErrorKind::NotFound =>
+        {
+            (Code::NotFound, Some("the repository's folder is gone: is it still mounted?"))
+        }
         // A folder that every repository has.
         Error::Storage(storage::Error::Io { action: "list", source, .. })
             if source.kind() == std::io::ErrorKind::NotFound =>
