@@ -2,6 +2,8 @@
 //!
 //! One file a subcommand: its arguments, whose doc comments are its help, and a short `run`.
 
+pub mod complete;
+pub mod environment;
 pub mod exit_code;
 pub mod failure;
 pub mod input;
@@ -10,17 +12,22 @@ pub mod output;
 pub mod progress;
 pub mod prompt;
 pub mod repo_args;
+pub mod secret;
 pub mod session;
+pub mod ssh_access;
 pub mod table;
 
 mod backup;
 mod capture_args;
 mod capture_stream;
+mod completions;
 mod disks;
+mod doctor;
 mod hash;
 mod init;
 mod key;
 mod machine_args;
+mod man;
 mod points;
 mod push;
 mod release;
@@ -31,6 +38,7 @@ mod vms;
 
 use crate::capture::{Hypervisor, Runtime};
 use crate::ops::Stop;
+use crate::storage::Storage;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use exit_code::ExitCode;
@@ -38,7 +46,10 @@ use failure::CliError;
 use output::{Effect, Format};
 use progress::Bars;
 use session::{About, Session};
+use std::collections::HashMap;
 use std::io::Write;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Back up and restore KVM/libvirt virtual machines.
 ///
@@ -46,7 +57,7 @@ use std::io::Write;
 /// an Ansible play, or one 'kvmb backup'. Restore points are kept in a restic repository, which the stock restic program
 /// can list, check, mount and restore as well.
 #[derive(Debug, Parser)]
-#[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true, after_help = after_help())]
+#[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true, subcommand_value_name = "COMMAND", after_help = after_help())]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -74,7 +85,7 @@ pub struct Global {
     /// The libvirt connection, as virsh takes it.
     ///
     /// Without it: $LIBVIRT_DEFAULT_URI, else what libvirt chooses: qemu:///system for root, qemu:///session for others.
-    #[arg(short, long, value_name = "URI", global = true)]
+    #[arg(short, long, value_name = "URI", global = true, add = complete::connections())]
     pub connect: Option<String>,
 
     /// How records are printed.
@@ -115,6 +126,9 @@ enum Command {
     Backup(backup::BackupArgs),
     Init(init::InitArgs),
     Key(key::KeyArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
+    Doctor(doctor::DoctorArgs),
 }
 
 /// What a command works with.
@@ -126,12 +140,32 @@ pub struct Context {
     pub stop: Stop,
     /// Progress and warnings.
     pub monitor: Bars,
+    /// The places of repositories that were opened, by address.
+    storages: Mutex<HashMap<String, Arc<dyn Storage>>>,
 }
 
 impl Context {
+    /// The context of one command.
+    pub fn new(global: Global) -> Context {
+        let (monitor, stop, storages) = (Bars::new(global.quiet), Stop::default(), Mutex::default());
+        Context { global, stop, monitor, storages }
+    }
+
     /// Opens libvirt, by default the connection of the command line.
     pub fn hypervisor(&self, connect: Option<&str>) -> Result<Hypervisor, CliError> {
         Ok(Hypervisor::open(connect.or(self.global.connect.as_deref()))?)
+    }
+
+    /// The place that a repository's address means; the same one for the same address, with its connections.
+    pub fn storage(&self, url: &str, ssh_password_file: Option<&Path>) -> Result<Arc<dyn Storage>, CliError> {
+        let mut storages = self.storages.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(storage) = storages.get(url) {
+            return Ok(Arc::clone(storage));
+        }
+        let access = ssh_access::access(self, ssh_password_file)?;
+        let storage = crate::storage::open(url, &access).map_err(repo_args::storage_error)?;
+        storages.insert(url.to_owned(), Arc::clone(&storage));
+        Ok(storage)
     }
 
     /// The folders of captures.
@@ -142,6 +176,9 @@ impl Context {
 
 /// The whole program: parses, runs, says how it went.
 pub fn main() -> ExitCode {
+    if let Some(code) = complete::answer() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -157,7 +194,7 @@ pub fn main() -> ExitCode {
     // Before any thread: the environment is about to change.
     crate::capture::quiet_libvirt_log();
     start_log(&cli.global);
-    let context = Context { monitor: Bars::new(cli.global.quiet), global: cli.global, stop: Stop::default() };
+    let context = Context::new(cli.global);
     if let Err(error) = interrupt::install(&context.stop) {
         session::report(&format!("cannot watch for signals: {error}"), None);
         return ExitCode::Failed;
@@ -186,6 +223,9 @@ impl Command {
             Command::Backup(_) => ("backup", Effect::Changes),
             Command::Init(_) => ("init", Effect::Changes),
             Command::Key(_) => ("key", Effect::Changes),
+            Command::Completions(_) => ("completions", Effect::Reads),
+            Command::Man(_) => ("man", Effect::Changes),
+            Command::Doctor(_) => ("doctor", Effect::Reads),
         }
     }
 
@@ -203,6 +243,9 @@ impl Command {
             Command::Backup(args) => args.run(context, session),
             Command::Init(args) => args.run(context, session),
             Command::Key(args) => args.run(context, session),
+            Command::Completions(args) => args.run(session),
+            Command::Man(args) => args.run(session),
+            Command::Doctor(args) => args.run(context, session),
         }
     }
 }

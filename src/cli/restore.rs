@@ -1,6 +1,7 @@
 //! `kvmb restore`
 
 use crate::cli::Context;
+use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::prompt;
@@ -29,7 +30,7 @@ use std::path::PathBuf;
   kvmb restore vm1 --into /mnt/rescue --no-define               without libvirt")]
 pub struct RestoreArgs {
     /// A machine's newest point (NAME), a point by time (NAME@2026-11-20, NAME@-2h), or a point by its id.
-    #[arg(value_name = "POINT|NAME[@TIME]")]
+    #[arg(value_name = "POINT|NAME[@TIME]", add = complete::points())]
     point: Option<String>,
 
     /// Restore as another machine: with this name, a new UUID and new MAC addresses.
@@ -41,11 +42,11 @@ pub struct RestoreArgs {
     into: Option<PathBuf>,
 
     /// A file or block device for one disk: vda=/dev/vg0/vm1 (may be repeated).
-    #[arg(long, value_name = "DISK=PATH", value_parser = disk_path)]
+    #[arg(long, value_name = "DISK=PATH", value_parser = disk_path, add = complete::disk_paths())]
     to: Vec<(String, PathBuf)>,
 
     /// Only this disk, and no definition (may be repeated).
-    #[arg(long, value_name = "DISK")]
+    #[arg(long, value_name = "DISK", add = complete::disks())]
     disk: Vec<String>,
 
     /// The format of the images; without it, the machine's.
@@ -116,7 +117,7 @@ impl RestoreArgs {
         self.restore(context, &repo, &PointName::Plain(point.point), session)
     }
 
-    fn request(&self) -> RestoreRequest {
+    fn request(&self, connect: Option<String>) -> RestoreRequest {
         RestoreRequest {
             as_name: self.as_name.clone(),
             into: self.into.clone(),
@@ -127,6 +128,7 @@ impl RestoreArgs {
                 FormatChoice::Raw => ImageFormat::Raw,
             }),
             define: !self.no_define,
+            connect,
             start: self.start,
             overwrite: self.overwrite,
         }
@@ -159,9 +161,13 @@ impl RestoreArgs {
         session: &mut Session,
     ) -> Result<(), CliError> {
         let opened = points::open_with_damage(repo, index, point)?;
-        let planned = plan(repo, index, &opened, &self.request())?;
-        if planned.define {
-            let hypervisor = context.hypervisor(None)?;
+        let hypervisor = match self.no_define || !self.disk.is_empty() {
+            true => None,
+            false => Some(context.hypervisor(None)?),
+        };
+        let connect = hypervisor.as_ref().map(|hypervisor| hypervisor.uri().to_owned());
+        let planned = plan(repo, index, &opened, &self.request(connect))?;
+        if let Some(hypervisor) = hypervisor {
             refuse_running(&hypervisor, &planned)?;
         }
         if self.dry_run {
@@ -210,7 +216,7 @@ impl RestoreArgs {
         }
         let index = points::load_index_for_reading(&repo, &context.monitor)?;
         let opened = points::open_with_damage(&repo, &index, point)?;
-        let planned = plan(&repo, &index, &opened, &self.request())?;
+        let planned = plan(&repo, &index, &opened, &self.request(None))?;
         for action in planned.actions() {
             say(&format!("  {}: {}", action.target, action.reason));
         }

@@ -12,6 +12,7 @@
 //! | [`model::DiskModel`] | what a disk must hold, kept in memory and compared byte for byte |
 //! | [`Env::linux_guest`] | a small Linux with a working guest agent, under software emulation |
 //! | [`Env::restic`] | restic's opinion of a repository |
+//! | [`Env::sshd`] | an SSH server with accounts of its own |
 //! | [`Env::with_libvirtd`] | a libvirtd of the test's own, to be killed and started again |
 //! | [`Env::tmpfs`] | a small file system, to run out of room |
 //! | [`Env::pty`] | kvmb on a terminal |
@@ -34,6 +35,7 @@ pub mod process;
 pub mod pty;
 pub mod qmp;
 pub mod restic;
+pub mod sshd;
 pub mod tmpfs;
 pub mod writer;
 
@@ -55,6 +57,7 @@ pub use model::DiskModel;
 use machine::MachineBuilder;
 use pty::Pty;
 use restic::Restic;
+use sshd::Sshd;
 use tmpfs::Tmpfs;
 
 /// The password of every repository that a test does not say otherwise about.
@@ -233,9 +236,24 @@ impl Env {
         Tmpfs::mount(self.path(name), size_bytes)
     }
 
+    /// An SSH server on a port of the loopback interface.
+    pub fn sshd(&self) -> Sshd {
+        Sshd::start(self, "")
+    }
+
+    /// The same, with further lines of `sshd_config`.
+    pub fn sshd_with(&self, config: &str) -> Sshd {
+        Sshd::start(self, config)
+    }
+
     /// kvmb on a terminal of 100 columns.
     pub fn pty<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Pty {
-        Pty::start(self, args)
+        Pty::start(self, &self.path("bin/kvmb").display().to_string(), args)
+    }
+
+    /// An interactive shell, or another program, on a terminal of 100 columns.
+    pub fn pty_of<A: AsRef<OsStr>>(&self, program: &str, args: impl IntoIterator<Item = A>) -> Pty {
+        Pty::start(self, program, args)
     }
 
     /// What kvmb has left behind: processes that are not QEMU machines or ours to know, and what a capture would own in its
@@ -243,7 +261,7 @@ impl Env {
     pub fn leftovers(&self) -> Vec<String> {
         let mut found: Vec<String> = process::of(&self.folder)
             .into_iter()
-            .filter(|p| !p.is("qemu-system-x86_64") && !p.is("libvirtd"))
+            .filter(|p| !p.is("qemu-system-x86_64") && !p.is("libvirtd") && !sshd::is_part(p))
             .map(|p| format!("process {}: {}", p.pid, p.command_line))
             .collect();
         for folder in [self.runtime_dir(), self.path("run/kvmb-nbd"), self.scratch_dir()] {
