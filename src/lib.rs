@@ -6,7 +6,7 @@
 //! | layer | what |
 //! | --- | --- |
 //! | [`record`] | what commands say to each other: the wire format, field by field |
-//! | [`steps`] | the steps of a backup by name, for tests that interrupt it at each |
+//! | [`steps`] | the steps of a backup and of a prune by name, for tests that interrupt it at each |
 //! | [`storage`] | where the files of a repository live |
 //! | [`nbd`] | reading disks: the NBD client |
 //! | [`repo`] | restic's repository format, version 2 |

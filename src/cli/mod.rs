@@ -21,7 +21,9 @@ mod hash;
 mod init;
 mod key;
 mod machine_args;
+mod pin;
 mod points;
+mod prune;
 mod push;
 mod release;
 mod restore;
@@ -112,6 +114,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     Restore(restore::RestoreArgs),
     Points(points::PointsArgs),
+    Pin(pin::PinArgs),
+    Prune(prune::PruneArgs),
     Backup(backup::BackupArgs),
     Init(init::InitArgs),
     Key(key::KeyArgs),
@@ -183,6 +187,8 @@ impl Command {
             Command::Verify(_) => ("verify", Effect::Reads),
             Command::Restore(_) => ("restore", Effect::Changes),
             Command::Points(_) => ("points", Effect::Reads),
+            Command::Pin(_) => ("pin", Effect::Changes),
+            Command::Prune(_) => ("prune", Effect::Changes),
             Command::Backup(_) => ("backup", Effect::Changes),
             Command::Init(_) => ("init", Effect::Changes),
             Command::Key(_) => ("key", Effect::Changes),
@@ -200,6 +206,8 @@ impl Command {
             Command::Verify(args) => args.run(context, session),
             Command::Restore(args) => args.run(context, session),
             Command::Points(args) => args.run(context, session),
+            Command::Pin(args) => args.run(context, session),
+            Command::Prune(args) => args.run(context, session),
             Command::Backup(args) => args.run(context, session),
             Command::Init(args) => args.run(context, session),
             Command::Key(args) => args.run(context, session),
