@@ -7,10 +7,12 @@
 //! | --- | --- |
 //! | [`record`] | what commands say to each other: the wire format, field by field |
 //! | [`steps`] | the steps of a backup and of a prune by name, for tests that interrupt it at each |
+//! | [`pace`] | so many bytes a second and no more |
 //! | [`storage`] | where the files of a repository live |
 //! | [`nbd`] | reading disks: the NBD client |
 //! | [`repo`] | restic's repository format, version 2 |
 //! | [`capture`] | libvirt and QEMU: the moment of capture |
+//! | [`schedule`] | when backups run: crontab(5) expressions |
 //! | [`retention`] | which points to keep: pure rules |
 //! | [`ops`] | the workflows on all of these, without a terminal |
 //! | [`cli`] | one file a subcommand; alone knows the terminal and the environment |
@@ -19,8 +21,10 @@ pub mod capture;
 pub mod cli;
 pub mod nbd;
 pub mod ops;
+pub mod pace;
 pub mod record;
 pub mod repo;
 pub mod retention;
+pub mod schedule;
 pub mod steps;
 pub mod storage;

@@ -17,9 +17,11 @@
 //! | [`image_server`] | any image as the guest sees it, for the time of one command |
 //! | [`images`] | image files by their own words: layers, bitmaps, identity |
 //! | [`runtime`] | the folders: state, sockets, scratch files |
+//! | [`tpm`] | where the state of an emulated TPM is |
 //! | [`state`] | what is known of an open capture, on disk |
 //! | [`open`] | opens a capture |
 //! | [`close`] | closes captures, and clears what a killed run left |
+//! | [`survey`] | what a backup would meet, looked at and left as it is |
 //!
 //! # What survives what
 //! The state file is written *before* the job begins and says so ([`state::Phase`]), so that a run killed at any instant
@@ -43,6 +45,8 @@ pub mod rewrite;
 pub mod runtime;
 mod signals;
 pub mod state;
+pub mod survey;
+pub mod tpm;
 
 pub use agent::{Consistency, Freeze, FreezeMode};
 pub use close::{CloseRequest, Closed, clear_leftovers, close_capture};

@@ -12,8 +12,10 @@ use super::scratch_watch::watched;
 use super::store_disk::{Base, CHUNK_BYTES, DiskTask, Outcome, StoredDisk, store_disk};
 use super::{Error, Monitor, Progress, Result, Stop};
 use crate::capture::state::{CaptureKind, FileRole, ReadMode};
+use crate::capture::tpm::FOLDER as TPM_FOLDER;
 use crate::capture::{CaptureFile, CaptureState, CapturedDisk, Definition};
 use crate::nbd::{NbdUri, UriError};
+use crate::pace::Pace;
 use crate::record::{self, Damage};
 use crate::repo::{BlobKind, Content, Id, Node, Snapshot, Writer, WriterOptions, write_tree};
 use crate::steps::{self, Step};
@@ -55,6 +57,8 @@ pub struct PushRequest<'a> {
     pub sha256: BTreeMap<String, String>,
     /// How far the dirty bitmaps are believed.
     pub trust: Trust,
+    /// How fast the disks may be read.
+    pub pace: Option<&'a Pace>,
 }
 
 /// Called when the last byte of the last disk was read: the job may end.
@@ -78,7 +82,8 @@ pub fn push(
     let definition = Definition::parse(&capture.definition_xml).map_err(crate::capture::Error::from)?;
 
     let writer = Writer::new(&open.repo, Arc::clone(&open.index), WriterOptions::default());
-    let reading = Reading { capture, base: base.as_ref(), reference, trust: request.trust, writer: &writer, monitor };
+    let (trust, pace) = (request.trust, request.pace);
+    let reading = Reading { capture, base: base.as_ref(), reference, trust, pace, writer: &writer, monitor };
     let read = watched(capture, stop, |stop| {
         capture.disks.iter().map(|disk| reading.disk(disk, stop)).collect::<Result<Vec<_>>>()
     })?;
@@ -210,6 +215,7 @@ struct Reading<'a> {
     base: Option<&'a OpenPoint>,
     reference: Option<&'a OpenPoint>,
     trust: Trust,
+    pace: Option<&'a Pace>,
     writer: &'a Writer,
     monitor: &'a dyn Monitor,
 }
@@ -223,7 +229,8 @@ impl Reading<'_> {
             .map_err(|error: UriError| Error::DiskMap { disk: disk.target.clone(), reason: error.to_string() })?;
         let label = format!("{}/{}", self.capture.machine, disk.target);
         let progress = self.monitor.start("reading", &label, disk.capacity_bytes);
-        let mut whole = DiskTask { disk: &disk.target, uri: &uri, chunk_bytes: CHUNK_BYTES, base: None };
+        let mut whole =
+            DiskTask { disk: &disk.target, uri: &uri, chunk_bytes: CHUNK_BYTES, base: None, pace: self.pace };
         if let Some(known) = self.reference.and_then(|point| manifest_disk(point, &disk.target)) {
             whole.chunk_bytes = known.chunk_bytes;
         }
@@ -371,9 +378,10 @@ impl<'a> Folder<'a> {
         Ok(())
     }
 
-    /// The firmware variables, kernel and initrd that the capture copied.
+    /// The firmware variables, kernel and initrd that the capture copied, and the TPM's state in a folder of its own.
     fn add_copies(&mut self, file: &CaptureFile, capture: &CaptureState) -> Result<Vec<ManifestFile>> {
         let mut files = Vec::new();
+        let mut tpm = Folder::new(self.writer, self.time);
         for copy in &capture.copies {
             let path = file.folder().join(&copy.name);
             let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
@@ -381,10 +389,18 @@ impl<'a> Folder<'a> {
                 FileRole::Nvram => (Role::Nvram, "nvram"),
                 FileRole::Kernel => (Role::Kernel, "kernel"),
                 FileRole::Initrd => (Role::Initrd, "initrd"),
+                FileRole::Tpm => (Role::Tpm, &*copy.name),
             };
-            self.add_file(name, &bytes)?;
+            match name.strip_prefix(TPM_FOLDER) {
+                Some(inner) => tpm.add_file(inner, &bytes)?,
+                None => self.add_file(name, &bytes)?,
+            }
             let path = copy.origin.to_string_lossy().into_owned();
             files.push(ManifestFile { name: name.into(), role, path, size_bytes: bytes.len() as u64 });
+        }
+        if !tpm.nodes.is_empty() {
+            let subtree = write_tree(self.writer, &tpm.nodes)?;
+            self.nodes.push(Node::dir(TPM_FOLDER.trim_end_matches('/'), self.time, subtree));
         }
         Ok(files)
     }
