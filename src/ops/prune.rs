@@ -102,7 +102,7 @@ impl<'a> Prune<'a> {
         if let Some(snapshot) = unreadable_snapshots.into_iter().next() {
             return Err(damaged(snapshot.error));
         }
-        let (points, unreadable) = judge_points(repo, &index, found, request, now, monitor, stop)?;
+        let Judgement { points, unreadable } = judge_points(repo, &index, found, request, now, monitor, stop)?;
         let forgotten = points.iter().filter(|judged| !judged.verdict.keep).map(|judged| judged.point.id).collect();
         let plan = make_plan(repo, index, request.max_unused, room(repo)?, &forgotten, stop)?;
         steps::reached(Step::PrunePlanned);
@@ -257,6 +257,12 @@ impl Watch {
     }
 }
 
+/// What becomes of the points, and those that nobody can judge.
+struct Judgement {
+    points: Vec<JudgedPoint>,
+    unreadable: Vec<(PointRef, Error)>,
+}
+
 /// The points of one machine, oldest first.
 type Group = Vec<(PointRef, Manifest)>;
 
@@ -268,7 +274,7 @@ fn judge_points(
     now: Time,
     monitor: &dyn Monitor,
     stop: &Stop,
-) -> Result<(Vec<JudgedPoint>, Vec<(PointRef, Error)>)> {
+) -> Result<Judgement> {
     let mut machines: BTreeMap<String, Group> = BTreeMap::new();
     let mut unreadable = Vec::new();
     for point in found {
@@ -317,7 +323,8 @@ fn judge_points(
     }
     let verdicts = judge(request.policy, &candidates, now, &chrono::Local);
     let judged = judged.into_iter().zip(verdicts);
-    Ok((judged.map(|((point, manifest), verdict)| JudgedPoint { point, manifest, verdict }).collect(), unreadable))
+    let points = judged.map(|((point, manifest), verdict)| JudgedPoint { point, manifest, verdict }).collect();
+    Ok(Judgement { points, unreadable })
 }
 
 fn outlives_machine(uuid: &str, group: &Group, request: &PruneRequest) -> bool {

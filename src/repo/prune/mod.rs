@@ -166,7 +166,7 @@ pub struct PrunePlan {
     repo: Repository,
     index: Arc<Index>,
     /// Packs that no index names.
-    unnamed: Vec<(Id, u64)>,
+    unnamed: plan::Unnamed,
     packs: plan::Packs,
     summary: PruneSummary,
 }

@@ -100,6 +100,9 @@ impl Pack {
     }
 }
 
+/// Packs that no index names, with their sizes.
+pub(super) type Unnamed = Vec<(Id, u64)>;
+
 const KINDS: [BlobKind; 2] = [BlobKind::Data, BlobKind::Tree];
 
 pub(super) fn plan(
@@ -108,7 +111,7 @@ pub(super) fn plan(
     files: Vec<FileInfo>,
     max_unused: MaxUnused,
     room_bytes: Option<u64>,
-) -> Result<(Packs, Vec<(Id, u64)>, PruneSummary)> {
+) -> Result<(Packs, Unnamed, PruneSummary)> {
     let mut summary = PruneSummary::default();
     let (mut packs, unnamed) = Packs::find(index, files, &mut summary);
     for kind in KINDS {
@@ -122,7 +125,7 @@ pub(super) fn plan(
 
 impl Packs {
     /// Matches the files with what the index names; the files that it does not name come apart.
-    fn find(index: &Index, files: Vec<FileInfo>, summary: &mut PruneSummary) -> (Packs, Vec<(Id, u64)>) {
+    fn find(index: &Index, files: Vec<FileInfo>, summary: &mut PruneSummary) -> (Packs, Unnamed) {
         let numbers: HashMap<Id, usize> = index.pack_ids().iter().enumerate().map(|(n, id)| (*id, n)).collect();
         let nothing = Pack {
             size_bytes: None,
