@@ -6,19 +6,23 @@
 //! | layer | what |
 //! | --- | --- |
 //! | [`record`] | what commands say to each other: the wire format, field by field |
+//! | [`units`] | lengths of time, sizes and shares, as people write them |
 //! | [`steps`] | the steps of a backup by name, for tests that interrupt it at each |
 //! | [`storage`] | where the files of a repository live |
 //! | [`nbd`] | reading disks: the NBD client |
 //! | [`repo`] | restic's repository format, version 2 |
 //! | [`capture`] | libvirt and QEMU: the moment of capture |
 //! | [`ops`] | the workflows on all of these, without a terminal |
+//! | [`config`] | the configuration file |
 //! | [`cli`] | one file a subcommand; alone knows the terminal and the environment |
 
 pub mod capture;
 pub mod cli;
+pub mod config;
 pub mod nbd;
 pub mod ops;
 pub mod record;
 pub mod repo;
 pub mod steps;
 pub mod storage;
+pub mod units;

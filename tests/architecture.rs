@@ -5,10 +5,12 @@
 //! | layer | may import | why |
 //! | --- | --- | --- |
 //! | `record`, `storage`, `nbd` | nothing | neighbours that can be replaced or tested one by one |
+//! | `units` | nothing | how people write numbers, the same everywhere |
 //! | `steps` | nothing | names that the tests share with `capture` and `ops` |
 //! | `capture` | `steps` | a neighbour of the above |
 //! | `repo` | `storage` | a repository does not know what it stores, nor from where |
-//! | `retention`, `schedule`, `config`, `log` | nothing, or `record` | pure rules, or one outer thing each |
+//! | `retention`, `schedule`, `log` | `units`, `record` | pure rules, or one outer thing each |
+//! | `config` | `units`, `retention`, `schedule` | the file names rules, it does not apply them |
 //! | `ops` | all of these but `config`, `schedule`, `log` | the workflows know no terminal and no configuration file |
 //! | `cli` | everything | it alone knows the terminal, the environment and the configuration |
 
@@ -21,15 +23,32 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("record", &[]),
     ("storage", &[]),
     ("nbd", &[]),
+    ("units", &[]),
     ("steps", &[]),
     ("capture", &["steps"]),
     ("repo", &["storage"]),
-    ("retention", &["record"]),
-    ("schedule", &[]),
-    ("log", &[]),
-    ("config", &[]),
-    ("ops", &["record", "steps", "storage", "nbd", "capture", "repo", "retention"]),
-    ("cli", &["record", "steps", "storage", "nbd", "capture", "repo", "retention", "schedule", "log", "config", "ops"]),
+    ("retention", &["record", "units"]),
+    ("schedule", &["units"]),
+    ("log", &["record"]),
+    ("config", &["units", "retention", "schedule"]),
+    ("ops", &["record", "units", "steps", "storage", "nbd", "capture", "repo", "retention"]),
+    (
+        "cli",
+        &[
+            "record",
+            "units",
+            "steps",
+            "storage",
+            "nbd",
+            "capture",
+            "repo",
+            "retention",
+            "schedule",
+            "log",
+            "config",
+            "ops",
+        ],
+    ),
 ];
 
 /// The one file that may write to standard output.

@@ -3,9 +3,9 @@
 use crate::capture::{Freeze, FreezeMode};
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::path_or_nothing;
-use crate::ops::points::parse_span;
 use crate::ops::push::Trust;
 use crate::ops::snapshot::SnapshotRequest;
+use crate::units::{Share, Span};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -54,11 +54,9 @@ impl AuditArgs {
     }
 }
 
-/// A share: `5%`, `0.1%`.
+/// A share of a whole, from 0 to 1.
 pub fn percent(text: &str) -> Result<f64, String> {
-    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
-    let share = number.ok().filter(|percent| (0.0..=100.0).contains(percent)).map(|percent| percent / 100.0);
-    share.ok_or_else(|| "a share from 0% to 100%".to_owned())
+    text.parse::<Share>().map(|share| share.0).map_err(|error| error.to_string())
 }
 
 /// When to freeze.
@@ -72,10 +70,10 @@ pub enum FreezeChoice {
     Required,
 }
 
-/// A length of time as `90s`, `30m`, `2h`, `3d`, `1w`.
+/// A length of time that is not nothing.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let span = parse_span(text).and_then(|span| span.to_std().ok()).filter(|span| !span.is_zero());
-    span.ok_or_else(|| "a number and a unit: 90s, 30m, 2h, 3d, 1w".to_owned())
+    let span = text.parse::<Span>().ok().filter(|span| !span.0.is_zero());
+    span.map(|span| span.0).ok_or_else(|| Span::RULE.to_owned())
 }
 
 impl CaptureArgs {
