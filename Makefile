@@ -40,6 +40,8 @@ lint: ## formatting, clippy, rustdoc: no warning is left
 
 install: build ## install below $(DESTDIR)$(PREFIX)
 	install -D -m 755 $(KVMB) $(DESTDIR)$(PREFIX)/bin/kvmb
+	install -D -m 644 example_config.json $(DESTDIR)$(PREFIX)/share/kvmb/example_config.json
+	install -D -m 644 config.schema.json $(DESTDIR)$(PREFIX)/share/kvmb/config.schema.json
 	for page in man/*.1; do [ ! -e "$$page" ] || install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man1/$${page##*/}"; done
 	for file in completions/kvmb.bash; do [ ! -e "$$file" ] || install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/kvmb"; done
 	for file in completions/_kvmb; do [ ! -e "$$file" ] || install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_kvmb"; done

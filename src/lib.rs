@@ -14,11 +14,13 @@
 //! | [`capture`] | libvirt and QEMU: the moment of capture |
 //! | [`ops`] | the workflows on all of these, without a terminal |
 //! | [`config`] | the configuration file |
+//! | [`log`] | what a run leaves to be read later |
 //! | [`cli`] | one file a subcommand; alone knows the terminal and the environment |
 
 pub mod capture;
 pub mod cli;
 pub mod config;
+pub mod log;
 pub mod nbd;
 pub mod ops;
 pub mod record;

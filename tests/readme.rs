@@ -146,6 +146,7 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
         "--freeze" => "never",
         "--freeze-timeout" | "--lease" | "--full-every" => "30s",
         "--sample" | "--audit" => "5%",
+        "--log-format" => "text",
         "--to" => "vda=/x",
         "--format" | "--output" => {
             if flag == "--output" {
@@ -203,6 +204,8 @@ fn every_variable_in_readme_is_read_somewhere_and_the_other_way_round() {
     };
     let source = [
         include_str!("../src/cli/repo_args.rs"),
+        include_str!("../src/cli/mod.rs"),
+        include_str!("../src/cli/log_args.rs"),
         include_str!("../src/cli/capture_args.rs"),
         include_str!("../src/capture/runtime.rs"),
     ];

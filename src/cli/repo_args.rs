@@ -4,6 +4,7 @@ use crate::cli::Context;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::prompt;
 use crate::cli::session::say;
+use crate::config::Config;
 use crate::repo::{Password, Repository};
 use crate::storage::{self, Storage};
 use clap::Args;
@@ -21,14 +22,15 @@ use std::sync::Arc;
 pub struct RepoArgs {
     /// The restic repository: a folder (/backup/kvm).
     ///
-    /// Without it: $KVMB_REPO, else the repository of this host, /var/lib/kvmb/repo, made on first use with a
-    /// generated key file beside it.
+    /// Without it: $KVMB_REPO, that of the configuration, else the repository of this host, /var/lib/kvmb/repo, made on
+    /// first use with a generated key file beside it.
     #[arg(short, long, value_name = "URL", env = "KVMB_REPO", hide_env_values = true)]
     pub repo: Option<String>,
 
     /// A file that holds the repository's password in its first line.
     ///
-    /// Without it: $KVMB_PASSWORD_FILE, the output of $KVMB_PASSWORD_COMMAND, $KVMB_PASSWORD, or a question on a terminal.
+    /// Without it: $KVMB_PASSWORD_FILE, the output of $KVMB_PASSWORD_COMMAND, $KVMB_PASSWORD, what the configuration
+    /// says, or a question on a terminal.
     #[arg(long, value_name = "FILE", env = "KVMB_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
     pub password_file: Option<PathBuf>,
 }
@@ -130,16 +132,32 @@ impl RepoArgs {
         self.open(context)
     }
 
+    /// The password that the configuration has for this repository.
+    fn configured_password(&self, config: &Config) -> Result<Option<Password>, CliError> {
+        let is_remote = config.remote_url() == Some(self.url()?);
+        let of_remote = config.remote_password_file.as_ref().filter(|_| is_remote);
+        if let Some(file) = of_remote.or(config.password_file.as_ref()) {
+            return password_from_file(&file.value().0).map(Some);
+        }
+        let command = config.password_command.as_ref();
+        command
+            .map(|command| password_from_command("password_command of the configuration", command.text()))
+            .transpose()
+    }
+
     /// The password, from the first place that has one.
     pub fn password(&self, context: &Context, purpose: Purpose) -> Result<Password, CliError> {
         if let Some(file) = self.password_file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
             return password_from_file(file);
         }
         if let Some(command) = variable("KVMB_PASSWORD_COMMAND") {
-            return password_from_command(&command);
+            return password_from_command("$KVMB_PASSWORD_COMMAND", &command);
         }
         if let Some(password) = variable("KVMB_PASSWORD") {
             return Ok(Password::new(password));
+        }
+        if let Some(password) = self.configured_password(context.config())? {
+            return Ok(password);
         }
         let default = DefaultRepo::locate()?;
         let is_default = self.storage()?.url() == open_storage(&default.folder.to_string_lossy())?.url();
@@ -197,8 +215,9 @@ fn first_line(text: &str) -> Option<Password> {
     (!line.is_empty()).then(|| Password::new(line.to_owned()))
 }
 
-fn password_from_command(command: &str) -> Result<Password, CliError> {
-    let failed = |why: String| CliError::new(Code::Failed, format!("$KVMB_PASSWORD_COMMAND {why}"));
+/// The first line that a command prints; `origin` is where the command stands.
+fn password_from_command(origin: &str, command: &str) -> Result<Password, CliError> {
+    let failed = |why: String| CliError::new(Code::Failed, format!("{origin} {why}"));
     let output = Command::new("/bin/sh")
         .args(["-c", command])
         .stdin(Stdio::null())

@@ -55,7 +55,7 @@ pub fn read(text: &str) -> Result<(Config, Value), Refusal> {
         return Err(Refusal::NotJson("it must be a JSON object: { … }".into()));
     };
     let mut walk = Walk { faults: Vec::new() };
-    let kept = walk.object(&[], object, &schema::of_config());
+    let kept = walk.object(&[], object, schema::of_config());
     if !walk.faults.is_empty() {
         return Err(Refusal::Faults(walk.faults));
     }

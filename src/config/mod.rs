@@ -223,7 +223,7 @@ pub struct Log {
     /// A file that has grown larger than this is set aside and a new one begun.
     pub max_size: Written<PositiveSize>,
     /// How many files that were set aside are kept.
-    pub keep: Bounded<0, 1000>,
+    pub keep: Bounded<1, 1000>,
 }
 
 impl Default for Log {
@@ -248,6 +248,26 @@ pub enum LogFormat {
 pub const SECRET_KEYS: [&str; 2] = ["password_command", "ssh.password_command"];
 
 impl Config {
+    /// The address of the repository on the backup server; none without a backup_host.
+    pub fn remote_url(&self) -> Option<String> {
+        let (host, path) = (self.backup_host.as_ref()?, self.backup_path.as_ref()?);
+        let user = self.backup_user.as_ref().map(|user| format!("{}@", user.text())).unwrap_or_default();
+        let port = self.ssh.port.map(|port| format!(":{}", port.get())).unwrap_or_default();
+        let host = match host.value() {
+            HostName::V6 => format!("[{}]", host.text()),
+            HostName::V4 | HostName::Name => host.text().to_owned(),
+        };
+        Some(format!("sftp://{user}{host}{port}{}", path.text()))
+    }
+
+    /// The repository that backups go to first; none where that is this host's own.
+    pub fn primary_repo(&self) -> Option<String> {
+        match &self.repo {
+            Some(repo) if repo.text().is_empty() => self.remote_url(),
+            repo => repo.as_ref().map(|repo| repo.text().to_owned()),
+        }
+    }
+
     /// What each value by itself cannot show: keys that contradict or need each other.
     fn contradictions(&self) -> Vec<Fault> {
         let mut faults = Vec::new();

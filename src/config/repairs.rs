@@ -18,7 +18,7 @@ pub fn repairs(value: &Value, schema: &Value) -> Vec<Value> {
     match value {
         Value::String(text) => of_text(text, schema),
         Value::Number(number) => {
-            let texts = ["", "%", "s"].map(|unit| json!(format!("{number}{unit}")));
+            let texts = ["%", "s", ""].map(|unit| json!(format!("{number}{unit}")));
             let switch = number.as_u64().filter(|number| *number <= 1).map(|number| json!(number == 1));
             switch.into_iter().chain(texts).collect()
         }

@@ -16,13 +16,13 @@ pub fn is_comment(key: &str) -> bool {
 }
 
 /// The schema.
-pub fn of_config() -> Value {
+pub fn of_config() -> &'static Value {
     static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
         let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
         let generator = settings.with_transform(Closed).into_generator();
         generator.into_root_schema_for::<Config>().to_value()
     });
-    SCHEMA.clone()
+    &SCHEMA
 }
 
 /// What the entries of an object are that has names of the user's own.
@@ -62,5 +62,5 @@ pub fn each_key(visit: &mut dyn FnMut(&str, &Value)) {
             }
         }
     }
-    below("", &of_config(), visit);
+    below("", of_config(), visit);
 }
