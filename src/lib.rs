@@ -12,6 +12,8 @@
 //! | [`nbd`] | reading disks: the NBD client |
 //! | [`repo`] | restic's repository format, version 2 |
 //! | [`capture`] | libvirt and QEMU: the moment of capture |
+//! | [`schedule`] | when backups run: crontab(5) expressions |
+//! | [`retention`] | which points to keep: pure rules |
 //! | [`ops`] | the workflows on all of these, without a terminal |
 //! | [`config`] | the configuration file |
 //! | [`log`] | what a run leaves to be read later |
@@ -25,6 +27,8 @@ pub mod nbd;
 pub mod ops;
 pub mod record;
 pub mod repo;
+pub mod retention;
+pub mod schedule;
 pub mod steps;
 pub mod storage;
 pub mod units;

@@ -310,6 +310,53 @@ fn firmware_variables_kernel_and_initrd_come_along() {
     assert_eq!(fs::read(&kernel).expect("read"), b"a later kernel");
 }
 
+#[test]
+fn the_state_of_a_tpm_comes_along() {
+    let env = Env::new("tpm");
+    let machine = env
+        .machine("vm1")
+        .devices_xml("<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>")
+        .disk(Disk::qcow2(MIB))
+        .start_paused();
+    // The embedded driver stops a machine with a TPM when the next process opens it: what follows is of a machine that is off.
+    let states = env.path("libvirt/lib/swtpm");
+    let state_of = |uuid: &str| fs::read(states.join(uuid).join("tpm2/tpm2-00.permall"));
+    let uuid = env.virsh(&["domuuid", "vm1"]);
+    let state = state_of(&uuid).expect("swtpm has made its state");
+    init(&env);
+    let point = backup(&machine);
+    env.restic(env.repo()).check();
+    assert_eq!(env.restic(env.repo()).dump(text(&point, "point"), "/vm1/tpm/tpm2-00.permall"), state);
+
+    // A copy has the state under its own UUID, and starts with it.
+    let folder = new_folder(&env, "into");
+    env.kvmb(["restore", "vm1", "-r", &env.repo(), "--as", "vm2", "--into"]).arg(&folder).run().assert_ok();
+    let copy = env.virsh(&["domuuid", "vm2"]);
+    assert_ne!(copy, uuid);
+    assert_eq!(state_of(&copy).expect("the state of the copy"), state);
+    env.virsh(&["start", "--paused", "vm2"]);
+    assert_eq!(state_of(&copy).expect("the state of the copy"), state, "it was made anew");
+
+    // Lost with its machine, it comes back with it.
+    env.try_virsh(&["destroy", "vm1"]);
+    env.virsh(&["undefine", "vm1", "--checkpoints-metadata"]);
+    let _ = fs::remove_dir_all(states.join(&uuid));
+    env.kvmb(["restore", "vm1", "-r", &env.repo(), "--overwrite"]).run().assert_ok();
+    assert_eq!(state_of(&uuid).expect("the restored state"), state);
+
+    // Without libvirt it lies beside the images; a restore that fails leaves no folder behind.
+    let rescue = new_folder(&env, "rescue");
+    let beside = |flags: &[&str]| {
+        env.kvmb(["restore", "vm1", "-r", &env.repo(), "--no-define", "--into"]).arg(&rescue).args(flags).run()
+    };
+    beside(&[]).assert_ok();
+    assert_eq!(fs::read(rescue.join("vm1-tpm/tpm2-00.permall")).expect("the state beside"), state);
+    beside(&[]).assert_code(1);
+    fs::remove_dir_all(rescue.join("vm1-tpm")).expect("remove");
+    beside(&[]).assert_code(1);
+    assert!(!rescue.join("vm1-tpm").exists());
+}
+
 /// All that a folder takes on disk.
 fn disk_usage(folder: &Path) -> u64 {
     let mut total = 0;

@@ -17,6 +17,7 @@
 //! | [`image_server`] | any image as the guest sees it, for the time of one command |
 //! | [`images`] | image files by their own words: layers, bitmaps, identity |
 //! | [`runtime`] | the folders: state, sockets, scratch files |
+//! | [`tpm`] | where the state of an emulated TPM is |
 //! | [`state`] | what is known of an open capture, on disk |
 //! | [`open`] | opens a capture |
 //! | [`close`] | closes captures, and clears what a killed run left |
@@ -43,6 +44,7 @@ pub mod rewrite;
 pub mod runtime;
 mod signals;
 pub mod state;
+pub mod tpm;
 
 pub use agent::{Consistency, Freeze, FreezeMode};
 pub use close::{CloseRequest, Closed, clear_leftovers, close_capture};

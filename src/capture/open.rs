@@ -29,6 +29,7 @@ use super::state::{
     CaptureFile, CaptureKind, CaptureState, CapturedDisk, CopiedFile, FileRole, Phase, ReadMode, STATE_VERSION,
     ServerProcess, SkippedDisk,
 };
+use super::tpm;
 use crate::steps::{self, Step};
 
 /// How long another command may be busy with the same machine: opening takes seconds at most.
@@ -305,12 +306,8 @@ fn job_socket(runtime: &Runtime, machine: &Machine, live: &Definition, id: &str)
 
 /// `…/lib/qemu/domain-<id>-<name>`, where libvirt shortens long names.
 fn domain_folder(machine: &Machine) -> Option<PathBuf> {
-    let library = match machine.uri().split_once("root=") {
-        Some((_, root)) => {
-            let root = root.split('&').next().unwrap_or(root);
-            let root = percent_encoding::percent_decode_str(root).decode_utf8().ok()?;
-            PathBuf::from(root.as_ref()).join("lib/qemu")
-        }
+    let library = match super::connection::embedded_root(machine.uri()) {
+        Some(root) => root.join("lib/qemu"),
         None if machine.uri().ends_with("/session") => std::env::home_dir()?.join(".config/libvirt/qemu/lib"),
         None => PathBuf::from("/var/lib/libvirt/qemu"),
     };
@@ -744,6 +741,22 @@ fn copy_files(definition: &Definition, file: &CaptureFile, state: &mut CaptureSt
             }
             Err(error) => return Err(Error::io("copy", origin)(error)),
         }
+    }
+    copy_tpm(definition, file, state)
+}
+
+/// The state of an emulated TPM, file by file: without it a guest that sealed its keys there does not open its disks.
+fn copy_tpm(definition: &Definition, file: &CaptureFile, state: &mut CaptureState) -> Result<()> {
+    let Some(folder) = tpm::state_folder(definition, &state.connect, &state.uuid) else {
+        return Ok(());
+    };
+    for (name, origin) in tpm::state_files(&folder)? {
+        let name = format!("{}{name}", tpm::FOLDER);
+        let copy = file.folder().join(&name);
+        fs::create_dir_all(copy.parent().unwrap_or(file.folder())).map_err(Error::io("create", &copy))?;
+        fs::copy(&origin, &copy).map_err(Error::io("copy", &origin))?;
+        runtime::set_mode(&copy, 0o600)?;
+        state.copies.push(CopiedFile { role: FileRole::Tpm, name, origin });
     }
     Ok(())
 }

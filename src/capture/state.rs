@@ -211,6 +211,8 @@ pub enum FileRole {
     Kernel,
     /// Initial RAM disk of a direct boot.
     Initrd,
+    /// A file of an emulated TPM's state.
+    Tpm,
 }
 
 impl CaptureState {

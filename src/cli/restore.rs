@@ -116,7 +116,7 @@ impl RestoreArgs {
         self.restore(context, &repo, &PointName::Plain(point.point), session)
     }
 
-    fn request(&self) -> RestoreRequest {
+    fn request(&self, connect: Option<String>) -> RestoreRequest {
         RestoreRequest {
             as_name: self.as_name.clone(),
             into: self.into.clone(),
@@ -127,6 +127,7 @@ impl RestoreArgs {
                 FormatChoice::Raw => ImageFormat::Raw,
             }),
             define: !self.no_define,
+            connect,
             start: self.start,
             overwrite: self.overwrite,
         }
@@ -159,9 +160,13 @@ impl RestoreArgs {
         session: &mut Session,
     ) -> Result<(), CliError> {
         let opened = points::open_with_damage(repo, index, point)?;
-        let planned = plan(repo, index, &opened, &self.request())?;
-        if planned.define {
-            let hypervisor = context.hypervisor(None)?;
+        let hypervisor = match self.no_define || !self.disk.is_empty() {
+            true => None,
+            false => Some(context.hypervisor(None)?),
+        };
+        let connect = hypervisor.as_ref().map(|hypervisor| hypervisor.uri().to_owned());
+        let planned = plan(repo, index, &opened, &self.request(connect))?;
+        if let Some(hypervisor) = hypervisor {
             refuse_running(&hypervisor, &planned)?;
         }
         if self.dry_run {
@@ -210,7 +215,7 @@ impl RestoreArgs {
         }
         let index = points::load_index_for_reading(&repo, &context.monitor)?;
         let opened = points::open_with_damage(&repo, &index, point)?;
-        let planned = plan(&repo, &index, &opened, &self.request())?;
+        let planned = plan(&repo, &index, &opened, &self.request(None))?;
         for action in planned.actions() {
             say(&format!("  {}: {}", action.target, action.reason));
         }

@@ -115,6 +115,8 @@ pub enum Role {
     Kernel,
     /// Its initial ramdisk.
     Initrd,
+    /// A file of an emulated TPM's state, `tpm/…`.
+    Tpm,
 }
 
 /// One of the small files of a point.
@@ -142,6 +144,9 @@ pub enum ManifestError {
     /// A machine's name that cannot be one.
     #[error("{MANIFEST} names a machine {0:?}")]
     Machine(String),
+    /// A file that cannot be one of a point's.
+    #[error("{MANIFEST} names a file {0:?}")]
+    File(String),
     /// A disk that no disk can be.
     #[error("{MANIFEST} describes disk {0:?} wrongly")]
     Disk(String),
@@ -167,6 +172,15 @@ impl Manifest {
         // Names become names of files: whoever wrote the repository must not choose folders by them.
         if !is_plain_name(&manifest.machine) {
             return Err(ManifestError::Machine(manifest.machine));
+        }
+        for file in &manifest.files {
+            let name = match file.role {
+                Role::Tpm => file.name.strip_prefix(crate::capture::tpm::FOLDER).unwrap_or_default(),
+                _ => &file.name,
+            };
+            if !is_plain_name(name) {
+                return Err(ManifestError::File(file.name.clone()));
+            }
         }
         for disk in &manifest.disks {
             let zero_blob = super::chunk_map::ZERO_BLOB_BYTES;

@@ -12,6 +12,7 @@ use super::scratch_watch::watched;
 use super::store_disk::{Base, CHUNK_BYTES, DiskTask, Outcome, StoredDisk, store_disk};
 use super::{Error, Monitor, Progress, Result, Stop};
 use crate::capture::state::{CaptureKind, FileRole, ReadMode};
+use crate::capture::tpm::FOLDER as TPM_FOLDER;
 use crate::capture::{CaptureFile, CaptureState, CapturedDisk, Definition};
 use crate::nbd::{NbdUri, UriError};
 use crate::record::{self, Damage};
@@ -371,9 +372,10 @@ impl<'a> Folder<'a> {
         Ok(())
     }
 
-    /// The firmware variables, kernel and initrd that the capture copied.
+    /// The firmware variables, kernel and initrd that the capture copied, and the TPM's state in a folder of its own.
     fn add_copies(&mut self, file: &CaptureFile, capture: &CaptureState) -> Result<Vec<ManifestFile>> {
         let mut files = Vec::new();
+        let mut tpm = Folder::new(self.writer, self.time);
         for copy in &capture.copies {
             let path = file.folder().join(&copy.name);
             let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
@@ -381,10 +383,18 @@ impl<'a> Folder<'a> {
                 FileRole::Nvram => (Role::Nvram, "nvram"),
                 FileRole::Kernel => (Role::Kernel, "kernel"),
                 FileRole::Initrd => (Role::Initrd, "initrd"),
+                FileRole::Tpm => (Role::Tpm, &*copy.name),
             };
-            self.add_file(name, &bytes)?;
+            match name.strip_prefix(TPM_FOLDER) {
+                Some(inner) => tpm.add_file(inner, &bytes)?,
+                None => self.add_file(name, &bytes)?,
+            }
             let path = copy.origin.to_string_lossy().into_owned();
             files.push(ManifestFile { name: name.into(), role, path, size_bytes: bytes.len() as u64 });
+        }
+        if !tpm.nodes.is_empty() {
+            let subtree = write_tree(self.writer, &tpm.nodes)?;
+            self.nodes.push(Node::dir(TPM_FOLDER.trim_end_matches('/'), self.time, subtree));
         }
         Ok(files)
     }

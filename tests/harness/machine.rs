@@ -391,7 +391,7 @@ impl<'e> Machine<'e> {
     /// The process id of its QEMU, if it is on.
     pub fn qemu_pid(&self) -> Option<i32> {
         let needle = format!("guest={}", self.name);
-        let of_us = process::of(&self.env.libvirt_root());
+        let of_us = process::of(&self.env.path(""));
         of_us
             .iter()
             .find(|p| p.is("qemu-system-x86_64") && p.command_line.contains(&self.uuid))

@@ -12,6 +12,7 @@
 //! | [`model::DiskModel`] | what a disk must hold, kept in memory and compared byte for byte |
 //! | [`Env::linux_guest`] | a small Linux with a working guest agent, under software emulation |
 //! | [`Env::restic`] | restic's opinion of a repository |
+//! | [`Env::with_libvirtd`] | a libvirtd of the test's own, to be killed and started again |
 //! | [`Env::tmpfs`] | a small file system, to run out of room |
 //! | [`Env::pty`] | kvmb on a terminal |
 //!
@@ -24,6 +25,7 @@ pub mod call;
 pub mod change;
 pub mod guest;
 pub mod libvirt;
+pub mod libvirtd;
 pub mod machine;
 pub mod model;
 pub mod parts;
@@ -63,6 +65,8 @@ pub struct Env {
     folder: PathBuf,
     /// Only one process at a time may open the embedded root.
     libvirt: Mutex<()>,
+    /// Instead of the embedded driver.
+    libvirtd: Option<libvirtd::Libvirtd>,
     machines: AtomicUsize,
     guard: process::Guard,
 }
@@ -79,7 +83,14 @@ impl Env {
             .expect("cannot make the test's folder")
             .keep();
         let guard = process::Guard::start(&folder);
-        let env = Env { name: name.to_owned(), folder, libvirt: Mutex::new(()), machines: AtomicUsize::new(0), guard };
+        let env = Env {
+            name: name.to_owned(),
+            folder,
+            libvirt: Mutex::new(()),
+            libvirtd: None,
+            machines: AtomicUsize::new(0),
+            guard,
+        };
         // QEMU runs as a user of its own: it may pass through, and create sockets where it must.
         set_mode(&env.folder, 0o711);
         for (folder, mode) in [
@@ -155,13 +166,16 @@ impl Env {
         self.path("kvmb.log")
     }
 
-    /// The folder that the embedded libvirt lives in.
+    /// The folder that libvirt lives in.
     pub fn libvirt_root(&self) -> PathBuf {
         self.path("libvirt")
     }
 
     /// The libvirt URI of this world.
     pub fn uri(&self) -> String {
+        if let Some(libvirtd) = &self.libvirtd {
+            return libvirtd.uri();
+        }
         format!("qemu:///embed?root={}", self.libvirt_root().display())
     }
 
@@ -242,7 +256,7 @@ impl Env {
     pub fn leftovers(&self) -> Vec<String> {
         let mut found: Vec<String> = process::of(&self.folder)
             .into_iter()
-            .filter(|p| !p.is("qemu-system-x86_64"))
+            .filter(|p| !p.is("qemu-system-x86_64") && !p.is("libvirtd"))
             .map(|p| format!("process {}: {}", p.pid, p.command_line))
             .collect();
         let mut folders = vec![self.runtime_dir(), self.scratch_dir()];

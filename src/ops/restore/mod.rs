@@ -9,6 +9,7 @@ mod qcow2;
 pub mod target;
 
 use super::chunk_map::{Chunk, ChunkMap, Geometry};
+use super::manifest::Role;
 use super::points::OpenPoint;
 use super::{Error, Monitor, Progress, Result, Stop};
 use crate::capture::{self, Hypervisor};
@@ -16,8 +17,10 @@ use crate::record::{self, Damage, RestoredDisk, RestoredTo};
 use crate::repo::{Id, Index, Repository, read_blobs};
 use plan::{Plan, PlannedDisk, TargetKind};
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::Write;
 use std::ops::ControlFlow;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use target::{Looks, Partial, Placed, Target, Written};
@@ -36,6 +39,7 @@ pub fn restore(
 ) -> Result<record::Point> {
     // Ctrl-C on a terminal hits the programs that help us as well: what they say then is not what happened.
     let meant = |error| if stop.requested() { Error::Interrupted } else { error };
+    let folders = NewFolders::create(plan)?;
     let files = write_all(&Source { repo, index, point }, plan, monitor, stop).map_err(meant)?;
     stop.check()?;
 
@@ -48,6 +52,7 @@ pub fn restore(
         machine = Some((hypervisor.define(&plan.definition)?, hypervisor));
     }
     placed.into_iter().for_each(Placed::keep);
+    folders.keep();
 
     let mut restored = RestoredTo {
         machine: None,
@@ -246,6 +251,39 @@ fn damage(id: &Id, error: &str, places: &[(Id, u64)], disk: &PlannedDisk) -> Vec
             error: error.to_owned(),
         })
         .collect()
+}
+
+/// Folders that were made for a TPM's state: they go again unless they are kept.
+struct NewFolders(Vec<PathBuf>);
+
+impl NewFolders {
+    fn create(plan: &Plan) -> Result<NewFolders> {
+        let mut made = NewFolders(Vec::new());
+        for file in plan.files.iter().filter(|file| file.role == Role::Tpm) {
+            let folder = file.path.parent().unwrap_or(Path::new("/"));
+            let missing: Vec<&Path> = folder.ancestors().take_while(|folder| !folder.exists()).collect();
+            for folder in missing.into_iter().rev() {
+                // As libvirt makes them: swtpm's user passes through those above its own.
+                let mode = if Some(folder) == file.path.parent() { 0o700 } else { 0o711 };
+                fs::DirBuilder::new().mode(mode).create(folder).map_err(Error::io("create", folder))?;
+                made.0.push(folder.to_owned());
+            }
+        }
+        Ok(made)
+    }
+
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for NewFolders {
+    fn drop(&mut self) {
+        // The files in them were removed before; what is not empty is not ours alone.
+        for folder in self.0.iter().rev() {
+            let _ = fs::remove_dir(folder);
+        }
+    }
 }
 
 /// A definition or the firmware's variables, written beside their place first.

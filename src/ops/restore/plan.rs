@@ -1,6 +1,6 @@
 //! What a restore will write, decided before anything is touched.
 
-use crate::capture::{self, Changes, Definition, Hypervisor, Machine, NewDisk, NewDiskKind, Source, rewrite};
+use crate::capture::{self, Changes, Definition, Hypervisor, Machine, NewDisk, NewDiskKind, Source, rewrite, tpm};
 use crate::ops::chunk_map::{Chunk, ChunkMap, Geometry};
 use crate::ops::manifest::Role;
 use crate::ops::points::OpenPoint;
@@ -49,6 +49,8 @@ pub struct RestoreRequest {
     pub format: Option<ImageFormat>,
     /// Whether libvirt gets the definition.
     pub define: bool,
+    /// The URI of the libvirt that gets it, which has a place of its own for a TPM's state.
+    pub connect: Option<String>,
     /// Whether the machine is started in the end.
     pub start: bool,
     /// Whether what exists may be replaced.
@@ -103,6 +105,8 @@ impl PlannedDisk {
 pub struct PlannedFile {
     /// Its name in the point.
     pub name: String,
+    /// What it is for.
+    pub role: Role,
     /// Where it goes.
     pub path: PathBuf,
 }
@@ -174,10 +178,20 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
     refuse_without_room(&disks)?;
 
     let whole = request.only_disks.is_empty();
+    let define = request.define && whole;
+    let uuid = match &request.as_name {
+        Some(_) => uuid::Uuid::new_v4().to_string(),
+        None => point.manifest.uuid.clone(),
+    };
     let (mut files, mut moved) = (Vec::new(), Changes::default());
     for file in point.manifest.files.iter().filter(|_| whole) {
         let original = Path::new(&file.path);
         let path = match (file.role, &request.into) {
+            (Role::Tpm, _) => {
+                let folder = tpm_folder(request, &definition, &machine, &uuid, original, define);
+                moved.tpm_state = Some(folder.clone());
+                folder.join(original.file_name().unwrap_or_default())
+            }
             (Role::Nvram, Some(folder)) => folder.join(format!("{machine}_VARS.fd")),
             (Role::Nvram, None) if request.as_name.is_some() => original.with_file_name(format!("{machine}_VARS.fd")),
             (Role::Kernel | Role::Initrd, Some(folder)) => folder.join(format!("{machine}-{}", file.name)),
@@ -188,20 +202,18 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
         if path.exists() && !request.overwrite {
             return Err(Error::Exists { path });
         }
-        refuse_without_folder(&path)?;
+        if file.role != Role::Tpm {
+            refuse_without_folder(&path)?;
+        }
         match file.role {
+            Role::Tpm => {}
             Role::Nvram => moved.nvram = Some(path.clone()),
             Role::Kernel => moved.kernel = Some(path.clone()),
             Role::Initrd => moved.initrd = Some(path.clone()),
         }
-        files.push(PlannedFile { name: file.name.clone(), path });
+        files.push(PlannedFile { name: file.name.clone(), role: file.role, path });
     }
 
-    let define = request.define && whole;
-    let uuid = match &request.as_name {
-        Some(_) => uuid::Uuid::new_v4().to_string(),
-        None => point.manifest.uuid.clone(),
-    };
     let changes = Changes {
         name: request.as_name.clone(),
         uuid: request.as_name.as_ref().map(|_| uuid.clone()),
@@ -232,6 +244,28 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
         start: request.start && define,
         overwrite: request.overwrite,
     })
+}
+
+/// Where a TPM's state goes: to where the definition or libvirt will look for it; without libvirt beside the images.
+fn tpm_folder(
+    request: &RestoreRequest,
+    definition: &Definition,
+    machine: &str,
+    uuid: &str,
+    original: &Path,
+    define: bool,
+) -> PathBuf {
+    let named = definition.tpm.as_ref().is_some_and(|tpm| tpm.state_path.is_some());
+    let connect = request.connect.as_deref().filter(|_| define && !named);
+    let chosen = connect.and_then(|uri| tpm::state_folder(definition, uri, uuid));
+    let before = original.parent().unwrap_or(Path::new("/"));
+    let beside = format!("{machine}-tpm");
+    match (chosen, &request.into) {
+        (Some(folder), _) => folder,
+        (None, Some(into)) => into.join(beside),
+        (None, None) if request.as_name.is_some() => before.with_file_name(beside),
+        (None, None) => before.to_owned(),
+    }
 }
 
 fn new_disk(disk: &PlannedDisk) -> (String, NewDisk) {

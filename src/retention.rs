@@ -1,0 +1,498 @@
+//! Which points stay and which go: restic's policy rules, and what no policy may remove.
+//!
+//! Pure: points with their times go in, a verdict for each comes out. Points are grouped by the machine's UUID, and each
+//! group is judged alone, newest point first.
+//!
+//! | rule | keeps |
+//! | --- | --- |
+//! | `keep_last` | the newest n points |
+//! | `keep_hourly` … `keep_yearly` | the newest point of each of the newest n hours, days, weeks (Monday to Sunday), months or years *that have a point*; while some of the n are left, the oldest point of all as well |
+//! | `keep_within` | every point newer than this long before the newest point that is not in the future |
+//!
+//! A point stays if any rule keeps it; `0` is a rule that keeps nothing, and a policy without any other rule is no policy:
+//! then nothing is removed. All of this is what `restic forget` does with the options of the same names, also where it
+//! may surprise:
+//!
+//! - The hour, day … of a point is that of the clock on the wall where and when it was taken, as its time says it.
+//! - `keep_within` counts back on the calendar of the local time zone: `1d` before noon is noon of the day before, though
+//!   summer time began in between. A month before 31 March is 3 March: 31 February does not exist, and is two or three
+//!   days after the 28th or 29th. (Where the newest point's time is not a local one, its own offset is used, and UTC where
+//!   that is zero.)
+//! - Nothing is relative to now: while no new points come, no point becomes too old.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use chrono::{DateTime, Datelike, Duration, NaiveDate, NaiveDateTime, Offset, TimeZone, Timelike, Utc};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::record::Time;
+
+/// Which points to keep; a point stays if any of the rules keeps it. No rule at all: every point stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// Keep the newest so many points.
+    #[serde(skip_serializing_if = "Keep::is_nothing")]
+    pub keep_last: Keep,
+    /// Keep the newest point of each of the newest so many hours that have one.
+    #[serde(skip_serializing_if = "Keep::is_nothing")]
+    pub keep_hourly: Keep,
+    /// Keep the newest point of each of the newest so many days that have one.
+    #[serde(skip_serializing_if = "Keep::is_nothing")]
+    pub keep_daily: Keep,
+    /// Keep the newest point of each of the newest so many weeks (Monday to Sunday) that have one.
+    #[serde(skip_serializing_if = "Keep::is_nothing")]
+    pub keep_weekly: Keep,
+    /// Keep the newest point of each of the newest so many months that have one.
+    #[serde(skip_serializing_if = "Keep::is_nothing")]
+    pub keep_monthly: Keep,
+    /// Keep the newest point of each of the newest so many years that have one.
+    #[serde(skip_serializing_if = "Keep::is_nothing")]
+    pub keep_yearly: Keep,
+    /// Keep every point newer than this long before the newest one: "30d", "1y6m", "12h".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_within: Option<Span>,
+}
+
+impl Policy {
+    /// Whether no rule keeps anything: then nothing is removed.
+    pub fn is_empty(&self) -> bool {
+        self.counts().iter().all(|(_, keep)| keep.is_nothing()) && self.span().is_none()
+    }
+
+    fn counts(&self) -> [(Rule, Keep); 6] {
+        [
+            (Rule::Last, self.keep_last),
+            (Rule::Hourly, self.keep_hourly),
+            (Rule::Daily, self.keep_daily),
+            (Rule::Weekly, self.keep_weekly),
+            (Rule::Monthly, self.keep_monthly),
+            (Rule::Yearly, self.keep_yearly),
+        ]
+    }
+
+    /// A span of nothing is no rule, as a count of 0 is none.
+    fn span(&self) -> Option<Span> {
+        self.keep_within.filter(|span| *span != Span::default())
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = self.counts().into_iter().filter(|(_, keep)| !keep.is_nothing());
+        let mut rules: Vec<String> = counts.map(|(rule, keep)| format!("keep-{rule} {keep}")).collect();
+        rules.extend(self.span().map(|span| format!("keep-within {span}")));
+        f.write_str(&rules.join(", "))
+    }
+}
+
+/// How many points a rule keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// So many.
+    Count(u32),
+    /// All, for ever: `"unlimited"`.
+    Unlimited,
+}
+
+impl Keep {
+    /// Whether the rule is switched off.
+    pub fn is_nothing(&self) -> bool {
+        *self == Keep::Count(0)
+    }
+
+    /// Uses one up.
+    fn take(&mut self) {
+        if let Keep::Count(left) = self {
+            *left = left.saturating_sub(1);
+        }
+    }
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Keep::Count(0)
+    }
+}
+
+impl fmt::Display for Keep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Keep::Count(count) => count.fmt(f),
+            Keep::Unlimited => f.write_str("unlimited"),
+        }
+    }
+}
+
+/// A text that is no number of points.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no number of points: a whole number or \"unlimited\" is expected")]
+pub struct ParseKeepError(String);
+
+impl FromStr for Keep {
+    type Err = ParseKeepError;
+
+    fn from_str(text: &str) -> Result<Keep, ParseKeepError> {
+        match text {
+            "unlimited" => Ok(Keep::Unlimited),
+            number => number.parse().map(Keep::Count).map_err(|_| ParseKeepError(text.to_owned())),
+        }
+    }
+}
+
+impl Serialize for Keep {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Keep::Count(count) => serializer.serialize_u32(*count),
+            Keep::Unlimited => serializer.collect_str(self),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Keep {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Keep, D::Error> {
+        struct KeepVisitor;
+        impl de::Visitor<'_> for KeepVisitor {
+            type Value = Keep;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of points or \"unlimited\"")
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Keep, E> {
+                let too_large = |_| E::invalid_value(de::Unexpected::Unsigned(number), &self);
+                u32::try_from(number).map(Keep::Count).map_err(too_large)
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Keep, E> {
+                match text {
+                    "unlimited" => Ok(Keep::Unlimited),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(KeepVisitor)
+    }
+}
+
+impl JsonSchema for Keep {
+    fn schema_name() -> Cow<'static, str> {
+        "Keep".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A number of points, or \"unlimited\".",
+            "anyOf": [{ "type": "integer", "minimum": 0, "maximum": u32::MAX }, { "const": "unlimited" }]
+        })
+    }
+}
+
+/// A length of time on the calendar, as restic writes it: `1y6m7d12h`. (`m` are months, `w` weeks.)
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Span {
+    months: u32,
+    days: u32,
+    hours: u32,
+}
+
+/// A text that is no span.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no length of time: numbers with y, m (months), w, d or h are expected, such as 30d or 1y6m")]
+pub struct ParseSpanError(String);
+
+impl FromStr for Span {
+    type Err = ParseSpanError;
+
+    fn from_str(text: &str) -> Result<Span, ParseSpanError> {
+        let bad = || ParseSpanError(text.to_owned());
+        let mut span = Span::default();
+        let mut rest = text.trim();
+        if rest.is_empty() {
+            return Err(bad());
+        }
+        while !rest.is_empty() {
+            let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+            let (number, unit) = rest.split_at(digits);
+            // Ten thousand years are enough, and nothing can overflow.
+            let number: u32 = number.parse().ok().filter(|n| *n <= 10_000).ok_or_else(bad)?;
+            let unit = unit.chars().next().ok_or_else(bad)?;
+            match unit {
+                'y' => span.months += number * 12,
+                'm' => span.months += number,
+                'w' => span.days += number * 7,
+                'd' => span.days += number,
+                'h' => span.hours += number,
+                _ => return Err(bad()),
+            }
+            rest = &rest[digits + 1..];
+            if span.months > 120_000 || span.days > 4_000_000 || span.hours > 90_000_000 {
+                return Err(bad());
+            }
+        }
+        Ok(span)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [(self.months / 12, 'y'), (self.months % 12, 'm'), (self.days, 'd'), (self.hours, 'h')];
+        if *self == Span::default() {
+            return f.write_str("0h");
+        }
+        parts.iter().filter(|(number, _)| *number > 0).try_for_each(|(number, unit)| write!(f, "{number}{unit}"))
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
+        Cow::<str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for Span {
+    fn schema_name() -> Cow<'static, str> {
+        "Span".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A length of time: numbers with y, m (months), w, d or h, such as \"30d\" or \"1y6m\".",
+            "type": "string",
+            "pattern": "^([0-9]+[ymwdh])+$"
+        })
+    }
+}
+
+impl Span {
+    /// The moment this long before `time`.
+    fn before(self, time: Time, zone: &impl TimeZone) -> Option<DateTime<Utc>> {
+        let local = time.naive_local();
+        let months = i64::from(local.year()) * 12 + i64::from(local.month0()) - i64::from(self.months);
+        let year = i32::try_from(months.div_euclid(12)).ok()?;
+        let first = NaiveDate::from_ymd_opt(year, u32::try_from(months.rem_euclid(12)).ok()? + 1, 1)?;
+        // From the first of the month, so that 31 February is some day of March.
+        let date = first.checked_add_signed(Duration::days(i64::from(local.day0()) - i64::from(self.days)))?;
+        let wanted = date.and_time(local.time());
+        let own = *time.offset();
+        let is_local = own.local_minus_utc() != 0 && zone.offset_from_utc_datetime(&time.naive_utc()).fix() == own;
+        let utc = if is_local { to_utc(wanted, zone) } else { wanted - own };
+        Some(utc.and_utc() - Duration::hours(i64::from(self.hours)))
+    }
+}
+
+/// A time on the wall as UTC. Where summer time makes it ambiguous or leaves it out, the answer is restic's (Go's): first
+/// the wall's time is taken for UTC to find an offset, and the moment that this gives may correct it.
+fn to_utc(wall: NaiveDateTime, zone: &impl TimeZone) -> NaiveDateTime {
+    let offset_at = |moment: &NaiveDateTime| zone.offset_from_utc_datetime(moment).fix();
+    let first = wall - offset_at(&wall);
+    wall - offset_at(&first)
+}
+
+/// A point as retention sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// The machine's UUID.
+    pub machine: String,
+    /// When it was taken.
+    pub taken_at: Time,
+    /// Whether the user wants it kept whatever the policy says.
+    pub is_pinned: bool,
+    /// Whether it was found damaged; another point of the machine must then be the last good one.
+    pub is_damaged: bool,
+    /// Whether a second tier is configured that does not have it yet.
+    pub awaits_copy: bool,
+    /// Whether its machine no longer exists, and nobody said that its points may go all the same.
+    pub outlives_machine: bool,
+}
+
+/// What becomes of a point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether it stays.
+    pub keep: bool,
+    /// Why; never empty.
+    pub reasons: Vec<Reason>,
+}
+
+/// Why a point stays or goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// A rule of the policy keeps it.
+    Rule(Rule),
+    /// A rule has some left at the oldest point of all.
+    Oldest(Rule),
+    /// It is pinned.
+    Pinned,
+    /// It is the machine's newest point that is not damaged.
+    LastGood,
+    /// The second tier does not have it yet.
+    AwaitsCopy,
+    /// Its machine no longer exists.
+    MachineGone,
+    /// There is no policy.
+    NoPolicy,
+    /// No rule keeps it: it goes.
+    Expired,
+}
+
+/// A rule of a [`Policy`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// `keep_last`
+    Last,
+    /// `keep_hourly`
+    Hourly,
+    /// `keep_daily`
+    Daily,
+    /// `keep_weekly`
+    Weekly,
+    /// `keep_monthly`
+    Monthly,
+    /// `keep_yearly`
+    Yearly,
+    /// `keep_within`
+    Within,
+}
+
+impl Rule {
+    /// The word behind `keep_`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Rule::Last => "last",
+            Rule::Hourly => "hourly",
+            Rule::Daily => "daily",
+            Rule::Weekly => "weekly",
+            Rule::Monthly => "monthly",
+            Rule::Yearly => "yearly",
+            Rule::Within => "within",
+        }
+    }
+
+    /// The hour, day … that a time falls in: neighbours that agree in it count once. (The position makes each point of
+    /// [`Rule::Last`] one of its own.)
+    fn bucket(self, time: &Time, position: usize) -> (i32, u32) {
+        match self {
+            Rule::Last | Rule::Within => (0, position as u32),
+            Rule::Hourly => (time.year(), time.ordinal() * 24 + time.hour()),
+            Rule::Daily => (time.year(), time.ordinal()),
+            Rule::Weekly => (time.iso_week().year(), time.iso_week().week()),
+            Rule::Monthly => (time.year(), time.month()),
+            Rule::Yearly => (time.year(), 0),
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+impl Reason {
+    /// One word, for programs.
+    pub fn word(self) -> &'static str {
+        match self {
+            Reason::Rule(rule) | Reason::Oldest(rule) => rule.word(),
+            Reason::Pinned => "pinned",
+            Reason::LastGood => "last_good",
+            Reason::AwaitsCopy => "awaits_copy",
+            Reason::MachineGone => "machine_gone",
+            Reason::NoPolicy => "no_policy",
+            Reason::Expired => "expired",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Rule(rule) => rule.fmt(f),
+            Reason::Oldest(rule) => write!(f, "{rule} (oldest of all)"),
+            Reason::Pinned => f.write_str("pinned"),
+            Reason::LastGood => f.write_str("last good point of its machine"),
+            Reason::AwaitsCopy => f.write_str("the second repository does not have it yet"),
+            Reason::MachineGone => f.write_str("its machine no longer exists"),
+            Reason::NoPolicy => f.write_str("no retention is given or configured"),
+            Reason::Expired => f.write_str("no rule keeps it"),
+        }
+    }
+}
+
+/// Judges every point; the verdicts stand in the order of the points. `zone` is the local time zone.
+pub fn judge(policy: &Policy, points: &[Candidate], now: Time, zone: &impl TimeZone) -> Vec<Verdict> {
+    if policy.is_empty() {
+        return points.iter().map(|_| Verdict { keep: true, reasons: vec![Reason::NoPolicy] }).collect();
+    }
+    let mut reasons: Vec<Vec<Reason>> = vec![Vec::new(); points.len()];
+    let mut machines: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (number, point) in points.iter().enumerate() {
+        machines.entry(&point.machine).or_default().push(number);
+    }
+    for mut numbers in machines.into_values() {
+        numbers.sort_by_key(|number| std::cmp::Reverse(points[*number].taken_at));
+        let times: Vec<Time> = numbers.iter().map(|number| points[*number].taken_at).collect();
+        for (number, found) in numbers.iter().zip(apply(policy, &times, now, zone)) {
+            reasons[*number] = found;
+        }
+        let last_good = numbers.iter().find(|number| !points[**number].is_damaged);
+        if let Some(number) = last_good.filter(|number| reasons[**number].is_empty()) {
+            reasons[*number].push(Reason::LastGood);
+        }
+    }
+    let verdict = |(point, mut reasons): (&Candidate, Vec<Reason>)| {
+        let of_its_own = [
+            (point.is_pinned, Reason::Pinned),
+            (point.awaits_copy, Reason::AwaitsCopy),
+            (point.outlives_machine, Reason::MachineGone),
+        ];
+        reasons.extend(of_its_own.into_iter().filter(|(applies, _)| *applies).map(|(_, reason)| reason));
+        let keep = !reasons.is_empty();
+        if !keep {
+            reasons.push(Reason::Expired);
+        }
+        Verdict { keep, reasons }
+    };
+    points.iter().zip(reasons).map(verdict).collect()
+}
+
+/// The rules that keep each of a machine's points, which stand newest first.
+fn apply(policy: &Policy, times: &[Time], now: Time, zone: &impl TimeZone) -> Vec<Vec<Reason>> {
+    let newest = times.iter().find(|time| **time < now);
+    // Points that are all in the future are newer than whatever is asked for.
+    let cut = policy.span().map(|span| newest.and_then(|newest| span.before(*newest, zone)));
+    let mut counts = policy.counts().map(|(rule, keep)| (rule, keep, None));
+    let judge_one = |(position, time): (usize, &Time)| {
+        let mut reasons = Vec::new();
+        for (rule, left, last) in counts.iter_mut().filter(|(_, left, _)| !left.is_nothing()) {
+            let bucket = Some(rule.bucket(time, position));
+            if bucket != *last {
+                reasons.push(Reason::Rule(*rule));
+            } else if position + 1 == times.len() {
+                reasons.push(Reason::Oldest(*rule));
+            } else {
+                continue;
+            }
+            *last = bucket;
+            left.take();
+        }
+        if cut.is_some_and(|cut| cut.is_none_or(|cut| time.to_utc() > cut)) {
+            reasons.push(Reason::Rule(Rule::Within));
+        }
+        reasons
+    };
+    times.iter().enumerate().map(judge_one).collect()
+}
+
+#[cfg(test)]
+mod tests;

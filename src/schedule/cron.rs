@@ -1,0 +1,296 @@
+//! crontab(5) expressions: when they match, as Vixie's cron (Debian's, and cronie) has it.
+//!
+//! The `cron` crate finds the dates, but speaks another language: it has a field of seconds, counts Sunday as 1, and
+//! wants a day that matches *both* the day of the month and the day of the week. So an expression is read here, and
+//! handed over in the crate's terms - as two of its schedules where either day matches.
+//!
+//! What cron does when clocks change (by less than three hours; larger changes make a new time of day):
+//!
+//! | | an hour is skipped | an hour comes twice |
+//! | --- | --- | --- |
+//! | minute and hour fixed: `30 2 * * *` | runs as soon as the skipped hour is over | runs the first time only |
+//! | either begins with `*`: `*/30 * * * *` | what fell into it is left out | runs both times |
+
+use super::field::{Field, Values};
+use chrono::{DateTime, Duration, MappedLocalTime, NaiveDateTime, TimeZone, Utc};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+/// Larger changes of the clock than this are no daylight saving time to cron.
+const LARGEST_CLOCK_CHANGE_MINUTES: i64 = 180;
+
+/// Why a text is no cron expression.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CronError {
+    /// Not five fields.
+    #[error(
+        "it has {found} fields and needs 5 (minute, hour, day of the month, month, day of the week), or @daily and the like"
+    )]
+    FieldCount {
+        /// How many it has.
+        found: usize,
+    },
+    /// A field that breaks a rule.
+    #[error("the {field} '{value}' is wrong: {rule}")]
+    Field {
+        /// Which field.
+        field: Field,
+        /// The part of it that is wrong.
+        value: String,
+        /// What it breaks.
+        rule: String,
+    },
+    /// An `@` word that cron does not know.
+    #[error("'{word}' is no time: cron knows {}{}", NICKNAMES.map(|(name, _)| name).join(", "), nearest.map(|name| format!("; did you mean {name}?")).unwrap_or_default())]
+    Nickname {
+        /// What was given.
+        word: String,
+        /// The one that looks like it.
+        nearest: Option<&'static str>,
+    },
+    /// A date that never comes.
+    #[error("it never comes: no year has such a day")]
+    Never,
+}
+
+/// What stands for an expression; `@reboot` is for none.
+const NICKNAMES: [(&str, &str); 8] = [
+    ("@reboot", ""),
+    ("@yearly", "0 0 1 1 *"),
+    ("@annually", "0 0 1 1 *"),
+    ("@monthly", "0 0 1 * *"),
+    ("@weekly", "0 0 * * 0"),
+    ("@daily", "0 0 * * *"),
+    ("@midnight", "0 0 * * *"),
+    ("@hourly", "0 * * * *"),
+];
+
+/// A crontab(5) expression.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cron {
+    expression: String,
+    /// None for `@reboot`.
+    times: Option<Times>,
+}
+
+/// The times of day and the days that match.
+#[derive(Debug, Clone, PartialEq)]
+struct Times {
+    minutes: Values,
+    hours: Values,
+    days_of_month: Values,
+    months: Values,
+    days_of_week: Values,
+    /// What matches, in the crate's terms; two where either day will do.
+    schedules: Vec<cron::Schedule>,
+}
+
+impl FromStr for Cron {
+    type Err = CronError;
+
+    fn from_str(text: &str) -> Result<Cron, CronError> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let expression = words.join(" ");
+        let fields = match words[..] {
+            ["@reboot"] => return Ok(Cron { expression, times: None }),
+            [word] if word.starts_with('@') => {
+                let known = NICKNAMES.iter().find(|(name, _)| *name == word);
+                known.map(|(_, fields)| *fields).ok_or_else(|| unknown_nickname(word))?
+            }
+            _ => expression.as_str(),
+        };
+        let times = Some(Times::parse(fields)?);
+        Ok(Cron { expression, times })
+    }
+}
+
+impl fmt::Display for Cron {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.expression)
+    }
+}
+
+fn unknown_nickname(word: &str) -> CronError {
+    let close = |name: &str| strsim::damerau_levenshtein(name, &word.to_ascii_lowercase()) <= 2;
+    let nearest = NICKNAMES.iter().map(|(name, _)| *name).find(|name| close(name));
+    CronError::Nickname { word: word.to_owned(), nearest }
+}
+
+impl Cron {
+    /// The times that come next, after a moment; fewer than `count` only for `@reboot`, or where years end (2100).
+    pub fn next_runs<Z: TimeZone>(&self, after: &DateTime<Z>, count: usize) -> Vec<DateTime<Z>> {
+        let Some(times) = &self.times else { return Vec::new() };
+        let zone = after.timezone();
+        // A time that was skipped runs after the change, so that what is before `after` may run after it.
+        let from = after.naive_local() - Duration::minutes(LARGEST_CLOCK_CHANGE_MINUTES);
+        let (mut found, mut waiting) = (Vec::new(), BTreeSet::new());
+        for local in times.local_times(from) {
+            let moments = times.moments(&zone, local);
+            // A later local time has no moment before the first of this one's; the second may come later.
+            if let Some(first) = moments.first() {
+                while waiting.first().is_some_and(|known| known < first) && found.len() < count {
+                    found.extend(waiting.pop_first());
+                }
+            }
+            if found.len() >= count {
+                break;
+            }
+            waiting.extend(moments.into_iter().filter(|moment| moment > after));
+        }
+        let missing = count - found.len();
+        found.extend(waiting.into_iter().take(missing));
+        found
+    }
+}
+
+impl Times {
+    fn parse(text: &str) -> Result<Times, CronError> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let [minute, hour, day_of_month, month, day_of_week] = words[..] else {
+            let found = words.iter().filter(|word| !word.is_empty()).count();
+            return Err(CronError::FieldCount { found });
+        };
+        let mut times = Times {
+            minutes: Values::parse(Field::Minute, minute)?,
+            hours: Values::parse(Field::Hour, hour)?,
+            days_of_month: Values::parse(Field::DayOfMonth, day_of_month)?,
+            months: Values::parse(Field::Month, month)?,
+            days_of_week: Values::parse(Field::DayOfWeek, day_of_week)?,
+            schedules: Vec::new(),
+        };
+        times.schedules = times.in_the_terms_of_the_crate();
+        // The calendar of these years has every combination of date and day of the week.
+        let start = DateTime::UNIX_EPOCH + Duration::days(365 * 30 + 7);
+        let comes = times.local_times(start.naive_utc()).next().is_some();
+        if comes { Ok(times) } else { Err(CronError::Never) }
+    }
+
+    /// Whether a day matches by its day of the month *or* of the week: when neither begins with `*`.
+    fn either_day(&self) -> bool {
+        !self.days_of_month.starred && !self.days_of_week.starred
+    }
+
+    fn in_the_terms_of_the_crate(&self) -> Vec<cron::Schedule> {
+        let list = |values: &Values, add: u32| {
+            values.numbers.iter().map(|number| (number + add).to_string()).collect::<Vec<_>>().join(",")
+        };
+        let (days_of_month, days_of_week) = (list(&self.days_of_month, 0), list(&self.days_of_week, 1));
+        let days = match self.either_day() {
+            true => vec![(days_of_month, "*".to_owned()), ("*".to_owned(), days_of_week)],
+            false => vec![(days_of_month, days_of_week)],
+        };
+        let schedule = |(day_of_month, day_of_week): (String, String)| {
+            let (minutes, hours, months) = (list(&self.minutes, 0), list(&self.hours, 0), list(&self.months, 0));
+            let text = format!("0 {minutes} {hours} {day_of_month} {months} {day_of_week}");
+            cron::Schedule::from_str(&text).unwrap_or_else(|error| {
+                unreachable!("lists of numbers within bounds are in the crate's language: {error}")
+            })
+        };
+        days.into_iter().map(schedule).collect()
+    }
+
+    /// The times on the clock that match, after one, in order.
+    fn local_times(&self, after: NaiveDateTime) -> impl Iterator<Item = NaiveDateTime> {
+        let after = after.and_utc();
+        let mut streams: Vec<_> = self.schedules.iter().map(|schedule| schedule.after(&after).peekable()).collect();
+        std::iter::from_fn(move || {
+            let next: DateTime<Utc> = streams.iter_mut().filter_map(|stream| stream.peek().copied()).min()?;
+            for stream in &mut streams {
+                stream.next_if_eq(&next);
+            }
+            Some(next.naive_utc())
+        })
+    }
+
+    /// The moments at which cron runs what is due at a time on the clock, in order: none, one or two.
+    fn moments<Z: TimeZone>(&self, zone: &Z, local: NaiveDateTime) -> Vec<DateTime<Z>> {
+        let is_pattern = self.minutes.starred || self.hours.starred;
+        match zone.from_local_datetime(&local) {
+            MappedLocalTime::Single(moment) => vec![moment],
+            MappedLocalTime::Ambiguous(first, second) if is_pattern => vec![first, second],
+            MappedLocalTime::Ambiguous(first, _) => vec![first],
+            MappedLocalTime::None if is_pattern => vec![],
+            MappedLocalTime::None => {
+                let minutes = 1..LARGEST_CLOCK_CHANGE_MINUTES;
+                let later = |minutes| zone.from_local_datetime(&(local + Duration::minutes(minutes))).earliest();
+                minutes.into_iter().find_map(later).into_iter().collect()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn times(expression: &str, after: &str, count: usize) -> Vec<String> {
+        let after = NaiveDateTime::parse_from_str(after, "%Y-%m-%d %H:%M").unwrap().and_utc();
+        let cron = Cron::from_str(expression).unwrap();
+        cron.next_runs(&after, count).iter().map(|time| time.format("%a %Y-%m-%d %H:%M").to_string()).collect()
+    }
+
+    #[test]
+    fn an_expression_means_what_crontab_says() {
+        // 2026-11-25 is a Wednesday.
+        for (expression, expected) in [
+            ("0 2 * * *", ["Thu 2026-11-26 02:00", "Fri 2026-11-27 02:00"]),
+            ("*/20 9-17/4 * * *", ["Wed 2026-11-25 13:00", "Wed 2026-11-25 13:20"]),
+            ("0 0 * * 0", ["Sun 2026-11-29 00:00", "Sun 2026-12-06 00:00"]),
+            ("0 0 * * 7", ["Sun 2026-11-29 00:00", "Sun 2026-12-06 00:00"]),
+            ("0 0 * * 5-7", ["Fri 2026-11-27 00:00", "Sat 2026-11-28 00:00"]),
+            ("0 0 * * MON,sat", ["Sat 2026-11-28 00:00", "Mon 2026-11-30 00:00"]),
+            ("0 0 1 jan *", ["Fri 2027-01-01 00:00", "Sat 2028-01-01 00:00"]),
+            // Either day will do where both are restricted; both must match where one begins with a star.
+            ("0 0 1 * fri", ["Fri 2026-11-27 00:00", "Tue 2026-12-01 00:00"]),
+            ("0 0 */2 * fri", ["Fri 2026-11-27 00:00", "Fri 2026-12-11 00:00"]),
+            ("0 0 29 2 *", ["Tue 2028-02-29 00:00", "Sun 2032-02-29 00:00"]),
+            ("@weekly", ["Sun 2026-11-29 00:00", "Sun 2026-12-06 00:00"]),
+            ("@hourly", ["Wed 2026-11-25 11:00", "Wed 2026-11-25 12:00"]),
+            ("  0  2\t* * *  ", ["Thu 2026-11-26 02:00", "Fri 2026-11-27 02:00"]),
+        ] {
+            assert_eq!(times(expression, "2026-11-25 10:00", 2), expected, "{expression}");
+        }
+        assert!(times("@reboot", "2026-11-25 10:00", 2).is_empty());
+        assert_eq!(Cron::from_str(" 0  2 * * * ").unwrap().to_string(), "0 2 * * *");
+    }
+
+    #[test]
+    fn an_error_names_the_field_and_the_rule() {
+        for (expression, expected) in [
+            ("60 2 * * *", "the minute '60' is wrong: it goes from 0 to 59"),
+            ("0 24 * * *", "the hour '24' is wrong: it goes from 0 to 23"),
+            ("0 2 0 * *", "the day of the month '0' is wrong: it goes from 1 to 31"),
+            ("0 2 * 13 *", "the month '13' is wrong: it goes from 1 to 12"),
+            ("0 2 * * 8", "the day of the week '8' is wrong: it goes from 0 to 7"),
+            ("0 2 * * monday", "the day of the week 'monday' is wrong: names have three letters: 'mon'"),
+            ("0 2 * foo *", "the month 'foo' is wrong: it is a number from 1 to 12, or a name from jan to dec"),
+            ("x 2 * * *", "the minute 'x' is wrong: it is a number from 0 to 59"),
+            ("+5 2 * * *", "the minute '+5' is wrong: it is a number from 0 to 59"),
+            ("1,,2 2 * * *", "the minute '' is wrong: a number is missing"),
+            ("5-1 2 * * *", "the minute '5-1' is wrong: a range goes from the smaller to the larger"),
+            (
+                "0 2 * * fri-sun",
+                "the day of the week 'fri-sun' is wrong: a range goes from the smaller to the larger; as the end of a \
+                 range Sunday is 7",
+            ),
+            ("*/0 2 * * *", "the minute '*/0' is wrong: a step is a number above 0"),
+            ("5/10 2 * * *", "the minute '5/10' is wrong: a step needs a range before it, as in '*/10'"),
+            ("0 2 L * *", "the day of the month 'L' is wrong: it is a number from 1 to 31"),
+            (
+                "0 0 2 * * *",
+                "it has 6 fields and needs 5 (minute, hour, day of the month, month, day of the week), or @daily and the \
+                 like",
+            ),
+            (
+                "@dayly",
+                "'@dayly' is no time: cron knows @reboot, @yearly, @annually, @monthly, @weekly, @daily, @midnight, \
+                 @hourly; did you mean @daily?",
+            ),
+            ("0 0 30 feb *", "it never comes: no year has such a day"),
+        ] {
+            assert_eq!(Cron::from_str(expression).unwrap_err().to_string(), expected);
+        }
+        assert!(matches!(Cron::from_str(""), Err(CronError::FieldCount { found: 0 })));
+    }
+}

@@ -1,0 +1,112 @@
+//! A real libvirtd (`qemu:///system`) of a test's own.
+//!
+//! The daemon's folders are compiled in, so it runs in a mount namespace where they are folders of the test's:
+//!
+//! | libvirtd sees | which is |
+//! | --- | --- |
+//! | `/etc/libvirt` | `libvirt/etc` |
+//! | `/var/lib/libvirt`, `/var/log/libvirt`, `/var/cache/libvirt` | `libvirt/lib`, `libvirt/log`, `libvirt/cache`: as of the embedded driver |
+//! | `/run` | `libvirt/run`: its socket, and no D-Bus, systemd or udev of the host |
+//!
+//! A network namespace keeps it from the host's firewall and bridges. Nobody else has to enter: programs find the daemon by
+//! the path of its socket, and the machines by that of their images. The machines outlive it, as they do on any host.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::{Env, parts, wait_until};
+
+/// Whoever may pass the socket's folder may do everything: nobody is asked for a password.
+const LIBVIRTD_CONF: &str = "auth_unix_rw = \"none\"\n";
+
+/// Becomes libvirtd; the argument is the test's libvirt folder.
+const SCRIPT: &str = r#"
+    set -e
+    mount --bind "$1/etc" /etc/libvirt
+    for name in lib log cache; do mount --bind "$1/$name" "/var/$name/libvirt"; done
+    mount --bind "$1/run" /run
+    exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$1/libvirtd.pid""#;
+
+/// The daemon of an [`Env`], running or not.
+pub(super) struct Libvirtd {
+    root: PathBuf,
+    child: Mutex<Option<Child>>,
+}
+
+impl Libvirtd {
+    pub(super) fn new(root: PathBuf) -> Libvirtd {
+        parts::require(&["libvirtd", "unshare", "mount"]);
+        for folder in ["etc", "lib", "log", "cache", "run"] {
+            fs::create_dir_all(root.join(folder)).expect("cannot make a folder");
+        }
+        fs::write(root.join("etc/libvirtd.conf"), LIBVIRTD_CONF).expect("cannot write");
+        Libvirtd { root, child: Mutex::new(None) }
+    }
+
+    pub(super) fn uri(&self) -> String {
+        format!("qemu+unix:///system?socket={}", self.socket().display())
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.root.join("run/libvirt/libvirt-sock")
+    }
+
+    fn spawn(&self) {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(child.is_none(), "libvirtd runs already");
+        let log = File::options().create(true).append(true).open(self.log()).expect("cannot write");
+        let spawned = Command::new("unshare")
+            .args(["--mount", "--net", "sh", "-c", SCRIPT, "sh"])
+            .arg(&self.root)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn();
+        *child = Some(spawned.expect("unshare"));
+    }
+
+    fn kill(&self) {
+        let mut child =
+            self.child.lock().unwrap_or_else(PoisonError::into_inner).take().expect("libvirtd does not run");
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        // The next one makes its own; until then whoever calls is refused, not left waiting.
+        let _ = fs::remove_file(self.socket());
+    }
+
+    fn log(&self) -> PathBuf {
+        self.root.join("log/libvirtd.log")
+    }
+}
+
+impl Env {
+    /// A world whose libvirt is a daemon of its own; root only, with the right to make namespaces.
+    pub fn with_libvirtd(name: &str) -> Env {
+        let mut env = Env::new(name);
+        env.libvirtd = Some(Libvirtd::new(env.libvirt_root()));
+        env.start_libvirtd();
+        env
+    }
+
+    /// `kill -9` of libvirtd. Its machines live on.
+    pub fn kill_libvirtd(&self) {
+        self.daemon().kill();
+    }
+
+    /// Starts libvirtd (again) and waits until it answers.
+    pub fn start_libvirtd(&self) {
+        let daemon = self.daemon();
+        daemon.spawn();
+        let log = daemon.log();
+        wait_until(&format!("libvirtd answers (see {})", log.display()), Duration::from_secs(30), || {
+            Path::new(&daemon.socket()).exists() && self.try_virsh(&["uri"]).code() == 0
+        });
+    }
+
+    fn daemon(&self) -> &Libvirtd {
+        self.libvirtd.as_ref().expect("a world with libvirtd")
+    }
+}
