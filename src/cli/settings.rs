@@ -4,7 +4,7 @@
 //! on the parser of the command line decides: flag before environment before default. Nothing else needs to ask.
 
 use crate::config::file::value_of;
-use crate::config::{Config, Loaded, SECRET_KEYS, schema};
+use crate::config::{Config, DEFAULT_BACKUP_FREQ, Loaded, SECRET_KEYS, schema};
 use crate::record::Setting;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
@@ -84,7 +84,8 @@ impl Settings {
 
     /// Every key with the value that applies, and where that comes from. `command` is the parser, for its defaults.
     pub fn all(&self, command: &Command) -> Vec<Setting> {
-        let defaults = serde_json::to_value(Config::default()).unwrap_or_default();
+        let mut defaults = serde_json::to_value(Config::default()).unwrap_or_default();
+        defaults["backup_freq"] = json!(DEFAULT_BACKUP_FREQ);
         let mut settings = Vec::new();
         schema::each_key(&mut |key, schema| settings.push(self.one(key, schema, command, &defaults)));
         settings

@@ -152,6 +152,9 @@ fn trial(path: &[Step], value: &Value) -> Result<(), String> {
 
 /// A rule of ours as it is; what serde says of other types, in the words of JSON.
 fn plain_rule(message: &str) -> String {
+    if let Some((_, rule)) = message.split_once(" is no ") {
+        return format!("a {rule}");
+    }
     let Some((_, expected)) = message.rsplit_once(", expected ") else {
         return message.to_owned();
     };
@@ -201,7 +204,7 @@ mod tests {
         let (config, kept) = read(text).unwrap();
         assert_eq!(config.backup_host.unwrap().text(), "backup.example.com");
         assert!(!config.auto_backup);
-        assert_eq!(config.backup_freq, "30 1 * * 0");
+        assert_eq!(config.backup_freq.unwrap().text(), "30 1 * * 0");
         let chosen: Vec<_> = config.selected_vms.iter().map(|(name, taken)| (name.text(), *taken)).collect();
         assert_eq!(chosen, [("vm1", true), ("vm2", false)]);
         assert_eq!(kept, serde_json::from_str::<Value>(text).unwrap());
@@ -226,6 +229,7 @@ mod tests {
     fn all_faults_are_found_at_once_and_each_names_key_value_and_rule() {
         let found = faults(json!({
             "backup_host": "my_host", "bakup_path": "/x", "ssh": {"port": 99999, "prot": 22},
+            "backup_freq": "61 2 * * *", "retention": {"local": {"keep_within": "soon", "keep_dayly": 7}},
             "selected_vms": {"vm1": "yes", "a/b": true}, "hooks": {"before_run": [{"command": ["a"], "timout": "5m"}]}
         }));
         let messages: Vec<String> = found.iter().map(Fault::to_string).collect();
@@ -236,6 +240,9 @@ mod tests {
                 "the key \"bakup_path\" is not known",
                 "the key \"ssh.port\" is 99999 and must be a whole number from 1 to 65535",
                 "the key \"ssh.prot\" is not known",
+                "the key \"backup_freq\" is \"61 2 * * *\" and must be a time as in crontab(5): the minute '61' is wrong: it goes from 0 to 59",
+                "the key \"retention.local.keep_within\" is \"soon\" and must be a length of time: numbers with y, m (months), w, d or h are expected, such as 30d or 1y6m",
+                "the key \"retention.local.keep_dayly\" is not known",
                 "the key \"selected_vms.vm1\" is \"yes\" and must be true or false",
                 "the key \"selected_vms.a/b\" is true and must be the name of a machine or a glob ('web*', 'db[12]'), without '/'",
                 "the key \"hooks.before_run.0.timout\" is not known",
@@ -243,7 +250,18 @@ mod tests {
         );
         let nearest: Vec<Option<&str>> = found.iter().map(|fault| fault.nearest.as_deref()).collect();
         let host = Some("\"my-host\"");
-        let wanted = [host, Some("backup_path"), None, Some("port"), Some("true"), None, Some("timeout")];
+        let wanted = [
+            host,
+            Some("backup_path"),
+            None,
+            Some("port"),
+            None,
+            None,
+            Some("keep_daily"),
+            Some("true"),
+            None,
+            Some("timeout"),
+        ];
         assert_eq!(nearest, wanted);
     }
 
@@ -266,6 +284,12 @@ mod tests {
             ("lease", json!(30), json!("30s")),
             ("audit", json!("0.5 %"), json!("0.5%")),
             ("audit", json!(5), json!("5%")),
+            ("backup_freq", json!("@dayly"), json!("@daily")),
+            ("backup_freq", json!("Daily"), json!("@daily")),
+            ("backup_freq", json!("02:30"), json!("30 2 * * *")),
+            ("backup_freq", json!("0 2 * *"), json!("0 2 * * *")),
+            ("backup_freq", json!("0 0 2 * * *"), json!("0 2 * * *")),
+            ("backup_freq", json!("0 2 ? * MON"), json!("0 2 * * MON")),
             ("freeze", json!("nevr"), json!("never")),
             ("freeze", json!("REQUIRED"), json!("required")),
         ] {
@@ -277,6 +301,12 @@ mod tests {
         {
             assert_eq!(nearest(json!({"log": {"max_size": wrong}})), Some(json!(right).to_string()), "{wrong}");
         }
+        assert_eq!(nearest(json!({"retention": {"local": {"keep_daily": "7"}}})), Some("7".into()));
+        assert_eq!(
+            nearest(json!({"retention": {"remote": {"keep_last": "Unlimited"}}})),
+            Some(r#""unlimited""#.into())
+        );
+        assert_eq!(nearest(json!({"retention": {"local": {"keep_within": "30 days"}}})), Some(r#""30d""#.into()));
         let command = json!({"hooks": {"after_run": [{"command": "mail -s 'it is done' root"}]}});
         assert_eq!(nearest(command), Some(r#"["mail","-s","it is done","root"]"#.into()));
         assert_eq!(
@@ -330,7 +360,7 @@ mod tests {
         /// Whatever a value is: it is taken, as good as nothing, or a fault of this key whose nearest spelling is taken.
         #[test]
         fn a_suggestion_is_always_right(key in prop::sample::select(vec![
-                "backup_host", "backup_user", "backup_path", "auto_backup", "connect", "repo", "lease", "audit", "jobs", "freeze",
+                "backup_host", "backup_user", "backup_path", "auto_backup", "backup_freq", "connect", "repo", "lease", "audit", "jobs", "freeze",
             ]), text in "[a-z0-9 /@:._%MG-]{0,12}", number in any::<i32>(), kind in 0..3) {
             let value = match kind { 0 => json!(text), 1 => json!(number), _ => json!([text]) };
             if let Err(Refusal::Faults(found)) = read(&json!({key: value}).to_string()) {

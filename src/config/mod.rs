@@ -20,6 +20,8 @@ pub mod schema;
 pub use document::Fault;
 pub use file::{Error, Loaded, load};
 
+use crate::retention::Policy;
+use crate::schedule::Cron;
 use rules::{
     AbsolutePath, Bounded, CommandLine, HostName, LibvirtUri, MachineName, PositiveSize, PositiveSpan, RepoAddress,
     Share, UserName, Written,
@@ -47,8 +49,9 @@ pub struct Config {
     pub backup_path: Option<Written<AbsolutePath>>,
     /// Whether backups run by themselves, at backup_freq.
     pub auto_backup: bool,
-    /// When they run, as in crontab(5).
-    pub backup_freq: String,
+    /// When they run, as in crontab(5); without it, at two in the night: "0 2 * * *".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup_freq: Option<Written<Cron>>,
     /// The machines that 'kvmb backup' takes when it is given no names: true takes a machine, false leaves it out. A
     /// name may be a glob ("web*"); false wins over true.
     pub selected_vms: BTreeMap<Written<MachineName>, bool>,
@@ -98,6 +101,8 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify: Option<bool>,
 
+    /// Which points are kept when 'kvmb prune' is given no rules.
+    pub retention: Retention,
     /// Commands that run before and after a backup.
     pub hooks: Hooks,
     /// Where and how kvmb keeps its log.
@@ -112,7 +117,7 @@ impl Default for Config {
             backup_user: None,
             backup_path: None,
             auto_backup: true,
-            backup_freq: "0 2 * * *".into(),
+            backup_freq: None,
             selected_vms: BTreeMap::new(),
             connect: None,
             repo: None,
@@ -128,6 +133,7 @@ impl Default for Config {
             audit: None,
             full_every: None,
             verify: None,
+            retention: Retention::default(),
             hooks: Hooks::default(),
             log: Log::default(),
         }
@@ -153,6 +159,16 @@ pub struct Ssh {
     /// How many connections are open at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Bounded<1, 16>>,
+}
+
+/// Which points are kept. Without rules, all are.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Retention {
+    /// In the local repository.
+    pub local: Policy,
+    /// In the repository on the backup server.
+    pub remote: Policy,
 }
 
 /// When to freeze a guest's file systems.
@@ -242,6 +258,9 @@ pub enum LogFormat {
     /// One JSON object a line.
     Json,
 }
+
+/// What `backup_freq` is by default: at two in the night.
+pub const DEFAULT_BACKUP_FREQ: &str = "0 2 * * *";
 
 /// The keys whose values may be or may give away a secret: `config show` hides them, and a file that has one must not be
 /// readable by everybody.

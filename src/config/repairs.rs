@@ -52,6 +52,7 @@ fn of_text(text: &str, schema: &Value) -> Vec<Value> {
     found.extend([host, bare, name].map(Value::from));
     found.push(json!(host.replace(['_', ' '], "-")));
     found.push(json!(trimmed.replace([' ', '/'], "_")));
+    found.extend(times_of_cron(&lower, trimmed).into_iter().map(Value::from));
     if !trimmed.is_empty() && !trimmed.starts_with(['~', '$', '.']) {
         found.push(json!(format!("/{trimmed}")));
     }
@@ -79,6 +80,24 @@ fn words_of(schema: &Value, wrong: &str) -> Vec<Value> {
     words.retain(|word| likeness(word) > ALIKE);
     words.sort_by(|a, b| likeness(b).total_cmp(&likeness(a)));
     words.into_iter().map(Value::from).collect()
+}
+
+/// A time of day, a nickname without its @ or misspelt, and what other dialects of cron add or leave out.
+fn times_of_cron(lower: &str, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Some((hour, minute)) = lower.split_once(':') {
+        let number = |text: &str| text.trim_start_matches('0').parse::<u8>().unwrap_or(0);
+        found.push(format!("{} {} * * *", number(minute), number(hour)));
+    }
+    let likeness = |name: &&&str| strsim::jaro_winkler(name, lower.trim_start_matches('@'));
+    let names = ["hourly", "daily", "weekly", "monthly", "yearly", "reboot"];
+    let nearest = names.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    found.extend(nearest.filter(|name| likeness(name) > ALIKE).map(|name| format!("@{name}")));
+    let fields: Vec<&str> = text.split_whitespace().map(|field| if field == "?" { "*" } else { field }).collect();
+    found.push(fields.join(" "));
+    found.push(format!("{} *", fields.join(" ")));
+    found.extend(fields.get(1..).map(|without_seconds| without_seconds.join(" ")));
+    found
 }
 
 /// A number with its unit cut to one letter: "6hours" → "6h", "10MB" → "10M".

@@ -1,5 +1,6 @@
 //! What a value may be. Each rule is one sentence, which is also the message when it is broken.
 
+use crate::schedule::Cron;
 use crate::units;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
@@ -22,6 +23,11 @@ pub trait Term: Sized {
 
     /// What the text means, if it keeps to the rule.
     fn read(text: &str) -> Option<Self>;
+
+    /// What exactly is wrong with a text that does not, where that can be said.
+    fn detail(_text: &str) -> Option<String> {
+        None
+    }
 }
 
 /// A value, and the text that it was written as.
@@ -77,7 +83,11 @@ impl<T> Serialize for Written<T> {
 impl<'de, T: Term> Deserialize<'de> for Written<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
-        value.as_str().and_then(Written::read).ok_or_else(|| D::Error::custom(T::RULE))
+        let text = value.as_str();
+        text.and_then(Written::read).ok_or_else(|| match text.and_then(T::detail) {
+            Some(detail) => D::Error::custom(format!("{}: {detail}", T::RULE)),
+            None => D::Error::custom(T::RULE),
+        })
     }
 }
 
@@ -282,6 +292,20 @@ impl Term for CommandLine {
     }
 }
 
+impl Term for Cron {
+    const NAME: &'static str = "Cron";
+    const RULE: &'static str = "a time as in crontab(5)";
+    const PATTERN: &'static str = "@[a-z]+|\\s*\\S+(\\s+\\S+){4}\\s*";
+
+    fn read(text: &str) -> Option<Cron> {
+        text.parse().ok()
+    }
+
+    fn detail(text: &str) -> Option<String> {
+        text.parse::<Cron>().err().map(|error| error.to_string())
+    }
+}
+
 /// A length of time that is not nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PositiveSpan(pub Duration);
@@ -385,6 +409,8 @@ mod tests {
             "test:///default",
         ]);
         breaks::<LibvirtUri>(&["", "system", "://", "Qemu:///x", "qemu:/// x"]);
+        keeps::<Cron>(&["0 2 * * *", "@daily", "*/15 1-5 * jan,feb mon-fri", " 0  2 * * 7 "]);
+        breaks::<Cron>(&["", "0 2 * *", "60 2 * * *", "@dayly", "0 0 30 2 *", "0 2 * * * *"]);
         keeps::<CommandLine>(&["pass show kvmb"]);
         breaks::<CommandLine>(&["", "  ", "a\nb"]);
     }
