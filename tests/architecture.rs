@@ -4,8 +4,10 @@
 //!
 //! | layer | may import | why |
 //! | --- | --- | --- |
-//! | `record`, `storage`, `nbd` | nothing | neighbours that can be replaced or tested one by one |
+//! | `record`, `nbd` | nothing | neighbours that can be replaced or tested one by one |
+//! | `storage` | `pace` | a neighbour of these; uploads may be limited |
 //! | `units` | nothing | how people write numbers, the same everywhere |
+//! | `pace` | nothing | disks and uploads are limited alike |
 //! | `steps` | nothing | names that the tests share with `capture` and `ops` |
 //! | `capture` | `steps` | a neighbour of the above |
 //! | `repo` | `storage` | a repository does not know what it stores, nor from where |
@@ -21,7 +23,8 @@ use std::path::{Path, PathBuf};
 /// Layer → the other layers that it may import.
 const LAYERS: &[(&str, &[&str])] = &[
     ("record", &[]),
-    ("storage", &[]),
+    ("pace", &[]),
+    ("storage", &["pace"]),
     ("nbd", &[]),
     ("units", &[]),
     ("steps", &[]),
@@ -31,13 +34,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("schedule", &["units"]),
     ("log", &["record"]),
     ("config", &["units", "retention", "schedule"]),
-    ("ops", &["record", "units", "steps", "storage", "nbd", "capture", "repo", "retention"]),
+    ("ops", &["record", "units", "steps", "pace", "storage", "nbd", "capture", "repo", "retention"]),
     (
         "cli",
         &[
             "record",
             "units",
             "steps",
+            "pace",
             "storage",
             "nbd",
             "capture",

@@ -144,7 +144,8 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
     let value = |flag: &str| match flag {
         "--jobs" => "2",
         "--freeze" => "never",
-        "--freeze-timeout" | "--lease" | "--full-every" => "30s",
+        "--freeze-timeout" | "--lease" | "--full-every" | "--retry-for" => "30s",
+        "--limit-read" | "--limit-upload" => "10M",
         "--sample" | "--audit" => "5%",
         "--log-format" => "text",
         "--to" => "vda=/x",

@@ -205,6 +205,7 @@ fn every_record_that_a_command_prints_is_as_documented() {
         }
         output
     };
+    run("kvmb doctor 'kvmb-test-*'", 0);
     run("kvmb init -r $R --dry-run", 0);
     run("kvmb init -r $R", 0);
     run("kvmb init -r $R", 0);

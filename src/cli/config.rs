@@ -6,7 +6,7 @@ use crate::cli::failure::{CliError, of_config};
 use crate::cli::session::Session;
 use crate::config::rules::{AbsolutePath, Written};
 use crate::config::{Config, Loaded, schema};
-use crate::record::{Check, Record};
+use crate::record::{Check, Record, Status};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -69,7 +69,7 @@ fn check(context: &Context, session: &mut Session) {
         Err(error) => {
             let file = target(error.path());
             for fault in of_config(error) {
-                let check = Check { hint: fault.hint, ..record(&file, "critical", fault.message) };
+                let check = Check { hint: fault.hint, ..Check::new("config", &file, Status::Critical, fault.message) };
                 session.pass(&Record::Check(check));
                 session.count_failure(ExitCode::Usage);
             }
@@ -79,16 +79,11 @@ fn check(context: &Context, session: &mut Session) {
     let file = loaded.file.as_deref().map_or("none".into(), target);
     let missing = missing(&loaded.config);
     if missing.is_empty() {
-        session.done(Record::Check(record(&file, "ok", summary(&loaded))));
+        session.check(Check::new("config", &file, Status::Ok, summary(&loaded)));
     }
     for (detail, hint) in missing {
-        session.done(Record::Check(Check { hint: Some(hint.into()), ..record(&file, "warning", detail) }));
+        session.check(Check::new("config", &file, Status::Warning, detail).hint(hint));
     }
-}
-
-fn record(target: &str, status: &str, detail: String) -> Check {
-    let (check, status) = ("config".to_owned(), status.to_owned());
-    Check { check, target: target.to_owned(), status, detail, hint: None, extra: Default::default() }
 }
 
 fn summary(loaded: &Loaded) -> String {

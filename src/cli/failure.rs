@@ -97,7 +97,7 @@ impl Code {
 }
 
 /// An error on its way to the user.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct CliError {
     /// Its kind.
     pub code: Code,
@@ -317,6 +317,9 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
         }
         Error::Storage(storage::Error::TooShort { .. }) => {
             (Code::Damage, Some("'kvmb verify' says which points are hit"))
+        }
+        Error::Storage(storage::Error::GaveUp { .. }) => {
+            (Code::Failed, Some("run it again when the connection is back: what is stored is found and used"))
         }
         Error::Storage(storage::Error::Io { source, .. }) => explain_io(source),
         Error::LockLost { .. } => (Code::Busy, Some("nothing was committed; run it again")),

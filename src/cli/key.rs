@@ -72,16 +72,11 @@ impl KeyArgs {
     }
 }
 
-/// The file beside the default repository that says that its key is not only here.
-fn exported_mark() -> Result<PathBuf, CliError> {
-    Ok(DefaultRepo::locate()?.key_file.with_extension("exported"))
-}
-
 /// Notes that the default repository's key is kept elsewhere too.
-fn note_exported(repo: &RepoArgs) -> Result<(), CliError> {
+fn note_exported(context: &Context, repo: &RepoArgs) -> Result<(), CliError> {
     let default = DefaultRepo::locate()?;
-    if Path::new(&repo.storage()?.url()) == default.folder {
-        let mark = exported_mark()?;
+    if Path::new(&repo.storage(context)?.url()) == default.folder {
+        let mark = default.exported_mark();
         fs::write(&mark, "").map_err(Error::io("write", &mark))?;
     }
     Ok(())
@@ -91,7 +86,7 @@ impl ExportArgs {
     fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let password = self.repo.password(context, Purpose::Open)?;
         // Only a password that opens the repository is worth keeping.
-        let opened = crate::repo::Repository::open(self.repo.storage()?, &password)?;
+        let opened = crate::repo::Repository::open(self.repo.storage(context)?, &password)?;
         let exists =
             || CliError::from(Error::Exists { path: self.file.clone() }).hint("name a file that is not there yet");
         if self.dry_run {
@@ -106,7 +101,7 @@ impl ExportArgs {
             };
             let written = file.write_all(password.as_bytes()).and_then(|()| file.write_all(b"\n"));
             written.and_then(|()| file.sync_all()).map_err(Error::io("write", &self.file))?;
-            note_exported(&self.repo)?;
+            note_exported(context, &self.repo)?;
         }
         session.done(Record::Action(Action {
             action: "key".into(),
@@ -131,10 +126,10 @@ impl AddArgs {
             }
         };
         let mut extra = json!({});
-        let known = crate::repo::Repository::open(self.repo.storage()?, &new).is_ok();
+        let known = crate::repo::Repository::open(self.repo.storage(context)?, &new).is_ok();
         if !known && !self.dry_run {
             extra = json!({ "key": repo.add_key(&new)?.to_string() });
-            note_exported(&self.repo)?;
+            note_exported(context, &self.repo)?;
         }
         session.done(Record::Action(Action {
             action: "key".into(),

@@ -19,6 +19,7 @@ mod capture_args;
 mod capture_stream;
 mod config;
 mod disks;
+mod doctor;
 mod hash;
 mod init;
 mod key;
@@ -140,6 +141,7 @@ enum Command {
     Init(init::InitArgs),
     Key(key::KeyArgs),
     Config(config::ConfigArgs),
+    Doctor(doctor::DoctorArgs),
 }
 
 /// What a command works with.
@@ -276,6 +278,7 @@ impl Command {
             Command::Backup(_) => ("backup", Effect::Changes),
             Command::Init(_) => ("init", Effect::Changes),
             Command::Key(_) => ("key", Effect::Changes),
+            Command::Doctor(_) => ("doctor", Effect::Reads),
             Command::Config(_) => ("config", Effect::Reads),
         }
     }
@@ -303,6 +306,7 @@ impl Command {
             Command::Init(args) => args.run(context, session),
             Command::Key(args) => args.run(context, session),
             Command::Config(args) => args.run(context, session),
+            Command::Doctor(args) => args.run(context, session),
         }
     }
 }

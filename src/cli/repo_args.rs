@@ -1,20 +1,24 @@
 //! Which repository, and its password: the flags and variables that mean the same for every command.
 
 use crate::cli::Context;
+use crate::cli::capture_args::{duration, rate};
 use crate::cli::failure::{CliError, Code};
 use crate::cli::prompt;
 use crate::cli::session::say;
 use crate::config::Config;
+use crate::pace::Pace;
 use crate::repo::{Password, Repository};
-use crate::storage::{self, Storage};
+use crate::storage::{self, LimitStorage, Patience, RetryStorage, Storage};
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use std::fs;
 use std::io::Write;
+use std::num::NonZeroU32;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The repository of a command.
 #[derive(Debug, Clone, Default, Args)]
@@ -33,6 +37,14 @@ pub struct RepoArgs {
     /// says, or a question on a terminal.
     #[arg(long, value_name = "FILE", env = "KVMB_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
     pub password_file: Option<PathBuf>,
+
+    /// Write to the repository no faster than this many bytes a second: 500K, 10M.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub limit_upload: Option<NonZeroU32>,
+
+    /// How long to try again when the connection to the repository is lost: 15m unless set.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub retry_for: Option<Duration>,
 }
 
 /// The repository that kvmb makes by itself.
@@ -49,6 +61,21 @@ impl DefaultRepo {
     pub fn locate() -> Result<DefaultRepo, CliError> {
         let base = data_folder()?;
         Ok(DefaultRepo { folder: base.join("repo"), key_file: base.join("repo.key") })
+    }
+
+    /// Whether it has been made.
+    pub fn exists(&self) -> bool {
+        self.folder.join("config").exists()
+    }
+
+    /// The file beside it that says that its key is not only here.
+    pub fn exported_mark(&self) -> PathBuf {
+        self.key_file.with_extension("exported")
+    }
+
+    /// Whether its key was exported or another password was added: else it dies with this host.
+    pub fn is_key_kept_elsewhere(&self) -> bool {
+        self.exported_mark().exists()
     }
 
     /// Makes the key file, if there is none.
@@ -103,25 +130,31 @@ impl RepoArgs {
         }
     }
 
-    /// The place of the repository.
-    pub fn storage(&self) -> Result<Arc<dyn Storage>, CliError> {
-        open_storage(&self.url()?)
+    /// The place of the repository: with patience when the connection is bad, and no faster than asked for.
+    pub fn storage(&self, context: &Context) -> Result<Arc<dyn Storage>, CliError> {
+        let mut storage = open_storage(&self.url()?)?;
+        let stop = context.stop.flag();
+        if let Some(rate) = self.limit_upload {
+            storage = Arc::new(LimitStorage::new(storage, Arc::new(Pace::new(rate, Arc::clone(&stop)))));
+        }
+        let patience = Patience { known: self.retry_for.unwrap_or(Patience::default().known), ..Patience::default() };
+        Ok(Arc::new(RetryStorage::new(storage, patience, stop)))
     }
 
     /// Opens the repository.
     pub fn open(&self, context: &Context) -> Result<Repository, CliError> {
         let password = self.password(context, Purpose::Open)?;
-        Ok(Repository::open(self.storage()?, &password)?)
+        Ok(Repository::open(self.storage(context)?, &password)?)
     }
 
     /// Opens the repository for storing: this host's own is made when it is not there yet.
     pub fn open_or_create_default(&self, context: &Context) -> Result<Repository, CliError> {
         if !self.is_named() {
             let default = DefaultRepo::locate()?;
-            if !default.folder.join("config").exists() {
+            if !default.exists() {
                 default.ensure_key()?;
                 let password = self.password(context, Purpose::Open)?;
-                let made = Repository::create(self.storage()?, &password)?;
+                let made = Repository::create(self.storage(context)?, &password)?;
                 say(&format!("kvmb: made the repository {} with the key {}", made.url(), default.key_file.display()));
                 say(
                     "kvmb: hint: keep a copy of the key elsewhere ('kvmb key export FILE'): without it the backups are lost",
@@ -160,7 +193,7 @@ impl RepoArgs {
             return Ok(password);
         }
         let default = DefaultRepo::locate()?;
-        let is_default = self.storage()?.url() == open_storage(&default.folder.to_string_lossy())?.url();
+        let is_default = open_storage(&self.url()?)?.url() == open_storage(&default.folder.to_string_lossy())?.url();
         if is_default && default.key_file.exists() {
             return password_from_file(&default.key_file);
         }

@@ -6,6 +6,7 @@ use crate::cli::log_args;
 use crate::cli::output::{Effect, Format, Output};
 use crate::cli::table::printable;
 use crate::log::TOLD;
+use crate::record::{Check, Failure, Point, Record};
 use crate::record::{Failure, Point, Record};
 use std::io::Write;
 
@@ -102,6 +103,14 @@ impl Session {
         }
         self.output.record(&Record::Point(point));
         self.tally.failed(ExitCode::Damage);
+    }
+
+    /// Prints a check; one that is critical counts as a failure.
+    pub fn check(&mut self, check: Check) {
+        if check.is_critical() {
+            self.tally.failed(ExitCode::Failed);
+        }
+        self.output.record(&Record::Check(check));
     }
 
     /// Counts damage that a record told of.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// The keys of the configuration that are flags' defaults, with the flags' names in the parser.
-const FLAGS: [(&str, &str); 13] = [
+const FLAGS: [(&str, &str); 16] = [
     ("connect", "connect"),
     ("repo", "repo"),
     ("password_file", "password_file"),
@@ -23,6 +23,9 @@ const FLAGS: [(&str, &str); 13] = [
     ("scratch", "scratch"),
     ("audit", "audit"),
     ("full_every", "full_every"),
+    ("limit_read", "limit_read"),
+    ("limit_upload", "limit_upload"),
+    ("retry_for", "retry_for"),
     ("verify", "verify"),
     ("log.file", "log_file"),
     ("log.format", "log_format"),

@@ -97,6 +97,15 @@ pub struct Config {
     /// A disk that was last read in full so long ago is read in full again, and compared; without it, never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub full_every: Option<Written<PositiveSpan>>,
+    /// Disks are read no faster than this many bytes a second, all together; without it, as fast as they can be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_read: Option<Written<PositiveSize>>,
+    /// Repositories are written to no faster than this many bytes a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_upload: Option<Written<PositiveSize>>,
+    /// How long to try again when the connection to a repository is lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_for: Option<Written<PositiveSpan>>,
     /// Whether each new point is read back and proven.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify: Option<bool>,
@@ -132,6 +141,9 @@ impl Default for Config {
             scratch: None,
             audit: None,
             full_every: None,
+            limit_read: None,
+            limit_upload: None,
+            retry_for: None,
             verify: None,
             retention: Retention::default(),
             hooks: Hooks::default(),
