@@ -7,7 +7,6 @@ use crate::cli::output::{Effect, Format, Output};
 use crate::cli::table::printable;
 use crate::log::TOLD;
 use crate::record::{Check, Failure, Point, Record};
-use crate::record::{Failure, Point, Record};
 use std::io::Write;
 
 /// Which machine a failure is about.
