@@ -10,8 +10,10 @@ pub mod output;
 pub mod progress;
 pub mod prompt;
 pub mod repo_args;
+pub mod secret;
 pub mod session;
 pub mod settings;
+pub mod ssh_access;
 pub mod table;
 
 mod backup;
@@ -36,6 +38,7 @@ mod vms;
 use crate::capture::{Hypervisor, Runtime};
 use crate::config::{Config, Loaded};
 use crate::ops::Stop;
+use crate::storage::Storage;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use exit_code::ExitCode;
@@ -45,8 +48,10 @@ use output::{Effect, Format};
 use progress::Bars;
 use session::{About, Session};
 use settings::Settings;
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Back up and restore KVM/libvirt virtual machines.
@@ -157,6 +162,8 @@ pub struct Context {
     pub stop: Stop,
     /// Progress and warnings.
     pub monitor: Bars,
+    /// The places of repositories that were opened, by address.
+    storages: Mutex<HashMap<String, Arc<dyn Storage>>>,
 }
 
 impl Context {
@@ -168,6 +175,18 @@ impl Context {
     /// The configuration file, for what has no flag.
     pub fn config(&self) -> &Config {
         &self.settings.loaded.config
+    }
+
+    /// The place that a repository's address means; the same one for the same address, with its connections.
+    pub fn storage(&self, url: &str, ssh_password_file: Option<&Path>) -> Result<Arc<dyn Storage>, CliError> {
+        let mut storages = self.storages.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(storage) = storages.get(url) {
+            return Ok(Arc::clone(storage));
+        }
+        let access = ssh_access::access(self, ssh_password_file)?;
+        let storage = crate::storage::open(url, &access).map_err(repo_args::storage_error)?;
+        storages.insert(url.to_owned(), Arc::clone(&storage));
+        Ok(storage)
     }
 
     /// The folders of captures.
@@ -187,8 +206,14 @@ pub fn main() -> ExitCode {
     let (name, effect) = cli.command.name_and_effect();
     let run = Run::begin(name, effect);
     log_args::start(&run, &cli.global, &settings.loaded.config.log);
-    let context =
-        Context { monitor: Bars::new(cli.global.quiet), global: cli.global, settings, run, stop: Stop::default() };
+    let context = Context {
+        monitor: Bars::new(cli.global.quiet),
+        global: cli.global,
+        settings,
+        run,
+        stop: Stop::default(),
+        storages: Mutex::default(),
+    };
     if let Err(error) = interrupt::install(&context.stop) {
         session::report(&format!("cannot watch for signals: {error}"), None);
         return ExitCode::Failed;

@@ -159,7 +159,7 @@ pub struct Ssh {
     /// The port of its SSH server; without it, 22 or what ~/.ssh/config says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<Bounded<1, 65535>>,
-    /// The private key; without it, those of the agent and of ~/.ssh.
+    /// The private key; without it, kvmb's own, those of the agent and of ~/.ssh.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity_file: Option<Written<AbsolutePath>>,
     /// A file that holds the password of the login in its first line, where there is no key.
@@ -288,7 +288,8 @@ impl Config {
             HostName::V6 => format!("[{}]", host.text()),
             HostName::V4 | HostName::Name => host.text().to_owned(),
         };
-        Some(format!("sftp://{user}{host}{port}{}", path.text()))
+        // Two slashes: after one, a folder would begin where the login leads to.
+        Some(format!("sftp://{user}{host}{port}/{}", path.text()))
     }
 
     /// The repository that backups go to first; none where that is this host's own.

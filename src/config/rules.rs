@@ -218,7 +218,7 @@ pub struct RepoAddress;
 
 impl Term for RepoAddress {
     const NAME: &'static str = "RepoAddress";
-    const RULE: &'static str = "an absolute path, or sftp://user@host:port/path without a password";
+    const RULE: &'static str = "an absolute path, or sftp://user@host:port//path without a password";
     const PATTERN: &'static str = "/.*|sftp://[^/]+/.*";
 
     fn read(text: &str) -> Option<RepoAddress> {
