@@ -178,17 +178,18 @@ impl RepoArgs {
     fn configured_password(&self, context: &Context) -> Result<Option<Password>, CliError> {
         let config = context.config();
         let is_remote = match config.remote_url() {
-            Some(remote) => context.storage(&remote, None)?.url() == self.storage(context)?.url(),
+            Some(remote) => {
+                context.storage(&remote, self.ssh_password_file.as_deref())?.url() == self.storage(context)?.url()
+            }
             None => false,
         };
         let of_remote = config.remote_password_file.as_ref().filter(|_| is_remote);
         if let Some(file) = of_remote.or(config.password_file.as_ref()) {
-            return password_from_file(&file.value().0).map(Some);
+            return secret::from_file(&file.value().0).map(Some);
         }
+        let origin = "password_command of the configuration";
         let command = config.password_command.as_ref();
-        command
-            .map(|command| password_from_command("password_command of the configuration", command.text()))
-            .transpose()
+        command.map(|command| secret::from_command(command.text(), origin)).transpose()
     }
 
     /// The password, from the first place that has one.
