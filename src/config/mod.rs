@@ -8,7 +8,7 @@
 //! | [`rules`] | what a value may be: host names, paths, sizes … |
 //! | [`document`] | a text becomes a [`Config`], or the list of all its faults |
 //! | [`repairs`] | the nearest right spelling of a wrong value |
-//! | [`file`] | where the file is looked for, and who may read and write it |
+//! | [`mod@file`] | where the file is looked for, and who may read and write it |
 //! | [`schema`] | the JSON Schema |
 
 pub mod document;

@@ -6,7 +6,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`line`] | an event as a line of text or of JSON |
+//! | [`mod@line`] | an event as a line of text or of JSON |
 //! | [`rotating`] | the file, which does not grow for ever |
 
 pub mod line;
