@@ -2,6 +2,7 @@
 
 use crate::cli::Context;
 use crate::cli::capture_args::{AuditArgs, CaptureArgs, LimitReadArgs, duration};
+use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::machine_args::{self, Selection};
 use crate::cli::repo_args::RepoArgs;
@@ -33,7 +34,7 @@ use std::time::Duration;
 pub struct BackupArgs {
     /// Names or globs; none reads 'machine' or 'disk' records from standard input or, when none come, takes the machines
     /// that selected_vms of the configuration says.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 
     /// Every machine that libvirt knows.

@@ -2,6 +2,8 @@
 //!
 //! One file a subcommand: its arguments, whose doc comments are its help, and a short `run`.
 
+pub mod complete;
+pub mod environment;
 pub mod exit_code;
 pub mod failure;
 pub mod input;
@@ -19,6 +21,7 @@ pub mod table;
 mod backup;
 mod capture_args;
 mod capture_stream;
+mod completions;
 mod config;
 mod disks;
 mod doctor;
@@ -27,6 +30,7 @@ mod init;
 mod key;
 mod log_args;
 mod machine_args;
+mod man;
 mod points;
 mod push;
 mod release;
@@ -60,7 +64,7 @@ use std::time::Instant;
 /// an Ansible play, or one 'kvmb backup'. Restore points are kept in a restic repository, which the stock restic program
 /// can list, check, mount and restore as well.
 #[derive(Debug, Parser)]
-#[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true, after_help = after_help())]
+#[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true, subcommand_value_name = "COMMAND", after_help = after_help())]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -88,7 +92,7 @@ pub struct Global {
     /// The libvirt connection, as virsh takes it.
     ///
     /// Without it: $LIBVIRT_DEFAULT_URI, else what libvirt chooses: qemu:///system for root, qemu:///session for others.
-    #[arg(short, long, value_name = "URI", global = true)]
+    #[arg(short, long, value_name = "URI", global = true, add = complete::connections())]
     pub connect: Option<String>,
 
     /// How records are printed.
@@ -146,6 +150,8 @@ enum Command {
     Init(init::InitArgs),
     Key(key::KeyArgs),
     Config(config::ConfigArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -167,6 +173,12 @@ pub struct Context {
 }
 
 impl Context {
+    /// The context of one command.
+    pub fn new(global: Global, settings: Settings, run: Run) -> Context {
+        let (monitor, stop, storages) = (Bars::new(global.quiet), Stop::default(), Mutex::default());
+        Context { global, settings, run, stop, monitor, storages }
+    }
+
     /// Opens libvirt, by default the connection of the command line.
     pub fn hypervisor(&self, connect: Option<&str>) -> Result<Hypervisor, CliError> {
         Ok(Hypervisor::open(connect.or(self.global.connect.as_deref()))?)
@@ -197,6 +209,9 @@ impl Context {
 
 /// The whole program: parses, runs, says how it went.
 pub fn main() -> ExitCode {
+    if let Some(code) = complete::answer() {
+        return code;
+    }
     let (cli, settings) = match parse() {
         Ok(parsed) => parsed,
         Err(code) => return code,
@@ -206,14 +221,7 @@ pub fn main() -> ExitCode {
     let (name, effect) = cli.command.name_and_effect();
     let run = Run::begin(name, effect);
     log_args::start(&run, &cli.global, &settings.loaded.config.log);
-    let context = Context {
-        monitor: Bars::new(cli.global.quiet),
-        global: cli.global,
-        settings,
-        run,
-        stop: Stop::default(),
-        storages: Mutex::default(),
-    };
+    let context = Context::new(cli.global, settings, run);
     if let Err(error) = interrupt::install(&context.stop) {
         session::report(&format!("cannot watch for signals: {error}"), None);
         return ExitCode::Failed;
@@ -243,7 +251,7 @@ pub struct Run {
 
 impl Run {
     fn begin(command: &'static str, effect: Effect) -> Run {
-        let keeps_log = effect == Effect::Changes || command == "verify";
+        let keeps_log = (effect == Effect::Changes && command != "man") || command == "verify";
         Run { id: format!("{:08x}", rand::random::<u32>()), command, began: Instant::now(), keeps_log }
     }
 }
@@ -303,6 +311,8 @@ impl Command {
             Command::Backup(_) => ("backup", Effect::Changes),
             Command::Init(_) => ("init", Effect::Changes),
             Command::Key(_) => ("key", Effect::Changes),
+            Command::Completions(_) => ("completions", Effect::Reads),
+            Command::Man(_) => ("man", Effect::Changes),
             Command::Doctor(_) => ("doctor", Effect::Reads),
             Command::Config(_) => ("config", Effect::Reads),
         }
@@ -312,6 +322,7 @@ impl Command {
     fn needs_config(&self) -> bool {
         match self {
             Command::Config(args) => args.needs_config(),
+            Command::Completions(_) | Command::Man(_) => false,
             _ => true,
         }
     }
@@ -331,6 +342,8 @@ impl Command {
             Command::Init(args) => args.run(context, session),
             Command::Key(args) => args.run(context, session),
             Command::Config(args) => args.run(context, session),
+            Command::Completions(args) => args.run(session),
+            Command::Man(args) => args.run(session),
             Command::Doctor(args) => args.run(context, session),
         }
     }

@@ -55,6 +55,11 @@ impl Session {
         self.tally.done();
     }
 
+    /// Prints text that is no record: a completion script, a manual page.
+    pub fn text(&mut self, text: &[u8]) {
+        self.output.text(text);
+    }
+
     /// Prints a record that says one thing about something that is counted elsewhere, or passes on a foreign one.
     pub fn pass(&mut self, record: &Record) {
         self.output.record(record);
@@ -120,11 +125,6 @@ impl Session {
     /// Counts a failure that a record told of.
     pub fn count_failure(&mut self, code: ExitCode) {
         self.tally.failed(code);
-    }
-
-    /// Prints text that is no record.
-    pub fn text(&mut self, text: &[u8]) {
-        self.output.text(text);
     }
 
     /// Whether the reader of our output has gone and there is nothing left to do.

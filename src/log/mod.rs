@@ -97,7 +97,7 @@ pub fn start(plan: Plan<'_>) -> Started {
     let kept = plan.level.max(Level::Verbose);
     let journal = plan.journal.then(|| tracing_journald::layer().ok()).flatten().map(|layer| {
         started.journal = true;
-        let fields = [("KVMB_RUN", plan.run), ("KVMB_COMMAND", plan.command)];
+        let fields = [("RUN", plan.run), ("COMMAND", plan.command)];
         layer.with_syslog_identifier("kvmb".into()).with_custom_fields(fields).with_filter(filter(kept))
     });
     let file = plan.file.and_then(|file| match RotatingFile::open_first(&file.places, file.max_bytes, file.keep) {
