@@ -41,7 +41,7 @@ lint: ## formatting, clippy, rustdoc: no warning is left
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 
-generated: ## write completions/ and man/ anew, from what the commands say of themselves
+generated: ## write completions/, man/ and config.schema.json anew, from what the commands say of themselves
 	$(CARGO) build --locked
 	mkdir -p completions man
 	rm -f man/*.1
@@ -49,6 +49,7 @@ generated: ## write completions/ and man/ anew, from what the commands say of th
 	$(DEBUG) completions bash >completions/kvmb.bash
 	$(DEBUG) completions zsh >completions/_kvmb
 	$(DEBUG) completions fish >completions/kvmb.fish
+	$(DEBUG) config schema >config.schema.json
 
 install: program ## install below $(DESTDIR)$(PREFIX)
 	install -D -m 755 $(KVMB) $(DESTDIR)$(PREFIX)/bin/kvmb

@@ -29,13 +29,21 @@ enum ConfigCommand {
     /// Show every key with the value that applies, and where it comes from.
     ///
     /// Prints a 'setting' record for each. What may give away a password is hidden.
+    #[command(after_help = "Examples:
+  kvmb config show
+  kvmb config show --json | jq -r 'select(.source != \"default\") | .key'")]
     Show,
     /// Check the configuration, and that the files and programs that it names are there.
     ///
     /// Prints a 'check' record for each thing that is wrong, or one that says that all is well. Exit code 2 when kvmb
     /// would refuse the file.
+    #[command(after_help = "Examples:
+  kvmb config check
+  kvmb config check --config example_config.json")]
     Check,
     /// Print the JSON Schema of the configuration, for editors.
+    #[command(after_help = "Examples:
+  kvmb config schema > config.schema.json")]
     Schema,
 }
 
