@@ -35,6 +35,8 @@ pub enum Record {
     Action(Action),
     /// `"type":"check"`
     Check(Check),
+    /// `"type":"setting"`
+    Setting(Setting),
     /// `"type":"failure"`
     Failure(Failure),
     /// A type that this version does not know.
@@ -395,6 +397,23 @@ pub struct Check {
     pub extra: Extra,
 }
 
+/// One key of the configuration and the value that applies; made by `config show`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Setting {
+    /// The key: `jobs`, `ssh.port`.
+    pub key: String,
+    /// The value that applies; null where there is none. One that may give away a password is hidden.
+    pub value: Value,
+    /// Where it comes from: `flag`, `environment`, `file` or `default`.
+    pub source: String,
+    /// The flag, the variable or the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// Unknown fields.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
 /// How well a thing is that was looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
@@ -513,6 +532,7 @@ impl Record {
             "point" => Record::Point(typed(&kind, object)?),
             "action" => Record::Action(typed(&kind, object)?),
             "check" => Record::Check(typed(&kind, object)?),
+            "setting" => Record::Setting(typed(&kind, object)?),
             "failure" => Record::Failure(typed(&kind, object)?),
             _ => {
                 object.shift_remove("type");
@@ -531,6 +551,7 @@ impl Record {
             Record::Point(_) => "point",
             Record::Action(_) => "action",
             Record::Check(_) => "check",
+            Record::Setting(_) => "setting",
             Record::Failure(_) => "failure",
             Record::Other(object) => object.get("type").and_then(Value::as_str).unwrap_or(""),
         }
@@ -552,6 +573,7 @@ impl Record {
             Record::Point(record) => fields(record),
             Record::Action(record) => fields(record),
             Record::Check(record) => fields(record),
+            Record::Setting(record) => fields(record),
             Record::Failure(record) => fields(record),
             Record::Other(object) => return object.clone(),
         };
@@ -563,20 +585,24 @@ impl Record {
 
     /// The record as one line of JSON, without the newline.
     pub fn to_line(&self) -> String {
-        let line = Value::Object(self.to_object()).to_string();
-        if !line.contains(steers_terminal) {
-            return line;
-        }
-        // JSON leaves some of them as they are. They can only stand in a string, where an escape means the same.
-        let mut safe = String::with_capacity(line.len());
-        for c in line.chars() {
-            match steers_terminal(c) {
-                true => safe.push_str(&format!("\\u{:04x}", u32::from(c))),
-                false => safe.push(c),
-            }
-        }
-        safe
+        without_steering(Value::Object(self.to_object()).to_string())
     }
+}
+
+/// JSON without characters that steer a terminal, which it leaves as they are. They can only stand in a text, where an
+/// escape means the same.
+pub fn without_steering(json: String) -> String {
+    if !json.contains(steers_terminal) {
+        return json;
+    }
+    let mut safe = String::with_capacity(json.len());
+    for c in json.chars() {
+        match steers_terminal(c) {
+            true => safe.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => safe.push(c),
+        }
+    }
+    safe
 }
 
 /// Whether a character does something to a terminal instead of being shown: controls, and those that turn the direction

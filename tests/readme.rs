@@ -150,6 +150,7 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
         "--freeze-timeout" | "--lease" | "--full-every" | "--retry-for" => "30s",
         "--limit-read" | "--limit-upload" => "10M",
         "--sample" | "--audit" => "5%",
+        "--log-format" => "text",
         "--to" => "vda=/x",
         "SHELL" => "bash",
         "--format" | "--output" => {

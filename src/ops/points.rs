@@ -9,6 +9,7 @@ use crate::repo::{
     self, Content, DamagedSnapshot, Id, Index, LockMode, NodeKind, RepoLock, Repository, Snapshot, read_tree,
 };
 use crate::storage;
+use crate::units::Span;
 use chrono::{DateTime, Duration, FixedOffset, Local, NaiveDate, NaiveDateTime, TimeZone};
 use std::collections::BTreeMap;
 
@@ -102,7 +103,8 @@ impl PointName {
 
 fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset>> {
     if let Some(span) = text.strip_prefix('-') {
-        return Some((now - parse_span(span)?).fixed_offset());
+        let ago = Duration::from_std(span.parse::<Span>().ok()?.0).ok()?;
+        return Some((now - ago).fixed_offset());
     }
     if let Ok(moment) = DateTime::parse_from_rfc3339(text) {
         return Some(moment);
@@ -122,20 +124,6 @@ fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset
     }
     let date = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?;
     local(date.and_hms_nano_opt(23, 59, 59, 999_999_999)?)
-}
-
-/// A length of time as a number and a unit: `90s`, `30m`, `2h`, `3d`, `1w`.
-pub fn parse_span(text: &str) -> Option<Duration> {
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: i64 = number.parse().ok().filter(|n| (0..=1_000_000).contains(n))?;
-    match unit {
-        "s" => Duration::try_seconds(number),
-        "m" => Duration::try_minutes(number),
-        "h" => Duration::try_hours(number),
-        "d" => Duration::try_days(number),
-        "w" => Duration::try_weeks(number),
-        _ => None,
-    }
 }
 
 /// Takes the lock of a command that only reads. On a medium that cannot be written there is no lock, and no need of one: a
