@@ -131,6 +131,12 @@ fn rules_remove_points_and_the_rest_restores_and_goes_on() {
     assert!(!text(&next["disks"][0], "read_mode_reason").is_empty());
     assert_restores_to(&env, text(&next, "point"), &vm1.models());
     env.restic(env.repo()).check();
+    // Without flags the configuration's rules apply.
+    fs::write(env.path("config.json"), r#"{"retention": {"local": {"keep_last": 1}, "remote": {"keep_last": 9}}}"#)
+        .unwrap();
+    let (gone, kept) = verdicts(&prune(&env, &["--dry-run"]).assert_ok());
+    assert_eq!((gone.len(), kept.len()), (points(&env).len() - 1, 1));
+    assert_eq!(verdicts(&prune(&env, &["--dry-run", "--keep-last", "8"]).assert_ok()).0.len(), 0);
     prune(&env, &["nobody", "--keep-last", "1"]).assert_code(3).assert_stderr_has("no point \"nobody\"");
     prune(&env, &["--keep-last", "many"]).assert_code(2);
     env.assert_nothing_left();

@@ -16,7 +16,8 @@ use serde_json::json;
 
 /// Remove points that no retention rule keeps, and free their space.
 ///
-/// The rules are those of 'restic forget', for each machine by itself; a point stays if any rule keeps it. Without any
+/// The rules are those of 'restic forget', for each machine by itself; a point stays if any rule keeps it. Without flags those of the
+/// configuration apply ('retention': 'local' for a folder, 'remote' for a server). Without any
 /// rule no point is removed, and only the space of what no point needs is freed. These stay whatever the rules say: pinned points ('kvmb
 /// pin'), the last good point of a machine, and the points of a machine of this host that no longer exists, unless it is named or
 /// --gone-machines is given. Prints a 'forget' record for each point, which says why it stays or goes, and a 'prune' record.
@@ -85,7 +86,15 @@ struct PolicyArgs {
 }
 
 impl PolicyArgs {
-    fn policy(&self) -> Policy {
+    /// What the flags say; without any the configuration's rules for a repository of this kind of place.
+    fn policy(&self, context: &Context, url: &str) -> Policy {
+        let retention = &context.config().retention;
+        let configured = if url.starts_with("sftp:") { &retention.remote } else { &retention.local };
+        let given = self.given();
+        if given == Policy::default() { configured.clone() } else { given }
+    }
+
+    fn given(&self) -> Policy {
         Policy {
             keep_last: self.keep_last.unwrap_or_default(),
             keep_hourly: self.keep_hourly.unwrap_or_default(),
@@ -100,8 +109,8 @@ impl PolicyArgs {
 
 impl PruneArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
-        let policy = self.policy.policy();
         let repo = self.repo.open(context)?;
+        let policy = self.policy.policy(context, &repo.url());
         let request = PruneRequest {
             policy: &policy,
             names: &self.names,
