@@ -122,6 +122,7 @@ impl<'e> Life<'e> {
         self.env.assert_nothing_left();
         for repo in &self.repos {
             let restic = self.env.restic(&*repo.path);
+            assert_eq!(restic.snapshots().len(), repo.points.len(), "points of {}", repo.path);
             for (id, sums) in &repo.points {
                 for (disk, sum) in sums {
                     let path = format!("/vm/{disk}/{disk}.raw");
@@ -447,17 +448,26 @@ impl<'e> Life<'e> {
         self.has_leftovers = true;
     }
 
+    /// By a rule of kvmb's, or one point at random by restic.
     fn prune(&mut self, at: usize) -> String {
-        let draw = self.below(1 << 32) as usize;
+        let (by_rule, draw) = (self.below(2) == 0, self.below(1 << 32) as usize);
         let repo = &mut self.repos[at];
         if repo.points.len() < 2 {
             return "nothing to prune".into();
         }
-        let (id, _) = repo.points.remove(draw % repo.points.len());
         // It may have been what the next one would have continued.
         repo.continues.clear();
+        if by_rule {
+            let kept = repo.points.len() - draw % repo.points.len();
+            let gone = repo.points.len() - kept;
+            repo.points.drain(..gone);
+            let flags = ["--keep-last", &kept.to_string(), "--max-unused", "0%"];
+            self.env.kvmb(["prune", "vm", "-r", &repo.path]).args(flags).run().assert_ok();
+            return format!("{gone} points pruned from {}", repo.path);
+        }
+        let (id, _) = repo.points.remove(draw % repo.points.len());
         self.env.restic(&*repo.path).call(["forget", "--prune", &id]).run().assert_ok();
-        format!("{id} pruned from {}", repo.path)
+        format!("{id} pruned from {} by restic", repo.path)
     }
 }
 
