@@ -23,14 +23,14 @@ use life::{Life, Story};
 
 #[test]
 fn every_point_of_a_random_life_with_the_embedded_driver_is_right() {
-    let story = Story::new(20_261_125, 160);
+    let story = Story::new(20_261_125, 220);
     let env = Env::new("model");
     Life::begin(&env, &story).live(&story);
 }
 
 #[test]
 fn every_point_of_a_random_life_with_a_libvirtd_that_is_killed_is_right() {
-    let story = Story::new(7_112_026, 50);
+    let story = Story::new(7_112_026, 60);
     let env = Env::with_libvirtd("model libvirtd");
     Life::begin(&env, &story).with_a_mortal_libvirtd().live(&story);
 }
