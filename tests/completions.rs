@@ -122,7 +122,7 @@ fn what_is_offered_fits_the_place() {
     assert_eq!(moments.len(), 3, "{moments:?}");
     assert_eq!(moments[0], "web-1@latest");
     assert!(moments[1] > moments[2] && moments[1].starts_with("web-1@20"), "{moments:?}");
-    env.kvmb(["restore", "-r", &repo, &moments[2], "--no-define", "--into", "disks", "-n"]).run().assert_ok();
+    env.kvmb(["restore", "-r", &repo, &moments[2], "--no-define", "--into", "tmp", "-n"]).run().assert_ok();
     // Ids, once they have begun.
     let point = env.sh("kvmb points db-1 -r $R").run().record_of("point")["point"].as_str().unwrap()[..8].to_owned();
     assert_eq!(words(&["kvmb", "verify", "-r", &repo, &point[..5]]), [point]);
