@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | [`record`] | what commands say to each other: the wire format, field by field |
 //! | [`units`] | lengths of time, sizes and shares, as people write them |
-//! | [`steps`] | the steps of a backup by name, for tests that interrupt it at each |
+//! | [`steps`] | the steps of a backup and of a prune by name, for tests that interrupt it at each |
 //! | [`pace`] | so many bytes a second and no more |
 //! | [`storage`] | where the files of a repository live |
 //! | [`nbd`] | reading disks: the NBD client |

@@ -235,6 +235,9 @@ pub struct Point {
     /// The point that it continued.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
+    /// Whether it stays whatever the retention says (set by `pin`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
     /// The capture that it was pushed from (by `push`, so that `release` finds it).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capture: Option<String>,
@@ -362,7 +365,12 @@ pub struct Action {
     /// The subject's own fields. `init`: `repository_id`. `key`: `repo`, or `key` (the new key's id). `release`: `capture`
     /// and `machine`, `point` (stored from it, or null), `deleted_checkpoints`, `resumed` (the machine had been paused by a
     /// full scratch file system). `backup`: `connect`, `repo`, `disks` (to be stored), `skipped` (each with `disk` and
-    /// `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`.
+    /// `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`. `forget` (by `prune`, one for each point; the
+    /// target is its id, `changed` whether it goes): `machine`, `uuid`, `captured_at`, and `rules`: the words of what keeps it -
+    /// `last` `hourly` `daily` `weekly` `monthly` `yearly` `within`, `pinned`, `last_good`, `awaits_copy`, `machine_gone`,
+    /// `no_policy` - or `expired`. `prune` (the target is the repository): `size_bytes` before, `freed_bytes`, `unused_bytes` (what
+    /// stays although no point needs it), `removed_packs`, `repacked_packs`, `copied_bytes`. `pin`, `unpin` (the target is the
+    /// point's new id): `machine`, `captured_at`, `repo`, `previous` (its id before).
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,

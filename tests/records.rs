@@ -231,6 +231,11 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run("kvmb disks kvmb-test-vm2 | kvmb push -r $R", 1);
     run("kvmb points -r $R", 0);
     run("kvmb points nobody -r $R", 1);
+    run("kvmb pin kvmb-test-vm2 -r $R", 0);
+    run("kvmb points -r $R", 0);
+    run("kvmb pin --undo --dry-run kvmb-test-vm2 -r $R", 0);
+    run("kvmb prune -r $R --keep-last 2 --dry-run", 0);
+    run("kvmb prune -r $R --keep-last 2 --max-unused 0%", 0);
     run("kvmb verify --all --quick -r $R", 0);
     run("kvmb restore kvmb-test-vm2 -r $R --as copy --into into --dry-run", 0);
     run("kvmb restore kvmb-test-vm2 -r $R --as copy --into into", 0);

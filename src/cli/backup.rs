@@ -16,7 +16,7 @@ use crate::ops::verify::{Depth, Verifier};
 use crate::ops::{self, snapshot};
 use crate::pace::Pace;
 use crate::record::{Action, Point, Record};
-use crate::repo::Repository;
+use crate::repo::{LockMode, Repository};
 use serde_json::json;
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
@@ -217,7 +217,7 @@ fn all_machines(context: &Context) -> Result<Vec<Selection>, CliError> {
 
 /// Reads a new point back.
 fn prove(context: &Context, repo: &Repository, point: Point) -> ops::Result<Point> {
-    let _lock = ops::open_repo::lock(repo, &context.stop)?;
+    let _lock = ops::open_repo::lock(repo, LockMode::Shared, &context.stop)?;
     let index = repo.load_index()?;
     let (known, _) = points::list(repo)?;
     let found = points::find(repo, &known, &PointName::Plain(point.point.clone()))?;

@@ -244,6 +244,16 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
         Error::Damaged { .. } => {
             (Code::Damage, Some("nothing was restored; 'kvmb verify' says which points are whole"))
         }
+        Error::Unprunable { .. } => (
+            Code::Damage,
+            Some(
+                "'kvmb verify --all' says which points are hit; forget those ('restic forget ID'), or heal the repository",
+            ),
+        ),
+        Error::RemovalRefused { .. } => (
+            Code::Permission,
+            Some("an append-only repository keeps everything: prune it on its server, as a user who may remove files"),
+        ),
         Error::Exists { .. } | Error::MachineExists { .. } => {
             (Code::Exists, Some("restore beside it with --as NAME --into DIR, or replace it with --overwrite"))
         }
@@ -357,6 +367,7 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
         Error::Damaged { .. }
         | Error::BlobMissing { .. }
         | Error::BlobDamaged { .. }
+        | Error::PackLost { .. }
         | Error::BlobUnreadable { .. }
         | Error::TreeMalformed { .. } => (Code::Damage, Some("'kvmb verify' says which points are hit")),
         _ => (Code::Failed, None),

@@ -32,7 +32,9 @@ mod key;
 mod log_args;
 mod machine_args;
 mod man;
+mod pin;
 mod points;
+mod prune;
 mod push;
 mod release;
 mod restore;
@@ -147,6 +149,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     Restore(restore::RestoreArgs),
     Points(points::PointsArgs),
+    Pin(pin::PinArgs),
+    Prune(prune::PruneArgs),
     Backup(backup::BackupArgs),
     Init(init::InitArgs),
     Key(key::KeyArgs),
@@ -309,6 +313,8 @@ impl Command {
             Command::Verify(_) => ("verify", Effect::Reads),
             Command::Restore(_) => ("restore", Effect::Changes),
             Command::Points(_) => ("points", Effect::Reads),
+            Command::Pin(_) => ("pin", Effect::Changes),
+            Command::Prune(_) => ("prune", Effect::Changes),
             Command::Backup(_) => ("backup", Effect::Changes),
             Command::Init(_) => ("init", Effect::Changes),
             Command::Key(_) => ("key", Effect::Changes),
@@ -339,6 +345,8 @@ impl Command {
             Command::Verify(args) => args.run(context, session),
             Command::Restore(args) => args.run(context, session),
             Command::Points(args) => args.run(context, session),
+            Command::Pin(args) => args.run(context, session),
+            Command::Prune(args) => args.run(context, session),
             Command::Backup(args) => args.run(context, session),
             Command::Init(args) => args.run(context, session),
             Command::Key(args) => args.run(context, session),

@@ -136,6 +136,7 @@ fn point_state(point: &crate::record::Point) -> String {
         return format!("DAMAGED ({} places)", point.damage.len());
     }
     let mut words = vec![point.consistency.clone()];
+    words.extend(point.pinned.then(|| "pinned".to_owned()));
     match &point.verified {
         Some(serde_json::Value::String(how)) => words.push(format!("verified ({how})")),
         Some(serde_json::Value::Bool(false)) => words.push("not verified".into()),

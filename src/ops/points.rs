@@ -5,7 +5,9 @@ use super::manifest::{DEFINITION, MANIFEST, Manifest, ManifestDisk};
 use super::{Error, Monitor, Result, Stop};
 use crate::capture::connection::{glob_matches, is_glob};
 use crate::record;
-use crate::repo::{self, Content, DamagedSnapshot, Id, Index, NodeKind, RepoLock, Repository, Snapshot, read_tree};
+use crate::repo::{
+    self, Content, DamagedSnapshot, Id, Index, LockMode, NodeKind, RepoLock, Repository, Snapshot, read_tree,
+};
 use crate::storage;
 use crate::units::Span;
 use chrono::{DateTime, Duration, FixedOffset, Local, NaiveDate, NaiveDateTime, TimeZone};
@@ -16,6 +18,9 @@ pub const TAG: &str = "kvmb";
 
 /// The beginning of the tag that names the machine.
 pub const MACHINE_TAG: &str = "machine=";
+
+/// The tag that keeps a point whatever the retention says; restic's `forget --keep-tag pinned` keeps it too.
+pub const PINNED_TAG: &str = "pinned";
 
 /// The largest small file (manifest, definition, firmware variables) that is read into memory.
 const LARGEST_SMALL_FILE_BYTES: u64 = 256 << 20;
@@ -33,6 +38,17 @@ impl PointRef {
     /// The machine's name, from the tag.
     pub fn machine(&self) -> &str {
         self.snapshot.tags.iter().find_map(|tag| tag.strip_prefix(MACHINE_TAG)).unwrap_or("")
+    }
+
+    /// Whether retention leaves it alone.
+    pub fn is_pinned(&self) -> bool {
+        self.snapshot.tags.iter().any(|tag| tag == PINNED_TAG)
+    }
+
+    /// Whether this is what the id meant when it was given: pinning a point, or tagging it with restic, changes its id, and
+    /// so does copying it to another repository.
+    pub fn is_or_was(&self, id: &Id) -> bool {
+        self.id == *id || self.snapshot.original == Some(*id)
     }
 }
 
@@ -114,7 +130,7 @@ fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset
 /// prune beside us could only make chunks go missing, which is told; what is read is proven whoever else is at it.
 pub fn lock_for_reading(repo: &Repository, monitor: &dyn Monitor, stop: &Stop) -> Result<Option<RepoLock>> {
     use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-    let error = match super::open_repo::lock(repo, stop) {
+    let error = match super::open_repo::lock(repo, LockMode::Shared, stop) {
         Ok(lock) => return Ok(Some(lock)),
         Err(error) => error,
     };
@@ -171,10 +187,13 @@ pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<
                 return Ok(point.clone());
             }
             let looks_like_id = text.len() >= 4 && text.bytes().all(|b| b.is_ascii_hexdigit());
-            let matching: Vec<&PointRef> = points
-                .iter()
-                .filter(|point| looks_like_id && point.id.to_string().starts_with(&text.to_ascii_lowercase()))
-                .collect();
+            let beginning = text.to_ascii_lowercase();
+            let begins = |id: &Id| looks_like_id && id.to_string().starts_with(&beginning);
+            let mut matching: Vec<&PointRef> = points.iter().filter(|point| begins(&point.id)).collect();
+            if matching.is_empty() {
+                matching =
+                    points.iter().filter(|point| point.snapshot.original.is_some_and(|id| begins(&id))).collect();
+            }
             match matching[..] {
                 [] => Err(missing(text.clone())),
                 [point] => Ok(point.clone()),
@@ -350,7 +369,8 @@ impl OpenPoint {
 
     /// The point as a record.
     pub fn to_record(&self, repo: &Repository) -> record::Point {
-        to_record(repo, &self.id, &self.manifest)
+        let pinned = self.snapshot.tags.iter().any(|tag| tag == PINNED_TAG);
+        record::Point { pinned, ..to_record(repo, &self.id, &self.manifest) }
     }
 }
 
@@ -365,6 +385,7 @@ pub fn to_record(repo: &Repository, id: &Id, manifest: &Manifest) -> record::Poi
         captured_at: manifest.captured_at,
         consistency: manifest.consistency.clone(),
         parent: manifest.parent.clone(),
+        pinned: false,
         capture: None,
         batch: None,
         batch_machines: None,
