@@ -4,6 +4,7 @@ use crate::cli::Context;
 use crate::cli::capture_args::{AuditArgs, CaptureArgs, LimitReadArgs, duration};
 use crate::cli::complete;
 use crate::cli::failure::CliError;
+use crate::cli::hooks::Hooks;
 use crate::cli::machine_args::{self, Selection};
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
@@ -89,27 +90,34 @@ struct Place<'a> {
 
 impl BackupArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
-        let selected = match (self.all, self.names.is_empty()) {
-            (true, _) => all_machines(context)?,
-            (_, false) => selections(context, &self.names, session)?,
-            (_, true) => machine_args::from_stdin_or_config(context, session)?,
-        };
         if self.dry_run {
-            self.rehearse(context, selected, session)?;
-            return Ok(());
+            let selected = self.selected(context, session)?;
+            return self.rehearse(context, selected, session);
         }
-        if selected.is_empty() {
-            return Ok(());
+        let hooks = Hooks::new(context, self.repo.url()?);
+        hooks.around_run(session, |session| {
+            let selected = self.selected(context, session)?;
+            if selected.is_empty() {
+                return Ok(());
+            }
+            let repo = self.repo.open_or_create_default(context)?;
+            self.run_all(context, &repo, &hooks, selected, session)
+        })
+    }
+
+    fn selected(&self, context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
+        match (self.all, self.names.is_empty()) {
+            (true, _) => all_machines(context),
+            (_, false) => selections(context, &self.names, session),
+            (_, true) => machine_args::from_stdin_or_config(context, session),
         }
-        let repo = self.repo.open_or_create_default(context)?;
-        self.run_all(context, &repo, selected, session)?;
-        Ok(())
     }
 
     fn run_all(
         &self,
         context: &Context,
         repo: &Repository,
+        hooks: &Hooks,
         selected: Vec<Selection>,
         session: &mut Session,
     ) -> Result<(), CliError> {
@@ -124,7 +132,7 @@ impl BackupArgs {
                     loop {
                         let next = queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();
                         let Some(selection) = next else { break };
-                        let result = self.one(context, place, &selection);
+                        let result = hooks.around_machine(&selection, || self.one(context, place, &selection));
                         // The receiver lives as long as the scope.
                         let _ = sender.send((selection, result));
                     }
@@ -134,9 +142,9 @@ impl BackupArgs {
             for (selection, result) in results {
                 match result {
                     Ok(point) => session.stored(point),
-                    Err((machine, error)) => {
-                        let about = About { connect: selection.connect, machine: Some(machine), ..About::default() };
-                        session.fail(about, error);
+                    Err(error) => {
+                        let (connect, machine) = (selection.connect, Some(selection.name));
+                        session.fail(About { connect, machine, ..About::default() }, error);
                     }
                 }
             }
@@ -149,18 +157,17 @@ impl BackupArgs {
         context: &Context,
         Place { repo, runtime, pace }: Place,
         selection: &Selection,
-    ) -> Result<Point, (String, CliError)> {
+    ) -> Result<Point, CliError> {
         let connect =
             || crate::capture::Hypervisor::open(selection.connect.as_deref().or(context.global.connect.as_deref()));
-        let named = |error: CliError| (selection.name.clone(), error);
-        let request = self.capture.request(selection.disks.clone()).map_err(named)?;
+        let request = self.capture.request(selection.disks.clone())?;
         let (monitor, stop, trust) = (&context.monitor, &context.stop, self.trust());
         let backup = Backup { runtime, connect: &connect, repo, trust, pace, monitor, stop };
-        let point = backup.run(&selection.machine, &request).map_err(|error| named(error.into()))?;
+        let point = backup.run(&selection.machine, &request)?;
         if !self.verify || self.no_verify {
             return Ok(point);
         }
-        prove(context, repo, point).map_err(|error| named(error.into()))
+        Ok(prove(context, repo, point)?)
     }
 
     fn trust(&self) -> Trust {

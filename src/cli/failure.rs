@@ -57,13 +57,15 @@ pub enum Code {
     Damage,
     /// Reading or writing a disk over NBD.
     Disk,
+    /// A hook failed.
+    Hook,
     /// Anything else.
     Failed,
 }
 
 impl Code {
     /// Every code with its word and the sentence that the manual gives it.
-    pub const ALL: [(Code, &'static str, &'static str); 23] = [
+    pub const ALL: [(Code, &'static str, &'static str); 24] = [
         (Code::Usage, "usage", "wrong arguments or configuration, or records that make no sense"),
         (Code::Interrupted, "interrupted", "told to stop"),
         (Code::Connection, "connection", "libvirt cannot be reached"),
@@ -86,6 +88,7 @@ impl Code {
         (Code::Login, "login", "the backup server does not let kvmb in"),
         (Code::Damage, "damage", "damage in the repository"),
         (Code::Disk, "disk", "reading or writing a disk failed"),
+        (Code::Hook, "hook", "a hook of the configuration failed, and nothing was backed up"),
         (Code::Failed, "failed", "anything else"),
     ];
 

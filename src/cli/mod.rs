@@ -26,6 +26,7 @@ mod config;
 mod disks;
 mod doctor;
 mod hash;
+mod hooks;
 mod init;
 mod key;
 mod log_args;

@@ -35,13 +35,15 @@ pub struct Session {
     command: &'static str,
     output: Output,
     tally: Tally,
+    /// Every record that was printed, if hooks shall hear of them.
+    kept: Option<Vec<Record>>,
 }
 
 impl Session {
     /// Begins a command.
     pub fn new(format: Format, command: &'static str, effect: Effect) -> Session {
         let output = Output::new(format, effect);
-        Session { command, output, tally: Tally::default() }
+        Session { command, output, tally: Tally::default(), kept: None }
     }
 
     /// The command's name.
@@ -51,8 +53,23 @@ impl Session {
 
     /// Prints a record that this command made: one thing done.
     pub fn done(&mut self, record: Record) {
-        self.output.record(&record);
+        self.print(&record);
         self.tally.done();
+    }
+
+    fn print(&mut self, record: &Record) {
+        self.output.record(record);
+        self.kept.iter_mut().for_each(|kept| kept.push(record.clone()));
+    }
+
+    /// Keeps every record from here on.
+    pub fn keep_records(&mut self) {
+        self.kept.get_or_insert_default();
+    }
+
+    /// The records that were kept.
+    pub fn kept_records(&self) -> &[Record] {
+        self.kept.as_deref().unwrap_or_default()
     }
 
     /// Prints text that is no record: a completion script, a manual page.
@@ -62,13 +79,13 @@ impl Session {
 
     /// Prints a record that says one thing about something that is counted elsewhere, or passes on a foreign one.
     pub fn pass(&mut self, record: &Record) {
-        self.output.record(record);
+        self.print(record);
     }
 
     /// Passes on a failure of an earlier stage; it counts.
     pub fn pass_failure(&mut self, failure: Failure) {
         let code = Code::ALL.iter().find(|(_, word, _)| *word == failure.code).map_or(Code::Failed, |(code, ..)| *code);
-        self.output.record(&Record::Failure(failure));
+        self.print(&Record::Failure(failure));
         self.tally.failed(code.exit_code());
     }
 
@@ -92,7 +109,7 @@ impl Session {
             capture: about.capture,
             ..error.to_record(self.command)
         };
-        self.output.record(&Record::Failure(failure));
+        self.print(&Record::Failure(failure));
     }
 
     /// Prints a new point; what it found damaged, of itself or of the chain, counts.
@@ -105,7 +122,7 @@ impl Session {
         if point.damage.is_empty() && point.chain_damage.is_empty() {
             return self.done(Record::Point(point));
         }
-        self.output.record(&Record::Point(point));
+        self.print(&Record::Point(point));
         self.tally.failed(ExitCode::Damage);
     }
 
@@ -114,7 +131,7 @@ impl Session {
         if check.is_critical() {
             self.tally.failed(ExitCode::Failed);
         }
-        self.output.record(&Record::Check(check));
+        self.print(&Record::Check(check));
     }
 
     /// Counts damage that a record told of.
@@ -141,6 +158,11 @@ impl Session {
         if self.output.has_failed() {
             self.tally.failed(ExitCode::Failed);
         }
+        self.outcome()
+    }
+
+    /// What the command would exit with if it ended now.
+    pub fn outcome(&self) -> ExitCode {
         match (self.tally.code(), super::interrupt::exit_code()) {
             // Interrupted too late: everything was done already.
             (ExitCode::Done, _) | (_, None) => self.tally.code(),

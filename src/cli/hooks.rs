@@ -1,0 +1,267 @@
+//! Hooks: the user's own commands before and after a backup and each of its machines.
+//!
+//! A hook is a program with arguments that never change; what it is about it finds in its environment and, after a backup,
+//! as records on its standard input. So no name of a machine is ever read by a shell as anything but a value.
+
+use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::{CliError, Code};
+use crate::cli::machine_args::Selection;
+use crate::cli::session::{About, Session};
+use crate::cli::table::printable;
+use crate::cli::{Context, Run};
+use crate::config::{self, Hook, When};
+use crate::ops::{Monitor, Stop};
+use crate::record::{Failure, Point, Record};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::{Pid, Signal, kill_process_group};
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a hook may take that does not say so.
+const USUAL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a hook that is ended may take to clean up.
+const LAST_SECONDS: Duration = Duration::from_secs(5);
+
+/// How often a running hook is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Variables of ours that are no business of a hook.
+const SECRETS: [&str; 2] = ["KVMB_PASSWORD", "KVMB_SSH_PASSWORD"];
+
+/// Variables for a hook, by name.
+type Facts = Vec<(&'static str, String)>;
+
+/// The hooks of a run.
+pub struct Hooks<'c> {
+    config: &'c config::Hooks,
+    run: &'c Run,
+    stop: &'c Stop,
+    monitor: &'c dyn Monitor,
+    repo: String,
+}
+
+impl<'c> Hooks<'c> {
+    /// The hooks that are configured; `repo` is where the backups go.
+    pub fn new(context: &'c Context, repo: String) -> Hooks<'c> {
+        let config = &context.config().hooks;
+        Hooks { config, run: &context.run, stop: &context.stop, monitor: &context.monitor, repo }
+    }
+
+    /// Does the work of a run between its hooks. Those after it run however it went, and hear of it.
+    pub fn around_run(
+        &self,
+        session: &mut Session,
+        work: impl FnOnce(&mut Session) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        session.keep_records();
+        let began = Instant::now();
+        let done = self.before("before_run", &self.config.before_run, &Facts::new()).and_then(|()| work(session));
+        if let Err(error) = done {
+            session.fail(About::default(), error);
+        }
+        let code = session.outcome();
+        let records = session.kept_records();
+        let count = |kind: &str| records.iter().filter(|record| record.kind() == kind).count().to_string();
+        let facts = vec![
+            ("KVMB_STATUS", status_of(code).to_owned()),
+            ("KVMB_EXIT_CODE", (code as u8).to_string()),
+            ("KVMB_DONE", count("point")),
+            ("KVMB_FAILED", count("failure")),
+            ("KVMB_SUMMARY", printable(&summary(records))),
+            ("KVMB_DURATION_SECONDS", seconds(began.elapsed())),
+        ];
+        self.after("after_run", &self.config.after_run, code == ExitCode::Done, &facts, records);
+        Ok(())
+    }
+
+    /// Does the work on one machine between its hooks. When one before it fails, the work is not done.
+    pub fn around_machine(
+        &self,
+        selection: &Selection,
+        work: impl FnOnce() -> Result<Point, CliError>,
+    ) -> Result<Point, CliError> {
+        self.stop.check()?;
+        let mut facts: Facts = vec![("KVMB_MACHINE", selection.name.clone()), ("KVMB_UUID", selection.machine.clone())];
+        facts.extend(selection.connect.clone().map(|connect| ("KVMB_CONNECT", connect)));
+        let began = Instant::now();
+        let result = self.before("before_machine", &self.config.before_machine, &facts).and_then(|()| work());
+        facts.push(("KVMB_DURATION_SECONDS", seconds(began.elapsed())));
+        let (record, done) = match &result {
+            Ok(point) => {
+                let done = point.damage.is_empty() && point.chain_damage.is_empty();
+                facts.push(("KVMB_STATUS", status_of(if done { ExitCode::Done } else { ExitCode::Damage }).to_owned()));
+                facts.push(("KVMB_POINT", point.point.clone()));
+                let sum =
+                    |of: fn(&crate::record::PointDisk) -> u64| point.disks.iter().map(of).sum::<u64>().to_string();
+                facts.push(("KVMB_READ_BYTES", sum(|disk| disk.read_bytes)));
+                facts.push(("KVMB_NEW_BYTES", sum(|disk| disk.new_bytes)));
+                facts.push(("KVMB_STORED_BYTES", sum(|disk| disk.stored_bytes)));
+                (Record::Point(point.clone()), done)
+            }
+            Err(error) => {
+                facts.push(("KVMB_STATUS", status_of(error.code.exit_code()).to_owned()));
+                facts.push(("KVMB_CODE", error.code.word().to_owned()));
+                facts.push(("KVMB_ERROR", printable(&error.message)));
+                let failure = error.to_record(self.run.command);
+                let (connect, machine) = (selection.connect.clone(), Some(selection.name.clone()));
+                (Record::Failure(Failure { connect, machine, ..failure }), false)
+            }
+        };
+        self.after("after_machine", &self.config.after_machine, done, &facts, &[record]);
+        result
+    }
+
+    /// Runs the hooks before something; the first that fails is the last.
+    fn before(&self, name: &'static str, hooks: &[Hook], facts: &Facts) -> Result<(), CliError> {
+        for hook in hooks {
+            self.stop.check()?;
+            if let Err(why) = self.call(name, hook, facts, &[], Some(self.stop)) {
+                self.stop.check()?;
+                let message = format!("the hook {name} ({}) {why}", hook.command.join(" "));
+                return Err(CliError::new(Code::Hook, message)
+                    .hint("without it nothing is backed up; mend it, or take it out of the configuration"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the hooks after something, all of them: what is stored stays stored, whatever they do.
+    fn after(&self, name: &'static str, hooks: &[Hook], done: bool, facts: &Facts, records: &[Record]) {
+        for hook in hooks {
+            let wanted = match hook.when {
+                When::Always => true,
+                When::Done => done,
+                When::Failed => !done,
+            };
+            if wanted && let Err(why) = self.call(name, hook, facts, records, None) {
+                self.monitor.warn(&format!("the hook {name} ({}) {why}", hook.command.join(" ")));
+            }
+        }
+    }
+
+    /// Runs one hook to its end, which comes early when `stop` is raised.
+    fn call(
+        &self,
+        name: &'static str,
+        hook: &Hook,
+        facts: &Facts,
+        records: &[Record],
+        stop: Option<&Stop>,
+    ) -> Result<(), String> {
+        let Some((program, arguments)) = hook.command.split_first() else { return Ok(()) };
+        let timeout = hook.timeout.as_ref().map_or(USUAL_TIMEOUT, |timeout| timeout.value().0);
+        let mut command = Command::new(program);
+        SECRETS.iter().for_each(|name| {
+            command.env_remove(name);
+        });
+        command
+            .args(arguments)
+            .env("KVMB_HOOK", name)
+            .env("KVMB_RUN", &self.run.id)
+            .env("KVMB_COMMAND", self.run.command)
+            .env("KVMB_REPO", &self.repo)
+            .envs(facts.iter().map(|(name, value)| (name, value)))
+            .stdin(input(records).map_err(|error| format!("cannot be given records: {error}"))?)
+            // Standard output is for records.
+            .stdout(io::stderr().as_fd().try_clone_to_owned().map_or_else(|_| Stdio::null(), Stdio::from))
+            .process_group(0);
+        let began = Instant::now();
+        let mut child = command.spawn().map_err(|error| format!("cannot be started: {error}"))?;
+        let ended = loop {
+            match child.try_wait() {
+                Ok(Some(status)) => break outcome(status),
+                Err(error) => break Err(format!("cannot be waited for: {error}")),
+                Ok(None) if stop.is_some_and(Stop::requested) => break Err(end(&mut child, "was interrupted")),
+                Ok(None) if began.elapsed() >= timeout => {
+                    break Err(end(&mut child, &format!("took longer than {} s and was ended", timeout.as_secs())));
+                }
+                Ok(None) => std::thread::sleep(LOOK_AGAIN),
+            }
+        };
+        let result = ended.as_ref().err().map_or("done", String::as_str);
+        tracing::info!(hook = name, program, duration_seconds = began.elapsed().as_secs_f64(), "hook: {result}");
+        ended
+    }
+}
+
+fn outcome(status: ExitStatus) -> Result<(), String> {
+    if status.success() { Ok(()) } else { Err(format!("failed: {status}")) }
+}
+
+/// Records as a standard input that needs nobody to feed it.
+fn input(records: &[Record]) -> io::Result<Stdio> {
+    if records.is_empty() {
+        return Ok(Stdio::null());
+    }
+    let mut file = File::from(memfd_create("kvmb-records", MemfdFlags::CLOEXEC)?);
+    for record in records {
+        writeln!(file, "{}", record.to_line())?;
+    }
+    file.rewind()?;
+    Ok(file.into())
+}
+
+/// Ends a hook and all that it has started; says why.
+fn end(child: &mut Child, why: &str) -> String {
+    let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else { return why.to_owned() };
+    // What is gone already needs no signal.
+    let _ = kill_process_group(group, Signal::TERM);
+    let deadline = Instant::now() + LAST_SECONDS;
+    while Instant::now() < deadline && matches!(child.try_wait(), Ok(None)) {
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    let _ = kill_process_group(group, Signal::KILL);
+    let _ = child.wait();
+    why.to_owned()
+}
+
+/// The word for how something went.
+fn status_of(code: ExitCode) -> &'static str {
+    match code {
+        ExitCode::Done => "done",
+        ExitCode::Partial => "partial",
+        ExitCode::Damage => "damage",
+        ExitCode::Busy => "busy",
+        ExitCode::Interrupted | ExitCode::Terminated => "interrupted",
+        ExitCode::Failed | ExitCode::Usage => "failed",
+    }
+}
+
+/// A run in one sentence: "2 machines were stored, 1 failed: vm3: the machine is held by …".
+fn summary(records: &[Record]) -> String {
+    let stored = records.iter().filter(|record| matches!(record, Record::Point(_))).count();
+    let failures: Vec<String> = records
+        .iter()
+        .filter_map(|record| match record {
+            Record::Failure(failure) => Some(match &failure.machine {
+                Some(machine) => format!("{machine}: {}", failure.error),
+                None => failure.error.clone(),
+            }),
+            Record::Point(point) if !point.damage.is_empty() || !point.chain_damage.is_empty() => {
+                Some(format!("{}: damage was found", point.machine))
+            }
+            _ => None,
+        })
+        .collect();
+    let machines =
+        if stored == 1 { "1 machine was stored".to_owned() } else { format!("{stored} machines were stored") };
+    match failures.len() {
+        0 => machines,
+        count => format!("{machines}, {count} failed: {}", failures.join("; ")),
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.3}", duration.as_secs_f64())
+}
+
+impl std::fmt::Debug for Hooks<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hooks").field("config", self.config).finish_non_exhaustive()
+    }
+}
