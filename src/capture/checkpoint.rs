@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use super::definition::{child, children, parse_xml};
 use super::error::{Context, Meaning, Result};
 use super::ffi::{self, CheckpointRef};
+use super::images;
 use super::job::escape;
-use super::machine::Machine;
+use super::machine::{Machine, Which};
 
 /// What the names of our checkpoints begin with.
 pub const PREFIX: &str = "kvmb-";
@@ -59,6 +60,17 @@ impl Machine {
         let context = || format!("look at checkpoint {name} of {}", self.name());
         let found = CheckpointRef::lookup(&self.domain, name).context(context)?;
         read_disks(&found.xml(ffi::CHECKPOINT_XML_NO_DOMAIN).context(context)?)
+    }
+
+    /// Whether the image of one of the disks has a bitmap of this name, which libvirt need not know of. What cannot be looked
+    /// into has none.
+    pub fn has_bitmap(&self, name: &str) -> bool {
+        let Ok(definition) = self.definition(Which::Live) else { return false };
+        definition.disks.iter().filter(|disk| disk.keeps_bitmaps()).any(|disk| {
+            let Ok(source) = self.resolve(&disk.source) else { return false };
+            let layers = source.path().and_then(|path| images::read_layers(path, "qcow2").ok()).unwrap_or_default();
+            layers.first().is_some_and(|top| top.bitmaps.iter().any(|bitmap| bitmap.name == name))
+        })
     }
 
     /// Deletes a checkpoint with its bitmaps, whatever state they are in; false when it was not there. Needs a running machine.
@@ -128,7 +140,7 @@ impl Machine {
     }
 
     fn targets(&self) -> Result<Vec<String>> {
-        Ok(self.definition(super::machine::Which::Live)?.disks.into_iter().map(|disk| disk.target).collect())
+        Ok(self.definition(Which::Live)?.disks.into_iter().map(|disk| disk.target).collect())
     }
 }
 

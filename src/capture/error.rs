@@ -128,6 +128,12 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A machine that was off has been started while it was being captured.
+    #[error("{machine} was started while it was being captured")]
+    StartedMeanwhile {
+        /// The machine.
+        machine: String,
+    },
     /// No disk is left to capture.
     #[error("{machine} has no disk to capture")]
     NothingToCapture {

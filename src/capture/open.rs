@@ -127,7 +127,13 @@ pub fn open_capture(runtime: &Runtime, machine: &Machine, request: &OpenRequest)
         open_off(runtime, machine, &definition, request, &file, &mut state)
     };
     if let Err(error) = opened {
+        // Its QEMU has the images open: whatever failed, this is why.
+        let was_started = state.kind == CaptureKind::QemuNbd && machine.is_running().unwrap_or(false);
         undo(runtime, machine, file);
+        if was_started {
+            tracing::debug!("{error}");
+            return Err(Error::StartedMeanwhile { machine: machine.name().to_owned() });
+        }
         return Err(error);
     }
     state.phase = Phase::Open;
@@ -622,11 +628,7 @@ fn open_off(
     state.captured_at = Local::now().fixed_offset();
     // From the first server on, QEMU's locks keep the machine from starting; before it, it may just have been started.
     if machine.is_running()? {
-        return Err(Error::DiskNotCapturable {
-            machine: machine.name().to_owned(),
-            disk: state.disks[0].target.clone(),
-            reason: "the machine was started meanwhile; try again".to_owned(),
-        });
+        return Err(Error::StartedMeanwhile { machine: machine.name().to_owned() });
     }
     if machine.domain.has_managed_save(0).unwrap_or(false) {
         state.freeze_note =

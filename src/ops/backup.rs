@@ -33,12 +33,16 @@ pub struct Backup<'a> {
 }
 
 impl Backup<'_> {
-    /// Backs up the machine with this UUID or name. Whatever happens, the capture is ended. A machine that is stopped
-    /// meanwhile is captured once more, as one that is off.
+    /// Backs up the machine with this UUID or name. Whatever happens, the capture is ended. A machine that is stopped or
+    /// started meanwhile is captured once more, as what it is then.
     pub fn run(&self, machine: &str, request: &SnapshotRequest) -> Result<record::Point> {
         match self.attempt(machine, request) {
             Err((error, Some(CaptureKind::Job))) if lost_the_disks(&error) && self.is_off(machine) => {
                 self.monitor.warn(&format!("{machine} was stopped during its backup; it is captured anew"));
+                self.attempt(machine, request).map_err(|(error, _)| error)
+            }
+            Err((Error::Capture(capture::Error::StartedMeanwhile { .. }), _)) => {
+                self.monitor.warn(&format!("{machine} was started during its backup; it is captured anew"));
                 self.attempt(machine, request).map_err(|(error, _)| error)
             }
             result => result.map_err(|(error, _)| error),

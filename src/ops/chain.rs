@@ -40,9 +40,16 @@ pub fn checkpoint_name(repository: &str, now: Time) -> String {
     format!("{}{}", prefix(repository), now.to_utc().format("%Y%m%dT%H%M%S%6fZ"))
 }
 
-/// The chain of a machine; `known` are the checkpoints that libvirt lists. A checkpoint that libvirt has forgotten may
-/// still have its bitmaps, so the newest is proposed when none is known.
-pub fn find(open: &OpenRepo, uuid: &str, machine: &str, known: &[String]) -> Result<Option<Chain>> {
+/// The chain of a machine; `known` are the checkpoints that libvirt lists. Of the newest that libvirt does not know (it has
+/// forgotten it, or is another host's), `is_alive` says whether its bitmaps are in the images. When none is known or alive,
+/// the newest is proposed.
+pub fn find(
+    open: &OpenRepo,
+    uuid: &str,
+    machine: &str,
+    known: &[String],
+    is_alive: impl Fn(&str) -> bool,
+) -> Result<Option<Chain>> {
     let (all, _) = points::list(&open.repo)?;
     let (named, others): (Vec<_>, Vec<_>) = all.into_iter().rev().partition(|point| point.machine() == machine);
     let (mut newest, mut distrusts) = (None, Vec::new());
@@ -57,7 +64,7 @@ pub fn find(open: &OpenRepo, uuid: &str, machine: &str, known: &[String]) -> Res
             distrusts.extend(disk.distrusts.clone().map(|bitmap| (bitmap, disk.disk.clone(), point.id.short())));
         }
         let Some(checkpoint) = manifest.checkpoint.clone() else { continue };
-        let is_known = known.contains(&checkpoint);
+        let is_known = known.contains(&checkpoint) || (newest.is_none() && is_alive(&checkpoint));
         let distrusted =
             distrusts.iter().filter(|d| d.0 == checkpoint).map(|(_, disk, by)| (disk.clone(), by.clone())).collect();
         let chain = Chain { point, checkpoint, manifest, distrusted };

@@ -49,7 +49,10 @@ pub fn snapshot(
         refuse_without_scratch(runtime, machine, &disks, request)?;
     }
     let chain = match open {
-        Some(open) => chain::find(open, machine.uuid(), machine.name(), &machine.checkpoints()?)?,
+        Some(open) => {
+            let is_alive = |name: &str| machine.has_bitmap(name);
+            chain::find(open, machine.uuid(), machine.name(), &machine.checkpoints()?, is_alive)?
+        }
         None => None,
     };
     steps::reached(Step::ParentFound);

@@ -127,6 +127,7 @@ impl Disk {
 pub struct MachineBuilder<'e> {
     env: &'e Env,
     name: String,
+    uuid: String,
     disks: Vec<Disk>,
     memory_mib: u32,
     os_xml: String,
@@ -138,6 +139,7 @@ impl<'e> MachineBuilder<'e> {
         MachineBuilder {
             env,
             name: name.to_owned(),
+            uuid: uuid::Uuid::new_v4().to_string(),
             disks: Vec::new(),
             memory_mib: 32,
             os_xml: String::new(),
@@ -148,6 +150,12 @@ impl<'e> MachineBuilder<'e> {
     /// Adds a disk.
     pub fn disk(mut self, disk: Disk) -> Self {
         self.disks.push(disk);
+        self
+    }
+
+    /// Its UUID, a new one unless set.
+    pub fn uuid(mut self, uuid: &str) -> Self {
+        self.uuid = uuid.to_owned();
         self
     }
 
@@ -208,7 +216,7 @@ impl<'e> MachineBuilder<'e> {
             images.insert(target.clone(), (image, disk.format.clone()));
             models.insert(target, model);
         }
-        let uuid = uuid::Uuid::new_v4().to_string();
+        let uuid = self.uuid;
         let xml = format!(
             "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\n\
              <name>{name}</name><uuid>{uuid}</uuid>\n\
