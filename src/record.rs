@@ -354,16 +354,19 @@ pub struct Action {
     /// The subject's own fields. `init`: `repository_id`. `key`: `repo`, or `key` (the new key's id). `release`: `capture`
     /// and `machine`, `point` (stored from it, or null), `deleted_checkpoints`, `resumed` (the machine had been paused by a
     /// full scratch file system). `backup`: `connect`, `repo`, `disks` (to be stored), `skipped` (each with `disk` and
-    /// `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`.
+    /// `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`. `remote setup`: `algorithm` and
+    /// `fingerprint` of the server's host key; `authorized_keys_line` of this host's own key.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// One thing that was looked at, and whether it is well; made by `doctor`.
+/// One thing that was looked at, and whether it is well; made by `doctor` and `remote test`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Check {
     /// What was looked at. `doctor`: `connection`, `libvirt`, `qemu`, `programs`, `confinement`, `folders`, `key` of the
     /// host; `machine`, `job`, `agent`, `confinement`, `folders`, `scratch` of a machine; `disk`, `bitmap` of a disk.
+    /// `remote test`: `reach`, `host_key`, `login`, `path`, `space` (with `free_bytes`), `speed` (with
+    /// `upload_bytes_per_second` and `download_bytes_per_second`), `clock` (with `ahead_seconds`).
     pub check: String,
     /// Of which host, machine, disk (`MACHINE/DISK`) or repository.
     pub target: String,

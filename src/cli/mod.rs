@@ -27,6 +27,7 @@ mod machine_args;
 mod points;
 mod push;
 mod release;
+mod remote;
 mod restore;
 mod snapshot;
 mod verify;
@@ -122,6 +123,7 @@ enum Command {
     Backup(backup::BackupArgs),
     Init(init::InitArgs),
     Key(key::KeyArgs),
+    Remote(remote::RemoteArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -150,7 +152,7 @@ impl Context {
         if let Some(storage) = storages.get(url) {
             return Ok(Arc::clone(storage));
         }
-        let access = ssh_access::access(self, ssh_password_file)?;
+        let access = ssh_access::access(self, ssh_password_file, None)?;
         let storage = crate::storage::open(url, &access).map_err(repo_args::storage_error)?;
         storages.insert(url.to_owned(), Arc::clone(&storage));
         Ok(storage)
@@ -213,6 +215,7 @@ impl Command {
             Command::Backup(_) => ("backup", Effect::Changes),
             Command::Init(_) => ("init", Effect::Changes),
             Command::Key(_) => ("key", Effect::Changes),
+            Command::Remote(_) => ("remote", Effect::Changes),
             Command::Doctor(_) => ("doctor", Effect::Reads),
         }
     }
@@ -231,6 +234,7 @@ impl Command {
             Command::Backup(args) => args.run(context, session),
             Command::Init(args) => args.run(context, session),
             Command::Key(args) => args.run(context, session),
+            Command::Remote(args) => args.run(context, session),
             Command::Doctor(args) => args.run(context, session),
         }
     }

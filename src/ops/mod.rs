@@ -29,6 +29,7 @@ pub mod open_repo;
 pub mod points;
 pub mod push;
 pub mod release;
+pub mod remote;
 pub mod restore;
 mod scratch_watch;
 pub mod snapshot;

@@ -181,6 +181,7 @@ impl Env {
             .env("XDG_STATE_HOME", self.path("home/.local/state"))
             .env("KVMB_RUNTIME_DIR", self.runtime_dir())
             .env("KVMB_SCRATCH", self.scratch_dir())
+            .env("KVMB_DATA_DIR", self.path("data"))
             .env("KVMB_PASSWORD_FILE", self.password_file())
             .env("LIBVIRT_DEFAULT_URI", self.uri())
             .env("RESTIC_CACHE_DIR", self.path("home/.cache/restic"))
