@@ -13,7 +13,7 @@ use clap::Args;
 
 /// Make friends with a backup server, and look whether all is well there.
 ///
-/// The server needs nothing but SSH with SFTP.
+/// The server needs nothing but SSH with SFTP. Without -r it is the backup_host of the configuration.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm     once, on a terminal
@@ -53,13 +53,16 @@ struct ServerArgs {
 
 impl ServerArgs {
     fn open(&self, context: &Context) -> Result<(Target, Access), CliError> {
-        let url = self.repo.url()?;
+        let url = match context.config().remote_url().filter(|_| !self.repo.is_named()) {
+            Some(configured) => configured,
+            None => self.repo.url()?,
+        };
         if !url.starts_with("sftp:") {
             return Err(CliError::usage(format!("{url} is no repository on a server"))
                 .hint("name it with -r sftp://user@host//folder"));
         }
         // The storage knows what is no address, and does not repeat a password.
-        self.repo.storage(context)?;
+        context.storage(&url, self.repo.ssh_password_file.as_deref())?;
         let target = Target::parse(&url).map_err(CliError::usage)?;
         let access =
             ssh_access::access(context, self.repo.ssh_password_file.as_deref(), self.accept_host_key.as_deref())?;

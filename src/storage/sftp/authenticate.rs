@@ -40,7 +40,7 @@ pub fn authenticate(connection: &Connection, route: &Route, access: &Access, kno
     };
     loop {
         let is_offered = |way: &&str| offered.split(',').any(|offer| offer == *way);
-        let Some(at) = left.iter().position(|way| is_offered(&way)) else {
+        let Some(at) = left.iter().position(|way| is_offered(way)) else {
             break;
         };
         let login = match left.remove(at) {
@@ -52,7 +52,7 @@ pub fn authenticate(connection: &Connection, route: &Route, access: &Access, kno
             return Ok(login);
         }
         // A server that wants two factors offers the second when it has the first.
-        if !left.iter().any(|way| is_offered(&way)) && !attempt.tried.is_empty() {
+        if !left.iter().any(|way| is_offered(way)) && !attempt.tried.is_empty() {
             match attempt.offered()? {
                 Some(now) => offered = now,
                 None => return Ok(Login::Nothing),
