@@ -10,9 +10,10 @@ use crate::record::{Check, Status};
 use crate::storage::sftp::authenticate::Login;
 use serde_json::json;
 
-/// Look whether a backup would get through: the way there, the host key, the login, the folder, room, speed, the clock.
+/// Look whether a backup would get through.
 ///
-/// Prints a 'check' record for each step; after one that is critical the others are not tried. Writes some files beside the
+/// Looks at the way there, the host key, the login, the folder, the room, the speed and the clock. Prints a 'check' record for
+/// each step; after one that is critical the others are not tried. Writes some files beside the
 /// repository's own to measure, and removes them. Fails (exit code 1) when something is critical.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
