@@ -13,8 +13,8 @@ use serde_json::json;
 /// Look whether a backup would get through.
 ///
 /// Looks at the way there, the host key, the login, the folder, the room, the speed and the clock. Prints a 'check' record for
-/// each step; after one that is critical the others are not tried. Writes some files beside the
-/// repository's own to measure, and removes them. Fails (exit code 1) when something is critical.
+/// each step; after one that is critical the others are not tried. Writes some files beside the repository's own to measure,
+/// and removes them. Fails (exit code 1) when something is critical.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb remote test -r sftp://kvm@backup.example.com//srv/kvm

@@ -38,11 +38,8 @@ pub fn authenticate(connection: &Connection, route: &Route, access: &Access, kno
     let Some(mut offered) = attempt.offered()? else {
         return Ok(Login::Nothing);
     };
-    loop {
-        let is_offered = |way: &&str| offered.split(',').any(|offer| offer == *way);
-        let Some(at) = left.iter().position(|way| is_offered(way)) else {
-            break;
-        };
+    let next = |left: &[&str], offered: &str| left.iter().position(|way| offered.split(',').any(|offer| offer == *way));
+    while let Some(at) = next(&left, &offered) {
         let login = match left.remove(at) {
             "publickey" => attempt.keys()?,
             "keyboard-interactive" => attempt.questions()?,
@@ -52,7 +49,7 @@ pub fn authenticate(connection: &Connection, route: &Route, access: &Access, kno
             return Ok(login);
         }
         // A server that wants two factors offers the second when it has the first.
-        if !left.iter().any(|way| is_offered(way)) && !attempt.tried.is_empty() {
+        if next(&left, &offered).is_none() && !attempt.tried.is_empty() {
             match attempt.offered()? {
                 Some(now) => offered = now,
                 None => return Ok(Login::Nothing),
