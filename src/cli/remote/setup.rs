@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm
-  kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm --accept-host-key SHA256:Xk… --ssh-password-file FILE
+  kvmb remote setup -r sftp://kvm@backup//srv/kvm --accept-host-key SHA256:… --ssh-password-file F
   kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm --dry-run")]
 pub struct SetupArgs {
     /// Say what would be done, and do nothing.
