@@ -370,17 +370,19 @@ pub struct Action {
     /// `last` `hourly` `daily` `weekly` `monthly` `yearly` `within`, `pinned`, `last_good`, `awaits_copy`, `machine_gone`,
     /// `no_policy` - or `expired`. `prune` (the target is the repository): `size_bytes` before, `freed_bytes`, `unused_bytes` (what
     /// stays although no point needs it), `removed_packs`, `repacked_packs`, `copied_bytes`. `pin`, `unpin` (the target is the
-    /// point's new id): `machine`, `captured_at`, `repo`, `previous` (its id before).
+    /// point's new id): `machine`, `captured_at`, `repo`, `previous` (its id before). `remote setup`:
+    /// `algorithm` and `fingerprint` of the server's host key; `authorized_keys_line` of this host's own key.
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,
 }
 
-/// One thing that was looked at, and whether it is well; made by `doctor`.
+/// One thing that was looked at, and whether it is well; made by `doctor` and `remote test`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Check {
     /// What was looked at. `doctor`: `connection`, `libvirt`, `qemu`, `programs`, `confinement`, `folders`, `key` of the
     /// host; `machine`, `job`, `agent`, `confinement`, `folders`, `scratch` of a machine; `disk`, `bitmap` of a disk.
+    /// `remote test`: `reach`, `host_key`, `login`, `path`, `space`, `speed`, `clock`.
     pub check: String,
     /// Of which host, machine, disk (`MACHINE/DISK`) or repository.
     pub target: String,
@@ -391,7 +393,8 @@ pub struct Check {
     /// What to do about it, mostly the command that mends it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// Unknown fields.
+    /// The subject's own fields. `space`: `free_bytes`. `speed`: `upload_bytes_per_second`, `download_bytes_per_second`.
+    /// `clock`: `ahead_seconds` (of the server; negative where it is behind).
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,

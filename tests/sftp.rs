@@ -1,4 +1,4 @@
-//! Repositories on a real `sshd`: the promises of the storage, logins, host keys, and a server that fails.
+//! Repositories on a real `sshd`: the promises of the storage, every login, every host key, and servers that fail.
 
 // A test stops at what it does not expect.
 #![allow(clippy::unwrap_used)]
@@ -7,12 +7,16 @@ mod harness;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use harness::Env;
-use harness::sshd::Sshd;
-use kvmb::storage::sftp::{Access, SftpStorage, Target};
+use harness::sshd::{SSH_PASSWORD, Sshd, USER};
+use kvmb::storage::sftp::{self, Access, Credentials, Secret, SftpStorage, ShownKey, Target};
 use kvmb::storage::testing::conformance;
-use kvmb::storage::{FileKind, Storage};
+use kvmb::storage::{Error, FileKind, LocalStorage, Storage};
 
 const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
 
@@ -30,6 +34,62 @@ fn storage_at(url: &str, access: &Access) -> SftpStorage {
 
 fn storage(env: &Env, sshd: &Sshd) -> SftpStorage {
     storage_at(&sshd.url("repo"), &access(env))
+}
+
+/// Whether this leads to the server.
+fn try_it(sshd: &Sshd, access: &Access) -> kvmb::storage::Result<()> {
+    storage_at(&sshd.url("repo"), access).create_layout()
+}
+
+/// The server's error, whole.
+#[track_caller]
+fn server_error(result: kvmb::storage::Result<()>) -> sftp::Error {
+    match result {
+        Err(Error::Server { source, .. }) => *source,
+        other => panic!("not an error of the server: {other:?}"),
+    }
+}
+
+/// Says the same to everything, and remembers what it was asked.
+#[derive(Debug, Default)]
+struct Oracle {
+    secret: Option<&'static str>,
+    accepts: bool,
+    asked: Mutex<Vec<String>>,
+}
+
+impl Oracle {
+    fn ask(&self, question: String) -> Result<Option<Secret>, String> {
+        self.asked.lock().unwrap().push(question);
+        Ok(self.secret.map(|secret| Secret::new(secret.to_owned())))
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+impl Credentials for Oracle {
+    fn password(&self, account: &str) -> Result<Option<Secret>, String> {
+        self.ask(format!("password {account}"))
+    }
+
+    fn passphrase(&self, key_file: &Path) -> Result<Option<Secret>, String> {
+        self.ask(format!("passphrase {}", key_file.file_name().unwrap().display()))
+    }
+
+    fn answer(&self, account: &str, question: &str, hidden: bool) -> Result<Option<Secret>, String> {
+        self.ask(format!("answer {account} {question} {hidden}"))
+    }
+
+    fn accepts(&self, key: &ShownKey) -> Result<bool, String> {
+        self.asked.lock().unwrap().push(format!("key {} {}", key.algorithm, key.fingerprint));
+        Ok(self.accepts)
+    }
+}
+
+fn with(access: &Access, oracle: &Arc<Oracle>) -> Access {
+    Access { credentials: Arc::clone(oracle) as Arc<dyn Credentials>, ..access.clone() }
 }
 
 #[test]
@@ -53,9 +113,302 @@ fn files_are_private_and_lie_where_a_local_repository_has_them() {
     let mode = |path: &str| fs::metadata(root.join(path)).unwrap().permissions().mode() & 0o777;
     assert_eq!([mode(""), mode("data"), mode("data/aa"), mode("keys")], [0o700; 4]);
     assert_eq!([mode(&format!("data/aa/{NAME}")), mode("config")], [0o600; 2]);
-    let local = kvmb::storage::LocalStorage::new(&root);
+    let local = LocalStorage::new(&root);
     assert_eq!(local.read(FileKind::Pack, NAME).unwrap(), b"x");
     assert_eq!(local.list(FileKind::Pack).unwrap(), storage.list(FileKind::Pack).unwrap());
+    // The other way to write an address leads to the same place.
+    let absolute = storage_at(&format!("sftp://{USER}@127.0.0.1:{}/{}", sshd.port(), root.display()), &access(&env));
+    assert_eq!(absolute.read(FileKind::Config, "").unwrap(), b"c");
+}
+
+#[test]
+fn temporary_files_are_hidden_and_removed_when_stale() {
+    let env = Env::new("sftp-stale");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let storage = storage(&env, &sshd);
+    storage.create_layout().unwrap();
+    let index = sshd.home().join("repo/index");
+    let (fresh, stale) = (index.join(format!("{NAME}-tmp-1")), index.join(format!("{NAME}-tmp-2")));
+    for path in [&fresh, &stale] {
+        fs::write(path, "half").unwrap();
+    }
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(3 * 24 * 60 * 60);
+    fs::File::options().write(true).open(&stale).unwrap().set_modified(long_ago).unwrap();
+    assert_eq!(storage.list(FileKind::Index).unwrap(), []);
+    assert!(stale.exists(), "who only reads removes nothing");
+    storage.write(FileKind::Index, NAME, b"x").unwrap();
+    assert!(fresh.exists(), "another writer may be at it");
+    assert!(!stale.exists());
+}
+
+#[test]
+fn nothing_is_written_where_the_root_is_gone_and_folders_that_a_copy_left_out_are_made_again() {
+    let env = Env::new("sftp-root");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let storage = storage(&env, &sshd);
+    let error = storage.write(FileKind::Index, NAME, b"x").unwrap_err();
+    assert!(matches!(error, Error::Io { action: "write", .. }) && !error.is_transient(), "{error:?}");
+    assert!(!sshd.home().join("repo").exists());
+
+    storage.create_layout().unwrap();
+    for folder in ["locks", "data"] {
+        fs::remove_dir_all(sshd.home().join("repo").join(folder)).unwrap();
+    }
+    assert_eq!(storage.list(FileKind::Lock).unwrap(), []);
+    assert!(storage.list(FileKind::Pack).is_err());
+    storage.write(FileKind::Lock, NAME, b"x").unwrap();
+    storage.write(FileKind::Pack, NAME, b"x").unwrap();
+    assert_eq!(storage.list(FileKind::Pack).unwrap().len(), 1);
+}
+
+#[test]
+fn it_works_in_a_chroot_with_a_forced_command_and_no_shell() {
+    let env = Env::new("sftp-chroot");
+    let sshd = env.sshd_with("ChrootDirectory /mnt\nForceCommand internal-sftp\nAllowTcpForwarding no\nPermitTTY no");
+    sshd.befriend();
+    let storage = storage_at(&format!("sftp://{USER}@127.0.0.1:{}//repo", sshd.port()), &access(&env));
+    conformance(&storage);
+    assert!(sshd.home().join("repo/data").is_dir());
+}
+
+#[test]
+fn a_full_disk_says_so_and_leaves_nothing_half() {
+    let env = Env::new("sftp-full");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let small = env.tmpfs("small", 8 << 20);
+    let url = format!("sftp://{USER}@127.0.0.1:{}/{}/repo", sshd.port(), small.path().display());
+    // The server looks at the world as it was when it started.
+    sshd.stop();
+    sshd.run();
+    let storage = storage_at(&url, &access(&env));
+    storage.create_layout().unwrap();
+    assert!(storage.free_bytes().unwrap().unwrap() <= 8 << 20);
+    let error = storage.write(FileKind::Pack, NAME, &vec![7; 12 << 20]).unwrap_err();
+    assert!(matches!(error, Error::NoSpace { .. }) && !error.is_transient(), "{error:?}");
+    let left: Vec<_> = fs::read_dir(small.path().join("repo/data/aa")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    storage.write(FileKind::Pack, NAME, &vec![7; 1 << 20]).unwrap();
+}
+
+#[test]
+fn what_the_server_forbids_is_a_lasting_error_that_says_what() {
+    let env = Env::new("sftp-forbidden");
+    let sshd = env.sshd_with("ForceCommand internal-sftp -P remove");
+    sshd.befriend();
+    let storage = storage(&env, &sshd);
+    storage.create_layout().unwrap();
+    storage.write(FileKind::Snapshot, NAME, b"x").unwrap();
+    let error = storage.remove(FileKind::Snapshot, NAME).unwrap_err();
+    let Error::Io { action: "remove", source, path } = &error else { panic!("{error:?}") };
+    assert_eq!(source.kind(), std::io::ErrorKind::PermissionDenied);
+    assert!(path.starts_with("sftp:") && !error.is_transient(), "{error}");
+    assert_eq!(storage.read(FileKind::Snapshot, NAME).unwrap(), b"x");
+}
+
+#[test]
+fn a_key_lets_in_without_a_question() {
+    let env = Env::new("sftp-key");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let oracle = Arc::new(Oracle::default());
+    try_it(&sshd, &with(&access(&env), &oracle)).unwrap();
+    assert_eq!(oracle.asked(), Vec::<String>::new());
+}
+
+#[test]
+fn a_key_with_a_passphrase_is_opened_once_for_all_connections() {
+    let env = Env::new("sftp-passphrase");
+    let sshd = env.sshd();
+    sshd.make_known("ed25519");
+    sshd.authorize(&sshd.new_key("id_ed25519", "open sesame"));
+    let oracle = Arc::new(Oracle { secret: Some("open sesame"), ..Oracle::default() });
+    let storage = storage_at(&sshd.url("repo"), &with(&access(&env), &oracle));
+    storage.create_layout().unwrap();
+    std::thread::scope(|scope| {
+        for number in 0..4 {
+            let storage = &storage;
+            scope.spawn(move || storage.write(FileKind::Pack, &format!("{number}{NAME}"), &vec![1; 1 << 20]).unwrap());
+        }
+    });
+    assert_eq!(oracle.asked(), ["passphrase id_ed25519"]);
+
+    let nobody = server_error(try_it(&sshd, &access(&env))).to_string();
+    assert!(nobody.contains("id_ed25519 (it wants a passphrase, and none was given)"), "{nobody}");
+    let wrong = Arc::new(Oracle { secret: Some("wrong"), ..Oracle::default() });
+    let error = server_error(try_it(&sshd, &with(&access(&env), &wrong)));
+    assert!(matches!(error, sftp::Error::Login { .. }) && !error.to_string().contains("wrong"), "{error}");
+}
+
+#[test]
+fn the_agent_lets_in_and_only_with_its_configured_keys_where_that_is_wanted() {
+    let env = Env::new("sftp-agent");
+    let sshd = env.sshd();
+    sshd.make_known("ed25519");
+    let key = sshd.new_key("spare", "");
+    sshd.authorize(&key);
+    let socket = env.path("run/agent");
+    let mut agent = std::process::Command::new("ssh-agent")
+        .arg("-D")
+        .arg("-a")
+        .arg(&socket)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    harness::wait_until("the agent listens", Duration::from_secs(10), || socket.exists());
+    let added = std::process::Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket).status();
+    assert!(added.unwrap().success());
+    let with_agent = Access { agent_socket: Some(socket), ..access(&env) };
+    let lets_in = try_it(&sshd, &with_agent);
+    fs::write(env.path("home/.ssh/config"), "IdentitiesOnly yes\n").unwrap();
+    let other_keys = try_it(&sshd, &with_agent);
+    fs::write(env.path("home/.ssh/config"), "IdentitiesOnly yes\nIdentityFile ~/.ssh/spare.pub\n").unwrap();
+    let configured = try_it(&sshd, &with_agent);
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    lets_in.unwrap();
+    assert!(matches!(server_error(other_keys), sftp::Error::Login { .. }));
+    configured.unwrap();
+}
+
+#[test]
+fn a_password_lets_in_and_a_wrong_one_is_told_with_what_was_tried() {
+    let env = Env::new("sftp-password");
+    let sshd = env.sshd();
+    sshd.make_known("ed25519");
+    sshd.new_key("id_ed25519", "");
+    let oracle = Arc::new(Oracle { secret: Some(SSH_PASSWORD), ..Oracle::default() });
+    try_it(&sshd, &with(&access(&env), &oracle)).unwrap();
+    assert_eq!(oracle.asked(), [format!("password {USER}@127.0.0.1")]);
+
+    let wrong = Arc::new(Oracle { secret: Some("guess"), ..Oracle::default() });
+    let error = server_error(try_it(&sshd, &with(&access(&env), &wrong)));
+    let text = error.to_string();
+    assert!(text.contains("id_ed25519, password; the server offers: publickey, password"), "{text}");
+    assert!(!text.contains("guess") && !error.is_transient(), "{text}");
+    let none = server_error(try_it(&sshd, &access(&env))).to_string();
+    assert!(none.contains("password (none was given)"), "{none}");
+}
+
+#[test]
+fn the_servers_questions_are_answered() {
+    let env = Env::new("sftp-questions");
+    let sshd = env.sshd_with("KbdInteractiveAuthentication yes\nPasswordAuthentication no");
+    sshd.make_known("ed25519");
+    let oracle = Arc::new(Oracle { secret: Some(SSH_PASSWORD), ..Oracle::default() });
+    let storage = storage_at(&sshd.url("repo"), &with(&access(&env), &oracle));
+    storage.create_layout().unwrap();
+    let asked = oracle.asked();
+    assert!(asked.len() == 1 && asked[0].starts_with("answer") && asked[0].ends_with("true"), "{asked:?}");
+    // A further connection asks nobody.
+    sshd.stop();
+    sshd.run();
+    assert!(storage.size(FileKind::Config, "").unwrap_err().is_transient());
+    assert!(storage.size(FileKind::Config, "").unwrap_err().is_not_found());
+    assert_eq!(oracle.asked().len(), 1);
+}
+
+#[test]
+fn a_second_factor_after_the_key_is_asked_for() {
+    let env = Env::new("sftp-two-factors");
+    let sshd = env.sshd_with("AuthenticationMethods publickey,password");
+    sshd.befriend();
+    let oracle = Arc::new(Oracle { secret: Some(SSH_PASSWORD), ..Oracle::default() });
+    try_it(&sshd, &with(&access(&env), &oracle)).unwrap();
+}
+
+#[test]
+fn ssh_config_names_the_server_the_user_and_the_key() {
+    let env = Env::new("sftp-config");
+    let sshd = env.sshd();
+    sshd.make_known("ed25519");
+    sshd.authorize(&sshd.new_key("special", ""));
+    let config = format!(
+        "Host vault\n HostName 127.0.0.1\n Port {}\n User {USER}\n IdentityFile ~/.ssh/special\n IdentitiesOnly yes\n",
+        sshd.port()
+    );
+    fs::write(env.path("home/.ssh/config"), config).unwrap();
+    storage_at("sftp:vault:repo", &access(&env)).create_layout().unwrap();
+    assert!(sshd.home().join("repo/data").is_dir());
+    // IPv6, known under its own name.
+    let six = format!("[::1]:{} {}\n", sshd.port(), sshd.host_key("ed25519"));
+    fs::write(sshd.known_hosts(), six).unwrap();
+    let config = "IdentityFile ~/.ssh/special\n";
+    fs::write(env.path("home/.ssh/config"), config).unwrap();
+    storage_at(&format!("sftp://{USER}@[::1]:{}/six", sshd.port()), &access(&env)).create_layout().unwrap();
+    assert!(sshd.home().join("six/data").is_dir());
+}
+
+#[test]
+fn an_unknown_server_is_refused_before_anything_is_said_and_noted_when_accepted() {
+    let env = Env::new("sftp-unknown");
+    let sshd = env.sshd();
+    sshd.authorize(&sshd.new_key("id_ed25519", ""));
+    let suspicious = Arc::new(Oracle { secret: Some(SSH_PASSWORD), ..Oracle::default() });
+    let error = server_error(try_it(&sshd, &with(&access(&env), &suspicious)));
+    let sftp::Error::HostKeyUnknown { fingerprint, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(*fingerprint, sshd.fingerprint("ed25519"));
+    assert_eq!(suspicious.asked(), [format!("key ssh-ed25519 {fingerprint}")], "no secret may be asked for");
+    assert!(!sshd.known_hosts().exists() && !error.is_transient());
+
+    let trusting = Arc::new(Oracle { accepts: true, ..Oracle::default() });
+    try_it(&sshd, &with(&access(&env), &trusting)).unwrap();
+    let line = format!("[127.0.0.1]:{} {}\n", sshd.port(), sshd.host_key("ed25519"));
+    assert_eq!(fs::read_to_string(sshd.known_hosts()).unwrap(), line);
+    try_it(&sshd, &access(&env)).unwrap();
+}
+
+#[test]
+fn a_changed_key_is_refused_whatever_anybody_says() {
+    let env = Env::new("sftp-changed");
+    let sshd = env.sshd();
+    sshd.authorize(&sshd.new_key("id_ed25519", ""));
+    let other = fs::read_to_string(env.path("home/.ssh/id_ed25519.pub")).unwrap();
+    fs::write(sshd.known_hosts(), format!("# mine\n[127.0.0.1]:{} {other}", sshd.port())).unwrap();
+    let trusting = Arc::new(Oracle { accepts: true, secret: Some(SSH_PASSWORD), ..Oracle::default() });
+    let error = server_error(try_it(&sshd, &with(&access(&env), &trusting)));
+    assert!(matches!(error, sftp::Error::HostKeyChanged { line: 2, .. }), "{error:?}");
+    assert!(error.to_string().contains("HAS CHANGED") && !error.is_transient());
+    assert_eq!(trusting.asked(), Vec::<String>::new());
+}
+
+#[test]
+fn a_revoked_key_is_refused_even_where_it_is_known() {
+    let env = Env::new("sftp-revoked");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let known = fs::read_to_string(sshd.known_hosts()).unwrap();
+    fs::write(sshd.known_hosts(), format!("{known}@revoked * {}\n", sshd.host_key("ed25519"))).unwrap();
+    let error = server_error(try_it(&sshd, &access(&env)));
+    assert!(matches!(error, sftp::Error::HostKeyRevoked { line: 2, .. }), "{error:?}");
+}
+
+#[test]
+fn a_server_is_known_by_any_of_its_keys_by_a_hashed_name_and_by_the_systems_file() {
+    let env = Env::new("sftp-known");
+    let sshd = env.sshd();
+    sshd.authorize(&sshd.new_key("id_ed25519", ""));
+    for kind in harness::sshd::HOST_KEYS {
+        sshd.make_known(kind);
+        try_it(&sshd, &access(&env)).unwrap_or_else(|error| panic!("{kind}: {error}"));
+    }
+    let hashed =
+        std::process::Command::new("ssh-keygen").args(["-q", "-H", "-f"]).arg(sshd.known_hosts()).output().unwrap();
+    assert!(hashed.status.success());
+    let text = fs::read_to_string(sshd.known_hosts()).unwrap();
+    assert!(text.starts_with("|1|"), "{text}");
+    try_it(&sshd, &access(&env)).unwrap();
+
+    fs::create_dir_all(env.path("etc-ssh")).unwrap();
+    fs::rename(sshd.known_hosts(), env.path("etc-ssh/ssh_known_hosts")).unwrap();
+    try_it(&sshd, &access(&env)).unwrap();
+
+    let authority = format!("@cert-authority * {}\n", sshd.host_key("ed25519"));
+    fs::write(env.path("etc-ssh/ssh_known_hosts"), authority).unwrap();
+    let error = server_error(try_it(&sshd, &access(&env))).to_string();
+    assert!(error.contains("kvmb does not read host certificates"), "{error}");
 }
 
 #[test]
@@ -73,4 +426,81 @@ fn a_connection_that_broke_is_an_error_that_passes_and_the_next_call_connects_an
     sshd.run();
     storage.write(FileKind::Pack, NAME, b"x").unwrap();
     assert_eq!(storage.read(FileKind::Pack, NAME).unwrap(), b"x");
+}
+
+#[test]
+fn a_server_that_falls_silent_is_given_up_and_one_that_wakes_up_in_time_is_not() {
+    let env = Env::new("sftp-silent");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let mut access = access(&env);
+    access.patience.silence = Duration::from_secs(3);
+    access.patience.keep_alive = Duration::from_secs(1);
+    let storage = storage_at(&sshd.url("repo"), &access);
+    storage.create_layout().unwrap();
+    sshd.freeze(true);
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| storage.write(FileKind::Pack, NAME, &vec![5; 8 << 20]));
+        std::thread::sleep(Duration::from_millis(1200));
+        sshd.freeze(false);
+        slow.join().unwrap().unwrap();
+    });
+    sshd.freeze(true);
+    let begun = Instant::now();
+    let error = storage.write(FileKind::Pack, NAME, &vec![5; 8 << 20]).unwrap_err();
+    assert!(
+        matches!(&error, Error::Server { source, .. } if matches!(**source, sftp::Error::Silent { .. })),
+        "{error:?}"
+    );
+    assert!(error.is_transient() && begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    sshd.freeze(false);
+    storage.write(FileKind::Pack, NAME, b"x").unwrap();
+}
+
+#[test]
+fn a_raised_stop_flag_ends_the_waiting_for_a_dead_server_but_not_the_cleaning_up_on_a_living_one() {
+    let env = Env::new("sftp-stop");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let access = access(&env);
+    let storage = storage_at(&sshd.url("repo"), &access);
+    storage.create_layout().unwrap();
+    access.stop.store(true, Ordering::Relaxed);
+    storage.write(FileKind::Lock, NAME, b"x").unwrap();
+    storage.remove(FileKind::Lock, NAME).unwrap();
+
+    sshd.freeze(true);
+    let begun = Instant::now();
+    assert!(storage.size(FileKind::Lock, NAME).unwrap_err().is_transient());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    // The others of a run that ends find that out at once.
+    let begun = Instant::now();
+    for _ in 0..20 {
+        assert!(storage.remove(FileKind::Lock, NAME).is_err());
+    }
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    sshd.freeze(false);
+}
+
+#[test]
+fn there_are_no_more_connections_than_allowed() {
+    let env = Env::new("sftp-pool");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let storage = storage_at(&sshd.url("repo"), &Access { connections: 3, ..access(&env) });
+    storage.create_layout().unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let storage = &storage;
+            scope.spawn(move || {
+                for number in 0..4 {
+                    let name = format!("{thread}{number}{NAME}");
+                    storage.write(FileKind::Pack, &name, &vec![thread; 1 << 20]).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(storage.list(FileKind::Pack).unwrap().len(), 32);
+    let logins = sshd.log().matches("Starting session: subsystem 'sftp'").count();
+    assert!((2..=3).contains(&logins), "{logins}");
 }

@@ -7,7 +7,8 @@ use crate::nbd;
 use crate::ops;
 use crate::record::Failure;
 use crate::repo;
-use crate::storage::{self, sftp};
+use crate::storage;
+use crate::storage::sftp::{self, Target};
 use std::fmt;
 
 /// The kinds of failure: the `code` of a failure record.
@@ -162,7 +163,8 @@ impl fmt::Display for CliError {
 impl From<ops::Error> for CliError {
     fn from(error: ops::Error) -> CliError {
         let (code, hint) = explain(&error);
-        CliError { code, message: error.to_string(), hint: hint.map(str::to_owned) }
+        let hint = exact_hint(&error).or_else(|| hint.map(str::to_owned));
+        CliError { code, message: error.to_string(), hint }
     }
 }
 
@@ -175,6 +177,46 @@ impl From<capture::Error> for CliError {
 impl From<repo::Error> for CliError {
     fn from(error: repo::Error) -> CliError {
         ops::Error::from(error).into()
+    }
+}
+
+/// A hint that names what it is about: the command to copy.
+fn exact_hint(error: &ops::Error) -> Option<String> {
+    let error = match error {
+        ops::Error::KeyNotTaken { line, .. } => {
+            return Some(format!("have this line added to the list that the server reads: {line}"));
+        }
+        ops::Error::Repo(error) => error.root(),
+        _ => return None,
+    };
+    let error = match error {
+        repo::Error::NoRepository { url } => {
+            let folder = Target::parse(url).ok().filter(Target::is_relative)?.path;
+            return Some(format!(
+                "make one with 'kvmb init'; or is {folder:?} not below the folder that the login leads to? A folder of the \
+                 server's root begins with two slashes (sftp://user@host//folder)"
+            ));
+        }
+        repo::Error::Storage(storage::Error::GaveUp { source, .. }) => &**source,
+        repo::Error::Storage(error) => error,
+        _ => return None,
+    };
+    let storage::Error::Server { url, source } = error else { return None };
+    let url = shlex::try_quote(url).ok()?;
+    match &**source {
+        sftp::Error::HostKeyUnknown { fingerprint, .. } => Some(format!(
+            "compare it with the server's own ('ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' there); if it is the same: \
+             kvmb remote test -r {url} --accept-host-key {fingerprint}"
+        )),
+        sftp::Error::HostKeyChanged { name, path, .. } => Some(format!(
+            "ask the server's administrator; only if the change is right: ssh-keygen -R {} -f {}",
+            shlex::try_quote(name).ok()?,
+            shlex::try_quote(&path.to_string_lossy()).ok()?
+        )),
+        sftp::Error::Login { .. } => Some(format!(
+            "let a key of this host in with 'kvmb remote setup -r {url}', or give the password with --ssh-password-file FILE"
+        )),
+        _ => None,
     }
 }
 
@@ -264,6 +306,7 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
             (Code::Running, Some("shut it down first; a running machine is never written over"))
         }
         Error::NoRoom { .. } => (Code::NoSpace, Some("make room, or choose another place")),
+        Error::KeyNotTaken { .. } => (Code::Login, None),
         Error::BadTarget { .. } => (Code::Failed, Some("choose a place with --into DIR or --to DISK=PATH")),
     }
 }
@@ -386,21 +429,10 @@ fn explain_server(error: &sftp::Error) -> (Code, Option<&'static str>) {
         Error::Handshake { .. } => (Code::Unreachable, Some("is it an SSH server that listens there?")),
         Error::Lost { .. } => (Code::Unreachable, Some("run it again: what was stored already is found and used")),
         Error::KnownHosts { source, .. } => explain_io(source),
-        Error::HostKeyUnknown { .. } => (
-            Code::HostKey,
-            Some(
-                "compare the fingerprint with the server's own, then run this once on a terminal, which asks for your word",
-            ),
-        ),
-        Error::HostKeyChanged { .. } => (
-            Code::HostKey,
-            Some("ask the server's administrator; only if the change is right remove the old key with 'ssh-keygen -R'"),
-        ),
+        Error::HostKeyUnknown { .. } | Error::HostKeyChanged { .. } => (Code::HostKey, None),
         Error::HostKeyRevoked { .. } => (Code::HostKey, Some("do not connect: ask the server's administrator")),
         Error::Secret(_) => (Code::Usage, None),
-        Error::Login { .. } => {
-            (Code::Login, Some("give the password with --ssh-password-file FILE, or a key in ~/.ssh or the agent"))
-        }
+        Error::Login { .. } => (Code::Login, None),
         Error::NoSftp { .. } => {
             (Code::Unsupported, Some("sshd_config of the server needs: Subsystem sftp internal-sftp"))
         }

@@ -37,6 +37,7 @@ mod points;
 mod prune;
 mod push;
 mod release;
+mod remote;
 mod restore;
 mod snapshot;
 mod verify;
@@ -154,6 +155,7 @@ enum Command {
     Backup(backup::BackupArgs),
     Init(init::InitArgs),
     Key(key::KeyArgs),
+    Remote(remote::RemoteArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
@@ -200,7 +202,7 @@ impl Context {
         if let Some(storage) = storages.get(url) {
             return Ok(Arc::clone(storage));
         }
-        let access = ssh_access::access(self, ssh_password_file)?;
+        let access = ssh_access::access(self, ssh_password_file, None)?;
         let storage = crate::storage::open(url, &access).map_err(repo_args::storage_error)?;
         storages.insert(url.to_owned(), Arc::clone(&storage));
         Ok(storage)
@@ -318,6 +320,7 @@ impl Command {
             Command::Backup(_) => ("backup", Effect::Changes),
             Command::Init(_) => ("init", Effect::Changes),
             Command::Key(_) => ("key", Effect::Changes),
+            Command::Remote(_) => ("remote", Effect::Changes),
             Command::Completions(_) => ("completions", Effect::Reads),
             Command::Man(_) => ("man", Effect::Changes),
             Command::Doctor(_) => ("doctor", Effect::Reads),
@@ -350,6 +353,7 @@ impl Command {
             Command::Backup(args) => args.run(context, session),
             Command::Init(args) => args.run(context, session),
             Command::Key(args) => args.run(context, session),
+            Command::Remote(args) => args.run(context, session),
             Command::Config(args) => args.run(context, session),
             Command::Completions(args) => args.run(session),
             Command::Man(args) => args.run(session),

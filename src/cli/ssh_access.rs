@@ -12,9 +12,9 @@ use crate::storage::sftp::{Access, Credentials, Secret, ShownKey};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-/// How commands reach servers. Without `password_file`, the variables are asked, the
-/// configuration, and then a person.
-pub fn access(context: &Context, password_file: Option<&Path>) -> Result<Access, CliError> {
+/// How commands reach servers. Without `password_file`, the variables are asked, the configuration, and then a person;
+/// `accepted` is the fingerprint of a host key that was said to be right.
+pub fn access(context: &Context, password_file: Option<&Path>, accepted: Option<&str>) -> Result<Access, CliError> {
     let path = |name: &str| secret::variable(name).map(PathBuf::from);
     let mut access = Access::new(user_name());
     access.home = path("HOME");
@@ -32,9 +32,16 @@ pub fn access(context: &Context, password_file: Option<&Path>) -> Result<Access,
         file: password_file.filter(|file| !file.as_os_str().is_empty()).map(Path::to_owned),
         config: ssh.clone(),
         given: OnceLock::new(),
+        accepted: accepted.map(bare),
         can_answer: prompt::possible(context),
     });
     Ok(access)
+}
+
+/// A fingerprint without `SHA256:` and padding.
+fn bare(fingerprint: &str) -> String {
+    let fingerprint = fingerprint.trim();
+    fingerprint.strip_prefix("SHA256:").unwrap_or(fingerprint).trim_end_matches('=').to_owned()
 }
 
 /// Who we are, for servers: by the number, for variables outlive a change of user. They are good for users of a directory
@@ -59,6 +66,8 @@ fn own_key() -> Result<PathBuf, CliError> {
 #[derive(Debug)]
 struct Person {
     file: Option<PathBuf>,
+    /// The SHA-256 of a host key, without the word in front.
+    accepted: Option<String>,
     /// What the configuration says.
     config: Ssh,
     /// What file, command or variable gave: read once, and only when it is needed.
@@ -128,6 +137,10 @@ impl Credentials for Person {
     }
 
     fn accepts(&self, key: &ShownKey) -> Result<bool, String> {
+        if let Some(accepted) = &self.accepted {
+            // Whoever named a key has compared it; another one is not what they saw.
+            return Ok(*accepted == bare(&key.fingerprint));
+        }
         if !self.can_answer {
             return Ok(false);
         }

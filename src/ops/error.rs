@@ -187,6 +187,16 @@ pub enum Error {
         /// What is needed.
         wanted_bytes: u64,
     },
+    /// A server's list of keys has ours, and the server does not take it.
+    #[error(
+        "{account} has this key in .ssh/authorized_keys now, but the server does not let it in: it may read its lists elsewhere"
+    )]
+    KeyNotTaken {
+        /// `user@host`.
+        account: String,
+        /// The line for the list that the server reads.
+        line: String,
+    },
     /// The disk cannot be restored where the user wants it.
     #[error("disk {disk} cannot be restored to {}: {reason}", path.display())]
     BadTarget {

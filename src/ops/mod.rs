@@ -33,6 +33,7 @@ pub mod points;
 pub mod prune;
 pub mod push;
 pub mod release;
+pub mod remote;
 pub mod restore;
 mod scratch_watch;
 pub mod snapshot;

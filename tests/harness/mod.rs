@@ -199,6 +199,7 @@ impl Env {
             .env("XDG_STATE_HOME", self.path("home/.local/state"))
             .env("KVMB_RUNTIME_DIR", self.runtime_dir())
             .env("KVMB_SCRATCH", self.scratch_dir())
+            .env("KVMB_DATA_DIR", self.path("data"))
             .env("KVMB_LOG_FILE", self.log_file())
             .env("KVMB_CONFIG", self.config_file())
             .env("KVMB_PASSWORD_FILE", self.password_file())

@@ -3,7 +3,7 @@
 //! It runs in its own mount namespace, where `/etc/passwd`, `/etc/shadow` and the PAM rules of sshd are the test's, and in
 //! its own process namespace, so that everything of it ends with it. There is one account, [`USER`] with the password
 //! [`SSH_PASSWORD`], which is root: so that the test's private folder is the server's too. Its home is `server/home` in the
-//! test's folder.
+//! test's folder, and `/mnt` there, as a place that a `ChrootDirectory` may be.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -109,6 +109,7 @@ impl Sshd {
         let etc = self.folder.join("etc");
         let script = "mount --bind \"$1/passwd\" /etc/passwd && mount --bind \"$1/shadow\" /etc/shadow &&
             mount --bind \"$1/pam\" /etc/pam.d/sshd && mount -t tmpfs none /run && mkdir /run/sshd &&
+            mount --bind \"$1/../home\" /mnt &&
             exec /usr/sbin/sshd -D -f \"$1/sshd_config\" -E \"$1/log\"";
         let child = Command::new("unshare")
             .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "/bin/sh", "-c", script, "sshd"])

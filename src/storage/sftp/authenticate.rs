@@ -1,7 +1,7 @@
 //! Logging in, in the order in which `ssh` does: keys of the agent and of files, questions of the server, the password.
 //!
 //! kvmb's own key, where there is one, comes before all others: it was made for this, and a server ends a login after a few
-//! keys in vain. What let us in is remembered, so that further connections ask nobody and try nothing in vain.
+//! keys in vain. What let us in is remembered, so that further connections try nothing in vain.
 
 use super::{Access, Connection, Error, Result, Route, Secret};
 use ssh_key::{PrivateKey, PublicKey};
@@ -10,54 +10,51 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A login that worked.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Login {
     /// The server asks for nothing.
     Nothing,
     /// A key of the agent, as its blob.
     Agent(Vec<u8>),
-    /// A key file and its passphrase.
-    Key(PathBuf, Option<Secret>),
-    /// The server's questions, all answered with the password.
-    Questions(Secret),
+    /// A key file, and whether it has a passphrase.
+    Key(PathBuf, bool),
+    /// Answers to the server's questions.
+    Questions,
     /// The password.
-    Password(Secret),
-    /// Something that must be asked for again: the server's own questions.
-    Asked,
+    Password,
 }
+
+/// The ways to log in, in the order in which they are tried.
+const WAYS: [&str; 3] = ["publickey", "keyboard-interactive", "password"];
 
 /// Logs in. `known` is what worked before.
 pub fn authenticate(connection: &Connection, route: &Route, access: &Access, known: Option<&Login>) -> Result<Login> {
     let mut attempt = Attempt { connection, route, access, tried: Vec::new() };
+    let mut left: Vec<&str> = WAYS.into_iter().filter(|way| !route.forbidden.contains(way)).collect();
     match known {
         Some(login) if attempt.again(login)? => return Ok(login.clone()),
         _ => {}
     }
-    // The server says what it offers in its answer to a login without anything.
-    let session = connection.session();
-    let offered = match connection.step(|| session.auth_methods(&route.user).map(str::to_owned))? {
-        Ok(offered) => offered,
-        Err(_) if session.authenticated() => return Ok(Login::Nothing),
-        Err(error) => return Err(attempt.refused(error.message())),
-    };
-    if session.authenticated() {
+    let Some(mut offered) = attempt.offered()? else {
         return Ok(Login::Nothing);
-    }
-    let offers = |way: &str| offered.split(',').any(|offer| offer == way) && !route.forbidden.contains(&way);
-    if offers("publickey")
-        && let Some(login) = attempt.keys()?
-    {
-        return Ok(login);
-    }
-    if offers("keyboard-interactive")
-        && let Some(login) = attempt.questions()?
-    {
-        return Ok(login);
-    }
-    if offers("password")
-        && let Some(login) = attempt.password()?
-    {
-        return Ok(login);
+    };
+    let next = |left: &[&str], offered: &str| left.iter().position(|way| offered.split(',').any(|offer| offer == *way));
+    while let Some(at) = next(&left, &offered) {
+        let login = match left.remove(at) {
+            "publickey" => attempt.keys()?,
+            "keyboard-interactive" => attempt.questions()?,
+            _ => attempt.password()?,
+        };
+        if let Some(login) = login {
+            return Ok(login);
+        }
+        // A server that wants two factors offers the second when it has the first.
+        if next(&left, &offered).is_none() && !attempt.tried.is_empty() {
+            match attempt.offered()? {
+                Some(now) => offered = now,
+                None => return Ok(Login::Nothing),
+            }
+        }
     }
     Err(attempt.refused(&offered.replace(',', ", ")))
 }
@@ -103,14 +100,24 @@ impl Attempt<'_> {
         }
     }
 
-    /// Tries what worked before.
+    /// The ways that the server offers now; none if it has let us in.
+    fn offered(&self) -> Result<Option<String>> {
+        // It says so in its answer to a login without anything.
+        let session = self.connection.session();
+        let answer = self.connection.step(|| session.auth_methods(&self.route.user).map(str::to_owned))?;
+        match answer {
+            _ if session.authenticated() => Ok(None),
+            Ok(offered) => Ok(Some(offered)),
+            Err(error) => Err(self.refused(error.message())),
+        }
+    }
+
+    /// Tries the key that worked before.
     fn again(&mut self, login: &Login) -> Result<bool> {
         match login {
-            Login::Nothing | Login::Asked => Ok(false),
+            Login::Nothing | Login::Questions | Login::Password => Ok(false),
             Login::Agent(blob) => self.agent_key(|key| key.blob() == blob.as_slice()).map(|found| found.is_some()),
-            Login::Key(file, passphrase) => self.key_file(file, passphrase.as_ref()),
-            Login::Questions(secret) => self.answers_alike(secret),
-            Login::Password(secret) => self.password_is(secret),
+            Login::Key(file, _) => self.identity(file).map(|found| found.is_some()),
         }
     }
 
@@ -185,39 +192,24 @@ impl Attempt<'_> {
                 }
             },
         };
-        let works = self.key_file(file, passphrase.as_ref())?;
-        Ok(works.then(|| Login::Key(file.to_owned(), passphrase)))
-    }
-
-    fn key_file(&mut self, file: &Path, passphrase: Option<&Secret>) -> Result<bool> {
         let (session, user) = (self.connection.session(), self.route.user.clone());
-        let passphrase = passphrase.map(Secret::reveal);
-        self.lets_in(format!("the key {}", file.display()), || {
-            session.userauth_pubkey_file(&user, None, file, passphrase)
-        })
+        let words = passphrase.as_ref().map(Secret::reveal);
+        let works = self.lets_in(format!("the key {}", file.display()), || {
+            session.userauth_pubkey_file(&user, None, file, words)
+        })?;
+        Ok(works.then(|| Login::Key(file.to_owned(), passphrase.is_some())))
     }
 
     /// Answers the server's questions.
     fn questions(&mut self) -> Result<Option<Login>> {
         let (session, user) = (self.connection.session(), self.route.user.clone());
-        let mut person = Person { access: self.access, account: self.route.account(), given: Vec::new(), failed: None };
+        let mut person = Person { access: self.access, account: self.route.account(), failed: None };
         let what = "keyboard-interactive".to_owned();
         let let_in = self.lets_in(what, || session.userauth_keyboard_interactive(&user, &mut person))?;
-        if let Some(failed) = person.failed {
-            return Err(Error::Secret(failed));
+        match person.failed {
+            Some(failed) => Err(Error::Secret(failed)),
+            None => Ok(let_in.then_some(Login::Questions)),
         }
-        // A single hidden answer was the password, and will be it again.
-        Ok(let_in.then(|| match person.given.as_slice() {
-            [(true, password)] => Login::Questions(password.clone()),
-            _ => Login::Asked,
-        }))
-    }
-
-    fn answers_alike(&mut self, secret: &Secret) -> Result<bool> {
-        let (session, user) = (self.connection.session(), self.route.user.clone());
-        let mut parrot = Parrot(secret);
-        let what = "keyboard-interactive".to_owned();
-        self.lets_in(what, || session.userauth_keyboard_interactive(&user, &mut parrot))
     }
 
     fn password(&mut self) -> Result<Option<Login>> {
@@ -225,12 +217,9 @@ impl Attempt<'_> {
             self.tried.push("password (none was given)".to_owned());
             return Ok(None);
         };
-        Ok(self.password_is(&password)?.then(|| Login::Password(password)))
-    }
-
-    fn password_is(&mut self, password: &Secret) -> Result<bool> {
         let (session, user) = (self.connection.session(), self.route.user.clone());
-        self.lets_in("password".to_owned(), || session.userauth_password(&user, password.reveal()))
+        let let_in = self.lets_in("password".to_owned(), || session.userauth_password(&user, password.reveal()))?;
+        Ok(let_in.then_some(Login::Password))
     }
 }
 
@@ -238,8 +227,6 @@ impl Attempt<'_> {
 struct Person<'a> {
     access: &'a Access,
     account: String,
-    /// Each answer, and whether its question was hidden.
-    given: Vec<(bool, Secret)>,
     failed: Option<String>,
 }
 
@@ -252,10 +239,7 @@ impl KeyboardInteractivePrompt for Person<'_> {
                 false => format!("{} {}", instructions.trim(), prompt.text.trim()),
             };
             match self.access.credentials.answer(&self.account, &question, !prompt.echo) {
-                Ok(Some(answer)) => {
-                    answers.push(answer.reveal().to_owned());
-                    self.given.push((!prompt.echo, answer));
-                }
+                Ok(Some(answer)) => answers.push(answer.reveal().to_owned()),
                 // An empty answer lets the server refuse.
                 Ok(None) => answers.push(String::new()),
                 Err(reason) => {
@@ -265,15 +249,6 @@ impl KeyboardInteractivePrompt for Person<'_> {
             }
         }
         answers
-    }
-}
-
-/// Says the same to every question.
-struct Parrot<'a>(&'a Secret);
-
-impl KeyboardInteractivePrompt for Parrot<'_> {
-    fn prompt<'a>(&mut self, _username: &str, _instructions: &str, prompts: &[Prompt<'a>]) -> Vec<String> {
-        prompts.iter().map(|_| self.0.reveal().to_owned()).collect()
     }
 }
 

@@ -4,13 +4,14 @@
 //! every moment whether the program shall end and whether the other side has been silent for too long. A call that was
 //! given up leaves the protocol in the middle of a sentence, so the connection is cut and never used again.
 
-use super::{Access, Error, Patience, Result, Route};
+use super::{Access, Error, Patience, Result, Route, known_hosts};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::sockopt;
+use ssh_key::PublicKey;
 use ssh2::{BlockDirections, ErrorCode, Session};
 use std::cell::Cell;
 use std::io;
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -80,6 +81,23 @@ impl Connection {
     /// The server as messages name it.
     pub fn server(&self) -> &str {
         &self.server
+    }
+
+    /// The address that was connected to.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.socket.peer_addr().ok()
+    }
+
+    /// Whether the server says that it is OpenSSH.
+    pub fn is_openssh(&self) -> bool {
+        self.session.banner().is_some_and(|banner| banner.contains("OpenSSH"))
+    }
+
+    /// The type and fingerprint of the key that the server has shown.
+    pub fn host_key(&self) -> Option<(String, String)> {
+        let (blob, _) = self.session.host_key()?;
+        let key = PublicKey::from_bytes(blob).ok()?;
+        Some((known_hosts::key_type(&key), known_hosts::fingerprint(&key)))
     }
 
     /// Whether it can be used no longer.

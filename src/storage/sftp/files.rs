@@ -2,9 +2,10 @@
 
 use super::posix_rename::posix_rename;
 use super::{Access, Connection, Error, Login, Result, Route, authenticate, connect};
+use crate::storage;
 use ssh2::{ErrorCode, File, FileStat, OpenFlags, OpenType, RenameFlags, Sftp};
 use std::io::{ErrorKind, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// SFTP on a connection that is logged in. It is used by one thread at a time.
 pub struct Files {
@@ -66,6 +67,29 @@ impl Fault {
     pub fn is_not_found(&self) -> bool {
         matches!(self, Fault::Refused(Refusal::NotFound))
     }
+
+    /// The storage's error for it. `path` is what the message names.
+    pub fn explain(self, url: &str, action: &'static str, path: &str) -> storage::Error {
+        let refusal = match self {
+            Fault::Server(error) => return storage::Error::Server { url: url.to_owned(), source: Box::new(error) },
+            Fault::Refused(refusal) => refusal,
+        };
+        let kind = match refusal {
+            Refusal::NotFound => ErrorKind::NotFound,
+            Refusal::Permission => ErrorKind::PermissionDenied,
+            Refusal::Unsupported => ErrorKind::Unsupported,
+            Refusal::NoSpace => ErrorKind::StorageFull,
+            Refusal::Other(_) => ErrorKind::Other,
+        };
+        let path = PathBuf::from(path);
+        match kind {
+            ErrorKind::StorageFull => storage::Error::NoSpace { url: url.to_owned(), path, source: kind.into() },
+            _ => {
+                let source = std::io::Error::new(kind, format!("the server says: {refusal}"));
+                storage::Error::Io { action, path, source }
+            }
+        }
+    }
 }
 
 /// What a folder holds.
@@ -86,13 +110,29 @@ impl Files {
     pub fn open(route: &Route, access: &Access, known: Option<&Login>) -> Result<(Files, Login)> {
         let connection = connect(route, access)?;
         let login = authenticate(&connection, route, access, known)?;
+        Ok((Files::start(connection, route)?, login))
+    }
+
+    /// Starts SFTP on a connection that is logged in.
+    pub fn start(connection: Connection, route: &Route) -> Result<Files> {
         let session = connection.session();
-        let sftp = connection.step(|| session.sftp())?.map_err(|error| Error::NoSftp {
+        let no_sftp = |reason: &str| Error::NoSftp {
             server: route.server(),
             user: route.user.clone(),
-            reason: error.message().to_owned(),
-        })?;
-        Ok((Files { sftp, connection }, login))
+            reason: reason.to_owned(),
+        };
+        match connection.step(|| session.sftp()) {
+            Ok(Ok(sftp)) => Ok(Files { sftp, connection }),
+            Ok(Err(error)) => Err(no_sftp(error.message())),
+            // A server whose forced command is something else talks, and hangs up.
+            Err(Error::Lost { reason, .. }) => Err(no_sftp(&reason)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the server says that it is OpenSSH.
+    pub fn server_is_openssh(&self) -> bool {
+        self.connection.is_openssh()
     }
 
     /// Whether the connection can be used no longer.

@@ -8,6 +8,8 @@
 //! | [`known_hosts`] | which servers are who they say they are |
 //! | [`connection`] | one SSH connection on which nothing waits for ever |
 //! | [`mod@connect`], [`mod@authenticate`] | making one, and logging in |
+//! | [`remember`] | nobody is asked twice |
+//! | [`own_key`] | the key that `remote setup` makes |
 //! | [`files`] | SFTP on it |
 //! | [`posix_rename`] | the one call that the library lacks |
 //! | [`pool`] | several of them |
@@ -20,8 +22,10 @@ pub mod connection;
 pub mod error;
 pub mod files;
 pub mod known_hosts;
+pub mod own_key;
 pub mod pool;
 pub mod posix_rename;
+pub mod remember;
 pub mod route;
 pub mod storage;
 pub mod target;

@@ -9,9 +9,10 @@
 //! A connection that broke is dropped: the call fails with an error that says so ([`Error::is_transient`]), and the next
 //! one connects anew. A server that admits fewer connections than we would like gets fewer.
 
-use super::{Access, Error, Fault, Files, Login, Result, Route};
+use super::remember::Remember;
+use super::{Access, Credentials, Error, Fault, Files, Login, Result, Route};
 use std::sync::atomic::Ordering;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// After so long it must show that it lives.
@@ -22,6 +23,7 @@ const TRUSTED_IDLE: Duration = Duration::from_secs(20);
 pub struct Pool {
     route: Route,
     access: Access,
+    remember: Arc<Remember>,
     state: Mutex<State>,
     changed: Condvar,
     /// Held by whoever makes a connection; holds what let us in the last time.
@@ -44,10 +46,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Pool {
     /// Connects nowhere yet.
-    pub fn new(route: Route, access: Access) -> Pool {
+    pub fn new(route: Route, mut access: Access) -> Pool {
+        let remember = Arc::new(Remember::new(access.credentials));
+        access.credentials = Arc::clone(&remember) as Arc<dyn Credentials>;
         let limit = access.connections.max(1);
         let state = State { idle: Vec::new(), open: 0, limit, given_up: false };
-        Pool { route, access, state: Mutex::new(state), changed: Condvar::new(), login: Mutex::new(None) }
+        Pool { route, access, state: Mutex::new(state), changed: Condvar::new(), remember, login: Mutex::new(None) }
     }
 
     /// Does something on a connection.
@@ -106,7 +110,11 @@ impl Pool {
     fn connect(&self) -> Result<Files> {
         let mut login = lock(&self.login);
         let begun = Instant::now();
-        let (files, worked) = Files::open(&self.route, &self.access, login.as_ref())?;
+        let (files, worked) = Files::open(&self.route, &self.access, login.as_ref()).inspect_err(|error| {
+            if matches!(error, Error::Login { .. }) {
+                self.remember.forget();
+            }
+        })?;
         *login = Some(worked);
         tracing::debug!("{}: connected in {} ms", self.route.server(), begun.elapsed().as_millis());
         Ok(files)

@@ -64,6 +64,17 @@ impl Route {
         options.route(target, access)
     }
 
+    /// The same way, but with this key and nothing else.
+    pub fn only_with(&self, key: &Path) -> Route {
+        Route {
+            identities: vec![key.to_owned()],
+            identities_only: true,
+            agent_socket: None,
+            forbidden: vec!["keyboard-interactive", "password"],
+            ..self.clone()
+        }
+    }
+
     /// How the server is named in messages.
     pub fn server(&self) -> String {
         match self.host.contains(':') {

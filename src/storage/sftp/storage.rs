@@ -7,8 +7,7 @@
 
 use super::{Access, Fault, Files, Pool, Refusal, Route, Target};
 use crate::storage::{Error, FileInfo, FileKind, Result, Storage};
-use std::io::{self, ErrorKind};
-use std::path::PathBuf;
+use std::io::ErrorKind;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -57,9 +56,9 @@ impl SftpStorage {
     }
 
     /// A path as messages name it.
-    fn shown(&self, path: &str) -> PathBuf {
+    fn shown(&self, path: &str) -> String {
         let below = path.strip_prefix(&self.target.path).unwrap_or(path);
-        PathBuf::from(format!("{}{below}", self.target))
+        format!("{}{below}", self.target)
     }
 
     /// What a fault with one file means.
@@ -73,22 +72,7 @@ impl SftpStorage {
     }
 
     fn fault(&self, action: &'static str, path: &str, fault: Fault) -> Error {
-        let refusal = match fault {
-            Fault::Server(error) => return Error::Server { url: self.url(), source: Box::new(error) },
-            Fault::Refused(refusal) => refusal,
-        };
-        let kind = match refusal {
-            Refusal::NotFound => ErrorKind::NotFound,
-            Refusal::Permission => ErrorKind::PermissionDenied,
-            Refusal::Unsupported => ErrorKind::Unsupported,
-            Refusal::NoSpace => {
-                let source = ErrorKind::StorageFull.into();
-                return Error::NoSpace { url: self.url(), path: self.shown(path), source };
-            }
-            Refusal::Other(_) => ErrorKind::Other,
-        };
-        let source = io::Error::new(kind, format!("the server says: {refusal}"));
-        Error::Io { action, path: self.shown(path), source }
+        fault.explain(&self.url(), action, &self.shown(path))
     }
 
     /// Makes a folder; that it is there already is fine.

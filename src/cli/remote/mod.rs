@@ -1,0 +1,71 @@
+//! `kvmb remote`
+
+mod setup;
+mod test;
+
+use crate::cli::Context;
+use crate::cli::failure::CliError;
+use crate::cli::repo_args::RepoArgs;
+use crate::cli::session::Session;
+use crate::cli::ssh_access;
+use crate::storage::sftp::{Access, Target};
+use clap::Args;
+
+/// Make friends with a backup server, and look whether all is well there.
+///
+/// The server needs nothing but SSH with SFTP. Without -r it is the backup_host of the configuration.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm     once, on a terminal
+  kvmb remote test -r sftp://kvm@backup.example.com//srv/kvm")]
+pub struct RemoteArgs {
+    #[command(subcommand)]
+    command: RemoteCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum RemoteCommand {
+    Setup(setup::SetupArgs),
+    Test(test::TestArgs),
+}
+
+impl RemoteArgs {
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        match self.command {
+            RemoteCommand::Setup(args) => args.run(context, session),
+            RemoteCommand::Test(args) => args.run(context, session),
+        }
+    }
+}
+
+/// The server that is meant.
+#[derive(Debug, Args)]
+struct ServerArgs {
+    /// Trust the server if its host key has this SHA-256, and note the key in known_hosts.
+    ///
+    /// 'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' on the server itself prints it.
+    #[arg(long, value_name = "FINGERPRINT")]
+    accept_host_key: Option<String>,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+}
+
+impl ServerArgs {
+    fn open(&self, context: &Context) -> Result<(Target, Access), CliError> {
+        let url = match context.config().remote_url().filter(|_| !self.repo.is_named()) {
+            Some(configured) => configured,
+            None => self.repo.url()?,
+        };
+        if !url.starts_with("sftp:") {
+            return Err(CliError::usage(format!("{url} is no repository on a server"))
+                .hint("name it with -r sftp://user@host//folder"));
+        }
+        // The storage knows what is no address, and does not repeat a password.
+        context.storage(&url, self.repo.ssh_password_file.as_deref())?;
+        let target = Target::parse(&url).map_err(CliError::usage)?;
+        let access =
+            ssh_access::access(context, self.repo.ssh_password_file.as_deref(), self.accept_host_key.as_deref())?;
+        Ok((target, access))
+    }
+}

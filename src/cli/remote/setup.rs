@@ -1,0 +1,73 @@
+//! `kvmb remote setup`
+
+use super::ServerArgs;
+use crate::cli::Context;
+use crate::cli::failure::CliError;
+use crate::cli::session::Session;
+use crate::ops::discover::host_name;
+use crate::ops::remote::{Change, setup};
+use crate::record::{Action, Record};
+use serde_json::{Map, Value, json};
+
+/// Make the server known and let this host in without a password, so that cron can back up.
+///
+/// Asks for the server's host key to be compared and, once, for the account's password (or takes any key that ssh would
+/// use). Makes a key of kvmb's own and adds it to the account's authorized_keys, restricted to SFTP. Can be run again: what is
+/// done already stays as it is.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm
+  kvmb remote setup -r sftp://kvm@backup//srv/kvm --accept-host-key SHA256:… --ssh-password-file F
+  kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm --dry-run")]
+pub struct SetupArgs {
+    /// Say what would be done, and do nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+impl SetupArgs {
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let (target, access) = self.server.open(context)?;
+        let comment = format!("kvmb@{}", host_name());
+        setup(&target, &access, &comment, self.dry_run, &mut |change| {
+            // Only all steps together make it done.
+            session.pass(&Record::Action(action(change, self.dry_run)));
+        })?;
+        Ok(())
+    }
+}
+
+fn action(change: Change, dry_run: bool) -> Action {
+    let was = |past: &str, would: &str| if dry_run { would.to_owned() } else { past.to_owned() };
+    let (target, changed, reason, extra) = match change {
+        Change::HostKey { server, algorithm, fingerprint, noted_in } => {
+            let reason = match &noted_in {
+                Some(file) => {
+                    format!("{} {}", was("its host key was noted in", "its host key would be noted in"), file.display())
+                }
+                None => "its host key is known".to_owned(),
+            };
+            (server, noted_in.is_some(), reason, json!({ "algorithm": algorithm, "fingerprint": fingerprint }))
+        }
+        Change::OwnKey { path, line, made } => {
+            let reason = match made {
+                true => was("the key was made", "the key would be made"),
+                false => "the key is there".to_owned(),
+            };
+            (path.to_string_lossy().into_owned(), made, reason, json!({ "authorized_keys_line": line }))
+        }
+        Change::Authorized { account, added } => {
+            let reason = match added {
+                true => was("the key was added to the account, for SFTP only", "the key would be added to the account"),
+                false => "the key opens the account".to_owned(),
+            };
+            (account, added, reason, json!({}))
+        }
+    };
+    let extra: Map<String, Value> = extra.as_object().cloned().unwrap_or_default();
+    let extra = extra.into_iter().filter(|(_, value)| !value.is_null()).collect();
+    Action { action: "remote setup".into(), target, changed, reason, dry_run, extra }
+}

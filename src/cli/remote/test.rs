@@ -1,0 +1,154 @@
+//! `kvmb remote test`
+
+use super::ServerArgs;
+use crate::cli::Context;
+use crate::cli::failure::CliError;
+use crate::cli::session::Session;
+use crate::cli::table::bytes;
+use crate::ops::remote::{Finding, Place, Step, examine};
+use crate::record::{Check, Status};
+use crate::storage::sftp::authenticate::Login;
+use serde_json::json;
+
+/// Look whether a backup would get through.
+///
+/// Looks at the way there, the host key, the login, the folder, the room, the speed and the clock. Prints a 'check' record for
+/// each step; after one that is critical the others are not tried. Writes some files beside the repository's own to measure,
+/// and removes them. Fails (exit code 1) when something is critical.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb remote test -r sftp://kvm@backup.example.com//srv/kvm
+  kvmb remote test -r sftp://kvm@backup.example.com//srv/kvm --accept-host-key SHA256:Xk…
+  kvmb remote test -r sftp:backup:kvm --json | jq -r 'select(.status != \"ok\") | .hint'")]
+pub struct TestArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// Less than this is worth a warning.
+const LITTLE_ROOM: u64 = 5 << 30;
+
+/// A clock that is off by more makes locks look older or younger than they are.
+const CLOCK_SECONDS: u64 = 60;
+
+impl TestArgs {
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let (target, access) = self.server.open(context)?;
+        let url = target.to_string();
+        let mut last = None;
+        examine(&target, &access, &mut |step, result| {
+            last = Some((step, result.is_ok()));
+            let check = match result {
+                Ok(finding) => judge(step, finding, &url),
+                Err(error) => {
+                    let error = CliError::from(error);
+                    let check = Check::new(word(step), url.clone(), Status::Critical, error.message);
+                    with_hint(check, error.hint)
+                }
+            };
+            session.check(check);
+        });
+        if let Some((failed, false)) = last {
+            for step in Step::ALL.into_iter().skip_while(|step| *step != failed).skip(1) {
+                session.check(Check::new(word(step), url.clone(), Status::Unknown, "not tried"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn word(step: Step) -> &'static str {
+    match step {
+        Step::Reach => "reach",
+        Step::HostKey => "host_key",
+        Step::Login => "login",
+        Step::Path => "path",
+        Step::Space => "space",
+        Step::Speed => "speed",
+        Step::Clock => "clock",
+    }
+}
+
+fn with_hint(check: Check, hint: Option<String>) -> Check {
+    match hint {
+        Some(hint) => check.hint(hint),
+        None => check,
+    }
+}
+
+fn judge(step: Step, finding: Finding, url: &str) -> Check {
+    let ok = |detail: String| Check::new(word(step), url, Status::Ok, detail);
+    let warning = |detail: String, hint: &str| Check::new(word(step), url, Status::Warning, detail).hint(hint);
+    match finding {
+        Finding::Reached { address: Some(address), took } => {
+            ok(format!("{address} answers; an encrypted connection takes {} ms", took.as_millis()))
+        }
+        Finding::Reached { address: None, .. } => ok("it answers".to_owned()),
+        Finding::HostKey { algorithm, fingerprint } => ok(format!("it is known: {algorithm} {fingerprint}")),
+        Finding::LoggedIn { account, by } => {
+            let needs_somebody = matches!(by, Login::Password | Login::Questions | Login::Key(_, true));
+            let how = match by {
+                Login::Nothing => "without being asked for anything".to_owned(),
+                Login::Agent(_) => "with a key of the agent".to_owned(),
+                Login::Key(file, false) => format!("with the key {}", file.display()),
+                Login::Key(file, true) => format!("with the key {} and its passphrase", file.display()),
+                Login::Questions => "with answers to the server's questions".to_owned(),
+                Login::Password => "with the password".to_owned(),
+            };
+            match needs_somebody {
+                true => warning(format!("{account} is let in {how}"), &format!("kvmb remote setup -r {}", quoted(url))),
+                false => ok(format!("{account} is let in {how}")),
+            }
+        }
+        Finding::Path { path, place, removable } => match (place, removable) {
+            (Place::Missing, _) => warning(
+                format!("the folder is not there yet; {path} can be written to"),
+                &format!("kvmb init -r {}", quoted(url)),
+            ),
+            (Place::Folder, true) => warning(
+                format!("{path} can be written to, and holds no repository yet"),
+                &format!("kvmb init -r {}", quoted(url)),
+            ),
+            (_, false) => warning(
+                format!("{path} can be written to, but nothing can be removed there"),
+                "such a server protects what is stored; 'kvmb prune' must be run on its side",
+            ),
+            (Place::Repository, true) => ok(format!("{path} holds a repository and can be written to")),
+        },
+        Finding::Space { free_bytes: None } => {
+            Check::new(word(step), url, Status::Unknown, "the server does not tell how much room it has")
+        }
+        Finding::Space { free_bytes: Some(free) } => {
+            let mut check = match free < LITTLE_ROOM {
+                true => warning(format!("only {} are free", bytes(free)), "make room on the server"),
+                false => ok(format!("{} are free", bytes(free))),
+            };
+            check.extra.insert("free_bytes".into(), json!(free));
+            check
+        }
+        Finding::Speed { upload, download } => {
+            let detail = format!("one connection carries {}/s there and {}/s back", bytes(upload), bytes(download));
+            let mut check = ok(detail);
+            check.extra.insert("upload_bytes_per_second".into(), json!(upload));
+            check.extra.insert("download_bytes_per_second".into(), json!(download));
+            check
+        }
+        Finding::Clock { ahead_seconds } => {
+            let side = if ahead_seconds < 0 { "behind" } else { "ahead" };
+            let off = ahead_seconds.unsigned_abs();
+            let mut check = match off > CLOCK_SECONDS {
+                true => warning(
+                    format!("the server's clock is {off} seconds {side}"),
+                    "let both sides get their time from the network (NTP): locks are judged by their age",
+                ),
+                false => ok("the server's clock is right".to_owned()),
+            };
+            check.extra.insert("ahead_seconds".into(), json!(ahead_seconds));
+            check
+        }
+    }
+}
+
+fn quoted(url: &str) -> String {
+    shlex::try_quote(url).map(Into::into).unwrap_or_else(|_| url.to_owned())
+}

@@ -1,0 +1,170 @@
+//! Making a server known and letting this host in without a password, so that cron can use it.
+//!
+//! | step | changed when |
+//! | --- | --- |
+//! | the host key | it was unknown and was accepted |
+//! | this host's own key | there was none |
+//! | the account's list of keys | the key was not yet let in |
+//!
+//! Each step looks first, so that a second run changes nothing. In the end the key alone must lead to SFTP: a server that
+//! keeps its lists elsewhere is found out now, and not by cron.
+
+use super::{failed, unreached};
+use crate::ops::{Error, Result};
+use crate::storage::sftp::connect::connect;
+use crate::storage::sftp::connection::Connection;
+use crate::storage::sftp::files::Files;
+use crate::storage::sftp::route::Route;
+use crate::storage::sftp::{self, Access, Credentials, Secret, ShownKey, Target, own_key};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What a step of the setup found or did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The server's key.
+    HostKey {
+        /// The server.
+        server: String,
+        /// The key's type.
+        algorithm: String,
+        /// Its SHA-256.
+        fingerprint: String,
+        /// The file that it was noted in; none if it was known.
+        noted_in: Option<PathBuf>,
+    },
+    /// This host's own key.
+    OwnKey {
+        /// Its file.
+        path: PathBuf,
+        /// The line for the account's list; unknown in a rehearsal that would make the key.
+        line: Option<String>,
+        /// Whether it was made.
+        made: bool,
+    },
+    /// The account's list of keys.
+    Authorized {
+        /// `user@host`.
+        account: String,
+        /// Whether the key was added.
+        added: bool,
+    },
+}
+
+/// Sets it up; `told` hears of each step as it is done. A rehearsal looks at the server's key and whether this host's key is
+/// let in, and changes nothing. `comment` is what the key is known by in the account's list.
+pub fn setup(
+    target: &Target,
+    access: &Access,
+    comment: &str,
+    dry_run: bool,
+    told: &mut dyn FnMut(Change),
+) -> Result<()> {
+    let unreached = unreached(target);
+    let own =
+        access.own_key.clone().ok_or_else(|| unreached(sftp::Error::Secret("there is no place for a key".into())))?;
+    let watched = Arc::new(Watched { inner: Arc::clone(&access.credentials), dry_run, shown: Mutex::default() });
+    let access = Access { credentials: Arc::clone(&watched) as Arc<dyn Credentials>, ..access.clone() };
+    let route = Route::find(target, &access).map_err(&unreached)?;
+
+    let connection = match connect(&route, &access) {
+        Ok(connection) => Some(connection),
+        Err(sftp::Error::HostKeyUnknown { .. }) if dry_run && watched.shown().is_some() => None,
+        Err(error) => return Err(unreached(error)),
+    };
+    told(host_key(&route, connection.as_ref(), watched.shown()));
+
+    let before = own_key::read(&own).map_err(Error::io("read", &own))?;
+    let made = before.is_none();
+    let key = match before {
+        None if !dry_run => Some(own_key::make(&own, comment).map_err(Error::io("create", &own))?),
+        before => before,
+    };
+    let is_openssh = connection.as_ref().is_none_or(Connection::is_openssh);
+    let line = key.as_ref().map(|key| own_key::authorized_line(key, is_openssh));
+    told(Change::OwnKey { path: own.clone(), line: line.clone(), made });
+
+    let authorized = |added: bool| Change::Authorized { account: route.account(), added };
+    let by_key = route.only_with(&own);
+    // A connection of its own: a server counts the tries of each.
+    let is_let_in = || match Files::open(&by_key, &access, None) {
+        Ok(_) => Ok(None),
+        Err(error @ (sftp::Error::Login { .. } | sftp::Error::NoSftp { .. })) => Ok(Some(error)),
+        Err(error) => Err(unreached(error)),
+    };
+    let Some(key) = key.filter(|_| connection.is_some()) else {
+        told(authorized(true));
+        return Ok(());
+    };
+    if !made && is_let_in()?.is_none() {
+        told(authorized(false));
+        return Ok(());
+    }
+    if dry_run {
+        told(authorized(true));
+        return Ok(());
+    }
+    let others = Access { own_key: None, ..access.clone() };
+    let route = Route::find(target, &others).map_err(&unreached)?;
+    let (files, _) = Files::open(&route, &others, None).map_err(&unreached)?;
+    let added = own_key::authorize(&files, &key).map_err(failed(target, "add the key to", own_key::AUTHORIZED_KEYS))?;
+    drop(files);
+    match is_let_in()? {
+        None => told(authorized(added)),
+        Some(_) => {
+            return Err(Error::KeyNotTaken { account: route.account(), line: line.unwrap_or_default() });
+        }
+    }
+    Ok(())
+}
+
+fn host_key(route: &Route, connection: Option<&Connection>, noted: Option<ShownKey>) -> Change {
+    match (noted, connection.and_then(Connection::host_key)) {
+        (Some(key), _) => Change::HostKey {
+            server: key.server,
+            algorithm: key.algorithm,
+            fingerprint: key.fingerprint,
+            noted_in: Some(key.known_hosts),
+        },
+        (None, key) => {
+            let (algorithm, fingerprint) = key.unwrap_or_default();
+            Change::HostKey { server: route.server(), algorithm, fingerprint, noted_in: None }
+        }
+    }
+}
+
+/// Hears what key was shown and accepted; in a rehearsal none is accepted, but the question is asked all the same.
+#[derive(Debug)]
+struct Watched {
+    inner: Arc<dyn Credentials>,
+    dry_run: bool,
+    shown: Mutex<Option<ShownKey>>,
+}
+
+impl Watched {
+    fn shown(&self) -> Option<ShownKey> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Credentials for Watched {
+    fn password(&self, account: &str) -> std::result::Result<Option<Secret>, String> {
+        self.inner.password(account)
+    }
+
+    fn passphrase(&self, key_file: &Path) -> std::result::Result<Option<Secret>, String> {
+        self.inner.passphrase(key_file)
+    }
+
+    fn answer(&self, account: &str, question: &str, hidden: bool) -> std::result::Result<Option<Secret>, String> {
+        self.inner.answer(account, question, hidden)
+    }
+
+    fn accepts(&self, key: &ShownKey) -> std::result::Result<bool, String> {
+        let accepted = self.inner.accepts(key)?;
+        if accepted {
+            *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(key.clone());
+        }
+        Ok(accepted && !self.dry_run)
+    }
+}

@@ -1,0 +1,118 @@
+//! kvmb's own key: made once on this host, without a passphrase, for logins that nobody watches.
+//!
+//! On the server it may do one thing: SFTP. A server that is not OpenSSH may not understand such restrictions, so there the
+//! key is noted without them.
+
+use super::{Fault, Files, Refusal};
+use rand::TryRngCore;
+use rand::rngs::OsRng;
+use ssh_key::private::Ed25519Keypair;
+use ssh_key::{LineEnding, PrivateKey, PublicKey};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Where an account's keys are listed, from where its login leads to.
+pub const AUTHORIZED_KEYS: &str = ".ssh/authorized_keys";
+
+/// What the key may do on an OpenSSH server.
+const RESTRICTIONS: &str = "restrict,command=\"internal-sftp\"";
+
+/// The public half of the key in `path`; none if there is no such file.
+pub fn read(path: &Path) -> io::Result<Option<PublicKey>> {
+    match fs::read_to_string(path) {
+        Ok(text) => {
+            let text = zeroize::Zeroizing::new(text);
+            PrivateKey::from_openssh(&*text).map(|key| Some(key.public_key().clone())).map_err(io::Error::other)
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the key, readable by its owner only, and its public half beside it.
+pub fn make(path: &Path, comment: &str) -> io::Result<PublicKey> {
+    let mut seed = zeroize::Zeroizing::new([0; 32]);
+    OsRng.try_fill_bytes(&mut *seed).map_err(io::Error::other)?;
+    let key = PrivateKey::new(Ed25519Keypair::from_seed(&seed).into(), comment).map_err(io::Error::other)?;
+    let private = key.to_openssh(LineEnding::LF).map_err(io::Error::other)?;
+    let public = key.public_key().to_openssh().map_err(io::Error::other)?;
+    if let Some(folder) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".pub");
+    for (path, mode, text) in
+        [(path.to_owned(), 0o600, private.as_str()), (PathBuf::from(beside), 0o644, &format!("{public}\n"))]
+    {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+    }
+    Ok(key.public_key().clone())
+}
+
+/// The line that lets the key in.
+pub fn authorized_line(key: &PublicKey, server_is_openssh: bool) -> String {
+    let key = key.to_openssh().unwrap_or_default();
+    if server_is_openssh { format!("{RESTRICTIONS} {key}") } else { key }
+}
+
+/// Adds the line to the account's list, unless the key stands there already; says whether it was added. The list is
+/// lengthened where it is, so that it stays the file, or the link to one, that the server trusts.
+pub fn authorize(files: &Files, key: &PublicKey) -> Result<bool, Fault> {
+    let text = match files.read(AUTHORIZED_KEYS) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(Fault::Refused(Refusal::NotFound)) => {
+            if files.stat(".ssh").is_err_and(|fault| fault.is_not_found()) {
+                files.make_folder(".ssh")?;
+            }
+            String::new()
+        }
+        Err(fault) => return Err(fault),
+    };
+    let line = authorized_line(key, files.server_is_openssh());
+    if is_listed(&text, key) {
+        return Ok(false);
+    }
+    let begin = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+    files.append(AUTHORIZED_KEYS, format!("{begin}{line}\n").as_bytes())?;
+    Ok(true)
+}
+
+fn is_listed(list: &str, key: &PublicKey) -> bool {
+    let text = key.to_openssh().unwrap_or_default();
+    let blob = text.split(' ').nth(1).unwrap_or(&text);
+    let lines = list.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    lines.into_iter().any(|line| line.split_whitespace().any(|word| word == blob))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_key_is_made_once_for_its_owner_only_and_is_found_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ssh/id_ed25519");
+        assert!(read(&path).unwrap().is_none());
+        let made = make(&path, "kvmb@host").unwrap();
+        assert_eq!(read(&path).unwrap().unwrap().key_data(), made.key_data());
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+        assert!(make(&path, "again").is_err(), "a key is never written over");
+    }
+
+    #[test]
+    fn a_key_that_is_listed_is_recognised_whatever_its_options() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = make(&folder.path().join("key"), "kvmb@host").unwrap();
+        let line = authorized_line(&key, true);
+        assert!(line.starts_with("restrict,command=\"internal-sftp\" ssh-ed25519 AAAA"), "{line}");
+        let blob = line.split(' ').nth(2).unwrap();
+        assert!(is_listed(&format!("# me\nssh-rsa AAAA x\nfrom=\"10.0.0.1\" ssh-ed25519 {blob} other\n"), &key));
+        assert!(!is_listed(&format!("# {line}\nssh-ed25519 {}x\n", &blob[1..]), &key));
+    }
+}

@@ -1,0 +1,62 @@
+//! Credentials that are asked for once, however many connections are made.
+
+use super::{Credentials, Secret, ShownKey};
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Remembers the answers of others.
+#[derive(Debug)]
+pub struct Remember {
+    inner: Arc<dyn Credentials>,
+    answers: Mutex<HashMap<String, Secret>>,
+}
+
+impl Remember {
+    /// Knows nothing yet.
+    pub fn new(inner: Arc<dyn Credentials>) -> Remember {
+        Remember { inner, answers: Mutex::default() }
+    }
+
+    /// After a login in vain: what was said may have been wrong, or right only once.
+    pub fn forget(&self) {
+        self.answers().clear();
+    }
+
+    fn answers(&self) -> MutexGuard<'_, HashMap<String, Secret>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn once(
+        &self,
+        question: String,
+        ask: impl FnOnce() -> Result<Option<Secret>, String>,
+    ) -> Result<Option<Secret>, String> {
+        if let Some(answer) = self.answers().get(&question) {
+            return Ok(Some(answer.clone()));
+        }
+        let answer = ask()?;
+        if let Some(answer) = &answer {
+            self.answers().insert(question, answer.clone());
+        }
+        Ok(answer)
+    }
+}
+
+impl Credentials for Remember {
+    fn password(&self, account: &str) -> Result<Option<Secret>, String> {
+        self.once(format!("password {account}"), || self.inner.password(account))
+    }
+
+    fn passphrase(&self, key_file: &Path) -> Result<Option<Secret>, String> {
+        self.once(format!("passphrase {}", key_file.display()), || self.inner.passphrase(key_file))
+    }
+
+    fn answer(&self, account: &str, question: &str, hidden: bool) -> Result<Option<Secret>, String> {
+        self.once(format!("answer {account} {question}"), || self.inner.answer(account, question, hidden))
+    }
+
+    fn accepts(&self, key: &ShownKey) -> Result<bool, String> {
+        self.inner.accepts(key)
+    }
+}

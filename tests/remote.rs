@@ -1,0 +1,253 @@
+//! `kvmb remote`, and whole backups over SSH, with a real `sshd`.
+
+// A test stops at what it does not expect.
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use harness::sshd::{SSH_PASSWORD, Sshd, USER};
+use harness::{Disk, Env, Output};
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+
+/// The statuses of the checks, in order.
+fn statuses(output: &Output) -> Vec<(String, String)> {
+    let word = |check: &Value, field: &str| check[field].as_str().unwrap().to_owned();
+    output.records_of("check").iter().map(|check| (word(check, "check"), word(check, "status"))).collect()
+}
+
+fn check_of(output: &Output, name: &str) -> Value {
+    let checks = output.records_of("check");
+    checks.into_iter().find(|check| check["check"] == name).unwrap_or_else(|| panic!("no check {name}\n{output}"))
+}
+
+fn changes(output: &Output) -> Vec<bool> {
+    output.records_of("action").iter().map(|action| action["changed"].as_bool().unwrap()).collect()
+}
+
+fn setup(env: &Env, sshd: &Sshd, more: &[&str]) -> harness::Call {
+    let url = sshd.url("repo");
+    env.kvmb(["remote", "setup", "-r", &url]).args(more)
+}
+
+#[test]
+fn setup_on_a_terminal_asks_for_the_fingerprint_and_the_password_and_then_cron_needs_neither() {
+    let env = Env::new("remote-setup");
+    let sshd = env.sshd();
+    let url = sshd.url("repo");
+    let mut terminal = env.pty(["remote", "setup", "-r", &url]);
+    terminal.expect(&sshd.fingerprint("ed25519"));
+    terminal.expect("Is it the right one");
+    terminal.send("y");
+    terminal.expect(&format!("Password of {USER}@127.0.0.1"));
+    terminal.send(&format!("{SSH_PASSWORD}\r"));
+    let output = terminal.wait().assert_ok();
+    assert!(!output.stdout().contains(SSH_PASSWORD), "{output}");
+
+    let key = env.path("data/ssh/id_ed25519");
+    assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    let list = fs::read_to_string(sshd.authorized_keys()).unwrap();
+    assert!(list.starts_with("restrict,command=\"internal-sftp\" ssh-ed25519 "), "{list}");
+
+    let again = setup(&env, &sshd, &[]).run().assert_ok();
+    assert_eq!(changes(&again), [false, false, false], "{again}");
+    assert_eq!(fs::read_to_string(sshd.authorized_keys()).unwrap(), list);
+    env.kvmb(["init", "-r", &url]).run().assert_ok();
+    let test = env.kvmb(["remote", "test", "-r", &url]).run().assert_ok();
+    assert!(statuses(&test).iter().all(|(_, status)| status == "ok"), "{test}");
+
+    // The key is good for SFTP and nothing else.
+    let shell = Command::new("ssh")
+        .args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-i"])
+        .arg(&key)
+        .args(["-o", &format!("UserKnownHostsFile={}", sshd.known_hosts().display())])
+        .args(["-p", &sshd.port().to_string(), &format!("{USER}@127.0.0.1"), "echo", "a shell"])
+        .output()
+        .unwrap();
+    assert!(!String::from_utf8_lossy(&shell.stdout).contains("a shell"), "{shell:?}");
+}
+
+#[test]
+fn setup_works_without_a_terminal_and_says_what_it_would_do() {
+    let env = Env::new("remote-script");
+    let sshd = env.sshd();
+    let fingerprint = sshd.fingerprint("ed25519");
+    let unknown = setup(&env, &sshd, &[]).run().assert_code(1);
+    let failure = unknown.record_of("failure");
+    assert_eq!(failure["code"], "host_key");
+    let hint = failure["hint"].as_str().unwrap().to_owned();
+    assert!(hint.contains(&format!("--accept-host-key {fingerprint}")), "{hint}");
+
+    let accept = ["--accept-host-key", fingerprint.as_str()];
+    let dry = setup(&env, &sshd, &accept).arg("--dry-run").run().assert_ok();
+    assert_eq!(changes(&dry), [true, true, true], "{dry}");
+    assert!(dry.records().iter().all(|record| record["dry_run"] == true), "{dry}");
+    assert!(!sshd.known_hosts().exists() && !sshd.authorized_keys().exists());
+
+    let wrong = ["--accept-host-key", "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"];
+    setup(&env, &sshd, &wrong).env("KVMB_SSH_PASSWORD", SSH_PASSWORD).run().assert_code(1);
+    assert!(!sshd.known_hosts().exists());
+
+    // No way in.
+    let refused = setup(&env, &sshd, &accept).run().assert_code(1);
+    assert_eq!(refused.record_of("failure")["code"], "login");
+    assert!(sshd.known_hosts().exists());
+
+    // A list that somebody else began, its last line open.
+    fs::write(sshd.authorized_keys(), "# others\nssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA other@host").unwrap();
+    let done = setup(&env, &sshd, &[]).env("KVMB_SSH_PASSWORD", SSH_PASSWORD).run().assert_ok();
+    assert_eq!(changes(&done), [false, false, true], "{done}");
+    let list = fs::read_to_string(sshd.authorized_keys()).unwrap();
+    assert_eq!(list.lines().count(), 3, "{list}");
+    assert!(list.starts_with("# others\nssh-ed25519 ") && list.contains("\nrestrict,"), "{list}");
+    let dry = setup(&env, &sshd, &["-n"]).run().assert_ok();
+    assert_eq!(changes(&dry), [false, false, false], "{dry}");
+}
+
+#[test]
+fn setup_says_when_the_server_reads_its_lists_elsewhere() {
+    let env = Env::new("remote-elsewhere");
+    let sshd = env.sshd_with("AuthorizedKeysFile /etc/ssh/lists/%u");
+    sshd.make_known("ed25519");
+    let output = setup(&env, &sshd, &[]).env("KVMB_SSH_PASSWORD", SSH_PASSWORD).run().assert_code(1);
+    let failure = output.record_of("failure");
+    assert_eq!(failure["code"], "login");
+    assert!(failure["hint"].as_str().unwrap().contains("restrict,command=\"internal-sftp\" ssh-ed25519 "), "{output}");
+}
+
+#[test]
+fn secrets_come_from_a_file_a_command_or_a_variable_and_appear_nowhere() {
+    let env = Env::new("remote-secrets");
+    let sshd = env.sshd();
+    sshd.make_known("ed25519");
+    let url = sshd.url("repo");
+    let file = env.path("ssh-password");
+    fs::write(&file, format!("{SSH_PASSWORD}\n")).unwrap();
+    let test = || env.kvmb(["remote", "test", "-vv", "-r", &url]);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    let open = test().arg("--ssh-password-file").arg(&file).run().assert_code(1);
+    assert!(check_of(&open, "login")["detail"].as_str().unwrap().contains("everybody may read"), "{open}");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    for call in [
+        test().arg("--ssh-password-file").arg(&file),
+        test().env("KVMB_SSH_PASSWORD_FILE", &file),
+        test().env("KVMB_SSH_PASSWORD_COMMAND", format!("cat {}", file.display())),
+        test().env("KVMB_SSH_PASSWORD", SSH_PASSWORD),
+    ] {
+        let output = call.run().assert_ok();
+        let login = check_of(&output, "login");
+        assert_eq!(login["status"], "warning", "cron could not do that: {output}");
+        assert!(login["hint"].as_str().unwrap().starts_with("kvmb remote setup -r "), "{output}");
+        assert!(!output.stdout().contains(SSH_PASSWORD) && !output.stderr().contains(SSH_PASSWORD), "{output}");
+    }
+}
+
+#[test]
+fn test_says_what_is_wrong_and_does_not_try_the_rest() {
+    let env = Env::new("remote-test");
+    let sshd = env.sshd();
+    let url = sshd.url("some/repo");
+    let unknown = env.kvmb(["remote", "test", "-r", &url]).run().assert_code(1);
+    let expected = ["ok", "critical", "unknown", "unknown", "unknown", "unknown", "unknown"];
+    assert_eq!(statuses(&unknown).iter().map(|(_, status)| status.as_str()).collect::<Vec<_>>(), expected, "{unknown}");
+    let hint = check_of(&unknown, "host_key")["hint"].as_str().unwrap().to_owned();
+    let command = hint.split_once("kvmb remote test").unwrap().1;
+    // What the hint says works as it stands.
+    let accepted = env.sh(&format!("kvmb remote test {command}")).run().assert_code(1);
+    assert_eq!(check_of(&accepted, "host_key")["status"], "ok", "{accepted}");
+    assert_eq!(check_of(&accepted, "login")["status"], "critical", "{accepted}");
+
+    sshd.befriend();
+    let missing = env.kvmb(["remote", "test", "-r", &url]).run().assert_ok();
+    let path = check_of(&missing, "path");
+    assert!(path["status"] == "warning" && path["hint"].as_str().unwrap().starts_with("kvmb init -r "), "{missing}");
+    let speed = check_of(&missing, "speed");
+    assert!(speed["upload_bytes_per_second"].as_u64().unwrap() > 1 << 20, "{missing}");
+    assert_eq!(check_of(&missing, "clock")["status"], "ok");
+    let left: Vec<_> = fs::read_dir(sshd.home()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, [".ssh"], "nothing of the test may stay");
+
+    sshd.stop();
+    let gone = env.kvmb(["remote", "test", "-r", &url]).run().assert_code(1);
+    assert_eq!(check_of(&gone, "reach")["status"], "critical", "{gone}");
+    env.kvmb(["remote", "test", "-r", "/some/folder"]).run().assert_code(2);
+}
+
+#[test]
+fn a_machine_goes_to_the_server_and_comes_back_and_restic_reads_and_writes_beside_it() {
+    let env = Env::new("remote-whole");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let url = sshd.url("repo");
+    env.kvmb(["init", "-r", &url]).run().assert_ok();
+    let machine = env.machine("vm").disk(Disk::qcow2(64 * MIB)).start_paused();
+    machine.write("vda", MIB, 8 * MIB, 0x11);
+    let first = env.kvmb(["backup", "vm", "-r", &url]).run().assert_ok();
+    assert_eq!(first.record_of("point")["repo"], json!(url));
+    machine.write("vda", 4 * MIB, MIB, 0x22);
+    let second = env.kvmb(["backup", "vm", "-r", &url, "--verify"]).run().assert_ok();
+    assert_eq!(second.record_of("point")["disks"][0]["read_mode"], "changed", "{second}");
+
+    let restic = |args: &[&str]| {
+        env.program("restic").args(sshd.restic_options()).args(["-q", "-r", &url]).args(args).run().assert_ok()
+    };
+    restic(&["check", "--read-data"]);
+    let listed: Value = serde_json::from_str(restic(&["snapshots", "--json"]).stdout()).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 2);
+    restic(&["backup", "/etc/hostname"]);
+
+    env.kvmb(["verify", "--all", "-r", &url]).run().assert_ok();
+    let into = env.path("restored");
+    fs::create_dir(&into).unwrap();
+    env.kvmb(["restore", "vm@latest", "-r", &url, "--no-define", "--format", "raw", "--into"])
+        .arg(&into)
+        .run()
+        .assert_ok();
+    let image =
+        fs::read_dir(&into).unwrap().map(|e| e.unwrap().path()).find(|p| fs::metadata(p).unwrap().len() == 64 * MIB);
+    let image = fs::read(image.expect("an image")).unwrap();
+    let mib = |number: u64| &image[(number * MIB) as usize..((number + 1) * MIB) as usize];
+    for number in 0..64 {
+        let wanted = match number {
+            4 => 0x22,
+            1..=8 => 0x11,
+            _ => 0,
+        };
+        assert!(mib(number).iter().all(|byte| *byte == wanted), "MiB {number}");
+    }
+    // Nothing lies where only a local repository would be.
+    assert!(sshd.home().join("repo/snapshots").is_dir());
+}
+
+#[test]
+fn a_repository_that_is_not_there_says_so_and_how_a_folder_of_the_root_is_written() {
+    let env = Env::new("remote-missing");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let output = env.kvmb(["points", "-r", &sshd.url("srv/kvm")]).run().assert_code(1);
+    let failure = output.record_of("failure");
+    assert_eq!(failure["code"], "no_repository");
+    assert!(failure["hint"].as_str().unwrap().contains("two slashes"), "{output}");
+}
+
+#[test]
+fn ctrl_c_ends_a_command_whose_server_is_dead() {
+    let env = Env::new("remote-dead");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let url = sshd.url("repo");
+    env.kvmb(["init", "-r", &url]).run().assert_ok();
+    sshd.freeze(true);
+    let running = env.kvmb(["points", "-r", &url]).spawn();
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    running.interrupt();
+    let output = running.wait();
+    sshd.freeze(false);
+    assert_eq!(output.code(), 130, "{output}");
+    assert!(output.took < std::time::Duration::from_secs(15), "{output}");
+}
