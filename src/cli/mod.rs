@@ -16,6 +16,7 @@ pub mod table;
 mod backup;
 mod capture_args;
 mod capture_stream;
+mod copy_args;
 mod disks;
 mod doctor;
 mod hash;

@@ -43,7 +43,10 @@ impl PointsArgs {
                 continue;
             }
             match points::read_manifest(&repo, &index, &point) {
-                Ok(manifest) => session.done(Record::Point(points::to_record(&repo, &point.id, &manifest))),
+                Ok(manifest) => {
+                    let record = points::to_record(&repo, &point.id, &point.snapshot, &manifest);
+                    session.done(Record::Point(record));
+                }
                 Err(error) => {
                     let about = About { machine: Some(point.machine().to_owned()), ..About::default() };
                     session.fail(about, error);

@@ -139,6 +139,22 @@ impl RepoArgs {
         Ok(Arc::new(RetryStorage::new(storage, patience, stop)))
     }
 
+    /// Another repository, reached in the same way. Its password is in `password_file`; without one it is the key of this
+    /// host's own repository, if it is that, else this one's.
+    pub fn other(&self, url: String, password_file: Option<PathBuf>) -> Result<RepoArgs, CliError> {
+        let given = password_file.filter(|file| !file.as_os_str().is_empty());
+        let own_key = || -> Result<Option<PathBuf>, CliError> {
+            let default = DefaultRepo::locate()?;
+            let is_default = open_storage(&url)?.url() == open_storage(&default.folder.to_string_lossy())?.url();
+            Ok((is_default && default.key_file.exists()).then_some(default.key_file))
+        };
+        let password_file = match given {
+            Some(file) => Some(file),
+            None => own_key()?.or_else(|| self.password_file.clone()),
+        };
+        Ok(RepoArgs { repo: Some(url), password_file, ..self.clone() })
+    }
+
     /// Opens the repository.
     pub fn open(&self, context: &Context) -> Result<Repository, CliError> {
         let password = self.password(context, Purpose::Open)?;

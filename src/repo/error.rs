@@ -194,6 +194,11 @@ impl Error {
         }
     }
 
+    /// Whether the place of the files could not be reached: then this says nothing about what is there.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self.root(), Error::Storage(error) if error.is_unreachable())
+    }
+
     pub(super) fn damaged(kind: FileKind, name: impl ToString, flaw: Flaw) -> Error {
         Error::Damaged { kind, name: name.to_string(), flaw }
     }
