@@ -100,7 +100,7 @@ impl BackupArgs {
         if selected.is_empty() {
             return Ok(());
         }
-        let (first, second) = self.copy.tiers(&self.repo)?;
+        let (first, second) = self.copy.tiers(context, &self.repo)?;
         if let Some(second) = &second {
             // Wrong usage is told before anything is done; that the second repository cannot be had, after the backup.
             second.password(context, Purpose::Open)?;
@@ -178,7 +178,7 @@ impl BackupArgs {
 
     fn rehearse(&self, context: &Context, selected: Vec<Selection>, session: &mut Session) -> Result<(), CliError> {
         let url = self.repo.url()?;
-        let copy_to = self.copy.tiers(&self.repo)?.1.map(|second| second.url()).transpose()?;
+        let copy_to = self.copy.tiers(context, &self.repo)?.1.map(|second| second.url()).transpose()?;
         for selection in selected {
             let planned = (|| -> Result<Action, CliError> {
                 let hypervisor = context.hypervisor(selection.connect.as_deref())?;

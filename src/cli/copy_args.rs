@@ -1,5 +1,6 @@
 //! The second repository of a command that copies: where points come from, or where they go.
 
+use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::{RepoArgs, path_or_nothing};
 use clap::Args;
@@ -20,10 +21,10 @@ pub struct CopyFromArgs {
 
 impl CopyFromArgs {
     /// The source of a point that says that it is in `recorded`.
-    pub fn source(&self, target: &RepoArgs, recorded: &str) -> Result<RepoArgs, CliError> {
+    pub fn source(&self, context: &Context, target: &RepoArgs, recorded: &str) -> Result<RepoArgs, CliError> {
         let named = self.from_repo.as_ref().filter(|repo| !repo.is_empty());
         let url = named.map_or(recorded, String::as_str).to_owned();
-        Ok(RepoArgs { limit_upload: None, ..target.other(url, self.from_password_file.clone())? })
+        Ok(RepoArgs { limit_upload: None, ..target.other(context, url, self.from_password_file.clone())? })
     }
 }
 
@@ -44,11 +45,11 @@ pub struct CopyToArgs {
 
 impl CopyToArgs {
     /// The repositories of a backup: the first, and the second if there is one.
-    pub fn tiers(&self, first: &RepoArgs) -> Result<(RepoArgs, Option<RepoArgs>), CliError> {
+    pub fn tiers(&self, context: &Context, first: &RepoArgs) -> Result<(RepoArgs, Option<RepoArgs>), CliError> {
         match self.copy_to.as_ref().filter(|repo| !repo.is_empty()) {
             None => Ok((first.clone(), None)),
             Some(url) => {
-                let second = first.other(url.clone(), self.copy_to_password_file.clone())?;
+                let second = first.other(context, url.clone(), self.copy_to_password_file.clone())?;
                 Ok((RepoArgs { limit_upload: None, ..first.clone() }, Some(second)))
             }
         }

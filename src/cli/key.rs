@@ -3,7 +3,8 @@
 use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::prompt;
-use crate::cli::repo_args::{DefaultRepo, Purpose, RepoArgs, password_from_file};
+use crate::cli::repo_args::{DefaultRepo, Purpose, RepoArgs};
+use crate::cli::secret;
 use crate::cli::session::Session;
 use crate::ops::Error;
 use crate::record::{Action, Record};
@@ -119,7 +120,7 @@ impl AddArgs {
     fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
         let new = match &self.new_password_file {
-            Some(file) => password_from_file(file)?,
+            Some(file) => secret::from_file(file)?,
             None if prompt::possible(context) => Password::new(prompt::new_password("New password")?),
             None => {
                 return Err(CliError::usage("no new password was given").hint("use --new-password-file FILE"));

@@ -172,7 +172,7 @@ impl Stage<'_> {
     /// Copies a point. What the record said of its capture and its run is passed on, for `release` and for the last stage.
     fn copy(&mut self, came: Point) -> Result<Point, CliError> {
         let (context, args) = (self.context, self.args);
-        let source = args.from.source(&args.repo, &came.repo)?;
+        let source = args.from.source(context, &args.repo, &came.repo)?;
         let repo = self.repo.get_or_insert_with(|| args.repo.open_or_create_default(context));
         let repo = repo.as_ref().map_err(CliError::clone)?;
         let open = || Ok(Copier::open(&source.open(context)?, repo, &context.monitor, &context.stop)?);

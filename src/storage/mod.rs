@@ -7,12 +7,14 @@
 pub mod limit;
 pub mod local;
 pub mod retry;
+pub mod sftp;
 pub mod testing;
 mod url;
 
 pub use limit::LimitStorage;
 pub use local::LocalStorage;
 pub use retry::{Patience, RetryStorage};
+pub use sftp::SftpStorage;
 pub use url::open;
 
 use std::fmt;
@@ -121,7 +123,15 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A local call failed.
+    /// The server that the place is on, or the way to it.
+    #[error("{source}")]
+    Server {
+        /// The repository's address.
+        url: String,
+        /// What happened.
+        source: Box<sftp::Error>,
+    },
+    /// A call failed, of this host's system or of the server's.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
         /// The verb: "read", "write", "list" …
@@ -152,12 +162,14 @@ impl Error {
 
     /// Whether the place could not be reached, so that nothing is known of its files.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Error::GaveUp { .. } | Error::Interrupted) || self.is_transient()
+        matches!(self, Error::Server { .. } | Error::GaveUp { .. } | Error::Interrupted) || self.is_transient()
     }
 
     /// Whether the same call may succeed a moment later: a connection that was lost, a server that was busy.
     pub fn is_transient(&self) -> bool {
         match self {
+            Error::Server { source, .. } => source.is_transient(),
+            // A mounted file system of a server has such errors too.
             Error::Io { source, .. } => matches!(
                 source.kind(),
                 ErrorKind::ConnectionRefused
