@@ -204,6 +204,7 @@ fn every_variable_in_readme_is_read_somewhere_and_the_other_way_round() {
     };
     let source = [
         include_str!("../src/cli/repo_args.rs"),
+        include_str!("../src/cli/copy_args.rs"),
         include_str!("../src/cli/ssh_access.rs"),
         include_str!("../src/cli/capture_args.rs"),
         include_str!("../src/capture/runtime.rs"),
