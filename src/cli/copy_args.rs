@@ -1,6 +1,7 @@
 //! The second repository of a command that copies: where points come from, or where they go.
 
 use crate::cli::Context;
+use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::{RepoArgs, path_or_nothing};
 use clap::Args;
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 #[command(next_help_heading = "Copies")]
 pub struct CopyFromArgs {
     /// The repository that the points on standard input are in; without it, the one that each record names.
-    #[arg(long, value_name = "URL", env = "KVMB_FROM_REPO", hide_env_values = true)]
+    #[arg(long, value_name = "URL", env = "KVMB_FROM_REPO", hide_env_values = true, add = complete::repositories())]
     from_repo: Option<String>,
 
     /// A file with that repository's password; without it, the password of the repository that is copied to.
@@ -35,7 +36,7 @@ pub struct CopyToArgs {
     /// Copy the machines' points to this repository as well, once they are stored: those that it does not have yet.
     ///
     /// --limit-upload then limits the copying only.
-    #[arg(long, value_name = "URL", env = "KVMB_COPY_TO", hide_env_values = true)]
+    #[arg(long, value_name = "URL", env = "KVMB_COPY_TO", hide_env_values = true, add = complete::repositories())]
     copy_to: Option<String>,
 
     /// A file with that repository's password; without it, the password of the first repository.
