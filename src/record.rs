@@ -319,7 +319,7 @@ pub struct Damage {
 }
 
 /// What copying a point from one repository to another took.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Copied {
     /// The repository that it was copied from.
     pub from_repo: String,
