@@ -35,7 +35,7 @@ impl CopyFromArgs {
 pub struct CopyToArgs {
     /// Copy the machines' points to this repository as well, once they are stored: those that it does not have yet.
     ///
-    /// --limit-upload then limits the copying only.
+    /// Uploads are limited for this repository only (see --limit-upload).
     #[arg(long, value_name = "URL", env = "KVMB_COPY_TO", hide_env_values = true, add = complete::repositories())]
     copy_to: Option<String>,
 
