@@ -13,6 +13,7 @@ use chains::{
     MIB, assert_changed, assert_full, assert_restores, backup, backup_with, checkpoint_in, disk_of, finish, id_of,
     init_at, ours, proven, two_disks,
 };
+use harness::sshd::USER;
 use harness::{Disk, DiskModel, Env, Machine, Output, PASSWORD};
 use kvmb::ops::Silent;
 use kvmb::ops::copy::Copier;
@@ -305,6 +306,81 @@ fn a_backup_goes_on_to_the_second_tier_and_makes_up_for_what_it_missed() {
     let rehearsal = env.kvmb(["backup", "vm1", "-n", "-r", &first, "--copy-to", &second]).run().assert_ok();
     assert_eq!(rehearsal.record_of("action")["copy_to"], second.as_str());
     finish(&env, &[&first, &second]);
+}
+
+#[test]
+fn retention_keeps_what_the_second_tier_does_not_have_yet() {
+    let env = Env::new("awaits");
+    let machine = two_disks(&env, "vm1");
+    let (first, second) = (init_at(&env, "first"), init_at(&env, "second"));
+    let mut ids = Vec::new();
+    for round in 0..4 {
+        machine.write("vda", round * MIB, 4096, 0x40 + round as u8);
+        ids.push(id_of(&backup(&machine, &first)).to_owned());
+        if round == 1 {
+            env.sh(&format!("kvmb points -r {first} | kvmb push -r {second}")).run().assert_ok();
+        }
+    }
+    let prune = |repo: &str, args: &[&str]| {
+        let output =
+            env.kvmb(["prune", "-r", repo, "--keep-last", "1", "--gone-machines"]).args(args).run().assert_ok();
+        let forget = output.records_of("action").into_iter().filter(|action| action["action"] == "forget");
+        forget.map(|action| (action["target"].as_str().expect("target").to_owned(), action["rules"].clone())).collect()
+    };
+    // The second tier's own retention has removed the first point: it does not wait to be copied again.
+    let copies: BTreeMap<String, Value> = prune(&second, &[]);
+    assert_eq!(copies.len(), 2);
+    let rehearsed: BTreeMap<String, Value> = prune(&first, &["--copy-to", &second, "--dry-run"]);
+    let rules: Vec<&Value> = ids.iter().map(|id| &rehearsed[id]).collect();
+    let kept = |rule: &Value| rule.to_string().contains("awaits_copy");
+    assert_eq!(rules.iter().map(|rule| kept(rule)).collect::<Vec<_>>(), [false, false, true, true], "{rehearsed:#?}");
+    let _: BTreeMap<String, Value> = prune(&first, &["--copy-to", &second]);
+    assert_eq!(points(&env, &first).iter().map(id_of).collect::<Vec<_>>(), ids[2..]);
+    // A second tier that cannot be asked: nothing is removed.
+    env.kvmb(["prune", "-r", &first, "--keep-last", "1", "--gone-machines", "--copy-to", "nowhere"])
+        .run()
+        .assert_code(1);
+    assert_eq!(points(&env, &first).len(), 2);
+    finish(&env, &[&first, &second]);
+}
+
+#[test]
+fn the_backup_server_of_the_configuration_is_the_second_tier() {
+    let env = Env::new("server");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let machine = two_disks(&env, "vm1");
+    let first = init_at(&env, "first");
+    let folder = sshd.home().join("repo");
+    let config = serde_json::json!({
+        "backup_host": "127.0.0.1", "backup_user": USER, "backup_path": folder, "ssh": { "port": sshd.port() },
+        "repo": first,
+    });
+    let file = env.path("config.json");
+    fs::write(&file, config.to_string()).expect("write");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("chmod");
+    let server = format!("sftp://{USER}@127.0.0.1:{}/{}", sshd.port(), folder.display());
+    env.kvmb(["init", "-r", &server]).run().assert_ok();
+    let run =
+        |machine: &Machine| env.kvmb(["backup", machine.name(), "--retry-for", "1s", "--config"]).arg(&file).run();
+    let records = run(&machine).assert_ok().records_of("point");
+    let repos: Vec<&str> = records.iter().map(|point| point["repo"].as_str().expect("repo")).collect();
+    assert_eq!(repos, [&first, &server]);
+    assert_restores(&env, &server, &records[1], &machine.models());
+
+    sshd.stop();
+    machine.write("vda", 0, 4096, 1);
+    let output = run(&machine).assert_code(3).assert_stderr_has("cannot connect");
+    assert_eq!(output.record_of("point")["repo"], first.as_str());
+    sshd.run();
+    machine.write("vda", MIB, 4096, 2);
+    let records = run(&machine).assert_ok().records_of("point");
+    assert_eq!(records.len(), 3, "the new point, and the two that the server lacks: {records:#?}");
+    assert_restores(&env, &server, &records[2], &machine.models());
+    // Straight to the server: there is no second tier then.
+    let straight = env.kvmb(["backup", "vm1", "-r", &server, "--config"]).arg(&file).run().assert_ok();
+    assert_eq!(straight.record_of("point")["repo"], server.as_str());
+    finish(&env, &[&first, folder.to_str().expect("UTF-8")]);
 }
 
 #[test]

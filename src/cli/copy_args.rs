@@ -29,13 +29,14 @@ impl CopyFromArgs {
     }
 }
 
-/// Where new points are copied to.
+/// The second repository, which has copies of the first one's points.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Copies")]
 pub struct CopyToArgs {
-    /// Copy the machines' points to this repository as well, once they are stored: those that it does not have yet.
+    /// The second repository: 'backup' copies to it what it does not have yet of the machines' points, and 'prune' keeps that.
     ///
-    /// Uploads are limited for this repository only (see --limit-upload).
+    /// Uploads are then limited for this repository only (see --limit-upload). Without it: $KVMB_COPY_TO, else the backup
+    /// server of the configuration, unless backups go straight there. An empty address means none.
     #[arg(long, value_name = "URL", env = "KVMB_COPY_TO", hide_env_values = true, add = complete::repositories())]
     copy_to: Option<String>,
 
@@ -47,12 +48,19 @@ pub struct CopyToArgs {
 impl CopyToArgs {
     /// The repositories of a backup: the first, and the second if there is one.
     pub fn tiers(&self, context: &Context, first: &RepoArgs) -> Result<(RepoArgs, Option<RepoArgs>), CliError> {
-        match self.copy_to.as_ref().filter(|repo| !repo.is_empty()) {
-            None => Ok((first.clone(), None)),
-            Some(url) => {
-                let second = first.other(context, url.clone(), self.copy_to_password_file.clone())?;
-                Ok((RepoArgs { limit_upload: None, ..first.clone() }, Some(second)))
-            }
+        let Some(url) = self.copy_to.as_ref().filter(|repo| !repo.is_empty()) else {
+            return Ok((first.clone(), None));
+        };
+        let config = context.config();
+        let configured = || {
+            let of_server = config.remote_password_file.as_ref().filter(|_| config.remote_url().as_ref() == Some(url));
+            of_server.map(|file| file.value().0.clone())
+        };
+        let second = first.other(context, url.clone(), self.copy_to_password_file.clone().or_else(configured))?;
+        // What is configured as the second is the first where it was named as that.
+        if second.storage(context)?.url() == first.storage(context)?.url() {
+            return Ok((first.clone(), None));
         }
+        Ok((RepoArgs { limit_upload: None, ..first.clone() }, Some(second)))
     }
 }

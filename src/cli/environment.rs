@@ -8,7 +8,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("KVMB_PASSWORD", "the password itself"),
     ("KVMB_FROM_REPO", "`--from-repo`: where `push` copies points from"),
     ("KVMB_FROM_PASSWORD_FILE", "`--from-password-file`"),
-    ("KVMB_COPY_TO", "`--copy-to`: the second repository of `backup`"),
+    ("KVMB_COPY_TO", "`--copy-to`: the second repository of `backup` and `prune`"),
     ("KVMB_COPY_TO_PASSWORD_FILE", "`--copy-to-password-file`"),
     (
         "KVMB_SSH_PASSWORD_FILE",
@@ -16,6 +16,8 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ),
     ("KVMB_SSH_PASSWORD_COMMAND", "a command whose first line of output is that"),
     ("KVMB_SSH_PASSWORD", "that itself"),
+    ("KVMB_CONFIG", "`--config`: the configuration file"),
+    ("KVMB_LOG_FILE", "`--log-file`"),
     ("KVMB_SCRATCH", "`--scratch`: where blocks go that the guest overwrites during a backup"),
     (
         "KVMB_DATA_DIR",
@@ -29,5 +31,6 @@ pub const VARIABLES: &[(&str, &str)] = &[
 pub const FOREIGN: &[(&str, &str)] = &[
     ("LIBVIRT_DEFAULT_URI", "the libvirt connection when there is no `--connect`"),
     ("SSH_AUTH_SOCK", "the ssh agent"),
+    ("JOURNAL_STREAM", "set by systemd: what kvmb logs goes to the journal"),
     ("TZ", "the time zone of times given without an offset, and of those in tables"),
 ];

@@ -29,7 +29,7 @@ use std::collections::BTreeMap;
 #[command(after_help = "Examples:
   kvmb snapshot vm1 -r /backup/kvm | kvmb push -r /backup/kvm | kvmb release
   kvmb snapshot 'web*' | kvmb hash | kvmb push -r /backup/kvm | kvmb release | kvmb verify
-  kvmb points vm1 -r /backup/kvm | kvmb push -r /mnt/usb/kvm --password-file usb.pass --from-password-file kvm.pass")]
+  kvmb points vm1 -r /backup/kvm | kvmb push -r /mnt/usb/kvm --from-password-file kvm.pass")]
 pub struct PushArgs {
     #[command(flatten)]
     repo: RepoArgs,

@@ -29,14 +29,15 @@ pub struct RepoArgs {
     /// As with restic, a server's folder after a single slash begins where the login leads to: sftp://user@host/kvm. The
     /// host may be an alias of ~/.ssh/config.
     ///
-    /// Without it: $KVMB_REPO, else the repository of this host, /var/lib/kvmb/repo, made on first use with a
-    /// generated key file beside it.
+    /// Without it: $KVMB_REPO, that of the configuration, else the repository of this host, /var/lib/kvmb/repo, made on
+    /// first use with a generated key file beside it.
     #[arg(short, long, value_name = "URL", env = "KVMB_REPO", hide_env_values = true, add = complete::repositories())]
     pub repo: Option<String>,
 
     /// A file that holds the repository's password in its first line.
     ///
-    /// Without it: $KVMB_PASSWORD_FILE, the output of $KVMB_PASSWORD_COMMAND, $KVMB_PASSWORD, or a question on a terminal.
+    /// Without it: $KVMB_PASSWORD_FILE, the output of $KVMB_PASSWORD_COMMAND, $KVMB_PASSWORD, what the configuration
+    /// says, or a question on a terminal.
     #[arg(long, value_name = "FILE", env = "KVMB_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
     pub password_file: Option<PathBuf>,
 
@@ -53,6 +54,10 @@ pub struct RepoArgs {
     /// How long to try again when the connection to the repository is lost: 15m unless set.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub retry_for: Option<Duration>,
+
+    /// The key file of this host's own repository, where this is a copy of that.
+    #[arg(skip)]
+    pub shared_key: Option<PathBuf>,
 }
 
 /// The repository that kvmb makes by itself.
@@ -150,21 +155,21 @@ impl RepoArgs {
         Ok(Arc::new(RetryStorage::new(storage, patience, stop)))
     }
 
-    /// Another repository, reached in the same way. Its password is in `password_file`; without one it is the key of this
-    /// host's own repository, if it is that, else this one's.
+    /// Another repository, reached in the same way. Its password is in `password_file`; without one it is this one's, or that of
+    /// this host's own repository, if the other is that.
     pub fn other(&self, context: &Context, url: String, password_file: Option<PathBuf>) -> Result<RepoArgs, CliError> {
-        let given = password_file.filter(|file| !file.as_os_str().is_empty());
-        let own_key = || -> Result<Option<PathBuf>, CliError> {
-            let default = DefaultRepo::locate()?;
-            let other = RepoArgs { repo: Some(url.clone()), ..self.clone() };
-            let is_default = other.storage(context)?.url() == default.folder.to_string_lossy();
-            Ok((is_default && default.key_file.exists()).then_some(default.key_file))
+        let default = DefaultRepo::locate()?;
+        let is_default = |repo: &RepoArgs| -> Result<bool, CliError> {
+            Ok(repo.storage(context)?.url() == default.folder.to_string_lossy())
         };
-        let password_file = match given {
-            Some(file) => Some(file),
-            None => own_key()?.or_else(|| self.password_file.clone()),
+        let mut other = RepoArgs { repo: Some(url), ..self.clone() };
+        other.password_file = match password_file.filter(|file| !file.as_os_str().is_empty()) {
+            None if is_default(&other)? && default.key_file.exists() => Some(default.key_file.clone()),
+            None => self.password_file.clone(),
+            given => given,
         };
-        Ok(RepoArgs { repo: Some(url), password_file, ..self.clone() })
+        other.shared_key = is_default(self)?.then_some(default.key_file);
+        Ok(other)
     }
 
     /// Opens the repository.
@@ -191,21 +196,43 @@ impl RepoArgs {
         self.open(context)
     }
 
+    /// The password that the configuration has for this repository.
+    fn configured_password(&self, context: &Context) -> Result<Option<Password>, CliError> {
+        let config = context.config();
+        let is_remote = match config.remote_url() {
+            Some(remote) => {
+                context.storage(&remote, self.ssh_password_file.as_deref())?.url() == self.storage(context)?.url()
+            }
+            None => false,
+        };
+        let of_remote = config.remote_password_file.as_ref().filter(|_| is_remote);
+        if let Some(file) = of_remote.or(config.password_file.as_ref()) {
+            return secret::from_file(&file.value().0).map(Some);
+        }
+        let origin = "password_command of the configuration";
+        let command = config.password_command.as_ref();
+        command.map(|command| secret::from_command(command.text(), origin)).transpose()
+    }
+
     /// The password, from the first place that has one.
     pub fn password(&self, context: &Context, purpose: Purpose) -> Result<Password, CliError> {
         if let Some(file) = self.password_file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
             return secret::from_file(file);
         }
         if let Some(command) = secret::variable("KVMB_PASSWORD_COMMAND") {
-            return secret::from_command(&command, "KVMB_PASSWORD_COMMAND");
+            return secret::from_command(&command, "$KVMB_PASSWORD_COMMAND");
         }
         if let Some(password) = secret::variable("KVMB_PASSWORD") {
             return Ok(Password::new(password));
         }
+        if let Some(password) = self.configured_password(context)? {
+            return Ok(password);
+        }
         let default = DefaultRepo::locate()?;
         let is_default = self.storage(context)?.url() == default.folder.to_string_lossy();
-        if is_default && default.key_file.exists() {
-            return secret::from_file(&default.key_file);
+        let own_key = is_default.then_some(&default.key_file).or(self.shared_key.as_ref());
+        if let Some(key) = own_key.filter(|key| key.exists()) {
+            return secret::from_file(key);
         }
         if prompt::possible(context) {
             let question = format!("Password of {}", self.url()?);

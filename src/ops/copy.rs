@@ -77,9 +77,9 @@ impl Copier {
         })
     }
 
-    /// The point of the source with this id.
+    /// The point of the source that a record means by this id.
     pub fn find(&self, id: &str) -> Result<PointRef> {
-        let found = self.points.iter().find(|point| point.id.to_string() == id).cloned();
+        let found = id.parse().ok().and_then(|id| self.points.iter().find(|point| point.is_or_was(&id))).cloned();
         found.ok_or_else(|| Error::NoSuchPoint { wanted: id.to_owned(), repo: self.source.url() })
     }
 

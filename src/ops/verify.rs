@@ -111,6 +111,7 @@ impl<'a> Verifier<'a> {
             captured_at: point.snapshot.time,
             consistency: "unknown".into(),
             parent: None,
+            pinned: point.is_pinned(),
             original: point.snapshot.original.map(|id| id.to_string()),
             copied: None,
             capture: None,

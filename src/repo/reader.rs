@@ -92,7 +92,7 @@ thread_local! {
 }
 
 /// Decompresses what was opened, where it is compressed, and compares length and hash.
-fn prove<'a>(
+pub(super) fn prove<'a>(
     kind: BlobKind,
     id: &Id,
     location: &BlobLocation,
@@ -130,9 +130,9 @@ fn prove<'a>(
 }
 
 /// A blob to be read, with the place that is tried first.
-struct Wanted {
-    id: Id,
-    location: BlobLocation,
+pub(super) struct Wanted {
+    pub(super) id: Id,
+    pub(super) location: BlobLocation,
 }
 
 /// Reads many data blobs, in the order in which they lie in the packs.
@@ -208,7 +208,7 @@ impl Source<'_> {
 }
 
 /// Which blobs are read together: neighbours in one pack.
-fn ranges(wanted: &[Wanted]) -> Vec<Range<usize>> {
+pub(super) fn ranges(wanted: &[Wanted]) -> Vec<Range<usize>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
     for (position, blob) in wanted.iter().enumerate() {
         let fits = ranges.last().is_some_and(|range| {
