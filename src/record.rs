@@ -232,9 +232,15 @@ pub struct Point {
     pub captured_at: Time,
     /// `filesystem`, `crash` or `offline`.
     pub consistency: String,
-    /// The point that it continued.
+    /// The point that it continued, as the repository that it was first stored in calls it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
+    /// The id that it was first stored under, where a copy to another repository or a `pin` gave it another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original: Option<String>,
+    /// What copying it took (by `push` of points, and `backup --copy-to`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copied: Option<Copied>,
     /// Whether it stays whatever the retention says (set by `pin`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,
@@ -317,6 +323,21 @@ pub struct Damage {
     pub error: String,
 }
 
+/// What copying a point from one repository to another took.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Copied {
+    /// The repository that it was copied from.
+    pub from_repo: String,
+    /// Its id there.
+    pub from_point: String,
+    /// Whether it was there already: then nothing was done.
+    pub already_there: bool,
+    /// What the other repository did not have.
+    pub new_bytes: u64,
+    /// What that takes there, compressed and encrypted.
+    pub stored_bytes: u64,
+}
+
 /// Where `restore` put a point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RestoredTo {
@@ -364,8 +385,8 @@ pub struct Action {
     pub dry_run: bool,
     /// The subject's own fields. `init`: `repository_id`. `key`: `repo`, or `key` (the new key's id). `release`: `capture`
     /// and `machine`, `point` (stored from it, or null), `deleted_checkpoints`, `resumed` (the machine had been paused by a
-    /// full scratch file system). `backup`: `connect`, `repo`, `disks` (to be stored), `skipped` (each with `disk` and
-    /// `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`. `forget` (by `prune`, one for each point; the
+    /// full scratch file system). `backup`: `connect`, `repo`, `copy_to` (the second repository), `disks` (to be stored),
+    /// `skipped` (each with `disk` and `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`. `forget` (by `prune`, one for each point; the
     /// target is its id, `changed` whether it goes): `machine`, `uuid`, `captured_at`, and `rules`: the words of what keeps it -
     /// `last` `hourly` `daily` `weekly` `monthly` `yearly` `within`, `pinned`, `last_good`, `awaits_copy`, `machine_gone`,
     /// `no_policy` - or `expired`. `prune` (the target is the repository): `size_bytes` before, `freed_bytes`, `unused_bytes` (what

@@ -160,7 +160,9 @@ fn units(key: &str, value: &Value) {
 #[test]
 fn the_fields_of_every_record_have_words_and_names_that_say_their_unit() {
     let structs = documented();
-    for name in ["Machine", "Disk", "File", "Point", "PointDisk", "Action", "Check", "Failure", "Source::Network"] {
+    for name in
+        ["Machine", "Disk", "File", "Point", "PointDisk", "Copied", "Action", "Check", "Failure", "Source::Network"]
+    {
         assert!(structs.get(name).is_some_and(|fields| fields.len() > 2), "{name} was not found: {structs:#?}");
     }
     for (name, fields) in &structs {
@@ -241,6 +243,10 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run("kvmb restore kvmb-test-vm2 -r $R --as copy --into into", 0);
     run("kvmb restore kvmb-test-vm2 -r $R --as copy2 --into into --no-define", 0);
     run("kvmb restore kvmb-test-vm2 -r $R --as copy2 --into into --no-define", 1);
+    run("kvmb init -r other", 0);
+    run("kvmb points kvmb-test-vm2 -r $R | kvmb push -r other", 0);
+    run("kvmb points kvmb-test-vm2 -r $R | kvmb push -r other", 0);
+    run("kvmb backup kvmb-test-vm2 -r $R --copy-to other --dry-run", 0);
     run("kvmb key export exported -r $R", 0);
     run("echo other >other; chmod 600 other; kvmb key add -r $R --new-password-file other", 0);
     run("kvmb key add -r $R --new-password-file other", 0);

@@ -3,13 +3,15 @@
 use crate::cli::Context;
 use crate::cli::capture_args::{AuditArgs, CaptureArgs, LimitReadArgs, duration};
 use crate::cli::complete;
+use crate::cli::copy_args::CopyToArgs;
 use crate::cli::failure::CliError;
 use crate::cli::hooks::Hooks;
 use crate::cli::machine_args::{self, Selection};
-use crate::cli::repo_args::RepoArgs;
+use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::{About, Session};
 use crate::cli::snapshot::selections;
 use crate::ops::backup::Backup;
+use crate::ops::copy::Copier;
 use crate::ops::points::{self, PointName};
 use crate::ops::push::Trust;
 use crate::ops::verify::{Depth, Verifier};
@@ -30,6 +32,7 @@ use std::time::Duration;
 #[command(after_help = "Examples:
   kvmb backup vm1
   kvmb backup --all -r /backup/kvm --verify
+  kvmb backup vm1 -r /backup/kvm --copy-to /mnt/nas/kvm --limit-upload 10M
   kvmb backup 'web*' -r /backup/kvm --exclude-disk vdb --jobs 2
   kvmb vms --json | jq -c 'select(.state == \"running\")' | kvmb backup -r /backup/kvm")]
 pub struct BackupArgs {
@@ -78,6 +81,9 @@ pub struct BackupArgs {
 
     #[command(flatten)]
     limit: LimitReadArgs,
+
+    #[command(flatten)]
+    copy: CopyToArgs,
 }
 
 /// What all machines of one run share.
@@ -100,8 +106,19 @@ impl BackupArgs {
             if selected.is_empty() {
                 return Ok(());
             }
-            let repo = self.repo.open_or_create_default(context)?;
-            self.run_all(context, &repo, &hooks, selected, session)
+            let (first, second) = self.copy.tiers(context, &self.repo)?;
+            let repo = first.open_or_create_default(context)?;
+            if let Some(second) = &second {
+                // Wrong usage is told before a machine is touched; that the second repository cannot be had, after the backup.
+                second.password(context, Purpose::Open)?;
+            }
+            self.run_all(context, &repo, &hooks, selected.clone(), session)?;
+            if let Some(second) = second
+                && !context.stop.requested()
+            {
+                copy_all(context, &repo, &second, &selected, session)?;
+            }
+            Ok(())
         })
     }
 
@@ -176,6 +193,7 @@ impl BackupArgs {
 
     fn rehearse(&self, context: &Context, selected: Vec<Selection>, session: &mut Session) -> Result<(), CliError> {
         let url = self.repo.url()?;
+        let copy_to = self.copy.tiers(context, &self.repo)?.1.map(|second| second.url()).transpose()?;
         for selection in selected {
             let planned = (|| -> Result<Action, CliError> {
                 let hypervisor = context.hypervisor(selection.connect.as_deref())?;
@@ -184,7 +202,10 @@ impl BackupArgs {
                 let request = self.capture.request(selection.disks.clone())?;
                 let (disks, skipped) = snapshot::choose(machine.name(), &definition, &request)?;
                 let skipped: Vec<_> = skipped.iter().map(|d| json!({ "disk": d.target, "reason": d.reason })).collect();
-                let extra = json!({ "connect": hypervisor.uri(), "repo": url, "disks": disks, "skipped": skipped });
+                let mut extra = json!({ "connect": hypervisor.uri(), "repo": url, "disks": disks, "skipped": skipped });
+                if let Some(url) = &copy_to {
+                    extra["copy_to"] = json!(url);
+                }
                 Ok(Action {
                     action: "backup".into(),
                     target: machine.name().to_owned(),
@@ -207,6 +228,49 @@ impl BackupArgs {
         }
         Ok(())
     }
+}
+
+/// Copies to the second repository what it does not have yet of these machines' points. They may have failed this time: then
+/// it is what earlier runs could not copy.
+fn copy_all(
+    context: &Context,
+    first: &Repository,
+    second: &RepoArgs,
+    selected: &[Selection],
+    session: &mut Session,
+) -> Result<(), CliError> {
+    let (monitor, stop) = (&context.monitor, &context.stop);
+    let about = |selection: &Selection| About {
+        connect: selection.connect.clone(),
+        machine: Some(selection.name.clone()),
+        ..About::default()
+    };
+    let opened = second.open(context).and_then(|second| Ok(Copier::open(first, &second, monitor, stop)?));
+    let mut copier = match opened {
+        Ok(copier) => copier,
+        Err(error) => {
+            selected.iter().for_each(|selection| session.fail(about(selection), error.clone()));
+            return Ok(());
+        }
+    };
+    for selection in selected {
+        for point in copier.uncopied(&selection.machine) {
+            match copier.copy(&point, monitor, stop) {
+                Ok(copy) => session.stored(copy),
+                Err(error @ ops::Error::Interrupted) => return Err(error.into()),
+                // The next point may be whole.
+                Err(error @ (ops::Error::Damaged { .. } | ops::Error::BadPoint { .. })) => {
+                    session.fail(about(selection), error);
+                }
+                // The next run goes on here: a later point must not be copied before this one.
+                Err(error) => {
+                    session.fail(about(selection), error);
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn all_machines(context: &Context) -> Result<Vec<Selection>, CliError> {

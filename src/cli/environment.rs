@@ -6,6 +6,10 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("KVMB_PASSWORD_FILE", "`--password-file`: the first line is the password"),
     ("KVMB_PASSWORD_COMMAND", "a command whose first line of output is the password"),
     ("KVMB_PASSWORD", "the password itself"),
+    ("KVMB_FROM_REPO", "`--from-repo`: where `push` copies points from"),
+    ("KVMB_FROM_PASSWORD_FILE", "`--from-password-file`"),
+    ("KVMB_COPY_TO", "`--copy-to`: the second repository of `backup` and `prune`"),
+    ("KVMB_COPY_TO_PASSWORD_FILE", "`--copy-to-password-file`"),
     (
         "KVMB_SSH_PASSWORD_FILE",
         "`--ssh-password-file`: the first line is what ssh would ask for, an account's password or a key's passphrase",

@@ -284,7 +284,7 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
             (Code::Damage, Some("'kvmb points -r REPO' lists those that can be read; name one of them by its id"))
         }
         Error::Damaged { .. } => {
-            (Code::Damage, Some("nothing was restored; 'kvmb verify' says which points are whole"))
+            (Code::Damage, Some("nothing of it was handed out; 'kvmb verify' says which points are whole"))
         }
         Error::Unprunable { .. } => (
             Code::Damage,

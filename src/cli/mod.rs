@@ -23,6 +23,7 @@ mod capture_args;
 mod capture_stream;
 mod completions;
 mod config;
+mod copy_args;
 mod disks;
 mod doctor;
 mod hash;

@@ -1,12 +1,13 @@
 //! `kvmb prune`
 
 use crate::cli::Context;
+use crate::cli::copy_args::CopyToArgs;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::cli::table::bytes;
 use crate::ops::Error;
-use crate::ops::points::name_matches;
+use crate::ops::points::{self, name_matches};
 use crate::ops::prune::{JudgedPoint, Living, Prune, PruneRequest};
 use crate::record::{Action, Record};
 use crate::repo::{MaxUnused, PruneSummary, Repository};
@@ -50,6 +51,9 @@ pub struct PruneArgs {
 
     #[command(flatten)]
     repo: RepoArgs,
+
+    #[command(flatten)]
+    copy: CopyToArgs,
 }
 
 /// The rules.
@@ -111,11 +115,16 @@ impl PruneArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
         let policy = self.policy.policy(context, &repo.url());
+        let (_, second) = self.copy.tiers(context, &self.repo)?;
+        let copied = match second {
+            Some(second) => Some(points::known_ids(&second.open(context)?)?),
+            None => None,
+        };
         let request = PruneRequest {
             policy: &policy,
             names: &self.names,
             living: self.living(context, &policy),
-            copied: None,
+            copied: copied.as_ref(),
             max_unused: self.max_unused,
             dry_run: self.dry_run,
         };

@@ -4,25 +4,32 @@ use crate::capture::{CaptureFile, Runtime};
 use crate::cli::Context;
 use crate::cli::capture_args::{AuditArgs, LimitReadArgs};
 use crate::cli::capture_stream::CaptureStream;
+use crate::cli::copy_args::CopyFromArgs;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::input::stdin_records;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::Error;
+use crate::ops::copy::Copier;
 use crate::ops::open_repo::OpenRepo;
 use crate::ops::push::{PushRequest, Trust, push};
 use crate::pace::Pace;
 use crate::record::{Disk, Point, Record};
 use crate::repo::Repository;
+use std::collections::BTreeMap;
 
-/// Store captured machines in the repository.
+/// Store captured machines in the repository, or copy points from another one.
 ///
 /// Reads 'disk' records of captures from standard input and prints a 'point' record for each machine, once all disks of
 /// its capture have come. Needs no libvirt. The captures stay open: 'kvmb release' ends them.
+///
+/// Reads 'point' records, too, and copies those points out of the repository that they are in: only what this one lacks
+/// crosses, proven on the way. A point that was copied before is left as it is, and said to be there already.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb snapshot vm1 -r /backup/kvm | kvmb push -r /backup/kvm | kvmb release
-  kvmb snapshot 'web*' | kvmb hash | kvmb push -r /backup/kvm | kvmb release | kvmb verify")]
+  kvmb snapshot 'web*' | kvmb hash | kvmb push -r /backup/kvm | kvmb release | kvmb verify
+  kvmb points vm1 -r /backup/kvm | kvmb push -r /mnt/usb/kvm --from-password-file kvm.pass")]
 pub struct PushArgs {
     #[command(flatten)]
     repo: RepoArgs,
@@ -32,13 +39,24 @@ pub struct PushArgs {
 
     #[command(flatten)]
     limit: LimitReadArgs,
+
+    #[command(flatten)]
+    from: CopyFromArgs,
 }
 
 impl PushArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
-        let records = stdin_records("push", "disk records", &context.stop)?;
-        let (pace, trust) = (self.limit.pace(context), self.audit.trust());
-        let mut stage = Stage { context, repo: &self.repo, trust, pace, stream: CaptureStream::default(), place: None };
+        let records = stdin_records("push", "disk or point records", &context.stop)?;
+        let mut stage = Stage {
+            context,
+            args: &self,
+            trust: self.audit.trust(),
+            pace: self.limit.pace(context),
+            stream: CaptureStream::default(),
+            runtime: None,
+            repo: None,
+            copiers: BTreeMap::new(),
+        };
         let mut broken = None;
         for record in records {
             let taken = match record {
@@ -59,12 +77,15 @@ impl PushArgs {
 /// The stage of a pipe that stores.
 struct Stage<'a> {
     context: &'a Context,
-    repo: &'a RepoArgs,
+    args: &'a PushArgs,
     trust: Trust,
     pace: Option<Pace>,
     stream: CaptureStream,
     /// Opened at the first complete machine; when that fails, every machine fails, and `release` hears of each.
-    place: Option<Result<(Runtime, Repository), CliError>>,
+    runtime: Option<Result<Runtime, CliError>>,
+    repo: Option<Result<Repository, CliError>>,
+    /// By the repository that is copied from.
+    copiers: BTreeMap<String, Result<Copier, CliError>>,
 }
 
 impl Stage<'_> {
@@ -72,9 +93,13 @@ impl Stage<'_> {
     fn take(&mut self, record: Record, session: &mut Session) -> Result<(), CliError> {
         match record {
             Record::Disk(disk) if disk.included => self.take_disk(disk, session),
-            Record::Point(_) => {
-                let error = CliError::usage("a point record came where disk records were expected");
-                return Err(error.hint("put 'kvmb push' behind 'kvmb snapshot'"));
+            Record::Point(point) => {
+                let about = About { machine: Some(point.machine.clone()), ..About::default() };
+                match self.copy(point) {
+                    Ok(copy) => session.done(Record::Point(copy)),
+                    Err(error) if error.code == Code::Interrupted => return Err(error),
+                    Err(error) => session.fail(about, error),
+                }
             }
             Record::Failure(failure) => {
                 self.stream.note_failure(&failure);
@@ -120,9 +145,10 @@ impl Stage<'_> {
     }
 
     fn push_capture(&mut self, capture: &str, disks: Vec<Disk>) -> Result<Point, CliError> {
-        let (context, repo) = (self.context, self.repo);
-        let opened = self.place.get_or_insert_with(|| Ok((context.runtime()?, repo.open_or_create_default(context)?)));
-        let (runtime, repo) = opened.as_ref().map_err(CliError::clone)?;
+        let (context, args) = (self.context, self.args);
+        let runtime = self.runtime.get_or_insert_with(|| context.runtime()).as_ref().map_err(CliError::clone)?;
+        let repo = self.repo.get_or_insert_with(|| args.repo.open_or_create_default(context));
+        let repo = repo.as_ref().map_err(CliError::clone)?;
         let file = CaptureFile::open(runtime, capture)?;
         file.lock_shared()?;
         let state = file.load()?;
@@ -141,5 +167,18 @@ impl Stage<'_> {
         let request = PushRequest { file: &file, capture: &state, sha256, trust, pace };
         let open = OpenRepo::shared(repo, &context.stop)?;
         Ok(push(&open, &request, &context.monitor, &context.stop, &mut || Ok(()))?)
+    }
+
+    /// Copies a point. What the record said of its capture and its run is passed on, for `release` and for the last stage.
+    fn copy(&mut self, came: Point) -> Result<Point, CliError> {
+        let (context, args) = (self.context, self.args);
+        let source = args.from.source(context, &args.repo, &came.repo)?;
+        let repo = self.repo.get_or_insert_with(|| args.repo.open_or_create_default(context));
+        let repo = repo.as_ref().map_err(CliError::clone)?;
+        let open = || Ok(Copier::open(&source.open(context)?, repo, &context.monitor, &context.stop)?);
+        let copier = self.copiers.entry(source.url()?).or_insert_with(open).as_mut().map_err(|error| error.clone())?;
+        let copy = copier.copy(&copier.find(&came.point)?, &context.monitor, &context.stop)?;
+        let Point { capture, batch, batch_machines, extra, .. } = came;
+        Ok(Point { capture, batch, batch_machines, extra, ..copy })
     }
 }

@@ -54,6 +54,10 @@ pub struct RepoArgs {
     /// How long to try again when the connection to the repository is lost: 15m unless set.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub retry_for: Option<Duration>,
+
+    /// The key file of this host's own repository, where this is a copy of that.
+    #[arg(skip)]
+    pub shared_key: Option<PathBuf>,
 }
 
 /// The repository that kvmb makes by itself.
@@ -151,6 +155,23 @@ impl RepoArgs {
         Ok(Arc::new(RetryStorage::new(storage, patience, stop)))
     }
 
+    /// Another repository, reached in the same way. Its password is in `password_file`; without one it is this one's, or that of
+    /// this host's own repository, if the other is that.
+    pub fn other(&self, context: &Context, url: String, password_file: Option<PathBuf>) -> Result<RepoArgs, CliError> {
+        let default = DefaultRepo::locate()?;
+        let is_default = |repo: &RepoArgs| -> Result<bool, CliError> {
+            Ok(repo.storage(context)?.url() == default.folder.to_string_lossy())
+        };
+        let mut other = RepoArgs { repo: Some(url), ..self.clone() };
+        other.password_file = match password_file.filter(|file| !file.as_os_str().is_empty()) {
+            None if is_default(&other)? && default.key_file.exists() => Some(default.key_file.clone()),
+            None => self.password_file.clone(),
+            given => given,
+        };
+        other.shared_key = is_default(self)?.then_some(default.key_file);
+        Ok(other)
+    }
+
     /// Opens the repository.
     pub fn open(&self, context: &Context) -> Result<Repository, CliError> {
         let password = self.password(context, Purpose::Open)?;
@@ -209,8 +230,9 @@ impl RepoArgs {
         }
         let default = DefaultRepo::locate()?;
         let is_default = self.storage(context)?.url() == default.folder.to_string_lossy();
-        if is_default && default.key_file.exists() {
-            return secret::from_file(&default.key_file);
+        let own_key = is_default.then_some(&default.key_file).or(self.shared_key.as_ref());
+        if let Some(key) = own_key.filter(|key| key.exists()) {
+            return secret::from_file(key);
         }
         if prompt::possible(context) {
             let question = format!("Password of {}", self.url()?);

@@ -34,6 +34,9 @@ const FLAGS: [(&str, &str); 16] = [
 /// A password has an order of its own (see [`super::repo_args`]): the variables of all its sources come before the file.
 const OF_PASSWORD: &str = "password_file";
 
+/// The flag of the second repository, which several keys together name.
+const SECOND: &str = "copy_to";
+
 /// Variables of keys that have no flag.
 const VARIABLES: [(&str, &str); 1] = [("password_command", "KVMB_PASSWORD_COMMAND")];
 
@@ -57,6 +60,9 @@ pub fn without_empty_variables(command: Command) -> Command {
 /// The parser with what the configuration says as the defaults of its flags.
 pub fn with_defaults(command: Command, loaded: &Loaded) -> Command {
     let default_of = |arg: &Arg| -> Option<String> {
+        if arg.get_id().as_str() == SECOND {
+            return loaded.config.second_repo();
+        }
         let (key, _) = FLAGS.iter().find(|(_, id)| *id == arg.get_id().as_str())?;
         match *key {
             "repo" => loaded.config.primary_repo(),

@@ -142,6 +142,11 @@ fn point_state(point: &crate::record::Point) -> String {
         Some(serde_json::Value::Bool(false)) => words.push("not verified".into()),
         _ => {}
     }
+    match &point.copied {
+        Some(copied) if copied.already_there => words.push("already there".into()),
+        Some(copied) => words.push(format!("copied ({})", bytes(copied.stored_bytes))),
+        None => {}
+    }
     if let Some(place) = &point.restored_to {
         words.push(match &place.machine {
             Some(machine) => format!("restored as {machine}"),

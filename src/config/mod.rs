@@ -300,6 +300,11 @@ impl Config {
         }
     }
 
+    /// The repository that points are copied to: the backup server's, unless backups go straight there.
+    pub fn second_repo(&self) -> Option<String> {
+        self.remote_url().filter(|remote| self.primary_repo().as_ref() != Some(remote))
+    }
+
     /// What each value by itself cannot show: keys that contradict or need each other.
     fn contradictions(&self) -> Vec<Fault> {
         let mut faults = Vec::new();

@@ -2,7 +2,8 @@
 //!
 //! «Changed since X» is only ever applied to the point that X was made with. So a point that made no checkpoint (the
 //! machine was off) is passed over, and the one before it is continued; and every repository has a chain of its own, by
-//! the names of its checkpoints: `kvmb-<repository>-<moment>`.
+//! the names of its checkpoints: `kvmb-<repository>-<moment>`. A point that was copied from another repository brings along
+//! the name of a checkpoint of that one's chain, which says when to distrust it and when to delete it: it is passed over too.
 
 use super::Result;
 use super::manifest::{Manifest, ManifestDisk};
@@ -53,6 +54,7 @@ pub fn find(
     let (all, _) = points::list(&open.repo)?;
     let (named, others): (Vec<_>, Vec<_>) = all.into_iter().rev().partition(|point| point.machine() == machine);
     let (mut newest, mut distrusts) = (None, Vec::new());
+    let own = prefix(open.repo.id());
     // A machine may have been renamed: its UUID decides.
     for point in named.into_iter().chain(others).take(DEPTH) {
         // A damaged point is no base; verify reports it.
@@ -63,7 +65,7 @@ pub fn find(
         for disk in &manifest.disks {
             distrusts.extend(disk.distrusts.clone().map(|bitmap| (bitmap, disk.disk.clone(), point.id.short())));
         }
-        let Some(checkpoint) = manifest.checkpoint.clone() else { continue };
+        let Some(checkpoint) = manifest.checkpoint.clone().filter(|name| name.starts_with(&own)) else { continue };
         let is_known = known.contains(&checkpoint) || (newest.is_none() && is_alive(&checkpoint));
         let distrusted =
             distrusts.iter().filter(|d| d.0 == checkpoint).map(|(_, disk, by)| (disk.clone(), by.clone())).collect();

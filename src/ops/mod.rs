@@ -7,6 +7,7 @@
 //! | [`snapshot`], [`release`] | open and end captures |
 //! | [`hash`] | the SHA-256 of disks and files |
 //! | [`push`] | a captured machine into a repository: the one storage path |
+//! | [`copy`] | points from one repository to another |
 //! | [`backup`] | the three above for one machine, in the commit order |
 //! | [`chain`] | what a backup can continue, disk by disk, and why not |
 //! | [`points`] | find restore points, by id or by time |
@@ -21,6 +22,7 @@ mod audit;
 pub mod backup;
 pub mod chain;
 pub mod chunk_map;
+pub mod copy;
 pub mod discover;
 pub mod doctor;
 pub mod error;

@@ -11,7 +11,7 @@ use crate::repo::{
 use crate::storage;
 use crate::units::Span;
 use chrono::{DateTime, Duration, FixedOffset, Local, NaiveDate, NaiveDateTime, TimeZone};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// The tag that marks kvmb's snapshots among others in a repository.
 pub const TAG: &str = "kvmb";
@@ -166,6 +166,12 @@ pub fn list(repo: &Repository) -> Result<(Vec<PointRef>, Vec<DamagedSnapshot>)> 
     Ok((points, list.damaged))
 }
 
+/// Every id that the points of a repository have, or had before they were copied or pinned.
+pub fn known_ids(repo: &Repository) -> Result<HashSet<Id>> {
+    let (points, _) = list(repo)?;
+    Ok(points.iter().flat_map(|point| point.snapshot.original.into_iter().chain([point.id])).collect())
+}
+
 /// The one point that `name` means.
 pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<PointRef> {
     let missing = |wanted: String| Error::NoSuchPoint { wanted, repo: repo.url() };
@@ -244,9 +250,17 @@ fn bad(point: &PointRef) -> impl Fn(String) -> Error + Copy + '_ {
     |reason| Error::BadPoint { point: point.id.to_string(), reason }
 }
 
+/// What cannot be read is damaged, unless the repository as a whole cannot be reached.
+fn unreadable(what: &str, error: repo::Error, bad: impl Fn(String) -> Error) -> Error {
+    match error.is_unreachable() {
+        true => error.into(),
+        false => bad(format!("{what}: {error}")),
+    }
+}
+
 fn read_top(repo: &Repository, index: &Index, point: &PointRef) -> Result<Top> {
     let bad = bad(point);
-    let tree = |id: &Id, what: &str| read_tree(repo, index, id).map_err(|error| bad(format!("{what}: {error}")));
+    let tree = |id: &Id, what: &str| read_tree(repo, index, id).map_err(|error| unreadable(what, error, bad));
     let root = tree(&point.snapshot.tree, "its root tree")?;
     let subtree = match &root.nodes[..] {
         [node] => match node.kind {
@@ -269,7 +283,7 @@ fn read_top(repo: &Repository, index: &Index, point: &PointRef) -> Result<Top> {
 
 fn parse_manifest(repo: &Repository, index: &Index, point: &PointRef, files: &Files) -> Result<Manifest> {
     let bad = bad(point);
-    let json = read_small(repo, index, files, MANIFEST).map_err(bad)?;
+    let json = read_small(repo, index, files, MANIFEST, bad)?;
     Manifest::parse(&json).map_err(|error| bad(error.to_string()))
 }
 
@@ -298,6 +312,7 @@ pub fn open_with_damage(repo: &Repository, index: &Index, point: &PointRef) -> R
                 }
                 disk_trees.insert(name, subtree);
             }
+            Err(error) if error.is_unreachable() => return Err(error.into()),
             Err(error) => drop(broken.insert(name.clone(), format!("the folder of {name}: {error}"))),
         }
     }
@@ -310,20 +325,26 @@ pub fn open_with_damage(repo: &Repository, index: &Index, point: &PointRef) -> R
     Ok(opened)
 }
 
-fn read_small(repo: &Repository, index: &Index, files: &Files, name: &str) -> std::result::Result<Vec<u8>, String> {
-    let (size, content) = files.get(name).ok_or_else(|| format!("{name} is missing"))?;
+fn read_small(
+    repo: &Repository,
+    index: &Index,
+    files: &Files,
+    name: &str,
+    bad: impl Fn(String) -> Error,
+) -> Result<Vec<u8>> {
+    let (size, content) = files.get(name).ok_or_else(|| bad(format!("{name} is missing")))?;
     if *size > LARGEST_SMALL_FILE_BYTES {
-        return Err(format!("{name} is {size} bytes long"));
+        return Err(bad(format!("{name} is {size} bytes long")));
     }
     let mut bytes = Vec::new();
     for id in content.iter() {
-        bytes.extend(repo.read_blob(index, &id).map_err(|error| format!("{name}: {error}"))?);
+        bytes.extend(repo.read_blob(index, &id).map_err(|error| unreadable(name, error, &bad))?);
         if bytes.len() as u64 > *size {
             break;
         }
     }
     if bytes.len() as u64 != *size {
-        return Err(format!("{name} should have {size} bytes and has {}", bytes.len()));
+        return Err(bad(format!("{name} should have {size} bytes and has {}", bytes.len())));
     }
     Ok(bytes)
 }
@@ -341,8 +362,8 @@ pub fn disk_file(disk: &str) -> String {
 impl OpenPoint {
     /// One of the small files.
     pub fn read_file(&self, repo: &Repository, index: &Index, name: &str) -> Result<Vec<u8>> {
-        read_small(repo, index, &self.files, name)
-            .map_err(|reason| Error::BadPoint { point: self.id.to_string(), reason })
+        let bad = |reason| Error::BadPoint { point: self.id.to_string(), reason };
+        read_small(repo, index, &self.files, name, bad)
     }
 
     /// The machine's definition.
@@ -369,13 +390,12 @@ impl OpenPoint {
 
     /// The point as a record.
     pub fn to_record(&self, repo: &Repository) -> record::Point {
-        let pinned = self.snapshot.tags.iter().any(|tag| tag == PINNED_TAG);
-        record::Point { pinned, ..to_record(repo, &self.id, &self.manifest) }
+        to_record(repo, &self.id, &self.snapshot, &self.manifest)
     }
 }
 
 /// A point as a record.
-pub fn to_record(repo: &Repository, id: &Id, manifest: &Manifest) -> record::Point {
+pub fn to_record(repo: &Repository, id: &Id, snapshot: &Snapshot, manifest: &Manifest) -> record::Point {
     record::Point {
         point: id.to_string(),
         repo: repo.url(),
@@ -385,7 +405,9 @@ pub fn to_record(repo: &Repository, id: &Id, manifest: &Manifest) -> record::Poi
         captured_at: manifest.captured_at,
         consistency: manifest.consistency.clone(),
         parent: manifest.parent.clone(),
-        pinned: false,
+        original: snapshot.original.map(|id| id.to_string()),
+        copied: None,
+        pinned: snapshot.tags.iter().any(|tag| tag == PINNED_TAG),
         capture: None,
         batch: None,
         batch_machines: None,

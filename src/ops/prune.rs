@@ -306,16 +306,19 @@ fn judge_points(
             Some(verifier) => newest_damaged(verifier, &group, stop)?,
             None => HashSet::new(),
         };
-        for (point, manifest) in group {
-            let is_copied = |copied: &HashSet<Id>| {
-                copied.contains(&point.id) || point.snapshot.original.is_some_and(|id| copied.contains(&id))
-            };
+        let is_copied = |point: &PointRef, copied: &HashSet<Id>| {
+            copied.contains(&point.id) || point.snapshot.original.is_some_and(|id| copied.contains(&id))
+        };
+        // Points are copied oldest first: what is older than a copied one and not there, the second tier's retention removed.
+        let newest_copied =
+            request.copied.and_then(|copied| group.iter().rposition(|(point, _)| is_copied(point, copied)));
+        for (position, (point, manifest)) in group.into_iter().enumerate() {
             candidates.push(Candidate {
                 machine: uuid.clone(),
                 taken_at: point.snapshot.time,
                 is_pinned: point.is_pinned(),
                 is_damaged: damaged.contains(&point.id),
-                awaits_copy: request.copied.is_some_and(|copied| !is_copied(copied)),
+                awaits_copy: request.copied.is_some() && Some(position) > newest_copied,
                 outlives_machine,
             });
             judged.push((point, manifest));

@@ -155,7 +155,7 @@ pub fn push(
     request.file.commit(&id.to_string())?;
     steps::reached(Step::CommitNoted);
 
-    let mut record = points::to_record(&open.repo, &id, &manifest);
+    let mut record = points::to_record(&open.repo, &id, &snapshot, &manifest);
     record.capture = Some(capture.id.clone());
     record.chain_damage = read.into_iter().flat_map(|disk| disk.chain_damage).collect();
     Ok(record)

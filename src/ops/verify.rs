@@ -34,6 +34,19 @@ impl Depth {
     }
 }
 
+/// What of a point is hit by blobs that are known to be broken.
+pub(super) fn damage_of(
+    repo: &Repository,
+    index: &Index,
+    point: &PointRef,
+    broken: BTreeMap<Id, String>,
+    (monitor, stop): (&dyn Monitor, &Stop),
+) -> Result<Vec<Damage>> {
+    let mut verifier = Verifier::new(repo, index, Depth::Quick)?;
+    verifier.broken = broken;
+    Ok(verifier.verify(point, monitor, stop)?.damage)
+}
+
 /// Proves the points of one repository, one after the other; what several of them share is read once.
 #[derive(Debug)]
 pub struct Verifier<'a> {
@@ -99,6 +112,8 @@ impl<'a> Verifier<'a> {
             consistency: "unknown".into(),
             parent: None,
             pinned: point.is_pinned(),
+            original: point.snapshot.original.map(|id| id.to_string()),
+            copied: None,
             capture: None,
             batch: None,
             batch_machines: None,

@@ -204,6 +204,11 @@ impl Error {
         }
     }
 
+    /// Whether the place of the files could not be reached: then this says nothing about what is there.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self.root(), Error::Storage(error) if error.is_unreachable())
+    }
+
     /// Whether a file was looked for that is not there.
     pub fn is_not_found(&self) -> bool {
         matches!(self.root(), Error::Storage(error) if error.is_not_found())

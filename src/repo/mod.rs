@@ -1,7 +1,7 @@
 //! restic repositories, format version 2.
 //!
 //! One file a noun of the format: [`Id`], key, config, [`RepoLock`], pack, [`Index`], [`Tree`], [`Content`],
-//! [`Snapshot`]; and what moves data: [`Writer`], [`read_blobs`], [`check()`], [`PrunePlan`]. All files go through a
+//! [`Snapshot`]; and what moves data: [`Writer`], [`read_blobs`], [`copy_blobs`], [`check()`], [`PrunePlan`]. All files go through a
 //! [`Storage`]. Blobs and files are opened (their code compared) and their SHA-256 is compared before anybody sees a byte
 //! of them: what comes out of here is right, or it is a typed [`Error`].
 //!
@@ -36,6 +36,7 @@ mod prune;
 mod reader;
 mod snapshot;
 mod time;
+mod transfer;
 mod tree;
 mod writer;
 
@@ -63,6 +64,7 @@ pub use prune::{
 };
 pub use reader::read_blobs;
 pub use snapshot::{DamagedSnapshot, Snapshot, SnapshotList, StoredSnapshot};
+pub use transfer::copy_blobs;
 pub use tree::{Metadata, Node, NodeKind, Tree, read_tree, write_tree};
 pub use writer::{Stored, WriteSummary, Writer, WriterOptions, ZERO_BLOB_BYTES, zero_blob_id};
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::ops::{ControlFlow, Range};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
@@ -26,6 +27,17 @@ impl Opened {
     }
 }
 
+/// A blob that was read: its length and its SHA-256 were compared.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Proven<'a> {
+    /// The blob.
+    pub(super) plain: &'a [u8],
+    /// As it stands in its pack, opened: perhaps compressed.
+    pub(super) packed: &'a [u8],
+    /// The plaintext's length, if it is compressed.
+    pub(super) raw_length: Option<u32>,
+}
+
 pub(super) fn damaged(kind: BlobKind, id: &Id, location: &BlobLocation, flaw: Flaw) -> Error {
     Error::BlobDamaged { kind, id: *id, pack: location.pack, flaw }
 }
@@ -35,7 +47,10 @@ pub(super) fn fetch(repo: &Repository, kind: BlobKind, id: &Id, location: &BlobL
     let mut buffer = repo
         .storage()
         .read_range(FileKind::Pack, &location.pack.to_string(), u64::from(location.offset), location.length as usize)
-        .map_err(|source| Error::BlobUnreadable { kind, id: *id, pack: location.pack, source })?;
+        .map_err(|source| match source.is_unreachable() {
+            true => Error::Storage(source),
+            false => Error::BlobUnreadable { kind, id: *id, pack: location.pack, source },
+        })?;
     let length = repo.key().open_in_place(&mut buffer).map_err(|e| damaged(kind, id, location, e.into()))?.len();
     Ok(Opened { buffer, range: IV_LENGTH..IV_LENGTH + length })
 }
@@ -51,6 +66,7 @@ pub(super) fn from_any_location<T>(
     for location in index.locations(kind, id) {
         match read(&location) {
             Ok(value) => return Ok(value),
+            Err(error) if error.is_unreachable() => return Err(error),
             Err(error) => last = error,
         }
     }
@@ -59,10 +75,14 @@ pub(super) fn from_any_location<T>(
 
 /// One blob, proven.
 pub(super) fn read_blob(repo: &Repository, index: &Index, kind: BlobKind, id: &Id) -> Result<Vec<u8>> {
+    with_blob(repo, index, kind, id, |blob| blob.plain.to_vec())
+}
+
+fn with_blob<T>(repo: &Repository, index: &Index, kind: BlobKind, id: &Id, use_it: impl Fn(Proven) -> T) -> Result<T> {
     from_any_location(index, kind, id, |location| {
         let opened = fetch(repo, kind, id, location)?;
         let mut plain = Vec::new();
-        prove(kind, id, location, opened.bytes(), &mut plain).map(|bytes| bytes.to_vec())
+        prove(kind, id, location, opened.bytes(), &mut plain).map(&use_it)
     })
 }
 
@@ -78,7 +98,7 @@ pub(super) fn prove<'a>(
     location: &BlobLocation,
     opened: &'a [u8],
     buffer: &'a mut Vec<u8>,
-) -> Result<&'a [u8]> {
+) -> Result<Proven<'a>> {
     let fail = |flaw| damaged(kind, id, location, flaw);
     let wanted = location.raw_length as usize;
     let plain = if location.compressed {
@@ -101,7 +121,10 @@ pub(super) fn prove<'a>(
         return Err(fail(Flaw::WrongLength { wanted_bytes: wanted as u64, actual_bytes: plain.len() as u64 }));
     }
     match Id::hash(plain) == *id {
-        true => Ok(plain),
+        true => {
+            let raw_length = location.compressed.then_some(location.raw_length);
+            Ok(Proven { plain, packed: opened, raw_length })
+        }
         false => Err(fail(Flaw::NotItsName)),
     }
 }
@@ -116,7 +139,8 @@ pub(super) struct Wanted {
 ///
 /// `ids` should be distinct. Neighbours are read together; `threads` threads read, open, decompress and compare, and call
 /// `deliver` from there with each blob, or with the error that it cannot be had (after every place of it was tried).
-/// It ends early when `deliver` breaks or `stop` is set. Nothing is delivered that is not proven.
+/// It ends early when `deliver` breaks or `stop` is set, and with an error when the place cannot be reached. Nothing is
+/// delivered that is not proven.
 ///
 /// Memory: 8 MiB of sealed and one blob of plain bytes a thread, and some 90 bytes an id.
 pub fn read_blobs(
@@ -127,37 +151,60 @@ pub fn read_blobs(
     stop: &AtomicBool,
     deliver: impl Fn(Id, Result<&[u8]>) -> ControlFlow<()> + Sync,
 ) -> Result<()> {
-    let mut wanted = Vec::with_capacity(ids.len());
-    for id in ids {
-        match index.get(BlobKind::Data, &id) {
-            Some(location) => wanted.push(Wanted { id, location }),
-            None => {
-                let kind = BlobKind::Data;
-                if deliver(id, Err(Error::BlobMissing { kind, id })).is_break() {
-                    return Ok(());
+    let source = Source { repo, index, kind: BlobKind::Data };
+    source.read(ids, threads, stop, |id, blob| deliver(id, blob.map(|blob| blob.plain)))
+}
+
+/// Where blobs of a kind are read from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub(super) repo: &'a Repository,
+    pub(super) index: &'a Index,
+    pub(super) kind: BlobKind,
+}
+
+impl Source<'_> {
+    /// See [`read_blobs`].
+    pub(super) fn read(
+        self,
+        ids: Vec<Id>,
+        threads: usize,
+        stop: &AtomicBool,
+        deliver: impl Fn(Id, Result<Proven>) -> ControlFlow<()> + Sync,
+    ) -> Result<()> {
+        let Source { index, kind, .. } = self;
+        let mut wanted = Vec::with_capacity(ids.len());
+        for id in ids {
+            match index.get(kind, &id) {
+                Some(location) => wanted.push(Wanted { id, location }),
+                None => {
+                    if deliver(id, Err(Error::BlobMissing { kind, id })).is_break() {
+                        return Ok(());
+                    }
                 }
             }
         }
+        wanted.sort_unstable_by_key(|blob| (blob.location.pack, blob.location.offset));
+        let job = Job {
+            source: self,
+            ranges: ranges(&wanted),
+            wanted,
+            next: AtomicUsize::new(0),
+            stop,
+            broken: AtomicBool::new(false),
+            unreachable: OnceLock::new(),
+            deliver,
+        };
+        thread::scope(|scope| {
+            let helpers: Vec<_> = (1..threads.min(job.ranges.len())).map(|_| scope.spawn(|| job.run())).collect();
+            job.run();
+            match helpers.into_iter().all(|helper| helper.join().is_ok()) {
+                true => Ok(()),
+                false => Err(Error::WorkerGone),
+            }
+        })?;
+        job.unreachable.into_inner().map_or(Ok(()), Err)
     }
-    wanted.sort_unstable_by_key(|blob| (blob.location.pack, blob.location.offset));
-    let job = Job {
-        repo,
-        index,
-        ranges: ranges(&wanted),
-        wanted,
-        next: AtomicUsize::new(0),
-        stop,
-        broken: AtomicBool::new(false),
-        deliver,
-    };
-    thread::scope(|scope| {
-        let helpers: Vec<_> = (1..threads.min(job.ranges.len())).map(|_| scope.spawn(|| job.run())).collect();
-        job.run();
-        match helpers.into_iter().all(|helper| helper.join().is_ok()) {
-            true => Ok(()),
-            false => Err(Error::WorkerGone),
-        }
-    })
 }
 
 /// Which blobs are read together: neighbours in one pack.
@@ -182,17 +229,18 @@ pub(super) fn ranges(wanted: &[Wanted]) -> Vec<Range<usize>> {
 }
 
 struct Job<'a, F> {
-    repo: &'a Repository,
-    index: &'a Index,
+    source: Source<'a>,
     wanted: Vec<Wanted>,
     ranges: Vec<Range<usize>>,
     next: AtomicUsize,
     stop: &'a AtomicBool,
     broken: AtomicBool,
+    /// Why nothing more can be read.
+    unreachable: OnceLock<Error>,
     deliver: F,
 }
 
-impl<F: Fn(Id, Result<&[u8]>) -> ControlFlow<()> + Sync> Job<'_, F> {
+impl<F: Fn(Id, Result<Proven>) -> ControlFlow<()> + Sync> Job<'_, F> {
     fn is_over(&self) -> bool {
         self.stop.load(Ordering::Relaxed) || self.broken.load(Ordering::Relaxed)
     }
@@ -210,6 +258,11 @@ impl<F: Fn(Id, Result<&[u8]>) -> ControlFlow<()> + Sync> Job<'_, F> {
         }
     }
 
+    fn give_up(&self, error: Error) -> ControlFlow<()> {
+        self.unreachable.get_or_init(|| error);
+        ControlFlow::Break(())
+    }
+
     fn read_range(&self, blobs: &[Wanted], plain: &mut Vec<u8>) -> ControlFlow<()> {
         let [first, ..] = blobs else {
             return ControlFlow::Continue(());
@@ -220,26 +273,31 @@ impl<F: Fn(Id, Result<&[u8]>) -> ControlFlow<()> + Sync> Job<'_, F> {
             .map(|blob| u64::from(blob.location.offset) + u64::from(blob.location.length))
             .max()
             .unwrap_or_default();
-        let read = self.repo.storage().read_range(
+        let Source { repo, index, kind } = self.source;
+        let read = repo.storage().read_range(
             FileKind::Pack,
             &first.location.pack.to_string(),
             u64::from(start),
             (end - u64::from(start)) as usize,
         );
         // A pack that lost its end still has its beginning: each blob is then tried alone.
-        let mut bytes = read.ok();
+        let mut bytes = match read {
+            Err(error) if error.is_unreachable() => return self.give_up(error.into()),
+            read => read.ok(),
+        };
         for blob in blobs {
             if self.is_over() {
                 return ControlFlow::Break(());
             }
             let at = (blob.location.offset - start) as usize;
             let sealed = bytes.as_mut().and_then(|bytes| bytes.get_mut(at..at + blob.location.length as usize));
-            let opened = sealed.and_then(|sealed| self.repo.key().open_in_place(sealed).ok());
-            let proven = opened.and_then(|opened| prove(BlobKind::Data, &blob.id, &blob.location, opened, plain).ok());
+            let opened = sealed.and_then(|sealed| repo.key().open_in_place(sealed).ok());
+            let proven = opened.and_then(|opened| prove(kind, &blob.id, &blob.location, opened, plain).ok());
             match proven {
-                Some(bytes) => (self.deliver)(blob.id, Ok(bytes))?,
-                None => match read_blob(self.repo, self.index, BlobKind::Data, &blob.id) {
-                    Ok(bytes) => (self.deliver)(blob.id, Ok(&bytes))?,
+                Some(proven) => (self.deliver)(blob.id, Ok(proven))?,
+                None => match with_blob(repo, index, kind, &blob.id, |proven| (self.deliver)(blob.id, Ok(proven))) {
+                    Ok(flow) => flow?,
+                    Err(error) if error.is_unreachable() => return self.give_up(error),
                     Err(error) => (self.deliver)(blob.id, Err(error))?,
                 },
             }

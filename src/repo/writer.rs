@@ -27,6 +27,7 @@ use sha2::{Digest, Sha256};
 use super::crypto::{IV_LENGTH, OVERHEAD};
 use super::index::PendingIndex;
 use super::pack::{FinishedPack, PackBuilder};
+use super::reader::Proven;
 use super::{BlobKind, Error, Id, Index, Repository, Result};
 use crate::storage::FileKind;
 
@@ -146,7 +147,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Writer {
     /// Begins to write. `index` says what the repository has already: load it after taking the repository's lock.
     pub fn new(repo: &Repository, index: Arc<Index>, options: WriterOptions) -> Writer {
-        let writers = options.writers.max(1);
         let shared = Arc::new(Shared {
             repo: repo.clone(),
             options,
@@ -160,15 +160,7 @@ impl Writer {
             stored_bytes: AtomicU64::new(0),
             packs: AtomicU64::new(0),
         });
-        let (queue, packs) = bounded(1);
-        let workers = (0..writers)
-            .map(|_| {
-                let shared = Arc::clone(&shared);
-                let packs = packs.clone();
-                thread::spawn(move || shared.store_packs(&packs))
-            })
-            .collect();
-        Writer {
+        let mut writer = Writer {
             shared,
             index,
             claimed: Mutex::default(),
@@ -176,9 +168,46 @@ impl Writer {
             data_pack: Mutex::new(PackBuilder::new(BlobKind::Data, Vec::new())),
             tree_pack: Mutex::new(PackBuilder::new(BlobKind::Tree, Vec::new())),
             zero_stored: AtomicBool::new(false),
-            queue: Some(queue),
-            workers,
+            queue: None,
+            workers: Vec::new(),
+        };
+        writer.start_workers();
+        writer
+    }
+
+    fn start_workers(&mut self) {
+        let (queue, packs) = bounded(1);
+        let worker = |_| {
+            let (shared, packs) = (Arc::clone(&self.shared), packs.clone());
+            thread::spawn(move || shared.store_packs(&packs))
+        };
+        self.workers = (0..self.shared.options.writers.max(1)).map(worker).collect();
+        self.queue = Some(queue);
+    }
+
+    /// Whether the repository has this blob, or will have it when this writer is done.
+    pub fn has(&self, kind: BlobKind, id: &Id) -> bool {
+        self.index.contains(kind, id) || lock(&self.claimed).contains(&(kind, *id))
+    }
+
+    /// Stores a blob that was read out of another repository, compressed or not as it was there.
+    pub(super) fn put_proven(&self, kind: BlobKind, id: Id, blob: &Proven) -> Result<Stored> {
+        self.shared.check()?;
+        if !self.claim(kind, id) {
+            return Ok(known(id));
         }
+        self.shared.guard(|| {
+            let mut scratch = self.scratch()?;
+            let buffer = &mut scratch.buffer;
+            buffer.resize(IV_LENGTH, 0);
+            buffer.extend_from_slice(blob.packed);
+            self.shared.repo.key().seal_in_place(buffer)?;
+            let stored_bytes = buffer.len() as u64;
+            self.append(kind, id, buffer, blob.raw_length)?;
+            lock(&self.scratch).push(scratch);
+            self.shared.count(blob.plain.len() as u64, stored_bytes);
+            Ok(Stored { id, new: true, stored_bytes })
+        })
     }
 
     /// Stores a blob, unless the repository has it or another thread is storing it.
@@ -249,6 +278,18 @@ impl Writer {
 
     /// Stores what is left, and then the index of it. When it returns, all that was put is durable and can be referred to.
     pub fn finish(mut self) -> Result<WriteSummary> {
+        self.settle()?;
+        Ok(self.summary())
+    }
+
+    /// As [`Writer::finish`], and ready to go on.
+    pub fn flush(&mut self) -> Result<()> {
+        self.settle()?;
+        self.start_workers();
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<()> {
         self.shared.check()?;
         for (kind, pack) in [(BlobKind::Data, &self.data_pack), (BlobKind::Tree, &self.tree_pack)] {
             let rest = std::mem::replace(&mut *lock(pack), PackBuilder::new(kind, Vec::new()));
@@ -265,7 +306,7 @@ impl Writer {
         if !rest.is_empty() {
             rest.save(&self.shared.repo)?;
         }
-        Ok(self.summary())
+        Ok(())
     }
 
     /// Whether it is the caller who stores this blob.

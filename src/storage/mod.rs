@@ -160,6 +160,11 @@ impl Error {
         matches!(self, Error::NotFound { .. })
     }
 
+    /// Whether the place could not be reached, so that nothing is known of its files.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Error::Server { .. } | Error::GaveUp { .. } | Error::Interrupted) || self.is_transient()
+    }
+
     /// Whether the same call may succeed a moment later: a connection that was lost, a server that was busy.
     pub fn is_transient(&self) -> bool {
         match self {

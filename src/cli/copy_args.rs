@@ -1,0 +1,66 @@
+//! The second repository of a command that copies: where points come from, or where they go.
+
+use crate::cli::Context;
+use crate::cli::complete;
+use crate::cli::failure::CliError;
+use crate::cli::repo_args::{RepoArgs, path_or_nothing};
+use clap::Args;
+use std::path::PathBuf;
+
+/// Where points are copied from.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Copies")]
+pub struct CopyFromArgs {
+    /// The repository that the points on standard input are in; without it, the one that each record names.
+    #[arg(long, value_name = "URL", env = "KVMB_FROM_REPO", hide_env_values = true, add = complete::repositories())]
+    from_repo: Option<String>,
+
+    /// A file with that repository's password; without it, the password of the repository that is copied to.
+    #[arg(long, value_name = "FILE", env = "KVMB_FROM_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
+    from_password_file: Option<PathBuf>,
+}
+
+impl CopyFromArgs {
+    /// The source of a point that says that it is in `recorded`.
+    pub fn source(&self, context: &Context, target: &RepoArgs, recorded: &str) -> Result<RepoArgs, CliError> {
+        let named = self.from_repo.as_ref().filter(|repo| !repo.is_empty());
+        let url = named.map_or(recorded, String::as_str).to_owned();
+        Ok(RepoArgs { limit_upload: None, ..target.other(context, url, self.from_password_file.clone())? })
+    }
+}
+
+/// The second repository, which has copies of the first one's points.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Copies")]
+pub struct CopyToArgs {
+    /// The second repository: 'backup' copies to it what it does not have yet of the machines' points, and 'prune' keeps that.
+    ///
+    /// Uploads are then limited for this repository only (see --limit-upload). Without it: $KVMB_COPY_TO, else the backup
+    /// server of the configuration, unless backups go straight there. An empty address means none.
+    #[arg(long, value_name = "URL", env = "KVMB_COPY_TO", hide_env_values = true, add = complete::repositories())]
+    copy_to: Option<String>,
+
+    /// A file with that repository's password; without it, the password of the first repository.
+    #[arg(long, value_name = "FILE", env = "KVMB_COPY_TO_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
+    copy_to_password_file: Option<PathBuf>,
+}
+
+impl CopyToArgs {
+    /// The repositories of a backup: the first, and the second if there is one.
+    pub fn tiers(&self, context: &Context, first: &RepoArgs) -> Result<(RepoArgs, Option<RepoArgs>), CliError> {
+        let Some(url) = self.copy_to.as_ref().filter(|repo| !repo.is_empty()) else {
+            return Ok((first.clone(), None));
+        };
+        let config = context.config();
+        let configured = || {
+            let of_server = config.remote_password_file.as_ref().filter(|_| config.remote_url().as_ref() == Some(url));
+            of_server.map(|file| file.value().0.clone())
+        };
+        let second = first.other(context, url.clone(), self.copy_to_password_file.clone().or_else(configured))?;
+        // What is configured as the second is the first where it was named as that.
+        if second.storage(context)?.url() == first.storage(context)?.url() {
+            return Ok((first.clone(), None));
+        }
+        Ok((RepoArgs { limit_upload: None, ..first.clone() }, Some(second)))
+    }
+}

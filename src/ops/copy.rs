@@ -1,0 +1,223 @@
+//! Points from one repository to another.
+//!
+//! A point is copied as it is: the same trees, the same manifest, the same chunks, sealed with the other repository's key. Only
+//! what the other one lacks is read, and proven on the way; what is damaged is told and never copied. The snapshot says
+//! what it is a copy of, in the field that `restic copy` uses: so either program knows what the other has copied, without
+//! reading any data.
+//!
+//! Packs, index, snapshot file, each durable before the next, as a backup stores a point. The checkpoint that the manifest
+//! names belongs to the chain of the repository that the point was first stored in, and [`super::chain`] leaves it alone.
+
+use super::open_repo::OpenRepo;
+use super::points::{self, PointRef};
+use super::verify::damage_of;
+use super::{Error, Monitor, Result, Stop};
+use crate::record;
+use crate::repo::{
+    self, BlobKind, Id, Index, NodeKind, RepoLock, Repository, Snapshot, Writer, WriterOptions, copy_blobs, read_tree,
+};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Two repositories, both locked, and what the second has already.
+#[derive(Debug)]
+pub struct Copier {
+    source: Repository,
+    index: Index,
+    _source_lock: Option<RepoLock>,
+    /// The points of the source, oldest first.
+    points: Vec<PointRef>,
+    target: OpenRepo,
+    writer: Writer,
+    /// The points of the target by what they are a copy of, and by their own id.
+    there: HashMap<Id, Vec<PointRef>>,
+    /// Trees that are whole in the target, with all below them.
+    whole: HashSet<Id>,
+    /// The machines' UUIDs by point; none where the manifest cannot be read.
+    uuids: HashMap<Id, Option<String>>,
+}
+
+/// The blobs that a point needs and the target lacks.
+#[derive(Debug, Default)]
+struct Missing {
+    data: Vec<Id>,
+    trees: Vec<Id>,
+    bytes: u64,
+    /// Every tree of the point that was looked at.
+    seen: Vec<Id>,
+}
+
+impl Copier {
+    /// Locks both repositories, then loads what they know.
+    pub fn open(source: &Repository, target: &Repository, monitor: &dyn Monitor, stop: &Stop) -> Result<Copier> {
+        let source_lock = points::lock_for_reading(source, monitor, stop)?;
+        let index = points::load_index_for_reading(source, monitor)?;
+        let (points, damaged) = points::list(source)?;
+        for snapshot in damaged {
+            monitor.warn(&format!("snapshot {} cannot be read: {}", snapshot.id, snapshot.error));
+        }
+        let target = OpenRepo::shared(target, stop)?;
+        let mut there: HashMap<Id, Vec<PointRef>> = HashMap::new();
+        for point in points::list(&target.repo)?.0 {
+            for id in point.snapshot.original.into_iter().chain([point.id]) {
+                there.entry(id).or_default().push(point.clone());
+            }
+        }
+        let writer = Writer::new(&target.repo, Arc::clone(&target.index), WriterOptions::default());
+        Ok(Copier {
+            source: source.clone(),
+            index,
+            _source_lock: source_lock,
+            points,
+            target,
+            writer,
+            there,
+            whole: HashSet::new(),
+            uuids: HashMap::new(),
+        })
+    }
+
+    /// The point of the source that a record means by this id.
+    pub fn find(&self, id: &str) -> Result<PointRef> {
+        let found = id.parse().ok().and_then(|id| self.points.iter().find(|point| point.is_or_was(&id))).cloned();
+        found.ok_or_else(|| Error::NoSuchPoint { wanted: id.to_owned(), repo: self.source.url() })
+    }
+
+    /// The points of a machine that are newer than its newest point that was copied, oldest first. An older one that the
+    /// target lacks it has had, and its retention removed it.
+    pub fn uncopied(&mut self, uuid: &str) -> Vec<PointRef> {
+        let mut found = Vec::new();
+        for point in self.points.iter().rev() {
+            let known = self.uuids.entry(point.id).or_insert_with(|| {
+                let manifest = points::read_manifest(&self.source, &self.index, point);
+                // A damaged point is told of by verify.
+                manifest.ok().map(|manifest| manifest.uuid)
+            });
+            if known.as_deref() != Some(uuid) {
+                continue;
+            }
+            if copy_of(&self.there, point).is_some() {
+                break;
+            }
+            found.push(point.clone());
+        }
+        found.reverse();
+        found
+    }
+
+    /// Copies a point; the record is that of the copy. One that is there already is left as it is.
+    pub fn copy(&mut self, point: &PointRef, monitor: &dyn Monitor, stop: &Stop) -> Result<record::Point> {
+        let manifest = points::read_manifest(&self.source, &self.index, point)?;
+        let mut copied = record::Copied {
+            from_repo: self.source.url(),
+            from_point: point.id.to_string(),
+            already_there: false,
+            new_bytes: 0,
+            stored_bytes: 0,
+        };
+        if let Some(there) = copy_of(&self.there, point) {
+            tracing::info!("point {} of {} is there already", point.id.short(), point.machine());
+            copied.already_there = true;
+            let record = points::to_record(&self.target.repo, &there.id, &there.snapshot, &manifest);
+            return Ok(record::Point { copied: Some(copied), ..record });
+        }
+        let before = self.writer.summary();
+        let missing = self.missing(point, stop)?;
+        self.transfer(point, missing, monitor, stop)?;
+        let snapshot = Snapshot { parent: None, original: Some(persistent_id(point)), ..point.snapshot.clone() };
+        let id = self.target.repo.save_snapshot(&snapshot)?;
+        let after = self.writer.summary();
+        copied.new_bytes = after.new_bytes - before.new_bytes;
+        copied.stored_bytes = after.stored_bytes - before.stored_bytes;
+        let record = points::to_record(&self.target.repo, &id, &snapshot, &manifest);
+        self.there.entry(persistent_id(point)).or_default().push(PointRef { id, snapshot });
+        Ok(record::Point { copied: Some(copied), ..record })
+    }
+
+    /// What the target lacks, from the trees alone.
+    fn missing(&self, point: &PointRef, stop: &Stop) -> Result<Missing> {
+        let mut missing = Missing::default();
+        let (mut ahead, mut known) = (vec![point.snapshot.tree], HashSet::new());
+        while let Some(tree) = ahead.pop() {
+            stop.check()?;
+            if self.whole.contains(&tree) || !known.insert((BlobKind::Tree, tree)) {
+                continue;
+            }
+            missing.seen.push(tree);
+            if !self.writer.has(BlobKind::Tree, &tree) {
+                missing.trees.push(tree);
+            }
+            let nodes = read_tree(&self.source, &self.index, &tree).map_err(|error| self.bad_tree(point, error))?.nodes;
+            for node in nodes {
+                match node.kind {
+                    NodeKind::Dir { subtree } => ahead.push(subtree),
+                    NodeKind::File { content, .. } => {
+                        for (id, _) in content.runs() {
+                            if known.insert((BlobKind::Data, id)) && !self.writer.has(BlobKind::Data, &id) {
+                                let found = self.index.get(BlobKind::Data, &id);
+                                missing.bytes += found.map_or(0, |found| u64::from(found.raw_length));
+                                missing.data.push(id);
+                            }
+                        }
+                    }
+                    NodeKind::Other(_) => {}
+                }
+            }
+        }
+        Ok(missing)
+    }
+
+    fn bad_tree(&self, point: &PointRef, error: repo::Error) -> Error {
+        match error.is_unreachable() {
+            true => error.into(),
+            false => Error::BadPoint { point: point.id.to_string(), reason: error.to_string() },
+        }
+    }
+
+    /// Brings the missing blobs over; when it returns they are durable, and may be referred to.
+    fn transfer(&mut self, point: &PointRef, missing: Missing, monitor: &dyn Monitor, stop: &Stop) -> Result<()> {
+        let label = format!("{}@{}", point.machine(), point.id.short());
+        let progress = monitor.start("copying", &label, missing.bytes);
+        let broken = Mutex::new(BTreeMap::new());
+        let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8);
+        let from = (&self.source, &self.index);
+        for (kind, ids) in [(BlobKind::Data, missing.data), (BlobKind::Tree, missing.trees)] {
+            copy_blobs(from, kind, ids, &self.writer, threads, &stop.flag(), |id, stored| match stored {
+                Ok(_) => {
+                    let found = self.index.get(kind, &id).filter(|_| kind == BlobKind::Data);
+                    progress.advance(found.map_or(0, |found| u64::from(found.raw_length)));
+                }
+                Err(error) => {
+                    broken.lock().unwrap_or_else(PoisonError::into_inner).insert(id, error.to_string());
+                }
+            })?;
+            stop.check()?;
+        }
+        let broken = broken.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if !broken.is_empty() {
+            let first = broken.values().next().cloned().unwrap_or_default();
+            let damage = damage_of(&self.source, &self.index, point, broken, (monitor, stop))?;
+            return Err(match damage.is_empty() {
+                true => Error::BadPoint { point: point.id.to_string(), reason: first },
+                false => Error::Damaged { point: point.id.to_string(), damage },
+            });
+        }
+        self.writer.flush()?;
+        self.target.check_lock()?;
+        stop.check()?;
+        self.whole.extend(missing.seen);
+        Ok(())
+    }
+}
+
+/// The id that all copies of a point share: the first one's.
+fn persistent_id(point: &PointRef) -> Id {
+    point.snapshot.original.unwrap_or(point.id)
+}
+
+/// The point that is the same as this one, whatever marks either of them got since.
+fn copy_of<'a>(there: &'a HashMap<Id, Vec<PointRef>>, point: &PointRef) -> Option<&'a PointRef> {
+    let same =
+        |a: &Snapshot, b: &Snapshot| (a.time, a.tree, &a.hostname, &a.paths) == (b.time, b.tree, &b.hostname, &b.paths);
+    there.get(&persistent_id(point))?.iter().find(|other| same(&other.snapshot, &point.snapshot))
+}
