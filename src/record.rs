@@ -355,6 +355,8 @@ pub struct Action {
     /// and `machine`, `point` (stored from it, or null), `deleted_checkpoints`, `resumed` (the machine had been paused by a
     /// full scratch file system). `backup`: `connect`, `repo`, `disks` (to be stored), `skipped` (each with `disk` and
     /// `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`.
+    /// `schedule`: `cron` (the expression), `command`, `next_runs` (the next three times), `entry` (the text that is, or
+    /// would be, entered).
     #[serde(flatten)]
     pub extra: Extra,
 }

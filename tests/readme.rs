@@ -144,7 +144,8 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
     let value = |flag: &str| match flag {
         "--jobs" => "2",
         "--freeze" => "never",
-        "--freeze-timeout" | "--lease" | "--full-every" => "30s",
+        "--freeze-timeout" | "--lease" | "--full-every" | "--random-delay" => "30s",
+        "--cron" => "@daily",
         "--sample" | "--audit" => "5%",
         "--to" => "vda=/x",
         "--format" | "--output" => {
@@ -203,6 +204,7 @@ fn every_variable_in_readme_is_read_somewhere_and_the_other_way_round() {
     };
     let source = [
         include_str!("../src/cli/repo_args.rs"),
+        include_str!("../src/cli/schedule.rs"),
         include_str!("../src/cli/capture_args.rs"),
         include_str!("../src/capture/runtime.rs"),
     ];

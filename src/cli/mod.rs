@@ -25,6 +25,7 @@ mod points;
 mod push;
 mod release;
 mod restore;
+mod schedule;
 mod snapshot;
 mod verify;
 mod vms;
@@ -115,6 +116,7 @@ enum Command {
     Backup(backup::BackupArgs),
     Init(init::InitArgs),
     Key(key::KeyArgs),
+    Schedule(schedule::ScheduleArgs),
 }
 
 /// What a command works with.
@@ -186,6 +188,7 @@ impl Command {
             Command::Backup(_) => ("backup", Effect::Changes),
             Command::Init(_) => ("init", Effect::Changes),
             Command::Key(_) => ("key", Effect::Changes),
+            Command::Schedule(_) => ("schedule", Effect::Changes),
         }
     }
 
@@ -203,6 +206,7 @@ impl Command {
             Command::Backup(args) => args.run(context, session),
             Command::Init(args) => args.run(context, session),
             Command::Key(args) => args.run(context, session),
+            Command::Schedule(args) => args.run(context, session),
         }
     }
 }
