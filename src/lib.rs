@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | [`record`] | what commands say to each other: the wire format, field by field |
 //! | [`steps`] | the steps of a backup by name, for tests that interrupt it at each |
+//! | [`pace`] | so many bytes a second and no more |
 //! | [`storage`] | where the files of a repository live |
 //! | [`nbd`] | reading disks: the NBD client |
 //! | [`repo`] | restic's repository format, version 2 |
@@ -20,6 +21,7 @@ pub mod capture;
 pub mod cli;
 pub mod nbd;
 pub mod ops;
+pub mod pace;
 pub mod record;
 pub mod repo;
 pub mod retention;

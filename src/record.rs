@@ -361,23 +361,37 @@ pub struct Action {
     pub extra: Extra,
 }
 
-/// One thing that was looked at, and whether it is well.
+/// One thing that was looked at, and whether it is well; made by `doctor`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Check {
-    /// What was looked at.
+    /// What was looked at. `doctor`: `connection`, `libvirt`, `qemu`, `programs`, `confinement`, `folders`, `key` of the
+    /// host; `machine`, `job`, `agent`, `confinement`, `folders`, `scratch` of a machine; `disk`, `bitmap` of a disk.
     pub check: String,
-    /// Of which machine, repository or host.
+    /// Of which host, machine, disk (`MACHINE/DISK`) or repository.
     pub target: String,
     /// `ok`, `warning`, `critical` or `unknown`.
     pub status: String,
     /// What was found.
     pub detail: String,
-    /// What to do about it.
+    /// What to do about it, mostly the command that mends it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
     /// Unknown fields.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+/// How well a thing is that was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Nothing stands in the way.
+    Ok,
+    /// It works, but not as well as it could, or not for long.
+    Warning,
+    /// It does not work.
+    Critical,
+    /// It could not be found out.
+    Unknown,
 }
 
 /// What went wrong with one machine (or with the whole command); the others go on.
@@ -407,6 +421,43 @@ pub struct Failure {
     /// Unknown fields.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+impl Status {
+    /// The word in a record.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Ok => "ok",
+            Status::Warning => "warning",
+            Status::Critical => "critical",
+            Status::Unknown => "unknown",
+        }
+    }
+}
+
+impl Check {
+    /// A check without a hint.
+    pub fn new(check: &str, target: impl Into<String>, status: Status, detail: impl Into<String>) -> Check {
+        Check {
+            check: check.to_owned(),
+            target: target.into(),
+            status: status.as_str().to_owned(),
+            detail: detail.into(),
+            hint: None,
+            extra: Extra::default(),
+        }
+    }
+
+    /// Adds what to do.
+    pub fn hint(mut self, hint: impl Into<String>) -> Check {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Whether it says that something does not work.
+    pub fn is_critical(&self) -> bool {
+        self.status == Status::Critical.as_str()
+    }
 }
 
 /// Why a line is not a record.

@@ -4,7 +4,9 @@
 //!
 //! | layer | may import | why |
 //! | --- | --- | --- |
-//! | `record`, `storage`, `nbd` | nothing | neighbours that can be replaced or tested one by one |
+//! | `record`, `nbd` | nothing | neighbours that can be replaced or tested one by one |
+//! | `storage` | `pace` | a neighbour of these; uploads may be limited |
+//! | `pace` | nothing | disks and uploads are limited alike |
 //! | `steps` | nothing | names that the tests share with `capture` and `ops` |
 //! | `capture` | `steps` | a neighbour of the above |
 //! | `repo` | `storage` | a repository does not know what it stores, nor from where |
@@ -19,7 +21,8 @@ use std::path::{Path, PathBuf};
 /// Layer → the other layers that it may import.
 const LAYERS: &[(&str, &[&str])] = &[
     ("record", &[]),
-    ("storage", &[]),
+    ("pace", &[]),
+    ("storage", &["pace"]),
     ("nbd", &[]),
     ("steps", &[]),
     ("capture", &["steps"]),
@@ -28,8 +31,24 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("schedule", &[]),
     ("log", &[]),
     ("config", &[]),
-    ("ops", &["record", "steps", "storage", "nbd", "capture", "repo", "retention"]),
-    ("cli", &["record", "steps", "storage", "nbd", "capture", "repo", "retention", "schedule", "log", "config", "ops"]),
+    ("ops", &["record", "steps", "pace", "storage", "nbd", "capture", "repo", "retention"]),
+    (
+        "cli",
+        &[
+            "record",
+            "steps",
+            "pace",
+            "storage",
+            "nbd",
+            "capture",
+            "repo",
+            "retention",
+            "schedule",
+            "log",
+            "config",
+            "ops",
+        ],
+    ),
 ];
 
 /// The one file that may write to standard output.

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::guest::Ext4;
 use harness::{Disk, DiskModel, Env, FreezeMode, Machine};
@@ -48,6 +48,32 @@ fn writes_during_a_backup_are_not_in_it() {
     assert_eq!(machine.status(), "prelaunch");
     env.assert_nothing_left();
     env.restic(env.repo()).check();
+}
+
+#[test]
+fn reading_and_uploading_keep_to_their_limits() {
+    let env = Env::new("limits");
+    let machine = busy_machine(&env, 4);
+    init(&env);
+    let seconds = |call: harness::Call| {
+        let began = Instant::now();
+        call.run().assert_ok();
+        began.elapsed().as_secs_f64()
+    };
+    // 8 MiB on both disks together, less what may pass at once.
+    let read = seconds(env.kvmb(["backup", "vm1", "-r", &env.repo(), "--limit-read", "4M"]));
+    assert!(read > 1.6, "8 MiB were read in {read} seconds");
+    let hashed = seconds(env.sh("kvmb snapshot vm1 | kvmb hash --limit-read 4M | kvmb release"));
+    assert!(hashed > 1.6, "8 MiB were hashed in {hashed} seconds");
+    machine.write_bytes("vda", 0, &noise(5, 4 * MIB));
+    let uploaded = seconds(env.kvmb(["backup", "vm1", "-r", &env.repo(), "--limit-upload", "2M"]));
+    assert!(uploaded > 1.6, "4 MiB were uploaded in {uploaded} seconds");
+    for wrong in ["0", "fast", "1.5M"] {
+        env.kvmb(["backup", "vm1", "-r", &env.repo(), "--limit-read", wrong])
+            .run()
+            .assert_code(2)
+            .assert_stderr_has("10M");
+    }
 }
 
 #[test]

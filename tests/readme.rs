@@ -144,8 +144,9 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
     let value = |flag: &str| match flag {
         "--jobs" => "2",
         "--freeze" => "never",
-        "--freeze-timeout" | "--lease" | "--full-every" | "--random-delay" => "30s",
         "--cron" => "@daily",
+        "--freeze-timeout" | "--lease" | "--full-every" | "--retry-for" | "--random-delay" => "30s",
+        "--limit-read" | "--limit-upload" => "10M",
         "--sample" | "--audit" => "5%",
         "--to" => "vda=/x",
         "--format" | "--output" => {
@@ -205,6 +206,7 @@ fn every_variable_in_readme_is_read_somewhere_and_the_other_way_round() {
     let source = [
         include_str!("../src/cli/repo_args.rs"),
         include_str!("../src/cli/schedule.rs"),
+        include_str!("../src/cli/ssh_access.rs"),
         include_str!("../src/cli/capture_args.rs"),
         include_str!("../src/capture/runtime.rs"),
     ];

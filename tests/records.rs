@@ -205,6 +205,7 @@ fn every_record_that_a_command_prints_is_as_documented() {
         }
         output
     };
+    run("kvmb doctor 'kvmb-test-*'", 0);
     run("kvmb init -r $R --dry-run", 0);
     run("kvmb init -r $R", 0);
     run("kvmb init -r $R", 0);
@@ -245,10 +246,12 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run(&format!("{pack}; kvmb verify --all -r $R"), 4);
 
     let found: Vec<&str> = kinds.keys().map(String::as_str).collect();
-    assert_eq!(found, ["action", "disk", "failure", "file", "machine", "point"]);
+    assert_eq!(found, ["action", "check", "disk", "failure", "file", "machine", "point"]);
     // What the documentation tells of is printed by somebody; these need a case of their own (tests of increments and audits).
     let rare = [("Point", "chain_damage"), ("Damage", "file")];
-    for name in ["Machine", "Disk", "File", "Point", "PointDisk", "Action", "Failure", "RestoredTo", "RestoredDisk"] {
+    for name in
+        ["Machine", "Disk", "File", "Point", "PointDisk", "Action", "Check", "Failure", "RestoredTo", "RestoredDisk"]
+    {
         for key in judge.structs[name].keys().filter(|key| *key != "extra") {
             let known = judge.seen.contains(&(name.to_owned(), key.clone())) || rare.contains(&(name, key));
             assert!(known, "no command prints {name}.{key}");

@@ -54,6 +54,13 @@ impl Machine {
         read_sizes(&xml)
     }
 
+    /// The disks that have a bitmap of this checkpoint, as far as libvirt knows; whether it can be used is another question.
+    pub fn disks_of_checkpoint(&self, name: &str) -> Result<Vec<String>> {
+        let context = || format!("look at checkpoint {name} of {}", self.name());
+        let found = CheckpointRef::lookup(&self.domain, name).context(context)?;
+        read_disks(&found.xml(ffi::CHECKPOINT_XML_NO_DOMAIN).context(context)?)
+    }
+
     /// Deletes a checkpoint with its bitmaps, whatever state they are in; false when it was not there. Needs a running machine.
     pub fn delete_checkpoint(&self, name: &str) -> Result<bool> {
         let context = || format!("delete checkpoint {name} of {}", self.name());

@@ -457,7 +457,7 @@ fn end_stray_job(runtime: &Runtime, machine: &Machine) -> Result<()> {
 }
 
 /// The capture that a socket belongs to: `<sockets>/<id>/…`, or `domain-…/kvmb-<id>`.
-fn capture_of_socket(runtime: &Runtime, socket: &Path) -> Option<String> {
+pub(super) fn capture_of_socket(runtime: &Runtime, socket: &Path) -> Option<String> {
     let folder = socket.parent()?;
     let id = if is_domain_folder(folder) {
         socket.file_name()?.to_str()?.strip_prefix("kvmb-")?

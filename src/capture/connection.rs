@@ -26,7 +26,7 @@ const EMBED_RETRY: Duration = Duration::from_millis(100);
 /// An open connection to libvirt.
 #[derive(Debug, Clone)]
 pub struct Hypervisor {
-    connect: Connect,
+    pub(super) connect: Connect,
     uri: String,
 }
 

@@ -610,7 +610,7 @@ fn read_layer(node: Node) -> Layer {
 }
 
 /// `+64055:+64055`; names instead of numbers are looked up by nobody here, so they are none.
-fn parse_owner(label: &str) -> Option<(u32, u32)> {
+pub(super) fn parse_owner(label: &str) -> Option<(u32, u32)> {
     let (user, group) = label.split_once(':')?;
     let number = |text: &str| text.strip_prefix('+').unwrap_or(text).parse().ok();
     Some((number(user)?, number(group)?))

@@ -47,6 +47,8 @@ pub struct ImageLayer {
     pub bitmaps: Vec<Bitmap>,
     /// Whether it can keep bitmaps: qcow2 from version 3 on, without a raw data file.
     pub keeps_bitmaps: bool,
+    /// Whether its data are in a raw file of their own.
+    pub has_data_file: bool,
 }
 
 /// A bitmap in a qcow2 image.
@@ -62,6 +64,11 @@ impl Bitmap {
     /// Whether it recorded everything: it is switched on, and was closed properly.
     pub fn is_usable(&self) -> bool {
         self.flags == ["auto"]
+    }
+
+    /// Whether whoever had the image open last closed it properly.
+    pub fn was_closed(&self) -> bool {
+        self.flags.iter().all(|flag| flag != "in-use")
     }
 }
 
@@ -187,6 +194,7 @@ impl Info {
             path,
             capacity_bytes: self.virtual_size,
             keeps_bitmaps: format == "qcow2" && data.data_file.is_none() && data.compat.as_deref() != Some("0.10"),
+            has_data_file: data.data_file.is_some(),
             format,
             bitmaps: data.bitmaps.into_iter().map(|bitmap| Bitmap { name: bitmap.name, flags: bitmap.flags }).collect(),
         }

@@ -21,6 +21,7 @@
 //! | [`state`] | what is known of an open capture, on disk |
 //! | [`open`] | opens a capture |
 //! | [`close`] | closes captures, and clears what a killed run left |
+//! | [`survey`] | what a backup would meet, looked at and left as it is |
 //!
 //! # What survives what
 //! The state file is written *before* the job begins and says so ([`state::Phase`]), so that a run killed at any instant
@@ -44,6 +45,7 @@ pub mod rewrite;
 pub mod runtime;
 mod signals;
 pub mod state;
+pub mod survey;
 pub mod tpm;
 
 pub use agent::{Consistency, Freeze, FreezeMode};

@@ -305,7 +305,7 @@ fn job_socket(runtime: &Runtime, machine: &Machine, live: &Definition, id: &str)
 }
 
 /// `…/lib/qemu/domain-<id>-<name>`, where libvirt shortens long names.
-fn domain_folder(machine: &Machine) -> Option<PathBuf> {
+pub(super) fn domain_folder(machine: &Machine) -> Option<PathBuf> {
     let library = match super::connection::embedded_root(machine.uri()) {
         Some(root) => root.join("lib/qemu"),
         None if machine.uri().ends_with("/session") => std::env::home_dir()?.join(".config/libvirt/qemu/lib"),

@@ -1,7 +1,7 @@
 //! `kvmb backup`
 
 use crate::cli::Context;
-use crate::cli::capture_args::{AuditArgs, CaptureArgs, duration};
+use crate::cli::capture_args::{AuditArgs, CaptureArgs, LimitReadArgs, duration};
 use crate::cli::failure::CliError;
 use crate::cli::machine_args::{self, Selection};
 use crate::cli::repo_args::RepoArgs;
@@ -12,6 +12,7 @@ use crate::ops::points::{self, PointName};
 use crate::ops::push::Trust;
 use crate::ops::verify::{Depth, Verifier};
 use crate::ops::{self, snapshot};
+use crate::pace::Pace;
 use crate::record::{Action, Point, Record};
 use crate::repo::Repository;
 use serde_json::json;
@@ -67,6 +68,17 @@ pub struct BackupArgs {
 
     #[command(flatten)]
     capture: CaptureArgs,
+
+    #[command(flatten)]
+    limit: LimitReadArgs,
+}
+
+/// What all machines of one run share.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    repo: &'a Repository,
+    runtime: &'a crate::capture::Runtime,
+    pace: Option<&'a Pace>,
 }
 
 impl BackupArgs {
@@ -94,17 +106,18 @@ impl BackupArgs {
         selected: Vec<Selection>,
         session: &mut Session,
     ) -> Result<(), CliError> {
-        let runtime = context.runtime()?;
+        let (runtime, pace) = (context.runtime()?, self.limit.pace(context));
+        let place = Place { repo, runtime: &runtime, pace: pace.as_ref() };
         let queue = Mutex::new(selected.into_iter());
         let (sender, results) = mpsc::channel();
         std::thread::scope(|scope| {
             for _ in 0..self.jobs {
-                let (sender, queue, runtime) = (sender.clone(), &queue, &runtime);
+                let (sender, queue) = (sender.clone(), &queue);
                 scope.spawn(move || {
                     loop {
                         let next = queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();
                         let Some(selection) = next else { break };
-                        let result = self.one(context, repo, runtime, &selection);
+                        let result = self.one(context, place, &selection);
                         // The receiver lives as long as the scope.
                         let _ = sender.send((selection, result));
                     }
@@ -127,8 +140,7 @@ impl BackupArgs {
     fn one(
         &self,
         context: &Context,
-        repo: &Repository,
-        runtime: &crate::capture::Runtime,
+        Place { repo, runtime, pace }: Place,
         selection: &Selection,
     ) -> Result<Point, (String, CliError)> {
         let connect =
@@ -136,7 +148,7 @@ impl BackupArgs {
         let named = |error: CliError| (selection.name.clone(), error);
         let request = self.capture.request(selection.disks.clone()).map_err(named)?;
         let (monitor, stop, trust) = (&context.monitor, &context.stop, self.trust());
-        let backup = Backup { runtime, connect: &connect, repo, trust, monitor, stop };
+        let backup = Backup { runtime, connect: &connect, repo, trust, pace, monitor, stop };
         let point = backup.run(&selection.machine, &request).map_err(|error| named(error.into()))?;
         if !self.verify {
             return Ok(point);

@@ -1,12 +1,15 @@
 //! How to capture: the flags that `snapshot` and `backup` share.
 
 use crate::capture::{Freeze, FreezeMode};
+use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::path_or_nothing;
 use crate::ops::points::parse_span;
 use crate::ops::push::Trust;
 use crate::ops::snapshot::SnapshotRequest;
+use crate::pace::Pace;
 use clap::{Args, ValueEnum};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,9 +37,34 @@ pub struct CaptureArgs {
     #[arg(long, default_value = "6h", value_name = "TIME", value_parser = duration)]
     pub lease: Duration,
 
+    #[command(flatten)]
+    pub scratch: ScratchArgs,
+}
+
+/// Where scratch files go.
+#[derive(Debug, Clone, Args)]
+pub struct ScratchArgs {
     /// The folder for what the guest overwrites while the capture is open; without it /var/lib/kvmb/scratch.
-    #[arg(long, value_name = "DIR", env = "KVMB_SCRATCH", hide_env_values = true, value_parser = path_or_nothing())]
-    pub scratch: Option<PathBuf>,
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "KVMB_SCRATCH",
+        hide_env_values = true,
+        value_parser = path_or_nothing(),
+        help_heading = "Capture"
+    )]
+    scratch: Option<PathBuf>,
+}
+
+impl ScratchArgs {
+    /// The folder, absolute; none is the default.
+    pub fn folder(&self) -> Result<Option<PathBuf>, CliError> {
+        let Some(folder) = self.scratch.as_ref().filter(|folder| !folder.as_os_str().is_empty()) else {
+            return Ok(None);
+        };
+        let absolute = std::path::absolute(folder);
+        absolute.map(Some).map_err(|error| CliError::usage(format!("--scratch {}: {error}", folder.display())))
+    }
 }
 
 /// How far dirty bitmaps are believed.
@@ -52,6 +80,37 @@ impl AuditArgs {
     pub fn trust(&self) -> Trust {
         Trust { audit: self.audit, ..Trust::default() }
     }
+}
+
+/// How fast disks are read.
+#[derive(Debug, Clone, Args)]
+pub struct LimitReadArgs {
+    /// Read the disks no faster than this many bytes a second, all together: 500K, 10M.
+    #[arg(long, value_name = "RATE", value_parser = rate, help_heading = "Capture")]
+    pub limit_read: Option<NonZeroU32>,
+}
+
+impl LimitReadArgs {
+    /// The limit, which all disks of this run share.
+    pub fn pace(&self, context: &Context) -> Option<Pace> {
+        Some(Pace::new(self.limit_read?, context.stop.flag()))
+    }
+}
+
+/// Bytes a second, with K, M or G for powers of 1024: `500K`, `10M`.
+pub fn rate(text: &str) -> Result<NonZeroU32, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor: u64 = match &text[digits.len()..] {
+        "" => 1,
+        "K" | "k" => 1 << 10,
+        "M" | "m" => 1 << 20,
+        "G" | "g" => 1 << 30,
+        _ => 0,
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    // More than fits is no limit that anybody would notice.
+    let bytes = bytes.filter(|bytes| *bytes > 0).map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX));
+    bytes.and_then(NonZeroU32::new).ok_or_else(|| "bytes a second, as 500K or 10M".to_owned())
 }
 
 /// A share: `5%`, `0.1%`.
@@ -86,21 +145,31 @@ impl CaptureArgs {
             FreezeChoice::Never => FreezeMode::Never,
             FreezeChoice::Required => FreezeMode::Required,
         };
-        let scratch = match self.scratch.as_ref().filter(|folder| !folder.as_os_str().is_empty()) {
-            Some(folder) => {
-                let absolute = std::path::absolute(folder);
-                Some(absolute.map_err(|error| CliError::usage(format!("--scratch {}: {error}", folder.display())))?)
-            }
-            None => None,
-        };
         let named = (!self.disk.is_empty()).then(|| self.disk.clone());
         Ok(SnapshotRequest {
             disks: named.or(selected),
             exclude: self.exclude_disk.clone(),
             freeze: Freeze { mode, timeout: self.freeze_timeout },
             lease: self.lease,
-            scratch,
+            scratch: self.scratch.folder()?,
             owned: false,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_bytes_a_second() {
+        let read = |text| rate(text).map(NonZeroU32::get).ok();
+        assert_eq!(read("500K"), Some(500 << 10));
+        assert_eq!(read("10M"), Some(10 << 20));
+        assert_eq!(read("1"), Some(1));
+        assert_eq!(read("100G"), Some(u32::MAX));
+        for wrong in ["", "0", "0M", "K", "-1M", "1.5M", "10MB", "10 M", "1é"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use crate::ops;
 use crate::record::Failure;
 use crate::repo;
 use crate::schedule;
-use crate::storage;
+use crate::storage::{self, sftp};
 use std::fmt;
 
 /// The kinds of failure: the `code` of a failure record.
@@ -47,6 +47,12 @@ pub enum Code {
     NoRepository,
     /// The password opens no key of the repository.
     WrongPassword,
+    /// The backup server cannot be reached.
+    Unreachable,
+    /// The backup server's host key is unknown, or not the known one.
+    HostKey,
+    /// The backup server does not let us in.
+    Login,
     /// Damage in the repository.
     Damage,
     /// Reading or writing a disk over NBD.
@@ -57,7 +63,7 @@ pub enum Code {
 
 impl Code {
     /// Every code with its word and the sentence that the manual gives it.
-    pub const ALL: [(Code, &'static str, &'static str); 20] = [
+    pub const ALL: [(Code, &'static str, &'static str); 23] = [
         (Code::Usage, "usage", "wrong arguments, or records that make no sense"),
         (Code::Interrupted, "interrupted", "told to stop"),
         (Code::Connection, "connection", "libvirt cannot be reached"),
@@ -75,6 +81,9 @@ impl Code {
         (Code::Freeze, "freeze", "the guest's file systems could not be frozen"),
         (Code::NoRepository, "no_repository", "there is no repository"),
         (Code::WrongPassword, "wrong_password", "the password opens no key of the repository"),
+        (Code::Unreachable, "unreachable", "the backup server cannot be reached"),
+        (Code::HostKey, "host_key", "the host key of the backup server is unknown, changed or revoked"),
+        (Code::Login, "login", "the backup server does not let kvmb in"),
         (Code::Damage, "damage", "damage in the repository"),
         (Code::Disk, "disk", "reading or writing a disk failed"),
         (Code::Failed, "failed", "anything else"),
@@ -97,7 +106,7 @@ impl Code {
 }
 
 /// An error on its way to the user.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct CliError {
     /// Its kind.
     pub code: Code,
@@ -301,6 +310,11 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
         Error::Storage(storage::Error::TooShort { .. }) => {
             (Code::Damage, Some("'kvmb verify' says which points are hit"))
         }
+        Error::Storage(storage::Error::Server { source, .. }) => explain_server(source),
+        Error::Storage(storage::Error::GaveUp { source, .. }) => match &**source {
+            storage::Error::Server { source, .. } => explain_server(source),
+            _ => (Code::Failed, Some("run it again when the connection is back: what is stored is found and used")),
+        },
         Error::Storage(storage::Error::Io { source, .. }) => explain_io(source),
         Error::LockLost { .. } => (Code::Busy, Some("nothing was committed; run it again")),
         Error::Damaged { kind: storage::FileKind::Config, .. } | Error::ConfigMissing { .. } | Error::NoKey { .. } => (
@@ -335,5 +349,37 @@ fn explain_schedule(error: &schedule::Error) -> (Code, Option<&'static str>) {
         Error::Changed => (Code::Busy, Some("nothing was changed; run it again")),
         Error::Program { .. } => (Code::Failed, None),
         Error::Io { source, .. } => explain_io(source),
+    }
+}
+
+fn explain_server(error: &sftp::Error) -> (Code, Option<&'static str>) {
+    use sftp::Error;
+    match error {
+        Error::SshConfig { .. } => (Code::Usage, None),
+        Error::Resolve { .. } => (Code::Unreachable, Some("is the name right? aliases of ~/.ssh/config may be used")),
+        Error::Unreachable { .. } | Error::Silent { .. } => {
+            (Code::Unreachable, Some("is the server up, its SSH port the right one, and no firewall in between?"))
+        }
+        Error::Handshake { .. } => (Code::Unreachable, Some("is it an SSH server that listens there?")),
+        Error::Lost { .. } => (Code::Unreachable, Some("run it again: what was stored already is found and used")),
+        Error::KnownHosts { source, .. } => explain_io(source),
+        Error::HostKeyUnknown { .. } => (
+            Code::HostKey,
+            Some(
+                "compare the fingerprint with the server's own, then run this once on a terminal, which asks for your word",
+            ),
+        ),
+        Error::HostKeyChanged { .. } => (
+            Code::HostKey,
+            Some("ask the server's administrator; only if the change is right remove the old key with 'ssh-keygen -R'"),
+        ),
+        Error::HostKeyRevoked { .. } => (Code::HostKey, Some("do not connect: ask the server's administrator")),
+        Error::Secret(_) => (Code::Usage, None),
+        Error::Login { .. } => {
+            (Code::Login, Some("give the password with --ssh-password-file FILE, or a key in ~/.ssh or the agent"))
+        }
+        Error::NoSftp { .. } => {
+            (Code::Unsupported, Some("sshd_config of the server needs: Subsystem sftp internal-sftp"))
+        }
     }
 }

@@ -3,12 +3,14 @@
 use crate::capture::image_server::ImageServer;
 use crate::capture::{CaptureFile, Runtime};
 use crate::cli::Context;
+use crate::cli::capture_args::LimitReadArgs;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};
 use crate::nbd::{NbdUri, UriError};
 use crate::ops::Monitor;
 use crate::ops::hash::{hash_export, hash_file};
+use crate::pace::Pace;
 use crate::record::{Disk, Record};
 use std::path::{Path, PathBuf};
 
@@ -27,6 +29,9 @@ pub struct HashArgs {
     /// Files to hash; none reads 'disk' records from standard input.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
+
+    #[command(flatten)]
+    limit: LimitReadArgs,
 }
 
 impl HashArgs {
@@ -40,7 +45,7 @@ impl HashArgs {
         if !self.files.is_empty() {
             return Ok(());
         }
-        let runtime = context.runtime()?;
+        let (runtime, pace) = (context.runtime()?, self.limit.pace(context));
         for record in stdin_records("hash", "files or disks", &context.stop)? {
             match record? {
                 Record::Disk(disk) if disk.included => {
@@ -50,7 +55,7 @@ impl HashArgs {
                         capture: disk.capture.clone(),
                         ..About::machine(&disk.connect, &disk.machine)
                     };
-                    match add_hash(context, &runtime, &mut disk) {
+                    match add_hash(context, &runtime, pace.as_ref(), &mut disk) {
                         Ok(()) => session.done(Record::Disk(disk)),
                         Err(error) => session.fail(about, error),
                     }
@@ -66,7 +71,7 @@ impl HashArgs {
     }
 }
 
-fn add_hash(context: &Context, runtime: &Runtime, disk: &mut Disk) -> Result<(), CliError> {
+fn add_hash(context: &Context, runtime: &Runtime, pace: Option<&Pace>, disk: &mut Disk) -> Result<(), CliError> {
     let label = format!("{}/{}", disk.machine, disk.disk);
     let (uri, _held, _server): (String, Option<CaptureFile>, Option<ImageServer>) = match (&disk.nbd, &disk.capture) {
         (Some(nbd), Some(capture)) => {
@@ -90,7 +95,7 @@ fn add_hash(context: &Context, runtime: &Runtime, disk: &mut Disk) -> Result<(),
         }
     };
     let uri: NbdUri = uri.parse().map_err(|error: UriError| CliError::usage(format!("{label}: {error}")))?;
-    let (sha256, size_bytes) = hash_export(&uri, &label, &disk.disk, &context.monitor, &context.stop)?;
+    let (sha256, size_bytes) = hash_export(&uri, &label, &disk.disk, pace, &context.monitor, &context.stop)?;
     disk.sha256 = Some(sha256);
     disk.capacity_bytes = Some(size_bytes);
     Ok(())

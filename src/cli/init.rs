@@ -27,7 +27,7 @@ pub struct InitArgs {
 
 impl InitArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
-        let storage = self.repo.storage()?;
+        let storage = self.repo.storage(context)?;
         let url = storage.url();
         let exists = storage.size(crate::storage::FileKind::Config, "").is_ok();
         let action = |changed: bool, reason: &str, id: Option<&str>| {

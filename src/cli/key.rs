@@ -3,7 +3,8 @@
 use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::prompt;
-use crate::cli::repo_args::{DefaultRepo, Purpose, RepoArgs, password_from_file};
+use crate::cli::repo_args::{DefaultRepo, Purpose, RepoArgs};
+use crate::cli::secret;
 use crate::cli::session::Session;
 use crate::ops::Error;
 use crate::record::{Action, Record};
@@ -72,16 +73,11 @@ impl KeyArgs {
     }
 }
 
-/// The file beside the default repository that says that its key is not only here.
-fn exported_mark() -> Result<PathBuf, CliError> {
-    Ok(DefaultRepo::locate()?.key_file.with_extension("exported"))
-}
-
 /// Notes that the default repository's key is kept elsewhere too.
-fn note_exported(repo: &RepoArgs) -> Result<(), CliError> {
+fn note_exported(context: &Context, repo: &RepoArgs) -> Result<(), CliError> {
     let default = DefaultRepo::locate()?;
-    if Path::new(&repo.storage()?.url()) == default.folder {
-        let mark = exported_mark()?;
+    if Path::new(&repo.storage(context)?.url()) == default.folder {
+        let mark = default.exported_mark();
         fs::write(&mark, "").map_err(Error::io("write", &mark))?;
     }
     Ok(())
@@ -91,7 +87,7 @@ impl ExportArgs {
     fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let password = self.repo.password(context, Purpose::Open)?;
         // Only a password that opens the repository is worth keeping.
-        let opened = crate::repo::Repository::open(self.repo.storage()?, &password)?;
+        let opened = crate::repo::Repository::open(self.repo.storage(context)?, &password)?;
         let exists =
             || CliError::from(Error::Exists { path: self.file.clone() }).hint("name a file that is not there yet");
         if self.dry_run {
@@ -106,7 +102,7 @@ impl ExportArgs {
             };
             let written = file.write_all(password.as_bytes()).and_then(|()| file.write_all(b"\n"));
             written.and_then(|()| file.sync_all()).map_err(Error::io("write", &self.file))?;
-            note_exported(&self.repo)?;
+            note_exported(context, &self.repo)?;
         }
         session.done(Record::Action(Action {
             action: "key".into(),
@@ -124,17 +120,17 @@ impl AddArgs {
     fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
         let new = match &self.new_password_file {
-            Some(file) => password_from_file(file)?,
+            Some(file) => secret::from_file(file)?,
             None if prompt::possible(context) => Password::new(prompt::new_password("New password")?),
             None => {
                 return Err(CliError::usage("no new password was given").hint("use --new-password-file FILE"));
             }
         };
         let mut extra = json!({});
-        let known = crate::repo::Repository::open(self.repo.storage()?, &new).is_ok();
+        let known = crate::repo::Repository::open(self.repo.storage(context)?, &new).is_ok();
         if !known && !self.dry_run {
             extra = json!({ "key": repo.add_key(&new)?.to_string() });
-            note_exported(&self.repo)?;
+            note_exported(context, &self.repo)?;
         }
         session.done(Record::Action(Action {
             action: "key".into(),

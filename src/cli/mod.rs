@@ -10,13 +10,16 @@ pub mod output;
 pub mod progress;
 pub mod prompt;
 pub mod repo_args;
+pub mod secret;
 pub mod session;
+pub mod ssh_access;
 pub mod table;
 
 mod backup;
 mod capture_args;
 mod capture_stream;
 mod disks;
+mod doctor;
 mod hash;
 mod init;
 mod key;
@@ -32,6 +35,7 @@ mod vms;
 
 use crate::capture::{Hypervisor, Runtime};
 use crate::ops::Stop;
+use crate::storage::Storage;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use exit_code::ExitCode;
@@ -39,7 +43,10 @@ use failure::CliError;
 use output::{Effect, Format};
 use progress::Bars;
 use session::{About, Session};
+use std::collections::HashMap;
 use std::io::Write;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Back up and restore KVM/libvirt virtual machines.
 ///
@@ -117,6 +124,7 @@ enum Command {
     Init(init::InitArgs),
     Key(key::KeyArgs),
     Schedule(schedule::ScheduleArgs),
+    Doctor(doctor::DoctorArgs),
 }
 
 /// What a command works with.
@@ -128,12 +136,26 @@ pub struct Context {
     pub stop: Stop,
     /// Progress and warnings.
     pub monitor: Bars,
+    /// The places of repositories that were opened, by address.
+    storages: Mutex<HashMap<String, Arc<dyn Storage>>>,
 }
 
 impl Context {
     /// Opens libvirt, by default the connection of the command line.
     pub fn hypervisor(&self, connect: Option<&str>) -> Result<Hypervisor, CliError> {
         Ok(Hypervisor::open(connect.or(self.global.connect.as_deref()))?)
+    }
+
+    /// The place that a repository's address means; the same one for the same address, with its connections.
+    pub fn storage(&self, url: &str, ssh_password_file: Option<&Path>) -> Result<Arc<dyn Storage>, CliError> {
+        let mut storages = self.storages.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(storage) = storages.get(url) {
+            return Ok(Arc::clone(storage));
+        }
+        let access = ssh_access::access(self, ssh_password_file)?;
+        let storage = crate::storage::open(url, &access).map_err(repo_args::storage_error)?;
+        storages.insert(url.to_owned(), Arc::clone(&storage));
+        Ok(storage)
     }
 
     /// The folders of captures.
@@ -159,7 +181,12 @@ pub fn main() -> ExitCode {
     // Before any thread: the environment is about to change.
     crate::capture::quiet_libvirt_log();
     start_log(&cli.global);
-    let context = Context { monitor: Bars::new(cli.global.quiet), global: cli.global, stop: Stop::default() };
+    let context = Context {
+        monitor: Bars::new(cli.global.quiet),
+        global: cli.global,
+        stop: Stop::default(),
+        storages: Mutex::default(),
+    };
     if let Err(error) = interrupt::install(&context.stop) {
         session::report(&format!("cannot watch for signals: {error}"), None);
         return ExitCode::Failed;
@@ -189,6 +216,7 @@ impl Command {
             Command::Init(_) => ("init", Effect::Changes),
             Command::Key(_) => ("key", Effect::Changes),
             Command::Schedule(_) => ("schedule", Effect::Changes),
+            Command::Doctor(_) => ("doctor", Effect::Reads),
         }
     }
 
@@ -207,6 +235,7 @@ impl Command {
             Command::Init(args) => args.run(context, session),
             Command::Key(args) => args.run(context, session),
             Command::Schedule(args) => args.run(context, session),
+            Command::Doctor(args) => args.run(context, session),
         }
     }
 }

@@ -1,25 +1,32 @@
 //! Which repository, and its password: the flags and variables that mean the same for every command.
 
 use crate::cli::Context;
-use crate::cli::failure::{CliError, Code};
+use crate::cli::capture_args::{duration, rate};
+use crate::cli::failure::CliError;
 use crate::cli::prompt;
+use crate::cli::secret;
 use crate::cli::session::say;
+use crate::pace::Pace;
 use crate::repo::{Password, Repository};
-use crate::storage::{self, Storage};
+use crate::storage::{self, LimitStorage, Patience, RetryStorage, Storage};
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::num::NonZeroU32;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The repository of a command.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Repository")]
 pub struct RepoArgs {
-    /// The restic repository: a folder (/backup/kvm).
+    /// The restic repository: a folder (/backup/kvm), or one of a server (sftp://user@host//backup/kvm).
+    ///
+    /// As with restic, a server's folder after a single slash begins where the login leads to: sftp://user@host/kvm. The
+    /// host may be an alias of ~/.ssh/config.
     ///
     /// Without it: $KVMB_REPO, else the repository of this host, /var/lib/kvmb/repo, made on first use with a
     /// generated key file beside it.
@@ -31,6 +38,20 @@ pub struct RepoArgs {
     /// Without it: $KVMB_PASSWORD_FILE, the output of $KVMB_PASSWORD_COMMAND, $KVMB_PASSWORD, or a question on a terminal.
     #[arg(long, value_name = "FILE", env = "KVMB_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
     pub password_file: Option<PathBuf>,
+
+    /// A file that holds in its first line what ssh would ask for: the account's password, or a key's passphrase.
+    ///
+    /// Without it: $KVMB_SSH_PASSWORD_FILE, the output of $KVMB_SSH_PASSWORD_COMMAND, $KVMB_SSH_PASSWORD, or a question on a
+    /// terminal. With a key that needs no passphrase, or an agent, nothing is asked for.
+    #[arg(long, value_name = "FILE", env = "KVMB_SSH_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
+    pub ssh_password_file: Option<PathBuf>,
+    /// Write to the repository no faster than this many bytes a second: 500K, 10M.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub limit_upload: Option<NonZeroU32>,
+
+    /// How long to try again when the connection to the repository is lost: 15m unless set.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub retry_for: Option<Duration>,
 }
 
 /// The repository that kvmb makes by itself.
@@ -47,6 +68,21 @@ impl DefaultRepo {
     pub fn locate() -> Result<DefaultRepo, CliError> {
         let base = data_folder()?;
         Ok(DefaultRepo { folder: base.join("repo"), key_file: base.join("repo.key") })
+    }
+
+    /// Whether it has been made.
+    pub fn exists(&self) -> bool {
+        self.folder.join("config").exists()
+    }
+
+    /// The file beside it that says that its key is not only here.
+    pub fn exported_mark(&self) -> PathBuf {
+        self.key_file.with_extension("exported")
+    }
+
+    /// Whether its key was exported or another password was added: else it dies with this host.
+    pub fn is_key_kept_elsewhere(&self) -> bool {
+        self.exported_mark().exists()
     }
 
     /// Makes the key file, if there is none.
@@ -108,25 +144,32 @@ impl RepoArgs {
         }
     }
 
-    /// The place of the repository.
-    pub fn storage(&self) -> Result<Arc<dyn Storage>, CliError> {
-        open_storage(&self.url()?)
+    /// The place of the repository: with patience when the connection is bad, and no faster than asked for. All that comes
+    /// of one context shares the connections to a server.
+    pub fn storage(&self, context: &Context) -> Result<Arc<dyn Storage>, CliError> {
+        let mut storage = context.storage(&self.url()?, self.ssh_password_file.as_deref())?;
+        let stop = context.stop.flag();
+        if let Some(rate) = self.limit_upload {
+            storage = Arc::new(LimitStorage::new(storage, Arc::new(Pace::new(rate, Arc::clone(&stop)))));
+        }
+        let patience = Patience { known: self.retry_for.unwrap_or(Patience::default().known), ..Patience::default() };
+        Ok(Arc::new(RetryStorage::new(storage, patience, stop)))
     }
 
     /// Opens the repository.
     pub fn open(&self, context: &Context) -> Result<Repository, CliError> {
         let password = self.password(context, Purpose::Open)?;
-        Ok(Repository::open(self.storage()?, &password)?)
+        Ok(Repository::open(self.storage(context)?, &password)?)
     }
 
     /// Opens the repository for storing: this host's own is made when it is not there yet.
     pub fn open_or_create_default(&self, context: &Context) -> Result<Repository, CliError> {
         if !self.is_named() {
             let default = DefaultRepo::locate()?;
-            if !default.folder.join("config").exists() {
+            if !default.exists() {
                 default.ensure_key()?;
                 let password = self.password(context, Purpose::Open)?;
-                let made = Repository::create(self.storage()?, &password)?;
+                let made = Repository::create(self.storage(context)?, &password)?;
                 say(&format!("kvmb: made the repository {} with the key {}", made.url(), default.key_file.display()));
                 say(
                     "kvmb: hint: keep a copy of the key elsewhere ('kvmb key export FILE'): without it the backups are lost",
@@ -140,18 +183,18 @@ impl RepoArgs {
     /// The password, from the first place that has one.
     pub fn password(&self, context: &Context, purpose: Purpose) -> Result<Password, CliError> {
         if let Some(file) = self.password_file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
-            return password_from_file(file);
+            return secret::from_file(file);
         }
-        if let Some(command) = variable("KVMB_PASSWORD_COMMAND") {
-            return password_from_command(&command);
+        if let Some(command) = secret::variable("KVMB_PASSWORD_COMMAND") {
+            return secret::from_command(&command, "KVMB_PASSWORD_COMMAND");
         }
-        if let Some(password) = variable("KVMB_PASSWORD") {
+        if let Some(password) = secret::variable("KVMB_PASSWORD") {
             return Ok(Password::new(password));
         }
         let default = DefaultRepo::locate()?;
-        let is_default = self.storage()?.url() == open_storage(&default.folder.to_string_lossy())?.url();
+        let is_default = self.storage(context)?.url() == default.folder.to_string_lossy();
         if is_default && default.key_file.exists() {
-            return password_from_file(&default.key_file);
+            return secret::from_file(&default.key_file);
         }
         if prompt::possible(context) {
             let question = format!("Password of {}", self.url()?);
@@ -175,46 +218,10 @@ pub enum Purpose {
     Create,
 }
 
-/// The place that a repository's address means.
-pub fn open_storage(url: &str) -> Result<Arc<dyn Storage>, CliError> {
-    storage::open(url).map_err(|error| match error {
+/// An error of the storage, with its kind.
+pub fn storage_error(error: storage::Error) -> CliError {
+    match error {
         storage::Error::BadUrl { .. } => CliError::usage(error.to_string()),
         other => crate::repo::Error::from(other).into(),
-    })
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-/// The first line of a file that nobody else can read.
-pub fn password_from_file(path: &Path) -> Result<Password, CliError> {
-    let io = |error| CliError::from(crate::ops::Error::io("read the password file", path)(error));
-    let metadata = fs::metadata(path).map_err(io)?;
-    if metadata.is_file() && metadata.mode() & 0o007 != 0 {
-        return Err(CliError::usage(format!("everybody may read or write the password file {}", path.display()))
-            .hint(format!("chmod 600 '{}'", path.display())));
     }
-    let text = fs::read_to_string(path).map_err(io)?;
-    first_line(&text).ok_or_else(|| CliError::usage(format!("the password file {} is empty", path.display())))
-}
-
-fn first_line(text: &str) -> Option<Password> {
-    let line = text.lines().next()?.trim_end_matches('\r');
-    (!line.is_empty()).then(|| Password::new(line.to_owned()))
-}
-
-fn password_from_command(command: &str) -> Result<Password, CliError> {
-    let failed = |why: String| CliError::new(Code::Failed, format!("$KVMB_PASSWORD_COMMAND {why}"));
-    let output = Command::new("/bin/sh")
-        .args(["-c", command])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| failed(format!("cannot be run: {error}")))?;
-    if !output.status.success() {
-        return Err(failed(format!("failed: {}", output.status)));
-    }
-    let text = String::from_utf8(output.stdout).map_err(|_| failed("printed no text".into()))?;
-    first_line(&text).ok_or_else(|| failed("printed nothing".into()))
 }

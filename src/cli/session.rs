@@ -5,7 +5,7 @@ use crate::cli::exit_code::{ExitCode, Tally};
 use crate::cli::failure::{CliError, Code};
 use crate::cli::output::{Effect, Output};
 use crate::cli::table::printable;
-use crate::record::{Failure, Point, Record};
+use crate::record::{Check, Failure, Point, Record};
 use std::io::Write;
 
 /// Which machine a failure is about.
@@ -97,6 +97,14 @@ impl Session {
         }
         self.output.record(&Record::Point(point));
         self.tally.failed(ExitCode::Damage);
+    }
+
+    /// Prints a check; one that is critical counts as a failure.
+    pub fn check(&mut self, check: Check) {
+        if check.is_critical() {
+            self.tally.failed(ExitCode::Failed);
+        }
+        self.output.record(&Record::Check(check));
     }
 
     /// Counts damage that a record told of.

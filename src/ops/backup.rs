@@ -8,6 +8,7 @@ use super::{Error, Monitor, Result, Stop};
 use crate::capture::close::drain_capture;
 use crate::capture::{self, CaptureFile, CaptureKind, CaptureState, Hypervisor, Runtime};
 use crate::nbd;
+use crate::pace::Pace;
 use crate::record;
 use crate::repo::Repository;
 use crate::steps::{self, Step};
@@ -23,6 +24,8 @@ pub struct Backup<'a> {
     pub repo: &'a Repository,
     /// How far the dirty bitmaps are believed.
     pub trust: Trust,
+    /// How fast the disks may be read, all together.
+    pub pace: Option<&'a Pace>,
     /// Watches.
     pub monitor: &'a dyn Monitor,
     /// Raised to stop.
@@ -86,7 +89,7 @@ impl Backup<'_> {
 
     fn store(&self, open: &OpenRepo, file: &CaptureFile, state: &CaptureState) -> Result<record::Point> {
         file.lock_shared()?;
-        let request = PushRequest { file, capture: state, sha256: BTreeMap::new(), trust: self.trust };
+        let request = PushRequest { file, capture: state, sha256: BTreeMap::new(), trust: self.trust, pace: self.pace };
         let mut after_read = || {
             let hypervisor = (self.connect)()?;
             drain_capture(self.runtime, Some(&hypervisor), file)?;

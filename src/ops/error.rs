@@ -1,7 +1,7 @@
 //! What can go wrong in a workflow.
 
 use crate::record::{Damage, Time};
-use crate::{capture, nbd, repo};
+use crate::{capture, nbd, repo, storage};
 use std::path::{Path, PathBuf};
 
 /// The result of a workflow.
@@ -187,7 +187,10 @@ pub enum Error {
 
 impl From<repo::Error> for Error {
     fn from(error: repo::Error) -> Error {
-        Error::Repo(Box::new(error))
+        match error.root() {
+            repo::Error::Storage(storage::Error::Interrupted) => Error::Interrupted,
+            _ => Error::Repo(Box::new(error)),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Error, Monitor, Result, Stop};
 use crate::nbd::{Chunk, DiskReader, NbdUri, ReadOptions};
+use crate::pace::Pace;
 use crate::record;
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -11,8 +12,16 @@ use std::path::Path;
 /// The size of reads, and of the zeros that a hole is hashed as.
 const STEP_BYTES: u32 = 1 << 20;
 
-/// The SHA-256 of everything that can be read at `uri`, and its size. Holes are hashed without being read.
-pub fn hash_export(uri: &NbdUri, label: &str, disk: &str, monitor: &dyn Monitor, stop: &Stop) -> Result<(String, u64)> {
+/// The SHA-256 of everything that can be read at `uri`, no faster than `pace`, and its size. Holes are hashed without being
+/// read.
+pub fn hash_export(
+    uri: &NbdUri,
+    label: &str,
+    disk: &str,
+    pace: Option<&Pace>,
+    monitor: &dyn Monitor,
+    stop: &Stop,
+) -> Result<(String, u64)> {
     let options = ReadOptions { chunk_bytes: STEP_BYTES, stop: stop.flag(), ..ReadOptions::default() };
     let reader = DiskReader::open(uri, options).map_err(Error::disk(disk))?;
     let size_bytes = reader.size_bytes();
@@ -24,6 +33,9 @@ pub fn hash_export(uri: &NbdUri, label: &str, disk: &str, monitor: &dyn Monitor,
         let before = hashed;
         match chunk.map_err(Error::disk(disk))? {
             Chunk::Data { bytes, .. } => {
+                if let Some(pace) = pace {
+                    pace.take(bytes.len());
+                }
                 hasher.update(&bytes[..]);
                 hashed += bytes.len() as u64;
             }

@@ -3,6 +3,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`discover`] | machines and disks as records |
+//! | [`doctor`] | what will stand in the way of a backup (pure) |
 //! | [`snapshot`], [`release`] | open and end captures |
 //! | [`hash`] | the SHA-256 of disks and files |
 //! | [`push`] | a captured machine into a repository: the one storage path |
@@ -19,6 +20,7 @@ pub mod backup;
 pub mod chain;
 pub mod chunk_map;
 pub mod discover;
+pub mod doctor;
 pub mod error;
 pub mod hash;
 pub mod manifest;

@@ -15,6 +15,7 @@ use crate::capture::state::{CaptureKind, FileRole, ReadMode};
 use crate::capture::tpm::FOLDER as TPM_FOLDER;
 use crate::capture::{CaptureFile, CaptureState, CapturedDisk, Definition};
 use crate::nbd::{NbdUri, UriError};
+use crate::pace::Pace;
 use crate::record::{self, Damage};
 use crate::repo::{BlobKind, Content, Id, Node, Snapshot, Writer, WriterOptions, write_tree};
 use crate::steps::{self, Step};
@@ -56,6 +57,8 @@ pub struct PushRequest<'a> {
     pub sha256: BTreeMap<String, String>,
     /// How far the dirty bitmaps are believed.
     pub trust: Trust,
+    /// How fast the disks may be read.
+    pub pace: Option<&'a Pace>,
 }
 
 /// Called when the last byte of the last disk was read: the job may end.
@@ -79,7 +82,8 @@ pub fn push(
     let definition = Definition::parse(&capture.definition_xml).map_err(crate::capture::Error::from)?;
 
     let writer = Writer::new(&open.repo, Arc::clone(&open.index), WriterOptions::default());
-    let reading = Reading { capture, base: base.as_ref(), reference, trust: request.trust, writer: &writer, monitor };
+    let (trust, pace) = (request.trust, request.pace);
+    let reading = Reading { capture, base: base.as_ref(), reference, trust, pace, writer: &writer, monitor };
     let read = watched(capture, stop, |stop| {
         capture.disks.iter().map(|disk| reading.disk(disk, stop)).collect::<Result<Vec<_>>>()
     })?;
@@ -211,6 +215,7 @@ struct Reading<'a> {
     base: Option<&'a OpenPoint>,
     reference: Option<&'a OpenPoint>,
     trust: Trust,
+    pace: Option<&'a Pace>,
     writer: &'a Writer,
     monitor: &'a dyn Monitor,
 }
@@ -224,7 +229,8 @@ impl Reading<'_> {
             .map_err(|error: UriError| Error::DiskMap { disk: disk.target.clone(), reason: error.to_string() })?;
         let label = format!("{}/{}", self.capture.machine, disk.target);
         let progress = self.monitor.start("reading", &label, disk.capacity_bytes);
-        let mut whole = DiskTask { disk: &disk.target, uri: &uri, chunk_bytes: CHUNK_BYTES, base: None };
+        let mut whole =
+            DiskTask { disk: &disk.target, uri: &uri, chunk_bytes: CHUNK_BYTES, base: None, pace: self.pace };
         if let Some(known) = self.reference.and_then(|point| manifest_disk(point, &disk.target)) {
             whole.chunk_bytes = known.chunk_bytes;
         }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Scratch space that is enough to begin with, unless the disks are smaller.
-pub const SCRATCH_BYTES: u64 = 256 << 20;
+const SCRATCH_BYTES: u64 = 256 << 20;
 
 /// What to capture.
 #[derive(Debug, Clone)]
@@ -115,6 +115,11 @@ pub fn choose(
     Ok((chosen, skipped))
 }
 
+/// The scratch space without which disks of this size together are not captured while their machine runs.
+pub fn scratch_needed(capacity_bytes: u64) -> u64 {
+    capacity_bytes.saturating_add(capacity_bytes / 100).min(SCRATCH_BYTES)
+}
+
 /// When the scratch files' file system runs full, it is the guest that suffers: there must be room before.
 fn refuse_without_scratch(
     runtime: &Runtime,
@@ -124,7 +129,7 @@ fn refuse_without_scratch(
 ) -> Result<()> {
     let capacity: u64 =
         disks.iter().filter_map(|disk| machine.disk_info(disk).ok()).map(|info| info.capacity_bytes).sum();
-    let wanted_bytes = capacity.saturating_add(capacity / 100).min(SCRATCH_BYTES);
+    let wanted_bytes = scratch_needed(capacity);
     let folder = request.scratch.clone().unwrap_or_else(|| runtime.scratch_folder().to_owned());
     let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(&folder);
     let free_bytes = free_bytes(existing)?;

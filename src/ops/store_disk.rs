@@ -15,6 +15,7 @@ use super::audit;
 use super::chunk_map::{Chunk, ChunkMap, Geometry, ZERO_BLOB_BYTES};
 use super::{Error, Progress, Result, Stop};
 use crate::nbd::{self, DiskReader, NbdUri, ReadOptions};
+use crate::pace::Pace;
 use crate::repo::{self, BlobKind, Writer};
 use crate::steps::{self, Step};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -73,6 +74,17 @@ pub struct DiskTask<'a> {
     pub chunk_bytes: u32,
     /// What the disk continues; none reads everything.
     pub base: Option<Base<'a>>,
+    /// How fast it may be read.
+    pub pace: Option<&'a Pace>,
+}
+
+impl DiskTask<'_> {
+    /// Waits until so many bytes may be read. What is read ahead is little, so it serves as well just after reading.
+    pub(super) fn keep_pace(&self, bytes: usize) {
+        if let Some(pace) = self.pace {
+            pace.take(bytes);
+        }
+    }
 }
 
 /// What a disk continues: the parent's chunks, and the bitmap that says what changed since.
@@ -171,7 +183,10 @@ impl Worker<'_, '_> {
             self.stop.check()?;
             match chunk.map_err(Error::disk(self.task.disk))? {
                 nbd::Chunk::Zero { first, count } => self.add(Piece::new(first, count, What::Chunk(Chunk::Zero))),
-                nbd::Chunk::Data { index, bytes, .. } => self.store(index, &bytes)?,
+                nbd::Chunk::Data { index, bytes, .. } => {
+                    self.task.keep_pace(bytes.len());
+                    self.store(index, &bytes)?;
+                }
                 nbd::Chunk::Clean { first, count, zero } => {
                     let known = self.skips.map_or(0, |base| base.comparable(self.geometry));
                     let same = known.saturating_sub(first).min(count);

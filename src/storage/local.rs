@@ -20,6 +20,8 @@ use super::{Error, FileInfo, FileKind, Result, Storage};
 
 /// What a temporary name contains.
 const TEMPORARY_MARK: &str = "-tmp-";
+/// What is written at once where a pace is kept.
+const PIECE_BYTES: usize = 256 << 10;
 /// A temporary file of this age has no living writer.
 const STALE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -228,12 +230,19 @@ impl Storage for LocalStorage {
     }
 
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        self.write_paced(kind, name, contents, &|_| {})
+    }
+
+    fn write_paced(&self, kind: FileKind, name: &str, contents: &[u8], pace: &dyn Fn(usize)) -> Result<()> {
         let folder = self.folder(kind, name);
         let path = self.path(kind, name);
         let temporary = temporary_beside(&path);
         let write = || -> io::Result<()> {
             let mut file = self.open_temporary(&folder, &temporary)?;
-            file.write_all(contents)?;
+            for piece in contents.chunks(PIECE_BYTES) {
+                pace(piece.len());
+                file.write_all(piece)?;
+            }
             file.sync_all()?;
             drop(file);
             fs::rename(&temporary, &path)?;

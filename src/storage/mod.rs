@@ -4,15 +4,23 @@
 //! it is small on purpose, so that a decorator (retry, limit) or a test (record, delay, corrupt) can stand in between.
 //! Every implementation and every decorator passes the same conformance suite.
 
+pub mod limit;
 pub mod local;
+pub mod retry;
+pub mod sftp;
 pub mod testing;
 mod url;
 
+pub use limit::LimitStorage;
 pub use local::LocalStorage;
+pub use retry::{Patience, RetryStorage};
+pub use sftp::SftpStorage;
 pub use url::open;
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What kind of file: decides the folder. The names on disk are restic's
 /// (`doc/design.rst`, "Repository Format").
@@ -115,7 +123,15 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A local call failed.
+    /// The server that the place is on, or the way to it.
+    #[error("{source}")]
+    Server {
+        /// The repository's address.
+        url: String,
+        /// What happened.
+        source: Box<sftp::Error>,
+    },
+    /// A call failed, of this host's system or of the server's.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
         /// The verb: "read", "write", "list" …
@@ -125,12 +141,51 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The connection stayed bad.
+    #[error("{source}; given up after {} seconds", after.as_secs())]
+    GaveUp {
+        /// What the last try came to.
+        source: Box<Error>,
+        /// How long it was tried.
+        after: Duration,
+    },
+    /// Told to stop while waiting to try again.
+    #[error("interrupted")]
+    Interrupted,
 }
 
 impl Error {
     /// Whether the file was simply not there.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Error::NotFound { .. })
+    }
+
+    /// Whether the same call may succeed a moment later: a connection that was lost, a server that was busy.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Error::Server { source, .. } => source.is_transient(),
+            // A mounted file system of a server has such errors too.
+            Error::Io { source, .. } => matches!(
+                source.kind(),
+                ErrorKind::ConnectionRefused
+                    | ErrorKind::ConnectionReset
+                    | ErrorKind::ConnectionAborted
+                    | ErrorKind::NotConnected
+                    | ErrorKind::BrokenPipe
+                    | ErrorKind::HostUnreachable
+                    | ErrorKind::NetworkUnreachable
+                    | ErrorKind::NetworkDown
+                    | ErrorKind::TimedOut
+                    | ErrorKind::Interrupted
+                    | ErrorKind::StaleNetworkFileHandle
+            ),
+            Error::BadUrl { .. }
+            | Error::NotFound { .. }
+            | Error::TooShort { .. }
+            | Error::NoSpace { .. }
+            | Error::GaveUp { .. }
+            | Error::Interrupted => false,
+        }
     }
 }
 
@@ -163,6 +218,13 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Writes a file that is complete and durable (synced, renamed, folder synced) when the call returns, and not
     /// visible under its name before. Writing a name that exists replaces it: names are hashes of the content.
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()>;
+
+    /// The same at a pace: `pace` is called before each piece of that many bytes goes out, and may take its time. A place
+    /// that can only write in one go calls it once.
+    fn write_paced(&self, kind: FileKind, name: &str, contents: &[u8], pace: &dyn Fn(usize)) -> Result<()> {
+        pace(contents.len());
+        self.write(kind, name, contents)
+    }
 
     /// Removes a file; one that is not there is [`Error::NotFound`].
     fn remove(&self, kind: FileKind, name: &str) -> Result<()>;

@@ -1,11 +1,12 @@
 //! A repository's address, as users write it.
 
+use super::sftp::{Access, SftpStorage, Target};
 use super::{Error, LocalStorage, Result, Storage};
 use std::path::Path;
 use std::sync::Arc;
 
-/// The place that an address means: a folder of this host.
-pub fn open(url: &str) -> Result<Arc<dyn Storage>> {
+/// The place that an address means: a folder of this host, or of a server. Nothing is connected yet.
+pub fn open(url: &str, access: &Access) -> Result<Arc<dyn Storage>> {
     let bad = |reason: &str| Error::BadUrl { url: without_password(url), reason: reason.to_owned() };
     if url.is_empty() {
         return Err(bad("it is empty"));
@@ -13,41 +14,52 @@ pub fn open(url: &str) -> Result<Arc<dyn Storage>> {
     if has_password(url) {
         return Err(bad("a password does not belong into an address"));
     }
+    if url.starts_with("sftp:") {
+        let target = Target::parse(url).map_err(bad)?;
+        let url = target.to_string();
+        let failed = |error| Error::Server { url, source: Box::new(error) };
+        return Ok(Arc::new(SftpStorage::new(target, access).map_err(failed)?));
+    }
     // restic's other backends begin with a word and a colon; a folder of that name can be written as ./word:…
     if let Some((scheme, _)) = url.split_once(':')
         && !scheme.is_empty()
         && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
         && !scheme.contains('.')
     {
-        return Err(bad(&format!("kvmb knows no {scheme} repositories; give a folder")));
+        return Err(bad(&format!("kvmb knows no {scheme} repositories; give a folder or sftp://user@host//folder")));
     }
     let path = std::path::absolute(Path::new(url)).map_err(|error| bad(&error.to_string()))?;
     Ok(Arc::new(LocalStorage::new(path)))
 }
 
-/// The part between `//` and the next `/`, up to the `@`.
+/// The part before the `@` of `word://…@…/` or `sftp:…@…`.
 fn user_info(url: &str) -> Option<&str> {
-    let (_, rest) = url.split_once("//")?;
+    let rest = match url.split_once("://") {
+        Some((_, rest)) => rest,
+        None => url.strip_prefix("sftp:")?,
+    };
     let authority = rest.split('/').next()?;
     authority.rsplit_once('@').map(|(user, _)| user)
 }
 
 fn has_password(url: &str) -> bool {
-    url.contains("://") && user_info(url).is_some_and(|user| user.contains(':'))
+    user_info(url).is_some_and(|user| user.contains(':'))
 }
 
 fn without_password(url: &str) -> String {
     match user_info(url).and_then(|info| info.split_once(':')) {
-        Some((user, password)) if url.contains("://") => {
-            url.replace(&format!("{user}:{password}@"), &format!("{user}:***@"))
-        }
-        _ => url.to_owned(),
+        Some((user, password)) => url.replace(&format!("{user}:{password}@"), &format!("{user}:***@")),
+        None => url.to_owned(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn open(url: &str) -> Result<Arc<dyn Storage>> {
+        super::open(url, &Access::new("me"))
+    }
 
     #[test]
     fn folders_open_and_foreign_schemes_do_not() {
@@ -61,7 +73,9 @@ mod tests {
 
     #[test]
     fn a_password_in_an_address_is_refused_and_not_repeated() {
-        let error = open("sftp://me:secret@host/path").unwrap_err().to_string();
-        assert!(error.contains("password") && !error.contains("secret"), "{error}");
+        for url in ["sftp://me:secret@host/path", "sftp:me:secret@host:/path"] {
+            let error = open(url).unwrap_err().to_string();
+            assert!(error.contains("password") && !error.contains("secret"), "{error}");
+        }
     }
 }

@@ -12,6 +12,7 @@
 //! | [`model::DiskModel`] | what a disk must hold, kept in memory and compared byte for byte |
 //! | [`Env::linux_guest`] | a small Linux with a working guest agent, under software emulation |
 //! | [`Env::restic`] | restic's opinion of a repository |
+//! | [`Env::sshd`] | an SSH server with accounts of its own |
 //! | [`Env::with_libvirtd`] | a libvirtd of the test's own, to be killed and started again |
 //! | [`Env::tmpfs`] | a small file system, to run out of room |
 //! | [`Env::pty`] | kvmb on a terminal |
@@ -33,6 +34,7 @@ pub mod process;
 pub mod pty;
 pub mod qmp;
 pub mod restic;
+pub mod sshd;
 pub mod tmpfs;
 pub mod writer;
 
@@ -54,6 +56,7 @@ pub use model::DiskModel;
 use machine::MachineBuilder;
 use pty::Pty;
 use restic::Restic;
+use sshd::Sshd;
 use tmpfs::Tmpfs;
 
 /// The password of every repository that a test does not say otherwise about.
@@ -227,6 +230,16 @@ impl Env {
         Tmpfs::mount(self.path(name), size_bytes)
     }
 
+    /// An SSH server on a port of the loopback interface.
+    pub fn sshd(&self) -> Sshd {
+        Sshd::start(self, "")
+    }
+
+    /// The same, with further lines of `sshd_config`.
+    pub fn sshd_with(&self, config: &str) -> Sshd {
+        Sshd::start(self, config)
+    }
+
     /// kvmb on a terminal of 100 columns.
     pub fn pty<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Pty {
         Pty::start(self, args)
@@ -237,7 +250,7 @@ impl Env {
     pub fn leftovers(&self) -> Vec<String> {
         let mut found: Vec<String> = process::of(&self.folder)
             .into_iter()
-            .filter(|p| !p.is("qemu-system-x86_64") && !p.is("libvirtd"))
+            .filter(|p| !p.is("qemu-system-x86_64") && !p.is("libvirtd") && !sshd::is_part(p))
             .map(|p| format!("process {}: {}", p.pid, p.command_line))
             .collect();
         let mut folders = vec![self.runtime_dir(), self.scratch_dir()];

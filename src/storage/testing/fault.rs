@@ -49,6 +49,10 @@ pub enum Effect {
     NoSpace,
     /// It is done, and then reported as failed: the answer was lost.
     FailAfter,
+    /// As [`Effect::Fail`], by a lost connection: it may succeed when it is tried again.
+    Cut,
+    /// As [`Effect::FailAfter`], by a lost connection.
+    CutAfter,
     /// It takes this much longer.
     Delay(Duration),
     /// What is read (or written) loses its last bytes.
@@ -161,14 +165,13 @@ impl FaultStorage {
     }
 
     fn run<T>(&self, effects: &[Effect], name: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
-        let failure = || Error::Io {
-            action: "reach",
-            path: PathBuf::from(name),
-            source: std::io::Error::other("failure wanted by a test"),
-        };
+        let io = |source| Error::Io { action: "reach", path: PathBuf::from(name), source };
+        let failure = || io(std::io::Error::other("failure wanted by a test"));
+        let cut = || io(std::io::ErrorKind::ConnectionReset.into());
         for effect in effects {
             match effect {
                 Effect::Fail => return Err(failure()),
+                Effect::Cut => return Err(cut()),
                 Effect::NoSpace => {
                     return Err(Error::NoSpace {
                         url: self.url(),
@@ -177,14 +180,15 @@ impl FaultStorage {
                     });
                 }
                 Effect::Delay(time) => std::thread::sleep(*time),
-                Effect::FailAfter | Effect::Truncate(_) | Effect::FlipBit(_) => {}
+                Effect::FailAfter | Effect::CutAfter | Effect::Truncate(_) | Effect::FlipBit(_) => {}
             }
         }
         let result = call();
-        if effects.contains(&Effect::FailAfter) {
-            return Err(failure());
+        match effects.iter().find(|effect| matches!(effect, Effect::FailAfter | Effect::CutAfter)) {
+            Some(Effect::FailAfter) => Err(failure()),
+            Some(_) => Err(cut()),
+            None => result,
         }
-        result
     }
 }
 

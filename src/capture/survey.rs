@@ -1,0 +1,413 @@
+//! What a backup would meet: this host and its machines, looked at and left as they are.
+//!
+//! Nothing here judges. What cannot be found out is told as such and hides nothing else.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono::{DateTime, FixedOffset};
+
+use super::close::capture_of_socket;
+use super::connection::Hypervisor;
+use super::definition::{Device, Disk, Source, child, children, parse_owner, parse_xml};
+use super::error::{Context, Error, Meaning, Result};
+use super::images::{self, ImageLayer};
+use super::machine::{Machine, PausedReason, State, Which};
+use super::open::{domain_folder, lock_machine};
+use super::runtime::{self, Runtime};
+use super::state::{CaptureFile, Phase};
+
+/// The programs of QEMU's that captures need beside QEMU itself.
+const PROGRAMS: [&str; 2] = ["qemu-img", "qemu-nbd"];
+
+/// How long a guest agent may take for an answer that needs no thought.
+const AGENT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a host offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostSurvey {
+    /// The connection that tells of it.
+    pub uri: String,
+    /// Whether the machines run on this very host.
+    pub is_local: bool,
+    /// libvirt's version.
+    pub libvirt: (u32, u32, u32),
+    /// QEMU's version; none when libvirt finds no QEMU.
+    pub qemu: Option<(u32, u32, u32)>,
+    /// `apparmor` or `selinux`, where machines are confined by them.
+    pub confined_by: Option<String>,
+    /// User and group of the machines' QEMU.
+    pub qemu_owner: Option<(u32, u32)>,
+}
+
+/// How a machine is, as far as a backup cares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineSurvey {
+    /// Its name.
+    pub name: String,
+    /// What it is doing.
+    pub state: State,
+    /// It is off and has its memory saved on disk.
+    pub has_saved_memory: bool,
+    /// Its guest agent.
+    pub agent: AgentSurvey,
+    /// What holds it.
+    pub job: JobSurvey,
+    /// Where a security module confines its QEMU: that module, and whether the folder that it leaves open was found.
+    pub confined: Option<(String, bool)>,
+    /// The first folder on the way to sockets and scratch files that its QEMU may not pass.
+    pub closed_folder: Option<PathBuf>,
+    /// QEMU's user.
+    pub qemu_user: Option<u32>,
+    /// Its disks.
+    pub disks: Vec<DiskSurvey>,
+    /// Bitmaps that record changes and can no longer be used.
+    pub broken_bitmaps: Vec<BrokenBitmap>,
+}
+
+/// The guest agent of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AgentSurvey {
+    /// The machine has no channel for one.
+    NoChannel,
+    /// It cannot be asked: the machine is off or paused, or being captured.
+    NotAsked,
+    /// There is a channel, and nobody at its end.
+    Disconnected,
+    /// It does not answer, says libvirt.
+    Silent(String),
+    /// It answers.
+    Answers,
+}
+
+/// What holds a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobSurvey {
+    /// Nothing.
+    Free,
+    /// A capture of ours, until its lease ends.
+    Captured {
+        /// Its id.
+        capture: String,
+        /// The end of its lease.
+        until: DateTime<FixedOffset>,
+    },
+    /// What a run that was killed left.
+    LeftOver {
+        /// The capture's id.
+        capture: String,
+    },
+    /// A backup job of somebody else.
+    Foreign {
+        /// Where: its socket, or its disks.
+        job: String,
+    },
+    /// libvirt has lost track of a job.
+    Wedged {
+        /// What it says.
+        message: String,
+    },
+    /// It could not be found out.
+    Unknown {
+        /// Why.
+        error: String,
+    },
+}
+
+/// One disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskSurvey {
+    /// Its target.
+    pub target: String,
+    /// Why it is left out of a backup.
+    pub exclusion: Option<&'static str>,
+    /// Whether that is a matter of course: a drive for media.
+    pub is_drive: bool,
+    /// The path of its image or device.
+    pub path: Option<PathBuf>,
+    /// Whether that is a file.
+    pub is_file: bool,
+    /// What keeps its content.
+    pub storage: Storage,
+    /// How it is encrypted.
+    pub encryption: Option<String>,
+    /// What the guest sees; none when that is not known.
+    pub capacity_bytes: Option<u64>,
+}
+
+/// What keeps a disk's content, and whether QEMU can note there what changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Storage {
+    /// A qcow2 image that keeps bitmaps.
+    KeepsBitmaps,
+    /// A qcow2 image of version 2.
+    OldQcow2,
+    /// A qcow2 image with its data in a raw file.
+    DataFile,
+    /// Another format: `raw` mostly.
+    Format(String),
+    /// The image cannot be looked at.
+    Unreadable(String),
+}
+
+/// A bitmap that is missing, or that was not closed properly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokenBitmap {
+    /// The disk's target.
+    pub disk: String,
+    /// The image that holds it, when the machine is off and it does.
+    pub image: Option<PathBuf>,
+    /// Its name, which is its checkpoint's.
+    pub name: String,
+}
+
+/// The programs that are not on the path.
+pub fn missing_programs() -> Vec<&'static str> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let found = |program: &str| folders.iter().any(|folder| folder.join(program).is_file());
+    PROGRAMS.into_iter().filter(|program| !found(program)).collect()
+}
+
+impl Hypervisor {
+    /// Looks at the host.
+    pub fn survey(&self) -> Result<HostSurvey> {
+        let capabilities = self.connect.capabilities().context(|| "ask libvirt what the host can do".to_owned());
+        let security = capabilities.and_then(|xml| read_security(&xml)).unwrap_or_else(|error| {
+            tracing::debug!("{error}");
+            Security::default()
+        });
+        Ok(HostSurvey {
+            uri: self.uri().to_owned(),
+            is_local: self.is_local(),
+            libvirt: self.libvirt_version()?,
+            qemu: self.qemu_version().ok(),
+            confined_by: security.confined_by,
+            qemu_owner: security.qemu_owner,
+        })
+    }
+}
+
+impl Machine {
+    /// Looks at the machine; its guest agent is asked for the time.
+    pub fn survey(&self, runtime: &Runtime, host: &HostSurvey) -> Result<MachineSurvey> {
+        let definition = self.definition(Which::Live)?;
+        let state = self.state()?;
+        let is_running = self.is_running()?;
+        let agent = match (definition.has_agent_channel, &state, definition.agent_connected) {
+            (false, ..) => AgentSurvey::NoChannel,
+            (true, State::Running, true) => self.ask_agent(runtime),
+            (true, State::Running, false) => AgentSurvey::Disconnected,
+            (true, ..) => AgentSurvey::NotAsked,
+        };
+        let looked: Vec<(DiskSurvey, Option<ImageLayer>)> =
+            definition.disks.iter().map(|disk| look_at_disk(self, disk)).collect();
+        let broken_bitmaps = match is_running {
+            true => self.broken_while_running(),
+            false => self.broken_while_off(&looked),
+        };
+        let confined = definition
+            .seclabel_models
+            .iter()
+            .find(|model| confines(model))
+            .filter(|_| is_running)
+            .map(|model| (model.clone(), domain_folder(self).is_some()));
+        let owner = definition.dac_owner.or(host.qemu_owner);
+        Ok(MachineSurvey {
+            name: self.name().to_owned(),
+            has_saved_memory: !is_running && self.domain.has_managed_save(0).unwrap_or(false),
+            state,
+            agent,
+            job: self.survey_job(runtime),
+            confined,
+            closed_folder: owner.and_then(|owner| closed_folder(runtime, owner)),
+            qemu_user: owner.map(|(user, _)| user),
+            broken_bitmaps: broken_bitmaps.unwrap_or_else(|error| {
+                tracing::debug!("{error}");
+                Vec::new()
+            }),
+            disks: looked.into_iter().map(|(disk, _)| disk).collect(),
+        })
+    }
+
+    fn ask_agent(&self, runtime: &Runtime) -> AgentSurvey {
+        // libvirt keeps one time limit for a machine's agent: a run that is about to freeze must not lose its own.
+        let Ok(_lock) = lock_machine(runtime, self) else {
+            return AgentSurvey::NotAsked;
+        };
+        match self.agent_time(AGENT_PATIENCE) {
+            // One that is told not to say the time answers all the same.
+            Err(error) if error.meaning() != Meaning::AgentFailed => AgentSurvey::Silent(error.to_string()),
+            _ => AgentSurvey::Answers,
+        }
+    }
+
+    fn survey_job(&self, runtime: &Runtime) -> JobSurvey {
+        match self.find_capture(runtime).and_then(|captured| Ok((captured, self.running_backup()?))) {
+            Ok((Some(captured), _)) => captured,
+            Ok((None, None)) => JobSurvey::Free,
+            Ok((None, Some(job))) => match &job.socket {
+                Some(socket) => match capture_of_socket(runtime, socket) {
+                    Some(capture) => JobSurvey::LeftOver { capture },
+                    None => JobSurvey::Foreign { job: format!("on socket {}", socket.display()) },
+                },
+                None => JobSurvey::Foreign { job: format!("of disks {}", job.disks.join(", ")) },
+            },
+            Err(Error::Wedged { message, .. }) => JobSurvey::Wedged { message },
+            Err(error) => JobSurvey::Unknown { error: error.to_string() },
+        }
+    }
+
+    fn find_capture(&self, runtime: &Runtime) -> Result<Option<JobSurvey>> {
+        let mut left_over = None;
+        for file in CaptureFile::open_all(runtime)? {
+            let Ok(state) = file.load() else { continue };
+            if !state.uuid.eq_ignore_ascii_case(self.uuid()) {
+                continue;
+            }
+            if state.phase != Phase::Open || state.is_expired() || state.is_orphaned() {
+                left_over = Some(JobSurvey::LeftOver { capture: state.id });
+            } else {
+                return Ok(Some(JobSurvey::Captured { capture: state.id, until: state.lease_ends_at }));
+            }
+        }
+        Ok(left_over)
+    }
+
+    fn broken_while_running(&self) -> Result<Vec<BrokenBitmap>> {
+        let mut broken = Vec::new();
+        for name in self.checkpoints()? {
+            let usable = self.usable_bitmaps(&name)?;
+            let disks = self.disks_of_checkpoint(&name)?.into_iter().filter(|disk| !usable.contains_key(disk));
+            broken.extend(disks.map(|disk| BrokenBitmap { disk, image: None, name: name.clone() }));
+        }
+        Ok(broken)
+    }
+
+    /// In the images: bitmaps that were open when QEMU died, and those that died with it.
+    fn broken_while_off(&self, disks: &[(DiskSurvey, Option<ImageLayer>)]) -> Result<Vec<BrokenBitmap>> {
+        let mut broken = Vec::new();
+        for (disk, top) in disks {
+            let open = top.iter().flat_map(|top| &top.bitmaps).filter(|bitmap| !bitmap.was_closed());
+            broken.extend(open.map(|bitmap| BrokenBitmap {
+                disk: disk.target.clone(),
+                image: disk.path.clone(),
+                name: bitmap.name.clone(),
+            }));
+        }
+        for name in self.checkpoints()? {
+            for target in self.disks_of_checkpoint(&name)? {
+                let top = disks.iter().find(|(disk, _)| disk.target == target).and_then(|(_, top)| top.as_ref());
+                if top.is_some_and(|top| top.bitmaps.iter().all(|bitmap| bitmap.name != name)) {
+                    broken.push(BrokenBitmap { disk: target, image: None, name: name.clone() });
+                }
+            }
+        }
+        Ok(broken)
+    }
+}
+
+impl MachineSurvey {
+    /// Whether its QEMU runs.
+    pub fn is_on(&self) -> bool {
+        !matches!(self.state, State::Off | State::Crashed)
+    }
+
+    /// Whether a disk that failed holds it.
+    pub fn is_stopped_by_io_error(&self) -> bool {
+        self.state == State::Paused(PausedReason::IoError)
+    }
+}
+
+fn look_at_disk(machine: &Machine, disk: &Disk) -> (DiskSurvey, Option<ImageLayer>) {
+    let exclusion = disk.exclusion();
+    let source = machine.resolve(&disk.source).unwrap_or_else(|_| disk.source.clone());
+    let format = disk.format.as_deref().unwrap_or("raw");
+    let layers = source.path().filter(|_| exclusion.is_none()).map(|path| images::read_layers(path, format));
+    let (storage, top) = match layers.transpose() {
+        Err(error) => (Storage::Unreadable(error.to_string()), None),
+        Ok(layers) => {
+            let top = layers.and_then(|layers| layers.into_iter().next());
+            let storage = match &top {
+                Some(top) if top.keeps_bitmaps && disk.keeps_bitmaps() => Storage::KeepsBitmaps,
+                Some(top) if top.format == "qcow2" && (top.has_data_file || disk.data_file.is_some()) => {
+                    Storage::DataFile
+                }
+                Some(top) if top.format == "qcow2" => Storage::OldQcow2,
+                None if disk.keeps_bitmaps() => Storage::KeepsBitmaps,
+                _ => Storage::Format(format.to_owned()),
+            };
+            (storage, top)
+        }
+    };
+    let survey = DiskSurvey {
+        target: disk.target.clone(),
+        exclusion,
+        is_drive: matches!(disk.device, Device::Cdrom | Device::Floppy) || disk.source == Source::Empty,
+        path: source.path().cloned(),
+        is_file: matches!(source, Source::File { .. }),
+        storage,
+        encryption: disk.encryption.clone(),
+        capacity_bytes: machine.disk_info(&disk.target).ok().map(|info| info.capacity_bytes),
+    };
+    (survey, top)
+}
+
+/// The first folder on the way to sockets or scratch files that this user may not pass.
+fn closed_folder(runtime: &Runtime, owner: (u32, u32)) -> Option<PathBuf> {
+    [runtime.socket_folder(), runtime.scratch_folder()].into_iter().find_map(|folder| {
+        // What is missing is made so that everybody may pass.
+        let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+        match runtime::check_reachable(existing, owner) {
+            Err(Error::Unreachable { path, .. }) => Some(path),
+            _ => None,
+        }
+    })
+}
+
+fn confines(model: &str) -> bool {
+    matches!(model, "apparmor" | "selinux")
+}
+
+/// How the host's machines are secured.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Security {
+    confined_by: Option<String>,
+    qemu_owner: Option<(u32, u32)>,
+}
+
+fn read_security(capabilities: &str) -> Result<Security> {
+    let document = parse_xml(capabilities)?;
+    let mut security = Security::default();
+    for secmodel in child(document.root_element(), "host").into_iter().flat_map(|host| children(host, "secmodel")) {
+        match child(secmodel, "model").and_then(|model| model.text()) {
+            Some(model) if confines(model) => security.confined_by = Some(model.to_owned()),
+            Some("dac") => {
+                let mut labels = children(secmodel, "baselabel").filter_map(|label| label.text());
+                security.qemu_owner = labels.find_map(parse_owner);
+            }
+            _ => {}
+        }
+    }
+    Ok(security)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_security_module_and_qemus_user_are_read_from_the_capabilities() {
+        let capabilities = |model: &str| {
+            format!(
+                "<capabilities><host><secmodel><model>{model}</model><doi>0</doi></secmodel><secmodel><model>dac</model>\
+                 <doi>0</doi><baselabel type='kvm'>+64055:+109</baselabel></secmodel></host></capabilities>"
+            )
+        };
+        let read = |model: &str| read_security(&capabilities(model)).unwrap();
+        let qemu_owner = Some((64055, 109));
+        assert_eq!(read("apparmor"), Security { confined_by: Some("apparmor".into()), qemu_owner });
+        assert_eq!(read("none"), Security { confined_by: None, qemu_owner });
+        assert_eq!(read_security("<capabilities/>").unwrap(), Security::default());
+    }
+}

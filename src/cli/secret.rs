@@ -1,0 +1,46 @@
+//! Secrets from where they may be kept: a file, a command, a variable.
+
+use crate::cli::failure::{CliError, Code};
+use crate::repo::Password;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// A variable that is set and not empty.
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The first line of a file that not everybody can read.
+pub fn from_file(path: &Path) -> Result<Password, CliError> {
+    let io = |error| CliError::from(crate::ops::Error::io("read the password file", path)(error));
+    let metadata = fs::metadata(path).map_err(io)?;
+    if metadata.is_file() && metadata.mode() & 0o007 != 0 {
+        return Err(CliError::usage(format!("everybody may read or write the password file {}", path.display()))
+            .hint(format!("chmod 600 '{}'", path.display())));
+    }
+    let text = fs::read_to_string(path).map_err(io)?;
+    first_line(&text).ok_or_else(|| CliError::usage(format!("the password file {} is empty", path.display())))
+}
+
+fn first_line(text: &str) -> Option<Password> {
+    let line = text.lines().next()?.trim_end_matches('\r');
+    (!line.is_empty()).then(|| Password::new(line.to_owned()))
+}
+
+/// The first line that a command prints; `name` is the variable that named it.
+pub fn from_command(command: &str, name: &str) -> Result<Password, CliError> {
+    let failed = |why: String| CliError::new(Code::Failed, format!("${name} {why}"));
+    let output = Command::new("/bin/sh")
+        .args(["-c", command])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|error| failed(format!("cannot be run: {error}")))?;
+    if !output.status.success() {
+        return Err(failed(format!("failed: {}", output.status)));
+    }
+    let text = String::from_utf8(output.stdout).map_err(|_| failed("printed no text".into()))?;
+    first_line(&text).ok_or_else(|| failed("printed nothing".into()))
+}

@@ -1,0 +1,122 @@
+//! What a server's storage is told about this host, and who answers its questions.
+
+use crate::cli::Context;
+use crate::cli::failure::CliError;
+use crate::cli::prompt;
+use crate::cli::repo_args::data_folder;
+use crate::cli::secret;
+use crate::cli::session::say;
+use crate::repo::Password;
+use crate::storage::sftp::{Access, Credentials, Secret, ShownKey};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+/// How commands reach servers. Without `password_file`, the variables are asked, and then a person.
+pub fn access(context: &Context, password_file: Option<&Path>) -> Result<Access, CliError> {
+    let path = |name: &str| secret::variable(name).map(PathBuf::from);
+    let mut access = Access::new(user_name());
+    access.home = path("HOME");
+    access.agent_socket = path("SSH_AUTH_SOCK");
+    access.own_key = Some(own_key()?);
+    access.stop = context.stop.flag();
+    access.credentials = Arc::new(Person {
+        file: password_file.filter(|file| !file.as_os_str().is_empty()).map(Path::to_owned),
+        given: OnceLock::new(),
+        can_answer: prompt::possible(context),
+    });
+    Ok(access)
+}
+
+/// Who we are, for servers: by the number, for variables outlive a change of user. They are good for users of a directory
+/// service only.
+fn user_name() -> String {
+    let number = rustix::process::geteuid().as_raw().to_string();
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let named = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == number).then(|| name.to_owned())
+    });
+    named.or_else(|| secret::variable("USER")).or_else(|| secret::variable("LOGNAME")).unwrap_or(number)
+}
+
+/// The key that kvmb logs in with by itself.
+fn own_key() -> Result<PathBuf, CliError> {
+    Ok(data_folder()?.join("ssh/id_ed25519"))
+}
+
+/// Secrets that were given beforehand, and somebody at a terminal.
+#[derive(Debug)]
+struct Person {
+    file: Option<PathBuf>,
+    /// What file, command or variable gave: read once, and only when it is needed.
+    given: OnceLock<Option<Password>>,
+    can_answer: bool,
+}
+
+impl Person {
+    fn given(&self) -> Result<Option<Secret>, String> {
+        let given = match self.given.get() {
+            Some(given) => given,
+            None => {
+                let read = self.read().map_err(|error| error.message)?;
+                self.given.get_or_init(|| read)
+            }
+        };
+        Ok(given.as_ref().map(|password| Secret::new(String::from_utf8_lossy(password.as_bytes()).into_owned())))
+    }
+
+    fn read(&self) -> Result<Option<Password>, CliError> {
+        if let Some(file) = &self.file {
+            return secret::from_file(file).map(Some);
+        }
+        if let Some(command) = secret::variable("KVMB_SSH_PASSWORD_COMMAND") {
+            return secret::from_command(&command, "KVMB_SSH_PASSWORD_COMMAND").map(Some);
+        }
+        Ok(secret::variable("KVMB_SSH_PASSWORD").map(Password::new))
+    }
+
+    /// What was given, else what somebody types.
+    fn secret(&self, question: &str) -> Result<Option<Secret>, String> {
+        match self.given()? {
+            None if self.can_answer => {
+                prompt::password(question).map(|text| Some(Secret::new(text))).map_err(|error| error.message)
+            }
+            given => Ok(given),
+        }
+    }
+}
+
+impl Credentials for Person {
+    fn password(&self, account: &str) -> Result<Option<Secret>, String> {
+        self.secret(&format!("Password of {account}"))
+    }
+
+    fn passphrase(&self, key_file: &Path) -> Result<Option<Secret>, String> {
+        self.secret(&format!("Passphrase of the key {}", key_file.display()))
+    }
+
+    fn answer(&self, account: &str, question: &str, hidden: bool) -> Result<Option<Secret>, String> {
+        let question = format!("{account} asks: {question}");
+        match hidden {
+            true => self.secret(&question),
+            false if self.can_answer => {
+                prompt::text(&question, "").map(|text| Some(Secret::new(text))).map_err(|error| error.message)
+            }
+            false => Ok(None),
+        }
+    }
+
+    fn accepts(&self, key: &ShownKey) -> Result<bool, String> {
+        if !self.can_answer {
+            return Ok(false);
+        }
+        say(&format!("kvmb: {} is not known yet. It shows this {} key:", key.server, key.algorithm));
+        say(&format!("kvmb:   {}", key.fingerprint));
+        say(
+            "kvmb: compare it with what 'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' prints on the server itself",
+        );
+        let question = format!("Is it the right one (it is then noted in {})?", key.known_hosts.display());
+        prompt::confirm(&question).map_err(|error| error.message)
+    }
+}

@@ -1,0 +1,356 @@
+//! What will stand in the way of a backup: the judgement on what was found.
+//!
+//! Pure: [`capture::survey`](crate::capture::survey) looks, and whoever shows the findings has the words for them.
+
+use super::snapshot::scratch_needed;
+use crate::capture::survey::{AgentSurvey, BrokenBitmap, DiskSurvey, HostSurvey, JobSurvey, MachineSurvey, Storage};
+use crate::record::Status;
+use std::path::PathBuf;
+
+/// libvirt's backup API works without being switched on from here.
+const LIBVIRT_NEEDED: (u32, u32, u32) = (7, 6, 0);
+/// What Debian 12 brings is the oldest that this is made for.
+const LIBVIRT_WANTED: (u32, u32, u32) = (9, 0, 0);
+/// QEMU can move dirty bitmaps as libvirt's backups want it from here.
+const QEMU_NEEDED: (u32, u32, u32) = (6, 1, 0);
+/// What Debian 12 brings is the oldest that this is made for.
+const QEMU_WANTED: (u32, u32, u32) = (7, 2, 0);
+
+/// With more scratch space than this nobody need worry.
+const COMFORTABLE_SCRATCH_BYTES: u64 = 4 << 30;
+
+/// One thing that was looked at, and how it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The machine; none is the host.
+    pub machine: Option<String>,
+    /// The machine's disk.
+    pub disk: Option<String>,
+    /// How it is.
+    pub status: Status,
+    /// What it is.
+    pub subject: Subject,
+}
+
+/// What was looked at, and what was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// Where the machines run.
+    Connection {
+        /// The connection.
+        uri: String,
+    },
+    /// libvirt's version.
+    Libvirt {
+        /// The version.
+        version: (u32, u32, u32),
+    },
+    /// QEMU's version; none when libvirt finds no QEMU.
+    Qemu {
+        /// The version.
+        version: Option<(u32, u32, u32)>,
+    },
+    /// QEMU's other programs.
+    Programs {
+        /// Those that are missing.
+        missing: Vec<&'static str>,
+    },
+    /// A security module that confines machines.
+    Confinement {
+        /// Its name.
+        by: String,
+        /// Whether the folder that it leaves open was found; none where no machine was looked at.
+        has_open_folder: Option<bool>,
+    },
+    /// The folders for sockets and scratch files.
+    Folders {
+        /// The first that QEMU's user cannot pass.
+        closed: Option<PathBuf>,
+        /// QEMU's user.
+        user: Option<u32>,
+    },
+    /// Room for what a guest overwrites during its backup.
+    Scratch(Room),
+    /// The guest agent.
+    Agent(AgentSurvey),
+    /// What holds the machine.
+    Job(JobSurvey),
+    /// The machine waits for a disk that failed.
+    StoppedByIoError,
+    /// The machine's memory is saved on disk.
+    SavedMemory,
+    /// No disk can be backed up.
+    NoDisks,
+    /// A disk.
+    Disk(DiskSurvey),
+    /// An encrypted disk, which can be read only through its running machine.
+    EncryptedAndOff(DiskSurvey),
+    /// A bitmap that cannot be used any more.
+    Bitmap {
+        /// The bitmap.
+        bitmap: BrokenBitmap,
+        /// Whether its machine runs.
+        is_on: bool,
+    },
+}
+
+/// The room in a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Room {
+    /// The folder.
+    pub folder: PathBuf,
+    /// What is free there.
+    pub free_bytes: u64,
+    /// Without this no backup begins.
+    pub needed_bytes: u64,
+}
+
+/// Judges a host.
+pub fn judge_host(host: &HostSurvey, missing: &[&'static str]) -> Vec<Finding> {
+    let mut findings = vec![
+        of_host(
+            if host.is_local { Status::Ok } else { Status::Critical },
+            Subject::Connection { uri: host.uri.clone() },
+        ),
+        of_host(age(host.libvirt, LIBVIRT_NEEDED, LIBVIRT_WANTED), Subject::Libvirt { version: host.libvirt }),
+        of_host(
+            host.qemu.map_or(Status::Critical, |version| age(version, QEMU_NEEDED, QEMU_WANTED)),
+            Subject::Qemu { version: host.qemu },
+        ),
+        of_host(
+            if missing.is_empty() { Status::Ok } else { Status::Critical },
+            Subject::Programs { missing: missing.to_vec() },
+        ),
+    ];
+    let confinement = host.confined_by.clone().map(|by| Subject::Confinement { by, has_open_folder: None });
+    findings.extend(confinement.map(|subject| of_host(Status::Ok, subject)));
+    findings
+}
+
+/// Judges a machine; `scratch` is the folder of scratch files and its free bytes, where these are known.
+pub fn judge_machine(machine: &MachineSurvey, scratch: Option<(PathBuf, u64)>) -> Vec<Finding> {
+    let mut found: Vec<(Status, Subject)> = Vec::new();
+    if machine.is_stopped_by_io_error() {
+        found.push((Status::Critical, Subject::StoppedByIoError));
+    }
+    if machine.has_saved_memory {
+        found.push((Status::Warning, Subject::SavedMemory));
+    }
+    found.push((of_job(&machine.job), Subject::Job(machine.job.clone())));
+    found.push((of_agent(&machine.agent), Subject::Agent(machine.agent.clone())));
+    if let Some((by, has_open_folder)) = &machine.confined {
+        let status = if *has_open_folder { Status::Ok } else { Status::Warning };
+        found.push((status, Subject::Confinement { by: by.clone(), has_open_folder: Some(*has_open_folder) }));
+    }
+    let folders = Subject::Folders { closed: machine.closed_folder.clone(), user: machine.qemu_user };
+    found.push((if machine.closed_folder.is_some() { Status::Critical } else { Status::Ok }, folders));
+    let included = || machine.disks.iter().filter(|disk| disk.exclusion.is_none());
+    if included().next().is_none() {
+        found.push((Status::Critical, Subject::NoDisks));
+    } else if let Some((folder, free_bytes)) = scratch {
+        let capacity_bytes = included().filter_map(|disk| disk.capacity_bytes).sum();
+        let needed_bytes = scratch_needed(capacity_bytes);
+        let status = match free_bytes {
+            free if free < needed_bytes => Status::Critical,
+            free if free < capacity_bytes.min(COMFORTABLE_SCRATCH_BYTES) => Status::Warning,
+            _ => Status::Ok,
+        };
+        found.push((status, Subject::Scratch(Room { folder, free_bytes, needed_bytes })));
+    }
+    let of_machine = |(status, subject)| Finding { machine: Some(machine.name.clone()), disk: None, status, subject };
+    let mut findings: Vec<Finding> = found.into_iter().map(of_machine).collect();
+    for disk in &machine.disks {
+        let (status, subject) = of_disk(disk, machine.is_on());
+        findings.push(Finding {
+            machine: Some(machine.name.clone()),
+            disk: Some(disk.target.clone()),
+            status,
+            subject,
+        });
+    }
+    for bitmap in &machine.broken_bitmaps {
+        findings.push(Finding {
+            machine: Some(machine.name.clone()),
+            disk: Some(bitmap.disk.clone()),
+            status: Status::Warning,
+            subject: Subject::Bitmap { bitmap: bitmap.clone(), is_on: machine.is_on() },
+        });
+    }
+    findings
+}
+
+fn of_host(status: Status, subject: Subject) -> Finding {
+    Finding { machine: None, disk: None, status, subject }
+}
+
+fn age(version: (u32, u32, u32), needed: (u32, u32, u32), wanted: (u32, u32, u32)) -> Status {
+    match version {
+        version if version < needed => Status::Critical,
+        version if version < wanted => Status::Warning,
+        _ => Status::Ok,
+    }
+}
+
+fn of_job(job: &JobSurvey) -> Status {
+    match job {
+        // What a killed run left, the next one clears.
+        JobSurvey::Free | JobSurvey::LeftOver { .. } => Status::Ok,
+        JobSurvey::Captured { .. } | JobSurvey::Foreign { .. } => Status::Warning,
+        JobSurvey::Wedged { .. } => Status::Critical,
+        JobSurvey::Unknown { .. } => Status::Unknown,
+    }
+}
+
+fn of_agent(agent: &AgentSurvey) -> Status {
+    match agent {
+        AgentSurvey::Answers => Status::Ok,
+        AgentSurvey::NotAsked => Status::Unknown,
+        // A backup works without: its points are then as after a power cut.
+        AgentSurvey::NoChannel | AgentSurvey::Disconnected | AgentSurvey::Silent(_) => Status::Warning,
+    }
+}
+
+fn of_disk(disk: &DiskSurvey, is_on: bool) -> (Status, Subject) {
+    let subject = Subject::Disk(disk.clone());
+    if disk.exclusion.is_some() {
+        return (if disk.is_drive { Status::Ok } else { Status::Warning }, subject);
+    }
+    if disk.encryption.is_some() && !is_on {
+        return (Status::Critical, Subject::EncryptedAndOff(disk.clone()));
+    }
+    let status = match &disk.storage {
+        Storage::KeepsBitmaps => Status::Ok,
+        // It is read in full each time.
+        Storage::OldQcow2 | Storage::DataFile | Storage::Format(_) => Status::Warning,
+        Storage::Unreadable(_) => Status::Critical,
+    };
+    (status, subject)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::machine::{PausedReason, State};
+
+    fn host() -> HostSurvey {
+        HostSurvey {
+            uri: "qemu:///system".into(),
+            is_local: true,
+            libvirt: (11, 3, 0),
+            qemu: Some((10, 0, 2)),
+            confined_by: None,
+            qemu_owner: None,
+        }
+    }
+
+    fn disk(target: &str) -> DiskSurvey {
+        DiskSurvey {
+            target: target.into(),
+            exclusion: None,
+            is_drive: false,
+            path: Some("/disks/a.qcow2".into()),
+            is_file: true,
+            storage: Storage::KeepsBitmaps,
+            encryption: None,
+            capacity_bytes: Some(10 << 30),
+        }
+    }
+
+    fn machine() -> MachineSurvey {
+        MachineSurvey {
+            name: "vm".into(),
+            state: State::Running,
+            has_saved_memory: false,
+            agent: AgentSurvey::Answers,
+            job: JobSurvey::Free,
+            confined: None,
+            closed_folder: None,
+            qemu_user: Some(64055),
+            disks: vec![disk("vda")],
+            broken_bitmaps: Vec::new(),
+        }
+    }
+
+    /// What is not well.
+    fn bad(findings: Vec<Finding>) -> Vec<(Status, Subject)> {
+        let bad = findings.into_iter().filter(|finding| finding.status != Status::Ok);
+        bad.map(|finding| (finding.status, finding.subject)).collect()
+    }
+
+    fn bad_of(machine: &MachineSurvey) -> Vec<(Status, Subject)> {
+        bad(judge_machine(machine, Some(("/scratch".into(), 100 << 30))))
+    }
+
+    #[test]
+    fn a_good_host_and_a_good_machine_have_nothing_against_them() {
+        assert_eq!(bad(judge_host(&host(), &[])), []);
+        assert_eq!(bad(judge_host(&HostSurvey { confined_by: Some("apparmor".into()), ..host() }, &[])), []);
+        assert_eq!(bad_of(&machine()), []);
+    }
+
+    #[test]
+    fn old_versions_missing_programs_and_far_hosts_are_told() {
+        let judged = |host: HostSurvey| bad(judge_host(&host, &[]));
+        for (version, status) in [((6, 0, 0), Status::Critical), ((7, 6, 0), Status::Warning)] {
+            let found = judged(HostSurvey { libvirt: version, ..host() });
+            assert_eq!(found, [(status, Subject::Libvirt { version })]);
+        }
+        for (version, status) in
+            [(None, Status::Critical), (Some((5, 2, 0)), Status::Critical), (Some((6, 2, 0)), Status::Warning)]
+        {
+            let found = judged(HostSurvey { qemu: version, ..host() });
+            assert_eq!(found, [(status, Subject::Qemu { version })]);
+        }
+        assert_eq!(judged(HostSurvey { is_local: false, ..host() })[0].0, Status::Critical);
+        let missing = bad(judge_host(&host(), &["qemu-nbd"]));
+        assert_eq!(missing, [(Status::Critical, Subject::Programs { missing: vec!["qemu-nbd"] })]);
+    }
+
+    #[test]
+    fn scratch_space_is_judged_by_what_the_disks_may_need() {
+        let judged = |free_bytes: u64| bad(judge_machine(&machine(), Some(("/scratch".into(), free_bytes))));
+        assert_eq!(judged(255 << 20)[0].0, Status::Critical);
+        assert_eq!(judged(256 << 20)[0].0, Status::Warning);
+        assert_eq!(judged((4 << 30) - 1)[0].0, Status::Warning);
+        assert_eq!(judged(4 << 30), []);
+        let small = MachineSurvey { disks: vec![DiskSurvey { capacity_bytes: Some(100), ..disk("vda") }], ..machine() };
+        assert_eq!(bad(judge_machine(&small, Some(("/scratch".into(), 101)))), []);
+    }
+
+    #[test]
+    fn what_holds_a_machine_and_what_stops_it() {
+        let held = |job: JobSurvey| bad_of(&MachineSurvey { job, ..machine() }).first().map(|(status, _)| *status);
+        assert_eq!(held(JobSurvey::Wedged { message: "x".into() }), Some(Status::Critical));
+        assert_eq!(held(JobSurvey::Foreign { job: "x".into() }), Some(Status::Warning));
+        assert_eq!(held(JobSurvey::Unknown { error: "x".into() }), Some(Status::Unknown));
+        assert_eq!(held(JobSurvey::LeftOver { capture: "c-00000001".into() }), None);
+        let stopped = MachineSurvey { state: State::Paused(PausedReason::IoError), ..machine() };
+        assert_eq!(bad_of(&stopped), [(Status::Critical, Subject::StoppedByIoError)]);
+        let closed = MachineSurvey { closed_folder: Some("/root".into()), ..machine() };
+        assert_eq!(bad_of(&closed)[0].0, Status::Critical);
+        let confined = |found| MachineSurvey { confined: Some(("selinux".into(), found)), ..machine() };
+        assert_eq!(bad_of(&confined(true)), []);
+        assert_eq!(bad_of(&confined(false))[0].0, Status::Warning);
+    }
+
+    #[test]
+    fn disks_that_are_read_in_full_left_out_or_not_at_all() {
+        let judged = |changed: DiskSurvey| {
+            let found = bad_of(&MachineSurvey { disks: vec![disk("vda"), changed], ..machine() });
+            found.first().map(|(status, _)| *status)
+        };
+        let with = |storage: Storage| DiskSurvey { storage, ..disk("vdb") };
+        assert_eq!(judged(with(Storage::OldQcow2)), Some(Status::Warning));
+        assert_eq!(judged(with(Storage::Format("raw".into()))), Some(Status::Warning));
+        assert_eq!(judged(with(Storage::Unreadable("gone".into()))), Some(Status::Critical));
+        let left_out = |is_drive| DiskSurvey { exclusion: Some("x"), is_drive, ..disk("vdb") };
+        assert_eq!(judged(left_out(false)), Some(Status::Warning));
+        assert_eq!(judged(left_out(true)), None);
+        let encrypted = DiskSurvey { encryption: Some("luks".into()), ..disk("vda") };
+        let off = |state| MachineSurvey { state, disks: vec![encrypted.clone()], ..machine() };
+        assert_eq!(bad_of(&off(State::Running)), []);
+        assert_eq!(bad_of(&off(State::Off))[0].0, Status::Critical);
+        let none = MachineSurvey { disks: vec![left_out(true)], ..machine() };
+        assert_eq!(bad_of(&none), [(Status::Critical, Subject::NoDisks)]);
+    }
+}

@@ -1,0 +1,97 @@
+//! So many bytes a second and no more: for reading disks and for uploads.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+
+/// Nobody waits longer than this without a look at the stop flag.
+const TICK: Duration = Duration::from_millis(100);
+/// What is asked for at once: small enough that several takers share evenly.
+const LARGEST_PIECE_BYTES: u32 = 64 << 10;
+/// This part of a second's bytes may go out at once after a pause.
+const BURST: u32 = 8;
+
+/// A limit that all its users share.
+pub struct Pace {
+    limiter: DefaultDirectRateLimiter,
+    clock: DefaultClock,
+    bytes_per_second: NonZeroU32,
+    piece: NonZeroU32,
+    stop: Arc<AtomicBool>,
+}
+
+impl Pace {
+    /// At most this many bytes a second. Raising `stop` ends all waiting.
+    pub fn new(bytes_per_second: NonZeroU32, stop: Arc<AtomicBool>) -> Pace {
+        let burst = NonZeroU32::new(bytes_per_second.get() / BURST).unwrap_or(NonZeroU32::MIN);
+        let clock = DefaultClock::default();
+        let quota = Quota::per_second(bytes_per_second).allow_burst(burst);
+        let limiter = RateLimiter::direct_with_clock(quota, clock.clone());
+        let piece = NonZeroU32::new(burst.get().min(LARGEST_PIECE_BYTES)).unwrap_or(NonZeroU32::MIN);
+        Pace { limiter, clock, bytes_per_second, piece, stop }
+    }
+
+    /// Waits until so many bytes more may pass. Returns at once when it is time to stop: whoever calls looks for himself.
+    pub fn take(&self, bytes: usize) {
+        let mut left = bytes as u64;
+        while let Some(piece) = NonZeroU32::new(left.min(u64::from(self.piece.get())) as u32) {
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            match self.limiter.check_n(piece) {
+                Ok(Err(later)) => thread::sleep(later.wait_time_from(self.clock.now()).min(TICK)),
+                // A piece is never larger than a burst.
+                Ok(Ok(())) | Err(_) => left -= u64::from(piece.get()),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Pace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pace({} bytes a second)", self.bytes_per_second)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    fn pace(bytes_per_second: u32) -> (Pace, Arc<AtomicBool>) {
+        let stop = Arc::<AtomicBool>::default();
+        (Pace::new(NonZeroU32::new(bytes_per_second).unwrap(), Arc::clone(&stop)), stop)
+    }
+
+    #[test]
+    fn several_takers_share_one_limit() {
+        let (pace, _) = pace(10 << 20);
+        let began = Instant::now();
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..5).for_each(|_| pace.take(256 << 10)));
+            }
+        });
+        // 5 MiB at 10 MiB a second, less the first burst. There is no upper bound on a busy host.
+        assert!(began.elapsed() > Duration::from_millis(350), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn even_one_byte_a_second_passes_and_stopping_ends_the_wait() {
+        let (pace, stop) = pace(1);
+        pace.take(1);
+        let began = Instant::now();
+        thread::scope(|scope| {
+            scope.spawn(|| pace.take(1 << 40));
+            thread::sleep(Duration::from_millis(50));
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    }
+}

@@ -1,0 +1,61 @@
+//! A decorator that uploads no faster than it is told.
+//!
+//! It stands *below* [`super::RetryStorage`], so that what has to be sent again is limited as well. Reading is not limited:
+//! what a backup reads from a repository is little.
+
+use std::sync::Arc;
+
+use super::{FileInfo, FileKind, Result, Storage};
+use crate::pace::Pace;
+
+/// Writes at a pace.
+#[derive(Debug)]
+pub struct LimitStorage {
+    inner: Arc<dyn Storage>,
+    upload: Arc<Pace>,
+}
+
+impl LimitStorage {
+    /// What is written to `inner` keeps to `upload`.
+    pub fn new(inner: Arc<dyn Storage>, upload: Arc<Pace>) -> Self {
+        LimitStorage { inner, upload }
+    }
+}
+
+impl Storage for LimitStorage {
+    fn url(&self) -> String {
+        self.inner.url()
+    }
+
+    fn create_layout(&self) -> Result<()> {
+        self.inner.create_layout()
+    }
+
+    fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>> {
+        self.inner.list(kind)
+    }
+
+    fn size(&self, kind: FileKind, name: &str) -> Result<u64> {
+        self.inner.size(kind, name)
+    }
+
+    fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
+        self.inner.read(kind, name)
+    }
+
+    fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
+        self.inner.read_range(kind, name, offset, length)
+    }
+
+    fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        self.inner.write_paced(kind, name, contents, &|bytes| self.upload.take(bytes))
+    }
+
+    fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
+        self.inner.remove(kind, name)
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        self.inner.free_bytes()
+    }
+}

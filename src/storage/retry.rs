@@ -1,0 +1,171 @@
+//! A decorator that tries again while the connection is bad.
+//!
+//! Only errors that can pass are tried again ([`Error::is_transient`]), after pauses that grow and are never the same twice,
+//! until the patience ends or somebody raises the stop flag. What was cut may have been done all the same, so everything here
+//! may be done twice:
+//!
+//! | call | done twice |
+//! | --- | --- |
+//! | read, list, size | the same again |
+//! | write | a file that is there with its whole length is complete, for it is never visible before; else it is written anew |
+//! | remove | that it is gone already is what was wanted |
+//! | create_layout | what is there stays |
+//!
+//! **Patience** is long for a place that answered before, and short for one that has not answered yet, or no more since the
+//! patience with it ended: a wrong address, or a run with much to say to a server that is gone, should not take for ever.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use backon::{BlockingRetryable, ExponentialBuilder};
+
+use super::{Error, FileInfo, FileKind, Result, Storage};
+
+/// Nobody waits longer than this without a look at the stop flag.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How long to try.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// With a place that answered before.
+    pub known: Duration,
+    /// With a place that has not answered yet.
+    pub unknown: Duration,
+    /// The first pause, about; each further one is about twice as long.
+    pub shortest_pause: Duration,
+    /// No pause is longer.
+    pub longest_pause: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience {
+            known: Duration::from_secs(15 * 60),
+            unknown: Duration::from_secs(20),
+            shortest_pause: Duration::from_millis(500),
+            longest_pause: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Tries again.
+#[derive(Debug)]
+pub struct RetryStorage {
+    inner: Arc<dyn Storage>,
+    patience: Patience,
+    stop: Arc<AtomicBool>,
+    /// Whether the last call was answered.
+    answers: AtomicBool,
+}
+
+impl RetryStorage {
+    /// Calls `inner` with patience; raising `stop` ends it with [`Error::Interrupted`].
+    pub fn new(inner: Arc<dyn Storage>, patience: Patience, stop: Arc<AtomicBool>) -> Self {
+        RetryStorage { inner, patience, stop, answers: AtomicBool::new(false) }
+    }
+
+    /// Calls until there is an answer; `call` hears whether it was called before.
+    fn persist<T>(&self, mut call: impl FnMut(bool) -> Result<T>) -> Result<T> {
+        let Patience { known, unknown, shortest_pause, longest_pause } = self.patience;
+        let (began, mut tries) = (Instant::now(), 0);
+        let patience = if self.answers.load(Ordering::Relaxed) { known } else { unknown.min(known) };
+        let pauses = ExponentialBuilder::new()
+            .with_min_delay(shortest_pause)
+            .with_max_delay(longest_pause)
+            .without_max_times()
+            .with_jitter();
+        let sleep = {
+            let stop = Arc::clone(&self.stop);
+            move |pause| sleep(pause, &stop)
+        };
+        let attempt = || {
+            if tries > 0 && self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            tries += 1;
+            call(tries > 1)
+        };
+        let result = attempt
+            .retry(pauses)
+            .sleep(sleep)
+            .when(|error| error.is_transient() && began.elapsed() < patience)
+            .notify(|error, pause| {
+                tracing::warn!("{error}; trying again in {:.1} s", pause.as_secs_f64());
+            })
+            .call();
+        match result {
+            Err(error) if error.is_transient() => {
+                self.answers.store(false, Ordering::Relaxed);
+                Err(Error::GaveUp { source: Box::new(error), after: began.elapsed() })
+            }
+            answer => {
+                // «No» is an answer too.
+                self.answers.store(true, Ordering::Relaxed);
+                answer
+            }
+        }
+    }
+}
+
+fn sleep(pause: Duration, stop: &AtomicBool) {
+    let end = Instant::now() + pause;
+    while !stop.load(Ordering::Relaxed) {
+        match end.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => return,
+            left => thread::sleep(left.min(TICK)),
+        }
+    }
+}
+
+impl Storage for RetryStorage {
+    fn url(&self) -> String {
+        self.inner.url()
+    }
+
+    fn create_layout(&self) -> Result<()> {
+        self.persist(|_| self.inner.create_layout())
+    }
+
+    fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>> {
+        self.persist(|_| self.inner.list(kind))
+    }
+
+    fn size(&self, kind: FileKind, name: &str) -> Result<u64> {
+        self.persist(|_| self.inner.size(kind, name))
+    }
+
+    fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
+        self.persist(|_| self.inner.read(kind, name))
+    }
+
+    fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
+        self.persist(|_| self.inner.read_range(kind, name, offset, length))
+    }
+
+    fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        self.persist(|again| {
+            // The config's name says nothing of its content.
+            if again && kind != FileKind::Config {
+                match self.inner.size(kind, name) {
+                    Ok(size) if size == contents.len() as u64 => return Ok(()),
+                    Err(error) if error.is_transient() => return Err(error),
+                    _ => {}
+                }
+            }
+            self.inner.write(kind, name, contents)
+        })
+    }
+
+    fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
+        self.persist(|again| match self.inner.remove(kind, name) {
+            Err(error) if again && error.is_not_found() => Ok(()),
+            result => result,
+        })
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        self.persist(|_| self.inner.free_bytes())
+    }
+}

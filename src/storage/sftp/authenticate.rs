@@ -1,0 +1,296 @@
+//! Logging in, in the order in which `ssh` does: keys of the agent and of files, questions of the server, the password.
+//!
+//! kvmb's own key, where there is one, comes before all others: it was made for this, and a server ends a login after a few
+//! keys in vain. What let us in is remembered, so that further connections ask nobody and try nothing in vain.
+
+use super::{Access, Connection, Error, Result, Route, Secret};
+use ssh_key::{PrivateKey, PublicKey};
+use ssh2::{KeyboardInteractivePrompt, Prompt};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A login that worked.
+#[derive(Debug, Clone)]
+pub enum Login {
+    /// The server asks for nothing.
+    Nothing,
+    /// A key of the agent, as its blob.
+    Agent(Vec<u8>),
+    /// A key file and its passphrase.
+    Key(PathBuf, Option<Secret>),
+    /// The server's questions, all answered with the password.
+    Questions(Secret),
+    /// The password.
+    Password(Secret),
+    /// Something that must be asked for again: the server's own questions.
+    Asked,
+}
+
+/// Logs in. `known` is what worked before.
+pub fn authenticate(connection: &Connection, route: &Route, access: &Access, known: Option<&Login>) -> Result<Login> {
+    let mut attempt = Attempt { connection, route, access, tried: Vec::new() };
+    match known {
+        Some(login) if attempt.again(login)? => return Ok(login.clone()),
+        _ => {}
+    }
+    // The server says what it offers in its answer to a login without anything.
+    let session = connection.session();
+    let offered = match connection.step(|| session.auth_methods(&route.user).map(str::to_owned))? {
+        Ok(offered) => offered,
+        Err(_) if session.authenticated() => return Ok(Login::Nothing),
+        Err(error) => return Err(attempt.refused(error.message())),
+    };
+    if session.authenticated() {
+        return Ok(Login::Nothing);
+    }
+    let offers = |way: &str| offered.split(',').any(|offer| offer == way) && !route.forbidden.contains(&way);
+    if offers("publickey")
+        && let Some(login) = attempt.keys()?
+    {
+        return Ok(login);
+    }
+    if offers("keyboard-interactive")
+        && let Some(login) = attempt.questions()?
+    {
+        return Ok(login);
+    }
+    if offers("password")
+        && let Some(login) = attempt.password()?
+    {
+        return Ok(login);
+    }
+    Err(attempt.refused(&offered.replace(',', ", ")))
+}
+
+/// One login in the making.
+struct Attempt<'a> {
+    connection: &'a Connection,
+    route: &'a Route,
+    access: &'a Access,
+    /// What was tried, and what became of it.
+    tried: Vec<String>,
+}
+
+impl Attempt<'_> {
+    fn refused(&self, offered: &str) -> Error {
+        let offered = if offered.is_empty() { "nothing" } else { offered };
+        Error::Login {
+            server: self.route.server(),
+            user: self.route.user.clone(),
+            tried: self.tried.clone(),
+            offered: offered.to_owned(),
+        }
+    }
+
+    /// One question to the server: whether this lets us in. A server that has had enough of us ends the connection.
+    fn lets_in(&mut self, what: String, call: impl FnMut() -> std::result::Result<(), ssh2::Error>) -> Result<bool> {
+        match self.connection.step(call) {
+            Ok(Ok(())) => Ok(true),
+            Ok(Err(error)) => {
+                tracing::debug!("{}: {what}: {}", self.route.server(), error.message());
+                self.tried.push(match error.code() {
+                    // The plain "no" needs no words.
+                    ssh2::ErrorCode::Session(-18 | -19) => what,
+                    _ => format!("{what} ({})", error.message()),
+                });
+                Ok(false)
+            }
+            Err(Error::Lost { .. }) => {
+                self.tried.push(format!("{what} (then the server ended the connection)"));
+                Err(self.refused("no further try"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Tries what worked before.
+    fn again(&mut self, login: &Login) -> Result<bool> {
+        match login {
+            Login::Nothing | Login::Asked => Ok(false),
+            Login::Agent(blob) => self.agent_key(|key| key.blob() == blob.as_slice()).map(|found| found.is_some()),
+            Login::Key(file, passphrase) => self.key_file(file, passphrase.as_ref()),
+            Login::Questions(secret) => self.answers_alike(secret),
+            Login::Password(secret) => self.password_is(secret),
+        }
+    }
+
+    fn keys(&mut self) -> Result<Option<Login>> {
+        let own = self.access.own_key.as_ref();
+        if let Some(own) = own
+            && let Some(login) = self.identity(own)?
+        {
+            return Ok(Some(login));
+        }
+        let only = self.route.identities_only.then(|| self.route.identities.iter().filter_map(|f| public_half(f)));
+        let only: Option<Vec<Vec<u8>>> = only.map(Iterator::collect);
+        let wanted =
+            |key: &ssh2::PublicKey| only.as_ref().is_none_or(|only| only.iter().any(|blob| blob == key.blob()));
+        if let Some(blob) = self.agent_key(wanted)? {
+            return Ok(Some(Login::Agent(blob)));
+        }
+        for file in self.route.identities.iter().filter(|file| Some(*file) != own) {
+            if let Some(login) = self.identity(file)? {
+                return Ok(Some(login));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Tries keys of the agent; says which one it was.
+    fn agent_key(&mut self, wanted: impl Fn(&ssh2::PublicKey) -> bool) -> Result<Option<Vec<u8>>> {
+        let Some(socket) = &self.route.agent_socket else {
+            return Ok(None);
+        };
+        let listed = || -> std::result::Result<_, ssh2::Error> {
+            let mut agent = self.connection.session().agent()?;
+            agent.set_identity_path(socket)?;
+            agent.connect()?;
+            agent.list_identities()?;
+            let keys = agent.identities()?;
+            Ok((agent, keys))
+        };
+        let (agent, keys) = match listed() {
+            Ok(found) => found,
+            Err(error) => {
+                self.tried.push(format!("the agent ({})", error.message()));
+                return Ok(None);
+            }
+        };
+        for key in keys.iter().filter(|key| wanted(key)) {
+            let user = self.route.user.clone();
+            if self.lets_in(format!("the agent's key '{}'", key.comment()), || agent.userauth(&user, key))? {
+                return Ok(Some(key.blob().to_vec()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Tries a key file, if it is there.
+    fn identity(&mut self, file: &Path) -> Result<Option<Login>> {
+        let text = match fs::read_to_string(file) {
+            Ok(text) => zeroize::Zeroizing::new(text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                self.tried.push(format!("the key {} ({error})", file.display()));
+                return Ok(None);
+            }
+        };
+        let passphrase = match is_encrypted(&text) {
+            false => None,
+            true => match self.access.credentials.passphrase(file).map_err(Error::Secret)? {
+                Some(passphrase) => Some(passphrase),
+                None => {
+                    self.tried.push(format!("the key {} (it wants a passphrase, and none was given)", file.display()));
+                    return Ok(None);
+                }
+            },
+        };
+        let works = self.key_file(file, passphrase.as_ref())?;
+        Ok(works.then(|| Login::Key(file.to_owned(), passphrase)))
+    }
+
+    fn key_file(&mut self, file: &Path, passphrase: Option<&Secret>) -> Result<bool> {
+        let (session, user) = (self.connection.session(), self.route.user.clone());
+        let passphrase = passphrase.map(Secret::reveal);
+        self.lets_in(format!("the key {}", file.display()), || {
+            session.userauth_pubkey_file(&user, None, file, passphrase)
+        })
+    }
+
+    /// Answers the server's questions.
+    fn questions(&mut self) -> Result<Option<Login>> {
+        let (session, user) = (self.connection.session(), self.route.user.clone());
+        let mut person = Person { access: self.access, account: self.route.account(), given: Vec::new(), failed: None };
+        let what = "keyboard-interactive".to_owned();
+        let let_in = self.lets_in(what, || session.userauth_keyboard_interactive(&user, &mut person))?;
+        if let Some(failed) = person.failed {
+            return Err(Error::Secret(failed));
+        }
+        // A single hidden answer was the password, and will be it again.
+        Ok(let_in.then(|| match person.given.as_slice() {
+            [(true, password)] => Login::Questions(password.clone()),
+            _ => Login::Asked,
+        }))
+    }
+
+    fn answers_alike(&mut self, secret: &Secret) -> Result<bool> {
+        let (session, user) = (self.connection.session(), self.route.user.clone());
+        let mut parrot = Parrot(secret);
+        let what = "keyboard-interactive".to_owned();
+        self.lets_in(what, || session.userauth_keyboard_interactive(&user, &mut parrot))
+    }
+
+    fn password(&mut self) -> Result<Option<Login>> {
+        let Some(password) = self.access.credentials.password(&self.route.account()).map_err(Error::Secret)? else {
+            self.tried.push("password (none was given)".to_owned());
+            return Ok(None);
+        };
+        Ok(self.password_is(&password)?.then(|| Login::Password(password)))
+    }
+
+    fn password_is(&mut self, password: &Secret) -> Result<bool> {
+        let (session, user) = (self.connection.session(), self.route.user.clone());
+        self.lets_in("password".to_owned(), || session.userauth_password(&user, password.reveal()))
+    }
+}
+
+/// Lets the credentials answer.
+struct Person<'a> {
+    access: &'a Access,
+    account: String,
+    /// Each answer, and whether its question was hidden.
+    given: Vec<(bool, Secret)>,
+    failed: Option<String>,
+}
+
+impl KeyboardInteractivePrompt for Person<'_> {
+    fn prompt<'a>(&mut self, _username: &str, instructions: &str, prompts: &[Prompt<'a>]) -> Vec<String> {
+        let mut answers = Vec::new();
+        for prompt in prompts {
+            let question = match instructions.is_empty() {
+                true => prompt.text.trim().to_owned(),
+                false => format!("{} {}", instructions.trim(), prompt.text.trim()),
+            };
+            match self.access.credentials.answer(&self.account, &question, !prompt.echo) {
+                Ok(Some(answer)) => {
+                    answers.push(answer.reveal().to_owned());
+                    self.given.push((!prompt.echo, answer));
+                }
+                // An empty answer lets the server refuse.
+                Ok(None) => answers.push(String::new()),
+                Err(reason) => {
+                    self.failed.get_or_insert(reason);
+                    answers.push(String::new());
+                }
+            }
+        }
+        answers
+    }
+}
+
+/// Says the same to every question.
+struct Parrot<'a>(&'a Secret);
+
+impl KeyboardInteractivePrompt for Parrot<'_> {
+    fn prompt<'a>(&mut self, _username: &str, _instructions: &str, prompts: &[Prompt<'a>]) -> Vec<String> {
+        prompts.iter().map(|_| self.0.reveal().to_owned()).collect()
+    }
+}
+
+/// Whether a private key file wants a passphrase.
+fn is_encrypted(text: &str) -> bool {
+    match PrivateKey::from_openssh(text) {
+        Ok(key) => key.is_encrypted(),
+        // The older formats say it in their first lines.
+        Err(_) => text.contains("ENCRYPTED"),
+    }
+}
+
+/// The public key that belongs to a key file, to find it in the agent.
+fn public_half(file: &Path) -> Option<Vec<u8>> {
+    let beside = PathBuf::from(format!("{}.pub", file.display()));
+    let from_public = |path: &Path| fs::read_to_string(path).ok()?.parse::<PublicKey>().ok();
+    // As ssh has it, the configured file may itself be the public half.
+    let from_private = || Some(PrivateKey::read_openssh_file(file).ok()?.public_key().clone());
+    from_public(&beside).or_else(|| from_public(file)).or_else(from_private)?.to_bytes().ok()
+}

@@ -1,0 +1,131 @@
+//! From a route to a connection whose server is known to be the right one.
+
+use super::known_hosts::{self, KnownKeys, Verdict};
+use super::route::Family;
+use super::{Access, Connection, Error, Result, Route, ShownKey};
+use ssh_key::PublicKey;
+use ssh2::MethodType;
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Ciphers in the order of what they cost, measured on x86-64 with AES instructions (see `.ci/bench-sftp`): the AES-GCM
+/// ones need no separate code for authenticity. The rest are for servers that know nothing better.
+const CIPHERS: &str =
+    "aes128-gcm@openssh.com,aes256-gcm@openssh.com,aes128-ctr,aes256-ctr,chacha20-poly1305@openssh.com";
+
+/// Authenticity codes for the ciphers that need one; the `etm` ones first.
+const MACS: &str = "hmac-sha2-256-etm@openssh.com,hmac-sha2-512-etm@openssh.com,hmac-sha2-256,hmac-sha2-512";
+
+/// Key exchanges: the quickest first; nothing with SHA-1.
+const KEY_EXCHANGES: &str = "curve25519-sha256,curve25519-sha256@libssh.org,ecdh-sha2-nistp256,ecdh-sha2-nistp384,\
+                             ecdh-sha2-nistp521,diffie-hellman-group-exchange-sha256,diffie-hellman-group16-sha512,\
+                             diffie-hellman-group14-sha256";
+
+/// Connects and proves the server; the login is still to come.
+pub fn connect(route: &Route, access: &Access) -> Result<Connection> {
+    let known = KnownKeys::read(route)?;
+    let socket = dial(route, access)?;
+    let connection = Connection::new(socket, route, access)?;
+    let handshake =
+        |error: ssh2::Error| Error::Handshake { server: route.server(), reason: error.message().to_owned() };
+    let session = connection.session();
+    for (method, preferred) in [
+        (MethodType::HostKey, known.methods().as_str()),
+        (MethodType::Kex, KEY_EXCHANGES),
+        (MethodType::CryptCs, CIPHERS),
+        (MethodType::CryptSc, CIPHERS),
+        (MethodType::MacCs, MACS),
+        (MethodType::MacSc, MACS),
+    ] {
+        session.method_pref(method, preferred).map_err(handshake)?;
+    }
+    let mut shaking = session.clone();
+    connection.step(|| shaking.handshake())?.map_err(handshake)?;
+    check_host_key(&connection, &known, route, access)?;
+    Ok(connection)
+}
+
+fn check_host_key(connection: &Connection, known: &KnownKeys, route: &Route, access: &Access) -> Result<()> {
+    let session = connection.session();
+    let no_key = |reason: &str| Error::Handshake { server: route.server(), reason: reason.to_owned() };
+    let (blob, _) = session.host_key().ok_or_else(|| no_key("the server showed no host key"))?;
+    let key = PublicKey::from_bytes(blob).map_err(|error| no_key(&format!("its host key is unreadable: {error}")))?;
+    let (server, algorithm, fingerprint) =
+        (route.server(), known_hosts::key_type(&key), known_hosts::fingerprint(&key));
+    match known.judge(&key) {
+        Verdict::Right => Ok(()),
+        Verdict::Revoked { path, line } => Err(Error::HostKeyRevoked { server, algorithm, fingerprint, path, line }),
+        Verdict::Changed { path, line } => {
+            let name = route.known_as.clone();
+            Err(Error::HostKeyChanged { server, name, algorithm, fingerprint, path, line })
+        }
+        Verdict::Unknown { certified } => {
+            let unknown = Error::HostKeyUnknown {
+                server: server.clone(),
+                algorithm: algorithm.clone(),
+                fingerprint: fingerprint.clone(),
+                certified,
+            };
+            let Some(file) = route.user_known_hosts.first() else {
+                return Err(unknown);
+            };
+            let shown = ShownKey { server, algorithm, fingerprint, known_hosts: file.clone() };
+            if !access.credentials.accepts(&shown).map_err(Error::Secret)? {
+                return Err(unknown);
+            }
+            known_hosts::append(file, &route.known_as, &key)
+        }
+    }
+}
+
+/// A TCP connection to the first of the host's addresses that answers.
+///
+/// The system's calls for this cannot be interrupted, so another thread makes them; one that hangs is left behind.
+fn dial(route: &Route, access: &Access) -> Result<TcpStream> {
+    let limit = access.patience.connect;
+    let (tell, told) = mpsc::channel();
+    let dialled = route.clone();
+    thread::spawn(move || {
+        // Nobody listens any more when this came too late.
+        let _ = tell.send(dial_blocking(&dialled, limit));
+    });
+    let begun = Instant::now();
+    loop {
+        match told.recv_timeout(Duration::from_millis(100)) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Disconnected) => {
+                let source = io::Error::other("the thread that connects is gone");
+                return Err(Error::Unreachable { server: route.server(), source });
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let ending = access.stop.load(Ordering::Relaxed) && begun.elapsed() >= access.patience.ending;
+        // Each of a few addresses has its own time.
+        if ending || begun.elapsed() >= limit * 4 {
+            return Err(Error::Unreachable { server: route.server(), source: ErrorKind::TimedOut.into() });
+        }
+    }
+}
+
+fn dial_blocking(route: &Route, limit: Duration) -> Result<TcpStream> {
+    let resolve = |source| Error::Resolve { host: route.host.clone(), source };
+    let fits = |address: &SocketAddr| match route.family {
+        Family::Any => true,
+        Family::V4 => address.is_ipv4(),
+        Family::V6 => address.is_ipv6(),
+    };
+    let addresses = (route.host.as_str(), route.port).to_socket_addrs().map_err(resolve)?;
+    let addresses: Vec<SocketAddr> = addresses.filter(fits).collect();
+    let mut failure = io::Error::new(ErrorKind::AddrNotAvailable, "it has no address of the wanted family");
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, limit) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => failure = error,
+        }
+    }
+    Err(Error::Unreachable { server: route.server(), source: failure })
+}

@@ -1,0 +1,205 @@
+//! One SSH connection: every call on it waits for the network in small steps, so that nothing hangs.
+//!
+//! libssh2 works without blocking here. A call that would block says so; then we wait until the socket is ready, looking
+//! every moment whether the program shall end and whether the other side has been silent for too long. A call that was
+//! given up leaves the protocol in the middle of a sentence, so the connection is cut and never used again.
+
+use super::{Access, Error, Patience, Result, Route};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::sockopt;
+use ssh2::{BlockDirections, ErrorCode, Session};
+use std::cell::Cell;
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// libssh2's word for "would block".
+const EAGAIN: ErrorCode = ErrorCode::Session(-37);
+
+/// How often to look whether the program shall end.
+const GLANCE: Duration = Duration::from_millis(100);
+
+/// How long libssh2 may wait where it insists on waiting: closing what was left open.
+const LAST_WORDS_MS: u32 = 2000;
+
+/// A connection with its session; not yet logged in.
+pub struct Connection {
+    session: Session,
+    /// A second handle of the session's socket, to wait for it and to cut it.
+    socket: TcpStream,
+    server: String,
+    stop: Arc<AtomicBool>,
+    patience: Patience,
+    /// Set by whoever gives a call up.
+    broken: Cell<bool>,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("server", &self.server).field("broken", &self.broken).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Wraps a connected socket.
+    pub fn new(socket: TcpStream, route: &Route, access: &Access) -> Result<Connection> {
+        let server = route.server();
+        let prepare = || -> io::Result<TcpStream> {
+            socket.set_nodelay(true)?;
+            // Routers forget connections that are idle, and a peer that is gone is noticed.
+            sockopt::set_socket_keepalive(&socket, true)?;
+            sockopt::set_tcp_keepidle(&socket, access.patience.keep_alive)?;
+            sockopt::set_tcp_keepintvl(&socket, access.patience.keep_alive)?;
+            sockopt::set_tcp_keepcnt(&socket, 4)?;
+            socket.try_clone()
+        };
+        let second = prepare().map_err(|source| Error::Unreachable { server: server.clone(), source })?;
+        let handshake =
+            |error: ssh2::Error| Error::Handshake { server: server.clone(), reason: error.message().into() };
+        let mut session = Session::new().map_err(handshake)?;
+        session.set_timeout(LAST_WORDS_MS);
+        session.set_blocking(false);
+        session.set_tcp_stream(socket);
+        Ok(Connection {
+            session,
+            socket: second,
+            server,
+            stop: Arc::clone(&access.stop),
+            patience: access.patience,
+            broken: Cell::new(false),
+        })
+    }
+
+    /// libssh2's session; calls on it belong into [`Connection::step`] or [`Connection::call`].
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// The server as messages name it.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Whether it can be used no longer.
+    pub fn is_broken(&self) -> bool {
+        self.broken.get()
+    }
+
+    /// A step of making the connection: no keep-alives yet, and less patience.
+    pub fn step<T>(&self, call: impl FnMut() -> std::result::Result<T, ssh2::Error>) -> Result<Answer<T>> {
+        self.drive(self.patience.connect, false, call)
+    }
+
+    /// A call on a connection that is made.
+    pub fn call<T>(&self, call: impl FnMut() -> std::result::Result<T, ssh2::Error>) -> Result<Answer<T>> {
+        self.drive(self.patience.silence, true, call)
+    }
+
+    /// The outer error means that the connection is gone, the inner one is the answer to this call.
+    fn drive<T>(
+        &self,
+        silence: Duration,
+        keep_alive: bool,
+        mut call: impl FnMut() -> std::result::Result<T, ssh2::Error>,
+    ) -> Result<Answer<T>> {
+        if self.broken.get() {
+            return Err(self.lost("it was given up before"));
+        }
+        let mut heard = Instant::now();
+        loop {
+            match call() {
+                Err(error) if error.code() == EAGAIN => {}
+                Err(error) if is_broken(&error) => return Err(self.lost(error.message())),
+                answer => return Ok(answer),
+            }
+            self.wait(silence, keep_alive, &mut heard)?;
+        }
+    }
+
+    /// Waits for the socket, or for a moment.
+    fn wait(&self, silence: Duration, keep_alive: bool, heard: &mut Instant) -> Result<()> {
+        let wanted = match self.session.block_directions() {
+            BlockDirections::Outbound => PollFlags::OUT,
+            BlockDirections::Both => PollFlags::IN | PollFlags::OUT,
+            BlockDirections::Inbound | BlockDirections::None => PollFlags::IN,
+        };
+        let mut sockets = [PollFd::new(&self.socket, wanted)];
+        let glance = rustix::event::Timespec { tv_sec: 0, tv_nsec: GLANCE.subsec_nanos().into() };
+        match poll(&mut sockets, Some(&glance)) {
+            Ok(0) => {}
+            Ok(_) => {
+                *heard = Instant::now();
+                return Ok(());
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(self.lost(&io::Error::from(error).to_string())),
+        }
+        let limit = match self.stop.load(Ordering::Relaxed) {
+            true => silence.min(self.patience.ending),
+            false => silence,
+        };
+        let silent = heard.elapsed();
+        if silent >= limit {
+            self.cut();
+            return Err(Error::Silent { server: self.server.clone(), after: silent });
+        }
+        // Only where the socket takes it whole: libssh2 loses its thread over a half-sent packet.
+        if keep_alive && wanted == PollFlags::IN && silent >= self.patience.keep_alive && self.can_send() {
+            let seconds = u32::try_from(self.patience.keep_alive.as_secs()).unwrap_or(u32::MAX);
+            self.session.set_keepalive(true, seconds.max(2));
+            if let Err(error) = self.session.keepalive_send()
+                && is_broken(&error)
+            {
+                return Err(self.lost(error.message()));
+            }
+        }
+        Ok(())
+    }
+
+    fn can_send(&self) -> bool {
+        let mut sockets = [PollFd::new(&self.socket, PollFlags::OUT)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut sockets, Some(&now)), Ok(1))
+    }
+
+    /// Cuts the connection and says how it went.
+    pub fn lost(&self, reason: &str) -> Error {
+        self.cut();
+        Error::Lost { server: self.server.clone(), reason: reason.to_owned() }
+    }
+
+    /// From here on no call waits for the network, nor does the clearing of what is open.
+    pub fn cut(&self) {
+        self.broken.set(true);
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if !self.broken.get() {
+            // Without waiting: the server notices the closed socket anyway.
+            let _ = self.session.disconnect(None, "done", None);
+            self.cut();
+        }
+        // What is cut answers at once; so libssh2 frees everything without a "would block".
+        self.session.set_blocking(true);
+    }
+}
+
+/// What a server answered to one call.
+pub type Answer<T> = std::result::Result<T, ssh2::Error>;
+
+/// Whether an error means that nothing more can be done on the connection.
+///
+/// | code | libssh2's name |
+/// | --- | --- |
+/// | -4, -12, -44 | a packet that is damaged, or cannot be decrypted or encrypted |
+/// | -7, -13, -43, -45 | the socket |
+/// | -9, -30 | time-outs of its own |
+fn is_broken(error: &ssh2::Error) -> bool {
+    const BROKEN: [i32; 9] = [-4, -7, -9, -12, -13, -30, -43, -44, -45];
+    matches!(error.code(), ErrorCode::Session(code) if BROKEN.contains(&code))
+}

@@ -1,0 +1,164 @@
+//! What can go wrong on the way to a server, before or while a file is asked for.
+
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Why a server cannot be used. `server` is always `host:port` as it was dialled.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `~/.ssh/config` or `/etc/ssh/ssh_config` cannot be read, or wants what kvmb cannot do.
+    #[error("{}: {reason}", path.display())]
+    SshConfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The name has no address.
+    #[error("cannot find the address of {host}: {source}")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
+    /// Nobody answers there.
+    #[error("cannot connect to {server}: {source}")]
+    Unreachable {
+        /// The server.
+        server: String,
+        /// Why, for the last of its addresses.
+        source: io::Error,
+    },
+    /// What answers speaks no SSH, or no common method was found.
+    #[error("{server} answers, but no SSH connection came about: {reason}")]
+    Handshake {
+        /// The server.
+        server: String,
+        /// What the protocol said.
+        reason: String,
+    },
+    /// The connection broke.
+    #[error("the connection to {server} was lost: {reason}")]
+    Lost {
+        /// The server.
+        server: String,
+        /// How.
+        reason: String,
+    },
+    /// Nothing came for too long.
+    #[error("{server} has not answered for {} seconds", after.as_secs())]
+    Silent {
+        /// The server.
+        server: String,
+        /// For how long.
+        after: Duration,
+    },
+    /// A known_hosts file cannot be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    KnownHosts {
+        /// "read" or "write".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No known_hosts file has the server, and nobody said that its key is right.
+    #[error("the host key of {server} is not known: {algorithm} {fingerprint}{}", authorities(*certified))]
+    HostKeyUnknown {
+        /// The server.
+        server: String,
+        /// The key's type.
+        algorithm: String,
+        /// Its SHA-256, as OpenSSH prints it.
+        fingerprint: String,
+        /// Whether `@cert-authority` lines would cover the server.
+        certified: bool,
+    },
+    /// The server shows another key than known_hosts has.
+    #[error(
+        "THE HOST KEY OF {server} HAS CHANGED: it shows {algorithm} {fingerprint}, but {}:{line} has another key. \
+         Somebody may be listening in between, or the server was set up anew",
+        path.display()
+    )]
+    HostKeyChanged {
+        /// The server.
+        server: String,
+        /// The name that known_hosts has it under.
+        name: String,
+        /// The shown key's type.
+        algorithm: String,
+        /// Its SHA-256.
+        fingerprint: String,
+        /// The known_hosts file.
+        path: PathBuf,
+        /// The line of the key that was expected.
+        line: usize,
+    },
+    /// The server shows a key that is marked as stolen.
+    #[error("THE HOST KEY OF {server} IS REVOKED: {algorithm} {fingerprint} is marked @revoked in {}:{line}", path.display())]
+    HostKeyRevoked {
+        /// The server.
+        server: String,
+        /// The key's type.
+        algorithm: String,
+        /// Its SHA-256.
+        fingerprint: String,
+        /// The known_hosts file.
+        path: PathBuf,
+        /// The line.
+        line: usize,
+    },
+    /// A secret was to be had and could not be had.
+    #[error("{0}")]
+    Secret(String),
+    /// The server does not let us in.
+    #[error("{server} does not let {user} in; tried: {}; the server offers: {offered}", tried_list(tried))]
+    Login {
+        /// The server.
+        server: String,
+        /// The account.
+        user: String,
+        /// What was tried, in order, each with what became of it.
+        tried: Vec<String>,
+        /// The methods that the server would take.
+        offered: String,
+    },
+    /// Logged in, but there is no SFTP.
+    #[error("{server} lets {user} in, but offers no SFTP: {reason}")]
+    NoSftp {
+        /// The server.
+        server: String,
+        /// The account.
+        user: String,
+        /// What it said.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// Whether the same may go well a little later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Error::Unreachable { source, .. } => source.kind() != ErrorKind::PermissionDenied,
+            // A server that is starting, or has too many guests at the door, ends the handshake in the middle.
+            Error::Lost { .. } | Error::Silent { .. } | Error::Handshake { .. } => true,
+            // A name that does not exist will not exist in a minute; a resolver that cannot be reached says so.
+            Error::Resolve { source, .. } => source.to_string().contains("Temporary failure"),
+            _ => false,
+        }
+    }
+}
+
+fn tried_list(tried: &[String]) -> String {
+    if tried.is_empty() { "nothing, for there is no key and no password".to_owned() } else { tried.join(", ") }
+}
+
+fn authorities(certified: bool) -> &'static str {
+    if certified { " (known_hosts has a @cert-authority for it, but kvmb does not read host certificates)" } else { "" }
+}
+
+/// The result of work with a server.
+pub type Result<T> = std::result::Result<T, Error>;

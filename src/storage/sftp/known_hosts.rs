@@ -1,0 +1,309 @@
+//! The known_hosts files, as `sshd(8)` describes them: hashed names, ports, patterns, several types, `@revoked`.
+//!
+//! | the shown key | verdict |
+//! | --- | --- |
+//! | is marked `@revoked`, for this server or a pattern that covers it | refused, whatever else is said of it |
+//! | stands there | right |
+//! | does not, but another key of the server does | changed: refused |
+//! | no key of the server is known | unknown |
+//!
+//! The server is asked for a key type that is known of it, so a second key of another type is no change.
+
+use super::{Error, Result, Route};
+use ssh_key::known_hosts::{Entry, HostPatterns, Marker};
+use ssh_key::{Algorithm, HashAlg, PublicKey};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Host key methods in the order of preference, with the key type that each proves. The SHA-1 ones are left out, as OpenSSH does.
+const METHODS: [(&str, &str); 6] = [
+    ("ssh-ed25519", "ssh-ed25519"),
+    ("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp256"),
+    ("ecdsa-sha2-nistp384", "ecdsa-sha2-nistp384"),
+    ("ecdsa-sha2-nistp521", "ecdsa-sha2-nistp521"),
+    ("rsa-sha2-512", "ssh-rsa"),
+    ("rsa-sha2-256", "ssh-rsa"),
+];
+
+/// What is known of one server.
+#[derive(Debug, Default)]
+pub struct KnownKeys {
+    lines: Vec<Line>,
+    /// Whether a certificate authority is trusted for it.
+    certified: bool,
+}
+
+#[derive(Debug)]
+struct Line {
+    path: PathBuf,
+    number: usize,
+    revoked: bool,
+    key: PublicKey,
+}
+
+/// What the files say about a shown key.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It is the server's.
+    Right,
+    /// Nothing.
+    Unknown {
+        /// Whether a certificate authority is trusted for the server.
+        certified: bool,
+    },
+    /// The server has another one.
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// The other key's line.
+        line: usize,
+    },
+    /// It must not be trusted.
+    Revoked {
+        /// The file.
+        path: PathBuf,
+        /// The line.
+        line: usize,
+    },
+}
+
+impl KnownKeys {
+    /// Collects the lines about a server from the user's files and the system's.
+    pub fn read(route: &Route) -> Result<KnownKeys> {
+        let mut known = KnownKeys::default();
+        for path in route.user_known_hosts.iter().chain(&route.system_known_hosts) {
+            match fs::read(path) {
+                Ok(text) => known.add(path, &String::from_utf8_lossy(&text), &route.known_as),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(source) => return Err(Error::KnownHosts { action: "read", path: path.clone(), source }),
+            }
+        }
+        Ok(known)
+    }
+
+    fn add(&mut self, path: &Path, text: &str, name: &str) {
+        for (index, line) in text.lines().enumerate() {
+            // The parser wants single blanks.
+            let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            // A key type that kvmb does not know is none that it could be shown.
+            let Ok(entry) = line.parse::<Entry>() else {
+                tracing::debug!("{}:{}: not understood", path.display(), index + 1);
+                continue;
+            };
+            if !covers(&entry, &line, name) {
+                continue;
+            }
+            let revoked = match entry.marker() {
+                Some(Marker::CertAuthority) => {
+                    self.certified = true;
+                    continue;
+                }
+                marker => marker == Some(&Marker::Revoked),
+            };
+            let key = PublicKey::from(entry.public_key().key_data().clone());
+            self.lines.push(Line { path: path.to_owned(), number: index + 1, revoked, key });
+        }
+    }
+
+    /// The methods to ask the server for: those that prove a known key first.
+    pub fn methods(&self) -> String {
+        let is_known =
+            |key_type: &str| self.lines.iter().any(|line| !line.revoked && line.key.algorithm().as_str() == key_type);
+        let (known, others): (Vec<(&str, &str)>, Vec<_>) =
+            METHODS.into_iter().partition(|(_, key_type)| is_known(key_type));
+        known.into_iter().chain(others).map(|(method, _)| method).collect::<Vec<_>>().join(",")
+    }
+
+    /// What is to be thought of the key that the server shows.
+    pub fn judge(&self, shown: &PublicKey) -> Verdict {
+        let is_shown = |line: &&Line| line.key.key_data() == shown.key_data();
+        let same_type = |line: &&Line| line.key.algorithm() == shown.algorithm();
+        if let Some(line) = self.lines.iter().filter(is_shown).find(|line| line.revoked) {
+            return Verdict::Revoked { path: line.path.clone(), line: line.number };
+        }
+        let trusted = || self.lines.iter().filter(|line| !line.revoked);
+        if trusted().any(|line| is_shown(&line)) {
+            return Verdict::Right;
+        }
+        match trusted().find(same_type).or_else(|| trusted().next()) {
+            Some(line) => Verdict::Changed { path: line.path.clone(), line: line.number },
+            None => Verdict::Unknown { certified: self.certified },
+        }
+    }
+}
+
+/// Adds a key to a known_hosts file, which is made if it is not there.
+pub fn append(path: &Path, name: &str, key: &PublicKey) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        if let Some(folder) = path.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        }
+        let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+        let key = PublicKey::from(key.key_data().clone());
+        let key = key.to_openssh().map_err(std::io::Error::other)?;
+        // A file whose last line somebody left open.
+        let mut last = [b'\n'];
+        if file.seek(SeekFrom::End(0))? > 0 {
+            file.seek(SeekFrom::End(-1))?;
+            file.read_exact(&mut last)?;
+        }
+        let begin = if last == *b"\n" { "" } else { "\n" };
+        file.write_all(format!("{begin}{name} {key}\n").as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(|source| Error::KnownHosts { action: "write", path: path.to_owned(), source })
+}
+
+/// A key's SHA-256 as OpenSSH prints it.
+pub fn fingerprint(key: &PublicKey) -> String {
+    key.fingerprint(HashAlg::Sha256).to_string()
+}
+
+/// A key's type as OpenSSH writes it.
+pub fn key_type(key: &PublicKey) -> String {
+    match key.algorithm() {
+        Algorithm::Rsa { .. } => "ssh-rsa".to_owned(),
+        other => other.as_str().to_owned(),
+    }
+}
+
+/// Whether an entry is about this server.
+fn covers(entry: &Entry, line: &str, name: &str) -> bool {
+    match entry.host_patterns() {
+        HostPatterns::Patterns(patterns) => {
+            let mut covered = false;
+            for pattern in patterns {
+                let pattern = pattern.to_lowercase();
+                match pattern.strip_prefix('!') {
+                    // Whatever else matches.
+                    Some(negated) if matches(negated, name) => return false,
+                    Some(_) => {}
+                    None => covered |= matches(&pattern, name),
+                }
+            }
+            covered
+        }
+        HostPatterns::HashedName { .. } => is_hash_of(entry, line, name),
+    }
+}
+
+/// Whether a line with a hashed name is about `name`: libssh2 knows how such names are hashed.
+fn is_hash_of(entry: &Entry, line: &str, name: &str) -> bool {
+    let line = line.strip_prefix("@revoked ").or_else(|| line.strip_prefix("@cert-authority ")).unwrap_or(line);
+    let check = || -> std::result::Result<bool, ssh2::Error> {
+        let mut hosts = ssh2::Session::new()?.known_hosts()?;
+        hosts.read_str(line, ssh2::KnownHostFileKind::OpenSSH)?;
+        // With its own key, only the name can differ.
+        let key = entry.public_key().to_bytes().unwrap_or_default();
+        Ok(matches!(hosts.check(name, &key), ssh2::CheckResult::Match))
+    };
+    check().unwrap_or(false)
+}
+
+/// Whether a name fits a pattern with `*` and `?`.
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.chars().next() {
+        None => name.is_empty(),
+        Some('*') => {
+            let rest = &pattern[1..];
+            name.char_indices().map(|(at, _)| at).chain([name.len()]).any(|at| matches(rest, &name[at..]))
+        }
+        Some(first) => {
+            let mut chars = name.chars();
+            let fits = chars.next().is_some_and(|c| first == '?' || first == c);
+            fits && matches(&pattern[first.len_utf8()..], chars.as_str())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILLSyrIpGLFHtfmRnrCPqpBEsAkJwz0GI/dfOq76Zx6q";
+    const TWO: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPopIJDh+Ov+pxCm5+71180KPS1JsfOoIhiI8Mzomimc";
+
+    fn key(text: &str) -> PublicKey {
+        text.parse().unwrap()
+    }
+
+    fn judge(file: &str, name: &str, shown: &str) -> Verdict {
+        let mut known = KnownKeys::default();
+        known.add(Path::new("known_hosts"), file, name);
+        known.judge(&key(shown))
+    }
+
+    #[test]
+    fn names_ports_patterns_and_negations_decide_which_lines_count() {
+        for (hosts, name, wanted) in [
+            ("host", "host", true),
+            ("Host,other", "host", true),
+            ("host", "hosts", false),
+            ("host", "[host]:2222", false),
+            ("[host]:2222", "[host]:2222", true),
+            ("*.example.com", "a.example.com", true),
+            ("*.example.com,!a.*", "a.example.com", false),
+            ("10.0.0.?", "10.0.0.7", true),
+            ("[::1]:2222", "[::1]:2222", true),
+            ("*", "anything", true),
+        ] {
+            let verdict = judge(&format!("# comment\n\n{hosts} {ONE} me@here\n"), name, ONE);
+            assert_eq!(matches!(verdict, Verdict::Right), wanted, "{hosts} for {name}: {verdict:?}");
+        }
+    }
+
+    #[test]
+    fn a_hashed_name_is_known() {
+        // Made by 'ssh-keygen -H'.
+        let line = format!("|1|XWxDcm7ACl3Y0pMH2ABUdG6n4r0=|B/cjQvjb3uRrdlU1D7tlenF+/mk= {ONE}\n");
+        assert!(matches!(judge(&line, "[127.0.0.1]:2222", ONE), Verdict::Right));
+        assert!(matches!(judge(&line, "[127.0.0.1]:2223", ONE), Verdict::Unknown { .. }));
+        let revoked = format!("@revoked {line}");
+        assert!(matches!(judge(&revoked, "[127.0.0.1]:2222", ONE), Verdict::Revoked { line: 1, .. }));
+    }
+
+    #[test]
+    fn another_key_is_a_change_and_a_revoked_one_is_never_right() {
+        assert!(matches!(judge(&format!("host {TWO}\n"), "host", ONE), Verdict::Changed { line: 1, .. }));
+        assert!(matches!(judge(&format!("host {TWO}\nhost {ONE}\n"), "host", ONE), Verdict::Right));
+        let both = format!("host {ONE}\n@revoked * {ONE}\n");
+        assert!(matches!(judge(&both, "host", ONE), Verdict::Revoked { line: 2, .. }));
+        // That another key is revoked says nothing about this one.
+        assert!(matches!(judge(&format!("@revoked * {TWO}\n"), "host", ONE), Verdict::Unknown { certified: false }));
+        let authority = format!("@cert-authority *.com {TWO}\n");
+        assert!(matches!(judge(&authority, "a.com", ONE), Verdict::Unknown { certified: true }));
+        assert!(matches!(judge("", "host", ONE), Verdict::Unknown { certified: false }));
+    }
+
+    #[test]
+    fn the_server_is_asked_for_a_key_that_is_known() {
+        let mut known = KnownKeys::default();
+        assert!(known.methods().starts_with("ssh-ed25519,"));
+        let rsa = concat!(
+            "host ssh-rsa ",
+            "AAAAB3NzaC1yc2EAAAADAQABAAABAQD3ZE8uvaQdue/KdxuWNzqnTYR3ZABh4sFzbjQJy2uZwnqr4HiqYnjmhKPWMDC0g+w",
+            "gv0bYMNf8qPrFqBB21XYhapQ/yfVIamiIYHpHLZ6hiKPr68QInXyH2QXhki/7k8YAp53B5bSeNcY6e2oiDK63UlckdCPPWd",
+            "sHHurdL8p3+iFqazEIs55zW3OFZBz6N+Nd1oSo63X/HY5NcWiMm4s1LyXAuBWX6iixprcb7H6PQMq5eCzhGz7ar+eCFDW/J",
+            "YftDgp2ryztYxtpK7AqGxzCiM/mP76hzeUusomr3QDi6Gd41jjs0+CMmj1NuemkzRpmaquPmjmspGO+7raraNZr",
+        );
+        known.add(Path::new("known_hosts"), rsa, "host");
+        assert!(known.methods().starts_with("rsa-sha2-512,rsa-sha2-256,ssh-ed25519"), "{}", known.methods());
+    }
+
+    #[test]
+    fn an_added_key_is_found_again_even_after_an_open_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/known_hosts");
+        append(&path, "host", &key(ONE)).unwrap();
+        fs::write(&path, fs::read_to_string(&path).unwrap().trim_end()).unwrap();
+        append(&path, "[other]:22022", &key(TWO)).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text, format!("host {ONE}\n[other]:22022 {TWO}\n"));
+        assert!(matches!(judge(&text, "[other]:22022", TWO), Verdict::Right));
+    }
+}

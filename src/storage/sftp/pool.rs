@@ -1,0 +1,125 @@
+//! Several connections to one server, made when they are needed.
+//!
+//! | a caller finds | and does |
+//! | --- | --- |
+//! | an idle connection | takes it; if it was idle for long, sees first whether it still lives |
+//! | none, and fewer than allowed | makes one; one caller at a time, so that nobody is asked for a password twice |
+//! | none, and all that are allowed are in use | waits for one |
+//!
+//! A connection that broke is dropped: the call fails with an error that says so ([`Error::is_transient`]), and the next
+//! one connects anew. A server that admits fewer connections than we would like gets fewer.
+
+use super::{Access, Error, Fault, Files, Login, Result, Route};
+use std::sync::atomic::Ordering;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// After so long it must show that it lives.
+const TRUSTED_IDLE: Duration = Duration::from_secs(20);
+
+/// The connections to one server.
+#[derive(Debug)]
+pub struct Pool {
+    route: Route,
+    access: Access,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Held by whoever makes a connection; holds what let us in the last time.
+    login: Mutex<Option<Login>>,
+}
+
+#[derive(Debug)]
+struct State {
+    idle: Vec<(Files, Instant)>,
+    /// Idle, in use, or being made.
+    open: usize,
+    limit: usize,
+    /// The program shall end and the server was not there: nobody needs to find that out again.
+    given_up: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pool {
+    /// Connects nowhere yet.
+    pub fn new(route: Route, access: Access) -> Pool {
+        let limit = access.connections.max(1);
+        let state = State { idle: Vec::new(), open: 0, limit, given_up: false };
+        Pool { route, access, state: Mutex::new(state), changed: Condvar::new(), login: Mutex::new(None) }
+    }
+
+    /// Does something on a connection.
+    pub fn with<T>(&self, work: impl FnOnce(&Files) -> std::result::Result<T, Fault>) -> std::result::Result<T, Fault> {
+        let files = self.take()?;
+        let result = work(&files);
+        self.give_back(files);
+        result
+    }
+
+    fn take(&self) -> Result<Files> {
+        loop {
+            let mut state = lock(&self.state);
+            if state.given_up {
+                return Err(Error::Lost {
+                    server: self.route.server(),
+                    reason: "it was given up at the end".to_owned(),
+                });
+            }
+            if let Some((files, since)) = state.idle.pop() {
+                drop(state);
+                if since.elapsed() < TRUSTED_IDLE || files.stat(".").is_ok() {
+                    return Ok(files);
+                }
+                tracing::debug!("{}: an idle connection is gone", self.route.server());
+                self.give_back(files);
+                continue;
+            }
+            if state.open >= state.limit {
+                drop(self.changed.wait(state).unwrap_or_else(PoisonError::into_inner));
+                continue;
+            }
+            state.open += 1;
+            drop(state);
+            match self.connect() {
+                Ok(files) => return Ok(files),
+                Err(error) => {
+                    let mut state = lock(&self.state);
+                    state.open -= 1;
+                    self.changed.notify_all();
+                    state.given_up |= self.access.stop.load(Ordering::Relaxed);
+                    let enough = matches!(
+                        error,
+                        Error::NoSftp { .. } | Error::Login { .. } | Error::Handshake { .. } | Error::Lost { .. }
+                    );
+                    if state.open == 0 || !enough || state.given_up {
+                        return Err(error);
+                    }
+                    tracing::debug!("{}: no more than {} connections: {error}", self.route.server(), state.open);
+                    state.limit = state.open;
+                }
+            }
+        }
+    }
+
+    fn connect(&self) -> Result<Files> {
+        let mut login = lock(&self.login);
+        let begun = Instant::now();
+        let (files, worked) = Files::open(&self.route, &self.access, login.as_ref())?;
+        *login = Some(worked);
+        tracing::debug!("{}: connected in {} ms", self.route.server(), begun.elapsed().as_millis());
+        Ok(files)
+    }
+
+    fn give_back(&self, files: Files) {
+        let mut state = lock(&self.state);
+        if files.is_broken() {
+            state.open -= 1;
+            state.given_up |= self.access.stop.load(Ordering::Relaxed);
+        } else {
+            state.idle.push((files, Instant::now()));
+        }
+        self.changed.notify_one();
+    }
+}

@@ -1,0 +1,316 @@
+//! A repository on a server, over SFTP, laid out as a local one.
+//!
+//! A file is written under a temporary name beside its place (`…-tmp-…`, never listed), put on the server's disk
+//! (`fsync@openssh.com`), renamed, and its folder synced: a reader sees all of it or nothing. The folders of packs are made
+//! when the first pack comes; the root only by [`Storage::create_layout`], so that nothing is written to the empty mount
+//! point of a disk that the server has not mounted.
+
+use super::{Access, Fault, Files, Pool, Refusal, Route, Target};
+use crate::storage::{Error, FileInfo, FileKind, Result, Storage};
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// What a temporary name contains.
+const TEMPORARY_MARK: &str = "-tmp-";
+
+/// A temporary file of this age has no living writer.
+const STALE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A write that failed with less room than this beyond what it needed has failed for want of room.
+const ROOM_BYTES: u64 = 1 << 20;
+
+/// A folder of a server.
+#[derive(Debug)]
+pub struct SftpStorage {
+    target: Target,
+    pool: Pool,
+    connections: usize,
+    /// Temporary files without a writer, as listings found them: removed with the next write, for a reader removes nothing.
+    stale: Mutex<Vec<String>>,
+}
+
+impl SftpStorage {
+    /// The repository at `target`, which need not exist yet. Nothing is connected yet, but `ssh_config` is read.
+    pub fn new(target: Target, access: &Access) -> super::Result<SftpStorage> {
+        let route = Route::find(&target, access)?;
+        let pool = Pool::new(route, access.clone());
+        Ok(SftpStorage { target, pool, connections: access.connections.max(1), stale: Mutex::default() })
+    }
+
+    fn folder(&self, kind: FileKind, name: &str) -> String {
+        let root = &self.target.path;
+        match kind {
+            FileKind::Config => root.clone(),
+            FileKind::Pack => format!("{root}/{}/{}", kind.folder(), name.get(..2).unwrap_or(name)),
+            _ => format!("{root}/{}", kind.folder()),
+        }
+    }
+
+    fn path(&self, kind: FileKind, name: &str) -> String {
+        match kind {
+            FileKind::Config => format!("{}/{}", self.target.path, kind.folder()),
+            _ => format!("{}/{name}", self.folder(kind, name)),
+        }
+    }
+
+    /// A path as messages name it.
+    fn shown(&self, path: &str) -> PathBuf {
+        let below = path.strip_prefix(&self.target.path).unwrap_or(path);
+        PathBuf::from(format!("{}{below}", self.target))
+    }
+
+    /// What a fault with one file means.
+    fn error(&self, action: &'static str, kind: FileKind, name: &str, path: &str, fault: Fault) -> Error {
+        match fault {
+            fault if fault.is_not_found() && action != "write" => {
+                Error::NotFound { url: self.url(), kind, name: name.to_owned() }
+            }
+            fault => self.fault(action, path, fault),
+        }
+    }
+
+    fn fault(&self, action: &'static str, path: &str, fault: Fault) -> Error {
+        let refusal = match fault {
+            Fault::Server(error) => return Error::Server { url: self.url(), source: Box::new(error) },
+            Fault::Refused(refusal) => refusal,
+        };
+        let kind = match refusal {
+            Refusal::NotFound => ErrorKind::NotFound,
+            Refusal::Permission => ErrorKind::PermissionDenied,
+            Refusal::Unsupported => ErrorKind::Unsupported,
+            Refusal::NoSpace => {
+                let source = ErrorKind::StorageFull.into();
+                return Error::NoSpace { url: self.url(), path: self.shown(path), source };
+            }
+            Refusal::Other(_) => ErrorKind::Other,
+        };
+        let source = io::Error::new(kind, format!("the server says: {refusal}"));
+        Error::Io { action, path: self.shown(path), source }
+    }
+
+    /// Makes a folder; that it is there already is fine.
+    fn make_folder(files: &Files, path: &str) -> std::result::Result<(), Fault> {
+        match files.make_folder(path) {
+            Err(Fault::Refused(refusal)) => match files.stat(path) {
+                Ok(stat) if stat.is_dir() => Ok(()),
+                _ => Err(Fault::Refused(refusal)),
+            },
+            other => other,
+        }
+    }
+
+    fn make_root(&self, files: &Files) -> std::result::Result<(), Fault> {
+        let root = &self.target.path;
+        if files.stat(root).is_ok_and(|stat| stat.is_dir()) {
+            return Ok(());
+        }
+        let ends = root.match_indices('/').map(|(at, _)| at).filter(|at| *at > 0).chain([root.len()]);
+        for end in ends {
+            let folder = &root[..end];
+            if !files.stat(folder).is_ok_and(|stat| stat.is_dir()) {
+                Self::make_folder(files, folder)?;
+            }
+        }
+        files.sync_folder(parent(root))
+    }
+
+    /// A folder below the root that is not there yet, or that some copying tool left out.
+    fn make_missing_folder(&self, files: &Files, kind: FileKind, folder: &str) -> std::result::Result<(), Fault> {
+        files.stat(&self.target.path)?;
+        let data = format!("{}/{}", self.target.path, kind.folder());
+        for folder in [data.as_str(), folder] {
+            if files.stat(folder).is_err_and(|fault| fault.is_not_found()) {
+                Self::make_folder(files, folder)?;
+                files.sync_folder(parent(folder))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_file(&self, files: &Files, kind: FileKind, name: &str, contents: &[u8]) -> std::result::Result<(), Fault> {
+        let (folder, path) = (self.folder(kind, name), self.path(kind, name));
+        let temporary = format!("{path}{TEMPORARY_MARK}{:016x}", rand::random::<u64>());
+        let written = match files.write_new(&temporary, contents) {
+            Err(fault) if fault.is_not_found() => {
+                self.make_missing_folder(files, kind, &folder)?;
+                files.write_new(&temporary, contents)
+            }
+            other => other,
+        };
+        let named = written.and_then(|()| files.replace(&temporary, &path)).and_then(|()| files.sync_folder(&folder));
+        if let Err(Fault::Refused(_)) = named {
+            let _ = files.remove(&temporary);
+        }
+        named
+    }
+
+    /// A write that failed for want of room says so: SFTP has no word for it.
+    fn explain_write(&self, path: &str, length: usize, fault: Fault) -> Fault {
+        let Fault::Refused(Refusal::Other(words)) = fault else {
+            return fault;
+        };
+        let free = self.pool.with(|files| files.free_bytes(&self.target.path));
+        match free {
+            Ok(Some(free)) if free < (length as u64).saturating_add(ROOM_BYTES) => Fault::Refused(Refusal::NoSpace),
+            _ => {
+                tracing::debug!("{path}: {words}");
+                Fault::Refused(Refusal::Other(words))
+            }
+        }
+    }
+
+    /// Removes what listings found; failing to do so harms nobody.
+    fn sweep(&self) {
+        let stale = std::mem::take(&mut *self.stale.lock().unwrap_or_else(PoisonError::into_inner));
+        for path in stale {
+            tracing::debug!(path, "removing a stale temporary file");
+            let _ = self.pool.with(|files| files.remove(&path));
+        }
+    }
+
+    /// The files of one folder.
+    fn list_folder(&self, folder: &str) -> Result<Vec<FileInfo>> {
+        let entries = self.pool.with(|files| files.list(folder)).map_err(|fault| self.fault("list", folder, fault))?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut found = Vec::with_capacity(entries.len());
+        for entry in entries.into_iter().filter(|entry| !entry.is_folder) {
+            if !entry.name.contains(TEMPORARY_MARK) {
+                found.push(FileInfo { name: entry.name, size_bytes: entry.size_bytes });
+            } else if now.saturating_sub(Duration::from_secs(entry.modified)) > STALE_AFTER {
+                let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
+                stale.push(format!("{folder}/{}", entry.name));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The packs, from their many folders, on all connections.
+    fn list_packs(&self) -> Result<Vec<FileInfo>> {
+        let data = format!("{}/{}", self.target.path, FileKind::Pack.folder());
+        let fans = self.pool.with(|files| files.list(&data)).map_err(|fault| self.fault("list", &data, fault))?;
+        let fans: Vec<String> = fans
+            .into_iter()
+            .filter(|entry| entry.is_folder && entry.name.len() == 2)
+            .map(|entry| format!("{data}/{}", entry.name))
+            .collect();
+        let share = fans.len().div_ceil(self.connections).max(1);
+        thread::scope(|scope| {
+            let workers: Vec<_> = fans
+                .chunks(share)
+                .map(|fans| {
+                    scope.spawn(move || -> Result<Vec<FileInfo>> {
+                        let mut found = Vec::new();
+                        for fan in fans {
+                            found.extend(self.list_folder(fan)?);
+                        }
+                        Ok(found)
+                    })
+                })
+                .collect();
+            let mut found = Vec::new();
+            for worker in workers {
+                match worker.join() {
+                    Ok(part) => found.extend(part?),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            Ok(found)
+        })
+    }
+}
+
+impl Storage for SftpStorage {
+    fn url(&self) -> String {
+        self.target.to_string()
+    }
+
+    fn create_layout(&self) -> Result<()> {
+        let root = &self.target.path;
+        let make = |files: &Files| {
+            self.make_root(files)?;
+            for kind in FileKind::ALL.into_iter().filter(|kind| *kind != FileKind::Config) {
+                Self::make_folder(files, &format!("{root}/{}", kind.folder()))?;
+            }
+            files.sync_folder(root)
+        };
+        self.pool.with(make).map_err(|fault| self.fault("create", root, fault))
+    }
+
+    fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>> {
+        let path = format!("{}/{}", self.target.path, kind.folder());
+        match kind {
+            FileKind::Config => match self.pool.with(|files| files.stat(&path)) {
+                Ok(stat) => Ok(vec![FileInfo { name: String::new(), size_bytes: stat.size.unwrap_or(0) }]),
+                Err(fault) if fault.is_not_found() => Ok(Vec::new()),
+                Err(fault) => Err(self.fault("read", &path, fault)),
+            },
+            FileKind::Pack => self.list_packs(),
+            FileKind::Lock => match self.list_folder(&path) {
+                Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+                other => other,
+            },
+            _ => self.list_folder(&path),
+        }
+    }
+
+    fn size(&self, kind: FileKind, name: &str) -> Result<u64> {
+        let path = self.path(kind, name);
+        let stat = self.pool.with(|files| files.stat(&path));
+        stat.map(|stat| stat.size.unwrap_or(0)).map_err(|fault| self.error("read", kind, name, &path, fault))
+    }
+
+    fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
+        let path = self.path(kind, name);
+        self.pool.with(|files| files.read(&path)).map_err(|fault| self.error("read", kind, name, &path, fault))
+    }
+
+    fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
+        let path = self.path(kind, name);
+        let read = self.pool.with(|files| files.read_range(&path, offset, length));
+        match read.map_err(|fault| self.error("read", kind, name, &path, fault))? {
+            Some(bytes) => Ok(bytes),
+            None => Err(Error::TooShort {
+                url: self.url(),
+                kind,
+                name: name.to_owned(),
+                wanted_bytes: offset.saturating_add(length as u64),
+            }),
+        }
+    }
+
+    fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        let path = self.path(kind, name);
+        let written = self.pool.with(|files| self.write_file(files, kind, name, contents));
+        self.sweep();
+        written.map_err(|fault| {
+            let fault = self.explain_write(&path, contents.len(), fault);
+            self.error("write", kind, name, &path, fault)
+        })
+    }
+
+    fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
+        let path = self.path(kind, name);
+        let remove = |files: &Files| {
+            files.remove(&path)?;
+            files.sync_folder(&self.folder(kind, name))
+        };
+        self.pool.with(remove).map_err(|fault| self.error("remove", kind, name, &path, fault))
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        let root = &self.target.path;
+        self.pool.with(|files| files.free_bytes(root)).map_err(|fault| self.fault("examine", root, fault))
+    }
+}
+
+/// The folder that a path is in.
+fn parent(path: &str) -> &str {
+    match path.rsplit_once('/') {
+        Some(("", _)) => "/",
+        Some((parent, _)) => parent,
+        None => ".",
+    }
+}

@@ -1,0 +1,209 @@
+//! The address of a repository on a server, as restic reads it: the same address means the same folder to both programs.
+//!
+//! | written | folder |
+//! | --- | --- |
+//! | `sftp://user@host:port//srv/kvm` | `/srv/kvm` |
+//! | `sftp://user@host:port/kvm` | `kvm`, below the folder that the login leads to |
+//! | `sftp:user@host:/srv/kvm` | `/srv/kvm` |
+//! | `sftp:user@host:kvm` | `kvm`, below the folder that the login leads to |
+//!
+//! `host` may be an alias of `~/.ssh/config`, and an IPv6 address in brackets.
+
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use std::fmt;
+
+/// What an address must not show as it is.
+const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#').add(b'"').add(b'<').add(b'>');
+
+/// What a user's name in an address must not show either.
+const ESCAPED_IN_USER: &AsciiSet = &ESCAPED.add(b'@').add(b'/').add(b':');
+
+/// Where a repository is: a server, and a folder there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// Who logs in, if the address says it.
+    pub user: Option<String>,
+    /// The server's name, alias or address; an IPv6 address without brackets.
+    pub host: String,
+    /// The port, if the address says it.
+    pub port: Option<u16>,
+    /// The folder; a relative one begins where the login leads to.
+    pub path: String,
+}
+
+impl Target {
+    /// Reads an address that begins with `sftp:`. The error says what is wrong with it.
+    pub fn parse(url: &str) -> Result<Target, &'static str> {
+        let rest = url.strip_prefix("sftp:").ok_or("it does not begin with sftp:")?;
+        let (user, host, port, path) = match rest.strip_prefix("//") {
+            Some(rest) => {
+                let (authority, path) = rest.split_once('/').ok_or("it names no folder (sftp://user@host//folder)")?;
+                let (user, host) = split_user(authority);
+                let (host, port) = split_port(host)?;
+                (user.map(decoded).transpose()?, host, port, decoded(path)?)
+            }
+            None => {
+                let (user, rest) = match rest.split_once('@') {
+                    Some((user, rest)) if !user.contains('/') => (Some(user.to_owned()), rest),
+                    _ => (None, rest),
+                };
+                let after_host = rest.strip_prefix('[').and_then(|rest| rest.find(']')).map_or(0, |end| end + 2);
+                let colon = rest[after_host..].find(':').ok_or("it names no folder (sftp:user@host:/folder)")?;
+                let (host, path) = (&rest[..after_host + colon], &rest[after_host + colon + 1..]);
+                (user, host.trim_start_matches('[').trim_end_matches(']').to_owned(), None, path.to_owned())
+            }
+        };
+        if user.as_deref() == Some("") {
+            return Err("it names no user before the @");
+        }
+        // The name goes into no shell, but a leading dash or a control character is never a host.
+        if host.is_empty() || host.starts_with('-') || host.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Err("it names no host");
+        }
+        let path = cleaned(&path);
+        if path.is_empty() {
+            return Err("it names no folder (sftp://user@host//folder)");
+        }
+        if path.starts_with('~') {
+            return Err(
+                "a server knows no ~: leave it out, a relative folder begins at home (sftp://user@host/folder)",
+            );
+        }
+        if path.contains('\0') {
+            return Err("its folder contains a zero byte");
+        }
+        Ok(Target { user, host, port, path })
+    }
+
+    /// Whether the folder begins where the login leads to.
+    pub fn is_relative(&self) -> bool {
+        !self.path.starts_with('/')
+    }
+}
+
+impl fmt::Display for Target {
+    /// The address in its longer form, which restic reads as well.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sftp://")?;
+        if let Some(user) = &self.user {
+            write!(f, "{}@", utf8_percent_encode(user, ESCAPED_IN_USER))?;
+        }
+        match self.host.contains(':') {
+            true => write!(f, "[{}]", self.host)?,
+            false => f.write_str(&self.host)?,
+        }
+        if let Some(port) = self.port {
+            write!(f, ":{port}")?;
+        }
+        write!(f, "/{}", utf8_percent_encode(&self.path, ESCAPED))
+    }
+}
+
+fn split_user(authority: &str) -> (Option<&str>, &str) {
+    match authority.rsplit_once('@') {
+        Some((user, host)) => (Some(user), host),
+        None => (None, authority),
+    }
+}
+
+fn split_port(host: &str) -> Result<(String, Option<u16>), &'static str> {
+    let (host, port) = match host.strip_prefix('[') {
+        Some(rest) => {
+            let (host, after) = rest.split_once(']').ok_or("its [ is never closed")?;
+            (
+                host,
+                if after.is_empty() { None } else { Some(after.strip_prefix(':').ok_or("what follows ] is no port")?) },
+            )
+        }
+        None => match host.split_once(':') {
+            Some((_, rest)) if rest.contains(':') => {
+                return Err("an IPv6 address belongs into brackets: [2001:db8::1]");
+            }
+            Some((host, port)) => (host, Some(port)),
+            None => (host, None),
+        },
+    };
+    let port = match port {
+        None => None,
+        Some(port) => match port.parse() {
+            Ok(port) if port > 0 => Some(port),
+            _ => return Err("its port is no number from 1 to 65535"),
+        },
+    };
+    Ok((host.to_owned(), port))
+}
+
+fn decoded(text: &str) -> Result<String, &'static str> {
+    percent_decode_str(text).decode_utf8().map(Into::into).map_err(|_| "it is not UTF-8")
+}
+
+/// Without what changes nothing: doubled and trailing slashes, `.`; `..` takes a folder away.
+fn cleaned(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if parts.last().is_some_and(|last| *last != "..") => drop(parts.pop()),
+            // Above the root is the root.
+            ".." if path.starts_with('/') => {}
+            _ => parts.push(part),
+        }
+    }
+    let joined = parts.join("/");
+    match (path.starts_with('/'), joined.is_empty()) {
+        (true, _) => format!("/{joined}"),
+        (false, true) if !path.is_empty() => ".".to_owned(),
+        _ => joined,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(user: Option<&str>, host: &str, port: Option<u16>, path: &str) -> Target {
+        Target { user: user.map(str::to_owned), host: host.to_owned(), port, path: path.to_owned() }
+    }
+
+    #[test]
+    fn addresses_mean_what_they_mean_to_restic() {
+        let table = [
+            ("sftp://kvm@host:2222//srv/kvm", target(Some("kvm"), "host", Some(2222), "/srv/kvm")),
+            ("sftp://host/kvm/a", target(None, "host", None, "kvm/a")),
+            ("sftp://a%40b@host//srv/with%20space/", target(Some("a@b"), "host", None, "/srv/with space")),
+            ("sftp://kvm@[2001:db8::1]:22//srv", target(Some("kvm"), "2001:db8::1", Some(22), "/srv")),
+            ("sftp://[::1]/rel", target(None, "::1", None, "rel")),
+            ("sftp:kvm@host:/srv//kvm/./x/..", target(Some("kvm"), "host", None, "/srv/kvm")),
+            ("sftp:host:kvm", target(None, "host", None, "kvm")),
+            ("sftp:kvm@[::1]:/srv", target(Some("kvm"), "::1", None, "/srv")),
+        ];
+        for (url, wanted) in table {
+            let parsed = Target::parse(url).unwrap();
+            assert_eq!(parsed, wanted, "{url}");
+            // What we print leads to the same place.
+            assert_eq!(Target::parse(&parsed.to_string()).unwrap(), wanted, "{parsed}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused() {
+        for url in [
+            "sftp:",
+            "sftp://",
+            "sftp://host",
+            "sftp://host/",
+            "sftp:///srv",
+            "sftp://@host//srv",
+            "sftp://host:0//srv",
+            "sftp://host:port//srv",
+            "sftp://2001:db8::1//srv",
+            "sftp://[::1//srv",
+            "sftp://-oProxyCommand=x//srv",
+            "sftp:host",
+            "sftp://host/~/kvm",
+            "sftp://host//a%00b",
+        ] {
+            assert!(Target::parse(url).is_err(), "{url}");
+        }
+    }
+}
