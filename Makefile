@@ -8,10 +8,13 @@ CARGO_TARGET_DIR ?= target
 export PATH := $(PATH):$(HOME)/.cargo/bin
 export CARGO_TARGET_DIR
 
-KVMB := $(CARGO_TARGET_DIR)/release/kvmb
+RELEASE := $(CARGO_TARGET_DIR)/release/kvmb
+DEBUG := $(CARGO_TARGET_DIR)/debug/kvmb
+# What is installed, packed and shown: the release, built first; or a program that is there already.
+KVMB ?= $(RELEASE)
 GUEST := $(CARGO_TARGET_DIR)/test-parts/guest
 
-.PHONY: all build test demo bench lint install clean help parts
+.PHONY: all build test demo bench lint generated install deb clean help parts program
 
 all: build
 
@@ -38,12 +41,28 @@ lint: ## formatting, clippy, rustdoc: no warning is left
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 
-install: build ## install below $(DESTDIR)$(PREFIX)
+generated: ## write completions/ and man/ anew, from what the commands say of themselves
+	$(CARGO) build --locked
+	mkdir -p completions man
+	rm -f man/*.1
+	$(DEBUG) man man >/dev/null
+	$(DEBUG) completions bash >completions/kvmb.bash
+	$(DEBUG) completions zsh >completions/_kvmb
+	$(DEBUG) completions fish >completions/kvmb.fish
+
+install: program ## install below $(DESTDIR)$(PREFIX)
 	install -D -m 755 $(KVMB) $(DESTDIR)$(PREFIX)/bin/kvmb
-	for page in man/*.1; do [ ! -e "$$page" ] || install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man1/$${page##*/}"; done
-	for file in completions/kvmb.bash; do [ ! -e "$$file" ] || install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/kvmb"; done
-	for file in completions/_kvmb; do [ ! -e "$$file" ] || install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_kvmb"; done
-	for file in completions/kvmb.fish; do [ ! -e "$$file" ] || install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/kvmb.fish"; done
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -D -m 644 completions/kvmb.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/kvmb
+	install -D -m 644 completions/_kvmb $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_kvmb
+	install -D -m 644 completions/kvmb.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/kvmb.fish
+
+deb: program ## make a Debian package below target/
+	KVMB=$(KVMB) .ci/deb
+
+program:
+	$(if $(filter $(RELEASE),$(KVMB)),$(CARGO) build --release --locked)
 
 clean: ## remove what was built
 	$(CARGO) clean

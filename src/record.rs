@@ -8,6 +8,7 @@
 //! against it.
 
 use chrono::{DateTime, FixedOffset};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -41,7 +42,7 @@ pub enum Record {
 }
 
 /// A machine (libvirt domain); made by `vms`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Machine {
     /// The libvirt connection URI.
     pub connect: String,
@@ -65,11 +66,12 @@ pub struct Machine {
     pub agent: String,
     /// Unknown fields.
     #[serde(flatten)]
+    #[schemars(!flatten)]
     pub extra: Extra,
 }
 
 /// One disk of a machine; made by `disks`, added to by `snapshot` and `hash`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Disk {
     /// The libvirt connection URI.
     pub connect: String,
@@ -140,11 +142,12 @@ pub struct Disk {
     pub sha256: Option<String>,
     /// Unknown fields.
     #[serde(flatten)]
+    #[schemars(!flatten)]
     pub extra: Extra,
 }
 
 /// Where a disk's content is, as the definition says it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Source {
     /// An image file.
@@ -196,7 +199,7 @@ pub enum Source {
 }
 
 /// A file of the host; made by `hash FILE…`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct File {
     /// Its path as given.
     pub path: String,
@@ -206,11 +209,12 @@ pub struct File {
     pub sha256: String,
     /// Unknown fields.
     #[serde(flatten)]
+    #[schemars(!flatten)]
     pub extra: Extra,
 }
 
 /// A restore point; made by `push`, `backup` and `points`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Point {
     /// The point's id: the restic snapshot's.
     pub point: String,
@@ -258,11 +262,12 @@ pub struct Point {
     pub restored_to: Option<RestoredTo>,
     /// Unknown fields.
     #[serde(flatten)]
+    #[schemars(!flatten)]
     pub extra: Extra,
 }
 
 /// One disk of a point.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PointDisk {
     /// The disk's target name.
     pub disk: String,
@@ -284,11 +289,12 @@ pub struct PointDisk {
     pub sha256: Option<String>,
     /// Unknown fields.
     #[serde(flatten)]
+    #[schemars(!flatten)]
     pub extra: Extra,
 }
 
 /// A damaged piece of a point.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Damage {
     /// The disk that is hit; left out when the point's own description is.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -307,7 +313,7 @@ pub struct Damage {
 }
 
 /// Where `restore` put a point.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RestoredTo {
     /// The machine that was defined; left out with `--no-define`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -325,7 +331,7 @@ pub struct RestoredTo {
 }
 
 /// One restored disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RestoredDisk {
     /// The disk's target name.
     pub disk: String,
@@ -338,7 +344,7 @@ pub struct RestoredDisk {
 }
 
 /// Something that was changed, or would be with `--dry-run`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Action {
     /// `init`, `release`, `prune`, `key` …
     pub action: String,
@@ -358,11 +364,12 @@ pub struct Action {
     /// `schedule`: `cron` (the expression), `command`, `next_runs` (the next three times), `entry` (the text that is, or
     /// would be, entered).
     #[serde(flatten)]
+    #[schemars(!flatten)]
     pub extra: Extra,
 }
 
 /// One thing that was looked at, and whether it is well; made by `doctor`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Check {
     /// What was looked at. `doctor`: `connection`, `libvirt`, `qemu`, `programs`, `confinement`, `folders`, `key` of the
     /// host; `machine`, `job`, `agent`, `confinement`, `folders`, `scratch` of a machine; `disk`, `bitmap` of a disk.
@@ -378,6 +385,7 @@ pub struct Check {
     pub hint: Option<String>,
     /// Unknown fields.
     #[serde(flatten)]
+    #[schemars(!flatten)]
     pub extra: Extra,
 }
 
@@ -395,7 +403,7 @@ pub enum Status {
 }
 
 /// What went wrong with one machine (or with the whole command); the others go on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 pub struct Failure {
     /// The subcommand that failed.
     pub command: String,
@@ -420,6 +428,7 @@ pub struct Failure {
     pub hint: Option<String>,
     /// Unknown fields.
     #[serde(flatten)]
+    #[schemars(!flatten)]
     pub extra: Extra,
 }
 

@@ -1,8 +1,11 @@
 //! What README and the help texts tell of exists, and what exists is told of in README.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use kvmb::cli::environment::VARIABLES;
 use kvmb::cli::exit_code::ExitCode;
 use kvmb::cli::failure::Code;
 
@@ -144,11 +147,12 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
     let value = |flag: &str| match flag {
         "--jobs" => "2",
         "--freeze" => "never",
-        "--cron" => "@daily",
         "--freeze-timeout" | "--lease" | "--full-every" | "--retry-for" | "--random-delay" => "30s",
+        "--cron" => "@daily",
         "--limit-read" | "--limit-upload" => "10M",
         "--sample" | "--audit" => "5%",
         "--to" => "vda=/x",
+        "SHELL" => "bash",
         "--format" | "--output" => {
             if flag == "--output" {
                 "json"
@@ -197,18 +201,41 @@ fn the_codes_in_readme_are_those_of_the_program() {
     assert_eq!(rows("The `code` of a failure:"), failures);
 }
 
+/// Every source file of the program.
+fn sources() -> Vec<PathBuf> {
+    let mut open = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    let mut files = Vec::new();
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder).expect("src") {
+            let path = entry.expect("src").path();
+            match path.is_dir() {
+                true => open.push(path),
+                false => files.push(path),
+            }
+        }
+    }
+    files
+}
+
 #[test]
-fn every_variable_in_readme_is_read_somewhere_and_the_other_way_round() {
+fn every_variable_is_in_readme_and_the_manual_and_is_read_somewhere() {
     let names = |text: &str| -> BTreeSet<String> {
         let is_name = |c: char| c.is_ascii_uppercase() || c == '_';
         text.split(|c| !is_name(c)).filter(|word| word.starts_with("KVMB_")).map(str::to_owned).collect()
     };
-    let source = [
-        include_str!("../src/cli/repo_args.rs"),
-        include_str!("../src/cli/schedule.rs"),
-        include_str!("../src/cli/ssh_access.rs"),
-        include_str!("../src/cli/capture_args.rs"),
-        include_str!("../src/capture/runtime.rs"),
-    ];
-    assert_eq!(names(README), names(&source.concat()));
+    let source = sources().into_iter().filter(|path| !path.ends_with("cli/environment.rs"));
+    let read: BTreeSet<String> = source
+        .flat_map(|path| names(&fs::read_to_string(&path).expect("UTF-8")))
+        // Those of the tests are not for users.
+        .filter(|name| name.len() > 5 && !name.starts_with("KVMB_TEST_"))
+        .collect();
+    assert_eq!(
+        VARIABLES.iter().map(|(name, _)| (*name).to_owned()).collect::<BTreeSet<_>>(),
+        read,
+        "see src/cli/environment.rs"
+    );
+    assert_eq!(names(README), read, "README.md and the sources");
+    for (name, meaning) in VARIABLES {
+        assert!(README.contains(&format!("| `{name}` | {meaning} |")), "README.md says something else of {name}");
+    }
 }

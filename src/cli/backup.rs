@@ -2,6 +2,7 @@
 
 use crate::cli::Context;
 use crate::cli::capture_args::{AuditArgs, CaptureArgs, LimitReadArgs, duration};
+use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::machine_args::{self, Selection};
 use crate::cli::repo_args::RepoArgs;
@@ -32,7 +33,7 @@ use std::time::Duration;
   kvmb vms --json | jq -c 'select(.state == \"running\")' | kvmb backup -r /backup/kvm")]
 pub struct BackupArgs {
     /// Names or globs; none reads 'machine' or 'disk' records from standard input.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 
     /// Every machine that libvirt knows.

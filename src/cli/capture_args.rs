@@ -2,6 +2,7 @@
 
 use crate::capture::{Freeze, FreezeMode};
 use crate::cli::Context;
+use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::path_or_nothing;
 use crate::ops::points::parse_span;
@@ -18,11 +19,11 @@ use std::time::Duration;
 #[command(next_help_heading = "Capture")]
 pub struct CaptureArgs {
     /// Only this disk (may be repeated).
-    #[arg(long, value_name = "DISK")]
+    #[arg(long, value_name = "DISK", add = complete::machine_disks())]
     pub disk: Vec<String>,
 
     /// Not this disk (may be repeated).
-    #[arg(long, value_name = "DISK")]
+    #[arg(long, value_name = "DISK", add = complete::machine_disks())]
     pub exclude_disk: Vec<String>,
 
     /// Whether to freeze the guest's file systems through its agent for the moment of the capture.

@@ -2,6 +2,7 @@
 
 use crate::capture::{Hypervisor, Machine};
 use crate::cli::Context;
+use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::machine_args;
@@ -19,7 +20,7 @@ use crate::record::Record;
   kvmb disks vm1 | kvmb hash")]
 pub struct DisksArgs {
     /// Names or globs; none reads 'machine' records from standard input.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 }
 

@@ -4,6 +4,7 @@ use crate::capture::runtime::free_bytes;
 use crate::capture::survey::{AgentSurvey, DiskSurvey, JobSurvey, Storage, missing_programs};
 use crate::cli::Context;
 use crate::cli::capture_args::ScratchArgs;
+use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::machine_args;
 use crate::cli::repo_args::DefaultRepo;
@@ -26,7 +27,7 @@ use std::path::Path;
   kvmb doctor --json | jq -r 'select(.status != \"ok\") | [.target, .detail, .hint] | @tsv'")]
 pub struct DoctorArgs {
     /// Names or globs of machines; none means all.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 
     #[command(flatten)]

@@ -2,6 +2,8 @@
 //!
 //! One file a subcommand: its arguments, whose doc comments are its help, and a short `run`.
 
+pub mod complete;
+pub mod environment;
 pub mod exit_code;
 pub mod failure;
 pub mod input;
@@ -18,12 +20,14 @@ pub mod table;
 mod backup;
 mod capture_args;
 mod capture_stream;
+mod completions;
 mod disks;
 mod doctor;
 mod hash;
 mod init;
 mod key;
 mod machine_args;
+mod man;
 mod points;
 mod push;
 mod release;
@@ -54,7 +58,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// an Ansible play, or one 'kvmb backup'. Restore points are kept in a restic repository, which the stock restic program
 /// can list, check, mount and restore as well.
 #[derive(Debug, Parser)]
-#[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true, after_help = after_help())]
+#[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true, subcommand_value_name = "COMMAND", after_help = after_help())]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -82,7 +86,7 @@ pub struct Global {
     /// The libvirt connection, as virsh takes it.
     ///
     /// Without it: $LIBVIRT_DEFAULT_URI, else what libvirt chooses: qemu:///system for root, qemu:///session for others.
-    #[arg(short, long, value_name = "URI", global = true)]
+    #[arg(short, long, value_name = "URI", global = true, add = complete::connections())]
     pub connect: Option<String>,
 
     /// How records are printed.
@@ -124,6 +128,8 @@ enum Command {
     Init(init::InitArgs),
     Key(key::KeyArgs),
     Schedule(schedule::ScheduleArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -141,6 +147,12 @@ pub struct Context {
 }
 
 impl Context {
+    /// The context of one command.
+    pub fn new(global: Global) -> Context {
+        let (monitor, stop, storages) = (Bars::new(global.quiet), Stop::default(), Mutex::default());
+        Context { global, stop, monitor, storages }
+    }
+
     /// Opens libvirt, by default the connection of the command line.
     pub fn hypervisor(&self, connect: Option<&str>) -> Result<Hypervisor, CliError> {
         Ok(Hypervisor::open(connect.or(self.global.connect.as_deref()))?)
@@ -166,6 +178,9 @@ impl Context {
 
 /// The whole program: parses, runs, says how it went.
 pub fn main() -> ExitCode {
+    if let Some(code) = complete::answer() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -181,12 +196,7 @@ pub fn main() -> ExitCode {
     // Before any thread: the environment is about to change.
     crate::capture::quiet_libvirt_log();
     start_log(&cli.global);
-    let context = Context {
-        monitor: Bars::new(cli.global.quiet),
-        global: cli.global,
-        stop: Stop::default(),
-        storages: Mutex::default(),
-    };
+    let context = Context::new(cli.global);
     if let Err(error) = interrupt::install(&context.stop) {
         session::report(&format!("cannot watch for signals: {error}"), None);
         return ExitCode::Failed;
@@ -216,6 +226,8 @@ impl Command {
             Command::Init(_) => ("init", Effect::Changes),
             Command::Key(_) => ("key", Effect::Changes),
             Command::Schedule(_) => ("schedule", Effect::Changes),
+            Command::Completions(_) => ("completions", Effect::Reads),
+            Command::Man(_) => ("man", Effect::Changes),
             Command::Doctor(_) => ("doctor", Effect::Reads),
         }
     }
@@ -235,6 +247,8 @@ impl Command {
             Command::Init(args) => args.run(context, session),
             Command::Key(args) => args.run(context, session),
             Command::Schedule(args) => args.run(context, session),
+            Command::Completions(args) => args.run(session),
+            Command::Man(args) => args.run(session),
             Command::Doctor(args) => args.run(context, session),
         }
     }

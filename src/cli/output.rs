@@ -29,6 +29,12 @@ pub enum Effect {
     Changes,
 }
 
+/// Writes out what a library left in the buffer of standard output: the program ends without the handlers that would.
+pub fn flush() {
+    // Whoever does not read it any more does not miss it.
+    let _ = io::stdout().flush();
+}
+
 /// Standard output.
 #[derive(Debug)]
 pub struct Output {

@@ -1,6 +1,7 @@
 //! `kvmb points`
 
 use crate::cli::Context;
+use crate::cli::complete;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
@@ -18,7 +19,7 @@ use crate::repo::DamagedSnapshot;
   kvmb points --json | jq -r .point | xargs kvmb verify")]
 pub struct PointsArgs {
     /// Names or globs of machines; none means all.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = complete::point_machines())]
     names: Vec<String>,
 
     #[command(flatten)]

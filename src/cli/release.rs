@@ -3,6 +3,7 @@
 use crate::capture::{CaptureFile, Closed, Runtime};
 use crate::cli::Context;
 use crate::cli::capture_stream::CaptureStream;
+use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};
@@ -24,7 +25,7 @@ use serde_json::json;
   kvmb snapshot vm1 | kvmb push -r /backup/kvm | kvmb release")]
 pub struct ReleaseArgs {
     /// Machines or captures (c-1a2b3c4d); none reads records from standard input.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = complete::captures())]
     names: Vec<String>,
 
     /// Every capture of this host.

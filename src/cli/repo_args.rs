@@ -2,6 +2,7 @@
 
 use crate::cli::Context;
 use crate::cli::capture_args::{duration, rate};
+use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::prompt;
 use crate::cli::secret;
@@ -30,7 +31,7 @@ pub struct RepoArgs {
     ///
     /// Without it: $KVMB_REPO, else the repository of this host, /var/lib/kvmb/repo, made on first use with a
     /// generated key file beside it.
-    #[arg(short, long, value_name = "URL", env = "KVMB_REPO", hide_env_values = true)]
+    #[arg(short, long, value_name = "URL", env = "KVMB_REPO", hide_env_values = true, add = complete::repositories())]
     pub repo: Option<String>,
 
     /// A file that holds the repository's password in its first line.

@@ -1,6 +1,7 @@
 //! `kvmb restore`
 
 use crate::cli::Context;
+use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::prompt;
@@ -29,7 +30,7 @@ use std::path::PathBuf;
   kvmb restore vm1 --into /mnt/rescue --no-define               without libvirt")]
 pub struct RestoreArgs {
     /// A machine's newest point (NAME), a point by time (NAME@2026-11-20, NAME@-2h), or a point by its id.
-    #[arg(value_name = "POINT|NAME[@TIME]")]
+    #[arg(value_name = "POINT|NAME[@TIME]", add = complete::points())]
     point: Option<String>,
 
     /// Restore as another machine: with this name, a new UUID and new MAC addresses.
@@ -41,11 +42,11 @@ pub struct RestoreArgs {
     into: Option<PathBuf>,
 
     /// A file or block device for one disk: vda=/dev/vg0/vm1 (may be repeated).
-    #[arg(long, value_name = "DISK=PATH", value_parser = disk_path)]
+    #[arg(long, value_name = "DISK=PATH", value_parser = disk_path, add = complete::disk_paths())]
     to: Vec<(String, PathBuf)>,
 
     /// Only this disk, and no definition (may be repeated).
-    #[arg(long, value_name = "DISK")]
+    #[arg(long, value_name = "DISK", add = complete::disks())]
     disk: Vec<String>,
 
     /// The format of the images; without it, the machine's.

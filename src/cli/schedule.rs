@@ -4,8 +4,9 @@ use crate::cli::Context;
 use crate::cli::capture_args::duration;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::{self, RepoArgs};
+use crate::cli::secret::variable;
 use crate::cli::session::Session;
-use crate::cli::{Cli, repo_args::make_data_folder};
+use crate::cli::{Cli, complete};
 use crate::record::{Action, Record};
 use crate::schedule::{self, Cron, Installed, Job, Place};
 use chrono::{Local, SecondsFormat};
@@ -46,7 +47,7 @@ enum ScheduleCommand {
 #[derive(Debug, clap::Args)]
 struct InstallArgs {
     /// Names or globs of machines.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 
     /// Every machine that libvirt knows at the time of each run.
@@ -132,7 +133,7 @@ impl InstallArgs {
         let job = self.job(context, place)?;
         if !self.dry_run {
             // The lock is in there, and cron's shell makes no folders.
-            make_data_folder()?;
+            repo_args::make_data_folder()?;
         }
         self.replace_old_entries(session)?;
         let change = place.install(&job, self.dry_run)?;
@@ -176,7 +177,13 @@ impl InstallArgs {
             let url = if url.contains("://") { url } else { text(&absolute(Path::new(&url))?)? };
             words.extend(["-r".into(), url]);
         }
-        words.extend(self.password_file()?.into_iter().flat_map(|file| ["--password-file".to_owned(), file]));
+        words.extend(self.password_flags()?);
+        if let Some(rate) = self.repo.limit_upload {
+            words.extend(["--limit-upload".into(), rate.to_string()]);
+        }
+        if let Some(time) = self.repo.retry_for {
+            words.extend(["--retry-for".into(), format!("{}s", time.as_secs())]);
+        }
         words.extend(self.options.iter().cloned());
         match (self.all, self.names.is_empty()) {
             (true, _) => words.push("--all".into()),
@@ -186,20 +193,26 @@ impl InstallArgs {
         Ok(words)
     }
 
-    /// The password file of the schedule, which has nobody to ask and must not hold a secret itself.
-    fn password_file(&self) -> Result<Option<String>, CliError> {
-        if let Some(file) = self.repo.password_file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
-            return Ok(Some(text(&absolute(file)?)?));
+    /// The flags for passwords: a schedule has nobody to ask, and must not hold a secret itself.
+    fn password_flags(&self) -> Result<Vec<String>, CliError> {
+        let mut words = Vec::new();
+        for (flag, file, secrets) in [
+            ("--password-file", &self.repo.password_file, ["KVMB_PASSWORD_COMMAND", "KVMB_PASSWORD"]),
+            ("--ssh-password-file", &self.repo.ssh_password_file, ["KVMB_SSH_PASSWORD_COMMAND", "KVMB_SSH_PASSWORD"]),
+        ] {
+            if let Some(file) = file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
+                words.extend([flag.to_owned(), text(&absolute(file)?)?]);
+            } else if let Some(name) = secrets.into_iter().find(|name| variable(name).is_some()) {
+                let error = CliError::usage(format!("a schedule cannot take ${name} along"));
+                return Err(error.hint(format!("use {flag} FILE")));
+            }
         }
-        let hint = "use --password-file FILE";
-        if let Some(name) = ["KVMB_PASSWORD_COMMAND", "KVMB_PASSWORD"].into_iter().find(|name| variable(name).is_some())
-        {
-            return Err(CliError::usage(format!("a schedule cannot take ${name} along")).hint(hint));
+        if self.repo.is_named() && !words.iter().any(|word| word == "--password-file") {
+            return Err(
+                CliError::usage("a schedule has nobody to ask for the password").hint("use --password-file FILE")
+            );
         }
-        if self.repo.is_named() {
-            return Err(CliError::usage("a schedule has nobody to ask for the password").hint(hint));
-        }
-        Ok(None)
+        Ok(words)
     }
 
     /// Both kvmb and its forerunner would run.
@@ -339,8 +352,4 @@ fn absolute(path: &Path) -> Result<PathBuf, CliError> {
 
 fn text(path: &Path) -> Result<String, CliError> {
     path.to_str().map(str::to_owned).ok_or_else(|| CliError::usage(format!("{} is no text", path.display())))
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
 }

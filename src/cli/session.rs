@@ -54,6 +54,11 @@ impl Session {
         self.tally.done();
     }
 
+    /// Prints text that is no record: a completion script, a manual page.
+    pub fn text(&mut self, text: &[u8]) {
+        self.output.text(text);
+    }
+
     /// Prints a record that says one thing about something that is counted elsewhere, or passes on a foreign one.
     pub fn pass(&mut self, record: &Record) {
         self.output.record(record);

@@ -3,6 +3,7 @@
 use crate::capture::{self, CaptureFile, CloseRequest, Runtime, close_capture};
 use crate::cli::Context;
 use crate::cli::capture_args::CaptureArgs;
+use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::machine_args::{self, Selection};
 use crate::cli::repo_args::RepoArgs;
@@ -27,7 +28,7 @@ use std::time::Duration;
   nbdcopy \"$(kvmb snapshot vm1 --disk vda --json | jq -r .nbd)\" vda.raw; kvmb release vm1")]
 pub struct SnapshotArgs {
     /// Names or globs; none reads 'machine' or 'disk' records from standard input.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 
     #[command(flatten)]

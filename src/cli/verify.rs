@@ -1,6 +1,7 @@
 //! `kvmb verify`
 
 use crate::cli::Context;
+use crate::cli::complete;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::input::stdin_records;
 use crate::cli::repo_args::RepoArgs;
@@ -22,7 +23,7 @@ use std::collections::BTreeMap;
   kvmb points vm1 -r /backup/kvm | kvmb verify -r /backup/kvm --quick")]
 pub struct VerifyArgs {
     /// Points: an id or its beginning, NAME@latest, NAME@2026-11-20, NAME@-2h; none reads 'point' records from standard input.
-    #[arg(value_name = "POINT")]
+    #[arg(value_name = "POINT", add = complete::points())]
     points: Vec<String>,
 
     /// Every point in the repository.

@@ -1,6 +1,7 @@
 //! `kvmb vms`
 
 use crate::cli::Context;
+use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::machine_args;
 use crate::cli::session::{About, Session};
@@ -18,7 +19,7 @@ use crate::record::Record;
   kvmb -c qemu:///session vms")]
 pub struct VmsArgs {
     /// Names or globs ('web*'); none means all.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 }
 

@@ -94,7 +94,8 @@ fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset
     let local = |naive: NaiveDateTime| Local.from_local_datetime(&naive).latest().map(|time| time.fixed_offset());
     for form in ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"] {
         if let Ok(naive) = NaiveDateTime::parse_from_str(text, form) {
-            return local(naive);
+            // A table shows no parts of a second: what it shows must find its point.
+            return local(naive + Duration::nanoseconds(999_999_999));
         }
     }
     for form in ["%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M"] {

@@ -242,7 +242,12 @@ impl Env {
 
     /// kvmb on a terminal of 100 columns.
     pub fn pty<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Pty {
-        Pty::start(self, args)
+        Pty::start(self, &self.path("bin/kvmb").display().to_string(), args)
+    }
+
+    /// An interactive shell, or another program, on a terminal of 100 columns.
+    pub fn pty_of<A: AsRef<OsStr>>(&self, program: &str, args: impl IntoIterator<Item = A>) -> Pty {
+        Pty::start(self, program, args)
     }
 
     /// What kvmb has left behind: processes that are not QEMU machines or ours to know, and files in its runtime folder

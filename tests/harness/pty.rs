@@ -1,4 +1,4 @@
-//! kvmb on a terminal: `script` of util-linux makes one.
+//! kvmb, or a shell, on a terminal: `script` of util-linux makes one.
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
@@ -20,11 +20,11 @@ pub struct Pty {
 }
 
 impl Pty {
-    pub(super) fn start<A: AsRef<OsStr>>(env: &Env, args: impl IntoIterator<Item = A>) -> Pty {
-        parts::require(&["script"]);
+    pub(super) fn start<A: AsRef<OsStr>>(env: &Env, program: &str, args: impl IntoIterator<Item = A>) -> Pty {
+        parts::require(&["script", program]);
         let words: Vec<String> = args.into_iter().map(|arg| quoted(arg.as_ref().to_str().expect("UTF-8"))).collect();
-        let shown = format!("kvmb {} (on a terminal)", words.join(" "));
-        let line = format!("stty cols 100 rows 40; exec kvmb {}", words.join(" "));
+        let shown = format!("{program} {} (on a terminal)", words.join(" "));
+        let line = format!("stty cols 100 rows 40; exec {program} {}", words.join(" "));
         let mut command = Command::new("script");
         env.apply_to(&mut command);
         let mut child = command

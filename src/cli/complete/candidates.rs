@@ -1,0 +1,201 @@
+//! What can stand at a place of the line: machines, points, disks, captures.
+
+use super::line::Line;
+use crate::capture::machine::Which;
+use crate::capture::{CaptureFile, Hypervisor};
+use crate::cli::repo_args::RepoArgs;
+use crate::cli::{Context, table};
+use crate::ops::Silent;
+use crate::ops::points::{self, PointName, PointRef};
+use crate::record::{Time, steers_terminal};
+use crate::repo::Repository;
+use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter};
+use std::ffi::OsStr;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+/// How long somebody who pressed a key waits for names. Mostly they are there in a tenth of a second; an embedded libvirt has
+/// to start first.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// The connections that most hosts have.
+const CONNECTIONS: [(&str, &str); 2] =
+    [("qemu:///system", "the host's machines"), ("qemu:///session", "your own machines")];
+
+/// A word and what to say of it.
+type Offer = (String, String);
+
+/// The machines that libvirt knows.
+pub fn machines() -> ArgValueCompleter {
+    completer(|_, line| {
+        let hypervisor = hypervisor(&line)?;
+        let machines = hypervisor.machines(&[]).ok()?;
+        let state = |machine: &crate::capture::Machine| machine.state().map_or("", |state| state.as_str()).to_owned();
+        Some(machines.iter().map(|machine| (machine.name().to_owned(), state(machine))).collect())
+    })
+}
+
+/// The disks of the machines that the line names.
+pub fn machine_disks() -> ArgValueCompleter {
+    completer(|_, line| disks_of_machines(&line))
+}
+
+/// The disks of the point that the line names.
+pub fn disks() -> ArgValueCompleter {
+    completer(|_, line| disks_of_point(&line))
+}
+
+/// `DISK=` for the disks of the point, then a path.
+pub fn disk_paths() -> ArgValueCompleter {
+    ArgValueCompleter::new(|current: &OsStr| match current.to_str().and_then(|text| text.split_once('=')) {
+        Some((disk, path)) => {
+            let paths = PathCompleter::any().complete(OsStr::new(path));
+            paths.into_iter().map(|path| path.add_prefix(format!("{disk}="))).collect()
+        }
+        None => offers(current, |_, line| {
+            let disks = disks_of_point(&line)?;
+            Some(disks.into_iter().map(|(disk, about)| (format!("{disk}="), about)).collect())
+        }),
+    })
+}
+
+/// The machines that the repository has points of.
+pub fn point_machines() -> ArgValueCompleter {
+    completer(|_, line| {
+        let (_, known) = known_points(&line)?;
+        Some(machines_of(&known))
+    })
+}
+
+/// Points: the machines that have some, `MACHINE@TIME` behind an `@`, and ids by their beginning.
+pub fn points() -> ArgValueCompleter {
+    completer(|current, line| {
+        let (_, known) = known_points(&line)?;
+        let mut offers = match current.split_once('@') {
+            Some((machine, _)) => moments_of(&known, machine),
+            None => machines_of(&known),
+        };
+        if !current.is_empty() && current.chars().all(|c| c.is_ascii_hexdigit()) {
+            offers.extend(
+                known.iter().rev().map(|point| (point.id.short(), format!("{}, {}", point.machine(), age(point)))),
+            );
+        }
+        Some(offers)
+    })
+}
+
+/// The machines with an open capture.
+pub fn captures() -> ArgValueCompleter {
+    completer(|_, line| {
+        let files = CaptureFile::open_all(&context(&line)?.runtime().ok()?).ok()?;
+        let states = files.iter().filter_map(|file| file.load().ok());
+        Some(states.map(|state| (state.machine, state.id)).collect())
+    })
+}
+
+/// Connections to libvirt.
+pub fn connections() -> ArgValueCompleter {
+    completer(|_, _| Some(CONNECTIONS.map(|(uri, about)| (uri.to_owned(), about.to_owned())).to_vec()))
+}
+
+/// Folders: an address of another kind is typed.
+pub fn repositories() -> ArgValueCompleter {
+    ArgValueCompleter::new(PathCompleter::dir())
+}
+
+fn completer(look_up: fn(&str, Line) -> Option<Vec<Offer>>) -> ArgValueCompleter {
+    ArgValueCompleter::new(move |current: &OsStr| offers(current, look_up))
+}
+
+fn offers(current: &OsStr, look_up: fn(&str, Line) -> Option<Vec<Offer>>) -> Vec<CompletionCandidate> {
+    let Some(typed) = current.to_str() else { return Vec::new() };
+    let asked = typed.to_owned();
+    let found = promptly(move || look_up(&asked, Line::read()?)).unwrap_or_default();
+    let mut seen = std::collections::BTreeSet::new();
+    let fit =
+        |(word, _): &Offer| word.starts_with(typed) && !word.contains(steers_terminal) && seen.insert(word.clone());
+    let candidate = |(at, (word, about)): (usize, Offer)| {
+        let about = Some(table::printable(&about)).filter(|about| !about.is_empty());
+        // In the order in which they were found: the newest point first.
+        CompletionCandidate::new(word).help(about.map(Into::into)).display_order(Some(at))
+    };
+    found.into_iter().filter(fit).enumerate().map(candidate).collect()
+}
+
+/// The answer, if it comes in time.
+fn promptly<T: Send + 'static>(look_up: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
+    let (sender, receiver) = mpsc::channel();
+    // The process ends with the answer, whatever this thread is waiting for.
+    thread::spawn(move || sender.send(look_up()));
+    receiver.recv_timeout(LIMIT).ok().flatten()
+}
+
+fn context(line: &Line) -> Option<Context> {
+    line.global().map(Context::new)
+}
+
+fn hypervisor(line: &Line) -> Option<Hypervisor> {
+    context(line)?.hypervisor(None).ok()
+}
+
+/// The points of the line's repository, if it lies in a folder and its password in a file.
+fn known_points(line: &Line) -> Option<(Repository, Vec<PointRef>)> {
+    let repo = line.repo()?;
+    // A command may ask somebody, and a server may take its time: no key press is worth that.
+    let asks = repo.password_file.is_none() && std::env::var_os("KVMB_PASSWORD_COMMAND").is_some_and(|c| !c.is_empty());
+    if asks || !is_folder(&repo) {
+        return None;
+    }
+    let repo = repo.open(&context(line)?).ok()?;
+    let (known, _) = points::list(&repo).ok()?;
+    Some((repo, known))
+}
+
+fn is_folder(repo: &RepoArgs) -> bool {
+    repo.url().is_ok_and(|url| std::path::Path::new(&url).is_dir())
+}
+
+/// Each machine once, the one with the newest point first.
+fn machines_of(known: &[PointRef]) -> Vec<Offer> {
+    known.iter().rev().map(|point| (point.machine().to_owned(), format!("newest point {}", age(point)))).collect()
+}
+
+fn moments_of(known: &[PointRef], machine: &str) -> Vec<Offer> {
+    let of_machine = known.iter().rev().filter(|point| point.machine() == machine);
+    let moment = |point: &PointRef| {
+        let local = point.snapshot.time.with_timezone(&chrono::Local);
+        (format!("{machine}@{}", local.format("%Y-%m-%dT%H:%M:%S")), age(point))
+    };
+    let latest = (format!("{machine}@latest"), "the newest".to_owned());
+    let mut offers: Vec<Offer> = of_machine.map(moment).collect();
+    if !offers.is_empty() {
+        offers.insert(0, latest);
+    }
+    offers
+}
+
+fn age(point: &PointRef) -> String {
+    let now: Time = chrono::Local::now().fixed_offset();
+    table::age(now, point.snapshot.time)
+}
+
+fn disks_of_machines(line: &Line) -> Option<Vec<Offer>> {
+    let hypervisor = hypervisor(line)?;
+    let mut offers = Vec::new();
+    for machine in hypervisor.machines(&line.values("names")).ok()? {
+        let definition = machine.definition(Which::Live).ok()?;
+        let included = definition.disks.iter().filter(|disk| disk.exclusion().is_none());
+        offers.extend(included.map(|disk| (disk.target.clone(), machine.name().to_owned())));
+    }
+    Some(offers)
+}
+
+fn disks_of_point(line: &Line) -> Option<Vec<Offer>> {
+    let (repo, known) = known_points(line)?;
+    let name = PointName::parse(line.values("point").first()?, chrono::Local::now());
+    let point = points::find(&repo, &known, &name).ok()?;
+    let index = points::load_index_for_reading(&repo, &Silent).ok()?;
+    let manifest = points::read_manifest(&repo, &index, &point).ok()?;
+    Some(manifest.disks.iter().map(|disk| (disk.disk.clone(), table::bytes(disk.capacity_bytes))).collect())
+}

@@ -1,0 +1,76 @@
+//! The command line that is being typed, as far as it can be understood.
+
+use crate::cli::Global;
+use crate::cli::repo_args::RepoArgs;
+use clap::{ArgMatches, Args, FromArgMatches};
+use std::ffi::OsString;
+
+/// What stands on the line already.
+#[derive(Debug)]
+pub struct Line {
+    matches: ArgMatches,
+}
+
+impl Line {
+    /// Reads the words after `--`, but for the one that is being completed: it is no whole word yet.
+    pub fn read() -> Option<Line> {
+        let mut words: Vec<OsString> = std::env::args_os().skip_while(|word| word != "--").skip(1).collect();
+        let index = std::env::var("_CLAP_COMPLETE_INDEX").ok().and_then(|index| index.parse().ok());
+        words.truncate(index.unwrap_or(words.len().saturating_sub(1)));
+        Line::parse(words)
+    }
+
+    fn parse(words: Vec<OsString>) -> Option<Line> {
+        // What is missing is still to be typed.
+        let mut matches = crate::cli::command().ignore_errors(true).try_get_matches_from(words).ok()?;
+        while let Some((_, deeper)) = matches.remove_subcommand() {
+            matches = deeper;
+        }
+        Some(Line { matches })
+    }
+
+    /// The values of an argument, none if the command does not have it.
+    pub fn values(&self, id: &str) -> Vec<String> {
+        let values = self.matches.try_get_many::<String>(id);
+        values.ok().flatten().map(|values| values.cloned().collect()).unwrap_or_default()
+    }
+
+    /// The repository that the line and the environment name.
+    pub fn repo(&self) -> Option<RepoArgs> {
+        let known = RepoArgs::augment_args(clap::Command::new("")).get_arguments().all(|arg| {
+            // A command without a repository does not know its flags.
+            self.matches.try_contains_id(arg.get_id().as_str()).is_ok()
+        });
+        known.then(|| RepoArgs::from_arg_matches(&self.matches).ok()).flatten()
+    }
+
+    /// The global flags, with no question asked of whoever is typing.
+    pub fn global(&self) -> Option<Global> {
+        let global = Global::from_arg_matches(&self.matches).ok()?;
+        Some(Global { quiet: true, ..global })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str) -> Line {
+        Line::parse(text.split(' ').map(OsString::from).collect()).unwrap()
+    }
+
+    #[test]
+    fn what_stands_on_the_line_is_understood_before_it_is_whole() {
+        let typed = line("kvmb -c qemu:///session restore vm1 -r /backup --password-file /key --disk");
+        assert_eq!(typed.values("point"), ["vm1"]);
+        let repo = typed.repo().unwrap();
+        assert_eq!(repo.repo.as_deref(), Some("/backup"));
+        assert_eq!(repo.password_file.as_deref(), Some(std::path::Path::new("/key")));
+        let global = typed.global().unwrap();
+        assert_eq!(global.connect.as_deref(), Some("qemu:///session"));
+        assert!(global.quiet);
+        assert!(line("kvmb vms").repo().is_none());
+        assert_eq!(line("kvmb key export --repo /backup").repo().unwrap().repo.as_deref(), Some("/backup"));
+        assert!(line("kvmb nonsense --nonsense").repo().is_none());
+    }
+}

@@ -1,0 +1,109 @@
+//! The scripts for bash and zsh. The library's own, which fish gets, do not know that `vm1@latest` is one word to bash, nor that
+//! more is to come behind `vda=`.
+
+use clap_complete::env::EnvCompleter;
+use std::ffi::OsString;
+use std::io::{Result, Write};
+use std::path::Path;
+
+/// Completes in bash.
+#[derive(Debug, Clone, Copy)]
+pub struct Bash;
+
+const BASH: &str = r#"_NAME() {
+    local line=${COMP_LINE:0:COMP_POINT} words=() word gap typed i
+    # What stands together on the line is one word, although bash takes it apart at '@', ':' and '='.
+    for ((i = 0; i <= COMP_CWORD; i++)); do
+        word=${COMP_WORDS[i]}
+        gap=${line%%[![:blank:]]*}
+        line=${line#"$gap"}
+        ((i < COMP_CWORD)) || word=$line
+        line=${line#"$word"}
+        if [[ $i -eq 0 || -n $gap ]]; then words+=("$word"); else words[${#words[@]}-1]+=$word; fi
+    done
+    i=$((${#words[@]} - 1))
+    # Bash replaces its own last piece of the word: what stands before it stays.
+    typed=${words[i]%"$2"}
+    COMPREPLY=()
+    while IFS= read -r word; do
+        [[ -n $word ]] || continue
+        printf -v word %q "${word#"$typed"}"
+        COMPREPLY+=("$word")
+    done < <(VAR=bash _CLAP_IFS=$'\n' _CLAP_COMPLETE_INDEX=$i COMPLETER -- "${words[@]}" 2>/dev/null && echo)
+    if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=/@] ]]; then compopt -o nospace; fi
+}
+complete -o nosort -F _NAME BIN
+"#;
+
+impl EnvCompleter for Bash {
+    fn name(&self) -> &'static str {
+        "bash"
+    }
+
+    fn is(&self, name: &str) -> bool {
+        name == "bash"
+    }
+
+    fn write_registration(&self, var: &str, name: &str, bin: &str, completer: &str, to: &mut dyn Write) -> Result<()> {
+        write_script(BASH, var, name, bin, completer, to)
+    }
+
+    fn write_complete(
+        &self,
+        command: &mut clap::Command,
+        words: Vec<OsString>,
+        folder: Option<&Path>,
+        to: &mut dyn Write,
+    ) -> Result<()> {
+        clap_complete::env::Bash.write_complete(command, words, folder, to)
+    }
+}
+
+/// Completes in zsh.
+#[derive(Debug, Clone, Copy)]
+pub struct Zsh;
+
+const ZSH: &str = r#"#compdef BIN
+_NAME() {
+    local -a found whole open
+    local word
+    found=("${(@f)$(VAR=zsh _CLAP_IFS=$'\n' _CLAP_COMPLETE_INDEX=$((CURRENT - 1)) COMPLETER -- "${words[@]}" 2>/dev/null)}")
+    for word in $found; do
+        if [[ ${word%%:*} == *[=/@] ]]; then open+=($word); else whole+=($word); fi
+    done
+    # More is to come behind these.
+    (($#open)) && _describe -V 'values' open -S ''
+    (($#whole)) && _describe -V 'values' whole
+}
+# Loaded by itself, this file is the function that is wanted now.
+if [[ ${funcstack[1]} == _NAME ]]; then _NAME "$@"; else compdef _NAME BIN; fi
+"#;
+
+impl EnvCompleter for Zsh {
+    fn name(&self) -> &'static str {
+        "zsh"
+    }
+
+    fn is(&self, name: &str) -> bool {
+        name == "zsh"
+    }
+
+    fn write_registration(&self, var: &str, name: &str, bin: &str, completer: &str, to: &mut dyn Write) -> Result<()> {
+        write_script(ZSH, var, name, bin, completer, to)
+    }
+
+    fn write_complete(
+        &self,
+        command: &mut clap::Command,
+        words: Vec<OsString>,
+        folder: Option<&Path>,
+        to: &mut dyn Write,
+    ) -> Result<()> {
+        clap_complete::env::Zsh.write_complete(command, words, folder, to)
+    }
+}
+
+fn write_script(script: &str, var: &str, name: &str, bin: &str, completer: &str, to: &mut dyn Write) -> Result<()> {
+    let script = script.replace("NAME", name).replace("COMPLETER", completer);
+    to.write_all(script.replace("BIN", bin).replace("VAR", var).as_bytes())
+}

@@ -1,0 +1,29 @@
+//! The environment variables that kvmb reads, for the manual; `tests/readme.rs` holds the sources and README against it.
+
+/// Every variable and what it stands for.
+pub const VARIABLES: &[(&str, &str)] = &[
+    ("KVMB_REPO", "`--repo`"),
+    ("KVMB_PASSWORD_FILE", "`--password-file`: the first line is the password"),
+    ("KVMB_PASSWORD_COMMAND", "a command whose first line of output is the password"),
+    ("KVMB_PASSWORD", "the password itself"),
+    (
+        "KVMB_SSH_PASSWORD_FILE",
+        "`--ssh-password-file`: the first line is what ssh would ask for, an account's password or a key's passphrase",
+    ),
+    ("KVMB_SSH_PASSWORD_COMMAND", "a command whose first line of output is that"),
+    ("KVMB_SSH_PASSWORD", "that itself"),
+    ("KVMB_SCRATCH", "`--scratch`: where blocks go that the guest overwrites during a backup"),
+    (
+        "KVMB_DATA_DIR",
+        "the folder of the default repository, its key and scratch files (`/var/lib/kvmb`; below `$XDG_DATA_HOME` for a user)",
+    ),
+    ("KVMB_RUNTIME_DIR", "the folder of open captures (`/run/kvmb`; below `$XDG_RUNTIME_DIR` for a user)"),
+    ("KVMB_COMPLETE", "set by the completion scripts: the shell that asks"),
+];
+
+/// Variables of others that kvmb minds.
+pub const FOREIGN: &[(&str, &str)] = &[
+    ("LIBVIRT_DEFAULT_URI", "the libvirt connection when there is no `--connect`"),
+    ("SSH_AUTH_SOCK", "the ssh agent"),
+    ("TZ", "the time zone of times given without an offset, and of those in tables"),
+];

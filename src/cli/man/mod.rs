@@ -1,0 +1,74 @@
+//! `kvmb man`
+
+mod page;
+mod records;
+mod roff;
+
+use crate::cli::failure::CliError;
+use crate::cli::session::{About, Session};
+use crate::ops::Error;
+use crate::record::{Action, Record};
+use page::pages;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// Print the manual page of kvmb, or write those of all commands into a folder.
+///
+/// A package installs them by itself. With a folder it prints an 'action' record for each page.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb man | man -l -
+  kvmb man /usr/local/share/man/man1")]
+pub struct ManArgs {
+    /// The folder to write to: kvmb.1, kvmb-backup.1 …
+    #[arg(value_name = "DIR")]
+    folder: Option<PathBuf>,
+
+    /// Say what would be done, and do nothing.
+    #[arg(short = 'n', long, requires = "folder")]
+    dry_run: bool,
+}
+
+impl ManArgs {
+    pub fn run(self, session: &mut Session) -> Result<(), CliError> {
+        let Some(folder) = &self.folder else {
+            if let Some(main) = pages()?.into_iter().next() {
+                session.text(main.text.as_bytes());
+            }
+            return Ok(());
+        };
+        for page in pages()? {
+            match self.write(&folder.join(&page.file), &page.text) {
+                Ok(action) => session.done(Record::Action(action)),
+                Err(error) => session.fail(About::default(), error),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, path: &Path, text: &str) -> Result<Action, Error> {
+        let old = match fs::read(path) {
+            Ok(old) => Some(old),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(Error::io("read", path)(error)),
+        };
+        let changed = old.as_deref() != Some(text.as_bytes());
+        if changed && !self.dry_run {
+            fs::write(path, text).map_err(Error::io("write", path))?;
+        }
+        Ok(Action {
+            action: "man".into(),
+            target: path.to_string_lossy().into_owned(),
+            changed,
+            reason: match (changed, self.dry_run) {
+                (false, _) => "the page is there already",
+                (true, true) => "the page would be written",
+                (true, false) => "the page was written",
+            }
+            .into(),
+            dry_run: self.dry_run,
+            extra: Default::default(),
+        })
+    }
+}

@@ -1,0 +1,175 @@
+//! The pages: what clap knows of a command, and what it does not know.
+
+use super::records::{Field, Kind, kinds};
+use super::roff::{Text, join, rendered};
+use crate::cli::environment::{FOREIGN, VARIABLES};
+use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::{CliError, Code};
+use clap::Command;
+use clap_mangen::Man;
+
+/// Files that a user may meet.
+const FILES: &[(&str, &str)] = &[
+    (
+        "/var/lib/kvmb/repo",
+        "The repository of this host, made on first use when no other is named. For a user: below `~/.local/share/kvmb`.",
+    ),
+    (
+        "/var/lib/kvmb/repo.key",
+        "The password of that repository, generated, mode 0600. `kvmb key export` makes a copy to be kept elsewhere: without it the backups are lost with the host.",
+    ),
+    ("/var/lib/kvmb/scratch", "Blocks that guests overwrite while they are being backed up."),
+    (
+        "/run/kvmb",
+        "Open captures: their state, and copies of definitions. For root alone. For a user: below `$XDG_RUNTIME_DIR`.",
+    ),
+    ("/run/kvmb-nbd", "The sockets of open captures, each in a folder that only QEMU's user can enter."),
+];
+
+/// One manual page.
+pub struct Page {
+    /// Its file: `kvmb-backup.1`.
+    pub file: String,
+    /// Its roff text.
+    pub text: String,
+}
+
+/// Every page, that of kvmb itself first.
+pub fn pages() -> Result<Vec<Page>, CliError> {
+    let mut root = crate::cli::command();
+    root.build();
+    let mut commands = vec![&root];
+    let mut at = 0;
+    while let Some(command) = commands.get(at) {
+        let below = command.get_subcommands().filter(|command| !command.is_hide_set());
+        commands.extend(below.collect::<Vec<_>>());
+        at += 1;
+    }
+    commands.into_iter().map(page).collect()
+}
+
+fn name(command: &Command) -> &str {
+    command.get_display_name().unwrap_or_else(|| command.get_name())
+}
+
+fn page(command: &Command) -> Result<Page, CliError> {
+    let is_root = name(command) == "kvmb";
+    let version = format!("kvmb {}", env!("CARGO_PKG_VERSION"));
+    let man = Man::new(command.clone()).title(name(command).to_uppercase()).source(version).manual("kvmb manual");
+    let mut parts = vec![
+        rendered(|to| man.render_title(to))?,
+        rendered(|to| man.render_name_section(to))?,
+        rendered(|to| man.render_synopsis_section(to))?,
+        rendered(|to| man.render_description_section(to))?,
+    ];
+    if command.has_subcommands() {
+        parts.push(rendered(|to| man.render_subcommands_section(to))?.replace("SUBCOMMANDS", "COMMANDS"));
+    }
+    parts.push(rendered(|to| man.render_options_section(to))?);
+    let mut text = Text::default();
+    examples(&mut text, command);
+    exit_status(&mut text);
+    match is_root {
+        true => {
+            failures(&mut text);
+            all_records(&mut text);
+        }
+        false => records(&mut text, command),
+    }
+    environment(&mut text, command);
+    if is_root {
+        files(&mut text);
+    }
+    text.section("SEE ALSO");
+    let others = "restic(1), virsh(1), qemu-nbd(8)";
+    text.paragraph(&if is_root { others.to_owned() } else { format!("kvmb(1), {others}") });
+    parts.push(text.finish());
+    Ok(Page { file: format!("{}.1", name(command)), text: join(&parts) })
+}
+
+fn examples(text: &mut Text, command: &Command) {
+    let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let Some((_, examples)) = help.split_once("Examples:\n") else { return };
+    text.section("EXAMPLES");
+    let lines = examples.lines().take_while(|line| !line.is_empty());
+    text.literal(lines.map(|line| line.strip_prefix("  ").unwrap_or(line)));
+}
+
+fn exit_status(text: &mut Text) {
+    text.section("EXIT STATUS");
+    for (code, meaning) in ExitCode::ALL {
+        text.term(&(code as u8).to_string(), meaning);
+    }
+    text.paragraph("Damage wins over «some failed», that over «failed».");
+}
+
+fn failures(text: &mut Text) {
+    text.section("FAILURES");
+    text.paragraph(
+        "What goes wrong with one machine is printed as a `failure` record, and the others go on. Its `code` is one of these:",
+    );
+    for (_, word, meaning) in Code::ALL {
+        text.term(word, meaning);
+    }
+}
+
+fn all_records(text: &mut Text) {
+    text.section("RECORDS");
+    text.paragraph(
+        "Commands print records: one JSON object a line, `type` first. Sizes end in `_bytes` and are bytes; times are RFC \
+         3339 with offset. A field that does not apply is left out. Fields and types that kvmb does not know are passed on. \
+         Commands without names on the command line read records from standard input; a `failure` that is read is passed on, \
+         its machine is left out, and the exit status is not 0.",
+    );
+    for kind in kinds() {
+        text.subsection(kind.name);
+        text.paragraph(&kind.summary());
+        for Field { path, meaning } in kind.fields() {
+            match path.is_empty() {
+                true => text.paragraph(&meaning),
+                false => text.term(&path, &meaning),
+            }
+        }
+    }
+}
+
+/// The records that the command's own words name: `'point'`.
+fn records(text: &mut Text, command: &Command) {
+    let about = command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default();
+    let printed: Vec<Kind> = kinds().into_iter().filter(|kind| about.contains(&format!("'{}'", kind.name))).collect();
+    if printed.is_empty() {
+        return;
+    }
+    text.section("RECORDS");
+    for kind in printed {
+        let fields: Vec<String> = kind.fields().into_iter().map(|field| field.path).collect();
+        let own = fields.iter().filter(|path| !path.is_empty() && !path.contains(['.', '[', ' ']));
+        text.term(kind.name, &own.map(|path| format!("`{path}`")).collect::<Vec<_>>().join(", "));
+    }
+    text.paragraph("RECORDS in kvmb(1) says what they mean.");
+}
+
+fn environment(text: &mut Text, command: &Command) {
+    let read: Vec<_> = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
+    let has_repo = read.contains(&"KVMB_REPO");
+    let is_root = name(command) == "kvmb";
+    // A password has more sources than its flag.
+    let is_password = |variable: &str| variable.contains("_PASSWORD");
+    let minds = |variable: &str| is_root || read.contains(&variable) || has_repo && is_password(variable);
+    let own = VARIABLES.iter().filter(|(variable, _)| minds(variable));
+    let foreign = FOREIGN.iter().filter(|_| is_root);
+    let mut listed = own.chain(foreign).peekable();
+    if listed.peek().is_some() {
+        text.section("ENVIRONMENT");
+    }
+    for (variable, meaning) in listed {
+        text.term(variable, meaning);
+    }
+}
+
+fn files(text: &mut Text) {
+    text.section("FILES");
+    for (path, meaning) in FILES {
+        text.term(path, meaning);
+    }
+}

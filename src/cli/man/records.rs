@@ -1,0 +1,121 @@
+//! The records and their fields, from their documentation in [`crate::record`].
+
+use crate::record;
+use schemars::{Schema, schema_for};
+use serde_json::Value;
+
+/// One type of record.
+pub struct Kind {
+    /// The value of `"type"`.
+    pub name: &'static str,
+    schema: Schema,
+}
+
+/// A field of a record, as `jq` names it (`disks[].sha256`), and what it says.
+pub struct Field {
+    /// Its path; empty for the fields that a record may have beyond those with a name.
+    pub path: String,
+    /// What it says.
+    pub meaning: String,
+}
+
+/// Every type of record, in the order of a backup.
+pub fn kinds() -> [Kind; 7] {
+    [
+        Kind { name: "machine", schema: schema_for!(record::Machine) },
+        Kind { name: "disk", schema: schema_for!(record::Disk) },
+        Kind { name: "file", schema: schema_for!(record::File) },
+        Kind { name: "point", schema: schema_for!(record::Point) },
+        Kind { name: "action", schema: schema_for!(record::Action) },
+        Kind { name: "check", schema: schema_for!(record::Check) },
+        Kind { name: "failure", schema: schema_for!(record::Failure) },
+    ]
+}
+
+impl Kind {
+    /// What it is.
+    pub fn summary(&self) -> String {
+        meaning(self.schema.as_value())
+    }
+
+    /// Its fields, those of its parts behind them.
+    pub fn fields(&self) -> Vec<Field> {
+        let mut fields = Vec::new();
+        self.collect("", self.schema.as_value(), &mut fields);
+        fields
+    }
+
+    fn collect(&self, prefix: &str, object: &Value, fields: &mut Vec<Field>) {
+        for (name, schema) in object["properties"].as_object().into_iter().flatten() {
+            if name == "extra" {
+                // Every record passes on what it does not know; only what is said of it beyond that is news.
+                let meaning = meaning(schema);
+                if meaning != "Unknown fields." {
+                    fields.push(Field { path: String::new(), meaning });
+                }
+                continue;
+            }
+            let path = format!("{prefix}{name}");
+            fields.push(Field { path: path.clone(), meaning: meaning(schema) });
+            let (part, path) = match schema.get("items") {
+                Some(items) => (self.part(items), format!("{path}[].")),
+                None => (self.part(schema), format!("{path}.")),
+            };
+            let Some(part) = part else { continue };
+            for variant in part["oneOf"].as_array().into_iter().flatten() {
+                fields.extend(variant_field(&path, variant));
+            }
+            self.collect(&path, part, fields);
+        }
+    }
+
+    /// The definition that a schema points to, if it may be null too.
+    fn part(&self, schema: &Value) -> Option<&Value> {
+        let alternatives = schema["anyOf"].as_array().into_iter().flatten();
+        let pointer = alternatives.chain([schema]).find_map(|schema| schema["$ref"].as_str())?;
+        self.schema.as_value().pointer(pointer.strip_prefix('#')?)
+    }
+}
+
+/// One kind of an enumeration with a `type`, and the fields that it has.
+fn variant_field(path: &str, variant: &Value) -> Option<Field> {
+    let own = variant["properties"].as_object()?;
+    let kind = own.get("type")?["const"].as_str()?;
+    let fields: Vec<String> = own.keys().filter(|name| *name != "type").map(|name| format!("`{path}{name}`")).collect();
+    let meaning = match fields.is_empty() {
+        true => meaning(variant),
+        false => format!("{} Has {}.", meaning(variant), fields.join(", ")),
+    };
+    Some(Field { path: format!("{path}type = {kind}"), meaning })
+}
+
+fn meaning(schema: &Value) -> String {
+    schema["description"].as_str().unwrap_or_default().replace('\n', " ").replace("[`", "`").replace("`]", "`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_of_every_record_has_a_meaning_and_a_path() {
+        for kind in kinds() {
+            assert!(!kind.summary().is_empty(), "{}", kind.name);
+            for field in kind.fields() {
+                assert!(!field.meaning.is_empty(), "{} {}", kind.name, field.path);
+            }
+        }
+        let paths = |name: &str| -> Vec<String> {
+            let kind = kinds().into_iter().find(|kind| kind.name == name).unwrap();
+            kind.fields().into_iter().map(|field| field.path).collect()
+        };
+        let point = paths("point");
+        for path in
+            ["captured_at", "disks", "disks[].stored_bytes", "damage[].offset_bytes", "restored_to.disks[].path"]
+        {
+            assert!(point.contains(&path.to_owned()), "{path}: {point:?}");
+        }
+        assert!(paths("disk").contains(&"source.type = volume".to_owned()), "{:?}", paths("disk"));
+        assert!(paths("action").contains(&String::new()), "an action has fields of its own");
+    }
+}
