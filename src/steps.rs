@@ -85,5 +85,18 @@ pub fn reached(step: Step) {
     if wanted && !STOPPED.swap(true, Ordering::SeqCst) {
         // A process may always stop itself.
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+        // Another thread may be the one to take the signal, a moment later; with it, all stop.
+        while stop_is_pending() {
+            std::thread::yield_now();
+        }
     }
+}
+
+/// Whether this process is still to take a SIGSTOP.
+#[cfg(debug_assertions)]
+fn stop_is_pending() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+    let signals = pending.and_then(|pending| u64::from_str_radix(pending.trim(), 16).ok()).unwrap_or(0);
+    signals & (1 << (rustix::process::Signal::STOP.as_raw() - 1)) != 0
 }

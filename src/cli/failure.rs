@@ -271,6 +271,14 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
         Error::ForeignJob { .. } => {
             (Code::Busy, Some("let the other backup finish, or end it with 'virsh domjobabort MACHINE'"))
         }
+        Error::OtherJob { .. } => (Code::Busy, Some("wait until it is done; 'virsh domjobinfo MACHINE' shows it")),
+        Error::Wedged { .. } => (
+            Code::Failed,
+            Some(
+                "the machine runs on; when it suits, shut it down from inside (or 'virsh destroy MACHINE'), then restart \
+                 libvirtd, then start the machine",
+            ),
+        ),
         Error::Held { .. } => (Code::Busy, Some("end it with 'kvmb release MACHINE', or wait for its lease to end")),
         Error::NoSuchCapture { .. } => (Code::NotFound, Some("capture the machine anew with 'kvmb snapshot'")),
         Error::NothingToCapture { .. } => (Code::NoDisks, Some("'kvmb disks MACHINE' says why each disk is left out")),
@@ -300,6 +308,11 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
         Error::AlreadyExists { .. } => (Code::Exists, None),
         Error::Storage(storage::Error::NoSpace { .. }) => {
             (Code::NoSpace, Some("make room in the repository; the points that are there are whole"))
+        }
+        Error::Storage(storage::Error::Io { action: "find", source, .. })
+            if source.kind() == std::io::ErrorKind::NotFound =>
+        {
+            (Code::NotFound, Some("the repository's folder is gone: is it still mounted?"))
         }
         // A folder that every repository has.
         Error::Storage(storage::Error::Io { action: "list", source, .. })

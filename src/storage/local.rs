@@ -123,7 +123,11 @@ impl LocalStorage {
     }
 
     fn list_folder(&self, folder: &Path, found: &mut Vec<FileInfo>) -> Result<()> {
-        let fail = |e| self.io_error("list", folder, e);
+        let fail = |e: io::Error| match e.kind() {
+            // Not a part of it: all of it.
+            ErrorKind::NotFound if !self.root.is_dir() => self.io_error("find", &self.root, e),
+            _ => self.io_error("list", folder, e),
+        };
         for entry in fs::read_dir(folder).map_err(fail)? {
             let entry = entry.map_err(fail)?;
             let Ok(name) = entry.file_name().into_string() else {

@@ -29,6 +29,7 @@ pub mod libvirt;
 pub mod libvirtd;
 pub mod machine;
 pub mod model;
+pub mod mount;
 pub mod parts;
 pub mod process;
 pub mod pty;
@@ -210,14 +211,19 @@ impl Env {
         MachineBuilder::new(self, name)
     }
 
-    /// A small Linux that is up, its guest agent answering.
+    /// A small Linux that is up, its guest agent answering, its disk a raw image.
     pub fn linux_guest(&self, name: &str) -> LinuxGuest<'_> {
-        LinuxGuest::boot(self, name, FreezeMode::Normal)
+        LinuxGuest::boot(self, name, FreezeMode::Normal, "raw")
     }
 
     /// The same, but with an agent that behaves as `freeze` says.
     pub fn linux_guest_that(&self, name: &str, freeze: FreezeMode) -> LinuxGuest<'_> {
-        LinuxGuest::boot(self, name, freeze)
+        LinuxGuest::boot(self, name, freeze, "raw")
+    }
+
+    /// The same, its disk a qcow2 image.
+    pub fn linux_guest_on_qcow2(&self, name: &str, freeze: FreezeMode) -> LinuxGuest<'_> {
+        LinuxGuest::boot(self, name, freeze, "qcow2")
     }
 
     /// restic on a repository, with the password of this world.
@@ -250,22 +256,20 @@ impl Env {
         Pty::start(self, program, args)
     }
 
-    /// What kvmb has left behind: processes that are not QEMU machines or ours to know, and files in its runtime folder
-    /// that a capture would own (sockets, state, scratch).
+    /// What kvmb has left behind: processes that are not QEMU machines or ours to know, and what a capture would own in its
+    /// folders (state, sockets, scratch), an empty folder included.
     pub fn leftovers(&self) -> Vec<String> {
         let mut found: Vec<String> = process::of(&self.folder)
             .into_iter()
             .filter(|p| !p.is("qemu-system-x86_64") && !p.is("libvirtd") && !sshd::is_part(p))
             .map(|p| format!("process {}: {}", p.pid, p.command_line))
             .collect();
-        let mut folders = vec![self.runtime_dir(), self.scratch_dir()];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                    folders.push(entry.path());
-                // A lock file that stays is no leftover: removing one is a race. The filler is our own.
-                } else if entry.path().extension() != Some(OsStr::new("lock")) && entry.file_name() != tmpfs::FILLER {
-                    found.push(format!("file {}", entry.path().display()));
+        for folder in [self.runtime_dir(), self.path("run/kvmb-nbd"), self.scratch_dir()] {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                // A machine's lock file that stays is no leftover: removing one is a race. The filler is our own.
+                if path.extension() != Some(OsStr::new("lock")) && entry.file_name() != tmpfs::FILLER {
+                    found.push(path.display().to_string());
                 }
             }
         }
