@@ -1,9 +1,9 @@
-//! The steps of the commit order by name, so that tests can interrupt a run at every one of them.
+//! The steps of the commit order and of a prune by name, so that tests can interrupt a run at every one of them.
 //!
 //! A build with debug assertions stops itself (SIGSTOP) at the step that `$KVMB_TEST_STOP_AT` names, once: a test then kills it
 //! there, or cuts the storage off and lets it go on. In a release build [`reached`] is empty.
 
-/// The steps of a backup, in the order in which a run passes them.
+/// The steps of a backup and of a prune, in the order in which a run passes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// The repository is locked and its index loaded.
@@ -40,10 +40,32 @@ pub enum Step {
     CheckpointsSettled,
     /// The capture's state is gone.
     CaptureForgotten,
+    /// A prune knows what goes and what is copied; nothing has been changed.
+    PrunePlanned,
+    /// The first pack that no index named is gone.
+    UnnamedPackRemoved,
+    /// The first point is forgotten.
+    PointForgotten,
+    /// All points that go are forgotten.
+    PointsForgotten,
+    /// Blobs of the first range are copied.
+    BlobsCopied,
+    /// All that is copied is durable, with an index.
+    CopiesStored,
+    /// The index without the packs that go is durable.
+    NewIndexStored,
+    /// The first old index file is gone.
+    OldIndexRemoved,
+    /// All old index files are gone.
+    OldIndexGone,
+    /// The first pack is gone.
+    PackRemoved,
+    /// All packs that go are gone.
+    PacksGone,
 }
 
 impl Step {
-    /// All of them.
+    /// Those of a backup.
     pub const ALL: [Step; 17] = [
         Step::RepositoryOpened,
         Step::ParentFound,
@@ -62,6 +84,21 @@ impl Step {
         Step::CommitNoted,
         Step::CheckpointsSettled,
         Step::CaptureForgotten,
+    ];
+
+    /// Those of a prune.
+    pub const PRUNE: [Step; 11] = [
+        Step::PrunePlanned,
+        Step::UnnamedPackRemoved,
+        Step::PointForgotten,
+        Step::PointsForgotten,
+        Step::BlobsCopied,
+        Step::CopiesStored,
+        Step::NewIndexStored,
+        Step::OldIndexRemoved,
+        Step::OldIndexGone,
+        Step::PackRemoved,
+        Step::PacksGone,
     ];
 
     /// Its name: what `$KVMB_TEST_STOP_AT` says.

@@ -59,6 +59,18 @@ impl Scene {
             Step::BitmapsAdded => self == Scene::BegunOff,
             // Needs a guest with an agent: see tests/guest.rs.
             Step::Frozen => false,
+            // Of a prune: see tests/retention.rs.
+            Step::PrunePlanned
+            | Step::UnnamedPackRemoved
+            | Step::PointForgotten
+            | Step::PointsForgotten
+            | Step::BlobsCopied
+            | Step::CopiesStored
+            | Step::NewIndexStored
+            | Step::OldIndexRemoved
+            | Step::OldIndexGone
+            | Step::PackRemoved
+            | Step::PacksGone => false,
         }
     }
 }

@@ -132,8 +132,9 @@ fn the_entry_stands_between_markers_and_nothing_else_is_touched() {
     assert_eq!(action["entry"], rehearsed["entry"]);
     let command = action["command"].as_str().unwrap();
     let expected = format!(
-        "{}/kvmb -c '{}' backup -r {} --password-file {} vm1 'web*'",
+        "{}/kvmb --config {} -c '{}' backup -r {} --password-file {} vm1 'web*'",
         host.env.path("bin").display(),
+        host.env.path("config.json").display(),
         host.env.uri(),
         host.env.repo(),
         host.env.password_file().display()
@@ -160,7 +161,7 @@ fn the_entry_stands_between_markers_and_nothing_else_is_touched() {
     assert!(action["command"].as_str().unwrap().ends_with(" --full --jobs 2 --all"), "{action}");
     let text = host.crontab();
     assert!(text.starts_with(USER_LINES) && text.ends_with("# END kvmb\n5 5 * * * echo behind\n"), "{text}");
-    assert_eq!(text.matches("kvmb -c").count(), 1, "{text}");
+    assert_eq!(text.matches("kvmb --config").count(), 1, "{text}");
 
     let shown = host.schedule(&["show"]).run().assert_ok().record_of("action");
     for field in ["cron", "next_runs", "target"] {
@@ -420,7 +421,7 @@ fn what_would_fail_in_the_night_is_refused_by_day() {
         (&["--cron", "0 25 * * *", "--all"], "the hour '25' is wrong", ""),
         (&["--cron", "@dayly", "--all"], "did you mean @daily", ""),
         (&["--cron", "0 0 31 2,4 *", "--all"], "it never comes", ""),
-        (&["--cron", "@daily"], "no machine was named", "--all"),
+        (&["--cron", "@daily"], "no machine was named", "selected_vms"),
         (&["--cron", "@daily", "--all", "--", "--jobs", "many"], "invalid value 'many'", ""),
         (&["--cron", "@daily", "--all", "--", "--fulll"], "unexpected argument '--fulll'", ""),
         (&["--cron", "@daily", "a\\b"], "an entry cannot hold", "glob"),
@@ -439,4 +440,41 @@ fn what_would_fail_in_the_night_is_refused_by_day() {
     assert!(!(refused.stdout().to_owned() + refused.stderr()).contains("top secret"), "{refused}");
     install(&["-r", "repo"]).run().assert_code(2).assert_stderr_has("--password-file");
     assert!(!host.env.path("spool/root").exists());
+}
+
+#[test]
+fn the_configuration_says_when_and_which_machines() {
+    let host = Host::new("configured");
+    let config = host.env.path("config.json");
+    let write = |text: &str| {
+        fs::write(&config, text).unwrap();
+        fs::set_permissions(&config, fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    let install = |more: &[&str]| {
+        let words = [&["install"], more].concat();
+        host.schedule(&words).without_env("KVMB_PASSWORD_FILE").run()
+    };
+    let (repo, password) = (host.env.repo(), host.env.password_file());
+    let keys =
+        format!(r#""selected_vms": {{"vm1": true}}, "repo": "{repo}", "password_file": "{}""#, password.display());
+    write(&format!(r#"{{"auto_backup": false, "backup_freq": "15 4 * * 7", {keys}}}"#));
+    let action = install(&[]).assert_ok().record_of("action");
+    assert_eq!(action["changed"], false);
+    assert!(action["reason"].as_str().unwrap().contains("auto_backup"), "{action}");
+    assert_eq!(host.crontab(), "");
+    write(&format!(r#"{{"auto_backup": true, "backup_freq": "15 4 * * 7", {keys}}}"#));
+    let action = install(&[]).assert_ok().record_of("action");
+    assert_eq!((&action["changed"], action["cron"].as_str()), (&Value::Bool(true), Some("15 4 * * 7")));
+    // What the configuration says is read at each run.
+    let kvmb = host.env.path("bin/kvmb");
+    let expected = format!("{} --config {} -c '{}' backup", kvmb.display(), config.display(), host.env.uri());
+    assert_eq!(action["command"], expected);
+    assert_eq!(install(&[]).assert_ok().record_of("action")["changed"], false);
+    // What is said here is not.
+    let action = install(&["--cron", "@daily", "-r", "second", "vm2"]).assert_ok().record_of("action");
+    assert_eq!(action["cron"], "@daily");
+    assert_eq!(action["command"], format!("{expected} -r {} vm2", host.env.repo_named("second")));
+    write(r#"{"selected_vms": {"vm1": false}}"#);
+    install(&[]).assert_code(2).assert_stderr_has("selected_vms");
+    assert_eq!(install(&["--all"]).assert_ok().record_of("action")["cron"], "0 2 * * *");
 }

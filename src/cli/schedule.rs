@@ -3,12 +3,13 @@
 use crate::cli::Context;
 use crate::cli::capture_args::duration;
 use crate::cli::failure::CliError;
-use crate::cli::repo_args::{self, RepoArgs};
+use crate::cli::repo_args::{self, DefaultRepo, RepoArgs};
 use crate::cli::secret::variable;
 use crate::cli::session::Session;
 use crate::cli::{Cli, complete};
+use crate::config::DEFAULT_BACKUP_FREQ;
 use crate::record::{Action, Record};
-use crate::schedule::{self, Cron, Installed, Job, Place};
+use crate::schedule::{self, Cron, CronError, Installed, Job, Place};
 use chrono::{Local, SecondsFormat};
 use clap::Parser;
 use serde_json::{Map, Value, json};
@@ -36,7 +37,7 @@ pub struct ScheduleArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum ScheduleCommand {
-    Install(InstallArgs),
+    Install(Box<InstallArgs>),
     Show(ShowArgs),
     Remove(RemoveArgs),
 }
@@ -45,8 +46,13 @@ enum ScheduleCommand {
 ///
 /// Prints an 'action' record; 'changed' is false when it was there already.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb schedule install
+  kvmb schedule install --cron '0 2 * * *' -r /backup/kvm --password-file /root/kvmb.pass vm1 'web*'
+  kvmb schedule install --cron @daily --all --random-delay 30m --systemd
+  kvmb schedule install --cron '30 1 * * sun' --all --dry-run -- --full --verify")]
 struct InstallArgs {
-    /// Names or globs of machines.
+    /// Names or globs of machines; none means those that selected_vms of the configuration takes at the time of each run.
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 
@@ -55,8 +61,10 @@ struct InstallArgs {
     all: bool,
 
     /// When, as in crontab(5): five fields, or @daily and the like.
+    ///
+    /// Without it: backup_freq of the configuration, else at two in the night - unless auto_backup is false there.
     #[arg(long, value_name = "EXPRESSION")]
-    cron: Cron,
+    cron: Option<Cron>,
 
     /// Wait a random time, at most so long, before each run: 30m. For many hosts with one backup server.
     #[arg(long, value_name = "TIME", value_parser = duration)]
@@ -83,10 +91,16 @@ struct InstallArgs {
 
 /// Say what is scheduled, everywhere, and when it runs next.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb schedule show
+  kvmb schedule show --json | jq -r '.next_runs[0]'")]
 struct ShowArgs {}
 
 /// Take the schedule away.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb schedule remove
+  kvmb schedule remove --systemd --dry-run")]
 struct RemoveArgs {
     /// Say what would be taken away, and do nothing.
     #[arg(short = 'n', long)]
@@ -130,6 +144,11 @@ impl ScheduleArgs {
 impl InstallArgs {
     fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let place = self.place.place();
+        if self.cron.is_none() && !context.config().auto_backup {
+            let reason = "auto_backup is false in the configuration: nothing is entered, and nothing is taken away";
+            session.done(action(place, false, reason, self.dry_run, Map::new()));
+            return Ok(());
+        }
         let job = self.job(context, place)?;
         if !self.dry_run {
             // The lock is in there, and cron's shell makes no folders.
@@ -161,23 +180,38 @@ impl InstallArgs {
             _ => "schedule.lock",
         };
         let lock = absolute(&repo_args::data_folder()?)?.join(lock);
-        let (cron, random_delay) = (self.cron.clone(), self.random_delay);
-        Ok(Job { cron, command, environment: environment()?, random_delay, lock })
+        let environment = environment(place)?;
+        Ok(Job { cron: self.cron(context)?, command, environment, random_delay: self.random_delay, lock })
     }
 
-    /// kvmb and its arguments: all that this call was told by flags and by variables, which a schedule does not have.
+    fn cron(&self, context: &Context) -> Result<Cron, CliError> {
+        match (&self.cron, &context.config().backup_freq) {
+            (Some(cron), _) => Ok(cron.clone()),
+            (None, Some(cron)) => Ok(cron.value().clone()),
+            (None, None) => DEFAULT_BACKUP_FREQ.parse().map_err(|error: CronError| CliError::failed(error.to_string())),
+        }
+    }
+
+    /// kvmb and its arguments: all that this call was told by flags and by variables, which a schedule does not have, and
+    /// which configuration applies. What that says is read at each run.
     fn command(&self, context: &Context) -> Result<Vec<String>, CliError> {
+        let config = context.config();
         let mut words = vec![text(&own_path()?)?];
+        if let Some(file) = &context.settings.loaded.file {
+            words.extend(["--config".into(), text(&absolute(file)?)?]);
+        }
+        let configured = config.connect.as_ref().map(|uri| uri.text().to_owned());
         let connect = context.global.connect.clone().or_else(|| variable("LIBVIRT_DEFAULT_URI"));
+        let connect = connect.filter(|uri| Some(uri) != configured.as_ref());
         words.extend(connect.into_iter().flat_map(|uri| ["-c".to_owned(), uri]));
         words.push("backup".into());
-        if self.repo.is_named() {
+        if self.names_repo(context) {
             let url = self.repo.url()?;
             // An address with a scheme is none of a folder.
             let url = if url.contains("://") { url } else { text(&absolute(Path::new(&url))?)? };
             words.extend(["-r".into(), url]);
         }
-        words.extend(self.password_flags()?);
+        words.extend(self.password_flags(context)?);
         if let Some(rate) = self.repo.limit_upload {
             words.extend(["--limit-upload".into(), rate.to_string()]);
         }
@@ -188,13 +222,22 @@ impl InstallArgs {
         match (self.all, self.names.is_empty()) {
             (true, _) => words.push("--all".into()),
             (_, false) => words.extend(self.names.iter().cloned()),
-            (_, true) => return Err(CliError::usage("no machine was named").hint("name machines, or use --all")),
+            (_, true) if config.selected_vms.values().any(|taken| *taken) => {}
+            (_, true) => {
+                return Err(CliError::usage("no machine was named, and no configuration says which")
+                    .hint("name machines, use --all, or set selected_vms in the configuration"));
+            }
         }
         Ok(words)
     }
 
+    /// Whether another repository was named than that of the configuration.
+    fn names_repo(&self, context: &Context) -> bool {
+        self.repo.is_named() && self.repo.repo != context.config().primary_repo()
+    }
+
     /// The flags for passwords: a schedule has nobody to ask, and must not hold a secret itself.
-    fn password_flags(&self) -> Result<Vec<String>, CliError> {
+    fn password_flags(&self, context: &Context) -> Result<Vec<String>, CliError> {
         let mut words = Vec::new();
         for (flag, file, secrets) in [
             ("--password-file", &self.repo.password_file, ["KVMB_PASSWORD_COMMAND", "KVMB_PASSWORD"]),
@@ -207,7 +250,12 @@ impl InstallArgs {
                 return Err(error.hint(format!("use {flag} FILE")));
             }
         }
-        if self.repo.is_named() && !words.iter().any(|word| word == "--password-file") {
+        let config = context.config();
+        let is_configured = config.password_file.is_some() || config.password_command.is_some();
+        let is_given = is_configured || words.iter().any(|word| word == "--password-file");
+        // This host's own repository has a key file.
+        let is_own = !self.repo.is_named() || Path::new(&self.repo.url()?) == DefaultRepo::locate()?.folder;
+        if !is_given && !is_own && !(config.remote_password_file.is_some() && !self.names_repo(context)) {
             return Err(
                 CliError::usage("a schedule has nobody to ask for the password").hint("use --password-file FILE")
             );
@@ -324,8 +372,12 @@ fn describe(job: Option<(Cron, String)>, entry: &str) -> Map<String, Value> {
 }
 
 /// The variables that change what kvmb does and for which 'kvmb backup' has no flag.
-fn environment() -> Result<Vec<(String, String)>, CliError> {
+fn environment(place: Place) -> Result<Vec<(String, String)>, CliError> {
     let mut variables = Vec::new();
+    // cron gives it to everybody, systemd to no service of the system: keys for SSH and the like are below it.
+    if place == Place::Systemd {
+        variables.extend(variable("HOME").map(|home| ("HOME".to_owned(), home)));
+    }
     for name in ["KVMB_RUNTIME_DIR", "KVMB_SCRATCH"] {
         if let Some(folder) = variable(name) {
             variables.push((name.to_owned(), text(&absolute(Path::new(&folder))?)?));

@@ -267,6 +267,17 @@ impl Storage for LocalStorage {
         sync_folder(&folder).map_err(|e| self.io_error("sync", &folder, e))
     }
 
+    fn remove_leftovers(&self) -> Result<()> {
+        let data = self.root.join(FileKind::Pack.folder());
+        for kind in FileKind::ALL.into_iter().filter(|kind| !matches!(kind, FileKind::Config | FileKind::Pack)) {
+            self.sweep(&self.root.join(kind.folder()));
+        }
+        for fan in 0..=u8::MAX {
+            self.sweep(&data.join(hex::encode([fan])));
+        }
+        Ok(())
+    }
+
     fn free_bytes(&self) -> Result<Option<u64>> {
         let stat = rustix::fs::statvfs(&self.root).map_err(|e| self.io_error("examine", &self.root, e.into()))?;
         Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))

@@ -113,6 +113,7 @@ impl Env {
         }
         fs::write(env.password_file(), format!("{PASSWORD}\n")).expect("cannot write");
         set_mode(&env.password_file(), 0o600);
+        env.configure(&serde_json::json!({}));
         symlink(env!("CARGO_BIN_EXE_kvmb"), env.folder.join("bin/kvmb")).expect("cannot link");
         libvirt::prepare_root(&env.libvirt_root());
         env
@@ -153,6 +154,22 @@ impl Env {
         self.path("scratch")
     }
 
+    /// kvmb's configuration (`KVMB_CONFIG`), at first without any key.
+    pub fn config_file(&self) -> PathBuf {
+        self.path("config.json")
+    }
+
+    /// Configures kvmb.
+    pub fn configure(&self, config: &serde_json::Value) {
+        fs::write(self.config_file(), config.to_string()).expect("cannot write");
+        set_mode(&self.config_file(), 0o600);
+    }
+
+    /// Where kvmb logs (`KVMB_LOG_FILE`).
+    pub fn log_file(&self) -> PathBuf {
+        self.path("kvmb.log")
+    }
+
     /// The folder that libvirt lives in.
     pub fn libvirt_root(&self) -> PathBuf {
         self.path("libvirt")
@@ -182,6 +199,8 @@ impl Env {
             .env("XDG_STATE_HOME", self.path("home/.local/state"))
             .env("KVMB_RUNTIME_DIR", self.runtime_dir())
             .env("KVMB_SCRATCH", self.scratch_dir())
+            .env("KVMB_LOG_FILE", self.log_file())
+            .env("KVMB_CONFIG", self.config_file())
             .env("KVMB_PASSWORD_FILE", self.password_file())
             .env("LIBVIRT_DEFAULT_URI", self.uri())
             .env("RESTIC_CACHE_DIR", self.path("home/.cache/restic"))
