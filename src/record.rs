@@ -393,6 +393,8 @@ pub struct Action {
     /// stays although no point needs it), `removed_packs`, `repacked_packs`, `copied_bytes`. `pin`, `unpin` (the target is the
     /// point's new id): `machine`, `captured_at`, `repo`, `previous` (its id before). `remote setup`:
     /// `algorithm` and `fingerprint` of the server's host key; `authorized_keys_line` of this host's own key.
+    /// `schedule`: `cron` (the expression), `command`, `next_runs` (the next three times), `entry` (the text that is, or would
+    /// be, entered).
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,

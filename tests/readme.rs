@@ -91,7 +91,10 @@ fn check(call: &str, all: &BTreeMap<String, String>, place: &str) -> bool {
     if let Some(text) = words.get(at + 1).and_then(|next| all.get(&format!("{command} {next}"))) {
         known = flags(text);
     }
-    for word in words[at..].iter().filter(|word| word.starts_with('-') && word.len() > 1) {
+    // What stands behind -- is for another command.
+    for word in
+        words[at..].iter().take_while(|word| **word != "--").filter(|word| word.starts_with('-') && word.len() > 1)
+    {
         let flag = word.split('=').next().unwrap_or(word);
         assert!(known.contains(flag), "{place}: no flag {flag} in: {call}");
     }
@@ -147,7 +150,8 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
     let value = |flag: &str| match flag {
         "--jobs" => "2",
         "--freeze" => "never",
-        "--freeze-timeout" | "--lease" | "--full-every" | "--retry-for" => "30s",
+        "--freeze-timeout" | "--lease" | "--full-every" | "--retry-for" | "--random-delay" => "30s",
+        "--cron" => "@daily",
         "--limit-read" | "--limit-upload" => "10M",
         "--sample" | "--audit" | "--max-unused" => "5%",
         "--keep-within" => "30d",

@@ -7,6 +7,7 @@ use crate::nbd;
 use crate::ops;
 use crate::record::Failure;
 use crate::repo;
+use crate::schedule;
 use crate::storage;
 use crate::storage::sftp::{self, Target};
 use std::fmt;
@@ -220,6 +221,13 @@ fn exact_hint(error: &ops::Error) -> Option<String> {
     }
 }
 
+impl From<schedule::Error> for CliError {
+    fn from(error: schedule::Error) -> CliError {
+        let (code, hint) = explain_schedule(&error);
+        CliError { code, message: error.to_string(), hint: hint.map(str::to_owned) }
+    }
+}
+
 /// What is wrong with a configuration: one error for each of its faults.
 pub fn of_config(error: config::Error) -> Vec<CliError> {
     use config::Error;
@@ -415,6 +423,28 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
         | Error::BlobUnreadable { .. }
         | Error::TreeMalformed { .. } => (Code::Damage, Some("'kvmb verify' says which points are hit")),
         _ => (Code::Failed, None),
+    }
+}
+
+fn explain_schedule(error: &schedule::Error) -> (Code, Option<&'static str>) {
+    use schedule::Error;
+    match error {
+        Error::NoProgram { name: "crontab" } => (Code::NotFound, Some("install cron, or use --systemd")),
+        Error::NoProgram { name: "systemctl" } => {
+            (Code::NotFound, Some("this host has no systemd: leave out --systemd"))
+        }
+        Error::NoProgram { .. } => (Code::NotFound, Some("install util-linux and coreutils")),
+        Error::Unspeakable { .. } => (Code::Usage, Some("name the machine by a glob, with ? for that character")),
+        Error::TooLong { .. } => {
+            (Code::Usage, Some("use globs or --all, or let selected_vms of the configuration say which machines"))
+        }
+        Error::Unpaired { .. } => (Code::Failed, Some("mend it with 'crontab -e'; nothing was changed")),
+        Error::CarriageReturns => {
+            (Code::Failed, Some("take them out with 'crontab -e', or use --system; nothing was changed"))
+        }
+        Error::Changed => (Code::Busy, Some("nothing was changed; run it again")),
+        Error::Program { .. } => (Code::Failed, None),
+        Error::Io { source, .. } => explain_io(source),
     }
 }
 

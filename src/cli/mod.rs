@@ -40,6 +40,7 @@ mod push;
 mod release;
 mod remote;
 mod restore;
+mod schedule;
 mod snapshot;
 mod verify;
 mod vms;
@@ -157,6 +158,7 @@ enum Command {
     Init(init::InitArgs),
     Key(key::KeyArgs),
     Remote(remote::RemoteArgs),
+    Schedule(schedule::ScheduleArgs),
     Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
@@ -322,6 +324,7 @@ impl Command {
             Command::Init(_) => ("init", Effect::Changes),
             Command::Key(_) => ("key", Effect::Changes),
             Command::Remote(_) => ("remote", Effect::Changes),
+            Command::Schedule(_) => ("schedule", Effect::Changes),
             Command::Completions(_) => ("completions", Effect::Reads),
             Command::Man(_) => ("man", Effect::Changes),
             Command::Doctor(_) => ("doctor", Effect::Reads),
@@ -355,6 +358,7 @@ impl Command {
             Command::Init(args) => args.run(context, session),
             Command::Key(args) => args.run(context, session),
             Command::Remote(args) => args.run(context, session),
+            Command::Schedule(args) => args.run(context, session),
             Command::Config(args) => args.run(context, session),
             Command::Completions(args) => args.run(session),
             Command::Man(args) => args.run(session),

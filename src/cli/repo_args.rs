@@ -93,9 +93,8 @@ impl DefaultRepo {
 
     /// Makes the key file, if there is none.
     fn ensure_key(&self) -> Result<(), CliError> {
-        let base = self.key_file.parent().unwrap_or(Path::new("/"));
+        make_data_folder()?;
         let io = |path: &Path, error: std::io::Error| CliError::from(crate::ops::Error::io("create", path)(error));
-        fs::DirBuilder::new().recursive(true).mode(0o711).create(base).map_err(|error| io(base, error))?;
         let options = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.key_file);
         let mut file = match options {
             Ok(file) => file,
@@ -122,6 +121,14 @@ pub fn data_folder() -> Result<PathBuf, CliError> {
     }
     let home = std::env::var_os("HOME").ok_or_else(|| CliError::usage("neither XDG_DATA_HOME nor HOME is set"))?;
     Ok(Path::new(&home).join(".local/share/kvmb"))
+}
+
+/// The same, made if it is not there yet.
+pub fn make_data_folder() -> Result<PathBuf, CliError> {
+    let folder = data_folder()?;
+    let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(&folder);
+    made.map_err(crate::ops::Error::io("create", &folder))?;
+    Ok(folder)
 }
 
 /// A path; an empty one, as from an empty variable, is as good as none.

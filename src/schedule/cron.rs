@@ -12,7 +12,7 @@
 //! | either begins with `*`: `*/30 * * * *` | what fell into it is left out | runs both times |
 
 use super::field::{Field, Values};
-use chrono::{DateTime, Duration, MappedLocalTime, NaiveDateTime, TimeZone, Utc};
+use chrono::{DateTime, Duration, NaiveDateTime, Offset, TimeZone, Utc};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
@@ -76,12 +76,12 @@ pub struct Cron {
 
 /// The times of day and the days that match.
 #[derive(Debug, Clone, PartialEq)]
-struct Times {
-    minutes: Values,
-    hours: Values,
-    days_of_month: Values,
-    months: Values,
-    days_of_week: Values,
+pub(super) struct Times {
+    pub minutes: Values,
+    pub hours: Values,
+    pub days_of_month: Values,
+    pub months: Values,
+    pub days_of_week: Values,
     /// What matches, in the crate's terms; two where either day will do.
     schedules: Vec<cron::Schedule>,
 }
@@ -142,6 +142,11 @@ impl Cron {
         found.extend(waiting.into_iter().take(missing));
         found
     }
+
+    /// The fields; none for `@reboot`.
+    pub(super) fn times(&self) -> Option<&Times> {
+        self.times.as_ref()
+    }
 }
 
 impl Times {
@@ -167,7 +172,7 @@ impl Times {
     }
 
     /// Whether a day matches by its day of the month *or* of the week: when neither begins with `*`.
-    fn either_day(&self) -> bool {
+    pub fn either_day(&self) -> bool {
         !self.days_of_month.starred && !self.days_of_week.starred
     }
 
@@ -206,18 +211,30 @@ impl Times {
     /// The moments at which cron runs what is due at a time on the clock, in order: none, one or two.
     fn moments<Z: TimeZone>(&self, zone: &Z, local: NaiveDateTime) -> Vec<DateTime<Z>> {
         let is_pattern = self.minutes.starred || self.hours.starred;
-        match zone.from_local_datetime(&local) {
-            MappedLocalTime::Single(moment) => vec![moment],
-            MappedLocalTime::Ambiguous(first, second) if is_pattern => vec![first, second],
-            MappedLocalTime::Ambiguous(first, _) => vec![first],
-            MappedLocalTime::None if is_pattern => vec![],
-            MappedLocalTime::None => {
-                let minutes = 1..LARGEST_CLOCK_CHANGE_MINUTES;
-                let later = |minutes| zone.from_local_datetime(&(local + Duration::minutes(minutes))).earliest();
-                minutes.into_iter().find_map(later).into_iter().collect()
-            }
+        let mut moments = moments_of(zone, local);
+        if moments.is_empty() && !is_pattern {
+            let mut minutes = 1..LARGEST_CLOCK_CHANGE_MINUTES;
+            let later =
+                minutes.find_map(|minutes| moments_of(zone, local + Duration::minutes(minutes)).into_iter().next());
+            moments.extend(later);
         }
+        if !is_pattern {
+            moments.truncate(1);
+        }
+        moments
     }
+}
+
+/// The moments when a clock shows a time, in order: none where it is skipped, two where it comes twice. What chrono's
+/// `Local` says of this is wrong for the first minute of an hour that is skipped or comes twice; the other way, from a
+/// moment to a time, it is right.
+fn moments_of<Z: TimeZone>(zone: &Z, local: NaiveDateTime) -> Vec<DateTime<Z>> {
+    let offsets = [-1, 1].map(|days| zone.offset_from_utc_datetime(&(local + Duration::days(days))).fix());
+    let moments = offsets.map(|offset| zone.from_utc_datetime(&(local - offset)));
+    let mut moments: Vec<_> = moments.into_iter().filter(|moment| moment.naive_local() == local).collect();
+    moments.sort();
+    moments.dedup();
+    moments
 }
 
 #[cfg(test)]

@@ -1,0 +1,407 @@
+//! `kvmb schedule`
+
+use crate::cli::Context;
+use crate::cli::capture_args::duration;
+use crate::cli::failure::CliError;
+use crate::cli::repo_args::{self, DefaultRepo, RepoArgs};
+use crate::cli::secret::variable;
+use crate::cli::session::Session;
+use crate::cli::{Cli, complete};
+use crate::config::DEFAULT_BACKUP_FREQ;
+use crate::record::{Action, Record};
+use crate::schedule::{self, Cron, CronError, Installed, Job, Place};
+use chrono::{Local, SecondsFormat};
+use clap::Parser;
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How many of the next runs a record tells of.
+const NEXT_RUNS: usize = 3;
+
+/// Run backups by themselves: by cron, or by a systemd timer.
+///
+/// The entry runs 'kvmb backup' with a low priority, and not while the run before is still at work. In a crontab it
+/// stands between two marker lines, and nothing else there is touched.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb schedule install --cron '0 2 * * *' -r /backup/kvm --password-file /root/kvmb.pass vm1 'web*'
+  kvmb schedule install --cron @daily --all --random-delay 30m --systemd
+  kvmb schedule install --cron '30 1 * * sun' --all --dry-run -- --full --verify
+  kvmb schedule show
+  kvmb schedule remove")]
+pub struct ScheduleArgs {
+    #[command(subcommand)]
+    command: ScheduleCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum ScheduleCommand {
+    Install(Box<InstallArgs>),
+    Show(ShowArgs),
+    Remove(RemoveArgs),
+}
+
+/// Enter the schedule, in the place of the one that may be there.
+///
+/// Prints an 'action' record; 'changed' is false when it was there already.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb schedule install
+  kvmb schedule install --cron '0 2 * * *' -r /backup/kvm --password-file /root/kvmb.pass vm1 'web*'
+  kvmb schedule install --cron @daily --all --random-delay 30m --systemd
+  kvmb schedule install --cron '30 1 * * sun' --all --dry-run -- --full --verify")]
+struct InstallArgs {
+    /// Names or globs of machines; none means those that selected_vms of the configuration takes at the time of each run.
+    #[arg(value_name = "NAME", add = complete::machines())]
+    names: Vec<String>,
+
+    /// Every machine that libvirt knows at the time of each run.
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+
+    /// When, as in crontab(5): five fields, or @daily and the like.
+    ///
+    /// Without it: backup_freq of the configuration, else at two in the night - unless auto_backup is false there.
+    #[arg(long, value_name = "EXPRESSION")]
+    cron: Option<Cron>,
+
+    /// Wait a random time, at most so long, before each run: 30m. For many hosts with one backup server.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    random_delay: Option<Duration>,
+
+    /// Take away the entries of kvm_backup, kvmb's forerunner, from the crontab.
+    #[arg(long)]
+    replace_old: bool,
+
+    /// Say what would be entered, and do nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    place: PlaceArgs,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+
+    /// More options of 'kvmb backup', behind --.
+    #[arg(last = true, value_name = "OPTION")]
+    options: Vec<String>,
+}
+
+/// Say what is scheduled, everywhere, and when it runs next.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb schedule show
+  kvmb schedule show --json | jq -r '.next_runs[0]'")]
+struct ShowArgs {}
+
+/// Take the schedule away.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb schedule remove
+  kvmb schedule remove --systemd --dry-run")]
+struct RemoveArgs {
+    /// Say what would be taken away, and do nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    place: PlaceArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct PlaceArgs {
+    /// In /etc/cron.d/kvmb, not in the crontab of this user.
+    #[arg(long, conflicts_with = "systemd")]
+    system: bool,
+
+    /// As the systemd units kvmb.service and kvmb.timer; a run that was missed is made up for.
+    #[arg(long)]
+    systemd: bool,
+}
+
+impl PlaceArgs {
+    fn place(&self) -> Place {
+        match (self.system, self.systemd) {
+            (true, _) => Place::System,
+            (_, true) => Place::Systemd,
+            _ => Place::User,
+        }
+    }
+}
+
+impl ScheduleArgs {
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        match self.command {
+            ScheduleCommand::Install(args) => args.run(context, session),
+            ScheduleCommand::Show(args) => args.run(session),
+            ScheduleCommand::Remove(args) => args.run(session),
+        }
+    }
+}
+
+impl InstallArgs {
+    fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let place = self.place.place();
+        if self.cron.is_none() && !context.config().auto_backup {
+            let reason = "auto_backup is false in the configuration: nothing is entered, and nothing is taken away";
+            session.done(action(place, false, reason, self.dry_run, Map::new()));
+            return Ok(());
+        }
+        let job = self.job(context, place)?;
+        if !self.dry_run {
+            // The lock is in there, and cron's shell makes no folders.
+            repo_args::make_data_folder()?;
+        }
+        self.replace_old_entries(session)?;
+        let change = place.install(&job, self.dry_run)?;
+        let reason = match (change.changed, self.dry_run) {
+            (false, _) => "it is there already".to_owned(),
+            (true, false) => "it was entered".to_owned(),
+            (true, true) => format!("it would be entered: {}", change.entry.lines().next_back().unwrap_or_default()),
+        };
+        let extra = describe(Some((job.cron.clone(), job.shell_command()?)), &change.entry);
+        session.done(action(place, change.changed, &reason, self.dry_run, extra));
+        tell_of_others(place, session)
+    }
+
+    fn job(&self, context: &Context, place: Place) -> Result<Job, CliError> {
+        let command = self.command(context)?;
+        // What is wrong with it should be heard of now, and not in the night.
+        Cli::try_parse_from(&command).map_err(|error| {
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            CliError::usage(format!("'kvmb backup' would not take this: {}", first.trim_start_matches("error: ")))
+        })?;
+        // Two schedules may be there at once, and each has its own runs.
+        let lock = match place {
+            Place::System => "schedule-system.lock",
+            _ => "schedule.lock",
+        };
+        let lock = absolute(&repo_args::data_folder()?)?.join(lock);
+        let environment = environment(place)?;
+        Ok(Job { cron: self.cron(context)?, command, environment, random_delay: self.random_delay, lock })
+    }
+
+    fn cron(&self, context: &Context) -> Result<Cron, CliError> {
+        match (&self.cron, &context.config().backup_freq) {
+            (Some(cron), _) => Ok(cron.clone()),
+            (None, Some(cron)) => Ok(cron.value().clone()),
+            (None, None) => DEFAULT_BACKUP_FREQ.parse().map_err(|error: CronError| CliError::failed(error.to_string())),
+        }
+    }
+
+    /// kvmb and its arguments: all that this call was told by flags and by variables, which a schedule does not have, and
+    /// which configuration applies. What that says is read at each run.
+    fn command(&self, context: &Context) -> Result<Vec<String>, CliError> {
+        let config = context.config();
+        let mut words = vec![text(&own_path()?)?];
+        if let Some(file) = &context.settings.loaded.file {
+            words.extend(["--config".into(), text(&absolute(file)?)?]);
+        }
+        let configured = config.connect.as_ref().map(|uri| uri.text().to_owned());
+        let connect = context.global.connect.clone().or_else(|| variable("LIBVIRT_DEFAULT_URI"));
+        let connect = connect.filter(|uri| Some(uri) != configured.as_ref());
+        words.extend(connect.into_iter().flat_map(|uri| ["-c".to_owned(), uri]));
+        words.push("backup".into());
+        if self.names_repo(context) {
+            let url = self.repo.url()?;
+            // An address with a scheme is none of a folder.
+            let url = if url.contains("://") { url } else { text(&absolute(Path::new(&url))?)? };
+            words.extend(["-r".into(), url]);
+        }
+        words.extend(self.password_flags(context)?);
+        if let Some(rate) = self.repo.limit_upload {
+            words.extend(["--limit-upload".into(), rate.to_string()]);
+        }
+        if let Some(time) = self.repo.retry_for {
+            words.extend(["--retry-for".into(), format!("{}s", time.as_secs())]);
+        }
+        words.extend(self.options.iter().cloned());
+        match (self.all, self.names.is_empty()) {
+            (true, _) => words.push("--all".into()),
+            (_, false) => words.extend(self.names.iter().cloned()),
+            (_, true) if config.selected_vms.values().any(|taken| *taken) => {}
+            (_, true) => {
+                return Err(CliError::usage("no machine was named, and no configuration says which")
+                    .hint("name machines, use --all, or set selected_vms in the configuration"));
+            }
+        }
+        Ok(words)
+    }
+
+    /// Whether another repository was named than that of the configuration.
+    fn names_repo(&self, context: &Context) -> bool {
+        self.repo.is_named() && self.repo.repo != context.config().primary_repo()
+    }
+
+    /// The flags for passwords: a schedule has nobody to ask, and must not hold a secret itself.
+    fn password_flags(&self, context: &Context) -> Result<Vec<String>, CliError> {
+        let mut words = Vec::new();
+        for (flag, file, secrets) in [
+            ("--password-file", &self.repo.password_file, ["KVMB_PASSWORD_COMMAND", "KVMB_PASSWORD"]),
+            ("--ssh-password-file", &self.repo.ssh_password_file, ["KVMB_SSH_PASSWORD_COMMAND", "KVMB_SSH_PASSWORD"]),
+        ] {
+            if let Some(file) = file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
+                words.extend([flag.to_owned(), text(&absolute(file)?)?]);
+            } else if let Some(name) = secrets.into_iter().find(|name| variable(name).is_some()) {
+                let error = CliError::usage(format!("a schedule cannot take ${name} along"));
+                return Err(error.hint(format!("use {flag} FILE")));
+            }
+        }
+        let config = context.config();
+        let is_configured = config.password_file.is_some() || config.password_command.is_some();
+        let is_given = is_configured || words.iter().any(|word| word == "--password-file");
+        // This host's own repository has a key file.
+        let is_own = !self.repo.is_named() || Path::new(&self.repo.url()?) == DefaultRepo::locate()?.folder;
+        if !is_given && !is_own && !(config.remote_password_file.is_some() && !self.names_repo(context)) {
+            return Err(
+                CliError::usage("a schedule has nobody to ask for the password").hint("use --password-file FILE")
+            );
+        }
+        Ok(words)
+    }
+
+    /// Both kvmb and its forerunner would run.
+    fn replace_old_entries(&self, session: &mut Session) -> Result<(), CliError> {
+        for entry in old_entries()? {
+            let extra = Map::from_iter([("entry".to_owned(), json!(entry))]);
+            let reason = match (self.replace_old, self.dry_run) {
+                (false, _) => "an entry of kvm_backup is there: both will run; --replace-old takes it away",
+                (true, false) => "an entry of kvm_backup was taken away",
+                (true, true) => "an entry of kvm_backup would be taken away",
+            };
+            session.done(action(Place::User, self.replace_old, reason, self.dry_run, extra));
+        }
+        if self.replace_old {
+            schedule::remove_old_entries(self.dry_run)?;
+        }
+        Ok(())
+    }
+}
+
+impl ShowArgs {
+    fn run(self, session: &mut Session) -> Result<(), CliError> {
+        let mut any = false;
+        for (place, Installed { entry, job }) in installed()? {
+            let reason = match &job {
+                Some((cron, _)) => format!("it runs at {cron}"),
+                None => "it was changed by hand, and kvmb cannot tell what it does".to_owned(),
+            };
+            session.done(action(place, false, &reason, false, describe(job, &entry)));
+            any = true;
+        }
+        for entry in old_entries()? {
+            let extra = Map::from_iter([("entry".to_owned(), json!(entry))]);
+            session.done(action(Place::User, false, "an entry of kvm_backup, kvmb's forerunner", false, extra));
+            any = true;
+        }
+        if !any {
+            session.done(action(Place::User, false, "nothing is scheduled", false, Map::new()));
+        }
+        Ok(())
+    }
+}
+
+impl RemoveArgs {
+    fn run(self, session: &mut Session) -> Result<(), CliError> {
+        let place = self.place.place();
+        let changed = place.remove(self.dry_run)?;
+        let reason = match (changed, self.dry_run) {
+            (false, _) => "nothing is scheduled there",
+            (true, false) => "it was taken away",
+            (true, true) => "it would be taken away",
+        };
+        session.done(action(place, changed, reason, self.dry_run, Map::new()));
+        tell_of_others(place, session)
+    }
+}
+
+/// A schedule in another place runs as well.
+fn tell_of_others(here: Place, session: &mut Session) -> Result<(), CliError> {
+    for (place, Installed { entry, job }) in installed()?.into_iter().filter(|(place, _)| *place != here) {
+        let flag = match place {
+            Place::User => "",
+            Place::System => " --system",
+            Place::Systemd => " --systemd",
+        };
+        let reason = format!("there is a schedule here too; 'kvmb schedule remove{flag}' takes it away");
+        session.done(action(place, false, &reason, false, describe(job, &entry)));
+    }
+    Ok(())
+}
+
+/// What is scheduled, everywhere.
+pub fn installed() -> Result<Vec<(Place, Installed)>, CliError> {
+    let mut found = Vec::new();
+    for place in Place::ALL {
+        match place.installed() {
+            Ok(installed) => found.extend(installed.map(|installed| (place, installed))),
+            // No cron, no crontab.
+            Err(schedule::Error::NoProgram { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(found)
+}
+
+fn old_entries() -> Result<Vec<String>, CliError> {
+    match schedule::old_entries() {
+        Err(schedule::Error::NoProgram { .. }) => Ok(Vec::new()),
+        other => Ok(other?),
+    }
+}
+
+fn action(place: Place, changed: bool, reason: &str, dry_run: bool, extra: Map<String, Value>) -> Record {
+    let (action, target, reason) = ("schedule".to_owned(), place.name().to_owned(), reason.to_owned());
+    Record::Action(Action { action, target, changed, reason, dry_run, extra })
+}
+
+fn describe(job: Option<(Cron, String)>, entry: &str) -> Map<String, Value> {
+    let mut fields = Map::new();
+    if let Some((cron, command)) = job {
+        let next = cron.next_runs(&Local::now(), NEXT_RUNS);
+        let next = next.iter().map(|run| run.to_rfc3339_opts(SecondsFormat::Secs, false)).collect::<Vec<_>>();
+        fields.insert("cron".into(), json!(cron.to_string()));
+        fields.insert("command".into(), json!(command));
+        fields.insert("next_runs".into(), json!(next));
+    }
+    fields.insert("entry".into(), json!(entry));
+    fields
+}
+
+/// The variables that change what kvmb does and for which 'kvmb backup' has no flag.
+fn environment(place: Place) -> Result<Vec<(String, String)>, CliError> {
+    let mut variables = Vec::new();
+    // cron gives it to everybody, systemd to no service of the system: keys for SSH and the like are below it.
+    if place == Place::Systemd {
+        variables.extend(variable("HOME").map(|home| ("HOME".to_owned(), home)));
+    }
+    for name in ["KVMB_RUNTIME_DIR", "KVMB_SCRATCH"] {
+        if let Some(folder) = variable(name) {
+            variables.push((name.to_owned(), text(&absolute(Path::new(&folder))?)?));
+        }
+    }
+    // A user's data folder may come from a variable of the session.
+    if ["KVMB_DATA_DIR", "XDG_DATA_HOME"].iter().any(|name| variable(name).is_some()) {
+        variables.push(("KVMB_DATA_DIR".into(), text(&absolute(&repo_args::data_folder()?)?)?));
+    }
+    Ok(variables)
+}
+
+/// This program by its full path; by that on `$PATH`, if it is the same, for that one stays when a new version comes.
+fn own_path() -> Result<PathBuf, CliError> {
+    let own = std::env::current_exe().map_err(|error| CliError::failed(format!("where is kvmb? {error}")))?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let same = |found: &PathBuf| found.is_absolute() && found.canonicalize().is_ok_and(|found| found == own);
+    Ok(std::env::split_paths(&path).map(|folder| folder.join("kvmb")).find(same).unwrap_or(own))
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, CliError> {
+    std::path::absolute(path).map_err(|error| CliError::usage(format!("{}: {error}", path.display())))
+}
+
+fn text(path: &Path) -> Result<String, CliError> {
+    path.to_str().map(str::to_owned).ok_or_else(|| CliError::usage(format!("{} is no text", path.display())))
+}

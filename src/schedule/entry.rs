@@ -1,0 +1,155 @@
+//! The line that cron runs.
+//!
+//! ```text
+//! 0 2 * * * sleep "$(shuf -i 0-1800 -n 1)"; flock -n -o … nice ionice -c 3 kvmb backup vm1 >/dev/null
+//! ```
+//!
+//! Every program by its full path, since cron's own path is short. Records go nowhere, so that cron's mail tells of
+//! errors only. The lock is held by `flock` itself (`-o`), not by what it starts: a process that outlives a run would
+//! otherwise hold up the next one.
+
+use super::{Cron, Error};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The longest command that cron runs: it cuts off at a thousand bytes.
+const LONGEST_COMMAND_BYTES: usize = 990;
+
+/// What `flock` exits with when the run before is still at work: kvmb's own code for "busy".
+const BUSY: &str = "5";
+
+/// What runs, and when.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// When.
+    pub cron: Cron,
+    /// kvmb by its full path, and its arguments.
+    pub command: Vec<String>,
+    /// Variables that it needs and that cron does not have.
+    pub environment: Vec<(String, String)>,
+    /// How long it waits at most, a random time, before it begins.
+    pub random_delay: Option<Duration>,
+    /// The file whose lock keeps a run from beginning while the one before is still at work.
+    pub lock: PathBuf,
+}
+
+impl Job {
+    /// The command in words that a shell reads.
+    pub fn shell_command(&self) -> Result<String, Error> {
+        quoted(&self.command)
+    }
+
+    /// The line for a crontab, without its end. `user` is the field that only the system's crontabs have.
+    pub fn crontab_line(&self, user: Option<&str>) -> Result<String, Error> {
+        let mut words = vec![program("flock")?, "-n".into(), "-o".into(), "-E".into(), BUSY.into(), text(&self.lock)?];
+        words.extend([program("nice")?, program("ionice")?, "-c".into(), "3".into()]);
+        if !self.environment.is_empty() {
+            words.push(program("env")?);
+            words.extend(self.environment.iter().map(|(name, value)| format!("{name}={value}")));
+        }
+        words.extend(self.command.iter().cloned());
+        let mut command = quoted(&words)? + " >/dev/null";
+        if let Some(delay) = self.random_delay {
+            let (sleep, shuf) = (quoted(&[program("sleep")?])?, quoted(&[program("shuf")?])?);
+            command = format!("{sleep} \"$({shuf} -i 0-{} -n 1)\"; {command}", delay.as_secs());
+        }
+        // Debian's cron takes the backslash out of these two, others of the second only.
+        if let Some(pair) = [r"\\", r"\%"].into_iter().find(|pair| command.contains(*pair)) {
+            return Err(Error::Unspeakable { what: pair.to_owned() });
+        }
+        let command = command.replace('%', r"\%");
+        if command.len() > LONGEST_COMMAND_BYTES {
+            return Err(Error::TooLong { bytes: command.len(), most: LONGEST_COMMAND_BYTES });
+        }
+        let user = user.map(|user| format!("{user} ")).unwrap_or_default();
+        Ok(format!("{} {user}{command}", self.cron))
+    }
+}
+
+/// A line of a crontab, taken apart again: the expression and the command as the shell gets it.
+pub fn read_line(line: &str, with_user: bool) -> Option<(Cron, String)> {
+    let line = line.trim_start();
+    let fields = if line.starts_with('@') { 1 } else { 5 };
+    let mut rest = line;
+    let mut words = Vec::new();
+    for _ in 0..fields + usize::from(with_user) {
+        let (word, after) = rest.split_once([' ', '\t'])?;
+        words.push(word);
+        rest = after.trim_start_matches([' ', '\t']);
+    }
+    let cron = words[..fields].join(" ").parse().ok()?;
+    Some((cron, rest.replace(r"\%", "%")))
+}
+
+/// Words as a shell reads them.
+pub(super) fn quoted(words: &[String]) -> Result<String, Error> {
+    if let Some(word) = words.iter().find(|word| word.chars().any(char::is_control)) {
+        return Err(Error::Unspeakable { what: word.escape_debug().to_string() });
+    }
+    let words = words.iter().map(String::as_str);
+    shlex::try_join(words).map_err(|_| Error::Unspeakable { what: "a zero byte".into() })
+}
+
+/// A path as text.
+pub(super) fn text(path: &Path) -> Result<String, Error> {
+    let text = path.to_str().ok_or_else(|| Error::Unspeakable { what: path.display().to_string() })?;
+    Ok(text.to_owned())
+}
+
+/// The full path of a program, from `$PATH`.
+pub(super) fn program(name: &'static str) -> Result<String, Error> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut found = std::env::split_paths(&path).map(|folder| folder.join(name)).filter(|file| file.is_file());
+    text(&found.next().ok_or(Error::NoProgram { name })?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(command: &[&str]) -> Job {
+        Job {
+            cron: "0 2 * * *".parse().unwrap(),
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
+            environment: Vec::new(),
+            random_delay: None,
+            lock: "/var/lib/kvmb/schedule.lock".into(),
+        }
+    }
+
+    #[test]
+    fn a_line_has_all_that_a_shell_and_cron_take_for_their_own_quoted() {
+        let line = job(&["/usr/bin/kvmb", "backup", "my vm", "it's", "50%", "a\"b'c", "$(id)", "-r", "/x"]);
+        let line = line.crontab_line(None).unwrap();
+        assert!(line.starts_with("0 2 * * * /"), "{line}");
+        let end = r#" /usr/bin/kvmb backup 'my vm' "it's" '50\%' "a\"b'c" '$(id)' -r /x >/dev/null"#;
+        assert!(line.ends_with(end), "{line}");
+        let (cron, command) = read_line(&line, false).unwrap();
+        assert_eq!(cron.to_string(), "0 2 * * *");
+        let words = shlex::split(&command).unwrap();
+        assert!(words.windows(4).any(|four| four == ["it's", "50%", "a\"b'c", "$(id)"]), "{words:?}");
+    }
+
+    #[test]
+    fn the_delay_and_the_variables_come_before_the_command() {
+        let mut job = job(&["/usr/bin/kvmb", "backup"]);
+        job.cron = "@daily".parse().unwrap();
+        job.random_delay = Some(Duration::from_secs(1800));
+        job.environment = vec![("KVMB_DATA_DIR".into(), "/my data".into())];
+        let line = job.crontab_line(Some("root")).unwrap();
+        assert!(line.starts_with("@daily root /"), "{line}");
+        assert!(line.contains("/shuf -i 0-1800 -n 1)\"; /"), "{line}");
+        assert!(line.contains("/env 'KVMB_DATA_DIR=/my data' /usr/bin/kvmb backup >/dev/null"), "{line}");
+        let (cron, command) = read_line(&line, true).unwrap();
+        assert_eq!(cron.to_string(), "@daily");
+        assert!(command.starts_with('/'), "{command}");
+    }
+
+    #[test]
+    fn what_no_line_can_say_is_refused() {
+        for name in ["a\nb", r"a\b", "a\0b", &"x".repeat(1000)] {
+            let error = job(&["/usr/bin/kvmb", "backup", name]).crontab_line(None).unwrap_err();
+            assert!(matches!(error, Error::Unspeakable { .. } | Error::TooLong { .. }), "{name:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The places that a schedule can be in.
+
+use super::crontab::{self, Crontab};
+use super::entry::read_line;
+use super::systemd::{self, Units};
+use super::{Cron, Error, Job};
+use std::fs;
+use std::path::Path;
+
+/// The file for cron that the whole system shares.
+const SYSTEM_FILE: &str = "/etc/cron.d/kvmb";
+
+/// What comes before the entry in that file; cron's own path is short.
+const SYSTEM_HEAD: &str = "\
+# Made by 'kvmb schedule install --system', taken away by 'kvmb schedule remove --system'.
+SHELL=/bin/sh
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+";
+
+/// Where a schedule is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The crontab of the user that kvmb runs as.
+    User,
+    /// `/etc/cron.d/kvmb`.
+    System,
+    /// A systemd timer.
+    Systemd,
+}
+
+/// A schedule that is there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Installed {
+    /// Its text: the entry, or the units.
+    pub entry: String,
+    /// When it runs, and what; none where somebody has changed it beyond recognition.
+    pub job: Option<(Cron, String)>,
+}
+
+/// What a change makes of a place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// What the place holds then.
+    pub entry: String,
+    /// Whether that is other than before.
+    pub changed: bool,
+}
+
+impl Place {
+    /// All of them.
+    pub const ALL: [Place; 3] = [Place::User, Place::System, Place::Systemd];
+
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Place::User => "crontab",
+            Place::System => SYSTEM_FILE,
+            Place::Systemd => systemd::TIMER,
+        }
+    }
+
+    /// The schedule that is there.
+    pub fn installed(self) -> Result<Option<Installed>, Error> {
+        match self {
+            Place::User => {
+                let entry = crontab::read()?.entry()?;
+                Ok(entry.map(|entry| Installed { job: read_lines(&entry, false), entry }))
+            }
+            Place::System => {
+                let entry = read_system_file()?;
+                Ok(entry.map(|entry| Installed { job: read_lines(&entry, true), entry }))
+            }
+            Place::Systemd => Ok(Units::read()?.map(|units| Installed { job: units.job(), entry: text_of(&units) })),
+        }
+    }
+
+    /// Puts a job there, in the place of the one that may be there.
+    pub fn install(self, job: &Job, dry_run: bool) -> Result<Change, Error> {
+        match self {
+            Place::User => {
+                let (before, entry) = (crontab::read()?, job.crontab_line(None)?);
+                let after = before.with_entry(&entry)?;
+                let changed = before != after;
+                if changed && !dry_run {
+                    crontab::write(&before, &after)?;
+                }
+                Ok(Change { entry, changed })
+            }
+            Place::System => {
+                let entry = format!("{SYSTEM_HEAD}{}\n", job.crontab_line(Some("root"))?);
+                let changed = read_system_file()?.as_ref() != Some(&entry);
+                if changed && !dry_run {
+                    super::write_file(Path::new(SYSTEM_FILE), &entry)?;
+                }
+                Ok(Change { entry, changed })
+            }
+            Place::Systemd => {
+                let units = Units::new(job)?;
+                let changed = Units::read()?.as_ref() != Some(&units) || !systemd::is_enabled();
+                if changed && !dry_run {
+                    units.install()?;
+                }
+                Ok(Change { entry: text_of(&units), changed })
+            }
+        }
+    }
+
+    /// Takes away what is there; whether anything was.
+    pub fn remove(self, dry_run: bool) -> Result<bool, Error> {
+        match self {
+            Place::User => {
+                let before = crontab::read()?;
+                let after = before.without_entry()?;
+                if before != after && !dry_run {
+                    crontab::write(&before, &after)?;
+                }
+                Ok(before != after)
+            }
+            Place::System => {
+                let path = Path::new(SYSTEM_FILE);
+                let there = path.exists();
+                if there && !dry_run {
+                    fs::remove_file(path).map_err(Error::io("remove", path))?;
+                }
+                Ok(there)
+            }
+            Place::Systemd => {
+                let there = Units::read()?.is_some();
+                if there && !dry_run {
+                    Units::remove()?;
+                }
+                Ok(there)
+            }
+        }
+    }
+}
+
+/// The entries of kvmb's forerunner in the user's crontab; taken out of it unless this is a rehearsal.
+pub fn remove_old_entries(dry_run: bool) -> Result<(), Error> {
+    let before = crontab::read()?;
+    let after: Crontab = before.without_old_entries();
+    if before != after && !dry_run {
+        crontab::write(&before, &after)?;
+    }
+    Ok(())
+}
+
+/// The entries of kvmb's forerunner in the user's crontab.
+pub fn old_entries() -> Result<Vec<String>, Error> {
+    Ok(crontab::read()?.old_entries())
+}
+
+fn read_system_file() -> Result<Option<String>, Error> {
+    match fs::read_to_string(SYSTEM_FILE) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("read", Path::new(SYSTEM_FILE))(error)),
+    }
+}
+
+/// The job in the lines of a crontab: variables and comments are none.
+fn read_lines(lines: &str, with_user: bool) -> Option<(Cron, String)> {
+    lines.lines().find_map(|line| read_line(line, with_user))
+}
+
+fn text_of(units: &Units) -> String {
+    format!("{}\n{}", units.timer, units.service)
+}
