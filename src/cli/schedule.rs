@@ -255,7 +255,8 @@ impl InstallArgs {
         let is_given = is_configured || words.iter().any(|word| word == "--password-file");
         // This host's own repository has a key file.
         let is_own = !self.repo.is_named() || Path::new(&self.repo.url()?) == DefaultRepo::locate()?.folder;
-        if !is_given && !is_own && !(config.remote_password_file.is_some() && !self.names_repo(context)) {
+        let has_its_own = config.remote_password_file.is_some() && !self.names_repo(context);
+        if !(is_given || is_own || has_its_own) {
             return Err(
                 CliError::usage("a schedule has nobody to ask for the password").hint("use --password-file FILE")
             );
