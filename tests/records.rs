@@ -248,8 +248,8 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run("kvmb points kvmb-test-vm2 -r $R | kvmb push -r other", 0);
     run("kvmb backup kvmb-test-vm2 -r $R --copy-to other --dry-run", 0);
     run("kvmb key export exported -r $R", 0);
-    run("echo other >other; chmod 600 other; kvmb key add -r $R --new-password-file other", 0);
-    run("kvmb key add -r $R --new-password-file other", 0);
+    run("echo more >more; chmod 600 more; kvmb key add -r $R --new-password-file more", 0);
+    run("kvmb key add -r $R --new-password-file more", 0);
     run("kvmb config show", 0);
     run("kvmb config check", 0);
     run("echo '{\"freez\": 1}' >wrong.json; kvmb config check --config wrong.json", 2);
