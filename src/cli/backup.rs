@@ -89,21 +89,35 @@ struct Place<'a> {
 
 impl BackupArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
-        let selected = match (self.all, self.names.is_empty()) {
-            (true, _) => all_machines(context)?,
-            (_, false) => selections(context, &self.names, session)?,
-            (_, true) => machine_args::from_stdin_or_config(context, session)?,
-        };
         if self.dry_run {
+            let selected = self.select(context, session)?;
             self.rehearse(context, selected, session)?;
             return Ok(());
         }
+        // To make a key of a password takes as long as to reach libvirt.
+        let (selected, opening) = std::thread::scope(|scope| {
+            let opening = self.repo.can_open_unasked(context).then(|| scope.spawn(|| self.repo.open(context)));
+            (self.select(context, session), opening.map(|opening| opening.join()))
+        });
+        let selected = selected?;
         if selected.is_empty() {
             return Ok(());
         }
-        let repo = self.repo.open_or_create_default(context)?;
+        let repo = match opening {
+            Some(Ok(opened)) => opened?,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => self.repo.open_or_create_default(context)?,
+        };
         self.run_all(context, &repo, selected, session)?;
         Ok(())
+    }
+
+    fn select(&self, context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
+        match (self.all, self.names.is_empty()) {
+            (true, _) => all_machines(context),
+            (_, false) => selections(context, &self.names, session),
+            (_, true) => machine_args::from_stdin_or_config(context, session),
+        }
     }
 
     fn run_all(
