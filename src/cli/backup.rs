@@ -102,12 +102,21 @@ impl BackupArgs {
         }
         let hooks = Hooks::new(context, self.repo.url()?);
         hooks.around_run(session, |session| {
-            let selected = self.selected(context, session)?;
+            let (first, second) = self.copy.tiers(context, &self.repo)?;
+            // To make a key of a password takes as long as to reach libvirt.
+            let (selected, opening) = std::thread::scope(|scope| {
+                let opening = first.can_open_unasked(context).then(|| scope.spawn(|| first.open(context)));
+                (self.selected(context, session), opening.map(|opening| opening.join()))
+            });
+            let selected = selected?;
             if selected.is_empty() {
                 return Ok(());
             }
-            let (first, second) = self.copy.tiers(context, &self.repo)?;
-            let repo = first.open_or_create_default(context)?;
+            let repo = match opening {
+                Some(Ok(opened)) => opened?,
+                Some(Err(panic)) => std::panic::resume_unwind(panic),
+                None => first.open_or_create_default(context)?,
+            };
             if let Some(second) = &second {
                 // Wrong usage is told before a machine is touched; that the second repository cannot be had, after the backup.
                 second.password(context, Purpose::Open)?;

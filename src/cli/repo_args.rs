@@ -185,6 +185,12 @@ impl RepoArgs {
         Ok(Repository::open(self.storage(context)?, &password)?)
     }
 
+    /// Whether there is a repository to open, and nobody to be asked for anything.
+    pub fn can_open_unasked(&self, context: &Context) -> bool {
+        let is_there = self.is_named() || DefaultRepo::locate().is_ok_and(|default| default.exists());
+        is_there && !prompt::possible(context)
+    }
+
     /// Opens the repository for storing: this host's own is made when it is not there yet.
     pub fn open_or_create_default(&self, context: &Context) -> Result<Repository, CliError> {
         if !self.is_named() {

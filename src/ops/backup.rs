@@ -61,7 +61,7 @@ impl Backup<'_> {
     ) -> std::result::Result<record::Point, (Error, Option<CaptureKind>)> {
         let before = |error| (error, None);
         self.stop.check().map_err(before)?;
-        let open = OpenRepo::shared(self.repo, self.stop).map_err(before)?;
+        let open = OpenRepo::settling(self.repo, self.stop).map_err(before)?;
         steps::reached(Step::RepositoryOpened);
         let state = self.capture(machine, request, &open).map_err(before)?;
         let kind = state.kind;

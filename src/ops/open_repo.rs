@@ -1,9 +1,9 @@
 //! A repository, locked, with its index: in this order, so that nobody prunes what the index names.
 
 use super::{Result, Stop};
-use crate::repo::{self, Index, LockMode, RepoLock, Repository};
+use crate::repo::{self, Index, LockMode, RepoLock, Repository, SettlingLock};
 use rand::Rng;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,10 +15,14 @@ const LOCK_RETRY: std::ops::Range<Duration> = Duration::from_millis(300)..Durati
 
 /// Takes a lock, waiting for whoever is in the way; Ctrl-C ends the waiting.
 pub fn lock(repo: &Repository, mode: LockMode, stop: &Stop) -> Result<RepoLock> {
+    patiently(stop, || repo.lock(mode, Duration::ZERO))
+}
+
+fn patiently<T>(stop: &Stop, take: impl Fn() -> repo::Result<T>) -> Result<T> {
     let deadline = Instant::now() + LOCK_WAIT;
     loop {
         let next = Instant::now() + rand::rng().random_range(LOCK_RETRY);
-        match repo.lock(mode, Duration::ZERO) {
+        match take() {
             Err(repo::Error::Locked { holder, .. }) if next < deadline => {
                 tracing::debug!("waiting for the repository, which is locked {holder}");
             }
@@ -38,19 +42,44 @@ pub struct OpenRepo {
     pub repo: Repository,
     /// Its index as of the moment it was locked.
     pub index: Arc<Index>,
-    lock: RepoLock,
+    settling: Mutex<Option<SettlingLock>>,
+    lock: OnceLock<RepoLock>,
 }
 
 impl OpenRepo {
     /// Locks, then loads the index.
     pub fn shared(repo: &Repository, stop: &Stop) -> Result<OpenRepo> {
-        let lock = lock(repo, LockMode::Shared, stop)?;
+        let open = OpenRepo::settling(repo, stop)?;
+        open.settle()?;
+        Ok(open)
+    }
+
+    /// The same, but the lock settles while the caller goes on, who must not write an index before [`OpenRepo::settle`].
+    pub fn settling(repo: &Repository, stop: &Stop) -> Result<OpenRepo> {
+        let settling = patiently(stop, || repo.begin_lock(LockMode::Shared))?;
         let index = Arc::new(repo.load_index()?);
-        Ok(OpenRepo { repo: repo.clone(), index, lock })
+        Ok(OpenRepo { repo: repo.clone(), index, settling: Mutex::new(Some(settling)), lock: OnceLock::new() })
+    }
+
+    /// Waits until the lock is certain; fails when somebody else locked at the same moment.
+    pub fn settle(&self) -> Result<()> {
+        let mut settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(settling) = settling.take() {
+            let lock = settling.settle()?;
+            self.lock.get_or_init(|| lock);
+        }
+        Ok(())
     }
 
     /// Fails when the lock may have been lost: then nothing may be committed.
     pub fn check_lock(&self) -> Result<()> {
-        Ok(self.lock.check()?)
+        self.settle()?;
+        match self.lock.get() {
+            Some(lock) => Ok(lock.check()?),
+            None => {
+                let reason = "somebody else locked it at the same moment".to_owned();
+                Err(repo::Error::LockLost { url: self.repo.url(), reason }.into())
+            }
+        }
     }
 }

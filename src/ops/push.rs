@@ -84,6 +84,10 @@ pub fn push(
     let writer = Writer::new(&open.repo, Arc::clone(&open.index), WriterOptions::default());
     let (trust, pace) = (request.trust, request.pace);
     let reading = Reading { capture, base: base.as_ref(), reference, trust, pace, writer: &writer, monitor };
+    if capture.disks.iter().any(|disk| disk.read_mode == ReadMode::Full) {
+        // A long read is not begun in vain; a short one takes as long as the lock to settle.
+        open.check_lock()?;
+    }
     let read = watched(capture, stop, |stop| {
         capture.disks.iter().map(|disk| reading.disk(disk, stop)).collect::<Result<Vec<_>>>()
     })?;
@@ -140,6 +144,7 @@ pub fn push(
     folder.add_file(MANIFEST, &manifest.to_json())?;
     let tree = folder.finish(&capture.machine)?;
 
+    open.check_lock()?;
     writer.finish()?;
     open.check_lock()?;
     steps::reached(Step::IndexStored);

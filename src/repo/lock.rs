@@ -159,14 +159,12 @@ impl Moment {
 
 impl RepoLock {
     pub(super) fn acquire(repo: Repository, mode: LockMode, wait: Duration, timing: LockTiming) -> Result<Self> {
-        survive_hangups();
         let deadline = Instant::now() + wait;
         loop {
-            let conflict = match try_once(&repo, mode, &timing)? {
-                Ok((file, refreshed)) => {
-                    return RepoLock::hold(repo, mode, timing, file, refreshed);
-                }
-                Err(conflict) => conflict,
+            let taken = SettlingLock::begin(repo.clone(), mode, timing).and_then(SettlingLock::settle);
+            let conflict = match taken {
+                Err(conflict @ (Error::Locked { .. } | Error::Damaged { kind: FileKind::Lock, .. })) => conflict,
+                other => return other,
             };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -317,25 +315,47 @@ fn survive_hangups() {
 }
 
 /// One try: `Ok(Err(…))` where somebody else holds a lock.
-fn try_once(
-    repo: &Repository,
+/// A lock whose file is made and which has not looked again yet: whoever made one at the same moment may be in the way.
+/// What is read meanwhile is read under the lock; what cannot be undone must wait for [`SettlingLock::settle`].
+#[derive(Debug)]
+pub struct SettlingLock {
+    repo: Repository,
     mode: LockMode,
-    timing: &LockTiming,
-) -> Result<std::result::Result<(Id, Moment), Error>> {
-    if let Some(conflict) = find_conflict(repo, mode, timing, None)? {
-        return Ok(Err(conflict));
-    }
-    let (file, refreshed) = write(repo, mode)?;
-    thread::sleep(timing.settle);
-    match find_conflict(repo, mode, timing, Some(file)) {
-        Ok(None) => Ok(Ok((file, refreshed))),
-        Ok(Some(conflict)) => {
-            remove(repo, &file)?;
-            Ok(Err(conflict))
+    timing: LockTiming,
+    refreshed: Moment,
+    /// Taken when it settles.
+    file: Option<Id>,
+}
+
+impl SettlingLock {
+    pub(super) fn begin(repo: Repository, mode: LockMode, timing: LockTiming) -> Result<Self> {
+        survive_hangups();
+        if let Some(conflict) = find_conflict(&repo, mode, &timing, None)? {
+            return Err(conflict);
         }
-        Err(error) => {
-            let _ = remove(repo, &file);
-            Err(error)
+        let (file, refreshed) = write(&repo, mode)?;
+        Ok(SettlingLock { repo, mode, timing, refreshed, file: Some(file) })
+    }
+
+    /// Looks again when it is time; fails with [`Error::Locked`] if somebody else is there.
+    pub fn settle(mut self) -> Result<RepoLock> {
+        thread::sleep(self.timing.settle.saturating_sub(self.refreshed.steady.elapsed()));
+        if let Some(conflict) = find_conflict(&self.repo, self.mode, &self.timing, self.file)? {
+            return Err(conflict);
+        }
+        match self.file.take() {
+            Some(file) => RepoLock::hold(self.repo.clone(), self.mode, self.timing, file, self.refreshed),
+            None => Err(Error::WorkerGone),
+        }
+    }
+}
+
+impl Drop for SettlingLock {
+    fn drop(&mut self) {
+        if let Some(file) = self.file
+            && let Err(error) = remove(&self.repo, &file)
+        {
+            tracing::warn!(%error, "cannot remove the repository's lock");
         }
     }
 }

@@ -57,7 +57,7 @@ pub use error::{Error, Flaw, Result};
 pub use id::{Id, ParseIdError};
 pub use index::{BlobLocation, Index};
 pub use key::KeyInfo;
-pub use lock::{LockInfo, LockMode, LockTiming, RepoLock};
+pub use lock::{LockInfo, LockMode, LockTiming, RepoLock, SettlingLock};
 pub use pack::BlobKind;
 pub use prune::{
     MaxUnused, ParseMaxUnusedError, PruneEvent, PruneLimits, PrunePlan, PruneSummary, PruneWatch, is_no_space,
@@ -180,6 +180,11 @@ impl Repository {
     /// Takes the repository's lock, waiting for others up to `wait`.
     pub fn lock(&self, mode: LockMode, wait: Duration) -> Result<RepoLock> {
         self.lock_with(mode, wait, LockTiming::default())
+    }
+
+    /// Makes the repository's lock, which has yet to settle.
+    pub fn begin_lock(&self, mode: LockMode) -> Result<SettlingLock> {
+        SettlingLock::begin(self.clone(), mode, LockTiming::default())
     }
 
     /// As [`Repository::lock`], with other times than restic's; for tests.
