@@ -359,8 +359,8 @@ pub struct Action {
     pub dry_run: bool,
     /// The subject's own fields. `init`: `repository_id`. `key`: `repo`, or `key` (the new key's id). `release`: `capture`
     /// and `machine`, `point` (stored from it, or null), `deleted_checkpoints`, `resumed` (the machine had been paused by a
-    /// full scratch file system). `backup`: `connect`, `repo`, `disks` (to be stored), `skipped` (each with `disk` and
-    /// `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`.
+    /// full scratch file system). `backup`, `snapshot`, `push`: `connect`, `repo`, `capture`, `disks` (to be stored), `skipped`
+    /// (each with `disk` and `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`.
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,

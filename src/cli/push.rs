@@ -1,6 +1,6 @@
 //! `kvmb push`
 
-use crate::capture::{CaptureFile, Runtime};
+use crate::capture::{CaptureFile, CaptureState, Runtime};
 use crate::cli::Context;
 use crate::cli::capture_args::{AuditArgs, LimitReadArgs};
 use crate::cli::capture_stream::CaptureStream;
@@ -12,8 +12,9 @@ use crate::ops::Error;
 use crate::ops::open_repo::OpenRepo;
 use crate::ops::push::{PushRequest, Trust, push};
 use crate::pace::Pace;
-use crate::record::{Disk, Point, Record};
+use crate::record::{Action, Disk, Point, Record};
 use crate::repo::Repository;
+use serde_json::json;
 
 /// Store captured machines in the repository.
 ///
@@ -24,6 +25,10 @@ use crate::repo::Repository;
   kvmb snapshot vm1 -r /backup/kvm | kvmb push -r /backup/kvm | kvmb release
   kvmb snapshot 'web*' | kvmb hash | kvmb push -r /backup/kvm | kvmb release | kvmb verify")]
 pub struct PushArgs {
+    /// Say what would be stored, and store nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
     #[command(flatten)]
     repo: RepoArgs,
 
@@ -38,7 +43,8 @@ impl PushArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let records = stdin_records("push", "disk records", &context.stop)?;
         let (pace, trust) = (self.limit.pace(context), self.audit.trust());
-        let mut stage = Stage { context, repo: &self.repo, trust, pace, stream: CaptureStream::default(), place: None };
+        let (stream, dry_run) = (CaptureStream::default(), self.dry_run);
+        let mut stage = Stage { context, repo: &self.repo, trust, pace, dry_run, stream, place: None };
         let mut broken = None;
         for record in records {
             let taken = match record {
@@ -62,6 +68,7 @@ struct Stage<'a> {
     repo: &'a RepoArgs,
     trust: Trust,
     pace: Option<Pace>,
+    dry_run: bool,
     stream: CaptureStream,
     /// Opened at the first complete machine; when that fails, every machine fails, and `release` hears of each.
     place: Option<Result<(Runtime, Repository), CliError>>,
@@ -113,6 +120,12 @@ impl Stage<'_> {
             let error = CliError::new(Code::Incomplete, "an earlier stage failed for this machine: nothing is stored");
             return session.fail(about, error);
         }
+        if self.dry_run {
+            return match self.rehearse(capture, disks) {
+                Ok(action) => session.done(Record::Action(action)),
+                Err(error) => session.fail(about, error),
+            };
+        }
         match self.push_capture(capture, disks) {
             Ok(point) => session.stored(Point { batch, batch_machines, ..point }),
             Err(error) => session.fail(about, error),
@@ -123,23 +136,45 @@ impl Stage<'_> {
         let (context, repo) = (self.context, self.repo);
         let opened = self.place.get_or_insert_with(|| Ok((context.runtime()?, repo.open_or_create_default(context)?)));
         let (runtime, repo) = opened.as_ref().map_err(CliError::clone)?;
-        let file = CaptureFile::open(runtime, capture)?;
-        file.lock_shared()?;
-        let state = file.load()?;
-        if state.is_expired() {
-            let (capture, machine, lease_ends_at) = (state.id, state.machine, state.lease_ends_at);
-            return Err(Error::CaptureExpired { capture, machine, lease_ends_at }.into());
-        }
-        // The records say which disks came; what and where they are, the capture's own state says.
-        if let Some(missing) = state.disks.iter().find(|disk| !disks.iter().any(|came| came.disk == disk.target)) {
-            tracing::debug!("disk {} of {capture} did not come", missing.target);
-            let (arrived, expected) = (disks.len(), state.disks.len());
-            return Err(Error::CaptureIncomplete { capture: state.id, arrived, expected }.into());
-        }
+        let (file, state) = whole_capture(runtime, capture, &disks)?;
         let sha256 = disks.into_iter().filter_map(|disk| Some((disk.disk, disk.sha256?))).collect();
         let (trust, pace) = (self.trust, self.pace.as_ref());
         let request = PushRequest { file: &file, capture: &state, sha256, trust, pace };
         let open = OpenRepo::shared(repo, &context.stop)?;
         Ok(push(&open, &request, &context.monitor, &context.stop, &mut || Ok(()))?)
     }
+
+    fn rehearse(&self, capture: &str, disks: Vec<Disk>) -> Result<Action, CliError> {
+        let (_, state) = whole_capture(&self.context.runtime()?, capture, &disks)?;
+        let url = self.repo.url()?;
+        let targets: Vec<String> = disks.into_iter().map(|disk| disk.disk).collect();
+        let plural = if targets.len() == 1 { "" } else { "s" };
+        let extra = json!({ "connect": state.connect, "repo": url, "capture": state.id, "disks": targets });
+        Ok(Action {
+            action: "push".into(),
+            target: state.machine,
+            changed: true,
+            reason: format!("{} disk{plural} would be stored in {url}", targets.len()),
+            dry_run: true,
+            extra: extra.as_object().cloned().unwrap_or_default(),
+        })
+    }
+}
+
+/// The capture, held, if it can be stored: its lease not over, and none of its disks left out.
+fn whole_capture(runtime: &Runtime, capture: &str, disks: &[Disk]) -> Result<(CaptureFile, CaptureState), Error> {
+    let file = CaptureFile::open(runtime, capture)?;
+    file.lock_shared()?;
+    let state = file.load()?;
+    if state.is_expired() {
+        let (capture, machine, lease_ends_at) = (state.id, state.machine, state.lease_ends_at);
+        return Err(Error::CaptureExpired { capture, machine, lease_ends_at });
+    }
+    // The records say which disks came; what and where they are, the capture's own state says.
+    if let Some(missing) = state.disks.iter().find(|disk| !disks.iter().any(|came| came.disk == disk.target)) {
+        tracing::debug!("disk {} of {capture} did not come", missing.target);
+        let (arrived, expected) = (disks.len(), state.disks.len());
+        return Err(Error::CaptureIncomplete { capture: state.id, arrived, expected });
+    }
+    Ok((file, state))
 }

@@ -4,11 +4,12 @@ use super::chunk_map::{ChunkMap, Geometry, ZeroIds};
 use super::manifest::{DEFINITION, MANIFEST, Manifest, ManifestDisk};
 use super::{Error, Monitor, Result, Stop};
 use crate::capture::connection::{glob_matches, is_glob};
+use crate::capture::near::near_names;
 use crate::record;
 use crate::repo::{self, Content, DamagedSnapshot, Id, Index, NodeKind, RepoLock, Repository, Snapshot, read_tree};
 use crate::storage;
 use chrono::{DateTime, Duration, FixedOffset, Local, NaiveDate, NaiveDateTime, TimeZone};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The tag that marks kvmb's snapshots among others in a repository.
 pub const TAG: &str = "kvmb";
@@ -164,7 +165,7 @@ pub fn list(repo: &Repository) -> Result<(Vec<PointRef>, Vec<DamagedSnapshot>)> 
 
 /// The one point that `name` means.
 pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<PointRef> {
-    let missing = |wanted: String| Error::NoSuchPoint { wanted, repo: repo.url() };
+    let missing = |wanted: String| no_such_point(repo, points, wanted);
     match name {
         PointName::At { machine, moment } => points
             .iter()
@@ -194,6 +195,17 @@ pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<
             }
         }
     }
+}
+
+/// That there is no such point, with the machines that may have been meant.
+pub fn no_such_point(repo: &Repository, points: &[PointRef], wanted: String) -> Error {
+    let machines: BTreeSet<&str> = points.iter().map(PointRef::machine).collect();
+    let (machine, _) = wanted.rsplit_once('@').unwrap_or((&wanted, ""));
+    let near = match machines.contains(machine) {
+        true => Vec::new(),
+        false => near_names(machine, machines.into_iter()),
+    };
+    Error::NoSuchPoint { wanted, repo: repo.url(), near }
 }
 
 /// [`find`] where snapshot files are damaged: each of them may be a newer point of the machine that is asked for, and an older

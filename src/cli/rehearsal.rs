@@ -1,0 +1,63 @@
+//! `--dry-run` of the commands that capture: which disks, and where they would go.
+
+use crate::capture::machine::Which;
+use crate::cli::Context;
+use crate::cli::capture_args::CaptureArgs;
+use crate::cli::failure::CliError;
+use crate::cli::machine_args::Selection;
+use crate::cli::session::{About, Session};
+use crate::ops::snapshot;
+use crate::record::{Action, Record};
+use serde_json::json;
+
+/// Says for each machine what would be captured, and stored in the repository `to` if there is one.
+pub fn rehearse(
+    context: &Context,
+    selected: Vec<Selection>,
+    capture: &CaptureArgs,
+    to: Option<&str>,
+    session: &mut Session,
+) {
+    for selection in selected {
+        match planned(context, &selection, capture, session.command(), to) {
+            Ok(action) => session.done(Record::Action(action)),
+            Err(error) => {
+                let about = About { connect: selection.connect, machine: Some(selection.name), ..About::default() };
+                session.fail(about, error);
+            }
+        }
+    }
+}
+
+fn planned(
+    context: &Context,
+    selection: &Selection,
+    capture: &CaptureArgs,
+    command: &str,
+    to: Option<&str>,
+) -> Result<Action, CliError> {
+    let hypervisor = context.hypervisor(selection.connect.as_deref())?;
+    let machine = hypervisor.machine(&selection.machine)?;
+    let definition = machine.definition(Which::Live)?;
+    let request = capture.request(selection.disks.clone())?;
+    let (disks, skipped) = snapshot::choose(machine.name(), &definition, &request)?;
+    let skipped: Vec<_> = skipped.iter().map(|disk| json!({ "disk": disk.target, "reason": disk.reason })).collect();
+    let count = format!("{} disk{}", disks.len(), if disks.len() == 1 { "" } else { "s" });
+    let reason = match (disks.len(), to) {
+        (0, _) => "it has no disk that can be backed up".to_owned(),
+        (_, Some(repo)) => format!("{count} would be backed up to {repo}"),
+        (_, None) => format!("{count} would be captured"),
+    };
+    let mut extra = json!({ "connect": hypervisor.uri(), "disks": disks, "skipped": skipped });
+    if let Some(repo) = to {
+        extra["repo"] = repo.into();
+    }
+    Ok(Action {
+        action: command.to_owned(),
+        target: machine.name().to_owned(),
+        changed: !disks.is_empty(),
+        reason,
+        dry_run: true,
+        extra: extra.as_object().cloned().unwrap_or_default(),
+    })
+}
