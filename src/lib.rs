@@ -6,7 +6,8 @@
 //! | layer | what |
 //! | --- | --- |
 //! | [`record`] | what commands say to each other: the wire format, field by field |
-//! | [`steps`] | the steps of a backup by name, for tests that interrupt it at each |
+//! | [`units`] | lengths of time, sizes and shares, as people write them |
+//! | [`steps`] | the steps of a backup and of a prune by name, for tests that interrupt it at each |
 //! | [`pace`] | so many bytes a second and no more |
 //! | [`storage`] | where the files of a repository live |
 //! | [`nbd`] | reading disks: the NBD client |
@@ -15,10 +16,14 @@
 //! | [`schedule`] | when backups run: crontab(5) expressions |
 //! | [`retention`] | which points to keep: pure rules |
 //! | [`ops`] | the workflows on all of these, without a terminal |
+//! | [`config`] | the configuration file |
+//! | [`log`] | what a run leaves to be read later |
 //! | [`cli`] | one file a subcommand; alone knows the terminal and the environment |
 
 pub mod capture;
 pub mod cli;
+pub mod config;
+pub mod log;
 pub mod nbd;
 pub mod ops;
 pub mod pace;
@@ -28,3 +33,4 @@ pub mod retention;
 pub mod schedule;
 pub mod steps;
 pub mod storage;
+pub mod units;

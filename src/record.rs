@@ -35,6 +35,8 @@ pub enum Record {
     Action(Action),
     /// `"type":"check"`
     Check(Check),
+    /// `"type":"setting"`
+    Setting(Setting),
     /// `"type":"failure"`
     Failure(Failure),
     /// A type that this version does not know.
@@ -233,6 +235,9 @@ pub struct Point {
     /// The point that it continued.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
+    /// Whether it stays whatever the retention says (set by `pin`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
     /// The capture that it was pushed from (by `push`, so that `release` finds it).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capture: Option<String>,
@@ -360,7 +365,12 @@ pub struct Action {
     /// The subject's own fields. `init`: `repository_id`. `key`: `repo`, or `key` (the new key's id). `release`: `capture`
     /// and `machine`, `point` (stored from it, or null), `deleted_checkpoints`, `resumed` (the machine had been paused by a
     /// full scratch file system). `backup`, `snapshot`, `push`: `connect`, `repo`, `capture`, `disks` (to be stored), `skipped`
-    /// (each with `disk` and `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`.
+    /// (each with `disk` and `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`. `forget` (by `prune`, one for each point; the
+    /// target is its id, `changed` whether it goes): `machine`, `uuid`, `captured_at`, and `rules`: the words of what keeps it -
+    /// `last` `hourly` `daily` `weekly` `monthly` `yearly` `within`, `pinned`, `last_good`, `awaits_copy`, `machine_gone`,
+    /// `no_policy` - or `expired`. `prune` (the target is the repository): `size_bytes` before, `freed_bytes`, `unused_bytes` (what
+    /// stays although no point needs it), `removed_packs`, `repacked_packs`, `copied_bytes`. `pin`, `unpin` (the target is the
+    /// point's new id): `machine`, `captured_at`, `repo`, `previous` (its id before).
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,
@@ -384,6 +394,23 @@ pub struct Check {
     /// Unknown fields.
     #[serde(flatten)]
     #[schemars(!flatten)]
+    pub extra: Extra,
+}
+
+/// One key of the configuration and the value that applies; made by `config show`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Setting {
+    /// The key: `jobs`, `ssh.port`.
+    pub key: String,
+    /// The value that applies; null where there is none. One that may give away a password is hidden.
+    pub value: Value,
+    /// Where it comes from: `flag`, `environment`, `file` or `default`.
+    pub source: String,
+    /// The flag, the variable or the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// Unknown fields.
+    #[serde(flatten)]
     pub extra: Extra,
 }
 
@@ -505,6 +532,7 @@ impl Record {
             "point" => Record::Point(typed(&kind, object)?),
             "action" => Record::Action(typed(&kind, object)?),
             "check" => Record::Check(typed(&kind, object)?),
+            "setting" => Record::Setting(typed(&kind, object)?),
             "failure" => Record::Failure(typed(&kind, object)?),
             _ => {
                 object.shift_remove("type");
@@ -523,6 +551,7 @@ impl Record {
             Record::Point(_) => "point",
             Record::Action(_) => "action",
             Record::Check(_) => "check",
+            Record::Setting(_) => "setting",
             Record::Failure(_) => "failure",
             Record::Other(object) => object.get("type").and_then(Value::as_str).unwrap_or(""),
         }
@@ -544,6 +573,7 @@ impl Record {
             Record::Point(record) => fields(record),
             Record::Action(record) => fields(record),
             Record::Check(record) => fields(record),
+            Record::Setting(record) => fields(record),
             Record::Failure(record) => fields(record),
             Record::Other(object) => return object.clone(),
         };
@@ -555,20 +585,24 @@ impl Record {
 
     /// The record as one line of JSON, without the newline.
     pub fn to_line(&self) -> String {
-        let line = Value::Object(self.to_object()).to_string();
-        if !line.contains(steers_terminal) {
-            return line;
-        }
-        // JSON leaves some of them as they are. They can only stand in a string, where an escape means the same.
-        let mut safe = String::with_capacity(line.len());
-        for c in line.chars() {
-            match steers_terminal(c) {
-                true => safe.push_str(&format!("\\u{:04x}", u32::from(c))),
-                false => safe.push(c),
-            }
-        }
-        safe
+        without_steering(Value::Object(self.to_object()).to_string())
     }
+}
+
+/// JSON without characters that steer a terminal, which it leaves as they are. They can only stand in a text, where an
+/// escape means the same.
+pub fn without_steering(json: String) -> String {
+    if !json.contains(steers_terminal) {
+        return json;
+    }
+    let mut safe = String::with_capacity(json.len());
+    for c in json.chars() {
+        match steers_terminal(c) {
+            true => safe.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => safe.push(c),
+        }
+    }
+    safe
 }
 
 /// Whether a character does something to a terminal instead of being shown: controls, and those that turn the direction

@@ -1,9 +1,9 @@
-//! The steps of the commit order by name, so that tests can interrupt a run at every one of them.
+//! The steps of the commit order and of a prune by name, so that tests can interrupt a run at every one of them.
 //!
 //! A build with debug assertions stops itself (SIGSTOP) at the step that `$KVMB_TEST_STOP_AT` names, once: a test then kills it
 //! there, or cuts the storage off and lets it go on. In a release build [`reached`] is empty.
 
-/// The steps of a backup, in the order in which a run passes them.
+/// The steps of a backup and of a prune, in the order in which a run passes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// The repository is locked and its index loaded.
@@ -40,10 +40,32 @@ pub enum Step {
     CheckpointsSettled,
     /// The capture's state is gone.
     CaptureForgotten,
+    /// A prune knows what goes and what is copied; nothing has been changed.
+    PrunePlanned,
+    /// The first pack that no index named is gone.
+    UnnamedPackRemoved,
+    /// The first point is forgotten.
+    PointForgotten,
+    /// All points that go are forgotten.
+    PointsForgotten,
+    /// Blobs of the first range are copied.
+    BlobsCopied,
+    /// All that is copied is durable, with an index.
+    CopiesStored,
+    /// The index without the packs that go is durable.
+    NewIndexStored,
+    /// The first old index file is gone.
+    OldIndexRemoved,
+    /// All old index files are gone.
+    OldIndexGone,
+    /// The first pack is gone.
+    PackRemoved,
+    /// All packs that go are gone.
+    PacksGone,
 }
 
 impl Step {
-    /// All of them.
+    /// Those of a backup.
     pub const ALL: [Step; 17] = [
         Step::RepositoryOpened,
         Step::ParentFound,
@@ -62,6 +84,21 @@ impl Step {
         Step::CommitNoted,
         Step::CheckpointsSettled,
         Step::CaptureForgotten,
+    ];
+
+    /// Those of a prune.
+    pub const PRUNE: [Step; 11] = [
+        Step::PrunePlanned,
+        Step::UnnamedPackRemoved,
+        Step::PointForgotten,
+        Step::PointsForgotten,
+        Step::BlobsCopied,
+        Step::CopiesStored,
+        Step::NewIndexStored,
+        Step::OldIndexRemoved,
+        Step::OldIndexGone,
+        Step::PackRemoved,
+        Step::PacksGone,
     ];
 
     /// Its name: what `$KVMB_TEST_STOP_AT` says.
@@ -85,5 +122,18 @@ pub fn reached(step: Step) {
     if wanted && !STOPPED.swap(true, Ordering::SeqCst) {
         // A process may always stop itself.
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+        // Another thread may be the one to take the signal, a moment later; with it, all stop.
+        while stop_is_pending() {
+            std::thread::yield_now();
+        }
     }
+}
+
+/// Whether this process is still to take a SIGSTOP.
+#[cfg(debug_assertions)]
+fn stop_is_pending() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+    let signals = pending.and_then(|pending| u64::from_str_radix(pending.trim(), 16).ok()).unwrap_or(0);
+    signals & (1 << (rustix::process::Signal::STOP.as_raw() - 1)) != 0
 }

@@ -6,11 +6,13 @@
 //! | --- | --- | --- |
 //! | `record`, `nbd` | nothing | neighbours that can be replaced or tested one by one |
 //! | `storage` | `pace` | a neighbour of these; uploads may be limited |
+//! | `units` | nothing | how people write numbers, the same everywhere |
 //! | `pace` | nothing | disks and uploads are limited alike |
 //! | `steps` | nothing | names that the tests share with `capture` and `ops` |
 //! | `capture` | `steps` | a neighbour of the above |
 //! | `repo` | `storage` | a repository does not know what it stores, nor from where |
-//! | `retention`, `schedule`, `config`, `log` | nothing, or `record` | pure rules, or one outer thing each |
+//! | `retention`, `schedule`, `log` | `units`, `record` | pure rules, or one outer thing each |
+//! | `config` | `units`, `retention`, `schedule` | the file names rules, it does not apply them |
 //! | `ops` | all of these but `config`, `schedule`, `log` | the workflows know no terminal and no configuration file |
 //! | `cli` | everything | it alone knows the terminal, the environment and the configuration |
 
@@ -24,18 +26,20 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("pace", &[]),
     ("storage", &["pace"]),
     ("nbd", &[]),
+    ("units", &[]),
     ("steps", &[]),
     ("capture", &["steps"]),
     ("repo", &["storage"]),
-    ("retention", &["record"]),
-    ("schedule", &[]),
-    ("log", &[]),
-    ("config", &[]),
-    ("ops", &["record", "steps", "pace", "storage", "nbd", "capture", "repo", "retention"]),
+    ("retention", &["record", "units"]),
+    ("schedule", &["units"]),
+    ("log", &["record"]),
+    ("config", &["units", "retention", "schedule"]),
+    ("ops", &["record", "units", "steps", "pace", "storage", "nbd", "capture", "repo", "retention"]),
     (
         "cli",
         &[
             "record",
+            "units",
             "steps",
             "pace",
             "storage",

@@ -1,11 +1,16 @@
-//! A real libvirtd that is killed: between backups, while a job is established, and after the point is stored. The machine
-//! never suffers, and the next backup is right.
+//! A real libvirtd that is killed: between backups, while a job is established, in the middle of beginning one, and after
+//! the point is stored. The machine never suffers, and the next backup is right - or says exactly what only a person may do.
 
 mod chains;
 mod harness;
 
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
 use chains::*;
-use harness::{Env, Machine};
+use harness::{Env, Machine, Output, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
 
 #[test]
 fn killed_between_backups_it_costs_nothing() {
@@ -95,6 +100,93 @@ fn killed_when_the_point_is_stored_its_checkpoint_is_settled_by_the_next_run() {
     assert_changed(&third, "vda", CHUNK);
     assert_as_usual(&machine);
     finish(&env, &[&repo]);
+}
+
+#[test]
+fn killed_in_the_middle_of_begin_it_is_told_exactly_and_healed_by_nobody_but_a_person() {
+    let env = Env::with_libvirtd("libvirtd wedged");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    proven(&machine, &repo);
+    machine.write("vda", 2 * MIB, 4 * MIB, 0x33);
+
+    // QEMU does not answer: so libvirtd is caught when it has noted that a job begins, and not yet which.
+    let run = stopped_at(&machine, &repo, "CaptureNoted", &[]).unwrap_or_else(|output| panic!("{output}"));
+    let qemu = Pid::from_raw(machine.qemu_pid().expect("on")).expect("a process");
+    kill_process(qemu, Signal::STOP).expect("stop");
+    run.signal(Signal::CONT);
+    let status = env.libvirt_root().join("run/libvirt/qemu/vm.xml");
+    wait_until("libvirtd has noted the job", Duration::from_secs(10), || {
+        fs::read_to_string(&status).is_ok_and(|xml| xml.contains("async='backup'"))
+    });
+    env.kill_libvirtd();
+    kill_process(qemu, Signal::CONT).expect("go on");
+    let failure = run.wait().assert_code(1).record_of("failure");
+    assert_eq!(failure["code"], "connection", "{failure}");
+    env.start_libvirtd();
+
+    for _ in 0..2 {
+        let output = try_backup(&machine, &repo, &[]);
+        assert!(output.took < Duration::from_secs(20), "it waited for what never ends: {output}");
+        assert_is_wedged(&output);
+        assert_eq!(machine.status(), "prelaunch", "the machine was stopped to heal libvirt");
+    }
+    // What the message says heals it, and the chain goes on.
+    stop_and_restart(&machine);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", 4 * CHUNK);
+    assert_as_usual(&machine);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn killed_at_any_moment_of_begin_the_next_point_is_right_or_the_wedge_is_told() {
+    let env = Env::with_libvirtd("libvirtd killed in begin");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    proven(&machine, &repo);
+    for delay in [28, 36, 44, 56] {
+        machine.write("vda", 2 * MIB, MIB, delay);
+        let run = stopped_at(&machine, &repo, "CaptureNoted", &[]).unwrap_or_else(|output| panic!("{output}"));
+        run.signal(Signal::CONT);
+        thread::sleep(Duration::from_millis(delay.into()));
+        env.kill_libvirtd();
+        // Done before the kill, or failed.
+        run.wait();
+        env.start_libvirtd();
+        let output = try_backup(&machine, &repo, &[]);
+        if output.code() == 0 {
+            assert_restores(&env, &repo, &output.record_of("point"), &machine.models());
+        } else {
+            assert_is_wedged(&output);
+            stop_and_restart(&machine);
+            proven(&machine, &repo);
+        }
+        assert_as_usual(&machine);
+    }
+    machine.write("vdb", 0, 512, 0x44);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", 0);
+    assert_changed(&point, "vdb", CHUNK);
+    finish(&env, &[&repo]);
+}
+
+/// The run said that only a person can help, and how.
+#[track_caller]
+fn assert_is_wedged(output: &Output) {
+    assert_eq!(output.code(), 1, "{output}");
+    let failure = output.record_of("failure");
+    for (field, words) in [("error", "libvirt has lost track of the backup job"), ("hint", "then restart libvirtd")] {
+        assert!(failure[field].as_str().is_some_and(|said| said.contains(words)), "{failure}");
+    }
+}
+
+/// What heals a libvirt that has lost track of a job, in this order.
+fn stop_and_restart(machine: &Machine) {
+    machine.stop();
+    machine.env().kill_libvirtd();
+    machine.env().start_libvirtd();
+    machine.start_paused();
 }
 
 /// One checkpoint, no job, and the machine as it was.

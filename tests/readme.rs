@@ -149,7 +149,10 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
         "--freeze" => "never",
         "--freeze-timeout" | "--lease" | "--full-every" | "--retry-for" => "30s",
         "--limit-read" | "--limit-upload" => "10M",
-        "--sample" | "--audit" => "5%",
+        "--sample" | "--audit" | "--max-unused" => "5%",
+        "--keep-within" => "30d",
+        flag if flag.starts_with("--keep-") => "7",
+        "--log-format" => "text",
         "--to" => "vda=/x",
         "SHELL" => "bash",
         "--format" | "--output" => {

@@ -231,6 +231,11 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run("kvmb disks kvmb-test-vm2 | kvmb push -r $R", 1);
     run("kvmb points -r $R", 0);
     run("kvmb points nobody -r $R", 1);
+    run("kvmb pin kvmb-test-vm2 -r $R", 0);
+    run("kvmb points -r $R", 0);
+    run("kvmb pin --undo --dry-run kvmb-test-vm2 -r $R", 0);
+    run("kvmb prune -r $R --keep-last 2 --dry-run", 0);
+    run("kvmb prune -r $R --keep-last 2 --max-unused 0%", 0);
     run("kvmb verify --all --quick -r $R", 0);
     run("kvmb restore kvmb-test-vm2 -r $R --as copy --into into --dry-run", 0);
     run("kvmb restore kvmb-test-vm2 -r $R --as copy --into into", 0);
@@ -239,6 +244,10 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run("kvmb key export exported -r $R", 0);
     run("echo other >other; chmod 600 other; kvmb key add -r $R --new-password-file other", 0);
     run("kvmb key add -r $R --new-password-file other", 0);
+    run("kvmb config show", 0);
+    run("kvmb config check", 0);
+    run("echo '{\"freez\": 1}' >wrong.json; kvmb config check --config wrong.json", 2);
+    run("kvmb vms --config wrong.json", 2);
     run("kvmb vms </dev/null nobody", 1);
     run("kvmb push -r $R </dev/null", 2);
     // Damage: a pack that is not what it was.
@@ -246,12 +255,22 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run(&format!("{pack}; kvmb verify --all -r $R"), 4);
 
     let found: Vec<&str> = kinds.keys().map(String::as_str).collect();
-    assert_eq!(found, ["action", "check", "disk", "failure", "file", "machine", "point"]);
+    assert_eq!(found, ["action", "check", "disk", "failure", "file", "machine", "point", "setting"]);
     // What the documentation tells of is printed by somebody; these need a case of their own (tests of increments and audits).
     let rare = [("Point", "chain_damage"), ("Damage", "file")];
-    for name in
-        ["Machine", "Disk", "File", "Point", "PointDisk", "Action", "Check", "Failure", "RestoredTo", "RestoredDisk"]
-    {
+    for name in [
+        "Machine",
+        "Disk",
+        "File",
+        "Point",
+        "PointDisk",
+        "Action",
+        "Check",
+        "Setting",
+        "Failure",
+        "RestoredTo",
+        "RestoredDisk",
+    ] {
         for key in judge.structs[name].keys().filter(|key| *key != "extra") {
             let known = judge.seen.contains(&(name.to_owned(), key.clone())) || rare.contains(&(name, key));
             assert!(known, "no command prints {name}.{key}");

@@ -7,8 +7,8 @@ mod story;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
 
+use harness::mount::ReadOnly;
 use harness::{Disk, Env, Machine, Output};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -124,32 +124,6 @@ fn no_repository_and_one_of_another_version() {
     assert_eq!(action["changed"], false, "{action}");
     init(&env);
     assert_next_run_works(&machine);
-}
-
-/// A folder made read-only by a mount, for root too. Dropped, it can be written again.
-struct ReadOnly(String);
-
-impl ReadOnly {
-    fn make(folder: &str) -> ReadOnly {
-        mount(&["--bind", folder, folder]);
-        mount(&["-o", "remount,bind,ro", folder]);
-        ReadOnly(folder.to_owned())
-    }
-}
-
-impl Drop for ReadOnly {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
-    }
-}
-
-fn mount(args: &[&str]) {
-    let output = Command::new("mount").args(args).output().expect("mount");
-    assert!(
-        output.status.success(),
-        "cannot mount: run the tests as root, with the right to mount ({})",
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
 }
 
 #[test]

@@ -89,6 +89,12 @@ pub enum Error {
         /// What is known of the job.
         job: String,
     },
+    /// libvirt is at work on something that is no backup.
+    #[error("{machine} has a job that is no backup: it is being saved, migrated, dumped or its snapshot is made")]
+    OtherJob {
+        /// The machine.
+        machine: String,
+    },
     /// A live capture of ours is in the way.
     #[error("{machine} is held by capture {capture}{}", until_text(.until))]
     Held {
@@ -205,7 +211,7 @@ impl Error {
         match self {
             Error::Libvirt { meaning, .. } => meaning.clone(),
             Error::NoSuchMachine { .. } => Meaning::NotFound,
-            Error::ForeignJob { .. } | Error::Held { .. } => Meaning::Busy,
+            Error::ForeignJob { .. } | Error::OtherJob { .. } | Error::Held { .. } => Meaning::Busy,
             Error::NotLocal { .. } => Meaning::Unsupported,
             _ => Meaning::Other,
         }

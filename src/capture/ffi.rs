@@ -48,6 +48,18 @@ pub(super) fn abort_job(domain: &Domain) -> Result<()> {
     check(unsafe { sys::virDomainAbortJob(domain.as_ptr()) })
 }
 
+/// Whether libvirt is at work on a job for the domain: a backup, a migration, a snapshot … The `virt` crate's own call reads
+/// what it has let go of.
+pub(super) fn has_job(domain: &Domain) -> Result<bool> {
+    let mut info = MaybeUninit::<sys::virDomainJobInfo>::zeroed();
+    // SAFETY: all-zero is a valid value of this plain structure, which the call fills in.
+    let info = unsafe {
+        check(sys::virDomainGetJobInfo(domain.as_ptr(), info.as_mut_ptr()))?;
+        info.assume_init()
+    };
+    Ok(matches!(info.type_.unsigned_abs(), sys::VIR_DOMAIN_JOB_BOUNDED | sys::VIR_DOMAIN_JOB_UNBOUNDED))
+}
+
 /// Freezes all file systems of the guest; how many there are.
 pub(super) fn freeze(domain: &Domain) -> Result<u32> {
     // SAFETY: a null list of zero entries means all; the domain lives until the call returns.

@@ -141,6 +141,19 @@ impl Machine {
         }
     }
 
+    /// Fails when libvirt is at work on something else for the machine (a migration, a snapshot, a managed save): beginning a
+    /// backup would wait for that half a minute, the guest frozen. A backup that libvirt was killed in the middle of beginning
+    /// looks like this too, and never ends.
+    pub fn expect_no_job(&self) -> Result<()> {
+        match ffi::has_job(&self.domain).context(|| format!("look for a job of {}", self.name())) {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(Error::OtherJob { machine: self.name().to_owned() }),
+            Err(error) if is_wedged(&error.to_string()) => Err(self.wedged(error.to_string())),
+            Err(error) if matches!(error.meaning(), Meaning::InvalidState | Meaning::Unsupported) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Ends the backup job and waits until it is gone; false when there was none. Whose job it is, the caller has checked.
     pub fn end_backup(&self) -> Result<bool> {
         if self.running_backup()?.is_none() {

@@ -35,6 +35,9 @@ use crate::steps::{self, Step};
 /// How long another command may be busy with the same machine: opening takes seconds at most.
 const MACHINE_LOCK_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long libvirt may be at work on something else for the machine.
+const OTHER_JOB_PATIENCE: Duration = Duration::from_secs(30);
+
 /// What to capture, and how.
 #[derive(Debug, Clone)]
 pub struct OpenRequest {
@@ -256,6 +259,7 @@ fn open_running(
     file: &CaptureFile,
     state: &mut CaptureState,
 ) -> Result<()> {
+    wait_for_other_job(machine)?;
     let owner = live.dac_owner.unwrap_or_else(runtime::our_owner);
     let socket = job_socket(runtime, machine, live, file.id())?;
     runtime::check_socket_path(&socket)?;
@@ -286,6 +290,17 @@ fn open_running(
     state.thaw_due = begun.thaw_due;
     state.definition_xml = begun.definition_xml;
     copy_files(live, file, state)
+}
+
+/// Waits for a snapshot, a migration … to be done, and so for the next one to begin with a guest that is not frozen.
+fn wait_for_other_job(machine: &Machine) -> Result<()> {
+    let deadline = Instant::now() + OTHER_JOB_PATIENCE;
+    loop {
+        match machine.expect_no_job() {
+            Err(Error::OtherJob { .. }) if Instant::now() < deadline => thread::sleep(Duration::from_millis(100)),
+            result => return result,
+        }
+    }
 }
 
 /// Where the job's socket goes. Under AppArmor or SELinux QEMU may only make one in the folder that libvirt keeps for the
@@ -578,6 +593,8 @@ fn open_off(
     state.kind = CaptureKind::QemuNbd;
     state.consistency = Consistency::Offline;
     state.socket_folder = runtime.socket_folder().join(file.id());
+    // Known before it is there: whoever clears after a kill goes by the state.
+    file.save(state)?;
     runtime::make_qemu_folder(&state.socket_folder, runtime::our_owner())?;
     let mut sources = Vec::new();
     for (disk, wanted) in wanted_disks(definition, request) {

@@ -16,7 +16,7 @@ use crate::ops::push::Trust;
 use crate::ops::verify::{Depth, Verifier};
 use crate::pace::Pace;
 use crate::record::Point;
-use crate::repo::Repository;
+use crate::repo::{LockMode, Repository};
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
@@ -32,7 +32,8 @@ use std::time::Duration;
   kvmb backup 'web*' -r /backup/kvm --exclude-disk vdb --jobs 2
   kvmb vms --json | jq -c 'select(.state == \"running\")' | kvmb backup -r /backup/kvm")]
 pub struct BackupArgs {
-    /// Names or globs; none reads 'machine' or 'disk' records from standard input.
+    /// Names or globs; none reads 'machine' or 'disk' records from standard input or, when none come, takes the machines
+    /// that selected_vms of the configuration says.
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 
@@ -57,8 +58,12 @@ pub struct BackupArgs {
     jobs: u16,
 
     /// Read each new point back and prove it.
-    #[arg(long)]
+    #[arg(long, overrides_with = "no_verify")]
     verify: bool,
+
+    /// Do not, although the configuration says so.
+    #[arg(long)]
+    no_verify: bool,
 
     /// Say what would be done, and do nothing.
     #[arg(short = 'n', long)]
@@ -84,9 +89,10 @@ struct Place<'a> {
 
 impl BackupArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
-        let selected = match self.all {
-            true => all_machines(context)?,
-            false => selections(context, &self.names, session)?,
+        let selected = match (self.all, self.names.is_empty()) {
+            (true, _) => all_machines(context)?,
+            (_, false) => selections(context, &self.names, session)?,
+            (_, true) => machine_args::from_stdin_or_config(context, session)?,
         };
         if self.dry_run {
             let to = self.repo.url()?;
@@ -152,7 +158,7 @@ impl BackupArgs {
         let (monitor, stop, trust) = (&context.monitor, &context.stop, self.trust());
         let backup = Backup { runtime, connect: &connect, repo, trust, pace, monitor, stop };
         let point = backup.run(&selection.machine, &request).map_err(|error| named(error.into()))?;
-        if !self.verify {
+        if !self.verify || self.no_verify {
             return Ok(point);
         }
         prove(context, repo, point).map_err(|error| named(error.into()))
@@ -171,7 +177,7 @@ fn all_machines(context: &Context) -> Result<Vec<Selection>, CliError> {
 
 /// Reads a new point back.
 fn prove(context: &Context, repo: &Repository, point: Point) -> ops::Result<Point> {
-    let _lock = ops::open_repo::lock(repo, &context.stop)?;
+    let _lock = ops::open_repo::lock(repo, LockMode::Shared, &context.stop)?;
     let index = repo.load_index()?;
     let (known, _) = points::list(repo)?;
     let found = points::find(repo, &known, &PointName::Plain(point.point.clone()))?;

@@ -5,10 +5,10 @@ use crate::cli::Context;
 use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::path_or_nothing;
-use crate::ops::points::parse_span;
 use crate::ops::push::Trust;
 use crate::ops::snapshot::SnapshotRequest;
 use crate::pace::Pace;
+use crate::units::{Share, Size, Span};
 use clap::{Args, ValueEnum};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -98,27 +98,17 @@ impl LimitReadArgs {
     }
 }
 
-/// Bytes a second, with K, M or G for powers of 1024: `500K`, `10M`.
+/// Bytes a second.
 pub fn rate(text: &str) -> Result<NonZeroU32, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor: u64 = match &text[digits.len()..] {
-        "" => 1,
-        "K" | "k" => 1 << 10,
-        "M" | "m" => 1 << 20,
-        "G" | "g" => 1 << 30,
-        _ => 0,
-    };
-    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    let size = text.to_ascii_uppercase().parse::<Size>().ok();
     // More than fits is no limit that anybody would notice.
-    let bytes = bytes.filter(|bytes| *bytes > 0).map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX));
+    let bytes = size.map(|size| u32::try_from(size.0).unwrap_or(u32::MAX));
     bytes.and_then(NonZeroU32::new).ok_or_else(|| "bytes a second, as 500K or 10M".to_owned())
 }
 
-/// A share: `5%`, `0.1%`.
+/// A share of a whole, from 0 to 1.
 pub fn percent(text: &str) -> Result<f64, String> {
-    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
-    let share = number.ok().filter(|percent| (0.0..=100.0).contains(percent)).map(|percent| percent / 100.0);
-    share.ok_or_else(|| "a share from 0% to 100%".to_owned())
+    text.parse::<Share>().map(|share| share.0).map_err(|error| error.to_string())
 }
 
 /// When to freeze.
@@ -132,10 +122,10 @@ pub enum FreezeChoice {
     Required,
 }
 
-/// A length of time as `90s`, `30m`, `2h`, `3d`, `1w`.
+/// A length of time that is not nothing.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let span = parse_span(text).and_then(|span| span.to_std().ok()).filter(|span| !span.is_zero());
-    span.ok_or_else(|| "a number and a unit: 90s, 30m, 2h, 3d, 1w".to_owned())
+    let span = text.parse::<Span>().ok().filter(|span| !span.0.is_zero());
+    span.map(|span| span.0).ok_or_else(|| Span::RULE.to_owned())
 }
 
 impl CaptureArgs {

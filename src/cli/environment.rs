@@ -12,6 +12,8 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ),
     ("KVMB_SSH_PASSWORD_COMMAND", "a command whose first line of output is that"),
     ("KVMB_SSH_PASSWORD", "that itself"),
+    ("KVMB_CONFIG", "`--config`: the configuration file"),
+    ("KVMB_LOG_FILE", "`--log-file`"),
     ("KVMB_SCRATCH", "`--scratch`: where blocks go that the guest overwrites during a backup"),
     (
         "KVMB_DATA_DIR",
@@ -25,5 +27,6 @@ pub const VARIABLES: &[(&str, &str)] = &[
 pub const FOREIGN: &[(&str, &str)] = &[
     ("LIBVIRT_DEFAULT_URI", "the libvirt connection when there is no `--connect`"),
     ("SSH_AUTH_SOCK", "the ssh agent"),
+    ("JOURNAL_STREAM", "set by systemd: what kvmb logs goes to the journal"),
     ("TZ", "the time zone of times given without an offset, and of those in tables"),
 ];

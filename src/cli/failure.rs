@@ -2,6 +2,7 @@
 
 use crate::capture::{self, Meaning};
 use crate::cli::exit_code::ExitCode;
+use crate::config;
 use crate::nbd;
 use crate::ops;
 use crate::record::Failure;
@@ -12,7 +13,7 @@ use std::fmt;
 /// The kinds of failure: the `code` of a failure record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
-    /// Wrong arguments, or records that make no sense.
+    /// Wrong arguments or configuration, or records that make no sense.
     Usage,
     /// Told to stop.
     Interrupted,
@@ -63,7 +64,7 @@ pub enum Code {
 impl Code {
     /// Every code with its word and the sentence that the manual gives it.
     pub const ALL: [(Code, &'static str, &'static str); 23] = [
-        (Code::Usage, "usage", "wrong arguments, or records that make no sense"),
+        (Code::Usage, "usage", "wrong arguments or configuration, or records that make no sense"),
         (Code::Interrupted, "interrupted", "told to stop"),
         (Code::Connection, "connection", "libvirt cannot be reached"),
         (Code::NotFound, "not_found", "no such machine, disk, point or capture"),
@@ -174,6 +175,30 @@ impl From<repo::Error> for CliError {
     }
 }
 
+/// What is wrong with a configuration: one error for each of its faults.
+pub fn of_config(error: config::Error) -> Vec<CliError> {
+    use config::Error;
+    let path = error.path().display().to_string();
+    let hint = match &error {
+        Error::Faults { faults, .. } => return faults.iter().map(|fault| of_fault(&path, fault)).collect(),
+        Error::Missing { .. } => "mend --config or $KVMB_CONFIG, or leave them out".into(),
+        Error::Io { .. } => "let the user that runs kvmb read it".into(),
+        Error::ForeignOwner { .. } => format!("sudo chown root '{path}'"),
+        Error::Writable { .. } => format!("chmod go-w '{path}'"),
+        Error::Readable { .. } => format!("chmod 600 '{path}'"),
+        Error::NotJson { .. } => "see example_config.json, or 'kvmb config schema'".into(),
+    };
+    vec![CliError::usage(error.to_string()).hint(hint)]
+}
+
+fn of_fault(path: &str, fault: &config::Fault) -> CliError {
+    let error = CliError::usage(format!("{path}: {fault}"));
+    match &fault.nearest {
+        Some(nearest) => error.hint(format!("did you mean {nearest}?")),
+        None => error.hint("'kvmb config schema' describes all keys"),
+    }
+}
+
 /// `ENOSPC`, as NBD has it too.
 const NO_SPACE: u32 = 28;
 
@@ -216,6 +241,16 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
         Error::Damaged { .. } => {
             (Code::Damage, Some("nothing was restored; 'kvmb verify' says which points are whole"))
         }
+        Error::Unprunable { .. } => (
+            Code::Damage,
+            Some(
+                "'kvmb verify --all' says which points are hit; forget those ('restic forget ID'), or heal the repository",
+            ),
+        ),
+        Error::RemovalRefused { .. } => (
+            Code::Permission,
+            Some("an append-only repository keeps everything: prune it on its server, as a user who may remove files"),
+        ),
         Error::Exists { .. } | Error::MachineExists { .. } => {
             (Code::Exists, Some("restore beside it with --as NAME --into DIR, or replace it with --overwrite"))
         }
@@ -263,6 +298,14 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
         Error::ForeignJob { .. } => {
             (Code::Busy, Some("let the other backup finish, or end it with 'virsh domjobabort MACHINE'"))
         }
+        Error::OtherJob { .. } => (Code::Busy, Some("wait until it is done; 'virsh domjobinfo MACHINE' shows it")),
+        Error::Wedged { .. } => (
+            Code::Failed,
+            Some(
+                "the machine runs on; when it suits, shut it down from inside (or 'virsh destroy MACHINE'), then restart \
+                 libvirtd, then start the machine",
+            ),
+        ),
         Error::Held { .. } => (Code::Busy, Some("end it with 'kvmb release MACHINE', or wait for its lease to end")),
         Error::NoSuchCapture { .. } => (Code::NotFound, Some("capture the machine anew with 'kvmb snapshot'")),
         Error::NothingToCapture { .. } => (Code::NoDisks, Some("'kvmb disks MACHINE' says why each disk is left out")),
@@ -293,6 +336,11 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
         Error::Storage(storage::Error::NoSpace { .. }) => {
             (Code::NoSpace, Some("make room in the repository; the points that are there are whole"))
         }
+        Error::Storage(storage::Error::Io { action: "find", source, .. })
+            if source.kind() == std::io::ErrorKind::NotFound =>
+        {
+            (Code::NotFound, Some("the repository's folder is gone: is it still mounted?"))
+        }
         // A folder that every repository has.
         Error::Storage(storage::Error::Io { action: "list", source, .. })
             if source.kind() == std::io::ErrorKind::NotFound =>
@@ -316,6 +364,7 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
         Error::Damaged { .. }
         | Error::BlobMissing { .. }
         | Error::BlobDamaged { .. }
+        | Error::PackLost { .. }
         | Error::BlobUnreadable { .. }
         | Error::TreeMalformed { .. } => (Code::Damage, Some("'kvmb verify' says which points are hit")),
         _ => (Code::Failed, None),

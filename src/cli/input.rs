@@ -158,37 +158,42 @@ impl<R: BufRead> Records<R> {
         Ok(())
     }
 
-    fn advance(&mut self) -> Result<Option<Record>, CliError> {
-        loop {
-            if let Some(record) = self.waiting.pop_front() {
-                self.any = true;
-                self.batches.note(&record);
-                return Ok(Some(record));
-            }
-            if self.ended {
-                return Ok(self.batches.cut_off(self.command).map(Record::Failure));
-            }
+    /// Reads until a record waits or there is nothing more.
+    fn fill(&mut self) -> Result<(), CliError> {
+        while self.waiting.is_empty() && !self.ended {
             match self.line()? {
-                None => {
-                    self.ended = true;
-                    if !self.any {
-                        return Err(CliError::usage("no names were given and no records came on standard input")
-                            .hint("did the first stage of the pipe fail?"));
-                    }
-                }
+                None => self.ended = true,
                 Some(line) if line.trim().is_empty() => {}
                 Some(line) if line.trim_start().starts_with('[') && !self.any => {
                     self.array(line)?;
                     self.ended = true;
-                    if self.waiting.is_empty() {
-                        return Err(CliError::usage("no names were given and the array on standard input is empty"));
-                    }
                 }
                 Some(line) => {
                     let record = Record::parse(line.trim()).map_err(|error| self.bad(error))?;
                     self.waiting.push_back(record);
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Whether no record comes at all, for a command that can do without; waits for the first.
+    pub fn are_missing(&mut self) -> Result<bool, CliError> {
+        self.fill()?;
+        Ok(self.waiting.is_empty() && !self.any)
+    }
+
+    fn advance(&mut self) -> Result<Option<Record>, CliError> {
+        self.fill()?;
+        if let Some(record) = self.waiting.pop_front() {
+            self.any = true;
+            self.batches.note(&record);
+            return Ok(Some(record));
+        }
+        match self.any {
+            true => Ok(self.batches.cut_off(self.command).map(Record::Failure)),
+            false => Err(CliError::usage("no names were given and no records came on standard input")
+                .hint("did the first stage of the pipe fail?")),
         }
     }
 }
@@ -232,6 +237,7 @@ mod tests {
     #[test]
     fn nothing_is_wrong_usage() {
         for text in ["", "\n\n", "[]", "[ ]\n"] {
+            assert!(Records::new("backup", text.as_bytes()).are_missing().unwrap());
             let records = read(text);
             assert_eq!(records.len(), 1, "{text:?}");
             assert!(records[0].is_err());

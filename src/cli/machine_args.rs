@@ -5,7 +5,9 @@ use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};
+use crate::ops::points::name_matches;
 use crate::record::Record;
+use rustix::fs::{self, FileType};
 
 /// One machine to act on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,9 +53,48 @@ pub fn select(hypervisor: &Hypervisor, machines: &[Machine]) -> Vec<Selection> {
 
 /// The machines and disks on standard input, grouped; a machine with a failure is left out.
 pub fn from_stdin(context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
+    gather(stdin_records(session.command(), "machines", &context.stop)?, session)
+}
+
+/// The machines and disks on standard input or, when nothing comes, those that the configuration selects.
+pub fn from_stdin_or_config(context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
+    if context.config().selected_vms.is_empty() {
+        return from_stdin(context, session);
+    }
+    // A terminal or /dev/null says nothing; only a pipe can.
+    let stdin = std::io::stdin();
+    let is_device =
+        fs::fstat(&stdin).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice);
+    if !is_device {
+        let mut records = stdin_records(session.command(), "machines", &context.stop)?;
+        if !records.are_missing()? {
+            return gather(records, session);
+        }
+    }
+    from_config(context, session)
+}
+
+/// The machines that `selected_vms` of the configuration takes.
+fn from_config(context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
+    let (taken, left_out): (Vec<_>, Vec<_>) = context.config().selected_vms.iter().partition(|(_, taken)| **taken);
+    let taken: Vec<String> = taken.into_iter().map(|(name, _)| name.text().to_owned()).collect();
+    if taken.is_empty() {
+        return Err(CliError::usage("no machine was named, and selected_vms of the configuration takes none")
+            .hint("name machines, or use --all"));
+    }
+    let hypervisor = context.hypervisor(None)?;
+    let mut machines = find(&hypervisor, &taken, session);
+    machines.retain(|machine| !left_out.iter().any(|(name, _)| name_matches(name.text(), machine.name())));
+    Ok(select(&hypervisor, &machines))
+}
+
+fn gather(
+    records: impl Iterator<Item = Result<Record, CliError>>,
+    session: &mut Session,
+) -> Result<Vec<Selection>, CliError> {
     let mut selections: Vec<Selection> = Vec::new();
     let mut failed: Vec<(Option<String>, String)> = Vec::new();
-    for record in stdin_records(session.command(), "machines", &context.stop)? {
+    for record in records {
         match record? {
             Record::Machine(record) => selections.push(Selection {
                 connect: Some(record.connect),

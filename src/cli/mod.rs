@@ -14,6 +14,7 @@ pub mod prompt;
 pub mod repo_args;
 pub mod secret;
 pub mod session;
+pub mod settings;
 pub mod ssh_access;
 pub mod table;
 
@@ -21,14 +22,18 @@ mod backup;
 mod capture_args;
 mod capture_stream;
 mod completions;
+mod config;
 mod disks;
 mod doctor;
 mod hash;
 mod init;
 mod key;
+mod log_args;
 mod machine_args;
 mod man;
+mod pin;
 mod points;
+mod prune;
 mod push;
 mod rehearsal;
 mod release;
@@ -39,19 +44,23 @@ mod verify;
 mod vms;
 
 use crate::capture::{Hypervisor, Runtime};
+use crate::config::{Config, Loaded};
 use crate::ops::Stop;
 use crate::storage::Storage;
 use clap::error::ErrorKind;
-use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use exit_code::ExitCode;
 use failure::CliError;
+use log_args::LogArgs;
 use output::{Effect, Format};
 use progress::Bars;
 use session::{About, Session};
+use settings::Settings;
 use std::collections::HashMap;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// Back up and restore KVM/libvirt virtual machines.
 ///
@@ -98,6 +107,16 @@ pub struct Global {
     #[arg(long, global = true, conflicts_with = "output")]
     pub json: bool,
 
+    /// The configuration file.
+    ///
+    /// Without it: $KVMB_CONFIG, ~/.kvm_backup_config.json, /etc/kvmb/config.json, the first that there is.
+    #[arg(long, value_name = "FILE", env = "KVMB_CONFIG", hide_env_values = true, global = true)]
+    pub config: Option<PathBuf>,
+
+    /// The log.
+    #[command(flatten)]
+    pub log: LogArgs,
+
     /// Tell more on standard error; twice, still more.
     #[arg(short, long, action = ArgAction::Count, global = true)]
     pub verbose: u8,
@@ -112,6 +131,12 @@ impl Global {
     pub fn format(&self) -> Format {
         if self.json { Format::Jsonl } else { self.output }
     }
+
+    /// The configuration that applies.
+    pub fn load_config(&self) -> Result<Loaded, crate::config::Error> {
+        let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+        crate::config::load(self.config.as_deref(), home.as_deref().map(Path::new))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -125,9 +150,12 @@ enum Command {
     Verify(verify::VerifyArgs),
     Restore(restore::RestoreArgs),
     Points(points::PointsArgs),
+    Pin(pin::PinArgs),
+    Prune(prune::PruneArgs),
     Backup(backup::BackupArgs),
     Init(init::InitArgs),
     Key(key::KeyArgs),
+    Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
     Doctor(doctor::DoctorArgs),
@@ -138,6 +166,10 @@ enum Command {
 pub struct Context {
     /// The global flags.
     pub global: Global,
+    /// The configuration.
+    pub settings: Settings,
+    /// This call of the program.
+    pub run: Run,
     /// Raised by Ctrl-C.
     pub stop: Stop,
     /// Progress and warnings.
@@ -148,14 +180,19 @@ pub struct Context {
 
 impl Context {
     /// The context of one command.
-    pub fn new(global: Global) -> Context {
+    pub fn new(global: Global, settings: Settings, run: Run) -> Context {
         let (monitor, stop, storages) = (Bars::new(global.quiet), Stop::default(), Mutex::default());
-        Context { global, stop, monitor, storages }
+        Context { global, settings, run, stop, monitor, storages }
     }
 
     /// Opens libvirt, by default the connection of the command line.
     pub fn hypervisor(&self, connect: Option<&str>) -> Result<Hypervisor, CliError> {
         Ok(Hypervisor::open(connect.or(self.global.connect.as_deref()))?)
+    }
+
+    /// The configuration file, for what has no flag.
+    pub fn config(&self) -> &Config {
+        &self.settings.loaded.config
     }
 
     /// The place that a repository's address means; the same one for the same address, with its connections.
@@ -181,30 +218,85 @@ pub fn main() -> ExitCode {
     if let Some(code) = complete::answer() {
         return code;
     }
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            // Help and version go to standard output and are no error; a reader that has gone is none either.
-            let _ = match error.kind() {
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.print(),
-                ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.print(),
-                _ => write!(std::io::stderr(), "kvmb: {}", error.render()),
-            };
-            return if error.use_stderr() { ExitCode::Usage } else { ExitCode::Done };
-        }
+    let (cli, settings) = match parse() {
+        Ok(parsed) => parsed,
+        Err(code) => return code,
     };
     // Before any thread: the environment is about to change.
     crate::capture::quiet_libvirt_log();
-    start_log(&cli.global);
-    let context = Context::new(cli.global);
+    let (name, effect) = cli.command.name_and_effect();
+    let run = Run::begin(name, effect);
+    log_args::start(&run, &cli.global, &settings.loaded.config.log);
+    let context = Context::new(cli.global, settings, run);
     if let Err(error) = interrupt::install(&context.stop) {
         session::report(&format!("cannot watch for signals: {error}"), None);
         return ExitCode::Failed;
     }
-    let (name, effect) = cli.command.name_and_effect();
-    let mut session = Session::new(&context, name, effect);
+    let mut session = Session::new(context.global.format(), name, effect);
     if let Err(error) = cli.command.run(&context, &mut session) {
         // As a record too: the next stage of a pipe must hear of it.
+        session.fail(About::default(), error);
+    }
+    let code = session.finish();
+    log_args::ended(&context.run, code);
+    code
+}
+
+/// One call of the program.
+#[derive(Debug)]
+pub struct Run {
+    /// Its id, in every line of the log.
+    pub id: String,
+    /// The command.
+    pub command: &'static str,
+    /// When it began.
+    pub began: Instant,
+    /// Whether it is worth a log: it changes something, or proves it.
+    pub keeps_log: bool,
+}
+
+impl Run {
+    fn begin(command: &'static str, effect: Effect) -> Run {
+        let keeps_log = (effect == Effect::Changes && command != "man") || command == "verify";
+        Run { id: format!("{:08x}", rand::random::<u32>()), command, began: Instant::now(), keeps_log }
+    }
+}
+
+/// The command line twice: for which configuration applies, and with that for the rest.
+fn parse() -> Result<(Cli, Settings), ExitCode> {
+    let mut parser = settings::without_empty_variables(command());
+    let (cli, matches) = parse_with(&mut parser.clone())?;
+    if !cli.command.needs_config() {
+        return Ok((cli, Settings::new(Loaded::default(), &matches)));
+    }
+    let loaded = cli.global.load_config().map_err(|error| refuse(&cli, error))?;
+    parser = settings::with_defaults(parser, &loaded);
+    let (cli, matches) = parse_with(&mut parser)?;
+    Ok((cli, Settings::new(loaded, &matches)))
+}
+
+fn parse_with(parser: &mut clap::Command) -> Result<(Cli, clap::ArgMatches), ExitCode> {
+    let matches = parser.try_get_matches_from_mut(std::env::args_os());
+    let parsed = matches.and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(parser))?;
+        Ok((cli, matches))
+    });
+    parsed.map_err(|error| {
+        // Help and version go to standard output and are no error; a reader that has gone is none either.
+        let _ = match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.print(),
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.print(),
+            _ => write!(std::io::stderr(), "kvmb: {}", error.render()),
+        };
+        if error.use_stderr() { ExitCode::Usage } else { ExitCode::Done }
+    })
+}
+
+/// Says what is wrong with the configuration, as records too.
+fn refuse(cli: &Cli, error: crate::config::Error) -> ExitCode {
+    let (name, effect) = cli.command.name_and_effect();
+    let mut session = Session::new(cli.global.format(), name, effect);
+    for error in failure::of_config(error) {
         session.fail(About::default(), error);
     }
     session.finish()
@@ -222,12 +314,24 @@ impl Command {
             Command::Verify(_) => ("verify", Effect::Reads),
             Command::Restore(_) => ("restore", Effect::Changes),
             Command::Points(_) => ("points", Effect::Reads),
+            Command::Pin(_) => ("pin", Effect::Changes),
+            Command::Prune(_) => ("prune", Effect::Changes),
             Command::Backup(_) => ("backup", Effect::Changes),
             Command::Init(_) => ("init", Effect::Changes),
             Command::Key(_) => ("key", Effect::Changes),
             Command::Completions(_) => ("completions", Effect::Reads),
             Command::Man(_) => ("man", Effect::Changes),
             Command::Doctor(_) => ("doctor", Effect::Reads),
+            Command::Config(_) => ("config", Effect::Reads),
+        }
+    }
+
+    /// Whether the configuration has to be right.
+    fn needs_config(&self) -> bool {
+        match self {
+            Command::Config(args) => args.needs_config(),
+            Command::Completions(_) | Command::Man(_) => false,
+            _ => true,
         }
     }
 
@@ -242,30 +346,17 @@ impl Command {
             Command::Verify(args) => args.run(context, session),
             Command::Restore(args) => args.run(context, session),
             Command::Points(args) => args.run(context, session),
+            Command::Pin(args) => args.run(context, session),
+            Command::Prune(args) => args.run(context, session),
             Command::Backup(args) => args.run(context, session),
             Command::Init(args) => args.run(context, session),
             Command::Key(args) => args.run(context, session),
+            Command::Config(args) => args.run(context, session),
             Command::Completions(args) => args.run(session),
             Command::Man(args) => args.run(session),
             Command::Doctor(args) => args.run(context, session),
         }
     }
-}
-
-fn start_log(global: &Global) {
-    let level = match (global.quiet, global.verbose) {
-        (true, _) => "error",
-        (_, 0) => "warn",
-        (_, 1) => "kvmb=info,warn",
-        _ => "kvmb=debug,info",
-    };
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(level))
-        .with_writer(std::io::stderr)
-        // It would complain on standard error that standard error is closed, and panic.
-        .log_internal_errors(false)
-        .with_target(false)
-        .init();
 }
 
 /// The command line as clap sees it, for the manual and the completions.

@@ -6,7 +6,7 @@ use crate::cli::failure::{CliError, Code};
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::points;
-use crate::record::Record;
+use crate::record::{Point, Record};
 use crate::repo::DamagedSnapshot;
 
 /// List the restore points in a repository, oldest first.
@@ -34,7 +34,7 @@ impl PointsArgs {
         let (found, damaged) = points::list(&repo)?;
         for name in &self.names {
             if !found.iter().any(|point| points::name_matches(name, point.machine())) {
-                let error = points::no_such_point(&repo, &found, name.clone());
+                let error = points::no_such_point(&repo, found.iter().map(|point| point.machine()), name.clone());
                 session.fail(About { machine: Some(name.clone()), ..About::default() }, error);
             }
         }
@@ -44,7 +44,10 @@ impl PointsArgs {
                 continue;
             }
             match points::read_manifest(&repo, &index, &point) {
-                Ok(manifest) => session.done(Record::Point(points::to_record(&repo, &point.id, &manifest))),
+                Ok(manifest) => {
+                    let record = points::to_record(&repo, &point.id, &manifest);
+                    session.done(Record::Point(Point { pinned: point.is_pinned(), ..record }));
+                }
                 Err(error) => {
                     let about = About { machine: Some(point.machine().to_owned()), ..About::default() };
                     session.fail(about, error);

@@ -1,6 +1,8 @@
 //! Progress bars, on a terminal only.
 
+use crate::cli::log_args;
 use crate::cli::session::say;
+use crate::log::TOLD;
 use crate::ops::{Monitor, Progress};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -38,7 +40,8 @@ impl Monitor for Bars {
     }
 
     fn warn(&self, message: &str) {
-        if self.quiet {
+        tracing::warn!(target: TOLD, "{message}");
+        if self.quiet || log_args::in_journal() {
             return;
         }
         let line = format!("kvmb: warning: {message}");

@@ -29,14 +29,15 @@ pub struct RepoArgs {
     /// As with restic, a server's folder after a single slash begins where the login leads to: sftp://user@host/kvm. The
     /// host may be an alias of ~/.ssh/config.
     ///
-    /// Without it: $KVMB_REPO, else the repository of this host, /var/lib/kvmb/repo, made on first use with a
-    /// generated key file beside it.
+    /// Without it: $KVMB_REPO, that of the configuration, else the repository of this host, /var/lib/kvmb/repo, made on
+    /// first use with a generated key file beside it.
     #[arg(short, long, value_name = "URL", env = "KVMB_REPO", hide_env_values = true, add = complete::repositories())]
     pub repo: Option<String>,
 
     /// A file that holds the repository's password in its first line.
     ///
-    /// Without it: $KVMB_PASSWORD_FILE, the output of $KVMB_PASSWORD_COMMAND, $KVMB_PASSWORD, or a question on a terminal.
+    /// Without it: $KVMB_PASSWORD_FILE, the output of $KVMB_PASSWORD_COMMAND, $KVMB_PASSWORD, what the configuration
+    /// says, or a question on a terminal.
     #[arg(long, value_name = "FILE", env = "KVMB_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
     pub password_file: Option<PathBuf>,
 
@@ -174,16 +175,37 @@ impl RepoArgs {
         self.open(context)
     }
 
+    /// The password that the configuration has for this repository.
+    fn configured_password(&self, context: &Context) -> Result<Option<Password>, CliError> {
+        let config = context.config();
+        let is_remote = match config.remote_url() {
+            Some(remote) => {
+                context.storage(&remote, self.ssh_password_file.as_deref())?.url() == self.storage(context)?.url()
+            }
+            None => false,
+        };
+        let of_remote = config.remote_password_file.as_ref().filter(|_| is_remote);
+        if let Some(file) = of_remote.or(config.password_file.as_ref()) {
+            return secret::from_file(&file.value().0).map(Some);
+        }
+        let origin = "password_command of the configuration";
+        let command = config.password_command.as_ref();
+        command.map(|command| secret::from_command(command.text(), origin)).transpose()
+    }
+
     /// The password, from the first place that has one.
     pub fn password(&self, context: &Context, purpose: Purpose) -> Result<Password, CliError> {
         if let Some(file) = self.password_file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
             return secret::from_file(file);
         }
         if let Some(command) = secret::variable("KVMB_PASSWORD_COMMAND") {
-            return secret::from_command(&command, "KVMB_PASSWORD_COMMAND");
+            return secret::from_command(&command, "$KVMB_PASSWORD_COMMAND");
         }
         if let Some(password) = secret::variable("KVMB_PASSWORD") {
             return Ok(Password::new(password));
+        }
+        if let Some(password) = self.configured_password(context)? {
+            return Ok(password);
         }
         let default = DefaultRepo::locate()?;
         let is_default = self.storage(context)?.url() == default.folder.to_string_lossy();

@@ -29,9 +29,9 @@ fn first_line(text: &str) -> Option<Password> {
     (!line.is_empty()).then(|| Password::new(line.to_owned()))
 }
 
-/// The first line that a command prints; `name` is the variable that named it.
-pub fn from_command(command: &str, name: &str) -> Result<Password, CliError> {
-    let failed = |why: String| CliError::new(Code::Failed, format!("${name} {why}"));
+/// The first line that a command prints; `origin` is where the command stands.
+pub fn from_command(command: &str, origin: &str) -> Result<Password, CliError> {
+    let failed = |why: String| CliError::new(Code::Failed, format!("{origin} {why}"));
     let output = Command::new("/bin/sh")
         .args(["-c", command])
         .stdin(Stdio::null())

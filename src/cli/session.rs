@@ -1,10 +1,11 @@
 //! One run of one command: its records, its failures, its exit code.
 
-use crate::cli::Context;
 use crate::cli::exit_code::{ExitCode, Tally};
 use crate::cli::failure::{CliError, Code};
-use crate::cli::output::{Effect, Output};
+use crate::cli::log_args;
+use crate::cli::output::{Effect, Format, Output};
 use crate::cli::table::printable;
+use crate::log::TOLD;
 use crate::record::{Check, Failure, Point, Record};
 use std::io::Write;
 
@@ -38,8 +39,8 @@ pub struct Session {
 
 impl Session {
     /// Begins a command.
-    pub fn new(context: &Context, command: &'static str, effect: Effect) -> Session {
-        let output = Output::new(context.global.format(), effect);
+    pub fn new(format: Format, command: &'static str, effect: Effect) -> Session {
+        let output = Output::new(format, effect);
         Session { command, output, tally: Tally::default() }
     }
 
@@ -79,7 +80,10 @@ impl Session {
             (Some(machine), _) if !names(&error.message, machine) => format!("{machine}: "),
             _ => String::new(),
         };
-        report(&format!("{subject}{}", error.message), error.hint.as_deref());
+        let message = format!("{subject}{}", error.message);
+        let (machine, hint) = (about.machine.as_deref(), error.hint.as_deref());
+        tracing::error!(target: TOLD, machine, code = error.code.word(), hint, "{message}");
+        tell(&message, hint);
         self.tally.failed(error.code.exit_code());
         let failure = Failure {
             connect: about.connect,
@@ -93,6 +97,7 @@ impl Session {
 
     /// Prints a new point; what it found damaged, of itself or of the chain, counts.
     pub fn stored(&mut self, point: Point) {
+        log_args::stored(&point);
         for damage in point.damage.iter().chain(&point.chain_damage) {
             let disk = damage.disk.as_deref().unwrap_or("?");
             report(&format!("{}/{disk}: {}", point.machine, damage.error), None);
@@ -114,7 +119,12 @@ impl Session {
 
     /// Counts damage that a record told of.
     pub fn damage(&mut self) {
-        self.tally.failed(ExitCode::Damage);
+        self.count_failure(ExitCode::Damage);
+    }
+
+    /// Counts a failure that a record told of.
+    pub fn count_failure(&mut self, code: ExitCode) {
+        self.tally.failed(code);
     }
 
     /// Whether the reader of our output has gone and there is nothing left to do.
@@ -140,8 +150,16 @@ impl Session {
     }
 }
 
-/// Tells people on standard error what went wrong and what to do.
+/// Tells people, and the log, what went wrong and what to do.
 pub fn report(message: &str, hint: Option<&str>) {
+    tracing::error!(target: TOLD, hint, "{message}");
+    tell(message, hint);
+}
+
+fn tell(message: &str, hint: Option<&str>) {
+    if log_args::in_journal() {
+        return;
+    }
     say(&format!("kvmb: error: {message}"));
     if let Some(hint) = hint {
         say(&format!("kvmb: hint: {hint}"));

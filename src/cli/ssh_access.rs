@@ -6,21 +6,31 @@ use crate::cli::prompt;
 use crate::cli::repo_args::data_folder;
 use crate::cli::secret;
 use crate::cli::session::say;
+use crate::config::Ssh;
 use crate::repo::Password;
 use crate::storage::sftp::{Access, Credentials, Secret, ShownKey};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-/// How commands reach servers. Without `password_file`, the variables are asked, and then a person.
+/// How commands reach servers. Without `password_file`, the variables are asked, the
+/// configuration, and then a person.
 pub fn access(context: &Context, password_file: Option<&Path>) -> Result<Access, CliError> {
     let path = |name: &str| secret::variable(name).map(PathBuf::from);
     let mut access = Access::new(user_name());
     access.home = path("HOME");
     access.agent_socket = path("SSH_AUTH_SOCK");
-    access.own_key = Some(own_key()?);
+    let ssh = &context.config().ssh;
+    access.own_key = Some(match &ssh.identity_file {
+        Some(file) => file.value().0.clone(),
+        None => own_key()?,
+    });
+    if let Some(connections) = ssh.connections {
+        access.connections = usize::try_from(connections.get()).unwrap_or(access.connections);
+    }
     access.stop = context.stop.flag();
     access.credentials = Arc::new(Person {
         file: password_file.filter(|file| !file.as_os_str().is_empty()).map(Path::to_owned),
+        config: ssh.clone(),
         given: OnceLock::new(),
         can_answer: prompt::possible(context),
     });
@@ -49,6 +59,8 @@ fn own_key() -> Result<PathBuf, CliError> {
 #[derive(Debug)]
 struct Person {
     file: Option<PathBuf>,
+    /// What the configuration says.
+    config: Ssh,
     /// What file, command or variable gave: read once, and only when it is needed.
     given: OnceLock<Option<Password>>,
     can_answer: bool,
@@ -71,9 +83,17 @@ impl Person {
             return secret::from_file(file).map(Some);
         }
         if let Some(command) = secret::variable("KVMB_SSH_PASSWORD_COMMAND") {
-            return secret::from_command(&command, "KVMB_SSH_PASSWORD_COMMAND").map(Some);
+            return secret::from_command(&command, "$KVMB_SSH_PASSWORD_COMMAND").map(Some);
         }
-        Ok(secret::variable("KVMB_SSH_PASSWORD").map(Password::new))
+        if let Some(password) = secret::variable("KVMB_SSH_PASSWORD") {
+            return Ok(Some(Password::new(password)));
+        }
+        if let Some(file) = &self.config.password_file {
+            return secret::from_file(&file.value().0).map(Some);
+        }
+        let origin = "ssh.password_command of the configuration";
+        let command = self.config.password_command.as_ref();
+        command.map(|command| secret::from_command(command.text(), origin)).transpose()
     }
 
     /// What was given, else what somebody types.

@@ -23,6 +23,7 @@ fn table(records: &[Record], now: Time) -> String {
         Record::Point(_) => (&["POINT", "MACHINE", "CAPTURED", "AGE", "DISKS", "SIZE", "NEW", "STATE"], &[3, 4, 5, 6]),
         Record::Action(_) => (&["ACTION", "TARGET", "CHANGED", "REASON"], &[]),
         Record::Check(_) => (&["CHECK", "TARGET", "STATUS", "DETAIL"], &[]),
+        Record::Setting(_) => (&["KEY", "VALUE", "SOURCE", "FROM"], &[]),
         // What failed is on standard error already.
         Record::Failure(_) => return String::new(),
         Record::Other(_) => (&["RECORD"], &[]),
@@ -92,6 +93,12 @@ fn row(record: &Record, now: Time) -> Vec<String> {
                 None => c.detail.clone(),
             },
         ],
+        Record::Setting(s) => vec![
+            s.key.clone(),
+            s.value.as_str().map_or_else(|| s.value.to_string(), str::to_owned),
+            s.source.clone(),
+            s.origin.clone().unwrap_or_default(),
+        ],
         Record::Failure(_) => vec![],
         Record::Other(_) => vec![record.to_line()],
     }
@@ -129,6 +136,7 @@ fn point_state(point: &crate::record::Point) -> String {
         return format!("DAMAGED ({} places)", point.damage.len());
     }
     let mut words = vec![point.consistency.clone()];
+    words.extend(point.pinned.then(|| "pinned".to_owned()));
     match &point.verified {
         Some(serde_json::Value::String(how)) => words.push(format!("verified ({how})")),
         Some(serde_json::Value::Bool(false)) => words.push("not verified".into()),

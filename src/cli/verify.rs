@@ -10,6 +10,7 @@ use crate::ops::points::{self, PointName, PointRef};
 use crate::ops::verify::{Depth, Verifier};
 use crate::record::{Point, Record};
 use crate::repo::{self, DamagedSnapshot, Id, Index, RepoLock, Repository};
+use crate::units::Share;
 use std::collections::BTreeMap;
 
 /// Prove restore points: read them back from the repository and compare every SHA-256.
@@ -43,9 +44,8 @@ pub struct VerifyArgs {
 }
 
 fn percent(text: &str) -> Result<f64, String> {
-    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
-    let fraction = number.ok().filter(|p| *p > 0.0 && *p <= 100.0).map(|p| p / 100.0);
-    fraction.ok_or_else(|| "a share above 0% and up to 100%".to_owned())
+    let share = text.parse::<Share>().ok().filter(|share| share.0 > 0.0);
+    share.map(|share| share.0).ok_or_else(|| "a share above 0% and up to 100%".to_owned())
 }
 
 /// A repository that was opened for a command, with its lock held.

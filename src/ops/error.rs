@@ -132,6 +132,20 @@ pub enum Error {
         /// What is hit.
         damage: Vec<Damage>,
     },
+    /// A repository in which nothing may be removed, because something in it is damaged.
+    #[error("nothing is removed from a damaged repository: {source}")]
+    Unprunable {
+        /// What was found.
+        source: Box<repo::Error>,
+    },
+    /// A file of a repository that may not be removed.
+    #[error("the repository in {url} refuses to remove files: {source}")]
+    RemovalRefused {
+        /// The repository.
+        url: String,
+        /// What it said.
+        source: Box<repo::Error>,
+    },
     /// Something is where a restore would write.
     #[error("{} exists already", path.display())]
     Exists {

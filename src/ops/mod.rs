@@ -11,6 +11,8 @@
 //! | [`chain`] | what a backup can continue, disk by disk, and why not |
 //! | [`points`] | find restore points, by id or by time |
 //! | [`verify`] | prove points |
+//! | [`pin`] | keep a point whatever the retention says |
+//! | [`prune`] | apply retention, free the space |
 //! | [`restore`] | bring a machine back: the one restore path |
 //! | [`manifest`], [`chunk_map`] | what a point says of itself, and a disk as a list of chunks |
 
@@ -26,7 +28,9 @@ pub mod hash;
 pub mod manifest;
 pub mod monitor;
 pub mod open_repo;
+pub mod pin;
 pub mod points;
+pub mod prune;
 pub mod push;
 pub mod release;
 pub mod restore;

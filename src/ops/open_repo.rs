@@ -2,22 +2,23 @@
 
 use super::{Result, Stop};
 use crate::repo::{self, Index, LockMode, RepoLock, Repository};
+use rand::Rng;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long to wait for a repository that somebody prunes.
+/// How long to wait for a repository that somebody else needs for himself.
 const LOCK_WAIT: Duration = Duration::from_secs(60);
 
-/// How often to try meanwhile.
-const LOCK_RETRY: Duration = Duration::from_secs(2);
+/// How long to wait between two tries, at random: who needs the repository for himself must find the gaps of others.
+const LOCK_RETRY: std::ops::Range<Duration> = Duration::from_millis(300)..Duration::from_millis(1500);
 
-/// Takes the shared lock, waiting for whoever prunes; Ctrl-C ends the waiting.
-pub fn lock(repo: &Repository, stop: &Stop) -> Result<RepoLock> {
+/// Takes a lock, waiting for whoever is in the way; Ctrl-C ends the waiting.
+pub fn lock(repo: &Repository, mode: LockMode, stop: &Stop) -> Result<RepoLock> {
     let deadline = Instant::now() + LOCK_WAIT;
     loop {
-        let next = Instant::now() + LOCK_RETRY;
-        match repo.lock(LockMode::Shared, Duration::ZERO) {
+        let next = Instant::now() + rand::rng().random_range(LOCK_RETRY);
+        match repo.lock(mode, Duration::ZERO) {
             Err(repo::Error::Locked { holder, .. }) if next < deadline => {
                 tracing::debug!("waiting for the repository, which is locked {holder}");
             }
@@ -43,7 +44,7 @@ pub struct OpenRepo {
 impl OpenRepo {
     /// Locks, then loads the index.
     pub fn shared(repo: &Repository, stop: &Stop) -> Result<OpenRepo> {
-        let lock = lock(repo, stop)?;
+        let lock = lock(repo, LockMode::Shared, stop)?;
         let index = Arc::new(repo.load_index()?);
         Ok(OpenRepo { repo: repo.clone(), index, lock })
     }

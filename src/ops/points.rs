@@ -6,8 +6,11 @@ use super::{Error, Monitor, Result, Stop};
 use crate::capture::connection::{glob_matches, is_glob};
 use crate::capture::near::near_names;
 use crate::record;
-use crate::repo::{self, Content, DamagedSnapshot, Id, Index, NodeKind, RepoLock, Repository, Snapshot, read_tree};
+use crate::repo::{
+    self, Content, DamagedSnapshot, Id, Index, LockMode, NodeKind, RepoLock, Repository, Snapshot, read_tree,
+};
 use crate::storage;
+use crate::units::Span;
 use chrono::{DateTime, Duration, FixedOffset, Local, NaiveDate, NaiveDateTime, TimeZone};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +19,9 @@ pub const TAG: &str = "kvmb";
 
 /// The beginning of the tag that names the machine.
 pub const MACHINE_TAG: &str = "machine=";
+
+/// The tag that keeps a point whatever the retention says; restic's `forget --keep-tag pinned` keeps it too.
+pub const PINNED_TAG: &str = "pinned";
 
 /// The largest small file (manifest, definition, firmware variables) that is read into memory.
 const LARGEST_SMALL_FILE_BYTES: u64 = 256 << 20;
@@ -33,6 +39,17 @@ impl PointRef {
     /// The machine's name, from the tag.
     pub fn machine(&self) -> &str {
         self.snapshot.tags.iter().find_map(|tag| tag.strip_prefix(MACHINE_TAG)).unwrap_or("")
+    }
+
+    /// Whether retention leaves it alone.
+    pub fn is_pinned(&self) -> bool {
+        self.snapshot.tags.iter().any(|tag| tag == PINNED_TAG)
+    }
+
+    /// Whether this is what the id meant when it was given: pinning a point, or tagging it with restic, changes its id, and
+    /// so does copying it to another repository.
+    pub fn is_or_was(&self, id: &Id) -> bool {
+        self.id == *id || self.snapshot.original == Some(*id)
     }
 }
 
@@ -87,7 +104,8 @@ impl PointName {
 
 fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset>> {
     if let Some(span) = text.strip_prefix('-') {
-        return Some((now - parse_span(span)?).fixed_offset());
+        let ago = Duration::from_std(span.parse::<Span>().ok()?.0).ok()?;
+        return Some((now - ago).fixed_offset());
     }
     if let Ok(moment) = DateTime::parse_from_rfc3339(text) {
         return Some(moment);
@@ -109,25 +127,11 @@ fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset
     local(date.and_hms_nano_opt(23, 59, 59, 999_999_999)?)
 }
 
-/// A length of time as a number and a unit: `90s`, `30m`, `2h`, `3d`, `1w`.
-pub fn parse_span(text: &str) -> Option<Duration> {
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: i64 = number.parse().ok().filter(|n| (0..=1_000_000).contains(n))?;
-    match unit {
-        "s" => Duration::try_seconds(number),
-        "m" => Duration::try_minutes(number),
-        "h" => Duration::try_hours(number),
-        "d" => Duration::try_days(number),
-        "w" => Duration::try_weeks(number),
-        _ => None,
-    }
-}
-
 /// Takes the lock of a command that only reads. On a medium that cannot be written there is no lock, and no need of one: a
 /// prune beside us could only make chunks go missing, which is told; what is read is proven whoever else is at it.
 pub fn lock_for_reading(repo: &Repository, monitor: &dyn Monitor, stop: &Stop) -> Result<Option<RepoLock>> {
     use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-    let error = match super::open_repo::lock(repo, stop) {
+    let error = match super::open_repo::lock(repo, LockMode::Shared, stop) {
         Ok(lock) => return Ok(Some(lock)),
         Err(error) => error,
     };
@@ -165,7 +169,7 @@ pub fn list(repo: &Repository) -> Result<(Vec<PointRef>, Vec<DamagedSnapshot>)> 
 
 /// The one point that `name` means.
 pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<PointRef> {
-    let missing = |wanted: String| no_such_point(repo, points, wanted);
+    let missing = |wanted: String| no_such_point(repo, points.iter().map(PointRef::machine), wanted);
     match name {
         PointName::At { machine, moment } => points
             .iter()
@@ -184,10 +188,13 @@ pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<
                 return Ok(point.clone());
             }
             let looks_like_id = text.len() >= 4 && text.bytes().all(|b| b.is_ascii_hexdigit());
-            let matching: Vec<&PointRef> = points
-                .iter()
-                .filter(|point| looks_like_id && point.id.to_string().starts_with(&text.to_ascii_lowercase()))
-                .collect();
+            let beginning = text.to_ascii_lowercase();
+            let begins = |id: &Id| looks_like_id && id.to_string().starts_with(&beginning);
+            let mut matching: Vec<&PointRef> = points.iter().filter(|point| begins(&point.id)).collect();
+            if matching.is_empty() {
+                matching =
+                    points.iter().filter(|point| point.snapshot.original.is_some_and(|id| begins(&id))).collect();
+            }
             match matching[..] {
                 [] => Err(missing(text.clone())),
                 [point] => Ok(point.clone()),
@@ -197,9 +204,9 @@ pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<
     }
 }
 
-/// That there is no such point, with the machines that may have been meant.
-pub fn no_such_point(repo: &Repository, points: &[PointRef], wanted: String) -> Error {
-    let machines: BTreeSet<&str> = points.iter().map(PointRef::machine).collect();
+/// That there is no such point, with those of the `machines` in the repository that may have been meant.
+pub fn no_such_point<'a>(repo: &Repository, machines: impl Iterator<Item = &'a str>, wanted: String) -> Error {
+    let machines: BTreeSet<&str> = machines.collect();
     let (machine, _) = wanted.rsplit_once('@').unwrap_or((&wanted, ""));
     let near = match machines.contains(machine) {
         true => Vec::new(),
@@ -374,7 +381,8 @@ impl OpenPoint {
 
     /// The point as a record.
     pub fn to_record(&self, repo: &Repository) -> record::Point {
-        to_record(repo, &self.id, &self.manifest)
+        let pinned = self.snapshot.tags.iter().any(|tag| tag == PINNED_TAG);
+        record::Point { pinned, ..to_record(repo, &self.id, &self.manifest) }
     }
 }
 
@@ -389,6 +397,7 @@ pub fn to_record(repo: &Repository, id: &Id, manifest: &Manifest) -> record::Poi
         captured_at: manifest.captured_at,
         consistency: manifest.consistency.clone(),
         parent: manifest.parent.clone(),
+        pinned: false,
         capture: None,
         batch: None,
         batch_machines: None,

@@ -167,7 +167,7 @@ fn base_point(open: &OpenRepo, capture: &CaptureState) -> Result<Option<OpenPoin
         return Ok(None);
     };
     let (all, _) = points::list(&open.repo)?;
-    let Some(point) = all.iter().find(|point| point.id == id) else {
+    let Some(point) = all.iter().find(|point| point.is_or_was(&id)) else {
         return Ok(None);
     };
     // A damaged point is no base; verify reports it.

@@ -6,7 +6,9 @@ use super::{Error, Result};
 use crate::capture::machine::Which;
 use crate::capture::runtime::free_bytes;
 use crate::capture::state::SkippedDisk;
-use crate::capture::{CaptureState, Definition, DiskRequest, Freeze, Machine, OpenRequest, Runtime, open_capture};
+use crate::capture::{
+    CaptureState, Definition, DiskRequest, Freeze, Machine, OpenRequest, Runtime, clear_leftovers, open_capture,
+};
 use crate::steps::{self, Step};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -41,6 +43,8 @@ pub fn snapshot(
 ) -> Result<CaptureState> {
     let definition = machine.definition(Which::Live)?;
     let (disks, skipped) = choose(machine.name(), &definition, request)?;
+    // First of all: what is left may fill the scratch space, or hold a checkpoint that was never committed.
+    clear_leftovers(runtime, machine)?;
     if machine.is_running()? {
         refuse_without_scratch(runtime, machine, &disks, request)?;
     }

@@ -98,6 +98,7 @@ impl<'a> Verifier<'a> {
             captured_at: point.snapshot.time,
             consistency: "unknown".into(),
             parent: None,
+            pinned: point.is_pinned(),
             capture: None,
             batch: None,
             batch_machines: None,

@@ -190,7 +190,7 @@ fn check_pack_headers(repo: &Repository, index: &Index, report: &mut CheckReport
     }
     let mut packs: Vec<Id> = wanted.keys().copied().collect();
     packs.sort_unstable();
-    let errors = repo.read_each(&packs, |pack| {
+    let errors = repo.for_each(&packs, |pack| {
         let header = match pack::read_header(repo, pack) {
             Ok(header) => header,
             Err(error) => return Some(error),

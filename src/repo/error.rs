@@ -73,6 +73,16 @@ pub enum Error {
         /// Which.
         id: Id,
     },
+    /// A needed blob is in a pack that is not there, or too short for it.
+    #[error("pack {id} is gone or too short, and {kind} blob {blob} in it is needed")]
+    PackLost {
+        /// Which pack.
+        id: Id,
+        /// Which blob.
+        blob: Id,
+        /// Data or tree.
+        kind: BlobKind,
+    },
     /// A blob is not what its name says.
     #[error("{kind} blob {id} in pack {pack} is damaged: {flaw}")]
     BlobDamaged {
@@ -192,6 +202,18 @@ impl Error {
             Error::Writer(inner) => inner.root(),
             other => other,
         }
+    }
+
+    /// Whether a file was looked for that is not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self.root(), Error::Storage(error) if error.is_not_found())
+    }
+
+    /// Whether the place of the files does not let us remove one.
+    pub fn is_refused_removal(&self) -> bool {
+        use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        matches!(self.root(), Error::Storage(storage::Error::Io { action: "remove", source, .. })
+            if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem))
     }
 
     pub(super) fn damaged(kind: FileKind, name: impl ToString, flaw: Flaw) -> Error {

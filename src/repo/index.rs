@@ -33,16 +33,27 @@ pub struct Index {
     packs: Vec<Id>,
     data: Vec<Entry>,
     trees: Vec<Entry>,
-    files: usize,
+    files: Vec<SourceFile>,
+    superseded: Vec<Id>,
 }
 
-/// 48 bytes.
+/// An index file, and what of it is in the tables.
+#[derive(Debug)]
+pub(super) struct SourceFile {
+    pub(super) id: Id,
+    /// The numbers of the packs that it names.
+    pub(super) packs: Vec<u32>,
+    pub(super) blobs: usize,
+}
+
+/// One place of a blob, 48 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Entry {
-    id: Id,
-    pack: u32,
-    offset: u32,
-    length: u32,
+pub(super) struct Entry {
+    pub(super) id: Id,
+    /// The number of the pack.
+    pub(super) pack: u32,
+    pub(super) offset: u32,
+    pub(super) length: u32,
     /// 0 for a blob that is not compressed: restic leaves the field out then, and never compresses nothing.
     raw_length: u32,
 }
@@ -52,17 +63,17 @@ struct Entry {
 pub(super) struct IndexFile {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     supersedes: Vec<Id>,
-    packs: Vec<PackJson>,
+    pub(super) packs: Vec<PackJson>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct PackJson {
-    id: Id,
-    blobs: Vec<BlobJson>,
+pub(super) struct PackJson {
+    pub(super) id: Id,
+    pub(super) blobs: Vec<BlobJson>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct BlobJson {
+pub(super) struct BlobJson {
     id: Id,
     #[serde(rename = "type")]
     kind: KindJson,
@@ -109,6 +120,12 @@ impl PendingIndex {
         });
         self.packs.push(PackJson { id: pack.id, blobs: blobs.collect() });
         self.blobs += pack.entries.len();
+    }
+
+    /// Names a pack as another index file did.
+    pub(super) fn add_again(&mut self, pack: PackJson) {
+        self.blobs += pack.blobs.len();
+        self.packs.push(pack);
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -175,7 +192,7 @@ impl Index {
         let ids = repo.list(FileKind::Index)?;
         let mut files = Vec::new();
         let mut damaged = Vec::new();
-        let results = repo.read_each(&ids, |id| LoadedFile::load(repo, id));
+        let results = repo.for_each(&ids, |id| LoadedFile::load(repo, id));
         for (id, result) in ids.into_iter().zip(results) {
             match result {
                 Ok(file) => files.push((id, file)),
@@ -183,21 +200,23 @@ impl Index {
             }
         }
         let superseded: HashSet<Id> = files.iter().flat_map(|(_, file)| file.supersedes.iter().copied()).collect();
-        files.retain(|(id, _)| !superseded.contains(id));
-        let files = files.into_iter().map(|(_, file)| file).collect();
-        Ok((Index::join(files), damaged))
+        let (gone, files): (Vec<_>, Vec<_>) = files.into_iter().partition(|(id, _)| superseded.contains(id));
+        let mut index = Index::join(files);
+        index.superseded = gone.into_iter().map(|(id, _)| id).collect();
+        Ok((index, damaged))
     }
 
-    fn join(files: Vec<LoadedFile>) -> Index {
-        let total = |part: fn(&LoadedFile) -> &Vec<Entry>| files.iter().map(|f| part(f).len()).sum();
+    fn join(files: Vec<(Id, LoadedFile)>) -> Index {
+        let total = |part: fn(&LoadedFile) -> &Vec<Entry>| files.iter().map(|(_, file)| part(file).len()).sum();
         let mut index = Index {
             packs: Vec::new(),
             data: Vec::with_capacity(total(|file| &file.data)),
             trees: Vec::with_capacity(total(|file| &file.trees)),
-            files: files.len(),
+            files: Vec::with_capacity(files.len()),
+            superseded: Vec::new(),
         };
         let mut numbers: HashMap<Id, u32> = HashMap::new();
-        for file in files {
+        for (id, file) in files {
             let of_pack: Vec<u32> = file
                 .packs
                 .iter()
@@ -212,8 +231,10 @@ impl Index {
                 entry.pack = of_pack[entry.pack as usize];
                 entry
             };
+            let blobs = file.data.len() + file.trees.len();
             index.data.extend(file.data.into_iter().map(renumber));
             index.trees.extend(file.trees.into_iter().map(renumber));
+            index.files.push(SourceFile { id, packs: of_pack, blobs });
         }
         for table in [&mut index.data, &mut index.trees] {
             table.sort_unstable();
@@ -222,14 +243,22 @@ impl Index {
         index
     }
 
-    fn table(&self, kind: BlobKind) -> &[Entry] {
+    /// Every place of every blob of a kind, sorted by the blobs' ids.
+    pub(super) fn table(&self, kind: BlobKind) -> &[Entry] {
         match kind {
             BlobKind::Data => &self.data,
             BlobKind::Tree => &self.trees,
         }
     }
 
-    fn location(&self, entry: &Entry) -> BlobLocation {
+    /// Where in the table the places of a blob begin.
+    pub(super) fn position(&self, kind: BlobKind, id: &Id) -> Option<usize> {
+        let table = self.table(kind);
+        let start = table.partition_point(|entry| entry.id < *id);
+        table.get(start).filter(|entry| entry.id == *id).map(|_| start)
+    }
+
+    pub(super) fn location(&self, entry: &Entry) -> BlobLocation {
         let compressed = entry.raw_length != 0;
         BlobLocation {
             pack: self.packs[entry.pack as usize],
@@ -272,7 +301,22 @@ impl Index {
 
     /// How many index files it came from.
     pub fn files(&self) -> usize {
-        self.files
+        self.files.len()
+    }
+
+    /// The index files that it came from.
+    pub(super) fn sources(&self) -> &[SourceFile] {
+        &self.files
+    }
+
+    /// Index files that another one says to replace, and that are there all the same.
+    pub(super) fn superseded(&self) -> &[Id] {
+        &self.superseded
+    }
+
+    /// The packs by their numbers.
+    pub(super) fn pack_ids(&self) -> &[Id] {
+        &self.packs
     }
 
     /// Every pack, in no order.

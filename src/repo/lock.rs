@@ -16,7 +16,7 @@
 //! | --- | --- | --- |
 //! | shared | fine | wait |
 //! | exclusive | wait | wait |
-//! | stale: older than 30 minutes, or of a dead process of this host | removed | removed |
+//! | stale: older than 30 minutes, or of a dead process of this host | removed, or ignored where that is refused | the same |
 //! | empty file (an interrupted upload) | ignored | ignored |
 //! | unreadable | wait, then its error | wait, then its error |
 //!
@@ -297,7 +297,9 @@ impl Shared {
         }
         match storage.remove(FileKind::Lock, &old.to_string()) {
             Err(e) if e.is_not_found() => gone(),
-            other => other?,
+            // It becomes stale by itself; an append-only server refuses it for ever.
+            Err(error) => tracing::debug!(lock = %old, %error, "a refreshed lock stays"),
+            Ok(()) => {}
         }
         Ok(())
     }
@@ -356,7 +358,10 @@ fn find_conflict(repo: &Repository, mode: LockMode, timing: &LockTiming, own: Op
         };
         if is_stale(&lock, timing) {
             tracing::warn!(lock = %id, "removing a stale lock, held {lock}");
-            remove(repo, &id)?;
+            // An append-only server refuses it; nobody respects the lock all the same.
+            if let Err(error) = remove(repo, &id) {
+                tracing::debug!(lock = %id, %error, "a stale lock stays");
+            }
             continue;
         }
         if lock.exclusive || mode == LockMode::Exclusive {

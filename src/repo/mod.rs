@@ -1,7 +1,7 @@
 //! restic repositories, format version 2.
 //!
 //! One file a noun of the format: [`Id`], key, config, [`RepoLock`], pack, [`Index`], [`Tree`], [`Content`],
-//! [`Snapshot`]; and what moves data: [`Writer`], [`read_blobs`], [`check()`]. All files go through a
+//! [`Snapshot`]; and what moves data: [`Writer`], [`read_blobs`], [`check()`], [`PrunePlan`]. All files go through a
 //! [`Storage`]. Blobs and files are opened (their code compared) and their SHA-256 is compared before anybody sees a byte
 //! of them: what comes out of here is right, or it is a typed [`Error`].
 //!
@@ -16,6 +16,7 @@
 //! | [`Content`] | 32 bytes a blob, a run of the same id counts as one |
 //! | [`Writer`] | about `(3 + writers) · pack_bytes`, two chunks a calling thread, 40-80 bytes a new blob |
 //! | [`read_blobs`] | 8 MiB and a blob (sealed and plain) a thread, 32 bytes an id |
+//! | [`PrunePlan`] | the index, a byte a blob, 200 bytes a pack, one tree at a time |
 //! | [`write_tree`], [`read_tree`] | the tree *compressed*, and its [`Content`] |
 
 mod base64;
@@ -31,6 +32,7 @@ mod key;
 mod lock;
 mod pack;
 mod polynomial;
+mod prune;
 mod reader;
 mod snapshot;
 mod time;
@@ -56,6 +58,9 @@ pub use index::{BlobLocation, Index};
 pub use key::KeyInfo;
 pub use lock::{LockInfo, LockMode, LockTiming, RepoLock};
 pub use pack::BlobKind;
+pub use prune::{
+    MaxUnused, ParseMaxUnusedError, PruneEvent, PruneLimits, PrunePlan, PruneSummary, PruneWatch, is_no_space,
+};
 pub use reader::read_blobs;
 pub use snapshot::{DamagedSnapshot, Snapshot, SnapshotList, StoredSnapshot};
 pub use tree::{Metadata, Node, NodeKind, Tree, read_tree, write_tree};
@@ -67,7 +72,7 @@ const ENCODING_ZSTD: u8 = 2;
 const UNPACKED_LEVEL: i32 = 3;
 /// An index of 50,000 blobs has some 10 MB of JSON; nothing that is read whole may claim more than this.
 const UNPACKED_LIMIT: u64 = 1 << 30;
-/// Small files are read by this many threads at once, which hides the latency of a remote storage.
+/// Small files are read and removed by this many threads at once, which hides the latency of a remote storage.
 const SMALL_FILE_THREADS: usize = 8;
 
 /// An open repository. Cheap to clone; may be used from any thread.
@@ -264,22 +269,22 @@ impl Repository {
         }
     }
 
-    /// Runs `read` for every id on a few threads; the results stand in the order of `ids`.
-    fn read_each<T: Send>(&self, ids: &[Id], read: impl Fn(&Id) -> T + Sync) -> Vec<T> {
+    /// Runs `work` for every item (a small file) on a few threads; the results stand in the order of the items.
+    fn for_each<I: Sync, T: Send>(&self, items: &[I], work: impl Fn(&I) -> T + Sync) -> Vec<T> {
         let next = std::sync::atomic::AtomicUsize::new(0);
-        let work = || {
+        let worker = || {
             let mut results = Vec::new();
-            while let Some((position, id)) = {
+            while let Some((position, item)) = {
                 let position = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                ids.get(position).map(|id| (position, id))
+                items.get(position).map(|item| (position, item))
             } {
-                results.push((position, read(id)));
+                results.push((position, work(item)));
             }
             results
         };
         let mut results: Vec<(usize, T)> = std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..SMALL_FILE_THREADS.min(ids.len())).map(|_| scope.spawn(work)).collect();
-            let mut results = work();
+            let helpers: Vec<_> = (1..SMALL_FILE_THREADS.min(items.len())).map(|_| scope.spawn(worker)).collect();
+            let mut results = worker();
             for helper in helpers {
                 match helper.join() {
                     Ok(more) => results.extend(more),

@@ -72,7 +72,7 @@ thread_local! {
 }
 
 /// Decompresses what was opened, where it is compressed, and compares length and hash.
-fn prove<'a>(
+pub(super) fn prove<'a>(
     kind: BlobKind,
     id: &Id,
     location: &BlobLocation,
@@ -107,9 +107,9 @@ fn prove<'a>(
 }
 
 /// A blob to be read, with the place that is tried first.
-struct Wanted {
-    id: Id,
-    location: BlobLocation,
+pub(super) struct Wanted {
+    pub(super) id: Id,
+    pub(super) location: BlobLocation,
 }
 
 /// Reads many data blobs, in the order in which they lie in the packs.
@@ -161,7 +161,7 @@ pub fn read_blobs(
 }
 
 /// Which blobs are read together: neighbours in one pack.
-fn ranges(wanted: &[Wanted]) -> Vec<Range<usize>> {
+pub(super) fn ranges(wanted: &[Wanted]) -> Vec<Range<usize>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
     for (position, blob) in wanted.iter().enumerate() {
         let fits = ranges.last().is_some_and(|range| {

@@ -106,7 +106,7 @@ impl Snapshot {
 impl SnapshotList {
     pub(super) fn load(repo: &Repository) -> Result<Self> {
         let ids = repo.list(FileKind::Snapshot)?;
-        let results = repo.read_each(&ids, |id| Snapshot::load(repo, id));
+        let results = repo.for_each(&ids, |id| Snapshot::load(repo, id));
         let mut list = SnapshotList::default();
         for (id, result) in ids.into_iter().zip(results) {
             match result {

@@ -225,6 +225,17 @@ impl Writer {
         })
     }
 
+    /// Stores a blob of another pack as it is there: sealed, and proven by the caller.
+    pub(super) fn put_sealed(&self, kind: BlobKind, id: Id, sealed: &[u8], raw_length: Option<u32>) -> Result<()> {
+        self.shared.check()?;
+        if !self.claim(kind, id) {
+            return Ok(());
+        }
+        self.shared.guard(|| self.append(kind, id, sealed, raw_length))?;
+        self.shared.count(u64::from(raw_length.unwrap_or(0)), sealed.len() as u64);
+        Ok(())
+    }
+
     /// What was written so far; packs that are still open count as written.
     pub fn summary(&self) -> WriteSummary {
         let shared = &self.shared;

@@ -55,6 +55,10 @@ impl Storage for LimitStorage {
         self.inner.remove(kind, name)
     }
 
+    fn remove_leftovers(&self) -> Result<()> {
+        self.inner.remove_leftovers()
+    }
+
     fn free_bytes(&self) -> Result<Option<u64>> {
         self.inner.free_bytes()
     }

@@ -123,7 +123,11 @@ impl LocalStorage {
     }
 
     fn list_folder(&self, folder: &Path, found: &mut Vec<FileInfo>) -> Result<()> {
-        let fail = |e| self.io_error("list", folder, e);
+        let fail = |e: io::Error| match e.kind() {
+            // Not a part of it: all of it.
+            ErrorKind::NotFound if !self.root.is_dir() => self.io_error("find", &self.root, e),
+            _ => self.io_error("list", folder, e),
+        };
         for entry in fs::read_dir(folder).map_err(fail)? {
             let entry = entry.map_err(fail)?;
             let Ok(name) = entry.file_name().into_string() else {
@@ -261,6 +265,17 @@ impl Storage for LocalStorage {
         fs::remove_file(&path).map_err(|e| self.error("remove", kind, name, &path, e))?;
         let folder = self.folder(kind, name);
         sync_folder(&folder).map_err(|e| self.io_error("sync", &folder, e))
+    }
+
+    fn remove_leftovers(&self) -> Result<()> {
+        let data = self.root.join(FileKind::Pack.folder());
+        for kind in FileKind::ALL.into_iter().filter(|kind| !matches!(kind, FileKind::Config | FileKind::Pack)) {
+            self.sweep(&self.root.join(kind.folder()));
+        }
+        for fan in 0..=u8::MAX {
+            self.sweep(&data.join(hex::encode([fan])));
+        }
+        Ok(())
     }
 
     fn free_bytes(&self) -> Result<Option<u64>> {

@@ -229,6 +229,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Removes a file; one that is not there is [`Error::NotFound`].
     fn remove(&self, kind: FileKind, name: &str) -> Result<()>;
 
+    /// Removes what killed writers left behind: unfinished files that no living writer can have. It never removes a file
+    /// that [`Storage::list`] lists. A place that leaves nothing behind has nothing to do.
+    fn remove_leftovers(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Room left for new files, if the place can tell.
     fn free_bytes(&self) -> Result<Option<u64>>;
 }

@@ -6,7 +6,7 @@
 //!
 //! | call | done twice |
 //! | --- | --- |
-//! | read, list, size | the same again |
+//! | read, list, size, remove_leftovers | the same again |
 //! | write | a file that is there with its whole length is complete, for it is never visible before; else it is written anew |
 //! | remove | that it is gone already is what was wanted |
 //! | create_layout | what is there stays |
@@ -163,6 +163,10 @@ impl Storage for RetryStorage {
             Err(error) if again && error.is_not_found() => Ok(()),
             result => result,
         })
+    }
+
+    fn remove_leftovers(&self) -> Result<()> {
+        self.persist(|_| self.inner.remove_leftovers())
     }
 
     fn free_bytes(&self) -> Result<Option<u64>> {

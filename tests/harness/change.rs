@@ -26,14 +26,24 @@ impl Machine<'_> {
     /// Grows or shrinks a disk, live if the machine is on.
     #[track_caller]
     pub fn resize(&self, target: &str, capacity_bytes: u64) {
+        self.try_resize(target, capacity_bytes).unwrap_or_else(|error| panic!("{target}: {error}"));
+    }
+
+    /// The same; what is said against it when it is refused. The disk is then as it was.
+    pub fn try_resize(&self, target: &str, capacity_bytes: u64) -> Result<(), String> {
         if self.is_on() {
-            self.env().virsh(&["blockresize", self.uuid(), target, &format!("{capacity_bytes}B")]);
+            let size = format!("{capacity_bytes}B");
+            let output = self.env().try_virsh(&["blockresize", self.uuid(), target, &size]);
+            if output.code() != 0 {
+                return Err(output.stderr().to_owned());
+            }
         } else {
             let size = capacity_bytes.to_string();
             let image = self.image(target).display().to_string();
-            run("qemu-img", &["resize", "-q", "--shrink", "-f", self.format(target), &image, &size]);
+            try_run("qemu-img", &["resize", "-q", "--shrink", "-f", self.format(target), &image, &size])?;
         }
         self.change(target, |model| model.resize(capacity_bytes));
+        Ok(())
     }
 
     /// Plugs a disk in, for good and - if the machine is on - at once. A machine without an operating system lets go again
@@ -99,6 +109,14 @@ impl Machine<'_> {
         self.connect();
     }
 
+    /// Starts it, whether it was stopped or its QEMU ended by itself.
+    #[track_caller]
+    pub fn start_again(&self) {
+        self.virsh_settled(&format!("start --paused {}", self.uuid()));
+        assert!(self.is_on(), "{} does not start", self.name());
+        self.connect();
+    }
+
     /// Takes the definition away with what libvirt knows of checkpoints, and defines it anew, changed. The machine must be
     /// off; without a change it may be on.
     #[track_caller]
@@ -145,9 +163,16 @@ pub fn bitmaps(image: &Path) -> Vec<String> {
 /// Runs a program that must succeed; its stdout.
 #[track_caller]
 pub fn run(program: &str, args: &[&str]) -> String {
+    try_run(program, args).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Runs a program; its stdout, or what it says when it fails.
+pub fn try_run(program: &str, args: &[&str]) -> Result<String, String> {
     let output = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    if !output.status.success() {
+        return Err(format!("{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr).trim()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// A copy of an image beside it.

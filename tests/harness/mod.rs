@@ -29,6 +29,7 @@ pub mod libvirt;
 pub mod libvirtd;
 pub mod machine;
 pub mod model;
+pub mod mount;
 pub mod parts;
 pub mod process;
 pub mod pty;
@@ -112,6 +113,7 @@ impl Env {
         }
         fs::write(env.password_file(), format!("{PASSWORD}\n")).expect("cannot write");
         set_mode(&env.password_file(), 0o600);
+        env.configure(&serde_json::json!({}));
         symlink(env!("CARGO_BIN_EXE_kvmb"), env.folder.join("bin/kvmb")).expect("cannot link");
         libvirt::prepare_root(&env.libvirt_root());
         env
@@ -152,6 +154,22 @@ impl Env {
         self.path("scratch")
     }
 
+    /// kvmb's configuration (`KVMB_CONFIG`), at first without any key.
+    pub fn config_file(&self) -> PathBuf {
+        self.path("config.json")
+    }
+
+    /// Configures kvmb.
+    pub fn configure(&self, config: &serde_json::Value) {
+        fs::write(self.config_file(), config.to_string()).expect("cannot write");
+        set_mode(&self.config_file(), 0o600);
+    }
+
+    /// Where kvmb logs (`KVMB_LOG_FILE`).
+    pub fn log_file(&self) -> PathBuf {
+        self.path("kvmb.log")
+    }
+
     /// The folder that libvirt lives in.
     pub fn libvirt_root(&self) -> PathBuf {
         self.path("libvirt")
@@ -181,6 +199,8 @@ impl Env {
             .env("XDG_STATE_HOME", self.path("home/.local/state"))
             .env("KVMB_RUNTIME_DIR", self.runtime_dir())
             .env("KVMB_SCRATCH", self.scratch_dir())
+            .env("KVMB_LOG_FILE", self.log_file())
+            .env("KVMB_CONFIG", self.config_file())
             .env("KVMB_PASSWORD_FILE", self.password_file())
             .env("LIBVIRT_DEFAULT_URI", self.uri())
             .env("RESTIC_CACHE_DIR", self.path("home/.cache/restic"))
@@ -210,14 +230,19 @@ impl Env {
         MachineBuilder::new(self, name)
     }
 
-    /// A small Linux that is up, its guest agent answering.
+    /// A small Linux that is up, its guest agent answering, its disk a raw image.
     pub fn linux_guest(&self, name: &str) -> LinuxGuest<'_> {
-        LinuxGuest::boot(self, name, FreezeMode::Normal)
+        LinuxGuest::boot(self, name, FreezeMode::Normal, "raw")
     }
 
     /// The same, but with an agent that behaves as `freeze` says.
     pub fn linux_guest_that(&self, name: &str, freeze: FreezeMode) -> LinuxGuest<'_> {
-        LinuxGuest::boot(self, name, freeze)
+        LinuxGuest::boot(self, name, freeze, "raw")
+    }
+
+    /// The same, its disk a qcow2 image.
+    pub fn linux_guest_on_qcow2(&self, name: &str, freeze: FreezeMode) -> LinuxGuest<'_> {
+        LinuxGuest::boot(self, name, freeze, "qcow2")
     }
 
     /// restic on a repository, with the password of this world.
@@ -250,22 +275,20 @@ impl Env {
         Pty::start(self, program, args)
     }
 
-    /// What kvmb has left behind: processes that are not QEMU machines or ours to know, and files in its runtime folder
-    /// that a capture would own (sockets, state, scratch).
+    /// What kvmb has left behind: processes that are not QEMU machines or ours to know, and what a capture would own in its
+    /// folders (state, sockets, scratch), an empty folder included.
     pub fn leftovers(&self) -> Vec<String> {
         let mut found: Vec<String> = process::of(&self.folder)
             .into_iter()
             .filter(|p| !p.is("qemu-system-x86_64") && !p.is("libvirtd") && !sshd::is_part(p))
             .map(|p| format!("process {}: {}", p.pid, p.command_line))
             .collect();
-        let mut folders = vec![self.runtime_dir(), self.scratch_dir()];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                    folders.push(entry.path());
-                // A lock file that stays is no leftover: removing one is a race. The filler is our own.
-                } else if entry.path().extension() != Some(OsStr::new("lock")) && entry.file_name() != tmpfs::FILLER {
-                    found.push(format!("file {}", entry.path().display()));
+        for folder in [self.runtime_dir(), self.path("run/kvmb-nbd"), self.scratch_dir()] {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                // A machine's lock file that stays is no leftover: removing one is a race. The filler is our own.
+                if path.extension() != Some(OsStr::new("lock")) && entry.file_name() != tmpfs::FILLER {
+                    found.push(path.display().to_string());
                 }
             }
         }

@@ -3,8 +3,9 @@
 use super::line::Line;
 use crate::capture::machine::Which;
 use crate::capture::{CaptureFile, Hypervisor};
+use crate::cli::output::Effect;
 use crate::cli::repo_args::RepoArgs;
-use crate::cli::{Context, table};
+use crate::cli::{Context, Run, secret, table};
 use crate::ops::Silent;
 use crate::ops::points::{self, PointName, PointRef};
 use crate::record::{Time, steers_terminal};
@@ -132,7 +133,7 @@ fn promptly<T: Send + 'static>(look_up: impl FnOnce() -> Option<T> + Send + 'sta
 }
 
 fn context(line: &Line) -> Option<Context> {
-    line.global().map(Context::new)
+    Some(Context::new(line.global()?, line.settings(), Run::begin("complete", Effect::Reads)))
 }
 
 fn hypervisor(line: &Line) -> Option<Hypervisor> {
@@ -143,11 +144,13 @@ fn hypervisor(line: &Line) -> Option<Hypervisor> {
 fn known_points(line: &Line) -> Option<(Repository, Vec<PointRef>)> {
     let repo = line.repo()?;
     // A command may ask somebody, and a server may take its time: no key press is worth that.
-    let asks = repo.password_file.is_none() && std::env::var_os("KVMB_PASSWORD_COMMAND").is_some_and(|c| !c.is_empty());
+    let context = context(line)?;
+    let by_command = secret::variable("KVMB_PASSWORD_COMMAND").is_some() || context.config().password_command.is_some();
+    let asks = repo.password_file.is_none() && by_command;
     if asks || !is_folder(&repo) {
         return None;
     }
-    let repo = repo.open(&context(line)?).ok()?;
+    let repo = repo.open(&context).ok()?;
     let (known, _) = points::list(&repo).ok()?;
     Some((repo, known))
 }

@@ -2,6 +2,7 @@
 
 use crate::cli::Global;
 use crate::cli::repo_args::RepoArgs;
+use crate::cli::settings::{self, Settings};
 use clap::{ArgMatches, Args, FromArgMatches};
 use std::ffi::OsString;
 
@@ -9,6 +10,7 @@ use std::ffi::OsString;
 #[derive(Debug)]
 pub struct Line {
     matches: ArgMatches,
+    settings: Settings,
 }
 
 impl Line {
@@ -22,11 +24,22 @@ impl Line {
 
     fn parse(words: Vec<OsString>) -> Option<Line> {
         // What is missing is still to be typed.
-        let mut matches = crate::cli::command().ignore_errors(true).try_get_matches_from(words).ok()?;
+        let read = |parser: clap::Command| parser.ignore_errors(true).try_get_matches_from(&words).ok();
+        let parser = settings::without_empty_variables(crate::cli::command());
+        let first = read(parser.clone())?;
+        // One that is refused will be told of when the line is run.
+        let loaded = Global::from_arg_matches(&first).ok()?.load_config().unwrap_or_default();
+        let mut matches = read(settings::with_defaults(parser, &loaded))?;
+        let settings = Settings::new(loaded, &matches);
         while let Some((_, deeper)) = matches.remove_subcommand() {
             matches = deeper;
         }
-        Some(Line { matches })
+        Some(Line { matches, settings })
+    }
+
+    /// The configuration.
+    pub fn settings(&self) -> Settings {
+        self.settings.clone()
     }
 
     /// The values of an argument, none if the command does not have it.

@@ -11,6 +11,14 @@ use clap_mangen::Man;
 /// Files that a user may meet.
 const FILES: &[(&str, &str)] = &[
     (
+        "~/.kvm_backup_config.json, /etc/kvmb/config.json",
+        "The configuration, the first of them that there is, unless `--config` names another. `kvmb config schema` describes its keys.",
+    ),
+    (
+        "/var/log/kvm_backup.log, ~/kvm_backup.log",
+        "The log, and beside it (`.1` …) what was set aside when it had grown too large. Under systemd, the journal is the log.",
+    ),
+    (
         "/var/lib/kvmb/repo",
         "The repository of this host, made on first use when no other is named. For a user: below `~/.local/share/kvmb`.",
     ),

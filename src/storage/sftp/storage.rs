@@ -300,6 +300,15 @@ impl Storage for SftpStorage {
         self.pool.with(remove).map_err(|fault| self.error("remove", kind, name, &path, fault))
     }
 
+    fn remove_leftovers(&self) -> Result<()> {
+        // Listings find them.
+        for kind in FileKind::ALL.into_iter().filter(|kind| *kind != FileKind::Config) {
+            self.list(kind)?;
+        }
+        self.sweep();
+        Ok(())
+    }
+
     fn free_bytes(&self) -> Result<Option<u64>> {
         let root = &self.target.path;
         self.pool.with(|files| files.free_bytes(root)).map_err(|fault| self.fault("examine", root, fault))

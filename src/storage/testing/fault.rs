@@ -47,6 +47,8 @@ pub enum Effect {
     Fail,
     /// It fails because the place is full, and does nothing.
     NoSpace,
+    /// It is not permitted, and does nothing.
+    Refuse,
     /// It is done, and then reported as failed: the answer was lost.
     FailAfter,
     /// As [`Effect::Fail`], by a lost connection: it may succeed when it is tried again.
@@ -164,7 +166,13 @@ impl FaultStorage {
         effects
     }
 
-    fn run<T>(&self, effects: &[Effect], name: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
+    fn run<T>(
+        &self,
+        operation: Operation,
+        effects: &[Effect],
+        name: &str,
+        call: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         let io = |source| Error::Io { action: "reach", path: PathBuf::from(name), source };
         let failure = || io(std::io::Error::other("failure wanted by a test"));
         let cut = || io(std::io::ErrorKind::ConnectionReset.into());
@@ -178,6 +186,11 @@ impl FaultStorage {
                         path: PathBuf::from(name),
                         source: std::io::ErrorKind::StorageFull.into(),
                     });
+                }
+                Effect::Refuse => {
+                    let action = if operation == Operation::Remove { "remove" } else { "reach" };
+                    let source = std::io::ErrorKind::PermissionDenied.into();
+                    return Err(Error::Io { action, path: PathBuf::from(name), source });
                 }
                 Effect::Delay(time) => std::thread::sleep(*time),
                 Effect::FailAfter | Effect::CutAfter | Effect::Truncate(_) | Effect::FlipBit(_) => {}
@@ -214,33 +227,33 @@ impl Storage for FaultStorage {
 
     fn create_layout(&self) -> Result<()> {
         let effects = self.enter(Operation::CreateLayout, None, "", 0);
-        self.run(&effects, "", || self.inner.create_layout())
+        self.run(Operation::CreateLayout, &effects, "", || self.inner.create_layout())
     }
 
     fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>> {
         let effects = self.enter(Operation::List, Some(kind), "", 0);
-        self.run(&effects, "", || self.inner.list(kind))
+        self.run(Operation::List, &effects, "", || self.inner.list(kind))
     }
 
     fn size(&self, kind: FileKind, name: &str) -> Result<u64> {
         let effects = self.enter(Operation::Size, Some(kind), name, 0);
-        self.run(&effects, name, || self.inner.size(kind, name))
+        self.run(Operation::Size, &effects, name, || self.inner.size(kind, name))
     }
 
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
         let effects = self.enter(Operation::Read, Some(kind), name, 0);
-        self.run(&effects, name, || self.inner.read(kind, name)).map(|bytes| damage(bytes, &effects))
+        self.run(Operation::Read, &effects, name, || self.inner.read(kind, name)).map(|bytes| damage(bytes, &effects))
     }
 
     fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
         let effects = self.enter(Operation::ReadRange, Some(kind), name, length);
-        self.run(&effects, name, || self.inner.read_range(kind, name, offset, length))
+        self.run(Operation::ReadRange, &effects, name, || self.inner.read_range(kind, name, offset, length))
             .map(|bytes| damage(bytes, &effects))
     }
 
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
         let effects = self.enter(Operation::Write, Some(kind), name, contents.len());
-        self.run(&effects, name, || {
+        self.run(Operation::Write, &effects, name, || {
             if effects.is_empty() {
                 return self.inner.write(kind, name, contents);
             }
@@ -251,11 +264,15 @@ impl Storage for FaultStorage {
 
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
         let effects = self.enter(Operation::Remove, Some(kind), name, 0);
-        self.run(&effects, name, || self.inner.remove(kind, name))
+        self.run(Operation::Remove, &effects, name, || self.inner.remove(kind, name))
+    }
+
+    fn remove_leftovers(&self) -> Result<()> {
+        self.inner.remove_leftovers()
     }
 
     fn free_bytes(&self) -> Result<Option<u64>> {
         let effects = self.enter(Operation::FreeBytes, None, "", 0);
-        self.run(&effects, "", || self.inner.free_bytes())
+        self.run(Operation::FreeBytes, &effects, "", || self.inner.free_bytes())
     }
 }

@@ -42,10 +42,14 @@ impl<'e> Deref for LinuxGuest<'e> {
 }
 
 impl<'e> LinuxGuest<'e> {
-    pub(super) fn boot(env: &'e Env, name: &str, freeze: FreezeMode) -> LinuxGuest<'e> {
+    pub(super) fn boot(env: &'e Env, name: &str, freeze: FreezeMode, format: &str) -> LinuxGuest<'e> {
         let parts = prepared_parts();
-        let disk = env.disks().join("linux.img");
-        make_ext4(&disk, 96 << 20);
+        let raw = env.disks().join("linux.img");
+        make_ext4(&raw, 96 << 20);
+        let disk = match format {
+            "raw" => raw,
+            _ => converted(&raw, format),
+        };
         let mode = match freeze {
             FreezeMode::Normal => "kvmb.freeze=normal".to_owned(),
             FreezeMode::Hangs { seconds } => format!("kvmb.freeze=hang kvmb.seconds={seconds}"),
@@ -69,7 +73,7 @@ impl<'e> LinuxGuest<'e> {
                 console.display(),
                 synced.display()
             ))
-            .disk(Disk::existing(&disk, "raw"))
+            .disk(Disk::existing(&disk, format))
             .start();
         let guest = LinuxGuest { machine, synced };
         let limit = Duration::from_secs(120);
@@ -106,6 +110,17 @@ impl<'e> LinuxGuest<'e> {
     }
 }
 
+/// The same image in another format, in the first one's place.
+fn converted(raw: &Path, format: &str) -> PathBuf {
+    let image = raw.with_extension(format);
+    super::change::run(
+        "qemu-img",
+        &["convert", "-f", "raw", "-O", format, &raw.display().to_string(), &image.display().to_string()],
+    );
+    fs::remove_file(raw).expect("cannot remove");
+    image
+}
+
 /// A copy of a raw ext4 image, to look into.
 pub struct Ext4 {
     image: tempfile::NamedTempFile,
@@ -140,6 +155,15 @@ impl Ext4 {
         self.was_clean
     }
 
+    /// Fails if a look at it, without mending anything, finds a fault.
+    #[track_caller]
+    pub fn assert_sound(image: &Path) {
+        let output = Command::new(parts::find("e2fsck").expect("e2fsck")).arg("-fn").arg(image).output();
+        let output = output.expect("e2fsck");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{}: e2fsck -fn: {said}", image.display());
+    }
+
     /// The content of one of the guest's numbered files.
     pub fn numbered_file(&self, number: u64) -> String {
         run("debugfs", &["-R", &format!("cat /files/{number}")], self.image.path())
@@ -148,12 +172,47 @@ impl Ext4 {
     /// Fails unless files 1 to `last` are there and whole.
     #[track_caller]
     pub fn assert_has_files(&self, last: u64) {
-        for number in 1..=last {
-            let wanted = format!("file {number}\n");
-            let content = self.numbered_file(number);
-            let whole = content.len() == 8192 && wanted.repeat(8192 / wanted.len() + 1).starts_with(&content);
-            assert!(whole, "file {number} of {last} is missing or wrong: {content:.40?}");
-        }
+        assert_whole(last, |number| self.numbered_file(number));
+    }
+}
+
+/// A file system of the guest's, mounted on this host. Dropped, it is unmounted.
+pub struct Mounted {
+    place: PathBuf,
+}
+
+impl Mounted {
+    /// Mounts an image in a new folder beside it, through a loop device; its journal is replayed.
+    #[track_caller]
+    pub fn mount(image: &Path) -> Mounted {
+        let place = image.with_extension("mounted");
+        fs::create_dir(&place).expect("cannot make a folder");
+        let output = Command::new("mount").args(["-o", "loop"]).arg(image).arg(&place).output().expect("mount");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{} cannot be mounted (root and loop devices?): {said}", image.display());
+        Mounted { place }
+    }
+
+    /// Fails unless files 1 to `last` are there and whole.
+    #[track_caller]
+    pub fn assert_has_files(&self, last: u64) {
+        let read = |number: u64| fs::read_to_string(self.place.join(format!("files/{number}"))).unwrap_or_default();
+        assert_whole(last, read);
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.place).output();
+    }
+}
+
+#[track_caller]
+fn assert_whole(last: u64, read: impl Fn(u64) -> String) {
+    for number in 1..=last {
+        let (wanted, content) = (format!("file {number}\n"), read(number));
+        let whole = content.len() == 8192 && wanted.repeat(8192 / wanted.len() + 1).starts_with(&content);
+        assert!(whole, "file {number} of {last} is missing or wrong: {content:.40?}");
     }
 }
 

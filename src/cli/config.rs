@@ -1,0 +1,140 @@
+//! `kvmb config`
+
+use crate::cli::Context;
+use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::{CliError, of_config};
+use crate::cli::session::Session;
+use crate::config::rules::{AbsolutePath, Written};
+use crate::config::{Config, Loaded, schema};
+use crate::record::{Check, Record, Status};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+/// Show, check and describe the configuration.
+///
+/// It is a JSON file: --config, $KVMB_CONFIG, ~/.kvm_backup_config.json or /etc/kvmb/config.json, the first that there is.
+/// Without one, everything is as by default. A flag wins over a variable, that over the file.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb config show
+  kvmb config check --config example_config.json
+  kvmb config schema > config.schema.json")]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    command: ConfigCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum ConfigCommand {
+    /// Show every key with the value that applies, and where it comes from.
+    ///
+    /// Prints a 'setting' record for each. What may give away a password is hidden.
+    #[command(after_help = "Examples:
+  kvmb config show
+  kvmb config show --json | jq -r 'select(.source != \"default\") | .key'")]
+    Show,
+    /// Check the configuration, and that the files and programs that it names are there.
+    ///
+    /// Prints a 'check' record for each thing that is wrong, or one that says that all is well. Exit code 2 when kvmb
+    /// would refuse the file.
+    #[command(after_help = "Examples:
+  kvmb config check
+  kvmb config check --config example_config.json")]
+    Check,
+    /// Print the JSON Schema of the configuration, for editors.
+    #[command(after_help = "Examples:
+  kvmb config schema > config.schema.json")]
+    Schema,
+}
+
+impl ConfigArgs {
+    /// Whether the configuration has to be right: not for the command that is to check it.
+    pub fn needs_config(&self) -> bool {
+        matches!(self.command, ConfigCommand::Show)
+    }
+
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        match self.command {
+            ConfigCommand::Show => {
+                for setting in context.settings.all(&crate::cli::command()) {
+                    session.done(Record::Setting(setting));
+                }
+            }
+            ConfigCommand::Check => check(context, session),
+            ConfigCommand::Schema => {
+                let text = serde_json::to_string_pretty(schema::of_config()).unwrap_or_default() + "\n";
+                session.text(text.as_bytes());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check(context: &Context, session: &mut Session) {
+    let target = |path: &Path| path.to_string_lossy().into_owned();
+    let loaded = match context.global.load_config() {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            let file = target(error.path());
+            for fault in of_config(error) {
+                let check = Check { hint: fault.hint, ..Check::new("config", &file, Status::Critical, fault.message) };
+                session.pass(&Record::Check(check));
+                session.count_failure(ExitCode::Usage);
+            }
+            return;
+        }
+    };
+    let file = loaded.file.as_deref().map_or("none".into(), target);
+    let missing = missing(&loaded.config);
+    if missing.is_empty() {
+        session.check(Check::new("config", &file, Status::Ok, summary(&loaded)));
+    }
+    for (detail, hint) in missing {
+        session.check(Check::new("config", &file, Status::Warning, detail).hint(hint));
+    }
+}
+
+fn summary(loaded: &Loaded) -> String {
+    match (&loaded.file, loaded.said.as_object().map_or(0, serde_json::Map::len)) {
+        (None, _) => "there is no configuration: everything is as by default".into(),
+        (Some(_), 1) => "1 key, nothing wrong".into(),
+        (Some(_), count) => format!("{count} keys, nothing wrong"),
+    }
+}
+
+/// What the configuration names and this host does not have, with what to do. It may be there at night.
+fn missing(config: &Config) -> Vec<(String, &'static str)> {
+    let mut found = Vec::new();
+    let files: [(&str, &Option<Written<AbsolutePath>>); 4] = [
+        ("password_file", &config.password_file),
+        ("remote_password_file", &config.remote_password_file),
+        ("ssh.identity_file", &config.ssh.identity_file),
+        ("ssh.password_file", &config.ssh.password_file),
+    ];
+    for (key, path) in files {
+        if let Some(path) = path.as_ref().filter(|path| !path.value().0.is_file()) {
+            found.push((
+                format!("the key \"{key}\" names {}, which is no file", path.text()),
+                "make it, or mend the path",
+            ));
+        }
+    }
+    for (name, hooks) in config.hooks.lists() {
+        for program in hooks.iter().filter_map(|hook| hook.command.first()).filter(|program| !is_program(program)) {
+            let detail = format!("the key \"hooks.{name}\" names {program}, which is no program");
+            found.push((detail, "install it, or give its full path; it must be executable"));
+        }
+    }
+    found
+}
+
+/// Whether this could be started: a path to something executable, or a name on the search path.
+fn is_program(name: &str) -> bool {
+    let executable =
+        |path: &Path| path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0);
+    if name.contains('/') {
+        return executable(Path::new(name));
+    }
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&folders).any(|folder| executable(&folder.join(name)))
+}

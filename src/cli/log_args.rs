@@ -1,0 +1,114 @@
+//! Where this run's log goes, and what every run says in it.
+
+use crate::cli::exit_code::ExitCode;
+use crate::cli::session::say;
+use crate::cli::{Global, Run};
+use crate::config::Log;
+use crate::log::{self, FilePlan, Level, Plan, line};
+use crate::record::Point;
+use clap::{Args, ValueEnum};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// The log.
+#[derive(Debug, Clone, Args)]
+pub struct LogArgs {
+    /// The log file.
+    ///
+    /// Without it: $KVMB_LOG_FILE, that of the configuration, /var/log/kvm_backup.log or, where that cannot be written,
+    /// ~/kvm_backup.log; under systemd, the journal. Commands that change something and 'verify' keep a log.
+    #[arg(long, value_name = "FILE", env = "KVMB_LOG_FILE", hide_env_values = true, global = true)]
+    pub log_file: Option<PathBuf>,
+
+    /// How its lines are written.
+    #[arg(long, value_enum, default_value_t = LogStyle::Text, value_name = "FORMAT", global = true)]
+    pub log_format: LogStyle,
+}
+
+/// How the lines of the log are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogStyle {
+    /// 2025-08-06 14:30:15,123 - INFO - …, local time.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The log of the host.
+const OF_HOST: &str = "/var/log/kvm_backup.log";
+
+/// The log of a user who cannot write that, below the home folder.
+const OF_USER: &str = "kvm_backup.log";
+
+/// Set once, when the log starts.
+static IN_JOURNAL: OnceLock<bool> = OnceLock::new();
+
+/// Whether the journal has been told, and standard error, which is the journal too, need not be.
+pub fn in_journal() -> bool {
+    IN_JOURNAL.get().copied().unwrap_or(false)
+}
+
+/// Starts the log of this run.
+pub fn start(run: &Run, global: &Global, config: &Log) {
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => Level::Quiet,
+        (_, 0) => Level::Normal,
+        (_, 1) => Level::Verbose,
+        _ => Level::Debug,
+    };
+    let journal = run.keeps_log && stderr_is_journal();
+    let places = match &global.log.log_file {
+        Some(file) => vec![file.clone()],
+        None if journal => Vec::new(),
+        None => {
+            let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+            let of_user = home.map(|home| Path::new(&home).join(OF_USER));
+            [PathBuf::from(OF_HOST)].into_iter().chain(of_user).collect()
+        }
+    };
+    let style = match global.log.log_format {
+        LogStyle::Text => line::Style::Text,
+        LogStyle::Json => line::Style::Json,
+    };
+    let (max_bytes, keep) = (config.max_size.value().0, config.keep.get());
+    let file = (run.keeps_log && !places.is_empty()).then_some(FilePlan { places, style, max_bytes, keep });
+    let started = log::start(Plan { run: &run.id, command: run.command, level, file, journal });
+    let _ = IN_JOURNAL.set(started.journal);
+    if let Some((path, error)) = started.fault.filter(|_| !global.quiet) {
+        say(&format!("kvmb: warning: there is no log, {} cannot be written: {error}", path.display()));
+    }
+    if run.keeps_log {
+        tracing::info!("kvmb {} {} begins", env!("CARGO_PKG_VERSION"), run.command);
+    }
+}
+
+/// systemd says in `$JOURNAL_STREAM` which file its journal is, so that a program can see whether it still writes there.
+fn stderr_is_journal() -> bool {
+    let Ok(stat) = rustix::fs::fstat(std::io::stderr()) else { return false };
+    std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+/// The line of a machine that was backed up.
+pub fn stored(point: &Point) {
+    let sum = |of: fn(&crate::record::PointDisk) -> u64| point.disks.iter().map(of).sum::<u64>();
+    tracing::info!(
+        machine = point.machine,
+        point = point.point,
+        read_bytes = sum(|disk| disk.read_bytes),
+        new_bytes = sum(|disk| disk.new_bytes),
+        stored_bytes = sum(|disk| disk.stored_bytes),
+        duration_seconds = point.duration_seconds,
+        "{} was stored",
+        point.machine
+    );
+}
+
+/// The last line of a run.
+pub fn ended(run: &Run, code: ExitCode) {
+    if !run.keeps_log {
+        return;
+    }
+    let (_, words) = ExitCode::ALL.into_iter().find(|(known, _)| *known == code).unwrap_or((code, ""));
+    let seconds = run.began.elapsed().as_secs_f64();
+    tracing::info!(exit_code = code as u8, duration_seconds = seconds, "kvmb {} ends: {words}", run.command);
+}

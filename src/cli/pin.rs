@@ -1,0 +1,96 @@
+//! `kvmb pin`
+
+use crate::cli::Context;
+use crate::cli::complete;
+use crate::cli::failure::CliError;
+use crate::cli::input::stdin_records;
+use crate::cli::repo_args::RepoArgs;
+use crate::cli::session::{About, Session};
+use crate::ops::pin::Pinner;
+use crate::ops::points::{self, PointName};
+use crate::record::{Action, Record};
+use crate::repo::Repository;
+use chrono::Local;
+use serde_json::json;
+
+/// Keep points whatever the retention says, or no longer.
+///
+/// Pinned points are never removed by 'kvmb prune', nor by 'restic forget --keep-tag pinned'. A pin is a tag of the restic snapshot,
+/// so the point gets a new id; the old one still finds it. Prints a 'pin' or 'unpin' record for each point.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb pin vm1@latest -r /backup/kvm            before an upgrade
+  kvmb pin --undo vm1@2026-11-20 -r /backup/kvm
+  kvmb backup vm1 -r /backup/kvm | kvmb pin -r /backup/kvm")]
+pub struct PinArgs {
+    /// Points: an id or its beginning, NAME@latest, NAME@2026-11-20, NAME@-2h; none reads 'point' records from standard input.
+    #[arg(value_name = "POINT", add = complete::points())]
+    points: Vec<String>,
+
+    /// Unpin them: the retention applies again.
+    #[arg(long)]
+    undo: bool,
+
+    /// Say what would be done, and do nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+}
+
+impl PinArgs {
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let mut names = self.points.clone();
+        if names.is_empty() {
+            for record in stdin_records(session.command(), "points", &context.stop)? {
+                match record? {
+                    Record::Point(point) => names.push(point.point),
+                    Record::Failure(failure) => session.pass_failure(failure),
+                    other => session.pass(&other),
+                }
+            }
+        }
+        let repo = self.repo.open(context)?;
+        let pinner = Pinner::open(&repo, &context.stop)?;
+        for name in names {
+            context.stop.check()?;
+            match self.pin(&repo, &pinner, &name) {
+                Ok(record) => session.done(record),
+                Err(error) => session.fail(About::default(), error),
+            }
+        }
+        Ok(())
+    }
+
+    fn pin(&self, repo: &Repository, pinner: &Pinner, name: &str) -> Result<Record, CliError> {
+        let (found, damaged) = points::list(repo)?;
+        let point = points::find_surely(repo, &found, &damaged, &PointName::parse(name, Local::now()))?;
+        let wanted = !self.undo;
+        let changed = point.is_pinned() != wanted;
+        let id = match self.dry_run {
+            true => point.id,
+            false => pinner.set(&point, wanted)?,
+        };
+        let reason = match (changed, wanted) {
+            (true, true) => "it stays whatever the retention says",
+            (true, false) => "the retention applies to it again",
+            (false, true) => "it was pinned already",
+            (false, false) => "it was not pinned",
+        };
+        let fields = json!({
+            "machine": point.machine(),
+            "captured_at": point.snapshot.time,
+            "repo": repo.url(),
+            "previous": point.id.to_string(),
+        });
+        Ok(Record::Action(Action {
+            action: if wanted { "pin" } else { "unpin" }.into(),
+            target: id.to_string(),
+            changed,
+            reason: reason.into(),
+            dry_run: self.dry_run,
+            extra: fields.as_object().cloned().unwrap_or_default(),
+        }))
+    }
+}

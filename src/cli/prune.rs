@@ -1,0 +1,210 @@
+//! `kvmb prune`
+
+use crate::cli::Context;
+use crate::cli::complete;
+use crate::cli::failure::{CliError, Code};
+use crate::cli::repo_args::RepoArgs;
+use crate::cli::session::{About, Session};
+use crate::cli::table::bytes;
+use crate::ops::points::{name_matches, no_such_point};
+use crate::ops::prune::{JudgedPoint, Living, Prune, PruneRequest};
+use crate::record::{Action, Record};
+use crate::repo::{MaxUnused, PruneSummary, Repository};
+use crate::retention::{Keep, Policy, Span};
+use chrono::Local;
+use serde_json::json;
+
+/// Remove points that no retention rule keeps, and free their space.
+///
+/// The rules are those of 'restic forget', for each machine by itself; a point stays if any rule keeps it. Without flags those of the
+/// configuration apply ('retention': 'local' for a folder, 'remote' for a server). Without any
+/// rule no point is removed, and only the space of what no point needs is freed. These stay whatever the rules say: pinned points ('kvmb
+/// pin'), the last good point of a machine, and the points of a machine of this host that no longer exists, unless it is named or
+/// --gone-machines is given. Prints a 'forget' record for each point, which says why it stays or goes, and a 'prune' record.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb prune --keep-daily 7 --keep-weekly 4 --keep-monthly 12 -r /backup/kvm --dry-run
+  kvmb prune --keep-within 30d -r /backup/kvm
+  kvmb prune 'test*' --keep-last 3 -r /backup/kvm
+  kvmb prune -r /backup/kvm --max-unused 0%     only free space, as much as can be")]
+pub struct PruneArgs {
+    /// Names or globs of machines; none means all.
+    #[arg(value_name = "NAME", add = complete::point_machines())]
+    names: Vec<String>,
+
+    #[command(flatten)]
+    policy: PolicyArgs,
+
+    /// Apply the rules also to machines of this host that libvirt does not know any more.
+    #[arg(long)]
+    gone_machines: bool,
+
+    /// How much that no point needs may stay in packs that are needed: a share of the repository, an amount (2G) or 'unlimited', which
+    /// copies nothing.
+    #[arg(long, value_name = "LIMIT", default_value = "5%")]
+    max_unused: MaxUnused,
+
+    /// Say what would be done, and do nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+}
+
+/// The rules.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Rules")]
+struct PolicyArgs {
+    /// Keep the newest N points (or 'unlimited', as everywhere here).
+    #[arg(long, value_name = "N")]
+    keep_last: Option<Keep>,
+
+    /// Keep the newest point of each of the newest N hours that have one.
+    #[arg(long, value_name = "N")]
+    keep_hourly: Option<Keep>,
+
+    /// Keep the newest point of each of the newest N days that have one.
+    #[arg(long, value_name = "N")]
+    keep_daily: Option<Keep>,
+
+    /// Keep the newest point of each of the newest N weeks (Monday to Sunday) that have one.
+    #[arg(long, value_name = "N")]
+    keep_weekly: Option<Keep>,
+
+    /// Keep the newest point of each of the newest N months that have one.
+    #[arg(long, value_name = "N")]
+    keep_monthly: Option<Keep>,
+
+    /// Keep the newest point of each of the newest N years that have one.
+    #[arg(long, value_name = "N")]
+    keep_yearly: Option<Keep>,
+
+    /// Keep every point newer than this before the machine's newest: 30d, 12h, 1y6m (m are months).
+    #[arg(long, value_name = "TIME")]
+    keep_within: Option<Span>,
+}
+
+impl PolicyArgs {
+    /// What the flags say; without any the configuration's rules for a repository of this kind of place.
+    fn policy(&self, context: &Context, url: &str) -> Policy {
+        let retention = &context.config().retention;
+        let configured = if url.starts_with("sftp:") { &retention.remote } else { &retention.local };
+        let given = self.given();
+        if given == Policy::default() { configured.clone() } else { given }
+    }
+
+    fn given(&self) -> Policy {
+        Policy {
+            keep_last: self.keep_last.unwrap_or_default(),
+            keep_hourly: self.keep_hourly.unwrap_or_default(),
+            keep_daily: self.keep_daily.unwrap_or_default(),
+            keep_weekly: self.keep_weekly.unwrap_or_default(),
+            keep_monthly: self.keep_monthly.unwrap_or_default(),
+            keep_yearly: self.keep_yearly.unwrap_or_default(),
+            keep_within: self.keep_within,
+        }
+    }
+}
+
+impl PruneArgs {
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let repo = self.repo.open(context)?;
+        let policy = self.policy.policy(context, &repo.url());
+        let request = PruneRequest {
+            policy: &policy,
+            names: &self.names,
+            living: self.living(context, &policy),
+            copied: None,
+            max_unused: self.max_unused,
+            dry_run: self.dry_run,
+        };
+        let mut prune = Prune::plan(&repo, &request, Local::now().fixed_offset(), &context.monitor, &context.stop)?;
+        for (point, error) in prune.take_unreadable() {
+            session.fail(About { machine: Some(point.machine().to_owned()), ..About::default() }, error);
+        }
+        for name in &self.names {
+            if !prune.points().iter().any(|judged| name_matches(name, judged.point.machine())) {
+                let machines = prune.points().iter().map(|judged| judged.point.machine());
+                let error = no_such_point(&repo, machines, name.clone());
+                session.fail(About { machine: Some(name.clone()), ..About::default() }, error);
+            }
+        }
+        for judged in prune.points().iter().filter(|judged| judged.verdict.keep || self.dry_run) {
+            session.done(self.forget_record(judged));
+        }
+        if self.dry_run {
+            session.done(self.prune_record(&repo, &policy, prune.summary()));
+            return Ok(());
+        }
+        let mut forgotten = |judged: &JudgedPoint| session.done(self.forget_record(judged));
+        let pruned = prune.run(&context.monitor, &context.stop, &mut forgotten)?;
+        session.done(self.prune_record(&repo, &policy, &pruned.summary));
+        if pruned.was_short_of_room {
+            let message =
+                format!("no room in {} to copy what is needed out of packs that are mostly waste", repo.url());
+            let error = CliError::new(Code::NoSpace, message).hint("run it again: some room was made");
+            session.fail(About::default(), error);
+        }
+        Ok(())
+    }
+
+    /// Which machines of this host exist; nobody is asked where it does not matter.
+    fn living(&self, context: &Context, policy: &Policy) -> Living {
+        if self.gone_machines || policy.is_empty() {
+            return Living::DoesNotMatter;
+        }
+        let known = context.hypervisor(None).and_then(|hypervisor| Ok(hypervisor.machines(&[])?));
+        match known {
+            Ok(machines) => Living::Known(machines.iter().map(|machine| machine.uuid().to_owned()).collect()),
+            Err(error) => Living::Unknown(error.message),
+        }
+    }
+
+    fn forget_record(&self, judged: &JudgedPoint) -> Record {
+        let reasons = &judged.verdict.reasons;
+        let texts: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+        let why = texts.join(", ");
+        let fields = json!({
+            "machine": judged.manifest.machine,
+            "uuid": judged.manifest.uuid,
+            "captured_at": judged.manifest.captured_at,
+            "rules": reasons.iter().map(|reason| reason.word()).collect::<Vec<_>>(),
+        });
+        Record::Action(Action {
+            action: "forget".into(),
+            target: judged.point.id.to_string(),
+            changed: !judged.verdict.keep,
+            reason: if judged.verdict.keep { format!("stays: {why}") } else { format!("goes: {why}") },
+            dry_run: self.dry_run,
+            extra: fields.as_object().cloned().unwrap_or_default(),
+        })
+    }
+
+    fn prune_record(&self, repo: &Repository, policy: &Policy, summary: &PruneSummary) -> Record {
+        let fields = json!({
+            "size_bytes": summary.size_bytes,
+            "freed_bytes": summary.freed_bytes(),
+            "unused_bytes": summary.unused_bytes,
+            "removed_packs": summary.removed_packs,
+            "repacked_packs": summary.repacked_packs,
+            "copied_bytes": summary.copied_bytes,
+        });
+        let rules = match policy.is_empty() {
+            true => "no retention is given or configured, no point is removed".to_owned(),
+            false => policy.to_string(),
+        };
+        let freed = match summary.is_nothing() {
+            true => "nothing to free".to_owned(),
+            false => format!("{} freed of {}", bytes(summary.freed_bytes()), bytes(summary.size_bytes)),
+        };
+        Record::Action(Action {
+            action: "prune".into(),
+            target: repo.url(),
+            changed: !summary.is_nothing(),
+            reason: format!("{rules}; {freed}"),
+            dry_run: self.dry_run,
+            extra: fields.as_object().cloned().unwrap_or_default(),
+        })
+    }
+}

@@ -1,0 +1,160 @@
+//! The one place where flag, environment, configuration file and default meet.
+//!
+//! A key of the configuration that has a flag becomes that flag's default, in every command that has the flag. From there
+//! on the parser of the command line decides: flag before environment before default. Nothing else needs to ask.
+
+use crate::config::file::value_of;
+use crate::config::{Config, DEFAULT_BACKUP_FREQ, Loaded, SECRET_KEYS, schema};
+use crate::record::Setting;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// The keys of the configuration that are flags' defaults, with the flags' names in the parser.
+const FLAGS: [(&str, &str); 16] = [
+    ("connect", "connect"),
+    ("repo", "repo"),
+    ("password_file", "password_file"),
+    ("jobs", "jobs"),
+    ("freeze", "freeze"),
+    ("freeze_timeout", "freeze_timeout"),
+    ("lease", "lease"),
+    ("scratch", "scratch"),
+    ("audit", "audit"),
+    ("full_every", "full_every"),
+    ("limit_read", "limit_read"),
+    ("limit_upload", "limit_upload"),
+    ("retry_for", "retry_for"),
+    ("verify", "verify"),
+    ("log.file", "log_file"),
+    ("log.format", "log_format"),
+];
+
+/// A password has an order of its own (see [`super::repo_args`]): the variables of all its sources come before the file.
+const OF_PASSWORD: &str = "password_file";
+
+/// Variables of keys that have no flag.
+const VARIABLES: [(&str, &str); 1] = [("password_command", "KVMB_PASSWORD_COMMAND")];
+
+/// The configuration, and what the command line said instead of it.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// The configuration.
+    pub loaded: Loaded,
+    /// By key: what a flag said.
+    flags: BTreeMap<&'static str, String>,
+}
+
+/// The parser; an empty variable is as good as none.
+pub fn without_empty_variables(command: Command) -> Command {
+    let is_empty = |arg: &Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| if is_empty(&arg) { arg.env(None::<&'static str>) } else { arg })
+        .mut_subcommands(without_empty_variables)
+}
+
+/// The parser with what the configuration says as the defaults of its flags.
+pub fn with_defaults(command: Command, loaded: &Loaded) -> Command {
+    let default_of = |arg: &Arg| -> Option<String> {
+        let (key, _) = FLAGS.iter().find(|(_, id)| *id == arg.get_id().as_str())?;
+        match *key {
+            "repo" => loaded.config.primary_repo(),
+            OF_PASSWORD => None,
+            key => value_of(&loaded.said, key).map(text_of),
+        }
+    };
+    command
+        .mut_args(|arg| match default_of(&arg) {
+            Some(text) => arg.default_value(text),
+            None => arg,
+        })
+        .mut_subcommands(|inner| with_defaults(inner, loaded))
+}
+
+impl Settings {
+    /// The configuration, and the flags that stand in its place.
+    pub fn new(loaded: Loaded, matches: &ArgMatches) -> Settings {
+        let given = |id: &str| {
+            // A flag of a subcommand is not known up here.
+            let known = matches.try_contains_id(id).unwrap_or(false);
+            (known && matches.value_source(id) == Some(ValueSource::CommandLine))
+                .then(|| matches.get_raw(id)?.next())?
+        };
+        let flags = FLAGS.iter().filter_map(|(key, id)| Some((*key, given(id)?.to_string_lossy().into_owned())));
+        Settings { flags: flags.collect(), loaded }
+    }
+
+    /// Every key with the value that applies, and where that comes from. `command` is the parser, for its defaults.
+    pub fn all(&self, command: &Command) -> Vec<Setting> {
+        let mut defaults = serde_json::to_value(Config::default()).unwrap_or_default();
+        defaults["backup_freq"] = json!(DEFAULT_BACKUP_FREQ);
+        let mut settings = Vec::new();
+        schema::each_key(&mut |key, schema| settings.push(self.one(key, schema, command, &defaults)));
+        settings
+    }
+
+    fn one(&self, key: &str, schema: &Value, command: &Command, defaults: &Value) -> Setting {
+        let flag = FLAGS.iter().find(|(known, _)| *known == key).and_then(|(_, id)| find(command, id));
+        let flag_variable = flag.and_then(Arg::get_env).map(|name| name.to_string_lossy().into_owned());
+        let own_variable = VARIABLES.iter().find(|(known, _)| *known == key).map(|(_, name)| (*name).to_owned());
+        let from_variable = flag_variable.or(own_variable).and_then(|name| {
+            let value = std::env::var(&name).ok().filter(|value| !value.is_empty())?;
+            Some((name, value))
+        });
+        let (value, source, origin) = if let Some(text) = self.flags.get(key) {
+            (typed(text, schema), "flag", flag.and_then(Arg::get_long).map(|long| format!("--{long}")))
+        } else if let Some((name, text)) = from_variable {
+            (typed(&text, schema), "environment", Some(name))
+        } else if let Some(value) = value_of(&self.loaded.said, key) {
+            let file = self.loaded.file.as_ref().map(|file| file.to_string_lossy().into_owned());
+            (value.clone(), "file", file)
+        } else {
+            let of_flag = flag.and_then(|flag| flag.get_default_values().first());
+            let value = of_flag.map(|text| typed(&text.to_string_lossy(), schema));
+            (value.or_else(|| value_of(defaults, key).cloned()).unwrap_or_default(), "default", None)
+        };
+        let is_secret = SECRET_KEYS.contains(&key) && !value.is_null();
+        let value = if is_secret { json!("(hidden)") } else { value };
+        Setting { key: key.to_owned(), value, source: source.to_owned(), origin, extra: Default::default() }
+    }
+}
+
+/// A value as it stands on a command line.
+fn text_of(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// A text of the command line as the value that the configuration would have.
+fn typed(text: &str, schema: &Value) -> Value {
+    let is = |wanted: &str| match schema.get("type") {
+        Some(Value::Array(kinds)) => kinds.iter().any(|kind| kind == wanted),
+        kind => kind.is_some_and(|kind| kind == wanted),
+    };
+    let is_plain = is("integer") || is("boolean");
+    is_plain.then(|| serde_json::from_str(text).ok()).flatten().unwrap_or_else(|| json!(text))
+}
+
+/// A flag, wherever in the parser it is first found.
+fn find<'a>(command: &'a Command, id: &str) -> Option<&'a Arg> {
+    let own = command.get_arguments().find(|arg| arg.get_id().as_str() == id);
+    own.or_else(|| command.get_subcommands().find_map(|inner| find(inner, id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_in_the_table_is_a_key_and_a_flag() {
+        let command = crate::cli::command();
+        let mut keys = Vec::new();
+        schema::each_key(&mut |key, _| keys.push(key.to_owned()));
+        for (key, id) in FLAGS {
+            assert!(keys.iter().any(|known| known == key), "{key}");
+            assert!(find(&command, id).is_some(), "{id}");
+        }
+        assert!(VARIABLES.iter().all(|(key, _)| keys.iter().any(|known| known == key)));
+        assert!(SECRET_KEYS.iter().all(|key| keys.iter().any(|known| known == key)));
+    }
+}

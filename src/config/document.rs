@@ -1,0 +1,376 @@
+//! From a text to a [`Config`], or to the list of *all* its faults: whoever mends a file wants to know them at once.
+//!
+//! The schema says which keys there are. Each single value is then tried in a document of its own, with nothing but that
+//! value in it: what does not become a [`Config`] there is at fault, and so is known by its full key. The same trial tells
+//! whether a repaired value would be right.
+
+use super::repairs::{nearest_key, repairs};
+use super::schema::{self, is_comment};
+use super::{Config, SECRET_KEYS};
+use serde_json::{Map, Value};
+use std::fmt;
+
+/// What is wrong with one key.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fault {
+    /// The key, from the top: `ssh.port`, `hooks.before_run.0.command`.
+    pub key: String,
+    /// Its value; none where it is secret, or where the key is what is wrong.
+    pub value: Option<Value>,
+    /// The rule that is broken, as the end of a sentence that the key begins.
+    pub rule: String,
+    /// The nearest right spelling, of the value or, where that is what is wrong, of the key.
+    pub nearest: Option<String>,
+}
+
+impl Fault {
+    /// A key that breaks a rule, whatever its value is.
+    pub fn rule(key: &str, rule: &str) -> Fault {
+        Fault { key: key.to_owned(), value: None, rule: rule.to_owned(), nearest: None }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.value {
+            Some(value) => write!(f, "the key \"{}\" is {value} and {}", self.key, self.rule),
+            None => write!(f, "the key \"{}\" {}", self.key, self.rule),
+        }
+    }
+}
+
+/// Why a text is no configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Refusal {
+    /// It is no JSON object.
+    NotJson(String),
+    /// It is, but something in it is wrong.
+    Faults(Vec<Fault>),
+}
+
+/// Reads a configuration; what it says comes back beside it, without comments and without what is empty.
+pub fn read(text: &str) -> Result<(Config, Value), Refusal> {
+    let document: Value = serde_json::from_str(text).map_err(|error| Refusal::NotJson(error.to_string()))?;
+    let Value::Object(object) = document else {
+        return Err(Refusal::NotJson("it must be a JSON object: { … }".into()));
+    };
+    let mut walk = Walk { faults: Vec::new() };
+    let kept = walk.object(&[], object, schema::of_config());
+    if !walk.faults.is_empty() {
+        return Err(Refusal::Faults(walk.faults));
+    }
+    // Every value has been tried by itself, so that nothing is left to be refused.
+    let config: Config = serde_json::from_value(kept.clone()).map_err(|error| Refusal::NotJson(error.to_string()))?;
+    match config.contradictions() {
+        faults if faults.is_empty() => Ok((config, kept)),
+        faults => Err(Refusal::Faults(faults)),
+    }
+}
+
+/// A step from a value to one inside it.
+#[derive(Debug, Clone)]
+enum Step {
+    Key(String),
+    Item(usize),
+}
+
+struct Walk {
+    faults: Vec<Fault>,
+}
+
+impl Walk {
+    fn object(&mut self, path: &[Step], object: Map<String, Value>, schema: &Value) -> Value {
+        let mut kept = Map::new();
+        for (key, value) in object {
+            if is_comment(&key) {
+                continue;
+            }
+            let inner = [path, &[Step::Key(key.clone())]].concat();
+            let known = schema.get("properties").and_then(Value::as_object);
+            match (known.and_then(|known| known.get(&key)), schema::of_entries(schema)) {
+                (Some(schema), _) | (None, Some(schema)) => {
+                    if let Some(value) = self.value(&inner, value, schema) {
+                        kept.insert(key, value);
+                    }
+                }
+                (None, None) => {
+                    let names = known.map(|known| known.keys().map(String::as_str).collect()).unwrap_or_default();
+                    self.faults.push(Fault {
+                        nearest: nearest_key(&key, names),
+                        ..Fault::rule(&name(&inner), "is not known")
+                    });
+                }
+            }
+        }
+        Value::Object(kept)
+    }
+
+    /// What is kept of a value: nothing of one that is wrong or as good as not there.
+    fn value(&mut self, path: &[Step], value: Value, schema: &Value) -> Option<Value> {
+        match (value, schema.get("items")) {
+            (Value::Object(object), _) if schema::is_of_objects(schema) => Some(self.object(path, object, schema)),
+            (Value::Array(items), Some(schema)) if schema::is_of_objects(schema) => {
+                let items = items.into_iter().enumerate();
+                let kept = items.filter_map(|(at, item)| self.value(&[path, &[Step::Item(at)]].concat(), item, schema));
+                Some(Value::Array(kept.collect()))
+            }
+            (value, _) => match trial(path, &value) {
+                // serde would take a list for an object, its items in the order of the fields.
+                Ok(()) if value.is_array() && schema::is_of_objects(schema) => {
+                    self.faults
+                        .push(Fault { value: Some(value), ..Fault::rule(&name(path), "must be an object: { … }") });
+                    None
+                }
+                Ok(()) => Some(value),
+                Err(_) if value.is_null() || value.as_str() == Some("") => None,
+                Err(rule) => {
+                    let key = name(path);
+                    let mut right =
+                        repairs(&value, schema).into_iter().filter(|repaired| trial(path, repaired).is_ok());
+                    let is_secret = SECRET_KEYS.contains(&key.as_str());
+                    let nearest = right.next().filter(|_| !is_secret).map(|repaired| repaired.to_string());
+                    let value = (!is_secret).then_some(value);
+                    self.faults.push(Fault { key, value, rule: format!("must be {rule}"), nearest });
+                    None
+                }
+            },
+        }
+    }
+}
+
+/// Whether a document with nothing but this value is a configuration; if not, the rule that it breaks.
+fn trial(path: &[Step], value: &Value) -> Result<(), String> {
+    let document = path.iter().rev().fold(value.clone(), |inner, step| match step {
+        Step::Key(key) => Value::Object(Map::from_iter([(key.clone(), inner)])),
+        Step::Item(_) => Value::Array(vec![inner]),
+    });
+    match serde_json::from_value::<Config>(document) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(plain_rule(&error.to_string())),
+    }
+}
+
+/// A rule of ours as it is; what serde says of other types, in the words of JSON.
+fn plain_rule(message: &str) -> String {
+    if let Some((_, rule)) = message.split_once(" is no ") {
+        return format!("a {rule}");
+    }
+    let Some((_, expected)) = message.rsplit_once(", expected ") else {
+        return message.to_owned();
+    };
+    match expected {
+        "a boolean" => "true or false".into(),
+        "a sequence" => "a list: [ … ]".into(),
+        "a map" => "an object: { … }".into(),
+        "a string" => "a text".into(),
+        words if words.starts_with("struct ") => "an object: { … }".into(),
+        words => words.replace('`', "\""),
+    }
+}
+
+/// A path as people write it.
+fn name(path: &[Step]) -> String {
+    let step = |step: &Step| match step {
+        Step::Key(key) => key.clone(),
+        Step::Item(at) => at.to_string(),
+    };
+    path.iter().map(step).collect::<Vec<_>>().join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn faults(document: Value) -> Vec<Fault> {
+        match read(&document.to_string()) {
+            Err(Refusal::Faults(faults)) => faults,
+            other => panic!("{document} was not refused: {other:?}"),
+        }
+    }
+
+    /// One key is wrong, and this is the nearest right spelling.
+    fn nearest(document: Value) -> Option<String> {
+        let faults = faults(document.clone());
+        assert_eq!(faults.len(), 1, "{document}: {faults:?}");
+        faults.into_iter().next().and_then(|fault| fault.nearest)
+    }
+
+    #[test]
+    fn the_six_keys_of_old_are_read_as_they_were() {
+        let text = r#"{"backup_host": "backup.example.com", "backup_user": "kvm", "backup_path": "/backup/kvm",
+            "auto_backup": false, "backup_freq": "30 1 * * 0", "selected_vms": {"vm1": true, "vm2": false}}"#;
+        let (config, kept) = read(text).unwrap();
+        assert_eq!(config.backup_host.unwrap().text(), "backup.example.com");
+        assert!(!config.auto_backup);
+        assert_eq!(config.backup_freq.unwrap().text(), "30 1 * * 0");
+        let chosen: Vec<_> = config.selected_vms.iter().map(|(name, taken)| (name.text(), *taken)).collect();
+        assert_eq!(chosen, [("vm1", true), ("vm2", false)]);
+        assert_eq!(kept, serde_json::from_str::<Value>(text).unwrap());
+    }
+
+    #[test]
+    fn empty_and_null_are_as_good_as_nothing_and_comments_are_none_of_our_business() {
+        let (config, kept) = read(
+            r#"{"//": "x", "backup_host": "", "backup_user": "", "backup_path": null, "jobs": null, "ssh": {"//port": 1, "port": null},
+                "hooks": {"after_run": [{"//": 1, "command": ["true"], "timeout": ""}]}, "log": {"max_size": ""}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.hooks.after_run.len(), 1);
+        assert_eq!(Config { hooks: Default::default(), ..config }, Config::default());
+        assert_eq!(kept["log"], json!({}));
+        // An empty repository means something.
+        let (config, _) = read(r#"{"repo": "", "backup_host": "h", "backup_path": "/x"}"#).unwrap();
+        assert_eq!(config.repo.unwrap().text(), "");
+    }
+
+    #[test]
+    fn all_faults_are_found_at_once_and_each_names_key_value_and_rule() {
+        let found = faults(json!({
+            "backup_host": "my_host", "bakup_path": "/x", "ssh": {"port": 99999, "prot": 22},
+            "backup_freq": "61 2 * * *", "retention": {"local": {"keep_within": "soon", "keep_dayly": 7}},
+            "selected_vms": {"vm1": "yes", "a/b": true}, "hooks": {"before_run": [{"command": ["a"], "timout": "5m"}]}
+        }));
+        let messages: Vec<String> = found.iter().map(Fault::to_string).collect();
+        assert_eq!(
+            messages,
+            [
+                "the key \"backup_host\" is \"my_host\" and must be a host name (letters, digits, '-' and '.'), an IPv4 or an IPv6 address",
+                "the key \"bakup_path\" is not known",
+                "the key \"ssh.port\" is 99999 and must be a whole number from 1 to 65535",
+                "the key \"ssh.prot\" is not known",
+                "the key \"backup_freq\" is \"61 2 * * *\" and must be a time as in crontab(5): the minute '61' is wrong: it goes from 0 to 59",
+                "the key \"retention.local.keep_within\" is \"soon\" and must be a length of time: numbers with y, m (months), w, d or h are expected, such as 30d or 1y6m",
+                "the key \"retention.local.keep_dayly\" is not known",
+                "the key \"selected_vms.vm1\" is \"yes\" and must be true or false",
+                "the key \"selected_vms.a/b\" is true and must be the name of a machine or a glob ('web*', 'db[12]'), without '/'",
+                "the key \"hooks.before_run.0.timout\" is not known",
+            ]
+        );
+        let nearest: Vec<Option<&str>> = found.iter().map(|fault| fault.nearest.as_deref()).collect();
+        let host = Some("\"my-host\"");
+        let wanted = [
+            host,
+            Some("backup_path"),
+            None,
+            Some("port"),
+            None,
+            None,
+            Some("keep_daily"),
+            Some("true"),
+            None,
+            Some("timeout"),
+        ];
+        assert_eq!(nearest, wanted);
+    }
+
+    #[test]
+    fn the_nearest_right_spelling_is_what_was_meant() {
+        for (key, wrong, right) in [
+            ("backup_path", json!("backup/kvm"), json!("/backup/kvm")),
+            ("backup_host", json!(" Backup.Example.com "), json!("Backup.Example.com")),
+            ("backup_host", json!("kvm@backup"), json!("backup")),
+            ("backup_host", json!("[::1]"), json!("::1")),
+            ("backup_host", json!("sftp://kvm@backup:22/x"), json!("backup")),
+            ("backup_host", json!("backup:22"), json!("backup")),
+            ("backup_user", json!("john doe"), json!("johndoe")),
+            ("auto_backup", json!("yes"), json!(true)),
+            ("auto_backup", json!("False"), json!(false)),
+            ("auto_backup", json!(0), json!(false)),
+            ("jobs", json!("4"), json!(4)),
+            ("lease", json!("6 hours"), json!("6h")),
+            ("lease", json!("90 min"), json!("90m")),
+            ("lease", json!(30), json!("30s")),
+            ("audit", json!("0.5 %"), json!("0.5%")),
+            ("audit", json!(5), json!("5%")),
+            ("backup_freq", json!("@dayly"), json!("@daily")),
+            ("backup_freq", json!("Daily"), json!("@daily")),
+            ("backup_freq", json!("02:30"), json!("30 2 * * *")),
+            ("backup_freq", json!("0 2 * *"), json!("0 2 * * *")),
+            ("backup_freq", json!("0 0 2 * * *"), json!("0 2 * * *")),
+            ("backup_freq", json!("0 2 ? * MON"), json!("0 2 * * MON")),
+            ("freeze", json!("nevr"), json!("never")),
+            ("freeze", json!("REQUIRED"), json!("required")),
+        ] {
+            let found = nearest(json!({ key: wrong }));
+            assert_eq!(found, Some(right.to_string()), "{key}: {wrong}");
+        }
+        for (wrong, right) in
+            [("10 MB", "10M"), ("5gb", "5G"), ("512 KiB", "512K"), ("1 g", "1G"), ("100 bytes", "100")]
+        {
+            assert_eq!(nearest(json!({"log": {"max_size": wrong}})), Some(json!(right).to_string()), "{wrong}");
+        }
+        assert_eq!(nearest(json!({"retention": {"local": {"keep_daily": "7"}}})), Some("7".into()));
+        assert_eq!(
+            nearest(json!({"retention": {"remote": {"keep_last": "Unlimited"}}})),
+            Some(r#""unlimited""#.into())
+        );
+        assert_eq!(nearest(json!({"retention": {"local": {"keep_within": "30 days"}}})), Some(r#""30d""#.into()));
+        let command = json!({"hooks": {"after_run": [{"command": "mail -s 'it is done' root"}]}});
+        assert_eq!(nearest(command), Some(r#"["mail","-s","it is done","root"]"#.into()));
+        assert_eq!(
+            nearest(json!({"hooks": {"after_run": [{"command": ["x"], "when": "failure"}]}})),
+            Some(r#""failed""#.into())
+        );
+    }
+
+    #[test]
+    fn a_secret_is_not_repeated() {
+        let found = faults(json!({"password_command": 12345, "ssh": {"password_command": ["hunter2"]}}));
+        assert_eq!(found.len(), 2);
+        for fault in &found {
+            let text = format!("{fault} {:?}", fault.nearest);
+            assert!(!text.contains("12345") && !text.contains("hunter2"), "{text}");
+        }
+    }
+
+    #[test]
+    fn keys_that_need_or_exclude_each_other_say_so() {
+        for (document, key) in [
+            (json!({"backup_host": "h"}), "backup_path"),
+            (json!({"password_file": "/p", "password_command": "x"}), "password_command"),
+            (json!({"ssh": {"password_file": "/p", "password_command": "x"}}), "ssh.password_command"),
+            (json!({"repo": ""}), "backup_host"),
+            (json!({"hooks": {"before_run": [{"timeout": "1m"}]}}), "hooks.before_run.0.command"),
+            (json!({"hooks": {"after_machine": [{"command": [""]}]}}), "hooks.after_machine.0.command"),
+        ] {
+            let found = faults(document.clone());
+            assert_eq!(found.iter().map(|fault| fault.key.as_str()).collect::<Vec<_>>(), [key], "{document}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_object_is_no_configuration() {
+        for text in ["", "x", "[]", "1", "{", "{'a': 1}", "{\"jobs\": 1,}", "\u{feff}{}"] {
+            assert!(matches!(read(text), Err(Refusal::NotJson(_))), "{text}");
+        }
+        for document in [
+            json!({"ssh": 1}),
+            json!({"hooks": []}),
+            json!({"selected_vms": ["vm1"]}),
+            json!({"hooks": {"after_run": {}}}),
+            json!({"hooks": {"after_run": [["true"]]}}),
+        ] {
+            assert_eq!(faults(document.clone()).len(), 1, "{document}");
+        }
+    }
+
+    proptest! {
+        /// Whatever a value is: it is taken, as good as nothing, or a fault of this key whose nearest spelling is taken.
+        #[test]
+        fn a_suggestion_is_always_right(key in prop::sample::select(vec![
+                "backup_host", "backup_user", "backup_path", "auto_backup", "backup_freq", "connect", "repo", "lease", "audit", "jobs", "freeze",
+            ]), text in "[a-z0-9 /@:._%MG-]{0,12}", number in any::<i32>(), kind in 0..3) {
+            let value = match kind { 0 => json!(text), 1 => json!(number), _ => json!([text]) };
+            if let Err(Refusal::Faults(found)) = read(&json!({key: value}).to_string()) {
+                for fault in found.iter().filter(|fault| fault.key == key) {
+                    if let Some(nearest) = &fault.nearest {
+                        let nearest: Value = serde_json::from_str(nearest).unwrap();
+                        prop_assert!(trial(&[Step::Key(key.into())], &nearest).is_ok(), "{} {}", key, nearest);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Where the configuration is looked for, and who may read and write it.
+//!
+//! Whoever can write it makes kvmb run commands (hooks), and that is often root: such a file is refused. So is one that
+//! everybody may read and that has a command in it which tells a password.
+
+use super::document::{self, Refusal};
+use super::{Config, Fault, SECRET_KEYS};
+use serde_json::Value;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// The configuration of a user, below the home folder.
+const OF_USER: &str = ".kvm_backup_config.json";
+
+/// The configuration of the host.
+const OF_HOST: &str = "/etc/kvmb/config.json";
+
+/// Larger ones are taken for a slip.
+const LARGEST_BYTES: u64 = 16 << 20;
+
+/// A configuration and where it came from.
+#[derive(Debug, Clone, Default)]
+pub struct Loaded {
+    /// What applies.
+    pub config: Config,
+    /// The file; none if there is none.
+    pub file: Option<PathBuf>,
+    /// What the file says.
+    pub said: Value,
+}
+
+/// Why a file is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file that was named is not there.
+    #[error("there is no configuration {}", .path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It cannot be read.
+    #[error("cannot read the configuration {}: {source}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It belongs to a third party.
+    #[error("the configuration {} belongs to the user with the number {owner}, who could make kvmb run commands", .path.display())]
+    ForeignOwner {
+        /// The file.
+        path: PathBuf,
+        /// The owner's user id.
+        owner: u32,
+    },
+    /// Others may write it.
+    #[error("others may write the configuration {} (mode {mode:04o}), and could make kvmb run commands", .path.display())]
+    Writable {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Everybody may read it, and it has a secret.
+    #[error("everybody may read the configuration {} (mode {mode:04o}), and its key \"{key}\" may give away a password", .path.display())]
+    Readable {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+        /// The key.
+        key: &'static str,
+    },
+    /// It is no JSON object.
+    #[error("the configuration {} is not JSON: {reason}", .path.display())]
+    NotJson {
+        /// The file.
+        path: PathBuf,
+        /// Why not, and where.
+        reason: String,
+    },
+    /// Keys or values in it are wrong.
+    #[error("the configuration {} has {} faults", .path.display(), .faults.len())]
+    Faults {
+        /// The file.
+        path: PathBuf,
+        /// All of them.
+        faults: Vec<Fault>,
+    },
+}
+
+impl Error {
+    /// The file that it is about.
+    pub fn path(&self) -> &Path {
+        match self {
+            Error::Missing { path }
+            | Error::Io { path, .. }
+            | Error::ForeignOwner { path, .. }
+            | Error::Writable { path, .. }
+            | Error::Readable { path, .. }
+            | Error::NotJson { path, .. }
+            | Error::Faults { path, .. } => path,
+        }
+    }
+}
+
+/// Reads the file that was named; else that of the user, whose home folder this is; else that of the host. Without any of
+/// them, all is as by default.
+pub fn load(named: Option<&Path>, home: Option<&Path>) -> Result<Loaded, Error> {
+    if let Some(path) = named {
+        return read(path)?.ok_or_else(|| Error::Missing { path: path.to_owned() });
+    }
+    if let Some(found) = home.map(|home| read(&home.join(OF_USER))).transpose()?.flatten() {
+        return Ok(found);
+    }
+    match read(Path::new(OF_HOST)) {
+        Ok(found) => Ok(found.unwrap_or_default()),
+        // Not meant for this user, who can still do without.
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => Ok(Loaded::default()),
+        Err(error) => Err(error),
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Loaded>, Error> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => return Ok(None),
+        Err(error) => return Err(io(error)),
+    };
+    // Of the open file: nobody can put another in its place between the look and the reading.
+    let metadata = file.metadata().map_err(io)?;
+    let mode = metadata.mode() & 0o7777;
+    if metadata.is_file() {
+        if ![0, rustix::process::geteuid().as_raw()].contains(&metadata.uid()) {
+            return Err(Error::ForeignOwner { path: path.to_owned(), owner: metadata.uid() });
+        }
+        if mode & 0o022 != 0 {
+            return Err(Error::Writable { path: path.to_owned(), mode });
+        }
+    }
+    let mut text = String::new();
+    file.take(LARGEST_BYTES).read_to_string(&mut text).map_err(io)?;
+    let (config, said) = document::read(&text).map_err(|refusal| match refusal {
+        Refusal::NotJson(reason) => Error::NotJson { path: path.to_owned(), reason },
+        Refusal::Faults(faults) => Error::Faults { path: path.to_owned(), faults },
+    })?;
+    let secret = SECRET_KEYS.into_iter().find(|key| value_of(&said, key).is_some());
+    match secret {
+        Some(key) if metadata.is_file() && mode & 0o004 != 0 => {
+            Err(Error::Readable { path: path.to_owned(), mode, key })
+        }
+        _ => Ok(Some(Loaded { config, file: Some(path.to_owned()), said })),
+    }
+}
+
+/// The value of a key, as `ssh.port`.
+pub fn value_of<'a>(document: &'a Value, key: &str) -> Option<&'a Value> {
+    key.split('.').try_fold(document, |value, step| value.get(step))
+}

@@ -1,0 +1,463 @@
+//! What a value may be. Each rule is one sentence, which is also the message when it is broken.
+
+use crate::schedule::Cron;
+use crate::units;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Something that is written as a text that keeps to a rule.
+pub trait Term: Sized {
+    /// The name of the rule in the schema.
+    const NAME: &'static str;
+    /// The rule as the end of a sentence: «must be …».
+    const RULE: &'static str;
+    /// The rule for editors, as far as a regular expression can say it.
+    const PATTERN: &'static str;
+
+    /// What the text means, if it keeps to the rule.
+    fn read(text: &str) -> Option<Self>;
+
+    /// What exactly is wrong with a text that does not, where that can be said.
+    fn detail(_text: &str) -> Option<String> {
+        None
+    }
+}
+
+/// A value, and the text that it was written as.
+#[derive(Debug, Clone)]
+pub struct Written<T> {
+    text: String,
+    value: T,
+}
+
+impl<T: Term> Written<T> {
+    /// Reads a text.
+    pub fn read(text: &str) -> Option<Written<T>> {
+        Some(Written { value: T::read(text)?, text: text.to_owned() })
+    }
+
+    /// The text as it was written.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// What it means.
+    pub fn value(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> PartialEq for Written<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl<T> Eq for Written<T> {}
+
+impl<T> PartialOrd for Written<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> Ord for Written<T> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.text.cmp(&other.text)
+    }
+}
+
+impl<T> Serialize for Written<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+impl<'de, T: Term> Deserialize<'de> for Written<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let text = value.as_str();
+        text.and_then(Written::read).ok_or_else(|| match text.and_then(T::detail) {
+            Some(detail) => D::Error::custom(format!("{}: {detail}", T::RULE)),
+            None => D::Error::custom(T::RULE),
+        })
+    }
+}
+
+impl<T: Term> JsonSchema for Written<T> {
+    fn schema_name() -> Cow<'static, str> {
+        T::NAME.into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        // Empty is as good as not there.
+        json_schema!({ "type": "string", "pattern": format!("^({})?$", T::PATTERN) })
+    }
+}
+
+/// A whole number from `MIN` to `MAX`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Bounded<const MIN: u64, const MAX: u64>(u64);
+
+impl<const MIN: u64, const MAX: u64> Bounded<MIN, MAX> {
+    /// A number that is known to be within.
+    pub const fn of<const NUMBER: u64>() -> Self {
+        const { assert!(MIN <= NUMBER && NUMBER <= MAX) };
+        Bounded(NUMBER)
+    }
+
+    /// The number.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Bounded<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = Value::deserialize(deserializer)?.as_u64().filter(|number| (MIN..=MAX).contains(number));
+        number.map(Bounded).ok_or_else(|| D::Error::custom(format!("a whole number from {MIN} to {MAX}")))
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> JsonSchema for Bounded<MIN, MAX> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("NumberFrom{MIN}To{MAX}").into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "minimum": MIN, "maximum": MAX })
+    }
+}
+
+/// A host name (RFC 1123) or an IP address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostName {
+    /// A name.
+    Name,
+    /// An IPv4 address.
+    V4,
+    /// An IPv6 address, which a URL puts in brackets.
+    V6,
+}
+
+impl Term for HostName {
+    const NAME: &'static str = "HostName";
+    const RULE: &'static str = "a host name (letters, digits, '-' and '.'), an IPv4 or an IPv6 address";
+    const PATTERN: &'static str = "[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?";
+
+    fn read(text: &str) -> Option<HostName> {
+        let (address, zone) = text.split_once('%').map_or((text, None), |(address, zone)| (address, Some(zone)));
+        if address.parse::<Ipv6Addr>().is_ok() {
+            let fits =
+                |zone: &str| !zone.is_empty() && zone.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+            return zone.is_none_or(fits).then_some(HostName::V6);
+        }
+        if text.parse::<Ipv4Addr>().is_ok() {
+            return Some(HostName::V4);
+        }
+        let label = |label: &str| {
+            let inner = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+            inner && (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
+        };
+        // What ends in a number is an address, and a wrong one.
+        let last_is_number = text.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+        (text.len() <= 253 && text.split('.').all(label) && !last_is_number).then_some(HostName::Name)
+    }
+}
+
+/// The name of a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UserName;
+
+impl Term for UserName {
+    const NAME: &'static str = "UserName";
+    const RULE: &'static str =
+        "a user name: a letter or '_', then letters, digits, '_', '-' and '.', at most 32 in all";
+    const PATTERN: &'static str = "[A-Za-z_][A-Za-z0-9_.-]{0,31}";
+
+    fn read(text: &str) -> Option<UserName> {
+        let first = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        let rest = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
+        (first && rest && text.len() <= 32).then_some(UserName)
+    }
+}
+
+/// A path from the root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AbsolutePath(pub PathBuf);
+
+impl Term for AbsolutePath {
+    const NAME: &'static str = "AbsolutePath";
+    const RULE: &'static str = "an absolute path, which begins with '/'";
+    const PATTERN: &'static str = "/.*";
+
+    fn read(text: &str) -> Option<AbsolutePath> {
+        let fits = text.starts_with('/') && text.len() < 4096 && !text.contains(char::is_control);
+        fits.then(|| AbsolutePath(text.into()))
+    }
+}
+
+/// Where a repository is. Empty says that there is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepoAddress;
+
+impl Term for RepoAddress {
+    const NAME: &'static str = "RepoAddress";
+    const RULE: &'static str = "an absolute path, or sftp://user@host:port//path without a password";
+    const PATTERN: &'static str = "/.*|sftp://[^/]+/.*";
+
+    fn read(text: &str) -> Option<RepoAddress> {
+        let Some(rest) = text.strip_prefix("sftp://") else {
+            return (text.is_empty() || AbsolutePath::read(text).is_some()).then_some(RepoAddress);
+        };
+        let (authority, path) = rest.split_at_checked(rest.find('/')?)?;
+        let (user, place) = authority.rsplit_once('@').map_or((None, authority), |(user, place)| (Some(user), place));
+        let (host, port) = match place.strip_prefix('[') {
+            Some(v6) => v6
+                .split_once(']')
+                .map(|(host, rest)| (host, rest.strip_prefix(':'), rest))
+                .filter(|(_, port, rest)| rest.is_empty() || port.is_some())
+                .map(|(host, port, _)| (host, port))?,
+            None => place.split_once(':').map_or((place, None), |(host, port)| (host, Some(port))),
+        };
+        let fits = user.is_none_or(|user| UserName::read(user).is_some())
+            && HostName::read(host).is_some()
+            && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
+            && AbsolutePath::read(path).is_some();
+        fits.then_some(RepoAddress)
+    }
+}
+
+/// A machine's name, or a glob for several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineName;
+
+impl Term for MachineName {
+    const NAME: &'static str = "MachineName";
+    const RULE: &'static str = "the name of a machine or a glob ('web*', 'db[12]'), without '/'";
+    const PATTERN: &'static str = "[^/]+";
+
+    fn read(text: &str) -> Option<MachineName> {
+        let mut open = false;
+        for c in text.chars() {
+            open = c == '[' || (open && c != ']');
+        }
+        (!text.is_empty() && !open && !text.contains('/') && !text.contains(char::is_control)).then_some(MachineName)
+    }
+}
+
+/// A libvirt connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LibvirtUri;
+
+impl Term for LibvirtUri {
+    const NAME: &'static str = "LibvirtUri";
+    const RULE: &'static str = "a libvirt connection: qemu:///system, qemu:///session";
+    const PATTERN: &'static str = "[a-z][a-z0-9+]*:.*";
+
+    fn read(text: &str) -> Option<LibvirtUri> {
+        let (scheme, rest) = text.split_once(':')?;
+        let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'+';
+        let good = scheme.starts_with(|c: char| c.is_ascii_lowercase()) && scheme.bytes().all(fits);
+        (good && !rest.contains(|c: char| c.is_control() || c == ' ')).then_some(LibvirtUri)
+    }
+}
+
+/// A command that a shell runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommandLine;
+
+impl Term for CommandLine {
+    const NAME: &'static str = "CommandLine";
+    const RULE: &'static str = "a command for the shell, in one line";
+    const PATTERN: &'static str = ".*\\S.*";
+
+    fn read(text: &str) -> Option<CommandLine> {
+        (!text.trim().is_empty() && !text.contains(char::is_control)).then_some(CommandLine)
+    }
+}
+
+impl Term for Cron {
+    const NAME: &'static str = "Cron";
+    const RULE: &'static str = "a time as in crontab(5)";
+    const PATTERN: &'static str = "@[a-z]+|\\s*\\S+(\\s+\\S+){4}\\s*";
+
+    fn read(text: &str) -> Option<Cron> {
+        text.parse().ok()
+    }
+
+    fn detail(text: &str) -> Option<String> {
+        text.parse::<Cron>().err().map(|error| error.to_string())
+    }
+}
+
+/// A length of time that is not nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PositiveSpan(pub Duration);
+
+impl Term for PositiveSpan {
+    const NAME: &'static str = "Span";
+    const RULE: &'static str = units::Span::RULE;
+    const PATTERN: &'static str = "0*[1-9][0-9]*[smhdw]";
+
+    fn read(text: &str) -> Option<PositiveSpan> {
+        text.parse::<units::Span>().ok().filter(|span| !span.0.is_zero()).map(|span| PositiveSpan(span.0))
+    }
+}
+
+/// A number of bytes that is not nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PositiveSize(pub u64);
+
+impl PositiveSize {
+    /// That many bytes, as they would be written.
+    pub fn written(bytes: u64) -> Written<PositiveSize> {
+        Written { text: units::Size(bytes).to_string(), value: PositiveSize(bytes) }
+    }
+}
+
+impl Term for PositiveSize {
+    const NAME: &'static str = "Size";
+    const RULE: &'static str = units::Size::RULE;
+    const PATTERN: &'static str = "0*[1-9][0-9]*[KMGT]?";
+
+    fn read(text: &str) -> Option<PositiveSize> {
+        text.parse::<units::Size>().ok().filter(|size| size.0 > 0).map(|size| PositiveSize(size.0))
+    }
+}
+
+/// A share of a whole.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Share(pub f64);
+
+impl Term for Share {
+    const NAME: &'static str = "Share";
+    const RULE: &'static str = units::Share::RULE;
+    const PATTERN: &'static str = "[0-9]+(\\.[0-9]+)?%?";
+
+    fn read(text: &str) -> Option<Share> {
+        text.parse::<units::Share>().ok().map(|share| Share(share.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn keeps<T: Term>(texts: &[&str]) {
+        texts.iter().for_each(|text| assert!(T::read(text).is_some(), "{}: {text}", T::NAME));
+    }
+
+    fn breaks<T: Term>(texts: &[&str]) {
+        texts.iter().for_each(|text| assert!(T::read(text).is_none(), "{}: {text}", T::NAME));
+    }
+
+    #[test]
+    fn hosts_are_names_or_addresses() {
+        keeps::<HostName>(&[
+            "backup",
+            "backup.example.com",
+            "3com.example",
+            "xn--bcher-kva.example",
+            "a-b",
+            "192.168.0.1",
+        ]);
+        keeps::<HostName>(&["::1", "2001:db8::7", "fe80::1%eth0", "::ffff:10.0.0.1"]);
+        breaks::<HostName>(&["", ".", "a..b", "-a", "a-", "my_host", "a b", "user@host", "host:22", "[::1]", "bücher"]);
+        breaks::<HostName>(&[
+            "256.1.1.1",
+            "1.2.3",
+            "10.0.0.1.",
+            "12345",
+            "::1%",
+            "fe80::1%e/0",
+            "1.2.3.4%eth0",
+            "a.b.",
+        ]);
+        breaks::<HostName>(&[&"a".repeat(64), &["a"; 128].join("."), "a\n"]);
+        keeps::<HostName>(&[&"a".repeat(63), &["a"; 127].join(".")]);
+    }
+
+    #[test]
+    fn users_paths_and_machines_keep_to_their_rules() {
+        keeps::<UserName>(&["root", "_apt", "j.doe", "kvm-backup2", "Bob"]);
+        breaks::<UserName>(&["", "-x", "1st", "a b", "a:b", "a@b", "a$(id)", &"a".repeat(33)]);
+        keeps::<AbsolutePath>(&["/", "/backup/kvm", "/with space/ü"]);
+        breaks::<AbsolutePath>(&["", "backup", "~/x", "./x", "/a\nb", "/a\0"]);
+        keeps::<MachineName>(&["vm1", "web*", "db[12]", "[!a]x", "a b", "x]"]);
+        breaks::<MachineName>(&["", "a/b", "a\nb", "web[1", "a[b]["]);
+        keeps::<LibvirtUri>(&[
+            "qemu:///system",
+            "qemu+ssh://root@host/system",
+            "qemu:///embed?root=/x",
+            "test:///default",
+        ]);
+        breaks::<LibvirtUri>(&["", "system", "://", "Qemu:///x", "qemu:/// x"]);
+        keeps::<Cron>(&["0 2 * * *", "@daily", "*/15 1-5 * jan,feb mon-fri", " 0  2 * * 7 "]);
+        breaks::<Cron>(&["", "0 2 * *", "60 2 * * *", "@dayly", "0 0 30 2 *", "0 2 * * * *"]);
+        keeps::<CommandLine>(&["pass show kvmb"]);
+        breaks::<CommandLine>(&["", "  ", "a\nb"]);
+    }
+
+    #[test]
+    fn a_repository_is_a_folder_or_an_address_without_a_password() {
+        keeps::<RepoAddress>(&[
+            "",
+            "/backup",
+            "sftp://kvm@backup:2222/kvm",
+            "sftp://backup/kvm",
+            "sftp://u@[::1]:22/x",
+        ]);
+        breaks::<RepoAddress>(&[
+            "backup",
+            "sftp://u:secret@host/x",
+            "sftp://host",
+            "sftp://host:0/x",
+            "sftp://ho_st/x",
+        ]);
+        breaks::<RepoAddress>(&["s3:x", "sftp://host:port/x", "sftp:///x", "sftp://u@[::1]22/x", "sftp://@host/x"]);
+    }
+
+    proptest! {
+        #[test]
+        fn every_name_of_rfc_1123_is_a_host(labels in prop::collection::vec("[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", 1..6), last in "[a-z]{2,10}") {
+            let name = labels.into_iter().chain([last]).collect::<Vec<_>>().join(".");
+            prop_assert_eq!(HostName::read(&name), Some(HostName::Name));
+        }
+
+        #[test]
+        fn every_address_is_a_host(v4: [u8; 4], v6: [u16; 8]) {
+            prop_assert_eq!(HostName::read(&Ipv4Addr::from(v4).to_string()), Some(HostName::V4));
+            prop_assert_eq!(HostName::read(&Ipv6Addr::from(v6).to_string()), Some(HostName::V6));
+        }
+
+        #[test]
+        fn nothing_that_steers_a_shell_an_url_or_a_terminal_is_a_host_or_a_user(text in ".*", bad in "[ /@\\\\'\"$`;|&<>()\\[\\]{}*?#!\u{0}-\u{1f}\u{7f}-\u{a0}]", tail in ".*") {
+            let text = format!("{text}{bad}{tail}");
+            prop_assert_eq!(HostName::read(&text), None);
+            prop_assert_eq!(UserName::read(&text), None);
+        }
+
+        #[test]
+        fn no_reader_panics(text in "\\PC*") {
+            let _ = (HostName::read(&text), UserName::read(&text), RepoAddress::read(&text), MachineName::read(&text));
+            let _ = (RepoAddress::read(&format!("sftp://{text}")), LibvirtUri::read(&text), Share::read(&text));
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The JSON Schema of the configuration, from the types and their words.
+
+use super::Config;
+use schemars::Schema;
+use schemars::generate::SchemaSettings;
+use schemars::transform::{Transform, transform_subschemas};
+use serde_json::{Value, json};
+use std::sync::LazyLock;
+
+/// How a key begins that is a comment.
+const COMMENT: &str = "//";
+
+/// Whether a key is a comment.
+pub fn is_comment(key: &str) -> bool {
+    key.starts_with(COMMENT)
+}
+
+/// The schema.
+pub fn of_config() -> &'static Value {
+    static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
+        let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
+        let generator = settings.with_transform(Closed).into_generator();
+        generator.into_root_schema_for::<Config>().to_value()
+    });
+    &SCHEMA
+}
+
+/// What the entries of an object are that has names of the user's own.
+pub fn of_entries(schema: &Value) -> Option<&Value> {
+    let entries = schema.get("patternProperties").and_then(Value::as_object);
+    let named = entries.and_then(|entries| entries.iter().find(|(pattern, _)| !pattern.starts_with("^//")));
+    named.map(|(_, schema)| schema).or_else(|| schema.get("additionalProperties").filter(|more| more.is_object()))
+}
+
+/// Whether a schema is of an object with keys of ours or of the user's.
+pub fn is_of_objects(schema: &Value) -> bool {
+    schema.get("properties").is_some() || of_entries(schema).is_some()
+}
+
+/// Admits comments and no unknown keys, in every object whose keys are ours.
+#[derive(Debug, Clone)]
+struct Closed;
+
+impl Transform for Closed {
+    fn transform(&mut self, schema: &mut Schema) {
+        transform_subschemas(self, schema);
+        if schema.get("properties").is_some() {
+            schema.insert("additionalProperties".into(), json!(false));
+            schema.insert("patternProperties".into(), json!({ "^//": true }));
+        }
+    }
+}
+
+/// Calls `visit` for every key that holds a value, as `ssh.port`, with its schema.
+pub fn each_key(visit: &mut dyn FnMut(&str, &Value)) {
+    fn below(prefix: &str, schema: &Value, visit: &mut dyn FnMut(&str, &Value)) {
+        for (key, schema) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+            let key = format!("{prefix}{key}");
+            match schema.get("properties") {
+                Some(_) => below(&format!("{key}."), schema, visit),
+                None => visit(&key, schema),
+            }
+        }
+    }
+    below("", of_config(), visit);
+}

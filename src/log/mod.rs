@@ -1,0 +1,116 @@
+//! The log: what a run did, for whoever reads it months later.
+//!
+//! Events come through `tracing`. Standard error gets what people want to see at once; the file, or the journal when
+//! systemd runs kvmb, gets everything from `INFO` on. Each line carries the id of its run, so that the lines of two runs
+//! that write at once can be told apart.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`mod@line`] | an event as a line of text or of JSON |
+//! | [`rotating`] | the file, which does not grow for ever |
+
+pub mod line;
+pub mod rotating;
+
+use line::{Line, Style};
+use rotating::RotatingFile;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+/// The target of events that people have read on standard error already, in words of their own.
+pub const TOLD: &str = "kvmb::told";
+
+/// How verbose a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Errors only.
+    Quiet,
+    /// Warnings too.
+    Normal,
+    /// What kvmb does.
+    Verbose,
+    /// How it does it.
+    Debug,
+}
+
+impl Level {
+    fn directive(self) -> &'static str {
+        match self {
+            Level::Quiet => "error",
+            Level::Normal => "warn",
+            Level::Verbose => "kvmb=info,warn",
+            Level::Debug => "kvmb=debug,info",
+        }
+    }
+}
+
+/// The log file of a run.
+#[derive(Debug, Clone)]
+pub struct FilePlan {
+    /// Where it may be, the best place first.
+    pub places: Vec<PathBuf>,
+    /// How a line is written.
+    pub style: Style,
+    /// A file that has grown larger is set aside.
+    pub max_bytes: u64,
+    /// How many files that were set aside are kept.
+    pub keep: u64,
+}
+
+/// What a run logs, and where.
+#[derive(Debug, Clone)]
+pub struct Plan<'a> {
+    /// The id of the run.
+    pub run: &'a str,
+    /// The command.
+    pub command: &'static str,
+    /// What goes to standard error.
+    pub level: Level,
+    /// The file; none for a run that keeps no log.
+    pub file: Option<FilePlan>,
+    /// Whether the journal gets it all.
+    pub journal: bool,
+}
+
+/// What came of a plan.
+#[derive(Debug, Default)]
+pub struct Started {
+    /// Whether the journal is written to.
+    pub journal: bool,
+    /// Why there is no log file although there should be one.
+    pub fault: Option<(PathBuf, std::io::Error)>,
+}
+
+/// Starts logging; once in a process. That a log cannot be written is told and stops nothing.
+pub fn start(plan: Plan<'_>) -> Started {
+    let mut started = Started::default();
+    let filter = |level: Level| EnvFilter::new(level.directive());
+    let stderr = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        // It would complain on standard error that standard error is closed, and panic.
+        .log_internal_errors(false)
+        .with_filter(EnvFilter::new(format!("{},{TOLD}=off", plan.level.directive())));
+    let kept = plan.level.max(Level::Verbose);
+    let journal = plan.journal.then(|| tracing_journald::layer().ok()).flatten().map(|layer| {
+        started.journal = true;
+        let fields = [("RUN", plan.run), ("COMMAND", plan.command)];
+        layer.with_syslog_identifier("kvmb".into()).with_custom_fields(fields).with_filter(filter(kept))
+    });
+    let file = plan.file.and_then(|file| match RotatingFile::open_first(&file.places, file.max_bytes, file.keep) {
+        Ok(writer) => {
+            let line = Line { run: plan.run.to_owned(), command: plan.command, style: file.style };
+            let layer = tracing_subscriber::fmt::layer().event_format(line).with_writer(Mutex::new(writer));
+            Some(layer.log_internal_errors(false).with_ansi(false).with_filter(filter(kept)))
+        }
+        Err(fault) => {
+            started.fault = Some(fault);
+            None
+        }
+    });
+    tracing_subscriber::registry().with(stderr).with(file).with(journal).init();
+    started
+}

@@ -1,0 +1,158 @@
+//! A log file that is set aside when it has grown too large: `log` becomes `log.1`, that `log.2`, and so on.
+//!
+//! Several runs write to one log at once, and logrotate may work on it too. So the file is opened anew for every line,
+//! always at its end: a line is one write, which the kernel does not mix with others, and it goes to whatever the file is
+//! at that moment. Only setting aside needs a lock, which is taken on the very file that is too large:
+//!
+//! | run A | run B |
+//! | --- | --- |
+//! | writes, sees that the file is too large, locks it | writes, sees the same |
+//! | is the file still the one of that name? yes: renames | the lock is taken: leaves it to A |
+//! | | or comes later: the file has another name now, nothing to do |
+
+use rustix::fs::{FlockOperation, flock};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// More files than this are never kept.
+pub const MOST_KEPT: u64 = 1000;
+
+/// A log file.
+#[derive(Debug)]
+pub struct RotatingFile {
+    path: PathBuf,
+    max_bytes: u64,
+    keep: u64,
+}
+
+impl RotatingFile {
+    /// The first of these places that can be written; else why not the last.
+    pub fn open_first(places: &[PathBuf], max_bytes: u64, keep: u64) -> Result<RotatingFile, (PathBuf, io::Error)> {
+        let mut last = (PathBuf::new(), io::Error::from(io::ErrorKind::NotFound));
+        for path in places {
+            match open(path) {
+                Ok(_) => return Ok(RotatingFile { path: path.clone(), max_bytes, keep }),
+                Err(error) => last = (path.clone(), error),
+            }
+        }
+        Err(last)
+    }
+
+    /// Sets the file aside, if it is still the one that `file` was opened as and nobody else is at it.
+    fn set_aside(&self, file: &File) -> io::Result<()> {
+        if flock(file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Ok(());
+        }
+        let opened = file.metadata()?;
+        let Ok(named) = fs::metadata(&self.path) else { return Ok(()) };
+        if (opened.dev(), opened.ino()) != (named.dev(), named.ino()) {
+            return Ok(());
+        }
+        // The one too many, and any of a time when more were kept.
+        for number in self.keep..=MOST_KEPT {
+            if fs::remove_file(aside(&self.path, number)).is_err() && number > self.keep {
+                break;
+            }
+        }
+        for number in (1..self.keep).rev() {
+            // One may be missing.
+            let _ = fs::rename(aside(&self.path, number), aside(&self.path, number + 1));
+        }
+        fs::rename(&self.path, aside(&self.path, 1))
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+}
+
+fn aside(path: &Path, number: u64) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(format!(".{number}"));
+    name.into()
+}
+
+impl Write for RotatingFile {
+    /// Writes a whole line.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut file = open(&self.path)?;
+        file.write_all(line)?;
+        if file.metadata()?.len() > self.max_bytes {
+            self.set_aside(&file)?;
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn lines_of(folder: &Path) -> Vec<String> {
+        let mut lines = Vec::new();
+        for entry in fs::read_dir(folder).unwrap() {
+            lines.extend(fs::read_to_string(entry.unwrap().path()).unwrap().lines().map(str::to_owned));
+        }
+        lines
+    }
+
+    #[test]
+    fn so_many_are_kept_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        // Of a time when more were kept.
+        (1..6).for_each(|number| fs::write(aside(&path, number), "old\n").unwrap());
+        let mut file = RotatingFile::open_first(std::slice::from_ref(&path), 100, 2).unwrap();
+        for number in 0..40 {
+            file.write_all(format!("line {number:02} of forty ...\n").as_bytes()).unwrap();
+        }
+        let names: BTreeSet<String> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        assert!(names.iter().all(|name| ["log", "log.1", "log.2"].contains(&name.as_str())), "{names:?}");
+        let lines = lines_of(folder.path());
+        assert!(lines.contains(&"line 39 of forty ...".to_owned()) && !lines.contains(&"old".to_owned()), "{lines:?}");
+        assert!(names.iter().all(|name| fs::metadata(folder.path().join(name)).unwrap().len() < 130));
+    }
+
+    #[test]
+    fn the_next_place_is_taken_where_the_first_cannot_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = [folder.path().join("no/such/folder/log"), folder.path().join("log")];
+        let file = RotatingFile::open_first(&places, 100, 2).unwrap();
+        assert_eq!(file.path, places[1]);
+        let (path, error) = RotatingFile::open_first(&places[..1], 100, 2).unwrap_err();
+        assert_eq!((path, error.kind()), (places[0].clone(), io::ErrorKind::NotFound));
+    }
+
+    #[test]
+    fn writers_at_the_same_time_lose_no_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let path = &path;
+                scope.spawn(move || {
+                    // Each has handles of its own, as processes have.
+                    let mut file = RotatingFile::open_first(std::slice::from_ref(path), 400, 900).unwrap();
+                    for number in 0..250 {
+                        file.write_all(format!("writer {writer} line {number:03}\n").as_bytes()).unwrap();
+                    }
+                });
+            }
+        });
+        let lines = lines_of(folder.path());
+        assert_eq!(lines.len(), 1000);
+        assert_eq!(lines.iter().collect::<BTreeSet<_>>().len(), 1000);
+        assert!(fs::read_dir(folder.path()).unwrap().count() > 5);
+    }
+}

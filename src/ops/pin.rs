@@ -1,0 +1,47 @@
+//! Pinning: a point that stays whatever the retention says, until it is unpinned.
+//!
+//! A pin is the snapshot's tag `pinned`: it travels with `restic copy`, restic shows it, and `restic forget --keep-tag pinned`
+//! respects it. A snapshot file is named by its content, so a tag changes the point's id; `original` then keeps the first
+//! one, as with `restic tag`. What refers to points by id - the user, a capture that continues one, the `parent` in later
+//! manifests - finds them by either. Data, manifest, checkpoint and chain are not touched.
+
+use super::open_repo::lock;
+use super::points::{PINNED_TAG, PointRef};
+use super::{Error, Result, Stop};
+use crate::repo::{Id, LockMode, RepoLock, Repository};
+
+/// Changes pins in one repository, while it holds a lock there.
+#[derive(Debug)]
+pub struct Pinner<'a> {
+    repo: &'a Repository,
+    lock: RepoLock,
+}
+
+impl<'a> Pinner<'a> {
+    /// Takes the lock that a backup takes: pinning adds a file and removes the one that it replaces, and disturbs no backup.
+    pub fn open(repo: &'a Repository, stop: &Stop) -> Result<Pinner<'a>> {
+        Ok(Pinner { repo, lock: lock(repo, LockMode::Shared, stop)? })
+    }
+
+    /// Pins or unpins a point; returns its new id.
+    pub fn set(&self, point: &PointRef, pinned: bool) -> Result<Id> {
+        if point.is_pinned() == pinned {
+            return Ok(point.id);
+        }
+        let mut snapshot = point.snapshot.clone();
+        match pinned {
+            true => snapshot.tags.push(PINNED_TAG.to_owned()),
+            false => snapshot.tags.retain(|tag| tag != PINNED_TAG),
+        }
+        snapshot.original.get_or_insert(point.id);
+        self.lock.check()?;
+        // In this order a crash leaves two snapshots of one point, never none.
+        let id = self.repo.save_snapshot(&snapshot)?;
+        match self.repo.remove_snapshot(&point.id) {
+            Err(error) if !error.is_not_found() => {
+                Err(Error::RemovalRefused { url: self.repo.url(), source: Box::new(error) })
+            }
+            _ => Ok(id),
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! Retention applied: which points go, and then the space that they held.
+//!
+//! All is decided under the repository's exclusive lock before anything is changed: the verdict on each point, and what
+//! of the packs is needed then. Where the repository is damaged, nothing is removed at all.
+//!
+//! A machine is *gone* when the newest of its points was taken on this host and this host's libvirt does not know its
+//! UUID. Of machines of other hosts nothing is known here: the policy applies to them, and it counts from their newest
+//! point, so that a machine that is not backed up any more keeps what the policy left it.
+
+use super::manifest::Manifest;
+use super::open_repo::lock;
+use super::points::{self, PointRef};
+use super::verify::{Depth, Verifier};
+use super::{Error, Monitor, Progress, Result, Silent, Stop};
+use crate::record::Time;
+use crate::repo::{
+    self, Id, Index, LockMode, MaxUnused, PruneEvent, PruneLimits, PrunePlan, PruneSummary, RepoLock, Repository,
+    is_no_space,
+};
+use crate::retention::{Candidate, Policy, Verdict, judge};
+use crate::steps::{self, Step};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+/// What is known of the machines of this host.
+#[derive(Debug, Clone)]
+pub enum Living {
+    /// The user said that it does not matter.
+    DoesNotMatter,
+    /// libvirt knows these UUIDs.
+    Known(HashSet<String>),
+    /// libvirt could not be asked, and why.
+    Unknown(String),
+}
+
+/// What to prune, and by which rules.
+#[derive(Debug)]
+pub struct PruneRequest<'a> {
+    /// Which points to keep.
+    pub policy: &'a Policy,
+    /// Names and globs of machines; none means all. A machine that is named may be gone.
+    pub names: &'a [String],
+    /// Which machines exist.
+    pub living: Living,
+    /// The points that the second tier has, by every id that they have or had; none if there is no second tier.
+    pub copied: Option<&'a HashSet<Id>>,
+    /// How much waste may stay in packs that are needed.
+    pub max_unused: MaxUnused,
+    /// Change nothing.
+    pub dry_run: bool,
+}
+
+/// A point, and what becomes of it.
+#[derive(Debug)]
+pub struct JudgedPoint {
+    /// Which one.
+    pub point: PointRef,
+    /// What it says of itself.
+    pub manifest: Manifest,
+    /// Whether it stays.
+    pub verdict: Verdict,
+}
+
+/// What a prune came to.
+#[derive(Debug, Clone, Copy)]
+pub struct Pruned {
+    /// What was done.
+    pub summary: PruneSummary,
+    /// There was no room for copying what is needed out of packs that are mostly waste.
+    pub was_short_of_room: bool,
+}
+
+/// A prune that is decided, in a locked repository.
+#[derive(Debug)]
+pub struct Prune<'a> {
+    repo: &'a Repository,
+    max_unused: MaxUnused,
+    /// None for a rehearsal.
+    exclusive: Option<RepoLock>,
+    /// None for the real thing, and on a medium that cannot be written.
+    _shared: Option<RepoLock>,
+    points: Vec<JudgedPoint>,
+    unreadable: Vec<(PointRef, Error)>,
+    plan: PrunePlan,
+}
+
+impl<'a> Prune<'a> {
+    /// Locks the repository, reads what it must and decides; changes nothing.
+    pub fn plan(
+        repo: &'a Repository,
+        request: &PruneRequest,
+        now: Time,
+        monitor: &dyn Monitor,
+        stop: &Stop,
+    ) -> Result<Prune<'a>> {
+        let (exclusive, shared) = match request.dry_run {
+            true => (None, points::lock_for_reading(repo, monitor, stop)?),
+            false => (Some(lock(repo, LockMode::Exclusive, stop)?), None),
+        };
+        let index = Arc::new(repo.load_index().map_err(damaged)?);
+        let (found, unreadable_snapshots) = points::list(repo)?;
+        if let Some(snapshot) = unreadable_snapshots.into_iter().next() {
+            return Err(damaged(snapshot.error));
+        }
+        let Judgement { points, unreadable } = judge_points(repo, &index, found, request, now, monitor, stop)?;
+        let forgotten = points.iter().filter(|judged| !judged.verdict.keep).map(|judged| judged.point.id).collect();
+        let plan = make_plan(repo, index, request.max_unused, room(repo)?, &forgotten, stop)?;
+        steps::reached(Step::PrunePlanned);
+        Ok(Prune { repo, max_unused: request.max_unused, exclusive, _shared: shared, points, unreadable, plan })
+    }
+
+    /// The points that were asked about, in the order of machines and times.
+    pub fn points(&self) -> &[JudgedPoint] {
+        &self.points
+    }
+
+    /// Points that stay because nobody can say which machine's they are.
+    pub fn take_unreadable(&mut self) -> Vec<(PointRef, Error)> {
+        std::mem::take(&mut self.unreadable)
+    }
+
+    /// What the rest of it will come to.
+    pub fn summary(&self) -> &PruneSummary {
+        self.plan.summary()
+    }
+
+    /// Forgets the points that go (`forgotten` hears of each) and frees the space. A rehearsal does nothing.
+    pub fn run(&self, monitor: &dyn Monitor, stop: &Stop, forgotten: &mut dyn FnMut(&JudgedPoint)) -> Result<Pruned> {
+        let mut pruned = Pruned { summary: *self.plan.summary(), was_short_of_room: false };
+        let Some(lock) = &self.exclusive else {
+            return Ok(pruned);
+        };
+        let flag = stop.flag();
+        let watch = Watch::new(self.repo, self.plan.summary(), monitor);
+        let refused = |error| refused(self.repo, error);
+        self.plan.remove_unnamed(lock, &|event| watch.hear(event), &flag).map_err(refused)?;
+        for judged in self.points.iter().filter(|judged| !judged.verdict.keep) {
+            stop.check()?;
+            lock.check()?;
+            match self.repo.remove_snapshot(&judged.point.id) {
+                Err(error) if !error.is_not_found() => return Err(refused(error)),
+                _ => forgotten(judged),
+            }
+            steps::reached(Step::PointForgotten);
+        }
+        stop.check()?;
+        steps::reached(Step::PointsForgotten);
+        let mut done = self.plan.execute(lock, &|event| watch.hear(event), &flag);
+        let mut last = *self.plan.summary();
+        let mut was_full = false;
+        // Where there was room for a part of the copies only, there is more now.
+        loop {
+            let room_bytes = match &done {
+                // The place knew of less room than there was: the rest without copies.
+                Err(error) if is_no_space(error) && !was_full => Some(0),
+                Ok(()) if last.is_short_of_room && last.freed_bytes() > 0 && !was_full => room(self.repo)?,
+                _ => break,
+            };
+            stop.check()?;
+            was_full = done.is_err();
+            let index = Arc::new(self.repo.load_index()?);
+            let plan = make_plan(self.repo, index, self.max_unused, room_bytes, &HashSet::new(), stop)?;
+            done = plan
+                .remove_unnamed(lock, &|_| {}, &flag)
+                .and_then(|()| plan.execute(lock, &|event| watch.hear(event), &flag));
+            // What the full disk stopped was not done.
+            pruned.summary = match was_full {
+                true => PruneSummary { size_bytes: pruned.summary.size_bytes, ..*plan.summary() },
+                false => pruned.summary.followed_by(*plan.summary()),
+            };
+            last = *plan.summary();
+        }
+        done.map_err(refused)?;
+        stop.check()?;
+        steps::reached(Step::PacksGone);
+        pruned.was_short_of_room = last.is_short_of_room;
+        Ok(pruned)
+    }
+}
+
+/// How much may be copied at once: the index and the other users of the disk need some of what is free as well.
+fn room(repo: &Repository) -> Result<Option<u64>> {
+    let free_bytes = repo.storage().free_bytes().map_err(repo::Error::from)?;
+    Ok(free_bytes.map(|bytes| bytes / 4 * 3))
+}
+
+fn make_plan(
+    repo: &Repository,
+    index: Arc<Index>,
+    max_unused: MaxUnused,
+    room_bytes: Option<u64>,
+    forgotten: &HashSet<Id>,
+    stop: &Stop,
+) -> Result<PrunePlan> {
+    let limits = PruneLimits { max_unused, room_bytes };
+    let plan = PrunePlan::make(repo, index, forgotten, limits, &|_| {}, &stop.flag());
+    plan.map_err(damaged)?.ok_or(Error::Interrupted)
+}
+
+/// Damage is a reason to remove nothing; other errors are what they are.
+fn damaged(error: repo::Error) -> Error {
+    use repo::Error as E;
+    match error.root() {
+        E::Damaged { .. }
+        | E::BlobMissing { .. }
+        | E::BlobDamaged { .. }
+        | E::BlobUnreadable { .. }
+        | E::PackLost { .. }
+        | E::TreeMalformed { .. } => Error::Unprunable { source: Box::new(error) },
+        _ => error.into(),
+    }
+}
+
+/// Not being allowed to remove files is a matter of its own; damage found while copying leaves the packs where they are.
+fn refused(repo: &Repository, error: repo::Error) -> Error {
+    match error.is_refused_removal() {
+        true => Error::RemovalRefused { url: repo.url(), source: Box::new(error) },
+        false => damaged(error),
+    }
+}
+
+/// Passes on what a prune tells: to the progress bar, and to the tests that stop it.
+struct Watch {
+    progress: Box<dyn Progress>,
+}
+
+impl Watch {
+    fn new(repo: &Repository, summary: &PruneSummary, monitor: &dyn Monitor) -> Watch {
+        let total_bytes = summary.removed_bytes + summary.copied_bytes + summary.repacked_bytes;
+        let progress: Box<dyn Progress> = match total_bytes {
+            0 => Box::new(Silent),
+            bytes => monitor.start("pruning", &repo.url(), bytes),
+        };
+        Watch { progress }
+    }
+
+    fn hear(&self, event: PruneEvent) {
+        match event {
+            PruneEvent::SnapshotMarked => {}
+            PruneEvent::UnnamedRemoved { bytes } => {
+                self.progress.advance(bytes);
+                steps::reached(Step::UnnamedPackRemoved);
+            }
+            PruneEvent::Copied { bytes } => {
+                self.progress.advance(bytes);
+                steps::reached(Step::BlobsCopied);
+            }
+            PruneEvent::AllCopied => steps::reached(Step::CopiesStored),
+            PruneEvent::IndexStored => steps::reached(Step::NewIndexStored),
+            PruneEvent::IndexRemoved => steps::reached(Step::OldIndexRemoved),
+            PruneEvent::OldIndexGone => steps::reached(Step::OldIndexGone),
+            PruneEvent::PackRemoved { bytes } => {
+                self.progress.advance(bytes);
+                steps::reached(Step::PackRemoved);
+            }
+        }
+    }
+}
+
+/// What becomes of the points, and those that nobody can judge.
+struct Judgement {
+    points: Vec<JudgedPoint>,
+    unreadable: Vec<(PointRef, Error)>,
+}
+
+/// The points of one machine, oldest first.
+type Group = Vec<(PointRef, Manifest)>;
+
+fn judge_points(
+    repo: &Repository,
+    index: &Index,
+    found: Vec<PointRef>,
+    request: &PruneRequest,
+    now: Time,
+    monitor: &dyn Monitor,
+    stop: &Stop,
+) -> Result<Judgement> {
+    let mut machines: BTreeMap<String, Group> = BTreeMap::new();
+    let mut unreadable = Vec::new();
+    for point in found {
+        stop.check()?;
+        match points::read_manifest(repo, index, &point) {
+            Ok(manifest) => machines.entry(manifest.uuid.clone()).or_default().push((point, manifest)),
+            Err(error) => unreadable.push((point, error)),
+        }
+    }
+    let is_meant = |machine: &str| {
+        request.names.is_empty() || request.names.iter().any(|name| points::name_matches(name, machine))
+    };
+    machines.retain(|_, group| group.iter().any(|(point, _)| is_meant(point.machine())));
+    unreadable.retain(|(point, _)| is_meant(point.machine()));
+
+    // Without rules nothing is judged, and nobody needs to know.
+    let mut verifier = match request.policy.is_empty() {
+        true => None,
+        false => Some(Verifier::new(repo, index, Depth::Quick)?),
+    };
+    let (mut candidates, mut judged) = (Vec::new(), Vec::new());
+    for (uuid, group) in machines {
+        let outlives_machine = outlives_machine(&uuid, &group, request);
+        if let (true, Living::Unknown(reason)) = (outlives_machine, &request.living) {
+            let machine = group.last().map_or("", |(point, _)| point.machine());
+            monitor.warn(&format!("all points of {machine} stay, for libvirt cannot say whether it exists: {reason}"));
+        }
+        let damaged = match &mut verifier {
+            Some(verifier) => newest_damaged(verifier, &group, stop)?,
+            None => HashSet::new(),
+        };
+        for (point, manifest) in group {
+            let is_copied = |copied: &HashSet<Id>| {
+                copied.contains(&point.id) || point.snapshot.original.is_some_and(|id| copied.contains(&id))
+            };
+            candidates.push(Candidate {
+                machine: uuid.clone(),
+                taken_at: point.snapshot.time,
+                is_pinned: point.is_pinned(),
+                is_damaged: damaged.contains(&point.id),
+                awaits_copy: request.copied.is_some_and(|copied| !is_copied(copied)),
+                outlives_machine,
+            });
+            judged.push((point, manifest));
+        }
+    }
+    let verdicts = judge(request.policy, &candidates, now, &chrono::Local);
+    let judged = judged.into_iter().zip(verdicts);
+    let points = judged.map(|((point, manifest), verdict)| JudgedPoint { point, manifest, verdict }).collect();
+    Ok(Judgement { points, unreadable })
+}
+
+fn outlives_machine(uuid: &str, group: &Group, request: &PruneRequest) -> bool {
+    let is_named = group.iter().any(|(point, _)| request.names.iter().any(|name| name == point.machine()));
+    let is_of_this_host = group.last().is_some_and(|(_, newest)| newest.host == super::discover::host_name());
+    let lives = match &request.living {
+        Living::DoesNotMatter => true,
+        Living::Known(uuids) => uuids.contains(uuid),
+        Living::Unknown(_) => false,
+    };
+    is_of_this_host && !is_named && !lives
+}
+
+/// The damaged points that are newer than the newest whole one. No chunk is read: this is about which point may be the
+/// last one that is good for anything.
+fn newest_damaged(verifier: &mut Verifier, group: &Group, stop: &Stop) -> Result<HashSet<Id>> {
+    let mut damaged = HashSet::new();
+    for (point, _) in group.iter().rev() {
+        if verifier.verify(point, &Silent, stop)?.damage.is_empty() {
+            break;
+        }
+        damaged.insert(point.id);
+    }
+    Ok(damaged)
+}

@@ -1,0 +1,283 @@
+//! Freeing the space of what no snapshot needs, so that a crash at any moment leaves a whole repository.
+//!
+//! Under an exclusive lock, which restic honours, [`PrunePlan::make`] reads and decides and changes nothing; then
+//! [`PrunePlan::remove_unnamed`] and [`PrunePlan::execute`] act, in this order:
+//!
+//! | step | a crash here leaves | a reader then finds |
+//! | --- | --- | --- |
+//! | 1. remove packs that no index names | fewer of them | what it needs, as before |
+//! | 2. the caller removes snapshots | fewer snapshots | the others whole |
+//! | 3. copy what is needed out of the packs that are mostly waste, into new packs | packs that no index names | as before |
+//! | 4. an index of the new packs | blobs in two places | either |
+//! | 5. the old index files without the packs that go, anew | packs named twice | either |
+//! | 6. remove the old index files | some of them | every pack that an index names is still there |
+//! | 7. remove the packs | packs that no index names | what it needs |
+//!
+//! Each step is durable before the next begins, and the lock is asked before whatever cannot be undone. Nothing says how far a
+//! run came: the next one finds the same state of affairs that any prune finds, and goes on.
+//!
+//! **Damage.** An index file or a snapshot that cannot be read, a tree that is missing or broken, a blob that no index
+//! names, a needed pack that is gone or too short: each is an error of the plan, before anything is removed. What looks
+//! unneeded in a damaged repository may be what a rescue needs. Blobs that are copied are proven first (their SHA-256);
+//! those that stay where they are, are not read.
+//!
+//! **restic's snapshots** count like kvmb's: all trees of all snapshots are read.
+//!
+//! **Memory.** The [`Index`] (48 bytes a blob), a byte a blob for the marks, about 200 bytes a pack, one tree at a time
+//! (32 bytes a chunk of the largest disk), and while copying a [`Writer`](super::Writer), 8 MiB a reading thread and 90
+//! bytes a copied blob. For 10 TiB in chunks of 1 MiB: about 0.7 GiB.
+
+mod mark;
+mod plan;
+mod repack;
+mod rewrite;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{Error, Id, Index, RepoLock, Repository, Result};
+use crate::storage::{self, FileKind};
+
+pub use plan::PruneSummary;
+
+/// How much of what nobody needs may stay, in packs that hold needed blobs as well. What shares its pack with nothing
+/// needed always goes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum MaxUnused {
+    /// This share of what the repository has after the prune: 0.05.
+    Share(f64),
+    /// So many bytes.
+    Bytes(u64),
+    /// Any amount: nothing is copied.
+    Unlimited,
+}
+
+impl Default for MaxUnused {
+    /// restic's.
+    fn default() -> Self {
+        MaxUnused::Share(0.05)
+    }
+}
+
+impl MaxUnused {
+    /// How many unused bytes may stay beside so many used ones.
+    fn limit_bytes(self, used_bytes: u64) -> u64 {
+        match self {
+            MaxUnused::Share(share) if share < 1.0 => (used_bytes as f64 * share / (1.0 - share)) as u64,
+            MaxUnused::Bytes(bytes) => bytes,
+            MaxUnused::Share(_) | MaxUnused::Unlimited => u64::MAX,
+        }
+    }
+}
+
+/// A text that is no limit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no limit: a share (5%), an amount (500M, 2G) or \"unlimited\" is expected")]
+pub struct ParseMaxUnusedError(String);
+
+impl FromStr for MaxUnused {
+    type Err = ParseMaxUnusedError;
+
+    fn from_str(text: &str) -> std::result::Result<Self, ParseMaxUnusedError> {
+        let bad = || ParseMaxUnusedError(text.to_owned());
+        if text == "unlimited" {
+            return Ok(MaxUnused::Unlimited);
+        }
+        if let Some(percent) = text.strip_suffix('%') {
+            let percent: f64 = percent.trim().parse().map_err(|_| bad())?;
+            return match (0.0..=100.0).contains(&percent) {
+                true => Ok(MaxUnused::Share(percent / 100.0)),
+                false => Err(bad()),
+            };
+        }
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let shift = match unit {
+            "" => 0,
+            "k" | "K" => 10,
+            "m" | "M" => 20,
+            "g" | "G" => 30,
+            "t" | "T" => 40,
+            _ => return Err(bad()),
+        };
+        let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+        bytes.map(MaxUnused::Bytes).ok_or_else(bad)
+    }
+}
+
+impl fmt::Display for MaxUnused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MaxUnused::Share(share) => write!(f, "{}%", share * 100.0),
+            MaxUnused::Bytes(bytes) => write!(f, "{bytes}"),
+            MaxUnused::Unlimited => f.write_str("unlimited"),
+        }
+    }
+}
+
+/// What a prune keeps to.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PruneLimits {
+    /// How much waste may stay.
+    pub max_unused: MaxUnused,
+    /// How much may be copied at once; none if there is room enough.
+    pub room_bytes: Option<u64>,
+}
+
+/// What a prune tells while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PruneEvent {
+    /// The trees of one more snapshot are read.
+    SnapshotMarked,
+    /// A pack that no index names is gone.
+    UnnamedRemoved {
+        /// Its size.
+        bytes: u64,
+    },
+    /// So many bytes were copied into new packs.
+    Copied {
+        /// Sealed.
+        bytes: u64,
+    },
+    /// All that is to be copied is durable and has an index.
+    AllCopied,
+    /// The index without the packs that go is durable.
+    IndexStored,
+    /// An old index file is gone.
+    IndexRemoved,
+    /// No index names the packs that go any more.
+    OldIndexGone,
+    /// A pack is gone.
+    PackRemoved {
+        /// Its size.
+        bytes: u64,
+    },
+}
+
+/// Called with each [`PruneEvent`], from several threads.
+pub type PruneWatch<'a> = &'a (dyn Fn(PruneEvent) + Sync);
+
+/// What is to go, and what is to be copied before.
+#[derive(Debug)]
+pub struct PrunePlan {
+    repo: Repository,
+    index: Arc<Index>,
+    /// Packs that no index names.
+    unnamed: plan::Unnamed,
+    packs: plan::Packs,
+    summary: PruneSummary,
+}
+
+impl PrunePlan {
+    /// Decides what can go when the snapshots in `forgotten` do. Changes nothing; hold a lock since before the index was
+    /// loaded. `stop` ends it without a plan.
+    pub fn make(
+        repo: &Repository,
+        index: Arc<Index>,
+        forgotten: &HashSet<Id>,
+        limits: PruneLimits,
+        watch: PruneWatch,
+        stop: &AtomicBool,
+    ) -> Result<Option<PrunePlan>> {
+        let mut marks = mark::Marks::new(&index);
+        for snapshot in mark::needed_snapshots(repo, forgotten)? {
+            marks.snapshot(repo, &index, &snapshot, stop)?;
+            if stop.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
+            watch(PruneEvent::SnapshotMarked);
+        }
+        let files = repo.storage().list(FileKind::Pack)?;
+        let (packs, unnamed, summary) = plan::plan(&index, marks, files, limits.max_unused, limits.room_bytes)?;
+        Ok(Some(PrunePlan { repo: repo.clone(), index, unnamed, packs, summary }))
+    }
+
+    /// What it comes to.
+    pub fn summary(&self) -> &PruneSummary {
+        &self.summary
+    }
+
+    /// Removes what interrupted runs left: packs that no index names, and unfinished files. It needs no room, and makes some.
+    pub fn remove_unnamed(&self, lock: &RepoLock, watch: PruneWatch, stop: &AtomicBool) -> Result<()> {
+        self.repo.storage().remove_leftovers()?;
+        self.remove(FileKind::Pack, &self.unnamed, lock, stop, &|bytes| watch(PruneEvent::UnnamedRemoved { bytes }))
+    }
+
+    /// Does the rest. The snapshots that the plan calls forgotten must be gone. `stop` ends it between two steps or files:
+    /// the next prune goes on.
+    pub fn execute(&self, lock: &RepoLock, watch: PruneWatch, stop: &AtomicBool) -> Result<()> {
+        let is_over = || stop.load(Ordering::Relaxed);
+        if is_over() {
+            return Ok(());
+        }
+        repack::copy(&self.repo, &self.index, &self.packs, watch, stop)?;
+        if is_over() {
+            return Ok(());
+        }
+        watch(PruneEvent::AllCopied);
+        let old: Vec<(Id, u64)> =
+            rewrite::index(&self.repo, &self.index, &self.packs)?.into_iter().map(|id| (id, 0)).collect();
+        watch(PruneEvent::IndexStored);
+        self.remove(FileKind::Index, &old, lock, stop, &|_| watch(PruneEvent::IndexRemoved))?;
+        if is_over() {
+            return Ok(());
+        }
+        watch(PruneEvent::OldIndexGone);
+        let gone = self.packs.files_that_go(&self.index);
+        self.remove(FileKind::Pack, &gone, lock, stop, &|bytes| watch(PruneEvent::PackRemoved { bytes }))
+    }
+
+    /// Removes files, given with their sizes, several at a time. The first error ends it.
+    fn remove(
+        &self,
+        kind: FileKind,
+        files: &[(Id, u64)],
+        lock: &RepoLock,
+        stop: &AtomicBool,
+        removed: &(dyn Fn(u64) + Sync),
+    ) -> Result<()> {
+        let failed = AtomicBool::new(false);
+        let results = self.repo.for_each(files, |(id, bytes)| -> Result<()> {
+            if stop.load(Ordering::Relaxed) || failed.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let result = lock.check().and_then(|()| match self.repo.storage().remove(kind, &id.to_string()) {
+                Err(error) if !error.is_not_found() => Err(Error::from(error)),
+                _ => Ok(()),
+            });
+            match &result {
+                Ok(()) => removed(*bytes),
+                Err(_) => failed.store(true, Ordering::Relaxed),
+            }
+            result
+        });
+        results.into_iter().collect()
+    }
+}
+
+/// Whether an error says that there is no room.
+pub fn is_no_space(error: &Error) -> bool {
+    matches!(error.root(), Error::Storage(storage::Error::NoSpace { .. }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_written_as_restic_writes_them() {
+        let read = |text: &str| text.parse::<MaxUnused>();
+        assert_eq!(read("5%"), Ok(MaxUnused::Share(0.05)));
+        assert_eq!(read("2G"), Ok(MaxUnused::Bytes(2 << 30)));
+        assert_eq!(read("700"), Ok(MaxUnused::Bytes(700)));
+        assert_eq!(read("unlimited"), Ok(MaxUnused::Unlimited));
+        for bad in ["", "%", "101%", "-1%", "G", "1.5G", "99999999999T", "nan%", "5 %%"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+        assert_eq!(MaxUnused::Share(0.05).limit_bytes(95), 5);
+        assert_eq!(MaxUnused::Share(1.0).limit_bytes(95), u64::MAX);
+    }
+}

@@ -1,0 +1,261 @@
+//! Which packs stay, which go, and which are copied first.
+
+use std::collections::HashMap;
+
+use super::MaxUnused;
+use super::mark::Marks;
+use crate::repo::index::Entry;
+use crate::repo::reader::Wanted;
+use crate::repo::{BlobKind, Error, Id, Index, Result};
+use crate::storage::FileInfo;
+
+/// What a prune comes to, or would.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PruneSummary {
+    /// What the packs take before.
+    pub size_bytes: u64,
+    /// What of it snapshots need.
+    pub used_bytes: u64,
+    /// Packs that no index names.
+    pub unnamed_packs: u64,
+    /// Packs that hold nothing needed, those that no index names among them.
+    pub removed_packs: u64,
+    /// What they take.
+    pub removed_bytes: u64,
+    /// Packs that are copied in part and then removed.
+    pub repacked_packs: u64,
+    /// What they take.
+    pub repacked_bytes: u64,
+    /// What is copied out of them.
+    pub copied_bytes: u64,
+    /// What stays although nobody needs it.
+    pub unused_bytes: u64,
+    /// Index files that are written anew or removed.
+    pub old_index_files: u64,
+    /// Whether more was to be copied than there is room for: once this much is done there is more.
+    pub is_short_of_room: bool,
+}
+
+impl PruneSummary {
+    /// How much smaller the repository gets.
+    pub fn freed_bytes(&self) -> u64 {
+        (self.removed_bytes + self.repacked_bytes).saturating_sub(self.copied_bytes)
+    }
+
+    /// Two prunes, one after the other, as one.
+    pub fn followed_by(self, later: PruneSummary) -> PruneSummary {
+        PruneSummary {
+            size_bytes: self.size_bytes,
+            unnamed_packs: self.unnamed_packs + later.unnamed_packs,
+            removed_packs: self.removed_packs + later.removed_packs,
+            removed_bytes: self.removed_bytes + later.removed_bytes,
+            repacked_packs: self.repacked_packs + later.repacked_packs,
+            repacked_bytes: self.repacked_bytes + later.repacked_bytes,
+            copied_bytes: self.copied_bytes + later.copied_bytes,
+            old_index_files: self.old_index_files + later.old_index_files,
+            ..later
+        }
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_nothing(&self) -> bool {
+        self.removed_packs == 0 && self.repacked_packs == 0 && self.old_index_files == 0
+    }
+}
+
+/// What becomes of a pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Stay,
+    Copy,
+    Go,
+}
+
+/// The packs that the index names, by their numbers.
+#[derive(Debug)]
+pub(super) struct Packs {
+    packs: Vec<Pack>,
+    /// The places that needed blobs are read from: one for each blob, by position in the index.
+    data: Vec<bool>,
+    trees: Vec<bool>,
+}
+
+#[derive(Debug, Clone)]
+struct Pack {
+    /// Of the file; none where it is missing.
+    size_bytes: Option<u64>,
+    /// All blobs, sealed.
+    blob_bytes: u64,
+    /// Those that are needed, also where they are in another pack as well.
+    needed_bytes: u64,
+    /// Those that are needed from here.
+    used_bytes: u64,
+    has_trees: bool,
+    fate: Fate,
+}
+
+impl Pack {
+    fn holds(&self, entry: &Entry) -> bool {
+        self.size_bytes.is_some_and(|size| size >= u64::from(entry.offset) + u64::from(entry.length))
+    }
+}
+
+/// Packs that no index names, with their sizes.
+pub(super) type Unnamed = Vec<(Id, u64)>;
+
+const KINDS: [BlobKind; 2] = [BlobKind::Data, BlobKind::Tree];
+
+pub(super) fn plan(
+    index: &Index,
+    marks: Marks,
+    files: Vec<FileInfo>,
+    max_unused: MaxUnused,
+    room_bytes: Option<u64>,
+) -> Result<(Packs, Unnamed, PruneSummary)> {
+    let mut summary = PruneSummary::default();
+    let (mut packs, unnamed) = Packs::find(index, files, &mut summary);
+    for kind in KINDS {
+        packs.choose_places(index, kind, marks.of(kind))?;
+    }
+    drop(marks);
+    packs.decide(max_unused, room_bytes, &mut summary);
+    summary.old_index_files = packs.old_index_files(index).len() as u64;
+    Ok((packs, unnamed, summary))
+}
+
+impl Packs {
+    /// Matches the files with what the index names; the files that it does not name come apart.
+    fn find(index: &Index, files: Vec<FileInfo>, summary: &mut PruneSummary) -> (Packs, Unnamed) {
+        let numbers: HashMap<Id, usize> = index.pack_ids().iter().enumerate().map(|(n, id)| (*id, n)).collect();
+        let nothing = Pack {
+            size_bytes: None,
+            blob_bytes: 0,
+            needed_bytes: 0,
+            used_bytes: 0,
+            has_trees: false,
+            fate: Fate::Stay,
+        };
+        let mut packs = vec![nothing; numbers.len()];
+        let mut unnamed = Vec::new();
+        for file in files {
+            // What has no id for a name is none of ours.
+            let Ok(id) = file.name.parse() else { continue };
+            summary.size_bytes += file.size_bytes;
+            match numbers.get(&id) {
+                Some(number) => packs[*number].size_bytes = Some(file.size_bytes),
+                None => {
+                    summary.unnamed_packs += 1;
+                    summary.removed_packs += 1;
+                    summary.removed_bytes += file.size_bytes;
+                    unnamed.push((id, file.size_bytes));
+                }
+            }
+        }
+        let none = |kind| vec![false; index.table(kind).len()];
+        (Packs { packs, data: none(BlobKind::Data), trees: none(BlobKind::Tree) }, unnamed)
+    }
+
+    fn places(&mut self, kind: BlobKind) -> &mut Vec<bool> {
+        match kind {
+            BlobKind::Data => &mut self.data,
+            BlobKind::Tree => &mut self.trees,
+        }
+    }
+
+    /// Chooses one place for each needed blob: a blob that is in two packs is needed from the one with less waste, so that
+    /// after an interrupted prune the copies win.
+    fn choose_places(&mut self, index: &Index, kind: BlobKind, marks: &[bool]) -> Result<()> {
+        let table = index.table(kind);
+        let mut is_needed = false;
+        for (position, entry) in table.iter().enumerate() {
+            let is_first = position == 0 || table[position - 1].id != entry.id;
+            is_needed = if is_first { marks[position] } else { is_needed };
+            let pack = &mut self.packs[entry.pack as usize];
+            pack.blob_bytes += u64::from(entry.length);
+            pack.needed_bytes += if is_needed { u64::from(entry.length) } else { 0 };
+            pack.has_trees |= kind == BlobKind::Tree;
+        }
+        for (first, _) in marks.iter().enumerate().filter(|(_, marked)| **marked) {
+            let id = table[first].id;
+            let places = table[first..].iter().take_while(|entry| entry.id == id).enumerate();
+            let whole = places.filter(|(_, entry)| self.packs[entry.pack as usize].holds(entry));
+            let best = whole.min_by_key(|(_, entry)| {
+                let pack = &self.packs[entry.pack as usize];
+                (pack.blob_bytes - pack.needed_bytes, entry.pack)
+            });
+            let Some((offset, entry)) = best else {
+                let pack = index.pack_ids()[table[first].pack as usize];
+                return Err(Error::PackLost { id: pack, blob: id, kind });
+            };
+            self.packs[entry.pack as usize].used_bytes += u64::from(entry.length);
+            self.places(kind)[first + offset] = true;
+        }
+        Ok(())
+    }
+
+    /// Packs of which nothing is needed go; of the others those with the greatest share of waste are copied, until what is
+    /// left of it is little enough, or there is no room for more copies. Trees are small and read often: waste among them
+    /// always goes.
+    fn decide(&mut self, max_unused: MaxUnused, room_bytes: Option<u64>, summary: &mut PruneSummary) {
+        summary.used_bytes = self.packs.iter().map(|pack| pack.used_bytes).sum();
+        let limit_bytes = max_unused.limit_bytes(summary.used_bytes);
+        let mut wasteful = Vec::new();
+        for (number, pack) in self.packs.iter_mut().enumerate() {
+            let unused_bytes = pack.blob_bytes - pack.used_bytes;
+            if pack.used_bytes == 0 {
+                pack.fate = Fate::Go;
+                summary.removed_packs += u64::from(pack.size_bytes.is_some());
+                summary.removed_bytes += pack.size_bytes.unwrap_or(0);
+            } else if unused_bytes > 0 {
+                summary.unused_bytes += unused_bytes;
+                wasteful.push(number);
+            }
+        }
+        let share = |pack: &Pack| (pack.blob_bytes - pack.used_bytes) as f64 / pack.blob_bytes as f64;
+        wasteful.sort_by(|a, b| share(&self.packs[*b]).total_cmp(&share(&self.packs[*a])).then(a.cmp(b)));
+        for number in wasteful {
+            let pack = &mut self.packs[number];
+            let is_due = summary.unused_bytes > limit_bytes || (pack.has_trees && limit_bytes < u64::MAX);
+            if is_due && room_bytes.is_some_and(|room| summary.copied_bytes + pack.used_bytes > room) {
+                summary.is_short_of_room = true;
+            } else if is_due {
+                pack.fate = Fate::Copy;
+                summary.unused_bytes -= pack.blob_bytes - pack.used_bytes;
+                summary.repacked_packs += 1;
+                summary.repacked_bytes += pack.size_bytes.unwrap_or(0);
+                summary.copied_bytes += pack.used_bytes;
+            }
+        }
+    }
+
+    /// Whether a pack stays as it is.
+    pub(super) fn stays(&self, number: u32) -> bool {
+        self.packs[number as usize].fate == Fate::Stay
+    }
+
+    /// The packs that are there and go in the end, copied or not, with their sizes.
+    pub(super) fn files_that_go(&self, index: &Index) -> Vec<(Id, u64)> {
+        let gone = index.pack_ids().iter().zip(&self.packs).filter(|(_, pack)| pack.fate != Fate::Stay);
+        gone.filter_map(|(id, pack)| pack.size_bytes.map(|bytes| (*id, bytes))).collect()
+    }
+
+    /// The blobs to be copied, in the order in which they lie.
+    pub(super) fn to_copy(&self, index: &Index) -> Vec<(BlobKind, Wanted)> {
+        let mut wanted = Vec::new();
+        for (kind, places) in [(BlobKind::Data, &self.data), (BlobKind::Tree, &self.trees)] {
+            let places = index.table(kind).iter().zip(places);
+            let copied = places.filter(|(e, used)| **used && self.packs[e.pack as usize].fate == Fate::Copy);
+            wanted.extend(copied.map(|(e, _)| (kind, Wanted { id: e.id, location: index.location(e) })));
+        }
+        wanted.sort_unstable_by_key(|(_, blob)| (blob.location.pack, blob.location.offset));
+        wanted
+    }
+
+    /// The index files that name a pack which does not stay; where there is one, also the small ones, which become one.
+    pub(super) fn old_index_files<'i>(&self, index: &'i Index) -> Vec<&'i super::rewrite::SourceFile> {
+        let is_stale = |file: &super::rewrite::SourceFile| file.packs.iter().any(|pack| !self.stays(*pack));
+        let any_stale = index.sources().iter().any(is_stale);
+        let is_small = |blobs: usize| any_stale && blobs < super::rewrite::SMALL_FILE_BLOBS;
+        index.sources().iter().filter(|file| is_small(file.blobs) || is_stale(file)).collect()
+    }
+}

@@ -1,0 +1,98 @@
+//! Copying needed blobs out of packs that are mostly waste.
+//!
+//! Blobs are read as many at once as lie together, proven, and stored as they are: sealed, with no new compression.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use super::plan::Packs;
+use super::{PruneEvent, PruneWatch};
+use crate::repo::reader::{self, Wanted};
+use crate::repo::{BlobKind, Error, Index, Repository, Result, Writer, WriterOptions};
+use crate::storage::FileKind;
+
+/// Readers; there are as many writers.
+const THREADS: usize = 2;
+
+/// Copies what the plan says into new packs, and stores their index.
+pub(super) fn copy(
+    repo: &Repository,
+    index: &Index,
+    packs: &Packs,
+    watch: PruneWatch,
+    stop: &AtomicBool,
+) -> Result<()> {
+    let wanted = packs.to_copy(index);
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    // The writer must not find the blobs in the index: they are to be stored once more.
+    let writer =
+        Writer::new(repo, Arc::new(Index::default()), WriterOptions { writers: THREADS, ..Default::default() });
+    let (kinds, blobs): (Vec<BlobKind>, Vec<Wanted>) = wanted.into_iter().unzip();
+    let ranges = reader::ranges(&blobs);
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let work = || -> Result<()> {
+        while !stop.load(Ordering::Relaxed) && !failed.load(Ordering::Relaxed) {
+            let Some(range) = ranges.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                return Ok(());
+            };
+            let copied = copy_range(repo, index, &writer, &kinds[range.clone()], &blobs[range.clone()]);
+            match copied {
+                Ok(bytes) => watch(PruneEvent::Copied { bytes }),
+                Err(error) => {
+                    failed.store(true, Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let helpers: Vec<_> = (1..THREADS.min(ranges.len())).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        let others = helpers.into_iter().map(|helper| helper.join().unwrap_or(Err(Error::WorkerGone)));
+        others.fold(own, |result, other| result.and(other))
+    })?;
+    match stop.load(Ordering::Relaxed) {
+        // What was copied so far has no index, and is waste for the next prune.
+        true => Ok(()),
+        false => writer.finish().map(drop),
+    }
+}
+
+/// Copies blobs that lie together in one pack; returns their size.
+fn copy_range(repo: &Repository, index: &Index, writer: &Writer, kinds: &[BlobKind], blobs: &[Wanted]) -> Result<u64> {
+    let (Some(first), Some(last)) = (blobs.first(), blobs.last()) else {
+        return Ok(0);
+    };
+    let start = u64::from(first.location.offset);
+    let end = u64::from(last.location.offset) + u64::from(last.location.length);
+    let pack = first.location.pack.to_string();
+    let bytes = repo.storage().read_range(FileKind::Pack, &pack, start, (end - start) as usize)?;
+    let (mut plain, mut total_bytes) = (Vec::new(), 0);
+    for (kind, blob) in kinds.iter().zip(blobs) {
+        let location = &blob.location;
+        let at = (u64::from(location.offset) - start) as usize;
+        let sealed = &bytes[at..at + location.length as usize];
+        let mut opened = sealed.to_vec();
+        let damaged = |flaw| reader::damaged(*kind, &blob.id, location, flaw);
+        let proven = repo
+            .key()
+            .open_in_place(&mut opened)
+            .map_err(|error| damaged(error.into()))
+            .and_then(|opened| reader::prove(*kind, &blob.id, location, opened, &mut plain).map(drop));
+        match proven {
+            Ok(()) => {
+                let raw_length = location.compressed.then_some(location.raw_length);
+                writer.put_sealed(*kind, blob.id, sealed, raw_length)?;
+            }
+            // Another place of it may be whole.
+            Err(_) => drop(writer.put(*kind, &reader::read_blob(repo, index, *kind, &blob.id)?)?),
+        }
+        total_bytes += u64::from(location.length);
+    }
+    Ok(total_bytes)
+}

@@ -1,0 +1,44 @@
+//! The index without the packs that go.
+//!
+//! Only index files that name such a pack are written anew; the many small ones that backups leave are joined on the way.
+
+use std::collections::HashSet;
+
+use super::plan::Packs;
+use crate::repo::index::{IndexFile, MAX_BLOBS_PER_FILE, PendingIndex};
+use crate::repo::{Id, Index, Repository, Result};
+use crate::storage::FileKind;
+
+pub(super) use crate::repo::index::SourceFile;
+
+/// An index file with fewer blobs is joined with others.
+pub(super) const SMALL_FILE_BLOBS: usize = MAX_BLOBS_PER_FILE / 2;
+
+/// Stores what stays of the old index files, one of them in memory at a time; returns those that can go now.
+pub(super) fn index(repo: &Repository, index: &Index, packs: &Packs) -> Result<Vec<Id>> {
+    let old: Vec<&SourceFile> = packs.old_index_files(index);
+    let old_ids: HashSet<Id> = old.iter().map(|file| file.id).collect();
+    let new_files = index.sources().iter().filter(|file| !old_ids.contains(&file.id));
+    // An interrupted prune leaves packs that two files name: once is enough.
+    let mut named: HashSet<Id> =
+        new_files.flat_map(|file| &file.packs).map(|number| index.pack_ids()[*number as usize]).collect();
+    let goes: HashSet<Id> =
+        (0u32..).zip(index.pack_ids()).filter(|(number, _)| !packs.stays(*number)).map(|(_, id)| *id).collect();
+    let mut pending = PendingIndex::default();
+    for file in &old {
+        let content: IndexFile = repo.load_unpacked(FileKind::Index, &file.id)?;
+        for pack in content.packs {
+            if goes.contains(&pack.id) || !named.insert(pack.id) {
+                continue;
+            }
+            if pending.is_full_with(pack.blobs.len()) {
+                std::mem::take(&mut pending).save(repo)?;
+            }
+            pending.add_again(pack);
+        }
+    }
+    if !pending.is_empty() {
+        pending.save(repo)?;
+    }
+    Ok(old.into_iter().map(|file| file.id).chain(index.superseded().iter().copied()).collect())
+}

@@ -1,0 +1,142 @@
+//! Lengths of time, sizes and shares, as people write them: on the command line, in the configuration, in point names.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Text that is none of the units below; the message is the rule that it breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotAUnit(&'static str);
+
+/// A length of time: `90s`, `30m`, `2h`, `3d`, `1w`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+impl Span {
+    /// The rule, for messages.
+    pub const RULE: &'static str = "a number and a unit: 90s, 30m, 2h, 3d, 1w";
+
+    /// The units and their seconds, longest first.
+    const UNITS: [(&'static str, u64); 5] =
+        [("w", 7 * 24 * 60 * 60), ("d", 24 * 60 * 60), ("h", 60 * 60), ("m", 60), ("s", 1)];
+
+    /// Longer ones are taken for a slip: two thousand years and more.
+    const LARGEST_NUMBER: u64 = 1_000_000;
+}
+
+impl FromStr for Span {
+    type Err = NotAUnit;
+
+    fn from_str(text: &str) -> Result<Span, NotAUnit> {
+        let broken = NotAUnit(Span::RULE);
+        let (unit, seconds) = Span::UNITS.into_iter().find(|(unit, _)| text.ends_with(unit)).ok_or(broken)?;
+        let number = digits(text.strip_suffix(unit).unwrap_or_default()).ok_or(broken)?;
+        if number > Span::LARGEST_NUMBER {
+            return Err(broken);
+        }
+        Ok(Span(Duration::from_secs(number * seconds)))
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        let fits = |(_, unit): &(&str, u64)| seconds != 0 && seconds.is_multiple_of(*unit);
+        let (unit, length) = Span::UNITS.into_iter().find(fits).unwrap_or(("s", 1));
+        write!(f, "{}{unit}", seconds / length)
+    }
+}
+
+/// A number of bytes: `512K`, `10M`, `2G`, `1T`, or without a unit. The units are binary: 1K is 1024 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+impl Size {
+    /// The rule, for messages.
+    pub const RULE: &'static str = "a number of bytes, with a unit if need be: 512K, 10M, 2G, 1T";
+
+    /// The units and their power of two, largest first.
+    const UNITS: [(&'static str, u32); 4] = [("T", 40), ("G", 30), ("M", 20), ("K", 10)];
+}
+
+impl FromStr for Size {
+    type Err = NotAUnit;
+
+    fn from_str(text: &str) -> Result<Size, NotAUnit> {
+        let broken = NotAUnit(Size::RULE);
+        let (unit, power) = Size::UNITS.into_iter().find(|(unit, _)| text.ends_with(unit)).unwrap_or(("", 0));
+        let number = digits(text.strip_suffix(unit).unwrap_or_default()).ok_or(broken)?;
+        number.checked_mul(1 << power).map(Size).ok_or(broken)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fits = |(_, power): &(&str, u32)| self.0 != 0 && self.0.is_multiple_of(1 << power);
+        let (unit, power) = Size::UNITS.into_iter().find(fits).unwrap_or(("", 0));
+        write!(f, "{}{unit}", self.0 >> power)
+    }
+}
+
+/// A share of something, from 0 to 1: `5%`, `0.1%`.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct Share(pub f64);
+
+impl Share {
+    /// The rule, for messages.
+    pub const RULE: &'static str = "a share from 0% to 100%";
+}
+
+impl FromStr for Share {
+    type Err = NotAUnit;
+
+    fn from_str(text: &str) -> Result<Share, NotAUnit> {
+        let number = text.strip_suffix('%').unwrap_or(text);
+        let plain = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        let percent = number.parse::<f64>().ok().filter(|percent| plain && (0.0..=100.0).contains(percent));
+        percent.map(|percent| Share(percent / 100.0)).ok_or(NotAUnit(Share::RULE))
+    }
+}
+
+/// A whole number without a sign: `u64::from_str` would take `+5`.
+fn digits(text: &str) -> Option<u64> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn lengths_sizes_and_shares_are_read_as_people_mean_them() {
+        let seconds = |text: &str| text.parse::<Span>().unwrap().0.as_secs();
+        assert_eq!(["90s", "30m", "2h", "3d", "1w"].map(seconds), [90, 1800, 7200, 259_200, 604_800]);
+        let bytes = |text: &str| text.parse::<Size>().unwrap().0;
+        assert_eq!(["7", "512K", "10M", "2G", "1T"].map(bytes), [7, 524_288, 10_485_760, 2_147_483_648, 1 << 40]);
+        let share = |text: &str| text.parse::<Share>().unwrap().0;
+        assert_eq!(["0%", "5%", "12.5", "100%"].map(share), [0.0, 0.05, 0.125, 1.0]);
+    }
+
+    #[test]
+    fn what_is_none_of_them_is_refused() {
+        for text in ["", "s", "5", "5 m", "-5m", "+5m", "5M", "1.5h", "5ms", "1000001s", "m5", "５m"] {
+            assert!(text.parse::<Span>().is_err(), "{text}");
+        }
+        for text in ["", "K", "-1", "1.5G", "1 G", "1g", "1GB", "99999999T", "+1"] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+        for text in ["", "%", "-1%", "101%", "5 %", "NaN", "inf", "1e1", "5%%"] {
+            assert!(text.parse::<Share>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read_back(seconds in 0u64..1_000_000, bytes: u64) {
+            prop_assert_eq!(Span(Duration::from_secs(seconds)).to_string().parse(), Ok(Span(Duration::from_secs(seconds))));
+            prop_assert_eq!(Size(bytes).to_string().parse(), Ok(Size(bytes)));
+        }
+    }
+}
