@@ -185,6 +185,9 @@ fn restore_without_arguments_leads_through_lists() {
         pty.expect("Folder for the images");
         pty.send(&"\u{7f}".repeat("/var/lib/libvirt/images".len()));
         pty.send(&format!("{}\r", env.disks().display()));
+        pty.expect("Start it in the end?");
+        pty.send("n");
+        pty.expect("would be created, 1.00 MiB");
         pty.expect("would be defined");
         pty.expect("Go on?");
         pty.send(answer);
@@ -198,7 +201,7 @@ fn restore_without_arguments_leads_through_lists() {
     let text = plain(screen.stdout());
     let line =
         text.split("the same without questions: ").nth(1).expect("the command").lines().next().unwrap().to_owned();
-    assert!(line.contains("--as 'kvmb-test-vm1-restored'"), "{line}");
+    assert!(line.contains("--as kvmb-test-vm1-restored --into "), "{line}");
     let restored = env.disks_of("kvmb-test-vm1-restored");
     let mut model = vm1.model("vda");
     model.fill(0, 65536, 0x11);
@@ -212,7 +215,11 @@ fn restore_without_arguments_leads_through_lists() {
     pty.expect("Point");
     pty.send("\r");
     pty.expect("beside the original");
+    pty.expect("in its place - what is there now is replaced");
     pty.send("\u{1b}[B\r");
+    pty.expect("Start it in the end?");
+    pty.send("n");
+    pty.expect("would be replaced");
     pty.expect("Go on?");
     pty.send("y");
     let screen = pty.wait().assert_ok();
@@ -226,6 +233,55 @@ fn restore_without_arguments_leads_through_lists() {
     // A stage without a stage before it asks nobody for records.
     let screen = env.pty(["push", "-r", &repo]).wait().assert_code(2);
     assert!(screen.stdout().contains("kvmb: hint: "), "{screen}");
+}
+
+#[test]
+fn a_lost_configuration_is_no_obstacle() {
+    let lost = Env::new("lost");
+    let data = |env: &Env| env.path("data").display().to_string();
+    let vm1 = lost.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
+    vm1.write("vda", 0, 65536, 0x11);
+    let script = "unset KVMB_PASSWORD_FILE; kvmb backup kvmb-test-vm1 -q && kvmb key export exported -q";
+    lost.sh(script).env("KVMB_DATA_DIR", data(&lost)).run().assert_ok();
+
+    // Another host, which never ran kvmb, gets the repository and its key, and nothing else.
+    let fresh = Env::new("fresh");
+    lost.program("cp").args([lost.path("data/repo"), fresh.path("rescued")]).arg("-r").run().assert_ok();
+    fs::copy(lost.path("exported"), fresh.path("key")).unwrap();
+    let kvmb = |args: &[&str]| fresh.kvmb(args).without_env("KVMB_PASSWORD_FILE").env("KVMB_DATA_DIR", data(&fresh));
+    let repo = ["-r", "rescued", "--password-file", "key"];
+    kvmb(&[&["points"], &repo[..]].concat()).run().assert_ok().record_of("point");
+    let disks = fresh.disks().display().to_string();
+    let restore = ["restore", "kvmb-test-vm1", "--as", "back", "--into", &disks];
+    kvmb(&[&restore, &repo[..]].concat()).run().assert_ok();
+    let model = vm1.model("vda");
+    model.assert_image_equals(&fresh.disks_of("back")[0].image, "qcow2");
+
+    // By questions alone, and without libvirt.
+    forget_the_password(&fresh);
+    let nowhere = format!("KVMB_DATA_DIR={}", data(&fresh));
+    let mut pty = fresh.pty_of("env", [&nowhere, "kvmb", "-c", "nonsense:///", "restore"]);
+    pty.expect("Repository");
+    pty.send(&format!("{}\r", fresh.path("rescued").display()));
+    expect_hidden(&fresh, &pty, "Password of", 1);
+    pty.send(&fs::read_to_string(fresh.path("key")).unwrap().replace('\n', "\r"));
+    pty.expect("kvmb-test-vm1  1 point, the newest");
+    pty.send("\r");
+    pty.expect("Point");
+    pty.send("\r");
+    pty.expect("libvirt cannot be reached");
+    pty.send("\r");
+    pty.expect("Folder for the images");
+    pty.send(&"\u{7f}".repeat("/var/lib/libvirt/images".len()));
+    pty.send(&format!("{}\r", fresh.path("tmp").display()));
+    pty.expect("the definition would be written");
+    pty.expect("Go on?");
+    pty.send("y");
+    let screen = plain(pty.wait().assert_ok().stdout());
+    assert!(screen.contains("--no-define"), "{screen}");
+    let image = fs::read_dir(fresh.path("tmp")).unwrap().map(|entry| entry.unwrap().path());
+    let image: Vec<_> = image.filter(|path| path.extension().is_some_and(|kind| kind == "qcow2")).collect();
+    model.assert_image_equals(&image[0], "qcow2");
 }
 
 #[test]

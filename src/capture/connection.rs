@@ -18,6 +18,7 @@ use virt::domain::Domain;
 use super::error::{Context, Error, Result};
 use super::ffi;
 use super::machine::Machine;
+use super::near::near_names;
 
 /// How long another process may hold an embedded root before we give up.
 const EMBED_WAIT: Duration = Duration::from_secs(30);
@@ -145,20 +146,8 @@ impl Hypervisor {
     pub fn close(self) {}
 
     fn no_such_machine(&self, name: &str, all: &[Machine]) -> Error {
-        let mut near: Vec<(f64, &str)> = all
-            .iter()
-            .map(|machine| {
-                let likeness = strsim::jaro_winkler(&name.to_lowercase(), &machine.name().to_lowercase());
-                (likeness, machine.name())
-            })
-            .filter(|(likeness, _)| *likeness > 0.8)
-            .collect();
-        near.sort_by(|a, b| b.0.total_cmp(&a.0));
-        Error::NoSuchMachine {
-            name: name.to_owned(),
-            uri: self.uri.clone(),
-            near: near.into_iter().take(3).map(|(_, name)| name.to_owned()).collect(),
-        }
+        let near = near_names(name, all.iter().map(Machine::name));
+        Error::NoSuchMachine { name: name.to_owned(), uri: self.uri.clone(), near }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What can go wrong between us, libvirt and QEMU.
 
+use super::near::near_text;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -303,13 +304,6 @@ fn disk_in(message: &str) -> Option<String> {
     let (_, rest) = message.split_once("for disk '")?;
     let (disk, _) = rest.split_once('\'')?;
     Some(disk.to_owned())
-}
-
-fn near_text(near: &[String]) -> String {
-    match near {
-        [] => String::new(),
-        near => format!("; there is {}", near.join(", ")),
-    }
 }
 
 fn until_text(until: &Option<String>) -> String {

@@ -10,6 +10,7 @@
 //! | [`mod@rewrite`] | domain XML, changed for a restore (pure) |
 //! | [`connection`] | the hypervisor: open, list, look up, define |
 //! | [`machine`] | one domain: state, definition, disk sizes |
+//! | [`near`] | names that were meant by one that nobody has (pure) |
 //! | [`agent`] | freeze and thaw the guest's file systems |
 //! | [`checkpoint`] | checkpoints and their bitmaps: list, test, delete, bring back |
 //! | [`job`] | the backup job: begin, find, end |
@@ -39,6 +40,7 @@ pub mod image_server;
 pub mod images;
 pub mod job;
 pub mod machine;
+pub mod near;
 pub mod open;
 pub mod qemu_nbd;
 pub mod rewrite;

@@ -7,19 +7,19 @@ use crate::cli::copy_args::CopyToArgs;
 use crate::cli::failure::CliError;
 use crate::cli::hooks::Hooks;
 use crate::cli::machine_args::{self, Selection};
+use crate::cli::rehearsal::{Destination, rehearse};
 use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::{About, Session};
 use crate::cli::snapshot::selections;
+use crate::ops;
 use crate::ops::backup::Backup;
 use crate::ops::copy::Copier;
 use crate::ops::points::{self, PointName};
 use crate::ops::push::Trust;
 use crate::ops::verify::{Depth, Verifier};
-use crate::ops::{self, snapshot};
 use crate::pace::Pace;
-use crate::record::{Action, Point, Record};
+use crate::record::Point;
 use crate::repo::{LockMode, Repository};
-use serde_json::json;
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
@@ -98,7 +98,10 @@ impl BackupArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         if self.dry_run {
             let selected = self.selected(context, session)?;
-            return self.rehearse(context, selected, session);
+            let copy_to = self.copy.tiers(context, &self.repo)?.1.map(|second| second.url()).transpose()?;
+            let to = Destination { repo: self.repo.url()?, copy_to };
+            rehearse(context, selected, &self.capture, Some(&to), session);
+            return Ok(());
         }
         let hooks = Hooks::new(context, self.repo.url()?);
         hooks.around_run(session, |session| {
@@ -198,44 +201,6 @@ impl BackupArgs {
 
     fn trust(&self) -> Trust {
         Trust { read_all: self.full, read_all_every: self.full_every, ..self.audit.trust() }
-    }
-
-    fn rehearse(&self, context: &Context, selected: Vec<Selection>, session: &mut Session) -> Result<(), CliError> {
-        let url = self.repo.url()?;
-        let copy_to = self.copy.tiers(context, &self.repo)?.1.map(|second| second.url()).transpose()?;
-        for selection in selected {
-            let planned = (|| -> Result<Action, CliError> {
-                let hypervisor = context.hypervisor(selection.connect.as_deref())?;
-                let machine = hypervisor.machine(&selection.machine)?;
-                let definition = machine.definition(crate::capture::machine::Which::Live)?;
-                let request = self.capture.request(selection.disks.clone())?;
-                let (disks, skipped) = snapshot::choose(machine.name(), &definition, &request)?;
-                let skipped: Vec<_> = skipped.iter().map(|d| json!({ "disk": d.target, "reason": d.reason })).collect();
-                let mut extra = json!({ "connect": hypervisor.uri(), "repo": url, "disks": disks, "skipped": skipped });
-                if let Some(url) = &copy_to {
-                    extra["copy_to"] = json!(url);
-                }
-                Ok(Action {
-                    action: "backup".into(),
-                    target: machine.name().to_owned(),
-                    changed: !disks.is_empty(),
-                    reason: match disks.len() {
-                        0 => "it has no disk that can be backed up".into(),
-                        n => format!("{n} disk{} would be backed up to {url}", if n == 1 { "" } else { "s" }),
-                    },
-                    dry_run: true,
-                    extra: extra.as_object().cloned().unwrap_or_default(),
-                })
-            })();
-            match planned {
-                Ok(action) => session.done(Record::Action(action)),
-                Err(error) => {
-                    let about = About { connect: selection.connect, machine: Some(selection.name), ..About::default() };
-                    session.fail(about, error);
-                }
-            }
-        }
-        Ok(())
     }
 }
 

@@ -19,7 +19,8 @@ use std::path::{Path, PathBuf};
 /// Reads 'disk' records from standard input and prints them with 'sha256': of a raw image what sha256sum prints, and the
 /// same for the same content in any format, so that it can be compared before a backup, in the repository and after a
 /// restore. It reads the whole disk. Without a capture the disk of a running machine is hashed while it moves, which the
-/// record says ('consistency':'moving'). With FILEs it prints the SHA-256 of their own bytes instead.
+/// record says ('consistency':'moving'). With FILEs it prints
+/// 'file' records with the SHA-256 of their own bytes instead.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb disks vm1 | kvmb hash

@@ -11,7 +11,7 @@ use serde_json::json;
 /// Make a new, empty repository.
 ///
 /// It is a restic repository (format version 2): 'restic -r REPO' opens it with the same password. A repository that is
-/// there already is left as it is, provided that the password opens it.
+/// there already is left as it is, provided that the password opens it. Prints an 'action' record.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb init -r /backup/kvm --password-file /root/kvmb.pass

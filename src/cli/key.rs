@@ -35,7 +35,12 @@ enum KeyCommand {
 }
 
 /// Write the password that opens the repository to a file of mode 0600, to be kept elsewhere.
+///
+/// Prints an 'action' record.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb key export /mnt/usb/kvmb.key
+  kvmb key export kvmb.key -r /backup/kvm --dry-run")]
 struct ExportArgs {
     /// The file to make; it must not exist.
     #[arg(value_name = "FILE")]
@@ -50,7 +55,12 @@ struct ExportArgs {
 }
 
 /// Add another password that opens the repository.
+///
+/// Prints an 'action' record.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb key add -r /backup/kvm
+  kvmb key add -r /backup/kvm --new-password-file /root/second.pass")]
 struct AddArgs {
     /// A file that holds the new password in its first line; without it, a question on a terminal.
     #[arg(long, value_name = "FILE")]
@@ -108,7 +118,11 @@ impl ExportArgs {
             action: "key".into(),
             target: self.file.to_string_lossy().into_owned(),
             changed: true,
-            reason: "holds the password of the repository: keep it away from this host".into(),
+            reason: match self.dry_run {
+                true => "would hold the password of the repository",
+                false => "holds the password of the repository: keep it away from this host",
+            }
+            .into(),
             dry_run: self.dry_run,
             extra: json!({ "repo": opened.url() }).as_object().cloned().unwrap_or_default(),
         }));
@@ -136,7 +150,12 @@ impl AddArgs {
             action: "key".into(),
             target: repo.url(),
             changed: !known,
-            reason: if known { "this password opens the repository already" } else { "a password was added" }.into(),
+            reason: match (known, self.dry_run) {
+                (true, _) => "this password opens the repository already",
+                (false, true) => "a password would be added",
+                (false, false) => "a password was added",
+            }
+            .into(),
             dry_run: self.dry_run,
             extra: extra.as_object().cloned().unwrap_or_default(),
         }));

@@ -1,6 +1,7 @@
 //! `kvmb pin`
 
 use crate::cli::Context;
+use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::repo_args::RepoArgs;
@@ -23,7 +24,7 @@ use serde_json::json;
   kvmb backup vm1 -r /backup/kvm | kvmb pin -r /backup/kvm")]
 pub struct PinArgs {
     /// Points: an id or its beginning, NAME@latest, NAME@2026-11-20, NAME@-2h; none reads 'point' records from standard input.
-    #[arg(value_name = "POINT")]
+    #[arg(value_name = "POINT", add = complete::points())]
     points: Vec<String>,
 
     /// Unpin them: the retention applies again.

@@ -5,7 +5,7 @@ use crate::cli::complete;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
-use crate::ops::{Error, points};
+use crate::ops::points;
 use crate::record::Record;
 use crate::repo::DamagedSnapshot;
 
@@ -34,7 +34,7 @@ impl PointsArgs {
         let (found, damaged) = points::list(&repo)?;
         for name in &self.names {
             if !found.iter().any(|point| points::name_matches(name, point.machine())) {
-                let error = Error::NoSuchPoint { wanted: name.clone(), repo: repo.url() };
+                let error = points::no_such_point(&repo, found.iter().map(|point| point.machine()), name.clone());
                 session.fail(About { machine: Some(name.clone()), ..About::default() }, error);
             }
         }

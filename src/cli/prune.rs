@@ -1,13 +1,13 @@
 //! `kvmb prune`
 
 use crate::cli::Context;
+use crate::cli::complete;
 use crate::cli::copy_args::CopyToArgs;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::cli::table::bytes;
-use crate::ops::Error;
-use crate::ops::points::{self, name_matches};
+use crate::ops::points::{self, name_matches, no_such_point};
 use crate::ops::prune::{JudgedPoint, Living, Prune, PruneRequest};
 use crate::record::{Action, Record};
 use crate::repo::{MaxUnused, PruneSummary, Repository};
@@ -30,7 +30,7 @@ use serde_json::json;
   kvmb prune -r /backup/kvm --max-unused 0%     only free space, as much as can be")]
 pub struct PruneArgs {
     /// Names or globs of machines; none means all.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = complete::point_machines())]
     names: Vec<String>,
 
     #[command(flatten)]
@@ -134,7 +134,8 @@ impl PruneArgs {
         }
         for name in &self.names {
             if !prune.points().iter().any(|judged| name_matches(name, judged.point.machine())) {
-                let error = Error::NoSuchPoint { wanted: name.clone(), repo: repo.url() };
+                let machines = prune.points().iter().map(|judged| judged.point.machine());
+                let error = no_such_point(&repo, machines, name.clone());
                 session.fail(About { machine: Some(name.clone()), ..About::default() }, error);
             }
         }

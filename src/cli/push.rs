@@ -1,6 +1,6 @@
 //! `kvmb push`
 
-use crate::capture::{CaptureFile, Runtime};
+use crate::capture::{CaptureFile, CaptureState, Runtime};
 use crate::cli::Context;
 use crate::cli::capture_args::{AuditArgs, LimitReadArgs};
 use crate::cli::capture_stream::CaptureStream;
@@ -14,8 +14,9 @@ use crate::ops::copy::Copier;
 use crate::ops::open_repo::OpenRepo;
 use crate::ops::push::{PushRequest, Trust, push};
 use crate::pace::Pace;
-use crate::record::{Disk, Point, Record};
+use crate::record::{Action, Disk, Point, Record};
 use crate::repo::Repository;
+use serde_json::json;
 use std::collections::BTreeMap;
 
 /// Store captured machines in the repository, or copy points from another one.
@@ -31,6 +32,10 @@ use std::collections::BTreeMap;
   kvmb snapshot 'web*' | kvmb hash | kvmb push -r /backup/kvm | kvmb release | kvmb verify
   kvmb points vm1 -r /backup/kvm | kvmb push -r /mnt/usb/kvm --from-password-file kvm.pass")]
 pub struct PushArgs {
+    /// Say what would be stored, and store nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
     #[command(flatten)]
     repo: RepoArgs,
 
@@ -52,6 +57,7 @@ impl PushArgs {
             args: &self,
             trust: self.audit.trust(),
             pace: self.limit.pace(context),
+            dry_run: self.dry_run,
             stream: CaptureStream::default(),
             runtime: None,
             repo: None,
@@ -80,6 +86,7 @@ struct Stage<'a> {
     args: &'a PushArgs,
     trust: Trust,
     pace: Option<Pace>,
+    dry_run: bool,
     stream: CaptureStream,
     /// Opened at the first complete machine; when that fails, every machine fails, and `release` hears of each.
     runtime: Option<Result<Runtime, CliError>>,
@@ -93,6 +100,7 @@ impl Stage<'_> {
     fn take(&mut self, record: Record, session: &mut Session) -> Result<(), CliError> {
         match record {
             Record::Disk(disk) if disk.included => self.take_disk(disk, session),
+            Record::Point(point) if self.dry_run => session.done(Record::Action(self.rehearse_copy(point)?)),
             Record::Point(point) => {
                 let about = About { machine: Some(point.machine.clone()), ..About::default() };
                 match self.copy(point) {
@@ -138,6 +146,12 @@ impl Stage<'_> {
             let error = CliError::new(Code::Incomplete, "an earlier stage failed for this machine: nothing is stored");
             return session.fail(about, error);
         }
+        if self.dry_run {
+            return match self.rehearse(capture, disks) {
+                Ok(action) => session.done(Record::Action(action)),
+                Err(error) => session.fail(about, error),
+            };
+        }
         match self.push_capture(capture, disks) {
             Ok(point) => session.stored(Point { batch, batch_machines, ..point }),
             Err(error) => session.fail(about, error),
@@ -149,19 +163,7 @@ impl Stage<'_> {
         let runtime = self.runtime.get_or_insert_with(|| context.runtime()).as_ref().map_err(CliError::clone)?;
         let repo = self.repo.get_or_insert_with(|| args.repo.open_or_create_default(context));
         let repo = repo.as_ref().map_err(CliError::clone)?;
-        let file = CaptureFile::open(runtime, capture)?;
-        file.lock_shared()?;
-        let state = file.load()?;
-        if state.is_expired() {
-            let (capture, machine, lease_ends_at) = (state.id, state.machine, state.lease_ends_at);
-            return Err(Error::CaptureExpired { capture, machine, lease_ends_at }.into());
-        }
-        // The records say which disks came; what and where they are, the capture's own state says.
-        if let Some(missing) = state.disks.iter().find(|disk| !disks.iter().any(|came| came.disk == disk.target)) {
-            tracing::debug!("disk {} of {capture} did not come", missing.target);
-            let (arrived, expected) = (disks.len(), state.disks.len());
-            return Err(Error::CaptureIncomplete { capture: state.id, arrived, expected }.into());
-        }
+        let (file, state) = whole_capture(runtime, capture, &disks)?;
         let sha256 = disks.into_iter().filter_map(|disk| Some((disk.disk, disk.sha256?))).collect();
         let (trust, pace) = (self.trust, self.pace.as_ref());
         let request = PushRequest { file: &file, capture: &state, sha256, trust, pace };
@@ -181,4 +183,51 @@ impl Stage<'_> {
         let Point { capture, batch, batch_machines, extra, .. } = came;
         Ok(Point { capture, batch, batch_machines, extra, ..copy })
     }
+
+    fn rehearse_copy(&self, point: Point) -> Result<Action, CliError> {
+        let url = self.args.repo.url()?;
+        let extra = json!({ "repo": url, "point": point.point });
+        Ok(Action {
+            action: "push".into(),
+            target: point.machine,
+            changed: true,
+            reason: format!("the point would be copied to {url}, unless it is there already"),
+            dry_run: true,
+            extra: extra.as_object().cloned().unwrap_or_default(),
+        })
+    }
+
+    fn rehearse(&self, capture: &str, disks: Vec<Disk>) -> Result<Action, CliError> {
+        let (_, state) = whole_capture(&self.context.runtime()?, capture, &disks)?;
+        let url = self.args.repo.url()?;
+        let targets: Vec<String> = disks.into_iter().map(|disk| disk.disk).collect();
+        let plural = if targets.len() == 1 { "" } else { "s" };
+        let extra = json!({ "connect": state.connect, "repo": url, "capture": state.id, "disks": targets });
+        Ok(Action {
+            action: "push".into(),
+            target: state.machine,
+            changed: true,
+            reason: format!("{} disk{plural} would be stored in {url}", targets.len()),
+            dry_run: true,
+            extra: extra.as_object().cloned().unwrap_or_default(),
+        })
+    }
+}
+
+/// The capture, held, if it can be stored: its lease not over, and none of its disks left out.
+fn whole_capture(runtime: &Runtime, capture: &str, disks: &[Disk]) -> Result<(CaptureFile, CaptureState), Error> {
+    let file = CaptureFile::open(runtime, capture)?;
+    file.lock_shared()?;
+    let state = file.load()?;
+    if state.is_expired() {
+        let (capture, machine, lease_ends_at) = (state.id, state.machine, state.lease_ends_at);
+        return Err(Error::CaptureExpired { capture, machine, lease_ends_at });
+    }
+    // The records say which disks came; what and where they are, the capture's own state says.
+    if let Some(missing) = state.disks.iter().find(|disk| !disks.iter().any(|came| came.disk == disk.target)) {
+        tracing::debug!("disk {} of {capture} did not come", missing.target);
+        let (arrived, expected) = (disks.len(), state.disks.len());
+        return Err(Error::CaptureIncomplete { capture: state.id, arrived, expected });
+    }
+    Ok((file, state))
 }

@@ -126,6 +126,13 @@ impl ReleaseArgs {
                     }
                     session.done(Record::Point(point));
                 }
+                Ok(Record::Action(action)) => {
+                    // A rehearsal of 'push' stores nothing, but the capture before it is open.
+                    if let Some(capture) = action.extra.get("capture").and_then(|id| id.as_str()) {
+                        self.end(runtime, capture, session);
+                    }
+                    session.pass(&Record::Action(action));
+                }
                 Ok(Record::Failure(failure)) => {
                     if let Some(capture) = &failure.capture {
                         self.end(runtime, capture, session);

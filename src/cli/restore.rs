@@ -6,8 +6,8 @@ use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::prompt;
 use crate::cli::repo_args::RepoArgs;
-use crate::cli::session::{About, Session, say};
-use crate::cli::table;
+use crate::cli::restore_dialog as dialog;
+use crate::cli::session::{About, Session};
 use crate::ops::points::{self, PointName, PointRef};
 use crate::ops::restore::plan::{ImageFormat, RestoreRequest, plan, refuse_running};
 use crate::ops::restore::restore;
@@ -20,7 +20,7 @@ use std::path::PathBuf;
 /// Bring a machine back: its disks and its definition.
 ///
 /// Every chunk's SHA-256 is compared on the way. New images are written beside their places and proven before anything old
-/// is replaced; a running machine is never written over. Prints the point with 'restored_to'. Without arguments on a
+/// is replaced; a running machine is never written over. Prints the 'point' record with 'restored_to'. Without arguments on a
 /// terminal it asks.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -31,50 +31,50 @@ use std::path::PathBuf;
 pub struct RestoreArgs {
     /// A machine's newest point (NAME), a point by time (NAME@2026-11-20, NAME@-2h), or a point by its id.
     #[arg(value_name = "POINT|NAME[@TIME]", add = complete::points())]
-    point: Option<String>,
+    pub(super) point: Option<String>,
 
     /// Restore as another machine: with this name, a new UUID and new MAC addresses.
     #[arg(long = "as", value_name = "NAME")]
-    as_name: Option<String>,
+    pub(super) as_name: Option<String>,
 
     /// The folder for the images; without it they go where they were.
     #[arg(long, value_name = "DIR")]
-    into: Option<PathBuf>,
+    pub(super) into: Option<PathBuf>,
 
     /// A file or block device for one disk: vda=/dev/vg0/vm1 (may be repeated).
     #[arg(long, value_name = "DISK=PATH", value_parser = disk_path, add = complete::disk_paths())]
-    to: Vec<(String, PathBuf)>,
+    pub(super) to: Vec<(String, PathBuf)>,
 
     /// Only this disk, and no definition (may be repeated).
     #[arg(long, value_name = "DISK", add = complete::disks())]
-    disk: Vec<String>,
+    pub(super) disk: Vec<String>,
 
     /// The format of the images; without it, the machine's.
     #[arg(long, value_enum, value_name = "FORMAT")]
-    format: Option<FormatChoice>,
+    pub(super) format: Option<FormatChoice>,
 
     /// Do not define the machine: write its definition beside the images instead.
     #[arg(long)]
-    no_define: bool,
+    pub(super) no_define: bool,
 
     /// Start the machine in the end.
     #[arg(long, conflicts_with = "no_define")]
-    start: bool,
+    pub(super) start: bool,
 
     /// Replace images and a definition that exist.
     #[arg(long)]
-    overwrite: bool,
+    pub(super) overwrite: bool,
 
     /// Say what would be written, and write nothing.
     #[arg(short = 'n', long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
 
     #[command(flatten)]
-    repo: RepoArgs,
+    pub(super) repo: RepoArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum FormatChoice {
+pub(super) enum FormatChoice {
     Qcow2,
     Raw,
 }
@@ -94,7 +94,7 @@ impl RestoreArgs {
             return Ok(());
         }
         if prompt::possible(context) {
-            return self.ask(context, session);
+            return dialog::ask(self, context, session);
         }
         for record in stdin_records("restore", "point", &context.stop)? {
             match record? {
@@ -117,7 +117,7 @@ impl RestoreArgs {
         self.restore(context, &repo, &PointName::Plain(point.point), session)
     }
 
-    fn request(&self, connect: Option<String>) -> RestoreRequest {
+    pub(super) fn request(&self, connect: Option<String>) -> RestoreRequest {
         RestoreRequest {
             as_name: self.as_name.clone(),
             into: self.into.clone(),
@@ -134,7 +134,7 @@ impl RestoreArgs {
         }
     }
 
-    fn restore(
+    pub(super) fn restore(
         &self,
         context: &Context,
         repo: &Repository,
@@ -178,72 +178,5 @@ impl RestoreArgs {
         let restored = restore(repo, index, &opened, &planned, &connect, &context.monitor, &context.stop)?;
         session.done(Record::Point(restored));
         Ok(())
-    }
-
-    /// On a terminal: machine, point, place, a summary, and the command line that does the same.
-    fn ask(mut self, context: &Context, session: &mut Session) -> Result<(), CliError> {
-        let repo = self.repo.open(context)?;
-        let (known, _) = points::list(&repo)?;
-        let mut machines: Vec<String> = known.iter().map(|point| point.machine().to_owned()).collect();
-        machines.sort();
-        machines.dedup();
-        if machines.is_empty() {
-            return Err(CliError::failed(format!("there are no points in {}", repo.url())));
-        }
-        let machine = machines.swap_remove(prompt::select("Machine", &machines)?);
-        let now = chrono::Local::now().fixed_offset();
-        let of_machine: Vec<&PointRef> = known.iter().rev().filter(|point| point.machine() == machine).collect();
-        let labels: Vec<String> = of_machine
-            .iter()
-            .map(|point| {
-                let local = point.snapshot.time.with_timezone(&chrono::Local);
-                format!(
-                    "{}  {}, {} ago",
-                    point.id.short(),
-                    local.format("%Y-%m-%d %H:%M:%S"),
-                    table::age(now, point.snapshot.time)
-                )
-            })
-            .collect();
-        let point = of_machine[prompt::select("Point", &labels)?];
-        let places =
-            ["beside the original, as another machine".to_owned(), "in its place (the machine must be off)".to_owned()];
-        if prompt::select("Restore", &places)? == 0 {
-            self.as_name = Some(prompt::text("New name", &format!("{machine}-restored"))?);
-            self.into = Some(prompt::text("Folder for the images", "/var/lib/libvirt/images")?.into());
-        } else {
-            self.overwrite = true;
-        }
-        let index = points::load_index_for_reading(&repo, &context.monitor)?;
-        let opened = points::open_with_damage(&repo, &index, point)?;
-        let planned = plan(&repo, &index, &opened, &self.request(None))?;
-        for action in planned.actions() {
-            say(&format!("  {}: {}", action.target, action.reason));
-        }
-        let equivalent = self.command_line(&point.id.short());
-        if !prompt::confirm("Go on?")? {
-            return Err(CliError::failed("nothing was done").hint(equivalent));
-        }
-        say(&format!("kvmb: the same without questions: {equivalent}"));
-        self.restore(context, &repo, &PointName::Plain(point.id.to_string()), session)?;
-        Ok(())
-    }
-
-    fn command_line(&self, point: &str) -> String {
-        let mut line = format!("kvmb restore {point}");
-        let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
-        for (flag, value) in [
-            ("-r", self.repo.repo.clone()),
-            ("--as", self.as_name.clone()),
-            ("--into", self.into.as_ref().map(|into| into.to_string_lossy().into_owned())),
-        ] {
-            if let Some(value) = value {
-                line += &format!(" {flag} {}", quoted(&value));
-            }
-        }
-        if self.overwrite {
-            line += " --overwrite";
-        }
-        line
     }
 }

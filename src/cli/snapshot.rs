@@ -6,6 +6,7 @@ use crate::cli::capture_args::CaptureArgs;
 use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::machine_args::{self, Selection};
+use crate::cli::rehearsal::rehearse;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::discover;
@@ -31,6 +32,10 @@ pub struct SnapshotArgs {
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 
+    /// Say what would be captured, and do nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
     #[command(flatten)]
     repo: RepoArgs,
 
@@ -41,6 +46,10 @@ pub struct SnapshotArgs {
 impl SnapshotArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let selections = selections(context, &self.names, session)?;
+        if self.dry_run {
+            rehearse(context, selections, &self.capture, None, session);
+            return Ok(());
+        }
         // A wrong repository or password must be known before a machine is touched.
         let open = match self.repo.is_named() {
             true => Some(OpenRepo::shared(&self.repo.open(context)?, &context.stop)?),

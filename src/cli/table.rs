@@ -67,7 +67,7 @@ fn row(record: &Record, now: Time) -> Vec<String> {
         Record::Point(p) => vec![
             p.point.chars().take(8).collect(),
             p.machine.clone(),
-            p.captured_at.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M:%S").to_string(),
+            moment(p.captured_at),
             age(now, p.captured_at),
             p.disks.len().to_string(),
             bytes(p.disks.iter().map(|d| d.capacity_bytes).sum()),
@@ -172,8 +172,18 @@ pub fn age(now: Time, then: Time) -> String {
         0..=59 => format!("{seconds} s"),
         60..=3599 => format!("{} min", seconds / 60),
         3600..=172_799 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
+        _ => match seconds / 86_400 {
+            days @ ..=20 => format!("{days} days"),
+            days @ ..=59 => format!("{} weeks", days / 7),
+            days @ ..=729 => format!("{} months", days / 30),
+            days => format!("{} years", days / 365),
+        },
     }
+}
+
+/// A moment in local time, with the day of the week: what somebody remembers of it.
+pub fn moment(time: Time) -> String {
+    time.with_timezone(&chrono::Local).format("%a %Y-%m-%d %H:%M:%S").to_string()
 }
 
 /// Text with nothing in it that could steer a terminal: a machine's name is not trusted.
@@ -192,7 +202,12 @@ mod tests {
         for (then, text) in cases {
             assert_eq!(age(now, then.parse().unwrap()), text);
         }
-        assert_eq!(age(now, "2026-11-10T12:00:00+01:00".parse().unwrap()), "10 days");
+        let days = |days: i64| age(now, now - chrono::TimeDelta::days(days));
+        let ages = [2, 10, 20, 21, 59, 60, 400, 729, 730].map(days);
+        assert_eq!(
+            ages,
+            ["2 days", "10 days", "20 days", "3 weeks", "8 weeks", "2 months", "13 months", "24 months", "2 years"]
+        );
         assert_eq!(age(now, "2026-11-20T12:00:01+01:00".parse().unwrap()), "in the future");
     }
 

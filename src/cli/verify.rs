@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 /// Prove restore points: read them back from the repository and compare every SHA-256.
 ///
-/// Prints each point with 'verified' (how it was proven, or false) and 'damage': the disks and ranges that are hit. Exit
+/// Prints each 'point' record with 'verified' (how it was proven, or false) and 'damage': the disks and ranges that are hit. Exit
 /// code 4 when there is damage.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:

@@ -80,7 +80,7 @@ impl Copier {
     /// The point of the source that a record means by this id.
     pub fn find(&self, id: &str) -> Result<PointRef> {
         let found = id.parse().ok().and_then(|id| self.points.iter().find(|point| point.is_or_was(&id))).cloned();
-        found.ok_or_else(|| Error::NoSuchPoint { wanted: id.to_owned(), repo: self.source.url() })
+        found.ok_or_else(|| Error::NoSuchPoint { wanted: id.to_owned(), repo: self.source.url(), near: Vec::new() })
     }
 
     /// The points of a machine that are newer than its newest point that was copied, oldest first. An older one that the

@@ -1,5 +1,6 @@
 //! What can go wrong in a workflow.
 
+use crate::capture::near::near_text;
 use crate::record::{Damage, Time};
 use crate::{capture, nbd, repo, storage};
 use std::path::{Path, PathBuf};
@@ -90,12 +91,14 @@ pub enum Error {
         disk: String,
     },
     /// No point answers the description.
-    #[error("no point {wanted:?} in {repo}")]
+    #[error("no point {wanted:?} in {repo}{}", near_text(.near))]
     NoSuchPoint {
         /// What was asked for.
         wanted: String,
         /// The repository.
         repo: String,
+        /// Machines with points and a name like it.
+        near: Vec<String>,
     },
     /// More than one point does.
     #[error("{wanted:?} is the beginning of {count} point ids")]

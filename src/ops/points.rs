@@ -4,6 +4,7 @@ use super::chunk_map::{ChunkMap, Geometry, ZeroIds};
 use super::manifest::{DEFINITION, MANIFEST, Manifest, ManifestDisk};
 use super::{Error, Monitor, Result, Stop};
 use crate::capture::connection::{glob_matches, is_glob};
+use crate::capture::near::near_names;
 use crate::record;
 use crate::repo::{
     self, Content, DamagedSnapshot, Id, Index, LockMode, NodeKind, RepoLock, Repository, Snapshot, read_tree,
@@ -11,7 +12,7 @@ use crate::repo::{
 use crate::storage;
 use crate::units::Span;
 use chrono::{DateTime, Duration, FixedOffset, Local, NaiveDate, NaiveDateTime, TimeZone};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// The tag that marks kvmb's snapshots among others in a repository.
 pub const TAG: &str = "kvmb";
@@ -174,7 +175,7 @@ pub fn known_ids(repo: &Repository) -> Result<HashSet<Id>> {
 
 /// The one point that `name` means.
 pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<PointRef> {
-    let missing = |wanted: String| Error::NoSuchPoint { wanted, repo: repo.url() };
+    let missing = |wanted: String| no_such_point(repo, points.iter().map(PointRef::machine), wanted);
     match name {
         PointName::At { machine, moment } => points
             .iter()
@@ -207,6 +208,17 @@ pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<
             }
         }
     }
+}
+
+/// That there is no such point, with those of the `machines` in the repository that may have been meant.
+pub fn no_such_point<'a>(repo: &Repository, machines: impl Iterator<Item = &'a str>, wanted: String) -> Error {
+    let machines: BTreeSet<&str> = machines.collect();
+    let (machine, _) = wanted.rsplit_once('@').unwrap_or((&wanted, ""));
+    let near = match machines.contains(machine) {
+        true => Vec::new(),
+        false => near_names(machine, machines.into_iter()),
+    };
+    Error::NoSuchPoint { wanted, repo: repo.url(), near }
 }
 
 /// [`find`] where snapshot files are damaged: each of them may be a newer point of the machine that is asked for, and an older

@@ -1,0 +1,75 @@
+//! `--dry-run` of the commands that capture: which disks, and where they would go.
+
+use crate::capture::machine::Which;
+use crate::cli::Context;
+use crate::cli::capture_args::CaptureArgs;
+use crate::cli::failure::CliError;
+use crate::cli::machine_args::Selection;
+use crate::cli::session::{About, Session};
+use crate::ops::snapshot;
+use crate::record::{Action, Record};
+use serde_json::json;
+
+/// Where points would go.
+#[derive(Debug)]
+pub struct Destination {
+    /// The repository's address.
+    pub repo: String,
+    /// That of the second one, which they would be copied to.
+    pub copy_to: Option<String>,
+}
+
+/// Says for each machine what would be captured, and where it would be stored, if anywhere.
+pub fn rehearse(
+    context: &Context,
+    selected: Vec<Selection>,
+    capture: &CaptureArgs,
+    to: Option<&Destination>,
+    session: &mut Session,
+) {
+    for selection in selected {
+        match planned(context, &selection, capture, session.command(), to) {
+            Ok(action) => session.done(Record::Action(action)),
+            Err(error) => {
+                let about = About { connect: selection.connect, machine: Some(selection.name), ..About::default() };
+                session.fail(about, error);
+            }
+        }
+    }
+}
+
+fn planned(
+    context: &Context,
+    selection: &Selection,
+    capture: &CaptureArgs,
+    command: &str,
+    to: Option<&Destination>,
+) -> Result<Action, CliError> {
+    let hypervisor = context.hypervisor(selection.connect.as_deref())?;
+    let machine = hypervisor.machine(&selection.machine)?;
+    let definition = machine.definition(Which::Live)?;
+    let request = capture.request(selection.disks.clone())?;
+    let (disks, skipped) = snapshot::choose(machine.name(), &definition, &request)?;
+    let skipped: Vec<_> = skipped.iter().map(|disk| json!({ "disk": disk.target, "reason": disk.reason })).collect();
+    let count = format!("{} disk{}", disks.len(), if disks.len() == 1 { "" } else { "s" });
+    let reason = match (disks.len(), to) {
+        (0, _) => "it has no disk that can be backed up".to_owned(),
+        (_, Some(to)) => format!("{count} would be backed up to {}", to.repo),
+        (_, None) => format!("{count} would be captured"),
+    };
+    let mut extra = json!({ "connect": hypervisor.uri(), "disks": disks, "skipped": skipped });
+    if let Some(to) = to {
+        extra["repo"] = to.repo.as_str().into();
+        if let Some(second) = &to.copy_to {
+            extra["copy_to"] = second.as_str().into();
+        }
+    }
+    Ok(Action {
+        action: command.to_owned(),
+        target: machine.name().to_owned(),
+        changed: !disks.is_empty(),
+        reason,
+        dry_run: true,
+        extra: extra.as_object().cloned().unwrap_or_default(),
+    })
+}
