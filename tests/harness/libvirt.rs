@@ -9,7 +9,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Call, Env, Output, parts};
+use super::{Call, Env, Output, parts, processor};
 
 /// Settings of the embedded driver: no virtlogd, and nothing that needs more than a plain container.
 const QEMU_CONF: &str = r#"stdio_handler = "file"
@@ -36,7 +36,7 @@ fn capabilities(root: &Path) -> PathBuf {
 }
 
 fn probed() -> PathBuf {
-    parts::cache_dir().join("qemu-capabilities")
+    parts::cache_dir().join(format!("qemu-capabilities-{}", processor::chosen()))
 }
 
 /// Copies files that differ in size or are missing; each appears whole.

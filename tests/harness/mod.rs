@@ -32,6 +32,7 @@ pub mod model;
 pub mod mount;
 pub mod parts;
 pub mod process;
+pub mod processor;
 pub mod pty;
 pub mod qmp;
 pub mod restic;
@@ -78,6 +79,7 @@ pub struct Env {
 impl Env {
     /// Makes the world. `name` only helps to recognise it in messages.
     pub fn new(name: &str) -> Env {
+        processor::settle();
         parts::require(&["virsh", "qemu-system-x86_64", "qemu-img", "qemu-nbd", "restic"]);
         let base = std::env::var_os("KVMB_TEST_DIR").unwrap_or_else(|| "/tmp".into());
         // Short on purpose: the path of a unix socket ends at 107 bytes.
