@@ -80,10 +80,10 @@ fn what_changes_something_can_be_rehearsed() {
     }
 }
 
-/// The word with two letters in the wrong order.
+/// The word with the last two letters that differ in the wrong order.
 fn misspelt(word: &str) -> String {
     let mut letters: Vec<char> = word.chars().collect();
-    let last = letters.len() - 1;
+    let last = (1..letters.len()).rev().find(|at| letters[at - 1] != letters[*at]).expect("two letters");
     letters.swap(last - 1, last);
     letters.into_iter().collect()
 }

@@ -22,7 +22,9 @@ fn world(name: &str) -> Env {
     let env = Env::new(name);
     env.machine("web-1").disk(Disk::qcow2(MIB)).define();
     env.machine("db-1").disk(Disk::raw(MIB)).define();
-    env.sh("kvmb init -r $R -q && kvmb backup --all -r $R -q && kvmb backup web-1 -r $R -q").run().assert_ok();
+    // Points are offered by the second: two of one second would be one offer.
+    let script = "kvmb init -r $R -q && kvmb backup --all -r $R -q && sleep 1.1 && kvmb backup web-1 -r $R -q";
+    env.sh(script).run().assert_ok();
     env
 }
 
