@@ -408,7 +408,10 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
         Error::Storage(storage::Error::Server { source, .. }) => explain_server(source),
         Error::Storage(storage::Error::GaveUp { source, .. }) => match &**source {
             storage::Error::Server { source, .. } => explain_server(source),
-            _ => (Code::Failed, Some("run it again when the connection is back: what is stored is found and used")),
+            _ => (
+                Code::Failed,
+                Some("run it again when the connection is back: what an index names already is not sent again"),
+            ),
         },
         Error::Storage(storage::Error::Io { source, .. }) => explain_io(source),
         Error::LockLost { .. } => (Code::Busy, Some("nothing was committed; run it again")),
