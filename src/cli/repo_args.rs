@@ -182,7 +182,7 @@ impl RepoArgs {
     /// Opens the repository.
     pub fn open(&self, context: &Context) -> Result<Repository, CliError> {
         let password = self.password(context, Purpose::Open)?;
-        Ok(Repository::open(self.storage(context)?, &password)?)
+        Ok(remembered(Repository::open(self.storage(context)?, &password)?))
     }
 
     /// Whether there is a repository to open, and nobody to be asked for anything.
@@ -203,7 +203,7 @@ impl RepoArgs {
                 say(
                     "kvmb: hint: keep a copy of the key elsewhere ('kvmb key export FILE'): without it the backups are lost",
                 );
-                return Ok(made);
+                return Ok(remembered(made));
             }
         }
         self.open(context)
@@ -257,6 +257,14 @@ impl RepoArgs {
         }
         Err(CliError::usage(format!("no password for {} was given", self.url()?))
             .hint("use --password-file FILE, $KVMB_PASSWORD_FILE or $KVMB_PASSWORD_COMMAND"))
+    }
+}
+
+/// A repository of which this host remembers what may help the next run.
+fn remembered(repo: Repository) -> Repository {
+    match data_folder() {
+        Ok(folder) => repo.remembered_in(&folder),
+        Err(_) => repo,
     }
 }
 
