@@ -375,9 +375,8 @@ fn the_backup_server_of_the_configuration_is_the_second_tier() {
     assert_eq!(output.record_of("point")["repo"], first.as_str());
     // It knows of the first point and not of the second; while it cannot be asked, nothing goes.
     let prune = |args: &[&str]| {
-        let args =
-            [&["prune", "--keep-last", "1", "--retry-for", "1s", "--config"], &[file.to_str().expect("UTF-8")], args];
-        env.kvmb(args.concat()).run()
+        let call = env.kvmb(["prune", "--keep-last", "1", "--retry-for", "1s", "--config"]).arg(&file);
+        call.args(args).run()
     };
     machine.write("vda", 2 * MIB, 4096, 3);
     assert_eq!(run(&machine).assert_code(3).record_of("point")["repo"], first.as_str());
