@@ -211,10 +211,10 @@ fn noted_in(repo: &Repository) -> usize {
 
 /// Adopts what there is; how much, and the index after it.
 fn adopt(repo: &Repository) -> (usize, Index) {
-    let _lock = repo.lock(LockMode::Shared, Duration::from_secs(10)).unwrap();
+    let lock = repo.lock(LockMode::Shared, Duration::from_secs(10)).unwrap();
     let index = repo.load_index().unwrap();
     let adopted = match repo.begin_adoption() {
-        Some(adoption) => adoption.finish(&index, &AtomicBool::new(false)).unwrap(),
+        Some(adoption) => adoption.finish(&index, &lock, &AtomicBool::new(false)).unwrap(),
         None => 0,
     };
     (adopted, repo.load_index().unwrap())
@@ -285,15 +285,16 @@ fn an_adoption_that_is_stopped_or_whose_index_cannot_be_saved_changes_nothing() 
     let repo = repo.remembered_in(&home.path("data"));
     let (writer, ids) = writer_with_packs(&repo, 0..3);
     drop(writer);
+    let lock = repo.lock(LockMode::Shared, Duration::from_secs(10)).unwrap();
     let index = repo.load_index().unwrap();
-    let adopted = repo.begin_adoption().unwrap().finish(&index, &AtomicBool::new(true)).unwrap();
-    assert_eq!(adopted, 0);
-    faulty.add(Fault::every(Operation::Write, Effect::NoSpace));
-    repo.begin_adoption().unwrap().finish(&index, &AtomicBool::new(false)).unwrap_err();
-    faulty.heal();
-    faulty.add(Fault::every(Operation::ReadRange, Effect::Cut));
-    repo.begin_adoption().unwrap().finish(&index, &AtomicBool::new(false)).unwrap_err();
-    faulty.heal();
+    let adopt_until = |stop: bool| repo.begin_adoption().unwrap().finish(&index, &lock, &AtomicBool::new(stop));
+    assert_eq!(adopt_until(true).unwrap(), 0);
+    for (operation, effect) in [(Operation::Write, Effect::NoSpace), (Operation::ReadRange, Effect::Cut)] {
+        faulty.add(Fault::every(operation, effect));
+        adopt_until(false).unwrap_err();
+        faulty.heal();
+    }
+    lock.release().unwrap();
     assert!(repo.load_index().unwrap().is_empty());
     assert_eq!(noted_in(&repo), 3);
     let (adopted, index) = adopt(&repo);

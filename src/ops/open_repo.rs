@@ -69,8 +69,7 @@ impl OpenRepo {
 
     /// Makes use of what a run before this one has stored and not named.
     fn adopt(&mut self, adoption: Adoption, stop: &Stop) -> Result<()> {
-        self.settle()?;
-        let adopted = adoption.finish(&self.index, &stop.flag())?;
+        let adopted = adoption.finish(&self.index, self.settled_lock()?, &stop.flag())?;
         stop.check()?;
         if adopted > 0 {
             tracing::info!("{adopted} packs of a run that was ended are used");
@@ -91,13 +90,14 @@ impl OpenRepo {
 
     /// Fails when the lock may have been lost: then nothing may be committed.
     pub fn check_lock(&self) -> Result<()> {
+        Ok(self.settled_lock()?.check()?)
+    }
+
+    fn settled_lock(&self) -> Result<&RepoLock> {
         self.settle()?;
-        match self.lock.get() {
-            Some(lock) => Ok(lock.check()?),
-            None => {
-                let reason = "somebody else locked it at the same moment".to_owned();
-                Err(repo::Error::LockLost { url: self.repo.url(), reason }.into())
-            }
-        }
+        self.lock.get().ok_or_else(|| {
+            let reason = "somebody else locked it at the same moment".to_owned();
+            repo::Error::LockLost { url: self.repo.url(), reason }.into()
+        })
     }
 }

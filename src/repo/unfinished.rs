@@ -39,7 +39,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::crypto::OVERHEAD;
 use super::index::PendingIndex;
 use super::pack::{self, PackEntry};
-use super::{BlobKind, Error, Flaw, Id, Index, Memory, Repository, Result};
+use super::{BlobKind, Error, Flaw, Id, Index, Memory, RepoLock, Repository, Result};
 use crate::storage::{self, FileKind};
 
 /// The folder of the notes.
@@ -138,8 +138,8 @@ impl Repository {
 
 impl Adoption<'_> {
     /// Names in a new index file the packs that `index` does not, and returns how many they are: if any, the index is to be
-    /// loaded again. Hold a lock that has settled, since before `index` was loaded. `stop` ends it with nothing done.
-    pub fn finish(self, index: &Index, stop: &AtomicBool) -> Result<usize> {
+    /// loaded again. The lock must be held since before `index` was loaded. `stop` ends it with nothing done.
+    pub fn finish(self, index: &Index, lock: &RepoLock, stop: &AtomicBool) -> Result<usize> {
         let named: HashSet<Id> = index.packs().collect();
         let noted: HashSet<Id> = self.left.iter().flat_map(|left| &left.packs).copied().collect();
         let mut unnamed: Vec<Id> = noted.difference(&named).copied().collect();
@@ -153,6 +153,7 @@ impl Adoption<'_> {
         for (pack, entries) in unnamed.into_iter().zip(headers) {
             let Some(entries) = entries? else { continue };
             if pending.is_full_with(entries.len()) {
+                lock.check()?;
                 std::mem::take(&mut pending).save(self.repo)?;
             }
             pending.add(pack, entries.iter().map(|(kind, entry)| (*kind, entry)));
@@ -162,6 +163,7 @@ impl Adoption<'_> {
             return Ok(0);
         }
         if !pending.is_empty() {
+            lock.check()?;
             pending.save(self.repo)?;
         }
         for left in &self.left {
