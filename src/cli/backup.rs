@@ -4,10 +4,11 @@ use crate::cli::Context;
 use crate::cli::capture_args::{AuditArgs, CaptureArgs, LimitReadArgs, duration};
 use crate::cli::complete;
 use crate::cli::copy_args::CopyToArgs;
-use crate::cli::failure::CliError;
+use crate::cli::failure::{CliError, Code};
 use crate::cli::hooks::Hooks;
 use crate::cli::machine_args::{self, Selection};
 use crate::cli::rehearsal::{Destination, rehearse};
+use crate::cli::remember::Remember;
 use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::{About, Session};
 use crate::cli::snapshot::selections;
@@ -18,7 +19,7 @@ use crate::ops::points::{self, PointName};
 use crate::ops::push::Trust;
 use crate::ops::verify::{Depth, Verifier};
 use crate::pace::Pace;
-use crate::record::Point;
+use crate::record::{Point, Time};
 use crate::repo::{LockMode, Repository};
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
@@ -86,6 +87,9 @@ pub struct BackupArgs {
     copy: CopyToArgs,
 }
 
+/// How deep --verify proves a new point.
+const PROOF: Depth = Depth::Full;
+
 /// What all machines of one run share.
 #[derive(Clone, Copy)]
 struct Place<'a> {
@@ -104,6 +108,7 @@ impl BackupArgs {
             return Ok(());
         }
         let hooks = Hooks::new(context, self.repo.url()?);
+        let began_at = Remember::now();
         hooks.around_run(session, |session| {
             let (first, second) = self.copy.tiers(context, &self.repo)?;
             // To make a key of a password takes as long as to reach libvirt.
@@ -115,15 +120,17 @@ impl BackupArgs {
             if selected.is_empty() {
                 return Ok(());
             }
-            let repo = match opening {
-                Some(Ok(opened)) => opened?,
+            let opened = match opening {
+                Some(Ok(opened)) => opened,
                 Some(Err(panic)) => std::panic::resume_unwind(panic),
-                None => first.open_or_create_default(context)?,
+                None => first.open_or_create_default(context),
             };
-            if let Some(second) = &second {
-                // Wrong usage is told before a machine is touched; that the second repository cannot be had, after the backup.
-                second.password(context, Purpose::Open)?;
-            }
+            // Wrong usage is told before a machine is touched; that the second repository cannot be had, after the backup.
+            let opened = opened.and_then(|repo| {
+                second.as_ref().map(|second| second.password(context, Purpose::Open)).transpose()?;
+                Ok(repo)
+            });
+            let repo = opened.inspect_err(|error| none_stored(context, &first, &selected, began_at, error))?;
             self.run_all(context, &repo, &hooks, selected.clone(), session)?;
             if let Some(second) = second
                 && !context.stop.requested()
@@ -152,16 +159,24 @@ impl BackupArgs {
     ) -> Result<(), CliError> {
         let (runtime, pace) = (context.runtime()?, self.limit.pace(context));
         let place = Place { repo, runtime: &runtime, pace: pace.as_ref() };
+        let history = Remember::of(context, &repo.url());
         let queue = Mutex::new(selected.into_iter());
         let (sender, results) = mpsc::channel();
         std::thread::scope(|scope| {
             for _ in 0..self.jobs {
-                let (sender, queue) = (sender.clone(), &queue);
+                let (sender, queue, history) = (sender.clone(), &queue, &history);
                 scope.spawn(move || {
                     loop {
                         let next = queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();
                         let Some(selection) = next else { break };
+                        let began_at = Remember::now();
                         let result = hooks.around_machine(&selection, || self.one(context, place, &selection));
+                        history.run(&selection.name, &selection.machine, began_at, result.as_ref());
+                        if let Ok(point) = result.as_ref()
+                            && point.verified.is_some()
+                        {
+                            history.verification(point, PROOF);
+                        }
                         // The receiver lives as long as the scope.
                         let _ = sender.send((selection, result));
                     }
@@ -219,32 +234,52 @@ fn copy_all(
         machine: Some(selection.name.clone()),
         ..About::default()
     };
+    let began_at = Remember::now();
     let opened = second.open(context).and_then(|second| Ok(Copier::open(first, &second, monitor, stop)?));
     let mut copier = match opened {
         Ok(copier) => copier,
         Err(error) => {
+            none_stored(context, second, selected, began_at, &error);
             selected.iter().for_each(|selection| session.fail(about(selection), error.clone()));
             return Ok(());
         }
     };
+    let history = Remember::of(context, &second.storage(context)?.url());
     for selection in selected {
         for point in copier.uncopied(&selection.machine) {
+            let began_at = Remember::now();
             match copier.copy(&point, monitor, stop) {
-                Ok(copy) => session.stored(copy),
-                Err(error @ ops::Error::Interrupted) => return Err(error.into()),
-                // The next point may be whole.
-                Err(error @ (ops::Error::Damaged { .. } | ops::Error::BadPoint { .. })) => {
-                    session.fail(about(selection), error);
+                Ok(copy) => {
+                    history.run(&selection.name, &selection.machine, began_at, Ok(&copy));
+                    session.stored(copy);
                 }
-                // The next run goes on here: a later point must not be copied before this one.
                 Err(error) => {
+                    // The next point may be whole; after anything else, the next run goes on here: a later point must not
+                    // be copied before this one.
+                    let is_of_this_point = matches!(error, ops::Error::Damaged { .. } | ops::Error::BadPoint { .. });
+                    let error = CliError::from(error);
+                    history.run(&selection.name, &selection.machine, began_at, Err(&error));
+                    if error.code == Code::Interrupted {
+                        return Err(error);
+                    }
                     session.fail(about(selection), error);
-                    break;
+                    if !is_of_this_point {
+                        break;
+                    }
                 }
             }
         }
     }
     Ok(())
+}
+
+/// Notes that a run came to nothing for all of its machines.
+fn none_stored(context: &Context, repo: &RepoArgs, selected: &[Selection], began_at: Time, error: &CliError) {
+    let Ok(storage) = repo.storage(context) else { return };
+    let history = Remember::of(context, &storage.url());
+    for selection in selected {
+        history.run(&selection.name, &selection.machine, began_at, Err(error));
+    }
 }
 
 fn all_machines(context: &Context) -> Result<Vec<Selection>, CliError> {
@@ -259,6 +294,6 @@ fn prove(context: &Context, repo: &Repository, point: Point) -> ops::Result<Poin
     let index = repo.load_index()?;
     let (known, _) = points::list(repo)?;
     let found = points::find(repo, &known, &PointName::Plain(point.point.clone()))?;
-    let proven = Verifier::new(repo, &index, Depth::Full)?.verify(&found, &context.monitor, &context.stop)?;
+    let proven = Verifier::new(repo, &index, PROOF)?.verify(&found, &context.monitor, &context.stop)?;
     Ok(Point { verified: proven.verified, damage: proven.damage, ..point })
 }

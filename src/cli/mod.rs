@@ -39,6 +39,7 @@ mod prune;
 mod push;
 mod rehearsal;
 mod release;
+mod remember;
 mod remote;
 mod restore;
 mod restore_dialog;

@@ -26,6 +26,10 @@ const FILES: &[(&str, &str)] = &[
         "/var/lib/kvmb/repo.key",
         "The password of that repository, generated, mode 0600. `kvmb key export` makes a copy to be kept elsewhere: without it the backups are lost with the host.",
     ),
+    (
+        "/var/lib/kvmb/history",
+        "What `kvmb status` knows beyond what the repositories say: how the last runs went. It may be deleted.",
+    ),
     ("/var/lib/kvmb/scratch", "Blocks that guests overwrite while they are being backed up."),
     (
         "/run/kvmb",
