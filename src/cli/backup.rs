@@ -12,16 +12,17 @@ use crate::cli::remember::Remember;
 use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::{About, Session};
 use crate::cli::snapshot::selections;
-use crate::ops;
+use crate::cli::status;
 use crate::ops::backup::Backup;
 use crate::ops::copy::Copier;
 use crate::ops::points::{self, PointName};
 use crate::ops::push::Trust;
 use crate::ops::verify::{Depth, Verifier};
+use crate::ops::{self, Monitor};
 use crate::pace::Pace;
 use crate::record::{Point, Time};
 use crate::repo::{LockMode, Repository};
-use std::sync::{Mutex, mpsc};
+use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
 /// Back up machines, running or not: snapshot, push and release in one.
@@ -98,7 +99,29 @@ struct Place<'a> {
     pace: Option<&'a Pace>,
 }
 
+/// The repositories that a run has opened.
+#[derive(Default)]
+struct Opened {
+    first: OnceLock<Repository>,
+    second: OnceLock<Repository>,
+}
+
 impl BackupArgs {
+    /// The names and globs that it was given.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Whether it takes every machine.
+    pub fn takes_all(&self) -> bool {
+        self.all
+    }
+
+    /// The repository that it was given.
+    pub fn named_repo(&self) -> Option<String> {
+        self.repo.repo.clone()
+    }
+
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         if self.dry_run {
             let selected = self.selected(context, session)?;
@@ -109,7 +132,8 @@ impl BackupArgs {
         }
         let hooks = Hooks::new(context, self.repo.url()?);
         let began_at = Remember::now();
-        hooks.around_run(session, |session| {
+        let opened = Opened::default();
+        let done = hooks.around_run(session, |session| {
             let (first, second) = self.copy.tiers(context, &self.repo)?;
             // To make a key of a password takes as long as to reach libvirt.
             let (selected, opening) = std::thread::scope(|scope| {
@@ -120,25 +144,50 @@ impl BackupArgs {
             if selected.is_empty() {
                 return Ok(());
             }
-            let opened = match opening {
+            let repo = match opening {
                 Some(Ok(opened)) => opened,
                 Some(Err(panic)) => std::panic::resume_unwind(panic),
                 None => first.open_or_create_default(context),
             };
             // Wrong usage is told before a machine is touched; that the second repository cannot be had, after the backup.
-            let opened = opened.and_then(|repo| {
+            let repo = repo.and_then(|repo| {
                 second.as_ref().map(|second| second.password(context, Purpose::Open)).transpose()?;
                 Ok(repo)
             });
-            let repo = opened.inspect_err(|error| none_stored(context, &first, &selected, began_at, error))?;
-            self.run_all(context, &repo, &hooks, selected.clone(), session)?;
+            let repo = repo.inspect_err(|error| none_stored(context, &first, &selected, began_at, error))?;
+            let repo = opened.first.get_or_init(|| repo);
+            self.run_all(context, repo, &hooks, selected.clone(), session)?;
             if let Some(second) = second
                 && !context.stop.requested()
             {
-                copy_all(context, &repo, &second, &selected, session)?;
+                copy_all(context, repo, &second, &opened.second, &selected, session)?;
             }
             Ok(())
-        })
+        });
+        self.tell_monitoring(context, opened);
+        done
+    }
+
+    /// Writes the metrics of the configuration, if it wants any, from the repositories that the run has open.
+    fn tell_monitoring(&self, context: &Context, opened: Opened) {
+        if context.config().status.prometheus_textfile.is_none() {
+            return;
+        }
+        let asked = |opened: OnceLock<Repository>| {
+            opened.into_inner().ok_or_else(|| CliError::failed("the run did not come to open it"))
+        };
+        let addresses = || {
+            let (first, second) = self.copy.tiers(context, &self.repo)?;
+            let second = second.map(|second| second.storage(context)).transpose()?;
+            Ok::<_, CliError>((first.storage(context)?.url(), second.map(|second| second.url())))
+        };
+        match addresses() {
+            Ok((first, second)) => {
+                let second = second.map(|url| (url, asked(opened.second)));
+                status::write_textfile(context, first, asked(opened.first), second);
+            }
+            Err(error) => context.monitor.warn(&format!("the metrics are not up to date: {error}")),
+        }
     }
 
     fn selected(&self, context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
@@ -225,6 +274,7 @@ fn copy_all(
     context: &Context,
     first: &Repository,
     second: &RepoArgs,
+    opened: &OnceLock<Repository>,
     selected: &[Selection],
     session: &mut Session,
 ) -> Result<(), CliError> {
@@ -235,8 +285,8 @@ fn copy_all(
         ..About::default()
     };
     let began_at = Remember::now();
-    let opened = second.open(context).and_then(|second| Ok(Copier::open(first, &second, monitor, stop)?));
-    let mut copier = match opened {
+    let repo = second.open(context).map(|repo| opened.get_or_init(|| repo));
+    let mut copier = match repo.and_then(|repo| Ok(Copier::open(first, repo, monitor, stop)?)) {
         Ok(copier) => copier,
         Err(error) => {
             none_stored(context, second, selected, began_at, &error);

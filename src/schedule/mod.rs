@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `field`, `cron` | what crontab(5) expressions mean; pure |
+//! | `field`, `cron`, `gap` | what crontab(5) expressions mean; pure |
 //! | `entry` | the line that cron runs |
 //! | `crontab` | a user's crontab, of which nothing but our lines is touched |
 //! | `systemd` | a service and its timer |
@@ -13,6 +13,7 @@ mod crontab;
 mod entry;
 mod error;
 mod field;
+mod gap;
 mod place;
 mod systemd;
 
