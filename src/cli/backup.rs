@@ -140,15 +140,15 @@ impl BackupArgs {
                 let opening = first.can_open_unasked(context).then(|| scope.spawn(|| first.open(context)));
                 (self.selected(context, session), opening.map(|opening| opening.join()))
             });
+            let opening = opening.map(|opening| opening.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            if let Some(Ok(repo)) = &opening {
+                opened.first.get_or_init(|| repo.clone());
+            }
             let selected = selected?;
             if selected.is_empty() {
                 return Ok(());
             }
-            let repo = match opening {
-                Some(Ok(opened)) => opened,
-                Some(Err(panic)) => std::panic::resume_unwind(panic),
-                None => first.open_or_create_default(context),
-            };
+            let repo = opening.unwrap_or_else(|| first.open_or_create_default(context));
             // Wrong usage is told before a machine is touched; that the second repository cannot be had, after the backup.
             let repo = repo.and_then(|repo| {
                 second.as_ref().map(|second| second.password(context, Purpose::Open)).transpose()?;
@@ -173,20 +173,26 @@ impl BackupArgs {
         if context.config().status.prometheus_textfile.is_none() {
             return;
         }
-        let asked = |opened: OnceLock<Repository>| {
-            opened.into_inner().ok_or_else(|| CliError::failed("the run did not come to open it"))
-        };
-        let addresses = || {
+        let write = || {
             let (first, second) = self.copy.tiers(context, &self.repo)?;
-            let second = second.map(|second| second.storage(context)).transpose()?;
-            Ok::<_, CliError>((first.storage(context)?.url(), second.map(|second| second.url())))
+            let not_opened = || CliError::failed("the run did not come to open it");
+            let repo = match opened.first.into_inner() {
+                Some(repo) => Ok(repo),
+                // A hook ended the run before, perhaps; nobody is asked for a password only for this.
+                None if first.can_open_unasked(context) => first.in_a_hurry().open(context),
+                None => Err(not_opened()),
+            };
+            let second = match second {
+                Some(second) => {
+                    Some((second.storage(context)?.url(), opened.second.into_inner().ok_or_else(not_opened)))
+                }
+                None => None,
+            };
+            status::write_textfile(context, first.storage(context)?.url(), repo, second);
+            Ok::<_, CliError>(())
         };
-        match addresses() {
-            Ok((first, second)) => {
-                let second = second.map(|url| (url, asked(opened.second)));
-                status::write_textfile(context, first, asked(opened.first), second);
-            }
-            Err(error) => context.monitor.warn(&format!("the metrics are not up to date: {error}")),
+        if let Err(error) = write() {
+            context.monitor.warn(&format!("the metrics are not up to date: {error}"));
         }
     }
 

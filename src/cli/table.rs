@@ -126,7 +126,7 @@ fn status_of_machine(check: &Check, now: Time) -> Vec<String> {
     vec![
         check.target.clone(),
         if text("standing") == Some("gone") || text("standing") == Some("left_out") { "-".into() } else { status },
-        ago("captured_at").map_or_else(|| "none".into(), |age| format!("{age} old")),
+        time("captured_at").map_or_else(|| "none".into(), |then| format!("{} old", age(now, then.min(now)))),
         join(text("last_result"), ago("last_run_at")),
         join(text("verified_depth"), ago("verified_at")),
         time("next_run_at").map_or_else(|| "-".into(), |next| short_moment(now, next)),

@@ -236,15 +236,20 @@ fn subjects(
     let memory_of = |uuid: &str| memories.iter().find(|memory| memory.uuid == uuid);
     let mut facts: Vec<Facts> = Vec::new();
     let mut seen = BTreeSet::new();
+    let is_named = matches!(wanted, Wanted::Named(_));
     for machine in known.unwrap_or_default() {
         seen.insert(machine.uuid.clone());
+        let takes = wanted.takes(&machine.name, &machine.uuid);
+        if is_named && !takes {
+            continue;
+        }
         let newest = match stored.as_deref_mut() {
             Some(stored) => stored.newest_of(&machine.name, &machine.uuid)?,
             None => memory_of(&machine.uuid).and_then(of_memory),
         };
-        let standing = match wanted.takes(&machine.name, &machine.uuid) {
+        let standing = match takes {
             true => Standing::Selected,
-            false if newest.is_some() && !matches!(wanted, Wanted::Named(_)) => Standing::LeftOut,
+            false if newest.is_some() => Standing::LeftOut,
             false => continue,
         };
         facts.push(of_machine(&machine.name, Some(&machine.uuid), standing, newest));
@@ -258,7 +263,7 @@ fn subjects(
         if seen.contains(&newest.uuid) {
             continue;
         }
-        let (is_named, is_here) = (matches!(wanted, Wanted::Named(_)), newest.host == this_host);
+        let is_here = newest.host == this_host;
         let takes = wanted.takes(&newest.machine, &newest.uuid);
         let is_expected = wanted.expected().contains(&&newest.machine);
         let standing = match (known.is_some(), is_here, takes) {

@@ -22,11 +22,7 @@ use crate::record::Status;
 use clap::ValueEnum;
 use gather::{Report, Request, ask, gather};
 use std::path::PathBuf;
-use std::time::Duration;
 use thresholds::ThresholdArgs;
-
-/// How long a connection that is lost is tried again: whoever watches wants an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Tell how the backups stand: how old the newest point of each machine is, how the last run went, when it was proven.
 ///
@@ -118,12 +114,11 @@ impl StatusArgs {
 
     fn report(&self, context: &Context) -> Result<Report, CliError> {
         let (first, second) = self.copy.tiers(context, &self.repo)?;
-        let in_a_hurry = |repo: RepoArgs| RepoArgs { retry_for: Some(repo.retry_for.unwrap_or(PATIENCE)), ..repo };
-        let second = match second.map(in_a_hurry) {
+        let second = match second.as_ref().map(RepoArgs::in_a_hurry) {
             Some(second) => Some((second.storage(context)?.url(), ask(context, &second)?)),
             None => None,
         };
-        let first = in_a_hurry(first);
+        let first = first.in_a_hurry();
         let request = Request {
             names: &self.names,
             thresholds: &self.thresholds,
