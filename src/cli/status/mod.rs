@@ -24,7 +24,7 @@ use gather::{Report, Request, ask, gather};
 use std::path::PathBuf;
 use thresholds::ThresholdArgs;
 
-/// Tell how the backups stand: how old the newest point of each machine is, how the last run went, when it was proven.
+/// Tell how the backups stand: how old the points are, how the last runs went.
 ///
 /// Takes the machines of selected_vms, else those of the schedule, else all, and those that have points. Prints a 'check' record for each
 /// machine ('backup'), for the repository, for the second one ('copy') and for the key. A machine that was never
