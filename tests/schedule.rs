@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, FixedOffset, Local};
 use harness::call::Running;
 use harness::host::Host;
-use harness::{Call, Disk, parts, wait_until};
+use harness::{Call, Disk, wait_until};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
