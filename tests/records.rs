@@ -265,7 +265,6 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run("kvmb schedule show", 0);
     run("kvmb schedule remove -n", 0);
     run("kvmb schedule remove && kvmb schedule remove --system", 0);
-    run("kvmb schedule install --cron '61 * * * *' --all", 2);
     run("kvmb config show", 0);
     run("kvmb config check", 0);
     run("echo '{\"freez\": 1}' >wrong.json; kvmb config check --config wrong.json", 2);
