@@ -272,7 +272,7 @@ fn the_configured_folder_may_hold_other_things_and_then_the_repository_has_one_o
     assert_eq!(env.kvmb(["init", "-r", &url]).run().assert_ok().record_of("action")["target"], url);
     fs::remove_file(empty.join("config")).unwrap();
     let failure = env.kvmb(["points", "-r", &url]).run().assert_code(4).record_of("failure");
-    assert!(!failure["error"].as_str().unwrap().contains("/kvmb"), "{failure}");
+    assert!(failure["error"].as_str().unwrap().contains("/empty has lost its config"), "{failure}");
     // An address that no configuration has is what it says.
     env.configure(&json!({}));
     let url = format!("sftp://{USER}@127.0.0.1:{}/{}", sshd.port(), folder.display());
