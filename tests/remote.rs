@@ -263,6 +263,9 @@ fn the_configured_folder_may_hold_other_things_and_then_the_repository_has_one_o
         let point = env.kvmb(["points", "-r", url]).run().assert_ok().record_of("point");
         assert_eq!((&point["repo"], &point["machine"]), (&json!(own), &json!("vm1")));
     }
+    // Under its own address too it is the server's, and not copied to itself.
+    let output = env.kvmb(["backup", "-r", &own, "--dry-run"]).run().assert_ok();
+    assert!(!output.record_of("action").as_object().unwrap().contains_key("copy_to"), "{output}");
     env.program("restic").args(sshd.restic_options()).args(["-q", "-r", &own, "check"]).run().assert_ok();
     assert_eq!(fs::read_to_string(&old).unwrap(), "of the forerunner");
 

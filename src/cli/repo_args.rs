@@ -185,6 +185,14 @@ impl RepoArgs {
         Ok(other)
     }
 
+    /// Whether this is the repository of the configuration's backup server, under either of its addresses.
+    pub fn is_of_server(&self, context: &Context) -> Result<bool, CliError> {
+        let Some(server) = context.config().remote_url() else { return Ok(false) };
+        let server = context.storage(&server, self.ssh_password_file.as_deref())?.url();
+        let url = self.storage(context)?.url();
+        Ok(url == server || url == format!("{server}/{OWN_FOLDER}"))
+    }
+
     /// The same, looked at: where the backup_path of the configuration holds other things, and no repository, the
     /// repository is a folder of its own in there.
     pub fn settled_storage(&self, context: &Context) -> Result<Arc<dyn Storage>, CliError> {
@@ -243,13 +251,8 @@ impl RepoArgs {
     /// The password that the configuration has for this repository.
     fn configured_password(&self, context: &Context) -> Result<Option<Password>, CliError> {
         let config = context.config();
-        let is_remote = match config.remote_url() {
-            Some(remote) => {
-                context.storage(&remote, self.ssh_password_file.as_deref())?.url() == self.storage(context)?.url()
-            }
-            None => false,
-        };
-        let of_remote = config.remote_password_file.as_ref().filter(|_| is_remote);
+        let is_of_server = self.is_of_server(context)?;
+        let of_remote = config.remote_password_file.as_ref().filter(|_| is_of_server);
         if let Some(file) = of_remote.or(config.password_file.as_ref()) {
             return secret::from_file(&file.value().0).map(Some);
         }
