@@ -400,12 +400,12 @@ pub struct Action {
     pub extra: Extra,
 }
 
-/// One thing that was looked at, and whether it is well; made by `doctor` and `remote test`.
+/// One thing that was looked at, and whether it is well; made by `doctor`, `remote test` and `backup --verify-sample`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Check {
     /// What was looked at. `doctor`: `connection`, `libvirt`, `qemu`, `programs`, `confinement`, `folders`, `key` of the
     /// host; `machine`, `job`, `agent`, `confinement`, `folders`, `scratch` of a machine; `disk`, `bitmap` of a disk.
-    /// `remote test`: `reach`, `host_key`, `login`, `path`, `space`, `speed`, `clock`.
+    /// `remote test`: `reach`, `host_key`, `login`, `path`, `space`, `speed`, `clock`. `backup`: `sample`.
     pub check: String,
     /// Of which host, machine, disk (`MACHINE/DISK`) or repository.
     pub target: String,

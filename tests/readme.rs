@@ -199,7 +199,7 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
         "--freeze-timeout" | "--lease" | "--full-every" | "--retry-for" | "--random-delay" | "--within" => "30s",
         "--cron" => "@daily",
         "--limit-read" | "--limit-upload" => "10M",
-        "--sample" | "--audit" | "--max-unused" => "5%",
+        "--sample" | "--verify-sample" | "--audit" | "--max-unused" => "5%",
         "--keep-within" => "30d",
         flag if flag.starts_with("--keep-") => "7",
         "--log-format" => "text",

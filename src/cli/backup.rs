@@ -1,7 +1,7 @@
 //! `kvmb backup`
 
 use crate::cli::Context;
-use crate::cli::capture_args::{AuditArgs, CaptureArgs, LimitReadArgs, duration};
+use crate::cli::capture_args::{AuditArgs, CaptureArgs, LimitReadArgs, duration, percent};
 use crate::cli::complete;
 use crate::cli::copy_args::CopyToArgs;
 use crate::cli::failure::CliError;
@@ -11,6 +11,7 @@ use crate::cli::rehearsal::{Destination, rehearse};
 use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::{About, Session};
 use crate::cli::snapshot::selections;
+use crate::cli::verify::prove_sample;
 use crate::ops;
 use crate::ops::backup::Backup;
 use crate::ops::copy::Copier;
@@ -32,6 +33,7 @@ use std::time::Duration;
 #[command(after_help = "Examples:
   kvmb backup vm1
   kvmb backup --all -r /backup/kvm --verify
+  kvmb backup --all -r /backup/kvm --verify-sample 5%
   kvmb backup vm1 -r /backup/kvm --copy-to /mnt/nas/kvm --limit-upload 10M
   kvmb backup 'web*' -r /backup/kvm --exclude-disk vdb --jobs 2
   kvmb vms --json | jq -c 'select(.state == \"running\")' | kvmb backup -r /backup/kvm")]
@@ -68,6 +70,11 @@ pub struct BackupArgs {
     /// Do not, although the configuration says so.
     #[arg(long)]
     no_verify: bool,
+
+    /// After the run, read this share of all chunks of the repository back and prove it: 5%. The next run goes on where this one
+    /// ended, so that twenty of them prove all. With a second repository (--copy-to), of that one as well.
+    #[arg(long, value_name = "P%", value_parser = percent)]
+    verify_sample: Option<f64>,
 
     /// Say what would be done, and do nothing.
     #[arg(short = 'n', long)]
@@ -125,13 +132,28 @@ impl BackupArgs {
                 second.password(context, Purpose::Open)?;
             }
             self.run_all(context, &repo, &hooks, selected.clone(), session)?;
+            let mut written = vec![repo];
             if let Some(second) = second
                 && !context.stop.requested()
             {
-                copy_all(context, &repo, &second, &selected, session)?;
+                written.extend(copy_all(context, &written[0], &second, &selected, session)?);
             }
-            Ok(())
+            self.sample_all(context, &written, session)
         })
+    }
+
+    /// Proves a part of what this run has written to, all that others wrote there included.
+    fn sample_all(&self, context: &Context, written: &[Repository], session: &mut Session) -> Result<(), CliError> {
+        let Some(share) = self.verify_sample.filter(|share| *share > 0.0) else {
+            return Ok(());
+        };
+        for repo in written {
+            context.stop.check()?;
+            if let Err(error) = prove_sample(context, repo, share, session) {
+                session.fail(About::default(), error);
+            }
+        }
+        Ok(())
     }
 
     fn selected(&self, context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
@@ -204,27 +226,27 @@ impl BackupArgs {
     }
 }
 
-/// Copies to the second repository what it does not have yet of these machines' points. They may have failed this time: then
-/// it is what earlier runs could not copy.
+/// Copies to the second repository, which is returned if it can be had, what it does not have yet of these machines' points. They
+/// may have failed this time: then it is what earlier runs could not copy.
 fn copy_all(
     context: &Context,
     first: &Repository,
     second: &RepoArgs,
     selected: &[Selection],
     session: &mut Session,
-) -> Result<(), CliError> {
+) -> Result<Option<Repository>, CliError> {
     let (monitor, stop) = (&context.monitor, &context.stop);
     let about = |selection: &Selection| About {
         connect: selection.connect.clone(),
         machine: Some(selection.name.clone()),
         ..About::default()
     };
-    let opened = second.open(context).and_then(|second| Ok(Copier::open(first, &second, monitor, stop)?));
-    let mut copier = match opened {
-        Ok(copier) => copier,
+    let opened = second.open(context).and_then(|second| Ok((Copier::open(first, &second, monitor, stop)?, second)));
+    let (mut copier, second) = match opened {
+        Ok(opened) => opened,
         Err(error) => {
             selected.iter().for_each(|selection| session.fail(about(selection), error.clone()));
-            return Ok(());
+            return Ok(None);
         }
     };
     for selection in selected {
@@ -244,7 +266,7 @@ fn copy_all(
             }
         }
     }
-    Ok(())
+    Ok(Some(second))
 }
 
 fn all_machines(context: &Context) -> Result<Vec<Selection>, CliError> {

@@ -209,7 +209,7 @@ impl RepoArgs {
     pub fn open(&self, context: &Context) -> Result<Repository, CliError> {
         let storage = self.settled_storage(context)?;
         if let Some(password) = self.given_password(context)? {
-            return Ok(Repository::open(storage, &password)?);
+            return Ok(remembered(Repository::open(storage, &password)?));
         }
         let mut tries = 1;
         loop {
@@ -218,7 +218,7 @@ impl RepoArgs {
                 Err(error @ repo::Error::WrongPassword { .. }) if tries < TRIES => {
                     say(&format!("kvmb: {error}; once more"))
                 }
-                other => return Ok(other?),
+                other => return Ok(remembered(other?)),
             }
             tries += 1;
         }
@@ -242,7 +242,7 @@ impl RepoArgs {
                 say(
                     "kvmb: hint: keep a copy of the key elsewhere ('kvmb key export FILE'): without it the backups are lost",
                 );
-                return Ok(made);
+                return Ok(remembered(made));
             }
         }
         self.open(context)
@@ -299,6 +299,14 @@ impl RepoArgs {
         }
         Err(CliError::usage(format!("no password for {} was given", self.url()?))
             .hint("use --password-file FILE, $KVMB_PASSWORD_FILE or $KVMB_PASSWORD_COMMAND"))
+    }
+}
+
+/// A repository of which this host remembers what may help the next run.
+fn remembered(repo: Repository) -> Repository {
+    match data_folder() {
+        Ok(folder) => repo.remembered_in(&folder),
+        Err(_) => repo,
     }
 }
 

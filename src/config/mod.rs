@@ -109,6 +109,10 @@ pub struct Config {
     /// Whether each new point is read back and proven.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify: Option<bool>,
+    /// The share of all chunks of a repository that is read back and proven after each backup, each time the next one; without
+    /// it, none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verify_sample: Option<Written<Share>>,
 
     /// Which points are kept when 'kvmb prune' is given no rules.
     pub retention: Retention,
@@ -145,6 +149,7 @@ impl Default for Config {
             limit_upload: None,
             retry_for: None,
             verify: None,
+            verify_sample: None,
             retention: Retention::default(),
             hooks: Hooks::default(),
             log: Log::default(),

@@ -11,7 +11,7 @@
 //! | [`backup`] | the three above for one machine, in the commit order |
 //! | [`chain`] | what a backup can continue, disk by disk, and why not |
 //! | [`points`] | find restore points, by id or by time |
-//! | [`verify`] | prove points |
+//! | [`verify`], [`sector`] | prove points, all of them or a part at a time |
 //! | [`pin`] | keep a point whatever the retention says |
 //! | [`prune`] | apply retention, free the space |
 //! | [`restore`] | bring a machine back: the one restore path |
@@ -38,6 +38,7 @@ pub mod release;
 pub mod remote;
 pub mod restore;
 mod scratch_watch;
+pub mod sector;
 pub mod snapshot;
 pub mod store_disk;
 pub mod verify;
