@@ -2,7 +2,7 @@
 //!
 //! A pack is stored long before an index names it (see [`super::Writer`]), and a run may end in between: killed, given up
 //! when the network stayed dead, told to stop. So that nothing of that is sent twice, a writer notes each pack of its
-//! own in [`Memory`](super::Memory), *after* it was stored, and the next run that writes there names what is noted before it
+//! own in [`Memory`], *after* it was stored, and the next run that writes there names what is noted before it
 //! looks for what the repository has. The packs need not be looked for: to list them all would take a server longer than
 //! most backups.
 //!
