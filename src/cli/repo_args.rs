@@ -26,6 +26,9 @@ pub const OWN_FOLDER: &str = "kvmb";
 /// How often a person may try a password, as with ssh.
 const TRIES: u32 = 3;
 
+/// How long a lost connection is tried again by whoever only watches.
+const WATCHING: Duration = Duration::from_secs(10);
+
 /// The repository of a command.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Repository")]
@@ -222,6 +225,11 @@ impl RepoArgs {
             }
             tries += 1;
         }
+    }
+
+    /// The same for whoever watches, and wants an answer: a connection that is lost is not tried again for long.
+    pub fn in_a_hurry(&self) -> RepoArgs {
+        RepoArgs { retry_for: Some(self.retry_for.unwrap_or(WATCHING)), ..self.clone() }
     }
 
     /// Whether there is a repository to open, and nobody to be asked for anything.

@@ -4,6 +4,7 @@ use crate::cli::Context;
 use crate::cli::complete;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::input::stdin_records;
+use crate::cli::remember::Remember;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session, report};
 use crate::ops::points::{self, PointName, PointRef};
@@ -214,6 +215,7 @@ struct Proven {
     is_complete: bool,
 }
 
+/// Proves points, one after the other, and notes what that came to.
 fn prove_each(
     context: &Context,
     open: &Open,
@@ -223,6 +225,7 @@ fn prove_each(
     session: &mut Session,
 ) -> Result<Proven, CliError> {
     let mut verifier = Verifier::new(&open.repo, &open.index, depth)?;
+    let history = Remember::of(context, &open.repo.url());
     let mut all = Proven { damaged: 0, is_complete: true };
     for (point, came) in points {
         let proven = match verifier.verify(&point, &context.monitor, &context.stop) {
@@ -234,6 +237,7 @@ fn prove_each(
                 continue;
             }
         };
+        history.verification(&proven, depth);
         all.damaged += usize::from(!proven.damage.is_empty());
         show_proven(proven, came, show, session);
         if session.is_pointless() {

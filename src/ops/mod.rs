@@ -11,6 +11,7 @@
 //! | [`backup`] | the three above for one machine, in the commit order |
 //! | [`chain`] | what a backup can continue, disk by disk, and why not |
 //! | [`points`] | find restore points, by id or by time |
+//! | [`stored`] | the newest point of each machine, quickly |
 //! | [`verify`], [`sector`] | prove points, all of them or a part at a time |
 //! | [`pin`] | keep a point whatever the retention says |
 //! | [`prune`] | apply retention, free the space |
@@ -41,6 +42,7 @@ mod scratch_watch;
 pub mod sector;
 pub mod snapshot;
 pub mod store_disk;
+pub mod stored;
 pub mod verify;
 
 pub use error::{Error, Result};
