@@ -44,7 +44,7 @@ pub struct Config {
     /// The user to log in as on the backup server; without it, the one that kvmb runs as.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup_user: Option<Written<UserName>>,
-    /// The folder on the backup server that holds the repository.
+    /// The folder on the backup server that holds the repository; if it holds other things, that is the folder kvmb in there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup_path: Option<Written<AbsolutePath>>,
     /// Whether backups run by themselves, at backup_freq.
