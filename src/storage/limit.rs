@@ -59,6 +59,10 @@ impl Storage for LimitStorage {
         self.inner.remove_leftovers()
     }
 
+    fn parallel(&self) -> usize {
+        self.inner.parallel()
+    }
+
     fn free_bytes(&self) -> Result<Option<u64>> {
         self.inner.free_bytes()
     }

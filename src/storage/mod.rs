@@ -240,6 +240,11 @@ pub trait Storage: Send + Sync + fmt::Debug {
         Ok(())
     }
 
+    /// How many files are best read or written at the same time: over a distance more than on a disk.
+    fn parallel(&self) -> usize {
+        2
+    }
+
     /// Room left for new files, if the place can tell.
     fn free_bytes(&self) -> Result<Option<u64>>;
 }

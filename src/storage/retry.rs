@@ -169,6 +169,10 @@ impl Storage for RetryStorage {
         self.persist(|_| self.inner.remove_leftovers())
     }
 
+    fn parallel(&self) -> usize {
+        self.inner.parallel()
+    }
+
     fn free_bytes(&self) -> Result<Option<u64>> {
         self.persist(|_| self.inner.free_bytes())
     }

@@ -4,7 +4,8 @@ use super::{failed, unreached};
 use crate::ops::Result;
 use crate::storage::sftp::authenticate::{Login, authenticate};
 use crate::storage::sftp::connect::connect;
-use crate::storage::sftp::files::{Fault, Files, Refusal};
+use crate::storage::sftp::fault::{Fault, Refusal};
+use crate::storage::sftp::files::Files;
 use crate::storage::sftp::route::Route;
 use crate::storage::sftp::{Access, Target};
 use std::net::SocketAddr;
@@ -144,7 +145,7 @@ fn walk(target: &Target, access: &Access, step: &mut Step, told: &mut dyn FnMut(
     let probe = format!("{folder}/kvmb-tmp-{:016x}", rand::random::<u64>());
     let now = SystemTime::now();
     files.write_new(&probe, b"kvmb remote test").map_err(failed(target, "write to", &folder))?;
-    let written = files.stat(&probe).map_err(failed(target, "read", &probe))?.mtime;
+    let written = files.stat(&probe).map_err(failed(target, "read", &probe))?.modified;
     let removable = match files.remove(&probe) {
         Ok(()) => true,
         Err(Fault::Refused(Refusal::Permission)) => false,
