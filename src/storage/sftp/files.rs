@@ -8,7 +8,8 @@
 
 use super::wire::{Call, Fields, Part, Reply, Sent, Stat, Wire};
 use super::{Access, Connection, Fault, Login, Refusal, Result, Route, authenticate, connect};
-use std::collections::VecDeque;
+use std::iter;
+use std::ops::Range;
 
 /// What one request reads or writes: with all that is around it, it fits into an SSH packet, and every server takes it.
 const PIECE_BYTES: usize = 32_000;
@@ -288,7 +289,7 @@ impl Files {
 
     fn fill(&self, file: &Handle, offset: u64, bytes: &mut [u8]) -> Answer<usize> {
         let (mut end, mut refused) = (bytes.len(), None);
-        let mut wanted = VecDeque::from([0..bytes.len()]);
+        let mut wanted: Vec<Range<usize>> = iter::once(0..bytes.len()).collect();
         // A server may answer with less than it was asked for: then again for the rest.
         while !wanted.is_empty() && refused.is_none() {
             let mut sent = Vec::new();
@@ -305,7 +306,7 @@ impl Files {
                         let filled = range.start + data.len();
                         bytes[range.start..filled].copy_from_slice(&data);
                         if filled < range.end {
-                            wanted.push_back(filled..range.end);
+                            wanted.push(filled..range.end);
                         }
                     }
                     Reply::End => end = end.min(range.start),
