@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// The keys of the configuration that are flags' defaults, with the flags' names in the parser.
-const FLAGS: [(&str, &str); 19] = [
+const FLAGS: [(&str, &str); 20] = [
     ("connect", "connect"),
     ("repo", "repo"),
     ("password_file", "password_file"),
@@ -27,6 +27,7 @@ const FLAGS: [(&str, &str); 19] = [
     ("limit_upload", "limit_upload"),
     ("retry_for", "retry_for"),
     ("verify", "verify"),
+    ("verify_sample", "verify_sample"),
     ("log.file", "log_file"),
     ("log.format", "log_format"),
     ("status.warning", "warning"),

@@ -173,6 +173,10 @@ impl Storage for RetryStorage {
         self.inner.parallel()
     }
 
+    fn is_taken(&self) -> Result<bool> {
+        self.persist(|_| self.inner.is_taken())
+    }
+
     fn free_bytes(&self) -> Result<Option<u64>> {
         self.persist(|_| self.inner.free_bytes())
     }

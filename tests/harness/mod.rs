@@ -15,6 +15,7 @@
 //! | [`Env::sshd`] | an SSH server with accounts of its own |
 //! | [`Sshd::behind`] | the same behind a network that delays, cuts, swallows and corrupts |
 //! | [`Env::with_libvirtd`] | a libvirtd of the test's own, to be killed and started again |
+//! | [`host::Host`] | crontabs, `/etc/cron.d` and systemd units of the test's own |
 //! | [`Env::tmpfs`] | a small file system, to run out of room |
 //! | [`Env::pty`] | kvmb on a terminal |
 //!
@@ -26,6 +27,7 @@
 pub mod call;
 pub mod change;
 pub mod guest;
+pub mod host;
 pub mod libvirt;
 pub mod libvirtd;
 pub mod machine;
