@@ -8,10 +8,11 @@
 use super::plan::{ImageFormat, PlannedDisk, TargetKind};
 use super::qcow2::Layout;
 use crate::ops::{Error, Result};
-use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::fs::{Advice, CWD, FlockOperation, RenameFlags, fadvise, flock, renameat_with};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -183,7 +184,16 @@ impl Target {
                 Error::DiskMap { disk: self.disk.clone(), reason }
             })?,
         };
-        self.file.write_all_at(bytes, at).map_err(Error::io("write", &self.path))
+        self.file.write_all_at(bytes, at).map_err(Error::io("write", &self.path))?;
+        self.let_go(at, bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Has the kernel write this range out now, and not keep it: all at the end would be slower, and would push out of memory
+    /// what running machines need.
+    fn let_go(&self, at: u64, length: u64) {
+        // It is only advice.
+        let _ = fadvise(&self.file, at, NonZeroU64::new(length), Advice::DontNeed);
     }
 
     /// Makes a range read as zeros. In a new image it does already.
