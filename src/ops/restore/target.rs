@@ -5,14 +5,14 @@
 //! | `.kvmb-….partial` | an image in the making; one that a killed restore left is removed by the next one in that folder |
 //! | `.kvmb-….replaced` | what an image replaced, until the definition is in; after a kill it stays, for it may be wanted |
 
+use super::image_file::ImageFile;
 use super::plan::{ImageFormat, PlannedDisk, TargetKind};
 use super::qcow2::Layout;
 use crate::ops::{Error, Result};
-use rustix::fs::{Advice, CWD, FlockOperation, RenameFlags, fadvise, flock, renameat_with};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
-use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub struct Target {
     path: PathBuf,
     overwrite: bool,
     temporary: Option<Partial>,
-    file: File,
+    file: ImageFile,
     form: Form,
 }
 
@@ -153,7 +153,7 @@ impl Target {
             }
         };
         let (disk, overwrite) = (disk.disk.clone(), disk.overwrite);
-        Ok(Target { disk, path, overwrite, temporary: Some(temporary), file, form })
+        Ok(Target { disk, path, overwrite, temporary: Some(temporary), file: ImageFile::new(file), form })
     }
 
     fn device(disk: &PlannedDisk) -> Result<Target> {
@@ -167,7 +167,8 @@ impl Target {
             let reason = format!("it has {size} bytes and the disk has {}", disk.capacity_bytes);
             return Err(Error::BadTarget { disk: disk.disk.clone(), path, reason });
         }
-        Ok(Target { disk: disk.disk.clone(), path, overwrite: true, temporary: None, file, form: Form::Device })
+        let (disk, file) = (disk.disk.clone(), ImageFile::new(file));
+        Ok(Target { disk, path, overwrite: true, temporary: None, file, form: Form::Device })
     }
 
     /// The disk's target name.
@@ -184,21 +185,12 @@ impl Target {
                 Error::DiskMap { disk: self.disk.clone(), reason }
             })?,
         };
-        self.file.write_all_at(bytes, at).map_err(Error::io("write", &self.path))?;
-        self.let_go(at, bytes.len() as u64);
-        Ok(())
-    }
-
-    /// Has the kernel write this range out now, and not keep it: all at the end would be slower, and would push out of memory
-    /// what running machines need.
-    fn let_go(&self, at: u64, length: u64) {
-        // It is only advice.
-        let _ = fadvise(&self.file, at, NonZeroU64::new(length), Advice::DontNeed);
+        self.file.write_all_at(bytes, at).map_err(Error::io("write", &self.path))
     }
 
     /// Makes a range read as zeros. In a new image it does already.
     pub fn write_zeros(&self, offset: u64, length: u64) -> Result<()> {
-        let (Form::Device, file) = (&self.form, &self.file) else {
+        let (Form::Device, file) = (&self.form, self.file.file()) else {
             return Ok(());
         };
         let flags = rustix::fs::FallocateFlags::ZERO_RANGE | rustix::fs::FallocateFlags::KEEP_SIZE;
@@ -217,7 +209,7 @@ impl Target {
 
     /// Makes what was written durable.
     pub fn finish(self) -> Result<Written> {
-        self.file.sync_all().map_err(Error::io("sync", &self.path))?;
+        self.file.file().sync_all().map_err(Error::io("sync", &self.path))?;
         Ok(Written { disk: self.disk, path: self.path, overwrite: self.overwrite, temporary: self.temporary })
     }
 }
