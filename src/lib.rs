@@ -9,12 +9,14 @@
 //! | [`units`] | lengths of time, sizes and shares, as people write them |
 //! | [`steps`] | the steps of a backup and of a prune by name, for tests that interrupt it at each |
 //! | [`pace`] | so many bytes a second and no more |
+//! | [`whole_file`] | small files that are there whole or not at all |
 //! | [`storage`] | where the files of a repository live |
 //! | [`nbd`] | reading disks: the NBD client |
 //! | [`repo`] | restic's repository format, version 2 |
 //! | [`capture`] | libvirt and QEMU: the moment of capture |
 //! | [`schedule`] | when backups run: crontab(5) expressions |
 //! | [`retention`] | which points to keep: pure rules |
+//! | [`history`] | what this host remembers of its backups |
 //! | [`ops`] | the workflows on all of these, without a terminal |
 //! | [`config`] | the configuration file |
 //! | [`log`] | what a run leaves to be read later |
@@ -23,6 +25,7 @@
 pub mod capture;
 pub mod cli;
 pub mod config;
+pub mod history;
 pub mod log;
 pub mod nbd;
 pub mod ops;
@@ -34,3 +37,4 @@ pub mod schedule;
 pub mod steps;
 pub mod storage;
 pub mod units;
+pub mod whole_file;

@@ -400,12 +400,13 @@ pub struct Action {
     pub extra: Extra,
 }
 
-/// One thing that was looked at, and whether it is well; made by `doctor` and `remote test`.
+/// One thing that was looked at, and whether it is well; made by `doctor`, `status` and `remote test`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Check {
     /// What was looked at. `doctor`: `connection`, `libvirt`, `qemu`, `programs`, `confinement`, `folders`, `key` of the
     /// host; `machine`, `job`, `agent`, `confinement`, `folders`, `scratch` of a machine; `disk`, `bitmap` of a disk.
-    /// `remote test`: `reach`, `host_key`, `login`, `path`, `space`, `speed`, `clock`.
+    /// `remote test`: `reach`, `host_key`, `login`, `path`, `space`, `speed`, `clock`. `status`: `backup` of a machine;
+    /// `connection` of the host; `repository`, `copy` (the second repository), `key`.
     pub check: String,
     /// Of which host, machine, disk (`MACHINE/DISK`) or repository.
     pub target: String,
@@ -417,7 +418,15 @@ pub struct Check {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
     /// The subject's own fields. `space`: `free_bytes`. `speed`: `upload_bytes_per_second`, `download_bytes_per_second`.
-    /// `clock`: `ahead_seconds` (of the server; negative where it is behind).
+    /// `clock`: `ahead_seconds` (of the server; negative where it is behind). `backup`: `uuid`, `repo`; `standing`:
+    /// `selected`, `missing` (selected, and unknown to libvirt), `left_out`, `gone` (unknown to libvirt) or `elsewhere`
+    /// (of another host); `known_from`: `repository` or, while that cannot be asked, `history`; of the newest point
+    /// `newest_point` (its id), `captured_at`, `age_seconds`, and how many `points` there are; of the last run `last_result`
+    /// (`done`, `failed`, `damage`, `busy` or `interrupted`), `last_run_at`, `last_code`, `last_error`,
+    /// `duration_seconds`; of the last that went well `last_success_at`, `read_bytes`, `new_bytes`, `stored_bytes`; of the
+    /// last proof `verified_at`, `verified_age_seconds`, `verified_depth` (`quick`, `sample` or `full`); `damaged_points`
+    /// (their ids); `next_run_at`; the thresholds `warning_seconds`, `critical_seconds`, `verify_warning_seconds`. `copy`:
+    /// `machines`, and of the machine whose newest copy is the oldest `captured_at`, `age_seconds`.
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,

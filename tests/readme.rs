@@ -150,7 +150,8 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
     let value = |flag: &str| match flag {
         "--jobs" => "2",
         "--freeze" => "never",
-        "--freeze-timeout" | "--lease" | "--full-every" | "--retry-for" | "--random-delay" => "30s",
+        "--warning" | "--critical" | "--verify-warning" | "--freeze-timeout" | "--lease" | "--full-every"
+        | "--retry-for" | "--random-delay" => "30s",
         "--cron" => "@daily",
         "--chunk-size" => "2M",
         "--limit-read" | "--limit-upload" => "10M",
@@ -158,6 +159,7 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
         "--keep-within" => "30d",
         flag if flag.starts_with("--keep-") => "7",
         "--log-format" => "text",
+        "--zabbix" => "values",
         "--to" => "vda=/x",
         "SHELL" => "bash",
         "--format" | "--output" => {

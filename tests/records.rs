@@ -247,6 +247,8 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run("kvmb points kvmb-test-vm2 -r $R | kvmb push -r other", 0);
     run("kvmb points kvmb-test-vm2 -r $R | kvmb push -r other", 0);
     run("kvmb backup kvmb-test-vm2 -r $R --copy-to other --dry-run", 0);
+    run("kvmb status -r $R --copy-to other", 1);
+    run("kvmb status nobody kvmb-test-vm2 -r $R", 1);
     run("kvmb key export exported -r $R", 0);
     run("echo more >more; chmod 600 more; kvmb key add -r $R --new-password-file more", 0);
     run("kvmb key add -r $R --new-password-file more", 0);
@@ -259,6 +261,7 @@ fn every_record_that_a_command_prints_is_as_documented() {
     // Damage: a pack that is not what it was.
     let pack = "p=$(find $R/data -type f -size +64c | sort | head -n 1); chmod u+w $p; printf X | dd of=$p bs=1 seek=40 conv=notrunc status=none";
     run(&format!("{pack}; kvmb verify --all -r $R"), 4);
+    run("kvmb status -r $R", 4);
 
     let found: Vec<&str> = kinds.keys().map(String::as_str).collect();
     assert_eq!(found, ["action", "check", "disk", "failure", "file", "machine", "point", "setting"]);

@@ -4,23 +4,25 @@ use crate::cli::Context;
 use crate::cli::capture_args::{AuditArgs, CaptureArgs, ChunkArgs, LimitReadArgs, duration};
 use crate::cli::complete;
 use crate::cli::copy_args::CopyToArgs;
-use crate::cli::failure::CliError;
+use crate::cli::failure::{CliError, Code};
 use crate::cli::hooks::Hooks;
 use crate::cli::machine_args::{self, Selection};
 use crate::cli::rehearsal::{Destination, rehearse};
+use crate::cli::remember::Remember;
 use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::{About, Session};
 use crate::cli::snapshot::selections;
-use crate::ops;
+use crate::cli::status;
 use crate::ops::backup::Backup;
 use crate::ops::copy::Copier;
 use crate::ops::points::{self, PointName};
 use crate::ops::push::Trust;
 use crate::ops::verify::{Depth, Verifier};
+use crate::ops::{self, Monitor};
 use crate::pace::Pace;
-use crate::record::Point;
+use crate::record::{Point, Time};
 use crate::repo::{LockMode, Repository};
-use std::sync::{Mutex, mpsc};
+use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
 /// Back up machines, running or not: snapshot, push and release in one.
@@ -89,6 +91,9 @@ pub struct BackupArgs {
     copy: CopyToArgs,
 }
 
+/// How deep --verify proves a new point.
+const PROOF: Depth = Depth::Full;
+
 /// What all machines of one run share.
 #[derive(Clone, Copy)]
 struct Place<'a> {
@@ -97,7 +102,29 @@ struct Place<'a> {
     pace: Option<&'a Pace>,
 }
 
+/// The repositories that a run has opened.
+#[derive(Default)]
+struct Opened {
+    first: OnceLock<Repository>,
+    second: OnceLock<Repository>,
+}
+
 impl BackupArgs {
+    /// The names and globs that it was given.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Whether it takes every machine.
+    pub fn takes_all(&self) -> bool {
+        self.all
+    }
+
+    /// The repository that it was given.
+    pub fn named_repo(&self) -> Option<String> {
+        self.repo.repo.clone()
+    }
+
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         if self.dry_run {
             let selected = self.selected(context, session)?;
@@ -107,34 +134,69 @@ impl BackupArgs {
             return Ok(());
         }
         let hooks = Hooks::new(context, self.repo.url()?);
-        hooks.around_run(session, |session| {
+        let began_at = Remember::now();
+        let opened = Opened::default();
+        let done = hooks.around_run(session, |session| {
             let (first, second) = self.copy.tiers(context, &self.repo)?;
             // To make a key of a password takes as long as to reach libvirt.
             let (selected, opening) = std::thread::scope(|scope| {
                 let opening = first.can_open_unasked(context).then(|| scope.spawn(|| first.open(context)));
                 (self.selected(context, session), opening.map(|opening| opening.join()))
             });
+            let opening = opening.map(|opening| opening.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            if let Some(Ok(repo)) = &opening {
+                opened.first.get_or_init(|| repo.clone());
+            }
             let selected = selected?;
             if selected.is_empty() {
                 return Ok(());
             }
-            let repo = match opening {
-                Some(Ok(opened)) => opened?,
-                Some(Err(panic)) => std::panic::resume_unwind(panic),
-                None => first.open_or_create_default(context)?,
-            };
-            if let Some(second) = &second {
-                // Wrong usage is told before a machine is touched; that the second repository cannot be had, after the backup.
-                second.password(context, Purpose::Open)?;
-            }
-            self.run_all(context, &repo, &hooks, selected.clone(), session)?;
+            let repo = opening.unwrap_or_else(|| first.open_or_create_default(context));
+            // Wrong usage is told before a machine is touched; that the second repository cannot be had, after the backup.
+            let repo = repo.and_then(|repo| {
+                second.as_ref().map(|second| second.password(context, Purpose::Open)).transpose()?;
+                Ok(repo)
+            });
+            let repo = repo.inspect_err(|error| none_stored(context, &first, &selected, began_at, error))?;
+            let repo = opened.first.get_or_init(|| repo);
+            self.run_all(context, repo, &hooks, selected.clone(), session)?;
             if let Some(second) = second
                 && !context.stop.requested()
             {
-                copy_all(context, &repo, &second, &selected, session)?;
+                copy_all(context, repo, &second, &opened.second, &selected, session)?;
             }
             Ok(())
-        })
+        });
+        self.tell_monitoring(context, opened);
+        done
+    }
+
+    /// Writes the metrics of the configuration, if it wants any, from the repositories that the run has open.
+    fn tell_monitoring(&self, context: &Context, opened: Opened) {
+        if context.config().status.prometheus_textfile.is_none() {
+            return;
+        }
+        let write = || {
+            let (first, second) = self.copy.tiers(context, &self.repo)?;
+            let not_opened = || CliError::failed("the run did not come to open it");
+            let repo = match opened.first.into_inner() {
+                Some(repo) => Ok(repo),
+                // A hook ended the run before, perhaps; nobody is asked for a password only for this.
+                None if first.can_open_unasked(context) => first.in_a_hurry().open(context),
+                None => Err(not_opened()),
+            };
+            let second = match second {
+                Some(second) => {
+                    Some((second.storage(context)?.url(), opened.second.into_inner().ok_or_else(not_opened)))
+                }
+                None => None,
+            };
+            status::write_textfile(context, first.storage(context)?.url(), repo, second);
+            Ok::<_, CliError>(())
+        };
+        if let Err(error) = write() {
+            context.monitor.warn(&format!("the metrics are not up to date: {error}"));
+        }
     }
 
     fn selected(&self, context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
@@ -155,16 +217,24 @@ impl BackupArgs {
     ) -> Result<(), CliError> {
         let (runtime, pace) = (context.runtime()?, self.limit.pace(context));
         let place = Place { repo, runtime: &runtime, pace: pace.as_ref() };
+        let history = Remember::of(context, &repo.url());
         let queue = Mutex::new(selected.into_iter());
         let (sender, results) = mpsc::channel();
         std::thread::scope(|scope| {
             for _ in 0..self.jobs {
-                let (sender, queue) = (sender.clone(), &queue);
+                let (sender, queue, history) = (sender.clone(), &queue, &history);
                 scope.spawn(move || {
                     loop {
                         let next = queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();
                         let Some(selection) = next else { break };
+                        let began_at = Remember::now();
                         let result = hooks.around_machine(&selection, || self.one(context, place, &selection));
+                        history.run(&selection.name, &selection.machine, began_at, result.as_ref());
+                        if let Ok(point) = result.as_ref()
+                            && point.verified.is_some()
+                        {
+                            history.verification(point, PROOF);
+                        }
                         // The receiver lives as long as the scope.
                         let _ = sender.send((selection, result));
                     }
@@ -214,6 +284,7 @@ fn copy_all(
     context: &Context,
     first: &Repository,
     second: &RepoArgs,
+    opened: &OnceLock<Repository>,
     selected: &[Selection],
     session: &mut Session,
 ) -> Result<(), CliError> {
@@ -223,32 +294,52 @@ fn copy_all(
         machine: Some(selection.name.clone()),
         ..About::default()
     };
-    let opened = second.open(context).and_then(|second| Ok(Copier::open(first, &second, monitor, stop)?));
-    let mut copier = match opened {
+    let began_at = Remember::now();
+    let repo = second.open(context).map(|repo| opened.get_or_init(|| repo));
+    let mut copier = match repo.and_then(|repo| Ok(Copier::open(first, repo, monitor, stop)?)) {
         Ok(copier) => copier,
         Err(error) => {
+            none_stored(context, second, selected, began_at, &error);
             selected.iter().for_each(|selection| session.fail(about(selection), error.clone()));
             return Ok(());
         }
     };
+    let history = Remember::of(context, &second.storage(context)?.url());
     for selection in selected {
         for point in copier.uncopied(&selection.machine) {
+            let began_at = Remember::now();
             match copier.copy(&point, monitor, stop) {
-                Ok(copy) => session.stored(copy),
-                Err(error @ ops::Error::Interrupted) => return Err(error.into()),
-                // The next point may be whole.
-                Err(error @ (ops::Error::Damaged { .. } | ops::Error::BadPoint { .. })) => {
-                    session.fail(about(selection), error);
+                Ok(copy) => {
+                    history.run(&selection.name, &selection.machine, began_at, Ok(&copy));
+                    session.stored(copy);
                 }
-                // The next run goes on here: a later point must not be copied before this one.
                 Err(error) => {
+                    // The next point may be whole; after anything else, the next run goes on here: a later point must not
+                    // be copied before this one.
+                    let is_of_this_point = matches!(error, ops::Error::Damaged { .. } | ops::Error::BadPoint { .. });
+                    let error = CliError::from(error);
+                    history.run(&selection.name, &selection.machine, began_at, Err(&error));
+                    if error.code == Code::Interrupted {
+                        return Err(error);
+                    }
                     session.fail(about(selection), error);
-                    break;
+                    if !is_of_this_point {
+                        break;
+                    }
                 }
             }
         }
     }
     Ok(())
+}
+
+/// Notes that a run came to nothing for all of its machines.
+fn none_stored(context: &Context, repo: &RepoArgs, selected: &[Selection], began_at: Time, error: &CliError) {
+    let Ok(storage) = repo.storage(context) else { return };
+    let history = Remember::of(context, &storage.url());
+    for selection in selected {
+        history.run(&selection.name, &selection.machine, began_at, Err(error));
+    }
 }
 
 fn all_machines(context: &Context) -> Result<Vec<Selection>, CliError> {
@@ -263,6 +354,6 @@ fn prove(context: &Context, repo: &Repository, point: Point) -> ops::Result<Poin
     let index = repo.load_index()?;
     let (known, _) = points::list(repo)?;
     let found = points::find(repo, &known, &PointName::Plain(point.point.clone()))?;
-    let proven = Verifier::new(repo, &index, Depth::Full)?.verify(&found, &context.monitor, &context.stop)?;
+    let proven = Verifier::new(repo, &index, PROOF)?.verify(&found, &context.monitor, &context.stop)?;
     Ok(Point { verified: proven.verified, damage: proven.damage, ..point })
 }

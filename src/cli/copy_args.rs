@@ -33,7 +33,8 @@ impl CopyFromArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Copies")]
 pub struct CopyToArgs {
-    /// The second repository: 'backup' copies to it what it does not have yet of the machines' points, and 'prune' keeps that.
+    /// The second repository: 'backup' copies to it what it does not have yet of the machines' points, 'prune' keeps that, and
+    /// 'status' watches it.
     ///
     /// Uploads are then limited for this repository only (see --limit-upload). Without it: $KVMB_COPY_TO, else the backup
     /// server of the configuration, unless backups go straight there. An empty address means none.

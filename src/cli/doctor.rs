@@ -6,8 +6,8 @@ use crate::cli::Context;
 use crate::cli::capture_args::ScratchArgs;
 use crate::cli::complete;
 use crate::cli::failure::CliError;
+use crate::cli::key;
 use crate::cli::machine_args;
-use crate::cli::repo_args::DefaultRepo;
 use crate::cli::session::{About, Session};
 use crate::cli::table::bytes;
 use crate::ops::discover::host_name;
@@ -83,16 +83,9 @@ impl DoctorArgs {
     }
 }
 
-/// The key that kvmb made by itself must not be only on the host whose backups it opens.
 fn check_key(session: &mut Session) -> Result<(), CliError> {
-    let default = DefaultRepo::locate()?;
-    if default.exists() {
-        let folder = default.folder.to_string_lossy().into_owned();
-        session.check(match default.is_key_kept_elsewhere() {
-            true => Check::new("key", folder, Status::Ok, "its key was exported, or it has another password"),
-            false => Check::new("key", folder, Status::Warning, "its key is only on this host, and dies with it")
-                .hint("kvmb key export /mnt/usb/kvmb.key"),
-        });
+    if let Some((_, check)) = key::kept_elsewhere()? {
+        session.check(check);
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("KVMB_PASSWORD", "the password itself"),
     ("KVMB_FROM_REPO", "`--from-repo`: where `push` copies points from"),
     ("KVMB_FROM_PASSWORD_FILE", "`--from-password-file`"),
-    ("KVMB_COPY_TO", "`--copy-to`: the second repository of `backup` and `prune`"),
+    ("KVMB_COPY_TO", "`--copy-to`: the second repository of `backup`, `prune` and `status`"),
     ("KVMB_COPY_TO_PASSWORD_FILE", "`--copy-to-password-file`"),
     (
         "KVMB_SSH_PASSWORD_FILE",
@@ -21,7 +21,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("KVMB_SCRATCH", "`--scratch`: where blocks go that the guest overwrites during a backup"),
     (
         "KVMB_DATA_DIR",
-        "the folder of the default repository, its key and scratch files (`/var/lib/kvmb`; below `$XDG_DATA_HOME` for a user)",
+        "the folder of the default repository, its key, scratch files and the history (`/var/lib/kvmb`; below `$XDG_DATA_HOME` for a user)",
     ),
     ("KVMB_RUNTIME_DIR", "the folder of open captures (`/run/kvmb`; below `$XDG_RUNTIME_DIR` for a user)"),
     ("KVMB_COMPLETE", "set by the completion scripts: the shell that asks"),

@@ -1,7 +1,5 @@
 //! What kvmb's exit status says.
 
-use std::process::{ExitCode as ProcessCode, Termination};
-
 /// The exit codes of every command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -38,9 +36,46 @@ impl ExitCode {
     ];
 }
 
-impl Termination for ExitCode {
-    fn report(self) -> ProcessCode {
-        ProcessCode::from(self as u8)
+/// The one exception: what `kvmb status --nagios` exits with, as every monitoring plugin does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PluginState {
+    /// All is well.
+    Ok = 0,
+    /// Something will need a hand.
+    Warning = 1,
+    /// Something is wrong.
+    Critical = 2,
+    /// It could not be found out; wrong usage, too.
+    Unknown = 3,
+}
+
+impl PluginState {
+    /// Every state with the sentence that the manual gives it.
+    pub const ALL: [(PluginState, &'static str); 4] = [
+        (PluginState::Ok, "OK"),
+        (PluginState::Warning, "WARNING"),
+        (PluginState::Critical, "CRITICAL"),
+        (PluginState::Unknown, "UNKNOWN; wrong usage or configuration, too"),
+    ];
+}
+
+/// How the program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// As a command.
+    Code(ExitCode),
+    /// As a monitoring plugin.
+    Plugin(PluginState),
+}
+
+impl Exit {
+    /// The number for the system.
+    pub fn number(self) -> u8 {
+        match self {
+            Exit::Code(code) => code as u8,
+            Exit::Plugin(state) => state as u8,
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::cli::repo_args::{DefaultRepo, Purpose, RepoArgs};
 use crate::cli::secret;
 use crate::cli::session::Session;
 use crate::ops::Error;
-use crate::record::{Action, Record};
+use crate::record::{Action, Check, Record, Status};
 use crate::repo::Password;
 use serde_json::json;
 use std::fs;
@@ -81,6 +81,23 @@ impl KeyArgs {
             KeyCommand::Add(args) => args.run(context, session),
         }
     }
+}
+
+/// The key that kvmb made by itself must not be only on the host whose backups it opens: whether it is kept elsewhere too,
+/// and the check that says so; none where kvmb made no key.
+pub fn kept_elsewhere() -> Result<Option<(bool, Check)>, CliError> {
+    let default = DefaultRepo::locate()?;
+    if !default.exists() {
+        return Ok(None);
+    }
+    let folder = default.folder.to_string_lossy().into_owned();
+    let kept = default.is_key_kept_elsewhere();
+    let check = match kept {
+        true => Check::new("key", folder, Status::Ok, "its key was exported, or it has another password"),
+        false => Check::new("key", folder, Status::Warning, "its key is only on this host, and dies with it")
+            .hint("kvmb key export /mnt/usb/kvmb.key"),
+    };
+    Ok(Some((kept, check)))
 }
 
 /// Notes that the default repository's key is kept elsewhere too.

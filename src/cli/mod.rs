@@ -39,11 +39,13 @@ mod prune;
 mod push;
 mod rehearsal;
 mod release;
+mod remember;
 mod remote;
 mod restore;
 mod restore_dialog;
 mod schedule;
 mod snapshot;
+mod status;
 mod verify;
 mod vms;
 
@@ -53,7 +55,7 @@ use crate::ops::Stop;
 use crate::storage::Storage;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use exit_code::ExitCode;
+use exit_code::{Exit, ExitCode, PluginState};
 use failure::CliError;
 use log_args::LogArgs;
 use output::{Effect, Format};
@@ -165,6 +167,7 @@ enum Command {
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
     Doctor(doctor::DoctorArgs),
+    Status(status::StatusArgs),
 }
 
 /// What a command works with.
@@ -220,13 +223,13 @@ impl Context {
 }
 
 /// The whole program: parses, runs, says how it went.
-pub fn main() -> ExitCode {
+pub fn main() -> Exit {
     if let Some(code) = complete::answer() {
-        return code;
+        return Exit::Code(code);
     }
     let (cli, settings) = match parse() {
         Ok(parsed) => parsed,
-        Err(code) => return code,
+        Err(exit) => return exit,
     };
     // Before any thread: the environment is about to change.
     crate::capture::quiet_libvirt_log();
@@ -236,16 +239,17 @@ pub fn main() -> ExitCode {
     let context = Context::new(cli.global, settings, run);
     if let Err(error) = interrupt::install(&context.stop) {
         session::report(&format!("cannot watch for signals: {error}"), None);
-        return ExitCode::Failed;
+        return Exit::Code(ExitCode::Failed);
     }
     let mut session = Session::new(context.global.format(), name, effect);
     if let Err(error) = cli.command.run(&context, &mut session) {
         // As a record too: the next stage of a pipe must hear of it.
         session.fail(About::default(), error);
     }
+    let plugin = session.plugin();
     let code = session.finish();
     log_args::ended(&context.run, code);
-    code
+    plugin.map_or(Exit::Code(code), Exit::Plugin)
 }
 
 /// One call of the program.
@@ -269,7 +273,7 @@ impl Run {
 }
 
 /// The command line twice: for which configuration applies, and with that for the rest.
-fn parse() -> Result<(Cli, Settings), ExitCode> {
+fn parse() -> Result<(Cli, Settings), Exit> {
     let mut parser = settings::without_empty_variables(command());
     let (cli, matches) = parse_with(&mut parser.clone())?;
     if !cli.command.needs_config() {
@@ -281,31 +285,53 @@ fn parse() -> Result<(Cli, Settings), ExitCode> {
     Ok((cli, Settings::new(loaded, &matches)))
 }
 
-fn parse_with(parser: &mut clap::Command) -> Result<(Cli, clap::ArgMatches), ExitCode> {
+fn parse_with(parser: &mut clap::Command) -> Result<(Cli, clap::ArgMatches), Exit> {
     let matches = parser.try_get_matches_from_mut(std::env::args_os());
     let parsed = matches.and_then(|matches| {
         let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(parser))?;
         Ok((cli, matches))
     });
     parsed.map_err(|error| {
+        if error.use_stderr() && is_for_a_plugin() {
+            // Of all that clap has to say, a line.
+            let text = error.render().to_string();
+            let words = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            return refuse_plugin(&words);
+        }
         // Help and version go to standard output and are no error; a reader that has gone is none either.
         let _ = match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.print(),
             ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.print(),
             _ => write!(std::io::stderr(), "kvmb: {}", error.render()),
         };
-        if error.use_stderr() { ExitCode::Usage } else { ExitCode::Done }
+        Exit::Code(if error.use_stderr() { ExitCode::Usage } else { ExitCode::Done })
     })
 }
 
 /// Says what is wrong with the configuration, as records too.
-fn refuse(cli: &Cli, error: crate::config::Error) -> ExitCode {
+fn refuse(cli: &Cli, error: crate::config::Error) -> Exit {
+    if matches!(&cli.command, Command::Status(args) if args.is_plugin()) {
+        let faults: Vec<String> = failure::of_config(error).into_iter().map(|error| error.message).collect();
+        return refuse_plugin(&faults.join("; "));
+    }
     let (name, effect) = cli.command.name_and_effect();
     let mut session = Session::new(cli.global.format(), name, effect);
     for error in failure::of_config(error) {
         session.fail(About::default(), error);
     }
-    session.finish()
+    Exit::Code(session.finish())
+}
+
+/// Whether a command line that nobody understands was meant for a monitoring plugin.
+fn is_for_a_plugin() -> bool {
+    let mut words = std::env::args_os().skip(1);
+    words.any(|word| word == "status") && words.any(|word| word == "--nagios")
+}
+
+/// What a monitoring plugin says that cannot even begin.
+fn refuse_plugin(why: &str) -> Exit {
+    output::Output::new(Format::Jsonl, Effect::Reads).text(status::unknown(why).as_bytes());
+    Exit::Plugin(PluginState::Unknown)
 }
 
 impl Command {
@@ -330,6 +356,7 @@ impl Command {
             Command::Completions(_) => ("completions", Effect::Reads),
             Command::Man(_) => ("man", Effect::Changes),
             Command::Doctor(_) => ("doctor", Effect::Reads),
+            Command::Status(_) => ("status", Effect::Reads),
             Command::Config(_) => ("config", Effect::Reads),
         }
     }
@@ -365,6 +392,7 @@ impl Command {
             Command::Completions(args) => args.run(session),
             Command::Man(args) => args.run(session),
             Command::Doctor(args) => args.run(context, session),
+            Command::Status(args) => args.run(context, session),
         }
     }
 }

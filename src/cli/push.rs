@@ -7,6 +7,7 @@ use crate::cli::capture_stream::CaptureStream;
 use crate::cli::copy_args::CopyFromArgs;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::input::stdin_records;
+use crate::cli::remember::Remember;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::Error;
@@ -14,7 +15,7 @@ use crate::ops::copy::Copier;
 use crate::ops::open_repo::OpenRepo;
 use crate::ops::push::{PushRequest, Trust, push};
 use crate::pace::Pace;
-use crate::record::{Action, Disk, Point, Record};
+use crate::record::{Action, Disk, Point, Record, Time};
 use crate::repo::Repository;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -106,7 +107,10 @@ impl Stage<'_> {
             Record::Point(point) if self.dry_run => session.done(Record::Action(self.rehearse_copy(point)?)),
             Record::Point(point) => {
                 let about = About { machine: Some(point.machine.clone()), ..About::default() };
-                match self.copy(point) {
+                let (machine, uuid, began_at) = (point.machine.clone(), point.uuid.clone(), Remember::now());
+                let copied = self.copy(point);
+                self.remember(&machine, &uuid, began_at, copied.as_ref());
+                match copied {
                     Ok(copy) => session.done(Record::Point(copy)),
                     Err(error) if error.code == Code::Interrupted => return Err(error),
                     Err(error) => session.fail(about, error),
@@ -155,9 +159,20 @@ impl Stage<'_> {
                 Err(error) => session.fail(about, error),
             };
         }
-        match self.push_capture(capture, disks) {
+        let (machine, uuid, began_at) = (first.machine.clone(), first.uuid.clone(), Remember::now());
+        let pushed = self.push_capture(capture, disks);
+        self.remember(&machine, &uuid, began_at, pushed.as_ref());
+        match pushed {
             Ok(point) => session.stored(Point { batch, batch_machines, ..point }),
             Err(error) => session.fail(about, error),
+        }
+    }
+
+    /// Notes in the history how it went.
+    fn remember(&self, machine: &str, uuid: &str, began_at: Time, result: Result<&Point, &CliError>) {
+        // An address that means no place has no history.
+        if let Ok(storage) = self.args.repo.storage(self.context) {
+            Remember::of(self.context, &storage.url()).run(machine, uuid, began_at, result);
         }
     }
 

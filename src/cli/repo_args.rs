@@ -20,6 +20,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How long a lost connection is tried again by whoever only watches.
+const WATCHING: Duration = Duration::from_secs(10);
+
 /// The repository of a command.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Repository")]
@@ -183,6 +186,11 @@ impl RepoArgs {
     pub fn open(&self, context: &Context) -> Result<Repository, CliError> {
         let password = self.password(context, Purpose::Open)?;
         Ok(Repository::open(self.storage(context)?, &password)?)
+    }
+
+    /// The same for whoever watches, and wants an answer: a connection that is lost is not tried again for long.
+    pub fn in_a_hurry(&self) -> RepoArgs {
+        RepoArgs { retry_for: Some(self.retry_for.unwrap_or(WATCHING)), ..self.clone() }
     }
 
     /// Whether there is a repository to open, and nobody to be asked for anything.

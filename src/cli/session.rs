@@ -1,6 +1,6 @@
 //! One run of one command: its records, its failures, its exit code.
 
-use crate::cli::exit_code::{ExitCode, Tally};
+use crate::cli::exit_code::{ExitCode, PluginState, Tally};
 use crate::cli::failure::{CliError, Code};
 use crate::cli::log_args;
 use crate::cli::output::{Effect, Format, Output};
@@ -37,13 +37,15 @@ pub struct Session {
     tally: Tally,
     /// Every record that was printed, if hooks shall hear of them.
     kept: Option<Vec<Record>>,
+    /// What a monitoring plugin exits with, if the command is one.
+    plugin: Option<PluginState>,
 }
 
 impl Session {
     /// Begins a command.
     pub fn new(format: Format, command: &'static str, effect: Effect) -> Session {
         let output = Output::new(format, effect);
-        Session { command, output, tally: Tally::default(), kept: None }
+        Session { command, output, tally: Tally::default(), kept: None, plugin: None }
     }
 
     /// The command's name.
@@ -147,6 +149,16 @@ impl Session {
     /// Whether the reader of our output has gone and there is nothing left to do.
     pub fn is_pointless(&self) -> bool {
         self.output.is_pointless()
+    }
+
+    /// Ends as a monitoring plugin does.
+    pub fn answer_as_plugin(&mut self, state: PluginState) {
+        self.plugin = Some(state);
+    }
+
+    /// What a monitoring plugin exits with, if the command is one.
+    pub fn plugin(&self) -> Option<PluginState> {
+        self.plugin
     }
 
     /// Ends the command.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// The keys of the configuration that are flags' defaults, with the flags' names in the parser.
-const FLAGS: [(&str, &str); 17] = [
+const FLAGS: [(&str, &str); 20] = [
     ("connect", "connect"),
     ("repo", "repo"),
     ("password_file", "password_file"),
@@ -30,6 +30,9 @@ const FLAGS: [(&str, &str); 17] = [
     ("verify", "verify"),
     ("log.file", "log_file"),
     ("log.format", "log_format"),
+    ("status.warning", "warning"),
+    ("status.critical", "critical"),
+    ("status.verify_warning", "verify_warning"),
 ];
 
 /// A password has an order of its own (see [`super::repo_args`]): the variables of all its sources come before the file.

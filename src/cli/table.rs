@@ -1,18 +1,23 @@
 //! Records as tables that a tired person can read.
 
-use crate::record::{Disk, Record, Source, Time, steers_terminal};
+use crate::record::{Check, Disk, Record, Source, Status, Time, steers_terminal};
 use comfy_table::{CellAlignment, Table, presets};
 
-/// Renders records of any mix: one table for each run of the same type.
+/// Renders records of any mix: one table for each run of the same type; what `status` says of machines is one of its own.
 pub fn render(records: &[Record], now: Time) -> String {
     let mut text = String::new();
-    for run in records.chunk_by(|a, b| a.kind() == b.kind()) {
+    for run in records.chunk_by(|a, b| a.kind() == b.kind() && is_of_machine(a) == is_of_machine(b)) {
         if !text.is_empty() {
             text.push('\n');
         }
         text.push_str(&table(run, now));
     }
     text
+}
+
+/// Whether this is how the backups of a machine stand.
+fn is_of_machine(record: &Record) -> bool {
+    matches!(record, Record::Check(check) if check.check == "backup")
 }
 
 fn table(records: &[Record], now: Time) -> String {
@@ -22,6 +27,9 @@ fn table(records: &[Record], now: Time) -> String {
         Record::File(_) => (&["SHA-256", "SIZE", "FILE"], &[1]),
         Record::Point(_) => (&["POINT", "MACHINE", "CAPTURED", "AGE", "DISKS", "SIZE", "NEW", "STATE"], &[3, 4, 5, 6]),
         Record::Action(_) => (&["ACTION", "TARGET", "CHANGED", "REASON"], &[]),
+        Record::Check(_) if is_of_machine(&records[0]) => {
+            (&["MACHINE", "STATUS", "NEWEST POINT", "LAST RUN", "VERIFIED", "NEXT RUN", "NOTE"], &[])
+        }
         Record::Check(_) => (&["CHECK", "TARGET", "STATUS", "DETAIL"], &[]),
         Record::Setting(_) => (&["KEY", "VALUE", "SOURCE", "FROM"], &[]),
         // What failed is on standard error already.
@@ -84,6 +92,7 @@ fn row(record: &Record, now: Time) -> Vec<String> {
             },
             a.reason.clone(),
         ],
+        Record::Check(c) if is_of_machine(record) => status_of_machine(c, now),
         Record::Check(c) => vec![
             c.check.clone(),
             c.target.clone(),
@@ -102,6 +111,38 @@ fn row(record: &Record, now: Time) -> Vec<String> {
         Record::Failure(_) => vec![],
         Record::Other(_) => vec![record.to_line()],
     }
+}
+
+fn status_of_machine(check: &Check, now: Time) -> Vec<String> {
+    let text = |key: &str| check.extra.get(key).and_then(|value| value.as_str());
+    let time = |key: &str| text(key)?.parse::<Time>().ok();
+    let ago = |key: &str| time(key).map(|then| age(now, then));
+    let is_well = check.status == Status::Ok.as_str() && text("standing") == Some("selected");
+    let status = if is_well { check.status.clone() } else { check.status.to_uppercase() };
+    let join = |a: Option<&str>, b: Option<String>| match (a, b) {
+        (Some(a), Some(b)) => format!("{a}, {b} ago"),
+        _ => "-".into(),
+    };
+    vec![
+        check.target.clone(),
+        if text("standing") == Some("gone") || text("standing") == Some("left_out") { "-".into() } else { status },
+        time("captured_at").map_or_else(|| "none".into(), |then| format!("{} old", age(now, then.min(now)))),
+        join(text("last_result"), ago("last_run_at")),
+        join(text("verified_depth"), ago("verified_at")),
+        time("next_run_at").map_or_else(|| "-".into(), |next| short_moment(now, next)),
+        match (is_well, &check.hint) {
+            (true, _) => String::new(),
+            (false, Some(hint)) => format!("{} ({hint})", check.detail),
+            (false, None) => check.detail.clone(),
+        },
+    ]
+}
+
+/// A moment of the next days in local time, and no more of it than is needed.
+fn short_moment(now: Time, then: Time) -> String {
+    let then = then.with_timezone(&chrono::Local);
+    let form = if (then.fixed_offset() - now).num_days() < 6 { "%a %H:%M" } else { "%Y-%m-%d %H:%M" };
+    then.format(form).to_string()
 }
 
 fn address(source: &Source) -> String {

@@ -4,6 +4,7 @@ use crate::cli::Context;
 use crate::cli::complete;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::input::stdin_records;
+use crate::cli::remember::Remember;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session, report};
 use crate::ops::points::{self, PointName, PointRef};
@@ -112,9 +113,9 @@ impl VerifyArgs {
                 Err(error) => session.fail(About::default(), error),
             }
         }
-        let mut verifier = Verifier::new(&open.repo, &open.index, self.depth())?;
+        let mut prover = Prover::new(context, &open, self.depth())?;
         for point in chosen {
-            verify_one(context, &mut verifier, &point, None, session)?;
+            prover.verify(&point, None, session)?;
             if session.is_pointless() {
                 break;
             }
@@ -137,11 +138,11 @@ impl VerifyArgs {
         records: Vec<Point>,
         session: &mut Session,
     ) -> Result<(), CliError> {
-        let mut verifier = Verifier::new(&open.repo, &open.index, self.depth())?;
+        let mut prover = Prover::new(context, open, self.depth())?;
         for record in records {
             match points::find_surely(&open.repo, &open.points, &open.damaged, &PointName::Plain(record.point.clone()))
             {
-                Ok(point) => verify_one(context, &mut verifier, &point, Some(record), session)?,
+                Ok(point) => prover.verify(&point, Some(record), session)?,
                 Err(error) => session.fail(About { machine: Some(record.machine), ..About::default() }, error),
             }
         }
@@ -149,38 +150,51 @@ impl VerifyArgs {
     }
 }
 
-/// Proves one point. `came` is the record that asked for it: what it said beyond ours is passed on.
-fn verify_one(
-    context: &Context,
-    verifier: &mut Verifier,
-    point: &PointRef,
-    came: Option<Point>,
-    session: &mut Session,
-) -> Result<(), CliError> {
-    let proven = match verifier.verify(point, &context.monitor, &context.stop) {
-        Ok(proven) => proven,
-        Err(error @ crate::ops::Error::Interrupted) => return Err(error.into()),
-        Err(error) => {
-            session.fail(About { machine: Some(point.machine().to_owned()), ..About::default() }, error);
+/// Proves points, one after the other, and notes what that came to.
+struct Prover<'a> {
+    context: &'a Context,
+    depth: Depth,
+    verifier: Verifier<'a>,
+    history: Remember<'a>,
+}
+
+impl<'a> Prover<'a> {
+    fn new(context: &'a Context, open: &'a Open, depth: Depth) -> Result<Prover<'a>, CliError> {
+        let verifier = Verifier::new(&open.repo, &open.index, depth)?;
+        Ok(Prover { context, depth, verifier, history: Remember::of(context, &open.repo.url()) })
+    }
+
+    /// Proves one point. `came` is the record that asked for it: what it said beyond ours is passed on.
+    fn verify(&mut self, point: &PointRef, came: Option<Point>, session: &mut Session) -> Result<(), CliError> {
+        let proven = match self.verifier.verify(point, &self.context.monitor, &self.context.stop) {
+            Ok(proven) => proven,
+            Err(error @ crate::ops::Error::Interrupted) => return Err(error.into()),
+            Err(error) => {
+                session.fail(About { machine: Some(point.machine().to_owned()), ..About::default() }, error);
+                return Ok(());
+            }
+        };
+        self.history.verification(&proven, self.depth);
+        let printed = match came {
+            Some(came) => Point { verified: proven.verified.clone(), damage: proven.damage.clone(), ..came },
+            None => proven.clone(),
+        };
+        if proven.damage.is_empty() {
+            session.done(Record::Point(printed));
             return Ok(());
         }
-    };
-    let printed = match came {
-        Some(came) => Point { verified: proven.verified.clone(), damage: proven.damage.clone(), ..came },
-        None => proven.clone(),
-    };
-    if proven.damage.is_empty() {
-        session.done(Record::Point(printed));
-        return Ok(());
+        for damage in proven.damage.iter().take(10) {
+            let place = match (&damage.disk, damage.offset_bytes, damage.length_bytes) {
+                (Some(disk), Some(offset), Some(length)) => {
+                    format!(", disk {disk}, bytes {offset} to {}", offset + length)
+                }
+                _ => String::new(),
+            };
+            let (id, machine) = (point.id.short(), point.machine());
+            report(&format!("point {id} of {machine} is damaged{place}: {}", damage.error), None);
+        }
+        session.pass(&Record::Point(printed));
+        session.damage();
+        Ok(())
     }
-    for damage in proven.damage.iter().take(10) {
-        let place = match (&damage.disk, damage.offset_bytes, damage.length_bytes) {
-            (Some(disk), Some(offset), Some(length)) => format!(", disk {disk}, bytes {offset} to {}", offset + length),
-            _ => String::new(),
-        };
-        report(&format!("point {} of {} is damaged{place}: {}", point.id.short(), point.machine(), damage.error), None);
-    }
-    session.pass(&Record::Point(printed));
-    session.damage();
-    Ok(())
 }

@@ -119,6 +119,8 @@ pub struct Config {
     pub hooks: Hooks,
     /// Where and how kvmb keeps its log.
     pub log: Log,
+    /// When 'kvmb status' alarms, and whom a backup tells how it went.
+    pub status: Status,
 }
 
 impl Default for Config {
@@ -152,6 +154,7 @@ impl Default for Config {
             retention: Retention::default(),
             hooks: Hooks::default(),
             log: Log::default(),
+            status: Status::default(),
         }
     }
 }
@@ -275,6 +278,27 @@ pub enum LogFormat {
     Json,
 }
 
+/// When `kvmb status` alarms.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Status {
+    /// Warn of a machine whose newest point is older than this; without it, than the longest time between two runs and two
+    /// hours more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning: Option<Written<PositiveSpan>>,
+    /// Alarm when it is older than this; without it, than twice the warning, if there is one, else twice the longest time
+    /// between two runs and two hours more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub critical: Option<Written<PositiveSpan>>,
+    /// Warn of a machine none of whose points was proven for so long; without it, 30 days.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verify_warning: Option<Written<PositiveSpan>>,
+    /// The file that 'kvmb backup' writes metrics for Prometheus to after each run: one that ends in .prom in the node
+    /// exporter's textfile folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prometheus_textfile: Option<Written<AbsolutePath>>,
+}
+
 /// What `backup_freq` is by default: at two in the night.
 pub const DEFAULT_BACKUP_FREQ: &str = "0 2 * * *";
 
@@ -324,6 +348,12 @@ impl Config {
         }
         if self.repo.as_ref().is_some_and(|repo| repo.text().is_empty()) && self.backup_host.is_none() {
             fault("backup_host", "must be there when repo is empty: backups need a place");
+        }
+        let (warning, critical) = (&self.status.warning, &self.status.critical);
+        if let (Some(warning), Some(critical)) = (warning, critical)
+            && warning.value().0 > critical.value().0
+        {
+            fault("status.warning", "must not be longer than status.critical");
         }
         for (name, hooks) in self.hooks.lists() {
             for (at, hook) in hooks.iter().enumerate() {

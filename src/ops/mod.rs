@@ -11,6 +11,7 @@
 //! | [`backup`] | the three above for one machine, in the commit order |
 //! | [`chain`] | what a backup can continue, disk by disk, and why not |
 //! | [`points`] | find restore points, by id or by time |
+//! | [`stored`] | the newest point of each machine, quickly |
 //! | [`verify`] | prove points |
 //! | [`pin`] | keep a point whatever the retention says |
 //! | [`prune`] | apply retention, free the space |
@@ -40,6 +41,7 @@ pub mod restore;
 mod scratch_watch;
 pub mod snapshot;
 pub mod store_disk;
+pub mod stored;
 pub mod verify;
 
 pub use error::{Error, Result};

@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `field`, `cron` | what crontab(5) expressions mean; pure |
+//! | `field`, `cron`, `gap` | what crontab(5) expressions mean; pure |
 //! | `entry` | the line that cron runs |
 //! | `crontab` | a user's crontab, of which nothing but our lines is touched |
 //! | `systemd` | a service and its timer |
@@ -13,6 +13,7 @@ mod crontab;
 mod entry;
 mod error;
 mod field;
+mod gap;
 mod place;
 mod systemd;
 
@@ -22,22 +23,10 @@ pub use error::Error;
 pub use field::Field;
 pub use place::{Change, Installed, Place, old_entries, remove_old_entries};
 
-use std::fs::Permissions;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use crate::whole_file;
 use std::path::Path;
 
-/// Writes a file that everybody may read: whole, or not at all.
+/// Writes a file that everybody may read.
 fn write_file(path: &Path, text: &str) -> Result<(), Error> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    // cron and systemd pass over names that begin with a dot.
-    let mut file = tempfile::Builder::new()
-        .prefix(".kvmb-")
-        .permissions(Permissions::from_mode(0o644))
-        .tempfile_in(folder)
-        .map_err(Error::io("write", path))?;
-    let written = file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all());
-    written.map_err(Error::io("write", path))?;
-    file.persist(path).map_err(|error| Error::io("write", path)(error.error))?;
-    Ok(())
+    whole_file::write(path, text.as_bytes(), 0o644).map_err(Error::io("write", path))
 }

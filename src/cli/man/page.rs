@@ -3,7 +3,7 @@
 use super::records::{Field, Kind, kinds};
 use super::roff::{Text, join, rendered};
 use crate::cli::environment::{FOREIGN, VARIABLES};
-use crate::cli::exit_code::ExitCode;
+use crate::cli::exit_code::{ExitCode, PluginState};
 use crate::cli::failure::{CliError, Code};
 use clap::Command;
 use clap_mangen::Man;
@@ -25,6 +25,10 @@ const FILES: &[(&str, &str)] = &[
     (
         "/var/lib/kvmb/repo.key",
         "The password of that repository, generated, mode 0600. `kvmb key export` makes a copy to be kept elsewhere: without it the backups are lost with the host.",
+    ),
+    (
+        "/var/lib/kvmb/history",
+        "What `kvmb status` knows beyond what the repositories say: how the last runs went. It may be deleted.",
     ),
     ("/var/lib/kvmb/scratch", "Blocks that guests overwrite while they are being backed up."),
     (
@@ -76,7 +80,7 @@ fn page(command: &Command) -> Result<Page, CliError> {
     parts.push(rendered(|to| man.render_options_section(to))?);
     let mut text = Text::default();
     examples(&mut text, command);
-    exit_status(&mut text);
+    exit_status(&mut text, command);
     match is_root {
         true => {
             failures(&mut text);
@@ -103,12 +107,18 @@ fn examples(text: &mut Text, command: &Command) {
     text.literal(lines.map(|line| line.strip_prefix("  ").unwrap_or(line)));
 }
 
-fn exit_status(text: &mut Text) {
+fn exit_status(text: &mut Text, command: &Command) {
     text.section("EXIT STATUS");
     for (code, meaning) in ExitCode::ALL {
         text.term(&(code as u8).to_string(), meaning);
     }
     text.paragraph("Damage wins over «some failed», that over «failed».");
+    if command.get_arguments().any(|arg| arg.get_long() == Some("nagios")) {
+        text.paragraph("With `--nagios`, and only then, it is that of a monitoring plugin:");
+        for (state, meaning) in PluginState::ALL {
+            text.term(&(state as u8).to_string(), meaning);
+        }
+    }
 }
 
 fn failures(text: &mut Text) {

@@ -1,0 +1,104 @@
+//! What commands note in the history of this host, for `kvmb status`. That it cannot be written stops nothing.
+
+use crate::cli::Context;
+use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::{CliError, Code};
+use crate::cli::repo_args::data_folder;
+use crate::history::{self, Depth, History, KnownPoint, MachineRun, Memory, Outcome, Verification};
+use crate::ops::verify;
+use crate::record::{Point, Time};
+use chrono::Local;
+
+/// The history of one repository.
+#[derive(Debug)]
+pub struct Remember<'c> {
+    context: &'c Context,
+    history: Option<History>,
+}
+
+impl<'c> Remember<'c> {
+    /// The history of the repository with this address, as [`crate::storage::Storage::url`] has it.
+    pub fn of(context: &'c Context, repo: &str) -> Remember<'c> {
+        let history = match data_folder() {
+            Ok(folder) => Some(History::of(&folder, repo)),
+            Err(error) => {
+                tracing::warn!("no history is kept: {error}");
+                None
+            }
+        };
+        Remember { context, history }
+    }
+
+    /// The moment, for [`Remember::run`].
+    pub fn now() -> Time {
+        Local::now().fixed_offset()
+    }
+
+    /// Notes how the work on a machine went that began then.
+    pub fn run(&self, machine: &str, uuid: &str, began_at: Time, result: Result<&Point, &CliError>) {
+        let sum = |of: fn(&crate::record::PointDisk) -> u64| {
+            result.map_or(0, |point| point.disks.iter().map(of).sum::<u64>())
+        };
+        let known = |point: &Point| KnownPoint { point: point.point.clone(), captured_at: point.captured_at };
+        // A point that was found damaged as soon as it was read back is none to restore.
+        let stored = result.ok().filter(|point| point.damage.is_empty());
+        let run = MachineRun {
+            run: self.context.run.id.clone(),
+            command: self.context.run.command.to_owned(),
+            began_at,
+            ended_at: Remember::now(),
+            result: outcome(result),
+            code: result.err().map(|error| error.code.word().to_owned()),
+            error: result.err().map(|error| error.message.clone()),
+            point: stored.map(known),
+            read_bytes: sum(|disk| disk.read_bytes),
+            new_bytes: sum(|disk| disk.new_bytes),
+            stored_bytes: sum(|disk| disk.stored_bytes),
+        };
+        self.change(machine, uuid, |memory| memory.note_run(run));
+    }
+
+    /// Notes what a proof of a point came to.
+    pub fn verification(&self, point: &Point, depth: verify::Depth) {
+        let depth = match depth {
+            verify::Depth::Quick => Depth::Quick,
+            verify::Depth::Sample(_) => Depth::Sample,
+            verify::Depth::Full => Depth::Full,
+        };
+        let proof = Verification { point: point.point.clone(), at: Remember::now(), depth };
+        let is_whole = point.damage.is_empty();
+        let note = |memory: &mut Memory| if is_whole { memory.note_whole(proof) } else { memory.note_damage(proof) };
+        // Where a point's description is lost, its machine is known by name only.
+        let by_name = || {
+            let known = self.history.iter().flat_map(|history| history.all().0);
+            known.filter(|memory| memory.machine == point.machine).map(|memory| memory.uuid).next()
+        };
+        let uuid = if point.uuid.is_empty() { by_name() } else { Some(point.uuid.clone()) };
+        if let Some(uuid) = uuid {
+            self.change(&point.machine, &uuid, note);
+        }
+    }
+
+    fn change(&self, machine: &str, uuid: &str, change: impl FnOnce(&mut Memory)) {
+        let Some(history) = &self.history else { return };
+        match history.change(machine, uuid, Remember::now(), change) {
+            Ok(()) => {}
+            // libvirt did not know it either.
+            Err(history::Error::NoUuid { .. }) => {}
+            Err(error) => tracing::warn!(machine, "the history is not kept: {error}"),
+        }
+    }
+}
+
+fn outcome(result: Result<&Point, &CliError>) -> Outcome {
+    match result {
+        Ok(point) if point.damage.is_empty() && point.chain_damage.is_empty() => Outcome::Done,
+        Ok(_) => Outcome::Damage,
+        Err(error) if error.code == Code::Interrupted => Outcome::Interrupted,
+        Err(error) => match error.code.exit_code() {
+            ExitCode::Damage => Outcome::Damage,
+            ExitCode::Busy => Outcome::Busy,
+            _ => Outcome::Failed,
+        },
+    }
+}

@@ -1,0 +1,470 @@
+//! What the facts about a machine mean: pure, so that every case can be told and tested.
+
+use super::thresholds::Thresholds;
+use crate::cli::table::age;
+use crate::history::{MachineRun, Memory, Outcome};
+use crate::ops::stored::Newest;
+use crate::record::{Check, Extra, Status, Time};
+use chrono::TimeDelta;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// What a machine is to the backups of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is to be backed up.
+    Selected,
+    /// It is to be backed up, and libvirt does not know it.
+    Missing,
+    /// It exists, has points, and is not to be backed up.
+    LeftOut,
+    /// It has points, and libvirt does not know it any more.
+    Gone,
+    /// It is of another host, and was asked for.
+    Elsewhere,
+}
+
+impl Standing {
+    /// The word in a record.
+    pub fn word(self) -> &'static str {
+        match self {
+            Standing::Selected => "selected",
+            Standing::Missing => "missing",
+            Standing::LeftOut => "left_out",
+            Standing::Gone => "gone",
+            Standing::Elsewhere => "elsewhere",
+        }
+    }
+
+    /// Whether it should have a fresh point.
+    pub fn counts(self) -> bool {
+        matches!(self, Standing::Selected | Standing::Missing | Standing::Elsewhere)
+    }
+}
+
+/// All that is known of one machine.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Its name.
+    pub machine: String,
+    /// Its UUID, where anybody knows it.
+    pub uuid: Option<String>,
+    /// What it is to the backups.
+    pub standing: Standing,
+    /// Its newest point.
+    pub newest: Option<Newest>,
+    /// Whether the repository was asked; else the newest point is what this host remembers.
+    pub from_repository: bool,
+    /// What this host remembers.
+    pub memory: Option<Memory>,
+    /// Ids of points that are known to be damaged.
+    pub damaged: Vec<String>,
+    /// When the next run takes it.
+    pub next_run: Option<Time>,
+}
+
+impl Facts {
+    /// How old its newest point is; one of the future is new.
+    pub fn age(&self, now: Time) -> Option<Duration> {
+        self.newest.as_ref().map(|newest| (now - newest.captured_at).to_std().unwrap_or_default())
+    }
+
+    fn last_run(&self) -> Option<&MachineRun> {
+        self.memory.as_ref()?.last_run.as_ref()
+    }
+
+    /// The last run, if nothing good came after it.
+    fn last_failure(&self) -> Option<&MachineRun> {
+        let stored_since = |run: &&MachineRun| {
+            self.from_repository && self.newest.as_ref().is_some_and(|newest| newest.captured_at > run.ended_at)
+        };
+        self.last_run().filter(|run| run.result != Outcome::Done && !stored_since(run))
+    }
+}
+
+/// How bad it is: what is known to be wrong comes before what is not known.
+pub fn rank(status: Status) -> u8 {
+    match status {
+        Status::Ok => 0,
+        Status::Unknown => 1,
+        Status::Warning => 2,
+        Status::Critical => 3,
+    }
+}
+
+/// How bad a check of ours is.
+pub fn status_of(check: &Check) -> Status {
+    let all = [Status::Ok, Status::Unknown, Status::Warning, Status::Critical];
+    all.into_iter().find(|status| status.as_str() == check.status).unwrap_or(Status::Unknown)
+}
+
+/// What was found, the worst first.
+#[derive(Default)]
+struct Findings(Vec<(Status, String, Option<String>)>);
+
+impl Findings {
+    fn add(&mut self, status: Status, words: impl Into<String>) {
+        self.0.push((status, words.into(), None));
+    }
+
+    fn hint(&mut self, status: Status, words: impl Into<String>, hint: impl Into<String>) {
+        self.0.push((status, words.into(), Some(hint.into())));
+    }
+
+    fn check(mut self, check: &str, target: &str, extra: Extra) -> Check {
+        self.0.sort_by_key(|(status, ..)| std::cmp::Reverse(rank(*status)));
+        let status = self.0.first().map_or(Status::Ok, |(status, ..)| *status);
+        let words: Vec<&str> = self.0.iter().map(|(_, words, _)| words.as_str()).collect();
+        let hint = self.0.iter().find_map(|(_, _, hint)| hint.clone());
+        Check { hint, extra, ..Check::new(check, target, status, words.join("; ")) }
+    }
+}
+
+/// The check of a machine.
+pub fn judge(facts: &Facts, thresholds: &Thresholds, now: Time, repo: &str) -> Check {
+    let mut findings = Findings::default();
+    // One with a zero byte is no word of a shell.
+    let name = shlex::try_quote(&facts.machine).unwrap_or("MACHINE".into());
+    match facts.standing {
+        Standing::Gone => {
+            findings.add(Status::Ok, "libvirt does not know it any more; its points stay");
+        }
+        Standing::LeftOut => findings.add(Status::Ok, "it is not among the machines that are backed up"),
+        Standing::Selected | Standing::Missing | Standing::Elsewhere => {
+            freshness(&mut findings, facts, thresholds, now, &name);
+            last_run(&mut findings, facts, now);
+            proof(&mut findings, facts, thresholds, now, &name);
+        }
+    }
+    if !facts.damaged.is_empty() {
+        let words = match facts.damaged.len() {
+            1 => "a point of it is damaged".to_owned(),
+            count => format!("{count} points of it are damaged"),
+        };
+        findings.hint(
+            Status::Critical,
+            words,
+            "'kvmb verify --all' says what is hit; the next backup does not heal it",
+        );
+    }
+    findings.check("backup", &facts.machine, extra(facts, thresholds, now, repo))
+}
+
+fn freshness(findings: &mut Findings, facts: &Facts, thresholds: &Thresholds, now: Time, name: &str) {
+    if facts.standing == Standing::Missing {
+        findings.hint(
+            Status::Warning,
+            "libvirt does not know it",
+            "take it out of selected_vms of the configuration, or of the schedule",
+        );
+    }
+    let Some(newest) = &facts.newest else {
+        let had_points = facts.memory.as_ref().is_some_and(|memory| memory.newest_point.is_some());
+        let words = match (facts.from_repository, had_points) {
+            (true, true) => "its points are gone from the repository",
+            (true, false) => "it was never backed up",
+            (false, _) => "as far as this host knows, it was never backed up; the repository cannot be asked",
+        };
+        return findings.hint(Status::Critical, words, format!("kvmb backup {name}"));
+    };
+    let old = facts.age(now).unwrap_or_default();
+    let status = match () {
+        () if old > thresholds.critical => Status::Critical,
+        () if old > thresholds.warning => Status::Warning,
+        () => Status::Ok,
+    };
+    let words = format!("the newest point is {} old", age(now, newest.captured_at.min(now)));
+    match facts.from_repository {
+        true if newest.captured_at > now + TimeDelta::minutes(5) => {
+            findings.add(Status::Warning, "the newest point is of the future: a clock is wrong");
+        }
+        true => findings.add(status, words),
+        false => {
+            let worst = [status, Status::Unknown].into_iter().max_by_key(|status| rank(*status)).unwrap_or(status);
+            findings.add(worst, format!("the repository cannot be asked; as far as this host knows, {words}"));
+        }
+    }
+}
+
+fn last_run(findings: &mut Findings, facts: &Facts, now: Time) {
+    let Some(run) = facts.last_failure() else { return };
+    let ago = age(now, run.ended_at.min(now));
+    let why = run.error.as_deref().unwrap_or("damage was found");
+    match run.result {
+        Outcome::Done => {}
+        Outcome::Damage => findings.add(Status::Critical, format!("the last run, {ago} ago, found damage: {why}")),
+        Outcome::Failed => findings.add(Status::Warning, format!("the last run, {ago} ago, failed: {why}")),
+        Outcome::Interrupted => findings.add(Status::Warning, format!("the last run, {ago} ago, was interrupted")),
+        // Whoever held it may be a backup as well; if it is not, the newest point becomes too old.
+        Outcome::Busy => findings.add(Status::Ok, format!("the last run, {ago} ago, found it busy: {why}")),
+    }
+}
+
+fn proof(findings: &mut Findings, facts: &Facts, thresholds: &Thresholds, now: Time, name: &str) {
+    let Some(newest) = &facts.newest else { return };
+    let verified = facts.memory.as_ref().and_then(|memory| memory.verified.as_ref());
+    let since = verified.map(|proof| proof.at).or(facts.memory.as_ref().map(|memory| memory.since));
+    let since = since.unwrap_or(newest.captured_at);
+    if (now - since).to_std().unwrap_or_default() > thresholds.verify_warning {
+        let words = match verified {
+            Some(_) => format!("no point of it was proven for {}", age(now, since)),
+            None => "no point of it was ever proven".to_owned(),
+        };
+        findings.hint(Status::Warning, words, format!("kvmb verify {name}@latest"));
+    }
+}
+
+fn extra(facts: &Facts, thresholds: &Thresholds, now: Time, repo: &str) -> Extra {
+    let mut extra = Extra::new();
+    let mut put = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            extra.insert(key.to_owned(), value);
+        }
+    };
+    let seconds = |length: Duration| Some(json!(length.as_secs()));
+    put("uuid", facts.uuid.as_ref().map(|uuid| json!(uuid)));
+    put("repo", Some(json!(repo)));
+    put("standing", Some(json!(facts.standing.word())));
+    put("known_from", Some(json!(if facts.from_repository { "repository" } else { "history" })));
+    if let Some(newest) = &facts.newest {
+        put("newest_point", Some(json!(newest.point)));
+        put("captured_at", Some(json!(newest.captured_at)));
+        put("age_seconds", facts.age(now).and_then(seconds));
+        put("points", facts.from_repository.then(|| json!(newest.points)));
+    }
+    if let Some(memory) = &facts.memory {
+        if let Some(run) = &memory.last_run {
+            put("last_result", Some(json!(run.result.word())));
+            put("last_run_at", Some(json!(run.ended_at)));
+            put("last_code", run.code.as_ref().map(|code| json!(code)));
+            put("last_error", run.error.as_ref().map(|error| json!(error)));
+            put("duration_seconds", Some(json!(run.duration_seconds())));
+        }
+        if let Some(run) = &memory.last_success {
+            put("last_success_at", Some(json!(run.ended_at)));
+            put("read_bytes", Some(json!(run.read_bytes)));
+            put("new_bytes", Some(json!(run.new_bytes)));
+            put("stored_bytes", Some(json!(run.stored_bytes)));
+        }
+        if let Some(proof) = &memory.verified {
+            put("verified_at", Some(json!(proof.at)));
+            put("verified_age_seconds", (now - proof.at).to_std().ok().and_then(seconds));
+            put("verified_depth", Some(json!(proof.depth.word())));
+        }
+    }
+    put("damaged_points", (!facts.damaged.is_empty()).then(|| json!(facts.damaged)));
+    put("next_run_at", facts.next_run.map(|next| json!(next)));
+    if facts.standing.counts() {
+        put("warning_seconds", seconds(thresholds.warning));
+        put("critical_seconds", seconds(thresholds.critical));
+        put("verify_warning_seconds", seconds(thresholds.verify_warning));
+    }
+    extra
+}
+
+/// The newest copy of a machine in the second repository.
+#[derive(Debug, Clone)]
+pub struct Copied {
+    /// The machine.
+    pub machine: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// The moment that the newest copy is of.
+    pub captured_at: Option<Time>,
+}
+
+/// The check of the second repository: it is as good as the machine whose newest copy is the oldest.
+pub fn judge_copies(
+    copies: &[Copied],
+    unreachable: Option<&str>,
+    thresholds: &Thresholds,
+    now: Time,
+    repo: &str,
+) -> Check {
+    let mut findings = Findings::default();
+    let mut extra = Extra::from_iter([("machines".to_owned(), json!(copies.len()))]);
+    let missing: Vec<&str> = copies.iter().filter(|c| c.captured_at.is_none()).map(|c| c.machine.as_str()).collect();
+    if !missing.is_empty() {
+        findings.hint(
+            Status::Critical,
+            format!("no copy of {}", missing.join(", ")),
+            "'kvmb backup --copy-to' copies what is missing",
+        );
+    }
+    let oldest = copies.iter().filter_map(|copied| Some((copied.captured_at?, copied))).min_by_key(|(at, _)| *at);
+    if let Some((at, copied)) = oldest {
+        let old = (now - at).to_std().unwrap_or_default();
+        let status = match () {
+            () if old > thresholds.critical => Status::Critical,
+            () if old > thresholds.warning => Status::Warning,
+            () => Status::Ok,
+        };
+        findings.add(status, format!("the newest copy of {} is {} old", copied.machine, age(now, at.min(now))));
+        extra.insert("captured_at".into(), json!(at));
+        extra.insert("age_seconds".into(), json!(old.as_secs()));
+    }
+    if let Some(why) = unreachable {
+        findings.add(Status::Unknown, format!("it cannot be asked, and this is what this host knows: {why}"));
+    } else if copies.is_empty() {
+        findings.add(Status::Ok, "there is nothing to copy yet");
+    }
+    findings.check("copy", repo, extra)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{Depth, History, KnownPoint, Verification};
+
+    const UUID: &str = "6f2a7c3e-0d6a-4b6e-9d1c-3f2f6c1e0a11";
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn now() -> Time {
+        "2026-11-20T12:00:00+01:00".parse().unwrap()
+    }
+
+    fn ago(hours: i64) -> Time {
+        now() - TimeDelta::hours(hours)
+    }
+
+    fn thresholds() -> Thresholds {
+        Thresholds { warning: 26 * HOUR, critical: 50 * HOUR, verify_warning: 720 * HOUR }
+    }
+
+    /// What is remembered since so many hours.
+    fn memory(since: i64, change: impl FnOnce(&mut Memory)) -> Memory {
+        let data = tempfile::tempdir().unwrap();
+        let history = History::of(data.path(), "/backup");
+        history.change("vm1", UUID, ago(since), change).unwrap();
+        history.all().0.remove(0)
+    }
+
+    fn run(result: Outcome, hours: i64) -> MachineRun {
+        MachineRun {
+            run: "1".into(),
+            command: "backup".into(),
+            began_at: ago(hours),
+            ended_at: ago(hours),
+            result,
+            code: None,
+            error: (result != Outcome::Done).then(|| "no luck".to_owned()),
+            point: (result == Outcome::Done).then(|| KnownPoint { point: "p".into(), captured_at: ago(hours) }),
+            read_bytes: 1,
+            new_bytes: 1,
+            stored_bytes: 1,
+        }
+    }
+
+    fn facts(age_hours: Option<i64>) -> Facts {
+        let newest = |hours| Newest {
+            machine: "vm1".into(),
+            uuid: UUID.into(),
+            host: "h".into(),
+            point: "p".into(),
+            captured_at: ago(hours),
+            points: 3,
+        };
+        Facts {
+            machine: "vm1".into(),
+            uuid: Some(UUID.into()),
+            standing: Standing::Selected,
+            newest: age_hours.map(newest),
+            from_repository: true,
+            memory: None,
+            damaged: Vec::new(),
+            next_run: None,
+        }
+    }
+
+    /// The status and the words.
+    fn judged(facts: &Facts) -> (String, String) {
+        let check = judge(facts, &thresholds(), now(), "/backup");
+        (check.status, check.detail)
+    }
+
+    #[track_caller]
+    fn assert_judged(facts: &Facts, status: &str, words: &str) {
+        let (found, detail) = judged(facts);
+        assert!(found == status && detail.contains(words), "{found}: {detail}");
+    }
+
+    #[test]
+    fn a_point_grows_old() {
+        assert_judged(&facts(Some(5)), "ok", "the newest point is 5 h old");
+        assert_judged(&facts(Some(26)), "ok", "26 h");
+        assert_judged(&facts(Some(27)), "warning", "27 h");
+        assert_judged(&facts(Some(51)), "critical", "2 days old");
+        assert_judged(&facts(None), "critical", "never backed up");
+        assert_judged(&facts(Some(-2)), "warning", "of the future");
+    }
+
+    #[test]
+    fn an_unreachable_repository_is_never_ok() {
+        let unasked = |hours| Facts { from_repository: false, ..facts(hours) };
+        assert_judged(
+            &unasked(Some(5)),
+            "unknown",
+            "cannot be asked; as far as this host knows, the newest point is 5 h",
+        );
+        assert_judged(&unasked(Some(51)), "critical", "2 days old");
+        assert_judged(&unasked(None), "critical", "never backed up; the repository");
+    }
+
+    #[test]
+    fn a_run_that_failed_after_the_newest_point_is_told() {
+        let with =
+            |result, hours| Facts { memory: Some(memory(100, |m| m.note_run(run(result, hours)))), ..facts(Some(10)) };
+        assert_judged(&with(Outcome::Failed, 3), "warning", "the last run, 3 h ago, failed: no luck");
+        assert_judged(&with(Outcome::Interrupted, 3), "warning", "was interrupted");
+        assert_judged(&with(Outcome::Damage, 3), "critical", "found damage");
+        assert_judged(&with(Outcome::Busy, 3), "ok", "busy");
+        // The newest point is newer.
+        assert_judged(&with(Outcome::Failed, 11), "ok", "10 h old");
+    }
+
+    #[test]
+    fn a_proof_grows_old_and_damage_stays() {
+        let proven = |hours| {
+            let at = ago(hours);
+            let proof = Verification { point: "p".into(), at, depth: Depth::Quick };
+            Facts { memory: Some(memory(1000, |m| m.note_whole(proof))), ..facts(Some(1)) }
+        };
+        assert_judged(&proven(719), "ok", "1 h old");
+        assert_judged(&proven(721), "warning", "no point of it was proven for 4 weeks");
+        let never = Facts { memory: Some(memory(1000, |_| ())), ..facts(Some(1)) };
+        assert_judged(&never, "warning", "ever proven");
+        // Without a memory nobody can know since when.
+        assert_judged(&facts(Some(1)), "ok", "");
+        assert_judged(&Facts { damaged: vec!["p".into()], ..facts(Some(1)) }, "critical", "a point of it is damaged");
+    }
+
+    #[test]
+    fn what_is_gone_or_left_out_is_a_note() {
+        for (standing, words) in [(Standing::Gone, "any more"), (Standing::LeftOut, "not among")] {
+            assert_judged(&Facts { standing, ..facts(Some(1000)) }, "ok", words);
+        }
+        assert_judged(&Facts { standing: Standing::Missing, ..facts(Some(1)) }, "warning", "does not know it");
+        assert_judged(&Facts { standing: Standing::Missing, ..facts(None) }, "critical", "never backed up; libvirt");
+    }
+
+    #[test]
+    fn copies_are_as_old_as_the_oldest() {
+        let copy = |name: &str, hours: Option<i64>| Copied {
+            machine: name.into(),
+            uuid: UUID.into(),
+            captured_at: hours.map(ago),
+        };
+        let judged = |copies: &[Copied], unreachable| {
+            let check = judge_copies(copies, unreachable, &thresholds(), now(), "/second");
+            (check.status, check.detail)
+        };
+        assert_eq!(
+            judged(&[copy("a", Some(1)), copy("b", Some(3))], None),
+            ("ok".into(), "the newest copy of b is 3 h old".into())
+        );
+        assert_eq!(judged(&[copy("a", Some(1)), copy("b", Some(30))], None).0, "warning");
+        assert_eq!(judged(&[copy("a", None), copy("b", Some(1))], None).0, "critical");
+        assert_eq!(judged(&[copy("a", Some(1))], Some("no way")).0, "unknown");
+        assert_eq!(judged(&[], None).0, "ok");
+    }
+}

@@ -1,0 +1,152 @@
+//! `kvmb status`
+
+mod gather;
+mod judge;
+mod nagios;
+mod prometheus;
+mod scheduled;
+mod thresholds;
+mod zabbix;
+
+pub use nagios::unknown;
+pub use prometheus::write_textfile;
+
+use crate::cli::Context;
+use crate::cli::complete;
+use crate::cli::copy_args::CopyToArgs;
+use crate::cli::exit_code::PluginState;
+use crate::cli::failure::CliError;
+use crate::cli::repo_args::RepoArgs;
+use crate::cli::session::Session;
+use crate::record::Status;
+use clap::ValueEnum;
+use gather::{Report, Request, ask, gather};
+use std::path::PathBuf;
+use thresholds::ThresholdArgs;
+
+/// Tell how the backups stand: how old the points are, how the last runs went.
+///
+/// Takes the machines of selected_vms, else those of the schedule, else all, and those that have points. Prints a 'check' record for each
+/// machine ('backup'), for the repository, for the second one ('copy') and for the key. A machine that was never
+/// backed up is critical; one that has points and no longer exists is only told of. Fails (exit code 1; 4 for damage) when
+/// something is critical; with --prometheus, --textfile and --zabbix only when nothing could be found out. How the last runs went is
+/// known on the host that ran them, to the user who did.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb status
+  kvmb status 'web*' -r /backup/kvm --warning 26h --critical 50h
+  kvmb status --json | jq -r 'select(.status != \"ok\") | [.target, .status, .detail] | @tsv'
+  kvmb status --nagios
+  kvmb status --textfile /var/lib/prometheus/node-exporter/kvmb.prom
+  command[check_kvmb]=sudo /usr/bin/kvmb status --nagios                         for NRPE
+  UserParameter=kvmb.discovery,sudo /usr/bin/kvmb status --zabbix discovery      for Zabbix's agent
+  UserParameter=kvmb.values,sudo /usr/bin/kvmb status --zabbix values            $.machines['{#ID}'].age_seconds")]
+pub struct StatusArgs {
+    /// Names or globs of machines; none means those that are to be backed up, and those that have points.
+    #[arg(value_name = "NAME", add = complete::machines())]
+    names: Vec<String>,
+
+    /// Answer as a plugin of Nagios, Icinga, Naemon or Checkmk: one line with performance data, then one for each machine.
+    ///
+    /// The exit code is the plugin's then: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, also for wrong usage.
+    #[arg(long, group = "face")]
+    nagios: bool,
+
+    /// Print metrics in the text format of Prometheus.
+    #[arg(long, group = "face")]
+    prometheus: bool,
+
+    /// Write these metrics to a file, whole or not at all: one that ends in .prom in the node exporter's textfile folder.
+    ///
+    /// 'kvmb backup' does so after each run when the configuration names a file (status.prometheus_textfile).
+    #[arg(long, value_name = "FILE", group = "face")]
+    textfile: Option<PathBuf>,
+
+    /// Print JSON for Zabbix.
+    #[arg(long, value_enum, value_name = "WHAT", group = "face")]
+    zabbix: Option<Zabbix>,
+
+    #[command(flatten)]
+    thresholds: ThresholdArgs,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+
+    #[command(flatten)]
+    copy: CopyToArgs,
+}
+
+/// What Zabbix asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Zabbix {
+    /// Which machines there are: low-level discovery.
+    Discovery,
+    /// What is known of each, by its {#ID}.
+    Values,
+}
+
+impl StatusArgs {
+    /// Whether a plugin is to answer.
+    pub fn is_plugin(&self) -> bool {
+        self.nagios
+    }
+
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        if self.nagios {
+            let (state, text) = match self.report(context) {
+                Ok(report) => nagios::text(&report),
+                Err(error) => (PluginState::Unknown, unknown(&error.message)),
+            };
+            session.text(text.as_bytes());
+            session.answer_as_plugin(state);
+            return Ok(());
+        }
+        let report = self.report(context)?;
+        match (self.prometheus, &self.textfile, self.zabbix) {
+            (true, ..) => session.text(prometheus::text(&report).as_bytes()),
+            (_, Some(file), _) => prometheus::write(&report, file)?,
+            (_, _, Some(Zabbix::Discovery)) => session.text(zabbix::discovery(&report).as_bytes()),
+            (_, _, Some(Zabbix::Values)) => session.text(zabbix::values(&report).as_bytes()),
+            _ => tell(report, session),
+        }
+        Ok(())
+    }
+
+    fn report(&self, context: &Context) -> Result<Report, CliError> {
+        let (first, second) = self.copy.tiers(context, &self.repo)?;
+        let second = match second.as_ref().map(RepoArgs::in_a_hurry) {
+            Some(second) => Some((second.storage(context)?.url(), ask(context, &second)?)),
+            None => None,
+        };
+        let first = first.in_a_hurry();
+        let request = Request {
+            names: &self.names,
+            thresholds: &self.thresholds,
+            repo: first.storage(context)?.url(),
+            first: ask(context, &first)?,
+            second,
+        };
+        gather(context, request)
+    }
+}
+
+/// Prints the checks as records.
+fn tell(report: Report, session: &mut Session) {
+    for (facts, check) in report.machines {
+        if !facts.damaged.is_empty() {
+            session.damage();
+        }
+        session.check(check);
+    }
+    report.others.into_iter().for_each(|check| session.check(check));
+}
+
+/// A status as a number, as Nagios has it.
+fn number(status: Status) -> u8 {
+    match status {
+        Status::Ok => 0,
+        Status::Warning => 1,
+        Status::Critical => 2,
+        Status::Unknown => 3,
+    }
+}

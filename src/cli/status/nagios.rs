@@ -1,0 +1,124 @@
+//! The answer of a monitoring plugin: <https://www.monitoring-plugins.org/doc/guidelines.html>.
+//!
+//! ```text
+//! KVMB WARNING - web: the newest point is 30 h old|'web_age'=108000s;93600;180000;0 'db_age'=…
+//! [WARNING] web: the newest point is 30 h old
+//! [OK] db: the newest point is 6 h old
+//! ```
+
+use super::gather::Report;
+use super::judge::{rank, status_of};
+use crate::cli::exit_code::PluginState;
+use crate::record::{Check, Status};
+use std::fmt::Write;
+
+/// What a plugin prints, and what it exits with.
+pub fn text(report: &Report) -> (PluginState, String) {
+    let checks: Vec<&Check> = report.machines.iter().map(|(_, check)| check).chain(&report.others).collect();
+    let worst = checks.iter().map(|check| status_of(check)).max_by_key(|status| rank(*status)).unwrap_or(Status::Ok);
+    let bad: Vec<String> = checks
+        .iter()
+        .filter(|check| worst != Status::Ok && status_of(check) == worst)
+        .map(|check| format!("{}: {}", check.target, check.detail))
+        .collect();
+    let summary = if bad.is_empty() { all_well(report) } else { bad.join(", ") };
+    let mut text = first_line(worst, &summary);
+    let data = performance_data(report);
+    if !data.is_empty() {
+        text.push('|');
+        text.push_str(&data.join(" "));
+    }
+    text.push('\n');
+    for check in checks {
+        let hint = check.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
+        let line = format!("[{}] {}: {}{hint}", word(status_of(check)), check.target, check.detail);
+        text.push_str(&plain(&line));
+        text.push('\n');
+    }
+    (state(worst), text)
+}
+
+/// The line when there is nothing to say but that something is wrong.
+pub fn unknown(why: &str) -> String {
+    first_line(Status::Unknown, why) + "\n"
+}
+
+fn first_line(status: Status, words: &str) -> String {
+    plain(&format!("KVMB {} - {words}", word(status)))
+}
+
+fn all_well(report: &Report) -> String {
+    let counted: Vec<_> = report.machines.iter().filter(|(facts, _)| facts.standing.counts()).collect();
+    let oldest = counted.iter().filter_map(|(facts, _)| facts.newest.as_ref()).min_by_key(|newest| newest.captured_at);
+    let machines = if counted.len() == 1 { "1 machine".to_owned() } else { format!("{} machines", counted.len()) };
+    match oldest {
+        Some(oldest) => {
+            let age = crate::cli::table::age(report.at, oldest.captured_at.min(report.at));
+            format!("{machines}, the oldest of their newest points is {age} old")
+        }
+        None => machines,
+    }
+}
+
+fn word(status: Status) -> &'static str {
+    match status {
+        Status::Ok => "OK",
+        Status::Warning => "WARNING",
+        Status::Critical => "CRITICAL",
+        Status::Unknown => "UNKNOWN",
+    }
+}
+
+fn state(status: Status) -> PluginState {
+    match status {
+        Status::Ok => PluginState::Ok,
+        Status::Warning => PluginState::Warning,
+        Status::Critical => PluginState::Critical,
+        Status::Unknown => PluginState::Unknown,
+    }
+}
+
+/// `'label'=value[unit];[warn];[crit];[min]` for each machine that should have fresh points.
+fn performance_data(report: &Report) -> Vec<String> {
+    let mut data = Vec::new();
+    let (warning, critical) = (report.thresholds.warning.as_secs(), report.thresholds.critical.as_secs());
+    for (facts, _) in report.machines.iter().filter(|(facts, _)| facts.standing.counts()) {
+        let name = &facts.machine;
+        let mut age = label(name, "age");
+        // U: it cannot be known.
+        let _ = match facts.age(report.at) {
+            Some(age_now) => write!(age, "{}s", age_now.as_secs()),
+            None => write!(age, "U"),
+        };
+        data.push(format!("{age};{warning};{critical};0"));
+        if let Some(run) = facts.memory.as_ref().and_then(|memory| memory.last_success.as_ref()) {
+            data.push(format!("{}{:.3}s;;;0", label(name, "duration"), run.duration_seconds()));
+            data.push(format!("{}{}B;;;0", label(name, "read"), run.read_bytes));
+            data.push(format!("{}{}B;;;0", label(name, "stored"), run.stored_bytes));
+        }
+    }
+    data
+}
+
+/// A label in quotes, and its `=`. It may hold anything but that sign and the bar; a quote is doubled.
+fn label(machine: &str, what: &str) -> String {
+    let safe = |c: char| if c.is_control() || "=|".contains(c) { '_' } else { c };
+    let name: String = machine.chars().map(safe).collect();
+    format!("'{}_{what}'=", name.replace('\'', "''"))
+}
+
+/// Text in one line without the bar, behind which performance data would begin.
+fn plain(text: &str) -> String {
+    crate::cli::table::printable(text).replace('|', "¦")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_end_a_label_or_a_line() {
+        assert_eq!(label("it's a=b|c\n", "age"), "'it''s a_b_c__age'=");
+        assert_eq!(unknown("a|b\nc"), "KVMB UNKNOWN - a¦b\u{fffd}c\n");
+    }
+}

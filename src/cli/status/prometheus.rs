@@ -1,0 +1,187 @@
+//! Metrics in the text format of Prometheus, <https://prometheus.io/docs/instrumenting/exposition_formats/>: gauges, times
+//! in seconds since 1970, sizes in bytes. What is not known has no sample.
+
+use super::gather::{Asked, Report, Request, gather};
+use super::judge::{Facts, status_of};
+use super::number;
+use super::thresholds::ThresholdArgs;
+use crate::cli::Context;
+use crate::cli::failure::CliError;
+use crate::history::{MachineRun, Memory, Outcome};
+use crate::ops::{Error, Monitor};
+use crate::record::Time;
+use crate::whole_file;
+use std::fmt::Write;
+use std::path::Path;
+
+/// What everybody may read: the node exporter runs as a user of its own.
+const MODE: u32 = 0o644;
+
+/// A label and its value.
+type Label<'a> = (&'static str, &'a str);
+
+/// What a metric says of a machine, if that is known.
+type OfMachine = fn(&Facts) -> Option<f64>;
+
+/// The metrics of a machine: name, what it says, its value.
+const OF_MACHINE: [(&str, &str, OfMachine); 14] = [
+    ("newest_point_timestamp_seconds", "When the newest restore point of the machine was taken.", |facts| {
+        Some(seconds(facts.newest.as_ref()?.captured_at))
+    }),
+    ("points", "How many restore points of the machine there are.", |facts| {
+        facts.from_repository.then(|| facts.newest.as_ref().map_or(0.0, |newest| newest.points as f64))
+    }),
+    ("last_run_timestamp_seconds", "When the last run for the machine ended, however it went.", |facts| {
+        Some(seconds(last_run(facts)?.ended_at))
+    }),
+    ("last_run_success", "Whether the last run for the machine went well.", |facts| {
+        Some(f64::from(u8::from(last_run(facts)?.result == Outcome::Done)))
+    }),
+    ("last_success_timestamp_seconds", "When the last run for the machine ended that went well.", |facts| {
+        Some(seconds(last_success(facts)?.ended_at))
+    }),
+    ("last_success_duration_seconds", "How long that run took.", |facts| Some(last_success(facts)?.duration_seconds())),
+    ("last_success_read_bytes", "What that run read of the machine's disks.", |facts| {
+        Some(last_success(facts)?.read_bytes as f64)
+    }),
+    ("last_success_new_bytes", "What of that was new.", |facts| Some(last_success(facts)?.new_bytes as f64)),
+    ("last_success_stored_bytes", "What that takes in the repository.", |facts| {
+        Some(last_success(facts)?.stored_bytes as f64)
+    }),
+    ("last_verification_timestamp_seconds", "When a point of the machine was last found whole.", |facts| {
+        Some(seconds(facts.memory.as_ref()?.verified.as_ref()?.at))
+    }),
+    ("damaged_points", "How many points of the machine are known to be damaged.", |facts| {
+        Some(facts.damaged.len() as f64)
+    }),
+    ("next_run_timestamp_seconds", "When a schedule of this host backs the machine up next.", |facts| {
+        facts.next_run.map(seconds)
+    }),
+    ("selected", "Whether the machine is to be backed up.", |facts| Some(f64::from(u8::from(facts.standing.counts())))),
+    ("known_from_repository", "Whether the repository was asked; else it is what the host remembers.", |facts| {
+        Some(f64::from(u8::from(facts.from_repository)))
+    }),
+];
+
+fn last_run(facts: &Facts) -> Option<&MachineRun> {
+    facts.memory.as_ref()?.last_run.as_ref()
+}
+
+fn last_success(facts: &Facts) -> Option<&MachineRun> {
+    facts.memory.as_ref().and_then(|memory: &Memory| memory.last_success.as_ref())
+}
+
+fn seconds(time: Time) -> f64 {
+    time.timestamp_millis() as f64 / 1000.0
+}
+
+/// The metrics of a report.
+pub fn text(report: &Report) -> String {
+    let mut text = Exposition::default();
+    let repo = ("repo", report.repo.as_str());
+    text.metric("kvmb_build_info", "The version of kvmb.");
+    text.sample("kvmb_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    text.metric("kvmb_status_timestamp_seconds", "When these metrics were made.");
+    text.sample("kvmb_status_timestamp_seconds", &[repo], seconds(report.at));
+    text.metric("kvmb_repository_reachable", "Whether the repository could be asked.");
+    text.sample("kvmb_repository_reachable", &[repo], f64::from(u8::from(report.reachable)));
+    if let Some(kept) = report.key_kept {
+        text.metric("kvmb_key_exported", "Whether the key that kvmb made is kept elsewhere too.");
+        text.sample("kvmb_key_exported", &[], f64::from(u8::from(kept)));
+    }
+    let thresholds = [
+        ("kvmb_age_warning_seconds", "A newest point that is older is a warning.", report.thresholds.warning),
+        ("kvmb_age_critical_seconds", "A newest point that is older is an alarm.", report.thresholds.critical),
+    ];
+    for (name, help, length) in thresholds {
+        text.metric(name, help);
+        text.sample(name, &[repo], length.as_secs_f64());
+    }
+    let labels = |facts: &Facts| (facts.machine.clone(), facts.uuid.clone().unwrap_or_default());
+    let name = "kvmb_machine_status";
+    text.metric(name, "How the machine's backups stand: 0 well, 1 warning, 2 critical, 3 unknown.");
+    for (facts, check) in &report.machines {
+        let (machine, uuid) = labels(facts);
+        text.sample(name, &[("machine", &machine), ("uuid", &uuid), repo], f64::from(number(status_of(check))));
+    }
+    for (short, help, value) in OF_MACHINE {
+        let name = format!("kvmb_machine_{short}");
+        text.metric(&name, help);
+        for (facts, _) in &report.machines {
+            let (machine, uuid) = labels(facts);
+            if let Some(value) = value(facts) {
+                text.sample(&name, &[("machine", &machine), ("uuid", &uuid), repo], value);
+            }
+        }
+    }
+    if let Some((url, copies)) = &report.second {
+        let name = "kvmb_copy_newest_point_timestamp_seconds";
+        text.metric(name, "When the newest copy of the machine in the second repository was taken.");
+        for copied in copies {
+            if let Some(at) = copied.captured_at {
+                let labels = [("machine", copied.machine.as_str()), ("uuid", &copied.uuid), ("repo", url)];
+                text.sample(name, &labels, seconds(at));
+            }
+        }
+    }
+    text.0
+}
+
+/// Writes the metrics of a report to a file.
+pub fn write(report: &Report, file: &Path) -> Result<(), CliError> {
+    whole_file::write(file, text(report).as_bytes(), MODE).map_err(Error::io("write", file))?;
+    Ok(())
+}
+
+/// Writes the file of the configuration, if it names one, after a run; `repo` and what was opened of the repositories are
+/// the run's. That it cannot be written is told, and changes nothing about the run.
+pub fn write_textfile(context: &Context, repo: String, first: Asked, second: Option<(String, Asked)>) {
+    let status = &context.config().status;
+    let Some(file) = &status.prometheus_textfile else { return };
+    let file = &file.value().0;
+    let thresholds = ThresholdArgs::from_config(status);
+    let request = Request { names: &[], thresholds: &thresholds, repo, first, second };
+    if let Err(error) = gather(context, request).and_then(|report| write(&report, file)) {
+        context.monitor.warn(&format!("the metrics in {} are not up to date: {error}", file.display()));
+    }
+}
+
+/// Text under construction.
+#[derive(Debug, Default)]
+struct Exposition(String);
+
+impl Exposition {
+    /// Begins a metric.
+    fn metric(&mut self, name: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {}", help.replace('\\', r"\\").replace('\n', r"\n"));
+        let _ = writeln!(self.0, "# TYPE {name} gauge");
+    }
+
+    /// Adds a sample of the metric that was begun last.
+    fn sample(&mut self, name: &str, labels: &[Label], value: f64) {
+        let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        let _ = writeln!(self.0, "{name}{labels} {value}");
+    }
+}
+
+/// The value of a label.
+fn escaped(value: &str) -> String {
+    value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_end_a_label_or_a_line() {
+        let mut text = Exposition::default();
+        text.metric("kvmb_x", "a\\b\nc");
+        text.sample("kvmb_x", &[("machine", "a\"b\\c\nd")], 1_763_630_000.5);
+        assert_eq!(
+            text.0,
+            "# HELP kvmb_x a\\\\b\\nc\n# TYPE kvmb_x gauge\nkvmb_x{machine=\"a\\\"b\\\\c\\nd\"} 1763630000.5\n"
+        );
+    }
+}

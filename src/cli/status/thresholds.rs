@@ -1,0 +1,109 @@
+//! How old is too old.
+
+use crate::cli::failure::CliError;
+use crate::config::Status;
+use crate::config::rules::{PositiveSpan, Written};
+use crate::units::Span;
+use clap::Args;
+use std::time::Duration;
+
+/// What a run and a late start may take on top of the time between two runs.
+const GRACE: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// The time between two runs where nothing says how often they come.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// After which a machine should be proven again, unless something else is said.
+const PROOF: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// How old is too old.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Thresholds")]
+pub struct ThresholdArgs {
+    /// Warn of a machine whose newest point is older than this: 26h.
+    ///
+    /// Without it, the longest time between two runs of the schedule (else of backup_freq, else a day) and two hours more.
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    warning: Option<Duration>,
+
+    /// Alarm when it is older than this: 50h.
+    ///
+    /// Without it, twice the --warning that was given, else twice the longest time between two runs and two hours more.
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    critical: Option<Duration>,
+
+    /// Warn of a machine none of whose points was proven ('kvmb verify', 'kvmb backup --verify') for so long: 30d unless set.
+    ///
+    /// For a machine that never was, the time runs from its first backup.
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    verify_warning: Option<Duration>,
+}
+
+/// A length of time, which may be nothing.
+fn span(text: &str) -> Result<Duration, String> {
+    text.parse::<Span>().map(|span| span.0).map_err(|error| error.to_string())
+}
+
+/// The lengths of time that apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thresholds {
+    /// An older newest point is a warning.
+    pub warning: Duration,
+    /// An older one is an alarm.
+    pub critical: Duration,
+    /// A proof that is older is a warning.
+    pub verify_warning: Duration,
+}
+
+impl ThresholdArgs {
+    /// What the configuration says, for a command without these flags.
+    pub fn from_config(config: &Status) -> ThresholdArgs {
+        let span = |span: &Option<Written<PositiveSpan>>| span.as_ref().map(|span| span.value().0);
+        ThresholdArgs {
+            warning: span(&config.warning),
+            critical: span(&config.critical),
+            verify_warning: span(&config.verify_warning),
+        }
+    }
+
+    /// What applies where runs are at most so far apart.
+    pub fn thresholds(&self, gap: Option<Duration>) -> Result<Thresholds, CliError> {
+        let gap = gap.unwrap_or(DAY);
+        let (warning, critical) = match (self.warning, self.critical) {
+            (Some(warning), Some(critical)) if warning > critical => {
+                return Err(CliError::usage(
+                    "--warning is longer than --critical: the alarm would come before the warning",
+                ));
+            }
+            (Some(warning), Some(critical)) => (warning, critical),
+            (Some(warning), None) => (warning, 2 * warning),
+            (None, Some(critical)) => (critical.min(gap + GRACE), critical),
+            (None, None) => (gap + GRACE, 2 * gap + GRACE),
+        };
+        Ok(Thresholds { warning, critical, verify_warning: self.verify_warning.unwrap_or(PROOF) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hours(warning: Option<u64>, critical: Option<u64>, gap: Option<u64>) -> Option<(u64, u64)> {
+        let span = |hours: Option<u64>| hours.map(|hours| Duration::from_secs(hours * 3600));
+        let args = ThresholdArgs { warning: span(warning), critical: span(critical), verify_warning: None };
+        let found = args.thresholds(span(gap)).ok()?;
+        Some((found.warning.as_secs() / 3600, found.critical.as_secs() / 3600))
+    }
+
+    #[test]
+    fn what_is_not_said_follows_from_how_often_backups_run() {
+        assert_eq!(hours(None, None, None), Some((26, 50)));
+        assert_eq!(hours(None, None, Some(1)), Some((3, 4)));
+        assert_eq!(hours(None, None, Some(168)), Some((170, 338)));
+        assert_eq!(hours(Some(72), None, None), Some((72, 144)));
+        assert_eq!(hours(None, Some(40), None), Some((26, 40)));
+        assert_eq!(hours(None, Some(10), None), Some((10, 10)));
+        assert_eq!(hours(Some(5), Some(5), None), Some((5, 5)));
+        assert_eq!(hours(Some(6), Some(5), None), None);
+    }
+}

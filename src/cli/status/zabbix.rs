@@ -1,0 +1,58 @@
+//! JSON for Zabbix: low-level discovery, and one object with the values of all machines for items that depend on it.
+//!
+//! A machine is named by its `{#ID}`, its UUID, so that no name can break a JSONPath.
+
+use super::gather::Report;
+use super::judge::{Facts, rank, status_of};
+use super::number;
+use crate::record::{Check, Status, without_steering};
+use serde_json::{Map, Value, json};
+
+/// The machines, as low-level discovery wants them.
+pub fn discovery(report: &Report) -> String {
+    let one = |facts: &Facts| {
+        json!({
+            "{#ID}": id(facts),
+            "{#MACHINE}": facts.machine,
+            "{#UUID}": facts.uuid.as_deref().unwrap_or_default(),
+            "{#REPO}": report.repo,
+            "{#STANDING}": facts.standing.word(),
+        })
+    };
+    line(report.machines.iter().map(|(facts, _)| one(facts)).collect())
+}
+
+/// The values.
+pub fn values(report: &Report) -> String {
+    let all = report.machines.iter().map(|(_, check)| check).chain(&report.others);
+    let worst = all.map(status_of).max_by_key(|status| rank(*status)).unwrap_or(Status::Ok);
+    let machines = report.machines.iter().map(|(facts, check)| (id(facts), value(check)));
+    let others = report.others.iter().map(|check| (check.check.clone(), value(check)));
+    line(json!({
+        "status": number(worst),
+        "repo": report.repo,
+        "machines": machines.collect::<Map<_, _>>(),
+        "checks": others.collect::<Map<_, _>>(),
+    }))
+}
+
+/// A check with its status as a number.
+fn value(check: &Check) -> Value {
+    let mut value = Map::from_iter([
+        ("target".to_owned(), json!(check.target)),
+        ("status".to_owned(), json!(number(status_of(check)))),
+        ("detail".to_owned(), json!(check.detail)),
+    ]);
+    value.extend(check.extra.clone());
+    value.into()
+}
+
+/// The UUID; what stands for it where nobody knows it, because no such machine was ever seen.
+fn id(facts: &Facts) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+    facts.uuid.clone().unwrap_or_else(|| facts.machine.chars().map(plain).collect())
+}
+
+fn line(value: Value) -> String {
+    without_steering(value.to_string()) + "\n"
+}

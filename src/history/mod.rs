@@ -1,0 +1,213 @@
+//! What this host remembers of its backups: how the last run of each machine went, when its points were proven. It tells
+//! what a repository cannot - that a run failed - and what is known while a repository cannot be reached.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`store`] | the files |
+//!
+//! It is a help, not a truth: it may be deleted at any time, and a backup never fails because of it.
+
+pub mod store;
+
+pub use store::{Error, History};
+
+use crate::record::Time;
+use serde::{Deserialize, Serialize};
+
+/// The version of the files that this program writes; others are not read.
+const VERSION: u32 = 1;
+
+/// Longer texts of errors are cut off.
+const LONGEST_ERROR_CHARS: usize = 1000;
+
+/// So many damaged points of a machine are remembered, the newest.
+const MOST_DAMAGED_POINTS: usize = 32;
+
+/// What is remembered of one machine in one repository.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Memory {
+    /// The version of the file.
+    version: u32,
+    /// The repository's address.
+    pub repo: String,
+    /// The machine's name when it was last dealt with.
+    pub machine: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// Since when it is remembered.
+    pub since: Time,
+    /// The newest point that was stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_point: Option<KnownPoint>,
+    /// The last run, however it went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_run: Option<MachineRun>,
+    /// The last run that went well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_success: Option<MachineRun>,
+    /// The last proof that found a point whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<Verification>,
+    /// The points that were found damaged and have not been found whole since.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<Verification>,
+}
+
+/// A point, and the moment that it is of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownPoint {
+    /// Its id.
+    pub point: String,
+    /// The moment that it is of.
+    pub captured_at: Time,
+}
+
+/// What one run did with one machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachineRun {
+    /// The run's id, as in the log.
+    pub run: String,
+    /// `backup` or `push`.
+    pub command: String,
+    /// When the work on the machine began.
+    pub began_at: Time,
+    /// When it ended.
+    pub ended_at: Time,
+    /// How it went.
+    pub result: Outcome,
+    /// The code of its failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// What failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The point that it stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub point: Option<KnownPoint>,
+    /// What was read of its disks.
+    #[serde(default)]
+    pub read_bytes: u64,
+    /// What of that was new.
+    #[serde(default)]
+    pub new_bytes: u64,
+    /// What that takes in the repository.
+    #[serde(default)]
+    pub stored_bytes: u64,
+}
+
+/// How a run went; the words are those that hooks get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The machine was stored.
+    Done,
+    /// It was not.
+    Failed,
+    /// Damage was found, of the new point or of one before it.
+    Damage,
+    /// Another run held the machine or the repository.
+    Busy,
+    /// It was told to stop.
+    Interrupted,
+}
+
+impl Outcome {
+    /// The word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Outcome::Done => "done",
+            Outcome::Failed => "failed",
+            Outcome::Damage => "damage",
+            Outcome::Busy => "busy",
+            Outcome::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// How deep a proof went, the shallowest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Depth {
+    /// Structure only.
+    Quick,
+    /// A share of the chunks.
+    Sample,
+    /// Every chunk.
+    Full,
+}
+
+impl Depth {
+    /// The word, as in a point's `verified`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Depth::Quick => "quick",
+            Depth::Sample => "sample",
+            Depth::Full => "full",
+        }
+    }
+}
+
+/// A proof of a point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verification {
+    /// The point.
+    pub point: String,
+    /// When it was proven, or found damaged.
+    pub at: Time,
+    /// How deep the proof went.
+    pub depth: Depth,
+}
+
+impl MachineRun {
+    /// How long it took.
+    pub fn duration_seconds(&self) -> f64 {
+        (self.ended_at - self.began_at).num_milliseconds().max(0) as f64 / 1000.0
+    }
+}
+
+impl Memory {
+    /// Nothing yet.
+    fn new(repo: &str, uuid: &str, now: Time) -> Memory {
+        Memory {
+            version: VERSION,
+            repo: repo.to_owned(),
+            machine: String::new(),
+            uuid: uuid.to_owned(),
+            since: now,
+            newest_point: None,
+            last_run: None,
+            last_success: None,
+            verified: None,
+            damaged: Vec::new(),
+        }
+    }
+
+    /// Notes a run.
+    pub fn note_run(&mut self, mut run: MachineRun) {
+        run.error = run.error.map(|error| error.chars().take(LONGEST_ERROR_CHARS).collect());
+        // An older point may be copied after a newer one.
+        let is_newer =
+            |point: &&KnownPoint| self.newest_point.as_ref().is_none_or(|known| known.captured_at <= point.captured_at);
+        if let Some(point) = run.point.as_ref().filter(is_newer) {
+            self.newest_point = Some(point.clone());
+        }
+        if run.result == Outcome::Done {
+            self.last_success = Some(run.clone());
+        }
+        self.last_run = Some(run);
+    }
+
+    /// Notes that a point was found whole. What a deeper proof found damaged stays damaged.
+    pub fn note_whole(&mut self, proof: Verification) {
+        self.damaged.retain(|damage| damage.point != proof.point || damage.depth > proof.depth);
+        self.verified = Some(proof);
+    }
+
+    /// Notes that a point was found damaged.
+    pub fn note_damage(&mut self, proof: Verification) {
+        self.damaged.retain(|damage| damage.point != proof.point);
+        self.damaged.push(proof);
+        let too_many = self.damaged.len().saturating_sub(MOST_DAMAGED_POINTS);
+        self.damaged.drain(..too_many);
+    }
+}

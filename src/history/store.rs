@@ -1,0 +1,261 @@
+//! The files of the history: `history/REPOSITORY/UUID.json` below kvmb's data folder, one for each machine in each repository.
+//!
+//! No part of a name comes from a machine: the file is called by the UUID, read and written anew, and the folder by the
+//! SHA-256 of the repository's address. Folders are mode 0700, files 0600.
+
+use super::{Memory, VERSION};
+use crate::record::Time;
+use crate::whole_file;
+use rustix::fs::{FlockOperation, flock};
+use sha2::{Digest, Sha256};
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// A file is never larger; one that is, is none of ours.
+const LARGEST_FILE_BYTES: u64 = 256 << 10;
+
+/// So many machines of a repository, and so many repositories, are remembered: those that were dealt with last.
+const MOST_MACHINES: usize = 4096;
+const MOST_REPOSITORIES: usize = 64;
+
+/// Why something is not remembered.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or a folder.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// The verb.
+        action: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file that holds something else.
+    #[error("{} is no history: {reason}", path.display())]
+    NotHistory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A machine that has no UUID.
+    #[error("{uuid:?} is no UUID")]
+    NoUuid {
+        /// What it has.
+        uuid: String,
+    },
+}
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { action, path, source }
+}
+
+/// What is remembered of the machines in one repository.
+#[derive(Debug, Clone)]
+pub struct History {
+    repo: String,
+    folder: PathBuf,
+}
+
+impl History {
+    /// The history of the repository with this address, below kvmb's data folder; nothing is made yet.
+    pub fn of(data_folder: &Path, repo: &str) -> History {
+        let name = hex::encode(&Sha256::digest(repo)[..16]);
+        History { repo: repo.to_owned(), folder: data_folder.join("history").join(name) }
+    }
+
+    fn file(&self, uuid: &str) -> Result<(PathBuf, String), Error> {
+        let uuid = Uuid::parse_str(uuid).map_err(|_| Error::NoUuid { uuid: uuid.to_owned() })?;
+        let uuid = uuid.hyphenated().to_string();
+        Ok((self.folder.join(format!("{uuid}.json")), uuid))
+    }
+
+    /// All that is remembered, and what of it could not be read.
+    pub fn all(&self) -> (Vec<Memory>, Vec<Error>) {
+        let (mut memories, mut errors) = (Vec::new(), Vec::new());
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return (memories, errors),
+            Err(error) => return (memories, vec![io("read", &self.folder)(error)]),
+        };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            if path.extension().is_some_and(|extension| extension == "json") {
+                match self.read(&path) {
+                    Ok(memory) => memories.push(memory),
+                    // Taken away meanwhile.
+                    Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                    Err(error) => errors.push(error),
+                }
+            }
+        }
+        memories.sort_by(|a, b| (&a.machine, &a.uuid).cmp(&(&b.machine, &b.uuid)));
+        (memories, errors)
+    }
+
+    fn read(&self, path: &Path) -> Result<Memory, Error> {
+        let bad = |reason: &str| Error::NotHistory { path: path.to_owned(), reason: reason.to_owned() };
+        let mut text = String::new();
+        let file = File::open(path).map_err(io("read", path))?;
+        file.take(LARGEST_FILE_BYTES).read_to_string(&mut text).map_err(io("read", path))?;
+        let memory: Memory = serde_json::from_str(&text).map_err(|error| bad(&error.to_string()))?;
+        let is_named = self.file(&memory.uuid).is_ok_and(|(file, _)| file == path);
+        match () {
+            () if memory.version != VERSION => Err(bad("it is of another version")),
+            () if memory.repo != self.repo || !is_named => Err(bad("it is about something else")),
+            () => Ok(memory),
+        }
+    }
+
+    /// Changes what is remembered of a machine. A file that cannot be understood is begun anew.
+    pub fn change(&self, machine: &str, uuid: &str, now: Time, change: impl FnOnce(&mut Memory)) -> Result<(), Error> {
+        let (path, uuid) = self.file(uuid)?;
+        let make = |folder: &Path, mode| DirBuilder::new().recursive(true).mode(mode).create(folder);
+        // The data folder is passed through by QEMU's user.
+        if let Some(data) = self.folder.parent().and_then(Path::parent) {
+            make(data, 0o711).map_err(io("create", data))?;
+        }
+        make(&self.folder, 0o700).map_err(io("create", &self.folder))?;
+        // Two runs may have to do with the same machine; whoever holds this does not hold it for long.
+        let lock = File::open(&self.folder).map_err(io("open", &self.folder))?;
+        flock(&lock, FlockOperation::LockExclusive).map_err(|error| io("lock", &self.folder)(error.into()))?;
+        let known = self.read(&path);
+        let is_new = known.is_err();
+        let mut memory = known.unwrap_or_else(|_| Memory::new(&self.repo, &uuid, now));
+        machine.clone_into(&mut memory.machine);
+        change(&mut memory);
+        let text = serde_json::to_vec(&memory).map_err(|error| io("write", &path)(error.into()))?;
+        whole_file::write(&path, &text, 0o600).map_err(io("write", &path))?;
+        if is_new {
+            keep_newest(&self.folder, MOST_MACHINES);
+            self.folder.parent().into_iter().for_each(|all| keep_newest(all, MOST_REPOSITORIES));
+        }
+        Ok(())
+    }
+}
+
+/// Removes the oldest entries of a folder until so many are left. One that stays does no harm.
+fn keep_newest(folder: &Path, most: usize) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut aged: Vec<_> = entries.filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path()))).collect();
+    if aged.len() <= most {
+        return;
+    }
+    aged.sort();
+    for (_, path) in aged.iter().take(aged.len() - most) {
+        let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Depth, KnownPoint, MachineRun, Outcome, Verification};
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    const UUID: &str = "6f2a7c3e-0d6a-4b6e-9d1c-3f2f6c1e0a11";
+
+    fn at(text: &str) -> Time {
+        text.parse().unwrap()
+    }
+
+    fn run(result: Outcome, hour: u32) -> MachineRun {
+        let began_at = at(&format!("2026-11-20T{hour:02}:00:00+01:00"));
+        let point = KnownPoint { point: format!("p{hour}"), captured_at: began_at };
+        MachineRun {
+            run: "5f0c2a9e".into(),
+            command: "backup".into(),
+            began_at,
+            ended_at: began_at + chrono::TimeDelta::seconds(90),
+            result,
+            code: None,
+            error: Some("é".repeat(5000)),
+            point: (result == Outcome::Done).then_some(point),
+            read_bytes: 1,
+            new_bytes: 2,
+            stored_bytes: 3,
+        }
+    }
+
+    #[test]
+    fn what_was_noted_is_remembered_and_only_by_its_owner() {
+        let data = tempfile::tempdir().unwrap();
+        let history = History::of(data.path(), "/backup");
+        assert!(history.all().0.is_empty());
+        let now = at("2026-11-20T01:00:00+01:00");
+        let note = |name: &str, run: MachineRun| history.change(name, UUID, now, |m| m.note_run(run)).unwrap();
+        note("../../vm \"1\"\n", run(Outcome::Done, 2));
+        note("vm1", run(Outcome::Failed, 3));
+        let (memories, errors) = history.all();
+        assert!(errors.is_empty(), "{errors:?}");
+        let memory = &memories[0];
+        assert_eq!((memories.len(), memory.machine.as_str(), memory.since), (1, "vm1", now));
+        assert_eq!(memory.last_run.as_ref().unwrap().result, Outcome::Failed);
+        assert_eq!(memory.last_success.as_ref().unwrap().duration_seconds(), 90.0);
+        assert_eq!(memory.newest_point.as_ref().unwrap().point, "p2");
+        let (path, _) = history.file(&UUID.to_uppercase()).unwrap();
+        assert!(fs::metadata(&path).unwrap().len() < LARGEST_FILE_BYTES / 8);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(&history.folder)), (0o600, 0o700));
+        assert_eq!(mode(history.folder.parent().unwrap()), 0o700);
+        // Another repository knows nothing of it.
+        assert!(History::of(data.path(), "/other").all().0.is_empty());
+        assert!(matches!(history.change("x", "../../x", now, |_| ()), Err(Error::NoUuid { .. })));
+    }
+
+    #[test]
+    fn an_older_point_that_is_copied_later_is_not_the_newest() {
+        let mut memory = Memory::new("/backup", UUID, at("2026-11-20T01:00:00Z"));
+        memory.note_run(run(Outcome::Done, 9));
+        memory.note_run(run(Outcome::Done, 4));
+        assert_eq!(memory.newest_point.unwrap().point, "p9");
+    }
+
+    #[test]
+    fn a_damaged_point_stays_so_until_a_proof_as_deep_finds_it_whole() {
+        let mut memory = Memory::new("/backup", UUID, at("2026-11-20T01:00:00Z"));
+        let proof = |point: &str, depth| Verification { point: point.into(), at: at("2026-11-20T02:00:00Z"), depth };
+        memory.note_damage(proof("a", Depth::Full));
+        memory.note_damage(proof("a", Depth::Full));
+        memory.note_whole(proof("b", Depth::Full));
+        memory.note_whole(proof("a", Depth::Quick));
+        assert_eq!(memory.damaged.len(), 1);
+        memory.note_whole(proof("a", Depth::Full));
+        assert!(memory.damaged.is_empty());
+        (0..100).for_each(|number| memory.note_damage(proof(&number.to_string(), Depth::Quick)));
+        assert_eq!(memory.damaged.len(), super::super::MOST_DAMAGED_POINTS);
+        assert_eq!(memory.damaged.last().unwrap().point, "99");
+    }
+
+    #[test]
+    fn a_file_that_is_none_of_ours_is_told_of_and_begun_anew() {
+        let data = tempfile::tempdir().unwrap();
+        let history = History::of(data.path(), "/backup");
+        let now = at("2026-11-20T01:00:00+01:00");
+        history.change("vm1", UUID, now, |_| ()).unwrap();
+        let (path, _) = history.file(UUID).unwrap();
+        for text in ["", "{}", "\u{0}\u{0}", &fs::read_to_string(&path).unwrap().replace("/backup", "/other")] {
+            fs::write(&path, text).unwrap();
+            assert!(matches!(history.all().1[..], [Error::NotHistory { .. }]), "{text}");
+            history.change("vm1", UUID, now, |_| ()).unwrap();
+            assert_eq!(history.all().0.len(), 1);
+        }
+    }
+
+    #[test]
+    fn the_oldest_make_room() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..5u64 {
+            let file = File::create(folder.path().join(number.to_string())).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(number)).unwrap();
+        }
+        keep_newest(folder.path(), 2);
+        let mut left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["3", "4"]);
+    }
+}
