@@ -55,10 +55,6 @@ install: program ## install below $(DESTDIR)$(PREFIX)
 	install -D -m 755 $(KVMB) $(DESTDIR)$(PREFIX)/bin/kvmb
 	install -D -m 644 example_config.json $(DESTDIR)$(PREFIX)/share/kvmb/example_config.json
 	install -D -m 644 config.schema.json $(DESTDIR)$(PREFIX)/share/kvmb/config.schema.json
-	for page in man/*.1; do [ ! -e "$$page" ] || install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man1/$${page##*/}"; done
-	for file in completions/kvmb.bash; do [ ! -e "$$file" ] || install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/kvmb"; done
-	for file in completions/_kvmb; do [ ! -e "$$file" ] || install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_kvmb"; done
-	for file in completions/kvmb.fish; do [ ! -e "$$file" ] || install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/kvmb.fish"; done
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	install -D -m 644 completions/kvmb.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/kvmb

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | [`record`] | what commands say to each other: the wire format, field by field |
 //! | [`units`] | lengths of time, sizes and shares, as people write them |
+//! | [`clock`] | what a clock on the wall shows when clocks change |
 //! | [`steps`] | the steps of a backup and of a prune by name, for tests that interrupt it at each |
 //! | [`pace`] | so many bytes a second and no more |
 //! | [`whole_file`] | small files that are there whole or not at all |
@@ -24,6 +25,7 @@
 
 pub mod capture;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod history;
 pub mod log;

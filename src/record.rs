@@ -400,13 +400,14 @@ pub struct Action {
     pub extra: Extra,
 }
 
-/// One thing that was looked at, and whether it is well; made by `doctor`, `status` and `remote test`.
+/// One thing that was looked at, and whether it is well; made by `doctor`, `status`, `remote test` and `backup
+/// --verify-sample`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Check {
     /// What was looked at. `doctor`: `connection`, `libvirt`, `qemu`, `programs`, `confinement`, `folders`, `key` of the
     /// host; `machine`, `job`, `agent`, `confinement`, `folders`, `scratch` of a machine; `disk`, `bitmap` of a disk.
     /// `remote test`: `reach`, `host_key`, `login`, `path`, `space`, `speed`, `clock`. `status`: `backup` of a machine;
-    /// `connection` of the host; `repository`, `copy` (the second repository), `key`.
+    /// `connection` of the host; `repository`, `copy` (the second repository), `key`. `backup`: `sample`.
     pub check: String,
     /// Of which host, machine, disk (`MACHINE/DISK`) or repository.
     pub target: String,

@@ -7,6 +7,7 @@ mod harness;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::process::Command;
+use std::time::Duration;
 
 use chains::*;
 use harness::change::{bitmaps, run};
@@ -161,6 +162,34 @@ fn a_machine_that_is_started_during_its_backup_is_captured_as_one_that_runs() {
         assert_restores(&env, &repo, &point, &machine.models());
         assert_eq!(ours(&machine).len(), 1);
     }
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_machine_that_is_off_can_start_at_once_when_its_backup_was_killed() {
+    let env = Env::new("starts after a kill");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    machine.stop();
+    for step in ["Begun", "FirstChunk", "AllRead"] {
+        let run = stopped_at(&machine, &repo, step, &["--jobs", "2"]).unwrap_or_else(|output| panic!("{output}"));
+        process::kill(run.pid());
+        run.wait();
+        wait_until("nobody has its images open", Duration::from_secs(5), || machine.servers().is_empty());
+    }
+    machine.start_paused();
+    machine.write("vda", MIB, 512, 0x33);
+    proven(&machine, &repo);
+    machine.stop();
+    // One for others to use outlives the command that opened it.
+    env.kvmb(["snapshot", "vm"]).run().assert_ok();
+    assert!(!machine.servers().is_empty());
+    let output = env.kvmb(["doctor", "vm"]).run();
+    let job = output.records_of("check").into_iter().find(|check| check["check"] == "job").expect("a check");
+    assert!(job["detail"].as_str().expect("detail").contains("the machine cannot start meanwhile"), "{output}");
+    assert_eq!((&job["status"], &job["hint"]), (&"warning".into(), &"kvmb release vm".into()), "{output}");
+    env.kvmb(["release", "vm"]).run().assert_ok();
+    assert!(machine.servers().is_empty());
     finish(&env, &[&repo]);
 }
 

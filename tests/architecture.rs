@@ -7,12 +7,13 @@
 //! | `record`, `nbd` | nothing | neighbours that can be replaced or tested one by one |
 //! | `storage` | `pace` | a neighbour of these; uploads may be limited |
 //! | `units` | nothing | how people write numbers, the same everywhere |
+//! | `clock` | nothing | when a time of day is, the same for schedules and for names of points |
 //! | `whole_file` | nothing | files that others read at any moment |
 //! | `pace` | nothing | disks and uploads are limited alike |
 //! | `steps` | nothing | names that the tests share with `capture` and `ops` |
 //! | `capture` | `steps` | a neighbour of the above |
 //! | `repo` | `storage` | a repository does not know what it stores, nor from where |
-//! | `retention`, `schedule`, `log`, `history` | `units`, `record`, `whole_file` | pure rules, or one outer thing each |
+//! | `retention`, `schedule`, `log`, `history` | `units`, `clock`, `record`, `whole_file` | pure rules, or one outer thing each |
 //! | `config` | `units`, `retention`, `schedule` | the file names rules, it does not apply them |
 //! | `ops` | all of these but `config`, `schedule`, `log`, `whole_file` | the workflows know no terminal and no configuration file |
 //! | `cli` | everything | it alone knows the terminal, the environment and the configuration |
@@ -28,16 +29,20 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("storage", &["pace"]),
     ("nbd", &[]),
     ("units", &[]),
+    ("clock", &[]),
     ("whole_file", &[]),
     ("steps", &[]),
     ("capture", &["steps"]),
     ("repo", &["storage"]),
     ("retention", &["record", "units"]),
-    ("schedule", &["units", "whole_file"]),
+    ("schedule", &["units", "clock", "whole_file"]),
     ("log", &["record"]),
     ("history", &["record", "whole_file"]),
     ("config", &["units", "retention", "schedule"]),
-    ("ops", &["record", "units", "steps", "pace", "storage", "nbd", "capture", "repo", "retention", "history"]),
+    (
+        "ops",
+        &["record", "units", "clock", "steps", "pace", "storage", "nbd", "capture", "repo", "retention", "history"],
+    ),
     (
         "cli",
         &[

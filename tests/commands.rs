@@ -179,3 +179,25 @@ fn a_rehearsed_pipe_says_what_it_would_do_and_leaves_nothing() {
     assert_eq!(output.assert_code(1).record_of("failure")["code"], "incomplete");
     env.assert_nothing_left();
 }
+
+#[test]
+fn a_time_that_comes_twice_or_never_names_the_last_point_until_then() {
+    let env = Env::new("clocks");
+    env.sh("kvmb init -r $R -q").run().assert_ok();
+    // In Paris the hour after two is skipped on the 29th of March, and comes twice on the 25th of October.
+    for (time, moment) in [
+        ("2026-03-29T01:59", "2026-03-29T01:59:59.999999999+01:00"),
+        ("2026-03-29T02:00", "2026-03-29T01:59:59.999999999+01:00"),
+        ("2026-03-29T02:30:05", "2026-03-29T01:59:59.999999999+01:00"),
+        ("2026-03-29T03:00", "2026-03-29T03:00:59.999999999+02:00"),
+        ("2026-10-25T02:00", "2026-10-25T02:00:59.999999999+01:00"),
+        ("2026-10-25T02:30", "2026-10-25T02:30:59.999999999+01:00"),
+        ("2026-10-25T02:30:00+02:00", "2026-10-25T02:30:00+02:00"),
+        ("2026-10-25T03:00", "2026-10-25T03:00:59.999999999+01:00"),
+    ] {
+        let name = format!("vm1@{time}");
+        let output = env.kvmb(["verify", "-r", &env.repo(), &name]).env("TZ", "Europe/Paris").run().assert_code(1);
+        let error = output.record_of("failure")["error"].as_str().unwrap().to_owned();
+        assert!(error.contains(&format!("vm1@{moment}")), "{time}: {error}");
+    }
+}

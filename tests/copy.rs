@@ -339,7 +339,8 @@ fn retention_keeps_what_the_second_tier_does_not_have_yet() {
     // A second tier that cannot be asked: nothing is removed.
     env.kvmb(["prune", "-r", &first, "--keep-last", "1", "--gone-machines", "--copy-to", "nowhere"])
         .run()
-        .assert_code(1);
+        .assert_code(1)
+        .assert_stderr_has("nothing is removed, for nowhere cannot say which points it has");
     assert_eq!(points(&env, &first).len(), 2);
     finish(&env, &[&first, &second]);
 }
@@ -372,11 +373,35 @@ fn the_backup_server_of_the_configuration_is_the_second_tier() {
     machine.write("vda", 0, 4096, 1);
     let output = run(&machine).assert_code(3).assert_stderr_has("cannot connect");
     assert_eq!(output.record_of("point")["repo"], first.as_str());
+    // It knows of the first point and not of the second; while it cannot be asked, nothing goes.
+    let prune = |args: &[&str]| {
+        let call = env.kvmb(["prune", "--keep-last", "1", "--retry-for", "1s", "--config"]).arg(&file);
+        call.args(args).run()
+    };
+    machine.write("vda", 2 * MIB, 4096, 3);
+    assert_eq!(run(&machine).assert_code(3).record_of("point")["repo"], first.as_str());
+    let output = prune(&[]).assert_code(1).assert_stderr_has("nothing is removed");
+    assert_eq!(output.record_of("failure")["code"], "unreachable", "{output}");
+    assert_eq!(points(&env, &first).len(), 3);
     sshd.run();
+    let rules = |output: &Output| -> Vec<String> {
+        let forget = output.records_of("action").into_iter().filter(|action| action["action"] == "forget");
+        forget.map(|action| action["rules"].to_string()).collect()
+    };
+    let output = prune(&["--dry-run"]).assert_ok();
+    let awaits: Vec<bool> = rules(&output).iter().map(|rules| rules.contains("awaits_copy")).collect();
+    assert_eq!(awaits, [false, true, true], "{output}");
+    // Its own retention is another matter: it has no second tier.
+    let output = prune(&["--dry-run", "-r", &server]).assert_ok();
+    assert_eq!(rules(&output), [r#"["last"]"#], "{output}");
     machine.write("vda", MIB, 4096, 2);
     let records = run(&machine).assert_ok().records_of("point");
-    assert_eq!(records.len(), 3, "the new point, and the two that the server lacks: {records:#?}");
-    assert_restores(&env, &server, &records[2], &machine.models());
+    assert_eq!(records.len(), 4, "the new point, and the three that the server lacks: {records:#?}");
+    assert_restores(&env, &server, &records[3], &machine.models());
+    // Now it has them all, and the rules apply.
+    prune(&[]).assert_ok();
+    assert_eq!(points(&env, &first).len(), 1);
+    assert_eq!(points(&env, &server).len(), 4);
     // Straight to the server: there is no second tier then.
     let straight = env.kvmb(["backup", "vm1", "-r", &server, "--config"]).arg(&file).run().assert_ok();
     assert_eq!(straight.record_of("point")["repo"], server.as_str());

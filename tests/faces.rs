@@ -127,7 +127,17 @@ fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
 
     let mut pty = env.pty(["points", "-r", &repo]);
     expect_hidden(&env, &pty, "Password of", 1);
+    // Mistyped, it may be tried again, as with ssh.
     pty.send("wrong\r");
+    expect_hidden(&env, &pty, "Password of", 2);
+    pty.expect("once more");
+    pty.send(&format!("{PASSWORD}\r"));
+    pty.wait().assert_ok();
+    let mut pty = env.pty(["points", "-r", &repo]);
+    for times in 1..=3 {
+        expect_hidden(&env, &pty, "Password of", times);
+        pty.send("wrong\r");
+    }
     let screen = pty.wait().assert_code(1);
     assert!(screen.stdout().contains("kvmb: error: ") && screen.stdout().contains("kvmb: hint: "), "{screen}");
 

@@ -160,6 +160,77 @@ fn writers_and_prunes_at_once_lose_nothing() {
     env2.assert_nothing_left();
 }
 
+/// Backs up a machine that changes much, and is mostly killed before it is done.
+fn keep_being_killed(
+    machine: &Machine,
+    repo: &str,
+    end: Instant,
+    counts: &Counts,
+    stored: &Mutex<BTreeMap<String, Models>>,
+) -> usize {
+    let (mut seed, mut killed) = (rand::rng().random::<u64>(), 0);
+    while Instant::now() < end {
+        seed += 1;
+        machine.write_bytes("vda", 0, &noise(seed, 40 * MIB));
+        let models = machine.models();
+        let call = machine.env().kvmb(["backup", "-r", repo, "--limit-upload", "24M", "--", machine.name()]);
+        let mut running = call.spawn();
+        let moment = Instant::now() + Duration::from_millis(rand::rng().random_range(500..3500));
+        while Instant::now() < moment && !running.has_ended() {
+            thread::sleep(Duration::from_millis(20));
+        }
+        if !running.has_ended() && !seed.is_multiple_of(4) {
+            harness::process::kill(running.pid());
+            running.wait();
+            killed += 1;
+            continue;
+        }
+        let output = running.wait();
+        if counts.is_done(&output, &counts.backups) {
+            stored.lock().unwrap().insert(text(&output.record_of("point"), "point").to_owned(), models);
+        }
+    }
+    killed
+}
+
+#[test]
+fn killed_writers_whose_packs_are_used_and_prunes_at_once_lose_nothing() {
+    let (env1, env2) = (Env::new("killed 1"), Env::new("killed 2"));
+    let repo = init(&env1);
+    let machine = env1.machine("vm").disk(Disk::raw(40 * MIB)).start_paused();
+    let other = env2.machine("vm").disk(Disk::raw(4 * MIB)).define();
+    let (counts, stored) = (Counts::default(), Mutex::new(BTreeMap::new()));
+    let end = Instant::now() + TOGETHER;
+    let killed = thread::scope(|scope| {
+        let killed = scope.spawn(|| keep_being_killed(&machine, &repo, end, &counts, &stored));
+        scope.spawn(|| keep_backing_up(&other, &repo, end, &counts, &stored));
+        scope.spawn(|| keep_pruning(&env2, &repo, end, &counts));
+        killed.join().unwrap()
+    });
+    let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+    // What the last one left.
+    let (models, point) = (machine.models(), backup(&machine));
+    stored.lock().unwrap().insert(text(&point, "point").to_owned(), models);
+    let log = fs::read_to_string(env1.log_file()).unwrap();
+    let adopted = log.lines().filter(|line| line.contains("packs of a run that was ended are used")).count();
+    println!(
+        "{} backups, {killed} killed, {adopted} went on, {} prunes that forgot {} points, {} of restic's, {} times busy",
+        count(&counts.backups),
+        count(&counts.prunes),
+        count(&counts.forgotten),
+        count(&counts.restic_prunes),
+        count(&counts.busy)
+    );
+    assert!(killed > 1 && count(&counts.prunes) > 0, "nothing came together");
+    env1.restic(&repo).check();
+    let stored = stored.into_inner().unwrap();
+    for point in &env1.kvmb(["points", "-r", &repo]).run().assert_ok().records_of("point") {
+        story::assert_restores_to(&env1, text(point, "point"), &stored[text(point, "point")]);
+    }
+    env1.assert_nothing_left();
+    env2.assert_nothing_left();
+}
+
 #[test]
 fn a_lock_of_a_dead_host_is_waited_for_until_it_is_stale() {
     let env = Env::new("dead host");

@@ -8,8 +8,10 @@ use std::process::Command;
 use kvmb::cli::environment::VARIABLES;
 use kvmb::cli::exit_code::ExitCode;
 use kvmb::cli::failure::Code;
+use serde_json::Value;
 
 const README: &str = include_str!("../README.md");
+const FRENCH: &str = include_str!("../README.fr.md");
 const CHANGELOG: &str = include_str!("../CHANGELOG.md");
 
 /// What `kvmb … --help` prints.
@@ -105,7 +107,7 @@ fn check(call: &str, all: &BTreeMap<String, String>, place: &str) -> bool {
 fn every_command_and_flag_in_readme_exists() {
     let all = all();
     let mut count = 0;
-    for (place, text) in [("README.md", README), ("CHANGELOG.md", CHANGELOG)] {
+    for (place, text) in [("README.md", README), ("README.fr.md", FRENCH), ("CHANGELOG.md", CHANGELOG)] {
         for call in code(text).iter().flat_map(|code| calls(code)).filter(|call| !call.contains("COMMAND")) {
             assert!(check(&call, &all, place), "{place}: no such command: {call}");
             count += 1;
@@ -114,9 +116,53 @@ fn every_command_and_flag_in_readme_exists() {
     assert!(count > 40, "only {count} calls were found");
     // Flags by themselves, as `--scratch DIR`, belong to some command.
     let everything: BTreeSet<String> = all.values().flat_map(|text| flags(text)).collect();
-    for code in code(README).iter().filter(|code| code.starts_with('-')) {
-        let flag = code.split([' ', '|']).next().unwrap_or(code);
-        assert!(everything.contains(flag) || flag == "-vv", "README.md: no command has {flag}");
+    for (place, text) in [("README.md", README), ("README.fr.md", FRENCH)] {
+        for code in code(text).iter().filter(|code| code.starts_with('-')) {
+            let flag = code.split([' ', '|']).next().unwrap_or(code);
+            assert!(everything.contains(flag) || flag == "-vv", "{place}: no command has {flag}");
+        }
+    }
+}
+
+/// What GitHub calls a heading in a link.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || "- _".contains(*c));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
+#[test]
+fn every_link_within_readme_leads_somewhere_and_every_section_is_in_the_contents() {
+    let headings = |text: &str| -> BTreeSet<String> {
+        let outside_of_code = text.split("```").step_by(2).collect::<String>();
+        outside_of_code.lines().filter_map(|line| line.strip_prefix("## ")).map(anchor).collect()
+    };
+    let pages = BTreeMap::from([("README.md", README), ("README.fr.md", FRENCH)]);
+    for (page, text) in &pages {
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for link in links.filter(|link| !link.starts_with("https://")) {
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let there = if file.is_empty() { *text } else { pages[file] };
+            assert!(heading.is_empty() || headings(there).contains(heading), "{page}: {link} leads nowhere");
+        }
+    }
+    for (page, other) in [(README, "README.fr.md"), (FRENCH, "README.md")] {
+        assert!(page.lines().take(5).any(|line| line.contains(&format!("]({other})"))), "no link to {other}");
+    }
+    let (contents, _) = README.split_once("\n## ").expect("a section");
+    for heading in headings(README) {
+        assert!(contents.contains(&format!("(#{heading})")), "{heading} is not in the contents");
+    }
+}
+
+#[test]
+fn both_editions_have_the_same_configuration() {
+    let configuration = |text: &str| -> Value {
+        let (_, rest) = text.split_once("```json\n").expect("a configuration");
+        serde_json::from_str(rest.split("```").next().expect("an end")).expect("JSON")
+    };
+    assert_eq!(configuration(README), configuration(FRENCH));
+    for key in configuration(FRENCH).as_object().expect("keys").keys() {
+        assert!(FRENCH.contains(&format!("| `{key}` |")), "README.fr.md does not tell of {key}");
     }
 }
 
@@ -151,11 +197,11 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
         "--jobs" => "2",
         "--freeze" => "never",
         "--warning" | "--critical" | "--verify-warning" | "--freeze-timeout" | "--lease" | "--full-every"
-        | "--retry-for" | "--random-delay" => "30s",
+        | "--retry-for" | "--random-delay" | "--within" => "30s",
         "--cron" => "@daily",
         "--chunk-size" => "2M",
         "--limit-read" | "--limit-upload" => "10M",
-        "--sample" | "--audit" | "--max-unused" => "5%",
+        "--sample" | "--verify-sample" | "--audit" | "--max-unused" => "5%",
         "--keep-within" => "30d",
         flag if flag.starts_with("--keep-") => "7",
         "--log-format" => "text",

@@ -8,7 +8,8 @@ mod harness;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use harness::{Disk, Env, Output};
+use harness::host::Host;
+use harness::{Disk, Output};
 use serde_json::{Map, Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -180,7 +181,8 @@ fn the_fields_of_every_record_have_words_and_names_that_say_their_unit() {
 
 #[test]
 fn every_record_that_a_command_prints_is_as_documented() {
-    let env = Env::new("records");
+    let host = Host::new("records");
+    let env = &host.env;
     env.machine("kvmb-test-vm1")
         .disk(Disk::qcow2(2 * MIB))
         .disk(Disk::raw(MIB))
@@ -198,7 +200,11 @@ fn every_record_that_a_command_prints_is_as_documented() {
     let mut kinds = BTreeMap::<String, usize>::new();
     let mut run = |script: &str, code: i32| -> Output {
         // In a place with an offset of its own.
-        let output = env.sh(script).env("TZ", "Asia/Kolkata").run().assert_code(code);
+        let call = match script.starts_with("kvmb schedule ") {
+            true => host.program(&["/bin/sh", "-c", script]).env("R", env.repo()),
+            false => env.sh(script),
+        };
+        let output = call.env("TZ", "Asia/Kolkata").run().assert_code(code);
         let records = output.records();
         assert!(!records.is_empty(), "{output}");
         for record in records {
@@ -252,6 +258,15 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run("kvmb key export exported -r $R", 0);
     run("echo more >more; chmod 600 more; kvmb key add -r $R --new-password-file more", 0);
     run("kvmb key add -r $R --new-password-file more", 0);
+    for place in ["", "--system", "--systemd"] {
+        run(&format!("kvmb schedule install -n --cron @daily -r $R --all {place}"), 0);
+        let entered = run(&format!("kvmb schedule install --cron @daily -r $R --all {place}"), 0);
+        let next = entered.records()[0]["next_runs"][0].as_str().unwrap().to_owned();
+        assert!(next.ends_with("T00:00:00+05:30"), "{next}");
+    }
+    run("kvmb schedule show", 0);
+    run("kvmb schedule remove -n", 0);
+    run("kvmb schedule remove && kvmb schedule remove --system", 0);
     run("kvmb config show", 0);
     run("kvmb config check", 0);
     run("echo '{\"freez\": 1}' >wrong.json; kvmb config check --config wrong.json", 2);

@@ -225,6 +225,64 @@ fn a_machine_goes_to_the_server_and_comes_back_and_restic_reads_and_writes_besid
 }
 
 #[test]
+fn the_configured_folder_may_hold_other_things_and_then_the_repository_has_one_of_its_own_in_there() {
+    let env = Env::new("remote-taken");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let folder = sshd.home().join("backup");
+    let old = folder.join("vm1/disk.qcow2");
+    fs::create_dir_all(old.parent().unwrap()).unwrap();
+    fs::write(&old, "of the forerunner").unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+    let configure = |folder: &std::path::Path| {
+        env.configure(&json!({
+            "backup_host": "127.0.0.1", "backup_user": USER, "backup_path": folder, "ssh": { "port": sshd.port() },
+            "repo": env.repo(), "password_file": env.password_file(), "selected_vms": { "vm1": true },
+        }));
+        format!("sftp://{USER}@127.0.0.1:{}/{}", sshd.port(), folder.display())
+    };
+    let url = configure(&folder);
+    let own = format!("{url}/kvmb");
+    let path = |output: &Output| check_of(output, "path");
+
+    let test = env.kvmb(["remote", "test"]).run().assert_ok();
+    let detail = path(&test)["detail"].as_str().unwrap().to_owned();
+    assert!(detail.contains("holds other things") && detail.contains("not there yet"), "{detail}");
+    let init = || env.kvmb(["init", "-r", &url]).run().assert_ok();
+    assert_eq!(init().assert_stderr_has(&own).record_of("action")["target"], own);
+    assert_eq!(changes(&init()), [false]);
+    let test = env.kvmb(["remote", "test"]).run().assert_ok();
+    let detail = path(&test)["detail"].as_str().unwrap().to_owned();
+    assert!(detail.contains("backup/kvmb holds a repository"), "{detail}");
+
+    // Backups go there as the second copy, and are found there under either address.
+    env.machine("vm1").disk(Disk::qcow2(MIB)).start_paused();
+    env.kvmb(["init"]).run().assert_ok();
+    env.kvmb(["backup"]).run().assert_ok();
+    for url in [&url, &own] {
+        let point = env.kvmb(["points", "-r", url]).run().assert_ok().record_of("point");
+        assert_eq!((&point["repo"], &point["machine"]), (&json!(own), &json!("vm1")));
+    }
+    // Under its own address too it is the server's, and not copied to itself.
+    let output = env.kvmb(["backup", "-r", &own, "--dry-run"]).run().assert_ok();
+    assert!(!output.record_of("action").as_object().unwrap().contains_key("copy_to"), "{output}");
+    env.program("restic").args(sshd.restic_options()).args(["-q", "-r", &own, "check"]).run().assert_ok();
+    assert_eq!(fs::read_to_string(&old).unwrap(), "of the forerunner");
+
+    // An empty folder is the repository itself; and what is left of a damaged one is not passed by.
+    let empty = sshd.home().join("empty");
+    let url = configure(&empty);
+    assert_eq!(env.kvmb(["init", "-r", &url]).run().assert_ok().record_of("action")["target"], url);
+    fs::remove_file(empty.join("config")).unwrap();
+    let failure = env.kvmb(["points", "-r", &url]).run().assert_code(4).record_of("failure");
+    assert!(failure["error"].as_str().unwrap().contains("/empty has lost its config"), "{failure}");
+    // An address that no configuration has is what it says.
+    env.configure(&json!({}));
+    let url = format!("sftp://{USER}@127.0.0.1:{}/{}", sshd.port(), folder.display());
+    env.kvmb(["points", "-r", &url]).run().assert_code(1);
+}
+
+#[test]
 fn a_repository_that_is_not_there_says_so_and_how_a_folder_of_the_root_is_written() {
     let env = Env::new("remote-missing");
     let sshd = env.sshd();

@@ -12,7 +12,7 @@ use std::time::Duration;
 use harness::call::{Call, Running};
 use harness::{Disk, Env, Machine, wait_until};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use story::{MIB, backup, images_of, init, names_in, new_folder, noise, text};
 
 /// A machine that is off, with a qcow2 and a raw disk and one point in the repository.
@@ -140,6 +140,14 @@ fn another_machine_shares_nothing_with_the_first() {
 
     // A new machine needs a place for its disks, and a name that is free.
     restore(&env, &["vm1", "--as", "vm2"]).run().assert_code(1).assert_stderr_has("--into");
+    // A folder that is not there may be that of a disk that is not mounted.
+    let missing = env.path("not there").display().to_string();
+    let failure = restore(&env, &["vm1", "--as", "vm2", "--into", &missing]).run().assert_code(1).record_of("failure");
+    assert_eq!(
+        (&failure["code"], &failure["error"]),
+        (&json!("not_found"), &json!(format!("there is no folder {missing}")))
+    );
+    assert!(failure["hint"].as_str().unwrap().contains(&format!("mkdir -p '{missing}'")), "{failure}");
     restore(&env, &["vm1", "--into", &into]).run().assert_code(1).assert_stderr_has("machine vm1 exists already");
     assert_eq!(names_in(&folder), [""; 0]);
 

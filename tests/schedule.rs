@@ -7,70 +7,20 @@
 mod harness;
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, FixedOffset, Local};
 use harness::call::Running;
-use harness::{Call, Disk, Env, parts, wait_until};
+use harness::host::Host;
+use harness::{Call, Disk, wait_until};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
 
-/// Has the folders of cron and systemd replaced by private ones, then runs what follows.
-const INSIDE: &str = r#"
-    mount --bind "$1/spool" /var/spool/cron/crontabs && mount --bind "$1/cron.d" /etc/cron.d &&
-    mount --bind "$1/crontab" /etc/crontab && mount --bind "$1/units" /etc/systemd/system &&
-    mount --bind "$1/var-run" /run || exit 99
-    shift
-    exec "$@""#;
-
-/// A host of its own, as far as cron and systemd are concerned.
-struct Host {
-    env: Env,
-}
-
 impl Host {
-    fn new(name: &str) -> Host {
-        parts::require(&["cron", "crontab", "faketime", "unshare", "systemd-analyze", "flock", "ionice"]);
-        let env = Env::new(name);
-        for folder in ["spool", "cron.d", "units", "var-run"] {
-            fs::create_dir(env.path(folder)).unwrap();
-        }
-        fs::write(env.path("crontab"), "").unwrap();
-        let groups = fs::read_to_string("/etc/group").unwrap();
-        let group = groups.lines().find_map(|line| line.strip_prefix("crontab:x:")?.split(':').next()?.parse().ok());
-        chown(env.path("spool"), Some(0), Some(group.expect("a group crontab"))).unwrap();
-        fs::set_permissions(env.path("spool"), fs::Permissions::from_mode(0o1730)).unwrap();
-        Host { env }
-    }
-
-    /// A program in this host.
-    fn program(&self, words: &[&str]) -> Call {
-        let call = self.env.program("unshare").args(["--mount", "/bin/sh", "-c", INSIDE, "inside"]);
-        call.arg(self.env.path("")).args(words).env("KVMB_DATA_DIR", self.data_dir())
-    }
-
     fn schedule(&self, words: &[&str]) -> Call {
         self.program(&[&["kvmb", "schedule"], words].concat())
-    }
-
-    fn data_dir(&self) -> PathBuf {
-        self.env.path("data")
-    }
-
-    /// The file that crontab(1) keeps for root, without the header that it writes there.
-    fn crontab(&self) -> String {
-        let text = fs::read_to_string(self.env.path("spool/root")).unwrap_or_default();
-        let header = text.lines().take(3).filter(|line| line.starts_with("# ")).count();
-        assert!(text.is_empty() || header == 3, "{text}");
-        text.split_inclusive('\n').skip(header).collect()
-    }
-
-    /// Has crontab(1) install a crontab.
-    fn set_crontab(&self, text: &str) {
-        self.program(&["crontab", "-"]).stdin(text).run().assert_ok();
     }
 
     /// A call with a clock that shows this moment now, and the time of Paris.

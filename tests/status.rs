@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 
-/// A name that means something to shells, Nagios, Prometheus, JSON and terminals. libvirt takes neither line ends nor slashes.
+/// A name that means something to shells, Nagios, Prometheus, JSON and terminals. QEMU's driver of libvirt takes
+/// neither line ends nor slashes.
 const HOSTILE: &str = "it's \"a=b\" | \\ , ; {x} $(touch pwned) ü\u{202e}";
 
 /// Machines that are off, and a repository.
@@ -469,6 +470,28 @@ fn zabbix_discovers_the_machines_and_finds_their_values() {
     }
     assert_eq!(values["status"], 2);
     assert_eq!(values["checks"]["repository"]["status"], 0);
+}
+
+#[test]
+fn a_name_with_a_line_end_breaks_no_line() {
+    parts::require(&["promtool"]);
+    let env = prepared("status lines", &[]);
+    // Not every driver refuses one.
+    let domain = "<domain type='test'><name>a&#10;b|'c</name><memory>1024</memory><os><type>hvm</type></os></domain>";
+    fs::write(env.path("node.xml"), format!("<node>{domain}</node>")).unwrap();
+    let uri = format!("test://{}", env.path("node.xml").display());
+    let ask = |face: &[&str], code: i32| status(&env, &[&["-c", &uri], face].concat()).assert_code(code);
+    assert_machine(&ask(&[], 1), "a\nb|'c", "critical", "never");
+    assert_eq!(ask(&["-o", "table"], 1).stdout().lines().count(), 5);
+    let nagios = ask(&["--nagios"], 2);
+    assert_eq!((nagios.stdout().lines().count(), nagios.stdout().matches('|').count()), (3, 1), "{nagios}");
+    let data = nagios.stdout().lines().next().unwrap().split_once('|').unwrap().1.to_owned();
+    assert!(performance_data(&data).contains_key("a_b_'c_age"), "{data}");
+    let metrics = ask(&["--prometheus"], 0);
+    assert!(metrics.stdout().contains("kvmb_machine_status{machine=\"a\\nb|'c\","), "{metrics}");
+    env.program("promtool").args(["check", "metrics"]).stdin(&metrics.stdout).run().assert_ok();
+    let discovered: Value = serde_json::from_str(ask(&["--zabbix", "discovery"], 0).stdout()).unwrap();
+    assert_eq!(discovered[0]["{#MACHINE}"], "a\nb|'c");
 }
 
 #[test]

@@ -623,6 +623,7 @@ fn open_off(
             socket: disk.socket.clone(),
             log: file.folder().join(format!("qemu-nbd-{}.log", disk.target)),
             lease: request.lease,
+            dies_with_us: request.owned,
         })?;
         state.disks[at].server = Some(server);
         file.save(state)?;

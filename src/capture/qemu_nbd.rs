@@ -1,7 +1,8 @@
 //! The disks of a machine that is off: one read-only `qemu-nbd` a disk, on a private socket, that ends with its lease.
 //!
 //! The server is started detached, so that it outlives the command that opened the capture, and under coreutils'
-//! `timeout`, so that a forgotten one ends by itself: while it runs, the machine cannot start.
+//! `timeout`, so that a forgotten one ends by itself: while it runs, the machine cannot start. One of a capture that nobody else
+//! can use is asked to end (`PR_SET_PDEATHSIG`) when the thread that started it does, however that happens.
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
@@ -40,6 +41,8 @@ pub struct ServeRequest {
     pub log: PathBuf,
     /// When it ends by itself.
     pub lease: Duration,
+    /// Whether it ends with the calling thread, which then has to live as long as it is read.
+    pub dies_with_us: bool,
 }
 
 /// The meta context of a bitmap that `qemu-nbd` offers.
@@ -53,6 +56,9 @@ pub fn serve(request: &ServeRequest) -> Result<ServerProcess> {
     let log = File::create(&request.log).map_err(Error::io("create", &request.log))?;
     let errors = log.try_clone().map_err(Error::io("open", &request.log))?;
     let mut command = Command::new("setsid");
+    if request.dies_with_us {
+        command.args(["setpriv", "--pdeathsig=TERM", "--"]);
+    }
     command
         .args(["timeout", "--kill-after=10"])
         .arg(request.lease.as_secs().max(1).to_string())

@@ -14,8 +14,9 @@ use super::error::{Context, Error, Meaning, Result};
 use super::images::{self, ImageLayer};
 use super::machine::{Machine, PausedReason, State, Which};
 use super::open::{domain_folder, lock_machine};
+use super::qemu_nbd::is_ours;
 use super::runtime::{self, Runtime};
-use super::state::{CaptureFile, Phase};
+use super::state::{CaptureFile, CapturedDisk, Phase};
 
 /// The programs of QEMU's that captures need beside QEMU itself.
 const PROGRAMS: [&str; 2] = ["qemu-img", "qemu-nbd"];
@@ -91,11 +92,15 @@ pub enum JobSurvey {
         capture: String,
         /// The end of its lease.
         until: DateTime<FixedOffset>,
+        /// Whether the machine is off and cannot start meanwhile.
+        holds_off: bool,
     },
     /// What a run that was killed left.
     LeftOver {
         /// The capture's id.
         capture: String,
+        /// Whether the machine is off and cannot start meanwhile.
+        holds_off: bool,
     },
     /// A backup job of somebody else.
     Foreign {
@@ -248,7 +253,7 @@ impl Machine {
             Ok((None, None)) => JobSurvey::Free,
             Ok((None, Some(job))) => match &job.socket {
                 Some(socket) => match capture_of_socket(runtime, socket) {
-                    Some(capture) => JobSurvey::LeftOver { capture },
+                    Some(capture) => JobSurvey::LeftOver { capture, holds_off: false },
                     None => JobSurvey::Foreign { job: format!("on socket {}", socket.display()) },
                 },
                 None => JobSurvey::Foreign { job: format!("of disks {}", job.disks.join(", ")) },
@@ -265,10 +270,13 @@ impl Machine {
             if !state.uuid.eq_ignore_ascii_case(self.uuid()) {
                 continue;
             }
+            let serves = |disk: &CapturedDisk| disk.server.as_ref().is_some_and(|server| is_ours(server, &disk.socket));
+            let holds_off = state.disks.iter().any(serves);
             if state.phase != Phase::Open || state.is_expired() || state.is_orphaned() {
-                left_over = Some(JobSurvey::LeftOver { capture: state.id });
+                left_over = Some(JobSurvey::LeftOver { capture: state.id, holds_off });
             } else {
-                return Ok(Some(JobSurvey::Captured { capture: state.id, until: state.lease_ends_at }));
+                let until = state.lease_ends_at;
+                return Ok(Some(JobSurvey::Captured { capture: state.id, until, holds_off }));
             }
         }
         Ok(left_over)

@@ -1,7 +1,7 @@
 //! `kvmb backup`
 
 use crate::cli::Context;
-use crate::cli::capture_args::{AuditArgs, CaptureArgs, ChunkArgs, LimitReadArgs, duration};
+use crate::cli::capture_args::{AuditArgs, CaptureArgs, ChunkArgs, LimitReadArgs, duration, percent};
 use crate::cli::complete;
 use crate::cli::copy_args::CopyToArgs;
 use crate::cli::failure::{CliError, Code};
@@ -13,6 +13,7 @@ use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::{About, Session};
 use crate::cli::snapshot::selections;
 use crate::cli::status;
+use crate::cli::verify::prove_sample;
 use crate::ops::backup::Backup;
 use crate::ops::copy::Copier;
 use crate::ops::points::{self, PointName};
@@ -34,6 +35,7 @@ use std::time::Duration;
 #[command(after_help = "Examples:
   kvmb backup vm1
   kvmb backup --all -r /backup/kvm --verify
+  kvmb backup --all -r /backup/kvm --verify-sample 5%
   kvmb backup vm1 -r /backup/kvm --copy-to /mnt/nas/kvm --limit-upload 10M
   kvmb backup 'web*' -r /backup/kvm --exclude-disk vdb --jobs 2
   kvmb vms --json | jq -c 'select(.state == \"running\")' | kvmb backup -r /backup/kvm")]
@@ -73,6 +75,11 @@ pub struct BackupArgs {
     /// Do not, although the configuration says so.
     #[arg(long)]
     no_verify: bool,
+
+    /// After the run, read this share of all chunks of the repository back and prove it: 5%. The next run goes on where this one
+    /// ended, so that twenty of them prove all. With a second repository (--copy-to), of that one as well.
+    #[arg(long, value_name = "P%", value_parser = percent)]
+    verify_sample: Option<f64>,
 
     /// Say what would be done, and do nothing.
     #[arg(short = 'n', long)]
@@ -165,7 +172,7 @@ impl BackupArgs {
             {
                 copy_all(context, repo, &second, &opened.second, &selected, session)?;
             }
-            Ok(())
+            self.prove_samples(context, &opened, session)
         });
         self.tell_monitoring(context, opened);
         done
@@ -197,6 +204,20 @@ impl BackupArgs {
         if let Err(error) = write() {
             context.monitor.warn(&format!("the metrics are not up to date: {error}"));
         }
+    }
+
+    /// Proves a part of the repositories that this run has written to, all that others wrote there included.
+    fn prove_samples(&self, context: &Context, opened: &Opened, session: &mut Session) -> Result<(), CliError> {
+        let Some(share) = self.verify_sample.filter(|share| *share > 0.0) else {
+            return Ok(());
+        };
+        for repo in [&opened.first, &opened.second].into_iter().filter_map(OnceLock::get) {
+            context.stop.check()?;
+            if let Err(error) = prove_sample(context, repo, share, session) {
+                session.fail(About::default(), error);
+            }
+        }
+        Ok(())
     }
 
     fn selected(&self, context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {

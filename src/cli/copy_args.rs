@@ -59,7 +59,8 @@ impl CopyToArgs {
         };
         let second = first.other(context, url.clone(), self.copy_to_password_file.clone().or_else(configured))?;
         // What is configured as the second is the first where it was named as that.
-        if second.storage(context)?.url() == first.storage(context)?.url() {
+        let both_of_server = second.is_of_server(context)? && first.is_of_server(context)?;
+        if both_of_server || second.storage(context)?.url() == first.storage(context)?.url() {
             return Ok((first.clone(), None));
         }
         Ok((RepoArgs { limit_upload: None, ..first.clone() }, Some(second)))

@@ -315,11 +315,18 @@ fn job_words(job: &JobSurvey, shell: &Shell) -> Words {
     let name = shell.machine();
     match job {
         JobSurvey::Free => Words::new("job", "nothing holds it"),
-        JobSurvey::LeftOver { capture } => {
-            Words::new("job", format!("capture {capture} of an earlier run is left; the next backup clears it"))
+        JobSurvey::LeftOver { capture, holds_off } => {
+            let left = format!("capture {capture} of an earlier run is left; the next backup clears it");
+            match holds_off {
+                true => Words::new("job", format!("{left}, and the machine cannot start before"))
+                    .hint(format!("kvmb release {name}")),
+                false => Words::new("job", left),
+            }
         }
-        JobSurvey::Captured { capture, until } => {
-            Words::new("job", format!("it is held by capture {capture} until {}", until.to_rfc3339()))
+        JobSurvey::Captured { capture, until, holds_off } => {
+            let meanwhile = if *holds_off { "; the machine cannot start meanwhile" } else { "" };
+            let until = until.to_rfc3339();
+            Words::new("job", format!("it is held by capture {capture} until {until}{meanwhile}"))
                 .hint(format!("kvmb release {name}"))
         }
         JobSurvey::Foreign { job } => Words::new("job", format!("a backup job that is not kvmb's holds it ({job})"))

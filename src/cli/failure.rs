@@ -187,6 +187,10 @@ fn exact_hint(error: &ops::Error) -> Option<String> {
         ops::Error::KeyNotTaken { line, .. } => {
             return Some(format!("have this line added to the list that the server reads: {line}"));
         }
+        ops::Error::NoFolder { path } => {
+            let path = shlex::try_quote(path.to_str()?).ok()?.into_owned();
+            return Some(format!("is a disk not mounted? mkdir -p {path}; or choose another folder with --into DIR"));
+        }
         ops::Error::Repo(error) => error.root(),
         _ => return None,
     };
@@ -270,6 +274,7 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
         Error::Repo(error) => explain_repo(error),
         Error::Io { source, .. } => explain_io(source),
         Error::DiskMap { .. } => (Code::Disk, None),
+        Error::NoFolder { .. } => (Code::NotFound, None),
         Error::Program { .. } => (Code::Failed, None),
         Error::NotCaptured { .. } => {
             (Code::NotCaptured, Some("put 'kvmb snapshot' before: kvmb snapshot VM | kvmb push -r REPO"))

@@ -3,7 +3,7 @@
 use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::{Purpose, RepoArgs};
-use crate::cli::session::Session;
+use crate::cli::session::{Session, say};
 use crate::record::{Action, Record};
 use crate::repo::{self, Repository};
 use serde_json::json;
@@ -27,8 +27,12 @@ pub struct InitArgs {
 
 impl InitArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
-        let storage = self.repo.storage(context)?;
+        let storage = self.repo.settled_storage(context)?;
         let url = storage.url();
+        let named = self.repo.storage(context)?.url();
+        if named != url {
+            say(&format!("kvmb: {named} holds other things, and no repository: the repository is {url}"));
+        }
         let exists = storage.size(crate::storage::FileKind::Config, "").is_ok();
         let action = |changed: bool, reason: &str, id: Option<&str>| {
             let extra = id.map(|id| json!({ "repository_id": id })).and_then(|extra| extra.as_object().cloned());

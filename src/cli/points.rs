@@ -1,6 +1,7 @@
 //! `kvmb points`
 
 use crate::cli::Context;
+use crate::cli::capture_args::duration;
 use crate::cli::complete;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::repo_args::RepoArgs;
@@ -8,6 +9,8 @@ use crate::cli::session::{About, Session};
 use crate::ops::points;
 use crate::record::Record;
 use crate::repo::DamagedSnapshot;
+use chrono::Local;
+use std::time::Duration;
 
 /// List the restore points in a repository, oldest first.
 ///
@@ -16,11 +19,16 @@ use crate::repo::DamagedSnapshot;
 #[command(after_help = "Examples:
   kvmb points -r /backup/kvm
   kvmb points vm1 'web*' -r /backup/kvm
+  kvmb points --within 24h --json | jq -r .machine
   kvmb points --json | jq -r .point | xargs kvmb verify")]
 pub struct PointsArgs {
     /// Names or globs of machines; none means all.
     #[arg(value_name = "NAME", add = complete::point_machines())]
     names: Vec<String>,
+
+    /// Only the points that were captured no longer ago than this: 12h, 7d.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    within: Option<Duration>,
 
     #[command(flatten)]
     repo: RepoArgs,
@@ -38,9 +46,11 @@ impl PointsArgs {
                 session.fail(About { machine: Some(name.clone()), ..About::default() }, error);
             }
         }
+        let oldest = self.within.map(|within| Local::now() - within);
         for point in found {
             let wanted = |name: &String| points::name_matches(name, point.machine());
-            if !self.names.is_empty() && !self.names.iter().any(wanted) {
+            let is_named = self.names.is_empty() || self.names.iter().any(wanted);
+            if !is_named || oldest.is_some_and(|oldest| point.snapshot.time < oldest) {
                 continue;
             }
             match points::read_manifest(&repo, &index, &point) {

@@ -10,10 +10,11 @@ use crate::cli::table::bytes;
 use crate::ops::points::{self, name_matches, no_such_point};
 use crate::ops::prune::{JudgedPoint, Living, Prune, PruneRequest};
 use crate::record::{Action, Record};
-use crate::repo::{MaxUnused, PruneSummary, Repository};
+use crate::repo::{Id, MaxUnused, PruneSummary, Repository};
 use crate::retention::{Keep, Policy, Span};
 use chrono::Local;
 use serde_json::json;
+use std::collections::HashSet;
 
 /// Remove points that no retention rule keeps, and free their space.
 ///
@@ -111,13 +112,25 @@ impl PolicyArgs {
     }
 }
 
+/// The points that the second repository has. Where it cannot say, nothing may go.
+fn known_to(context: &Context, second: &RepoArgs) -> Result<HashSet<Id>, CliError> {
+    let known = second.open(context).and_then(|repo| Ok(points::known_ids(&repo)?));
+    known.map_err(|error| {
+        let url = second.url().unwrap_or_default();
+        let message = format!("nothing is removed, for {url} cannot say which points it has: {}", error.message);
+        let hint =
+            error.hint.unwrap_or_else(|| "an empty address (--copy-to '') means that there is no second one".into());
+        CliError { message, hint: Some(hint), ..error }
+    })
+}
+
 impl PruneArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
         let policy = self.policy.policy(context, &repo.url());
         let (_, second) = self.copy.tiers(context, &self.repo)?;
         let copied = match second {
-            Some(second) => Some(points::known_ids(&second.open(context)?)?),
+            Some(second) => Some(known_to(context, &second)?),
             None => None,
         };
         let request = PruneRequest {

@@ -8,7 +8,7 @@ use crate::cli::prompt;
 use crate::cli::secret;
 use crate::cli::session::say;
 use crate::pace::Pace;
-use crate::repo::{Password, Repository};
+use crate::repo::{self, Password, Repository};
 use crate::storage::{self, LimitStorage, Patience, RetryStorage, Storage};
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -19,6 +19,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// The repository's folder where backup_path of the configuration has other things in it, as that of kvm_backup may.
+pub const OWN_FOLDER: &str = "kvmb";
+
+/// How often a person may try a password, as with ssh.
+const TRIES: u32 = 3;
 
 /// How long a lost connection is tried again by whoever only watches.
 const WATCHING: Duration = Duration::from_secs(10);
@@ -182,10 +188,43 @@ impl RepoArgs {
         Ok(other)
     }
 
-    /// Opens the repository.
+    /// Whether this is the repository of the configuration's backup server, under either of its addresses.
+    pub fn is_of_server(&self, context: &Context) -> Result<bool, CliError> {
+        let Some(server) = context.config().remote_url() else { return Ok(false) };
+        let server = context.storage(&server, self.ssh_password_file.as_deref())?.url();
+        let url = self.storage(context)?.url();
+        Ok(url == server || url == format!("{server}/{OWN_FOLDER}"))
+    }
+
+    /// The same, looked at: where the backup_path of the configuration holds other things, and no repository, the
+    /// repository is a folder of its own in there.
+    pub fn settled_storage(&self, context: &Context) -> Result<Arc<dyn Storage>, CliError> {
+        let storage = self.storage(context)?;
+        let Some(configured) = context.config().remote_url() else { return Ok(storage) };
+        let is_configured = context.storage(&configured, self.ssh_password_file.as_deref())?.url() == storage.url();
+        if !is_configured || !storage.is_taken().map_err(storage_error)? {
+            return Ok(storage);
+        }
+        RepoArgs { repo: Some(format!("{configured}/{OWN_FOLDER}")), ..self.clone() }.storage(context)
+    }
+
+    /// Opens the repository. Somebody who is asked for its password may mistype it twice.
     pub fn open(&self, context: &Context) -> Result<Repository, CliError> {
-        let password = self.password(context, Purpose::Open)?;
-        Ok(Repository::open(self.storage(context)?, &password)?)
+        let storage = self.settled_storage(context)?;
+        if let Some(password) = self.given_password(context)? {
+            return Ok(remembered(Repository::open(storage, &password)?));
+        }
+        let mut tries = 1;
+        loop {
+            let password = self.ask_password(context, Purpose::Open)?;
+            match Repository::open(Arc::clone(&storage), &password) {
+                Err(error @ repo::Error::WrongPassword { .. }) if tries < TRIES => {
+                    say(&format!("kvmb: {error}; once more"))
+                }
+                other => return Ok(remembered(other?)),
+            }
+            tries += 1;
+        }
     }
 
     /// The same for whoever watches, and wants an answer: a connection that is lost is not tried again for long.
@@ -211,7 +250,7 @@ impl RepoArgs {
                 say(
                     "kvmb: hint: keep a copy of the key elsewhere ('kvmb key export FILE'): without it the backups are lost",
                 );
-                return Ok(made);
+                return Ok(remembered(made));
             }
         }
         self.open(context)
@@ -220,13 +259,8 @@ impl RepoArgs {
     /// The password that the configuration has for this repository.
     fn configured_password(&self, context: &Context) -> Result<Option<Password>, CliError> {
         let config = context.config();
-        let is_remote = match config.remote_url() {
-            Some(remote) => {
-                context.storage(&remote, self.ssh_password_file.as_deref())?.url() == self.storage(context)?.url()
-            }
-            None => false,
-        };
-        let of_remote = config.remote_password_file.as_ref().filter(|_| is_remote);
+        let is_of_server = self.is_of_server(context)?;
+        let of_remote = config.remote_password_file.as_ref().filter(|_| is_of_server);
         if let Some(file) = of_remote.or(config.password_file.as_ref()) {
             return secret::from_file(&file.value().0).map(Some);
         }
@@ -235,26 +269,34 @@ impl RepoArgs {
         command.map(|command| secret::from_command(command.text(), origin)).transpose()
     }
 
-    /// The password, from the first place that has one.
+    /// The password, from the first place that has one; else a person is asked.
     pub fn password(&self, context: &Context, purpose: Purpose) -> Result<Password, CliError> {
+        match self.given_password(context)? {
+            Some(password) => Ok(password),
+            None => self.ask_password(context, purpose),
+        }
+    }
+
+    fn given_password(&self, context: &Context) -> Result<Option<Password>, CliError> {
         if let Some(file) = self.password_file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
-            return secret::from_file(file);
+            return secret::from_file(file).map(Some);
         }
         if let Some(command) = secret::variable("KVMB_PASSWORD_COMMAND") {
-            return secret::from_command(&command, "$KVMB_PASSWORD_COMMAND");
+            return secret::from_command(&command, "$KVMB_PASSWORD_COMMAND").map(Some);
         }
         if let Some(password) = secret::variable("KVMB_PASSWORD") {
-            return Ok(Password::new(password));
+            return Ok(Some(Password::new(password)));
         }
         if let Some(password) = self.configured_password(context)? {
-            return Ok(password);
+            return Ok(Some(password));
         }
         let default = DefaultRepo::locate()?;
         let is_default = self.storage(context)?.url() == default.folder.to_string_lossy();
         let own_key = is_default.then_some(&default.key_file).or(self.shared_key.as_ref());
-        if let Some(key) = own_key.filter(|key| key.exists()) {
-            return secret::from_file(key);
-        }
+        own_key.filter(|key| key.exists()).map(|key| secret::from_file(key)).transpose()
+    }
+
+    fn ask_password(&self, context: &Context, purpose: Purpose) -> Result<Password, CliError> {
         if prompt::possible(context) {
             let question = format!("Password of {}", self.url()?);
             let password = match purpose {
@@ -265,6 +307,14 @@ impl RepoArgs {
         }
         Err(CliError::usage(format!("no password for {} was given", self.url()?))
             .hint("use --password-file FILE, $KVMB_PASSWORD_FILE or $KVMB_PASSWORD_COMMAND"))
+    }
+}
+
+/// A repository of which this host remembers what may help the next run.
+fn remembered(repo: Repository) -> Repository {
+    match data_folder() {
+        Ok(folder) => repo.remembered_in(&folder),
+        Err(_) => repo,
     }
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// The keys of the configuration that are flags' defaults, with the flags' names in the parser.
-const FLAGS: [(&str, &str); 20] = [
+const FLAGS: [(&str, &str); 21] = [
     ("connect", "connect"),
     ("repo", "repo"),
     ("password_file", "password_file"),
@@ -28,6 +28,7 @@ const FLAGS: [(&str, &str); 20] = [
     ("limit_upload", "limit_upload"),
     ("retry_for", "retry_for"),
     ("verify", "verify"),
+    ("verify_sample", "verify_sample"),
     ("log.file", "log_file"),
     ("log.format", "log_format"),
     ("status.warning", "warning"),

@@ -8,11 +8,12 @@ use crate::cli::remember::Remember;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session, report};
 use crate::ops::points::{self, PointName, PointRef};
+use crate::ops::sector::Round;
 use crate::ops::verify::{Depth, Verifier};
-use crate::record::{Point, Record};
+use crate::record::{Check, Point, Record, Status};
 use crate::repo::{self, DamagedSnapshot, Id, Index, RepoLock, Repository};
 use crate::units::Share;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Prove restore points: read them back from the repository and compare every SHA-256.
 ///
@@ -32,7 +33,7 @@ pub struct VerifyArgs {
     #[arg(long, conflicts_with = "points")]
     all: bool,
 
-    /// Read only this share of the chunks, chosen anew each time: 5%.
+    /// Read only this share of the chunks: 5%. The next run goes on where this one ended, so that twenty of them prove all.
     #[arg(long, value_name = "P%", value_parser = percent)]
     sample: Option<f64>,
 
@@ -49,6 +50,9 @@ fn percent(text: &str) -> Result<f64, String> {
     share.map(|share| share.0).ok_or_else(|| "a share above 0% and up to 100%".to_owned())
 }
 
+/// The selection of points that is every one of a repository.
+const ALL: &str = "--all";
+
 /// A repository that was opened for a command, with its lock held.
 struct Open {
     repo: Repository,
@@ -59,8 +63,7 @@ struct Open {
     _lock: Option<RepoLock>,
 }
 
-fn open(context: &Context, repo: &RepoArgs) -> Result<Open, CliError> {
-    let repo = repo.open(context)?;
+fn open(context: &Context, repo: Repository) -> Result<Open, CliError> {
     let lock = points::lock_for_reading(&repo, &context.monitor, &context.stop)?;
     let (index, damaged_indexes) = repo.load_index_with_damage()?;
     let (points, damaged) = points::list(&repo)?;
@@ -83,52 +86,29 @@ impl VerifyArgs {
             }
             for (url, points) in wanted {
                 let repo = RepoArgs { repo: Some(url), ..self.repo.clone() };
-                match open(context, &repo) {
+                match repo.open(context).and_then(|repo| open(context, repo)) {
                     Ok(open) => self.verify_records(context, &open, points, session)?,
                     Err(error) => session.fail(About::default(), error),
                 }
             }
             return Ok(());
         }
-        let open = open(context, &self.repo)?;
-        let mut chosen: Vec<PointRef> = Vec::new();
+        let open = open(context, self.repo.open(context)?)?;
         if self.all {
-            chosen = open.points.clone();
-            for DamagedSnapshot { id, error } in &open.damaged {
-                let message = format!("snapshot {id} cannot be read: {error}");
-                session.fail(About::default(), CliError::new(Code::Damage, message));
-            }
-            for (_, error) in &open.damaged_indexes {
-                session.fail(About::default(), CliError::new(Code::Damage, error.to_string()));
-            }
+            let points = all_points(&open, session);
+            return self.prove(context, &open, ALL, points, true, session);
         }
+        let (mut chosen, mut names) = (Vec::new(), self.points.clone());
+        names.sort();
         for name in &self.points {
-            match points::find_surely(
-                &open.repo,
-                &open.points,
-                &open.damaged,
-                &PointName::parse(name, chrono::Local::now()),
-            ) {
-                Ok(point) => chosen.push(point),
+            let name = PointName::parse(name, chrono::Local::now());
+            match points::find_surely(&open.repo, &open.points, &open.damaged, &name) {
+                Ok(point) => chosen.push((point, None)),
                 Err(error) => session.fail(About::default(), error),
             }
         }
-        let mut prover = Prover::new(context, &open, self.depth())?;
-        for point in chosen {
-            prover.verify(&point, None, session)?;
-            if session.is_pointless() {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    fn depth(&self) -> Depth {
-        match (self.quick, self.sample) {
-            (true, _) => Depth::Quick,
-            (false, Some(fraction)) => Depth::Sample(fraction),
-            (false, None) => Depth::Full,
-        }
+        let are_all = chosen.len() == names.len();
+        self.prove(context, &open, &names.join(" "), chosen, are_all, session)
     }
 
     fn verify_records(
@@ -138,63 +118,155 @@ impl VerifyArgs {
         records: Vec<Point>,
         session: &mut Session,
     ) -> Result<(), CliError> {
-        let mut prover = Prover::new(context, open, self.depth())?;
+        let machines: BTreeSet<String> = records.iter().map(|record| record.machine.clone()).collect();
+        let (mut chosen, mut are_all) = (Vec::new(), true);
         for record in records {
-            match points::find_surely(&open.repo, &open.points, &open.damaged, &PointName::Plain(record.point.clone()))
-            {
-                Ok(point) => prover.verify(&point, Some(record), session)?,
-                Err(error) => session.fail(About { machine: Some(record.machine), ..About::default() }, error),
+            let name = PointName::Plain(record.point.clone());
+            match points::find_surely(&open.repo, &open.points, &open.damaged, &name) {
+                Ok(point) => chosen.push((point, Some(record))),
+                Err(error) => {
+                    session.fail(About { machine: Some(record.machine), ..About::default() }, error);
+                    are_all = false;
+                }
             }
+        }
+        let selection = format!("points of {}", Vec::from_iter(machines).join(" "));
+        self.prove(context, open, &selection, chosen, are_all, session)
+    }
+
+    /// Proves points as deep as asked for. `selection` names them, for the next sample; `are_all` says whether none of them is
+    /// missing.
+    fn prove(
+        &self,
+        context: &Context,
+        open: &Open,
+        selection: &str,
+        points: Vec<Wanted>,
+        are_all: bool,
+        session: &mut Session,
+    ) -> Result<(), CliError> {
+        let round = self.sample.map(|share| Round::go_on(&open.repo, selection, share));
+        let depth = match &round {
+            Some(round) => Depth::Sample(round.sector()),
+            None if self.quick => Depth::Quick,
+            None => Depth::Full,
+        };
+        let proven = prove_each(context, open, depth, points, Show::All, session)?;
+        if let Some(round) = round.filter(|_| are_all && proven.is_complete) {
+            round.done(&context.monitor);
         }
         Ok(())
     }
 }
 
-/// Proves points, one after the other, and notes what that came to.
-struct Prover<'a> {
-    context: &'a Context,
-    depth: Depth,
-    verifier: Verifier<'a>,
-    history: Remember<'a>,
+/// A point to be proven, and the record that asked for it: what that said beyond ours is passed on.
+type Wanted = (PointRef, Option<Point>);
+
+/// Every point of a repository that can be named; what cannot be is told.
+fn all_points(open: &Open, session: &mut Session) -> Vec<Wanted> {
+    for DamagedSnapshot { id, error } in &open.damaged {
+        let message = format!("snapshot {id} cannot be read: {error}");
+        session.fail(About::default(), CliError::new(Code::Damage, message));
+    }
+    for (_, error) in &open.damaged_indexes {
+        session.fail(About::default(), CliError::new(Code::Damage, error.to_string()));
+    }
+    open.points.iter().map(|point| (point.clone(), None)).collect()
 }
 
-impl<'a> Prover<'a> {
-    fn new(context: &'a Context, open: &'a Open, depth: Depth) -> Result<Prover<'a>, CliError> {
-        let verifier = Verifier::new(&open.repo, &open.index, depth)?;
-        Ok(Prover { context, depth, verifier, history: Remember::of(context, &open.repo.url()) })
+/// Proves the next sample of all points of a repository, and says in a check how it went; the points that are hit by
+/// damage, and no others, are printed.
+pub fn prove_sample(context: &Context, repo: &Repository, share: f64, session: &mut Session) -> Result<(), CliError> {
+    let open = open(context, repo.clone())?;
+    let unreadable = open.damaged.len() + open.damaged_indexes.len();
+    let points = all_points(&open, session);
+    let count = points.len();
+    let round = Round::go_on(&open.repo, ALL, share);
+    let proven = prove_each(context, &open, Depth::Sample(round.sector()), points, Show::Damaged, session)?;
+    let percent = share * 100.0;
+    let (status, detail) = match (proven.damaged, proven.is_complete) {
+        (0, true) if unreadable == 0 => (Status::Ok, format!("{percent}% of the chunks of {count} points are proven")),
+        (0, false) if unreadable == 0 => (Status::Unknown, format!("not all of {count} points could be looked at")),
+        (damaged, _) => (Status::Critical, format!("{damaged} of {count} points are damaged")),
+    };
+    let check = Check::new("sample", repo.url(), status, detail);
+    session.check(match status {
+        Status::Critical => check.hint("'kvmb verify --all' says all that is hit, and what is whole"),
+        _ => check,
+    });
+    if proven.is_complete {
+        round.done(&context.monitor);
     }
+    Ok(())
+}
 
-    /// Proves one point. `came` is the record that asked for it: what it said beyond ours is passed on.
-    fn verify(&mut self, point: &PointRef, came: Option<Point>, session: &mut Session) -> Result<(), CliError> {
-        let proven = match self.verifier.verify(point, &self.context.monitor, &self.context.stop) {
+/// Which points are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Show {
+    All,
+    Damaged,
+}
+
+/// What proving points came to.
+struct Proven {
+    /// How many are hit by damage.
+    damaged: usize,
+    /// Whether each was looked at.
+    is_complete: bool,
+}
+
+/// Proves points, one after the other, and notes what that came to.
+fn prove_each(
+    context: &Context,
+    open: &Open,
+    depth: Depth,
+    points: Vec<Wanted>,
+    show: Show,
+    session: &mut Session,
+) -> Result<Proven, CliError> {
+    let mut verifier = Verifier::new(&open.repo, &open.index, depth)?;
+    let history = Remember::of(context, &open.repo.url());
+    let mut all = Proven { damaged: 0, is_complete: true };
+    for (point, came) in points {
+        let proven = match verifier.verify(&point, &context.monitor, &context.stop) {
             Ok(proven) => proven,
             Err(error @ crate::ops::Error::Interrupted) => return Err(error.into()),
             Err(error) => {
                 session.fail(About { machine: Some(point.machine().to_owned()), ..About::default() }, error);
-                return Ok(());
+                all.is_complete = false;
+                continue;
             }
         };
-        self.history.verification(&proven, self.depth);
-        let printed = match came {
-            Some(came) => Point { verified: proven.verified.clone(), damage: proven.damage.clone(), ..came },
-            None => proven.clone(),
-        };
-        if proven.damage.is_empty() {
-            session.done(Record::Point(printed));
-            return Ok(());
+        history.verification(&proven, depth);
+        all.damaged += usize::from(!proven.damage.is_empty());
+        show_proven(proven, came, show, session);
+        if session.is_pointless() {
+            all.is_complete = false;
+            break;
         }
-        for damage in proven.damage.iter().take(10) {
-            let place = match (&damage.disk, damage.offset_bytes, damage.length_bytes) {
-                (Some(disk), Some(offset), Some(length)) => {
-                    format!(", disk {disk}, bytes {offset} to {}", offset + length)
-                }
-                _ => String::new(),
-            };
-            let (id, machine) = (point.id.short(), point.machine());
-            report(&format!("point {id} of {machine} is damaged{place}: {}", damage.error), None);
-        }
-        session.pass(&Record::Point(printed));
-        session.damage();
-        Ok(())
     }
+    Ok(all)
+}
+
+fn show_proven(proven: Point, came: Option<Point>, show: Show, session: &mut Session) {
+    let (point, machine) = (proven.point.get(..8).unwrap_or_default().to_owned(), proven.machine.clone());
+    let printed = match came {
+        Some(came) => Point { verified: proven.verified, damage: proven.damage, ..came },
+        None => proven,
+    };
+    if printed.damage.is_empty() {
+        if show == Show::All {
+            session.done(Record::Point(printed));
+        }
+        return;
+    }
+    for damage in printed.damage.iter().take(10) {
+        let place = match (&damage.disk, damage.offset_bytes, damage.length_bytes) {
+            (Some(disk), Some(offset), Some(length)) => format!(", disk {disk}, bytes {offset} to {}", offset + length),
+            _ => String::new(),
+        };
+        report(&format!("point {point} of {machine} is damaged{place}: {}", damage.error), None);
+    }
+    session.pass(&Record::Point(printed));
+    session.damage();
 }

@@ -44,7 +44,7 @@ pub struct Config {
     /// The user to log in as on the backup server; without it, the one that kvmb runs as.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup_user: Option<Written<UserName>>,
-    /// The folder on the backup server that holds the repository.
+    /// The folder on the backup server that holds the repository; if it holds other things, that is the folder kvmb in there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup_path: Option<Written<AbsolutePath>>,
     /// Whether backups run by themselves, at backup_freq.
@@ -112,6 +112,10 @@ pub struct Config {
     /// Whether each new point is read back and proven.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify: Option<bool>,
+    /// The share of all chunks of a repository that is read back and proven after each backup, each time the next one; without
+    /// it, none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verify_sample: Option<Written<Share>>,
 
     /// Which points are kept when 'kvmb prune' is given no rules.
     pub retention: Retention,
@@ -151,6 +155,7 @@ impl Default for Config {
             limit_upload: None,
             retry_for: None,
             verify: None,
+            verify_sample: None,
             retention: Retention::default(),
             hooks: Hooks::default(),
             log: Log::default(),

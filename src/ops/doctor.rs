@@ -193,9 +193,9 @@ fn age(version: (u32, u32, u32), needed: (u32, u32, u32), wanted: (u32, u32, u32
 
 fn of_job(job: &JobSurvey) -> Status {
     match job {
-        // What a killed run left, the next one clears.
-        JobSurvey::Free | JobSurvey::LeftOver { .. } => Status::Ok,
-        JobSurvey::Captured { .. } | JobSurvey::Foreign { .. } => Status::Warning,
+        // What a killed run left, the next one clears; until then it may keep the machine from starting.
+        JobSurvey::Free | JobSurvey::LeftOver { holds_off: false, .. } => Status::Ok,
+        JobSurvey::LeftOver { .. } | JobSurvey::Captured { .. } | JobSurvey::Foreign { .. } => Status::Warning,
         JobSurvey::Wedged { .. } => Status::Critical,
         JobSurvey::Unknown { .. } => Status::Unknown,
     }
@@ -323,7 +323,8 @@ mod tests {
         assert_eq!(held(JobSurvey::Wedged { message: "x".into() }), Some(Status::Critical));
         assert_eq!(held(JobSurvey::Foreign { job: "x".into() }), Some(Status::Warning));
         assert_eq!(held(JobSurvey::Unknown { error: "x".into() }), Some(Status::Unknown));
-        assert_eq!(held(JobSurvey::LeftOver { capture: "c-00000001".into() }), None);
+        let left = |holds_off| held(JobSurvey::LeftOver { capture: "c-00000001".into(), holds_off });
+        assert_eq!((left(false), left(true)), (None, Some(Status::Warning)));
         let stopped = MachineSurvey { state: State::Paused(PausedReason::IoError), ..machine() };
         assert_eq!(bad_of(&stopped), [(Status::Critical, Subject::StoppedByIoError)]);
         let closed = MachineSurvey { closed_folder: Some("/root".into()), ..machine() };

@@ -46,6 +46,12 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// Something is to be written into a folder that is not there.
+    #[error("there is no folder {}", path.display())]
+    NoFolder {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A program of QEMU's failed.
     #[error("{program} failed: {message}")]
     Program {

@@ -12,7 +12,7 @@
 //! | [`chain`] | what a backup can continue, disk by disk, and why not |
 //! | [`points`] | find restore points, by id or by time |
 //! | [`stored`] | the newest point of each machine, quickly |
-//! | [`verify`] | prove points |
+//! | [`verify`], [`sector`] | prove points, all of them or a part at a time |
 //! | [`pin`] | keep a point whatever the retention says |
 //! | [`prune`] | apply retention, free the space |
 //! | [`restore`] | bring a machine back: the one restore path |
@@ -39,6 +39,7 @@ pub mod release;
 pub mod remote;
 pub mod restore;
 mod scratch_watch;
+pub mod sector;
 pub mod snapshot;
 pub mod store_disk;
 pub mod stored;

@@ -1,7 +1,7 @@
 //! A repository, locked, with its index: in this order, so that nobody prunes what the index names.
 
 use super::{Result, Stop};
-use crate::repo::{self, Index, LockMode, RepoLock, Repository, SettlingLock};
+use crate::repo::{self, Adoption, Index, LockMode, RepoLock, Repository, SettlingLock};
 use rand::Rng;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -57,8 +57,25 @@ impl OpenRepo {
     /// The same, but the lock settles while the caller goes on, who must not write an index before [`OpenRepo::settle`].
     pub fn settling(repo: &Repository, stop: &Stop) -> Result<OpenRepo> {
         let settling = patiently(stop, || repo.begin_lock(LockMode::Shared))?;
+        let adoption = repo.begin_adoption();
         let index = Arc::new(repo.load_index()?);
-        Ok(OpenRepo { repo: repo.clone(), index, settling: Mutex::new(Some(settling)), lock: OnceLock::new() })
+        let settling = Mutex::new(Some(settling));
+        let mut open = OpenRepo { repo: repo.clone(), index, settling, lock: OnceLock::new() };
+        if let Some(adoption) = adoption {
+            open.adopt(adoption, stop)?;
+        }
+        Ok(open)
+    }
+
+    /// Makes use of what a run before this one has stored and not named.
+    fn adopt(&mut self, adoption: Adoption, stop: &Stop) -> Result<()> {
+        let adopted = adoption.finish(&self.index, self.settled_lock()?, &stop.flag())?;
+        stop.check()?;
+        if adopted > 0 {
+            tracing::info!("{adopted} packs of a run that was ended are used");
+            self.index = Arc::new(self.repo.load_index()?);
+        }
+        Ok(())
     }
 
     /// Waits until the lock is certain; fails when somebody else locked at the same moment.
@@ -73,13 +90,14 @@ impl OpenRepo {
 
     /// Fails when the lock may have been lost: then nothing may be committed.
     pub fn check_lock(&self) -> Result<()> {
+        Ok(self.settled_lock()?.check()?)
+    }
+
+    fn settled_lock(&self) -> Result<&RepoLock> {
         self.settle()?;
-        match self.lock.get() {
-            Some(lock) => Ok(lock.check()?),
-            None => {
-                let reason = "somebody else locked it at the same moment".to_owned();
-                Err(repo::Error::LockLost { url: self.repo.url(), reason }.into())
-            }
-        }
+        self.lock.get().ok_or_else(|| {
+            let reason = "somebody else locked it at the same moment".to_owned();
+            repo::Error::LockLost { url: self.repo.url(), reason }.into()
+        })
     }
 }

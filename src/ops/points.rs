@@ -5,13 +5,14 @@ use super::manifest::{DEFINITION, MANIFEST, Manifest, ManifestDisk};
 use super::{Error, Monitor, Result, Stop};
 use crate::capture::connection::{glob_matches, is_glob};
 use crate::capture::near::near_names;
+use crate::clock::last_moment_until;
 use crate::record;
 use crate::repo::{
     self, Content, DamagedSnapshot, Id, Index, LockMode, NodeKind, RepoLock, Repository, Snapshot, read_tree,
 };
 use crate::storage;
 use crate::units::Span;
-use chrono::{DateTime, Duration, FixedOffset, Local, NaiveDate, NaiveDateTime, TimeZone};
+use chrono::{DateTime, Duration, FixedOffset, Local, NaiveDate, NaiveDateTime};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// The tag that marks kvmb's snapshots among others in a repository.
@@ -110,7 +111,7 @@ fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset
     if let Ok(moment) = DateTime::parse_from_rfc3339(text) {
         return Some(moment);
     }
-    let local = |naive: NaiveDateTime| Local.from_local_datetime(&naive).latest().map(|time| time.fixed_offset());
+    let local = |naive| last_moment_until(&Local, naive).map(|moment| moment.fixed_offset());
     for form in ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"] {
         if let Ok(naive) = NaiveDateTime::parse_from_str(text, form) {
             // A table shows no parts of a second: what it shows must find its point.
@@ -436,6 +437,7 @@ pub fn to_record(repo: &Repository, id: &Id, snapshot: &Snapshot, manifest: &Man
 #[cfg(test)]
 mod tests {
     use super::*;
+    use chrono::TimeZone;
 
     #[test]
     fn points_are_named_as_the_manual_says() {

@@ -3,11 +3,11 @@
 use super::chunk_map::{Chunk, ChunkMap, Geometry, ZeroIds};
 use super::manifest::ManifestDisk;
 use super::points::{self, OpenPoint, PointRef, disk_file};
+use super::sector::Sector;
 use super::{Error, Monitor, Result, Stop};
 use crate::record::{self, Damage};
 use crate::repo::{self, BlobKind, Id, Index, Repository, read_blobs};
 use crate::storage::FileKind;
-use rand::Rng;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Mutex;
@@ -17,8 +17,8 @@ use std::sync::Mutex;
 pub enum Depth {
     /// Structure, and every chunk.
     Full,
-    /// Structure, and this fraction of the chunks, chosen anew each time.
-    Sample(f64),
+    /// Structure, and the chunks of this part of the circle.
+    Sample(Sector),
     /// Structure only: manifests, trees, index, and that every pack is there and long enough.
     Quick,
 }
@@ -136,7 +136,6 @@ impl<'a> Verifier<'a> {
 
     fn prove(&mut self, wanted: Vec<Id>, label: &str, monitor: &dyn Monitor, stop: &Stop) -> Result<()> {
         let (mut to_read, mut total_bytes) = (Vec::new(), 0);
-        let mut random = rand::rng();
         for id in wanted {
             if let Err(why) = self.located(&id) {
                 self.broken.insert(id, why);
@@ -144,7 +143,7 @@ impl<'a> Verifier<'a> {
             }
             let read = match self.depth {
                 Depth::Full => true,
-                Depth::Sample(fraction) => random.random_bool(fraction.clamp(0.0, 1.0)),
+                Depth::Sample(sector) => sector.contains(&id),
                 Depth::Quick => false,
             };
             if read {

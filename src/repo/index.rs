@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use super::crypto::OVERHEAD;
-use super::pack::{self, FinishedPack};
+use super::pack::{self, PackEntry};
 use super::{BlobKind, Error, Flaw, Id, Repository, Result};
 use crate::storage::FileKind;
 
@@ -106,20 +106,18 @@ pub(super) const MAX_BLOBS_PER_FILE: usize = 50_000;
 
 impl PendingIndex {
     /// Names a pack that is durable.
-    pub(super) fn add(&mut self, pack: &FinishedPack) {
-        let kind = match pack.kind {
-            BlobKind::Data => KindJson::Data,
-            BlobKind::Tree => KindJson::Tree,
-        };
-        let blobs = pack.entries.iter().map(|entry| BlobJson {
+    pub(super) fn add<'a>(&mut self, pack: Id, entries: impl Iterator<Item = (BlobKind, &'a PackEntry)>) {
+        let blobs = entries.map(|(kind, entry)| BlobJson {
             id: entry.id,
-            kind,
+            kind: match kind {
+                BlobKind::Data => KindJson::Data,
+                BlobKind::Tree => KindJson::Tree,
+            },
             offset: entry.offset,
             length: entry.length,
             uncompressed_length: entry.raw_length.unwrap_or(0),
         });
-        self.packs.push(PackJson { id: pack.id, blobs: blobs.collect() });
-        self.blobs += pack.entries.len();
+        self.add_again(PackJson { id: pack, blobs: blobs.collect() });
     }
 
     /// Names a pack as another index file did.

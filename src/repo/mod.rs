@@ -7,7 +7,8 @@
 //!
 //! # Order of things
 //! A prune beside a backup loses data unless both hold locks. So: [`Repository::lock`], then
-//! [`Repository::load_index`], then write; [`RepoLock::check`] before the snapshot is saved.
+//! [`Repository::load_index`], then write; [`RepoLock::check`] before the snapshot is saved. In between, whoever writes names
+//! what runs that ended badly have stored: [`Repository::begin_adoption`].
 //!
 //! # Memory
 //! | what | how much |
@@ -30,6 +31,7 @@ mod id;
 mod index;
 mod key;
 mod lock;
+mod memory;
 mod pack;
 mod polynomial;
 mod prune;
@@ -38,10 +40,12 @@ mod snapshot;
 mod time;
 mod transfer;
 mod tree;
+mod unfinished;
 mod writer;
 
 use std::fmt;
 use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,6 +62,7 @@ pub use id::{Id, ParseIdError};
 pub use index::{BlobLocation, Index};
 pub use key::KeyInfo;
 pub use lock::{LockInfo, LockMode, LockTiming, RepoLock, SettlingLock};
+pub use memory::Memory;
 pub use pack::BlobKind;
 pub use prune::{
     MaxUnused, ParseMaxUnusedError, PruneEvent, PruneLimits, PrunePlan, PruneSummary, PruneWatch, is_no_space,
@@ -66,6 +71,7 @@ pub use reader::read_blobs;
 pub use snapshot::{DamagedSnapshot, Snapshot, SnapshotList, StoredSnapshot};
 pub use transfer::copy_blobs;
 pub use tree::{Metadata, Node, NodeKind, Tree, read_tree, write_tree};
+pub use unfinished::Adoption;
 pub use writer::{Stored, WriteSummary, Writer, WriterOptions, ZERO_BLOB_BYTES, zero_blob_id};
 
 /// The first byte of what format 2 calls "unpacked": zstd-compressed JSON follows.
@@ -81,6 +87,7 @@ const SMALL_FILE_THREADS: usize = 8;
 #[derive(Clone)]
 pub struct Repository {
     inner: Arc<Inner>,
+    memory: Option<Arc<Memory>>,
 }
 
 struct Inner {
@@ -122,7 +129,7 @@ impl Repository {
         let config = Config::random()?;
         let key_id = KeyFile::add(&*storage, &key, password)?;
         config.save(&*storage, &key)?;
-        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }) })
+        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), memory: None })
     }
 
     /// Opens a repository with the first key that the password fits.
@@ -141,7 +148,18 @@ impl Repository {
         };
         let (key_id, key) = find_key(&*storage, &url, password)?;
         let config = Config::open(&mut sealed_config, &key, &url)?;
-        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }) })
+        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), memory: None })
+    }
+
+    /// The same repository, of which this host remembers something from run to run, below kvmb's data folder.
+    pub fn remembered_in(self, data_folder: &Path) -> Repository {
+        let memory = self.id().parse().ok().map(|id| Arc::new(Memory::new(data_folder, id)));
+        Repository { memory, ..self }
+    }
+
+    /// What this host remembers of it, if it was told where.
+    pub fn memory(&self) -> Option<&Memory> {
+        self.memory.as_deref()
     }
 
     /// The repository's own id, the same wherever it is copied to.

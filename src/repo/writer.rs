@@ -9,7 +9,7 @@
 //! An index file names only packs that are durable; it is written whenever 50,000 blobs or
 //! [`WriterOptions::index_interval`] have come together, so that an interrupted run is not for nothing, and at
 //! [`Writer::finish`]. Dropping a writer leaves packs that nobody names, or blobs that nobody refers to: harmless, and
-//! removed by the next prune.
+//! removed by the next prune, unless a run comes before that can use them ([`super::unfinished`]).
 //!
 //! Memory: two open packs, one in the channel, one in each writer thread; a compression context and two buffers of a
 //! blob's size for each thread that calls `put` at the same time; and for each new blob its id in a hash set.
@@ -28,6 +28,7 @@ use super::crypto::{IV_LENGTH, OVERHEAD};
 use super::index::PendingIndex;
 use super::pack::{FinishedPack, PackBuilder};
 use super::reader::Proven;
+use super::unfinished::Notes;
 use super::{BlobKind, Error, Id, Index, Repository, Result};
 use crate::storage::FileKind;
 
@@ -118,6 +119,7 @@ struct Shared {
     repo: Repository,
     options: WriterOptions,
     pending: Mutex<Pending>,
+    notes: Mutex<Noted>,
     /// Buffers of packs that were stored.
     spare: Mutex<Vec<Vec<u8>>>,
     failed: AtomicBool,
@@ -127,6 +129,18 @@ struct Shared {
     new_bytes: AtomicU64,
     stored_bytes: AtomicU64,
     packs: AtomicU64,
+}
+
+/// Whether the packs that are stored are noted.
+#[derive(Default)]
+enum Noted {
+    /// There is none yet.
+    #[default]
+    Nothing,
+    /// They are.
+    Packs(Notes),
+    /// It failed once.
+    GivenUp,
 }
 
 struct Pending {
@@ -151,6 +165,7 @@ impl Writer {
             repo: repo.clone(),
             options,
             pending: Mutex::new(Pending { index: PendingIndex::default(), since: Instant::now() }),
+            notes: Mutex::default(),
             spare: Mutex::default(),
             failed: AtomicBool::new(false),
             failure: OnceLock::new(),
@@ -305,6 +320,11 @@ impl Writer {
         let rest = std::mem::take(&mut lock(&self.shared.pending).index);
         if !rest.is_empty() {
             rest.save(&self.shared.repo)?;
+        }
+        if let Noted::Packs(notes) = std::mem::take(&mut *lock(&self.shared.notes))
+            && let Err(error) = notes.remove()
+        {
+            tracing::debug!(%error, "the notes of what was stored stay");
         }
         Ok(())
     }
@@ -461,12 +481,34 @@ impl Shared {
         let name = pack.id.to_string();
         self.repo.storage().write(FileKind::Pack, &name, &pack.bytes)?;
         self.packs.fetch_add(1, Ordering::Relaxed);
+        self.note(&pack.id);
         self.name(&pack)?;
         let mut spare = lock(&self.spare);
         if spare.len() < self.options.writers && pack.bytes.len() < 2 * self.options.pack_bytes {
             spare.push(pack.bytes);
         }
         Ok(())
+    }
+
+    /// Notes a durable pack, for whoever comes after us should we not live to name it.
+    fn note(&self, pack: &Id) {
+        let Some(memory) = self.repo.memory() else {
+            return;
+        };
+        let mut noted = lock(&self.notes);
+        let added = match &mut *noted {
+            Noted::GivenUp => return,
+            Noted::Packs(notes) => notes.add(pack),
+            Noted::Nothing => Notes::begin(memory).and_then(|mut notes| {
+                notes.add(pack)?;
+                *noted = Noted::Packs(notes);
+                Ok(())
+            }),
+        };
+        if let Err(error) = added {
+            tracing::warn!(%error, "cannot note what is stored: should this run be ended, it is stored again");
+            *noted = Noted::GivenUp;
+        }
     }
 
     /// Enters a durable pack into the pending index, and saves that when it is time.
@@ -478,7 +520,7 @@ impl Shared {
             pending.since = Instant::now();
             std::mem::take(&mut pending.index)
         });
-        pending.index.add(pack);
+        pending.index.add(pack.id, pack.entries.iter().map(|entry| (pack.kind, entry)));
         drop(pending);
         match due {
             Some(index) if !index.is_empty() => index.save(&self.repo).map(drop),

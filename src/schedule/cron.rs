@@ -12,13 +12,11 @@
 //! | either begins with `*`: `*/30 * * * *` | what fell into it is left out | runs both times |
 
 use super::field::{Field, Values};
-use chrono::{DateTime, Duration, NaiveDateTime, Offset, TimeZone, Utc};
+use crate::clock::{LARGEST_CHANGE_MINUTES, moments_of};
+use chrono::{DateTime, Duration, NaiveDateTime, TimeZone, Utc};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
-
-/// Larger changes of the clock than this are no daylight saving time to cron.
-const LARGEST_CLOCK_CHANGE_MINUTES: i64 = 180;
 
 /// Why a text is no cron expression.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -123,7 +121,7 @@ impl Cron {
         let Some(times) = &self.times else { return Vec::new() };
         let zone = after.timezone();
         // A time that was skipped runs after the change, so that what is before `after` may run after it.
-        let from = after.naive_local() - Duration::minutes(LARGEST_CLOCK_CHANGE_MINUTES);
+        let from = after.naive_local() - Duration::minutes(LARGEST_CHANGE_MINUTES);
         let (mut found, mut waiting) = (Vec::new(), BTreeSet::new());
         for local in times.local_times(from) {
             let moments = times.moments(&zone, local);
@@ -213,7 +211,7 @@ impl Times {
         let is_pattern = self.minutes.starred || self.hours.starred;
         let mut moments = moments_of(zone, local);
         if moments.is_empty() && !is_pattern {
-            let mut minutes = 1..LARGEST_CLOCK_CHANGE_MINUTES;
+            let mut minutes = 1..LARGEST_CHANGE_MINUTES;
             let later =
                 minutes.find_map(|minutes| moments_of(zone, local + Duration::minutes(minutes)).into_iter().next());
             moments.extend(later);
@@ -223,18 +221,6 @@ impl Times {
         }
         moments
     }
-}
-
-/// The moments when a clock shows a time, in order: none where it is skipped, two where it comes twice. What chrono's
-/// `Local` says of this is wrong for the first minute of an hour that is skipped or comes twice; the other way, from a
-/// moment to a time, it is right.
-fn moments_of<Z: TimeZone>(zone: &Z, local: NaiveDateTime) -> Vec<DateTime<Z>> {
-    let offsets = [-1, 1].map(|days| zone.offset_from_utc_datetime(&(local + Duration::days(days))).fix());
-    let moments = offsets.map(|offset| zone.from_utc_datetime(&(local - offset)));
-    let mut moments: Vec<_> = moments.into_iter().filter(|moment| moment.naive_local() == local).collect();
-    moments.sort();
-    moments.dedup();
-    moments
 }
 
 #[cfg(test)]

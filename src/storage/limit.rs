@@ -59,6 +59,10 @@ impl Storage for LimitStorage {
         self.inner.remove_leftovers()
     }
 
+    fn is_taken(&self) -> Result<bool> {
+        self.inner.is_taken()
+    }
+
     fn free_bytes(&self) -> Result<Option<u64>> {
         self.inner.free_bytes()
     }

@@ -240,6 +240,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
         Ok(())
     }
 
+    /// Whether the place holds other things, and neither a repository nor the remains of one. Only a server's folder is
+    /// ever looked at so.
+    fn is_taken(&self) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Room left for new files, if the place can tell.
     fn free_bytes(&self) -> Result<Option<u64>>;
 }

@@ -169,6 +169,10 @@ impl Storage for RetryStorage {
         self.persist(|_| self.inner.remove_leftovers())
     }
 
+    fn is_taken(&self) -> Result<bool> {
+        self.persist(|_| self.inner.is_taken())
+    }
+
     fn free_bytes(&self) -> Result<Option<u64>> {
         self.persist(|_| self.inner.free_bytes())
     }

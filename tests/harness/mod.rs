@@ -14,6 +14,7 @@
 //! | [`Env::restic`] | restic's opinion of a repository |
 //! | [`Env::sshd`] | an SSH server with accounts of its own |
 //! | [`Env::with_libvirtd`] | a libvirtd of the test's own, to be killed and started again |
+//! | [`host::Host`] | crontabs, `/etc/cron.d` and systemd units of the test's own |
 //! | [`Env::tmpfs`] | a small file system, to run out of room |
 //! | [`Env::pty`] | kvmb on a terminal |
 //!
@@ -25,6 +26,7 @@
 pub mod call;
 pub mod change;
 pub mod guest;
+pub mod host;
 pub mod libvirt;
 pub mod libvirtd;
 pub mod machine;

@@ -11,7 +11,6 @@ mod scripts;
 pub use candidates::{
     captures, connections, disk_paths, disks, machine_disks, machines, point_machines, points, repositories,
 };
-pub use scripts::{Bash, Zsh};
 
 use crate::cli::exit_code::ExitCode;
 use crate::cli::output;
@@ -23,7 +22,7 @@ use std::fs::File;
 pub const VARIABLE: &str = "KVMB_COMPLETE";
 
 /// The shells that scripts are written for.
-pub const SHELLS: Shells<'static> = Shells(&[&Bash, &Zsh, &Fish]);
+pub const SHELLS: Shells<'static> = Shells(&[&scripts::BASH, &scripts::ZSH, &Fish]);
 
 /// Answers a shell, if one asks.
 pub fn answer() -> Option<ExitCode> {

@@ -1,16 +1,25 @@
 //! The scripts for bash and zsh. The library's own, which fish gets, do not know that `vm1@latest` is one word to bash, nor that
 //! more is to come behind `vda=`.
 
-use clap_complete::env::EnvCompleter;
+use clap_complete::env::{self, EnvCompleter};
 use std::ffi::OsString;
 use std::io::{Result, Write};
 use std::path::Path;
 
-/// Completes in bash.
+/// A shell that asks by a script of ours, and is answered by the library.
 #[derive(Debug, Clone, Copy)]
-pub struct Bash;
+pub struct Scripted<S> {
+    shell: S,
+    script: &'static str,
+}
 
-const BASH: &str = r#"_NAME() {
+/// Completes in bash.
+pub const BASH: Scripted<env::Bash> = Scripted { shell: env::Bash, script: BASH_SCRIPT };
+
+/// Completes in zsh.
+pub const ZSH: Scripted<env::Zsh> = Scripted { shell: env::Zsh, script: ZSH_SCRIPT };
+
+const BASH_SCRIPT: &str = r#"_NAME() {
     local line=${COMP_LINE:0:COMP_POINT} words=() word gap typed i
     # What stands together on the line is one word, although bash takes it apart at '@', ':' and '='.
     for ((i = 0; i <= COMP_CWORD; i++)); do
@@ -35,35 +44,7 @@ const BASH: &str = r#"_NAME() {
 complete -o nosort -F _NAME BIN
 "#;
 
-impl EnvCompleter for Bash {
-    fn name(&self) -> &'static str {
-        "bash"
-    }
-
-    fn is(&self, name: &str) -> bool {
-        name == "bash"
-    }
-
-    fn write_registration(&self, var: &str, name: &str, bin: &str, completer: &str, to: &mut dyn Write) -> Result<()> {
-        write_script(BASH, var, name, bin, completer, to)
-    }
-
-    fn write_complete(
-        &self,
-        command: &mut clap::Command,
-        words: Vec<OsString>,
-        folder: Option<&Path>,
-        to: &mut dyn Write,
-    ) -> Result<()> {
-        clap_complete::env::Bash.write_complete(command, words, folder, to)
-    }
-}
-
-/// Completes in zsh.
-#[derive(Debug, Clone, Copy)]
-pub struct Zsh;
-
-const ZSH: &str = r#"#compdef BIN
+const ZSH_SCRIPT: &str = r#"#compdef BIN
 _NAME() {
     local -a found whole open
     local word
@@ -79,17 +60,18 @@ _NAME() {
 if [[ ${funcstack[1]} == _NAME ]]; then _NAME "$@"; else compdef _NAME BIN; fi
 "#;
 
-impl EnvCompleter for Zsh {
+impl<S: EnvCompleter> EnvCompleter for Scripted<S> {
     fn name(&self) -> &'static str {
-        "zsh"
+        self.shell.name()
     }
 
     fn is(&self, name: &str) -> bool {
-        name == "zsh"
+        self.shell.is(name)
     }
 
     fn write_registration(&self, var: &str, name: &str, bin: &str, completer: &str, to: &mut dyn Write) -> Result<()> {
-        write_script(ZSH, var, name, bin, completer, to)
+        let script = self.script.replace("NAME", name).replace("COMPLETER", completer);
+        to.write_all(script.replace("BIN", bin).replace("VAR", var).as_bytes())
     }
 
     fn write_complete(
@@ -99,11 +81,6 @@ impl EnvCompleter for Zsh {
         folder: Option<&Path>,
         to: &mut dyn Write,
     ) -> Result<()> {
-        clap_complete::env::Zsh.write_complete(command, words, folder, to)
+        self.shell.write_complete(command, words, folder, to)
     }
-}
-
-fn write_script(script: &str, var: &str, name: &str, bin: &str, completer: &str, to: &mut dyn Write) -> Result<()> {
-    let script = script.replace("NAME", name).replace("COMPLETER", completer);
-    to.write_all(script.replace("BIN", bin).replace("VAR", var).as_bytes())
 }

@@ -5,7 +5,7 @@ mod test;
 
 use crate::cli::Context;
 use crate::cli::failure::CliError;
-use crate::cli::repo_args::RepoArgs;
+use crate::cli::repo_args::{OWN_FOLDER, RepoArgs};
 use crate::cli::session::Session;
 use crate::cli::ssh_access;
 use crate::storage::sftp::{Access, Target};
@@ -51,9 +51,20 @@ struct ServerArgs {
     repo: RepoArgs,
 }
 
+/// The server, and how to get there.
+struct Server {
+    target: Target,
+    access: Access,
+    /// The repository's folder in the target, should that hold other things.
+    below: Option<&'static str>,
+}
+
 impl ServerArgs {
-    fn open(&self, context: &Context) -> Result<(Target, Access), CliError> {
-        let url = match context.config().remote_url().filter(|_| !self.repo.is_named()) {
+    fn open(&self, context: &Context) -> Result<Server, CliError> {
+        let configured = context.config().remote_url();
+        // Without -r and its variable, it is the configuration's first repository, which may be a folder.
+        let is_named = self.repo.is_named() && self.repo.repo != context.config().primary_repo();
+        let url = match configured.clone().filter(|_| !is_named) {
             Some(configured) => configured,
             None => self.repo.url()?,
         };
@@ -66,6 +77,7 @@ impl ServerArgs {
         let target = Target::parse(&url).map_err(CliError::usage)?;
         let access =
             ssh_access::access(context, self.repo.ssh_password_file.as_deref(), self.accept_host_key.as_deref())?;
-        Ok((target, access))
+        let is_configured = configured.is_some_and(|configured| Target::parse(&configured).as_ref() == Ok(&target));
+        Ok(Server { target, access, below: is_configured.then_some(OWN_FOLDER) })
     }
 }

@@ -1,6 +1,6 @@
 //! `kvmb remote setup`
 
-use super::ServerArgs;
+use super::{Server, ServerArgs};
 use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::session::Session;
@@ -30,7 +30,7 @@ pub struct SetupArgs {
 
 impl SetupArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
-        let (target, access) = self.server.open(context)?;
+        let Server { target, access, .. } = self.server.open(context)?;
         let comment = format!("kvmb@{}", host_name());
         setup(&target, &access, &comment, self.dry_run, &mut |change| {
             // Only all steps together make it done.

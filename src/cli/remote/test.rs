@@ -1,6 +1,6 @@
 //! `kvmb remote test`
 
-use super::ServerArgs;
+use super::{Server, ServerArgs};
 use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::session::Session;
@@ -33,10 +33,10 @@ const CLOCK_SECONDS: u64 = 60;
 
 impl TestArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
-        let (target, access) = self.server.open(context)?;
+        let Server { target, access, below } = self.server.open(context)?;
         let url = target.to_string();
         let mut last = None;
-        examine(&target, &access, &mut |step, result| {
+        examine(&target, &access, below, &mut |step, result| {
             last = Some((step, result.is_ok()));
             let check = match result {
                 Ok(finding) => judge(step, finding, &url),
@@ -100,21 +100,26 @@ fn judge(step: Step, finding: Finding, url: &str) -> Check {
                 false => ok(format!("{account} is let in {how}")),
             }
         }
-        Finding::Path { path, place, removable } => match (place, removable) {
-            (Place::Missing, _) => warning(
-                format!("the folder is not there yet; {path} can be written to"),
-                &format!("kvmb init -r {}", quoted(url)),
-            ),
-            (Place::Folder, true) => warning(
-                format!("{path} can be written to, and holds no repository yet"),
-                &format!("kvmb init -r {}", quoted(url)),
-            ),
-            (_, false) => warning(
-                format!("{path} can be written to, but nothing can be removed there"),
-                "such a server protects what is stored; 'kvmb prune' must be run on its side",
-            ),
-            (Place::Repository, true) => ok(format!("{path} holds a repository and can be written to")),
-        },
+        Finding::Path { path, place, removable, beside } => {
+            let beside = beside
+                .map(|folder| format!("{folder} holds other things: the repository has a folder of its own there; "));
+            let beside = beside.unwrap_or_default();
+            match (place, removable) {
+                (Place::Missing, _) => warning(
+                    format!("{beside}the folder is not there yet; {path} can be written to"),
+                    &format!("kvmb init -r {}", quoted(url)),
+                ),
+                (Place::Folder, true) => warning(
+                    format!("{beside}{path} can be written to, and holds no repository yet"),
+                    &format!("kvmb init -r {}", quoted(url)),
+                ),
+                (_, false) => warning(
+                    format!("{beside}{path} can be written to, but nothing can be removed there"),
+                    "such a server protects what is stored; 'kvmb prune' must be run on its side",
+                ),
+                (Place::Repository, true) => ok(format!("{beside}{path} holds a repository and can be written to")),
+            }
+        }
         Finding::Space { free_bytes: None } => {
             Check::new(word(step), url, Status::Unknown, "the server does not tell how much room it has")
         }

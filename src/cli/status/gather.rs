@@ -9,6 +9,7 @@ use crate::cli::Context;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::key;
 use crate::cli::repo_args::{DefaultRepo, RepoArgs, data_folder};
+use crate::config::Config;
 use crate::history::{History, Memory};
 use crate::ops::Monitor;
 use crate::ops::discover::host_name;
@@ -81,25 +82,41 @@ struct Known {
 enum Wanted<'a> {
     /// Those that were named here.
     Named(&'a [String]),
-    /// Those that the configuration takes, and not those that it leaves out.
-    Configured { taken: Vec<String>, left_out: Vec<String> },
+    /// Those that the configuration takes.
+    Configured(&'a Selected),
     /// Those that the schedules name.
     Scheduled(Vec<String>),
     /// All.
     All,
 }
 
-impl<'a> Wanted<'a> {
-    fn new(context: &Context, names: &'a [String], schedules: &[Scheduled]) -> Wanted<'a> {
-        let selected = &context.config().selected_vms;
+/// `selected_vms` of the configuration.
+struct Selected {
+    taken: Vec<String>,
+    left_out: Vec<String>,
+}
+
+impl Selected {
+    fn new(config: &Config) -> Selected {
         let chosen = |wanted: bool| {
-            selected.iter().filter(|(_, taken)| **taken == wanted).map(|(name, _)| name.text().to_owned()).collect()
+            let chosen = config.selected_vms.iter().filter(|(_, taken)| **taken == wanted);
+            chosen.map(|(name, _)| name.text().to_owned()).collect()
         };
-        let taken: Vec<String> = chosen(true);
+        Selected { taken: chosen(true), left_out: chosen(false) }
+    }
+
+    fn takes(&self, machine: &str) -> bool {
+        let any = |patterns: &[String]| patterns.iter().any(|pattern| name_matches(pattern, machine));
+        any(&self.taken) && !any(&self.left_out)
+    }
+}
+
+impl<'a> Wanted<'a> {
+    fn new(selected: &'a Selected, names: &'a [String], schedules: &[Scheduled]) -> Wanted<'a> {
         let scheduled: Vec<String> = schedules.iter().flat_map(|schedule| schedule.names().iter().cloned()).collect();
         match () {
             () if !names.is_empty() => Wanted::Named(names),
-            () if !taken.is_empty() => Wanted::Configured { taken, left_out: chosen(false) },
+            () if !selected.taken.is_empty() => Wanted::Configured(selected),
             () if scheduled.is_empty() || schedules.iter().any(Scheduled::takes_all) => Wanted::All,
             () => Wanted::Scheduled(scheduled),
         }
@@ -111,7 +128,7 @@ impl<'a> Wanted<'a> {
             Wanted::All => true,
             Wanted::Named(names) => any(names),
             Wanted::Scheduled(names) => any(names),
-            Wanted::Configured { taken, left_out } => any(taken) && !any(left_out),
+            Wanted::Configured(selected) => selected.takes(name),
         }
     }
 
@@ -121,7 +138,7 @@ impl<'a> Wanted<'a> {
             Wanted::All => &[],
             Wanted::Named(names) => names,
             Wanted::Scheduled(names) => names,
-            Wanted::Configured { taken, .. } => taken,
+            Wanted::Configured(selected) => &selected.taken,
         };
         names.iter().filter(|name| !is_glob(name) && self.takes(name, name)).collect()
     }
@@ -151,11 +168,16 @@ pub fn gather(context: &Context, request: Request) -> Result<Report, CliError> {
         }
     };
     let (mut stored, repository) = look(context, &repo, &first);
-    let wanted = Wanted::new(context, names, &schedules);
+    let selected = Selected::new(context.config());
+    let wanted = Wanted::new(&selected, names, &schedules);
     let memories = remembered(context, &repo);
     let mut facts = subjects(known.as_deref(), &wanted, stored.as_mut(), &memories)?;
     for facts in &mut facts {
-        facts.next_run = next_run(context, &schedules, &facts.machine).filter(|_| facts.standing == Standing::Selected);
+        if facts.standing == Standing::Selected {
+            let is_configured = selected.takes(&facts.machine);
+            let takes = schedules.iter().filter(|schedule| schedule.takes(&facts.machine, is_configured));
+            facts.next_run = takes.filter_map(Scheduled::next_run).min();
+        }
     }
     let damaged = stored.as_ref().map(|stored| stored.damaged.len()).unwrap_or_default();
     others.push(repository_check(&repo, repository, damaged, &schedules));
@@ -214,16 +236,6 @@ fn remembered(context: &Context, url: &str) -> Vec<Memory> {
     let (memories, errors) = History::of(&folder, url).all();
     errors.iter().for_each(|error| context.monitor.warn(&error.to_string()));
     memories
-}
-
-fn next_run(context: &Context, schedules: &[Scheduled], machine: &str) -> Option<Time> {
-    let (taken, left_out): (Vec<_>, Vec<_>) = context.config().selected_vms.iter().partition(|(_, taken)| **taken);
-    let any = |names: &[(_, _)]| {
-        names.iter().any(|(name, _): &(&crate::config::rules::Written<_>, &bool)| name_matches(name.text(), machine))
-    };
-    let configured = any(&taken) && !any(&left_out);
-    let takes = schedules.iter().filter(|schedule| schedule.takes(machine, configured));
-    takes.filter_map(Scheduled::next_run).min()
 }
 
 /// The machines that a status is about, in the order of their names, with all that is known of each.

@@ -6,6 +6,7 @@ use crate::storage::sftp::authenticate::{Login, authenticate};
 use crate::storage::sftp::connect::connect;
 use crate::storage::sftp::files::{Fault, Files, Refusal};
 use crate::storage::sftp::route::Route;
+use crate::storage::sftp::storage::is_taken;
 use crate::storage::sftp::{Access, Target};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -67,6 +68,8 @@ pub enum Finding {
         place: Place,
         /// Whether what was written could be removed again.
         removable: bool,
+        /// The folder that was asked for, where it holds other things and the repository is below it.
+        beside: Option<String>,
     },
     /// The room; none if the server cannot tell.
     Space {
@@ -103,15 +106,22 @@ const PIECE_BYTES: usize = 4 << 20;
 const MOST_PIECES: usize = 12;
 const LONGEST: Duration = Duration::from_secs(3);
 
-/// Takes the steps; `told` hears of each. After one that failed the others are not tried.
-pub fn examine(target: &Target, access: &Access, told: &mut dyn FnMut(Step, Result<Finding>)) {
+/// Takes the steps; `told` hears of each. After one that failed the others are not tried. `below` is the repository's folder
+/// in the target, should that hold other things.
+pub fn examine(target: &Target, access: &Access, below: Option<&str>, told: &mut dyn FnMut(Step, Result<Finding>)) {
     let mut step = Step::Reach;
-    if let Err(error) = walk(target, access, &mut step, told) {
+    if let Err(error) = walk(target, access, below, &mut step, told) {
         told(step, Err(error));
     }
 }
 
-fn walk(target: &Target, access: &Access, step: &mut Step, told: &mut dyn FnMut(Step, Result<Finding>)) -> Result<()> {
+fn walk(
+    target: &Target,
+    access: &Access,
+    below: Option<&str>,
+    step: &mut Step,
+    told: &mut dyn FnMut(Step, Result<Finding>),
+) -> Result<()> {
     use crate::storage::sftp::Error as Server;
     let unreached = unreached(target);
     let route = Route::find(target, access).map_err(&unreached)?;
@@ -140,6 +150,15 @@ fn walk(target: &Target, access: &Access, step: &mut Step, told: &mut dyn FnMut(
     told(Step::Login, Ok(Finding::LoggedIn { account: route.account(), by }));
 
     *step = Step::Path;
+    let mut target = target.clone();
+    let mut beside = None;
+    if let Some(below) = below
+        && is_taken(&files, &target.path).map_err(failed(&target, "list", &target.path))?
+    {
+        beside = Some(target.path.clone());
+        target.path = format!("{}/{below}", target.path);
+    }
+    let target = &target;
     let (folder, place) = find_place(&files, target)?;
     let probe = format!("{folder}/kvmb-tmp-{:016x}", rand::random::<u64>());
     let now = SystemTime::now();
@@ -151,7 +170,7 @@ fn walk(target: &Target, access: &Access, step: &mut Step, told: &mut dyn FnMut(
         Err(fault) => return Err(failed(target, "remove", &probe)(fault)),
     };
     let path = files.real_path(&folder).unwrap_or(folder.clone());
-    told(Step::Path, Ok(Finding::Path { path, place, removable }));
+    told(Step::Path, Ok(Finding::Path { path, place, removable, beside }));
 
     *step = Step::Space;
     let free_bytes = files.free_bytes(&folder).map_err(failed(target, "examine", &folder))?;

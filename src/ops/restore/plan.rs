@@ -326,8 +326,8 @@ fn refuse_without_folder(path: &Path) -> Result<()> {
     if folder.is_dir() {
         return Ok(());
     }
-    let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-    Err(Error::Io { action: "write to the folder", path: folder.to_owned(), source })
+    // Not made: it may be the folder of a disk that is not mounted, or mistyped.
+    Err(Error::NoFolder { path: folder.to_owned() })
 }
 
 /// Refuses when two of the things to be written (name, path) would end in one file or device.

@@ -293,10 +293,25 @@ impl Storage for SftpStorage {
         Ok(())
     }
 
+    fn is_taken(&self) -> Result<bool> {
+        let root = &self.target.path;
+        self.pool.with(|files| is_taken(files, root)).map_err(|fault| self.fault("list", root, fault))
+    }
+
     fn free_bytes(&self) -> Result<Option<u64>> {
         let root = &self.target.path;
         self.pool.with(|files| files.free_bytes(root)).map_err(|fault| self.fault("examine", root, fault))
     }
+}
+
+/// See [`Storage::is_taken`].
+pub fn is_taken(files: &Files, root: &str) -> std::result::Result<bool, Fault> {
+    let entries = match files.list(root) {
+        Err(fault) if fault.is_not_found() => return Ok(false),
+        other => other?,
+    };
+    let is_ours = |name: &str| FileKind::ALL.iter().any(|kind| kind.folder() == name);
+    Ok(!entries.is_empty() && !entries.iter().any(|entry| is_ours(&entry.name)))
 }
 
 /// The folder that a path is in.
