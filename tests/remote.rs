@@ -276,6 +276,11 @@ fn the_configured_folder_may_hold_other_things_and_then_the_repository_has_one_o
     fs::remove_file(empty.join("config")).unwrap();
     let failure = env.kvmb(["points", "-r", &url]).run().assert_code(4).record_of("failure");
     assert!(failure["error"].as_str().unwrap().contains("/empty has lost its config"), "{failure}");
+    // A folder of this host is at hand even if the way to the server cannot be told.
+    fs::write(env.path("home/.ssh/config"), b"\xff").unwrap();
+    env.kvmb(["points"]).run().assert_ok();
+    env.kvmb(["points", "-r", &url]).run().assert_code(2).assert_stderr_has(".ssh/config");
+    fs::remove_file(env.path("home/.ssh/config")).unwrap();
     // An address that no configuration has is what it says.
     env.configure(&json!({}));
     let url = format!("sftp://{USER}@127.0.0.1:{}/{}", sshd.port(), folder.display());

@@ -191,6 +191,10 @@ impl RepoArgs {
     /// Whether this is the repository of the configuration's backup server, under either of its addresses.
     pub fn is_of_server(&self, context: &Context) -> Result<bool, CliError> {
         let Some(server) = context.config().remote_url() else { return Ok(false) };
+        // A folder of this host is at hand whether or not the way to a server can be told.
+        if !self.url()?.starts_with("sftp:") {
+            return Ok(false);
+        }
         let server = context.storage(&server, self.ssh_password_file.as_deref())?.url();
         let url = self.storage(context)?.url();
         Ok(url == server || url == format!("{server}/{OWN_FOLDER}"))
@@ -200,12 +204,11 @@ impl RepoArgs {
     /// repository is a folder of its own in there.
     pub fn settled_storage(&self, context: &Context) -> Result<Arc<dyn Storage>, CliError> {
         let storage = self.storage(context)?;
-        let Some(configured) = context.config().remote_url() else { return Ok(storage) };
-        let is_configured = context.storage(&configured, self.ssh_password_file.as_deref())?.url() == storage.url();
-        if !is_configured || !storage.is_taken().map_err(storage_error)? {
+        let Some(server) = context.config().remote_url() else { return Ok(storage) };
+        if !self.is_of_server(context)? || !storage.is_taken().map_err(storage_error)? {
             return Ok(storage);
         }
-        RepoArgs { repo: Some(format!("{configured}/{OWN_FOLDER}")), ..self.clone() }.storage(context)
+        RepoArgs { repo: Some(format!("{server}/{OWN_FOLDER}")), ..self.clone() }.storage(context)
     }
 
     /// Opens the repository. Somebody who is asked for its password may mistype it twice.
