@@ -84,7 +84,7 @@ mod tests {
         for folder in ["/var/tmp", "/dev/shm"] {
             let file = tempfile::tempfile_in(folder).unwrap();
             let image = ImageFile::new(file);
-            let bytes = noise((1 << 20) + 4096 + 100);
+            let bytes = noise((1 << 20) + (32 << 10));
             let mut at = 0;
             for length in [4096, 512 << 10, 512, 3584, 8192, 4095, 1, (512 << 10) - 4096, 100] {
                 image.write_all_at(&bytes[at..at + length], at as u64).unwrap();
