@@ -160,7 +160,29 @@ fn writers_and_prunes_at_once_lose_nothing() {
     env2.assert_nothing_left();
 }
 
-/// Backs up a machine that changes much, and is mostly killed before it is done.
+/// Begins to back up a machine and kills that as soon as it has stored a pack that no index names; its output if it was done
+/// before.
+fn killed_backup(machine: &Machine, repo: &str) -> Option<Output> {
+    let env = machine.env();
+    let has_noted = || {
+        let repositories = fs::read_dir(env.path("data/repositories")).into_iter().flatten().flatten();
+        let folders = repositories.flat_map(|repository| fs::read_dir(repository.path().join("unfinished")));
+        folders.flatten().flatten().any(|file| file.metadata().is_ok_and(|file| file.len() > 0))
+    };
+    let mut running = env.kvmb(["backup", "-r", repo, "--limit-upload", "24M", "--", machine.name()]).spawn();
+    // What the run before has noted is gone when this one has opened the repository.
+    wait_until("it has opened the repository", Duration::from_secs(60), || running.has_ended() || !has_noted());
+    wait_until("it has stored a pack", Duration::from_secs(60), || running.has_ended() || has_noted());
+    if running.has_ended() {
+        return Some(running.wait());
+    }
+    harness::process::kill(running.pid());
+    running.wait();
+    wait_until("its servers are gone", Duration::from_secs(10), || machine.servers().is_empty());
+    None
+}
+
+/// Backs up a machine that changes much, and is killed in every second run.
 fn keep_being_killed(
     machine: &Machine,
     repo: &str,
@@ -169,26 +191,20 @@ fn keep_being_killed(
     stored: &Mutex<BTreeMap<String, Models>>,
 ) -> usize {
     let (mut seed, mut killed) = (rand::rng().random::<u64>(), 0);
-    while Instant::now() < end {
-        seed += 1;
-        machine.write_bytes("vda", 0, &noise(seed, 40 * MIB));
-        let models = machine.models();
-        let call = machine.env().kvmb(["backup", "-r", repo, "--limit-upload", "24M", "--", machine.name()]);
-        let mut running = call.spawn();
-        let moment = Instant::now() + Duration::from_millis(rand::rng().random_range(500..3500));
-        while Instant::now() < moment && !running.has_ended() {
-            thread::sleep(Duration::from_millis(20));
-        }
-        if !running.has_ended() && !seed.is_multiple_of(4) {
-            harness::process::kill(running.pid());
-            running.wait();
-            killed += 1;
-            continue;
-        }
-        let output = running.wait();
-        if counts.is_done(&output, &counts.backups) {
+    let store = |output: &Output, models: Models| {
+        if counts.is_done(output, &counts.backups) {
             stored.lock().unwrap().insert(text(&output.record_of("point"), "point").to_owned(), models);
         }
+    };
+    while Instant::now() < end {
+        seed = seed.wrapping_add(1);
+        machine.write_bytes("vda", 0, &noise(seed, 40 * MIB));
+        match killed_backup(machine, repo) {
+            Some(output) => store(&output, machine.models()),
+            None => killed += 1,
+        }
+        let output = machine.env().kvmb(["backup", "-r", repo, "--", machine.name()]).run();
+        store(&output, machine.models());
     }
     killed
 }
@@ -197,7 +213,7 @@ fn keep_being_killed(
 fn killed_writers_whose_packs_are_used_and_prunes_at_once_lose_nothing() {
     let (env1, env2) = (Env::new("killed 1"), Env::new("killed 2"));
     let repo = init(&env1);
-    let machine = env1.machine("vm").disk(Disk::raw(40 * MIB)).start_paused();
+    let machine = env1.machine("vm").disk(Disk::raw(40 * MIB)).define();
     let other = env2.machine("vm").disk(Disk::raw(4 * MIB)).define();
     let (counts, stored) = (Counts::default(), Mutex::new(BTreeMap::new()));
     let end = Instant::now() + TOGETHER;
@@ -208,7 +224,9 @@ fn killed_writers_whose_packs_are_used_and_prunes_at_once_lose_nothing() {
         killed.join().unwrap()
     });
     let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
-    // What the last one left.
+    // And once more, when no prune comes in between.
+    machine.write_bytes("vda", 0, &noise(1, 40 * MIB));
+    assert!(killed_backup(&machine, &repo).is_none(), "it is too fast for this test");
     let (models, point) = (machine.models(), backup(&machine));
     stored.lock().unwrap().insert(text(&point, "point").to_owned(), models);
     let log = fs::read_to_string(env1.log_file()).unwrap();
@@ -221,7 +239,7 @@ fn killed_writers_whose_packs_are_used_and_prunes_at_once_lose_nothing() {
         count(&counts.restic_prunes),
         count(&counts.busy)
     );
-    assert!(killed > 1 && count(&counts.prunes) > 0, "nothing came together");
+    assert!(killed > 0 && adopted > 0 && count(&counts.prunes) > 0, "nothing came together");
     env1.restic(&repo).check();
     let stored = stored.into_inner().unwrap();
     for point in &env1.kvmb(["points", "-r", &repo]).run().assert_ok().records_of("point") {

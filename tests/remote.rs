@@ -45,6 +45,8 @@ fn setup_on_a_terminal_asks_for_the_fingerprint_and_the_password_and_then_cron_n
     terminal.expect("Is it the right one");
     terminal.send("y");
     terminal.expect(&format!("Password of {USER}@127.0.0.1"));
+    terminal.send("swordfihs\r");
+    terminal.expect("please try again");
     terminal.send(&format!("{SSH_PASSWORD}\r"));
     let output = terminal.wait().assert_ok();
     assert!(!output.stdout().contains(SSH_PASSWORD), "{output}");

@@ -5,17 +5,17 @@
 
 mod harness;
 
+use std::cell::Cell;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use harness::Env;
 use harness::sshd::{SSH_PASSWORD, Sshd, USER};
+use harness::{Env, wait_until};
 use kvmb::storage::sftp::{self, Access, Credentials, Secret, SftpStorage, ShownKey, Target};
-use kvmb::storage::testing::conformance;
+use kvmb::storage::testing::{conformance, folder_conformance};
 use kvmb::storage::{Error, FileKind, LocalStorage, Storage};
 
 const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
@@ -53,6 +53,8 @@ fn server_error(result: kvmb::storage::Result<()>) -> sftp::Error {
 /// Says the same to everything, and remembers what it was asked.
 #[derive(Debug, Default)]
 struct Oracle {
+    /// What it said first, so often, before it thought better of it.
+    typos: AtomicUsize,
     secret: Option<&'static str>,
     accepts: bool,
     asked: Mutex<Vec<String>>,
@@ -61,6 +63,9 @@ struct Oracle {
 impl Oracle {
     fn ask(&self, question: String) -> Result<Option<Secret>, String> {
         self.asked.lock().unwrap().push(question);
+        if self.typos.load(Ordering::Relaxed) > 0 {
+            return Ok(Some(Secret::new("a typo".to_owned())));
+        }
         Ok(self.secret.map(|secret| Secret::new(secret.to_owned())))
     }
 
@@ -82,6 +87,10 @@ impl Credentials for Oracle {
         self.ask(format!("answer {account} {question} {hidden}"))
     }
 
+    fn was_wrong(&self) -> bool {
+        self.typos.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+    }
+
     fn accepts(&self, key: &ShownKey) -> Result<bool, String> {
         self.asked.lock().unwrap().push(format!("key {} {}", key.algorithm, key.fingerprint));
         Ok(self.accepts)
@@ -101,66 +110,44 @@ fn sftp_conforms() {
 }
 
 #[test]
-fn files_are_private_and_lie_where_a_local_repository_has_them() {
-    let env = Env::new("sftp-layout");
+fn a_folder_of_a_server_keeps_what_folders_promise_and_is_one_that_is_local_there() {
+    let env = Env::new("sftp-folder");
     let sshd = env.sshd();
     sshd.befriend();
     let storage = storage_at(&sshd.url("deep/repo"), &access(&env));
-    storage.create_layout().unwrap();
-    storage.write(FileKind::Pack, NAME, b"x").unwrap();
-    storage.write(FileKind::Config, "", b"c").unwrap();
     let root = sshd.home().join("deep/repo");
-    let mode = |path: &str| fs::metadata(root.join(path)).unwrap().permissions().mode() & 0o777;
-    assert_eq!([mode(""), mode("data"), mode("data/aa"), mode("keys")], [0o700; 4]);
-    assert_eq!([mode(&format!("data/aa/{NAME}")), mode("config")], [0o600; 2]);
+    folder_conformance(&storage, &root);
+    storage.write(FileKind::Pack, NAME, b"x").unwrap();
     let local = LocalStorage::new(&root);
     assert_eq!(local.read(FileKind::Pack, NAME).unwrap(), b"x");
-    assert_eq!(local.list(FileKind::Pack).unwrap(), storage.list(FileKind::Pack).unwrap());
+    assert_eq!(local.list(FileKind::Pack).unwrap().len(), storage.list(FileKind::Pack).unwrap().len());
     // The other way to write an address leads to the same place.
     let absolute = storage_at(&format!("sftp://{USER}@127.0.0.1:{}/{}", sshd.port(), root.display()), &access(&env));
-    assert_eq!(absolute.read(FileKind::Config, "").unwrap(), b"c");
+    assert_eq!(absolute.read(FileKind::Pack, NAME).unwrap(), b"x");
 }
 
 #[test]
-fn temporary_files_are_hidden_and_removed_when_stale() {
-    let env = Env::new("sftp-stale");
+fn an_upload_at_a_pace_goes_out_piece_by_piece() {
+    let env = Env::new("sftp-pace");
     let sshd = env.sshd();
     sshd.befriend();
     let storage = storage(&env, &sshd);
     storage.create_layout().unwrap();
-    let index = sshd.home().join("repo/index");
-    let (fresh, stale) = (index.join(format!("{NAME}-tmp-1")), index.join(format!("{NAME}-tmp-2")));
-    for path in [&fresh, &stale] {
-        fs::write(path, "half").unwrap();
-    }
-    let long_ago = std::time::SystemTime::now() - Duration::from_secs(3 * 24 * 60 * 60);
-    fs::File::options().write(true).open(&stale).unwrap().set_modified(long_ago).unwrap();
-    assert_eq!(storage.list(FileKind::Index).unwrap(), []);
-    assert!(stale.exists(), "who only reads removes nothing");
-    storage.write(FileKind::Index, NAME, b"x").unwrap();
-    assert!(fresh.exists(), "another writer may be at it");
-    assert!(!stale.exists());
-}
-
-#[test]
-fn nothing_is_written_where_the_root_is_gone_and_folders_that_a_copy_left_out_are_made_again() {
-    let env = Env::new("sftp-root");
-    let sshd = env.sshd();
-    sshd.befriend();
-    let storage = storage(&env, &sshd);
-    let error = storage.write(FileKind::Index, NAME, b"x").unwrap_err();
-    assert!(matches!(error, Error::Io { action: "write", .. }) && !error.is_transient(), "{error:?}");
-    assert!(!sshd.home().join("repo").exists());
-
-    storage.create_layout().unwrap();
-    for folder in ["locks", "data"] {
-        fs::remove_dir_all(sshd.home().join("repo").join(folder)).unwrap();
-    }
-    assert_eq!(storage.list(FileKind::Lock).unwrap(), []);
-    assert!(storage.list(FileKind::Pack).is_err());
-    storage.write(FileKind::Lock, NAME, b"x").unwrap();
-    storage.write(FileKind::Pack, NAME, b"x").unwrap();
-    assert_eq!(storage.list(FileKind::Pack).unwrap().len(), 1);
+    let contents = vec![7; 3 << 20];
+    let passed = Cell::new(0);
+    let arrived = || -> u64 {
+        let files = fs::read_dir(sshd.home().join("repo/index")).unwrap();
+        files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
+    };
+    let pace = |bytes: usize| {
+        assert!(bytes <= 64 << 10, "{bytes} at once");
+        // What was let through is there before the next piece may go.
+        wait_until("the last piece has arrived", Duration::from_secs(20), || arrived() >= passed.get());
+        passed.set(passed.get() + bytes as u64);
+    };
+    storage.write_paced(FileKind::Index, NAME, &contents, &pace).unwrap();
+    assert_eq!(passed.get(), contents.len() as u64);
+    assert_eq!(storage.read(FileKind::Index, NAME).unwrap(), contents);
 }
 
 #[test]
@@ -257,7 +244,7 @@ fn the_agent_lets_in_and_only_with_its_configured_keys_where_that_is_wanted() {
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    harness::wait_until("the agent listens", Duration::from_secs(10), || socket.exists());
+    wait_until("the agent listens", Duration::from_secs(10), || socket.exists());
     let added = std::process::Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket).status();
     assert!(added.unwrap().success());
     let with_agent = Access { agent_socket: Some(socket), ..access(&env) };
@@ -290,6 +277,25 @@ fn a_password_lets_in_and_a_wrong_one_is_told_with_what_was_tried() {
     assert!(!text.contains("guess") && !error.is_transient(), "{text}");
     let none = server_error(try_it(&sshd, &access(&env))).to_string();
     assert!(none.contains("password (none was given)"), "{none}");
+}
+
+#[test]
+fn who_mistypes_is_asked_three_times_and_a_file_once() {
+    for config in ["", "KbdInteractiveAuthentication yes\nPasswordAuthentication no"] {
+        let env = Env::new("sftp-typo");
+        let sshd = env.sshd_with(config);
+        sshd.make_known("ed25519");
+        for (typos, lets_in, asked) in [(1, true, 2), (2, true, 3), (9, false, 3)] {
+            let person = Oracle { secret: Some(SSH_PASSWORD), typos: AtomicUsize::new(typos), ..Oracle::default() };
+            let person = Arc::new(person);
+            let result = try_it(&sshd, &with(&access(&env), &person));
+            assert_eq!(result.is_ok(), lets_in, "{result:?}");
+            assert_eq!(person.asked().len(), asked, "{:?}", person.asked());
+        }
+        let file = Arc::new(Oracle { secret: Some("wrong"), ..Oracle::default() });
+        server_error(try_it(&sshd, &with(&access(&env), &file)));
+        assert_eq!(file.asked().len(), 1);
+    }
 }
 
 #[test]
@@ -357,6 +363,21 @@ fn an_unknown_server_is_refused_before_anything_is_said_and_noted_when_accepted(
     try_it(&sshd, &with(&access(&env), &trusting)).unwrap();
     let line = format!("[127.0.0.1]:{} {}\n", sshd.port(), sshd.host_key("ed25519"));
     assert_eq!(fs::read_to_string(sshd.known_hosts()).unwrap(), line);
+    try_it(&sshd, &access(&env)).unwrap();
+
+    // As Debian's ssh_config wants it.
+    fs::remove_file(sshd.known_hosts()).unwrap();
+    fs::create_dir_all(env.path("etc-ssh")).unwrap();
+    fs::write(env.path("etc-ssh/ssh_config"), "Host *\n    HashKnownHosts yes\n").unwrap();
+    try_it(&sshd, &with(&access(&env), &trusting)).unwrap();
+    let text = fs::read_to_string(sshd.known_hosts()).unwrap();
+    assert!(text.starts_with("|1|") && !text.contains("127.0.0.1"), "{text}");
+    let found = std::process::Command::new("ssh-keygen")
+        .args(["-F", &format!("[127.0.0.1]:{}", sshd.port()), "-f"])
+        .arg(sshd.known_hosts())
+        .output()
+        .unwrap();
+    assert!(found.status.success(), "{found:?}");
     try_it(&sshd, &access(&env)).unwrap();
 }
 

@@ -136,6 +136,14 @@ impl Credentials for Person {
         }
     }
 
+    fn was_wrong(&self) -> bool {
+        let typed = self.can_answer && matches!(self.given(), Ok(None));
+        if typed {
+            say("kvmb: that let nobody in; please try again");
+        }
+        typed
+    }
+
     fn accepts(&self, key: &ShownKey) -> Result<bool, String> {
         if let Some(accepted) = &self.accepted {
             // Whoever named a key has compared it; another one is not what they saw.

@@ -15,7 +15,7 @@
 //! | --- | --- |
 //! | [`Index`] | 48 bytes a blob |
 //! | [`Content`] | 32 bytes a blob, a run of the same id counts as one |
-//! | [`Writer`] | about `(3 + writers) · pack_bytes`, two chunks a calling thread, 40-80 bytes a new blob |
+//! | [`Writer`] | about `(3 + Storage::parallel) · pack_bytes`, two chunks a calling thread, 40-80 bytes a new blob |
 //! | [`read_blobs`] | 8 MiB and a blob (sealed and plain) a thread, 32 bytes an id |
 //! | [`PrunePlan`] | the index, a byte a blob, 200 bytes a pack, one tree at a time |
 //! | [`write_tree`], [`read_tree`] | the tree *compressed*, and its [`Content`] |

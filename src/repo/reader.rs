@@ -137,8 +137,8 @@ pub(super) struct Wanted {
 
 /// Reads many data blobs, in the order in which they lie in the packs.
 ///
-/// `ids` should be distinct. Neighbours are read together; `threads` threads read, open, decompress and compare, and call
-/// `deliver` from there with each blob, or with the error that it cannot be had (after every place of it was tried).
+/// `ids` should be distinct. Neighbours are read together; `threads` threads, or more where the storage is far away, read,
+/// open, decompress and compare, and call `deliver` from there with each blob, or with the error that it cannot be had (after every place of it was tried).
 /// It ends early when `deliver` breaks or `stop` is set, and with an error when the place cannot be reached. Nothing is
 /// delivered that is not proven.
 ///
@@ -195,8 +195,9 @@ impl Source<'_> {
             unreachable: OnceLock::new(),
             deliver,
         };
+        let threads = threads.max(self.repo.storage().parallel()).min(job.ranges.len());
         thread::scope(|scope| {
-            let helpers: Vec<_> = (1..threads.min(job.ranges.len())).map(|_| scope.spawn(|| job.run())).collect();
+            let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(|| job.run())).collect();
             job.run();
             match helpers.into_iter().all(|helper| helper.join().is_ok()) {
                 true => Ok(()),

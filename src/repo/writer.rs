@@ -53,20 +53,13 @@ pub struct WriterOptions {
     pub compression_level: i32,
     /// A pack is closed when it has reached this size.
     pub pack_bytes: usize,
-    /// How many packs are stored at the same time.
-    pub writers: usize,
     /// After this time the index of what is durable is saved.
     pub index_interval: Duration,
 }
 
 impl Default for WriterOptions {
     fn default() -> Self {
-        WriterOptions {
-            compression_level: 1,
-            pack_bytes: 16 << 20,
-            writers: 2,
-            index_interval: Duration::from_secs(10 * 60),
-        }
+        WriterOptions { compression_level: 1, pack_bytes: 16 << 20, index_interval: Duration::from_secs(10 * 60) }
     }
 }
 
@@ -118,6 +111,8 @@ impl std::fmt::Debug for Writer {
 struct Shared {
     repo: Repository,
     options: WriterOptions,
+    /// How many packs are stored at the same time.
+    writers: usize,
     pending: Mutex<Pending>,
     notes: Mutex<Noted>,
     /// Buffers of packs that were stored.
@@ -163,6 +158,7 @@ impl Writer {
     pub fn new(repo: &Repository, index: Arc<Index>, options: WriterOptions) -> Writer {
         let shared = Arc::new(Shared {
             repo: repo.clone(),
+            writers: repo.storage().parallel().max(1),
             options,
             pending: Mutex::new(Pending { index: PendingIndex::default(), since: Instant::now() }),
             notes: Mutex::default(),
@@ -191,12 +187,13 @@ impl Writer {
     }
 
     fn start_workers(&mut self) {
-        let (queue, packs) = bounded(1);
+        // One more may wait where few are stored at a time; else it would only take memory.
+        let (queue, packs) = bounded(usize::from(self.shared.writers < 4));
         let worker = |_| {
             let (shared, packs) = (Arc::clone(&self.shared), packs.clone());
             thread::spawn(move || shared.store_packs(&packs))
         };
-        self.workers = (0..self.shared.options.writers.max(1)).map(worker).collect();
+        self.workers = (0..self.shared.writers).map(worker).collect();
         self.queue = Some(queue);
     }
 
@@ -407,7 +404,8 @@ impl Writer {
             let mut pack = lock(open);
             pack.add(id, sealed, raw_length)?;
             pack.is_full(shared.options.pack_bytes).then(|| {
-                let spare = lock(&shared.spare).pop().unwrap_or_default();
+                let room = shared.options.pack_bytes + shared.options.pack_bytes / 8;
+                let spare = lock(&shared.spare).pop().unwrap_or_else(|| Vec::with_capacity(room));
                 std::mem::replace(&mut *pack, PackBuilder::new(kind, spare))
             })
         };
@@ -484,7 +482,7 @@ impl Shared {
         self.note(&pack.id);
         self.name(&pack)?;
         let mut spare = lock(&self.spare);
-        if spare.len() < self.options.writers && pack.bytes.len() < 2 * self.options.pack_bytes {
+        if spare.len() < self.writers && pack.bytes.len() < 2 * self.options.pack_bytes {
             spare.push(pack.bytes);
         }
         Ok(())

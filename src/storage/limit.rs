@@ -59,6 +59,10 @@ impl Storage for LimitStorage {
         self.inner.remove_leftovers()
     }
 
+    fn parallel(&self) -> usize {
+        self.inner.parallel()
+    }
+
     fn is_taken(&self) -> Result<bool> {
         self.inner.is_taken()
     }

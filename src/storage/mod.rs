@@ -240,6 +240,11 @@ pub trait Storage: Send + Sync + fmt::Debug {
         Ok(())
     }
 
+    /// How many files are best read or written at the same time: over a distance more than on a disk.
+    fn parallel(&self) -> usize {
+        2
+    }
+
     /// Whether the place holds other things, and neither a repository nor the remains of one. Only a server's folder is
     /// ever looked at so.
     fn is_taken(&self) -> Result<bool> {

@@ -169,6 +169,10 @@ impl Storage for RetryStorage {
         self.persist(|_| self.inner.remove_leftovers())
     }
 
+    fn parallel(&self) -> usize {
+        self.inner.parallel()
+    }
+
     fn is_taken(&self) -> Result<bool> {
         self.persist(|_| self.inner.is_taken())
     }

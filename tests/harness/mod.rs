@@ -13,6 +13,7 @@
 //! | [`Env::linux_guest`] | a small Linux with a working guest agent, under software emulation |
 //! | [`Env::restic`] | restic's opinion of a repository |
 //! | [`Env::sshd`] | an SSH server with accounts of its own |
+//! | [`Sshd::behind`] | the same behind a network that delays, cuts, swallows and corrupts |
 //! | [`Env::with_libvirtd`] | a libvirtd of the test's own, to be killed and started again |
 //! | [`host::Host`] | crontabs, `/etc/cron.d` and systemd units of the test's own |
 //! | [`Env::tmpfs`] | a small file system, to run out of room |
@@ -35,6 +36,7 @@ pub mod mount;
 pub mod parts;
 pub mod process;
 pub mod processor;
+pub mod proxy;
 pub mod pty;
 pub mod qmp;
 pub mod restic;

@@ -16,6 +16,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::process::Process;
+use super::proxy::Proxy;
 use super::{Env, parts, wait_until};
 
 /// The server's account.
@@ -163,6 +164,20 @@ impl Sshd {
     /// A folder in the account's home, as kvmb's `--repo` takes it.
     pub fn url(&self, folder: &str) -> String {
         format!("sftp://{USER}@127.0.0.1:{}/{folder}", self.port)
+    }
+
+    /// A network in front of it, as slow as this each way, by which it is known and entered as it is without.
+    pub fn behind(&self, delay: Duration) -> Proxy {
+        let proxy = Proxy::start(self.port, delay);
+        let known = fs::read_to_string(self.known_hosts()).unwrap_or_default();
+        let line = format!("[127.0.0.1]:{} {}\n", proxy.port(), self.host_key("ed25519"));
+        fs::write(self.known_hosts(), known + &line).expect("cannot write");
+        proxy
+    }
+
+    /// The same folder, reached by that network.
+    pub fn url_by(&self, proxy: &Proxy, folder: &str) -> String {
+        format!("sftp://{USER}@127.0.0.1:{}/{folder}", proxy.port())
     }
 
     /// The account's home.

@@ -4,7 +4,8 @@ use super::{failed, unreached};
 use crate::ops::Result;
 use crate::storage::sftp::authenticate::{Login, authenticate};
 use crate::storage::sftp::connect::connect;
-use crate::storage::sftp::files::{Fault, Files, Refusal};
+use crate::storage::sftp::fault::{Fault, Refusal};
+use crate::storage::sftp::files::Files;
 use crate::storage::sftp::route::Route;
 use crate::storage::sftp::storage::is_taken;
 use crate::storage::sftp::{Access, Target};
@@ -163,7 +164,7 @@ fn walk(
     let probe = format!("{folder}/kvmb-tmp-{:016x}", rand::random::<u64>());
     let now = SystemTime::now();
     files.write_new(&probe, b"kvmb remote test").map_err(failed(target, "write to", &folder))?;
-    let written = files.stat(&probe).map_err(failed(target, "read", &probe))?.mtime;
+    let written = files.stat(&probe).map_err(failed(target, "read", &probe))?.modified;
     let removable = match files.remove(&probe) {
         Ok(()) => true,
         Err(Fault::Refused(Refusal::Permission)) => false,

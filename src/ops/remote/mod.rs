@@ -9,7 +9,7 @@ pub use setup::{Change, setup};
 use super::Error;
 use crate::repo;
 use crate::storage;
-use crate::storage::sftp::files::Fault;
+use crate::storage::sftp::fault::Fault;
 use crate::storage::sftp::{self, Target};
 
 /// A failure on the way to the server.

@@ -160,6 +160,10 @@ impl Credentials for Watched {
         self.inner.answer(account, question, hidden)
     }
 
+    fn was_wrong(&self) -> bool {
+        self.inner.was_wrong()
+    }
+
     fn accepts(&self, key: &ShownKey) -> std::result::Result<bool, String> {
         let accepted = self.inner.accepts(key)?;
         if accepted {

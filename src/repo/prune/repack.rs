@@ -12,9 +12,6 @@ use crate::repo::reader::{self, Wanted};
 use crate::repo::{BlobKind, Error, Index, Repository, Result, Writer, WriterOptions};
 use crate::storage::FileKind;
 
-/// Readers; there are as many writers.
-const THREADS: usize = 2;
-
 /// Copies what the plan says into new packs, and stores their index.
 pub(super) fn copy(
     repo: &Repository,
@@ -28,8 +25,7 @@ pub(super) fn copy(
         return Ok(());
     }
     // The writer must not find the blobs in the index: they are to be stored once more.
-    let writer =
-        Writer::new(repo, Arc::new(Index::default()), WriterOptions { writers: THREADS, ..Default::default() });
+    let writer = Writer::new(repo, Arc::new(Index::default()), WriterOptions::default());
     let (kinds, blobs): (Vec<BlobKind>, Vec<Wanted>) = wanted.into_iter().unzip();
     let ranges = reader::ranges(&blobs);
     let next = AtomicUsize::new(0);
@@ -51,7 +47,7 @@ pub(super) fn copy(
         Ok(())
     };
     thread::scope(|scope| {
-        let helpers: Vec<_> = (1..THREADS.min(ranges.len())).map(|_| scope.spawn(work)).collect();
+        let helpers: Vec<_> = (1..repo.storage().parallel().min(ranges.len())).map(|_| scope.spawn(work)).collect();
         let own = work();
         let others = helpers.into_iter().map(|helper| helper.join().unwrap_or(Err(Error::WorkerGone)));
         others.fold(own, |result, other| result.and(other))

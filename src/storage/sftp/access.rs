@@ -47,8 +47,8 @@ impl Access {
     }
 }
 
-/// How long to wait.
-#[derive(Debug, Clone, Copy)]
+/// How long to wait. `ConnectTimeout`, `ServerAliveInterval` and `ServerAliveCountMax` of `ssh_config` win over the first three.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
     /// For a connection to come about, and for each step of the login.
     pub connect: Duration,
@@ -104,6 +104,11 @@ pub trait Credentials: Send + Sync + fmt::Debug {
 
     /// The answer to a question of the server's; `hidden` says that it must not be seen while it is typed.
     fn answer(&self, account: &str, question: &str, hidden: bool) -> Result<Option<Secret>, String>;
+
+    /// What was answered last let nobody in. Whether to ask once more: a person mistypes, a file does not.
+    fn was_wrong(&self) -> bool {
+        false
+    }
 
     /// Whether a host key that is nowhere known is the right one.
     fn accepts(&self, key: &ShownKey) -> Result<bool, String>;

@@ -24,6 +24,9 @@ pub enum Login {
     Password,
 }
 
+/// How often a person is asked for the same thing, as ssh does it.
+const PROMPTS: usize = 3;
+
 /// The ways to log in, in the order in which they are tried.
 const WAYS: [&str; 3] = ["publickey", "keyboard-interactive", "password"];
 
@@ -85,13 +88,19 @@ impl Attempt<'_> {
             Ok(Ok(())) => Ok(true),
             Ok(Err(error)) => {
                 tracing::debug!("{}: {what}: {}", self.route.server(), error.message());
-                self.tried.push(match error.code() {
+                let what = match error.code() {
                     // The plain "no" needs no words.
                     ssh2::ErrorCode::Session(-18 | -19) => what,
                     _ => format!("{what} ({})", error.message()),
-                });
+                };
+                // The same once more is told once.
+                if self.tried.last() != Some(&what) {
+                    self.tried.push(what);
+                }
                 Ok(false)
             }
+            // Nobody has had enough of us yet: it is the network.
+            Err(error @ Error::Lost { .. }) if self.tried.is_empty() => Err(error),
             Err(Error::Lost { .. }) => {
                 self.tried.push(format!("{what} (then the server ended the connection)"));
                 Err(self.refused("no further try"))
@@ -203,23 +212,38 @@ impl Attempt<'_> {
     /// Answers the server's questions.
     fn questions(&mut self) -> Result<Option<Login>> {
         let (session, user) = (self.connection.session(), self.route.user.clone());
-        let mut person = Person { access: self.access, account: self.route.account(), failed: None };
-        let what = "keyboard-interactive".to_owned();
-        let let_in = self.lets_in(what, || session.userauth_keyboard_interactive(&user, &mut person))?;
-        match person.failed {
-            Some(failed) => Err(Error::Secret(failed)),
-            None => Ok(let_in.then_some(Login::Questions)),
+        for prompt in 1..=PROMPTS {
+            let mut person = Person { access: self.access, account: self.route.account(), asked: false, failed: None };
+            let what = "keyboard-interactive".to_owned();
+            let let_in = self.lets_in(what, || session.userauth_keyboard_interactive(&user, &mut person))?;
+            if let Some(failed) = person.failed {
+                return Err(Error::Secret(failed));
+            }
+            if let_in {
+                return Ok(Some(Login::Questions));
+            }
+            if prompt == PROMPTS || !person.asked || !self.access.credentials.was_wrong() {
+                break;
+            }
         }
+        Ok(None)
     }
 
     fn password(&mut self) -> Result<Option<Login>> {
-        let Some(password) = self.access.credentials.password(&self.route.account()).map_err(Error::Secret)? else {
-            self.tried.push("password (none was given)".to_owned());
-            return Ok(None);
-        };
         let (session, user) = (self.connection.session(), self.route.user.clone());
-        let let_in = self.lets_in("password".to_owned(), || session.userauth_password(&user, password.reveal()))?;
-        Ok(let_in.then_some(Login::Password))
+        for prompt in 1..=PROMPTS {
+            let Some(password) = self.access.credentials.password(&self.route.account()).map_err(Error::Secret)? else {
+                self.tried.push("password (none was given)".to_owned());
+                break;
+            };
+            if self.lets_in("password".to_owned(), || session.userauth_password(&user, password.reveal()))? {
+                return Ok(Some(Login::Password));
+            }
+            if prompt == PROMPTS || !self.access.credentials.was_wrong() {
+                break;
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -227,12 +251,14 @@ impl Attempt<'_> {
 struct Person<'a> {
     access: &'a Access,
     account: String,
+    asked: bool,
     failed: Option<String>,
 }
 
 impl KeyboardInteractivePrompt for Person<'_> {
     fn prompt<'a>(&mut self, _username: &str, instructions: &str, prompts: &[Prompt<'a>]) -> Vec<String> {
         let mut answers = Vec::new();
+        self.asked |= !prompts.is_empty();
         for prompt in prompts {
             let question = match instructions.is_empty() {
                 true => prompt.text.trim().to_owned(),

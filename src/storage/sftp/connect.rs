@@ -12,10 +12,11 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Ciphers, the cheapest on a processor with AES instructions first: the AES-GCM ones need no separate code for
-/// authenticity. The rest are for servers that know nothing better.
+/// Ciphers, the cheapest first. libssh2 hands AES to OpenSSL 16 bytes at a time, but ChaCha20 a whole packet, so that is
+/// quicker even with AES instructions. Processor time for 268 MB, both ends, EPYC: chacha20-poly1305 2.4 s, aes128-gcm 2.9 s,
+/// aes128-ctr with hmac-sha2-256-etm 3.1 s, with hmac-sha2-512-etm 3.2 s. It is what `ssh` prefers, too.
 const CIPHERS: &str =
-    "aes128-gcm@openssh.com,aes256-gcm@openssh.com,aes128-ctr,aes256-ctr,chacha20-poly1305@openssh.com";
+    "chacha20-poly1305@openssh.com,aes128-gcm@openssh.com,aes256-gcm@openssh.com,aes128-ctr,aes256-ctr";
 
 /// Authenticity codes for the ciphers that need one; the `etm` ones first.
 const MACS: &str = "hmac-sha2-256-etm@openssh.com,hmac-sha2-512-etm@openssh.com,hmac-sha2-256,hmac-sha2-512";
@@ -77,7 +78,7 @@ fn check_host_key(connection: &Connection, known: &KnownKeys, route: &Route, acc
             if !access.credentials.accepts(&shown).map_err(Error::Secret)? {
                 return Err(unknown);
             }
-            known_hosts::append(file, &route.known_as, &key)
+            known_hosts::append(file, &route.known_as, route.hash_known_hosts, &key)
         }
     }
 }
@@ -86,7 +87,7 @@ fn check_host_key(connection: &Connection, known: &KnownKeys, route: &Route, acc
 ///
 /// The system's calls for this cannot be interrupted, so another thread makes them; one that hangs is left behind.
 fn dial(route: &Route, access: &Access) -> Result<TcpStream> {
-    let limit = access.patience.connect;
+    let limit = route.patience.connect;
     let (tell, told) = mpsc::channel();
     let dialled = route.clone();
     thread::spawn(move || {
@@ -103,7 +104,7 @@ fn dial(route: &Route, access: &Access) -> Result<TcpStream> {
             }
             Err(RecvTimeoutError::Timeout) => {}
         }
-        let ending = access.stop.load(Ordering::Relaxed) && begun.elapsed() >= access.patience.ending;
+        let ending = access.stop.load(Ordering::Relaxed) && begun.elapsed() >= route.patience.ending;
         // Each of a few addresses has its own time.
         if ending || begun.elapsed() >= limit * 4 {
             return Err(Error::Unreachable { server: route.server(), source: ErrorKind::TimedOut.into() });

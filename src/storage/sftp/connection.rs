@@ -51,8 +51,8 @@ impl Connection {
             socket.set_nodelay(true)?;
             // Routers forget connections that are idle, and a peer that is gone is noticed.
             sockopt::set_socket_keepalive(&socket, true)?;
-            sockopt::set_tcp_keepidle(&socket, access.patience.keep_alive)?;
-            sockopt::set_tcp_keepintvl(&socket, access.patience.keep_alive)?;
+            sockopt::set_tcp_keepidle(&socket, route.patience.keep_alive)?;
+            sockopt::set_tcp_keepintvl(&socket, route.patience.keep_alive)?;
             sockopt::set_tcp_keepcnt(&socket, 4)?;
             socket.try_clone()
         };
@@ -68,7 +68,7 @@ impl Connection {
             socket: second,
             server,
             stop: Arc::clone(&access.stop),
-            patience: access.patience,
+            patience: route.patience,
             broken: Cell::new(false),
         })
     }
@@ -214,10 +214,10 @@ pub type Answer<T> = std::result::Result<T, ssh2::Error>;
 ///
 /// | code | libssh2's name |
 /// | --- | --- |
-/// | -4, -12, -44 | a packet that is damaged, or cannot be decrypted or encrypted |
+/// | -4, -12, -14, -41, -44 | a packet that is damaged, or cannot be decrypted or encrypted |
 /// | -7, -13, -43, -45 | the socket |
 /// | -9, -30 | time-outs of its own |
 fn is_broken(error: &ssh2::Error) -> bool {
-    const BROKEN: [i32; 9] = [-4, -7, -9, -12, -13, -30, -43, -44, -45];
+    const BROKEN: [i32; 11] = [-4, -7, -9, -12, -13, -14, -30, -41, -43, -44, -45];
     matches!(error.code(), ErrorCode::Session(code) if BROKEN.contains(&code))
 }

@@ -1,94 +1,49 @@
-//! Files of a server: the calls of SFTP that a repository needs, on one connection.
+//! Files of a server: the calls of SFTP that a repository needs, on one connection, in few round trips.
+//!
+//! | what | round trips |
+//! | --- | --- |
+//! | storing a file ([`Files::store`]) | open it and its folder · write, sync, close · rename, sync the folder |
+//! | reading a part of one | open · read, however much it is |
+//! | listing a folder | open · read its entries, for a few hundred of them |
 
-use super::posix_rename::posix_rename;
-use super::{Access, Connection, Error, Login, Result, Route, authenticate, connect};
-use crate::storage;
-use ssh2::{ErrorCode, File, FileStat, OpenFlags, OpenType, RenameFlags, Sftp};
-use std::io::{ErrorKind, Read, Write};
-use std::path::{Path, PathBuf};
+use super::wire::{Call, Fields, Part, Reply, Sent, Stat, Wire};
+use super::{Access, Connection, Fault, Login, Refusal, Result, Route, authenticate, connect};
+use std::iter;
+use std::ops::Range;
+
+/// What one request reads or writes: with all that is around it, it fits into an SSH packet, and every server takes it.
+const PIECE_BYTES: usize = 32_000;
+
+/// More than any pack: so much is asked for only when the file is known to have it.
+const PLAUSIBLE_BYTES: usize = 64 << 20;
+
+/// So many requests for a folder's entries are on the way at once; a server answers each with a hundred of them or so.
+const LISTING_REQUESTS: usize = 8;
+
+const SYNC: &str = "fsync@openssh.com";
+const REPLACE: &str = "posix-rename@openssh.com";
+const ROOM: &str = "statvfs@openssh.com";
+
+/// Flags of [`Call::Open`].
+mod flags {
+    pub const READ: u32 = 1;
+    pub const WRITE: u32 = 2;
+    pub const APPEND: u32 = 4;
+    pub const CREATE: u32 = 8;
+    pub const EXCLUSIVE: u32 = 32;
+}
+
+/// The answer to a call.
+type Answer<T> = std::result::Result<T, Fault>;
 
 /// SFTP on a connection that is logged in. It is used by one thread at a time.
 pub struct Files {
-    // Before the connection, so that it is closed first.
-    sftp: Sftp,
-    connection: Connection,
+    wire: Wire,
 }
 
 impl std::fmt::Debug for Files {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.connection.fmt(f)
-    }
-}
-
-/// Why a call failed.
-#[derive(Debug)]
-pub enum Fault {
-    /// The connection is gone.
-    Server(Error),
-    /// The server answered, and the answer is no.
-    Refused(Refusal),
-}
-
-/// A server's no, as SFTP version 3 can say it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// There is no such file or folder.
-    NotFound,
-    /// Not permitted.
-    Permission,
-    /// The server does not know this call.
-    Unsupported,
-    /// No room. OpenSSH says [`Refusal::Other`] instead.
-    NoSpace,
-    /// Anything else; OpenSSH has one word, "failure", for a full disk, a file that exists and much more.
-    Other(String),
-}
-
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Refusal::NotFound => "no such file or folder",
-            Refusal::Permission => "permission denied",
-            Refusal::Unsupported => "the server does not support this",
-            Refusal::NoSpace => "no space left",
-            Refusal::Other(words) => words,
-        })
-    }
-}
-
-impl From<Error> for Fault {
-    fn from(error: Error) -> Fault {
-        Fault::Server(error)
-    }
-}
-
-impl Fault {
-    /// Whether the server said that there is no such file.
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, Fault::Refused(Refusal::NotFound))
-    }
-
-    /// The storage's error for it. `path` is what the message names.
-    pub fn explain(self, url: &str, action: &'static str, path: &str) -> storage::Error {
-        let refusal = match self {
-            Fault::Server(error) => return storage::Error::Server { url: url.to_owned(), source: Box::new(error) },
-            Fault::Refused(refusal) => refusal,
-        };
-        let kind = match refusal {
-            Refusal::NotFound => ErrorKind::NotFound,
-            Refusal::Permission => ErrorKind::PermissionDenied,
-            Refusal::Unsupported => ErrorKind::Unsupported,
-            Refusal::NoSpace => ErrorKind::StorageFull,
-            Refusal::Other(_) => ErrorKind::Other,
-        };
-        let path = PathBuf::from(path);
-        match kind {
-            ErrorKind::StorageFull => storage::Error::NoSpace { url: url.to_owned(), path, source: kind.into() },
-            _ => {
-                let source = std::io::Error::new(kind, format!("the server says: {refusal}"));
-                storage::Error::Io { action, path, source }
-            }
-        }
+        self.wire.connection().fmt(f)
     }
 }
 
@@ -97,12 +52,21 @@ impl Fault {
 pub struct Entry {
     /// The name.
     pub name: String,
-    /// Whether it is a folder.
-    pub is_folder: bool,
-    /// Its size.
-    pub size_bytes: u64,
-    /// When it was last written, in seconds since 1970.
-    pub modified: u64,
+    /// What is known of it.
+    pub stat: Stat,
+}
+
+/// An open file or folder of the server's.
+struct Handle(Vec<u8>);
+
+impl Handle {
+    fn part(&self) -> Part<'_> {
+        Part::Text(&self.0)
+    }
+}
+
+fn text(text: &str) -> Part<'_> {
+    Part::Text(text.as_bytes())
 }
 
 impl Files {
@@ -115,253 +79,315 @@ impl Files {
 
     /// Starts SFTP on a connection that is logged in.
     pub fn start(connection: Connection, route: &Route) -> Result<Files> {
-        let session = connection.session();
-        let no_sftp = |reason: &str| Error::NoSftp {
-            server: route.server(),
-            user: route.user.clone(),
-            reason: reason.to_owned(),
-        };
-        match connection.step(|| session.sftp()) {
-            Ok(Ok(sftp)) => Ok(Files { sftp, connection }),
-            Ok(Err(error)) => Err(no_sftp(error.message())),
-            // A server whose forced command is something else talks, and hangs up.
-            Err(Error::Lost { reason, .. }) => Err(no_sftp(&reason)),
-            Err(error) => Err(error),
-        }
+        Ok(Files { wire: Wire::start(connection, route)? })
     }
 
     /// Whether the server says that it is OpenSSH.
     pub fn server_is_openssh(&self) -> bool {
-        self.connection.is_openssh()
+        self.wire.connection().is_openssh()
     }
 
     /// Whether the connection can be used no longer.
     pub fn is_broken(&self) -> bool {
-        self.connection.is_broken()
+        self.wire.connection().is_broken()
     }
 
     /// Size and kind of a file or folder.
-    pub fn stat(&self, path: &str) -> std::result::Result<FileStat, Fault> {
-        self.call(|| self.sftp.stat(Path::new(path)))
+    pub fn stat(&self, path: &str) -> Answer<Stat> {
+        match self.wire.ask(Call::Stat, &[text(path)])? {
+            Reply::Stat(stat) => Ok(stat),
+            _ => Err(self.wire.nonsense().into()),
+        }
     }
 
     /// The absolute form of a path.
-    pub fn real_path(&self, path: &str) -> std::result::Result<String, Fault> {
-        self.call(|| self.sftp.realpath(Path::new(path))).map(|path| path.to_string_lossy().into_owned())
+    pub fn real_path(&self, path: &str) -> Answer<String> {
+        match self.wire.ask(Call::RealPath, &[text(path)])? {
+            Reply::Names(names) if !names.is_empty() => Ok(names.into_iter().map(|(name, _)| name).collect()),
+            _ => Err(self.wire.nonsense().into()),
+        }
     }
 
     /// Makes one folder that only its owner may enter.
-    pub fn make_folder(&self, path: &str) -> std::result::Result<(), Fault> {
-        self.call(|| self.sftp.mkdir(Path::new(path), 0o700))
+    pub fn make_folder(&self, path: &str) -> Answer<()> {
+        let permissions = [Part::Number(4), Part::Number(0o700)];
+        self.do_it(Call::MakeFolder, &[&[text(path)][..], &permissions].concat())
     }
 
     /// Removes a file.
-    pub fn remove(&self, path: &str) -> std::result::Result<(), Fault> {
-        self.call(|| self.sftp.unlink(Path::new(path)))
+    pub fn remove(&self, path: &str) -> Answer<()> {
+        self.do_it(Call::Remove, &[text(path)])
     }
 
-    /// Gives a file its name; nothing may have it already.
-    pub fn rename(&self, from: &str, to: &str) -> std::result::Result<(), Fault> {
-        let flags = Some(RenameFlags::ATOMIC | RenameFlags::NATIVE);
-        self.call(|| self.sftp.rename(Path::new(from), Path::new(to), flags))
-    }
-
-    /// Gives a file its name, in the place of what has it already.
-    pub fn replace(&self, from: &str, to: &str) -> std::result::Result<(), Fault> {
-        match self.rename(from, to) {
-            // OpenSSH's word for a name that is taken.
-            Err(Fault::Refused(Refusal::Other(_))) if self.stat(to).is_ok() => {}
-            other => return other,
-        }
-        match posix_rename(&self.connection, from, to)? {
-            Ok(0) => Ok(()),
-            // A server without that extension: the contents are the same as the name's, and the new file is complete.
-            Ok(8) => {
-                self.remove(to)?;
-                self.rename(from, to)
-            }
-            Ok(code) => Err(self.fault(ssh2::Error::from_errno(ErrorCode::SFTP(code)))),
-            Err(error) => Err(self.fault(error)),
-        }
+    /// Removes a file, and puts its folder's entries on the server's disk, where the server can do that.
+    pub fn remove_synced(&self, path: &str, folder: &str) -> Answer<()> {
+        let folder = self.send_open_folder_to_sync(folder)?;
+        let removed = self.wire.send(Call::Remove, &[text(path)])?;
+        let folder = self.opened_folder(folder)?;
+        // Sent before anything else is heard: the folder is synced in vain where nothing could be removed.
+        let synced = self.sync_and_close(folder)?;
+        self.done(removed).and_then(|()| self.synced(synced))
     }
 
     /// What a folder holds, without `.` and `..`.
-    pub fn list(&self, path: &str) -> std::result::Result<Vec<Entry>, Fault> {
-        let mut folder = self.call(|| self.sftp.opendir(Path::new(path)))?;
-        let mut entries = Vec::new();
-        loop {
-            let (name, stat) = match self.connection.call(|| folder.readdir())? {
-                Ok(entry) => entry,
-                // The end.
-                Err(error) if error.code() == ErrorCode::Session(-16) => break,
-                Err(error) => return Err(self.fault(error)),
-            };
-            // Ours are hexadecimal: another name is no file of a repository.
-            let Some(name) = name.to_str().filter(|name| ![".", ".."].contains(name)) else {
-                continue;
-            };
-            entries.push(Entry {
-                name: name.to_owned(),
-                is_folder: stat.is_dir(),
-                size_bytes: stat.size.unwrap_or(0),
-                modified: stat.mtime.unwrap_or(0),
-            });
+    pub fn list(&self, path: &str) -> Answer<Vec<Entry>> {
+        let sent = self.wire.send(Call::OpenFolder, &[text(path)])?;
+        let folder = self.handle(sent)?;
+        let (mut entries, mut at_end, mut refused) = (Vec::new(), false, None);
+        while !at_end {
+            let sent: Vec<Sent> = (0..LISTING_REQUESTS)
+                .map(|_| self.wire.send(Call::ReadFolder, &[folder.part()]))
+                .collect::<Result<_>>()?;
+            for sent in sent {
+                match self.wire.receive(sent)? {
+                    Reply::Names(names) => entries.extend(names.into_iter().map(|(name, stat)| Entry { name, stat })),
+                    Reply::End => at_end = true,
+                    Reply::Refused(refusal) => (at_end, refused) = (true, Some(refusal)),
+                    _ => return Err(self.wire.nonsense().into()),
+                }
+            }
         }
-        self.close(folder)?;
-        Ok(entries)
+        self.leave(&folder)?;
+        entries.retain(|entry| ![".", ".."].contains(&entry.name.as_str()));
+        refused.map_or(Ok(entries), |refusal| Err(Fault::Refused(refusal)))
     }
 
     /// Writes a file that does not exist yet, and has the server put it on its disk, where the server can do that.
-    pub fn write_new(&self, path: &str, contents: &[u8]) -> std::result::Result<(), Fault> {
-        let flags = OpenFlags::WRITE | OpenFlags::EXCLUSIVE;
-        let mut file = self.call(|| self.sftp.open_mode(Path::new(path), flags, 0o600, OpenType::File))?;
-        self.write_all(&mut file, contents)?;
-        match self.call(|| file.fsync()) {
-            Ok(()) | Err(Fault::Refused(Refusal::Unsupported)) => {}
-            Err(error) => return Err(error),
-        }
-        self.close(file)
+    pub fn write_new(&self, path: &str, contents: &[u8]) -> Answer<()> {
+        let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::EXCLUSIVE)?;
+        let file = self.handle(file)?;
+        self.write_through(&file, contents, &|_| {})
     }
 
     /// Writes at the end of a file, which is made if it is not there.
-    pub fn append(&self, path: &str, contents: &[u8]) -> std::result::Result<(), Fault> {
-        let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::APPEND;
-        let mut file = self.call(|| self.sftp.open_mode(Path::new(path), flags, 0o600, OpenType::File))?;
-        self.write_all(&mut file, contents)?;
-        self.close(file)
+    pub fn append(&self, path: &str, contents: &[u8]) -> Answer<()> {
+        let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::APPEND)?;
+        let file = self.handle(file)?;
+        self.write_through(&file, contents, &|_| {})
     }
 
-    fn write_all(&self, file: &mut File, contents: &[u8]) -> std::result::Result<(), Fault> {
-        let mut rest = contents;
-        while !rest.is_empty() {
-            // All of it at once: libssh2 keeps as much of it on the way as the server takes.
-            match self.transfer(|| file.write(rest))? {
-                0 => return Err(self.connection.lost("the server takes no more").into()),
-                written => rest = &rest[written..],
+    /// Writes a file as `temporary`, has the server put it on its disk, names it `path`, whatever has that name already, and
+    /// has the entries of `folder` put there too. `pace` is called before each piece goes out.
+    ///
+    /// What fails may leave `temporary` behind.
+    pub fn store(
+        &self,
+        folder: &str,
+        temporary: &str,
+        path: &str,
+        contents: &[u8],
+        pace: &dyn Fn(usize),
+    ) -> Answer<()> {
+        let file = self.send_open(temporary, flags::WRITE | flags::CREATE | flags::EXCLUSIVE)?;
+        let folder = self.send_open_folder_to_sync(folder)?;
+        // A refusal may wait until the folder's answer is read; nothing more comes on a connection that is gone.
+        let file = match self.handle(file) {
+            Err(Fault::Server(error)) => return Err(error.into()),
+            file => file,
+        };
+        let folder = self.opened_folder(folder)?;
+        let written = file.and_then(|file| self.write_through(&file, contents, pace));
+        if let Err(fault) = written {
+            if let (Some(folder), Fault::Refused(_)) = (&folder, &fault) {
+                self.leave(folder)?;
             }
+            return Err(fault);
         }
-        Ok(())
+        // Not before all of it is there: nobody may ever see a part under this name.
+        let named = match self.wire.has(REPLACE) {
+            true => self.wire.send(Call::Extended, &[text(REPLACE), text(temporary), text(path)])?,
+            false => self.wire.send(Call::Rename, &[text(temporary), text(path)])?,
+        };
+        let synced = self.sync_and_close(folder)?;
+        let named = match self.done(named) {
+            // SFTP's own rename refuses a name that is taken. The contents are the same, and the new file is complete.
+            Err(Fault::Refused(Refusal::Other(_))) if !self.wire.has(REPLACE) && self.stat(path).is_ok() => {
+                self.remove(path)?;
+                self.do_it(Call::Rename, &[text(temporary), text(path)])
+            }
+            named => named,
+        };
+        named.and_then(|()| self.synced(synced))
     }
 
     /// Puts a folder's entries on the server's disk, where the server can do that.
-    pub fn sync_folder(&self, path: &str) -> std::result::Result<(), Fault> {
-        let opened = self.call(|| self.sftp.open_mode(Path::new(path), OpenFlags::READ, 0, OpenType::File));
-        let mut folder = match opened {
-            Ok(folder) => folder,
-            // Not every server opens a folder as if it were a file.
-            Err(Fault::Refused(_)) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        match self.call(|| folder.fsync()) {
-            Ok(()) | Err(Fault::Refused(_)) => self.close(folder),
-            Err(error) => Err(error),
-        }
+    pub fn sync_folder(&self, path: &str) -> Answer<()> {
+        let folder = self.send_open_folder_to_sync(path)?;
+        let folder = self.opened_folder(folder)?;
+        let synced = self.sync_and_close(folder)?;
+        self.synced(synced)
     }
 
     /// A whole file.
-    pub fn read(&self, path: &str) -> std::result::Result<Vec<u8>, Fault> {
-        let mut file = self.call(|| self.sftp.open(Path::new(path)))?;
-        let size = self.call(|| file.stat())?.size.unwrap_or(0);
-        let mut bytes = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
-        let read = self.fill(&mut file, &mut bytes)?;
+    pub fn read(&self, path: &str) -> Answer<Vec<u8>> {
+        let file = self.send_open(path, flags::READ)?;
+        let file = self.handle(file)?;
+        let size_bytes = self.size(&file)?;
+        let mut bytes = vec![0; usize::try_from(size_bytes).unwrap_or(usize::MAX)];
+        let read = self.fill(&file, 0, &mut bytes)?;
         bytes.truncate(read);
-        self.close(file)?;
+        self.leave(&file)?;
         Ok(bytes)
     }
 
     /// `length` bytes from `offset`; none when the file ends before.
-    pub fn read_range(&self, path: &str, offset: u64, length: usize) -> std::result::Result<Option<Vec<u8>>, Fault> {
-        /// More than any blob: so much is asked for only when the file is known to have it.
-        const PLAUSIBLE_BYTES: usize = 64 << 20;
-        let mut file = self.call(|| self.sftp.open(Path::new(path)))?;
+    pub fn read_range(&self, path: &str, offset: u64, length: usize) -> Answer<Option<Vec<u8>>> {
+        let file = self.send_open(path, flags::READ)?;
+        let file = self.handle(file)?;
         let end = offset.saturating_add(length as u64);
-        let implausible = length > PLAUSIBLE_BYTES || end > i64::MAX.unsigned_abs();
-        if implausible && self.call(|| file.stat())?.size.unwrap_or(0) < end {
-            self.close(file)?;
+        // Of nothing no request would tell whether the file is that long.
+        let is_strange = length == 0 || length > PLAUSIBLE_BYTES || end > i64::MAX.unsigned_abs();
+        if is_strange && self.size(&file)? < end {
+            self.leave(&file)?;
             return Ok(None);
         }
         let mut bytes = vec![0; length];
-        // A seek that only libssh2 hears of.
-        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(offset))
-            .map_err(|error| Fault::Refused(Refusal::Other(error.to_string())))?;
-        let read = self.fill(&mut file, &mut bytes)?;
-        self.close(file)?;
+        let read = self.fill(&file, offset, &mut bytes)?;
+        self.leave(&file)?;
         Ok((read == length).then_some(bytes))
     }
 
-    fn fill(&self, file: &mut File, bytes: &mut [u8]) -> std::result::Result<usize, Fault> {
-        let mut filled = 0;
-        while filled < bytes.len() {
-            // libssh2 asks the server for four times what it is asked for, so this is just all that is left.
-            let ask = (bytes.len() - filled).div_ceil(4);
-            match self.transfer(|| file.read(&mut bytes[filled..filled + ask]))? {
-                0 => break,
-                read => filled += read,
-            }
-        }
-        Ok(filled)
-    }
-
     /// The room that is left where `path` is, if the server can tell.
-    pub fn free_bytes(&self, path: &str) -> std::result::Result<Option<u64>, Fault> {
-        let opened = self.call(|| self.sftp.open_mode(Path::new(path), OpenFlags::READ, 0, OpenType::File));
-        let mut folder = match opened {
-            Ok(folder) => folder,
-            Err(Fault::Refused(_)) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let free = match self.call(|| folder.statvfs()) {
-            Ok(stat) => Some(stat.f_bavail.saturating_mul(stat.f_frsize)),
-            Err(Fault::Refused(_)) => None,
-            Err(error) => return Err(error),
-        };
-        self.close(folder)?;
-        Ok(free)
-    }
-
-    fn close(&self, mut file: File) -> std::result::Result<(), Fault> {
-        self.call(|| file.close())
-    }
-
-    fn call<T>(&self, call: impl FnMut() -> std::result::Result<T, ssh2::Error>) -> std::result::Result<T, Fault> {
-        self.connection.call(call)?.map_err(|error| self.fault(error))
-    }
-
-    /// A read or write, whose errors `ssh2` translates so that their number is lost.
-    fn transfer(&self, mut call: impl FnMut() -> std::io::Result<usize>) -> std::result::Result<usize, Fault> {
-        /// libssh2's "the server said no".
-        const STATUS: ErrorCode = ErrorCode::Session(-31);
-        let mut refusal = None;
-        let answer = self.connection.call(|| {
-            call().map_err(|error| {
-                if error.kind() == ErrorKind::WouldBlock {
-                    return ssh2::Error::from_errno(ErrorCode::Session(-37));
+    pub fn free_bytes(&self, path: &str) -> Answer<Option<u64>> {
+        if !self.wire.has(ROOM) {
+            return Ok(None);
+        }
+        match self.wire.ask(Call::Extended, &[text(ROOM), text(path)]) {
+            Ok(Reply::Extended(body)) => {
+                // Block size, fragment size, all blocks, free ones, and those that are free for us.
+                let mut fields = Fields(&body);
+                let numbers: Option<Vec<u64>> = (0..5).map(|_| fields.long()).collect();
+                match numbers.as_deref() {
+                    Some([_, fragment, _, _, free]) => Ok(Some(free.saturating_mul(*fragment))),
+                    _ => Err(self.wire.nonsense().into()),
                 }
-                let last = ssh2::Error::last_session_error(self.connection.session());
-                let last = last.unwrap_or_else(ssh2::Error::unknown);
-                if last.code() == STATUS {
-                    refusal = Some(match (error.kind(), error.to_string().as_str()) {
-                        (ErrorKind::NotFound, _) => Refusal::NotFound,
-                        (_, "permission denied") => Refusal::Permission,
-                        (_, "no space on filesystem" | "quota exceeded") => Refusal::NoSpace,
-                        (_, words) => Refusal::Other(words.to_owned()),
-                    });
-                }
-                last
-            })
-        })?;
-        answer.map_err(|error| refusal.map_or_else(|| self.fault(error), Fault::Refused))
+            }
+            Ok(_) => Err(self.wire.nonsense().into()),
+            Err(Fault::Refused(Refusal::NotFound)) => Err(Fault::Refused(Refusal::NotFound)),
+            Err(Fault::Refused(_)) => Ok(None),
+            Err(fault) => Err(fault),
+        }
     }
 
-    /// What an error of libssh2's means. One that is no answer of the server's leaves the connection useless.
-    fn fault(&self, error: ssh2::Error) -> Fault {
-        match error.code() {
-            ErrorCode::SFTP(2 | 10) => Fault::Refused(Refusal::NotFound),
-            ErrorCode::SFTP(3 | 12) => Fault::Refused(Refusal::Permission),
-            ErrorCode::SFTP(8) => Fault::Refused(Refusal::Unsupported),
-            ErrorCode::SFTP(14 | 15) => Fault::Refused(Refusal::NoSpace),
-            ErrorCode::SFTP(code) if code > 1 => Fault::Refused(Refusal::Other(error.message().to_owned())),
-            _ => Fault::Server(self.connection.lost(error.message())),
+    /// Writes, syncs and closes without waiting in between.
+    fn write_through(&self, file: &Handle, contents: &[u8], pace: &dyn Fn(usize)) -> Answer<()> {
+        let mut sent = Vec::with_capacity(contents.len() / PIECE_BYTES + 3);
+        let mut offset = 0;
+        for piece in contents.chunks(PIECE_BYTES) {
+            pace(piece.len());
+            sent.push(self.wire.send(Call::Write, &[file.part(), Part::Long(offset), Part::Text(piece)])?);
+            offset += piece.len() as u64;
+        }
+        if self.wire.has(SYNC) {
+            sent.push(self.wire.send(Call::Extended, &[text(SYNC), file.part()])?);
+        }
+        sent.push(self.wire.send(Call::Close, &[file.part()])?);
+        // All of them are answered, and the first refusal is the cause of the others.
+        let answers: Vec<Answer<()>> = sent.into_iter().map(|sent| self.done(sent)).collect();
+        answers.into_iter().collect()
+    }
+
+    fn fill(&self, file: &Handle, offset: u64, bytes: &mut [u8]) -> Answer<usize> {
+        let (mut end, mut refused) = (bytes.len(), None);
+        let mut wanted: Vec<Range<usize>> = iter::once(0..bytes.len()).collect();
+        // A server may answer with less than it was asked for: then again for the rest.
+        while !wanted.is_empty() && refused.is_none() {
+            let mut sent = Vec::new();
+            for range in std::mem::take(&mut wanted) {
+                for start in range.clone().step_by(PIECE_BYTES) {
+                    let length = PIECE_BYTES.min(range.end - start);
+                    let place = [Part::Long(offset + start as u64), Part::Number(length as u32)];
+                    sent.push((start..start + length, self.wire.send(Call::Read, &[file.part(), place[0], place[1]])?));
+                }
+            }
+            for (range, sent) in sent {
+                match self.wire.receive(sent)? {
+                    Reply::Data(data) if !data.is_empty() && data.len() <= range.len() => {
+                        let filled = range.start + data.len();
+                        bytes[range.start..filled].copy_from_slice(&data);
+                        if filled < range.end {
+                            wanted.push(filled..range.end);
+                        }
+                    }
+                    Reply::End => end = end.min(range.start),
+                    Reply::Refused(refusal) => refused = Some(refusal),
+                    _ => return Err(self.wire.nonsense().into()),
+                }
+            }
+            wanted.retain(|range| range.start < end);
+        }
+        refused.map_or(Ok(end), |refusal| Err(Fault::Refused(refusal)))
+    }
+
+    fn size(&self, file: &Handle) -> Answer<u64> {
+        match self.wire.ask(Call::StatOpened, &[file.part()])? {
+            Reply::Stat(stat) => Ok(stat.size_bytes),
+            _ => Err(self.wire.nonsense().into()),
+        }
+    }
+
+    fn send_open(&self, path: &str, flags: u32) -> Result<Sent> {
+        let permissions = [Part::Number(4), Part::Number(0o600)];
+        self.wire.send(Call::Open, &[&[text(path), Part::Number(flags)][..], &permissions].concat())
+    }
+
+    fn handle(&self, sent: Sent) -> Answer<Handle> {
+        match self.wire.answer(sent)? {
+            Reply::Handle(handle) => Ok(Handle(handle)),
+            _ => Err(self.wire.nonsense().into()),
+        }
+    }
+
+    /// A folder opened as if it were a file, which can be synced; nothing where the server cannot do that at all.
+    fn send_open_folder_to_sync(&self, path: &str) -> Result<Option<Sent>> {
+        self.wire
+            .has(SYNC)
+            .then(|| self.wire.send(Call::Open, &[text(path), Part::Number(flags::READ), Part::Number(0)]))
+            .transpose()
+    }
+
+    /// Not every server opens a folder as if it were a file.
+    fn opened_folder(&self, sent: Option<Sent>) -> Result<Option<Handle>> {
+        match sent.map(|sent| self.handle(sent)) {
+            Some(Ok(folder)) => Ok(Some(folder)),
+            None | Some(Err(Fault::Refused(_))) => Ok(None),
+            Some(Err(Fault::Server(error))) => Err(error),
+        }
+    }
+
+    fn sync_and_close(&self, folder: Option<Handle>) -> Result<Option<Sent>> {
+        let Some(folder) = folder else {
+            return Ok(None);
+        };
+        let synced = self.wire.send(Call::Extended, &[text(SYNC), folder.part()])?;
+        self.leave(&folder)?;
+        Ok(Some(synced))
+    }
+
+    /// Not every file system syncs a folder.
+    fn synced(&self, sent: Option<Sent>) -> Answer<()> {
+        match sent.map(|sent| self.done(sent)) {
+            None | Some(Ok(()) | Err(Fault::Refused(_))) => Ok(()),
+            Some(Err(fault)) => Err(fault),
+        }
+    }
+
+    /// Closes what was only read: nobody waits for that.
+    fn leave(&self, handle: &Handle) -> Result<()> {
+        let sent = self.wire.send(Call::Close, &[handle.part()])?;
+        self.wire.forget(sent);
+        Ok(())
+    }
+
+    fn do_it(&self, call: Call, parts: &[Part<'_>]) -> Answer<()> {
+        let sent = self.wire.send(call, parts)?;
+        self.done(sent)
+    }
+
+    fn done(&self, sent: Sent) -> Answer<()> {
+        match self.wire.answer(sent)? {
+            Reply::Done => Ok(()),
+            _ => Err(self.wire.nonsense().into()),
         }
     }
 }

@@ -10,6 +10,10 @@
 //! The server is asked for a key type that is known of it, so a second key of another type is no change.
 
 use super::{Error, Result, Route};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, Mac};
+use sha1::Sha1;
 use ssh_key::known_hosts::{Entry, HostPatterns, Marker};
 use ssh_key::{Algorithm, HashAlg, PublicKey};
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -137,8 +141,9 @@ impl KnownKeys {
     }
 }
 
-/// Adds a key to a known_hosts file, which is made if it is not there.
-pub fn append(path: &Path, name: &str, key: &PublicKey) -> Result<()> {
+/// Adds a key to a known_hosts file, which is made if it is not there. A hashed name tells nobody who reads the file which
+/// servers there are.
+pub fn append(path: &Path, name: &str, hash: bool, key: &PublicKey) -> Result<()> {
     let write = || -> std::io::Result<()> {
         if let Some(folder) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -153,10 +158,18 @@ pub fn append(path: &Path, name: &str, key: &PublicKey) -> Result<()> {
             file.read_exact(&mut last)?;
         }
         let begin = if last == *b"\n" { "" } else { "\n" };
+        let name = if hash { hashed(name, rand::random()) } else { name.to_owned() };
         file.write_all(format!("{begin}{name} {key}\n").as_bytes())?;
         file.sync_all()
     };
     write().map_err(|source| Error::KnownHosts { action: "write", path: path.to_owned(), source })
+}
+
+/// A name as `HashKnownHosts` has it: `|1|salt|HMAC-SHA1`.
+fn hashed(name: &str, salt: [u8; 20]) -> String {
+    // Such a code takes keys of any length.
+    let code = Hmac::<Sha1>::new_from_slice(&salt).map(|code| code.chain_update(name).finalize().into_bytes());
+    format!("|1|{}|{}", STANDARD.encode(salt), STANDARD.encode(code.unwrap_or_default()))
 }
 
 /// A key's SHA-256 as OpenSSH prints it.
@@ -268,6 +281,14 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_hashed_as_ssh_does_it() {
+        // Made by 'ssh-keygen -H', too.
+        let salt = STANDARD.decode("XWxDcm7ACl3Y0pMH2ABUdG6n4r0=").unwrap().try_into().unwrap();
+        let wanted = "|1|XWxDcm7ACl3Y0pMH2ABUdG6n4r0=|B/cjQvjb3uRrdlU1D7tlenF+/mk=";
+        assert_eq!(hashed("[127.0.0.1]:2222", salt), wanted);
+    }
+
+    #[test]
     fn another_key_is_a_change_and_a_revoked_one_is_never_right() {
         assert!(matches!(judge(&format!("host {TWO}\n"), "host", ONE), Verdict::Changed { line: 1, .. }));
         assert!(matches!(judge(&format!("host {TWO}\nhost {ONE}\n"), "host", ONE), Verdict::Right));
@@ -299,9 +320,9 @@ mod tests {
     fn an_added_key_is_found_again_even_after_an_open_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/known_hosts");
-        append(&path, "host", &key(ONE)).unwrap();
+        append(&path, "host", false, &key(ONE)).unwrap();
         fs::write(&path, fs::read_to_string(&path).unwrap().trim_end()).unwrap();
-        append(&path, "[other]:22022", &key(TWO)).unwrap();
+        append(&path, "[other]:22022", false, &key(TWO)).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(text, format!("host {ONE}\n[other]:22022 {TWO}\n"));
         assert!(matches!(judge(&text, "[other]:22022", TWO), Verdict::Right));

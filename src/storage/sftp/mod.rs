@@ -10,8 +10,9 @@
 //! | [`mod@connect`], [`mod@authenticate`] | making one, and logging in |
 //! | [`remember`] | nobody is asked twice |
 //! | [`own_key`] | the key that `remote setup` makes |
-//! | [`files`] | SFTP on it |
-//! | [`posix_rename`] | the one call that the library lacks |
+//! | [`wire`] | SFTP on it: requests and replies |
+//! | [`fault`] | what the server's no means |
+//! | [`files`] | the calls that a repository needs, in few round trips |
 //! | [`pool`] | several of them |
 //! | [`storage`] | the repository |
 
@@ -20,15 +21,16 @@ pub mod authenticate;
 pub mod connect;
 pub mod connection;
 pub mod error;
+pub mod fault;
 pub mod files;
 pub mod known_hosts;
 pub mod own_key;
 pub mod pool;
-pub mod posix_rename;
 pub mod remember;
 pub mod route;
 pub mod storage;
 pub mod target;
+pub mod wire;
 
 pub use access::{Access, Credentials, Nobody, Patience, Secret, ShownKey};
 pub use error::{Error, Result};
@@ -38,9 +40,11 @@ pub use target::Target;
 use authenticate::{Login, authenticate};
 use connect::connect;
 use connection::Connection;
-use files::{Fault, Files, Refusal};
+use fault::{Fault, Refusal};
+use files::Files;
 use pool::Pool;
 use route::Route;
 
-/// How many connections to one server are made at most.
-pub const CONNECTIONS: usize = 4;
+/// How many connections to one server are made at most. A server lets no more than 2 MiB be on the way on each, so over a
+/// distance several are needed; each may hold a pack in memory.
+pub const CONNECTIONS: usize = 5;

@@ -3,11 +3,11 @@
 //! | a caller finds | and does |
 //! | --- | --- |
 //! | an idle connection | takes it; if it was idle for long, sees first whether it still lives |
-//! | none, and fewer than allowed | makes one; one caller at a time, so that nobody is asked for a password twice |
+//! | none, and fewer than allowed | makes one; one caller at a time unless a key is known to let us in, so that nobody is asked for a password twice |
 //! | none, and all that are allowed are in use | waits for one |
 //!
 //! A connection that broke is dropped: the call fails with an error that says so ([`Error::is_transient`]), and the next
-//! one connects anew. A server that admits fewer connections than we would like gets fewer.
+//! one connects anew. A server that admits fewer connections than we would like gets fewer for a while.
 
 use super::remember::Remember;
 use super::{Access, Credentials, Error, Fault, Files, Login, Result, Route};
@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 
 /// After so long it must show that it lives.
 const TRUSTED_IDLE: Duration = Duration::from_secs(20);
+
+/// After so long it is tried again whether more connections are admitted: it may have been the network.
+const MODEST: Duration = Duration::from_secs(60);
 
 /// The connections to one server.
 #[derive(Debug)]
@@ -35,7 +38,8 @@ struct State {
     idle: Vec<(Files, Instant)>,
     /// Idle, in use, or being made.
     open: usize,
-    limit: usize,
+    /// Fewer connections than we would like, until then.
+    limit: Option<(usize, Instant)>,
     /// The program shall end and the server was not there: nobody needs to find that out again.
     given_up: bool,
 }
@@ -49,8 +53,7 @@ impl Pool {
     pub fn new(route: Route, mut access: Access) -> Pool {
         let remember = Arc::new(Remember::new(access.credentials));
         access.credentials = Arc::clone(&remember) as Arc<dyn Credentials>;
-        let limit = access.connections.max(1);
-        let state = State { idle: Vec::new(), open: 0, limit, given_up: false };
+        let state = State { idle: Vec::new(), open: 0, limit: None, given_up: false };
         Pool { route, access, state: Mutex::new(state), changed: Condvar::new(), remember, login: Mutex::new(None) }
     }
 
@@ -80,7 +83,11 @@ impl Pool {
                 self.give_back(files);
                 continue;
             }
-            if state.open >= state.limit {
+            let limit = match state.limit {
+                Some((limit, until)) if Instant::now() < until => limit,
+                _ => self.access.connections.max(1),
+            };
+            if state.open >= limit {
                 drop(self.changed.wait(state).unwrap_or_else(PoisonError::into_inner));
                 continue;
             }
@@ -101,7 +108,7 @@ impl Pool {
                         return Err(error);
                     }
                     tracing::debug!("{}: no more than {} connections: {error}", self.route.server(), state.open);
-                    state.limit = state.open;
+                    state.limit = Some((state.open, Instant::now() + MODEST));
                 }
             }
         }
@@ -109,15 +116,25 @@ impl Pool {
 
     fn connect(&self) -> Result<Files> {
         let mut login = lock(&self.login);
+        if let Some(key @ (Login::Agent(_) | Login::Key(..))) = &*login {
+            let key = key.clone();
+            drop(login);
+            return self.log_in(Some(&key)).map(|(files, _)| files);
+        }
+        let (files, worked) = self.log_in(login.as_ref())?;
+        *login = Some(worked);
+        Ok(files)
+    }
+
+    fn log_in(&self, known: Option<&Login>) -> Result<(Files, Login)> {
         let begun = Instant::now();
-        let (files, worked) = Files::open(&self.route, &self.access, login.as_ref()).inspect_err(|error| {
+        let opened = Files::open(&self.route, &self.access, known).inspect_err(|error| {
             if matches!(error, Error::Login { .. }) {
                 self.remember.forget();
             }
         })?;
-        *login = Some(worked);
         tracing::debug!("{}: connected in {} ms", self.route.server(), begun.elapsed().as_millis());
-        Ok(files)
+        Ok(opened)
     }
 
     fn give_back(&self, files: Files) {

@@ -56,6 +56,11 @@ impl Credentials for Remember {
         self.once(format!("answer {account} {question}"), || self.inner.answer(account, question, hidden))
     }
 
+    fn was_wrong(&self) -> bool {
+        self.forget();
+        self.inner.was_wrong()
+    }
+
     fn accepts(&self, key: &ShownKey) -> Result<bool, String> {
         self.inner.accepts(key)
     }

@@ -4,10 +4,11 @@
 //! add up. `Match all` is read as `Host *`; other `Match` blocks are left out, with a warning, for they may run commands.
 //! What would lead the connection elsewhere (`ProxyJump`, `ProxyCommand`) is refused rather than overlooked.
 
-use super::{Access, Error, Result, Target};
+use super::{Access, Error, Patience, Result, Target};
 use ssh2_config::{HostParams, ParseRule, SshConfig};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The keys that `ssh` tries when none is configured.
 const DEFAULT_IDENTITIES: [&str; 3] = ["id_rsa", "id_ecdsa", "id_ed25519"];
@@ -37,6 +38,10 @@ pub struct Route {
     pub forbidden: Vec<&'static str>,
     /// `ipv4`, `ipv6` or both.
     pub family: Family,
+    /// Whether the name of a server is hashed where its key is noted.
+    pub hash_known_hosts: bool,
+    /// How long to wait for what.
+    pub patience: Patience,
 }
 
 /// Which addresses of a name to use.
@@ -98,6 +103,8 @@ struct Options {
     identities: Vec<PathBuf>,
     public_key_allowed: Option<bool>,
     proxy_jump: Option<(PathBuf, String)>,
+    connect_timeout: Option<Duration>,
+    server_alive_interval: Option<Duration>,
     /// Other options in lower case, with the file that they are from.
     others: HashMap<String, (PathBuf, Vec<String>)>,
 }
@@ -109,6 +116,8 @@ impl Options {
         self.user = self.user.take().or(params.user);
         self.identities.extend(params.identity_file.unwrap_or_default());
         self.public_key_allowed = self.public_key_allowed.or(params.pubkey_authentication);
+        self.connect_timeout = self.connect_timeout.or(params.connect_timeout);
+        self.server_alive_interval = self.server_alive_interval.or(params.server_alive_interval);
         if self.proxy_jump.is_none() {
             self.proxy_jump = params.proxy_jump.map(|jump| (file.to_owned(), jump.join(",")));
         }
@@ -139,9 +148,13 @@ impl Options {
             None => target.host.clone(),
         };
         let tokens = tokens(&host);
-        let name = self.others.get("hostkeyalias").and_then(|(_, values)| values.first());
-        let name = name.unwrap_or(&host).to_lowercase();
-        let known_as = if port == 22 { name } else { format!("[{name}]:{port}") };
+        // An alias stands alone, whatever the port: so does ssh have it.
+        let alias = self.others.get("hostkeyalias").and_then(|(_, values)| values.first());
+        let known_as = match alias {
+            Some(alias) => alias.to_lowercase(),
+            None if port == 22 => host.to_lowercase(),
+            None => format!("[{}]:{port}", host.to_lowercase()),
+        };
 
         let files = |option: &str, defaults: [PathBuf; 2]| -> Vec<PathBuf> {
             match self.others.get(option) {
@@ -205,7 +218,25 @@ impl Options {
             agent_socket,
             forbidden,
             family,
+            hash_known_hosts: self.word("hashknownhosts").as_deref() == Some("yes"),
+            patience: self.patience(access.patience),
         })
+    }
+
+    /// A server is given up when so many keep-alives in a row came to nothing; 0 turns that off for ssh, but not here, where
+    /// nobody may watch.
+    fn patience(&self, usual: Patience) -> Patience {
+        let mut patience = usual;
+        let set = |time: Option<Duration>| time.filter(|time| !time.is_zero());
+        if let Some(connect) = set(self.connect_timeout) {
+            patience.connect = connect;
+        }
+        if let Some(interval) = set(self.server_alive_interval) {
+            let count = self.word("serveralivecountmax").and_then(|count| count.parse().ok()).unwrap_or(3);
+            patience.keep_alive = interval;
+            patience.silence = interval.saturating_mul(u32::max(count, 1));
+        }
+        patience
     }
 
     fn refuse_detours(&self) -> Result<()> {
@@ -378,7 +409,7 @@ mod tests {
         assert_eq!(names(&found.user_known_hosts), ["a", "b"]);
         assert_eq!(found.user_known_hosts[1], Path::new("/b/b"));
         assert!(found.system_known_hosts.is_empty());
-        assert_eq!(found.known_as, "[the-server]:2");
+        assert_eq!(found.known_as, "the-server");
         assert_eq!(found.forbidden, ["publickey", "password", "keyboard-interactive"]);
         assert_eq!((found.agent_socket, found.family), (None, Family::V6));
     }

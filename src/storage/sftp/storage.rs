@@ -79,7 +79,7 @@ impl SftpStorage {
     fn make_folder(files: &Files, path: &str) -> std::result::Result<(), Fault> {
         match files.make_folder(path) {
             Err(Fault::Refused(refusal)) => match files.stat(path) {
-                Ok(stat) if stat.is_dir() => Ok(()),
+                Ok(stat) if stat.is_folder => Ok(()),
                 _ => Err(Fault::Refused(refusal)),
             },
             other => other,
@@ -88,13 +88,13 @@ impl SftpStorage {
 
     fn make_root(&self, files: &Files) -> std::result::Result<(), Fault> {
         let root = &self.target.path;
-        if files.stat(root).is_ok_and(|stat| stat.is_dir()) {
+        if files.stat(root).is_ok_and(|stat| stat.is_folder) {
             return Ok(());
         }
         let ends = root.match_indices('/').map(|(at, _)| at).filter(|at| *at > 0).chain([root.len()]);
         for end in ends {
             let folder = &root[..end];
-            if !files.stat(folder).is_ok_and(|stat| stat.is_dir()) {
+            if !files.stat(folder).is_ok_and(|stat| stat.is_folder) {
                 Self::make_folder(files, folder)?;
             }
         }
@@ -114,30 +114,39 @@ impl SftpStorage {
         Ok(())
     }
 
-    fn write_file(&self, files: &Files, kind: FileKind, name: &str, contents: &[u8]) -> std::result::Result<(), Fault> {
+    fn write_file(
+        &self,
+        files: &Files,
+        kind: FileKind,
+        name: &str,
+        contents: &[u8],
+        pace: &dyn Fn(usize),
+    ) -> std::result::Result<(), Fault> {
         let (folder, path) = (self.folder(kind, name), self.path(kind, name));
         let temporary = format!("{path}{TEMPORARY_MARK}{:016x}", rand::random::<u64>());
-        let written = match files.write_new(&temporary, contents) {
+        let stored = match files.store(&folder, &temporary, &path, contents, pace) {
             Err(fault) if fault.is_not_found() => {
                 self.make_missing_folder(files, kind, &folder)?;
-                files.write_new(&temporary, contents)
+                files.store(&folder, &temporary, &path, contents, pace)
             }
             other => other,
         };
-        let named = written.and_then(|()| files.replace(&temporary, &path)).and_then(|()| files.sync_folder(&folder));
-        if let Err(Fault::Refused(_)) = named {
-            let _ = files.remove(&temporary);
-        }
-        named
+        stored.map_err(|fault| {
+            let fault = self.explain_write(files, &path, contents.len(), fault);
+            if let Fault::Refused(_) = fault {
+                let _ = files.remove(&temporary);
+            }
+            fault
+        })
     }
 
-    /// A write that failed for want of room says so: SFTP has no word for it.
-    fn explain_write(&self, path: &str, length: usize, fault: Fault) -> Fault {
+    /// A write that failed for want of room says so: SFTP has no word for it. The room is looked at while what was written
+    /// still takes it.
+    fn explain_write(&self, files: &Files, path: &str, length: usize, fault: Fault) -> Fault {
         let Fault::Refused(Refusal::Other(words)) = fault else {
             return fault;
         };
-        let free = self.pool.with(|files| files.free_bytes(&self.target.path));
-        match free {
+        match files.free_bytes(&self.target.path) {
             Ok(Some(free)) if free < (length as u64).saturating_add(ROOM_BYTES) => Fault::Refused(Refusal::NoSpace),
             _ => {
                 tracing::debug!("{path}: {words}");
@@ -160,10 +169,11 @@ impl SftpStorage {
         let entries = self.pool.with(|files| files.list(folder)).map_err(|fault| self.fault("list", folder, fault))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut found = Vec::with_capacity(entries.len());
-        for entry in entries.into_iter().filter(|entry| !entry.is_folder) {
+        for entry in entries.into_iter().filter(|entry| !entry.stat.is_folder) {
+            let is_stale = |written| now.saturating_sub(Duration::from_secs(written)) > STALE_AFTER;
             if !entry.name.contains(TEMPORARY_MARK) {
-                found.push(FileInfo { name: entry.name, size_bytes: entry.size_bytes });
-            } else if now.saturating_sub(Duration::from_secs(entry.modified)) > STALE_AFTER {
+                found.push(FileInfo { name: entry.name, size_bytes: entry.stat.size_bytes });
+            } else if entry.stat.modified.is_some_and(is_stale) {
                 let mut stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
                 stale.push(format!("{folder}/{}", entry.name));
             }
@@ -177,7 +187,7 @@ impl SftpStorage {
         let fans = self.pool.with(|files| files.list(&data)).map_err(|fault| self.fault("list", &data, fault))?;
         let fans: Vec<String> = fans
             .into_iter()
-            .filter(|entry| entry.is_folder && entry.name.len() == 2)
+            .filter(|entry| entry.stat.is_folder && entry.name.len() == 2)
             .map(|entry| format!("{data}/{}", entry.name))
             .collect();
         let share = fans.len().div_ceil(self.connections).max(1);
@@ -227,7 +237,7 @@ impl Storage for SftpStorage {
         let path = format!("{}/{}", self.target.path, kind.folder());
         match kind {
             FileKind::Config => match self.pool.with(|files| files.stat(&path)) {
-                Ok(stat) => Ok(vec![FileInfo { name: String::new(), size_bytes: stat.size.unwrap_or(0) }]),
+                Ok(stat) => Ok(vec![FileInfo { name: String::new(), size_bytes: stat.size_bytes }]),
                 Err(fault) if fault.is_not_found() => Ok(Vec::new()),
                 Err(fault) => Err(self.fault("read", &path, fault)),
             },
@@ -243,7 +253,7 @@ impl Storage for SftpStorage {
     fn size(&self, kind: FileKind, name: &str) -> Result<u64> {
         let path = self.path(kind, name);
         let stat = self.pool.with(|files| files.stat(&path));
-        stat.map(|stat| stat.size.unwrap_or(0)).map_err(|fault| self.error("read", kind, name, &path, fault))
+        stat.map(|stat| stat.size_bytes).map_err(|fault| self.error("read", kind, name, &path, fault))
     }
 
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
@@ -266,22 +276,21 @@ impl Storage for SftpStorage {
     }
 
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        self.write_paced(kind, name, contents, &|_| {})
+    }
+
+    fn write_paced(&self, kind: FileKind, name: &str, contents: &[u8], pace: &dyn Fn(usize)) -> Result<()> {
         let path = self.path(kind, name);
-        let written = self.pool.with(|files| self.write_file(files, kind, name, contents));
+        let written = self.pool.with(|files| self.write_file(files, kind, name, contents, pace));
         self.sweep();
-        written.map_err(|fault| {
-            let fault = self.explain_write(&path, contents.len(), fault);
-            self.error("write", kind, name, &path, fault)
-        })
+        written.map_err(|fault| self.error("write", kind, name, &path, fault))
     }
 
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
         let path = self.path(kind, name);
-        let remove = |files: &Files| {
-            files.remove(&path)?;
-            files.sync_folder(&self.folder(kind, name))
-        };
-        self.pool.with(remove).map_err(|fault| self.error("remove", kind, name, &path, fault))
+        let folder = self.folder(kind, name);
+        let removed = self.pool.with(|files| files.remove_synced(&path, &folder));
+        removed.map_err(|fault| self.error("remove", kind, name, &path, fault))
     }
 
     fn remove_leftovers(&self) -> Result<()> {
@@ -291,6 +300,10 @@ impl Storage for SftpStorage {
         }
         self.sweep();
         Ok(())
+    }
+
+    fn parallel(&self) -> usize {
+        self.connections
     }
 
     fn is_taken(&self) -> Result<bool> {

@@ -1,5 +1,10 @@
 //! What every storage and every decorator must do.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
 use crate::storage::{Error, FileKind, Storage};
 
 /// Puts an **empty** place through everything that [`Storage`] promises; panics where it does not keep it.
@@ -15,6 +20,59 @@ pub fn conformance(storage: &dyn Storage) {
     many_files(storage);
     many_threads(storage);
     storage.free_bytes().expect("free_bytes");
+}
+
+/// What a storage that keeps its files in a folder promises besides; `root` is that folder as this host sees it, and is **not
+/// there** yet.
+pub fn folder_conformance(storage: &dyn Storage, root: &Path) {
+    nothing_is_written_where_the_root_is_gone(storage, root);
+    storage.create_layout().expect("create_layout");
+    stale_files_go_and_fresh_ones_stay(storage, root);
+    files_are_private(storage, root);
+    folders_that_a_copy_left_out_are_made_again(storage, root);
+}
+
+fn nothing_is_written_where_the_root_is_gone(storage: &dyn Storage, root: &Path) {
+    let error = storage.write(FileKind::Index, &name(1), b"x").expect_err("there is no root");
+    assert!(matches!(error, Error::Io { action: "write", .. }) && !error.is_transient(), "{error:?}");
+    assert!(!root.exists(), "it may be the mount point of a disk");
+}
+
+fn stale_files_go_and_fresh_ones_stay(storage: &dyn Storage, root: &Path) {
+    let beside = |number: u32| root.join("snapshots").join(format!("{}-tmp-{number}", name(1)));
+    let (fresh, stale) = (beside(1), beside(2));
+    for path in [&fresh, &stale] {
+        fs::write(path, "half").expect("write");
+    }
+    let long_ago = SystemTime::now() - Duration::from_secs(3 * 24 * 60 * 60);
+    let file = fs::File::options().write(true).open(&stale).expect("open");
+    file.set_modified(long_ago).expect("set_modified");
+    assert_eq!(names(storage, FileKind::Snapshot), Vec::<String>::new());
+    assert!(stale.exists(), "who only reads removes nothing");
+    storage.write(FileKind::Snapshot, &name(1), b"x").expect("write");
+    assert!(fresh.exists(), "another writer may be at it");
+    assert!(!stale.exists(), "a writer of days ago is dead");
+    assert_eq!(names(storage, FileKind::Snapshot), [name(1)]);
+}
+
+fn files_are_private(storage: &dyn Storage, root: &Path) {
+    storage.write(FileKind::Pack, &name(2), b"x").expect("write");
+    storage.write(FileKind::Config, "", b"x").expect("write");
+    let mode = |path: &str| fs::metadata(root.join(path)).expect(path).permissions().mode() & 0o777;
+    let fan = &name(2)[..2];
+    assert_eq!([mode(""), mode("data"), mode(&format!("data/{fan}")), mode("keys")], [0o700; 4]);
+    assert_eq!([mode(&format!("data/{fan}/{}", name(2))), mode("config")], [0o600; 2]);
+}
+
+fn folders_that_a_copy_left_out_are_made_again(storage: &dyn Storage, root: &Path) {
+    for folder in ["locks", "data"] {
+        fs::remove_dir_all(root.join(folder)).expect("remove");
+    }
+    assert_eq!(names(storage, FileKind::Lock), Vec::<String>::new(), "none is as good as empty");
+    assert!(storage.list(FileKind::Pack).is_err(), "without packs it is no repository");
+    storage.write(FileKind::Lock, &name(3), b"x").expect("write");
+    storage.write(FileKind::Pack, &name(3), b"x").expect("write");
+    assert_eq!(names(storage, FileKind::Pack), [name(3)]);
 }
 
 /// 64 hex digits, different for every number, with different first bytes.

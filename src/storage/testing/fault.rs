@@ -271,6 +271,10 @@ impl Storage for FaultStorage {
         self.inner.remove_leftovers()
     }
 
+    fn parallel(&self) -> usize {
+        self.inner.parallel()
+    }
+
     fn free_bytes(&self) -> Result<Option<u64>> {
         let effects = self.enter(Operation::FreeBytes, None, "", 0);
         self.run(Operation::FreeBytes, &effects, "", || self.inner.free_bytes())

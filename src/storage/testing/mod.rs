@@ -6,6 +6,6 @@ mod conformance;
 mod fault;
 mod memory;
 
-pub use conformance::conformance;
+pub use conformance::{conformance, folder_conformance};
 pub use fault::{Call, Effect, Fault, FaultStorage, Operation};
 pub use memory::MemoryStorage;

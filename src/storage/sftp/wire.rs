@@ -1,0 +1,469 @@
+//! SFTP, version 3: requests and replies, as many of them on the way as the caller likes.
+//!
+//! libssh2 has an SFTP of its own. It waits for the reply to each request before it sends the next one, writes and reads
+//! excepted; over a distance that is what takes the time. It also copies what it writes, and lacks
+//! `posix-rename@openssh.com`. So kvmb has from libssh2 the channel, and speaks SFTP itself:
+//!
+//! | packet | is |
+//! | --- | --- |
+//! | request | length, [`Call`], number, [`Part`]s |
+//! | reply | length, kind, number of the request, what [`Reply`] holds |
+//!
+//! A server may answer in any order; here every reply finds its request.
+
+use super::connection::Connection;
+use super::{Error, Fault, Refusal, Result, Route};
+use ssh2::{Channel, ErrorCode, ExtendedData};
+use std::cell::{OnceCell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::io::{self, ErrorKind, Read, Write};
+
+/// What a request may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum Call {
+    Open = 3,
+    Close = 4,
+    Read = 5,
+    Write = 6,
+    StatOpened = 8,
+    OpenFolder = 11,
+    ReadFolder = 12,
+    Remove = 13,
+    MakeFolder = 14,
+    RealPath = 16,
+    Stat = 17,
+    Rename = 18,
+    Extended = 200,
+}
+
+/// `SSH_FXP_INIT` and its answer.
+const INIT: u8 = 1;
+const VERSION: u8 = 2;
+
+/// No packet of a server's is longer: the longest are answers to reads, which are never asked for more than 32,000 bytes.
+const LONGEST_PACKET: usize = 256 << 10;
+
+/// So many bytes may be on the way to us before the server waits.
+const WINDOW_BYTES: u32 = 4 << 20;
+
+/// As much of an SSH packet as every implementation takes.
+const SSH_PACKET_BYTES: u32 = 32 << 10;
+
+/// What a request consists of.
+#[derive(Debug, Clone, Copy)]
+pub enum Part<'a> {
+    /// A number of 32 bits.
+    Number(u32),
+    /// A number of 64 bits.
+    Long(u64),
+    /// A path, a handle, or bytes to write.
+    Text(&'a [u8]),
+}
+
+/// A request whose reply has not been read yet.
+#[must_use = "every request is answered: receive the reply, or say that nobody wants it"]
+#[derive(Debug)]
+pub struct Sent(u32);
+
+/// What a server answers.
+#[derive(Debug)]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// The end of a file or folder.
+    End,
+    /// No.
+    Refused(Refusal),
+    /// An open file or folder.
+    Handle(Vec<u8>),
+    /// Bytes of a file.
+    Data(Vec<u8>),
+    /// Some of a folder's entries, or the one name that was asked for.
+    Names(Vec<(String, Stat)>),
+    /// What is known of a file.
+    Stat(Stat),
+    /// The answer to an extension, as that defines it.
+    Extended(Vec<u8>),
+}
+
+/// What is known of a file or folder.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stat {
+    /// Its size.
+    pub size_bytes: u64,
+    /// Whether it is a folder.
+    pub is_folder: bool,
+    /// When it was last written, in seconds since 1970, if the server says it.
+    pub modified: Option<u64>,
+}
+
+/// A channel on which a server answers SFTP.
+pub struct Wire {
+    // Before the connection, so that it is closed first.
+    channel: Channel,
+    connection: Connection,
+    /// What the server can do beyond version 3; known when the versions are exchanged.
+    extensions: OnceCell<HashSet<String>>,
+    state: RefCell<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The number of the next request.
+    next: u32,
+    /// The request that is being sent.
+    packet: Vec<u8>,
+    /// Requests whose replies nobody wants.
+    unwanted: HashSet<u32>,
+    /// Replies that came before they were asked for.
+    early: HashMap<u32, Reply>,
+}
+
+impl Wire {
+    /// Starts SFTP on a connection that is logged in.
+    pub fn start(connection: Connection, route: &Route) -> Result<Wire> {
+        let no_sftp = |reason: &str| Error::NoSftp {
+            server: route.server(),
+            user: route.user.clone(),
+            reason: reason.to_owned(),
+        };
+        // A server whose forced command is something else talks, and hangs up.
+        let lost = |error: Error| match error {
+            Error::Lost { reason, .. } => no_sftp(&reason),
+            error => error,
+        };
+        let session = connection.session();
+        let open = || session.channel_open("session", WINDOW_BYTES, SSH_PACKET_BYTES, None);
+        let mut channel = connection.step(open).map_err(lost)?.map_err(|error| no_sftp(error.message()))?;
+        connection.step(|| channel.subsystem("sftp")).map_err(lost)?.map_err(|error| no_sftp(error.message()))?;
+        let ignored = connection.step(|| channel.handle_extended_data(ExtendedData::Ignore)).map_err(lost)?;
+        ignored.map_err(|error| no_sftp(error.message()))?;
+        let wire = Wire { channel, connection, extensions: OnceCell::new(), state: RefCell::default() };
+        let extensions = wire.greet().map_err(lost)?;
+        wire.extensions.get_or_init(|| extensions);
+        Ok(wire)
+    }
+
+    /// The versions are exchanged; the answer is what the server can do besides.
+    fn greet(&self) -> Result<HashSet<String>> {
+        self.write(&[&5u32.to_be_bytes()[..], &[INIT], &3u32.to_be_bytes()].concat())?;
+        let packet = self.read_packet()?;
+        let extensions = || -> Option<HashSet<String>> {
+            let mut fields = Fields(&packet);
+            if fields.byte()? != VERSION {
+                return None;
+            }
+            fields.number()?;
+            let mut extensions = HashSet::new();
+            while !fields.0.is_empty() {
+                extensions.insert(String::from_utf8_lossy(fields.text()?).into_owned());
+                fields.text()?;
+            }
+            Some(extensions)
+        };
+        extensions().ok_or_else(|| self.nonsense())
+    }
+
+    /// Whether the server has this extension.
+    pub fn has(&self, extension: &str) -> bool {
+        self.extensions.get().is_some_and(|extensions| extensions.contains(extension))
+    }
+
+    /// The connection.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Sends a request; the reply is to be received later.
+    pub fn send(&self, call: Call, parts: &[Part<'_>]) -> Result<Sent> {
+        let state = &mut *self.state.borrow_mut();
+        let number = state.next;
+        state.next = number.wrapping_add(1);
+        let packet = &mut state.packet;
+        packet.clear();
+        packet.extend_from_slice(&[0; 4]);
+        packet.push(call as u8);
+        packet.extend_from_slice(&number.to_be_bytes());
+        for part in parts {
+            match part {
+                Part::Number(number) => packet.extend_from_slice(&number.to_be_bytes()),
+                Part::Long(number) => packet.extend_from_slice(&number.to_be_bytes()),
+                Part::Text(text) => {
+                    packet.extend_from_slice(&length_of(text));
+                    packet.extend_from_slice(text);
+                }
+            }
+        }
+        let length = length_of(&packet[4..]);
+        packet[..4].copy_from_slice(&length);
+        self.write(packet)?;
+        Ok(Sent(number))
+    }
+
+    /// The reply to a request. The outer error means that the connection is gone.
+    pub fn receive(&self, sent: Sent) -> Result<Reply> {
+        let Sent(number) = sent;
+        loop {
+            if let Some(reply) = self.state.borrow_mut().early.remove(&number) {
+                return Ok(reply);
+            }
+            let packet = self.read_packet()?;
+            let (of, reply) = Reply::parse(packet).ok_or_else(|| self.nonsense())?;
+            if of == number {
+                return Ok(reply);
+            }
+            let state = &mut *self.state.borrow_mut();
+            if !state.unwanted.remove(&of) {
+                state.early.insert(of, reply);
+            }
+        }
+    }
+
+    /// Nobody waits for the reply to this.
+    pub fn forget(&self, sent: Sent) {
+        let state = &mut *self.state.borrow_mut();
+        if state.early.remove(&sent.0).is_none() {
+            state.unwanted.insert(sent.0);
+        }
+    }
+
+    /// A request, and the wait for its reply; a refusal is an error.
+    pub fn ask(&self, call: Call, parts: &[Part<'_>]) -> std::result::Result<Reply, Fault> {
+        let sent = self.send(call, parts)?;
+        self.answer(sent)
+    }
+
+    /// The reply; a refusal is an error.
+    pub fn answer(&self, sent: Sent) -> std::result::Result<Reply, Fault> {
+        match self.receive(sent)? {
+            Reply::Refused(refusal) => Err(Fault::Refused(refusal)),
+            reply => Ok(reply),
+        }
+    }
+
+    /// What is said about a reply that makes no sense. The connection is cut.
+    pub fn nonsense(&self) -> Error {
+        self.connection.lost("it answers no SFTP")
+    }
+
+    fn read_packet(&self) -> Result<Vec<u8>> {
+        let mut length = [0; 4];
+        self.fill(&mut length)?;
+        let length = u32::from_be_bytes(length) as usize;
+        if length > LONGEST_PACKET {
+            return Err(self.nonsense());
+        }
+        let mut packet = vec![0; length];
+        self.fill(&mut packet)?;
+        Ok(packet)
+    }
+
+    fn write(&self, packet: &[u8]) -> Result<()> {
+        let mut rest = packet;
+        while !rest.is_empty() {
+            match self.transfer(|channel| channel.write(rest))? {
+                0 => return Err(self.connection.lost("it takes no more")),
+                sent => rest = &rest[sent..],
+            }
+        }
+        Ok(())
+    }
+
+    fn fill(&self, bytes: &mut [u8]) -> Result<()> {
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match self.transfer(|channel| channel.read(&mut bytes[filled..]))? {
+                0 => return Err(self.connection.lost("it ended the channel")),
+                read => filled += read,
+            }
+        }
+        Ok(())
+    }
+
+    fn transfer(&self, mut call: impl FnMut(&mut ssh2::Stream) -> io::Result<usize>) -> Result<usize> {
+        let mut stream = self.channel.stream(0);
+        let attempt = || {
+            call(&mut stream).map_err(|error| match error.kind() {
+                ErrorKind::WouldBlock => ssh2::Error::from_errno(ErrorCode::Session(-37)),
+                _ => ssh2::Error::last_session_error(self.connection.session()).unwrap_or_else(ssh2::Error::unknown),
+            })
+        };
+        // What is no SFTP server may answer keep-alives and nothing else.
+        let answer = match self.extensions.get() {
+            None => self.connection.step(attempt)?,
+            Some(_) => self.connection.call(attempt)?,
+        };
+        answer.map_err(|error| self.connection.lost(error.message()))
+    }
+}
+
+fn length_of(bytes: &[u8]) -> [u8; 4] {
+    u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes()
+}
+
+impl Reply {
+    /// A packet without its length, with the number of its request.
+    fn parse(mut packet: Vec<u8>) -> Option<(u32, Reply)> {
+        let mut fields = Fields(&packet);
+        let (kind, number) = (fields.byte()?, fields.number()?);
+        let reply = match kind {
+            101 => match fields.number()? {
+                0 => Reply::Done,
+                1 => Reply::End,
+                // Old servers leave the words out.
+                code => Reply::Refused(Refusal::of_status(
+                    code,
+                    &String::from_utf8_lossy(fields.text().unwrap_or_default()),
+                )),
+            },
+            102 => Reply::Handle(fields.text()?.to_vec()),
+            103 => {
+                let length = fields.text()?.len();
+                packet.truncate(9 + length);
+                packet.drain(..9);
+                Reply::Data(packet)
+            }
+            104 => {
+                let count = fields.number()?;
+                let mut names = Vec::new();
+                for _ in 0..count {
+                    let name = String::from_utf8(fields.text()?.to_vec());
+                    // What 'ls -l' would say.
+                    fields.text()?;
+                    let stat = fields.stat()?;
+                    // Ours are hexadecimal: another name is no file of a repository.
+                    names.extend(name.ok().map(|name| (name, stat)));
+                }
+                Reply::Names(names)
+            }
+            105 => Reply::Stat(fields.stat()?),
+            201 => Reply::Extended(fields.0.to_vec()),
+            _ => return None,
+        };
+        Some((number, reply))
+    }
+}
+
+/// The fields of a packet, from the front.
+pub struct Fields<'a>(pub &'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        self.take(1).map(|byte| byte[0])
+    }
+
+    /// A number of 32 bits.
+    pub fn number(&mut self) -> Option<u32> {
+        self.take(4)?.try_into().ok().map(u32::from_be_bytes)
+    }
+
+    /// A number of 64 bits.
+    pub fn long(&mut self) -> Option<u64> {
+        self.take(8)?.try_into().ok().map(u64::from_be_bytes)
+    }
+
+    fn text(&mut self) -> Option<&'a [u8]> {
+        let length = self.number()?;
+        self.take(length as usize)
+    }
+
+    fn stat(&mut self) -> Option<Stat> {
+        let (size, owner, permissions, times, extended) = (1, 2, 4, 8, 1 << 31);
+        let flags = self.number()?;
+        let mut stat = Stat::default();
+        if flags & size != 0 {
+            stat.size_bytes = self.long()?;
+        }
+        if flags & owner != 0 {
+            self.long()?;
+        }
+        if flags & permissions != 0 {
+            stat.is_folder = self.number()? & 0o170_000 == 0o040_000;
+        }
+        if flags & times != 0 {
+            self.number()?;
+            stat.modified = Some(self.number()?.into());
+        }
+        if flags & extended != 0 {
+            for _ in 0..self.number()? {
+                self.text()?;
+                self.text()?;
+            }
+        }
+        Some(stat)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Vec<u8> {
+        [&length_of(text.as_bytes())[..], text.as_bytes()].concat()
+    }
+
+    #[test]
+    fn replies_are_understood_and_what_is_cut_short_is_not() {
+        let names = [
+            &[104, 0, 0, 0, 7, 0, 0, 0, 2][..],
+            &text("a"),
+            &text("-rw------- a"),
+            &[0, 0, 0, 0x0d],
+            &9u64.to_be_bytes(),
+            &0o100_600u32.to_be_bytes(),
+            &[0, 0, 0, 1, 0, 0, 0, 2],
+            &text("b"),
+            &text("drwx------ b"),
+            &[0x80, 0, 0, 4],
+            &0o040_700u32.to_be_bytes(),
+            &[0, 0, 0, 1],
+            &text("more@example.com"),
+            &text("x"),
+        ]
+        .concat();
+        let (number, reply) = Reply::parse(names.clone()).unwrap();
+        let Reply::Names(found) = reply else { panic!("{reply:?}") };
+        let file = Stat { size_bytes: 9, is_folder: false, modified: Some(2) };
+        let folder = Stat { is_folder: true, ..Stat::default() };
+        assert_eq!((number, found), (7, vec![("a".to_owned(), file), ("b".to_owned(), folder)]));
+        for length in 0..names.len() {
+            assert!(Reply::parse(names[..length].to_vec()).is_none(), "{length} bytes");
+        }
+        let data = [&[103, 0, 0, 0, 1][..], &text("bytes"), b"more"].concat();
+        assert!(matches!(Reply::parse(data).unwrap(), (1, Reply::Data(bytes)) if bytes == b"bytes"));
+        assert!(Reply::parse(vec![103, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff]).is_none(), "a length beyond the packet");
+        assert!(Reply::parse(vec![77, 0, 0, 0, 1]).is_none(), "no reply of SFTP's");
+    }
+
+    #[test]
+    fn a_status_is_an_answer() {
+        let status = |code: u8, words: &str| {
+            let words = if words.is_empty() { Vec::new() } else { text(words) };
+            let packet = [&[101, 0, 0, 0, 3, 0, 0, 0, code][..], &words].concat();
+            Reply::parse(packet).unwrap().1
+        };
+        assert!(matches!(status(0, ""), Reply::Done));
+        assert!(matches!(status(1, "End of file"), Reply::End));
+        for (code, words, wanted) in [
+            (2, "No such file", Refusal::NotFound),
+            (3, "Permission denied", Refusal::Permission),
+            (8, "Operation unsupported", Refusal::Unsupported),
+            (14, "", Refusal::NoSpace),
+            (4, "No space left on device", Refusal::NoSpace),
+            (4, "Disk quota exceeded", Refusal::NoSpace),
+            (4, "Failure", Refusal::Other("Failure".to_owned())),
+            (4, "", Refusal::Other("failure 4".to_owned())),
+        ] {
+            let Reply::Refused(refusal) = status(code, words) else { panic!("{code} {words}") };
+            assert_eq!(refusal, wanted, "{code} {words}");
+        }
+    }
+}

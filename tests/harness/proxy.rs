@@ -1,0 +1,264 @@
+//! A bad network between kvmb and a server: what passes is delayed, cut off, swallowed or corrupted.
+//!
+//! A delay is latency and no narrow pipe: every byte is handed on so long after it came, however many are on the way. Troubles
+//! come one to a connection, in the order in which they were ordered, after a number of bytes that a seed decides; when all
+//! have come, the network is a good one. Only the standard library is used, so that the benchmark can build it alone.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// What happens to a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// It is cut.
+    Cut,
+    /// Nothing passes any more, in neither direction, and nobody is told.
+    Stall,
+    /// One bit arrives wrong.
+    Flip,
+    /// It is cut, and so is every other one; nobody is let in until [`Proxy::mend`].
+    Outage,
+}
+
+/// A port that leads to a server. Dropped, it is closed with all connections.
+pub struct Proxy {
+    port: u16,
+    shared: Arc<Shared>,
+    listener: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    server: u16,
+    delay: Duration,
+    ended: AtomicBool,
+    broken: AtomicBool,
+    plan: Mutex<Plan>,
+    open: Mutex<Vec<TcpStream>>,
+    happened: AtomicUsize,
+    /// Whether the last bytes that passed were the server's.
+    server_spoke: AtomicBool,
+    turns: AtomicU64,
+}
+
+/// What is still to happen.
+#[derive(Default)]
+struct Plan {
+    troubles: Vec<Trouble>,
+    after_bytes: Range<u64>,
+    random: u64,
+}
+
+impl Plan {
+    /// The next trouble, and after how many bytes of a connection.
+    fn next(&mut self) -> Option<(Trouble, u64)> {
+        if self.troubles.is_empty() {
+            return None;
+        }
+        let span = (self.after_bytes.end - self.after_bytes.start).max(1);
+        Some((self.troubles.remove(0), self.after_bytes.start + self.draw() % span))
+    }
+
+    /// splitmix64
+    fn draw(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Proxy {
+    /// Leads to a port of this host, each way after this time.
+    pub fn start(server: u16, delay: Duration) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("a port").port();
+        listener.set_nonblocking(true).expect("a listener that can be ended");
+        let shared = Arc::new(Shared {
+            server,
+            delay,
+            ended: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
+            plan: Mutex::default(),
+            open: Mutex::default(),
+            happened: AtomicUsize::new(0),
+            server_spoke: AtomicBool::new(false),
+            turns: AtomicU64::new(0),
+        });
+        let for_thread = Arc::clone(&shared);
+        let listener = thread::spawn(move || for_thread.listen(&listener));
+        Proxy { port, shared, listener: Some(listener) }
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// From now on, these troubles: each for one new connection, after so many bytes of it.
+    pub fn order(&self, troubles: &[Trouble], after_bytes: Range<u64>, seed: u64) {
+        *lock(&self.shared.plan) = Plan { troubles: troubles.to_vec(), after_bytes, random: seed };
+        // Old connections know nothing of them.
+        self.shared.cut_all();
+    }
+
+    /// How many troubles have happened.
+    pub fn happened(&self) -> usize {
+        self.shared.happened.load(Ordering::Relaxed)
+    }
+
+    /// Whether an [`Trouble::Outage`] lasts.
+    pub fn is_broken(&self) -> bool {
+        self.shared.broken.load(Ordering::Relaxed)
+    }
+
+    /// Ends an outage, and all that was still to happen.
+    pub fn mend(&self) {
+        lock(&self.shared.plan).troubles.clear();
+        self.shared.broken.store(false, Ordering::Relaxed);
+    }
+
+    /// How often the client spoke after the server did: with a delay, its round trips.
+    pub fn turns(&self) -> u64 {
+        self.shared.turns.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Relaxed);
+        self.shared.cut_all();
+        if let Some(listener) = self.listener.take() {
+            let _ = listener.join();
+        }
+    }
+}
+
+/// One connection.
+struct Link {
+    client: TcpStream,
+    server: TcpStream,
+    /// What shall happen to it, and after how many bytes.
+    trouble: Mutex<Option<(Trouble, u64)>>,
+    passed: AtomicU64,
+    stalled: AtomicBool,
+}
+
+impl Shared {
+    fn listen(self: &Arc<Self>, listener: &TcpListener) {
+        while !self.ended.load(Ordering::Relaxed) {
+            match listener.accept() {
+                Ok((client, _)) if !self.broken.load(Ordering::Relaxed) => {
+                    // A server that is not there is a connection that ends at once.
+                    if let Ok(server) = TcpStream::connect(("127.0.0.1", self.server)) {
+                        self.link(client, server);
+                    }
+                }
+                Ok(_) => {}
+                Err(_) => thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    fn link(self: &Arc<Self>, client: TcpStream, server: TcpStream) {
+        for socket in [&client, &server] {
+            socket.set_nonblocking(false).expect("a socket that blocks");
+            socket.set_nodelay(true).expect("nodelay");
+            lock(&self.open).push(socket.try_clone().expect("a second handle"));
+        }
+        let trouble = Mutex::new(lock(&self.plan).next());
+        let link =
+            Arc::new(Link { client, server, trouble, passed: AtomicU64::new(0), stalled: AtomicBool::new(false) });
+        for to_server in [true, false] {
+            let (queue, queued) = mpsc::channel();
+            let (shared, of_reader) = (Arc::clone(self), Arc::clone(&link));
+            thread::spawn(move || shared.read(&of_reader, to_server, &queue));
+            let (shared, of_writer) = (Arc::clone(self), Arc::clone(&link));
+            thread::spawn(move || shared.write(&of_writer, to_server, &queued));
+        }
+    }
+
+    fn read(&self, link: &Link, to_server: bool, queue: &Sender<(Instant, Vec<u8>)>) {
+        let mut from = if to_server { &link.client } else { &link.server };
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            let length = match from.read(&mut buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Ok(0) | Err(_) => break,
+                Ok(length) => length,
+            };
+            if to_server && self.server_spoke.swap(false, Ordering::Relaxed) {
+                self.turns.fetch_add(1, Ordering::Relaxed);
+            }
+            let mut bytes = buffer[..length].to_vec();
+            let before = link.passed.fetch_add(length as u64, Ordering::Relaxed);
+            let due = {
+                let mut trouble = lock(&link.trouble);
+                match *trouble {
+                    Some((_, after)) if after < before + length as u64 => trouble.take(),
+                    _ => None,
+                }
+            };
+            if let Some((trouble, after)) = due {
+                self.happened.fetch_add(1, Ordering::Relaxed);
+                let at = usize::try_from(after.saturating_sub(before)).unwrap_or(0);
+                match trouble {
+                    Trouble::Flip => bytes[at] ^= 0x10,
+                    Trouble::Stall => link.stalled.store(true, Ordering::Relaxed),
+                    Trouble::Cut => link.cut(),
+                    Trouble::Outage => {
+                        self.broken.store(true, Ordering::Relaxed);
+                        self.cut_all();
+                    }
+                }
+            }
+            // What is swallowed is read all the same: a full pipe would tell.
+            if !link.stalled.load(Ordering::Relaxed) && queue.send((Instant::now() + self.delay, bytes)).is_err() {
+                break;
+            }
+        }
+        // A side that hung up on a stalled connection waits for nothing.
+        if link.stalled.load(Ordering::Relaxed) {
+            link.cut();
+        }
+    }
+
+    fn write(&self, link: &Link, to_server: bool, queue: &Receiver<(Instant, Vec<u8>)>) {
+        let mut to = if to_server { &link.server } else { &link.client };
+        for (due, bytes) in queue {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            if !to_server {
+                self.server_spoke.store(true, Ordering::Relaxed);
+            }
+            if to.write_all(&bytes).is_err() {
+                break;
+            }
+        }
+        if !link.stalled.load(Ordering::Relaxed) {
+            let _ = to.shutdown(Shutdown::Write);
+        }
+    }
+
+    fn cut_all(&self) {
+        for socket in lock(&self.open).drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Link {
+    fn cut(&self) {
+        for socket in [&self.client, &self.server] {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
