@@ -79,6 +79,40 @@ impl fmt::Display for Size {
     }
 }
 
+/// The size of a disk's chunks: whole multiples of restic's zero blob, and none so large that a few of them fill the memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkSize(u32);
+
+impl ChunkSize {
+    /// The rule, for messages.
+    pub const RULE: &'static str = "512K, 1M, 2M or 4M";
+
+    /// In bytes.
+    pub fn bytes(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for ChunkSize {
+    fn default() -> ChunkSize {
+        ChunkSize(1 << 20)
+    }
+}
+
+impl FromStr for ChunkSize {
+    type Err = NotAUnit;
+
+    fn from_str(text: &str) -> Result<ChunkSize, NotAUnit> {
+        match text {
+            "512K" => Ok(ChunkSize(512 << 10)),
+            "1M" => Ok(ChunkSize(1 << 20)),
+            "2M" => Ok(ChunkSize(2 << 20)),
+            "4M" => Ok(ChunkSize(4 << 20)),
+            _ => Err(NotAUnit(ChunkSize::RULE)),
+        }
+    }
+}
+
 /// A share of something, from 0 to 1: `5%`, `0.1%`.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Share(pub f64);
@@ -115,6 +149,8 @@ mod tests {
         assert_eq!(["90s", "30m", "2h", "3d", "1w"].map(seconds), [90, 1800, 7200, 259_200, 604_800]);
         let bytes = |text: &str| text.parse::<Size>().unwrap().0;
         assert_eq!(["7", "512K", "10M", "2G", "1T"].map(bytes), [7, 524_288, 10_485_760, 2_147_483_648, 1 << 40]);
+        let chunk = |text: &str| text.parse::<ChunkSize>().unwrap().bytes();
+        assert_eq!(["512K", "1M", "2M", "4M"].map(chunk), [512 << 10, 1 << 20, 2 << 20, 4 << 20]);
         let share = |text: &str| text.parse::<Share>().unwrap().0;
         assert_eq!(["0%", "5%", "12.5", "100%"].map(share), [0.0, 0.05, 0.125, 1.0]);
     }
@@ -126,6 +162,9 @@ mod tests {
         }
         for text in ["", "K", "-1", "1.5G", "1 G", "1g", "1GB", "99999999T", "+1"] {
             assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+        for text in ["", "0", "1", "256K", "3M", "8M", "4G", "1m", "1024K"] {
+            assert!(text.parse::<ChunkSize>().is_err(), "{text}");
         }
         for text in ["", "%", "-1%", "101%", "5 %", "NaN", "inf", "1e1", "5%%"] {
             assert!(text.parse::<Share>().is_err(), "{text}");

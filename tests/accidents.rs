@@ -97,7 +97,7 @@ fn a_machine_that_was_saved_is_backed_up_asleep_and_goes_on_when_it_wakes() {
     assert_eq!(point["consistency"], "crash", "its memory, which is not in the point, may hold what is not on disk");
     // Awake again, but not running yet: QEMU has not taken its images over, and libvirt's errors mean nothing.
     machine.start_paused();
-    try_backup(&machine, &repo, &[]).assert_code(1);
+    try_backup(&machine, &repo, &[]).assert_code(1).assert_stderr_has("resume it first");
     assert_eq!(ours(&machine).len(), 1, "a checkpoint was lost to false errors");
     env.virsh(&["resume", machine.uuid()]);
     machine.write("vda", 3 * MIB, 512, 0x44);

@@ -8,6 +8,8 @@
 // Everything here is a test, helpers too.
 #![allow(clippy::unwrap_used)]
 
+mod harness;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -701,6 +703,7 @@ fn root() -> &'static Path {
         fs::create_dir_all(root.join("etc")).unwrap();
         // No virtlogd needed.
         fs::write(root.join("etc/qemu.conf"), "stdio_handler = \"file\"\n").unwrap();
+        harness::libvirt::bring_capabilities(&root);
         root
     })
 }
@@ -712,6 +715,7 @@ fn connect() -> Option<String> {
 
 impl Lab {
     fn new(name: &str) -> Lab {
+        harness::processor::settle();
         let root = root();
         let folder = root.join(name);
         fs::create_dir_all(&folder).unwrap();
@@ -770,7 +774,9 @@ impl Lab {
             escape(name),
             folder.display()
         );
-        Vm { machine: self.hypervisor.define(&xml).unwrap(), folder, owned: true }
+        let machine = self.hypervisor.define(&xml).unwrap();
+        harness::libvirt::keep_capabilities(root());
+        Vm { machine, folder, owned: true }
     }
 
     /// A folder that QEMU's user can write.

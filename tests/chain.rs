@@ -185,6 +185,46 @@ fn a_raw_disk_is_read_in_full_and_the_qcow2_beside_it_is_not() {
 }
 
 #[test]
+fn a_disk_whose_chunks_get_another_size_is_read_in_full_once() {
+    let env = Env::new("chunk size");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    machine.write("vda", 20 * MIB + 4096, 512, 0x33);
+    proven(&machine, &repo);
+    for size in ["512K", "4M", "1M"] {
+        machine.write("vda", 3 * MIB, 512, 0x44);
+        let output = try_backup(&machine, &repo, &["--chunk-size", size]).assert_ok();
+        let point = output.record_of("point");
+        assert_full(&point, "vda", "its chunks have another size in the parent point");
+        assert_full(&point, "vdb", "its chunks have another size in the parent point");
+        assert_restores(&env, &repo, &point, &machine.models());
+        // Without being told again, that size stays.
+        machine.write("vda", 5 * MIB, 512, 0x55);
+        let point = proven(&machine, &repo);
+        let disk = disk_of(&point, "vda");
+        assert_eq!(disk["read_mode"], "changed", "{disk:#}");
+        let chunk = match size {
+            "512K" => MIB / 2,
+            "4M" => 4 * MIB,
+            _ => MIB,
+        };
+        let read = disk["read_bytes"].as_u64().expect("read_bytes");
+        assert!((chunk..=3 * chunk).contains(&read), "{size}: {read}");
+        assert_eq!(
+            try_backup(&machine, &repo, &["--chunk-size", size]).assert_ok().record_of("point")["disks"][0]["read_mode"],
+            "changed"
+        );
+    }
+    try_backup(&machine, &repo, &["--chunk-size", "3M"]).assert_code(2).assert_stderr_has("512K, 1M, 2M or 4M");
+    // A machine that is off, with a chain of another size.
+    machine.stop();
+    let point = try_backup(&machine, &repo, &["--chunk-size", "2M"]).assert_ok().record_of("point");
+    assert_full(&point, "vda", "its chunks have another size in the parent point");
+    assert_restores(&env, &repo, &point, &machine.models());
+    finish(&env, &[&repo]);
+}
+
+#[test]
 fn an_old_qcow2_and_one_with_a_raw_data_file_keep_no_bitmaps_and_disturb_nobody() {
     let env = Env::new("no bitmaps");
     let repo = init(&env);
@@ -1015,6 +1055,22 @@ fn an_audit_of_everything_finds_it_too_and_reads_in_full() {
     assert_eq!(disk_of(&point, "vdb")["read_bytes"], 4 * MIB, "everything that is not zero is audited");
     assert_restores(&env, &repo, &point, &machine.models());
     try_backup(&machine, &repo, &["--audit", "100%"]).assert_ok();
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_thousandth_of_what_is_unchanged_is_audited_unless_told_otherwise() {
+    let env = Env::new("audit by default");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(600 * MIB)).start_paused();
+    machine.write("vda", 0, 600 * MIB, 0x11);
+    backup_with(&machine, &repo, &["--chunk-size", "512K"]);
+    // Of 1,200 chunks; the last one is always in it, and may be one that was drawn.
+    for (args, least, most) in [(&["--audit", "0%"][..], 1, 1), (&[], 2, 3), (&["--audit", "1%"], 12, 13)] {
+        let disk = disk_of(&backup_with(&machine, &repo, args), "vda");
+        let chunks = disk["read_bytes"].as_u64().expect("read_bytes") / (512 << 10);
+        assert!((least..=most).contains(&chunks), "{args:?}: {chunks} chunks were read");
+    }
     finish(&env, &[&repo]);
 }
 

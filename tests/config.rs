@@ -72,7 +72,7 @@ fn every_flag_of_the_table_takes_what_the_file_says() {
     env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
     env.configure(&json!({
         "repo": env.repo(), "password_file": env.password_file(), "jobs": 64, "freeze": "required", "freeze_timeout": "5s",
-        "lease": "30m", "scratch": env.scratch_dir(), "audit": "1.5%", "full_every": "2w", "verify": true,
+        "lease": "30m", "scratch": env.scratch_dir(), "audit": "1.5%", "chunk_size": "2M", "full_every": "2w", "verify": true,
         "log": {"file": env.path("own.log"), "format": "json", "max_size": "1M", "keep": 2}
     }));
     let bare = |args: &[&str]| {

@@ -5,6 +5,7 @@ mod chains;
 mod harness;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -98,6 +99,43 @@ fn a_run_that_is_killed_while_the_guest_is_frozen_leaves_it_to_the_next_to_thaw(
         drop(read_only);
         guest.wait_for_more(2);
         assert_eq!(ours(&guest).len(), 1);
+    }
+    let synced = guest.synced();
+    let point = backup(&guest, &repo);
+    assert_eq!(disk_of(&point, "vda")["read_mode"], "changed");
+    Mounted::mount(&restored(&env, &repo, &point)).assert_has_files(synced);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_guest_that_full_scratch_space_stopped_goes_on_once_its_backup_is_over() {
+    let env = Env::new("stopped by scratch");
+    let repo = init(&env);
+    let guest = env.linux_guest_on_qcow2("linux", FreezeMode::NoAgent);
+    guest.wait_for_more(3);
+    let scratch = env.tmpfs("small-scratch", 200 * MIB);
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    let folder = scratch.path().display().to_string();
+    // Killed, with room again before the next run; and not killed: it gives up by itself.
+    for is_killed in [true, false] {
+        let run = stopped_at(&guest, &repo, "CaptureOpen", &["--scratch", &folder]).unwrap_or_else(|o| panic!("{o}"));
+        scratch.fill_up_to(0);
+        harness::wait_until("the guest is stopped by the full scratch space", Duration::from_secs(60), || {
+            guest.status() == "io-error"
+        });
+        if is_killed {
+            process::kill(run.pid());
+            run.wait();
+            fs::remove_file(scratch.path().join("filler")).expect("remove");
+            let synced = guest.synced();
+            let point = backup(&guest, &repo);
+            Mounted::mount(&restored(&env, &repo, &point)).assert_has_files(synced);
+        } else {
+            let output = go_on(run).assert_code(1);
+            assert_eq!(output.record_of("failure")["code"], "no_space", "{output}");
+        }
+        assert_eq!(guest.status(), "running");
+        guest.wait_for_more(3);
     }
     let synced = guest.synced();
     let point = backup(&guest, &repo);

@@ -199,6 +199,7 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
         "--warning" | "--critical" | "--verify-warning" | "--freeze-timeout" | "--lease" | "--full-every"
         | "--retry-for" | "--random-delay" | "--within" => "30s",
         "--cron" => "@daily",
+        "--chunk-size" => "2M",
         "--limit-read" | "--limit-upload" => "10M",
         "--sample" | "--verify-sample" | "--audit" | "--max-unused" => "5%",
         "--keep-within" => "30d",

@@ -17,12 +17,9 @@ use super::images;
 use super::machine::{Machine, PausedReason, State, Which};
 use super::open::{is_domain_folder, lock_machine};
 use super::qemu_nbd;
-use super::runtime::{self, Runtime};
+use super::runtime::Runtime;
 use super::state::{CaptureFile, CaptureKind, CaptureState, Phase, is_capture_id, remove_nameless};
 use crate::steps::{self, Step};
-
-/// A scratch file system with less room than this is taken for full.
-const FULL_BYTES: u64 = 64 << 20;
 
 /// How to close.
 #[derive(Debug, Clone, Default)]
@@ -45,7 +42,7 @@ pub struct Closed {
     pub committed_point: Option<String>,
     /// A job or server of ours was running and was ended.
     pub ended: bool,
-    /// The machine had been paused because the scratch files' file system was full, and runs again.
+    /// The machine had been paused by an I/O error meanwhile, as when the scratch files' file system is full, and runs again.
     pub resumed: bool,
     /// The machine does not exist any more.
     pub machine_gone: bool,
@@ -237,13 +234,10 @@ fn ends_well(machine: &Machine, state: &CaptureState, closed: &mut Closed) -> Re
     if !ours {
         return Ok(());
     }
-    let full = state
-        .scratch_folder
-        .as_deref()
-        .and_then(|folder| runtime::free_bytes(folder).ok())
-        .is_some_and(|free| free < FULL_BYTES);
     closed.ended = machine.end_backup()?;
-    if full && !state.io_paused_before && is_paused_by_io_error(machine) {
+    // Our scratch space was full, though it may have room again by now. A guest whose own disk is at fault stops again at the
+    // same request.
+    if !state.io_paused_before && is_paused_by_io_error(machine) {
         machine.resume()?;
         closed.resumed = true;
     }

@@ -135,6 +135,13 @@ pub enum Error {
         /// The machine.
         machine: String,
     },
+    /// A machine that came from a saved state or a migration and was not resumed: QEMU has not taken its images over, and
+    /// what it says of their bitmaps means nothing.
+    #[error("{machine} has not gone on yet since it was restored from a saved state, or migrated")]
+    NotResumed {
+        /// The machine.
+        machine: String,
+    },
     /// No disk is left to capture.
     #[error("{machine} has no disk to capture")]
     NothingToCapture {

@@ -22,7 +22,7 @@ use super::definition::{Definition, Device, Disk, Source};
 use super::error::{Error, Meaning, Result};
 use super::images::{self, ImageIdentity};
 use super::job::{self, JobDisk, JobRequest, NewCheckpoint};
-use super::machine::{Machine, Which};
+use super::machine::{Machine, PausedReason, State, Which};
 use super::qemu_nbd::{self, ServeRequest};
 use super::runtime::{self, Runtime};
 use super::state::{
@@ -266,6 +266,9 @@ fn open_running(
     state: &mut CaptureState,
 ) -> Result<()> {
     wait_for_other_job(machine)?;
+    if matches!(machine.state(), Ok(State::Paused(PausedReason::Migration))) {
+        return Err(Error::NotResumed { machine: machine.name().to_owned() });
+    }
     let owner = live.dac_owner.unwrap_or_else(runtime::our_owner);
     let socket = job_socket(runtime, machine, live, file.id())?;
     runtime::check_socket_path(&socket)?;

@@ -1,7 +1,7 @@
 //! `kvmb backup`
 
 use crate::cli::Context;
-use crate::cli::capture_args::{AuditArgs, CaptureArgs, LimitReadArgs, duration, percent};
+use crate::cli::capture_args::{AuditArgs, CaptureArgs, ChunkArgs, LimitReadArgs, duration, percent};
 use crate::cli::complete;
 use crate::cli::copy_args::CopyToArgs;
 use crate::cli::failure::{CliError, Code};
@@ -51,6 +51,9 @@ pub struct BackupArgs {
 
     #[command(flatten)]
     audit: AuditArgs,
+
+    #[command(flatten)]
+    chunks: ChunkArgs,
 
     /// Read everything, not only what changed, and compare: a difference that the dirty bitmap did not tell of is
     /// reported as damage to the chain (exit code 4) and healed by the new point.
@@ -281,8 +284,9 @@ impl BackupArgs {
         let connect =
             || crate::capture::Hypervisor::open(selection.connect.as_deref().or(context.global.connect.as_deref()));
         let request = self.capture.request(selection.disks.clone())?;
-        let (monitor, stop, trust) = (&context.monitor, &context.stop, self.trust());
-        let backup = Backup { runtime, connect: &connect, repo, trust, pace, monitor, stop };
+        let (monitor, stop, trust, chunk_size) =
+            (&context.monitor, &context.stop, self.trust(), self.chunks.chunk_size);
+        let backup = Backup { runtime, connect: &connect, repo, trust, pace, chunk_size, monitor, stop };
         let point = backup.run(&selection.machine, &request)?;
         if !self.verify || self.no_verify {
             return Ok(point);

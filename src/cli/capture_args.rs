@@ -8,7 +8,7 @@ use crate::cli::repo_args::path_or_nothing;
 use crate::ops::push::Trust;
 use crate::ops::snapshot::SnapshotRequest;
 use crate::pace::Pace;
-use crate::units::{Share, Size, Span};
+use crate::units::{ChunkSize, Share, Size, Span};
 use clap::{Args, ValueEnum};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -83,6 +83,15 @@ impl AuditArgs {
     }
 }
 
+/// Into what pieces disks are cut.
+#[derive(Debug, Clone, Args)]
+pub struct ChunkArgs {
+    /// The size of the pieces in which disks are compared and stored: 512K, 1M, 2M or 4M. Without it a disk keeps what its last
+    /// point has, 1M at first. Larger ones suit disks of many terabytes; a disk whose size of chunks changes is read in full.
+    #[arg(long, value_name = "SIZE", value_parser = chunk_size, help_heading = "Capture")]
+    pub chunk_size: Option<ChunkSize>,
+}
+
 /// How fast disks are read.
 #[derive(Debug, Clone, Args)]
 pub struct LimitReadArgs {
@@ -104,6 +113,10 @@ pub fn rate(text: &str) -> Result<NonZeroU32, String> {
     // More than fits is no limit that anybody would notice.
     let bytes = size.map(|size| u32::try_from(size.0).unwrap_or(u32::MAX));
     bytes.and_then(NonZeroU32::new).ok_or_else(|| "bytes a second, as 500K or 10M".to_owned())
+}
+
+fn chunk_size(text: &str) -> Result<ChunkSize, String> {
+    text.to_ascii_uppercase().parse::<ChunkSize>().map_err(|error| error.to_string())
 }
 
 /// A share of a whole, from 0 to 1.

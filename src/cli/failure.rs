@@ -358,6 +358,7 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
             (Code::Busy, Some("let the other backup finish, or end it with 'virsh domjobabort MACHINE'"))
         }
         Error::StartedMeanwhile { .. } => (Code::Busy, Some("capture it again, as a machine that runs")),
+        Error::NotResumed { .. } => (Code::Unsupported, Some("resume it first: virsh resume MACHINE")),
         Error::OtherJob { .. } => (Code::Busy, Some("wait until it is done; 'virsh domjobinfo MACHINE' shows it")),
         Error::Wedged { .. } => (
             Code::Failed,

@@ -2,7 +2,7 @@
 
 use crate::capture::{CaptureFile, CaptureState, Runtime};
 use crate::cli::Context;
-use crate::cli::capture_args::{AuditArgs, LimitReadArgs};
+use crate::cli::capture_args::{AuditArgs, ChunkArgs, LimitReadArgs};
 use crate::cli::capture_stream::CaptureStream;
 use crate::cli::copy_args::CopyFromArgs;
 use crate::cli::failure::{CliError, Code};
@@ -42,6 +42,9 @@ pub struct PushArgs {
 
     #[command(flatten)]
     audit: AuditArgs,
+
+    #[command(flatten)]
+    chunks: ChunkArgs,
 
     #[command(flatten)]
     limit: LimitReadArgs,
@@ -180,8 +183,8 @@ impl Stage<'_> {
         let repo = repo.as_ref().map_err(CliError::clone)?;
         let (file, state) = whole_capture(runtime, capture, &disks)?;
         let sha256 = disks.into_iter().filter_map(|disk| Some((disk.disk, disk.sha256?))).collect();
-        let (trust, pace) = (self.trust, self.pace.as_ref());
-        let request = PushRequest { file: &file, capture: &state, sha256, trust, pace };
+        let (trust, pace, chunk_size) = (self.trust, self.pace.as_ref(), self.args.chunks.chunk_size);
+        let request = PushRequest { file: &file, capture: &state, sha256, trust, pace, chunk_size };
         let open = OpenRepo::shared(repo, &context.stop)?;
         Ok(push(&open, &request, &context.monitor, &context.stop, &mut || Ok(()))?)
     }

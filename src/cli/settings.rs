@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// The keys of the configuration that are flags' defaults, with the flags' names in the parser.
-const FLAGS: [(&str, &str); 20] = [
+const FLAGS: [(&str, &str); 21] = [
     ("connect", "connect"),
     ("repo", "repo"),
     ("password_file", "password_file"),
@@ -22,6 +22,7 @@ const FLAGS: [(&str, &str); 20] = [
     ("lease", "lease"),
     ("scratch", "scratch"),
     ("audit", "audit"),
+    ("chunk_size", "chunk_size"),
     ("full_every", "full_every"),
     ("limit_read", "limit_read"),
     ("limit_upload", "limit_upload"),

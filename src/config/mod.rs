@@ -23,8 +23,8 @@ pub use file::{Error, Loaded, load};
 use crate::retention::Policy;
 use crate::schedule::Cron;
 use rules::{
-    AbsolutePath, Bounded, CommandLine, HostName, LibvirtUri, MachineName, PositiveSize, PositiveSpan, RepoAddress,
-    Share, UserName, Written,
+    AbsolutePath, Bounded, ChunkSize, CommandLine, HostName, LibvirtUri, MachineName, PositiveSize, PositiveSpan,
+    RepoAddress, Share, UserName, Written,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -94,6 +94,9 @@ pub struct Config {
     /// The share of unchanged chunks that is read all the same and compared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit: Option<Written<Share>>,
+    /// The size of the pieces in which disks are compared and stored; without it a disk keeps what its last point has, 1M at first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunk_size: Option<Written<ChunkSize>>,
     /// A disk that was last read in full so long ago is read in full again, and compared; without it, never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub full_every: Option<Written<PositiveSpan>>,
@@ -146,6 +149,7 @@ impl Default for Config {
             lease: None,
             scratch: None,
             audit: None,
+            chunk_size: None,
             full_every: None,
             limit_read: None,
             limit_upload: None,

@@ -341,6 +341,20 @@ impl Term for PositiveSize {
     }
 }
 
+/// The size of a disk's chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkSize(pub u32);
+
+impl Term for ChunkSize {
+    const NAME: &'static str = "ChunkSize";
+    const RULE: &'static str = units::ChunkSize::RULE;
+    const PATTERN: &'static str = "512K|1M|2M|4M";
+
+    fn read(text: &str) -> Option<ChunkSize> {
+        text.parse::<units::ChunkSize>().ok().map(|size| ChunkSize(size.bytes()))
+    }
+}
+
 /// A share of a whole.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Share(pub f64);

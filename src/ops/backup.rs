@@ -12,6 +12,7 @@ use crate::pace::Pace;
 use crate::record;
 use crate::repo::Repository;
 use crate::steps::{self, Step};
+use crate::units::ChunkSize;
 use std::collections::BTreeMap;
 
 /// What a backup works with.
@@ -26,6 +27,8 @@ pub struct Backup<'a> {
     pub trust: Trust,
     /// How fast the disks may be read, all together.
     pub pace: Option<&'a Pace>,
+    /// The size of chunks; none keeps that of each disk's last point.
+    pub chunk_size: Option<ChunkSize>,
     /// Watches.
     pub monitor: &'a dyn Monitor,
     /// Raised to stop.
@@ -93,7 +96,14 @@ impl Backup<'_> {
 
     fn store(&self, open: &OpenRepo, file: &CaptureFile, state: &CaptureState) -> Result<record::Point> {
         file.lock_shared()?;
-        let request = PushRequest { file, capture: state, sha256: BTreeMap::new(), trust: self.trust, pace: self.pace };
+        let request = PushRequest {
+            file,
+            capture: state,
+            sha256: BTreeMap::new(),
+            trust: self.trust,
+            pace: self.pace,
+            chunk_size: self.chunk_size,
+        };
         let mut after_read = || {
             let hypervisor = (self.connect)()?;
             drain_capture(self.runtime, Some(&hypervisor), file)?;

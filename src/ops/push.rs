@@ -9,7 +9,7 @@ use super::manifest::{DEFINITION, MANIFEST, Manifest, ManifestDisk, ManifestFile
 use super::open_repo::OpenRepo;
 use super::points::{self, MACHINE_TAG, OpenPoint, PointRef, TAG, disk_file};
 use super::scratch_watch::watched;
-use super::store_disk::{Base, CHUNK_BYTES, DiskTask, Outcome, StoredDisk, store_disk};
+use super::store_disk::{Base, DiskTask, Outcome, StoredDisk, store_disk};
 use super::{Error, Monitor, Progress, Result, Stop};
 use crate::capture::state::{CaptureKind, FileRole, ReadMode};
 use crate::capture::tpm::FOLDER as TPM_FOLDER;
@@ -19,6 +19,7 @@ use crate::pace::Pace;
 use crate::record::{self, Damage};
 use crate::repo::{BlobKind, Content, Id, Node, Snapshot, Writer, WriterOptions, write_tree};
 use crate::steps::{self, Step};
+use crate::units::ChunkSize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +60,8 @@ pub struct PushRequest<'a> {
     pub trust: Trust,
     /// How fast the disks may be read.
     pub pace: Option<&'a Pace>,
+    /// The size of chunks; none keeps that of the disk's last point.
+    pub chunk_size: Option<ChunkSize>,
 }
 
 /// Called when the last byte of the last disk was read: the job may end.
@@ -82,8 +85,7 @@ pub fn push(
     let definition = Definition::parse(&capture.definition_xml).map_err(crate::capture::Error::from)?;
 
     let writer = Writer::new(&open.repo, Arc::clone(&open.index), WriterOptions::default());
-    let (trust, pace) = (request.trust, request.pace);
-    let reading = Reading { capture, base: base.as_ref(), reference, trust, pace, writer: &writer, monitor };
+    let reading = Reading { request, base: base.as_ref(), reference, writer: &writer, monitor };
     if capture.disks.iter().any(|disk| disk.read_mode == ReadMode::Full) {
         // A long read is not begun in vain; a short one takes as long as the lock to settle.
         open.check_lock()?;
@@ -216,11 +218,9 @@ struct ReadDisk {
 
 /// What the disks of one capture are read with.
 struct Reading<'a> {
-    capture: &'a CaptureState,
+    request: &'a PushRequest<'a>,
     base: Option<&'a OpenPoint>,
     reference: Option<&'a OpenPoint>,
-    trust: Trust,
-    pace: Option<&'a Pace>,
     writer: &'a Writer,
     monitor: &'a dyn Monitor,
 }
@@ -232,17 +232,14 @@ impl Reading<'_> {
             .nbd_uri
             .parse()
             .map_err(|error: UriError| Error::DiskMap { disk: disk.target.clone(), reason: error.to_string() })?;
-        let label = format!("{}/{}", self.capture.machine, disk.target);
+        let label = format!("{}/{}", self.request.capture.machine, disk.target);
         let progress = self.monitor.start("reading", &label, disk.capacity_bytes);
-        let mut whole =
-            DiskTask { disk: &disk.target, uri: &uri, chunk_bytes: CHUNK_BYTES, base: None, pace: self.pace };
-        if let Some(known) = self.reference.and_then(|point| manifest_disk(point, &disk.target)) {
-            whole.chunk_bytes = known.chunk_bytes;
-        }
-        match self.continuation(disk)? {
+        let chunk_bytes = self.chunk_bytes(disk);
+        let whole = DiskTask { disk: &disk.target, uri: &uri, chunk_bytes, base: None, pace: self.request.pace };
+        match self.continuation(disk, chunk_bytes)? {
             Err(reason) => self.in_full(&whole, reason, Vec::new(), &*progress, stop),
             Ok((bitmap, then, map)) => {
-                let (audit, due) = (self.trust.audit, self.is_due(then));
+                let (audit, due) = (self.request.trust.audit, self.is_due(then));
                 let base =
                     Base { bitmap, map: &map, capacity_bytes: then.capacity_bytes, audit, read_all: due.is_some() };
                 let task = DiskTask { base: Some(base), ..whole };
@@ -254,7 +251,7 @@ impl Reading<'_> {
                             chunk_bytes: task.chunk_bytes,
                             mode: if due.is_some() { ReadMode::Full } else { ReadMode::Changed },
                             in_full_at: if due.is_some() {
-                                Some(self.capture.captured_at)
+                                Some(self.request.capture.captured_at)
                             } else {
                                 then.read_in_full_at
                             },
@@ -276,11 +273,19 @@ impl Reading<'_> {
         }
     }
 
+    /// The size of a disk's chunks: what is asked for, else what its last point has.
+    fn chunk_bytes(&self, disk: &CapturedDisk) -> u32 {
+        let known = || self.reference.and_then(|point| manifest_disk(point, &disk.target)).map(|disk| disk.chunk_bytes);
+        let asked_for = self.request.chunk_size.map(ChunkSize::bytes);
+        asked_for.or_else(known).unwrap_or_else(|| ChunkSize::default().bytes())
+    }
+
     /// What a disk continues - bitmap, the parent's disk, its chunks - or why it cannot.
     #[allow(clippy::type_complexity)]
     fn continuation<'s>(
         &'s self,
         disk: &'s CapturedDisk,
+        chunk_bytes: u32,
     ) -> Result<std::result::Result<(&'s str, &'s ManifestDisk, super::chunk_map::ChunkMap), Option<String>>> {
         let Some(bitmap) = &disk.dirty_context else {
             return Ok(Err(disk.read_mode_reason.clone()));
@@ -295,6 +300,9 @@ impl Reading<'_> {
         let Some(then) = manifest_disk(base, &disk.target).filter(|then| then.in_checkpoint) else {
             return refuse("the parent point's checkpoint does not cover it");
         };
+        if then.chunk_bytes != chunk_bytes {
+            return refuse("its chunks have another size in the parent point");
+        }
         if let Some(reason) = mismatch(disk, then) {
             return Ok(Err(Some(reason)));
         }
@@ -303,11 +311,11 @@ impl Reading<'_> {
 
     /// Why everything of a disk is to be read and compared, if it is.
     fn is_due(&self, then: &ManifestDisk) -> Option<String> {
-        if self.trust.read_all {
+        if self.request.trust.read_all {
             return Some("asked for".into());
         }
-        let every = chrono::Duration::from_std(self.trust.read_all_every?).ok()?;
-        let due = then.read_in_full_at.is_none_or(|at| self.capture.captured_at - at >= every);
+        let every = chrono::Duration::from_std(self.request.trust.read_all_every?).ok()?;
+        let due = then.read_in_full_at.is_none_or(|at| self.request.capture.captured_at - at >= every);
         due.then(|| "it is time to read everything again".into())
     }
 
@@ -326,7 +334,7 @@ impl Reading<'_> {
                 mode: ReadMode::Full,
                 reason,
                 continues: false,
-                in_full_at: Some(self.capture.captured_at),
+                in_full_at: Some(self.request.capture.captured_at),
                 chain_damage,
             }),
             Outcome::Untrusted { reason, .. } => Err(Error::DiskMap { disk: task.disk.to_owned(), reason }),

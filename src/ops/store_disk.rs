@@ -7,7 +7,7 @@
 //!                                    assembler: chunk map, in order
 //! ```
 //!
-//! Memory is bounded by the queue (some tens of chunks) and the packs in the making; the chunk map takes 40 bytes for
+//! Memory is bounded by the queue (16 MiB) and the packs in the making; the chunk map takes 40 bytes for
 //! each chunk that is not zero.
 
 use super::assembler::{Assembled, Assembler, Piece, What};
@@ -20,8 +20,8 @@ use crate::repo::{self, BlobKind, Writer};
 use crate::steps::{self, Step};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The size of chunks for a disk that has none from an earlier point.
-pub const CHUNK_BYTES: u32 = 1 << 20;
+/// How much of a disk is being read, or waits for a worker.
+const IN_FLIGHT_BYTES: usize = 16 << 20;
 
 /// What storing one disk came to.
 #[derive(Debug, Default)]
@@ -117,6 +117,7 @@ pub fn store_disk(task: &DiskTask, writer: &Writer, progress: &dyn Progress, sto
     let skips = task.base.filter(|base| !base.read_all);
     let options = ReadOptions {
         chunk_bytes: task.chunk_bytes,
+        in_flight: (IN_FLIGHT_BYTES / task.chunk_bytes as usize).max(2),
         bitmap_context: skips.map(|base| base.bitmap.to_owned()),
         stop: stop.flag(),
         ..ReadOptions::default()

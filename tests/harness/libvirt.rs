@@ -19,15 +19,20 @@ cgroup_controllers = []
 max_core = 0
 "#;
 
-/// Fills a new root with our settings and with what libvirt has found out about this QEMU before (which takes it 4 seconds).
+/// Fills a new root with our settings and with what libvirt has found out before.
 pub(super) fn prepare_root(root: &Path) {
     fs::create_dir_all(root.join("etc")).expect("cannot make a folder");
     fs::write(root.join("etc/qemu.conf"), QEMU_CONF).expect("cannot write");
+    bring_capabilities(root);
+}
+
+/// Fills a new root with what libvirt has found out about this QEMU before (which takes it 4 seconds).
+pub fn bring_capabilities(root: &Path) {
     copy_files(&probed(), &capabilities(root));
 }
 
 /// Remembers what libvirt has found out for the next test.
-fn keep_capabilities(root: &Path) {
+pub fn keep_capabilities(root: &Path) {
     copy_files(&capabilities(root), &probed());
 }
 

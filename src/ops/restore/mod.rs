@@ -4,6 +4,7 @@
 //! in their places, then the firmware variables, and last the definition. Until the definition is in, everything is
 //! undone when something fails. A running machine is never written over.
 
+mod image_file;
 pub mod plan;
 mod qcow2;
 pub mod target;

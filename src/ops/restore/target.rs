@@ -5,6 +5,7 @@
 //! | `.kvmb-….partial` | an image in the making; one that a killed restore left is removed by the next one in that folder |
 //! | `.kvmb-….replaced` | what an image replaced, until the definition is in; after a kill it stays, for it may be wanted |
 
+use super::image_file::ImageFile;
 use super::plan::{ImageFormat, PlannedDisk, TargetKind};
 use super::qcow2::Layout;
 use crate::ops::{Error, Result};
@@ -30,7 +31,7 @@ pub struct Target {
     path: PathBuf,
     overwrite: bool,
     temporary: Option<Partial>,
-    file: File,
+    file: ImageFile,
     form: Form,
 }
 
@@ -152,7 +153,7 @@ impl Target {
             }
         };
         let (disk, overwrite) = (disk.disk.clone(), disk.overwrite);
-        Ok(Target { disk, path, overwrite, temporary: Some(temporary), file, form })
+        Ok(Target { disk, path, overwrite, temporary: Some(temporary), file: ImageFile::new(file), form })
     }
 
     fn device(disk: &PlannedDisk) -> Result<Target> {
@@ -166,7 +167,8 @@ impl Target {
             let reason = format!("it has {size} bytes and the disk has {}", disk.capacity_bytes);
             return Err(Error::BadTarget { disk: disk.disk.clone(), path, reason });
         }
-        Ok(Target { disk: disk.disk.clone(), path, overwrite: true, temporary: None, file, form: Form::Device })
+        let (disk, file) = (disk.disk.clone(), ImageFile::new(file));
+        Ok(Target { disk, path, overwrite: true, temporary: None, file, form: Form::Device })
     }
 
     /// The disk's target name.
@@ -188,7 +190,7 @@ impl Target {
 
     /// Makes a range read as zeros. In a new image it does already.
     pub fn write_zeros(&self, offset: u64, length: u64) -> Result<()> {
-        let (Form::Device, file) = (&self.form, &self.file) else {
+        let (Form::Device, file) = (&self.form, self.file.file()) else {
             return Ok(());
         };
         let flags = rustix::fs::FallocateFlags::ZERO_RANGE | rustix::fs::FallocateFlags::KEEP_SIZE;
@@ -207,7 +209,7 @@ impl Target {
 
     /// Makes what was written durable.
     pub fn finish(self) -> Result<Written> {
-        self.file.sync_all().map_err(Error::io("sync", &self.path))?;
+        self.file.file().sync_all().map_err(Error::io("sync", &self.path))?;
         Ok(Written { disk: self.disk, path: self.path, overwrite: self.overwrite, temporary: self.temporary })
     }
 }
