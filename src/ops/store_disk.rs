@@ -13,7 +13,7 @@
 use super::assembler::{Assembled, Assembler, Piece, What};
 use super::audit;
 use super::chunk_map::{Chunk, ChunkMap, Geometry, ZERO_BLOB_BYTES};
-use super::{Error, Progress, Result, Stop};
+use super::{Error, Progress, Result, Stop, threads};
 use crate::nbd::{self, DiskReader, NbdUri, ReadOptions};
 use crate::pace::Pace;
 use crate::repo::{self, BlobKind, Writer};
@@ -132,9 +132,8 @@ pub fn store_disk(task: &DiskTask, writer: &Writer, progress: &dyn Progress, sto
     let source = Mutex::new(Some(reader.chunks()));
     let assembler = Mutex::new(Assembler::new(geometry, skips));
     let failed = Mutex::new(None);
-    let workers = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8);
     std::thread::scope(|scope| {
-        for _ in 0..workers {
+        for _ in 0..threads::for_processors() {
             scope.spawn(|| {
                 let worker = Worker { task, skips, geometry, writer, progress, assembler: &assembler, stop };
                 let next = || locked(&source).as_mut().and_then(Iterator::next);
