@@ -58,7 +58,7 @@ impl Copier {
         }
         let target = OpenRepo::shared(target, stop)?;
         let mut there: HashMap<Id, Vec<PointRef>> = HashMap::new();
-        for point in points::list(&target.repo)?.0 {
+        for point in target.points()? {
             for id in point.snapshot.original.into_iter().chain([point.id]) {
                 there.entry(id).or_default().push(point.clone());
             }

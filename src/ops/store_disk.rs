@@ -7,7 +7,7 @@
 //!                                    assembler: chunk map, in order
 //! ```
 //!
-//! Memory is bounded by the queue (16 MiB) and the packs in the making; the chunk map takes 40 bytes for
+//! Memory is bounded by the queue (8 MiB) and the packs in the making; the chunk map takes 40 bytes for
 //! each chunk that is not zero.
 
 use super::assembler::{Assembled, Assembler, Piece, What};
@@ -21,7 +21,7 @@ use crate::steps::{self, Step};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How much of a disk is being read, or waits for a worker.
-const IN_FLIGHT_BYTES: usize = 16 << 20;
+const IN_FLIGHT_BYTES: usize = 8 << 20;
 
 /// What storing one disk came to.
 #[derive(Debug, Default)]
