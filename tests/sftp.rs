@@ -151,6 +151,34 @@ fn an_upload_at_a_pace_goes_out_piece_by_piece() {
 }
 
 #[test]
+fn what_the_server_has_not_confirmed_is_put_on_its_disk_when_it_is_asked_for_again() {
+    let env = Env::new("sftp-sync");
+    let log = env.path("sftp.log");
+    let command = format!("/usr/lib/openssh/sftp-server -e -l VERBOSE 2>>{}", log.display());
+    let sshd = env.sshd_with(&format!("ForceCommand {command}"));
+    sshd.befriend();
+    let storage = storage(&env, &sshd);
+    storage.create_layout().unwrap();
+    // The folders that the server has synced since it was last looked at; it writes its log when it does a thing.
+    let seen = Cell::new(0);
+    let synced = || -> Vec<String> {
+        let text = fs::read_to_string(&log).unwrap();
+        let new = text[seen.replace(text.len())..].lines().filter(|line| line.contains("fsync"));
+        new.map(|line| line.split('"').nth(1).unwrap().to_owned()).collect()
+    };
+    assert_eq!(synced().last().unwrap(), "repo");
+    for (kind, folders) in [(FileKind::Pack, vec!["repo/data/aa", "repo/data"]), (FileKind::Lock, vec!["repo/locks"])] {
+        storage.write(kind, NAME, b"x").unwrap();
+        synced();
+        storage.sync_folder(kind, NAME).unwrap();
+        assert_eq!(synced(), folders);
+    }
+    // A retry of `init` that finds everything made puts all of it on the disk all the same.
+    storage.create_layout().unwrap();
+    assert_eq!(synced(), [".", "repo"]);
+}
+
+#[test]
 fn it_works_in_a_chroot_with_a_forced_command_and_no_shell() {
     let env = Env::new("sftp-chroot");
     let sshd = env.sshd_with("ChrootDirectory /mnt\nForceCommand internal-sftp\nAllowTcpForwarding no\nPermitTTY no");
