@@ -327,6 +327,45 @@ fn who_mistypes_is_asked_three_times_and_a_file_once() {
 }
 
 #[test]
+fn who_mistypes_a_passphrase_is_asked_three_times_too() {
+    let env = Env::new("sftp-passphrase-typo");
+    let sshd = env.sshd();
+    sshd.make_known("ed25519");
+    let key = sshd.new_key("id_ed25519", "open sesame");
+    sshd.authorize(&key);
+    // Also of a key in the older format.
+    for rewritten in [false, true] {
+        if rewritten {
+            let pem = ["-q", "-p", "-m", "PEM", "-P", "open sesame", "-N", "open sesame", "-f"];
+            fs::remove_file(&key).unwrap();
+            fs::remove_file(key.with_extension("pub")).unwrap();
+            let key = env.path("home/.ssh/id_rsa");
+            let keygen =
+                |args: &[&str]| std::process::Command::new("ssh-keygen").args(args).arg(&key).output().unwrap();
+            assert!(keygen(&["-q", "-t", "rsa", "-N", "open sesame", "-f"]).status.success());
+            assert!(keygen(&pem).status.success());
+            assert!(fs::read_to_string(&key).unwrap().contains("DEK-Info"));
+            sshd.authorize(&key);
+        }
+        for (typos, asked) in [(0, 1), (1, 2), (2, 3)] {
+            let person = Oracle { secret: Some("open sesame"), typos: AtomicUsize::new(typos), ..Oracle::default() };
+            let person = Arc::new(person);
+            try_it(&sshd, &with(&access(&env), &person)).unwrap();
+            assert_eq!(person.asked().len(), asked, "{:?}", person.asked());
+            assert!(person.asked().iter().all(|question| question.starts_with("passphrase id_")));
+        }
+        // Then for the password, as often.
+        let person = Oracle { secret: Some(SSH_PASSWORD), typos: AtomicUsize::new(9), ..Oracle::default() };
+        let person = Arc::new(person);
+        let refused = server_error(try_it(&sshd, &with(&access(&env), &person))).to_string();
+        let asked = person.asked();
+        let of_key = asked.iter().filter(|question| question.starts_with("passphrase")).count();
+        assert_eq!((of_key, asked.len()), (3, 6), "{asked:?}");
+        assert_eq!(refused.matches("(the passphrase does not open it)").count(), 1, "told once: {refused}");
+    }
+}
+
+#[test]
 fn the_servers_questions_are_answered() {
     let env = Env::new("sftp-questions");
     let sshd = env.sshd_with("KbdInteractiveAuthentication yes\nPasswordAuthentication no");
