@@ -19,6 +19,12 @@
 //!   days after the 28th or 29th. (Where the newest point's time is not a local one, its own offset is used, and UTC where
 //!   that is zero.)
 //! - Nothing is relative to now: while no new points come, no point becomes too old.
+//!
+//! Of two tiers, [`await_copy`] says which points the second is yet to get.
+
+mod second_tier;
+
+pub use second_tier::{FirstTierPoint, await_copy};
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -18,11 +18,12 @@ use harness::{Disk, DiskModel, Env, Machine, Output, PASSWORD};
 use kvmb::ops::Silent;
 use kvmb::ops::copy::Copier;
 use kvmb::repo::{BlobKind, Password, Repository};
+use kvmb::retention::Policy;
 use kvmb::storage::testing::{FaultStorage, Operation};
 use kvmb::storage::{FileKind, LocalStorage};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Bytes that nothing compresses.
 fn noise(seed: u64, length: u64) -> Vec<u8> {
@@ -181,7 +182,8 @@ fn what_was_copied_is_known_without_reading_data() {
             let point = copier.find(id_of(point)).expect("the point");
             copier.copy(&point, &Silent, &stop).expect("copy");
         }
-        copier.uncopied(originals[0].0["uuid"].as_str().expect("uuid")).len()
+        let (uuid, now) = (originals[0].0["uuid"].as_str().expect("uuid"), chrono::Local::now().fixed_offset());
+        copier.uncopied(uuid, &Policy::default(), now).expect("uncopied").len()
     };
     assert_eq!(copy_all(), 0, "everything is copied");
     let all = read_bytes();
@@ -292,17 +294,22 @@ fn a_backup_goes_on_to_the_second_tier_and_makes_up_for_what_it_missed() {
     assert_eq!(points(&env, &first).len(), 4);
     assert_eq!(points(&env, &second).len(), 4);
 
-    // What the second tier's retention removed does not come back.
-    let oldest = id_of(&points(&env, &second)[0]).to_owned();
-    env.restic(&second).call(["forget", "--prune", &oldest]).run().assert_ok();
+    // What the second tier's retention removed does not come back; what somebody removed by hand does.
+    env.configure(&json!({ "retention": { "local": { "keep_last": 3 } } }));
+    env.kvmb(["prune", "-r", &second, "--copy-to", "", "--gone-machines"]).run().assert_ok();
+    assert_eq!(points(&env, &second).len(), 3);
     let records = two_tiers(&machine, &first, &second).assert_ok().records_of("point");
     assert_eq!(records.len(), 2, "{records:#?}");
+    let oldest = id_of(&points(&env, &second)[2]).to_owned();
+    env.restic(&second).call(["forget", "--prune", &oldest]).run().assert_ok();
+    let records = two_tiers(&machine, &first, &second).assert_ok().records_of("point");
+    assert_eq!(records.len(), 3, "the new one, and that of the last three that is not there: {records:#?}");
     // Nothing is tried with a password that is not there.
     env.kvmb(["backup", "vm1", "-r", &first, "--copy-to", &second, "--copy-to-password-file", "nothing"])
         .run()
         .assert_code(1)
         .assert_stderr_has("password file");
-    assert_eq!(points(&env, &first).len(), 5);
+    assert_eq!(points(&env, &first).len(), 6);
     let rehearsal = env.kvmb(["backup", "vm1", "-n", "-r", &first, "--copy-to", &second]).run().assert_ok();
     assert_eq!(rehearsal.record_of("action")["copy_to"], second.as_str());
     finish(&env, &[&first, &second]);
@@ -321,9 +328,9 @@ fn retention_keeps_what_the_second_tier_does_not_have_yet() {
             env.sh(&format!("kvmb points -r {first} | kvmb push -r {second}")).run().assert_ok();
         }
     }
+    env.configure(&json!({ "retention": { "local": { "keep_last": 1 } } }));
     let prune = |repo: &str, args: &[&str]| {
-        let output =
-            env.kvmb(["prune", "-r", repo, "--keep-last", "1", "--gone-machines"]).args(args).run().assert_ok();
+        let output = env.kvmb(["prune", "-r", repo, "--gone-machines"]).args(args).run().assert_ok();
         let forget = output.records_of("action").into_iter().filter(|action| action["action"] == "forget");
         forget.map(|action| (action["target"].as_str().expect("target").to_owned(), action["rules"].clone())).collect()
     };
@@ -346,6 +353,44 @@ fn retention_keeps_what_the_second_tier_does_not_have_yet() {
 }
 
 #[test]
+fn a_point_that_was_never_copied_waits_although_a_newer_one_was() {
+    let env = Env::new("never");
+    let machine = two_disks(&env, "vm1");
+    let (first, second) = (init_at(&env, "first"), init_at(&env, "second"));
+    let mut originals = Vec::new();
+    for round in 0..3 {
+        machine.write("vda", round * MIB, 4096, 0x50 + round as u8);
+        originals.push((backup(&machine, &first), machine.models()));
+    }
+    let ids: Vec<String> = originals.iter().map(|(point, _)| id_of(point).to_owned()).collect();
+    // The newest, by hand.
+    env.sh(&format!("kvmb points vm1 -r {first} | tail -n 1 | kvmb push -r {second}")).run().assert_ok();
+    let awaiting = || -> Vec<bool> {
+        let call = env.kvmb(["prune", "-n", "-r", &first, "--keep-last", "1", "--gone-machines", "--copy-to", &second]);
+        let actions = call.run().assert_ok().records_of("action").into_iter();
+        let forget = actions.filter(|action| action["action"] == "forget");
+        forget.map(|action| action["rules"].to_string().contains("awaits_copy")).collect()
+    };
+    assert_eq!(awaiting(), [true, true, false], "nothing is ever removed from the second: it never had the older ones");
+    env.configure(&json!({ "retention": { "local": { "keep_last": 2 } } }));
+    assert_eq!(awaiting(), [false, true, false], "its own retention would keep two");
+    env.configure(&json!({ "retention": { "local": { "keep_last": 10 } } }));
+    env.kvmb(["prune", "-r", &first, "--keep-last", "1", "--gone-machines", "--copy-to", &second]).run().assert_ok();
+    assert_eq!(points(&env, &first).len(), 3, "all are there for the next backup");
+
+    let records = two_tiers(&machine, &first, &second).assert_ok().records_of("point");
+    let copied: Vec<&str> = records.iter().filter_map(|point| point["original"].as_str()).collect();
+    assert_eq!(copied, [ids[0].as_str(), &ids[1], id_of(&records[0])], "the older ones before the new one");
+    for (copy, (_, disks)) in records[1..].iter().zip(&originals) {
+        assert_restores(&env, &second, copy, disks);
+    }
+    assert_eq!(awaiting(), [false; 4]);
+    let again = two_tiers(&machine, &first, &second).assert_ok().records_of("point");
+    assert_eq!(again.len(), 2, "nothing is copied twice: {again:#?}");
+    finish(&env, &[&first, &second]);
+}
+
+#[test]
 fn the_backup_server_of_the_configuration_is_the_second_tier() {
     let env = Env::new("server");
     let sshd = env.sshd();
@@ -353,7 +398,7 @@ fn the_backup_server_of_the_configuration_is_the_second_tier() {
     let machine = two_disks(&env, "vm1");
     let first = init_at(&env, "first");
     let folder = sshd.home().join("repo");
-    let config = serde_json::json!({
+    let config = json!({
         "backup_host": "127.0.0.1", "backup_user": USER, "backup_path": folder, "ssh": { "port": sshd.port() },
         "repo": first,
     });

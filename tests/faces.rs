@@ -7,10 +7,8 @@ mod harness;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
 
-use harness::pty::Pty;
-use harness::{Disk, Env, PASSWORD, process, wait_until};
+use harness::{Disk, Env, PASSWORD};
 use kvmb::cli::exit_code::ExitCode;
 use kvmb::cli::failure::Code;
 use serde_json::Value;
@@ -25,19 +23,6 @@ fn forget_the_password(env: &Env) {
     let script = format!("#!/bin/sh\nunset KVMB_PASSWORD_FILE\nexec '{}' \"$@\"\n", real.display());
     fs::write(&program, script).expect("write");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
-}
-
-/// Waits for a question, and for the terminal to hide what is typed: what comes before that is thrown away.
-fn expect_hidden(env: &Env, pty: &Pty, question: &str, times: usize) {
-    let asked = || pty.screen().matches(question).count() >= times;
-    wait_until(&format!("it asks: {question}"), Duration::from_secs(20), asked);
-    wait_until("the terminal hides what is typed", Duration::from_secs(20), || {
-        let programs = process::of(&env.path(""));
-        let Some(kvmb) = programs.iter().find(|program| program.is("kvmb")) else { return false };
-        let Ok(terminal) = fs::File::open(format!("/proc/{}/fd/0", kvmb.pid)) else { return false };
-        rustix::termios::tcgetattr(&terminal)
-            .is_ok_and(|settings| !settings.local_modes.contains(rustix::termios::LocalModes::ECHO))
-    });
 }
 
 /// What a terminal shows, without what moves the cursor and paints.
@@ -117,7 +102,7 @@ fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
     for (question, times, answer) in
         [("Password of", 1, PASSWORD), ("Again", 1, "another"), ("Password of", 2, PASSWORD), ("Again", 2, PASSWORD)]
     {
-        expect_hidden(&env, &pty, question, times);
+        pty.expect_hidden(question, times);
         pty.send(&format!("{answer}\r"));
     }
     let screen = pty.wait().assert_ok();
@@ -126,16 +111,16 @@ fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
     assert!(!screen.stdout().contains(PASSWORD), "{screen}");
 
     let mut pty = env.pty(["points", "-r", &repo]);
-    expect_hidden(&env, &pty, "Password of", 1);
+    pty.expect_hidden("Password of", 1);
     // Mistyped, it may be tried again, as with ssh.
     pty.send("wrong\r");
-    expect_hidden(&env, &pty, "Password of", 2);
+    pty.expect_hidden("Password of", 2);
     pty.expect("once more");
     pty.send(&format!("{PASSWORD}\r"));
     pty.wait().assert_ok();
     let mut pty = env.pty(["points", "-r", &repo]);
     for times in 1..=3 {
-        expect_hidden(&env, &pty, "Password of", times);
+        pty.expect_hidden("Password of", times);
         pty.send("wrong\r");
     }
     let screen = pty.wait().assert_code(1);
@@ -143,7 +128,7 @@ fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
 
     let mut pty = env.pty(["key", "add", "-r", &repo]);
     for (question, answer) in [("Password of", PASSWORD), ("New password", "second"), ("Again", "second")] {
-        expect_hidden(&env, &pty, question, 1);
+        pty.expect_hidden(question, 1);
         pty.send(&format!("{answer}\r"));
     }
     pty.wait().assert_ok();
@@ -158,7 +143,7 @@ fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
     assert!(!screen.stdout().contains("Password of"), "{screen}");
     // Ctrl-C at the question.
     let mut pty = env.pty(["points", "-r", &repo]);
-    expect_hidden(&env, &pty, "Password of", 1);
+    pty.expect_hidden("Password of", 1);
     pty.send("\u{3}");
     pty.wait().assert_code(130);
     // An empty variable is none; a file that everybody may read is refused.
@@ -273,7 +258,7 @@ fn a_lost_configuration_is_no_obstacle() {
     let mut pty = fresh.pty_of("env", [&nowhere, "kvmb", "-c", "nonsense:///", "restore"]);
     pty.expect("Repository");
     pty.send(&format!("{}\r", fresh.path("rescued").display()));
-    expect_hidden(&fresh, &pty, "Password of", 1);
+    pty.expect_hidden("Password of", 1);
     pty.send(&fs::read_to_string(fresh.path("key")).unwrap().replace('\n', "\r"));
     pty.expect("kvmb-test-vm1  1 point, the newest");
     pty.send("\r");

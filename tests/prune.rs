@@ -56,7 +56,7 @@ fn free(repo: &Repository) -> ops::Result<Pruned> {
         policy: &policy,
         names: &[],
         living: Living::DoesNotMatter,
-        copied: None,
+        second: None,
         max_unused: MaxUnused::Share(0.0),
         dry_run: false,
     };

@@ -75,6 +75,32 @@ fn setup_on_a_terminal_asks_for_the_fingerprint_and_the_password_and_then_cron_n
 }
 
 #[test]
+fn a_mistyped_passphrase_is_asked_for_again_and_an_empty_one_leaves_the_key_out() {
+    let env = Env::new("remote-passphrase");
+    let sshd = env.sshd();
+    sshd.make_known("ed25519");
+    sshd.authorize(&sshd.new_key("id_ed25519", "open sesame"));
+    let url = sshd.url("repo");
+    let mut terminal = env.pty(["init", "-r", &url]);
+    terminal.expect_hidden("Passphrase of the key", 1);
+    terminal.send("open sesmae\r");
+    terminal.expect("that was wrong; please try again");
+    terminal.expect_hidden("Passphrase of the key", 2);
+    terminal.send("open sesame\r");
+    let output = terminal.wait().assert_ok();
+    assert!(output.stdout().contains("the repository was made"), "{output}");
+    assert!(!output.stdout().contains("sesame") && !output.stdout().contains("Password of"), "{output}");
+
+    let mut terminal = env.pty(["points", "-r", &url]);
+    terminal.expect_hidden("Passphrase of the key", 1);
+    terminal.send("\r");
+    terminal.expect_hidden(&format!("Password of {USER}@127.0.0.1"), 1);
+    terminal.send(&format!("{SSH_PASSWORD}\r"));
+    let output = terminal.wait().assert_ok();
+    assert!(!output.stdout().contains("try again"), "{output}");
+}
+
+#[test]
 fn setup_works_without_a_terminal_and_says_what_it_would_do() {
     let env = Env::new("remote-script");
     let sshd = env.sshd();

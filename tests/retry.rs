@@ -45,13 +45,14 @@ fn pace(bytes_per_second: u32) -> Arc<Pace> {
 }
 
 /// All calls but the removal: whether a file was gone before or is gone since, nobody can tell when that was cut.
-const TELLING: [Operation; 7] = [
+const TELLING: [Operation; 8] = [
     Operation::CreateLayout,
     Operation::List,
     Operation::Size,
     Operation::Read,
     Operation::ReadRange,
     Operation::Write,
+    Operation::SyncFolder,
     Operation::FreeBytes,
 ];
 
@@ -125,6 +126,45 @@ fn a_remove_that_was_cut_after_it_was_done_is_done() {
     inner.add(Fault::every(Operation::Remove, Effect::CutAfter).nth(1));
     storage.remove(FileKind::Lock, NAME).unwrap();
     assert!(storage.remove(FileKind::Lock, NAME).unwrap_err().is_not_found(), "but a second remove is an error");
+}
+
+#[test]
+fn what_was_cut_is_durable_when_the_call_returns() {
+    // Whether the try that was cut came to sync the folder, nobody knows.
+    let since = |inner: &FaultStorage, at: usize| -> Vec<Operation> {
+        inner.calls()[at..].iter().map(|call| call.operation).collect()
+    };
+    use Operation::{Remove, Size, SyncFolder, Write};
+    let inner = faulty();
+    let storage = patient(&inner, PATIENCE);
+    for (effect, expected) in
+        [(Effect::CutAfter, vec![Write, Size, SyncFolder]), (Effect::Cut, vec![Write, Size, Write, SyncFolder])]
+    {
+        for (number, kind) in [FileKind::Pack, FileKind::Snapshot].into_iter().enumerate() {
+            inner.add(Fault::every(Write, effect).nth(1));
+            let before = inner.calls().len();
+            storage.write(kind, &format!("{number}{effect:?}{NAME}"), b"whole").unwrap();
+            assert_eq!(since(&inner, before), expected, "{kind}");
+        }
+    }
+    inner.add(Fault::every(Write, Effect::CutAfter).nth(1));
+    let before = inner.calls().len();
+    storage.write(FileKind::Config, "", b"config").unwrap();
+    assert_eq!(since(&inner, before), [Write, Write, SyncFolder]);
+    // That may be cut too; and what was not cut needs nothing.
+    inner.add(Fault::every(Write, Effect::CutAfter).nth(1));
+    inner.add(Fault::every(SyncFolder, Effect::Cut).nth(1));
+    let before = inner.calls().len();
+    storage.write(FileKind::Lock, NAME, b"lock").unwrap();
+    assert_eq!(since(&inner, before), [Write, Size, SyncFolder, Size, SyncFolder]);
+    inner.add(Fault::every(Remove, Effect::CutAfter).nth(1));
+    let before = inner.calls().len();
+    storage.remove(FileKind::Lock, NAME).unwrap();
+    assert_eq!(since(&inner, before), [Remove, Remove, SyncFolder]);
+    let before = inner.calls().len();
+    storage.write(FileKind::Lock, NAME, b"lock").unwrap();
+    storage.remove(FileKind::Lock, NAME).unwrap();
+    assert_eq!(since(&inner, before), [Write, Remove]);
 }
 
 #[test]

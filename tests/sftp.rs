@@ -151,6 +151,34 @@ fn an_upload_at_a_pace_goes_out_piece_by_piece() {
 }
 
 #[test]
+fn what_the_server_has_not_confirmed_is_put_on_its_disk_when_it_is_asked_for_again() {
+    let env = Env::new("sftp-sync");
+    let log = env.path("sftp.log");
+    let command = format!("/usr/lib/openssh/sftp-server -e -l VERBOSE 2>>{}", log.display());
+    let sshd = env.sshd_with(&format!("ForceCommand {command}"));
+    sshd.befriend();
+    let storage = storage(&env, &sshd);
+    storage.create_layout().unwrap();
+    // The folders that the server has synced since it was last looked at; it writes its log when it does a thing.
+    let seen = Cell::new(0);
+    let synced = || -> Vec<String> {
+        let text = fs::read_to_string(&log).unwrap();
+        let new = text[seen.replace(text.len())..].lines().filter(|line| line.contains("fsync"));
+        new.map(|line| line.split('"').nth(1).unwrap().to_owned()).collect()
+    };
+    assert_eq!(synced().last().unwrap(), "repo");
+    for (kind, folders) in [(FileKind::Pack, vec!["repo/data/aa", "repo/data"]), (FileKind::Lock, vec!["repo/locks"])] {
+        storage.write(kind, NAME, b"x").unwrap();
+        synced();
+        storage.sync_folder(kind, NAME).unwrap();
+        assert_eq!(synced(), folders);
+    }
+    // A retry of `init` that finds everything made puts all of it on the disk all the same.
+    storage.create_layout().unwrap();
+    assert_eq!(synced(), [".", "repo"]);
+}
+
+#[test]
 fn it_works_in_a_chroot_with_a_forced_command_and_no_shell() {
     let env = Env::new("sftp-chroot");
     let sshd = env.sshd_with("ChrootDirectory /mnt\nForceCommand internal-sftp\nAllowTcpForwarding no\nPermitTTY no");
@@ -295,6 +323,45 @@ fn who_mistypes_is_asked_three_times_and_a_file_once() {
         let file = Arc::new(Oracle { secret: Some("wrong"), ..Oracle::default() });
         server_error(try_it(&sshd, &with(&access(&env), &file)));
         assert_eq!(file.asked().len(), 1);
+    }
+}
+
+#[test]
+fn who_mistypes_a_passphrase_is_asked_three_times_too() {
+    let env = Env::new("sftp-passphrase-typo");
+    let sshd = env.sshd();
+    sshd.make_known("ed25519");
+    let key = sshd.new_key("id_ed25519", "open sesame");
+    sshd.authorize(&key);
+    // Also of a key in the older format.
+    for rewritten in [false, true] {
+        if rewritten {
+            let pem = ["-q", "-p", "-m", "PEM", "-P", "open sesame", "-N", "open sesame", "-f"];
+            fs::remove_file(&key).unwrap();
+            fs::remove_file(key.with_extension("pub")).unwrap();
+            let key = env.path("home/.ssh/id_rsa");
+            let keygen =
+                |args: &[&str]| std::process::Command::new("ssh-keygen").args(args).arg(&key).output().unwrap();
+            assert!(keygen(&["-q", "-t", "rsa", "-N", "open sesame", "-f"]).status.success());
+            assert!(keygen(&pem).status.success());
+            assert!(fs::read_to_string(&key).unwrap().contains("DEK-Info"));
+            sshd.authorize(&key);
+        }
+        for (typos, asked) in [(0, 1), (1, 2), (2, 3)] {
+            let person = Oracle { secret: Some("open sesame"), typos: AtomicUsize::new(typos), ..Oracle::default() };
+            let person = Arc::new(person);
+            try_it(&sshd, &with(&access(&env), &person)).unwrap();
+            assert_eq!(person.asked().len(), asked, "{:?}", person.asked());
+            assert!(person.asked().iter().all(|question| question.starts_with("passphrase id_")));
+        }
+        // Then for the password, as often.
+        let person = Oracle { secret: Some(SSH_PASSWORD), typos: AtomicUsize::new(9), ..Oracle::default() };
+        let person = Arc::new(person);
+        let refused = server_error(try_it(&sshd, &with(&access(&env), &person))).to_string();
+        let asked = person.asked();
+        let of_key = asked.iter().filter(|question| question.starts_with("passphrase")).count();
+        assert_eq!((of_key, asked.len()), (3, 6), "{asked:?}");
+        assert_eq!(refused.matches("(the passphrase does not open it)").count(), 1, "told once: {refused}");
     }
 }
 

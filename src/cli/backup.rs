@@ -23,6 +23,7 @@ use crate::ops::{self, Monitor};
 use crate::pace::Pace;
 use crate::record::{Point, Time};
 use crate::repo::{LockMode, Repository};
+use chrono::Local;
 use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
@@ -325,9 +326,18 @@ fn copy_all(
             return Ok(());
         }
     };
-    let history = Remember::of(context, &second.storage(context)?.url());
+    let url = second.storage(context)?.url();
+    let (history, policy) = (Remember::of(context, &url), context.config().retention.of(&url));
     for selection in selected {
-        for point in copier.uncopied(&selection.machine) {
+        let uncopied = match copier.uncopied(&selection.machine, policy, Local::now().fixed_offset()) {
+            Ok(uncopied) => uncopied,
+            Err(ops::Error::Interrupted) => return Err(ops::Error::Interrupted.into()),
+            Err(error) => {
+                session.fail(about(selection), error);
+                continue;
+            }
+        };
+        for point in uncopied {
             let began_at = Remember::now();
             match copier.copy(&point, monitor, stop) {
                 Ok(copy) => {
@@ -335,8 +345,8 @@ fn copy_all(
                     session.stored(copy);
                 }
                 Err(error) => {
-                    // The next point may be whole; after anything else, the next run goes on here: a later point must not
-                    // be copied before this one.
+                    // The next point may be whole; after anything else, the next run goes on here: a later point is not
+                    // copied before this one, which would then look as if it had been there.
                     let is_of_this_point = matches!(error, ops::Error::Damaged { .. } | ops::Error::BadPoint { .. });
                     let error = CliError::from(error);
                     history.run(&selection.name, &selection.machine, began_at, Err(&error));

@@ -36,7 +36,9 @@ pub struct CopyToArgs {
     /// The second repository: 'backup' copies to it what it does not have yet of the machines' points, 'prune' keeps that, and
     /// 'status' watches it.
     ///
-    /// Uploads are then limited for this repository only (see --limit-upload). Without it: $KVMB_COPY_TO, else the backup
+    /// It does not have a point yet that is newer than all copies of its machine, or that its own rules ('retention' of the
+    /// configuration) would keep; what those removed there is not copied again. Without such rules every point is copied that is
+    /// not there. Uploads are then limited for this repository only (see --limit-upload). Without it: $KVMB_COPY_TO, else the backup
     /// server of the configuration, unless backups go straight there. An empty address means none.
     #[arg(long, value_name = "URL", env = "KVMB_COPY_TO", hide_env_values = true, add = complete::repositories())]
     copy_to: Option<String>,

@@ -46,6 +46,11 @@ pub fn password(question: &str) -> Result<String, CliError> {
     ask(|| Password::new().with_prompt(question).interact())
 }
 
+/// The same for a key's passphrase; an empty answer is one.
+pub fn passphrase(question: &str) -> Result<String, CliError> {
+    ask(|| Password::new().with_prompt(question).allow_empty_password(true).interact())
+}
+
 /// Asks for a new password, twice.
 pub fn new_password(question: &str) -> Result<String, CliError> {
     ask(|| Password::new().with_prompt(question).with_confirmation("Again", "These differ; once more").interact())

@@ -7,22 +7,22 @@ use crate::cli::failure::{CliError, Code};
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::cli::table::bytes;
-use crate::ops::points::{self, name_matches, no_such_point};
-use crate::ops::prune::{JudgedPoint, Living, Prune, PruneRequest};
+use crate::ops::copies::Copies;
+use crate::ops::points::{name_matches, no_such_point};
+use crate::ops::prune::{JudgedPoint, Living, Prune, PruneRequest, SecondTier};
 use crate::record::{Action, Record};
-use crate::repo::{Id, MaxUnused, PruneSummary, Repository};
+use crate::repo::{MaxUnused, PruneSummary, Repository};
 use crate::retention::{Keep, Policy, Span};
 use chrono::Local;
 use serde_json::json;
-use std::collections::HashSet;
 
 /// Remove points that no retention rule keeps, and free their space.
 ///
 /// The rules are those of 'restic forget', for each machine by itself; a point stays if any rule keeps it. Without flags those of the
 /// configuration apply ('retention': 'local' for a folder, 'remote' for a server). Without any
 /// rule no point is removed, and only the space of what no point needs is freed. These stay whatever the rules say: pinned points ('kvmb
-/// pin'), the last good point of a machine, and the points of a machine of this host that no longer exists, unless it is named or
-/// --gone-machines is given. Prints a 'forget' record for each point, which says why it stays or goes, and a 'prune' record.
+/// pin'), the last good point of a machine, the points of a machine of this host that no longer exists, unless it is named or
+/// --gone-machines is given, and what the second repository (--copy-to) does not have yet. Prints a 'forget' record for each point, which says why it stays or goes, and a 'prune' record.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb prune --keep-daily 7 --keep-weekly 4 --keep-monthly 12 -r /backup/kvm --dry-run
@@ -93,10 +93,8 @@ struct PolicyArgs {
 impl PolicyArgs {
     /// What the flags say; without any the configuration's rules for a repository of this kind of place.
     fn policy(&self, context: &Context, url: &str) -> Policy {
-        let retention = &context.config().retention;
-        let configured = if url.starts_with("sftp:") { &retention.remote } else { &retention.local };
         let given = self.given();
-        if given == Policy::default() { configured.clone() } else { given }
+        if given == Policy::default() { context.config().retention.of(url).clone() } else { given }
     }
 
     fn given(&self) -> Policy {
@@ -112,9 +110,12 @@ impl PolicyArgs {
     }
 }
 
-/// The points that the second repository has. Where it cannot say, nothing may go.
-fn known_to(context: &Context, second: &RepoArgs) -> Result<HashSet<Id>, CliError> {
-    let known = second.open(context).and_then(|repo| Ok(points::known_ids(&repo)?));
+/// The second repository and what it has. Where it cannot say, nothing may go.
+fn known_to(context: &Context, second: &RepoArgs) -> Result<(Repository, Copies), CliError> {
+    let known = second.open(context).and_then(|repo| {
+        let copies = Copies::list(&repo)?;
+        Ok((repo, copies))
+    });
     known.map_err(|error| {
         let url = second.url().unwrap_or_default();
         let message = format!("nothing is removed, for {url} cannot say which points it has: {}", error.message);
@@ -129,15 +130,17 @@ impl PruneArgs {
         let repo = self.repo.open(context)?;
         let policy = self.policy.policy(context, &repo.url());
         let (_, second) = self.copy.tiers(context, &self.repo)?;
-        let copied = match second {
-            Some(second) => Some(known_to(context, &second)?),
-            None => None,
-        };
+        let second = second.map(|second| known_to(context, &second)).transpose()?;
+        let second = second.as_ref().map(|(repo, copies)| SecondTier {
+            repo,
+            copies,
+            policy: context.config().retention.of(&repo.url()),
+        });
         let request = PruneRequest {
             policy: &policy,
             names: &self.names,
             living: self.living(context, &policy),
-            copied: copied.as_ref(),
+            second,
             max_unused: self.max_unused,
             dry_run: self.dry_run,
         };

@@ -122,7 +122,15 @@ impl Credentials for Person {
     }
 
     fn passphrase(&self, key_file: &Path) -> Result<Option<Secret>, String> {
-        self.secret(&format!("Passphrase of the key {}", key_file.display()))
+        match self.given()? {
+            // As with ssh, who types nothing goes on without this key.
+            None if self.can_answer => {
+                let question = format!("Passphrase of the key {}", key_file.display());
+                let typed = prompt::passphrase(&question).map_err(|error| error.message)?;
+                Ok(Some(typed).filter(|typed| !typed.is_empty()).map(Secret::new))
+            }
+            given => Ok(given),
+        }
     }
 
     fn answer(&self, account: &str, question: &str, hidden: bool) -> Result<Option<Secret>, String> {
@@ -139,7 +147,7 @@ impl Credentials for Person {
     fn was_wrong(&self) -> bool {
         let typed = self.can_answer && matches!(self.given(), Ok(None));
         if typed {
-            say("kvmb: that let nobody in; please try again");
+            say("kvmb: that was wrong; please try again");
         }
         typed
     }

@@ -189,10 +189,17 @@ pub struct Ssh {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Retention {
-    /// In the local repository.
+    /// In the local repository, and in any other folder.
     pub local: Policy,
-    /// In the repository on the backup server.
+    /// In the repository on the backup server. A backup does not copy there again what these rules removed.
     pub remote: Policy,
+}
+
+impl Retention {
+    /// The rules of the repository at this address.
+    pub fn of(&self, url: &str) -> &Policy {
+        if url.starts_with("sftp:") { &self.remote } else { &self.local }
+    }
 }
 
 /// When to freeze a guest's file systems.

@@ -8,6 +8,7 @@
 //! Packs, index, snapshot file, each durable before the next, as a backup stores a point. The checkpoint that the manifest
 //! names belongs to the chain of the repository that the point was first stored in, and [`super::chain`] leaves it alone.
 
+use super::copies::{Copies, persistent_id};
 use super::open_repo::OpenRepo;
 use super::points::{self, PointRef};
 use super::verify::damage_of;
@@ -16,6 +17,8 @@ use crate::record;
 use crate::repo::{
     self, BlobKind, Id, Index, NodeKind, RepoLock, Repository, Snapshot, Writer, WriterOptions, copy_blobs, read_tree,
 };
+use crate::retention::Policy;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -29,8 +32,7 @@ pub struct Copier {
     points: Vec<PointRef>,
     target: OpenRepo,
     writer: Writer,
-    /// The points of the target by what they are a copy of, and by their own id.
-    there: HashMap<Id, Vec<PointRef>>,
+    there: Copies,
     /// Trees that are whole in the target, with all below them.
     whole: HashSet<Id>,
     /// The machines' UUIDs by point; none where the manifest cannot be read.
@@ -57,12 +59,7 @@ impl Copier {
             monitor.warn(&format!("snapshot {} cannot be read: {}", snapshot.id, snapshot.error));
         }
         let target = OpenRepo::shared(target, stop)?;
-        let mut there: HashMap<Id, Vec<PointRef>> = HashMap::new();
-        for point in target.points()? {
-            for id in point.snapshot.original.into_iter().chain([point.id]) {
-                there.entry(id).or_default().push(point.clone());
-            }
-        }
+        let there = Copies::of(target.points()?.iter().cloned());
         let writer = Writer::new(&target.repo, Arc::clone(&target.index), WriterOptions::default());
         Ok(Copier {
             source: source.clone(),
@@ -83,26 +80,24 @@ impl Copier {
         found.ok_or_else(|| Error::NoSuchPoint { wanted: id.to_owned(), repo: self.source.url(), near: Vec::new() })
     }
 
-    /// The points of a machine that are newer than its newest point that was copied, oldest first. An older one that the
-    /// target lacks it has had, and its retention removed it.
-    pub fn uncopied(&mut self, uuid: &str) -> Vec<PointRef> {
-        let mut found = Vec::new();
-        for point in self.points.iter().rev() {
-            let known = self.uuids.entry(point.id).or_insert_with(|| {
-                let manifest = points::read_manifest(&self.source, &self.index, point);
-                // A damaged point is told of by verify.
-                manifest.ok().map(|manifest| manifest.uuid)
-            });
-            if known.as_deref() != Some(uuid) {
-                continue;
-            }
-            if copy_of(&self.there, point).is_some() {
-                break;
-            }
-            found.push(point.clone());
+    /// The points of a machine that await their copy, oldest first: see [`Copies::await_copy`]. `policy` is the target's.
+    pub fn uncopied(&mut self, uuid: &str, policy: &Policy, now: record::Time) -> Result<Vec<PointRef>> {
+        if self.points.iter().all(|point| self.there.copy_of(point).is_some()) {
+            return Ok(Vec::new());
         }
-        found.reverse();
-        found
+        let mut of_machine = Vec::new();
+        for point in &self.points {
+            let known = match self.uuids.entry(point.id) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => unknown.insert(points::read_uuid(&self.source, &self.index, point)?),
+            };
+            if known.as_deref() == Some(uuid) {
+                of_machine.push(point);
+            }
+        }
+        let uuid_there = |point: &PointRef| points::read_uuid(&self.target.repo, &self.target.index, point);
+        let awaits = self.there.await_copy((uuid, &of_machine), policy, now, uuid_there)?;
+        Ok(of_machine.into_iter().zip(awaits).filter(|(_, awaits)| *awaits).map(|(point, _)| point.clone()).collect())
     }
 
     /// Copies a point; the record is that of the copy. One that is there already is left as it is.
@@ -115,7 +110,7 @@ impl Copier {
             new_bytes: 0,
             stored_bytes: 0,
         };
-        if let Some(there) = copy_of(&self.there, point) {
+        if let Some(there) = self.there.copy_of(point) {
             tracing::info!("point {} of {} is there already", point.id.short(), point.machine());
             copied.already_there = true;
             let record = points::to_record(&self.target.repo, &there.id, &there.snapshot, &manifest);
@@ -130,7 +125,7 @@ impl Copier {
         copied.new_bytes = after.new_bytes - before.new_bytes;
         copied.stored_bytes = after.stored_bytes - before.stored_bytes;
         let record = points::to_record(&self.target.repo, &id, &snapshot, &manifest);
-        self.there.entry(persistent_id(point)).or_default().push(PointRef { id, snapshot });
+        self.there.add(PointRef { id, snapshot });
         Ok(record::Point { copied: Some(copied), ..record })
     }
 
@@ -207,16 +202,4 @@ impl Copier {
         self.whole.extend(missing.seen);
         Ok(())
     }
-}
-
-/// The id that all copies of a point share: the first one's.
-fn persistent_id(point: &PointRef) -> Id {
-    point.snapshot.original.unwrap_or(point.id)
-}
-
-/// The point that is the same as this one, whatever marks either of them got since.
-fn copy_of<'a>(there: &'a HashMap<Id, Vec<PointRef>>, point: &PointRef) -> Option<&'a PointRef> {
-    let same =
-        |a: &Snapshot, b: &Snapshot| (a.time, a.tree, &a.hostname, &a.paths) == (b.time, b.tree, &b.hostname, &b.paths);
-    there.get(&persistent_id(point))?.iter().find(|other| same(&other.snapshot, &point.snapshot))
 }

@@ -7,7 +7,7 @@
 //! | [`snapshot`], [`release`] | open and end captures |
 //! | [`hash`] | the SHA-256 of disks and files |
 //! | [`push`] | a captured machine into a repository: the one storage path |
-//! | [`copy`] | points from one repository to another |
+//! | [`copy`], [`copies`] | points from one repository to another, and which are there or are yet to come |
 //! | [`backup`] | the three above for one machine, in the commit order |
 //! | [`chain`] | what a backup can continue, disk by disk, and why not |
 //! | [`points`] | find restore points, by id or by time |
@@ -23,6 +23,7 @@ mod audit;
 pub mod backup;
 pub mod chain;
 pub mod chunk_map;
+pub mod copies;
 pub mod copy;
 pub mod discover;
 pub mod doctor;

@@ -13,7 +13,7 @@ use crate::repo::{
 use crate::storage;
 use crate::units::Span;
 use chrono::{DateTime, Duration, FixedOffset, Local, NaiveDate, NaiveDateTime};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The tag that marks kvmb's snapshots among others in a repository.
 pub const TAG: &str = "kvmb";
@@ -168,12 +168,6 @@ pub fn list(repo: &Repository) -> Result<(Vec<PointRef>, Vec<DamagedSnapshot>)> 
     Ok((points, list.damaged))
 }
 
-/// Every id that the points of a repository have, or had before they were copied or pinned.
-pub fn known_ids(repo: &Repository) -> Result<HashSet<Id>> {
-    let (points, _) = list(repo)?;
-    Ok(points.iter().flat_map(|point| point.snapshot.original.into_iter().chain([point.id])).collect())
-}
-
 /// The one point that `name` means.
 pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<PointRef> {
     let missing = |wanted: String| no_such_point(repo, points.iter().map(PointRef::machine), wanted);
@@ -249,6 +243,15 @@ pub fn find_surely(
 pub fn read_manifest(repo: &Repository, index: &Index, point: &PointRef) -> Result<Manifest> {
     let top = read_top(repo, index, point)?;
     parse_manifest(repo, index, point, &top.files)
+}
+
+/// The UUID of a point's machine; none where the point is damaged, which verify tells of.
+pub fn read_uuid(repo: &Repository, index: &Index, point: &PointRef) -> Result<Option<String>> {
+    match read_manifest(repo, index, point) {
+        Ok(manifest) => Ok(Some(manifest.uuid)),
+        Err(Error::BadPoint { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The machine's folder of a point.

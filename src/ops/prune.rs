@@ -7,6 +7,7 @@
 //! UUID. Of machines of other hosts nothing is known here: the policy applies to them, and it counts from their newest
 //! point, so that a machine that is not backed up any more keeps what the policy left it.
 
+use super::copies::Copies;
 use super::manifest::Manifest;
 use super::open_repo::lock;
 use super::points::{self, PointRef};
@@ -42,12 +43,23 @@ pub struct PruneRequest<'a> {
     pub names: &'a [String],
     /// Which machines exist.
     pub living: Living,
-    /// The points that the second tier has, by every id that they have or had; none if there is no second tier.
-    pub copied: Option<&'a HashSet<Id>>,
+    /// The second tier, if there is one.
+    pub second: Option<SecondTier<'a>>,
     /// How much waste may stay in packs that are needed.
     pub max_unused: MaxUnused,
     /// Change nothing.
     pub dry_run: bool,
+}
+
+/// Where the points of a repository are copied to.
+#[derive(Debug, Clone, Copy)]
+pub struct SecondTier<'a> {
+    /// The other repository.
+    pub repo: &'a Repository,
+    /// What it has.
+    pub copies: &'a Copies,
+    /// Its own retention.
+    pub policy: &'a Policy,
 }
 
 /// A point, and what becomes of it.
@@ -295,6 +307,8 @@ fn judge_points(
         true => None,
         false => Some(Verifier::new(repo, index, Depth::Quick)?),
     };
+    let mut second =
+        request.second.filter(|_| verifier.is_some()).map(|tier| OpenSecondTier { tier, index: None, monitor });
     let (mut candidates, mut judged) = (Vec::new(), Vec::new());
     for (uuid, group) in machines {
         let outlives_machine = outlives_machine(&uuid, &group, request);
@@ -306,19 +320,17 @@ fn judge_points(
             Some(verifier) => newest_damaged(verifier, &group, stop)?,
             None => HashSet::new(),
         };
-        let is_copied = |point: &PointRef, copied: &HashSet<Id>| {
-            copied.contains(&point.id) || point.snapshot.original.is_some_and(|id| copied.contains(&id))
+        let awaits_copy = match &mut second {
+            Some(second) => second.await_copy(&uuid, &group, now)?,
+            None => vec![false; group.len()],
         };
-        // Points are copied oldest first: what is older than a copied one and not there, the second tier's retention removed.
-        let newest_copied =
-            request.copied.and_then(|copied| group.iter().rposition(|(point, _)| is_copied(point, copied)));
-        for (position, (point, manifest)) in group.into_iter().enumerate() {
+        for ((point, manifest), awaits_copy) in group.into_iter().zip(awaits_copy) {
             candidates.push(Candidate {
                 machine: uuid.clone(),
                 taken_at: point.snapshot.time,
                 is_pinned: point.is_pinned(),
                 is_damaged: damaged.contains(&point.id),
-                awaits_copy: request.copied.is_some() && Some(position) > newest_copied,
+                awaits_copy,
                 outlives_machine,
             });
             judged.push((point, manifest));
@@ -328,6 +340,27 @@ fn judge_points(
     let judged = judged.into_iter().zip(verdicts);
     let points = judged.map(|((point, manifest), verdict)| JudgedPoint { point, manifest, verdict }).collect();
     Ok(Judgement { points, unreadable })
+}
+
+/// The second tier, with its index as soon as that is needed.
+struct OpenSecondTier<'a> {
+    tier: SecondTier<'a>,
+    index: Option<Index>,
+    monitor: &'a dyn Monitor,
+}
+
+impl OpenSecondTier<'_> {
+    fn await_copy(&mut self, uuid: &str, group: &Group, now: Time) -> Result<Vec<bool>> {
+        let SecondTier { repo, copies, policy } = self.tier;
+        let here: Vec<&PointRef> = group.iter().map(|(point, _)| point).collect();
+        copies.await_copy((uuid, &here), policy, now, |point| {
+            let index = match &mut self.index {
+                Some(index) => index,
+                none => none.insert(points::load_index_for_reading(repo, self.monitor)?),
+            };
+            points::read_uuid(repo, index, point)
+        })
+    }
 }
 
 fn outlives_machine(uuid: &str, group: &Group, request: &PruneRequest) -> bool {

@@ -55,6 +55,10 @@ impl Storage for LimitStorage {
         self.inner.remove(kind, name)
     }
 
+    fn sync_folder(&self, kind: FileKind, name: &str) -> Result<()> {
+        self.inner.sync_folder(kind, name)
+    }
+
     fn remove_leftovers(&self) -> Result<()> {
         self.inner.remove_leftovers()
     }

@@ -268,6 +268,19 @@ impl Storage for LocalStorage {
         sync_folder(&folder).map_err(|e| self.io_error("sync", &folder, e))
     }
 
+    fn sync_folder(&self, kind: FileKind, name: &str) -> Result<()> {
+        let folder = self.folder(kind, name);
+        // A folder of packs may be new itself.
+        let above = folder.parent().filter(|_| kind == FileKind::Pack);
+        for folder in [Some(folder.as_path()), above].into_iter().flatten() {
+            match sync_folder(folder) {
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(self.io_error("sync", folder, e)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     fn remove_leftovers(&self) -> Result<()> {
         let data = self.root.join(FileKind::Pack.folder());
         for kind in FileKind::ALL.into_iter().filter(|kind| !matches!(kind, FileKind::Config | FileKind::Pack)) {

@@ -231,8 +231,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
         self.write(kind, name, contents)
     }
 
-    /// Removes a file; one that is not there is [`Error::NotFound`].
+    /// Removes a file, durably as it was written; one that is not there is [`Error::NotFound`].
     fn remove(&self, kind: FileKind, name: &str) -> Result<()>;
+
+    /// Makes durable that a file of this name is there, or is not: the end of a write or of a removal, for one whose end nobody
+    /// heard of. (What is there under its name has durable contents already.)
+    fn sync_folder(&self, kind: FileKind, name: &str) -> Result<()>;
 
     /// Removes what killed writers left behind: unfinished files that no living writer can have. It never removes a file
     /// that [`Storage::list`] lists. A place that leaves nothing behind has nothing to do.

@@ -6,9 +6,9 @@
 //!
 //! | call | done twice |
 //! | --- | --- |
-//! | read, list, size, remove_leftovers | the same again |
-//! | write | a file that is there with its whole length is complete, for it is never visible before; else it is written anew |
-//! | remove | that it is gone already is what was wanted |
+//! | read, list, size, sync_folder, remove_leftovers | the same again |
+//! | write | a file that is there with its whole length is complete, for it is never visible before, and only its folder is synced; else it is written anew |
+//! | remove | that it is gone already is what was wanted, and only its folder is synced |
 //! | create_layout | what is there stays |
 //!
 //! **Patience** is long for a place that answered before, and short for one that has not answered yet, or no more since the
@@ -147,22 +147,29 @@ impl Storage for RetryStorage {
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
         self.persist(|again| {
             // The config's name says nothing of its content.
-            if again && kind != FileKind::Config {
-                match self.inner.size(kind, name) {
-                    Ok(size) if size == contents.len() as u64 => return Ok(()),
+            let is_whole = again
+                && kind != FileKind::Config
+                && match self.inner.size(kind, name) {
                     Err(error) if error.is_transient() => return Err(error),
-                    _ => {}
-                }
+                    size => size.is_ok_and(|size| size == contents.len() as u64),
+                };
+            if !is_whole {
+                self.inner.write(kind, name, contents)?;
             }
-            self.inner.write(kind, name, contents)
+            // What was cut may have made the file, or its folder, and not have come to that.
+            if again { self.inner.sync_folder(kind, name) } else { Ok(()) }
         })
     }
 
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
         self.persist(|again| match self.inner.remove(kind, name) {
-            Err(error) if again && error.is_not_found() => Ok(()),
+            Err(error) if again && error.is_not_found() => self.inner.sync_folder(kind, name),
             result => result,
         })
+    }
+
+    fn sync_folder(&self, kind: FileKind, name: &str) -> Result<()> {
+        self.persist(|_| self.inner.sync_folder(kind, name))
     }
 
     fn remove_leftovers(&self) -> Result<()> {

@@ -1,13 +1,15 @@
 //! kvmb, or a shell, on a terminal: `script` of util-linux makes one.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::{Env, Output, parts};
+use super::{Env, Output, parts, process, wait_until};
 
 /// A program on a pseudo-terminal. stdout and stderr are one, as on a terminal.
 pub struct Pty {
@@ -15,6 +17,8 @@ pub struct Pty {
     keys: Option<ChildStdin>,
     screen: Arc<Mutex<Vec<u8>>>,
     reader: Option<JoinHandle<()>>,
+    /// Where its program's processes are.
+    folder: PathBuf,
     shown: String,
     started: Instant,
 }
@@ -46,7 +50,7 @@ impl Pty {
                 sink.lock().expect("lock").extend_from_slice(&buffer[..count]);
             }
         });
-        Pty { child, keys, screen, reader: Some(reader), shown, started: Instant::now() }
+        Pty { child, keys, screen, reader: Some(reader), folder: env.path(""), shown, started: Instant::now() }
     }
 
     /// All that the terminal has shown, with its control sequences.
@@ -62,6 +66,22 @@ impl Pty {
             assert!(Instant::now() < end, "{}: no {words:?} on the screen:\n{}", self.shown, self.screen());
             thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Waits until it has asked this so often, and for the terminal to hide what is typed: what comes before that is thrown away.
+    #[track_caller]
+    pub fn expect_hidden(&self, question: &str, times: usize) {
+        let is_open = |line: &&str| line.contains(question) && !line.contains("[hidden]");
+        // A question that was answered is shown once more, with this in the place of the answer.
+        let asked = || self.screen().lines().filter(is_open).count() >= times;
+        wait_until(&format!("it asks: {question}"), Duration::from_secs(20), asked);
+        wait_until("the terminal hides what is typed", Duration::from_secs(20), || {
+            let programs = process::of(&self.folder);
+            let Some(kvmb) = programs.iter().find(|program| program.is("kvmb")) else { return false };
+            let Ok(terminal) = File::open(format!("/proc/{}/fd/0", kvmb.pid)) else { return false };
+            rustix::termios::tcgetattr(&terminal)
+                .is_ok_and(|settings| !settings.local_modes.contains(rustix::termios::LocalModes::ECHO))
+        });
     }
 
     /// Presses keys.

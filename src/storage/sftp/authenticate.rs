@@ -62,6 +62,10 @@ pub fn authenticate(connection: &Connection, route: &Route, access: &Access, kno
     Err(attempt.refused(&offered.replace(',', ", ")))
 }
 
+/// What libssh2 says of a key file that its passphrase does not open, in OpenSSH's format or an older one; the server is not even
+/// asked.
+const KEY_STAYS_SHUT: [ssh2::ErrorCode; 2] = [ssh2::ErrorCode::Session(-16), ssh2::ErrorCode::Session(-48)];
+
 /// One login in the making.
 struct Attempt<'a> {
     connection: &'a Connection,
@@ -84,8 +88,17 @@ impl Attempt<'_> {
 
     /// One question to the server: whether this lets us in. A server that has had enough of us ends the connection.
     fn lets_in(&mut self, what: String, call: impl FnMut() -> std::result::Result<(), ssh2::Error>) -> Result<bool> {
+        Ok(self.keeps_out(what, call)?.is_none())
+    }
+
+    /// The same: what keeps us out, or nothing.
+    fn keeps_out(
+        &mut self,
+        what: String,
+        call: impl FnMut() -> std::result::Result<(), ssh2::Error>,
+    ) -> Result<Option<ssh2::ErrorCode>> {
         match self.connection.step(call) {
-            Ok(Ok(())) => Ok(true),
+            Ok(Ok(())) => Ok(None),
             Ok(Err(error)) => {
                 tracing::debug!("{}: {what}: {}", self.route.server(), error.message());
                 let what = match error.code() {
@@ -97,7 +110,7 @@ impl Attempt<'_> {
                 if self.tried.last() != Some(&what) {
                     self.tried.push(what);
                 }
-                Ok(false)
+                Ok(Some(error.code()))
             }
             // Nobody has had enough of us yet: it is the network.
             Err(error @ Error::Lost { .. }) if self.tried.is_empty() => Err(error),
@@ -191,22 +204,38 @@ impl Attempt<'_> {
                 return Ok(None);
             }
         };
-        let passphrase = match is_encrypted(&text) {
-            false => None,
-            true => match self.access.credentials.passphrase(file).map_err(Error::Secret)? {
-                Some(passphrase) => Some(passphrase),
-                None => {
-                    self.tried.push(format!("the key {} (it wants a passphrase, and none was given)", file.display()));
-                    return Ok(None);
-                }
-            },
-        };
+        let is_encrypted = is_encrypted(&text);
         let (session, user) = (self.connection.session(), self.route.user.clone());
-        let words = passphrase.as_ref().map(Secret::reveal);
-        let works = self.lets_in(format!("the key {}", file.display()), || {
-            session.userauth_pubkey_file(&user, None, file, words)
-        })?;
-        Ok(works.then(|| Login::Key(file.to_owned(), passphrase.is_some())))
+        for prompt in 1..=PROMPTS {
+            let passphrase = match is_encrypted {
+                false => None,
+                true => self.access.credentials.passphrase(file).map_err(Error::Secret)?,
+            };
+            if is_encrypted && passphrase.is_none() {
+                self.tried.push(format!("the key {} (it wants a passphrase, and none was given)", file.display()));
+                break;
+            }
+            let words = passphrase.as_ref().map(Secret::reveal);
+            let outcome = self.keeps_out(format!("the key {}", file.display()), || {
+                session.userauth_pubkey_file(&user, None, file, words)
+            })?;
+            match outcome {
+                None => return Ok(Some(Login::Key(file.to_owned(), is_encrypted))),
+                Some(error) if is_encrypted && KEY_STAYS_SHUT.contains(&error) => {
+                    // libssh2's words are those of a key of an unknown format.
+                    self.tried.pop();
+                    let what = format!("the key {} (the passphrase does not open it)", file.display());
+                    if self.tried.last() != Some(&what) {
+                        self.tried.push(what);
+                    }
+                    if prompt == PROMPTS || !self.access.credentials.was_wrong() {
+                        break;
+                    }
+                }
+                Some(_) => break,
+            }
+        }
+        Ok(None)
     }
 
     /// Answers the server's questions.

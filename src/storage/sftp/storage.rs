@@ -89,7 +89,8 @@ impl SftpStorage {
     fn make_root(&self, files: &Files) -> std::result::Result<(), Fault> {
         let root = &self.target.path;
         if files.stat(root).is_ok_and(|stat| stat.is_folder) {
-            return Ok(());
+            // A try before this one may have made it, and been cut before it came to that.
+            return files.sync_folder(parent(root));
         }
         let ends = root.match_indices('/').map(|(at, _)| at).filter(|at| *at > 0).chain([root.len()]);
         for end in ends {
@@ -97,8 +98,9 @@ impl SftpStorage {
             if !files.stat(folder).is_ok_and(|stat| stat.is_folder) {
                 Self::make_folder(files, folder)?;
             }
+            files.sync_folder(parent(folder))?;
         }
-        files.sync_folder(parent(root))
+        Ok(())
     }
 
     /// A folder below the root that is not there yet, or that some copying tool left out.
@@ -295,6 +297,16 @@ impl Storage for SftpStorage {
             _ => files.remove_synced(&path, &folder),
         });
         removed.map_err(|fault| self.error("remove", kind, name, &path, fault))
+    }
+
+    fn sync_folder(&self, kind: FileKind, name: &str) -> Result<()> {
+        let folder = self.folder(kind, name);
+        let sync = |files: &Files| {
+            files.sync_folder(&folder)?;
+            // A folder of packs may be new itself.
+            if kind == FileKind::Pack { files.sync_folder(parent(&folder)) } else { Ok(()) }
+        };
+        self.pool.with(sync).map_err(|fault| self.fault("sync", &folder, fault))
     }
 
     fn remove_leftovers(&self) -> Result<()> {

@@ -104,6 +104,8 @@ fn one_file(storage: &dyn Storage, kind: FileKind, name: &str) {
     missing(storage.read(kind, name).map(drop), "read of a file that is not there");
     missing(storage.read_range(kind, name, 0, 1).map(drop), "read_range of a file that is not there");
     missing(storage.remove(kind, name), "remove of a file that is not there");
+    storage.sync_folder(kind, name).expect("sync_folder where nothing is");
+    missing(storage.size(kind, name).map(drop), "size after sync_folder");
 
     storage.write(kind, name, b"first").expect("write");
     assert_eq!(storage.read(kind, name).expect("read"), b"first");
@@ -114,6 +116,7 @@ fn one_file(storage: &dyn Storage, kind: FileKind, name: &str) {
     assert_eq!(files[0].size_bytes, 5);
 
     storage.write(kind, name, b"second!").expect("write over a file");
+    storage.sync_folder(kind, name).expect("sync_folder");
     assert_eq!(storage.read(kind, name).expect("read"), b"second!");
     storage.write(kind, name, b"").expect("write nothing");
     assert_eq!(storage.read(kind, name).expect("read"), b"");

@@ -23,6 +23,8 @@ pub enum Operation {
     Write,
     /// [`Storage::remove`]
     Remove,
+    /// [`Storage::sync_folder`]
+    SyncFolder,
     /// [`Storage::free_bytes`]
     FreeBytes,
 }
@@ -265,6 +267,11 @@ impl Storage for FaultStorage {
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
         let effects = self.enter(Operation::Remove, Some(kind), name, 0);
         self.run(Operation::Remove, &effects, name, || self.inner.remove(kind, name))
+    }
+
+    fn sync_folder(&self, kind: FileKind, name: &str) -> Result<()> {
+        let effects = self.enter(Operation::SyncFolder, Some(kind), name, 0);
+        self.run(Operation::SyncFolder, &effects, name, || self.inner.sync_folder(kind, name))
     }
 
     fn remove_leftovers(&self) -> Result<()> {

@@ -102,6 +102,10 @@ impl Storage for MemoryStorage {
         }
     }
 
+    fn sync_folder(&self, _kind: FileKind, _name: &str) -> Result<()> {
+        Ok(())
+    }
+
     fn free_bytes(&self) -> Result<Option<u64>> {
         Ok(None)
     }

@@ -1,0 +1,166 @@
+//! What a second repository has of a first one's points, without reading data, and what it is yet to get.
+//!
+//! `backup` copies what awaits its copy, and `prune` keeps it: both ask here, so that nothing is removed that the next
+//! backup would have copied, and nothing is copied again that the second repository's retention removed.
+
+use super::Result;
+use super::points::{self, PointRef};
+use crate::record::Time;
+use crate::repo::{Id, Repository, Snapshot};
+use crate::retention::{FirstTierPoint, Policy, await_copy};
+use std::collections::{HashMap, HashSet};
+
+/// The points of a second repository.
+#[derive(Debug, Clone, Default)]
+pub struct Copies {
+    /// Oldest first.
+    points: Vec<PointRef>,
+    /// By what they are a copy of, and by their own id.
+    by_id: HashMap<Id, Vec<PointRef>>,
+}
+
+impl Copies {
+    /// Those that a repository has. One whose snapshot file cannot be read does not count.
+    pub fn list(second: &Repository) -> Result<Copies> {
+        Ok(Copies::of(points::list(second)?.0))
+    }
+
+    /// These, oldest first.
+    pub fn of(points: impl IntoIterator<Item = PointRef>) -> Copies {
+        let mut copies = Copies::default();
+        points.into_iter().for_each(|point| copies.add(point));
+        copies
+    }
+
+    /// One more, newer than those that are there or a copy.
+    pub fn add(&mut self, point: PointRef) {
+        for id in point.snapshot.original.into_iter().chain([point.id]) {
+            self.by_id.entry(id).or_default().push(point.clone());
+        }
+        self.points.push(point);
+    }
+
+    /// The point that is the same as this one, whatever marks either of them got since.
+    pub fn copy_of(&self, point: &PointRef) -> Option<&PointRef> {
+        let same = |a: &Snapshot, b: &Snapshot| {
+            (a.time, a.tree, &a.hostname, &a.paths) == (b.time, b.tree, &b.hostname, &b.paths)
+        };
+        self.by_id.get(&persistent_id(point))?.iter().find(|other| same(&other.snapshot, &point.snapshot))
+    }
+
+    /// Which of a machine's points in the first repository - all of them, oldest first - await their copy. `policy` is
+    /// the second repository's, and `uuid_there` reads the UUID of the machine of a point there, if that can be read:
+    /// only where it matters.
+    pub fn await_copy(
+        &self,
+        (uuid, here): (&str, &[&PointRef]),
+        policy: &Policy,
+        now: Time,
+        mut uuid_there: impl FnMut(&PointRef) -> Result<Option<String>>,
+    ) -> Result<Vec<bool>> {
+        let first_tier: Vec<FirstTierPoint> = here
+            .iter()
+            .map(|point| FirstTierPoint {
+                taken_at: point.snapshot.time,
+                is_pinned: point.is_pinned(),
+                is_copied: self.copy_of(point).is_some(),
+            })
+            .collect();
+        let names: HashSet<&str> = here.iter().map(|point| point.machine()).collect();
+        let copies: HashSet<Id> = here.iter().filter_map(|point| Some(self.copy_of(point)?.id)).collect();
+        // Points of the same name may be another machine's.
+        let is_unknown = |point: &&PointRef| names.contains(point.machine()) && !copies.contains(&point.id);
+        let mut unknown = self.points.iter().filter(is_unknown);
+        let mut known = Vec::new();
+        let awaiting = |only_there: &[Time]| await_copy(policy, &first_tier, only_there, now, &chrono::Local);
+        loop {
+            // If more that is there changes nothing, nobody needs to know whose it is.
+            let rest = unknown.clone().map(|point| point.snapshot.time);
+            let if_all_count = awaiting(&known.iter().copied().chain(rest).collect::<Vec<Time>>());
+            let if_none_counts = awaiting(&known);
+            match unknown.next() {
+                Some(next) if if_all_count != if_none_counts => {
+                    if uuid_there(next)?.as_deref() == Some(uuid) {
+                        known.push(next.snapshot.time);
+                    }
+                }
+                _ => return Ok(if_none_counts),
+            }
+        }
+    }
+}
+
+/// The id that all copies of a point share: the first one's.
+pub fn persistent_id(point: &PointRef) -> Id {
+    point.snapshot.original.unwrap_or(point.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::points::{MACHINE_TAG, TAG};
+    use super::*;
+    use chrono::DateTime;
+
+    fn id(number: u8) -> Id {
+        Id::hash(&[number])
+    }
+
+    fn point(day: u32, hour: u32, number: u8) -> PointRef {
+        let mut snapshot = Snapshot::new(id(0), vec!["/vm1".into()]);
+        snapshot.time = DateTime::parse_from_rfc3339(&format!("2026-05-{day:02}T{hour:02}:00:00Z")).unwrap();
+        snapshot.tags = vec![TAG.into(), format!("{MACHINE_TAG}vm1")];
+        PointRef { id: id(number), snapshot }
+    }
+
+    fn copy(of: &PointRef, number: u8) -> PointRef {
+        let snapshot = Snapshot { original: Some(of.id), ..of.snapshot.clone() };
+        PointRef { id: id(number), snapshot }
+    }
+
+    /// Which points await their copy, and of how many points there the machine was asked for.
+    fn await_copy(copies: &Copies, here: &[&PointRef], machine_there: &str, policy: &str) -> (Vec<bool>, usize) {
+        let (policy, now) = (serde_json::from_str(policy).unwrap(), point(31, 0, 0).snapshot.time);
+        let mut asked = 0;
+        let awaits = copies.await_copy(("vm1's UUID", here), &policy, now, |_| {
+            asked += 1;
+            Ok(Some(machine_there.to_owned()))
+        });
+        (awaits.unwrap(), asked)
+    }
+
+    #[test]
+    fn points_of_another_machine_of_the_same_name_do_not_count() {
+        let (morning, evening) = (point(9, 8, 1), point(9, 20, 2));
+        let here = [&morning, &evening];
+        let mut copies = Copies::default();
+        copies.add(point(7, 8, 11));
+        copies.add(point(8, 8, 12));
+        copies.add(copy(&evening, 13));
+        // The morning's point is the oldest of all, unless those of the days before are the machine's.
+        let daily = r#"{"keep_daily":30}"#;
+        assert_eq!(
+            await_copy(&copies, &here, "vm1's UUID", daily),
+            (vec![false, false], 1),
+            "one that is older is enough"
+        );
+        assert_eq!(await_copy(&copies, &here, "another's UUID", daily), (vec![true, false], 2));
+        // Where it does not matter, nobody asks.
+        assert_eq!(await_copy(&copies, &here, "", r#"{"keep_last":1}"#), (vec![false, false], 0));
+        assert_eq!(await_copy(&copies, &here, "", "{}"), (vec![true, false], 0));
+        assert_eq!(await_copy(&copies, &[&evening], "", daily), (vec![false], 0));
+    }
+
+    #[test]
+    fn a_copy_is_known_whatever_marks_it_got() {
+        let original = point(1, 8, 1);
+        let mut copies = Copies::default();
+        copies.add(copy(&original, 11));
+        let mut pinned = copy(&original, 2);
+        pinned.snapshot.tags.push("pinned".into());
+        assert_eq!(copies.copy_of(&pinned).map(|copy| copy.id), Some(id(11)));
+        // Rewritten by restic, it is another one.
+        let mut rewritten = copy(&original, 3);
+        rewritten.snapshot.tree = id(9);
+        assert!(copies.copy_of(&rewritten).is_none());
+    }
+}

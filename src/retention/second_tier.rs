@@ -1,0 +1,181 @@
+//! Which points a second tier is yet to get of a first one.
+//!
+//! A point that is not there awaits its copy if
+//!
+//! - it is newer than all that were copied: copies are made oldest first, so it never was there, or
+//! - the second tier's own policy would keep it, judged with all that is there and here: then it was not that policy that
+//!   removed it. Without any rule nothing is removed there, and whatever is not there awaits its copy.
+//!
+//! So what the second tier's retention removes does not come back, and a point that it never had is not taken for one of
+//! those only because somebody copied a newer one first.
+
+use super::{Candidate, Policy, judge};
+use crate::record::Time;
+use chrono::TimeZone;
+
+/// A point of one machine in the first tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FirstTierPoint {
+    /// When it was taken.
+    pub taken_at: Time,
+    /// Whether the user wants it kept whatever the policy says.
+    pub is_pinned: bool,
+    /// Whether the second tier has it.
+    pub is_copied: bool,
+}
+
+/// Which of the points of one machine, oldest first, await their copy. `second` is the policy of the second tier, `only_there`
+/// are the times of the machine's points that only that one has, `zone` is the local time zone. One more point there never
+/// makes another one await its copy.
+pub fn await_copy(
+    second: &Policy,
+    here: &[FirstTierPoint],
+    only_there: &[Time],
+    now: Time,
+    zone: &impl TimeZone,
+) -> Vec<bool> {
+    let candidate = |taken_at, is_pinned| Candidate {
+        machine: String::new(),
+        taken_at,
+        is_pinned,
+        is_damaged: false,
+        awaits_copy: false,
+        outlives_machine: false,
+    };
+    let candidates: Vec<Candidate> = (here.iter().map(|point| candidate(point.taken_at, point.is_pinned)))
+        .chain(only_there.iter().map(|taken_at| candidate(*taken_at, false)))
+        .collect();
+    let newest_copied = here.iter().rposition(|point| point.is_copied);
+    let verdicts = judge(second, &candidates, now, zone);
+    let awaits = |(position, (point, verdict)): (usize, (&FirstTierPoint, super::Verdict))| {
+        !point.is_copied && (Some(position) > newest_copied || verdict.keep)
+    };
+    here.iter().zip(verdicts).enumerate().map(awaits).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chrono::{DateTime, Utc};
+    use proptest::prelude::*;
+
+    fn day(day: u32) -> Time {
+        hour(day, 2)
+    }
+
+    fn hour(day: u32, hour: u32) -> Time {
+        DateTime::parse_from_rfc3339(&format!("2026-05-{day:02}T{hour:02}:00:00Z")).unwrap()
+    }
+
+    fn policy(json: &str) -> Policy {
+        serde_json::from_str(json).unwrap()
+    }
+
+    /// The days that await their copy, of points that were taken on these days and were copied or not.
+    fn awaiting(second: &str, here: &[(u32, bool)], only_there: &[u32]) -> Vec<u32> {
+        let points: Vec<FirstTierPoint> = here
+            .iter()
+            .map(|(at, is_copied)| FirstTierPoint { taken_at: day(*at), is_pinned: false, is_copied: *is_copied })
+            .collect();
+        let only_there: Vec<Time> = only_there.iter().map(|at| day(*at)).collect();
+        let awaits = await_copy(&policy(second), &points, &only_there, day(31), &Utc);
+        here.iter().zip(awaits).filter(|(_, awaits)| *awaits).map(|((at, _), _)| *at).collect()
+    }
+
+    #[test]
+    fn a_newer_copy_does_not_make_an_older_point_one_that_was_there() {
+        let here = [(1, false), (2, false), (3, true), (4, false)];
+        assert_eq!(awaiting(r#"{"keep_daily":30}"#, &here, &[]), [1, 2, 4]);
+        assert_eq!(awaiting("{}", &here, &[]), [1, 2, 4], "nothing is ever removed there");
+        assert_eq!(awaiting("{}", &[(1, false), (2, false)], &[]), [1, 2]);
+    }
+
+    #[test]
+    fn what_the_policy_of_the_second_tier_removed_does_not_come_back() {
+        let here = [(1, false), (2, false), (3, true), (4, true), (5, false)];
+        assert_eq!(awaiting(r#"{"keep_last":3}"#, &here, &[]), [5], "3, 4 and 5 are the last three");
+        assert_eq!(awaiting(r#"{"keep_last":4}"#, &here, &[]), [2, 5]);
+        assert_eq!(awaiting(r#"{"keep_within":"2d"}"#, &here, &[]), [5]);
+        // Newer than all copies: it never was there, whatever the policy will make of it.
+        assert_eq!(awaiting(r#"{"keep_last":1}"#, &[(1, true), (2, false), (3, false)], &[]), [2, 3]);
+    }
+
+    #[test]
+    fn what_only_the_second_tier_has_counts() {
+        // The oldest of all stays while a rule has some left: here the oldest is only the second of its day.
+        let at =
+            |hour_of_day, is_copied| FirstTierPoint { taken_at: hour(9, hour_of_day), is_pinned: false, is_copied };
+        let here = [at(2, false), at(22, true)];
+        let second = policy(r#"{"keep_daily":30}"#);
+        assert_eq!(await_copy(&second, &here, &[], day(31), &Utc), [true, false]);
+        assert_eq!(await_copy(&second, &here, &[day(8)], day(31), &Utc), [false, false]);
+    }
+
+    #[test]
+    fn what_is_pinned_stays_there_and_so_is_copied() {
+        let here = [
+            FirstTierPoint { taken_at: day(1), is_pinned: true, is_copied: false },
+            FirstTierPoint { taken_at: day(2), is_pinned: false, is_copied: true },
+        ];
+        assert_eq!(await_copy(&policy(r#"{"keep_last":1}"#), &here, &[], day(31), &Utc), [true, false]);
+    }
+
+    prop_compose! {
+        fn some_policy()(last in 0u32..4, daily in 0u32..5, weekly in 0u32..3, days in 0u32..20) -> Policy {
+            policy(&format!(
+                r#"{{"keep_last":{last},"keep_daily":{daily},"keep_weekly":{weekly},"keep_within":"{days}d"}}"#
+            ))
+        }
+    }
+
+    prop_compose! {
+        /// Hours of May, oldest first; no two are the same.
+        fn some_points()(
+            points in proptest::collection::btree_map(0u32..720, any::<(bool, bool)>(), 1..30),
+        ) -> Vec<FirstTierPoint> {
+            let point = |(at, (is_copied, rare)): (u32, (bool, bool))| FirstTierPoint {
+                taken_at: hour(1 + at / 24, at % 24),
+                is_pinned: rare && at % 5 == 0,
+                is_copied,
+            };
+            points.into_iter().map(point).collect()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn retention_there_and_the_next_run_here_come_to_rest(second in some_policy(), points in some_points()) {
+            // What awaits its copy is copied, then the second tier is pruned by the same policy.
+            let mut points = points;
+            for round in 0..3 {
+                let awaits = await_copy(&second, &points, &[], day(31), &Utc);
+                prop_assert!(round == 0 || !awaits.contains(&true), "{round}: {awaits:?}");
+                points.iter_mut().zip(awaits).for_each(|(point, awaits)| point.is_copied |= awaits);
+                let there: Vec<usize> = (0..points.len()).filter(|at| points[*at].is_copied).collect();
+                let candidates: Vec<Candidate> = there.iter().map(|at| Candidate {
+                    machine: String::new(),
+                    taken_at: points[*at].taken_at,
+                    is_pinned: points[*at].is_pinned,
+                    is_damaged: false,
+                    awaits_copy: false,
+                    outlives_machine: false,
+                }).collect();
+                for (at, verdict) in there.into_iter().zip(judge(&second, &candidates, day(31), &Utc)) {
+                    points[at].is_copied = verdict.keep;
+                }
+            }
+        }
+
+        #[test]
+        fn one_more_there_makes_none_await(
+            second in some_policy(), points in some_points(), only_there in proptest::collection::vec(0u32..720, 1..6),
+        ) {
+            let only_there: Vec<Time> = only_there.into_iter().map(|at| hour(1 + at / 24, at % 24)).collect();
+            let more = await_copy(&second, &points, &only_there, day(31), &Utc);
+            let fewer = await_copy(&second, &points, &only_there[1..], day(31), &Utc);
+            for (more, fewer) in more.iter().zip(fewer) {
+                prop_assert!(fewer || !more);
+            }
+        }
+    }
+}
