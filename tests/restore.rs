@@ -467,7 +467,7 @@ fn a_target_that_fills_up_meanwhile_is_left_clean() {
     for (first, second) in [("vda", "vdb"), ("vdb", "vda")] {
         let small = env.tmpfs(first, 112 * MIB);
         let output = restored_where_room_runs_out(&env, &small, 112 * MIB, &[first, second]);
-        output.assert_code(1).assert_stderr_has("hint");
+        let output = output.assert_code(1).assert_stderr_has("hint");
         assert_eq!(output.record_of("failure")["code"], "no_space", "{output}");
         assert_eq!(names_in(small.path()), ["filler"], "{first}");
         env.assert_nothing_left();
