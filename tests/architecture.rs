@@ -11,8 +11,8 @@
 //! | `whole_file` | nothing | files that others read at any moment |
 //! | `pace` | nothing | disks and uploads are limited alike |
 //! | `steps` | nothing | names that the tests share with `capture` and `ops` |
-//! | `capture` | `steps` | a neighbour of the above |
-//! | `repo` | `storage` | a repository does not know what it stores, nor from where |
+//! | `capture` | `steps`, `whole_file` | a neighbour of the above |
+//! | `repo` | `storage`, `whole_file` | a repository does not know what it stores, nor from where |
 //! | `retention`, `schedule`, `log`, `history` | `units`, `clock`, `record`, `whole_file` | pure rules, or one outer thing each |
 //! | `config` | `units`, `retention`, `schedule` | the file names rules, it does not apply them |
 //! | `ops` | all of these but `config`, `schedule`, `log`, `whole_file` | the workflows know no terminal and no configuration file |
@@ -32,8 +32,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("whole_file", &[]),
     ("steps", &[]),
-    ("capture", &["steps"]),
-    ("repo", &["storage"]),
+    ("capture", &["steps", "whole_file"]),
+    ("repo", &["storage", "whole_file"]),
     ("retention", &["record", "units"]),
     ("schedule", &["units", "clock", "whole_file"]),
     ("log", &["record"]),

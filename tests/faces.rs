@@ -231,6 +231,24 @@ fn restore_without_arguments_leads_through_lists() {
 }
 
 #[test]
+fn restore_that_leads_through_lists_gives_up_a_wrong_password() {
+    let env = Env::new("lists-password");
+    env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
+    forget_the_password(&env);
+    let mut pty = env.pty(["restore", "-r", &env.repo()]);
+    for times in 1..=3 {
+        pty.expect_hidden("Password of", times);
+        pty.send("wrong\r");
+    }
+    let screen = plain(pty.wait().assert_code(1).stdout());
+    let repo = env.repo();
+    assert_eq!(screen.matches(&format!("kvmb: wrong password for the repository in {repo}; once more")).count(), 2);
+    assert!(screen.contains(&format!("kvmb: error: wrong password for the repository in {repo}")), "{screen}");
+    assert!(screen.contains("kvmb: hint: give the right one with --password-file FILE"), "{screen}");
+    assert!(!screen.contains("Machine"), "nothing more is asked: {screen}");
+}
+
+#[test]
 fn a_lost_configuration_is_no_obstacle() {
     let lost = Env::new("lost");
     let data = |env: &Env| env.path("data").display().to_string();
@@ -259,6 +277,10 @@ fn a_lost_configuration_is_no_obstacle() {
     pty.expect("Repository");
     pty.send(&format!("{}\r", fresh.path("rescued").display()));
     pty.expect_hidden("Password of", 1);
+    // Mistyped, in the dialog too.
+    pty.send("wrong\r");
+    pty.expect("wrong password for the repository");
+    pty.expect_hidden("Password of", 2);
     pty.send(&fs::read_to_string(fresh.path("key")).unwrap().replace('\n', "\r"));
     pty.expect("kvmb-test-vm1  1 point, the newest");
     pty.send("\r");

@@ -216,6 +216,40 @@ fn a_full_server_says_so_and_when_there_is_room_again_the_next_run_is_complete()
 }
 
 #[test]
+fn a_quota_that_is_used_up_is_told_and_with_a_larger_one_the_next_run_is_complete() {
+    let env = Env::new("network-quota");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let quota = env.quota("limited-disk", 24 * MIB);
+    sshd.stop();
+    sshd.run();
+    let machine = env.machine("vm").disk(Disk::qcow2(64 * MIB)).start_paused();
+    machine.write_bytes("vda", 0, &noise(5, 48 * MIB));
+    let [local, server] = ["local", "server"].map(|name| quota.path().join(name).display().to_string());
+    for (folder, repo, enough) in [
+        (&local, local.clone(), 96 * MIB),
+        (&server, format!("sftp://{USER}@127.0.0.1:{}/{server}", sshd.port()), 192 * MIB),
+    ] {
+        env.kvmb(["init", "-r", &repo]).run().assert_ok();
+        let output = env.kvmb(["backup", "vm", "-r", &repo]).limit(BOUND).run().assert_code(1);
+        let failure = output.record_of("failure");
+        assert_eq!(failure["code"], "no_space", "{output}");
+        assert!(failure["error"].as_str().unwrap().contains("the quota leaves no room"), "{output}");
+        assert!(failure["hint"].is_string(), "{output}");
+        assert!(machine.status() == "prelaunch" && !machine.is_captured());
+        env.assert_nothing_left();
+        let listed = env.sh(&format!("find '{folder}' -name '*-tmp-*'")).run().assert_ok();
+        assert_eq!(listed.stdout(), "", "half files");
+
+        quota.limit(enough);
+        let point = env.kvmb(["backup", "vm", "-r", &repo]).limit(BOUND).run().assert_ok().record_of("point");
+        env.restic(folder.clone()).check();
+        assert_restores(&env, folder, &point, &machine.models());
+        quota.limit(72 * MIB);
+    }
+}
+
+#[test]
 fn over_a_distance_a_file_takes_few_round_trips() {
     const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
     let env = Env::new("network-turns");

@@ -205,7 +205,7 @@ fn writer_with_packs(repo: &Repository, seeds: std::ops::Range<u64>) -> (Writer,
 }
 
 fn noted_in(repo: &Repository) -> usize {
-    let folder = repo.memory().unwrap().folder().join("unfinished");
+    let folder = repo.host_folder().unwrap().path().join("unfinished");
     let files = fs::read_dir(folder).into_iter().flatten().flatten();
     files.map(|file| fs::read_to_string(file.path()).unwrap_or_default().lines().count()).sum()
 }
@@ -309,7 +309,7 @@ fn a_line_that_was_cut_off_is_no_pack() {
     let repo = remembered(&home);
     let (writer, _) = writer_with_packs(&repo, 0..2);
     drop(writer);
-    let folder = repo.memory().unwrap().folder().join("unfinished");
+    let folder = repo.host_folder().unwrap().path().join("unfinished");
     let file = fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
     let text = fs::read_to_string(&file).unwrap();
     fs::write(&file, &text[..text.len() - 5]).unwrap();

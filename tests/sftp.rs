@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use harness::mount::ReadOnly;
 use harness::sshd::{SSH_PASSWORD, Sshd, USER};
 use harness::{Env, wait_until};
 use kvmb::storage::sftp::{self, Access, Credentials, Secret, SftpStorage, ShownKey, Target};
@@ -206,6 +207,56 @@ fn a_full_disk_says_so_and_leaves_nothing_half() {
     let left: Vec<_> = fs::read_dir(small.path().join("repo/data/aa")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
     storage.write(FileKind::Pack, NAME, &vec![7; 1 << 20]).unwrap();
+}
+
+#[test]
+fn a_quota_that_is_used_up_says_so_although_the_disk_has_room() {
+    let env = Env::new("sftp-quota");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let quota = env.quota("quota", 8 << 20);
+    // The server looks at the world as it was when it started.
+    sshd.stop();
+    sshd.run();
+    let repo = quota.path().join("repo");
+    let remote = storage_at(&format!("sftp://{USER}@127.0.0.1:{}/{}", sshd.port(), repo.display()), &access(&env));
+    let local = LocalStorage::new(&repo);
+    remote.create_layout().unwrap();
+    for storage in [&remote as &dyn Storage, &local] {
+        let is_quota = |length: usize| {
+            let error = storage.write(FileKind::Pack, NAME, &vec![7; length]).unwrap_err();
+            let Error::NoSpace { source, .. } = &error else { panic!("{error:?}") };
+            assert_eq!(source.kind(), std::io::ErrorKind::QuotaExceeded);
+            assert!(error.to_string().starts_with("the quota leaves no room for ") && !error.is_transient(), "{error}");
+            let left: Vec<_> =
+                fs::read_dir(repo.join("data/aa")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert!(left.iter().all(|name| name == NAME), "{left:?}");
+        };
+        quota.limit(8 << 20);
+        assert!(storage.free_bytes().unwrap().unwrap() > 64 << 20, "that of the disk");
+        is_quota(12 << 20);
+        storage.write(FileKind::Pack, NAME, &vec![7; 1 << 20]).unwrap();
+        // Not even a byte more.
+        quota.limit(1 << 20);
+        is_quota(1);
+        quota.limit(64 << 20);
+        storage.write(FileKind::Pack, NAME, &vec![7; 12 << 20]).unwrap();
+        storage.remove(FileKind::Pack, NAME).unwrap();
+    }
+}
+
+#[test]
+fn a_disk_that_the_server_can_only_read_says_so() {
+    let env = Env::new("sftp-read-only");
+    let sshd = env.sshd();
+    sshd.befriend();
+    storage(&env, &sshd).create_layout().unwrap();
+    let _read_only = ReadOnly::make(&sshd.home().join("repo").display().to_string());
+    sshd.stop();
+    sshd.run();
+    let error = storage(&env, &sshd).write(FileKind::Snapshot, NAME, b"x").unwrap_err();
+    let Error::Io { action: "write", source, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(source.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{error}");
 }
 
 #[test]

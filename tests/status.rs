@@ -408,6 +408,10 @@ fn prometheus_takes_the_metrics_and_a_run_writes_them_however_it_went() {
     fs::create_dir(env.path("textfile")).unwrap();
     let file = env.path("textfile/kvmb.prom");
     let path = file.display().to_string();
+    let action = status_call(&env, &["--textfile", &path, "--dry-run"]).run().assert_ok().record_of("action");
+    assert_eq!((&action["target"], &action["dry_run"]), (&path.as_str().into(), &true.into()), "{action}");
+    assert_eq!(fs::read_dir(env.path("textfile")).unwrap().count(), 0);
+    status(&env, &["--prometheus", "--dry-run"]).assert_code(2);
     let output = status_call(&env, &["--textfile", &path]).run().assert_ok();
     assert!(output.stdout.is_empty(), "{output}");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644);

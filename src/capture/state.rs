@@ -4,7 +4,6 @@
 //! beside the state, because the state file is replaced when it changes.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -18,6 +17,7 @@ use super::agent::Consistency;
 use super::error::{Error, Result};
 use super::images::ImageIdentity;
 use super::runtime::Runtime;
+use crate::whole_file;
 
 /// The version of the state file that this program writes and reads.
 pub const STATE_VERSION: u32 = 1;
@@ -344,11 +344,7 @@ impl CaptureFile {
         let text = serde_json::to_vec_pretty(state)
             .map_err(|error| Error::BadState { capture: self.id.clone(), message: error.to_string() })?;
         let path = self.folder.join("state.json");
-        let mut file =
-            tempfile::Builder::new().prefix(".state").tempfile_in(&self.folder).map_err(Error::io("write", &path))?;
-        file.write_all(&text).and_then(|()| file.as_file().sync_all()).map_err(Error::io("write", &path))?;
-        file.persist(&path).map_err(|error| Error::io("write", &path)(error.error))?;
-        Ok(())
+        whole_file::write(&path, &text, 0o600).map_err(Error::io("write", &path))
     }
 
     /// Notes that a restore point was stored from this capture: its checkpoint stays when it is closed.

@@ -10,10 +10,10 @@
 
 use super::Monitor;
 use crate::record::Time;
-use crate::repo::{Id, Memory, Repository};
+use crate::repo::{HostFolder, Id, Repository};
 use serde::{Deserialize, Serialize};
 
-/// The file in a repository's [`Memory`].
+/// The file in a repository's [`HostFolder`].
 const FILE: &str = "rounds.json";
 
 /// The selections that are remembered; of more, the ones that were proven last.
@@ -76,7 +76,7 @@ struct Remembered {
 impl<'a> Round<'a> {
     /// Goes on where the last run over these points ended; at random if nothing is known of one.
     pub fn go_on(repo: &'a Repository, selection: &str, share: f64) -> Round<'a> {
-        let known = repo.memory().map(remembered).unwrap_or_default();
+        let known = repo.host_folder().map(remembered).unwrap_or_default();
         let known = known.into_iter().find(|known| known.selection == selection);
         let next = known.and_then(|known| u64::from_str_radix(&known.next, 16).ok());
         let start = next.unwrap_or_else(rand::random);
@@ -90,15 +90,16 @@ impl<'a> Round<'a> {
 
     /// All of it was read, whatever was found: the next run goes on behind it.
     pub fn done(self, monitor: &dyn Monitor) {
-        let Some(memory) = self.repo.memory() else { return };
-        let mut all = remembered(memory);
+        let Some(host_folder) = self.repo.host_folder() else { return };
+        let mut all = remembered(host_folder);
         all.retain(|known| known.selection != self.selection);
         let next = format!("{:016x}", self.sector.end());
         all.insert(0, Remembered { selection: self.selection, next, at: chrono::Local::now().fixed_offset() });
         all.truncate(MOST_SELECTIONS);
-        let kept = serde_json::to_vec(&all).map_err(std::io::Error::from).and_then(|json| memory.write(FILE, &json));
+        let kept =
+            serde_json::to_vec(&all).map_err(std::io::Error::from).and_then(|json| host_folder.write(FILE, &json));
         if let Err(error) = kept {
-            let folder = memory.folder().display();
+            let folder = host_folder.path().display();
             monitor
                 .warn(&format!("the next sample begins at random, for nothing can be remembered in {folder}: {error}"));
         }
@@ -106,16 +107,16 @@ impl<'a> Round<'a> {
 }
 
 /// What is remembered, the last first. A file that cannot be read is as good as none.
-fn remembered(memory: &Memory) -> Vec<Remembered> {
-    let read = memory.read(FILE).map(Option::unwrap_or_default);
+fn remembered(host_folder: &HostFolder) -> Vec<Remembered> {
+    let read = host_folder.read(FILE).map(Option::unwrap_or_default);
     match read {
         Ok(json) if json.is_empty() => Vec::new(),
         Ok(json) => serde_json::from_slice(&json).unwrap_or_else(|error| {
-            tracing::warn!(folder = %memory.folder().display(), %error, "the rounds of samples begin anew");
+            tracing::warn!(folder = %host_folder.path().display(), %error, "the rounds of samples begin anew");
             Vec::new()
         }),
         Err(error) => {
-            tracing::warn!(folder = %memory.folder().display(), %error, "the rounds of samples begin anew");
+            tracing::warn!(folder = %host_folder.path().display(), %error, "the rounds of samples begin anew");
             Vec::new()
         }
     }

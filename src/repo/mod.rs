@@ -27,11 +27,11 @@ mod content;
 mod crypto;
 mod error;
 mod host;
+mod host_folder;
 mod id;
 mod index;
 mod key;
 mod lock;
-mod memory;
 mod pack;
 mod polynomial;
 mod prune;
@@ -58,11 +58,11 @@ pub use check::{CheckOptions, CheckReport, Damage, check};
 pub use content::Content;
 pub use crypto::Password;
 pub use error::{Error, Flaw, Result};
+pub use host_folder::HostFolder;
 pub use id::{Id, ParseIdError};
 pub use index::{BlobLocation, Index};
 pub use key::KeyInfo;
 pub use lock::{LockInfo, LockMode, LockTiming, RepoLock, SettlingLock};
-pub use memory::Memory;
 pub use pack::BlobKind;
 pub use prune::{
     MaxUnused, ParseMaxUnusedError, PruneEvent, PruneLimits, PrunePlan, PruneSummary, PruneWatch, is_no_space,
@@ -87,7 +87,7 @@ const SMALL_FILE_THREADS: usize = 8;
 #[derive(Clone)]
 pub struct Repository {
     inner: Arc<Inner>,
-    memory: Option<Arc<Memory>>,
+    host_folder: Option<Arc<HostFolder>>,
 }
 
 struct Inner {
@@ -129,7 +129,7 @@ impl Repository {
         let config = Config::random()?;
         let key_id = KeyFile::add(&*storage, &key, password)?;
         config.save(&*storage, &key)?;
-        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), memory: None })
+        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), host_folder: None })
     }
 
     /// Opens a repository with the first key that the password fits.
@@ -148,18 +148,18 @@ impl Repository {
         };
         let (key_id, key) = find_key(&*storage, &url, password)?;
         let config = Config::open(&mut sealed_config, &key, &url)?;
-        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), memory: None })
+        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), host_folder: None })
     }
 
     /// The same repository, of which this host remembers something from run to run, below kvmb's data folder.
     pub fn remembered_in(self, data_folder: &Path) -> Repository {
-        let memory = self.id().parse().ok().map(|id| Arc::new(Memory::new(data_folder, id)));
-        Repository { memory, ..self }
+        let host_folder = self.id().parse().ok().map(|id| Arc::new(HostFolder::new(data_folder, id)));
+        Repository { host_folder, ..self }
     }
 
     /// What this host remembers of it, if it was told where.
-    pub fn memory(&self) -> Option<&Memory> {
-        self.memory.as_deref()
+    pub fn host_folder(&self) -> Option<&HostFolder> {
+        self.host_folder.as_deref()
     }
 
     /// The repository's own id, the same wherever it is copied to.

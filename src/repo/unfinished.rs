@@ -2,7 +2,7 @@
 //!
 //! A pack is stored long before an index names it (see [`super::Writer`]), and a run may end in between: killed, given up
 //! when the network stayed dead, told to stop. So that nothing of that is sent twice, a writer notes each pack of its
-//! own in [`Memory`], *after* it was stored, and the next run that writes there names what is noted before it
+//! own in the [`HostFolder`], *after* it was stored, and the next run that writes there names what is noted before it
 //! looks for what the repository has. The packs need not be looked for: to list them all would take a server longer than
 //! most backups.
 //!
@@ -39,7 +39,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::crypto::OVERHEAD;
 use super::index::PendingIndex;
 use super::pack::{self, PackEntry};
-use super::{BlobKind, Error, Flaw, Id, Index, Memory, RepoLock, Repository, Result};
+use super::{BlobKind, Error, Flaw, HostFolder, Id, Index, RepoLock, Repository, Result};
 use crate::storage::{self, FileKind};
 
 /// The folder of the notes.
@@ -54,8 +54,8 @@ pub(super) struct Notes {
 }
 
 impl Notes {
-    pub(super) fn begin(memory: &Memory) -> io::Result<Notes> {
-        let path = memory.make_folder(FOLDER)?.join(format!("{:016x}", rand::random::<u64>()));
+    pub(super) fn begin(host_folder: &HostFolder) -> io::Result<Notes> {
+        let path = host_folder.make_folder(FOLDER)?.join(format!("{:016x}", rand::random::<u64>()));
         loop {
             let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path)?;
             flock(&file, FlockOperation::LockExclusive)?;
@@ -121,10 +121,10 @@ impl Repository {
     /// Looks for what runs of this host have stored and not named; none if there is nothing, as after most runs. Ask before
     /// the index is loaded, so that what another thread has just named is in it.
     pub fn begin_adoption(&self) -> Option<Adoption<'_>> {
-        let memory = self.memory()?;
-        let alone = memory.adopting.lock().unwrap_or_else(PoisonError::into_inner);
+        let host_folder = self.host_folder()?;
+        let alone = host_folder.adopting.lock().unwrap_or_else(PoisonError::into_inner);
         let mut left = Vec::new();
-        for entry in fs::read_dir(memory.folder().join(FOLDER)).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(host_folder.path().join(FOLDER)).into_iter().flatten().flatten() {
             match Left::open(&entry.path()) {
                 Ok(found) => left.extend(found),
                 Err(error) => {

@@ -490,14 +490,14 @@ impl Shared {
 
     /// Notes a durable pack, for whoever comes after us should we not live to name it.
     fn note(&self, pack: &Id) {
-        let Some(memory) = self.repo.memory() else {
+        let Some(host_folder) = self.repo.host_folder() else {
             return;
         };
         let mut noted = lock(&self.notes);
         let added = match &mut *noted {
             Noted::GivenUp => return,
             Noted::Packs(notes) => notes.add(pack),
-            Noted::Nothing => Notes::begin(memory).and_then(|mut notes| {
+            Noted::Nothing => Notes::begin(host_folder).and_then(|mut notes| {
                 notes.add(pack)?;
                 *noted = Noted::Packs(notes);
                 Ok(())

@@ -114,7 +114,7 @@ pub enum Error {
         wanted_bytes: u64,
     },
     /// The place is full, or the user's share of it.
-    #[error("no space left for {} in {url}", path.display())]
+    #[error("{} for {} in {url}", shortage(source), path.display())]
     NoSpace {
         /// The repository's address.
         url: String,
@@ -192,6 +192,11 @@ impl Error {
             | Error::Interrupted => false,
         }
     }
+}
+
+/// What there is none of: the file system may have room that the user may not have.
+fn shortage(source: &std::io::Error) -> &'static str {
+    if source.kind() == ErrorKind::QuotaExceeded { "the quota leaves no room" } else { "no space left" }
 }
 
 /// The result of a call on a [`Storage`].

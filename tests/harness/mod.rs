@@ -17,6 +17,7 @@
 //! | [`Env::with_libvirtd`] | a libvirtd of the test's own, to be killed and started again |
 //! | [`host::Host`] | crontabs, `/etc/cron.d` and systemd units of the test's own |
 //! | [`Env::tmpfs`] | a small file system, to run out of room |
+//! | [`Env::quota`] | a folder that may hold only so much, on a file system that has room |
 //! | [`Env::pty`] | kvmb on a terminal |
 //!
 //! Nothing is skipped: a missing part fails the test with the command that installs it.
@@ -39,6 +40,7 @@ pub mod processor;
 pub mod proxy;
 pub mod pty;
 pub mod qmp;
+pub mod quota;
 pub mod restic;
 pub mod sshd;
 pub mod tmpfs;
@@ -61,6 +63,7 @@ pub use model::DiskModel;
 
 use machine::MachineBuilder;
 use pty::Pty;
+use quota::Quota;
 use restic::Restic;
 use sshd::Sshd;
 use tmpfs::Tmpfs;
@@ -260,6 +263,11 @@ impl Env {
     /// A file system of that size, in memory; root only.
     pub fn tmpfs(&self, name: &str, size_bytes: u64) -> Tmpfs {
         Tmpfs::mount(self.path(name), size_bytes)
+    }
+
+    /// A folder that may hold so many bytes, on a file system with more room; root only.
+    pub fn quota(&self, name: &str, limit_bytes: u64) -> Quota {
+        Quota::mount(self.path(name), limit_bytes)
     }
 
     /// An SSH server on a port of the loopback interface.

@@ -71,6 +71,6 @@ pub(super) fn unmount_below(folder: &Path) {
     }
 }
 
-fn unmount(path: &Path) {
+pub(super) fn unmount(path: &Path) {
     let _ = Command::new("umount").arg("-l").arg(path).output();
 }

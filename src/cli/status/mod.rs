@@ -18,10 +18,11 @@ use crate::cli::exit_code::PluginState;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::Session;
-use crate::record::Status;
+use crate::record::{Action, Record, Status};
 use clap::ValueEnum;
 use gather::{Report, Request, ask, gather};
-use std::path::PathBuf;
+use serde_json::Map;
+use std::path::{Path, PathBuf};
 use thresholds::ThresholdArgs;
 
 /// Tell how the backups stand: how old the points are, how the last runs went.
@@ -61,6 +62,10 @@ pub struct StatusArgs {
     /// 'kvmb backup' does so after each run when the configuration names a file (status.prometheus_textfile).
     #[arg(long, value_name = "FILE", group = "face")]
     textfile: Option<PathBuf>,
+
+    /// Say which file would be written, and write none.
+    #[arg(short = 'n', long, requires = "textfile", conflicts_with_all = ["nagios", "prometheus", "zabbix"])]
+    dry_run: bool,
 
     /// Print JSON for Zabbix.
     #[arg(long, value_enum, value_name = "WHAT", group = "face")]
@@ -104,6 +109,7 @@ impl StatusArgs {
         let report = self.report(context)?;
         match (self.prometheus, &self.textfile, self.zabbix) {
             (true, ..) => session.text(prometheus::text(&report).as_bytes()),
+            (_, Some(file), _) if self.dry_run => session.done(rehearsal(&report, file)),
             (_, Some(file), _) => prometheus::write(&report, file)?,
             (_, _, Some(Zabbix::Discovery)) => session.text(zabbix::discovery(&report).as_bytes()),
             (_, _, Some(Zabbix::Values)) => session.text(zabbix::values(&report).as_bytes()),
@@ -128,6 +134,18 @@ impl StatusArgs {
         };
         gather(context, request)
     }
+}
+
+/// What writing the metrics would come to.
+fn rehearsal(report: &Report, file: &Path) -> Record {
+    Record::Action(Action {
+        action: "status".into(),
+        target: file.display().to_string(),
+        changed: true,
+        reason: format!("{} bytes of metrics would be written", prometheus::text(report).len()),
+        dry_run: true,
+        extra: Map::new(),
+    })
 }
 
 /// Prints the checks as records.

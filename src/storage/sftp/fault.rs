@@ -25,7 +25,11 @@ pub enum Refusal {
     Unsupported,
     /// No room. OpenSSH says [`Refusal::Other`] instead.
     NoSpace,
-    /// Anything else; OpenSSH has one word, "Failure", for a full disk, a file that exists and much more.
+    /// No room for this user. OpenSSH says [`Refusal::Other`] here too.
+    Quota,
+    /// Nothing can be written there. No server says so; the file system's flags do.
+    ReadOnly,
+    /// Anything else; OpenSSH has one word, "Failure", for a full disk, a quota, a file that exists and much more.
     Other(String),
 }
 
@@ -37,9 +41,11 @@ impl Refusal {
             2 | 10 => Refusal::NotFound,
             3 | 12 => Refusal::Permission,
             8 => Refusal::Unsupported,
-            14 | 15 => Refusal::NoSpace,
+            14 => Refusal::NoSpace,
+            15 => Refusal::Quota,
             // ProFTPD and others send the system's words.
-            _ if words.contains("No space left") || words.to_lowercase().contains("quota exceeded") => Refusal::NoSpace,
+            _ if words.contains("No space left") => Refusal::NoSpace,
+            _ if words.to_lowercase().contains("quota exceeded") => Refusal::Quota,
             _ if words.is_empty() => Refusal::Other(format!("failure {code}")),
             _ => Refusal::Other(words.to_owned()),
         }
@@ -53,6 +59,8 @@ impl std::fmt::Display for Refusal {
             Refusal::Permission => "permission denied",
             Refusal::Unsupported => "the server does not support this",
             Refusal::NoSpace => "no space left",
+            Refusal::Quota => "the quota leaves no room",
+            Refusal::ReadOnly => "read-only file system",
             Refusal::Other(words) => words,
         })
     }
@@ -81,11 +89,15 @@ impl Fault {
             Refusal::Permission => ErrorKind::PermissionDenied,
             Refusal::Unsupported => ErrorKind::Unsupported,
             Refusal::NoSpace => ErrorKind::StorageFull,
+            Refusal::Quota => ErrorKind::QuotaExceeded,
+            Refusal::ReadOnly => ErrorKind::ReadOnlyFilesystem,
             Refusal::Other(_) => ErrorKind::Other,
         };
         let path = PathBuf::from(path);
         match kind {
-            ErrorKind::StorageFull => storage::Error::NoSpace { url: url.to_owned(), path, source: kind.into() },
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+                storage::Error::NoSpace { url: url.to_owned(), path, source: kind.into() }
+            }
             _ => {
                 let source = std::io::Error::new(kind, format!("the server says: {refusal}"));
                 storage::Error::Io { action, path, source }

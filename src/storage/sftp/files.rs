@@ -13,7 +13,7 @@ use std::iter;
 use std::ops::Range;
 
 /// What one request reads or writes: with all that is around it, it fits into an SSH packet, and every server takes it.
-const PIECE_BYTES: usize = 32_000;
+pub const PIECE_BYTES: usize = 32_000;
 
 /// What one request reads or writes where the server says that it takes so much: what OpenSSH's longest packet holds. Fewer
 /// and longer requests cost both sides less.
@@ -70,6 +70,17 @@ pub struct Entry {
     pub name: String,
     /// What is known of it.
     pub stat: Stat,
+}
+
+/// What a file system has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes that new files may take.
+    pub free_bytes: u64,
+    /// Whether no file more can be made.
+    pub is_out_of_files: bool,
+    /// Whether nothing can be written at all.
+    pub is_read_only: bool,
 }
 
 /// An open file or folder of the server's.
@@ -301,16 +312,26 @@ impl Files {
 
     /// The room that is left where `path` is, if the server can tell.
     pub fn free_bytes(&self, path: &str) -> Answer<Option<u64>> {
+        Ok(self.room(path)?.map(|room| room.free_bytes))
+    }
+
+    /// The file system that `path` is on, if the server can tell.
+    pub fn room(&self, path: &str) -> Answer<Option<Room>> {
         if !self.wire.has(ROOM) {
             return Ok(None);
         }
         match self.wire.ask(Call::Extended, &[text(ROOM), text(path)]) {
             Ok(Reply::Extended(body)) => {
-                // Block size, fragment size, all blocks, free ones, and those that are free for us.
+                // Block size, fragment size; blocks: all, free ones, those free for us; files: the same; id, flags.
                 let mut fields = Fields(&body);
-                let numbers: Option<Vec<u64>> = (0..5).map(|_| fields.long()).collect();
+                let numbers: Option<Vec<u64>> = (0..10).map(|_| fields.long()).collect();
                 match numbers.as_deref() {
-                    Some([_, fragment, _, _, free]) => Ok(Some(free.saturating_mul(*fragment))),
+                    Some([_, fragment, _, _, free, files, _, free_files, _, flags]) => Ok(Some(Room {
+                        free_bytes: free.saturating_mul(*fragment),
+                        // Some file systems do not count.
+                        is_out_of_files: *files > 0 && *free_files == 0,
+                        is_read_only: flags & 1 != 0,
+                    })),
                     _ => Err(self.wire.nonsense().into()),
                 }
             }

@@ -5,6 +5,7 @@
 //! when the first pack comes; the root only by [`Storage::create_layout`], so that nothing is written to the empty mount
 //! point of a disk that the server has not mounted.
 
+use super::files::PIECE_BYTES;
 use super::{Access, Fault, Files, Pool, Refusal, Route, Target};
 use crate::storage::{Error, FileInfo, FileKind, Result, Storage};
 use std::io::ErrorKind;
@@ -134,7 +135,7 @@ impl SftpStorage {
             other => other,
         };
         stored.map_err(|fault| {
-            let fault = self.explain_write(files, &path, contents.len(), fault);
+            let fault = self.explain_write(files, &temporary, contents.len(), fault);
             if let Fault::Refused(_) = fault {
                 let _ = files.remove(&temporary);
             }
@@ -143,15 +144,18 @@ impl SftpStorage {
     }
 
     /// A write that failed for want of room says so: SFTP has no word for it. The room is looked at while what was written
-    /// still takes it.
-    fn explain_write(&self, files: &Files, path: &str, length: usize, fault: Fault) -> Fault {
+    /// still takes it. A quota shows nowhere: but then as much as one request writes does not fit in beside that either.
+    fn explain_write(&self, files: &Files, temporary: &str, length: usize, fault: Fault) -> Fault {
         let Fault::Refused(Refusal::Other(words)) = fault else {
             return fault;
         };
-        match files.free_bytes(&self.target.path) {
-            Ok(Some(free)) if free < (length as u64).saturating_add(ROOM_BYTES) => Fault::Refused(Refusal::NoSpace),
+        let needed = (length as u64).saturating_add(ROOM_BYTES);
+        match files.room(&self.target.path) {
+            Ok(Some(room)) if room.is_read_only => Fault::Refused(Refusal::ReadOnly),
+            Ok(Some(room)) if room.is_out_of_files || room.free_bytes < needed => Fault::Refused(Refusal::NoSpace),
+            Ok(Some(_)) if nothing_fits_beside(files, temporary) => Fault::Refused(Refusal::Quota),
             _ => {
-                tracing::debug!("{path}: {words}");
+                tracing::debug!("{temporary}: {words}");
                 Fault::Refused(Refusal::Other(words))
             }
         }
@@ -335,6 +339,14 @@ impl Storage for SftpStorage {
         let root = &self.target.path;
         self.pool.with(|files| files.free_bytes(root)).map_err(|fault| self.fault("examine", root, fault))
     }
+}
+
+/// Whether the server refuses a small file beside this one too, and has no word for why.
+fn nothing_fits_beside(files: &Files, temporary: &str) -> bool {
+    let probe = format!("{temporary}-probe");
+    let written = files.write_new(&probe, &[1; PIECE_BYTES]);
+    let _ = files.remove(&probe);
+    matches!(written, Err(Fault::Refused(Refusal::Other(_))))
 }
 
 /// See [`Storage::is_taken`].

@@ -466,7 +466,8 @@ mod tests {
             (8, "Operation unsupported", Refusal::Unsupported),
             (14, "", Refusal::NoSpace),
             (4, "No space left on device", Refusal::NoSpace),
-            (4, "Disk quota exceeded", Refusal::NoSpace),
+            (15, "", Refusal::Quota),
+            (4, "Disk quota exceeded", Refusal::Quota),
             (4, "Failure", Refusal::Other("Failure".to_owned())),
             (4, "", Refusal::Other("failure 4".to_owned())),
         ] {
