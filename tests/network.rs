@@ -275,6 +275,9 @@ fn over_a_distance_a_file_takes_few_round_trips() {
     turns("write", 3, &|| storage.write(FileKind::Pack, NAME, &contents).unwrap());
     turns("read_range", 3, &|| drop(storage.read_range(FileKind::Pack, NAME, 10, 200_000).unwrap()));
     turns("read", 4, &|| drop(storage.read(FileKind::Pack, NAME).unwrap()));
+    storage.write(FileKind::Lock, NAME, &contents[..100]).unwrap();
+    turns("read a short one", 3, &|| assert!(storage.read(FileKind::Lock, NAME).unwrap() == contents[..100]));
+    turns("remove a lock", 1, &|| storage.remove(FileKind::Lock, NAME).unwrap());
     turns("list", 3, &|| drop(storage.list(FileKind::Index).unwrap()));
     turns("size", 1, &|| assert_eq!(storage.size(FileKind::Pack, NAME).unwrap(), contents.len() as u64));
     turns("remove", 2, &|| storage.remove(FileKind::Pack, NAME).unwrap());

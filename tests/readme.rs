@@ -200,7 +200,7 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
         | "--retry-for" | "--random-delay" | "--within" => "30s",
         "--cron" => "@daily",
         "--chunk-size" => "2M",
-        "--limit-read" | "--limit-upload" => "10M",
+        "--limit-read" | "--limit-upload" | "--size" => "10M",
         "--sample" | "--verify-sample" | "--audit" | "--max-unused" => "5%",
         "--keep-within" => "30d",
         flag if flag.starts_with("--keep-") => "7",

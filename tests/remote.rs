@@ -197,6 +197,10 @@ fn test_says_what_is_wrong_and_does_not_try_the_rest() {
     let speed = check_of(&missing, "speed");
     assert!(speed["upload_bytes_per_second"].as_u64().unwrap() > 1 << 20, "{missing}");
     assert_eq!(check_of(&missing, "clock")["status"], "ok");
+    let long = env.kvmb(["remote", "test", "-r", &url, "--size", "40M"]).run().assert_ok();
+    let speed = check_of(&long, "speed");
+    assert!(speed["detail"].as_str().unwrap().starts_with("3 connections carry"), "a pack on each: {long}");
+    assert!(speed["download_bytes_per_second"].as_u64().unwrap() > 1 << 20, "{long}");
     let left: Vec<_> = fs::read_dir(sshd.home()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, [".ssh"], "nothing of the test may stay");
 

@@ -9,7 +9,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use harness::call::{Call, Running};
+use harness::call::{Call, Output, Running};
+use harness::tmpfs::Tmpfs;
 use harness::{Disk, Env, Machine, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -436,29 +437,57 @@ fn a_failure_leaves_the_old_machine_as_it_was() {
     restore(&env, &["vm1", "--overwrite"]).run().assert_ok();
 }
 
+/// A restore into a small file system that is stopped when the first image has taken its room, while another program takes
+/// all that is left; then it goes on.
+fn restored_where_room_runs_out(env: &Env, small: &Tmpfs, size_bytes: u64, disks: &[&str]) -> Output {
+    let into = small.path().display().to_string();
+    let disks: Vec<&str> = disks.iter().flat_map(|disk| ["--disk", *disk]).collect();
+    let mut running = restore(env, &[&["vm1", "--into", &into], &disks[..]].concat()).spawn();
+    let mut ended = false;
+    wait_until("it writes", Duration::from_secs(30), || {
+        ended = running.has_ended();
+        ended || size_bytes - small.free_bytes() > 40 * MIB
+    });
+    running.signal(Signal::STOP);
+    assert!(!running.has_ended(), "too fast for this test: give it a larger disk");
+    small.fill_up_to(MIB);
+    running.signal(Signal::CONT);
+    running.wait()
+}
+
 #[test]
 fn a_target_that_fills_up_meanwhile_is_left_clean() {
     let env = Env::new("full");
-    let machine = env.machine("vm1").disk(Disk::qcow2(64 * MIB)).define();
-    machine.write_bytes("vda", 0, &noise(1, 48 * MIB));
+    let machine = env.machine("vm1").disk(Disk::qcow2(64 * MIB)).disk(Disk::raw(64 * MIB)).define();
+    for disk in ["vda", "vdb"] {
+        machine.write_bytes(disk, 0, &noise(1, 48 * MIB));
+    }
     init(&env);
     backup(&machine);
-    for format in ["raw", "qcow2"] {
-        let small = env.tmpfs(format, 64 * MIB);
-        let into = small.path().display().to_string();
-        let mut running = restore(&env, &["vm1", "--disk", "vda", "--format", format, "--into", &into]).spawn();
-        let mut ended = false;
-        wait_until("it writes", Duration::from_secs(30), || {
-            ended = running.has_ended();
-            ended || !names_in(small.path()).is_empty()
-        });
-        running.signal(Signal::STOP);
-        assert!(!running.has_ended(), "too fast for this test: give it a larger disk");
-        small.fill_up_to(MIB);
-        running.signal(Signal::CONT);
-        let output = running.wait().assert_code(1).assert_stderr_has("hint");
+    for (first, second) in [("vda", "vdb"), ("vdb", "vda")] {
+        let small = env.tmpfs(first, 112 * MIB);
+        let output = restored_where_room_runs_out(&env, &small, 112 * MIB, &[first, second]);
+        let output = output.assert_code(1).assert_stderr_has("hint");
         assert_eq!(output.record_of("failure")["code"], "no_space", "{output}");
-        assert_eq!(names_in(small.path()), ["filler"], "{format}");
+        assert_eq!(names_in(small.path()), ["filler"], "{first}");
         env.assert_nothing_left();
+    }
+}
+
+#[test]
+fn an_image_that_has_its_room_is_restored_whatever_others_take_meanwhile() {
+    let env = Env::new("reserved");
+    let machine = env.machine("vm1").disk(Disk::qcow2(64 * MIB)).disk(Disk::raw(64 * MIB)).define();
+    for disk in ["vda", "vdb"] {
+        machine.write_bytes(disk, 0, &noise(1, 48 * MIB));
+    }
+    init(&env);
+    backup(&machine);
+    for disk in ["vda", "vdb"] {
+        let small = env.tmpfs(disk, 64 * MIB);
+        let output = restored_where_room_runs_out(&env, &small, 64 * MIB, &[disk]);
+        let restored = output.assert_ok().record_of("point")["restored_to"]["disks"][0].clone();
+        let (path, format) = (restored["path"].as_str().unwrap(), restored["format"].as_str().unwrap());
+        machine.models()[disk].assert_image_equals(path.as_ref(), format);
     }
 }

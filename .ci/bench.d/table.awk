@@ -18,6 +18,10 @@ function size(bytes) {
   return bytes < 1e7 ? sprintf("%.0f kB", bytes / 1e3) : sprintf("%.2f GB", bytes / 1e9)
 }
 
+function shown(format, value) {
+  return value > 0 ? sprintf(format, value) : "-"
+}
+
 BEGIN {
   while ((getline line < results) > 0) {
     split(line, field, " ")
@@ -31,6 +35,6 @@ BEGIN {
 
 {
   second = ratio($1, $5, $6)
-  printf "%-56s %8.2f %8.2f %8.0f %12s  %s\n", $2, median($1, "wall"), median($1, "cpu"), median($1, "rss") / 1024,
+  printf "%-56s %8.2f %8s %8s %12s  %s\n", $2, median($1, "wall"), shown("%.2f", median($1, "cpu")), shown("%.0f", median($1, "rss") / 1024),
     $1 in bytes ? size(bytes[$1]) : "-", ratio($1, $3, $4) (second == "" ? "" : ", " second)
 }

@@ -180,7 +180,7 @@ pub struct Ssh {
     /// A command whose first line of output is that password.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_command: Option<Written<CommandLine>>,
-    /// How many connections are open at once, 5 unless set; each may hold 16 MiB in memory.
+    /// How many connections are open at once, 6 unless set; each may hold 16 MiB in memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Bounded<1, 16>>,
 }

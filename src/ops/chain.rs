@@ -51,14 +51,13 @@ pub fn find(
     known: &[String],
     is_alive: impl Fn(&str) -> bool,
 ) -> Result<Option<Chain>> {
-    let (all, _) = points::list(&open.repo)?;
-    let (named, others): (Vec<_>, Vec<_>) = all.into_iter().rev().partition(|point| point.machine() == machine);
+    let (named, others): (Vec<_>, Vec<_>) = open.points()?.iter().rev().partition(|point| point.machine() == machine);
     let (mut newest, mut distrusts) = (None, Vec::new());
     let own = prefix(open.repo.id());
     // A machine may have been renamed: its UUID decides.
     for point in named.into_iter().chain(others).take(DEPTH) {
         // A damaged point is no base; verify reports it.
-        let Ok(manifest) = points::read_manifest(&open.repo, &open.index, &point) else { continue };
+        let Ok(manifest) = points::read_manifest(&open.repo, &open.index, point) else { continue };
         if manifest.uuid != uuid {
             continue;
         }
@@ -69,7 +68,7 @@ pub fn find(
         let is_known = known.contains(&checkpoint) || (newest.is_none() && is_alive(&checkpoint));
         let distrusted =
             distrusts.iter().filter(|d| d.0 == checkpoint).map(|(_, disk, by)| (disk.clone(), by.clone())).collect();
-        let chain = Chain { point, checkpoint, manifest, distrusted };
+        let chain = Chain { point: point.clone(), checkpoint, manifest, distrusted };
         if is_known {
             return Ok(Some(chain));
         }

@@ -22,9 +22,14 @@ pub struct Copies {
 impl Copies {
     /// Those that a repository has. One whose snapshot file cannot be read does not count.
     pub fn list(second: &Repository) -> Result<Copies> {
+        Ok(Copies::of(points::list(second)?.0))
+    }
+
+    /// These, oldest first.
+    pub fn of(points: impl IntoIterator<Item = PointRef>) -> Copies {
         let mut copies = Copies::default();
-        points::list(second)?.0.into_iter().for_each(|point| copies.add(point));
-        Ok(copies)
+        points.into_iter().for_each(|point| copies.add(point));
+        copies
     }
 
     /// One more, newer than those that are there or a copy.

@@ -12,7 +12,7 @@ use super::copies::{Copies, persistent_id};
 use super::open_repo::OpenRepo;
 use super::points::{self, PointRef};
 use super::verify::damage_of;
-use super::{Error, Monitor, Result, Stop};
+use super::{Error, Monitor, Result, Stop, threads};
 use crate::record;
 use crate::repo::{
     self, BlobKind, Id, Index, NodeKind, RepoLock, Repository, Snapshot, Writer, WriterOptions, copy_blobs, read_tree,
@@ -59,7 +59,7 @@ impl Copier {
             monitor.warn(&format!("snapshot {} cannot be read: {}", snapshot.id, snapshot.error));
         }
         let target = OpenRepo::shared(target, stop)?;
-        let there = Copies::list(&target.repo)?;
+        let there = Copies::of(target.points()?.iter().cloned());
         let writer = Writer::new(&target.repo, Arc::clone(&target.index), WriterOptions::default());
         Ok(Copier {
             source: source.clone(),
@@ -174,10 +174,9 @@ impl Copier {
         let label = format!("{}@{}", point.machine(), point.id.short());
         let progress = monitor.start("copying", &label, missing.bytes);
         let broken = Mutex::new(BTreeMap::new());
-        let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8);
         let from = (&self.source, &self.index);
         for (kind, ids) in [(BlobKind::Data, missing.data), (BlobKind::Tree, missing.trees)] {
-            copy_blobs(from, kind, ids, &self.writer, threads, &stop.flag(), |id, stored| match stored {
+            copy_blobs(from, kind, ids, &self.writer, threads::for_disks(), &stop.flag(), |id, stored| match stored {
                 Ok(_) => {
                     let found = self.index.get(kind, &id).filter(|_| kind == BlobKind::Data);
                     progress.advance(found.map_or(0, |found| u64::from(found.raw_length)));

@@ -44,6 +44,7 @@ pub mod sector;
 pub mod snapshot;
 pub mod store_disk;
 pub mod stored;
+mod threads;
 pub mod verify;
 
 pub use error::{Error, Result};

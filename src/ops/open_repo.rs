@@ -1,5 +1,6 @@
 //! A repository, locked, with its index: in this order, so that nobody prunes what the index names.
 
+use super::points::{self, PointRef};
 use super::{Result, Stop};
 use crate::repo::{self, Adoption, Index, LockMode, RepoLock, Repository, SettlingLock};
 use rand::Rng;
@@ -44,6 +45,7 @@ pub struct OpenRepo {
     pub index: Arc<Index>,
     settling: Mutex<Option<SettlingLock>>,
     lock: OnceLock<RepoLock>,
+    points: OnceLock<Vec<PointRef>>,
 }
 
 impl OpenRepo {
@@ -56,11 +58,17 @@ impl OpenRepo {
 
     /// The same, but the lock settles while the caller goes on, who must not write an index before [`OpenRepo::settle`].
     pub fn settling(repo: &Repository, stop: &Stop) -> Result<OpenRepo> {
+        repo.storage().warm_up();
         let settling = patiently(stop, || repo.begin_lock(LockMode::Shared))?;
         let adoption = repo.begin_adoption();
-        let index = Arc::new(repo.load_index()?);
-        let settling = Mutex::new(Some(settling));
-        let mut open = OpenRepo { repo: repo.clone(), index, settling, lock: OnceLock::new() };
+        // Together, for a server is far away. Points that cannot be listed are a matter for who asks for them.
+        let (index, points) = thread::scope(|scope| {
+            let points = scope.spawn(|| points::list(repo).ok());
+            (repo.load_index(), points.join().ok().flatten())
+        });
+        let points = points.map_or_else(OnceLock::new, |(points, _)| points.into());
+        let (index, settling) = (Arc::new(index?), Mutex::new(Some(settling)));
+        let mut open = OpenRepo { repo: repo.clone(), index, settling, lock: OnceLock::new(), points };
         if let Some(adoption) = adoption {
             open.adopt(adoption, stop)?;
         }
@@ -76,6 +84,15 @@ impl OpenRepo {
             self.index = Arc::new(self.repo.load_index()?);
         }
         Ok(())
+    }
+
+    /// Its points, oldest first, as of the moment it was locked: since then none can be gone.
+    pub fn points(&self) -> Result<&[PointRef]> {
+        if let Some(points) = self.points.get() {
+            return Ok(points);
+        }
+        let (points, _) = points::list(&self.repo)?;
+        Ok(self.points.get_or_init(|| points))
     }
 
     /// Waits until the lock is certain; fails when somebody else locked at the same moment.

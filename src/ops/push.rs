@@ -173,8 +173,7 @@ fn base_point(open: &OpenRepo, capture: &CaptureState) -> Result<Option<OpenPoin
     let Some(id) = capture.parent_point.as_ref().and_then(|id| id.parse::<Id>().ok()) else {
         return Ok(None);
     };
-    let (all, _) = points::list(&open.repo)?;
-    let Some(point) = all.iter().find(|point| point.is_or_was(&id)) else {
+    let Some(point) = open.points()?.iter().find(|point| point.is_or_was(&id)) else {
         return Ok(None);
     };
     // A damaged point is no base; verify reports it.
@@ -183,8 +182,7 @@ fn base_point(open: &OpenRepo, capture: &CaptureState) -> Result<Option<OpenPoin
 
 /// The newest point under the machine's name: its disks' chunk sizes are kept, and unchanged folders used again.
 fn newest_point(open: &OpenRepo, capture: &CaptureState) -> Result<Option<OpenPoint>> {
-    let (all, _) = points::list(&open.repo)?;
-    let newest: Option<&PointRef> = all.iter().rev().find(|point| point.machine() == capture.machine);
+    let newest: Option<&PointRef> = open.points()?.iter().rev().find(|point| point.machine() == capture.machine);
     Ok(newest.and_then(|point| points::open(&open.repo, &open.index, point).ok()))
 }
 

@@ -7,13 +7,13 @@
 //!                                    assembler: chunk map, in order
 //! ```
 //!
-//! Memory is bounded by the queue (16 MiB) and the packs in the making; the chunk map takes 40 bytes for
+//! Memory is bounded by the queue (8 MiB) and the packs in the making; the chunk map takes 40 bytes for
 //! each chunk that is not zero.
 
 use super::assembler::{Assembled, Assembler, Piece, What};
 use super::audit;
 use super::chunk_map::{Chunk, ChunkMap, Geometry, ZERO_BLOB_BYTES};
-use super::{Error, Progress, Result, Stop};
+use super::{Error, Progress, Result, Stop, threads};
 use crate::nbd::{self, DiskReader, NbdUri, ReadOptions};
 use crate::pace::Pace;
 use crate::repo::{self, BlobKind, Writer};
@@ -21,7 +21,7 @@ use crate::steps::{self, Step};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How much of a disk is being read, or waits for a worker.
-const IN_FLIGHT_BYTES: usize = 16 << 20;
+const IN_FLIGHT_BYTES: usize = 8 << 20;
 
 /// What storing one disk came to.
 #[derive(Debug, Default)]
@@ -132,9 +132,8 @@ pub fn store_disk(task: &DiskTask, writer: &Writer, progress: &dyn Progress, sto
     let source = Mutex::new(Some(reader.chunks()));
     let assembler = Mutex::new(Assembler::new(geometry, skips));
     let failed = Mutex::new(None);
-    let workers = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8);
     std::thread::scope(|scope| {
-        for _ in 0..workers {
+        for _ in 0..threads::for_processors() {
             scope.spawn(|| {
                 let worker = Worker { task, skips, geometry, writer, progress, assembler: &assembler, stop };
                 let next = || locked(&source).as_mut().and_then(Iterator::next);

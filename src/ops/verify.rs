@@ -4,7 +4,7 @@ use super::chunk_map::{Chunk, ChunkMap, Geometry, ZeroIds};
 use super::manifest::ManifestDisk;
 use super::points::{self, OpenPoint, PointRef, disk_file};
 use super::sector::Sector;
-use super::{Error, Monitor, Result, Stop};
+use super::{Error, Monitor, Result, Stop, threads};
 use crate::record::{self, Damage};
 use crate::repo::{self, BlobKind, Id, Index, Repository, read_blobs};
 use crate::storage::FileKind;
@@ -156,8 +156,7 @@ impl<'a> Verifier<'a> {
         }
         let progress = monitor.start("verifying", label, total_bytes);
         let results = Mutex::new((Vec::new(), Vec::new()));
-        let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8);
-        read_blobs(self.repo, self.index, to_read, threads, &stop.flag(), |id, blob| {
+        read_blobs(self.repo, self.index, to_read, threads::for_disks(), &stop.flag(), |id, blob| {
             let mut results = results.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             match blob {
                 Ok(bytes) => {

@@ -111,7 +111,7 @@ impl KeyFile {
             return None;
         }
         let log_n = u8::try_from(self.n.ilog2()).ok()?;
-        scrypt::Params::new(log_n, self.r, self.p, scrypt::Params::RECOMMENDED_LEN).ok()
+        scrypt::Params::new(log_n, self.r, self.p).ok()
     }
 
     fn derive(&self, password: &Password) -> Option<SealKey> {

@@ -15,6 +15,9 @@ const RANGE_BYTES: u64 = 8 << 20;
 /// Between two blobs up to this many bytes that nobody wants are read along.
 const GAP_BYTES: u64 = 128 << 10;
 
+/// What a device's blocks, and those of memory, begin at a multiple of.
+const PAGE_BYTES: usize = 4096;
+
 /// A blob out of its pack, opened, perhaps still compressed, its hash not compared yet.
 pub(super) struct Opened {
     buffer: Vec<u8>,
@@ -91,6 +94,15 @@ thread_local! {
     static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
+/// So many bytes of a buffer, from the beginning of a page: whoever writes them past the page cache need not copy them.
+fn aligned(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
+    if buffer.len() < length + PAGE_BYTES {
+        buffer.resize(length + PAGE_BYTES, 0);
+    }
+    let start = buffer.as_ptr().align_offset(PAGE_BYTES);
+    &mut buffer[start..start + length]
+}
+
 /// Decompresses what was opened, where it is compressed, and compares length and hash.
 pub(super) fn prove<'a>(
     kind: BlobKind,
@@ -102,18 +114,17 @@ pub(super) fn prove<'a>(
     let fail = |flaw| damaged(kind, id, location, flaw);
     let wanted = location.raw_length as usize;
     let plain = if location.compressed {
-        buffer.clear();
-        buffer.reserve(wanted);
-        DECOMPRESSOR
+        let place = aligned(buffer, wanted);
+        let length = DECOMPRESSOR
             .with_borrow_mut(|slot| {
                 let decompressor = match slot {
                     Some(decompressor) => decompressor,
                     None => slot.insert(zstd::bulk::Decompressor::new()?),
                 };
-                decompressor.decompress_to_buffer(opened, buffer)
+                decompressor.decompress_to_buffer(opened, place)
             })
             .map_err(|_| fail(Flaw::NotDecompressable))?;
-        &buffer[..]
+        &place[..length]
     } else {
         opened
     };

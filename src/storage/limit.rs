@@ -63,6 +63,10 @@ impl Storage for LimitStorage {
         self.inner.remove_leftovers()
     }
 
+    fn warm_up(&self) {
+        self.inner.warm_up();
+    }
+
     fn parallel(&self) -> usize {
         self.inner.parallel()
     }

@@ -10,8 +10,8 @@
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -219,17 +219,18 @@ impl Storage for LocalStorage {
             name: name.to_owned(),
             wanted_bytes: offset.saturating_add(length as u64),
         };
-        let file = File::open(&path).map_err(fail)?;
+        let mut file = File::open(&path).map_err(fail)?;
         // Asked first, so that a wild length out of a damaged index cannot make us allocate it.
         let size_bytes = file.metadata().map_err(fail)?.len();
         if offset.saturating_add(length as u64) > size_bytes {
             return Err(too_short());
         }
-        let mut bytes = vec![0; length];
-        match file.read_exact_at(&mut bytes, offset) {
-            Ok(()) => Ok(bytes),
-            Err(e) if e.kind() == ErrorKind::UnexpectedEof => Err(too_short()),
-            Err(e) => Err(fail(e)),
+        let mut bytes = Vec::with_capacity(length);
+        file.seek(SeekFrom::Start(offset)).map_err(fail)?;
+        file.take(length as u64).read_to_end(&mut bytes).map_err(fail)?;
+        match bytes.len() == length {
+            true => Ok(bytes),
+            false => Err(too_short()),
         }
     }
 

@@ -176,6 +176,10 @@ impl Storage for RetryStorage {
         self.persist(|_| self.inner.remove_leftovers())
     }
 
+    fn warm_up(&self) {
+        self.inner.warm_up();
+    }
+
     fn parallel(&self) -> usize {
         self.inner.parallel()
     }

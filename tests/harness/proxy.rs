@@ -143,6 +143,13 @@ impl Drop for Proxy {
     }
 }
 
+/// What was read, and shall be handed on at a time.
+struct OnTheWay {
+    due: Instant,
+    bytes: Vec<u8>,
+    length: usize,
+}
+
 /// One connection.
 struct Link {
     client: TcpStream,
@@ -180,18 +187,20 @@ impl Shared {
             Arc::new(Link { client, server, trouble, passed: AtomicU64::new(0), stalled: AtomicBool::new(false) });
         for to_server in [true, false] {
             let (queue, queued) = mpsc::channel();
+            let (spent, spare) = mpsc::channel();
             let (shared, of_reader) = (Arc::clone(self), Arc::clone(&link));
-            thread::spawn(move || shared.read(&of_reader, to_server, &queue));
+            thread::spawn(move || shared.read(&of_reader, to_server, &queue, &spare));
             let (shared, of_writer) = (Arc::clone(self), Arc::clone(&link));
-            thread::spawn(move || shared.write(&of_writer, to_server, &queued));
+            thread::spawn(move || shared.write(&of_writer, to_server, &queued, &spent));
         }
     }
 
-    fn read(&self, link: &Link, to_server: bool, queue: &Sender<(Instant, Vec<u8>)>) {
+    fn read(&self, link: &Link, to_server: bool, queue: &Sender<OnTheWay>, spare: &Receiver<Vec<u8>>) {
         let mut from = if to_server { &link.client } else { &link.server };
-        let mut buffer = vec![0; 256 << 10];
         loop {
-            let length = match from.read(&mut buffer) {
+            // New memory for all that is on the way would cost more than to pass it on.
+            let mut bytes = spare.try_recv().unwrap_or_else(|_| vec![0; 128 << 10]);
+            let length = match from.read(&mut bytes) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Ok(0) | Err(_) => break,
                 Ok(length) => length,
@@ -199,7 +208,6 @@ impl Shared {
             if to_server && self.server_spoke.swap(false, Ordering::Relaxed) {
                 self.turns.fetch_add(1, Ordering::Relaxed);
             }
-            let mut bytes = buffer[..length].to_vec();
             let before = link.passed.fetch_add(length as u64, Ordering::Relaxed);
             let due = {
                 let mut trouble = lock(&link.trouble);
@@ -222,7 +230,8 @@ impl Shared {
                 }
             }
             // What is swallowed is read all the same: a full pipe would tell.
-            if !link.stalled.load(Ordering::Relaxed) && queue.send((Instant::now() + self.delay, bytes)).is_err() {
+            let on_the_way = OnTheWay { due: Instant::now() + self.delay, bytes, length };
+            if !link.stalled.load(Ordering::Relaxed) && queue.send(on_the_way).is_err() {
                 break;
             }
         }
@@ -232,16 +241,18 @@ impl Shared {
         }
     }
 
-    fn write(&self, link: &Link, to_server: bool, queue: &Receiver<(Instant, Vec<u8>)>) {
+    fn write(&self, link: &Link, to_server: bool, queue: &Receiver<OnTheWay>, spent: &Sender<Vec<u8>>) {
         let mut to = if to_server { &link.server } else { &link.client };
-        for (due, bytes) in queue {
+        for OnTheWay { due, bytes, length } in queue {
             thread::sleep(due.saturating_duration_since(Instant::now()));
             if !to_server {
                 self.server_spoke.store(true, Ordering::Relaxed);
             }
-            if to.write_all(&bytes).is_err() {
+            if to.write_all(&bytes[..length]).is_err() {
                 break;
             }
+            // Nobody wants it when the other direction has ended.
+            let _ = spent.send(bytes);
         }
         if !link.stalled.load(Ordering::Relaxed) {
             let _ = to.shutdown(Shutdown::Write);

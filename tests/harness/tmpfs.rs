@@ -33,14 +33,19 @@ impl Tmpfs {
         &self.path
     }
 
+    /// The room that is left.
+    pub fn free_bytes(&self) -> u64 {
+        let stat = rustix::fs::statvfs(&self.path).expect("statvfs");
+        stat.f_bavail * stat.f_frsize
+    }
+
     /// Takes all room but this.
     pub fn fill_up_to(&self, free_bytes: u64) {
         // First, for it frees what an earlier call took.
         let file = fs::File::create(self.path.join(FILLER)).expect("cannot write");
         // A process that was told to stop may still write for a moment, between our looking and our taking.
         for tries_left in (0..50).rev() {
-            let stat = rustix::fs::statvfs(&self.path).expect("statvfs");
-            let fill = (stat.f_bavail * stat.f_frsize).saturating_sub(free_bytes);
+            let fill = self.free_bytes().saturating_sub(free_bytes);
             match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, fill.max(1)) {
                 Err(rustix::io::Errno::NOSPC) if tries_left > 0 => {
                     std::thread::sleep(std::time::Duration::from_millis(20))

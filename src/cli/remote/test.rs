@@ -5,9 +5,10 @@ use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::session::Session;
 use crate::cli::table::bytes;
-use crate::ops::remote::{Finding, Place, Step, examine};
+use crate::ops::remote::{Finding, Place, Step, Subject, examine};
 use crate::record::{Check, Status};
 use crate::storage::sftp::authenticate::Login;
+use crate::units::Size;
 use serde_json::json;
 
 /// Look whether a backup would get through.
@@ -19,10 +20,17 @@ use serde_json::json;
 #[command(after_help = "Examples:
   kvmb remote test -r sftp://kvm@backup.example.com//srv/kvm
   kvmb remote test -r sftp://kvm@backup.example.com//srv/kvm --accept-host-key SHA256:Xk…
+  kvmb remote test -r sftp:backup:kvm --size 2G
   kvmb remote test -r sftp:backup:kvm --json | jq -r 'select(.status != \"ok\") | .hint'")]
 pub struct TestArgs {
     #[command(flatten)]
     server: ServerArgs,
+
+    /// Send so much to measure the speed, on all connections, as a backup would.
+    ///
+    /// Without it one connection is looked at for some seconds. As much must be free on the server for that time.
+    #[arg(long, value_name = "SIZE")]
+    size: Option<Size>,
 }
 
 /// Less than this is worth a warning.
@@ -36,7 +44,8 @@ impl TestArgs {
         let Server { target, access, below } = self.server.open(context)?;
         let url = target.to_string();
         let mut last = None;
-        examine(&target, &access, below, &mut |step, result| {
+        let subject = Subject { target: &target, below, speed_bytes: self.size.map(|size| size.0) };
+        examine(subject, &access, &mut |step, result| {
             last = Some((step, result.is_ok()));
             let check = match result {
                 Ok(finding) => judge(step, finding, &url),
@@ -131,8 +140,12 @@ fn judge(step: Step, finding: Finding, url: &str) -> Check {
             check.extra.insert("free_bytes".into(), json!(free));
             check
         }
-        Finding::Speed { upload, download } => {
-            let detail = format!("one connection carries {}/s there and {}/s back", bytes(upload), bytes(download));
+        Finding::Speed { connections, upload, download } => {
+            let carrier = match connections {
+                1 => "one connection carries".to_owned(),
+                more => format!("{more} connections carry"),
+            };
+            let detail = format!("{carrier} {}/s there and {}/s back", bytes(upload), bytes(download));
             let mut check = ok(detail);
             check.extra.insert("upload_bytes_per_second".into(), json!(upload));
             check.extra.insert("download_bytes_per_second".into(), json!(download));

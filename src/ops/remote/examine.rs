@@ -1,15 +1,17 @@
 //! A look at the server, step by step, in the order in which a backup would need it.
 
-use super::{failed, unreached};
+use super::{failed, speed, unreached};
 use crate::ops::Result;
 use crate::storage::sftp::authenticate::{Login, authenticate};
 use crate::storage::sftp::connect::connect;
 use crate::storage::sftp::fault::{Fault, Refusal};
 use crate::storage::sftp::files::Files;
+use crate::storage::sftp::remember::Remember;
 use crate::storage::sftp::route::Route;
 use crate::storage::sftp::storage::is_taken;
 use crate::storage::sftp::{Access, Target};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// One thing that is looked at.
@@ -77,8 +79,10 @@ pub enum Finding {
         /// In bytes.
         free_bytes: Option<u64>,
     },
-    /// The rates of one connection, in bytes a second.
+    /// The rates, in bytes a second.
     Speed {
+        /// Of so many connections together.
+        connections: usize,
         /// To the server, until the data was on its disk.
         upload: u64,
         /// From the server.
@@ -102,24 +106,31 @@ pub enum Place {
     Missing,
 }
 
-/// What is sent to measure: at most so much, in pieces, for at most so long.
-const PIECE_BYTES: usize = 4 << 20;
-const MOST_PIECES: usize = 12;
-const LONGEST: Duration = Duration::from_secs(3);
+/// What is looked at, and how closely.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// The repository's address.
+    pub target: &'a Target,
+    /// The repository's folder in the target, should that hold other things.
+    pub below: Option<&'a str>,
+    /// How many bytes are sent to measure the speed, on all connections; none takes a short look at one connection.
+    pub speed_bytes: Option<u64>,
+}
 
-/// Takes the steps; `told` hears of each. After one that failed the others are not tried. `below` is the repository's folder
-/// in the target, should that hold other things.
-pub fn examine(target: &Target, access: &Access, below: Option<&str>, told: &mut dyn FnMut(Step, Result<Finding>)) {
+/// Takes the steps; `told` hears of each. After one that failed the others are not tried.
+pub fn examine(subject: Subject, access: &Access, told: &mut dyn FnMut(Step, Result<Finding>)) {
     let mut step = Step::Reach;
-    if let Err(error) = walk(target, access, below, &mut step, told) {
+    // The speed may need further connections, for which nobody shall be asked again.
+    let credentials = Arc::new(Remember::new(Arc::clone(&access.credentials)));
+    let access = Access { credentials, ..access.clone() };
+    if let Err(error) = walk(subject, &access, &mut step, told) {
         told(step, Err(error));
     }
 }
 
 fn walk(
-    target: &Target,
+    Subject { target, below, speed_bytes }: Subject,
     access: &Access,
-    below: Option<&str>,
     step: &mut Step,
     told: &mut dyn FnMut(Step, Result<Finding>),
 ) -> Result<()> {
@@ -179,7 +190,11 @@ fn walk(
 
     *step = Step::Speed;
     if removable {
-        told(Step::Speed, measure(&files, &folder).map_err(failed(target, "measure in", &folder)));
+        let measured = match speed_bytes {
+            None => speed::at_a_glance(&files, &folder),
+            Some(size_bytes) => speed::at_length(&route, access, &folder, size_bytes),
+        };
+        told(Step::Speed, measured.map_err(failed(target, "measure in", &folder)));
     }
 
     let ours = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -209,37 +224,4 @@ fn find_place(files: &Files, target: &Target) -> Result<(String, Place)> {
         above = parent;
     }
     Ok((".".to_owned(), Place::Missing))
-}
-
-fn measure(files: &Files, folder: &str) -> std::result::Result<Finding, Fault> {
-    let mut piece = vec![0u8; PIECE_BYTES];
-    // Nothing on the way shall be able to compress it.
-    piece.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&rand::random::<[u8; 8]>()[..chunk.len()]));
-    let name = |number: usize| format!("{folder}/kvmb-tmp-speed-{}-{number}", std::process::id());
-    let mut pieces = 0;
-    let mut transfer = || -> std::result::Result<Finding, Fault> {
-        let begun = Instant::now();
-        while pieces < MOST_PIECES && (pieces == 0 || begun.elapsed() < LONGEST) {
-            pieces += 1;
-            files.write_new(&name(pieces), &piece)?;
-        }
-        let upload = rate(pieces, begun.elapsed());
-        let begun = Instant::now();
-        let mut read = 0;
-        while read < pieces && (read == 0 || begun.elapsed() < LONGEST) {
-            read += 1;
-            files.read(&name(read))?;
-        }
-        Ok(Finding::Speed { upload, download: rate(read, begun.elapsed()) })
-    };
-    let measured = transfer();
-    for number in 1..=pieces {
-        // Half a piece too; what is not there needs no removing.
-        let _ = files.remove(&name(number));
-    }
-    measured
-}
-
-fn rate(pieces: usize, took: Duration) -> u64 {
-    ((pieces * PIECE_BYTES) as f64 / took.as_secs_f64().max(0.001)) as u64
 }

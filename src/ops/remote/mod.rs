@@ -2,8 +2,9 @@
 
 mod examine;
 mod setup;
+mod speed;
 
-pub use examine::{Finding, Place, Step, examine};
+pub use examine::{Finding, Place, Step, Subject, examine};
 pub use setup::{Change, setup};
 
 use super::Error;

@@ -6,7 +6,7 @@
 //! The kernel wants address, offset and length of such a write to be multiples of the device's blocks. Chunks are, up to the
 //! last one of a disk of an odd size, which goes through the cache; so does all where the kernel refuses.
 
-use rustix::fs::OFlags;
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno;
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
@@ -46,6 +46,16 @@ impl ImageFile {
         &self.file
     }
 
+    /// Takes the room for a range that will be written, without changing what it reads as: a disk that is too small is known
+    /// before anything is written, and many file systems let only writes into room that is taken go on side by side.
+    pub fn reserve(&self, at: u64, length: u64) -> io::Result<()> {
+        match fallocate(&self.file, FallocateFlags::empty(), at, length) {
+            // Not every file system can.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
+            reserved => Ok(reserved?),
+        }
+    }
+
     /// Writes all of it, or fails.
     pub fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         let is_aligned = bytes.len().is_multiple_of(ALIGNMENT) && at.is_multiple_of(ALIGNMENT as u64);
@@ -59,6 +69,9 @@ impl ImageFile {
 }
 
 fn write_aligned(direct: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    if bytes.as_ptr().align_offset(ALIGNMENT) == 0 {
+        return direct.write_all_at(bytes, at);
+    }
     ALIGNED.with_borrow_mut(|buffer| {
         if buffer.len() < bytes.len() + ALIGNMENT {
             buffer.resize(bytes.len() + ALIGNMENT, 0);

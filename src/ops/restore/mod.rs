@@ -12,7 +12,7 @@ pub mod target;
 use super::chunk_map::{Chunk, ChunkMap, Geometry};
 use super::manifest::Role;
 use super::points::OpenPoint;
-use super::{Error, Monitor, Progress, Result, Stop};
+use super::{Error, Monitor, Progress, Result, Stop, threads};
 use crate::capture::{self, Hypervisor};
 use crate::record::{self, Damage, RestoredDisk, RestoredTo};
 use crate::repo::{Id, Index, Repository, read_blobs};
@@ -168,8 +168,7 @@ fn write_disk(
     ids.dedup();
 
     let trouble = Mutex::new((Vec::new(), None));
-    let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8);
-    read_blobs(repo, index, ids, threads, &stop.flag(), |id, blob| {
+    read_blobs(repo, index, ids, threads::for_disks(), &stop.flag(), |id, blob| {
         let result = match blob {
             Ok(bytes) => write_chunk(&id, bytes, &places, disk, target, &*progress),
             Err(error) => Ok(damage(&id, &error.to_string(), &places, disk)),

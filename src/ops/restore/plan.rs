@@ -93,10 +93,23 @@ impl PlannedDisk {
         Geometry { capacity_bytes: self.capacity_bytes, chunk_bytes: self.chunk_bytes }
     }
 
-    /// What it will take on the host, about: its chunks that are not zero.
+    /// Its chunks that are not zero, together where they lie together: from which byte of the disk, and how much.
+    pub fn data_ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let geometry = self.geometry();
+        let mut data = self.map.runs().filter(|(_, chunk, _)| *chunk != Chunk::Zero).peekable();
+        std::iter::from_fn(move || {
+            let (first, _, mut count) = data.next()?;
+            while let Some((_, _, more)) = data.next_if(|(next, ..)| *next == first + count) {
+                count += more;
+            }
+            let (start, end) = (geometry.offset(first), geometry.offset(first + count).min(self.capacity_bytes));
+            Some((start, end - start))
+        })
+    }
+
+    /// What it will take on the host, about.
     pub fn data_bytes(&self) -> u64 {
-        let data = self.map.runs().filter(|(_, chunk, _)| *chunk != Chunk::Zero);
-        data.map(|(_, _, count)| count * u64::from(self.chunk_bytes)).sum::<u64>().min(self.capacity_bytes)
+        self.data_ranges().map(|(_, length)| length).sum()
     }
 }
 

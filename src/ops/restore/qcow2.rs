@@ -89,6 +89,12 @@ impl Layout {
         (chunk < first + count).then(|| cluster * CLUSTER_BYTES + offset - self.geometry.offset(first))
     }
 
+    /// Where in the file the data is: from which byte, and how much.
+    pub fn data(&self) -> (u64, u64) {
+        let first = self.runs.first().map_or(self.clusters, |(.., cluster)| *cluster);
+        (first * CLUSTER_BYTES, (self.clusters - first) * CLUSTER_BYTES)
+    }
+
     /// Writes all but the data into an empty file, and gives it its length.
     pub fn write_metadata(&self, file: &File) -> io::Result<()> {
         file.set_len(self.clusters * CLUSTER_BYTES)?;

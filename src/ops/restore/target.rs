@@ -140,20 +140,26 @@ impl Target {
             return Target::device(disk);
         }
         let temporary = Partial::create(&path)?;
-        let file = temporary.file.try_clone().map_err(Error::io("open", &path))?;
+        let file = ImageFile::new(temporary.file.try_clone().map_err(Error::io("open", &path))?);
+        let reserve = |(at, length)| match length {
+            0 => Ok(()),
+            _ => file.reserve(at, length).map_err(Error::io("write", &path)),
+        };
         let form = match disk.format {
             ImageFormat::Raw => {
-                file.set_len(disk.capacity_bytes).map_err(Error::io("size", &path))?;
+                file.file().set_len(disk.capacity_bytes).map_err(Error::io("size", &path))?;
+                disk.data_ranges().try_for_each(reserve)?;
                 Form::Raw
             }
             ImageFormat::Qcow2 => {
                 let layout = Layout::new(disk.geometry(), &disk.map);
-                layout.write_metadata(&file).map_err(Error::io("write", &path))?;
+                reserve(layout.data())?;
+                layout.write_metadata(file.file()).map_err(Error::io("write", &path))?;
                 Form::Qcow2(layout)
             }
         };
         let (disk, overwrite) = (disk.disk.clone(), disk.overwrite);
-        Ok(Target { disk, path, overwrite, temporary: Some(temporary), file: ImageFile::new(file), form })
+        Ok(Target { disk, path, overwrite, temporary: Some(temporary), file, form })
     }
 
     fn device(disk: &PlannedDisk) -> Result<Target> {

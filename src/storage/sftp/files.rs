@@ -3,16 +3,21 @@
 //! | what | round trips |
 //! | --- | --- |
 //! | storing a file ([`Files::store`]) | open it and its folder · write, sync, close · rename, sync the folder |
-//! | reading a part of one | open · read, however much it is |
+//! | reading a part of one, or a short one | open · read, however much it is |
 //! | listing a folder | open · read its entries, for a few hundred of them |
 
 use super::wire::{Call, Fields, Part, Reply, Sent, Stat, Wire};
 use super::{Access, Connection, Fault, Login, Refusal, Result, Route, authenticate, connect};
+use std::cell::Cell;
 use std::iter;
 use std::ops::Range;
 
 /// What one request reads or writes: with all that is around it, it fits into an SSH packet, and every server takes it.
 pub const PIECE_BYTES: usize = 32_000;
+
+/// What one request reads or writes where the server says that it takes so much: what OpenSSH's longest packet holds. Fewer
+/// and longer requests cost both sides less.
+const LONG_PIECE_BYTES: usize = 255 << 10;
 
 /// More than any pack: so much is asked for only when the file is known to have it.
 const PLAUSIBLE_BYTES: usize = 64 << 20;
@@ -23,6 +28,7 @@ const LISTING_REQUESTS: usize = 8;
 const SYNC: &str = "fsync@openssh.com";
 const REPLACE: &str = "posix-rename@openssh.com";
 const ROOM: &str = "statvfs@openssh.com";
+const LIMITS: &str = "limits@openssh.com";
 
 /// Flags of [`Call::Open`].
 mod flags {
@@ -39,6 +45,16 @@ type Answer<T> = std::result::Result<T, Fault>;
 /// SFTP on a connection that is logged in. It is used by one thread at a time.
 pub struct Files {
     wire: Wire,
+    /// The question how much may be read and written at once, until its answer is wanted.
+    asked: Cell<Option<Sent>>,
+    pieces: Cell<Pieces>,
+}
+
+/// How much one request may read and write, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Pieces {
+    read: usize,
+    write: usize,
 }
 
 impl std::fmt::Debug for Files {
@@ -90,7 +106,27 @@ impl Files {
 
     /// Starts SFTP on a connection that is logged in.
     pub fn start(connection: Connection, route: &Route) -> Result<Files> {
-        Ok(Files { wire: Wire::start(connection, route)? })
+        let wire = Wire::start(connection, route)?;
+        let asked = wire.has(LIMITS).then(|| wire.send(Call::Extended, &[text(LIMITS)])).transpose()?;
+        let pieces = Pieces { read: PIECE_BYTES, write: PIECE_BYTES };
+        Ok(Files { wire, asked: Cell::new(asked), pieces: Cell::new(pieces) })
+    }
+
+    /// How much may be read and written at once. The answer came while others were waited for.
+    fn pieces(&self) -> Result<Pieces> {
+        if let Some(asked) = self.asked.take()
+            && let Reply::Extended(body) = self.wire.receive(asked)?
+        {
+            let mut fields = Fields(&body);
+            // The longest packet, read and write; nothing means that the server does not say.
+            let mut limit = || match fields.long() {
+                None | Some(0) => PIECE_BYTES,
+                Some(most) => usize::try_from(most).unwrap_or(usize::MAX).min(LONG_PIECE_BYTES),
+            };
+            let (_, read, write) = (limit(), limit(), limit());
+            self.pieces.set(Pieces { read, write });
+        }
+        Ok(self.pieces.get())
     }
 
     /// Whether the server says that it is OpenSSH.
@@ -233,10 +269,26 @@ impl Files {
     pub fn read(&self, path: &str) -> Answer<Vec<u8>> {
         let file = self.send_open(path, flags::READ)?;
         let file = self.handle(file)?;
-        let size_bytes = self.size(&file)?;
-        let mut bytes = vec![0; usize::try_from(size_bytes).unwrap_or(usize::MAX)];
-        let read = self.fill(&file, 0, &mut bytes)?;
-        bytes.truncate(read);
+        // Most files are short: their content comes along with their size.
+        let head = self.wire.send(Call::Read, &[file.part(), Part::Long(0), Part::Number(PIECE_BYTES as u32)])?;
+        let size_bytes = self.size(&file);
+        let mut bytes = match self.wire.answer(head)? {
+            Reply::Data(data) if data.len() <= PIECE_BYTES => data,
+            Reply::End => Vec::new(),
+            _ => return Err(self.wire.nonsense().into()),
+        };
+        let size = usize::try_from(size_bytes?).unwrap_or(usize::MAX);
+        // A server can say any size: room is made for what it is about to prove.
+        while bytes.len() < size {
+            let known = bytes.len();
+            bytes.resize(size.min(known + PLAUSIBLE_BYTES), 0);
+            let read = self.fill(&file, known as u64, &mut bytes[known..])?;
+            let is_short = known + read < bytes.len();
+            bytes.truncate(known + read);
+            if is_short {
+                break;
+            }
+        }
         self.leave(&file)?;
         Ok(bytes)
     }
@@ -292,9 +344,9 @@ impl Files {
 
     /// Writes, syncs and closes without waiting in between.
     fn write_through(&self, file: &Handle, contents: &[u8], pace: &dyn Fn(usize)) -> Answer<()> {
-        let mut sent = Vec::with_capacity(contents.len() / PIECE_BYTES + 3);
+        let mut sent = Vec::new();
         let mut offset = 0;
-        for piece in contents.chunks(PIECE_BYTES) {
+        for piece in contents.chunks(self.pieces()?.write) {
             pace(piece.len());
             sent.push(self.wire.send(Call::Write, &[file.part(), Part::Long(offset), Part::Text(piece)])?);
             offset += piece.len() as u64;
@@ -309,14 +361,15 @@ impl Files {
     }
 
     fn fill(&self, file: &Handle, offset: u64, bytes: &mut [u8]) -> Answer<usize> {
+        let piece_bytes = self.pieces()?.read;
         let (mut end, mut refused) = (bytes.len(), None);
         let mut wanted: Vec<Range<usize>> = iter::once(0..bytes.len()).collect();
         // A server may answer with less than it was asked for: then again for the rest.
         while !wanted.is_empty() && refused.is_none() {
             let mut sent = Vec::new();
             for range in std::mem::take(&mut wanted) {
-                for start in range.clone().step_by(PIECE_BYTES) {
-                    let length = PIECE_BYTES.min(range.end - start);
+                for start in range.clone().step_by(piece_bytes) {
+                    let length = piece_bytes.min(range.end - start);
                     let place = [Part::Long(offset + start as u64), Part::Number(length as u32)];
                     sent.push((start..start + length, self.wire.send(Call::Read, &[file.part(), place[0], place[1]])?));
                 }

@@ -47,4 +47,4 @@ use route::Route;
 
 /// How many connections to one server are made at most. A server lets no more than 2 MiB be on the way on each, so over a
 /// distance several are needed; each may hold a pack in memory.
-pub const CONNECTIONS: usize = 5;
+pub const CONNECTIONS: usize = 6;

@@ -13,6 +13,7 @@ use super::remember::Remember;
 use super::{Access, Credentials, Error, Fault, Files, Login, Result, Route};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// After so long it must show that it lives.
@@ -63,6 +64,28 @@ impl Pool {
         let result = work(&files);
         self.give_back(files);
         result
+    }
+
+    /// Makes one connection more than there are, if more are allowed, while the caller does something else: it will be wanted
+    /// soon. Does nothing before the first one is made, for that is who may have to be asked something.
+    pub fn warm_up(self: &Arc<Pool>) {
+        {
+            let mut state = lock(&self.state);
+            if state.open == 0 || state.open >= self.access.connections || state.limit.is_some() || state.given_up {
+                return;
+            }
+            state.open += 1;
+        }
+        let pool = Arc::clone(self);
+        thread::spawn(move || match pool.connect() {
+            Ok(files) => pool.give_back(files),
+            Err(error) => {
+                // Whoever needs a second one hears why there is none.
+                tracing::debug!("{}: {error}", pool.route.server());
+                lock(&pool.state).open -= 1;
+                pool.changed.notify_all();
+            }
+        });
     }
 
     fn take(&self) -> Result<Files> {

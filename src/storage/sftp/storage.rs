@@ -9,7 +9,7 @@ use super::files::PIECE_BYTES;
 use super::{Access, Fault, Files, Pool, Refusal, Route, Target};
 use crate::storage::{Error, FileInfo, FileKind, Result, Storage};
 use std::io::ErrorKind;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -26,7 +26,7 @@ const ROOM_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct SftpStorage {
     target: Target,
-    pool: Pool,
+    pool: Arc<Pool>,
     connections: usize,
     /// Temporary files without a writer, as listings found them: removed with the next write, for a reader removes nothing.
     stale: Mutex<Vec<String>>,
@@ -36,7 +36,7 @@ impl SftpStorage {
     /// The repository at `target`, which need not exist yet. Nothing is connected yet, but `ssh_config` is read.
     pub fn new(target: Target, access: &Access) -> super::Result<SftpStorage> {
         let route = Route::find(&target, access)?;
-        let pool = Pool::new(route, access.clone());
+        let pool = Arc::new(Pool::new(route, access.clone()));
         Ok(SftpStorage { target, pool, connections: access.connections.max(1), stale: Mutex::default() })
     }
 
@@ -295,7 +295,11 @@ impl Storage for SftpStorage {
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
         let path = self.path(kind, name);
         let folder = self.folder(kind, name);
-        let removed = self.pool.with(|files| files.remove_synced(&path, &folder));
+        let removed = self.pool.with(|files| match kind {
+            // One that comes back after a power cut is stale soon enough.
+            FileKind::Lock => files.remove(&path),
+            _ => files.remove_synced(&path, &folder),
+        });
         removed.map_err(|fault| self.error("remove", kind, name, &path, fault))
     }
 
@@ -316,6 +320,10 @@ impl Storage for SftpStorage {
         }
         self.sweep();
         Ok(())
+    }
+
+    fn warm_up(&self) {
+        self.pool.warm_up();
     }
 
     fn parallel(&self) -> usize {

@@ -48,6 +48,9 @@ const LONGEST_PACKET: usize = 256 << 10;
 /// So many bytes may be on the way to us before the server waits.
 const WINDOW_BYTES: u32 = 4 << 20;
 
+/// A text that is longer is sent from where it is: to copy it would cost more than the short SSH packet before it.
+const LONG_TEXT_BYTES: usize = 64 << 10;
+
 /// As much of an SSH packet as every implementation takes.
 const SSH_PACKET_BYTES: u32 = 32 << 10;
 
@@ -58,7 +61,7 @@ pub enum Part<'a> {
     Number(u32),
     /// A number of 64 bits.
     Long(u64),
-    /// A path, a handle, or bytes to write.
+    /// A path, a handle, or bytes to write; a long one must be the last part.
     Text(&'a [u8]),
 }
 
@@ -181,6 +184,10 @@ impl Wire {
         let state = &mut *self.state.borrow_mut();
         let number = state.next;
         state.next = number.wrapping_add(1);
+        let tail = match parts.last() {
+            Some(Part::Text(text)) if text.len() > LONG_TEXT_BYTES => text,
+            _ => &[][..],
+        };
         let packet = &mut state.packet;
         packet.clear();
         packet.extend_from_slice(&[0; 4]);
@@ -192,13 +199,14 @@ impl Wire {
                 Part::Long(number) => packet.extend_from_slice(&number.to_be_bytes()),
                 Part::Text(text) => {
                     packet.extend_from_slice(&length_of(text));
-                    packet.extend_from_slice(text);
+                    packet.extend_from_slice(if text.len() > LONG_TEXT_BYTES { &[] } else { text });
                 }
             }
         }
-        let length = length_of(&packet[4..]);
-        packet[..4].copy_from_slice(&length);
+        let length = u32::try_from(packet.len() - 4 + tail.len()).unwrap_or(u32::MAX);
+        packet[..4].copy_from_slice(&length.to_be_bytes());
         self.write(packet)?;
+        self.write(tail)?;
         Ok(Sent(number))
     }
 

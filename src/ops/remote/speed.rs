@@ -1,0 +1,115 @@
+//! How quick the way to a server is: files of noise go there, are put on its disk, come back and are removed.
+
+use super::Finding;
+use crate::storage::sftp::Access;
+use crate::storage::sftp::fault::Fault;
+use crate::storage::sftp::files::Files;
+use crate::storage::sftp::pool::Pool;
+use crate::storage::sftp::route::Route;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What a short look sends: at most so much, in pieces, for at most so long.
+const PIECE_BYTES: usize = 4 << 20;
+const MOST_PIECES: u64 = 12;
+const LONGEST: Duration = Duration::from_secs(3);
+
+/// What a backup stores at once.
+const PACK_BYTES: usize = 16 << 20;
+
+type Answer<T> = std::result::Result<T, Fault>;
+
+/// A short look at one connection.
+pub fn at_a_glance(files: &Files, folder: &str) -> Answer<Finding> {
+    let piece = noise(PIECE_BYTES);
+    let name = |number: u64| name(folder, number);
+    let mut pieces = 0;
+    let mut transfer = || -> Answer<Finding> {
+        let begun = Instant::now();
+        while pieces < MOST_PIECES && (pieces == 0 || begun.elapsed() < LONGEST) {
+            pieces += 1;
+            files.write_new(&name(pieces), &piece)?;
+        }
+        let upload = rate(pieces, piece.len(), begun.elapsed());
+        let begun = Instant::now();
+        let mut read = 0;
+        while read < pieces && (read == 0 || begun.elapsed() < LONGEST) {
+            read += 1;
+            files.read(&name(read))?;
+        }
+        Ok(Finding::Speed { connections: 1, upload, download: rate(read, piece.len(), begun.elapsed()) })
+    };
+    let measured = transfer();
+    for number in 1..=pieces {
+        // Half a piece too; what is not there needs no removing.
+        let _ = files.remove(&name(number));
+    }
+    measured
+}
+
+/// So many bytes on all connections, stored as a backup stores its packs: what a long one would get.
+pub fn at_length(route: &Route, access: &Access, folder: &str, size_bytes: u64) -> Answer<Finding> {
+    let (pack, pool) = (noise(PACK_BYTES), Pool::new(route.clone(), access.clone()));
+    let packs = size_bytes.div_ceil(pack.len() as u64).max(1);
+    let connections = access.connections.max(1).min(usize::try_from(packs).unwrap_or(usize::MAX));
+    let is_stopped = || access.stop.load(Ordering::Relaxed);
+    let for_each_pack = |work: &(dyn Fn(&Files, &str) -> Answer<()> + Sync)| -> Answer<Duration> {
+        let (next, begun) = (AtomicU64::new(0), Instant::now());
+        let worker = || -> Answer<()> {
+            loop {
+                match next.fetch_add(1, Ordering::Relaxed) {
+                    number if number < packs => pool.with(|files| work(files, &name(folder, number)))?,
+                    _ => return Ok(()),
+                }
+            }
+        };
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..connections).map(|_| scope.spawn(worker)).collect();
+            let results = workers.into_iter().map(|worker| worker.join());
+            let results: Vec<_> =
+                results.map(|joined| joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect();
+            results.into_iter().collect::<Answer<()>>()
+        })?;
+        Ok(begun.elapsed())
+    };
+    let transfer = || -> Answer<Finding> {
+        let upload = for_each_pack(&|files, name| match is_stopped() {
+            true => Ok(()),
+            false => files.store(folder, &part(name), name, &pack, &|_| {}),
+        })?;
+        let download = for_each_pack(&|files, name| match is_stopped() {
+            true => Ok(()),
+            false => files.read_range(name, 0, pack.len()).map(drop),
+        })?;
+        let rate = |took| rate(packs, pack.len(), took);
+        Ok(Finding::Speed { connections, upload: rate(upload), download: rate(download) })
+    };
+    let measured = transfer();
+    // What was begun and not finished, too.
+    let _ = for_each_pack(&|files, name| {
+        let _ = files.remove(name).or_else(|_| files.remove(&part(name)));
+        Ok(())
+    });
+    measured
+}
+
+/// Nothing on the way shall be able to compress it.
+fn noise(length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    rand::RngCore::fill_bytes(&mut rand::rng(), &mut bytes);
+    bytes
+}
+
+fn name(folder: &str, number: u64) -> String {
+    format!("{folder}/kvmb-tmp-speed-{}-{number}", std::process::id())
+}
+
+fn part(name: &str) -> String {
+    format!("{name}-part")
+}
+
+/// In bytes a second.
+fn rate(pieces: u64, piece_bytes: usize, took: Duration) -> u64 {
+    ((pieces * piece_bytes as u64) as f64 / took.as_secs_f64().max(0.001)) as u64
+}
