@@ -73,7 +73,8 @@ impl Machine {
         })
     }
 
-    /// Deletes a checkpoint with its bitmaps, whatever state they are in; false when it was not there. Needs a running machine.
+    /// Deletes a checkpoint with its bitmaps, whatever state they are in; false when it was not there. Needs a running machine:
+    /// where that ends in the middle, it is an error, and bitmaps may be left of which libvirt knows no more.
     pub fn delete_checkpoint(&self, name: &str) -> Result<bool> {
         let context = || format!("delete checkpoint {name} of {}", self.name());
         let found = match CheckpointRef::lookup(&self.domain, name).context(context) {
@@ -124,6 +125,10 @@ impl Machine {
             if let Err(error) = known.delete(0).context(context) {
                 tracing::debug!("disk {disk}: {error}");
                 known.delete(ffi::CHECKPOINT_DELETE_METADATA_ONLY).context(context)?;
+                // QEMU has ended meanwhile, and left the bitmaps in the images: whoever asked takes them out of there.
+                if !self.is_running()? {
+                    return Err(error);
+                }
             }
         }
         Ok(())
