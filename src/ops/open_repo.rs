@@ -58,7 +58,6 @@ impl OpenRepo {
 
     /// The same, but the lock settles while the caller goes on, who must not write an index before [`OpenRepo::settle`].
     pub fn settling(repo: &Repository, stop: &Stop) -> Result<OpenRepo> {
-        repo.storage().warm_up();
         let settling = patiently(stop, || repo.begin_lock(LockMode::Shared))?;
         let adoption = repo.begin_adoption();
         // Together, for a server is far away. Points that cannot be listed are a matter for who asks for them.

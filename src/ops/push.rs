@@ -89,6 +89,7 @@ pub fn push(
     if capture.disks.iter().any(|disk| disk.read_mode == ReadMode::Full) {
         // A long read is not begun in vain; a short one takes as long as the lock to settle.
         open.check_lock()?;
+        open.repo.storage().warm_up(open.repo.storage().parallel());
     }
     let read = watched(capture, stop, |stop| {
         capture.disks.iter().map(|disk| reading.disk(disk, stop)).collect::<Result<Vec<_>>>()

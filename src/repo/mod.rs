@@ -353,6 +353,8 @@ fn find_key(storage: &dyn Storage, url: &str, password: &Password) -> Result<(Id
         match KeyFile::read(storage, &id) {
             Ok(file) => {
                 tried = true;
+                // To make a key of a password takes as long as a connection, and the index is read by several threads.
+                storage.warm_up(2);
                 if let Some(key) = file.unlock(password) {
                     return Ok((id, key));
                 }

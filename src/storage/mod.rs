@@ -249,8 +249,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Says that several files will soon be read or written at once, so that the place can prepare for that meanwhile.
-    fn warm_up(&self) {}
+    /// Says that so many files will soon be read or written at once, so that the place can prepare for that meanwhile.
+    fn warm_up(&self, _files: usize) {}
 
     /// How many files are best read or written at the same time: over a distance more than on a disk.
     fn parallel(&self) -> usize {

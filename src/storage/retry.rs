@@ -176,8 +176,8 @@ impl Storage for RetryStorage {
         self.persist(|_| self.inner.remove_leftovers())
     }
 
-    fn warm_up(&self) {
-        self.inner.warm_up();
+    fn warm_up(&self, files: usize) {
+        self.inner.warm_up(files);
     }
 
     fn parallel(&self) -> usize {

@@ -66,26 +66,26 @@ impl Pool {
         result
     }
 
-    /// Makes one connection more than there are, if more are allowed, while the caller does something else: it will be wanted
-    /// soon. Does nothing before the first one is made, for that is who may have to be asked something.
-    pub fn warm_up(self: &Arc<Pool>) {
-        {
-            let mut state = lock(&self.state);
-            if state.open == 0 || state.open >= self.access.connections || state.limit.is_some() || state.given_up {
-                return;
-            }
-            state.open += 1;
+    /// Sees to it that there are so many connections, or as many as are allowed, while the caller does something else. Does
+    /// nothing before the first one is made, for that is who may have to be asked something.
+    pub fn warm_up(self: &Arc<Pool>, connections: usize) {
+        let mut state = lock(&self.state);
+        if state.open == 0 || state.limit.is_some() || state.given_up {
+            return;
         }
-        let pool = Arc::clone(self);
-        thread::spawn(move || match pool.connect() {
-            Ok(files) => pool.give_back(files),
-            Err(error) => {
-                // Whoever needs a second one hears why there is none.
-                tracing::debug!("{}: {error}", pool.route.server());
-                lock(&pool.state).open -= 1;
-                pool.changed.notify_all();
-            }
-        });
+        while state.open < connections.min(self.access.connections) {
+            state.open += 1;
+            let pool = Arc::clone(self);
+            thread::spawn(move || match pool.connect() {
+                Ok(files) => pool.give_back(files),
+                Err(error) => {
+                    // Whoever needs it hears why there is none.
+                    tracing::debug!("{}: {error}", pool.route.server());
+                    lock(&pool.state).open -= 1;
+                    pool.changed.notify_all();
+                }
+            });
+        }
     }
 
     fn take(&self) -> Result<Files> {

@@ -322,8 +322,8 @@ impl Storage for SftpStorage {
         Ok(())
     }
 
-    fn warm_up(&self) {
-        self.pool.warm_up();
+    fn warm_up(&self, files: usize) {
+        self.pool.warm_up(files);
     }
 
     fn parallel(&self) -> usize {
