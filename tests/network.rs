@@ -14,7 +14,7 @@ use chains::{MIB, assert_restores, id_of};
 use harness::proxy::{Proxy, Trouble};
 use harness::sshd::{Sshd, USER};
 use harness::{Call, Disk, Env, Machine, wait_until};
-use kvmb::storage::sftp::{Access, SftpStorage, Target};
+use kvmb::storage::sftp::{Access, CONNECTIONS, SftpStorage, Target};
 use kvmb::storage::{FileKind, Storage};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
@@ -69,7 +69,8 @@ impl<'e> World<'e> {
 
     /// Troubles of this kind from here on.
     fn trouble(&self, trouble: Trouble, seed: u64) {
-        self.proxy.order(&[trouble; 4], 1000..3 * MIB, seed);
+        // For each connection that is made at once.
+        self.proxy.order(&[trouble; CONNECTIONS], 1000..3 * MIB, seed);
     }
 
     fn backup(&self) -> Value {
