@@ -33,7 +33,7 @@ fn writes_during_a_backup_are_not_in_it() {
     init(&env);
     let before = machine.models();
     let args = ["backup", "vm1", "-r", &env.repo(), "-q"];
-    let running = caught_reading(&machine, || env.kvmb(args).spawn());
+    let running = caught_reading(&machine, env.kvmb(args));
     // Over everything that is there, and over what is not, while the capture is half read.
     for (target, seed) in [("vda", 3), ("vdb", 4)] {
         machine.write_bytes(target, 0, &noise(seed, 60 * MIB));

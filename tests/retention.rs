@@ -238,7 +238,7 @@ fn killed_at_any_step_of_a_prune_the_repository_is_whole_and_the_next_one_finish
             env.kvmb(["prune", "-r", &env.repo()]).args(rules).env("KVMB_TEST_STOP_AT", step.name()).spawn();
         wait_until(&format!("it stops at {}", step.name()), Duration::from_secs(60), || {
             assert!(!running.has_ended(), "no step {}", step.name());
-            is_stopped(running.pid())
+            running.is_stopped()
         });
         running.kill();
         running.wait();
@@ -262,12 +262,6 @@ fn killed_at_any_step_of_a_prune_the_repository_is_whole_and_the_next_one_finish
     env.assert_nothing_left();
 }
 
-/// Whether a process is stopped by a signal.
-fn is_stopped(pid: i32) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    status.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
-}
-
 #[test]
 fn told_to_stop_a_prune_ends_soon_and_leaves_no_lock() {
     let env = Env::new("stop");
@@ -280,7 +274,7 @@ fn told_to_stop_a_prune_ends_soon_and_leaves_no_lock() {
         let mut ended = false;
         wait_until("it stops", Duration::from_secs(60), || {
             ended = running.has_ended();
-            ended || is_stopped(running.pid())
+            ended || running.is_stopped()
         });
         if ended {
             // An earlier round had done that already.

@@ -198,7 +198,7 @@ fn scratch_space_that_runs_out_while_the_guest_writes() {
     fs::remove_file(scratch.path().join("filler")).expect("remove");
 
     // It runs low while the guest writes: the backup gives up before the guest suffers.
-    let running = caught_reading(&machine, || env.kvmb(args).spawn());
+    let running = caught_reading(&machine, env.kvmb(args));
     for part in 0..4 {
         machine.write_bytes("vda", part * 100 * MIB, &noise(10 + part, 60 * MIB));
     }

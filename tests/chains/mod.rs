@@ -2,7 +2,6 @@
 #![allow(dead_code, reason = "each test program tells its own stories")]
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -143,7 +142,7 @@ pub fn stopped_at(machine: &Machine, repo: &str, step: &str, args: &[&str]) -> R
     let mut ended = false;
     wait_until(&format!("kvmb is at {step}"), Duration::from_secs(60), || {
         ended = running.has_ended();
-        ended || is_stopped(running.pid())
+        ended || running.is_stopped()
     });
     if ended { Err(running.wait()) } else { Ok(running) }
 }
@@ -152,9 +151,4 @@ pub fn stopped_at(machine: &Machine, repo: &str, step: &str, args: &[&str]) -> R
 pub fn go_on(running: Running) -> Output {
     running.signal(Signal::CONT);
     running.wait()
-}
-
-fn is_stopped(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
 }

@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
-use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::harness::call::Running;
-use crate::harness::{DiskModel, Env, Machine, wait_until};
+use crate::harness::{Call, DiskModel, Env, Machine, wait_until};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -85,24 +84,15 @@ pub fn names_in(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Stops a `kvmb` with SIGSTOP in the middle of reading a capture of `machine`. Should it be done before that, it is started
-/// anew.
-pub fn caught_reading(machine: &Machine, start: impl Fn() -> Running) -> Running {
-    for _ in 0..5 {
-        let mut running = start();
-        let mut ended = false;
-        wait_until("the capture is open", Duration::from_secs(60), || {
-            ended = running.has_ended();
-            ended || is_readable(machine)
-        });
-        running.signal(Signal::STOP);
-        if !ended && is_readable(machine) && !running.has_ended() {
-            return running;
-        }
-        running.signal(Signal::CONT);
-        running.wait().assert_ok();
-    }
-    panic!("kvmb is too fast for this test: give it a larger disk");
+/// Starts a `kvmb` that stops itself in the middle of reading a capture of `machine`, when it has stored a first chunk.
+pub fn caught_reading(machine: &Machine, call: Call) -> Running {
+    let mut running = call.env("KVMB_TEST_STOP_AT", "FirstChunk").spawn();
+    wait_until("it has stored a chunk", Duration::from_secs(60), || {
+        assert!(!running.has_ended(), "it is done already");
+        running.is_stopped()
+    });
+    assert!(is_readable(machine), "there is no capture");
+    running
 }
 
 /// Whether QEMU serves every disk: the instant of the capture is over. Its jobs are there before that.
