@@ -1,6 +1,7 @@
 //! How quick the way to a server is: files of noise go there, are put on its disk, come back and are removed.
 
 use super::Finding;
+use crate::repo::WriterOptions;
 use crate::storage::sftp::Access;
 use crate::storage::sftp::fault::Fault;
 use crate::storage::sftp::files::Files;
@@ -14,9 +15,6 @@ use std::time::{Duration, Instant};
 const PIECE_BYTES: usize = 4 << 20;
 const MOST_PIECES: u64 = 12;
 const LONGEST: Duration = Duration::from_secs(3);
-
-/// What a backup stores at once.
-const PACK_BYTES: usize = 16 << 20;
 
 type Answer<T> = std::result::Result<T, Fault>;
 
@@ -50,7 +48,7 @@ pub fn at_a_glance(files: &Files, folder: &str) -> Answer<Finding> {
 
 /// So many bytes on all connections, stored as a backup stores its packs: what a long one would get.
 pub fn at_length(route: &Route, access: &Access, folder: &str, size_bytes: u64) -> Answer<Finding> {
-    let (pack, pool) = (noise(PACK_BYTES), Pool::new(route.clone(), access.clone()));
+    let (pack, pool) = (noise(WriterOptions::default().pack_bytes), Pool::new(route.clone(), access.clone()));
     let packs = size_bytes.div_ceil(pack.len() as u64).max(1);
     let connections = access.connections.max(1).min(usize::try_from(packs).unwrap_or(usize::MAX));
     let is_stopped = || access.stop.load(Ordering::Relaxed);
