@@ -8,9 +8,11 @@ mod harness;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::time::Duration;
 
 use harness::sshd::{SSH_PASSWORD, Sshd, USER};
-use harness::{Disk, Env, Output};
+use harness::{Disk, Env, Output, wait_until};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -208,6 +210,31 @@ fn test_says_what_is_wrong_and_does_not_try_the_rest() {
     let gone = env.kvmb(["remote", "test", "-r", &url]).run().assert_code(1);
     assert_eq!(check_of(&gone, "reach")["status"], "critical", "{gone}");
     env.kvmb(["remote", "test", "-r", "/some/folder"]).run().assert_code(2);
+}
+
+#[test]
+fn a_measurement_that_is_interrupted_tells_no_speed_and_leaves_nothing() {
+    let env = Env::new("remote-interrupted");
+    let sshd = env.sshd();
+    sshd.befriend();
+    // So far away that a short look takes seconds.
+    let proxy = sshd.behind(Duration::from_millis(200));
+    let files = || fs::read_dir(sshd.home()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    for (url, size, signal, code) in
+        [(sshd.url("repo"), Some("2G"), Signal::INT, 130), (sshd.url_by(&proxy, "repo"), None, Signal::TERM, 143)]
+    {
+        let size = size.map(|size| ["--size", size]);
+        let running = env.kvmb(["remote", "test", "-r", &url]).args(size.into_iter().flatten()).spawn();
+        wait_until("it measures", Duration::from_secs(20), || {
+            files().iter().any(|name| name.to_string_lossy().contains("-speed-"))
+        });
+        running.signal(signal);
+        let output = running.wait().assert_code(code);
+        let told: Vec<_> = statuses(&output).into_iter().map(|(step, _)| step).collect();
+        assert_eq!(told, ["reach", "host_key", "login", "path", "space"], "{output}");
+        assert_eq!(output.record_of("failure")["code"], "interrupted", "{output}");
+        assert_eq!(files(), [".ssh"], "nothing of the test may stay");
+    }
 }
 
 #[test]
