@@ -48,7 +48,7 @@ const LONGEST_PACKET: usize = 256 << 10;
 /// So many bytes may be on the way to us before the server waits.
 const WINDOW_BYTES: u32 = 4 << 20;
 
-/// A text that is longer is sent from where it is: to copy it would cost more than the short SSH packet before it.
+/// A last part that is longer is sent from where it is: to copy it would cost more than the short SSH packet before it.
 const LONG_TEXT_BYTES: usize = 64 << 10;
 
 /// As much of an SSH packet as every implementation takes.
@@ -61,7 +61,7 @@ pub enum Part<'a> {
     Number(u32),
     /// A number of 64 bits.
     Long(u64),
-    /// A path, a handle, or bytes to write; a long one must be the last part.
+    /// A path, a handle, or bytes to write.
     Text(&'a [u8]),
 }
 
@@ -184,27 +184,8 @@ impl Wire {
         let state = &mut *self.state.borrow_mut();
         let number = state.next;
         state.next = number.wrapping_add(1);
-        let tail = match parts.last() {
-            Some(Part::Text(text)) if text.len() > LONG_TEXT_BYTES => text,
-            _ => &[][..],
-        };
         let packet = &mut state.packet;
-        packet.clear();
-        packet.extend_from_slice(&[0; 4]);
-        packet.push(call as u8);
-        packet.extend_from_slice(&number.to_be_bytes());
-        for part in parts {
-            match part {
-                Part::Number(number) => packet.extend_from_slice(&number.to_be_bytes()),
-                Part::Long(number) => packet.extend_from_slice(&number.to_be_bytes()),
-                Part::Text(text) => {
-                    packet.extend_from_slice(&length_of(text));
-                    packet.extend_from_slice(if text.len() > LONG_TEXT_BYTES { &[] } else { text });
-                }
-            }
-        }
-        let length = u32::try_from(packet.len() - 4 + tail.len()).unwrap_or(u32::MAX);
-        packet[..4].copy_from_slice(&length.to_be_bytes());
+        let tail = encode(packet, call, number, parts);
         self.write(packet)?;
         self.write(tail)?;
         Ok(Sent(number))
@@ -305,6 +286,34 @@ impl Wire {
         };
         answer.map_err(|error| self.connection.lost(error.message()))
     }
+}
+
+/// Puts a request into `packet`, all but a long text at its end: that is returned, to be sent from where it is.
+fn encode<'a>(packet: &mut Vec<u8>, call: Call, number: u32, parts: &[Part<'a>]) -> &'a [u8] {
+    let (copied, tail) = match parts.split_last() {
+        Some((Part::Text(text), before)) if text.len() > LONG_TEXT_BYTES => (before, *text),
+        _ => (parts, &[][..]),
+    };
+    packet.clear();
+    packet.extend_from_slice(&[0; 4]);
+    packet.push(call as u8);
+    packet.extend_from_slice(&number.to_be_bytes());
+    for part in copied {
+        match part {
+            Part::Number(number) => packet.extend_from_slice(&number.to_be_bytes()),
+            Part::Long(number) => packet.extend_from_slice(&number.to_be_bytes()),
+            Part::Text(text) => {
+                packet.extend_from_slice(&length_of(text));
+                packet.extend_from_slice(text);
+            }
+        }
+    }
+    if !tail.is_empty() {
+        packet.extend_from_slice(&length_of(tail));
+    }
+    let length = u32::try_from(packet.len() - 4 + tail.len()).unwrap_or(u32::MAX);
+    packet[..4].copy_from_slice(&length.to_be_bytes());
+    tail
 }
 
 fn length_of(bytes: &[u8]) -> [u8; 4] {
@@ -416,6 +425,30 @@ mod tests {
 
     fn text(text: &str) -> Vec<u8> {
         [&length_of(text.as_bytes())[..], text.as_bytes()].concat()
+    }
+
+    #[test]
+    fn a_request_is_whole_wherever_its_long_text_stands() {
+        let long = vec![7; LONG_TEXT_BYTES + 1];
+        let middle = [Part::Text(b"handle"), Part::Text(&long), Part::Long(1)];
+        let last = [Part::Long(1), Part::Text(b"handle"), Part::Text(&long)];
+        for (parts, uncopied) in [(middle, 0), (last, long.len())] {
+            let mut packet = b"of the request before".to_vec();
+            let tail = encode(&mut packet, Call::Write, 5, &parts);
+            assert_eq!(tail.len(), uncopied);
+            packet.extend_from_slice(tail);
+            let mut fields = Fields(&packet);
+            assert_eq!(fields.number().unwrap() as usize, packet.len() - 4);
+            assert_eq!((fields.byte(), fields.number()), (Some(Call::Write as u8), Some(5)));
+            for part in parts {
+                match part {
+                    Part::Number(number) => assert_eq!(fields.number(), Some(number)),
+                    Part::Long(number) => assert_eq!(fields.long(), Some(number)),
+                    Part::Text(text) => assert!(fields.text() == Some(text)),
+                }
+            }
+            assert!(fields.0.is_empty());
+        }
     }
 
     #[test]
