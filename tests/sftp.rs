@@ -275,6 +275,42 @@ fn what_the_server_forbids_is_a_lasting_error_that_says_what() {
 }
 
 #[test]
+fn what_the_server_opened_is_closed_also_when_it_then_refuses() {
+    let env = Env::new("sftp-closed");
+    let (log, denied) = (env.path("sftp.log"), env.path("denied"));
+    let command =
+        format!("/usr/lib/openssh/sftp-server -e -l VERBOSE -P $(cat {}) 2>>{}", denied.display(), log.display());
+    let sshd = env.sshd_with(&format!("ForceCommand {command}"));
+    sshd.befriend();
+    let root = sshd.home().join("repo");
+    LocalStorage::new(&root).create_layout().unwrap();
+    // Everything that comes after the opening of what is there.
+    for refused in ["read", "fstat", "readdir", "write", "remove"] {
+        fs::write(&denied, refused).unwrap();
+        fs::write(root.join("snapshots").join(NAME), vec![7; 300_000]).unwrap();
+        fs::write(&log, "").unwrap();
+        let storage = storage(&env, &sshd);
+        let outcomes = [
+            storage.read(FileKind::Snapshot, NAME).is_err(),
+            storage.read_range(FileKind::Snapshot, NAME, 10, 200_000).is_err(),
+            storage.read_range(FileKind::Snapshot, NAME, 10, 0).is_err(),
+            storage.list(FileKind::Snapshot).is_err(),
+            storage.write(FileKind::Index, NAME, b"x").is_err(),
+            storage.remove(FileKind::Snapshot, NAME).is_err(),
+        ];
+        assert!(outcomes.contains(&true), "{refused} was not refused");
+        let count = |word: &str| {
+            let text = fs::read_to_string(&log).unwrap();
+            text.lines().filter(|line| line.starts_with(word)).count()
+        };
+        // Nobody waits for the last one.
+        wait_until(&format!("all is closed with {refused} refused"), Duration::from_secs(10), || {
+            count("close ") + count("closedir ") == count("open ") + count("opendir ")
+        });
+    }
+}
+
+#[test]
 fn a_key_lets_in_without_a_question() {
     let env = Env::new("sftp-key");
     let sshd = env.sshd();

@@ -267,47 +267,44 @@ impl Files {
 
     /// A whole file.
     pub fn read(&self, path: &str) -> Answer<Vec<u8>> {
-        let file = self.send_open(path, flags::READ)?;
-        let file = self.handle(file)?;
-        // Most files are short: their content comes along with their size.
-        let head = self.wire.send(Call::Read, &[file.part(), Part::Long(0), Part::Number(PIECE_BYTES as u32)])?;
-        let size_bytes = self.size(&file);
-        let mut bytes = match self.wire.answer(head)? {
-            Reply::Data(data) if data.len() <= PIECE_BYTES => data,
-            Reply::End => Vec::new(),
-            _ => return Err(self.wire.nonsense().into()),
-        };
-        let size = usize::try_from(size_bytes?).unwrap_or(usize::MAX);
-        // A server can say any size: room is made for what it is about to prove.
-        while bytes.len() < size {
-            let known = bytes.len();
-            bytes.resize(size.min(known + PLAUSIBLE_BYTES), 0);
-            let read = self.fill(&file, known as u64, &mut bytes[known..])?;
-            let is_short = known + read < bytes.len();
-            bytes.truncate(known + read);
-            if is_short {
-                break;
+        self.reading(path, |file| {
+            // Most files are short: their content comes along with their size.
+            let head = self.wire.send(Call::Read, &[file.part(), Part::Long(0), Part::Number(PIECE_BYTES as u32)])?;
+            let size_bytes = self.size(file);
+            let mut bytes = match self.wire.answer(head)? {
+                Reply::Data(data) if data.len() <= PIECE_BYTES => data,
+                Reply::End => Vec::new(),
+                _ => return Err(self.wire.nonsense().into()),
+            };
+            let size = usize::try_from(size_bytes?).unwrap_or(usize::MAX);
+            // A server can say any size: room is made for what it is about to prove.
+            while bytes.len() < size {
+                let known = bytes.len();
+                bytes.resize(size.min(known + PLAUSIBLE_BYTES), 0);
+                let read = self.fill(file, known as u64, &mut bytes[known..])?;
+                let is_short = known + read < bytes.len();
+                bytes.truncate(known + read);
+                if is_short {
+                    break;
+                }
             }
-        }
-        self.leave(&file)?;
-        Ok(bytes)
+            Ok(bytes)
+        })
     }
 
     /// `length` bytes from `offset`; none when the file ends before.
     pub fn read_range(&self, path: &str, offset: u64, length: usize) -> Answer<Option<Vec<u8>>> {
-        let file = self.send_open(path, flags::READ)?;
-        let file = self.handle(file)?;
-        let end = offset.saturating_add(length as u64);
-        // Of nothing no request would tell whether the file is that long.
-        let is_strange = length == 0 || length > PLAUSIBLE_BYTES || end > i64::MAX.unsigned_abs();
-        if is_strange && self.size(&file)? < end {
-            self.leave(&file)?;
-            return Ok(None);
-        }
-        let mut bytes = vec![0; length];
-        let read = self.fill(&file, offset, &mut bytes)?;
-        self.leave(&file)?;
-        Ok((read == length).then_some(bytes))
+        self.reading(path, |file| {
+            let end = offset.saturating_add(length as u64);
+            // Of nothing no request would tell whether the file is that long.
+            let is_strange = length == 0 || length > PLAUSIBLE_BYTES || end > i64::MAX.unsigned_abs();
+            if is_strange && self.size(file)? < end {
+                return Ok(None);
+            }
+            let mut bytes = vec![0; length];
+            let read = self.fill(file, offset, &mut bytes)?;
+            Ok((read == length).then_some(bytes))
+        })
     }
 
     /// The room that is left where `path` is, if the server can tell.
@@ -358,6 +355,17 @@ impl Files {
         // All of them are answered, and the first refusal is the cause of the others.
         let answers: Vec<Answer<()>> = sent.into_iter().map(|sent| self.done(sent)).collect();
         answers.into_iter().collect()
+    }
+
+    /// Reads what is opened for that, and closes it however that went.
+    fn reading<T>(&self, path: &str, work: impl FnOnce(&Handle) -> Answer<T>) -> Answer<T> {
+        let sent = self.send_open(path, flags::READ)?;
+        let file = self.handle(sent)?;
+        let answer = work(&file);
+        let left = self.leave(&file);
+        let answer = answer?;
+        left?;
+        Ok(answer)
     }
 
     fn fill(&self, file: &Handle, offset: u64, bytes: &mut [u8]) -> Answer<usize> {
