@@ -161,10 +161,5 @@ fn tell(report: Report, session: &mut Session) {
 
 /// A status as a number, as Nagios has it.
 fn number(status: Status) -> u8 {
-    match status {
-        Status::Ok => 0,
-        Status::Warning => 1,
-        Status::Critical => 2,
-        Status::Unknown => 3,
-    }
+    nagios::state(status) as u8
 }
