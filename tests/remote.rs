@@ -140,6 +140,23 @@ fn setup_works_without_a_terminal_and_says_what_it_would_do() {
 }
 
 #[test]
+fn a_key_is_added_behind_the_list_also_where_the_server_writes_where_it_is_told_to() {
+    let env = Env::new("remote-append");
+    let log = env.path("sftp.log");
+    let server = format!("/usr/lib/openssh/sftp-server -e -l DEBUG 2>>{}", log.display());
+    let sshd = env.sshd_with(&format!("ForceCommand {server}"));
+    sshd.make_known("ed25519");
+    let others = "# others\nssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA other@host\n";
+    fs::write(sshd.authorized_keys(), others).unwrap();
+    setup(&env, &sshd, &[]).env("KVMB_SSH_PASSWORD", SSH_PASSWORD).run().assert_ok();
+    assert!(fs::read_to_string(sshd.authorized_keys()).unwrap().starts_with(others));
+    // This server looks for the end by itself, and tells what it was told.
+    let log = fs::read_to_string(&log).unwrap();
+    let written: Vec<_> = log.lines().filter(|line| line.contains(": write ")).collect();
+    assert!(written.len() == 1 && written[0].contains(&format!(" off {} ", others.len())), "{written:?}\n{log}");
+}
+
+#[test]
 fn setup_says_when_the_server_reads_its_lists_elsewhere() {
     let env = Env::new("remote-elsewhere");
     let sshd = env.sshd_with("AuthorizedKeysFile /etc/ssh/lists/%u");

@@ -203,14 +203,15 @@ impl Files {
     pub fn write_new(&self, path: &str, contents: &[u8]) -> Answer<()> {
         let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::EXCLUSIVE)?;
         let file = self.handle(file)?;
-        self.write_through(&file, contents, &|_| {})
+        self.write_through(&file, length, contents, &|_| {})
     }
 
-    /// Writes at the end of a file, which is made if it is not there.
-    pub fn append(&self, path: &str, contents: &[u8]) -> Answer<()> {
+    /// Writes at the end of a file of this length, which is made if it is not there. Some servers look for the end, others write
+    /// where they are told to.
+    pub fn append(&self, path: &str, length: u64, contents: &[u8]) -> Answer<()> {
         let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::APPEND)?;
         let file = self.handle(file)?;
-        self.write_through(&file, contents, &|_| {})
+        self.write_through(&file, 0, contents, &|_| {})
     }
 
     /// Writes a file as `temporary`, has the server put it on its disk, names it `path`, whatever has that name already, and
@@ -233,7 +234,7 @@ impl Files {
             file => file,
         };
         let folder = self.opened_folder(folder)?;
-        let written = file.and_then(|file| self.write_through(&file, contents, pace));
+        let written = file.and_then(|file| self.write_through(&file, 0, contents, pace));
         if let Err(fault) = written {
             if let (Some(folder), Fault::Refused(_)) = (&folder, &fault) {
                 self.leave(folder)?;
@@ -339,10 +340,9 @@ impl Files {
         }
     }
 
-    /// Writes, syncs and closes without waiting in between.
-    fn write_through(&self, file: &Handle, contents: &[u8], pace: &dyn Fn(usize)) -> Answer<()> {
+    /// Writes from `offset` on, syncs and closes without waiting in between.
+    fn write_through(&self, file: &Handle, mut offset: u64, contents: &[u8], pace: &dyn Fn(usize)) -> Answer<()> {
         let mut sent = Vec::new();
-        let mut offset = 0;
         for piece in contents.chunks(self.pieces()?.write) {
             pace(piece.len());
             sent.push(self.wire.send(Call::Write, &[file.part(), Part::Long(offset), Part::Text(piece)])?);
