@@ -19,6 +19,9 @@ pub const PIECE_BYTES: usize = 32_000;
 /// and longer requests cost both sides less.
 const LONG_PIECE_BYTES: usize = 255 << 10;
 
+/// No server means less: so many requests for single bytes would fill the memory.
+const SHORTEST_PIECE_BYTES: usize = 1 << 10;
+
 /// More than any pack: so much is asked for only when the file is known to have it.
 const PLAUSIBLE_BYTES: usize = 64 << 20;
 
@@ -55,6 +58,19 @@ pub struct Files {
 struct Pieces {
     read: usize,
     write: usize,
+}
+
+impl Pieces {
+    /// What the server's limits allow: they are the longest packet, read and write. Nothing means that it does not say.
+    fn of_limits(body: &[u8]) -> Pieces {
+        let mut fields = Fields(body);
+        let mut limit = || match fields.long() {
+            None | Some(0) => PIECE_BYTES,
+            Some(most) => usize::try_from(most).unwrap_or(usize::MAX).clamp(SHORTEST_PIECE_BYTES, LONG_PIECE_BYTES),
+        };
+        let (_, read, write) = (limit(), limit(), limit());
+        Pieces { read, write }
+    }
 }
 
 impl std::fmt::Debug for Files {
@@ -117,14 +133,7 @@ impl Files {
         if let Some(asked) = self.asked.take()
             && let Reply::Extended(body) = self.wire.receive(asked)?
         {
-            let mut fields = Fields(&body);
-            // The longest packet, read and write; nothing means that the server does not say.
-            let mut limit = || match fields.long() {
-                None | Some(0) => PIECE_BYTES,
-                Some(most) => usize::try_from(most).unwrap_or(usize::MAX).min(LONG_PIECE_BYTES),
-            };
-            let (_, read, write) = (limit(), limit(), limit());
-            self.pieces.set(Pieces { read, write });
+            self.pieces.set(Pieces::of_limits(&body));
         }
         Ok(self.pieces.get())
     }
@@ -203,7 +212,7 @@ impl Files {
     pub fn write_new(&self, path: &str, contents: &[u8]) -> Answer<()> {
         let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::EXCLUSIVE)?;
         let file = self.handle(file)?;
-        self.write_through(&file, length, contents, &|_| {})
+        self.write_through(&file, 0, contents, &|_| {})
     }
 
     /// Writes at the end of a file of this length, which is made if it is not there. Some servers look for the end, others write
@@ -211,7 +220,7 @@ impl Files {
     pub fn append(&self, path: &str, length: u64, contents: &[u8]) -> Answer<()> {
         let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::APPEND)?;
         let file = self.handle(file)?;
-        self.write_through(&file, 0, contents, &|_| {})
+        self.write_through(&file, length, contents, &|_| {})
     }
 
     /// Writes a file as `temporary`, has the server put it on its disk, names it `path`, whatever has that name already, and
@@ -471,5 +480,23 @@ impl Files {
             Reply::Done => Ok(()),
             _ => Err(self.wire.nonsense().into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_limit_that_a_server_names_makes_requests_countless_or_too_long() {
+        let pieces = |limits: &[u64]| {
+            let body: Vec<u8> = limits.iter().flat_map(|limit| limit.to_be_bytes()).collect();
+            let Pieces { read, write } = Pieces::of_limits(&body);
+            (read, write)
+        };
+        assert_eq!(pieces(&[1 << 18, 1 << 16, 1 << 15, 0]), (1 << 16, 1 << 15));
+        assert_eq!(pieces(&[1 << 18, 0, 0, 0]), (PIECE_BYTES, PIECE_BYTES));
+        assert_eq!(pieces(&[]), (PIECE_BYTES, PIECE_BYTES));
+        assert_eq!(pieces(&[1, 1, u64::MAX, 1]), (SHORTEST_PIECE_BYTES, LONG_PIECE_BYTES));
     }
 }
