@@ -495,7 +495,8 @@ fn ssh_config_names_the_server_the_user_and_the_key() {
     // IPv6, known under its own name.
     let six = format!("[::1]:{} {}\n", sshd.port(), sshd.host_key("ed25519"));
     fs::write(sshd.known_hosts(), six).unwrap();
-    let config = "IdentityFile ~/.ssh/special\n";
+    // A longer interval than the system takes for a socket.
+    let config = "IdentityFile ~/.ssh/special\nServerAliveInterval 40000\n";
     fs::write(env.path("home/.ssh/config"), config).unwrap();
     storage_at(&format!("sftp://{USER}@[::1]:{}/six", sshd.port()), &access(&env)).create_layout().unwrap();
     assert!(sshd.home().join("six/data").is_dir());
