@@ -181,6 +181,20 @@ fn proofs_are_remembered_with_their_depth_and_damage_until_it_is_gone() {
     status(&env, &[]).assert_code(4);
     env.kvmb(["verify", "--all"]).run().assert_ok();
     assert_machine(&status(&env, &[]).assert_ok(), "vm1", "ok", "");
+    // A snapshot file that nobody can read is damage too, though nobody knows of which machine.
+    env.sh(
+        "f=$(ls $R/snapshots/* | head -n 1); chmod u+w $f; printf X | dd of=$f bs=1 seek=40 conv=notrunc status=none",
+    )
+    .run()
+    .assert_ok();
+    let output = status(&env, &[]).assert_code(4);
+    assert_machine(&output, "vm1", "ok", "");
+    let repository = check(&output, "repository", &env.repo());
+    assert_eq!(
+        (&repository["status"], &repository["detail"]),
+        (&json!("critical"), &json!("1 of its snapshot files cannot be read"))
+    );
+    env.sh(&mend).run().assert_ok();
     // The description of the newest point is lost.
     env.sh(spoil).run().assert_ok();
     assert_machine(&status(&env, &[]).assert_code(4), "vm1", "critical", "damaged");

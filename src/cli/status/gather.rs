@@ -47,6 +47,8 @@ pub struct Report {
     pub repo: String,
     /// Whether it could be asked.
     pub reachable: bool,
+    /// Whether it has snapshot files that cannot be read, of whichever machine.
+    pub damaged: bool,
     /// How old is too old.
     pub thresholds: Thresholds,
     /// The machines, each with its check.
@@ -197,7 +199,8 @@ pub fn gather(context: &Context, request: Request) -> Result<Report, CliError> {
         (facts, check)
     };
     let machines = facts.into_iter().map(judged).collect();
-    Ok(Report { at, reachable: stored.is_some(), repo, thresholds, machines, second, key_kept, others })
+    let reachable = stored.is_some();
+    Ok(Report { at, reachable, damaged: damaged > 0, repo, thresholds, machines, second, key_kept, others })
 }
 
 /// Looks into a repository; why it cannot be, where it cannot.

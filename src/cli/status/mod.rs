@@ -150,6 +150,9 @@ fn rehearsal(report: &Report, file: &Path) -> Record {
 
 /// Prints the checks as records.
 fn tell(report: Report, session: &mut Session) {
+    if report.damaged {
+        session.damage();
+    }
     for (facts, check) in report.machines {
         if !facts.damaged.is_empty() {
             session.damage();
