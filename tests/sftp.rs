@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use harness::mount::ReadOnly;
@@ -655,6 +655,27 @@ fn a_raised_stop_flag_ends_the_waiting_for_a_dead_server_but_not_the_cleaning_up
         assert!(storage.remove(FileKind::Lock, NAME).is_err());
     }
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    sshd.freeze(false);
+}
+
+#[test]
+fn when_a_dead_server_is_given_up_nobody_waits_on_for_its_connections() {
+    let env = Env::new("sftp-waiters");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let access = Access { connections: 1, ..access(&env) };
+    let storage = Arc::new(storage_at(&sshd.url("repo"), &access));
+    storage.create_layout().unwrap();
+    sshd.freeze(true);
+    let (tell, told) = mpsc::channel();
+    for _ in 0..4 {
+        let (storage, tell) = (Arc::clone(&storage), tell.clone());
+        std::thread::spawn(move || tell.send(storage.size(FileKind::Lock, NAME).is_err()));
+    }
+    access.stop.store(true, Ordering::Relaxed);
+    for _ in 0..4 {
+        assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(true));
+    }
     sshd.freeze(false);
 }
 
