@@ -680,6 +680,23 @@ fn when_a_dead_server_is_given_up_nobody_waits_on_for_its_connections() {
 }
 
 #[test]
+fn a_server_that_answers_what_nobody_asked_is_cut_off() {
+    let env = Env::new("sftp-babble");
+    // It says its version, and then without end that request 2^32-1 is done.
+    let reply = r"\0\0\0\21\145\377\377\377\377\0\0\0\0\0\0\0\0\0\0\0\0";
+    let script = env.path("babble");
+    fs::write(&script, format!(r"printf '\0\0\0\5\2\0\0\0\3'; while printf '{reply}'; do :; done")).unwrap();
+    let sshd = env.sshd_with(&format!("ForceCommand sh {}", script.display()));
+    sshd.befriend();
+    let storage = storage(&env, &sshd);
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || tell.send(storage.size(FileKind::Config, "")));
+    let answer = told.recv_timeout(Duration::from_secs(20)).expect("it listens on");
+    let error = server_error(answer.map(drop));
+    assert!(matches!(error, sftp::Error::Lost { .. }) && error.to_string().contains("no SFTP"), "{error}");
+}
+
+#[test]
 fn there_are_no_more_connections_than_allowed() {
     let env = Env::new("sftp-pool");
     let sshd = env.sshd();

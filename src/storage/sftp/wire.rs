@@ -42,7 +42,7 @@ pub enum Call {
 const INIT: u8 = 1;
 const VERSION: u8 = 2;
 
-/// No packet of a server's is longer: the longest are answers to reads, which are never asked for more than 32,000 bytes.
+/// No packet of a server's is longer: the longest are answers to reads, which are never asked for more than 255 KiB.
 const LONGEST_PACKET: usize = 256 << 10;
 
 /// So many bytes may be on the way to us before the server waits.
@@ -118,8 +118,8 @@ struct State {
     next: u32,
     /// The request that is being sent.
     packet: Vec<u8>,
-    /// Requests whose replies nobody wants.
-    unwanted: HashSet<u32>,
+    /// Requests that are not answered yet, and whether anybody wants the reply.
+    unanswered: HashMap<u32, bool>,
     /// Replies that came before they were asked for.
     early: HashMap<u32, Reply>,
 }
@@ -186,6 +186,7 @@ impl Wire {
         state.next = number.wrapping_add(1);
         let packet = &mut state.packet;
         let tail = encode(packet, call, number, parts);
+        state.unanswered.insert(number, true);
         self.write(packet)?;
         self.write(tail)?;
         Ok(Sent(number))
@@ -200,11 +201,13 @@ impl Wire {
             }
             let packet = self.read_packet()?;
             let (of, reply) = Reply::parse(packet).ok_or_else(|| self.nonsense())?;
+            let state = &mut *self.state.borrow_mut();
+            // Answers to what nobody asked would fill the memory.
+            let is_wanted = state.unanswered.remove(&of).ok_or_else(|| self.nonsense())?;
             if of == number {
                 return Ok(reply);
             }
-            let state = &mut *self.state.borrow_mut();
-            if !state.unwanted.remove(&of) {
+            if is_wanted {
                 state.early.insert(of, reply);
             }
         }
@@ -214,7 +217,7 @@ impl Wire {
     pub fn forget(&self, sent: Sent) {
         let state = &mut *self.state.borrow_mut();
         if state.early.remove(&sent.0).is_none() {
-            state.unwanted.insert(sent.0);
+            state.unanswered.insert(sent.0, false);
         }
     }
 
