@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use harness::mount::ReadOnly;
+use harness::proxy::Trouble;
 use harness::sshd::{SSH_PASSWORD, Sshd, USER};
 use harness::{Env, wait_until};
 use kvmb::storage::sftp::{self, Access, Credentials, Secret, SftpStorage, ShownKey, Target};
@@ -602,6 +603,37 @@ fn a_connection_that_broke_is_an_error_that_passes_and_the_next_call_connects_an
     sshd.run();
     storage.write(FileKind::Pack, NAME, b"x").unwrap();
     assert_eq!(storage.read(FileKind::Pack, NAME).unwrap(), b"x");
+}
+
+#[test]
+fn a_connection_that_is_cut_wherever_it_begins_is_an_error_that_passes() {
+    let env = Env::new("sftp-early-cut");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let proxy = sshd.behind(Duration::ZERO);
+    let mut cut = 0;
+    // Twice in the handshake, for a server shuts out who leaves before the login again and again; then, as SFTP begins, often.
+    for after in [600, 2400].into_iter().chain((3800..8000).step_by(100)) {
+        proxy.order(&[Trouble::Cut], after..after + 1, 0);
+        if let Err(error) = storage_at(&sshd.url_by(&proxy, "repo"), &access(&env)).create_layout() {
+            assert!(error.is_transient(), "after {after} bytes: {error:?}");
+            cut += 1;
+        }
+    }
+    assert!(cut > 20 && proxy.happened() >= cut, "{cut} of {}", proxy.happened());
+}
+
+#[test]
+fn a_server_without_sftp_is_told_as_that() {
+    let env = Env::new("sftp-none");
+    let script = env.path("command");
+    let sshd = env.sshd_with(&format!("ForceCommand sh {}", script.display()));
+    sshd.befriend();
+    for command in ["exit 0", "exit 1", "echo no", "echo this server is for other things; sleep 1"] {
+        fs::write(&script, command).unwrap();
+        let error = server_error(try_it(&sshd, &access(&env)));
+        assert!(matches!(error, sftp::Error::NoSftp { .. }) && !error.is_transient(), "{command}: {error:?}");
+    }
 }
 
 #[test]

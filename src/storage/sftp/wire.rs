@@ -107,6 +107,7 @@ pub struct Wire {
     // Before the connection, so that it is closed first.
     channel: Channel,
     connection: Connection,
+    user: String,
     /// What the server can do beyond version 3; known when the versions are exchanged.
     extensions: OnceCell<HashSet<String>>,
     state: RefCell<State>,
@@ -127,24 +128,19 @@ struct State {
 impl Wire {
     /// Starts SFTP on a connection that is logged in.
     pub fn start(connection: Connection, route: &Route) -> Result<Wire> {
-        let no_sftp = |reason: &str| Error::NoSftp {
+        let no_sftp = |error: ssh2::Error| Error::NoSftp {
             server: route.server(),
             user: route.user.clone(),
-            reason: reason.to_owned(),
-        };
-        // A server whose forced command is something else talks, and hangs up.
-        let lost = |error: Error| match error {
-            Error::Lost { reason, .. } => no_sftp(&reason),
-            error => error,
+            reason: error.message().to_owned(),
         };
         let session = connection.session();
         let open = || session.channel_open("session", WINDOW_BYTES, SSH_PACKET_BYTES, None);
-        let mut channel = connection.step(open).map_err(lost)?.map_err(|error| no_sftp(error.message()))?;
-        connection.step(|| channel.subsystem("sftp")).map_err(lost)?.map_err(|error| no_sftp(error.message()))?;
-        let ignored = connection.step(|| channel.handle_extended_data(ExtendedData::Ignore)).map_err(lost)?;
-        ignored.map_err(|error| no_sftp(error.message()))?;
-        let wire = Wire { channel, connection, extensions: OnceCell::new(), state: RefCell::default() };
-        let extensions = wire.greet().map_err(lost)?;
+        let mut channel = connection.step(open)?.map_err(no_sftp)?;
+        connection.step(|| channel.subsystem("sftp"))?.map_err(no_sftp)?;
+        connection.step(|| channel.handle_extended_data(ExtendedData::Ignore))?.map_err(no_sftp)?;
+        let user = route.user.clone();
+        let wire = Wire { channel, connection, user, extensions: OnceCell::new(), state: RefCell::default() };
+        let extensions = wire.greet()?;
         wire.extensions.get_or_init(|| extensions);
         Ok(wire)
     }
@@ -237,7 +233,21 @@ impl Wire {
 
     /// What is said about a reply that makes no sense. The connection is cut.
     pub fn nonsense(&self) -> Error {
-        self.connection.lost("it answers no SFTP")
+        self.fault("it answers no SFTP")
+    }
+
+    /// What is wrong with the channel of a connection that is not lost. The connection is cut.
+    fn fault(&self, reason: &str) -> Error {
+        let lost = self.connection.lost(reason);
+        match self.extensions.get() {
+            Some(_) => lost,
+            // A server whose forced command is something else talks, and hangs up.
+            None => Error::NoSftp {
+                server: self.connection.server().to_owned(),
+                user: self.user.clone(),
+                reason: reason.to_owned(),
+            },
+        }
     }
 
     fn read_packet(&self) -> Result<Vec<u8>> {
@@ -256,7 +266,7 @@ impl Wire {
         let mut rest = packet;
         while !rest.is_empty() {
             match self.transfer(|channel| channel.write(rest))? {
-                0 => return Err(self.connection.lost("it takes no more")),
+                0 => return Err(self.fault("it takes no more")),
                 sent => rest = &rest[sent..],
             }
         }
@@ -267,7 +277,7 @@ impl Wire {
         let mut filled = 0;
         while filled < bytes.len() {
             match self.transfer(|channel| channel.read(&mut bytes[filled..]))? {
-                0 => return Err(self.connection.lost("it ended the channel")),
+                0 => return Err(self.fault("it ended the channel")),
                 read => filled += read,
             }
         }
@@ -287,7 +297,7 @@ impl Wire {
             None => self.connection.step(attempt)?,
             Some(_) => self.connection.call(attempt)?,
         };
-        answer.map_err(|error| self.connection.lost(error.message()))
+        answer.map_err(|error| self.fault(error.message()))
     }
 }
 
