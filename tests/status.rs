@@ -270,6 +270,16 @@ fn the_second_repository_is_watched_too() {
     let copy = check(&status(&env, &args).assert_ok(), "copy", &second);
     assert_eq!((&copy["status"], &copy["machines"]), (&json!("ok"), &json!(1)));
     assert!(copy["age_seconds"].is_u64(), "{copy}");
+    // A copy is damaged; the first repository is not.
+    let snapshot = fs::read_dir(env.path("second/snapshots")).unwrap().next().unwrap().unwrap().path();
+    let whole = fs::read(&snapshot).unwrap();
+    fs::write(&snapshot, &whole[1..]).unwrap();
+    let output = status(&env, &args).assert_code(4);
+    assert_machine(&output, "vm1", "ok", "");
+    let copy = check(&output, "copy", &second);
+    let detail = copy["detail"].as_str().unwrap();
+    assert!(copy["status"] == "critical" && detail.contains("1 of its snapshot files cannot be read"), "{copy}");
+    fs::write(&snapshot, &whole).unwrap();
     // Out of reach, the history tells of it.
     fs::rename(&second, env.path("away")).unwrap();
     let copy = check(&status(&env, &args).assert_ok(), "copy", &second);
