@@ -168,6 +168,10 @@ impl Pool {
         } else {
             state.idle.push((files, Instant::now()));
         }
-        self.changed.notify_one();
+        match state.given_up {
+            // Nobody needs to wait any more.
+            true => self.changed.notify_all(),
+            false => self.changed.notify_one(),
+        }
     }
 }
