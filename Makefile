@@ -21,6 +21,8 @@ all: build
 build: ## build the program (release)
 	$(CARGO) build --release --locked
 
+# See src/repo/key.rs; a release does not know it.
+test: export KVMB_TEST_QUICK_KEYS := 1
 test: parts ## install what is missing and run all tests (root; starts real QEMU, libvirt and restic)
 	tests/harness/guest/build $(GUEST)
 	if $(CARGO) nextest --version >/dev/null 2>&1; \

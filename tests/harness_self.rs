@@ -165,6 +165,27 @@ fn restic_works_in_here() {
 }
 
 #[test]
+fn keys_cost_little_in_here_only() {
+    let env = Env::new("keys");
+    let cost = |call: harness::Call, repo: &str| {
+        call.args(["init", "-r", repo]).run().assert_ok();
+        let files = fs::read_dir(env.path(repo).join("keys")).expect("keys");
+        let key = files.map(|file| fs::read(file.expect("a file").path()).expect("a key")).next().expect("a key");
+        let key: serde_json::Value = serde_json::from_slice(&key).expect("JSON");
+        ["N", "r", "p"].map(|name| key[name].as_u64().expect("a number"))
+    };
+    let kvmb = || env.kvmb([""; 0]);
+    assert_eq!(cost(kvmb(), "cheap"), [1 << 10, 8, 3]);
+    // For users.
+    for (repo, call) in
+        [("unset", kvmb().without_env("KVMB_TEST_QUICK_KEYS")), ("zero", kvmb().env("KVMB_TEST_QUICK_KEYS", "0"))]
+    {
+        assert_eq!(cost(call, repo), [1 << 15, 8, 3]);
+        env.restic(env.repo_named(repo)).check();
+    }
+}
+
+#[test]
 fn a_pipe_reports_its_records_and_its_code() {
     let env = Env::new("pipe");
     let output = env

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use harness::call::Running;
 use harness::{Disk, Env, Machine, process, wait_until};
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -21,14 +23,8 @@ const BOTH: [(Signal, i32); 2] = [(Signal::INT, 130), (Signal::TERM, 143)];
 /// A machine with so much to read that no backup of it is over at once.
 fn machine<'e>(env: &'e Env, name: &str) -> Machine<'e> {
     let machine = env.machine(name).disk(Disk::raw(64 * MIB)).disk(Disk::qcow2(MIB)).start_paused();
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut noise = Vec::with_capacity(48 << 20);
-    while noise.len() < 48 << 20 {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        noise.extend(state.to_le_bytes());
-    }
+    let mut noise = vec![0; 48 << 20];
+    StdRng::seed_from_u64(1).fill_bytes(&mut noise);
     machine.write_bytes("vda", 0, &noise);
     machine
 }

@@ -8,9 +8,11 @@ mod harness;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::time::Duration;
 
 use harness::sshd::{SSH_PASSWORD, Sshd, USER};
-use harness::{Disk, Env, Output};
+use harness::{Disk, Env, Output, wait_until};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -138,6 +140,23 @@ fn setup_works_without_a_terminal_and_says_what_it_would_do() {
 }
 
 #[test]
+fn a_key_is_added_behind_the_list_also_where_the_server_writes_where_it_is_told_to() {
+    let env = Env::new("remote-append");
+    let log = env.path("sftp.log");
+    let server = format!("/usr/lib/openssh/sftp-server -e -l DEBUG 2>>{}", log.display());
+    let sshd = env.sshd_with(&format!("ForceCommand {server}"));
+    sshd.make_known("ed25519");
+    let others = "# others\nssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA other@host\n";
+    fs::write(sshd.authorized_keys(), others).unwrap();
+    setup(&env, &sshd, &[]).env("KVMB_SSH_PASSWORD", SSH_PASSWORD).run().assert_ok();
+    assert!(fs::read_to_string(sshd.authorized_keys()).unwrap().starts_with(others));
+    // This server looks for the end by itself, and tells what it was told.
+    let log = fs::read_to_string(&log).unwrap();
+    let written: Vec<_> = log.lines().filter(|line| line.contains(": write ")).collect();
+    assert!(written.len() == 1 && written[0].contains(&format!(" off {} ", others.len())), "{written:?}\n{log}");
+}
+
+#[test]
 fn setup_says_when_the_server_reads_its_lists_elsewhere() {
     let env = Env::new("remote-elsewhere");
     let sshd = env.sshd_with("AuthorizedKeysFile /etc/ssh/lists/%u");
@@ -208,6 +227,31 @@ fn test_says_what_is_wrong_and_does_not_try_the_rest() {
     let gone = env.kvmb(["remote", "test", "-r", &url]).run().assert_code(1);
     assert_eq!(check_of(&gone, "reach")["status"], "critical", "{gone}");
     env.kvmb(["remote", "test", "-r", "/some/folder"]).run().assert_code(2);
+}
+
+#[test]
+fn a_measurement_that_is_interrupted_tells_no_speed_and_leaves_nothing() {
+    let env = Env::new("remote-interrupted");
+    let sshd = env.sshd();
+    sshd.befriend();
+    // So far away that a short look takes seconds.
+    let proxy = sshd.behind(Duration::from_millis(200));
+    let files = || fs::read_dir(sshd.home()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    for (url, size, signal, code) in
+        [(sshd.url("repo"), Some("2G"), Signal::INT, 130), (sshd.url_by(&proxy, "repo"), None, Signal::TERM, 143)]
+    {
+        let size = size.map(|size| ["--size", size]);
+        let running = env.kvmb(["remote", "test", "-r", &url]).args(size.into_iter().flatten()).spawn();
+        wait_until("it measures", Duration::from_secs(20), || {
+            files().iter().any(|name| name.to_string_lossy().contains("-speed-"))
+        });
+        running.signal(signal);
+        let output = running.wait().assert_code(code);
+        let told: Vec<_> = statuses(&output).into_iter().map(|(step, _)| step).collect();
+        assert_eq!(told, ["reach", "host_key", "login", "path", "space"], "{output}");
+        assert_eq!(output.record_of("failure")["code"], "interrupted", "{output}");
+        assert_eq!(files(), [".ssh"], "nothing of the test may stay");
+    }
 }
 
 #[test]

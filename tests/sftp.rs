@@ -9,10 +9,11 @@ use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use harness::mount::ReadOnly;
+use harness::proxy::Trouble;
 use harness::sshd::{SSH_PASSWORD, Sshd, USER};
 use harness::{Env, wait_until};
 use kvmb::storage::sftp::{self, Access, Credentials, Secret, SftpStorage, ShownKey, Target};
@@ -275,6 +276,42 @@ fn what_the_server_forbids_is_a_lasting_error_that_says_what() {
 }
 
 #[test]
+fn what_the_server_opened_is_closed_also_when_it_then_refuses() {
+    let env = Env::new("sftp-closed");
+    let (log, denied) = (env.path("sftp.log"), env.path("denied"));
+    let command =
+        format!("/usr/lib/openssh/sftp-server -e -l VERBOSE -P $(cat {}) 2>>{}", denied.display(), log.display());
+    let sshd = env.sshd_with(&format!("ForceCommand {command}"));
+    sshd.befriend();
+    let root = sshd.home().join("repo");
+    LocalStorage::new(&root).create_layout().unwrap();
+    // Everything that comes after the opening of what is there.
+    for refused in ["read", "fstat", "readdir", "write", "remove"] {
+        fs::write(&denied, refused).unwrap();
+        fs::write(root.join("snapshots").join(NAME), vec![7; 300_000]).unwrap();
+        fs::write(&log, "").unwrap();
+        let storage = storage(&env, &sshd);
+        let outcomes = [
+            storage.read(FileKind::Snapshot, NAME).is_err(),
+            storage.read_range(FileKind::Snapshot, NAME, 10, 200_000).is_err(),
+            storage.read_range(FileKind::Snapshot, NAME, 10, 0).is_err(),
+            storage.list(FileKind::Snapshot).is_err(),
+            storage.write(FileKind::Index, NAME, b"x").is_err(),
+            storage.remove(FileKind::Snapshot, NAME).is_err(),
+        ];
+        assert!(outcomes.contains(&true), "{refused} was not refused");
+        let count = |word: &str| {
+            let text = fs::read_to_string(&log).unwrap();
+            text.lines().filter(|line| line.starts_with(word)).count()
+        };
+        // Nobody waits for the last one.
+        wait_until(&format!("all is closed with {refused} refused"), Duration::from_secs(10), || {
+            count("close ") + count("closedir ") == count("open ") + count("opendir ")
+        });
+    }
+}
+
+#[test]
 fn a_key_lets_in_without_a_question() {
     let env = Env::new("sftp-key");
     let sshd = env.sshd();
@@ -459,7 +496,8 @@ fn ssh_config_names_the_server_the_user_and_the_key() {
     // IPv6, known under its own name.
     let six = format!("[::1]:{} {}\n", sshd.port(), sshd.host_key("ed25519"));
     fs::write(sshd.known_hosts(), six).unwrap();
-    let config = "IdentityFile ~/.ssh/special\n";
+    // A longer interval than the system takes for a socket.
+    let config = "IdentityFile ~/.ssh/special\nServerAliveInterval 40000\n";
     fs::write(env.path("home/.ssh/config"), config).unwrap();
     storage_at(&format!("sftp://{USER}@[::1]:{}/six", sshd.port()), &access(&env)).create_layout().unwrap();
     assert!(sshd.home().join("six/data").is_dir());
@@ -568,6 +606,37 @@ fn a_connection_that_broke_is_an_error_that_passes_and_the_next_call_connects_an
 }
 
 #[test]
+fn a_connection_that_is_cut_wherever_it_begins_is_an_error_that_passes() {
+    let env = Env::new("sftp-early-cut");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let proxy = sshd.behind(Duration::ZERO);
+    let mut cut = 0;
+    // Twice in the handshake, for a server shuts out who leaves before the login again and again; then, as SFTP begins, often.
+    for after in [600, 2400].into_iter().chain((3800..8000).step_by(100)) {
+        proxy.order(&[Trouble::Cut], after..after + 1, 0);
+        if let Err(error) = storage_at(&sshd.url_by(&proxy, "repo"), &access(&env)).create_layout() {
+            assert!(error.is_transient(), "after {after} bytes: {error:?}");
+            cut += 1;
+        }
+    }
+    assert!(cut > 20 && proxy.happened() >= cut, "{cut} of {}", proxy.happened());
+}
+
+#[test]
+fn a_server_without_sftp_is_told_as_that() {
+    let env = Env::new("sftp-none");
+    let script = env.path("command");
+    let sshd = env.sshd_with(&format!("ForceCommand sh {}", script.display()));
+    sshd.befriend();
+    for command in ["exit 0", "exit 1", "echo no", "echo this server is for other things; sleep 1"] {
+        fs::write(&script, command).unwrap();
+        let error = server_error(try_it(&sshd, &access(&env)));
+        assert!(matches!(error, sftp::Error::NoSftp { .. }) && !error.is_transient(), "{command}: {error:?}");
+    }
+}
+
+#[test]
 fn a_server_that_falls_silent_is_given_up_and_one_that_wakes_up_in_time_is_not() {
     let env = Env::new("sftp-silent");
     let sshd = env.sshd();
@@ -619,6 +688,44 @@ fn a_raised_stop_flag_ends_the_waiting_for_a_dead_server_but_not_the_cleaning_up
     }
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     sshd.freeze(false);
+}
+
+#[test]
+fn when_a_dead_server_is_given_up_nobody_waits_on_for_its_connections() {
+    let env = Env::new("sftp-waiters");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let access = Access { connections: 1, ..access(&env) };
+    let storage = Arc::new(storage_at(&sshd.url("repo"), &access));
+    storage.create_layout().unwrap();
+    sshd.freeze(true);
+    let (tell, told) = mpsc::channel();
+    for _ in 0..4 {
+        let (storage, tell) = (Arc::clone(&storage), tell.clone());
+        std::thread::spawn(move || tell.send(storage.size(FileKind::Lock, NAME).is_err()));
+    }
+    access.stop.store(true, Ordering::Relaxed);
+    for _ in 0..4 {
+        assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(true));
+    }
+    sshd.freeze(false);
+}
+
+#[test]
+fn a_server_that_answers_what_nobody_asked_is_cut_off() {
+    let env = Env::new("sftp-babble");
+    // It says its version, and then without end that request 2^32-1 is done.
+    let reply = r"\0\0\0\21\145\377\377\377\377\0\0\0\0\0\0\0\0\0\0\0\0";
+    let script = env.path("babble");
+    fs::write(&script, format!(r"printf '\0\0\0\5\2\0\0\0\3'; while printf '{reply}'; do :; done")).unwrap();
+    let sshd = env.sshd_with(&format!("ForceCommand sh {}", script.display()));
+    sshd.befriend();
+    let storage = storage(&env, &sshd);
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || tell.send(storage.size(FileKind::Config, "")));
+    let answer = told.recv_timeout(Duration::from_secs(20)).expect("it listens on");
+    let error = server_error(answer.map(drop));
+    assert!(matches!(error, sftp::Error::Lost { .. }) && error.to_string().contains("no SFTP"), "{error}");
 }
 
 #[test]

@@ -181,6 +181,20 @@ fn proofs_are_remembered_with_their_depth_and_damage_until_it_is_gone() {
     status(&env, &[]).assert_code(4);
     env.kvmb(["verify", "--all"]).run().assert_ok();
     assert_machine(&status(&env, &[]).assert_ok(), "vm1", "ok", "");
+    // A snapshot file that nobody can read is damage too, though nobody knows of which machine.
+    env.sh(
+        "f=$(ls $R/snapshots/* | head -n 1); chmod u+w $f; printf X | dd of=$f bs=1 seek=40 conv=notrunc status=none",
+    )
+    .run()
+    .assert_ok();
+    let output = status(&env, &[]).assert_code(4);
+    assert_machine(&output, "vm1", "ok", "");
+    let repository = check(&output, "repository", &env.repo());
+    assert_eq!(
+        (&repository["status"], &repository["detail"]),
+        (&json!("critical"), &json!("1 of its snapshot files cannot be read"))
+    );
+    env.sh(&mend).run().assert_ok();
     // The description of the newest point is lost.
     env.sh(spoil).run().assert_ok();
     assert_machine(&status(&env, &[]).assert_code(4), "vm1", "critical", "damaged");
@@ -256,6 +270,16 @@ fn the_second_repository_is_watched_too() {
     let copy = check(&status(&env, &args).assert_ok(), "copy", &second);
     assert_eq!((&copy["status"], &copy["machines"]), (&json!("ok"), &json!(1)));
     assert!(copy["age_seconds"].is_u64(), "{copy}");
+    // A copy is damaged; the first repository is not.
+    let snapshot = fs::read_dir(env.path("second/snapshots")).unwrap().next().unwrap().unwrap().path();
+    let whole = fs::read(&snapshot).unwrap();
+    fs::write(&snapshot, &whole[1..]).unwrap();
+    let output = status(&env, &args).assert_code(4);
+    assert_machine(&output, "vm1", "ok", "");
+    let copy = check(&output, "copy", &second);
+    let detail = copy["detail"].as_str().unwrap();
+    assert!(copy["status"] == "critical" && detail.contains("1 of its snapshot files cannot be read"), "{copy}");
+    fs::write(&snapshot, &whole).unwrap();
     // Out of reach, the history tells of it.
     fs::rename(&second, env.path("away")).unwrap();
     let copy = check(&status(&env, &args).assert_ok(), "copy", &second);

@@ -6,6 +6,7 @@ use crate::cli::prompt;
 use crate::cli::repo_args::data_folder;
 use crate::cli::secret;
 use crate::cli::session::say;
+use crate::cli::table::printable;
 use crate::config::Ssh;
 use crate::repo::Password;
 use crate::storage::sftp::{Access, Credentials, Secret, ShownKey};
@@ -134,7 +135,7 @@ impl Credentials for Person {
     }
 
     fn answer(&self, account: &str, question: &str, hidden: bool) -> Result<Option<Secret>, String> {
-        let question = format!("{account} asks: {question}");
+        let question = format!("{account} asks: {}", printable(question));
         match hidden {
             true => self.secret(&question),
             false if self.can_answer => {

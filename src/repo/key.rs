@@ -19,6 +19,13 @@ const MEMORY_LIMIT: u64 = 1 << 30;
 /// The same for time.
 const P_LIMIT: u32 = 64;
 
+/// How much a new key costs. The tests' passwords are no secrets, and they are asked for thousands of times: a build with debug
+/// assertions takes `$KVMB_TEST_QUICK_KEYS=1` for an answer. What a key file costs stands in it, so opening is the same.
+fn log_n() -> u8 {
+    let is_test = cfg!(debug_assertions) && std::env::var("KVMB_TEST_QUICK_KEYS").is_ok_and(|value| value == "1");
+    if is_test { 10 } else { LOG_N }
+}
+
 /// Plain JSON, for it must be read before there is any key.
 #[derive(Serialize, Deserialize)]
 pub(super) struct KeyFile {
@@ -64,7 +71,7 @@ impl KeyFile {
             username: host::user_name(),
             hostname: host::host_name(),
             kdf: "scrypt".to_owned(),
-            n: 1 << LOG_N,
+            n: 1 << log_n(),
             r: R,
             p: P,
             salt,

@@ -46,9 +46,13 @@ fn has_password(url: &str) -> bool {
     user_info(url).is_some_and(|user| user.contains(':'))
 }
 
+/// An address as an error may show it. In one that is wrong, the password may hold a slash or an `@`.
 fn without_password(url: &str) -> String {
-    match user_info(url).and_then(|info| info.split_once(':')) {
-        Some((user, password)) => url.replace(&format!("{user}:{password}@"), &format!("{user}:***@")),
+    let scheme = url.find("://").map(|at| at + 3).or_else(|| Some(url.find(':')? + 1)).unwrap_or_default();
+    let (scheme, rest) = url.split_at(scheme);
+    let parts = rest.rsplit_once('@').and_then(|(info, host)| Some((info.split_once(':')?.0, host)));
+    match parts {
+        Some((user, host)) => format!("{scheme}{user}:***@{host}"),
         None => url.to_owned(),
     }
 }
@@ -73,9 +77,12 @@ mod tests {
 
     #[test]
     fn a_password_in_an_address_is_refused_and_not_repeated() {
-        for url in ["sftp://me:secret@host/path", "sftp:me:secret@host:/path"] {
+        for url in ["sftp://me:secret@host/path", "sftp:me:secret@host:/path", "sftp:me:a@secret@host:/path"] {
             let error = open(url).unwrap_err().to_string();
             assert!(error.contains("password") && !error.contains("secret"), "{error}");
         }
+        // What ends at the slash is taken for a port that is none.
+        let error = open("sftp://me:a/secret@host/path").unwrap_err().to_string();
+        assert!(error.contains("sftp://me:***@host/path") && !error.contains("secret"), "{error}");
     }
 }

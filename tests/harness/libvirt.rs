@@ -44,6 +44,11 @@ fn probed() -> PathBuf {
     parts::cache_dir().join(format!("qemu-capabilities-{}", processor::chosen()))
 }
 
+/// Whether a command of virsh's makes a machine: then libvirt knows what QEMU can do.
+fn is_making(command: &str) -> bool {
+    ["define", "create"].iter().any(|word| command.split(' ').next() == Some(word))
+}
+
 /// Copies files that differ in size or are missing; each appears whole.
 fn copy_files(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).into_iter().flatten().flatten() {
@@ -75,7 +80,7 @@ impl Env {
                 thread::sleep(Duration::from_millis(30));
                 continue;
             }
-            if output.code() == 0 && matches!(args.first(), Some(&("define" | "create"))) {
+            if output.code() == 0 && args.first().is_some_and(|first| is_making(first)) {
                 keep_capabilities(&self.libvirt_root());
             }
             return output;

@@ -179,31 +179,32 @@ impl<'e> MachineBuilder<'e> {
 
     /// Makes the images and the definition; the machine is off.
     pub fn define(self) -> Machine<'e> {
-        self.make("define")
+        self.make("define", None)
     }
 
     /// Makes it and starts it paused.
     pub fn start_paused(self) -> Machine<'e> {
-        let machine = self.make("define");
-        machine.start_paused();
-        machine
+        self.make_and_connect("define", Some("start --paused"))
     }
 
     /// Makes it and starts it.
     pub fn start(self) -> Machine<'e> {
-        let machine = self.make("define");
-        machine.start();
-        machine
+        self.make_and_connect("define", Some("start"))
     }
 
     /// Starts it paused without keeping a definition.
     pub fn start_transient(self) -> Machine<'e> {
-        let machine = self.make("create");
+        self.make_and_connect("create --paused", None)
+    }
+
+    fn make_and_connect(self, how: &str, then: Option<&str>) -> Machine<'e> {
+        let machine = self.make(how, then);
         machine.connect();
         machine
     }
 
-    fn make(self, how: &str) -> Machine<'e> {
+    /// Makes it by these commands of virsh's, in one call: to open the embedded driver takes a moment.
+    fn make(self, how: &str, then: Option<&str>) -> Machine<'e> {
         let number = self.env.machines.fetch_add(1, Ordering::Relaxed);
         let qmp_socket = self.env.path(format!("qmp/{number}.sock"));
         let mut images = BTreeMap::new();
@@ -236,9 +237,8 @@ impl<'e> MachineBuilder<'e> {
         );
         let definition = self.env.path(format!("machine-{number}.xml"));
         fs::write(&definition, xml).expect("cannot write");
-        let definition = definition.display().to_string();
-        let paused: &[&str] = if how == "create" { &["--paused"] } else { &[] };
-        self.env.virsh(&[&[how, &definition], paused].concat());
+        let then = then.map_or(String::new(), |command| format!("; {command} {uuid}"));
+        self.env.virsh(&[&format!("{how} '{}'{then}", definition.display())]);
         Machine {
             env: self.env,
             name: self.name,

@@ -212,6 +212,7 @@ impl Env {
             .env("KVMB_LOG_FILE", self.log_file())
             .env("KVMB_CONFIG", self.config_file())
             .env("KVMB_PASSWORD_FILE", self.password_file())
+            .env("KVMB_TEST_QUICK_KEYS", "1")
             .env("LIBVIRT_DEFAULT_URI", self.uri())
             .env("RESTIC_CACHE_DIR", self.path("home/.cache/restic"))
             .env("RESTIC_PASSWORD_FILE", self.password_file())

@@ -4,7 +4,6 @@
 //! name is random, so nobody else's process can be meant.
 
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -31,23 +30,19 @@ impl Process {
 
 /// The processes that belong to the test with this folder; zombies are not counted.
 pub fn of(folder: &Path) -> Vec<Process> {
-    let needle = folder.as_os_str().as_bytes();
+    let folder = folder.to_str().expect("UTF-8");
     let mine = i32::try_from(std::process::id()).unwrap_or_default();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        let Ok(arguments) = fs::read(entry.path().join("cmdline")) else {
-            continue;
-        };
-        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-        // A zombie has no arguments.
+        let arguments = read(&entry.path().join("cmdline"));
+        // A zombie has no arguments, nor has a thread of the kernel.
         if pid == mine || arguments.is_empty() {
             continue;
         }
-        if contains(&arguments, needle) || contains(&environment, needle) {
-            let arguments = String::from_utf8_lossy(&arguments);
+        if arguments.contains(folder) || read(&entry.path().join("environ")).contains(folder) {
             found.push(Process { pid, command_line: arguments.trim_end_matches('\0').replace('\0', " ") });
         }
     }
@@ -109,6 +104,7 @@ pub fn kill(pid: i32) {
     }
 }
 
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack.windows(needle.len()).any(|window| window == needle)
+/// What the system says of a process; nothing when it is gone.
+fn read(file: &Path) -> String {
+    fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }

@@ -57,9 +57,7 @@ impl Sshd {
         }
         let home = folder.join("home");
         let etc = folder.join("etc");
-        for kind in HOST_KEYS {
-            keygen(kind, &etc.join(format!("host_{kind}")), "");
-        }
+        make_host_keys(&etc);
         let passwd = fs::read_to_string("/etc/passwd").expect("/etc/passwd");
         let passwd = format!("{passwd}{USER}:x:0:0:test:{}:/bin/sh\n", home.display());
         let shadow = fs::read_to_string("/etc/shadow").expect("run the tests as root: /etc/shadow");
@@ -266,6 +264,33 @@ impl Drop for Sshd {
             let _ = child.wait();
         }
     }
+}
+
+/// The host keys of a new server. One for RSA takes a second to make: all servers have the same.
+fn make_host_keys(etc: &Path) {
+    for kind in HOST_KEYS {
+        let path = etc.join(format!("host_{kind}"));
+        if kind != "rsa" {
+            keygen(kind, &path, "");
+            continue;
+        }
+        let kept = kept_rsa_key();
+        for extension in ["", "pub"] {
+            fs::copy(kept.with_extension(extension), path.with_extension(extension)).expect("cannot copy");
+        }
+    }
+}
+
+fn kept_rsa_key() -> PathBuf {
+    let folder = parts::cache_dir().join("ssh-host-rsa");
+    if !folder.exists() {
+        fs::create_dir_all(parts::cache_dir()).expect("cannot make a folder");
+        let new = tempfile::tempdir_in(parts::cache_dir()).expect("cannot make a folder");
+        keygen("rsa", &new.path().join("key"), "");
+        // Whoever is second keeps what the first has made.
+        let _ = fs::rename(new.path(), &folder);
+    }
+    folder.join("key")
 }
 
 fn keygen(kind: &str, path: &Path, passphrase: &str) {

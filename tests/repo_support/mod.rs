@@ -16,6 +16,8 @@ use kvmb::repo::{
     WriterOptions, check, read_blobs, read_tree, write_tree,
 };
 use kvmb::storage::{LocalStorage, Storage};
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
 
 pub const PASSWORD: &str = "open sesame";
 /// Small, so that small disks have many; a multiple of the zero blob.
@@ -146,16 +148,11 @@ impl Home {
 
 /// A disk of a size that is no multiple of anything, with text, noise and holes.
 pub fn disk(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut random = StdRng::seed_from_u64(seed);
     let mut disk = vec![0; length + 1234];
     for (number, chunk) in disk.chunks_mut(CHUNK).enumerate() {
         match number % 4 {
-            0 => chunk.iter_mut().for_each(|byte| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                *byte = state as u8;
-            }),
+            0 => random.fill_bytes(chunk),
             1 => {
                 for (line, part) in chunk.chunks_mut(32).enumerate() {
                     let text = format!("line {line} of disk {seed} chunk {number:16}");
@@ -245,7 +242,8 @@ pub fn try_bytes_of(
     for id in ids.iter().take(5) {
         assert!(repo.read_blob(index, id)? == blobs[id]);
     }
-    let bytes: Vec<u8> = content.iter().flat_map(|id| blobs[&id].clone()).collect();
+    let mut bytes = Vec::new();
+    content.iter().for_each(|id| bytes.extend_from_slice(&blobs[&id]));
     assert_eq!(bytes.len() as u64, *size_bytes);
     Ok(bytes)
 }

@@ -56,7 +56,7 @@ impl TestArgs {
                 }
             };
             session.check(check);
-        });
+        })?;
         if let Some((failed, false)) = last {
             for step in Step::ALL.into_iter().skip_while(|step| *step != failed).skip(1) {
                 session.check(Check::new(word(step), url.clone(), Status::Unknown, "not tried"));

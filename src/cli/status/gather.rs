@@ -47,6 +47,8 @@ pub struct Report {
     pub repo: String,
     /// Whether it could be asked.
     pub reachable: bool,
+    /// Whether it, or the second one, has snapshot files that cannot be read, of whichever machine.
+    pub damaged: bool,
     /// How old is too old.
     pub thresholds: Thresholds,
     /// The machines, each with its check.
@@ -179,12 +181,13 @@ pub fn gather(context: &Context, request: Request) -> Result<Report, CliError> {
             facts.next_run = takes.filter_map(Scheduled::next_run).min();
         }
     }
-    let damaged = stored.as_ref().map(|stored| stored.damaged.len()).unwrap_or_default();
+    let mut damaged = damaged_files(stored.as_ref());
     others.push(repository_check(&repo, repository, damaged, &schedules));
     let second = match second {
         None => None,
         Some((url, asked)) => {
-            let (copies, check) = copies(context, &url, &asked, &facts, &thresholds, at)?;
+            let (copies, damaged_there, check) = copies(context, &url, &asked, &facts, &thresholds, at)?;
+            damaged += damaged_there;
             others.push(check);
             Some((url, copies))
         }
@@ -197,7 +200,8 @@ pub fn gather(context: &Context, request: Request) -> Result<Report, CliError> {
         (facts, check)
     };
     let machines = facts.into_iter().map(judged).collect();
-    Ok(Report { at, reachable: stored.is_some(), repo, thresholds, machines, second, key_kept, others })
+    let reachable = stored.is_some();
+    Ok(Report { at, reachable, damaged: damaged > 0, repo, thresholds, machines, second, key_kept, others })
 }
 
 /// Looks into a repository; why it cannot be, where it cannot.
@@ -342,7 +346,12 @@ fn of_memory(memory: &Memory) -> Option<Newest> {
     })
 }
 
-/// The newest copies of the machines that should have fresh ones.
+/// How many snapshot files cannot be read.
+fn damaged_files(stored: Option<&Stored>) -> usize {
+    stored.map_or(0, |stored| stored.damaged.len())
+}
+
+/// The newest copies of the machines that should have fresh ones, and how many snapshot files beside them cannot be read.
 fn copies(
     context: &Context,
     url: &str,
@@ -350,7 +359,7 @@ fn copies(
     facts: &[Facts],
     thresholds: &Thresholds,
     now: Time,
-) -> Result<(Vec<Copied>, Check), CliError> {
+) -> Result<(Vec<Copied>, usize, Check), CliError> {
     let (mut stored, unreachable) = look(context, url, asked);
     let memories = remembered(context, url);
     let mut copies = Vec::new();
@@ -364,7 +373,8 @@ fn copies(
         copies.push(Copied { machine: facts.machine.clone(), uuid: uuid.clone(), captured_at });
     }
     let why = unreachable.as_ref().map(|error| error.message.as_str());
-    let mut check = judge_copies(&copies, why, thresholds, now, url);
+    let damaged = damaged_files(stored.as_ref());
+    let mut check = judge_copies(&copies, why, damaged, thresholds, now, url);
     check.hint = unreachable.and_then(|error| error.hint).or(check.hint);
-    Ok((copies, check))
+    Ok((copies, damaged, check))
 }

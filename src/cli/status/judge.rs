@@ -277,11 +277,16 @@ pub struct Copied {
 pub fn judge_copies(
     copies: &[Copied],
     unreachable: Option<&str>,
+    damaged: usize,
     thresholds: &Thresholds,
     now: Time,
     repo: &str,
 ) -> Check {
     let mut findings = Findings::default();
+    if damaged > 0 {
+        let words = format!("{damaged} of its snapshot files cannot be read");
+        findings.hint(Status::Critical, words, "kvmb verify --all, with -r and its address, says what is hit");
+    }
     let mut extra = Extra::from_iter([("machines".to_owned(), json!(copies.len()))]);
     let missing: Vec<&str> = copies.iter().filter(|c| c.captured_at.is_none()).map(|c| c.machine.as_str()).collect();
     if !missing.is_empty() {
@@ -455,7 +460,7 @@ mod tests {
             captured_at: hours.map(ago),
         };
         let judged = |copies: &[Copied], unreachable| {
-            let check = judge_copies(copies, unreachable, &thresholds(), now(), "/second");
+            let check = judge_copies(copies, unreachable, 0, &thresholds(), now(), "/second");
             (check.status, check.detail)
         };
         assert_eq!(

@@ -150,6 +150,9 @@ fn rehearsal(report: &Report, file: &Path) -> Record {
 
 /// Prints the checks as records.
 fn tell(report: Report, session: &mut Session) {
+    if report.damaged {
+        session.damage();
+    }
     for (facts, check) in report.machines {
         if !facts.damaged.is_empty() {
             session.damage();
@@ -161,10 +164,5 @@ fn tell(report: Report, session: &mut Session) {
 
 /// A status as a number, as Nagios has it.
 fn number(status: Status) -> u8 {
-    match status {
-        Status::Ok => 0,
-        Status::Warning => 1,
-        Status::Critical => 2,
-        Status::Unknown => 3,
-    }
+    nagios::state(status) as u8
 }

@@ -69,7 +69,8 @@ fn word(status: Status) -> &'static str {
     }
 }
 
-fn state(status: Status) -> PluginState {
+/// What a plugin exits with.
+pub fn state(status: Status) -> PluginState {
     match status {
         Status::Ok => PluginState::Ok,
         Status::Warning => PluginState::Warning,

@@ -1,7 +1,7 @@
 //! A look at the server, step by step, in the order in which a backup would need it.
 
 use super::{failed, speed, unreached};
-use crate::ops::Result;
+use crate::ops::{Error, Result};
 use crate::storage::sftp::authenticate::{Login, authenticate};
 use crate::storage::sftp::connect::connect;
 use crate::storage::sftp::fault::{Fault, Refusal};
@@ -12,6 +12,7 @@ use crate::storage::sftp::storage::is_taken;
 use crate::storage::sftp::{Access, Target};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// One thing that is looked at.
@@ -117,15 +118,20 @@ pub struct Subject<'a> {
     pub speed_bytes: Option<u64>,
 }
 
-/// Takes the steps; `told` hears of each. After one that failed the others are not tried.
-pub fn examine(subject: Subject, access: &Access, told: &mut dyn FnMut(Step, Result<Finding>)) {
+/// Takes the steps; `told` hears of each. After one that failed the others are not tried. Once `access.stop` is raised it ends as
+/// interrupted, and nothing is told of the step that it was at.
+pub fn examine(subject: Subject, access: &Access, told: &mut dyn FnMut(Step, Result<Finding>)) -> Result<()> {
     let mut step = Step::Reach;
     // The speed may need further connections, for which nobody shall be asked again.
     let credentials = Arc::new(Remember::new(Arc::clone(&access.credentials)));
     let access = Access { credentials, ..access.clone() };
-    if let Err(error) = walk(subject, &access, &mut step, told) {
-        told(step, Err(error));
+    match walk(subject, &access, &mut step, told) {
+        // Whatever failed, failed because of it.
+        Err(_) if access.stop.load(Ordering::Relaxed) => return Err(Error::Interrupted),
+        Err(error) => told(step, Err(error)),
+        Ok(()) => {}
     }
+    Ok(())
 }
 
 fn walk(
@@ -191,9 +197,12 @@ fn walk(
     *step = Step::Speed;
     if removable {
         let measured = match speed_bytes {
-            None => speed::at_a_glance(&files, &folder),
+            None => speed::at_a_glance(&files, &folder, &access.stop),
             Some(size_bytes) => speed::at_length(&route, access, &folder, size_bytes),
         };
+        if access.stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
         told(Step::Speed, measured.map_err(failed(target, "measure in", &folder)));
     }
 

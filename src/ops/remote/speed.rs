@@ -1,12 +1,13 @@
 //! How quick the way to a server is: files of noise go there, are put on its disk, come back and are removed.
 
 use super::Finding;
+use crate::repo::WriterOptions;
 use crate::storage::sftp::Access;
 use crate::storage::sftp::fault::Fault;
 use crate::storage::sftp::files::Files;
 use crate::storage::sftp::pool::Pool;
 use crate::storage::sftp::route::Route;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,26 +16,24 @@ const PIECE_BYTES: usize = 4 << 20;
 const MOST_PIECES: u64 = 12;
 const LONGEST: Duration = Duration::from_secs(3);
 
-/// What a backup stores at once.
-const PACK_BYTES: usize = 16 << 20;
-
 type Answer<T> = std::result::Result<T, Fault>;
 
-/// A short look at one connection.
-pub fn at_a_glance(files: &Files, folder: &str) -> Answer<Finding> {
+/// A short look at one connection. It ends soon once `stop` is raised; then what it measured means nothing.
+pub fn at_a_glance(files: &Files, folder: &str, stop: &AtomicBool) -> Answer<Finding> {
     let piece = noise(PIECE_BYTES);
     let name = |number: u64| name(folder, number);
+    let goes_on = |done: u64, begun: Instant| !stop.load(Ordering::Relaxed) && (done == 0 || begun.elapsed() < LONGEST);
     let mut pieces = 0;
     let mut transfer = || -> Answer<Finding> {
         let begun = Instant::now();
-        while pieces < MOST_PIECES && (pieces == 0 || begun.elapsed() < LONGEST) {
+        while pieces < MOST_PIECES && goes_on(pieces, begun) {
             pieces += 1;
             files.write_new(&name(pieces), &piece)?;
         }
         let upload = rate(pieces, piece.len(), begun.elapsed());
         let begun = Instant::now();
         let mut read = 0;
-        while read < pieces && (read == 0 || begun.elapsed() < LONGEST) {
+        while read < pieces && goes_on(read, begun) {
             read += 1;
             files.read(&name(read))?;
         }
@@ -48,19 +47,26 @@ pub fn at_a_glance(files: &Files, folder: &str) -> Answer<Finding> {
     measured
 }
 
-/// So many bytes on all connections, stored as a backup stores its packs: what a long one would get.
+/// So many bytes on all connections, stored as a backup stores its packs: what a long one would get. It ends with the packs
+/// on the way once `access.stop` is raised; then what it measured means nothing.
 pub fn at_length(route: &Route, access: &Access, folder: &str, size_bytes: u64) -> Answer<Finding> {
-    let (pack, pool) = (noise(PACK_BYTES), Pool::new(route.clone(), access.clone()));
+    let (pack, pool) = (noise(WriterOptions::default().pack_bytes), Pool::new(route.clone(), access.clone()));
     let packs = size_bytes.div_ceil(pack.len() as u64).max(1);
     let connections = access.connections.max(1).min(usize::try_from(packs).unwrap_or(usize::MAX));
     let is_stopped = || access.stop.load(Ordering::Relaxed);
-    let for_each_pack = |work: &(dyn Fn(&Files, &str) -> Answer<()> + Sync)| -> Answer<Duration> {
+    let name = |number: u64| name(folder, number);
+    let for_each_pack = |packs: u64, work: &(dyn Fn(&Files, u64) -> Answer<()> + Sync)| -> Answer<Duration> {
         let (next, begun) = (AtomicU64::new(0), Instant::now());
         let worker = || -> Answer<()> {
             loop {
-                match next.fetch_add(1, Ordering::Relaxed) {
-                    number if number < packs => pool.with(|files| work(files, &name(folder, number)))?,
-                    _ => return Ok(()),
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= packs {
+                    return Ok(());
+                }
+                if let Err(fault) = pool.with(|files| work(files, number)) {
+                    // The others need not go on.
+                    next.fetch_max(packs, Ordering::Relaxed);
+                    return Err(fault);
                 }
             }
         };
@@ -73,22 +79,27 @@ pub fn at_length(route: &Route, access: &Access, folder: &str, size_bytes: u64) 
         })?;
         Ok(begun.elapsed())
     };
+    let begun = AtomicU64::new(0);
     let transfer = || -> Answer<Finding> {
-        let upload = for_each_pack(&|files, name| match is_stopped() {
+        let upload = for_each_pack(packs, &|files, number| match is_stopped() {
             true => Ok(()),
-            false => files.store(folder, &part(name), name, &pack, &|_| {}),
+            false => {
+                begun.fetch_max(number + 1, Ordering::Relaxed);
+                files.store(folder, &part(&name(number)), &name(number), &pack, &|_| {})
+            }
         })?;
-        let download = for_each_pack(&|files, name| match is_stopped() {
+        let download = for_each_pack(packs, &|files, number| match is_stopped() {
             true => Ok(()),
-            false => files.read_range(name, 0, pack.len()).map(drop),
+            false => files.read_range(&name(number), 0, pack.len()).map(drop),
         })?;
         let rate = |took| rate(packs, pack.len(), took);
         Ok(Finding::Speed { connections, upload: rate(upload), download: rate(download) })
     };
     let measured = transfer();
-    // What was begun and not finished, too.
-    let _ = for_each_pack(&|files, name| {
-        let _ = files.remove(name).or_else(|_| files.remove(&part(name)));
+    // What was begun and not finished, too; over a distance it would take long to look for all that was not even begun.
+    let _ = for_each_pack(begun.into_inner(), &|files, number| {
+        let name = name(number);
+        let _ = files.remove(&name).or_else(|_| files.remove(&part(&name)));
         Ok(())
     });
     measured

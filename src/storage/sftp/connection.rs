@@ -22,6 +22,9 @@ const EAGAIN: ErrorCode = ErrorCode::Session(-37);
 /// How often to look whether the program shall end.
 const GLANCE: Duration = Duration::from_millis(100);
 
+/// The system takes no longer interval of a socket's keep-alives; `ssh_config` does.
+const LONGEST_KEEP_ALIVE: Duration = Duration::from_secs(32_767);
+
 /// How long libssh2 may wait where it insists on waiting: closing what was left open.
 const LAST_WORDS_MS: u32 = 2000;
 
@@ -51,8 +54,9 @@ impl Connection {
             socket.set_nodelay(true)?;
             // Routers forget connections that are idle, and a peer that is gone is noticed.
             sockopt::set_socket_keepalive(&socket, true)?;
-            sockopt::set_tcp_keepidle(&socket, route.patience.keep_alive)?;
-            sockopt::set_tcp_keepintvl(&socket, route.patience.keep_alive)?;
+            let interval = route.patience.keep_alive.min(LONGEST_KEEP_ALIVE);
+            sockopt::set_tcp_keepidle(&socket, interval)?;
+            sockopt::set_tcp_keepintvl(&socket, interval)?;
             sockopt::set_tcp_keepcnt(&socket, 4)?;
             socket.try_clone()
         };

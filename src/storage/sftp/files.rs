@@ -20,6 +20,9 @@ pub const PIECE_BYTES: usize = 32_000;
 /// and longer requests cost both sides less.
 const LONG_PIECE_BYTES: usize = 255 << 10;
 
+/// No server means less: so many requests for single bytes would fill the memory.
+const SHORTEST_PIECE_BYTES: usize = 1 << 10;
+
 /// More than any pack: so much is asked for only when the file is known to have it.
 const PLAUSIBLE_BYTES: usize = 64 << 20;
 
@@ -56,6 +59,19 @@ pub struct Files {
 struct Pieces {
     read: usize,
     write: usize,
+}
+
+impl Pieces {
+    /// What the server's limits allow: they are the longest packet, read and write. Nothing means that it does not say.
+    fn of_limits(body: &[u8]) -> Pieces {
+        let mut fields = Fields(body);
+        let mut limit = || match fields.long() {
+            None | Some(0) => PIECE_BYTES,
+            Some(most) => usize::try_from(most).unwrap_or(usize::MAX).clamp(SHORTEST_PIECE_BYTES, LONG_PIECE_BYTES),
+        };
+        let (_, read, write) = (limit(), limit(), limit());
+        Pieces { read, write }
+    }
 }
 
 impl std::fmt::Debug for Files {
@@ -118,14 +134,7 @@ impl Files {
         if let Some(asked) = self.asked.take()
             && let Reply::Extended(body) = self.wire.receive(asked)?
         {
-            let mut fields = Fields(&body);
-            // The longest packet, read and write; nothing means that the server does not say.
-            let mut limit = || match fields.long() {
-                None | Some(0) => PIECE_BYTES,
-                Some(most) => usize::try_from(most).unwrap_or(usize::MAX).min(LONG_PIECE_BYTES),
-            };
-            let (_, read, write) = (limit(), limit(), limit());
-            self.pieces.set(Pieces { read, write });
+            self.pieces.set(Pieces::of_limits(&body));
         }
         Ok(self.pieces.get())
     }
@@ -214,14 +223,15 @@ impl Files {
     pub fn write_new(&self, path: &str, contents: &[u8]) -> Answer<()> {
         let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::EXCLUSIVE)?;
         let file = self.handle(file)?;
-        self.write_through(&file, contents, &|_| {})
+        self.write_through(&file, 0, contents, &|_| {})
     }
 
-    /// Writes at the end of a file, which is made if it is not there.
-    pub fn append(&self, path: &str, contents: &[u8]) -> Answer<()> {
+    /// Writes at the end of a file of this length, which is made if it is not there. Some servers look for the end, others write
+    /// where they are told to.
+    pub fn append(&self, path: &str, length: u64, contents: &[u8]) -> Answer<()> {
         let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::APPEND)?;
         let file = self.handle(file)?;
-        self.write_through(&file, contents, &|_| {})
+        self.write_through(&file, length, contents, &|_| {})
     }
 
     /// Writes a file as `temporary`, has the server put it on its disk, names it `path`, whatever has that name already, and
@@ -244,7 +254,7 @@ impl Files {
             file => file,
         };
         let folder = self.opened_folder(folder)?;
-        let written = file.and_then(|file| self.write_through(&file, contents, pace));
+        let written = file.and_then(|file| self.write_through(&file, 0, contents, pace));
         if let Err(fault) = written {
             if let (Some(folder), Fault::Refused(_)) = (&folder, &fault) {
                 self.leave(folder)?;
@@ -278,47 +288,44 @@ impl Files {
 
     /// A whole file.
     pub fn read(&self, path: &str) -> Answer<Vec<u8>> {
-        let file = self.send_open(path, flags::READ)?;
-        let file = self.handle(file)?;
-        // Most files are short: their content comes along with their size.
-        let head = self.wire.send(Call::Read, &[file.part(), Part::Long(0), Part::Number(PIECE_BYTES as u32)])?;
-        let size_bytes = self.size(&file);
-        let mut bytes = match self.wire.answer(head)? {
-            Reply::Data(data) if data.len() <= PIECE_BYTES => data,
-            Reply::End => Vec::new(),
-            _ => return Err(self.wire.nonsense().into()),
-        };
-        let size = usize::try_from(size_bytes?).unwrap_or(usize::MAX);
-        // A server can say any size: room is made for what it is about to prove.
-        while bytes.len() < size {
-            let known = bytes.len();
-            bytes.resize(size.min(known + PLAUSIBLE_BYTES), 0);
-            let read = self.fill(&file, known as u64, &mut bytes[known..])?;
-            let is_short = known + read < bytes.len();
-            bytes.truncate(known + read);
-            if is_short {
-                break;
+        self.reading(path, |file| {
+            // Most files are short: their content comes along with their size.
+            let head = self.wire.send(Call::Read, &[file.part(), Part::Long(0), Part::Number(PIECE_BYTES as u32)])?;
+            let size_bytes = self.size(file);
+            let mut bytes = match self.wire.answer(head)? {
+                Reply::Data(data) if data.len() <= PIECE_BYTES => data,
+                Reply::End => Vec::new(),
+                _ => return Err(self.wire.nonsense().into()),
+            };
+            let size = usize::try_from(size_bytes?).unwrap_or(usize::MAX);
+            // A server can say any size: room is made for what it is about to prove.
+            while bytes.len() < size {
+                let known = bytes.len();
+                bytes.resize(size.min(known + PLAUSIBLE_BYTES), 0);
+                let read = self.fill(file, known as u64, &mut bytes[known..])?;
+                let is_short = known + read < bytes.len();
+                bytes.truncate(known + read);
+                if is_short {
+                    break;
+                }
             }
-        }
-        self.leave(&file)?;
-        Ok(bytes)
+            Ok(bytes)
+        })
     }
 
     /// `length` bytes from `offset`; none when the file ends before.
     pub fn read_range(&self, path: &str, offset: u64, length: usize) -> Answer<Option<Vec<u8>>> {
-        let file = self.send_open(path, flags::READ)?;
-        let file = self.handle(file)?;
-        let end = offset.saturating_add(length as u64);
-        // Of nothing no request would tell whether the file is that long.
-        let is_strange = length == 0 || length > PLAUSIBLE_BYTES || end > i64::MAX.unsigned_abs();
-        if is_strange && self.size(&file)? < end {
-            self.leave(&file)?;
-            return Ok(None);
-        }
-        let mut bytes = vec![0; length];
-        let read = self.fill(&file, offset, &mut bytes)?;
-        self.leave(&file)?;
-        Ok((read == length).then_some(bytes))
+        self.reading(path, |file| {
+            let end = offset.saturating_add(length as u64);
+            // Of nothing no request would tell whether the file is that long.
+            let is_strange = length == 0 || length > PLAUSIBLE_BYTES || end > i64::MAX.unsigned_abs();
+            if is_strange && self.size(file)? < end {
+                return Ok(None);
+            }
+            let mut bytes = vec![0; length];
+            let read = self.fill(file, offset, &mut bytes)?;
+            Ok((read == length).then_some(bytes))
+        })
     }
 
     /// The room that is left where `path` is, if the server can tell.
@@ -353,10 +360,9 @@ impl Files {
         }
     }
 
-    /// Writes, syncs and closes without waiting in between.
-    fn write_through(&self, file: &Handle, contents: &[u8], pace: &dyn Fn(usize)) -> Answer<()> {
+    /// Writes from `offset` on, syncs and closes without waiting in between.
+    fn write_through(&self, file: &Handle, mut offset: u64, contents: &[u8], pace: &dyn Fn(usize)) -> Answer<()> {
         let mut sent = Vec::new();
-        let mut offset = 0;
         for piece in contents.chunks(self.pieces()?.write) {
             pace(piece.len());
             sent.push(self.wire.send(Call::Write, &[file.part(), Part::Long(offset), Part::Text(piece)])?);
@@ -369,6 +375,17 @@ impl Files {
         // All of them are answered, and the first refusal is the cause of the others.
         let answers: Vec<Answer<()>> = sent.into_iter().map(|sent| self.done(sent)).collect();
         answers.into_iter().collect()
+    }
+
+    /// Reads what is opened for that, and closes it however that went.
+    fn reading<T>(&self, path: &str, work: impl FnOnce(&Handle) -> Answer<T>) -> Answer<T> {
+        let sent = self.send_open(path, flags::READ)?;
+        let file = self.handle(sent)?;
+        let answer = work(&file);
+        let left = self.leave(&file);
+        let answer = answer?;
+        left?;
+        Ok(answer)
     }
 
     fn fill(&self, file: &Handle, offset: u64, bytes: &mut [u8]) -> Answer<usize> {
@@ -479,5 +496,23 @@ impl Files {
             Reply::Done => Ok(()),
             _ => Err(self.wire.nonsense().into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_limit_that_a_server_names_makes_requests_countless_or_too_long() {
+        let pieces = |limits: &[u64]| {
+            let body: Vec<u8> = limits.iter().flat_map(|limit| limit.to_be_bytes()).collect();
+            let Pieces { read, write } = Pieces::of_limits(&body);
+            (read, write)
+        };
+        assert_eq!(pieces(&[1 << 18, 1 << 16, 1 << 15, 0]), (1 << 16, 1 << 15));
+        assert_eq!(pieces(&[1 << 18, 0, 0, 0]), (PIECE_BYTES, PIECE_BYTES));
+        assert_eq!(pieces(&[]), (PIECE_BYTES, PIECE_BYTES));
+        assert_eq!(pieces(&[1, 1, u64::MAX, 1]), (SHORTEST_PIECE_BYTES, LONG_PIECE_BYTES));
     }
 }

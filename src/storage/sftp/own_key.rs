@@ -62,22 +62,22 @@ pub fn authorized_line(key: &PublicKey, server_is_openssh: bool) -> String {
 /// Adds the line to the account's list, unless the key stands there already; says whether it was added. The list is
 /// lengthened where it is, so that it stays the file, or the link to one, that the server trusts.
 pub fn authorize(files: &Files, key: &PublicKey) -> Result<bool, Fault> {
-    let text = match files.read(AUTHORIZED_KEYS) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+    let list = match files.read(AUTHORIZED_KEYS) {
+        Ok(list) => list,
         Err(Fault::Refused(Refusal::NotFound)) => {
             if files.stat(".ssh").is_err_and(|fault| fault.is_not_found()) {
                 files.make_folder(".ssh")?;
             }
-            String::new()
+            Vec::new()
         }
         Err(fault) => return Err(fault),
     };
     let line = authorized_line(key, files.server_is_openssh());
-    if is_listed(&text, key) {
+    if is_listed(&String::from_utf8_lossy(&list), key) {
         return Ok(false);
     }
-    let begin = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
-    files.append(AUTHORIZED_KEYS, format!("{begin}{line}\n").as_bytes())?;
+    let begin = if list.is_empty() || list.ends_with(b"\n") { "" } else { "\n" };
+    files.append(AUTHORIZED_KEYS, list.len() as u64, format!("{begin}{line}\n").as_bytes())?;
     Ok(true)
 }
 

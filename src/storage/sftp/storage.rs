@@ -81,6 +81,7 @@ impl SftpStorage {
         match files.make_folder(path) {
             Err(Fault::Refused(refusal)) => match files.stat(path) {
                 Ok(stat) if stat.is_folder => Ok(()),
+                Err(lost @ Fault::Server(_)) => Err(lost),
                 _ => Err(Fault::Refused(refusal)),
             },
             other => other,

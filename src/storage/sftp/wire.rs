@@ -42,13 +42,13 @@ pub enum Call {
 const INIT: u8 = 1;
 const VERSION: u8 = 2;
 
-/// No packet of a server's is longer: the longest are answers to reads, which are never asked for more than 32,000 bytes.
+/// No packet of a server's is longer: the longest are answers to reads, which are never asked for more than 255 KiB.
 const LONGEST_PACKET: usize = 256 << 10;
 
 /// So many bytes may be on the way to us before the server waits.
 const WINDOW_BYTES: u32 = 4 << 20;
 
-/// A text that is longer is sent from where it is: to copy it would cost more than the short SSH packet before it.
+/// A last part that is longer is sent from where it is: to copy it would cost more than the short SSH packet before it.
 const LONG_TEXT_BYTES: usize = 64 << 10;
 
 /// As much of an SSH packet as every implementation takes.
@@ -61,7 +61,7 @@ pub enum Part<'a> {
     Number(u32),
     /// A number of 64 bits.
     Long(u64),
-    /// A path, a handle, or bytes to write; a long one must be the last part.
+    /// A path, a handle, or bytes to write.
     Text(&'a [u8]),
 }
 
@@ -107,6 +107,7 @@ pub struct Wire {
     // Before the connection, so that it is closed first.
     channel: Channel,
     connection: Connection,
+    user: String,
     /// What the server can do beyond version 3; known when the versions are exchanged.
     extensions: OnceCell<HashSet<String>>,
     state: RefCell<State>,
@@ -118,8 +119,8 @@ struct State {
     next: u32,
     /// The request that is being sent.
     packet: Vec<u8>,
-    /// Requests whose replies nobody wants.
-    unwanted: HashSet<u32>,
+    /// Requests that are not answered yet, and whether anybody wants the reply.
+    unanswered: HashMap<u32, bool>,
     /// Replies that came before they were asked for.
     early: HashMap<u32, Reply>,
 }
@@ -127,24 +128,19 @@ struct State {
 impl Wire {
     /// Starts SFTP on a connection that is logged in.
     pub fn start(connection: Connection, route: &Route) -> Result<Wire> {
-        let no_sftp = |reason: &str| Error::NoSftp {
+        let no_sftp = |error: ssh2::Error| Error::NoSftp {
             server: route.server(),
             user: route.user.clone(),
-            reason: reason.to_owned(),
-        };
-        // A server whose forced command is something else talks, and hangs up.
-        let lost = |error: Error| match error {
-            Error::Lost { reason, .. } => no_sftp(&reason),
-            error => error,
+            reason: error.message().to_owned(),
         };
         let session = connection.session();
         let open = || session.channel_open("session", WINDOW_BYTES, SSH_PACKET_BYTES, None);
-        let mut channel = connection.step(open).map_err(lost)?.map_err(|error| no_sftp(error.message()))?;
-        connection.step(|| channel.subsystem("sftp")).map_err(lost)?.map_err(|error| no_sftp(error.message()))?;
-        let ignored = connection.step(|| channel.handle_extended_data(ExtendedData::Ignore)).map_err(lost)?;
-        ignored.map_err(|error| no_sftp(error.message()))?;
-        let wire = Wire { channel, connection, extensions: OnceCell::new(), state: RefCell::default() };
-        let extensions = wire.greet().map_err(lost)?;
+        let mut channel = connection.step(open)?.map_err(no_sftp)?;
+        connection.step(|| channel.subsystem("sftp"))?.map_err(no_sftp)?;
+        connection.step(|| channel.handle_extended_data(ExtendedData::Ignore))?.map_err(no_sftp)?;
+        let user = route.user.clone();
+        let wire = Wire { channel, connection, user, extensions: OnceCell::new(), state: RefCell::default() };
+        let extensions = wire.greet()?;
         wire.extensions.get_or_init(|| extensions);
         Ok(wire)
     }
@@ -184,27 +180,9 @@ impl Wire {
         let state = &mut *self.state.borrow_mut();
         let number = state.next;
         state.next = number.wrapping_add(1);
-        let tail = match parts.last() {
-            Some(Part::Text(text)) if text.len() > LONG_TEXT_BYTES => text,
-            _ => &[][..],
-        };
         let packet = &mut state.packet;
-        packet.clear();
-        packet.extend_from_slice(&[0; 4]);
-        packet.push(call as u8);
-        packet.extend_from_slice(&number.to_be_bytes());
-        for part in parts {
-            match part {
-                Part::Number(number) => packet.extend_from_slice(&number.to_be_bytes()),
-                Part::Long(number) => packet.extend_from_slice(&number.to_be_bytes()),
-                Part::Text(text) => {
-                    packet.extend_from_slice(&length_of(text));
-                    packet.extend_from_slice(if text.len() > LONG_TEXT_BYTES { &[] } else { text });
-                }
-            }
-        }
-        let length = u32::try_from(packet.len() - 4 + tail.len()).unwrap_or(u32::MAX);
-        packet[..4].copy_from_slice(&length.to_be_bytes());
+        let tail = encode(packet, call, number, parts);
+        state.unanswered.insert(number, true);
         self.write(packet)?;
         self.write(tail)?;
         Ok(Sent(number))
@@ -219,11 +197,13 @@ impl Wire {
             }
             let packet = self.read_packet()?;
             let (of, reply) = Reply::parse(packet).ok_or_else(|| self.nonsense())?;
+            let state = &mut *self.state.borrow_mut();
+            // Answers to what nobody asked would fill the memory.
+            let is_wanted = state.unanswered.remove(&of).ok_or_else(|| self.nonsense())?;
             if of == number {
                 return Ok(reply);
             }
-            let state = &mut *self.state.borrow_mut();
-            if !state.unwanted.remove(&of) {
+            if is_wanted {
                 state.early.insert(of, reply);
             }
         }
@@ -233,7 +213,7 @@ impl Wire {
     pub fn forget(&self, sent: Sent) {
         let state = &mut *self.state.borrow_mut();
         if state.early.remove(&sent.0).is_none() {
-            state.unwanted.insert(sent.0);
+            state.unanswered.insert(sent.0, false);
         }
     }
 
@@ -253,7 +233,21 @@ impl Wire {
 
     /// What is said about a reply that makes no sense. The connection is cut.
     pub fn nonsense(&self) -> Error {
-        self.connection.lost("it answers no SFTP")
+        self.fault("it answers no SFTP")
+    }
+
+    /// What is wrong with the channel of a connection that is not lost. The connection is cut.
+    fn fault(&self, reason: &str) -> Error {
+        let lost = self.connection.lost(reason);
+        match self.extensions.get() {
+            Some(_) => lost,
+            // A server whose forced command is something else talks, and hangs up.
+            None => Error::NoSftp {
+                server: self.connection.server().to_owned(),
+                user: self.user.clone(),
+                reason: reason.to_owned(),
+            },
+        }
     }
 
     fn read_packet(&self) -> Result<Vec<u8>> {
@@ -272,7 +266,7 @@ impl Wire {
         let mut rest = packet;
         while !rest.is_empty() {
             match self.transfer(|channel| channel.write(rest))? {
-                0 => return Err(self.connection.lost("it takes no more")),
+                0 => return Err(self.fault("it takes no more")),
                 sent => rest = &rest[sent..],
             }
         }
@@ -283,7 +277,7 @@ impl Wire {
         let mut filled = 0;
         while filled < bytes.len() {
             match self.transfer(|channel| channel.read(&mut bytes[filled..]))? {
-                0 => return Err(self.connection.lost("it ended the channel")),
+                0 => return Err(self.fault("it ended the channel")),
                 read => filled += read,
             }
         }
@@ -303,8 +297,36 @@ impl Wire {
             None => self.connection.step(attempt)?,
             Some(_) => self.connection.call(attempt)?,
         };
-        answer.map_err(|error| self.connection.lost(error.message()))
+        answer.map_err(|error| self.fault(error.message()))
     }
+}
+
+/// Puts a request into `packet`, all but a long text at its end: that is returned, to be sent from where it is.
+fn encode<'a>(packet: &mut Vec<u8>, call: Call, number: u32, parts: &[Part<'a>]) -> &'a [u8] {
+    let (copied, tail) = match parts.split_last() {
+        Some((Part::Text(text), before)) if text.len() > LONG_TEXT_BYTES => (before, *text),
+        _ => (parts, &[][..]),
+    };
+    packet.clear();
+    packet.extend_from_slice(&[0; 4]);
+    packet.push(call as u8);
+    packet.extend_from_slice(&number.to_be_bytes());
+    for part in copied {
+        match part {
+            Part::Number(number) => packet.extend_from_slice(&number.to_be_bytes()),
+            Part::Long(number) => packet.extend_from_slice(&number.to_be_bytes()),
+            Part::Text(text) => {
+                packet.extend_from_slice(&length_of(text));
+                packet.extend_from_slice(text);
+            }
+        }
+    }
+    if !tail.is_empty() {
+        packet.extend_from_slice(&length_of(tail));
+    }
+    let length = u32::try_from(packet.len() - 4 + tail.len()).unwrap_or(u32::MAX);
+    packet[..4].copy_from_slice(&length.to_be_bytes());
+    tail
 }
 
 fn length_of(bytes: &[u8]) -> [u8; 4] {
@@ -416,6 +438,30 @@ mod tests {
 
     fn text(text: &str) -> Vec<u8> {
         [&length_of(text.as_bytes())[..], text.as_bytes()].concat()
+    }
+
+    #[test]
+    fn a_request_is_whole_wherever_its_long_text_stands() {
+        let long = vec![7; LONG_TEXT_BYTES + 1];
+        let middle = [Part::Text(b"handle"), Part::Text(&long), Part::Long(1)];
+        let last = [Part::Long(1), Part::Text(b"handle"), Part::Text(&long)];
+        for (parts, uncopied) in [(middle, 0), (last, long.len())] {
+            let mut packet = b"of the request before".to_vec();
+            let tail = encode(&mut packet, Call::Write, 5, &parts);
+            assert_eq!(tail.len(), uncopied);
+            packet.extend_from_slice(tail);
+            let mut fields = Fields(&packet);
+            assert_eq!(fields.number().unwrap() as usize, packet.len() - 4);
+            assert_eq!((fields.byte(), fields.number()), (Some(Call::Write as u8), Some(5)));
+            for part in parts {
+                match part {
+                    Part::Number(number) => assert_eq!(fields.number(), Some(number)),
+                    Part::Long(number) => assert_eq!(fields.long(), Some(number)),
+                    Part::Text(text) => assert!(fields.text() == Some(text)),
+                }
+            }
+            assert!(fields.0.is_empty());
+        }
     }
 
     #[test]
