@@ -8,7 +8,7 @@ mod chains;
 mod harness;
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chains::{MIB, assert_restores, id_of};
 use harness::proxy::{Proxy, Trouble};
@@ -251,6 +251,28 @@ fn a_quota_that_is_used_up_is_told_and_with_a_larger_one_the_next_run_is_complet
 }
 
 #[test]
+fn over_a_distance_nobody_waits_for_a_new_connection_while_another_gets_free() {
+    const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
+    let env = Env::new("network-pool");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let proxy = sshd.behind(Duration::from_millis(200));
+    let mut access = Access::new("root");
+    access.home = Some(env.path("home"));
+    let storage = SftpStorage::new(Target::parse(&sshd.url_by(&proxy, "repo")).unwrap(), &access).unwrap();
+    storage.create_layout().unwrap();
+    storage.write(FileKind::Lock, NAME, b"short").unwrap();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| assert_eq!(storage.read(FileKind::Lock, NAME).unwrap(), b"short"));
+        }
+    });
+    // Two reads are four round trips of 400 ms; a connection alone is more than ten.
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+#[test]
 fn over_a_distance_a_file_takes_few_round_trips() {
     const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
     let env = Env::new("network-turns");
@@ -272,6 +294,8 @@ fn over_a_distance_a_file_takes_few_round_trips() {
         settle();
         assert_eq!(proxy.turns() - before, wanted, "{what}");
     };
+    const OTHER: &str = "bb0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
+    turns("write into a new folder", 6, &|| storage.write(FileKind::Pack, OTHER, &contents).unwrap());
     // Of a file that was read the last turn is that it is closed, which nobody waits for.
     turns("write", 3, &|| storage.write(FileKind::Pack, NAME, &contents).unwrap());
     turns("read_range", 3, &|| drop(storage.read_range(FileKind::Pack, NAME, 10, 200_000).unwrap()));

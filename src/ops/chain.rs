@@ -8,7 +8,7 @@
 use super::Result;
 use super::manifest::{Manifest, ManifestDisk};
 use super::open_repo::OpenRepo;
-use super::points::{self, PointRef};
+use super::points::PointRef;
 use crate::capture::CapturedDisk;
 use crate::capture::images::ImageIdentity;
 use crate::record::Time;
@@ -57,7 +57,7 @@ pub fn find(
     // A machine may have been renamed: its UUID decides.
     for point in named.into_iter().chain(others).take(DEPTH) {
         // A damaged point is no base; verify reports it.
-        let Ok(manifest) = points::read_manifest(&open.repo, &open.index, point) else { continue };
+        let Ok(manifest) = open.manifest(point) else { continue };
         if manifest.uuid != uuid {
             continue;
         }

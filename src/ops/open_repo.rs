@@ -1,8 +1,9 @@
 //! A repository, locked, with its index: in this order, so that nobody prunes what the index names.
 
-use super::points::{self, PointRef};
+use super::manifest::Manifest;
+use super::points::{self, Description, OpenPoint, PointRef};
 use super::{Result, Stop};
-use crate::repo::{self, Adoption, Index, LockMode, RepoLock, Repository, SettlingLock};
+use crate::repo::{self, Adoption, Id, Index, LockMode, RepoLock, Repository, SettlingLock};
 use rand::Rng;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -46,6 +47,8 @@ pub struct OpenRepo {
     settling: Mutex<Option<SettlingLock>>,
     lock: OnceLock<RepoLock>,
     points: OnceLock<Vec<PointRef>>,
+    /// What was read last: the point that was looked for is the one that is opened.
+    described: Mutex<Option<(Id, Description)>>,
 }
 
 impl OpenRepo {
@@ -67,7 +70,8 @@ impl OpenRepo {
         });
         let points = points.map_or_else(OnceLock::new, |(points, _)| points.into());
         let (index, settling) = (Arc::new(index?), Mutex::new(Some(settling)));
-        let mut open = OpenRepo { repo: repo.clone(), index, settling, lock: OnceLock::new(), points };
+        let (lock, described) = (OnceLock::new(), Mutex::default());
+        let mut open = OpenRepo { repo: repo.clone(), index, settling, lock, points, described };
         if let Some(adoption) = adoption {
             open.adopt(adoption, stop)?;
         }
@@ -92,6 +96,24 @@ impl OpenRepo {
         }
         let (points, _) = points::list(&self.repo)?;
         Ok(self.points.get_or_init(|| points))
+    }
+
+    /// What a point says of itself.
+    pub fn manifest(&self, point: &PointRef) -> Result<Manifest> {
+        let described = points::describe(&self.repo, &self.index, point)?;
+        let manifest = described.manifest.clone();
+        *self.described.lock().unwrap_or_else(PoisonError::into_inner) = Some((point.id, described));
+        Ok(manifest)
+    }
+
+    /// Opens a point.
+    pub fn point(&self, point: &PointRef) -> Result<OpenPoint> {
+        let last = self.described.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let described = match last {
+            Some((id, described)) if id == point.id => described,
+            _ => points::describe(&self.repo, &self.index, point)?,
+        };
+        points::open(&self.repo, &self.index, point, described)
     }
 
     /// Waits until the lock is certain; fails when somebody else locked at the same moment.

@@ -241,8 +241,7 @@ pub fn find_surely(
 
 /// Reads a point's manifest, and nothing else of it.
 pub fn read_manifest(repo: &Repository, index: &Index, point: &PointRef) -> Result<Manifest> {
-    let top = read_top(repo, index, point)?;
-    parse_manifest(repo, index, point, &top.files)
+    Ok(describe(repo, index, point)?.manifest)
 }
 
 /// The UUID of a point's machine; none where the point is damaged, which verify tells of.
@@ -254,7 +253,16 @@ pub fn read_uuid(repo: &Repository, index: &Index, point: &PointRef) -> Result<O
     }
 }
 
+/// What a point says of itself, without the contents of its disks.
+#[derive(Debug)]
+pub struct Description {
+    /// `point.json`.
+    pub manifest: Manifest,
+    top: Top,
+}
+
 /// The machine's folder of a point.
+#[derive(Debug)]
 struct Top {
     files: Files,
     folders: BTreeMap<String, Id>,
@@ -297,26 +305,32 @@ fn read_top(repo: &Repository, index: &Index, point: &PointRef) -> Result<Top> {
     Ok(top)
 }
 
-fn parse_manifest(repo: &Repository, index: &Index, point: &PointRef, files: &Files) -> Result<Manifest> {
+/// Reads a point's manifest. What is missing or does not fit is [`Error::BadPoint`].
+pub fn describe(repo: &Repository, index: &Index, point: &PointRef) -> Result<Description> {
     let bad = bad(point);
-    let json = read_small(repo, index, files, MANIFEST, bad)?;
-    Manifest::parse(&json).map_err(|error| bad(error.to_string()))
+    let top = read_top(repo, index, point)?;
+    let json = read_small(repo, index, &top.files, MANIFEST, bad)?;
+    let manifest = Manifest::parse(&json).map_err(|error| bad(error.to_string()))?;
+    Ok(Description { manifest, top })
 }
 
-/// Opens a point: reads its trees and its manifest. What is missing or does not fit is [`Error::BadPoint`].
-pub fn open(repo: &Repository, index: &Index, point: &PointRef) -> Result<OpenPoint> {
-    let opened = open_with_damage(repo, index, point)?;
+/// Opens a point that was described: reads the folders of its disks.
+pub fn open(repo: &Repository, index: &Index, point: &PointRef, described: Description) -> Result<OpenPoint> {
+    let opened = open_described(repo, index, point, described)?;
     match opened.broken.values().next() {
         Some(reason) => Err(Error::BadPoint { point: point.id.to_string(), reason: reason.clone() }),
         None => Ok(opened),
     }
 }
 
-/// The same for whoever can do with a part: a disk whose list of chunks is lost is in [`OpenPoint::broken`], and
+/// Opens a point for whoever can do with a part: a disk whose list of chunks is lost is in [`OpenPoint::broken`], and
 /// [`OpenPoint::chunk_map`] of it is the error.
 pub fn open_with_damage(repo: &Repository, index: &Index, point: &PointRef) -> Result<OpenPoint> {
-    let Top { mut files, folders } = read_top(repo, index, point)?;
-    let manifest = parse_manifest(repo, index, point, &files)?;
+    open_described(repo, index, point, describe(repo, index, point)?)
+}
+
+fn open_described(repo: &Repository, index: &Index, point: &PointRef, described: Description) -> Result<OpenPoint> {
+    let Description { manifest, top: Top { mut files, folders } } = described;
     let (mut disk_trees, mut broken) = (BTreeMap::new(), BTreeMap::new());
     for (name, subtree) in folders {
         match read_tree(repo, index, &subtree) {

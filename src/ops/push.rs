@@ -178,13 +178,13 @@ fn base_point(open: &OpenRepo, capture: &CaptureState) -> Result<Option<OpenPoin
         return Ok(None);
     };
     // A damaged point is no base; verify reports it.
-    Ok(points::open(&open.repo, &open.index, point).ok())
+    Ok(open.point(point).ok())
 }
 
 /// The newest point under the machine's name: its disks' chunk sizes are kept, and unchanged folders used again.
 fn newest_point(open: &OpenRepo, capture: &CaptureState) -> Result<Option<OpenPoint>> {
     let newest: Option<&PointRef> = open.points()?.iter().rev().find(|point| point.machine() == capture.machine);
-    Ok(newest.and_then(|point| points::open(&open.repo, &open.index, point).ok()))
+    Ok(newest.and_then(|point| open.point(point).ok()))
 }
 
 /// The checkpoint that the next backup can continue from. A machine that is off made none; but when nothing at all was

@@ -314,17 +314,13 @@ fn survive_hangups() {
     });
 }
 
-/// One try: `Ok(Err(…))` where somebody else holds a lock.
-/// A lock whose file is made and which has not looked again yet: whoever made one at the same moment may be in the way.
-/// What is read meanwhile is read under the lock; what cannot be undone must wait for [`SettlingLock::settle`].
+/// A lock whose file is made and which has not looked again yet: whoever made one at the same moment may be in the way. It
+/// looks by itself when it is time. What is read meanwhile is read under the lock; what cannot be undone must wait for
+/// [`SettlingLock::settle`].
 #[derive(Debug)]
 pub struct SettlingLock {
-    repo: Repository,
-    mode: LockMode,
-    timing: LockTiming,
-    refreshed: Moment,
-    /// Taken when it settles.
-    file: Option<Id>,
+    /// Until it is settled.
+    looking: Option<JoinHandle<Result<RepoLock>>>,
 }
 
 impl SettlingLock {
@@ -334,29 +330,45 @@ impl SettlingLock {
             return Err(conflict);
         }
         let (file, refreshed) = write(&repo, mode)?;
-        Ok(SettlingLock { repo, mode, timing, refreshed, file: Some(file) })
+        let look = {
+            let repo = repo.clone();
+            move || {
+                thread::sleep(timing.settle.saturating_sub(refreshed.steady.elapsed()));
+                match find_conflict(&repo, mode, &timing, Some(file)) {
+                    Ok(None) => RepoLock::hold(repo, mode, timing, file, refreshed),
+                    Ok(Some(error)) | Err(error) => {
+                        remove_or_warn(&repo, &file);
+                        Err(error)
+                    }
+                }
+            }
+        };
+        match thread::Builder::new().name("repo-lock".to_owned()).spawn(look) {
+            Ok(looking) => Ok(SettlingLock { looking: Some(looking) }),
+            Err(_) => {
+                remove_or_warn(&repo, &file);
+                Err(Error::WorkerGone)
+            }
+        }
     }
 
-    /// Looks again when it is time; fails with [`Error::Locked`] if somebody else is there.
+    /// The lock, when it is certain; fails with [`Error::Locked`] if somebody else is there.
     pub fn settle(mut self) -> Result<RepoLock> {
-        thread::sleep(self.timing.settle.saturating_sub(self.refreshed.steady.elapsed()));
-        if let Some(conflict) = find_conflict(&self.repo, self.mode, &self.timing, self.file)? {
-            return Err(conflict);
-        }
-        match self.file.take() {
-            Some(file) => RepoLock::hold(self.repo.clone(), self.mode, self.timing, file, self.refreshed),
-            None => Err(Error::WorkerGone),
-        }
+        let looked = self.looking.take().map(JoinHandle::join);
+        looked.and_then(std::result::Result::ok).unwrap_or(Err(Error::WorkerGone))
     }
 }
 
 impl Drop for SettlingLock {
     fn drop(&mut self) {
-        if let Some(file) = self.file
-            && let Err(error) = remove(&self.repo, &file)
-        {
-            tracing::warn!(%error, "cannot remove the repository's lock");
-        }
+        // The lock that comes of it is dropped as well, and removed.
+        let _ = self.looking.take().map(JoinHandle::join);
+    }
+}
+
+fn remove_or_warn(repo: &Repository, file: &Id) {
+    if let Err(error) = remove(repo, file) {
+        tracing::warn!(%error, "cannot remove the repository's lock");
     }
 }
 

@@ -146,6 +146,8 @@ impl Repository {
             }
             Err(e) => return Err(e.into()),
         };
+        // To make a key of a password takes as long as a connection, and the index is read by several threads.
+        storage.warm_up(2);
         let (key_id, key) = find_key(&*storage, &url, password)?;
         let config = Config::open(&mut sealed_config, &key, &url)?;
         Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), host_folder: None })
@@ -353,8 +355,6 @@ fn find_key(storage: &dyn Storage, url: &str, password: &Password) -> Result<(Id
         match KeyFile::read(storage, &id) {
             Ok(file) => {
                 tried = true;
-                // To make a key of a password takes as long as a connection, and the index is read by several threads.
-                storage.warm_up(2);
                 if let Some(key) = file.unlock(password) {
                     return Ok((id, key));
                 }

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | storing a file ([`Files::store`]) | open it and its folder · write, sync, close · rename, sync the folder |
 //! | reading a part of one, or a short one | open · read, however much it is |
+//! | making a folder for good | open the one above, make it · sync |
 //! | listing a folder | open · read its entries, for a few hundred of them |
 
 use super::wire::{Call, Fields, Part, Reply, Sent, Stat, Wire};
@@ -166,8 +167,18 @@ impl Files {
 
     /// Makes one folder that only its owner may enter.
     pub fn make_folder(&self, path: &str) -> Answer<()> {
-        let permissions = [Part::Number(4), Part::Number(0o700)];
-        self.do_it(Call::MakeFolder, &[&[text(path)][..], &permissions].concat())
+        let sent = self.send_make_folder(path)?;
+        self.done(sent)
+    }
+
+    /// The same, and puts the entries of `parent` on the server's disk, where the server can do that.
+    pub fn make_folder_synced(&self, path: &str, parent: &str) -> Answer<()> {
+        let parent = self.send_open_folder_to_sync(parent)?;
+        let made = self.send_make_folder(path)?;
+        let parent = self.opened_folder(parent)?;
+        let made = self.done(made);
+        let synced = self.sync_and_close(parent)?;
+        made.and_then(|()| self.synced(synced))
     }
 
     /// Removes a file.
@@ -415,6 +426,11 @@ impl Files {
             Reply::Stat(stat) => Ok(stat.size_bytes),
             _ => Err(self.wire.nonsense().into()),
         }
+    }
+
+    fn send_make_folder(&self, path: &str) -> Result<Sent> {
+        let permissions = [Part::Number(4), Part::Number(0o700)];
+        self.wire.send(Call::MakeFolder, &[&[text(path)][..], &permissions].concat())
     }
 
     fn send_open(&self, path: &str, flags: u32) -> Result<Sent> {

@@ -3,8 +3,9 @@
 //! | a caller finds | and does |
 //! | --- | --- |
 //! | an idle connection | takes it; if it was idle for long, sees first whether it still lives |
-//! | none, and fewer than allowed | makes one; one caller at a time unless a key is known to let us in, so that nobody is asked for a password twice |
-//! | none, and all that are allowed are in use | waits for one |
+//! | none, and there is no other | makes the first one, which may ask for a password |
+//! | all in use, and fewer than allowed | has one more made beside, and takes whichever is free first: to make one takes a dozen round trips, to read a short file two |
+//! | all that are allowed in use | waits for one |
 //!
 //! A connection that broke is dropped: the call fails with an error that says so ([`Error::is_transient`]), and the next
 //! one connects anew. A server that admits fewer connections than we would like gets fewer for a while.
@@ -22,15 +23,18 @@ const TRUSTED_IDLE: Duration = Duration::from_secs(20);
 /// After so long it is tried again whether more connections are admitted: it may have been the network.
 const MODEST: Duration = Duration::from_secs(60);
 
-/// The connections to one server.
+/// The connections to one server. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Pool(Arc<Shared>);
+
 #[derive(Debug)]
-pub struct Pool {
+struct Shared {
     route: Route,
     access: Access,
     remember: Arc<Remember>,
     state: Mutex<State>,
     changed: Condvar,
-    /// Held by whoever makes a connection; holds what let us in the last time.
+    /// What let us in the last time. Held while somebody finds that out, so that nobody is asked for a password twice.
     login: Mutex<Option<Login>>,
 }
 
@@ -39,6 +43,8 @@ struct State {
     idle: Vec<(Files, Instant)>,
     /// Idle, in use, or being made.
     open: usize,
+    /// Whether the server has let us in, so that more connections can be made without asking anybody.
+    is_known: bool,
     /// Fewer connections than we would like, until then.
     limit: Option<(usize, Instant)>,
     /// The program shall end and the server was not there: nobody needs to find that out again.
@@ -54,46 +60,36 @@ impl Pool {
     pub fn new(route: Route, mut access: Access) -> Pool {
         let remember = Arc::new(Remember::new(access.credentials));
         access.credentials = Arc::clone(&remember) as Arc<dyn Credentials>;
-        let state = State { idle: Vec::new(), open: 0, limit: None, given_up: false };
-        Pool { route, access, state: Mutex::new(state), changed: Condvar::new(), remember, login: Mutex::new(None) }
+        let state = State { idle: Vec::new(), open: 0, is_known: false, limit: None, given_up: false };
+        let (state, changed, login) = (Mutex::new(state), Condvar::new(), Mutex::new(None));
+        Pool(Arc::new(Shared { route, access, remember, state, changed, login }))
     }
 
     /// Does something on a connection.
     pub fn with<T>(&self, work: impl FnOnce(&Files) -> std::result::Result<T, Fault>) -> std::result::Result<T, Fault> {
         let files = self.take()?;
         let result = work(&files);
-        self.give_back(files);
+        self.0.give_back(files);
         result
     }
 
     /// Sees to it that there are so many connections, or as many as are allowed, while the caller does something else. Does
     /// nothing before the first one is made, for that is who may have to be asked something.
-    pub fn warm_up(self: &Arc<Pool>, connections: usize) {
-        let mut state = lock(&self.state);
-        if state.open == 0 || state.limit.is_some() || state.given_up {
-            return;
-        }
-        while state.open < connections.min(self.access.connections) {
-            state.open += 1;
-            let pool = Arc::clone(self);
-            thread::spawn(move || match pool.connect() {
-                Ok(files) => pool.give_back(files),
-                Err(error) => {
-                    // Whoever needs it hears why there is none.
-                    tracing::debug!("{}: {error}", pool.route.server());
-                    lock(&pool.state).open -= 1;
-                    pool.changed.notify_all();
-                }
-            });
+    pub fn warm_up(&self, connections: usize) {
+        let mut state = lock(&self.0.state);
+        while state.open < connections && self.0.may_add(&state) {
+            self.add(&mut state);
         }
     }
 
     fn take(&self) -> Result<Files> {
+        let shared = &*self.0;
+        let mut has_added = false;
+        let mut state = lock(&shared.state);
         loop {
-            let mut state = lock(&self.state);
             if state.given_up {
                 return Err(Error::Lost {
-                    server: self.route.server(),
+                    server: shared.route.server(),
                     reason: "it was given up at the end".to_owned(),
                 });
             }
@@ -102,54 +98,66 @@ impl Pool {
                 if since.elapsed() < TRUSTED_IDLE || files.stat(".").is_ok() {
                     return Ok(files);
                 }
-                tracing::debug!("{}: an idle connection is gone", self.route.server());
-                self.give_back(files);
+                tracing::debug!("{}: an idle connection is gone", shared.route.server());
+                shared.give_back(files);
+                state = lock(&shared.state);
                 continue;
             }
-            let limit = match state.limit {
-                Some((limit, until)) if Instant::now() < until => limit,
-                _ => self.access.connections.max(1),
-            };
-            if state.open >= limit {
-                drop(self.changed.wait(state).unwrap_or_else(PoisonError::into_inner));
-                continue;
+            if state.open == 0 {
+                state.open = 1;
+                drop(state);
+                return shared.connect().inspect_err(|error| shared.not_connected(error));
             }
-            state.open += 1;
-            drop(state);
-            match self.connect() {
-                Ok(files) => return Ok(files),
-                Err(error) => {
-                    let mut state = lock(&self.state);
-                    state.open -= 1;
-                    self.changed.notify_all();
-                    state.given_up |= self.access.stop.load(Ordering::Relaxed);
-                    let enough = matches!(
-                        error,
-                        Error::NoSftp { .. } | Error::Login { .. } | Error::Handshake { .. } | Error::Lost { .. }
-                    );
-                    if state.open == 0 || !enough || state.given_up {
-                        return Err(error);
-                    }
-                    tracing::debug!("{}: no more than {} connections: {error}", self.route.server(), state.open);
-                    state.limit = Some((state.open, Instant::now() + MODEST));
-                }
+            if !has_added && shared.may_add(&state) {
+                has_added = true;
+                self.add(&mut state);
             }
+            state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
+    /// Has a connection made beside.
+    fn add(&self, state: &mut State) {
+        state.open += 1;
+        let shared = Arc::clone(&self.0);
+        thread::spawn(move || match shared.connect() {
+            Ok(files) => shared.give_back(files),
+            // Who is left without any makes one himself, and hears why there is none.
+            Err(error) => shared.not_connected(&error),
+        });
+    }
+}
+
+impl Shared {
+    /// Whether one connection more can be made beside.
+    fn may_add(&self, state: &State) -> bool {
+        let limit = match state.limit {
+            Some((limit, until)) if Instant::now() < until => limit,
+            _ => self.access.connections,
+        };
+        state.is_known && state.open > 0 && state.open < limit && !state.given_up
+    }
+
     fn connect(&self) -> Result<Files> {
+        let files = self.log_in()?;
+        lock(&self.state).is_known = true;
+        self.changed.notify_all();
+        Ok(files)
+    }
+
+    fn log_in(&self) -> Result<Files> {
         let mut login = lock(&self.login);
         if let Some(key @ (Login::Agent(_) | Login::Key(..))) = &*login {
             let key = key.clone();
             drop(login);
-            return self.log_in(Some(&key)).map(|(files, _)| files);
+            return self.open(Some(&key)).map(|(files, _)| files);
         }
-        let (files, worked) = self.log_in(login.as_ref())?;
+        let (files, worked) = self.open(login.as_ref())?;
         *login = Some(worked);
         Ok(files)
     }
 
-    fn log_in(&self, known: Option<&Login>) -> Result<(Files, Login)> {
+    fn open(&self, known: Option<&Login>) -> Result<(Files, Login)> {
         let begun = Instant::now();
         let opened = Files::open(&self.route, &self.access, known).inspect_err(|error| {
             if matches!(error, Error::Login { .. }) {
@@ -160,18 +168,27 @@ impl Pool {
         Ok(opened)
     }
 
+    fn not_connected(&self, error: &Error) {
+        let mut state = lock(&self.state);
+        state.open -= 1;
+        state.given_up |= self.access.stop.load(Ordering::Relaxed);
+        if state.open > 0 {
+            tracing::debug!("{}: no more than {} connections: {error}", self.route.server(), state.open);
+            state.limit = Some((state.open, Instant::now() + MODEST));
+        }
+        self.changed.notify_all();
+    }
+
     fn give_back(&self, files: Files) {
         let mut state = lock(&self.state);
         if files.is_broken() {
             state.open -= 1;
             state.given_up |= self.access.stop.load(Ordering::Relaxed);
+            // Somebody may have to make the first one again.
+            self.changed.notify_all();
         } else {
             state.idle.push((files, Instant::now()));
-        }
-        match state.given_up {
-            // Nobody needs to wait any more.
-            true => self.changed.notify_all(),
-            false => self.changed.notify_one(),
+            self.changed.notify_one();
         }
     }
 }

@@ -9,7 +9,7 @@ use super::files::PIECE_BYTES;
 use super::{Access, Fault, Files, Pool, Refusal, Route, Target};
 use crate::storage::{Error, FileInfo, FileKind, Result, Storage};
 use std::io::ErrorKind;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -26,7 +26,7 @@ const ROOM_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct SftpStorage {
     target: Target,
-    pool: Arc<Pool>,
+    pool: Pool,
     connections: usize,
     /// Temporary files without a writer, as listings found them: removed with the next write, for a reader removes nothing.
     stale: Mutex<Vec<String>>,
@@ -36,7 +36,7 @@ impl SftpStorage {
     /// The repository at `target`, which need not exist yet. Nothing is connected yet, but `ssh_config` is read.
     pub fn new(target: Target, access: &Access) -> super::Result<SftpStorage> {
         let route = Route::find(&target, access)?;
-        let pool = Arc::new(Pool::new(route, access.clone()));
+        let pool = Pool::new(route, access.clone());
         Ok(SftpStorage { target, pool, connections: access.connections.max(1), stale: Mutex::default() })
     }
 
@@ -105,17 +105,29 @@ impl SftpStorage {
         Ok(())
     }
 
-    /// A folder below the root that is not there yet, or that some copying tool left out.
-    fn make_missing_folder(&self, files: &Files, kind: FileKind, folder: &str) -> std::result::Result<(), Fault> {
-        files.stat(&self.target.path)?;
-        let data = format!("{}/{}", self.target.path, kind.folder());
-        for folder in [data.as_str(), folder] {
-            if files.stat(folder).is_err_and(|fault| fault.is_not_found()) {
-                Self::make_folder(files, folder)?;
-                files.sync_folder(parent(folder))?;
-            }
+    /// Makes a folder for good; that it is there already is fine.
+    fn make_folder_synced(files: &Files, path: &str) -> std::result::Result<(), Fault> {
+        match files.make_folder_synced(path, parent(path)) {
+            Err(Fault::Refused(refusal)) => match files.stat(path) {
+                // Whoever has just made it may not have synced it yet.
+                Ok(stat) if stat.is_folder => files.sync_folder(parent(path)),
+                _ => Err(Fault::Refused(refusal)),
+            },
+            other => other,
         }
-        Ok(())
+    }
+
+    /// A folder below the root that is not there yet. The root itself is not made: nothing can be made below it then.
+    fn make_missing_folder(&self, files: &Files, kind: FileKind, folder: &str) -> std::result::Result<(), Fault> {
+        let data = format!("{}/{}", self.target.path, kind.folder());
+        match Self::make_folder_synced(files, folder) {
+            // Some copying tool left out that above it.
+            Err(fault) if fault.is_not_found() && folder != data => {
+                Self::make_folder_synced(files, &data)?;
+                Self::make_folder_synced(files, folder)
+            }
+            other => other,
+        }
     }
 
     fn write_file(
