@@ -250,17 +250,24 @@ fn a_quota_that_is_used_up_is_told_and_with_a_larger_one_the_next_run_is_complet
     }
 }
 
-#[test]
-fn over_a_distance_nobody_waits_for_a_new_connection_while_another_gets_free() {
-    const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
-    let env = Env::new("network-pool");
+const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
+
+/// An empty repository on a server that is so far away in each direction.
+fn far_away(env: &Env, delay: Duration) -> (Sshd, Proxy, SftpStorage) {
     let sshd = env.sshd();
     sshd.befriend();
-    let proxy = sshd.behind(Duration::from_millis(200));
+    let proxy = sshd.behind(delay);
     let mut access = Access::new("root");
     access.home = Some(env.path("home"));
     let storage = SftpStorage::new(Target::parse(&sshd.url_by(&proxy, "repo")).unwrap(), &access).unwrap();
     storage.create_layout().unwrap();
+    (sshd, proxy, storage)
+}
+
+#[test]
+fn over_a_distance_nobody_waits_for_a_new_connection_while_another_gets_free() {
+    let env = Env::new("network-pool");
+    let (_sshd, _proxy, storage) = far_away(&env, Duration::from_millis(200));
     storage.write(FileKind::Lock, NAME, b"short").unwrap();
     let begun = Instant::now();
     std::thread::scope(|scope| {
@@ -274,15 +281,8 @@ fn over_a_distance_nobody_waits_for_a_new_connection_while_another_gets_free() {
 
 #[test]
 fn over_a_distance_a_file_takes_few_round_trips() {
-    const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
     let env = Env::new("network-turns");
-    let sshd = env.sshd();
-    sshd.befriend();
-    let proxy = sshd.behind(Duration::from_millis(100));
-    let mut access = Access::new("root");
-    access.home = Some(env.path("home"));
-    let storage = SftpStorage::new(Target::parse(&sshd.url_by(&proxy, "repo")).unwrap(), &access).unwrap();
-    storage.create_layout().unwrap();
+    let (_sshd, proxy, storage) = far_away(&env, Duration::from_millis(100));
     let contents = vec![5; 300_000];
     // Makes the folder.
     storage.write(FileKind::Pack, NAME, &contents).unwrap();

@@ -46,7 +46,7 @@ fn probed() -> PathBuf {
 
 /// Whether a command of virsh's makes a machine: then libvirt knows what QEMU can do.
 fn is_making(command: &str) -> bool {
-    ["define", "create"].iter().any(|word| command.split(' ').next() == Some(word))
+    matches!(command.split(' ').next(), Some("define" | "create"))
 }
 
 /// Copies files that differ in size or are missing; each appears whole.

@@ -78,13 +78,27 @@ impl SftpStorage {
 
     /// Makes a folder; that it is there already is fine.
     fn make_folder(files: &Files, path: &str) -> std::result::Result<(), Fault> {
-        match files.make_folder(path) {
+        Self::is_new(files, path, files.make_folder(path)).map(drop)
+    }
+
+    /// The same, for good.
+    fn make_folder_synced(files: &Files, path: &str) -> std::result::Result<(), Fault> {
+        match Self::is_new(files, path, files.make_folder_synced(path, parent(path)))? {
+            true => Ok(()),
+            // Whoever has just made it may not have synced it yet.
+            false => files.sync_folder(parent(path)),
+        }
+    }
+
+    /// Whether a folder was made, or is there already: servers have no word for that.
+    fn is_new(files: &Files, path: &str, made: std::result::Result<(), Fault>) -> std::result::Result<bool, Fault> {
+        match made {
             Err(Fault::Refused(refusal)) => match files.stat(path) {
-                Ok(stat) if stat.is_folder => Ok(()),
+                Ok(stat) if stat.is_folder => Ok(false),
                 Err(lost @ Fault::Server(_)) => Err(lost),
                 _ => Err(Fault::Refused(refusal)),
             },
-            other => other,
+            other => other.map(|()| true),
         }
     }
 
@@ -103,18 +117,6 @@ impl SftpStorage {
             files.sync_folder(parent(folder))?;
         }
         Ok(())
-    }
-
-    /// Makes a folder for good; that it is there already is fine.
-    fn make_folder_synced(files: &Files, path: &str) -> std::result::Result<(), Fault> {
-        match files.make_folder_synced(path, parent(path)) {
-            Err(Fault::Refused(refusal)) => match files.stat(path) {
-                // Whoever has just made it may not have synced it yet.
-                Ok(stat) if stat.is_folder => files.sync_folder(parent(path)),
-                _ => Err(Fault::Refused(refusal)),
-            },
-            other => other,
-        }
     }
 
     /// A folder below the root that is not there yet. The root itself is not made: nothing can be made below it then.
