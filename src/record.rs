@@ -255,6 +255,9 @@ pub struct Point {
     pub batch_machines: Option<usize>,
     /// Its disks.
     pub disks: Vec<PointDisk>,
+    /// What of the machine is not in the point: disks, and other parts (firmware variables, TPM state, kernel, initrd).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
     /// How long it took to store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_seconds: Option<f64>,
@@ -302,6 +305,23 @@ pub struct PointDisk {
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,
+}
+
+/// Something of a machine that is not in its point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LeftOut {
+    /// The disk's target name, if it is a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+    /// Another part of the machine, which it needs: `nvram` (firmware variables), `tpm`, `kernel` or `initrd`. Then a `failure` with
+    /// the code `part_missing` follows the record of the new point, and the exit code is not 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<String>,
+    /// The file or folder of that part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Why it was left out.
+    pub reason: String,
 }
 
 /// A damaged piece of a point.

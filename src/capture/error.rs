@@ -198,6 +198,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A file or folder in a place that others than root can write, where something else was put in its stead.
+    #[error("{} cannot be trusted: {reason}", .path.display())]
+    UnsafePath {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// A folder that QEMU's user cannot enter.
     #[error("QEMU runs as user {uid}, which cannot enter {}", .path.display())]
     Unreachable {

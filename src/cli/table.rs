@@ -178,6 +178,11 @@ fn point_state(point: &crate::record::Point) -> String {
     }
     let mut words = vec![point.consistency.clone()];
     words.extend(point.pinned.then(|| "pinned".to_owned()));
+    let left_out = point.left_out.iter().filter_map(|left_out| left_out.disk.as_ref().or(left_out.part.as_ref()));
+    let left_out: Vec<&str> = left_out.map(String::as_str).collect();
+    if !left_out.is_empty() {
+        words.push(format!("without {}", left_out.join(" ")));
+    }
     match &point.verified {
         Some(serde_json::Value::String(how)) => words.push(format!("verified ({how})")),
         Some(serde_json::Value::Bool(false)) => words.push("not verified".into()),

@@ -122,6 +122,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A point whose manifest says what its definition does not.
+    #[error("point {point} is not restored, its point.json does not fit its definition: {reason}")]
+    UntrustedPoint {
+        /// Its id.
+        point: String,
+        /// Why.
+        reason: String,
+    },
     /// A snapshot file that may be the point that is meant.
     #[error("snapshot {snapshot} cannot be read and may be the point that is meant: {reason}")]
     UnreadableSnapshot {

@@ -2,7 +2,7 @@
 //!
 //! Version 1. A reader refuses a version that it does not know and ignores fields that it does not know.
 
-use crate::record::{PointDisk, Source, Time};
+use crate::record::{LeftOut, PointDisk, Source, Time};
 use serde::{Deserialize, Serialize};
 
 /// The version that this program writes, and the newest that it reads.
@@ -45,6 +45,9 @@ pub struct Manifest {
     pub disks: Vec<ManifestDisk>,
     /// The other files of the point's folder.
     pub files: Vec<ManifestFile>,
+    /// What of the machine is not in the point, and why. Points of kvmb 0.1.0 do not say it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
 }
 
 /// One disk of a point.

@@ -16,7 +16,7 @@ use crate::capture::tpm::FOLDER as TPM_FOLDER;
 use crate::capture::{CaptureFile, CaptureState, CapturedDisk, Definition};
 use crate::nbd::{NbdUri, UriError};
 use crate::pace::Pace;
-use crate::record::{self, Damage};
+use crate::record::{self, Damage, LeftOut};
 use crate::repo::{BlobKind, Content, Id, Node, Snapshot, Writer, WriterOptions, write_tree};
 use crate::steps::{self, Step};
 use crate::units::ChunkSize;
@@ -143,6 +143,7 @@ pub fn push(
         duration_seconds: (elapsed.num_milliseconds().max(0) as f64) / 1000.0,
         disks,
         files,
+        left_out: left_out(capture),
     };
     folder.add_file(MANIFEST, &manifest.to_json())?;
     let tree = folder.finish(&capture.machine)?;
@@ -362,6 +363,23 @@ impl Reading<'_> {
             })
             .collect()
     }
+}
+
+/// What of the machine the capture does not have.
+fn left_out(capture: &CaptureState) -> Vec<LeftOut> {
+    let disks = capture.skipped.iter().map(|skipped| LeftOut {
+        disk: Some(skipped.target.clone()),
+        part: None,
+        path: None,
+        reason: skipped.reason.clone(),
+    });
+    let parts = capture.missing.iter().map(|missing| LeftOut {
+        disk: None,
+        part: Some(missing.role.as_str().to_owned()),
+        path: Some(missing.origin.to_string_lossy().into_owned()),
+        reason: missing.reason.clone(),
+    });
+    disks.chain(parts).collect()
 }
 
 /// Who wrote a point.
