@@ -22,6 +22,7 @@
 //! | [`safe_path`] | files in folders that QEMU's user can write: opened without being led elsewhere |
 //! | [`tpm`] | where the state of an emulated TPM is |
 //! | [`state`] | what is known of an open capture, on disk |
+//! | [`stillness`] | whether a machine that is off stayed as it was while it was read |
 //! | [`open`] | opens a capture |
 //! | [`close`] | closes captures, and clears what a killed run left |
 //! | [`survey`] | what a backup would meet, looked at and left as it is |
@@ -51,6 +52,7 @@ pub mod runtime;
 pub mod safe_path;
 mod signals;
 pub mod state;
+pub mod stillness;
 pub mod survey;
 pub mod tpm;
 

@@ -28,6 +28,7 @@ use super::runtime::{self, Runtime};
 use super::state::{
     CaptureFile, CaptureKind, CaptureState, CapturedDisk, Phase, ReadMode, STATE_VERSION, ServerProcess, SkippedDisk,
 };
+use super::stillness::Stillness;
 use crate::steps::{self, Step};
 
 /// How long another command may be busy with the same machine: opening takes seconds at most.
@@ -218,6 +219,7 @@ fn new_state(machine: &Machine, definition: &Definition, request: &OpenRequest, 
         definition_xml: String::new(),
         copies: Vec::new(),
         missing: Vec::new(),
+        stillness: None,
         socket_folder: PathBuf::new(),
         job_socket: None,
         scratch_folder: None,
@@ -297,6 +299,10 @@ fn open_running(
     state.freeze_note = begun.freeze_note;
     state.thaw_due = begun.thaw_due;
     state.definition_xml = begun.definition_xml;
+    for disk in &mut state.disks {
+        // While the job runs it stays what it is; it may have grown just before.
+        disk.capacity_bytes = machine.disk_info(&disk.target)?.capacity_bytes;
+    }
     copies::copy_files(live, file, state);
     Ok(())
 }
@@ -613,6 +619,8 @@ fn open_off(
         sources.push(off.source);
     }
     start_chain(request, file, state)?;
+    // Before anybody can read; our own bitmaps are in the images by now.
+    let mut still = Stillness::note(machine, state, &sources);
     for (at, source) in sources.into_iter().enumerate() {
         let disk = &state.disks[at];
         let server = qemu_nbd::serve(&ServeRequest {
@@ -627,6 +635,10 @@ fn open_off(
         })?;
         state.disks[at].server = Some(server);
         file.save(state)?;
+        if state.disks[at].capacity_bytes == 0 {
+            // libvirt does not know how large what is on the network is.
+            state.disks[at].capacity_bytes = images::size_of_export(&state.disks[at].nbd_uri)?;
+        }
     }
     steps::reached(Step::Begun);
     state.captured_at = Local::now().fixed_offset();
@@ -640,6 +652,8 @@ fn open_off(
         state.consistency = Consistency::Crash;
     }
     state.definition_xml = machine.definition_xml(Which::Inactive, true)?;
+    still.note_opened(state, file.folder());
+    state.stillness = Some(still);
     copies::copy_files(definition, file, state);
     Ok(())
 }

@@ -17,6 +17,7 @@ use super::agent::Consistency;
 use super::error::{Error, Result};
 use super::images::ImageIdentity;
 use super::runtime::Runtime;
+use super::stillness::Stillness;
 use crate::whole_file;
 
 /// The version of the state file that this program writes and reads.
@@ -72,6 +73,9 @@ pub struct CaptureState {
     /// Files that belong to the machine and could not be copied.
     #[serde(default)]
     pub missing: Vec<MissingPart>,
+    /// What shows whether a machine that is off stays as it is.
+    #[serde(default)]
+    pub stillness: Option<Stillness>,
     /// The folder with the sockets.
     pub socket_folder: PathBuf,
     /// The job's socket.

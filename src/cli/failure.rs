@@ -45,6 +45,8 @@ pub enum Code {
     PartMissing,
     /// The capture's lease is over.
     Expired,
+    /// A machine that is off was started or changed while it was read.
+    Changed,
     /// The guest could not be frozen.
     Freeze,
     /// There is no repository.
@@ -69,7 +71,7 @@ pub enum Code {
 
 impl Code {
     /// Every code with its word and the sentence that the manual gives it.
-    pub const ALL: [(Code, &'static str, &'static str); 25] = [
+    pub const ALL: [(Code, &'static str, &'static str); 26] = [
         (Code::Usage, "usage", "wrong arguments or configuration, or records that make no sense"),
         (Code::Interrupted, "interrupted", "told to stop"),
         (Code::Connection, "connection", "libvirt cannot be reached"),
@@ -89,6 +91,7 @@ impl Code {
             "the point was stored without firmware variables, TPM state, kernel or initrd of the machine",
         ),
         (Code::Expired, "expired", "the lease of the capture is over"),
+        (Code::Changed, "changed", "a machine that is off was started or changed while it was read"),
         (Code::Freeze, "freeze", "the guest's file systems could not be frozen"),
         (Code::NoRepository, "no_repository", "there is no repository"),
         (Code::WrongPassword, "wrong_password", "the password opens no key of the repository"),
@@ -379,7 +382,11 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
         Error::ForeignJob { .. } => {
             (Code::Busy, Some("let the other backup finish, or end it with 'virsh domjobabort MACHINE'"))
         }
-        Error::StartedMeanwhile { .. } => (Code::Busy, Some("capture it again, as a machine that runs")),
+        Error::StartedMeanwhile { .. } => (Code::Changed, Some("back it up again, as a machine that runs")),
+        Error::ChangedMeanwhile { .. } => (
+            Code::Changed,
+            Some("nothing was stored; make sure that nothing writes to its disks (another host?), then back it up again"),
+        ),
         Error::NotResumed { .. } => (Code::Unsupported, Some("resume it first: virsh resume MACHINE")),
         Error::OtherJob { .. } => (Code::Busy, Some("wait until it is done; 'virsh domjobinfo MACHINE' shows it")),
         Error::Wedged { .. } => (

@@ -42,6 +42,7 @@ pub mod restore;
 mod scratch_watch;
 pub mod sector;
 pub mod snapshot;
+pub mod still_watch;
 pub mod store_disk;
 pub mod stored;
 mod threads;

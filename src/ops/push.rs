@@ -9,6 +9,7 @@ use super::manifest::{DEFINITION, MANIFEST, Manifest, ManifestDisk, ManifestFile
 use super::open_repo::OpenRepo;
 use super::points::{self, MACHINE_TAG, OpenPoint, PointRef, TAG, disk_file};
 use super::scratch_watch::watched;
+use super::still_watch::while_still;
 use super::store_disk::{Base, DiskTask, Outcome, StoredDisk, store_disk};
 use super::{Error, Monitor, Progress, Result, Stop};
 use crate::capture::state::{CaptureKind, FileRole, ReadMode};
@@ -92,7 +93,9 @@ pub fn push(
         open.repo.storage().warm_up(open.repo.storage().parallel());
     }
     let read = watched(capture, stop, |stop| {
-        capture.disks.iter().map(|disk| reading.disk(disk, stop)).collect::<Result<Vec<_>>>()
+        while_still(capture, stop, |stop| {
+            capture.disks.iter().map(|disk| reading.disk(disk, stop)).collect::<Result<Vec<_>>>()
+        })
     })?;
     steps::reached(Step::AllRead);
     after_read()?;
@@ -235,7 +238,14 @@ impl Reading<'_> {
         let label = format!("{}/{}", self.request.capture.machine, disk.target);
         let progress = self.monitor.start("reading", &label, disk.capacity_bytes);
         let chunk_bytes = self.chunk_bytes(disk);
-        let whole = DiskTask { disk: &disk.target, uri: &uri, chunk_bytes, base: None, pace: self.request.pace };
+        let whole = DiskTask {
+            disk: &disk.target,
+            uri: &uri,
+            capacity_bytes: disk.capacity_bytes,
+            chunk_bytes,
+            base: None,
+            pace: self.request.pace,
+        };
         match self.continuation(disk, chunk_bytes)? {
             Err(reason) => self.in_full(&whole, reason, Vec::new(), &*progress, stop),
             Ok((bitmap, then, map)) => {
