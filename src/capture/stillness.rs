@@ -72,7 +72,7 @@ struct Stamp {
     modified_ns: i64,
     /// SHA-256 of the beginning; none where it cannot be read.
     header: Option<String>,
-    /// Completed writes and discards of a block device, and their sectors.
+    /// Sectors of a block device that were written, and discarded.
     writes: Option<Vec<u64>>,
 }
 
@@ -292,7 +292,8 @@ fn header_of(file: &File) -> io::Result<String> {
     Ok(hex::encode(Sha256::digest(&header[..filled])))
 }
 
-/// Completed writes and discards, and their sectors, of `/sys/dev/block/…/stat` (`Documentation/block/stat.rst`).
+/// Sectors written and discarded, of `/sys/dev/block/…/stat` (`Documentation/block/stat.rst`). The writes are not counted
+/// alone: a flush, which our own look is, may be one.
 fn writes_of(device: u64) -> Option<Vec<u64>> {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let folder = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
@@ -303,8 +304,8 @@ fn writes_of(device: u64) -> Option<Vec<u64>> {
     }
     let stat = fs::read_to_string(folder.join("stat")).ok()?;
     let columns: Vec<u64> = stat.split_whitespace().map(|column| column.parse().unwrap_or_default()).collect();
-    let written: Vec<u64> = [4, 6, 11, 13].into_iter().filter_map(|column| columns.get(column).copied()).collect();
-    (written.len() >= 2).then_some(written)
+    let written: Vec<u64> = [6, 13].into_iter().filter_map(|column| columns.get(column).copied()).collect();
+    (!written.is_empty()).then_some(written)
 }
 
 /// The files and block devices that a process has open, as far as they have a path.
