@@ -407,9 +407,9 @@ pub struct Action {
     /// and `machine`, `point` (stored from it, or null), `deleted_checkpoints`, `resumed` (the machine had been paused by a
     /// full scratch file system). `backup`, `snapshot`, `push`: `connect`, `repo`, `copy_to` (the second repository), `capture`,
     /// `point` (to be copied), `disks` (to be stored), `skipped` (each with `disk` and `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`. `forget` (by `prune`, one for each point; the
-    /// target is its id, `changed` whether it goes): `machine`, `uuid`, `captured_at`, and `rules`: the words of what keeps it -
-    /// `last` `hourly` `daily` `weekly` `monthly` `yearly` `within`, `pinned`, `last_good`, `awaits_copy`, `machine_gone`,
-    /// `no_policy` - or `expired`. `prune` (the target is the repository): `size_bytes` before, `freed_bytes`, `unused_bytes` (what
+    /// target is its id, `changed` whether it goes): `machine`, `uuid`, `host`, `captured_at`, and `rules`: the words of what keeps
+    /// it - `last` `hourly` `daily` `weekly` `monthly` `yearly` `within`, `pinned`, `last_good`, `awaits_copy`, `machine_gone`,
+    /// `future`, `no_policy` - or `expired`. `prune` (the target is the repository): `size_bytes` before, `freed_bytes`, `unused_bytes` (what
     /// stays although no point needs it), `removed_packs`, `repacked_packs`, `copied_bytes`. `pin`, `unpin` (the target is the
     /// point's new id): `machine`, `captured_at`, `repo`, `previous` (its id before). `remote setup`:
     /// `algorithm` and `fingerprint` of the server's host key; `authorized_keys_line` of this host's own key.

@@ -312,6 +312,7 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
         }
         Error::NoSuchPoint { .. } => (Code::NotFound, Some("'kvmb points -r REPO' lists what there is")),
         Error::AmbiguousPoint { .. } => (Code::Usage, Some("give more digits of the id")),
+        Error::AmbiguousMachine { .. } => (Code::Usage, Some("name the point by its id")),
         Error::BadPoint { .. } => {
             (Code::Damage, Some("'kvmb verify' says what else is hit; older points may be whole"))
         }

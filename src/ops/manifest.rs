@@ -27,6 +27,10 @@ pub struct Manifest {
     pub uuid: String,
     /// The libvirt host.
     pub host: String,
+    /// Other hosts that the machine was on before, as its chain shows: a point here continued one of theirs, by bitmaps that are
+    /// in the images ([`super::lineage`]). Points of kvmb 0.1.0 do not say it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier_hosts: Vec<EarlierHost>,
     /// The libvirt connection URI.
     pub connect: String,
     /// The moment of the capture.
@@ -48,6 +52,15 @@ pub struct Manifest {
     /// What of the machine is not in the point, and why. Points of kvmb 0.1.0 do not say it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<LeftOut>,
+}
+
+/// A host that a machine was on before it moved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EarlierHost {
+    /// Its name.
+    pub host: String,
+    /// The moment of the first point elsewhere that continued one of there.
+    pub left_at: Time,
 }
 
 /// One disk of a point.

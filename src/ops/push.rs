@@ -5,7 +5,7 @@
 
 use super::chain::mismatch;
 use super::chunk_map::{Geometry, ZeroIds};
-use super::manifest::{DEFINITION, MANIFEST, Manifest, ManifestDisk, ManifestFile, Role, VERSION};
+use super::manifest::{DEFINITION, EarlierHost, MANIFEST, Manifest, ManifestDisk, ManifestFile, Role, VERSION};
 use super::open_repo::OpenRepo;
 use super::points::{self, MACHINE_TAG, OpenPoint, PointRef, TAG, disk_file};
 use super::scratch_watch::watched;
@@ -79,8 +79,8 @@ pub fn push(
     let (capture, host) = (request.capture, super::discover::host_name());
     let base = base_point(open, capture)?;
     let earlier = match &base {
-        Some(_) => None,
-        None => newest_point(open, capture)?,
+        Some(base) if base.manifest.host == host => None,
+        _ => newest_point(open, capture, &host)?,
     };
     let reference = base.as_ref().or(earlier.as_ref());
     let definition = Definition::parse(&capture.definition_xml).map_err(crate::capture::Error::from)?;
@@ -130,7 +130,10 @@ pub fn push(
     }
     let files = folder.add_copies(request.file, capture)?;
     folder.add_file(DEFINITION, capture.definition_xml.as_bytes())?;
-    let parent = base.as_ref().filter(|_| read.iter().any(|disk| disk.continues)).map(|base| base.id);
+    let continued = base.as_ref().filter(|_| read.iter().any(|disk| disk.continues));
+    let parent = continued.map(|base| base.id);
+    let known = [continued, base.as_ref(), earlier.as_ref()];
+    let earlier_hosts = earlier_hosts(known.into_iter().flatten(), parent, &host, capture.captured_at);
     let elapsed = chrono::Utc::now().signed_duration_since(capture.captured_at);
     let manifest = Manifest {
         version: VERSION,
@@ -138,6 +141,7 @@ pub fn push(
         machine: capture.machine.clone(),
         uuid: capture.uuid.clone(),
         host: host.clone(),
+        earlier_hosts,
         connect: capture.connect.clone(),
         captured_at: capture.captured_at,
         consistency: capture.consistency.as_str().to_owned(),
@@ -185,10 +189,50 @@ fn base_point(open: &OpenRepo, capture: &CaptureState) -> Result<Option<OpenPoin
     Ok(open.point(point).ok())
 }
 
-/// The newest point under the machine's name: its disks' chunk sizes are kept, and unchanged folders used again.
-fn newest_point(open: &OpenRepo, capture: &CaptureState) -> Result<Option<OpenPoint>> {
-    let newest: Option<&PointRef> = open.points()?.iter().rev().find(|point| point.machine() == capture.machine);
-    Ok(newest.and_then(|point| open.point(point).ok()))
+/// The newest point of the machine under its name: its disks' chunk sizes are kept, and unchanged folders used again. One of
+/// this host if there is one, for another host may have another machine with the same UUID.
+fn newest_point(open: &OpenRepo, capture: &CaptureState, host: &str) -> Result<Option<OpenPoint>> {
+    /// So many points of other machines of the same name are passed over.
+    const DEPTH: usize = 20;
+    let named = open.points()?.iter().rev().filter(|point| point.machine() == capture.machine);
+    let (here, elsewhere): (Vec<&PointRef>, Vec<&PointRef>) = named.partition(|point| point.snapshot.hostname == host);
+    for points in [here, elsewhere] {
+        for point in points.into_iter().take(DEPTH) {
+            match open.manifest(point) {
+                Ok(manifest) if manifest.uuid == capture.uuid => return Ok(open.point(point).ok()),
+                // A damaged point is no reference; verify reports it.
+                _ => {}
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The hosts that the machine was on before this one: those of the points that are known of it, and that of the point that it
+/// continues now.
+fn earlier_hosts<'a>(
+    known: impl Iterator<Item = &'a OpenPoint>,
+    parent: Option<Id>,
+    host: &str,
+    now: record::Time,
+) -> Vec<EarlierHost> {
+    let mut left: BTreeMap<String, record::Time> = BTreeMap::new();
+    for point in known {
+        let manifest = &point.manifest;
+        let is_continued = Some(point.id) == parent;
+        // Of another host's machine that is not continued nothing is known but its UUID.
+        if !is_continued && manifest.host != host {
+            continue;
+        }
+        for earlier in &manifest.earlier_hosts {
+            left.entry(earlier.host.clone()).or_insert(earlier.left_at);
+        }
+        if is_continued {
+            left.entry(manifest.host.clone()).or_insert(now);
+        }
+    }
+    left.remove(host);
+    left.into_iter().map(|(host, left_at)| EarlierHost { host, left_at }).collect()
 }
 
 /// The checkpoint that the next backup can continue from. A machine that is off made none; but when nothing at all was
