@@ -222,10 +222,7 @@ fn a_block_device_is_backed_up_and_restored_to() {
     fs::write(&from, model.read(0, 6 * MIB)).expect("write");
     fs::write(&to, noise(2, 7 * MIB)).expect("write");
     let (source, target) = (LoopDevice::on(&from), LoopDevice::on(&to));
-    let machine = env
-        .machine("vm1")
-        .devices_xml(&source.disk_xml("vda"))
-        .start_paused();
+    let machine = env.machine("vm1").devices_xml(&source.disk_xml("vda")).start_paused();
     init(&env);
     let disks = BTreeMap::from([("vda".to_owned(), model.clone())]);
     let live = backup(&machine);

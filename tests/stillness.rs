@@ -144,8 +144,7 @@ fn an_image_that_is_written_or_exchanged_meanwhile() {
     let machine = env.machine("vm").disk(Disk::raw(8 * MIB)).define();
     machine.write("vda", 0, 8 * MIB, 0x11);
     let image = machine.image("vda").to_owned();
-    let at_first_chunk =
-        || stopped_at(&machine, &repo, "FirstChunk", &[]).unwrap_or_else(|output| panic!("{output}"));
+    let at_first_chunk = || stopped_at(&machine, &repo, "FirstChunk", &[]).unwrap_or_else(|output| panic!("{output}"));
     let run = at_first_chunk();
     write_past_locks(&image, 0, 6 * MIB, 0x22);
     assert_captured_again(&env, &repo, go_on(run), &image, "raw");

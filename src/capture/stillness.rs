@@ -92,7 +92,8 @@ impl Stillness {
         let mut still = Stillness {
             uuid: state.uuid.clone(),
             strangers: processes_of(&state.uuid),
-            log: log_path(&state.connect, &state.machine).map(|path| (path.clone(), Stamp::of(&path, Depth::Full).ok())),
+            log: log_path(&state.connect, &state.machine)
+                .map(|path| (path.clone(), Stamp::of(&path, Depth::Full).ok())),
             off_reason: machine.off_reason().unwrap_or_default(),
             ..Stillness::default()
         };
@@ -117,7 +118,8 @@ impl Stillness {
         }
         let said = Definition::parse(&state.definition_xml).ok();
         let path = definition_path(&state.connect, &state.machine);
-        self.definition = path.filter(|path| said.is_some_and(|said| parts_in(path).is_some_and(|p| p == Parts::of(&said))));
+        self.definition =
+            path.filter(|path| said.is_some_and(|said| parts_in(path).is_some_and(|p| p == Parts::of(&said))));
     }
 
     fn add(&mut self, path: &Path) -> bool {
@@ -234,7 +236,8 @@ impl Witness {
             return Some(format!("{path} is another file"));
         }
         let is_read = now.header.is_some();
-        let same = (now.size_bytes, now.modified_ns, &now.writes) == (before.size_bytes, before.modified_ns, &before.writes)
+        let same = (now.size_bytes, now.modified_ns, &now.writes)
+            == (before.size_bytes, before.modified_ns, &before.writes)
             && (!is_read || now.header == before.header);
         (!same).then(|| format!("{path} was written"))
     }
@@ -298,7 +301,8 @@ fn writes_of(device: u64) -> Option<Vec<u64>> {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let folder = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
     // A partition has no queue of its own.
-    let counts = ["queue/iostats", "../queue/iostats"].iter().find_map(|file| fs::read_to_string(folder.join(file)).ok());
+    let counts =
+        ["queue/iostats", "../queue/iostats"].iter().find_map(|file| fs::read_to_string(folder.join(file)).ok());
     if counts.is_some_and(|counts| counts.trim() == "0") {
         return None;
     }
@@ -404,8 +408,11 @@ mod tests {
         let before = Stamp::of(log.path(), Depth::Full).unwrap();
         let started = |log: &tempfile::NamedTempFile| was_started(log.path(), Some(&before));
         assert!(!started(&log));
-        writeln!(log, "2026-11-20 02:01:00.000+0000: starting up libvirt version: 11.3.0\nqemu: cannot get \"write\" lock")
-            .unwrap();
+        writeln!(
+            log,
+            "2026-11-20 02:01:00.000+0000: starting up libvirt version: 11.3.0\nqemu: cannot get \"write\" lock"
+        )
+        .unwrap();
         writeln!(log, "2026-11-20 02:01:01.000+0000: shutting down, reason=failed").unwrap();
         assert!(!started(&log));
         writeln!(log, "2026-11-20 02:02:00.000+0000: starting up libvirt version: 11.3.0").unwrap();

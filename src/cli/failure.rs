@@ -386,7 +386,9 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
         Error::StartedMeanwhile { .. } => (Code::Changed, Some("back it up again, as a machine that runs")),
         Error::ChangedMeanwhile { .. } => (
             Code::Changed,
-            Some("nothing was stored; make sure that nothing writes to its disks (another host?), then back it up again"),
+            Some(
+                "nothing was stored; make sure that nothing writes to its disks (another host?), then back it up again",
+            ),
         ),
         Error::NotResumed { .. } => (Code::Unsupported, Some("resume it first: virsh resume MACHINE")),
         Error::OtherJob { .. } => (Code::Busy, Some("wait until it is done; 'virsh domjobinfo MACHINE' shows it")),

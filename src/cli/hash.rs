@@ -100,8 +100,7 @@ fn add_hash(context: &Context, runtime: &Runtime, pace: Option<&Pace>, disk: &mu
     };
     let uri: NbdUri = uri.parse().map_err(|error: UriError| CliError::usage(format!("{label}: {error}")))?;
     let captured_bytes = state.as_ref().and_then(|state| Some(state.disk(&disk.disk)?.capacity_bytes));
-    let hash =
-        |stop: &Stop| hash_export(&uri, captured_bytes, &label, &disk.disk, pace, &context.monitor, stop);
+    let hash = |stop: &Stop| hash_export(&uri, captured_bytes, &label, &disk.disk, pace, &context.monitor, stop);
     let (sha256, size_bytes) = match &state {
         Some(state) => while_still(state, &context.stop, hash)?,
         None => hash(&context.stop)?,

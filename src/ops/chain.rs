@@ -59,7 +59,10 @@ pub fn find(
     let mut left = BTreeMap::from([(true, DEPTH), (false, DEPTH)]);
     let mut is_near = |point: &PointRef| {
         let left = left.entry(point.snapshot.hostname == this_host).or_insert(0);
-        *left > 0 && { *left -= 1; true }
+        *left > 0 && {
+            *left -= 1;
+            true
+        }
     };
     // A machine may have been renamed: its UUID decides.
     for point in named.into_iter().chain(others).filter(|point| is_near(point)) {
@@ -72,8 +75,7 @@ pub fn find(
             distrusts.extend(disk.distrusts.clone().map(|bitmap| (bitmap, disk.disk.clone(), point.id.short())));
         }
         let Some(checkpoint) = manifest.checkpoint.clone().filter(|name| name.starts_with(&own)) else { continue };
-        let is_known =
-            known.contains(&checkpoint) || (looked.insert(manifest.host.clone()) && is_alive(&checkpoint));
+        let is_known = known.contains(&checkpoint) || (looked.insert(manifest.host.clone()) && is_alive(&checkpoint));
         let distrusted =
             distrusts.iter().filter(|d| d.0 == checkpoint).map(|(_, disk, by)| (disk.clone(), by.clone())).collect();
         let chain = Chain { point: point.clone(), checkpoint, manifest, distrusted };

@@ -89,10 +89,12 @@ impl Copier {
             return Ok(Vec::new());
         }
         let known = self.points.iter().zip(self.origins()?);
-        let known: Vec<(&PointRef, &Origin)> = known.filter_map(|(point, origin)| Some((point, origin.as_ref()?))).collect();
+        let known: Vec<(&PointRef, &Origin)> =
+            known.filter_map(|(point, origin)| Some((point, origin.as_ref()?))).collect();
         let host = host_name();
         let machines = lineages(known.iter().copied());
-        let Some(machine) = machines.iter().find(|machine| machine.uuid == uuid && machine.hosts.contains(&host)) else {
+        let Some(machine) = machines.iter().find(|machine| machine.uuid == uuid && machine.hosts.contains(&host))
+        else {
             return Ok(Vec::new());
         };
         let of_machine: Vec<&PointRef> =

@@ -86,7 +86,8 @@ fn of_one_uuid(uuid: &str, origins: &[&Origin], hosts: &HashMap<Id, &str>) -> Ve
     // The hosts that a point says its machine came from, and when it left them.
     let came_from = |origin: &Origin| -> BTreeMap<String, Time> {
         let parent = origin.parent.and_then(|parent| hosts.get(&parent)).filter(|host| **host != origin.host);
-        let mut left: BTreeMap<String, Time> = parent.map(|host| ((*host).to_owned(), origin.taken_at)).into_iter().collect();
+        let mut left: BTreeMap<String, Time> =
+            parent.map(|host| ((*host).to_owned(), origin.taken_at)).into_iter().collect();
         left.extend(origin.earlier_hosts.iter().map(|earlier| (earlier.host.clone(), earlier.left_at)));
         left
     };
@@ -136,11 +137,8 @@ mod tests {
         let id = |number: usize| Id::hash(&number.to_be_bytes());
         let one = |(number, (host, at, parent, earlier)): (usize, &Point)| {
             let earlier = earlier.iter().map(|(host, at)| EarlierHost { host: (*host).into(), left_at: day(*at) });
-            let origin = Origin {
-                earlier_hosts: earlier.collect(),
-                parent: parent.map(id),
-                ..Origin::new("u", host, day(*at))
-            };
+            let origin =
+                Origin { earlier_hosts: earlier.collect(), parent: parent.map(id), ..Origin::new("u", host, day(*at)) };
             (PointRef { id: id(number), snapshot: Snapshot::new(id(0), vec!["/vm".into()]) }, origin)
         };
         let points: Vec<(PointRef, Origin)> = points.iter().enumerate().map(one).collect();

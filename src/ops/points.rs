@@ -259,7 +259,10 @@ fn of_one_machine<'p>(repo: &Repository, named: Vec<&'p PointRef>, machine: &str
             let newest: BTreeMap<BTreeSet<String>, &PointRef> =
                 groups.into_iter().map(|(point, hosts)| (hosts, point)).collect();
             let describe = |(hosts, point): (BTreeSet<String>, &PointRef)| {
-                (Vec::from_iter(hosts).join(", "), format!("{} of {}", point.id.short(), point.snapshot.time.to_rfc3339()))
+                (
+                    Vec::from_iter(hosts).join(", "),
+                    format!("{} of {}", point.id.short(), point.snapshot.time.to_rfc3339()),
+                )
             };
             let machine = machine.to_owned();
             Err(Error::AmbiguousMachine { machine, newest: newest.into_iter().map(describe).collect() })

@@ -274,7 +274,8 @@ fn a_point_of_the_future_stays_and_takes_no_place_of_another() {
     let points = days.map(|at| candidate("vm", time(at)));
     let words = |rules: &str, now: &str, points: &[Candidate]| -> Vec<String> {
         let verdicts = judge(&policy(rules), points, time(now), &Berlin);
-        let words = |verdict: &Verdict| verdict.reasons.iter().map(|reason| reason.word()).collect::<Vec<_>>().join(" ");
+        let words =
+            |verdict: &Verdict| verdict.reasons.iter().map(|reason| reason.word()).collect::<Vec<_>>().join(" ");
         verdicts.iter().map(words).collect()
     };
     let in_may = "2026-05-05T03:00:00Z";

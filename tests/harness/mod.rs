@@ -233,6 +233,12 @@ impl Env {
         self.program(self.path("bin/kvmb")).args(args)
     }
 
+    /// kvmb with these arguments on a host of that name; root only.
+    pub fn kvmb_on<A: AsRef<OsStr>>(&self, host: &str, args: impl IntoIterator<Item = A>) -> Call {
+        let script = "echo \"$1\" >/proc/sys/kernel/hostname; shift; exec kvmb \"$@\"";
+        self.program("unshare").args(["--uts", "sh", "-c", script, "sh", host]).args(args)
+    }
+
     /// A script for `/bin/sh`, with `kvmb` on its path. `$R` is [`Env::repo`].
     pub fn sh(&self, script: &str) -> Call {
         self.program("/bin/sh").env("R", self.repo()).args(["-c", script])
