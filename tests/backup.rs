@@ -509,3 +509,38 @@ fn an_agent_that_refuses_fails_only_what_was_required() {
     env.assert_nothing_left();
     assert!(names_in(&env.path("tmp")).is_empty());
 }
+
+#[test]
+fn what_is_left_out_is_named_and_no_machine_at_all_is_no_success() {
+    let env = Env::new("left out");
+    init(&env);
+    let none = env.kvmb(["backup", "--all", "-r", &env.repo()]).run().assert_code(2).assert_stderr_has(&env.uri());
+    assert_eq!(none.record_of("failure")["code"], "usage", "{none}");
+    env.kvmb(["backup", "--all", "-n", "-r", &env.repo()]).run().assert_code(2);
+    let machine = env
+        .machine("vm1")
+        .devices_xml("<disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>")
+        .disk(Disk::qcow2(MIB))
+        .disk(Disk::qcow2(MIB))
+        .define();
+    let args = ["--all", "--exclude-disk", "vdb", "-r", &env.repo()];
+    let point = env.kvmb(["backup"]).args(args).run().assert_ok().record_of("point");
+    let listed = env.kvmb(["points", "-r", &env.repo()]).run().assert_ok().record_of("point");
+    for record in [&point, &listed] {
+        let left_out: Vec<(&str, &str)> = record["left_out"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|left_out| (text(left_out, "disk"), text(left_out, "reason")))
+            .collect();
+        let mut sorted = left_out.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, [("sda", "cdrom"), ("vdb", "left out on request")], "{record}");
+    }
+    let table = env.kvmb(["points", "-r", &env.repo(), "-o", "table"]).run().assert_ok();
+    assert!(table.stdout().contains("without "), "{table}");
+    let piped = env.sh("kvmb snapshot vm1 --disk vda -r $R | kvmb push -r $R | kvmb release").run().assert_ok();
+    assert_eq!(piped.record_of("point")["left_out"].as_array().map(Vec::len), Some(2), "{piped}");
+    drop(machine);
+    env.assert_nothing_left();
+}

@@ -163,6 +163,9 @@ pub enum ManifestError {
     /// A file that cannot be one of a point's.
     #[error("{MANIFEST} names a file {0:?}")]
     File(String),
+    /// A checkpoint that libvirt cannot have.
+    #[error("{MANIFEST} names a checkpoint {0:?}")]
+    Checkpoint(String),
     /// A disk that no disk can be.
     #[error("{MANIFEST} describes disk {0:?} wrongly")]
     Disk(String),
@@ -188,6 +191,14 @@ impl Manifest {
         // Names become names of files: whoever wrote the repository must not choose folders by them.
         if !is_plain_name(&manifest.machine) {
             return Err(ManifestError::Machine(manifest.machine));
+        }
+        // It becomes a name in libvirt and an argument of qemu-img.
+        let is_checkpoint = |name: &&String| {
+            name.len() <= 128 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        };
+        let named = manifest.checkpoint.iter().chain(manifest.disks.iter().flat_map(|disk| &disk.distrusts));
+        if let Some(name) = named.into_iter().find(|name| !is_checkpoint(name)) {
+            return Err(ManifestError::Checkpoint(name.clone()));
         }
         for file in &manifest.files {
             let name = match file.role {
