@@ -285,5 +285,6 @@ fn block_and_network_disks_are_read_in_full_and_disturb_nobody() {
         assert_eq!(ours(&machine).len(), 1);
     }
     machine.stop();
+    drop(storage);
     finish(&env, &[&repo]);
 }

@@ -25,9 +25,13 @@ const LARGEST_TPM_FILE_BYTES: u64 = 64 << 20;
 /// swtpm has three files of state.
 const MOST_TPM_FILES: usize = 32;
 
-/// Copies the files into the capture's folder, and notes in the state what was copied and what could not be.
-pub(super) fn copy_files(definition: &Definition, file: &CaptureFile, state: &mut CaptureState) {
-    let nvram = definition.nvram.as_ref().and_then(|nvram| nvram.path.as_deref());
+/// Copies the files that the definition in the state names - it is the one that a restore goes by - into the capture's folder,
+/// and notes in the state what was copied and what could not be. The live definition is asked where that one leaves the choice
+/// to libvirt.
+pub(super) fn copy_files(live: &Definition, file: &CaptureFile, state: &mut CaptureState) {
+    let stored = Definition::parse(&state.definition_xml);
+    let definition = stored.as_ref().unwrap_or(live);
+    let nvram = [definition, live].into_iter().find_map(|definition| definition.nvram.as_ref()?.path.as_deref());
     let wanted = [
         (FileRole::Nvram, nvram, LARGEST_NVRAM_BYTES),
         (FileRole::Kernel, definition.kernel.as_deref(), LARGEST_BOOT_FILE_BYTES),

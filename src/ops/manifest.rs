@@ -1,6 +1,7 @@
 //! `point.json`: what a point says of itself - all that kvmb needs to continue it and to restore it.
 //!
-//! Version 1. A reader refuses a version that it does not know and ignores fields that it does not know.
+//! Version 1. A reader refuses a version that it does not know and ignores fields that it does not know. So fields were added
+//! without a new version: `earlier_hosts` and `left_out`, which the first points do not have.
 
 use crate::record::{LeftOut, PointDisk, Source, Time};
 use serde::{Deserialize, Serialize};

@@ -145,7 +145,7 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
     let request = &RestoreRequest { into: into.transpose()?, ..request.clone() };
     let xml = point.definition(repo, index)?;
     let definition = Definition::parse(&xml).map_err(capture::Error::from)?;
-    trust::check(point, &definition)?;
+    trust::check(point, &definition, request)?;
     let machine = request.as_name.clone().unwrap_or_else(|| point.manifest.machine.clone());
     let subject = format!("point {}", point.id.short());
     for disk in request.only_disks.iter().chain(request.to.keys()) {

@@ -5,17 +5,19 @@
 //! has it, and name and UUID must be the definition's. ([`Manifest::parse`](crate::ops::manifest::Manifest::parse) has
 //! looked at what can be judged without the definition: sizes, and names that lead elsewhere.)
 
+use super::plan::RestoreRequest;
+use crate::capture::connection::nvram_folder;
 use crate::capture::definition::{Definition, Device};
 use crate::capture::tpm;
-use crate::ops::manifest::{Manifest, ManifestFile, Role};
+use crate::ops::manifest::{Manifest, ManifestDisk, ManifestFile, Role};
 use crate::ops::points::OpenPoint;
 use crate::ops::{Error, Result};
 use std::collections::BTreeSet;
 use std::path::{Component, Path};
 
-/// Refuses a point whose manifest does not fit its definition.
-pub(super) fn check(point: &OpenPoint, definition: &Definition) -> Result<()> {
-    let reason = match misfit(&point.manifest, definition) {
+/// Refuses a point whose manifest does not fit its definition, as far as the request makes use of it.
+pub(super) fn check(point: &OpenPoint, definition: &Definition, request: &RestoreRequest) -> Result<()> {
+    let reason = match misfit(&point.manifest, definition, request) {
         Some(reason) => reason,
         None => match point.manifest.files.iter().find(|file| !has_its_size(point, file)) {
             Some(file) => format!("the file {:?} has another size than the one in the point", file.name),
@@ -30,7 +32,7 @@ fn has_its_size(point: &OpenPoint, file: &ManifestFile) -> bool {
     point.files.get(&file.name).is_none_or(|(size_bytes, _)| *size_bytes == file.size_bytes)
 }
 
-fn misfit(manifest: &Manifest, definition: &Definition) -> Option<String> {
+fn misfit(manifest: &Manifest, definition: &Definition, request: &RestoreRequest) -> Option<String> {
     let uuid = uuid::Uuid::parse_str(&manifest.uuid).ok();
     if uuid.is_none() {
         return Some(format!("{:?} is not a UUID", manifest.uuid));
@@ -44,7 +46,8 @@ fn misfit(manifest: &Manifest, definition: &Definition) -> Option<String> {
         return Some(format!("the machine is {:?}, and {:?} in the definition", manifest.machine, definition.name));
     }
     let mut seen = BTreeSet::new();
-    for disk in &manifest.disks {
+    let is_wanted = |disk: &&ManifestDisk| request.only_disks.is_empty() || request.only_disks.contains(&disk.disk);
+    for disk in manifest.disks.iter().filter(is_wanted) {
         if definition.disk(&disk.disk).is_none_or(|known| known.device != Device::Disk) {
             return Some(format!("{:?} is no disk of the definition", disk.disk));
         }
@@ -54,7 +57,7 @@ fn misfit(manifest: &Manifest, definition: &Definition) -> Option<String> {
     }
     let mut seen = BTreeSet::new();
     for file in &manifest.files {
-        if !is_of(definition, &manifest.uuid, file) {
+        if !is_of(definition, &manifest.uuid, file, request) {
             return Some(format!("{:?} is not where the definition has the file {:?}", file.path, file.name));
         }
         if !seen.insert(&file.name) {
@@ -65,15 +68,31 @@ fn misfit(manifest: &Manifest, definition: &Definition) -> Option<String> {
 }
 
 /// Whether the definition has this file at this path.
-fn is_of(definition: &Definition, uuid: &str, file: &ManifestFile) -> bool {
+fn is_of(definition: &Definition, uuid: &str, file: &ManifestFile, request: &RestoreRequest) -> bool {
     let path = Path::new(&file.path);
     let (name, known) = match file.role {
-        Role::Nvram => ("nvram", definition.nvram.as_ref().and_then(|nvram| nvram.path.as_deref())),
+        Role::Nvram => match definition.nvram.as_ref().and_then(|nvram| nvram.path.as_deref()) {
+            None => return file.name == "nvram" && is_libvirts_choice(definition, path, request),
+            named => ("nvram", named),
+        },
         Role::Kernel => ("kernel", definition.kernel.as_deref()),
         Role::Initrd => ("initrd", definition.initrd.as_deref()),
         Role::Tpm => return is_tpm_state(definition, uuid, file),
     };
     file.name == name && known == Some(path)
+}
+
+/// Older versions of libvirt write the file that they choose into the live definition only.
+fn is_libvirts_choice(definition: &Definition, path: &Path, request: &RestoreRequest) -> bool {
+    let of_this_user = match rustix::process::geteuid().is_root() {
+        true => "qemu:///system",
+        false => "qemu:///session",
+    };
+    let folder = nvram_folder(request.connect.as_deref().unwrap_or(of_this_user));
+    let extension =
+        path.file_name().and_then(|name| name.to_str()?.strip_prefix(&*definition.name)?.strip_prefix("_VARS."));
+    path.parent().is_some_and(|parent| Some(parent) == folder.as_deref())
+        && extension.is_some_and(|extension| ["fd", "qcow2", "json"].contains(&extension))
 }
 
 /// The folder is the one that the definition names; where it names none libvirt chooses it by the UUID, below a folder of its
@@ -99,10 +118,10 @@ mod tests {
 
     const UUID: &str = "c7a5fdbd-edaf-9455-926a-d65c16db1809";
 
-    fn definition() -> Definition {
+    fn definition(nvram: &str) -> Definition {
         let xml = format!(
             "<domain type='kvm'><name>vm1</name><uuid>{UUID}</uuid>\
-             <os><kernel>/boot/vmlinuz</kernel><nvram>/nvram/vm1.fd</nvram></os><devices>\
+             <os><kernel>/boot/vmlinuz</kernel>{nvram}</os><devices>\
              <disk type='file' device='disk'><source file='/images/a'/><target dev='vda'/></disk>\
              <disk type='file' device='cdrom'><target dev='sda'/></disk>\
              <tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm></devices></domain>"
@@ -114,7 +133,9 @@ mod tests {
         json!({ "name": name, "role": role, "path": path, "size_bytes": 1 })
     }
 
-    fn misfit_of(change: impl FnOnce(&mut Value)) -> Option<String> {
+    const NVRAM: &str = "<nvram>/nvram/vm1.fd</nvram>";
+
+    fn misfit_of(nvram: &str, only_disks: &[&str], change: impl FnOnce(&mut Value)) -> Option<String> {
         let disk = |name: &str| {
             json!({
                 "disk": name, "capacity_bytes": 1 << 20, "chunk_bytes": 1 << 20, "format": "raw",
@@ -132,13 +153,23 @@ mod tests {
             ],
         });
         change(&mut manifest);
-        misfit(&serde_json::from_value(manifest).unwrap(), &definition())
+        let only_disks = only_disks.iter().map(|disk| (*disk).to_owned()).collect();
+        let request = RestoreRequest { only_disks, ..RestoreRequest::default() };
+        misfit(&serde_json::from_value(manifest).unwrap(), &definition(nvram), &request)
     }
 
     #[test]
     fn what_the_definition_does_not_say_is_refused() {
-        assert_eq!(misfit_of(|_| {}), None);
-        assert_eq!(misfit_of(|m| m["uuid"] = UUID.to_uppercase().into()), None);
+        assert_eq!(misfit_of(NVRAM, &[], |_| {}), None);
+        assert_eq!(misfit_of(NVRAM, &[], |m| m["uuid"] = UUID.to_uppercase().into()), None);
+        // A disk that is not asked for does not matter: one that was attached to the running machine only, for instance.
+        let another = |m: &mut Value| {
+            let mut disk = m["disks"][0].clone();
+            disk["disk"] = "vdz".into();
+            m["disks"].as_array_mut().unwrap().push(disk);
+        };
+        assert_eq!(misfit_of(NVRAM, &["vda"], another), None);
+        assert!(misfit_of(NVRAM, &[], another).is_some());
         type Change<'a> = &'a dyn Fn(&mut Value);
         let put = |at: usize, file: Value| move |m: &mut Value| m["files"][at] = file.clone();
         let tpm = |path: &str| put(2, file("tpm", "tpm/tpm2-00.permall", path));
@@ -158,8 +189,18 @@ mod tests {
             (&tpm(&format!("/swtpm/{UUID}/tpm2/another")), "is not where"),
         ];
         for (change, expected) in cases {
-            let reason = misfit_of(change).expect("it passed");
+            let reason = misfit_of(NVRAM, &[], change).expect("it passed");
             assert!(reason.contains(expected), "{reason}");
+        }
+    }
+
+    #[test]
+    fn where_libvirt_chooses_the_place_of_the_variables_it_must_be_that() {
+        // The tests run as root.
+        let at = |path: &'static str| misfit_of("", &[], move |m| m["files"][0] = file("nvram", "nvram", path));
+        assert_eq!(at("/var/lib/libvirt/qemu/nvram/vm1_VARS.fd"), None);
+        for path in ["/nvram/vm1.fd", "/var/lib/libvirt/qemu/nvram/vm2_VARS.fd", "/etc/vm1_VARS.fd", "vm1_VARS.fd"] {
+            assert!(at(path).is_some(), "{path}");
         }
     }
 }
