@@ -14,7 +14,7 @@ DEBUG := $(CARGO_TARGET_DIR)/debug/kvmb
 KVMB ?= $(RELEASE)
 GUEST := $(CARGO_TARGET_DIR)/test-parts/guest
 
-.PHONY: all build test demo bench lint generated install deb clean help parts program
+.PHONY: all build test demo bench lint generated install deb clean help parts parts-remove program
 
 all: build
 
@@ -75,5 +75,8 @@ clean: ## remove what was built
 parts:
 	.ci/install-parts
 
+parts-remove: ## remove the package source that the set-up added, if it added one (root)
+	.ci/install-parts remove
+
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
