@@ -337,8 +337,8 @@ fn processes_of(uuid: &str) -> Vec<ServerProcess> {
     pids.filter(is_its).filter_map(|pid| Some(ServerProcess { pid, started_ticks: start_ticks(pid)? })).collect()
 }
 
-/// Whether libvirt's log of a machine tells of a start that did not fail. Where the log cannot be compared with what it was,
-/// it may.
+/// Whether libvirt's log of a machine shows a start that did not fail. Where the log cannot be compared with what it was, it
+/// counts as one.
 fn was_started(log: &Path, before: Option<&Stamp>) -> bool {
     let Ok(now) = Stamp::of(log, Depth::Glance) else {
         // Never there, or rotated away.
@@ -402,7 +402,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn a_start_is_told_from_one_that_failed() {
+    fn a_start_that_failed_is_no_start() {
         let mut log = tempfile::NamedTempFile::new().unwrap();
         writeln!(log, "2026-11-20 02:00:00.000+0000: starting up libvirt version: 11.3.0").unwrap();
         let before = Stamp::of(log.path(), Depth::Full).unwrap();

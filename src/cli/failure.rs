@@ -317,7 +317,7 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
             (Code::Damage, Some("'kvmb verify' says what else is hit; older points may be whole"))
         }
         Error::UntrustedPoint { .. } => {
-            (Code::Damage, Some("restore another point; 'kvmb points' lists them. Who can write to the repository?"))
+            (Code::Damage, Some("restore another point: 'kvmb points -r REPO' lists them"))
         }
         Error::UnreadableSnapshot { .. } => {
             (Code::Damage, Some("'kvmb points -r REPO' lists those that can be read; name one of them by its id"))
