@@ -316,9 +316,7 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
         Error::BadPoint { .. } => {
             (Code::Damage, Some("'kvmb verify' says what else is hit; older points may be whole"))
         }
-        Error::UntrustedPoint { .. } => {
-            (Code::Damage, Some("restore another point: 'kvmb points -r REPO' lists them"))
-        }
+        Error::UntrustedPoint { .. } => (Code::Damage, Some("restore another point: 'kvmb points -r REPO' lists them")),
         Error::UnreadableSnapshot { .. } => {
             (Code::Damage, Some("'kvmb points -r REPO' lists those that can be read; name one of them by its id"))
         }
