@@ -255,6 +255,9 @@ pub struct Point {
     pub batch_machines: Option<usize>,
     /// Its disks.
     pub disks: Vec<PointDisk>,
+    /// What of the machine is not in the point: disks, and other parts (firmware variables, TPM state, kernel, initrd).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
     /// How long it took to store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_seconds: Option<f64>,
@@ -302,6 +305,23 @@ pub struct PointDisk {
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,
+}
+
+/// Something of a machine that is not in its point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LeftOut {
+    /// The disk's target name, if it is a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+    /// Another part of the machine, which it needs: `nvram` (firmware variables), `tpm`, `kernel` or `initrd`. Then a `failure` with
+    /// the code `part_missing` follows the record of the new point, and the exit code is not 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<String>,
+    /// The file or folder of that part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Why it was left out.
+    pub reason: String,
 }
 
 /// A damaged piece of a point.
@@ -387,9 +407,9 @@ pub struct Action {
     /// and `machine`, `point` (stored from it, or null), `deleted_checkpoints`, `resumed` (the machine had been paused by a
     /// full scratch file system). `backup`, `snapshot`, `push`: `connect`, `repo`, `copy_to` (the second repository), `capture`,
     /// `point` (to be copied), `disks` (to be stored), `skipped` (each with `disk` and `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`. `forget` (by `prune`, one for each point; the
-    /// target is its id, `changed` whether it goes): `machine`, `uuid`, `captured_at`, and `rules`: the words of what keeps it -
-    /// `last` `hourly` `daily` `weekly` `monthly` `yearly` `within`, `pinned`, `last_good`, `awaits_copy`, `machine_gone`,
-    /// `no_policy` - or `expired`. `prune` (the target is the repository): `size_bytes` before, `freed_bytes`, `unused_bytes` (what
+    /// target is its id, `changed` whether it goes): `machine`, `uuid`, `host`, `captured_at`, and `rules`: the words of what keeps
+    /// it - `last` `hourly` `daily` `weekly` `monthly` `yearly` `within`, `pinned`, `last_good`, `awaits_copy`, `machine_gone`,
+    /// `future`, `no_policy` - or `expired`. `prune` (the target is the repository): `size_bytes` before, `freed_bytes`, `unused_bytes` (what
     /// stays although no point needs it), `removed_packs`, `repacked_packs`, `copied_bytes`. `pin`, `unpin` (the target is the
     /// point's new id): `machine`, `captured_at`, `repo`, `previous` (its id before). `remote setup`:
     /// `algorithm` and `fingerprint` of the server's host key; `authorized_keys_line` of this host's own key.
@@ -648,43 +668,4 @@ pub fn steers_terminal(c: char) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn unknown_fields_and_types_are_passed_on() {
-        let line = r#"{"type":"file","path":"a","size_bytes":1,"sha256":"00","colour":{"deep":[1]}}"#;
-        assert_eq!(Record::parse(line).unwrap().to_line(), line);
-        let line = r#"{"type":"comet","tail":true}"#;
-        assert_eq!(Record::parse(line).unwrap().to_line(), line);
-    }
-
-    #[test]
-    fn a_line_steers_no_terminal_and_means_the_same() {
-        let text = "a\u{9b}2J\u{7f}\u{202e}\u{1b}\u{85}é";
-        let record = Record::Other(Map::from_iter([("type".into(), "x".into()), ("name".into(), text.into())]));
-        let line = record.to_line();
-        assert!(!line.contains(steers_terminal), "{line:?}");
-        assert_eq!(Record::parse(&line).unwrap(), record);
-    }
-
-    #[test]
-    fn type_comes_first_wherever_it_stood() {
-        let record = Record::parse(r#"{"path":"a","size_bytes":1,"type":"file","sha256":"00"}"#).unwrap();
-        assert!(record.to_line().starts_with(r#"{"type":"file","path":"#));
-    }
-
-    #[test]
-    fn what_is_no_record_is_an_error() {
-        for line in ["", "x", "[]", "1", "{}", r#"{"type":1}"#, r#"{"type":"disk"}"#] {
-            assert!(Record::parse(line).is_err(), "{line}");
-        }
-    }
-
-    #[test]
-    fn a_disk_without_a_source_survives() {
-        let source = serde_json::to_string(&Source::None {}).unwrap();
-        assert_eq!(source, r#"{"type":"none"}"#);
-        assert_eq!(serde_json::from_str::<Source>(&source).unwrap(), Source::None {});
-    }
-}
+mod tests;

@@ -1,24 +1,27 @@
 //! Which points stay and which go: restic's policy rules, and what no policy may remove.
 //!
-//! Pure: points with their times go in, a verdict for each comes out. Points are grouped by the machine's UUID, and each
-//! group is judged alone, newest point first.
+//! Pure: points with their times go in, a verdict for each comes out. Points are grouped by machine, and each group is judged
+//! alone, newest point first.
 //!
 //! | rule | keeps |
 //! | --- | --- |
 //! | `keep_last` | the newest n points |
 //! | `keep_hourly` … `keep_yearly` | the newest point of each of the newest n hours, days, weeks (Monday to Sunday), months or years *that have a point*; while some of the n are left, the oldest point of all as well |
-//! | `keep_within` | every point newer than this long before the newest point that is not in the future |
+//! | `keep_within` | every point newer than this long before the newest point |
+//!
+//! A point that is dated in the future was made by a clock that is wrong, or is judged by one. It stays, and to all rules it
+//! is as if it were not there: it takes no place of a point whose date is right.
 //!
 //! A point stays if any rule keeps it; `0` is a rule that keeps nothing, and a policy without any other rule is no policy:
-//! then nothing is removed. All of this is what `restic forget` does with the options of the same names, also where it
-//! may surprise:
+//! then nothing is removed. But for points of the future all of this is what `restic forget` does with the options of the same
+//! names, also where it may surprise:
 //!
 //! - The hour, day … of a point is that of the clock on the wall where and when it was taken, as its time says it.
 //! - `keep_within` counts back on the calendar of the local time zone: `1d` before noon is noon of the day before, though
 //!   summer time began in between. A month before 31 March is 3 March: 31 February does not exist, and is two or three
 //!   days after the 28th or 29th. (Where the newest point's time is not a local one, its own offset is used, and UTC where
 //!   that is zero.)
-//! - Nothing is relative to now: while no new points come, no point becomes too old.
+//! - Nothing but that is relative to now: while no new points come, no point becomes too old.
 //!
 //! Of two tiers, [`await_copy`] says which points the second is yet to get.
 
@@ -308,7 +311,7 @@ fn to_utc(wall: NaiveDateTime, zone: &impl TimeZone) -> NaiveDateTime {
 /// A point as retention sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// The machine's UUID.
+    /// What tells its machine from others.
     pub machine: String,
     /// When it was taken.
     pub taken_at: Time,
@@ -340,12 +343,14 @@ pub enum Reason {
     Oldest(Rule),
     /// It is pinned.
     Pinned,
-    /// It is the machine's newest point that is not damaged.
+    /// It is the machine's newest point that is not damaged, and not dated in the future.
     LastGood,
     /// The second tier does not have it yet.
     AwaitsCopy,
     /// Its machine no longer exists.
     MachineGone,
+    /// It is dated in the future.
+    Future,
     /// There is no policy.
     NoPolicy,
     /// No rule keeps it: it goes.
@@ -414,6 +419,7 @@ impl Reason {
             Reason::LastGood => "last_good",
             Reason::AwaitsCopy => "awaits_copy",
             Reason::MachineGone => "machine_gone",
+            Reason::Future => "future",
             Reason::NoPolicy => "no_policy",
             Reason::Expired => "expired",
         }
@@ -429,6 +435,7 @@ impl fmt::Display for Reason {
             Reason::LastGood => f.write_str("last good point of its machine"),
             Reason::AwaitsCopy => f.write_str("the second repository does not have it yet"),
             Reason::MachineGone => f.write_str("its machine no longer exists"),
+            Reason::Future => f.write_str("it is dated in the future: check the clocks"),
             Reason::NoPolicy => f.write_str("no retention is given or configured"),
             Reason::Expired => f.write_str("no rule keeps it"),
         }
@@ -445,10 +452,13 @@ pub fn judge(policy: &Policy, points: &[Candidate], now: Time, zone: &impl TimeZ
     for (number, point) in points.iter().enumerate() {
         machines.entry(&point.machine).or_default().push(number);
     }
-    for mut numbers in machines.into_values() {
+    for numbers in machines.into_values() {
+        let (mut numbers, future): (Vec<usize>, Vec<usize>) =
+            numbers.into_iter().partition(|number| points[*number].taken_at <= now);
+        future.into_iter().for_each(|number| reasons[number].push(Reason::Future));
         numbers.sort_by_key(|number| std::cmp::Reverse(points[*number].taken_at));
         let times: Vec<Time> = numbers.iter().map(|number| points[*number].taken_at).collect();
-        for (number, found) in numbers.iter().zip(apply(policy, &times, now, zone)) {
+        for (number, found) in numbers.iter().zip(apply(policy, &times, zone)) {
             reasons[*number] = found;
         }
         let last_good = numbers.iter().find(|number| !points[**number].is_damaged);
@@ -473,9 +483,8 @@ pub fn judge(policy: &Policy, points: &[Candidate], now: Time, zone: &impl TimeZ
 }
 
 /// The rules that keep each of a machine's points, which stand newest first.
-fn apply(policy: &Policy, times: &[Time], now: Time, zone: &impl TimeZone) -> Vec<Vec<Reason>> {
-    let newest = times.iter().find(|time| **time < now);
-    // Points that are all in the future are newer than whatever is asked for.
+fn apply(policy: &Policy, times: &[Time], zone: &impl TimeZone) -> Vec<Vec<Reason>> {
+    let newest = times.first();
     let cut = policy.span().map(|span| newest.and_then(|newest| span.before(*newest, zone)));
     let mut counts = policy.counts().map(|(rule, keep)| (rule, keep, None));
     let judge_one = |(position, time): (usize, &Time)| {

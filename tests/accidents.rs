@@ -6,11 +6,11 @@ mod harness;
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::process::Command;
 use std::time::Duration;
 
 use chains::*;
-use harness::change::{bitmaps, run};
+use harness::change::bitmaps;
+use harness::storage::{LoopDevice, NetworkStorage};
 use harness::{Disk, DiskModel, Env, process, wait_until};
 
 // --- other hosts
@@ -258,42 +258,19 @@ fn block_and_network_disks_are_read_in_full_and_disturb_nobody() {
         fs::set_permissions(image, fs::Permissions::from_mode(0o666)).expect("chmod");
     }
     let device = LoopDevice::on(&block);
-    let socket = env.path("qmp/network.sock").display().to_string();
-    let pid_file = env.path("tmp/network.pid").display().to_string();
-    let server = [
-        "-t",
-        "-e",
-        "4",
-        "--fork",
-        "-k",
-        &socket,
-        "--pid-file",
-        &pid_file,
-        "-f",
-        "raw",
-        &network.display().to_string(),
-    ];
-    run("qemu-nbd", &server);
-    fs::set_permissions(&socket, fs::Permissions::from_mode(0o777)).expect("chmod");
+    let storage = NetworkStorage::of(&network, &env.path("qmp/network.sock"));
     let machine = env
         .machine("vm")
         .disk(Disk::qcow2(16 * MIB))
-        .devices_xml(&format!(
-            "<disk type='block' device='disk'><driver name='qemu' type='raw'/>\
-             <source dev='{}'/><target dev='vdb' bus='virtio'/></disk>\
-             <disk type='network' device='disk'><driver name='qemu' type='raw'/>\
-             <source protocol='nbd'><host transport='unix' socket='{socket}'/></source>\
-             <target dev='vdc' bus='virtio'/></disk>",
-            device.path
-        ))
+        .devices_xml(&device.disk_xml("vdb"))
+        .devices_xml(&storage.disk_xml("vdc"))
         .start_paused();
     machine.write("vda", 0, 8 * MIB, 0x11);
     for round in 0..2_u8 {
         // The host writes to the device, as a cluster's other node might; nobody else does.
         let device = fs::OpenOptions::new().write(true).open(&device.path).expect("the device");
         device.write_all_at(&vec![0x21 + round; MIB as usize], 0).and_then(|()| device.sync_all()).expect("write");
-        let address = format!("nbd+unix:///?socket={socket}");
-        run("qemu-io", &["-f", "raw", "-c", &format!("write -P {} 1M 1M", 0x31 + round), &address]);
+        storage.write(MIB, MIB, 0x31 + round);
         machine.write("vda", MIB, 512, 0x41 + round);
         let point = backup(&machine, &repo);
         let mut models = machine.models();
@@ -307,26 +284,7 @@ fn block_and_network_disks_are_read_in_full_and_disturb_nobody() {
         }
         assert_eq!(ours(&machine).len(), 1);
     }
-    let server = fs::read_to_string(&pid_file).expect("pid").trim().parse().expect("pid");
     machine.stop();
-    process::kill(server);
+    drop(storage);
     finish(&env, &[&repo]);
-}
-
-/// A loop device. Dropped, it is free again.
-struct LoopDevice {
-    path: String,
-}
-
-impl LoopDevice {
-    fn on(image: &std::path::Path) -> LoopDevice {
-        let path = run("losetup", &["--find", "--show", &image.display().to_string()]);
-        LoopDevice { path: path.trim().to_owned() }
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["--detach", &self.path]).output();
-    }
 }

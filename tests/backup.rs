@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use harness::guest::Ext4;
+use harness::storage::LoopDevice;
 use harness::{Disk, DiskModel, Env, FreezeMode, Machine};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -213,27 +213,6 @@ fn a_backing_file_is_read_through_and_left_alone() {
     machine.assert_image_equals_model("vda");
 }
 
-/// A loop device; root only, as the rest of these tests.
-struct Loop(String);
-
-impl Loop {
-    fn over(file: &Path) -> Loop {
-        let output = Command::new("losetup").args(["-f", "--show"]).arg(file).output().expect("losetup");
-        assert!(
-            output.status.success(),
-            "cannot make a loop device: run the tests as root, with the right to ({})",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-        Loop(String::from_utf8(output.stdout).expect("a path").trim().to_owned())
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["-d", &self.0]).output();
-    }
-}
-
 #[test]
 fn a_block_device_is_backed_up_and_restored_to() {
     let env = Env::new("block");
@@ -242,15 +221,8 @@ fn a_block_device_is_backed_up_and_restored_to() {
     model.write(MIB, &noise(1, 2 * MIB));
     fs::write(&from, model.read(0, 6 * MIB)).expect("write");
     fs::write(&to, noise(2, 7 * MIB)).expect("write");
-    let (source, target) = (Loop::over(&from), Loop::over(&to));
-    let machine = env
-        .machine("vm1")
-        .devices_xml(&format!(
-            "<disk type='block' device='disk'><driver name='qemu' type='raw'/><source dev='{}'/>\
-             <target dev='vda' bus='virtio'/></disk>",
-            source.0
-        ))
-        .start_paused();
+    let (source, target) = (LoopDevice::on(&from), LoopDevice::on(&to));
+    let machine = env.machine("vm1").devices_xml(&source.disk_xml("vda")).start_paused();
     init(&env);
     let disks = BTreeMap::from([("vda".to_owned(), model.clone())]);
     let live = backup(&machine);
@@ -266,15 +238,15 @@ fn a_block_device_is_backed_up_and_restored_to() {
     };
     let small = env.disks().join("small.img");
     fs::write(&small, noise(3, 5 * MIB)).expect("write");
-    let small_device = Loop::over(&small);
-    restore(&small_device.0).run().assert_code(1).assert_stderr_has("bytes");
+    let small_device = LoopDevice::on(&small);
+    restore(&small_device.path).run().assert_code(1).assert_stderr_has("bytes");
     assert_eq!(fs::read(&small).expect("read"), noise(3, 5 * MIB));
-    env.kvmb(["restore", "vm1", "-r", &env.repo(), "--no-define", "--to", &format!("vda={}", target.0)])
+    env.kvmb(["restore", "vm1", "-r", &env.repo(), "--no-define", "--to", &format!("vda={}", target.path)])
         .run()
         .assert_code(1)
         .assert_stderr_has("--overwrite");
     assert_eq!(fs::read(&to).expect("read"), noise(2, 7 * MIB));
-    restore(&target.0).run().assert_ok();
+    restore(&target.path).run().assert_ok();
     let written = fs::read(&to).expect("read");
     assert!(written[..6 * MIB as usize] == model.read(0, 6 * MIB)[..], "the device does not hold the disk");
     assert!(written[6 * MIB as usize..] == noise(2, 7 * MIB)[6 * MIB as usize..], "written past the disk's end");
@@ -536,4 +508,39 @@ fn an_agent_that_refuses_fails_only_what_was_required() {
     guest.wait_for_more(2);
     env.assert_nothing_left();
     assert!(names_in(&env.path("tmp")).is_empty());
+}
+
+#[test]
+fn what_is_left_out_is_named_and_no_machine_at_all_is_no_success() {
+    let env = Env::new("left out");
+    init(&env);
+    let none = env.kvmb(["backup", "--all", "-r", &env.repo()]).run().assert_code(2).assert_stderr_has(&env.uri());
+    assert_eq!(none.record_of("failure")["code"], "usage", "{none}");
+    env.kvmb(["backup", "--all", "-n", "-r", &env.repo()]).run().assert_code(2);
+    let machine = env
+        .machine("vm1")
+        .devices_xml("<disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>")
+        .disk(Disk::qcow2(MIB))
+        .disk(Disk::qcow2(MIB))
+        .define();
+    let args = ["--all", "--exclude-disk", "vdb", "-r", &env.repo()];
+    let point = env.kvmb(["backup"]).args(args).run().assert_ok().record_of("point");
+    let listed = env.kvmb(["points", "-r", &env.repo()]).run().assert_ok().record_of("point");
+    for record in [&point, &listed] {
+        let left_out: Vec<(&str, &str)> = record["left_out"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|left_out| (text(left_out, "disk"), text(left_out, "reason")))
+            .collect();
+        let mut sorted = left_out.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, [("sda", "cdrom"), ("vdb", "left out on request")], "{record}");
+    }
+    let table = env.kvmb(["points", "-r", &env.repo(), "-o", "table"]).run().assert_ok();
+    assert!(table.stdout().contains("without "), "{table}");
+    let piped = env.sh("kvmb snapshot vm1 --disk vda -r $R | kvmb push -r $R | kvmb release").run().assert_ok();
+    assert_eq!(piped.record_of("point")["left_out"].as_array().map(Vec::len), Some(2), "{piped}");
+    drop(machine);
+    env.assert_nothing_left();
 }

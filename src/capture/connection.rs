@@ -238,6 +238,18 @@ pub(super) fn embedded_root(uri: &str) -> Option<PathBuf> {
     Some(PathBuf::from(root.as_ref()))
 }
 
+/// The folder where libvirt keeps firmware variables of machines whose definitions name no place.
+pub fn nvram_folder(uri: &str) -> Option<PathBuf> {
+    if let Some(root) = embedded_root(uri) {
+        return Some(root.join("lib/qemu/nvram"));
+    }
+    if !uri.ends_with("/session") {
+        return Some("/var/lib/libvirt/qemu/nvram".into());
+    }
+    let configuration = std::env::var_os("XDG_CONFIG_HOME").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    Some(configuration.or_else(|| Some(std::env::home_dir()?.join(".config")))?.join("libvirt/qemu/nvram"))
+}
+
 /// Looked up in the kernel's list, because opening and closing the file ourselves would give up a lock of this very process.
 fn is_locked_by_another(file: &Path) -> bool {
     let Ok(inode) = std::fs::metadata(file).map(|found| found.ino()) else {

@@ -135,6 +135,14 @@ pub enum Error {
         /// The machine.
         machine: String,
     },
+    /// A machine that is off did not stay as it was until all of it was read: what was read is of no one moment.
+    #[error("{machine} changed while it was being read: {what}")]
+    ChangedMeanwhile {
+        /// The machine.
+        machine: String,
+        /// What changed.
+        what: String,
+    },
     /// A machine that came from a saved state or a migration and was not resumed: QEMU has not taken its images over, and
     /// what it says of their bitmaps means nothing.
     #[error("{machine} has not gone on yet since it was restored from a saved state, or migrated")]
@@ -194,6 +202,14 @@ pub enum Error {
     #[error("the folder {} cannot be trusted: {reason}", .path.display())]
     UnsafeFolder {
         /// The folder.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A file or folder in a place that others than root can write, where something else was put in its stead.
+    #[error("{} cannot be trusted: {reason}", .path.display())]
+    UnsafePath {
+        /// The file or folder.
         path: PathBuf,
         /// Why.
         reason: String,

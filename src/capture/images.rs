@@ -87,6 +87,11 @@ pub fn read_layers(path: &Path, format: &str) -> Result<Vec<ImageLayer>> {
     Ok(layers)
 }
 
+/// How large the disk is that can be read at an NBD URI.
+pub fn size_of_export(nbd_uri: &str) -> Result<u64> {
+    Ok(qemu_img_info(Path::new(nbd_uri), "raw")?.virtual_size)
+}
+
 /// Which file this is now.
 pub fn identify(path: &Path, format: &str) -> Result<ImageIdentity> {
     let found = fs::metadata(path).map_err(Error::io("look at", path))?;

@@ -173,6 +173,12 @@ impl Machine {
         Ok(State::from_numbers(state, reason))
     }
 
+    /// libvirt's number for why it is off, or for why it is in whatever state it is in.
+    pub(super) fn off_reason(&self) -> Result<i32> {
+        let state = ffi::state(&self.domain).context(|| format!("ask for the state of {}", self.name))?;
+        Ok(state.1)
+    }
+
     /// Whether it has a definition that outlives its run.
     pub fn is_persistent(&self) -> Result<bool> {
         self.domain.is_persistent().context(|| format!("ask whether {} is persistent", self.name))

@@ -7,6 +7,7 @@
 //! | module | its subject |
 //! | --- | --- |
 //! | [`definition`] | domain XML, read (pure) |
+//! | `copies` | firmware variables, TPM state, kernel and initrd, copied at the moment of capture |
 //! | [`mod@rewrite`] | domain XML, changed for a restore (pure) |
 //! | [`connection`] | the hypervisor: open, list, look up, define |
 //! | [`machine`] | one domain: state, definition, disk sizes |
@@ -18,8 +19,10 @@
 //! | [`image_server`] | any image as the guest sees it, for the time of one command |
 //! | [`images`] | image files by their own words: layers, bitmaps, identity |
 //! | [`runtime`] | the folders: state, sockets, scratch files |
+//! | [`safe_path`] | files in folders that QEMU's user can write: opened without being led elsewhere |
 //! | [`tpm`] | where the state of an emulated TPM is |
 //! | [`state`] | what is known of an open capture, on disk |
+//! | [`stillness`] | whether a machine that is off stayed as it was while it was read |
 //! | [`open`] | opens a capture |
 //! | [`close`] | closes captures, and clears what a killed run left |
 //! | [`survey`] | what a backup would meet, looked at and left as it is |
@@ -33,6 +36,7 @@ pub mod agent;
 pub mod checkpoint;
 pub mod close;
 pub mod connection;
+mod copies;
 pub mod definition;
 mod error;
 mod ffi;
@@ -45,8 +49,10 @@ pub mod open;
 pub mod qemu_nbd;
 pub mod rewrite;
 pub mod runtime;
+pub mod safe_path;
 mod signals;
 pub mod state;
+pub mod stillness;
 pub mod survey;
 pub mod tpm;
 

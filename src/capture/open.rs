@@ -7,7 +7,6 @@
 //! Any failure on the way is undone by closing what the state file says.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -18,6 +17,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::agent::{Consistency, Freeze, FreezeMode};
 use super::close::{self, CloseRequest};
+use super::copies;
 use super::definition::{Definition, Device, Disk, Source};
 use super::error::{Error, Meaning, Result};
 use super::images::{self, ImageIdentity};
@@ -26,10 +26,9 @@ use super::machine::{Machine, PausedReason, State, Which};
 use super::qemu_nbd::{self, ServeRequest};
 use super::runtime::{self, Runtime};
 use super::state::{
-    CaptureFile, CaptureKind, CaptureState, CapturedDisk, CopiedFile, FileRole, Phase, ReadMode, STATE_VERSION,
-    ServerProcess, SkippedDisk,
+    CaptureFile, CaptureKind, CaptureState, CapturedDisk, Phase, ReadMode, STATE_VERSION, ServerProcess, SkippedDisk,
 };
-use super::tpm;
+use super::stillness::Stillness;
 use crate::steps::{self, Step};
 
 /// How long another command may be busy with the same machine: opening takes seconds at most.
@@ -219,6 +218,8 @@ fn new_state(machine: &Machine, definition: &Definition, request: &OpenRequest, 
         skipped: skipped_disks(definition, request),
         definition_xml: String::new(),
         copies: Vec::new(),
+        missing: Vec::new(),
+        stillness: None,
         socket_folder: PathBuf::new(),
         job_socket: None,
         scratch_folder: None,
@@ -298,7 +299,12 @@ fn open_running(
     state.freeze_note = begun.freeze_note;
     state.thaw_due = begun.thaw_due;
     state.definition_xml = begun.definition_xml;
-    copy_files(live, file, state)
+    for disk in &mut state.disks {
+        // While the job runs it stays what it is; it may have grown just before.
+        disk.capacity_bytes = machine.disk_info(&disk.target)?.capacity_bytes;
+    }
+    copies::copy_files(live, file, state);
+    Ok(())
 }
 
 /// Waits for a snapshot, a migration … to be done, and so for the next one to begin with a guest that is not frozen.
@@ -613,6 +619,8 @@ fn open_off(
         sources.push(off.source);
     }
     start_chain(request, file, state)?;
+    // Before anybody can read; our own bitmaps are in the images by now.
+    let mut still = Stillness::note(machine, state, &sources);
     for (at, source) in sources.into_iter().enumerate() {
         let disk = &state.disks[at];
         let server = qemu_nbd::serve(&ServeRequest {
@@ -627,6 +635,10 @@ fn open_off(
         })?;
         state.disks[at].server = Some(server);
         file.save(state)?;
+        if state.disks[at].capacity_bytes == 0 {
+            // libvirt does not know how large what is on the network is.
+            state.disks[at].capacity_bytes = images::size_of_export(&state.disks[at].nbd_uri)?;
+        }
     }
     steps::reached(Step::Begun);
     state.captured_at = Local::now().fixed_offset();
@@ -640,7 +652,10 @@ fn open_off(
         state.consistency = Consistency::Crash;
     }
     state.definition_xml = machine.definition_xml(Which::Inactive, true)?;
-    copy_files(definition, file, state)
+    still.note_opened(state, file.folder());
+    state.stillness = Some(still);
+    copies::copy_files(definition, file, state);
+    Ok(())
 }
 
 /// Puts new bitmaps into the images of a machine that is off, where a disk that could have one has none to continue: what the
@@ -740,48 +755,6 @@ fn off_disk(machine: &Machine, disk: &Disk, wanted: &DiskRequest, sockets: &Path
     };
     let keeps_bitmaps = disk.keeps_bitmaps() && layers.first().is_some_and(|layer| layer.keeps_bitmaps);
     Ok(OffDisk { captured, source, keeps_bitmaps })
-}
-
-/// Copies what belongs to this moment and is no disk.
-fn copy_files(definition: &Definition, file: &CaptureFile, state: &mut CaptureState) -> Result<()> {
-    let nvram = definition.nvram.as_ref().and_then(|nvram| nvram.path.as_ref());
-    let wanted = [
-        (FileRole::Nvram, "nvram", nvram),
-        (FileRole::Kernel, "kernel", definition.kernel.as_ref()),
-        (FileRole::Initrd, "initrd", definition.initrd.as_ref()),
-    ];
-    for (role, name, origin) in wanted {
-        let Some(origin) = origin else { continue };
-        let copy = file.folder().join(name);
-        match fs::copy(origin, &copy) {
-            Ok(_) => {
-                runtime::set_mode(&copy, 0o600)?;
-                state.copies.push(CopiedFile { role, name: name.to_owned(), origin: origin.clone() });
-            }
-            // libvirt makes the variables' file at the first start.
-            Err(error) if role == FileRole::Nvram && error.kind() == ErrorKind::NotFound => {
-                tracing::debug!("{} has no firmware variables yet", state.machine);
-            }
-            Err(error) => return Err(Error::io("copy", origin)(error)),
-        }
-    }
-    copy_tpm(definition, file, state)
-}
-
-/// The state of an emulated TPM, file by file: without it a guest that sealed its keys there does not open its disks.
-fn copy_tpm(definition: &Definition, file: &CaptureFile, state: &mut CaptureState) -> Result<()> {
-    let Some(folder) = tpm::state_folder(definition, &state.connect, &state.uuid) else {
-        return Ok(());
-    };
-    for (name, origin) in tpm::state_files(&folder)? {
-        let name = format!("{}{name}", tpm::FOLDER);
-        let copy = file.folder().join(&name);
-        fs::create_dir_all(copy.parent().unwrap_or(file.folder())).map_err(Error::io("create", &copy))?;
-        fs::copy(&origin, &copy).map_err(Error::io("copy", &origin))?;
-        runtime::set_mode(&copy, 0o600)?;
-        state.copies.push(CopiedFile { role: FileRole::Tpm, name, origin });
-    }
-    Ok(())
 }
 
 impl Machine {

@@ -9,13 +9,15 @@
 //! `$KVMB_RUNTIME_DIR` names another state folder. A folder that somebody else owns or can write, or that is a symbolic
 //! link, is refused: definitions with secrets are in there.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::error::{Error, Result};
 
@@ -112,20 +114,17 @@ pub(super) fn make_qemu_folder(path: &Path, owner: (u32, u32)) -> Result<()> {
         make_passable_folders(parent)?;
     }
     match fs::create_dir(path) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            let found = fs::symlink_metadata(path).map_err(Error::io("look at", path))?;
-            if !found.is_dir() || ![owner.0, our_uid()].contains(&found.uid()) {
-                return Err(Error::UnsafeFolder {
-                    path: path.to_owned(),
-                    reason: "it exists and belongs to somebody else".to_owned(),
-                });
-            }
-        }
-        other => other.map_err(Error::io("create", path))?,
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(Error::io("create", path)(error)),
+        _ => {}
     }
-    set_mode(path, 0o700)?;
+    // Whatever has the name now is looked at, and handed over, through one descriptor.
+    let folder = open_folder(path)?;
+    if ![owner.0, our_uid()].contains(&folder.metadata().map_err(Error::io("look at", path))?.uid()) {
+        return Err(unsafe_folder(path, "it exists and belongs to somebody else"));
+    }
+    set_mode_of(&folder, path, 0o700)?;
     if owner.0 != our_uid() {
-        chown(path, Some(owner.0), Some(owner.1)).map_err(Error::io("hand over", path))?;
+        fchown(&folder, Some(owner.0), Some(owner.1)).map_err(Error::io("hand over", path))?;
     }
     check_reachable(path, owner)
 }
@@ -152,8 +151,30 @@ pub(super) fn check_reachable(path: &Path, owner: (u32, u32)) -> Result<()> {
     Ok(())
 }
 
+/// Sets the mode of a folder; a link is refused.
 pub(super) fn set_mode(path: &Path, mode: u32) -> Result<()> {
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(Error::io("set the mode of", path))
+    set_mode_of(&open_folder(path)?, path, mode)
+}
+
+fn set_mode_of(folder: &File, path: &Path, mode: u32) -> Result<()> {
+    folder.set_permissions(fs::Permissions::from_mode(mode)).map_err(Error::io("set the mode of", path))
+}
+
+/// Opens a folder; what is a link, or no folder at all, is refused.
+fn open_folder(path: &Path) -> Result<File> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    let opened = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
+    opened.map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::LOOP) => unsafe_folder(path, "it is a symbolic link"),
+        // The kernel's answer to a link where it is asked for a folder.
+        Some(Errno::NOTDIR) if path.is_symlink() => unsafe_folder(path, "it is a symbolic link"),
+        Some(Errno::NOTDIR) => unsafe_folder(path, "it is not a folder"),
+        _ => Error::io("open", path)(error),
+    })
+}
+
+fn unsafe_folder(path: &Path, reason: &str) -> Error {
+    Error::UnsafeFolder { path: path.to_owned(), reason: reason.to_owned() }
 }
 
 pub(super) fn our_uid() -> u32 {
@@ -192,21 +213,14 @@ fn make_private_folder(path: &Path, mode: u32) -> Result<()> {
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
     }
     match fs::create_dir(path) {
-        Ok(()) => return set_mode(path, mode),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(Error::io("create", path)(error)),
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(Error::io("create", path)(error)),
+        _ => {}
     }
-    let found = fs::symlink_metadata(path).map_err(Error::io("look at", path))?;
-    let unsafe_because = if found.is_symlink() {
-        "it is a symbolic link"
-    } else if !found.is_dir() {
-        "it is not a folder"
-    } else if found.uid() != our_uid() {
-        "it belongs to another user"
-    } else {
-        return set_mode(path, mode);
-    };
-    Err(Error::UnsafeFolder { path: path.to_owned(), reason: unsafe_because.to_owned() })
+    let folder = open_folder(path)?;
+    if folder.metadata().map_err(Error::io("look at", path))?.uid() != our_uid() {
+        return Err(unsafe_folder(path, "it belongs to another user"));
+    }
+    set_mode_of(&folder, path, mode)
 }
 
 /// Makes the folders that are missing, passable (not readable) for everybody.

@@ -17,6 +17,7 @@ use super::agent::Consistency;
 use super::error::{Error, Result};
 use super::images::ImageIdentity;
 use super::runtime::Runtime;
+use super::stillness::Stillness;
 use crate::whole_file;
 
 /// The version of the state file that this program writes and reads.
@@ -69,6 +70,12 @@ pub struct CaptureState {
     pub definition_xml: String,
     /// Files copied at that moment, in the capture's folder (see [`CaptureFile::folder`]).
     pub copies: Vec<CopiedFile>,
+    /// Files that belong to the machine and could not be copied.
+    #[serde(default)]
+    pub missing: Vec<MissingPart>,
+    /// What shows whether a machine that is off stays as it is.
+    #[serde(default)]
+    pub stillness: Option<Stillness>,
     /// The folder with the sockets.
     pub socket_folder: PathBuf,
     /// The job's socket.
@@ -201,6 +208,17 @@ pub struct CopiedFile {
     pub origin: PathBuf,
 }
 
+/// A file that the machine needs and that a capture lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingPart {
+    /// What it is.
+    pub role: FileRole,
+    /// The file, or the folder of a TPM's state.
+    pub origin: PathBuf,
+    /// Why it was not copied.
+    pub reason: String,
+}
+
 /// What a copied file is to the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -213,6 +231,28 @@ pub enum FileRole {
     Initrd,
     /// A file of an emulated TPM's state.
     Tpm,
+}
+
+impl FileRole {
+    /// Its name in captures, points and records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FileRole::Nvram => "nvram",
+            FileRole::Kernel => "kernel",
+            FileRole::Initrd => "initrd",
+            FileRole::Tpm => "tpm",
+        }
+    }
+
+    /// What it is, for messages.
+    pub fn words(self) -> &'static str {
+        match self {
+            FileRole::Nvram => "firmware variables",
+            FileRole::Kernel => "kernel",
+            FileRole::Initrd => "initial RAM disk",
+            FileRole::Tpm => "TPM state",
+        }
+    }
 }
 
 impl CaptureState {

@@ -2,13 +2,12 @@
 //!
 //! swtpm replaces a file of its state as a whole, so a copy of a running machine's is one moment's.
 
-use std::fs;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::connection::embedded_root;
 use super::definition::{Definition, Tpm};
-use super::error::{Error, Result};
+use super::error::Result;
+use super::safe_path::Folder;
 
 /// What the names of copied state files begin with, in a capture and in a point.
 pub const FOLDER: &str = "tpm/";
@@ -23,23 +22,11 @@ pub fn state_folder(definition: &Definition, uri: &str, uuid: &str) -> Option<Pa
     }
 }
 
-/// The files of a TPM's state, by name; none when the machine has not been started yet.
-pub fn state_files(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(Error::io("list", folder))?,
-    };
-    let mut files = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(Error::io("list", folder))?;
-        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-        // A hidden file is swtpm's lock.
-        if let Some(name) = entry.file_name().to_str().filter(|name| is_file && !name.starts_with('.')) {
-            files.push((name.to_owned(), entry.path()));
-        }
-    }
-    files.sort();
-    Ok(files)
+/// The names of a TPM's state files. What has such a name and is no file is named too: whoever opens it finds out.
+pub fn state_files(folder: &Folder) -> Result<Vec<String>> {
+    let names = folder.names()?.into_iter().filter_map(|name| name.into_string().ok());
+    // A hidden file is swtpm's lock.
+    Ok(names.filter(|name| !name.starts_with('.')).collect())
 }
 
 fn storage(uri: &str) -> Option<PathBuf> {
@@ -54,7 +41,8 @@ fn storage(uri: &str) -> Option<PathBuf> {
     Some(configuration?.join("libvirt/qemu/swtpm"))
 }
 
-fn version_folder(tpm: &Tpm) -> &'static str {
+/// The name of the folder of this version's state.
+pub fn version_folder(tpm: &Tpm) -> &'static str {
     match tpm.version.as_deref() {
         Some("1.2") => "tpm1.2",
         _ => "tpm2",

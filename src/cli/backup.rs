@@ -264,12 +264,14 @@ impl BackupArgs {
             }
             drop(sender);
             for (selection, result) in results {
+                let (connect, machine) = (selection.connect, Some(selection.name));
+                let about = About { connect, machine, ..About::default() };
                 match result {
-                    Ok(point) => session.stored(point),
-                    Err(error) => {
-                        let (connect, machine) = (selection.connect, Some(selection.name));
-                        session.fail(About { connect, machine, ..About::default() }, error);
+                    Ok(point) => {
+                        session.stored(point.clone());
+                        session.report_missing_parts(about, &point);
                     }
+                    Err(error) => session.fail(about, error),
                 }
             }
         });
@@ -376,6 +378,11 @@ fn none_stored(context: &Context, repo: &RepoArgs, selected: &[Selection], began
 fn all_machines(context: &Context) -> Result<Vec<Selection>, CliError> {
     let hypervisor = context.hypervisor(None)?;
     let machines = hypervisor.machines(&[])?;
+    if machines.is_empty() {
+        // As when no machine is named: a schedule that asks the wrong libvirt must not look like a backup.
+        return Err(CliError::usage(format!("there is no machine to back up: {} has none", hypervisor.uri()))
+            .hint("name the connection that has the machines: kvmb -c URI backup --all"));
+    }
     Ok(machine_args::select(&hypervisor, &machines))
 }
 

@@ -10,7 +10,7 @@ pub enum ExitCode {
     Failed = 1,
     /// Wrong usage or configuration: nothing was tried.
     Usage = 2,
-    /// Some machines are done and some failed.
+    /// Partly done: some machines failed, or a machine was stored without a part that it needs.
     Partial = 3,
     /// Damage was found: in a repository, or in the chain of a machine's points.
     Damage = 4,
@@ -28,7 +28,7 @@ impl ExitCode {
         (ExitCode::Done, "done"),
         (ExitCode::Failed, "failed"),
         (ExitCode::Usage, "wrong usage or configuration"),
-        (ExitCode::Partial, "some machines done, some failed"),
+        (ExitCode::Partial, "partly done: some machines failed, or one was stored without a part that it needs"),
         (ExitCode::Damage, "damage found"),
         (ExitCode::Busy, "busy: locked by another run"),
         (ExitCode::Interrupted, "interrupted (SIGINT), after cleaning up"),

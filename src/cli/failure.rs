@@ -5,7 +5,7 @@ use crate::cli::exit_code::ExitCode;
 use crate::config;
 use crate::nbd;
 use crate::ops;
-use crate::record::Failure;
+use crate::record::{Failure, Point};
 use crate::repo;
 use crate::schedule;
 use crate::storage;
@@ -41,8 +41,12 @@ pub enum Code {
     NotCaptured,
     /// Not all disks of a capture came.
     Incomplete,
+    /// A point was stored without a part that the machine needs.
+    PartMissing,
     /// The capture's lease is over.
     Expired,
+    /// A machine that is off was started or changed while it was read.
+    Changed,
     /// The guest could not be frozen.
     Freeze,
     /// There is no repository.
@@ -67,7 +71,7 @@ pub enum Code {
 
 impl Code {
     /// Every code with its word and the sentence that the manual gives it.
-    pub const ALL: [(Code, &'static str, &'static str); 24] = [
+    pub const ALL: [(Code, &'static str, &'static str); 26] = [
         (Code::Usage, "usage", "wrong arguments or configuration, or records that make no sense"),
         (Code::Interrupted, "interrupted", "told to stop"),
         (Code::Connection, "connection", "libvirt cannot be reached"),
@@ -81,7 +85,13 @@ impl Code {
         (Code::NoDisks, "no_disks", "no disk of the machine can be backed up"),
         (Code::NotCaptured, "not_captured", "a disk record without a capture"),
         (Code::Incomplete, "incomplete", "not all disks of a capture came"),
+        (
+            Code::PartMissing,
+            "part_missing",
+            "the point was stored without firmware variables, TPM state, kernel or initrd of the machine",
+        ),
         (Code::Expired, "expired", "the lease of the capture is over"),
+        (Code::Changed, "changed", "a machine that is off was started or changed while it was read"),
         (Code::Freeze, "freeze", "the guest's file systems could not be frozen"),
         (Code::NoRepository, "no_repository", "there is no repository"),
         (Code::WrongPassword, "wrong_password", "the password opens no key of the repository"),
@@ -141,6 +151,18 @@ impl CliError {
     pub fn hint(mut self, hint: impl Into<String>) -> CliError {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// That a new point lacks parts that its machine needs; none when it lacks none.
+    pub fn of_missing_parts(point: &Point) -> Option<CliError> {
+        let reasons = point.left_out.iter().filter(|left_out| left_out.part.is_some());
+        let reasons: Vec<&str> = reasons.map(|left_out| left_out.reason.as_str()).collect();
+        let error = CliError::new(
+            Code::PartMissing,
+            format!("{} was stored without a part that it needs: {}", point.machine, reasons.join("; ")),
+        );
+        let hint = "its disks are in the point; put a regular file there that kvmb can read, then back it up again";
+        (!reasons.is_empty()).then(|| error.hint(hint))
     }
 
     /// The failure record of it.
@@ -290,9 +312,11 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
         }
         Error::NoSuchPoint { .. } => (Code::NotFound, Some("'kvmb points -r REPO' lists what there is")),
         Error::AmbiguousPoint { .. } => (Code::Usage, Some("give more digits of the id")),
+        Error::AmbiguousMachine { .. } => (Code::Usage, Some("name the point by its id")),
         Error::BadPoint { .. } => {
             (Code::Damage, Some("'kvmb verify' says what else is hit; older points may be whole"))
         }
+        Error::UntrustedPoint { .. } => (Code::Damage, Some("restore another point: 'kvmb points -r REPO' lists them")),
         Error::UnreadableSnapshot { .. } => {
             (Code::Damage, Some("'kvmb points -r REPO' lists those that can be read; name one of them by its id"))
         }
@@ -357,7 +381,13 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
         Error::ForeignJob { .. } => {
             (Code::Busy, Some("let the other backup finish, or end it with 'virsh domjobabort MACHINE'"))
         }
-        Error::StartedMeanwhile { .. } => (Code::Busy, Some("capture it again, as a machine that runs")),
+        Error::StartedMeanwhile { .. } => (Code::Changed, Some("back it up again, as a machine that runs")),
+        Error::ChangedMeanwhile { .. } => (
+            Code::Changed,
+            Some(
+                "nothing was stored; make sure that nothing writes to its disks (another host?), then back it up again",
+            ),
+        ),
         Error::NotResumed { .. } => (Code::Unsupported, Some("resume it first: virsh resume MACHINE")),
         Error::OtherJob { .. } => (Code::Busy, Some("wait until it is done; 'virsh domjobinfo MACHINE' shows it")),
         Error::Wedged { .. } => (
@@ -374,6 +404,9 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
             (Code::Freeze, Some("look at the guest agent in the guest, or use --freeze auto"))
         }
         Error::Io { source, .. } => explain_io(source),
+        Error::UnsafePath { .. } => {
+            (Code::Permission, Some("remove what is there, or move the file to a folder that only root can write"))
+        }
         Error::Unreachable { .. } => {
             (Code::Permission, Some("choose a folder that QEMU's user may enter: --scratch DIR"))
         }

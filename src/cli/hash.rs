@@ -8,8 +8,9 @@ use crate::cli::failure::{CliError, Code};
 use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};
 use crate::nbd::{NbdUri, UriError};
-use crate::ops::Monitor;
 use crate::ops::hash::{hash_export, hash_file};
+use crate::ops::still_watch::while_still;
+use crate::ops::{Monitor, Stop};
 use crate::pace::Pace;
 use crate::record::{Disk, Record};
 use std::path::{Path, PathBuf};
@@ -74,10 +75,12 @@ impl HashArgs {
 
 fn add_hash(context: &Context, runtime: &Runtime, pace: Option<&Pace>, disk: &mut Disk) -> Result<(), CliError> {
     let label = format!("{}/{}", disk.machine, disk.disk);
+    let mut state = None;
     let (uri, _held, _server): (String, Option<CaptureFile>, Option<ImageServer>) = match (&disk.nbd, &disk.capture) {
         (Some(nbd), Some(capture)) => {
             let file = CaptureFile::open(runtime, capture)?;
             file.lock_shared()?;
+            state = Some(file.load()?);
             (nbd.clone(), Some(file), None)
         }
         (Some(nbd), None) => (nbd.clone(), None, None),
@@ -96,7 +99,12 @@ fn add_hash(context: &Context, runtime: &Runtime, pace: Option<&Pace>, disk: &mu
         }
     };
     let uri: NbdUri = uri.parse().map_err(|error: UriError| CliError::usage(format!("{label}: {error}")))?;
-    let (sha256, size_bytes) = hash_export(&uri, &label, &disk.disk, pace, &context.monitor, &context.stop)?;
+    let captured_bytes = state.as_ref().and_then(|state| Some(state.disk(&disk.disk)?.capacity_bytes));
+    let hash = |stop: &Stop| hash_export(&uri, captured_bytes, &label, &disk.disk, pace, &context.monitor, stop);
+    let (sha256, size_bytes) = match &state {
+        Some(state) => while_still(state, &context.stop, hash)?,
+        None => hash(&context.stop)?,
+    };
     disk.sha256 = Some(sha256);
     disk.capacity_bytes = Some(size_bytes);
     Ok(())

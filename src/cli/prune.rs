@@ -18,11 +18,13 @@ use serde_json::json;
 
 /// Remove points that no retention rule keeps, and free their space.
 ///
-/// The rules are those of 'restic forget', for each machine by itself; a point stays if any rule keeps it. Without flags those of the
-/// configuration apply ('retention': 'local' for a folder, 'remote' for a server). Without any
-/// rule no point is removed, and only the space of what no point needs is freed. These stay whatever the rules say: pinned points ('kvmb
-/// pin'), the last good point of a machine, the points of a machine of this host that no longer exists, unless it is named or
-/// --gone-machines is given, and what the second repository (--copy-to) does not have yet. Prints a 'forget' record for each point, which says why it stays or goes, and a 'prune' record.
+/// The rules are those of 'restic forget', for each machine by itself (the same UUID on two hosts is two machines, unless one
+/// moved there with its images); a point stays if any rule keeps it. Without flags those of the configuration apply
+/// ('retention': 'local' for a folder, 'remote' for a server). Without any rule no point is removed, and only the space of
+/// what no point needs is freed. These stay whatever the rules say: pinned points ('kvmb pin'), the last good point of a
+/// machine, points that are dated in the future (which take no place of others), the points of a machine of this host that
+/// no longer exists, unless it is named or --gone-machines is given, and what the second repository (--copy-to) does not have
+/// yet. Prints a 'forget' record for each point, which says why it stays or goes, and a 'prune' record.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb prune --keep-daily 7 --keep-weekly 4 --keep-monthly 12 -r /backup/kvm --dry-run
@@ -193,6 +195,7 @@ impl PruneArgs {
         let fields = json!({
             "machine": judged.manifest.machine,
             "uuid": judged.manifest.uuid,
+            "host": judged.manifest.host,
             "captured_at": judged.manifest.captured_at,
             "rules": reasons.iter().map(|reason| reason.word()).collect::<Vec<_>>(),
         });

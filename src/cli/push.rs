@@ -163,7 +163,11 @@ impl Stage<'_> {
         let pushed = self.push_capture(capture, disks);
         self.remember(&machine, &uuid, began_at, pushed.as_ref());
         match pushed {
-            Ok(point) => session.stored(Point { batch, batch_machines, ..point }),
+            Ok(point) => {
+                session.stored(Point { batch, batch_machines, ..point.clone() });
+                // The record of the point has told `release` which capture to end.
+                session.report_missing_parts(About { capture: None, ..about }, &point);
+            }
             Err(error) => session.fail(about, error),
         }
     }

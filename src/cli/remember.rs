@@ -42,14 +42,18 @@ impl<'c> Remember<'c> {
         let known = |point: &Point| KnownPoint { point: point.point.clone(), captured_at: point.captured_at };
         // A point that was found damaged as soon as it was read back is none to restore.
         let stored = result.ok().filter(|point| point.damage.is_empty());
+        let error = match result {
+            Ok(point) => CliError::of_missing_parts(point),
+            Err(error) => Some(error.clone()),
+        };
         let run = MachineRun {
             run: self.context.run.id.clone(),
             command: self.context.run.command.to_owned(),
             began_at,
             ended_at: Remember::now(),
             result: outcome(result),
-            code: result.err().map(|error| error.code.word().to_owned()),
-            error: result.err().map(|error| error.message.clone()),
+            code: error.as_ref().map(|error| error.code.word().to_owned()),
+            error: error.as_ref().map(|error| error.message.clone()),
             point: stored.map(known),
             read_bytes: sum(|disk| disk.read_bytes),
             new_bytes: sum(|disk| disk.new_bytes),

@@ -8,6 +8,7 @@ use crate::cli::prompt;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::restore_dialog as dialog;
 use crate::cli::session::{About, Session};
+use crate::ops::Monitor;
 use crate::ops::points::{self, PointName, PointRef};
 use crate::ops::restore::plan::{ImageFormat, RestoreRequest, plan, refuse_running};
 use crate::ops::restore::restore;
@@ -169,6 +170,10 @@ impl RestoreArgs {
         let planned = plan(repo, index, &opened, &self.request(connect))?;
         if let Some(hypervisor) = hypervisor {
             refuse_running(&hypervisor, &planned)?;
+        }
+        for left_out in opened.manifest.left_out.iter().filter(|left_out| left_out.part.is_some()) {
+            let (part, machine) = (left_out.part.as_deref().unwrap_or_default(), &opened.manifest.machine);
+            context.monitor.warn(&format!("the point has no {part} of {machine}: {}", left_out.reason));
         }
         if self.dry_run {
             planned.actions().into_iter().for_each(|action| session.done(Record::Action(action)));

@@ -70,9 +70,11 @@ fn ask_machine(known: &[PointRef]) -> Result<Option<String>, CliError> {
 
 fn ask_point(known: &[PointRef], machine: &str) -> Result<PointRef, CliError> {
     let of_machine: Vec<&PointRef> = known.iter().rev().filter(|point| point.machine() == machine).collect();
+    let are_of_one_host = of_machine.windows(2).all(|pair| pair[0].snapshot.hostname == pair[1].snapshot.hostname);
     let label = |point: &&PointRef| {
         let time = point.snapshot.time;
-        format!("{}  {}, {} ago", point.id.short(), moment(time), age(now(), time))
+        let host = if are_of_one_host { String::new() } else { format!(", on {}", point.snapshot.hostname) };
+        format!("{}  {}, {} ago{host}", point.id.short(), moment(time), age(now(), time))
     };
     let labels: Vec<String> = of_machine.iter().map(label).collect();
     Ok(of_machine[prompt::select("Point", &labels)?].clone())

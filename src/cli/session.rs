@@ -128,6 +128,13 @@ impl Session {
         self.tally.failed(ExitCode::Damage);
     }
 
+    /// Reports, after a new point, what that lacks of its machine: the machine is stored, and the run is not all done.
+    pub fn report_missing_parts(&mut self, about: About, point: &Point) {
+        if let Some(error) = CliError::of_missing_parts(point) {
+            self.fail(about, error);
+        }
+    }
+
     /// Prints a check; one that is critical counts as a failure.
     pub fn check(&mut self, check: Check) {
         if check.is_critical() {

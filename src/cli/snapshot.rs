@@ -9,9 +9,9 @@ use crate::cli::machine_args::{self, Selection};
 use crate::cli::rehearsal::rehearse;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
-use crate::ops::discover;
 use crate::ops::open_repo::OpenRepo;
 use crate::ops::snapshot::snapshot;
+use crate::ops::{Monitor, discover};
 use crate::record::{Disk, Record};
 use std::time::Duration;
 
@@ -68,7 +68,12 @@ impl SnapshotArgs {
                 let machine = hypervisor.machine(&selection.machine)?;
                 about = About::machine(hypervisor.uri(), machine.name());
                 let request = self.capture.request(selection.disks.clone())?;
-                Ok(discover::captured(&snapshot(&runtime, &machine, &request, open.as_ref())?)?)
+                let state = snapshot(&runtime, &machine, &request, open.as_ref())?;
+                for missing in &state.missing {
+                    let (machine, part) = (&state.machine, missing.role.words());
+                    context.monitor.warn(&format!("{machine} is captured without its {part}: {}", missing.reason));
+                }
+                Ok(discover::captured(&state)?)
             })();
             match opened {
                 Ok(disks) => {

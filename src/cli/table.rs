@@ -20,11 +20,25 @@ fn is_of_machine(record: &Record) -> bool {
     matches!(record, Record::Check(check) if check.check == "backup")
 }
 
+/// Whether these are points of more than one host.
+fn are_of_several_hosts(records: &[Record]) -> bool {
+    let mut hosts = records.iter().filter_map(|record| match record {
+        Record::Point(point) => Some(&point.host),
+        _ => None,
+    });
+    let first = hosts.next();
+    hosts.any(|host| Some(host) != first)
+}
+
 fn table(records: &[Record], now: Time) -> String {
+    let with_host = are_of_several_hosts(records);
     let (header, numeric): (&[&str], &[usize]) = match &records[0] {
         Record::Machine(_) => (&["MACHINE", "STATE", "VCPUS", "MEMORY", "DISKS", "AGENT"], &[2, 3]),
         Record::Disk(_) => (&["MACHINE", "DISK", "FORMAT", "CAPACITY", "ON HOST", "SOURCE", "NOTE"], &[3, 4]),
         Record::File(_) => (&["SHA-256", "SIZE", "FILE"], &[1]),
+        Record::Point(_) if with_host => {
+            (&["POINT", "MACHINE", "HOST", "CAPTURED", "AGE", "DISKS", "SIZE", "NEW", "STATE"], &[4, 5, 6, 7])
+        }
         Record::Point(_) => (&["POINT", "MACHINE", "CAPTURED", "AGE", "DISKS", "SIZE", "NEW", "STATE"], &[3, 4, 5, 6]),
         Record::Action(_) => (&["ACTION", "TARGET", "CHANGED", "REASON"], &[]),
         Record::Check(_) if is_of_machine(&records[0]) => {
@@ -47,7 +61,13 @@ fn table(records: &[Record], now: Time) -> String {
         }
     }
     for record in records {
-        table.add_row(row(record, now).into_iter().map(|cell| printable(&cell)));
+        let mut cells = row(record, now);
+        if let Record::Point(point) = record
+            && with_host
+        {
+            cells.insert(2, point.host.clone());
+        }
+        table.add_row(cells.into_iter().map(|cell| printable(&cell)));
     }
     table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
@@ -178,6 +198,11 @@ fn point_state(point: &crate::record::Point) -> String {
     }
     let mut words = vec![point.consistency.clone()];
     words.extend(point.pinned.then(|| "pinned".to_owned()));
+    let left_out = point.left_out.iter().filter_map(|left_out| left_out.disk.as_ref().or(left_out.part.as_ref()));
+    let left_out: Vec<&str> = left_out.map(String::as_str).collect();
+    if !left_out.is_empty() {
+        words.push(format!("without {}", left_out.join(" ")));
+    }
     match &point.verified {
         Some(serde_json::Value::String(how)) => words.push(format!("verified ({how})")),
         Some(serde_json::Value::Bool(false)) => words.push("not verified".into()),

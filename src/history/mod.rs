@@ -75,10 +75,10 @@ pub struct MachineRun {
     pub ended_at: Time,
     /// How it went.
     pub result: Outcome,
-    /// The code of its failure.
+    /// The code of its failure; where the machine was stored, that of what its point lacks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
-    /// What failed.
+    /// What failed, or what the point lacks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// The point that it stored.

@@ -36,20 +36,19 @@ pub struct Backup<'a> {
 }
 
 impl Backup<'_> {
-    /// Backs up the machine with this UUID or name. Whatever happens, the capture is ended. A machine that is stopped or
-    /// started meanwhile is captured once more, as what it is then.
+    /// Backs up the machine with this UUID or name. Whatever happens, the capture is ended. A machine that is stopped, started
+    /// or changed meanwhile is captured once more, as what it is then.
     pub fn run(&self, machine: &str, request: &SnapshotRequest) -> Result<record::Point> {
-        match self.attempt(machine, request) {
+        use capture::Error::{ChangedMeanwhile, StartedMeanwhile};
+        let what = match self.attempt(machine, request) {
             Err((error, Some(CaptureKind::Job))) if lost_the_disks(&error) && self.is_off(machine) => {
-                self.monitor.warn(&format!("{machine} was stopped during its backup; it is captured anew"));
-                self.attempt(machine, request).map_err(|(error, _)| error)
+                format!("{machine} was stopped during its backup")
             }
-            Err((Error::Capture(capture::Error::StartedMeanwhile { .. }), _)) => {
-                self.monitor.warn(&format!("{machine} was started during its backup; it is captured anew"));
-                self.attempt(machine, request).map_err(|(error, _)| error)
-            }
-            result => result.map_err(|(error, _)| error),
-        }
+            Err((Error::Capture(error @ (ChangedMeanwhile { .. } | StartedMeanwhile { .. })), _)) => error.to_string(),
+            result => return result.map_err(|(error, _)| error),
+        };
+        self.monitor.warn(&format!("{what}; it is captured again"));
+        self.attempt(machine, request).map_err(|(error, _)| error)
     }
 
     fn is_off(&self, machine: &str) -> bool {
@@ -106,6 +105,12 @@ impl Backup<'_> {
         };
         let mut after_read = || {
             let hypervisor = (self.connect)()?;
+            match hypervisor.machine(&state.uuid) {
+                Ok(machine) => machine.check_still(state)?,
+                // It was undefined; what its disks held is known all the same.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error.into()),
+            }
             drain_capture(self.runtime, Some(&hypervisor), file)?;
             Ok(())
         };

@@ -12,9 +12,9 @@ use super::points::PointRef;
 use crate::capture::CapturedDisk;
 use crate::capture::images::ImageIdentity;
 use crate::record::Time;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// How many points are looked at before a chain is given up for lost.
+/// How many points of this host, and of others, are looked at before a chain is given up for lost.
 const DEPTH: usize = 200;
 
 /// A point that can be continued.
@@ -41,9 +41,10 @@ pub fn checkpoint_name(repository: &str, now: Time) -> String {
     format!("{}{}", prefix(repository), now.to_utc().format("%Y%m%dT%H%M%S%6fZ"))
 }
 
-/// The chain of a machine; `known` are the checkpoints that libvirt lists. Of the newest that libvirt does not know (it has
-/// forgotten it, or is another host's), `is_alive` says whether its bitmaps are in the images. When none is known or alive,
-/// the newest is proposed.
+/// The chain of a machine; `known` are the checkpoints that libvirt lists. Of the newest of each host that libvirt does not know
+/// (it has forgotten it, or the machine came from there), `is_alive` says whether its bitmaps are in the images: then what the
+/// images hold is that point and what changed since, whichever host it was made on. When none is known or alive, the newest
+/// of this host is proposed; another host may have another machine with the same UUID.
 pub fn find(
     open: &OpenRepo,
     uuid: &str,
@@ -52,10 +53,19 @@ pub fn find(
     is_alive: impl Fn(&str) -> bool,
 ) -> Result<Option<Chain>> {
     let (named, others): (Vec<_>, Vec<_>) = open.points()?.iter().rev().partition(|point| point.machine() == machine);
-    let (mut newest, mut distrusts) = (None, Vec::new());
-    let own = prefix(open.repo.id());
+    let (mut newest, mut looked, mut distrusts) = (None, BTreeSet::new(), Vec::new());
+    let (own, this_host) = (prefix(open.repo.id()), super::discover::host_name());
+    // Points of other hosts must not hide this host's.
+    let mut left = BTreeMap::from([(true, DEPTH), (false, DEPTH)]);
+    let mut is_near = |point: &PointRef| {
+        let left = left.entry(point.snapshot.hostname == this_host).or_insert(0);
+        *left > 0 && {
+            *left -= 1;
+            true
+        }
+    };
     // A machine may have been renamed: its UUID decides.
-    for point in named.into_iter().chain(others).take(DEPTH) {
+    for point in named.into_iter().chain(others).filter(|point| is_near(point)) {
         // A damaged point is no base; verify reports it.
         let Ok(manifest) = open.manifest(point) else { continue };
         if manifest.uuid != uuid {
@@ -65,14 +75,16 @@ pub fn find(
             distrusts.extend(disk.distrusts.clone().map(|bitmap| (bitmap, disk.disk.clone(), point.id.short())));
         }
         let Some(checkpoint) = manifest.checkpoint.clone().filter(|name| name.starts_with(&own)) else { continue };
-        let is_known = known.contains(&checkpoint) || (newest.is_none() && is_alive(&checkpoint));
+        let is_known = known.contains(&checkpoint) || (looked.insert(manifest.host.clone()) && is_alive(&checkpoint));
         let distrusted =
             distrusts.iter().filter(|d| d.0 == checkpoint).map(|(_, disk, by)| (disk.clone(), by.clone())).collect();
         let chain = Chain { point: point.clone(), checkpoint, manifest, distrusted };
         if is_known {
             return Ok(Some(chain));
         }
-        newest.get_or_insert(chain);
+        if newest.is_none() && chain.manifest.host == this_host {
+            newest = Some(chain);
+        }
     }
     Ok(newest)
 }

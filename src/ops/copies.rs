@@ -4,6 +4,7 @@
 //! backup would have copied, and nothing is copied again that the second repository's retention removed.
 
 use super::Result;
+use super::lineage::{Lineage, Origin};
 use super::points::{self, PointRef};
 use crate::record::Time;
 use crate::repo::{Id, Repository, Snapshot};
@@ -49,14 +50,14 @@ impl Copies {
     }
 
     /// Which of a machine's points in the first repository - all of them, oldest first - await their copy. `policy` is
-    /// the second repository's, and `uuid_there` reads the UUID of the machine of a point there, if that can be read:
-    /// only where it matters.
+    /// the second repository's, and `origin_there` reads of which machine a point there is, if that can be read: only where it
+    /// matters.
     pub fn await_copy(
         &self,
-        (uuid, here): (&str, &[&PointRef]),
+        (machine, here): (&Lineage, &[&PointRef]),
         policy: &Policy,
         now: Time,
-        mut uuid_there: impl FnMut(&PointRef) -> Result<Option<String>>,
+        mut origin_there: impl FnMut(&PointRef) -> Result<Option<Origin>>,
     ) -> Result<Vec<bool>> {
         let first_tier: Vec<FirstTierPoint> = here
             .iter()
@@ -80,7 +81,7 @@ impl Copies {
             let if_none_counts = awaiting(&known);
             match unknown.next() {
                 Some(next) if if_all_count != if_none_counts => {
-                    if uuid_there(next)?.as_deref() == Some(uuid) {
+                    if origin_there(next)?.is_some_and(|origin| machine.has(&origin)) {
                         known.push(next.snapshot.time);
                     }
                 }
@@ -121,9 +122,11 @@ mod tests {
     fn await_copy(copies: &Copies, here: &[&PointRef], machine_there: &str, policy: &str) -> (Vec<bool>, usize) {
         let (policy, now) = (serde_json::from_str(policy).unwrap(), point(31, 0, 0).snapshot.time);
         let mut asked = 0;
-        let awaits = copies.await_copy(("vm1's UUID", here), &policy, now, |_| {
+        let vm1 = Lineage { uuid: "vm1's UUID".into(), hosts: ["here".to_owned()].into() };
+        let (uuid, host) = machine_there.split_once(" on ").unwrap_or((machine_there, "here"));
+        let awaits = copies.await_copy((&vm1, here), &policy, now, |_| {
             asked += 1;
-            Ok(Some(machine_there.to_owned()))
+            Ok(Some(Origin::new(uuid, host, now)))
         });
         (awaits.unwrap(), asked)
     }
@@ -143,7 +146,9 @@ mod tests {
             (vec![false, false], 1),
             "one that is older is enough"
         );
-        assert_eq!(await_copy(&copies, &here, "another's UUID", daily), (vec![true, false], 2));
+        for another in ["another's UUID", "vm1's UUID on another host"] {
+            assert_eq!(await_copy(&copies, &here, another, daily), (vec![true, false], 2), "{another}");
+        }
         // Where it does not matter, nobody asks.
         assert_eq!(await_copy(&copies, &here, "", r#"{"keep_last":1}"#), (vec![false, false], 0));
         assert_eq!(await_copy(&copies, &here, "", "{}"), (vec![true, false], 0));

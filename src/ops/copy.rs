@@ -9,6 +9,8 @@
 //! names belongs to the chain of the repository that the point was first stored in, and [`super::chain`] leaves it alone.
 
 use super::copies::{Copies, persistent_id};
+use super::discover::host_name;
+use super::lineage::{Origin, lineages};
 use super::open_repo::OpenRepo;
 use super::points::{self, PointRef};
 use super::verify::damage_of;
@@ -18,8 +20,8 @@ use crate::repo::{
     self, BlobKind, Id, Index, NodeKind, RepoLock, Repository, Snapshot, Writer, WriterOptions, copy_blobs, read_tree,
 };
 use crate::retention::Policy;
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Two repositories, both locked, and what the second has already.
@@ -35,8 +37,8 @@ pub struct Copier {
     there: Copies,
     /// Trees that are whole in the target, with all below them.
     whole: HashSet<Id>,
-    /// The machines' UUIDs by point; none where the manifest cannot be read.
-    uuids: HashMap<Id, Option<String>>,
+    /// Which machines the points of the source are of; none where the manifest cannot be read.
+    origins: OnceCell<Vec<Option<Origin>>>,
 }
 
 /// The blobs that a point needs and the target lacks.
@@ -70,7 +72,7 @@ impl Copier {
             writer,
             there,
             whole: HashSet::new(),
-            uuids: HashMap::new(),
+            origins: OnceCell::new(),
         })
     }
 
@@ -80,24 +82,36 @@ impl Copier {
         found.ok_or_else(|| Error::NoSuchPoint { wanted: id.to_owned(), repo: self.source.url(), near: Vec::new() })
     }
 
-    /// The points of a machine that await their copy, oldest first: see [`Copies::await_copy`]. `policy` is the target's.
-    pub fn uncopied(&mut self, uuid: &str, policy: &Policy, now: record::Time) -> Result<Vec<PointRef>> {
+    /// The points of a machine of this host that await their copy, oldest first: see [`Copies::await_copy`]. `policy` is the
+    /// target's.
+    pub fn uncopied(&self, uuid: &str, policy: &Policy, now: record::Time) -> Result<Vec<PointRef>> {
         if self.points.iter().all(|point| self.there.copy_of(point).is_some()) {
             return Ok(Vec::new());
         }
-        let mut of_machine = Vec::new();
-        for point in &self.points {
-            let known = match self.uuids.entry(point.id) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(unknown) => unknown.insert(points::read_uuid(&self.source, &self.index, point)?),
-            };
-            if known.as_deref() == Some(uuid) {
-                of_machine.push(point);
-            }
-        }
-        let uuid_there = |point: &PointRef| points::read_uuid(&self.target.repo, &self.target.index, point);
-        let awaits = self.there.await_copy((uuid, &of_machine), policy, now, uuid_there)?;
+        let known = self.points.iter().zip(self.origins()?);
+        let known: Vec<(&PointRef, &Origin)> =
+            known.filter_map(|(point, origin)| Some((point, origin.as_ref()?))).collect();
+        let host = host_name();
+        let machines = lineages(known.iter().copied());
+        let Some(machine) = machines.iter().find(|machine| machine.uuid == uuid && machine.hosts.contains(&host))
+        else {
+            return Ok(Vec::new());
+        };
+        let of_machine: Vec<&PointRef> =
+            known.iter().filter(|(_, origin)| machine.has(origin)).map(|(point, _)| *point).collect();
+        let origin_there = |point: &PointRef| points::read_origin(&self.target.repo, &self.target.index, point);
+        let awaits = self.there.await_copy((machine, &of_machine), policy, now, origin_there)?;
         Ok(of_machine.into_iter().zip(awaits).filter(|(_, awaits)| *awaits).map(|(point, _)| point.clone()).collect())
+    }
+
+    /// Which machines the points of the source are of, in their order.
+    fn origins(&self) -> Result<&[Option<Origin>]> {
+        if let Some(origins) = self.origins.get() {
+            return Ok(origins);
+        }
+        let read = |point| points::read_origin(&self.source, &self.index, point);
+        let origins = self.points.iter().map(read).collect::<Result<_>>()?;
+        Ok(self.origins.get_or_init(|| origins))
     }
 
     /// Copies a point; the record is that of the copy. One that is there already is left as it is.

@@ -114,9 +114,25 @@ pub enum Error {
         /// How many.
         count: usize,
     },
+    /// Machines of several hosts have the name, and none of this one.
+    #[error("{machine:?} is the name of machines of several hosts: {}", hosts_text(.newest))]
+    AmbiguousMachine {
+        /// The name.
+        machine: String,
+        /// The hosts of each, and its newest point.
+        newest: Vec<(String, String)>,
+    },
     /// A snapshot that is not a point of kvmb's, or one that cannot be read.
     #[error("point {point} cannot be read: {reason}")]
     BadPoint {
+        /// Its id.
+        point: String,
+        /// Why.
+        reason: String,
+    },
+    /// A point whose manifest says what its definition does not.
+    #[error("point {point} is not restored, its point.json does not fit its definition: {reason}")]
+    UntrustedPoint {
         /// Its id.
         point: String,
         /// Why.
@@ -240,6 +256,11 @@ impl Error {
             source => Error::Disk { disk: disk.to_owned(), source },
         }
     }
+}
+
+fn hosts_text(newest: &[(String, String)]) -> String {
+    let texts: Vec<String> = newest.iter().map(|(hosts, point)| format!("{hosts} (newest point {point})")).collect();
+    texts.join("; ")
 }
 
 fn describe(damage: &[Damage]) -> String {

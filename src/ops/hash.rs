@@ -1,5 +1,6 @@
 //! SHA-256 of disks as the guest sees them, and of files.
 
+use super::store_disk::check_size;
 use super::{Error, Monitor, Result, Stop};
 use crate::nbd::{Chunk, DiskReader, NbdUri, ReadOptions};
 use crate::pace::Pace;
@@ -12,10 +13,11 @@ use std::path::Path;
 /// The size of reads, and of the zeros that a hole is hashed as.
 const STEP_BYTES: u32 = 1 << 20;
 
-/// The SHA-256 of everything that can be read at `uri`, no faster than `pace`, and its size. Holes are hashed without being
-/// read.
+/// The SHA-256 of everything that can be read at `uri`, no faster than `pace`, and its size, which must be that of the capture
+/// where there is one. Holes are hashed without being read.
 pub fn hash_export(
     uri: &NbdUri,
+    captured_bytes: Option<u64>,
     label: &str,
     disk: &str,
     pace: Option<&Pace>,
@@ -25,6 +27,9 @@ pub fn hash_export(
     let options = ReadOptions { chunk_bytes: STEP_BYTES, stop: stop.flag(), ..ReadOptions::default() };
     let reader = DiskReader::open(uri, options).map_err(Error::disk(disk))?;
     let size_bytes = reader.size_bytes();
+    if let Some(captured_bytes) = captured_bytes {
+        check_size(disk, size_bytes, captured_bytes)?;
+    }
     let progress = monitor.start("hashing", label, size_bytes);
     let zeros = vec![0; STEP_BYTES as usize];
     let (mut hasher, mut hashed) = (Sha256::new(), 0);

@@ -1,8 +1,9 @@
 //! `point.json`: what a point says of itself - all that kvmb needs to continue it and to restore it.
 //!
-//! Version 1. A reader refuses a version that it does not know and ignores fields that it does not know.
+//! Version 1. A reader refuses a version that it does not know and ignores fields that it does not know. So fields were added
+//! without a new version: `earlier_hosts` and `left_out`, which the first points do not have.
 
-use crate::record::{PointDisk, Source, Time};
+use crate::record::{LeftOut, PointDisk, Source, Time};
 use serde::{Deserialize, Serialize};
 
 /// The version that this program writes, and the newest that it reads.
@@ -27,6 +28,10 @@ pub struct Manifest {
     pub uuid: String,
     /// The libvirt host.
     pub host: String,
+    /// Other hosts that the machine was on before, as its chain shows: a point here continued one of theirs, by bitmaps that are
+    /// in the images ([`super::lineage`]). Points of kvmb 0.1.0 do not say it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier_hosts: Vec<EarlierHost>,
     /// The libvirt connection URI.
     pub connect: String,
     /// The moment of the capture.
@@ -45,6 +50,18 @@ pub struct Manifest {
     pub disks: Vec<ManifestDisk>,
     /// The other files of the point's folder.
     pub files: Vec<ManifestFile>,
+    /// What of the machine is not in the point, and why. Points of kvmb 0.1.0 do not say it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A host that a machine was on before it moved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EarlierHost {
+    /// Its name.
+    pub host: String,
+    /// The moment of the first point elsewhere that continued one of there.
+    pub left_at: Time,
 }
 
 /// One disk of a point.
@@ -147,6 +164,9 @@ pub enum ManifestError {
     /// A file that cannot be one of a point's.
     #[error("{MANIFEST} names a file {0:?}")]
     File(String),
+    /// A checkpoint that libvirt cannot have.
+    #[error("{MANIFEST} names a checkpoint {0:?}")]
+    Checkpoint(String),
     /// A disk that no disk can be.
     #[error("{MANIFEST} describes disk {0:?} wrongly")]
     Disk(String),
@@ -172,6 +192,14 @@ impl Manifest {
         // Names become names of files: whoever wrote the repository must not choose folders by them.
         if !is_plain_name(&manifest.machine) {
             return Err(ManifestError::Machine(manifest.machine));
+        }
+        // It becomes a name in libvirt and an argument of qemu-img.
+        let is_checkpoint = |name: &&String| {
+            name.len() <= 128 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        };
+        let named = manifest.checkpoint.iter().chain(manifest.disks.iter().flat_map(|disk| &disk.distrusts));
+        if let Some(name) = named.into_iter().find(|name| !is_checkpoint(name)) {
+            return Err(ManifestError::Checkpoint(name.clone()));
         }
         for file in &manifest.files {
             let name = match file.role {

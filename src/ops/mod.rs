@@ -6,10 +6,12 @@
 //! | [`doctor`] | what will stand in the way of a backup (pure) |
 //! | [`snapshot`], [`release`] | open and end captures |
 //! | [`hash`] | the SHA-256 of disks and files |
+//! | [`still_watch`] | an eye on a machine that is off while it is read |
 //! | [`push`] | a captured machine into a repository: the one storage path |
 //! | [`copy`], [`copies`] | points from one repository to another, and which are there or are yet to come |
 //! | [`backup`] | the three above for one machine, in the commit order |
 //! | [`chain`] | what a backup can continue, disk by disk, and why not |
+//! | [`lineage`] | which points are one machine's |
 //! | [`points`] | find restore points, by id or by time |
 //! | [`stored`] | the newest point of each machine, quickly |
 //! | [`verify`], [`sector`] | prove points, all of them or a part at a time |
@@ -29,6 +31,7 @@ pub mod discover;
 pub mod doctor;
 pub mod error;
 pub mod hash;
+pub mod lineage;
 pub mod manifest;
 pub mod monitor;
 pub mod open_repo;
@@ -42,6 +45,7 @@ pub mod restore;
 mod scratch_watch;
 pub mod sector;
 pub mod snapshot;
+pub mod still_watch;
 pub mod store_disk;
 pub mod stored;
 mod threads;

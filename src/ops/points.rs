@@ -1,6 +1,8 @@
 //! Finding restore points.
 
 use super::chunk_map::{ChunkMap, Geometry, ZeroIds};
+use super::discover::host_name;
+use super::lineage::{Origin, lineages};
 use super::manifest::{DEFINITION, MANIFEST, Manifest, ManifestDisk};
 use super::{Error, Monitor, Result, Stop};
 use crate::capture::connection::{glob_matches, is_glob};
@@ -168,25 +170,20 @@ pub fn list(repo: &Repository) -> Result<(Vec<PointRef>, Vec<DamagedSnapshot>)> 
     Ok((points, list.damaged))
 }
 
-/// The one point that `name` means.
+/// The one point that `name` means. A machine's name means the machine of this host; where this host has none of that name and
+/// several others have, it is [`Error::AmbiguousMachine`].
 pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<PointRef> {
     let missing = |wanted: String| no_such_point(repo, points.iter().map(PointRef::machine), wanted);
     match name {
-        PointName::At { machine, moment } => points
-            .iter()
-            .rev()
-            .filter(|point| point.machine() == machine)
-            .find(|point| moment.is_none_or(|moment| point.snapshot.time <= moment))
-            .cloned()
-            .ok_or_else(|| {
-                missing(match moment {
-                    Some(moment) => format!("{machine}@{}", moment.to_rfc3339()),
-                    None => format!("{machine}@latest"),
-                })
-            }),
+        PointName::At { machine, moment } => newest_named(repo, points, machine, *moment)?.ok_or_else(|| {
+            missing(match moment {
+                Some(moment) => format!("{machine}@{}", moment.to_rfc3339()),
+                None => format!("{machine}@latest"),
+            })
+        }),
         PointName::Plain(text) => {
-            if let Some(point) = points.iter().rev().find(|point| point.machine() == text) {
-                return Ok(point.clone());
+            if let Some(point) = newest_named(repo, points, text, None)? {
+                return Ok(point);
             }
             let looks_like_id = text.len() >= 4 && text.bytes().all(|b| b.is_ascii_hexdigit());
             let beginning = text.to_ascii_lowercase();
@@ -201,6 +198,74 @@ pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<
                 [point] => Ok(point.clone()),
                 _ => Err(Error::AmbiguousPoint { wanted: text.clone(), count: matching.len() }),
             }
+        }
+    }
+}
+
+/// The newest point of a machine at or before a moment; without one the newest whose date is not in the future, if there is
+/// one.
+fn newest_named(
+    repo: &Repository,
+    points: &[PointRef],
+    machine: &str,
+    moment: Option<DateTime<FixedOffset>>,
+) -> Result<Option<PointRef>> {
+    /// Clocks differ by seconds without being wrong.
+    const SKEW: Duration = Duration::minutes(5);
+    let named: Vec<&PointRef> = points.iter().filter(|point| point.machine() == machine).collect();
+    let mut newest_first = of_one_machine(repo, named, machine)?.into_iter().rev();
+    if let Some(moment) = moment {
+        return Ok(newest_first.find(|point| point.snapshot.time <= moment).cloned());
+    }
+    let now = Local::now() + SKEW;
+    let newest = newest_first.clone().next();
+    Ok(newest_first.find(|point| point.snapshot.time <= now).or(newest).cloned())
+}
+
+/// Of the points with a machine's name, those of the machine that is meant, oldest first.
+fn of_one_machine<'p>(repo: &Repository, named: Vec<&'p PointRef>, machine: &str) -> Result<Vec<&'p PointRef>> {
+    let is_of_one_host = named.windows(2).all(|pair| pair[0].snapshot.hostname == pair[1].snapshot.hostname);
+    if is_of_one_host {
+        return Ok(named);
+    }
+    // Only their manifests say whether it is one machine that moved.
+    let (index, _) = repo.load_index_with_damage()?;
+    let mut origins = Vec::new();
+    for point in &named {
+        origins.push(read_origin(repo, &index, point)?);
+    }
+    let known = named.iter().zip(&origins).filter_map(|(point, origin)| Some((*point, origin.as_ref()?)));
+    let machines = lineages(known);
+    let hosts_of = |(point, origin): (&'p PointRef, Option<Origin>)| {
+        let its = origin.as_ref().and_then(|origin| machines.iter().find(|machine| machine.has(origin)));
+        // A damaged one may be anybody's of its host.
+        let hosts = its.map_or_else(|| BTreeSet::from([point.snapshot.hostname.clone()]), |its| its.hosts.clone());
+        (point, hosts)
+    };
+    let groups: Vec<(&PointRef, BTreeSet<String>)> = named.into_iter().zip(origins).map(hosts_of).collect();
+    let this_host = host_name();
+    let is_here = groups.iter().any(|(_, hosts)| hosts.contains(&this_host));
+    let first = groups.first().map(|(_, hosts)| hosts.clone()).unwrap_or_default();
+    match is_here {
+        true => {
+            let here = groups.into_iter().filter(|(_, hosts)| hosts.contains(&this_host));
+            Ok(here.map(|(point, _)| point).collect())
+        }
+        false if groups.iter().all(|(_, hosts)| *hosts == first) => {
+            Ok(groups.into_iter().map(|(point, _)| point).collect())
+        }
+        false => {
+            // The newest of each, for whoever looks for one.
+            let newest: BTreeMap<BTreeSet<String>, &PointRef> =
+                groups.into_iter().map(|(point, hosts)| (hosts, point)).collect();
+            let describe = |(hosts, point): (BTreeSet<String>, &PointRef)| {
+                (
+                    Vec::from_iter(hosts).join(", "),
+                    format!("{} of {}", point.id.short(), point.snapshot.time.to_rfc3339()),
+                )
+            };
+            let machine = machine.to_owned();
+            Err(Error::AmbiguousMachine { machine, newest: newest.into_iter().map(describe).collect() })
         }
     }
 }
@@ -244,10 +309,10 @@ pub fn read_manifest(repo: &Repository, index: &Index, point: &PointRef) -> Resu
     Ok(describe(repo, index, point)?.manifest)
 }
 
-/// The UUID of a point's machine; none where the point is damaged, which verify tells of.
-pub fn read_uuid(repo: &Repository, index: &Index, point: &PointRef) -> Result<Option<String>> {
+/// What a point says of its machine; none where the point is damaged, which verify reports.
+pub fn read_origin(repo: &Repository, index: &Index, point: &PointRef) -> Result<Option<Origin>> {
     match read_manifest(repo, index, point) {
-        Ok(manifest) => Ok(Some(manifest.uuid)),
+        Ok(manifest) => Ok(Some(Origin::of(&manifest))),
         Err(Error::BadPoint { .. }) => Ok(None),
         Err(error) => Err(error),
     }
@@ -442,6 +507,7 @@ pub fn to_record(repo: &Repository, id: &Id, snapshot: &Snapshot, manifest: &Man
         batch: None,
         batch_machines: None,
         disks: manifest.disks.iter().map(ManifestDisk::to_record).collect(),
+        left_out: manifest.left_out.clone(),
         duration_seconds: Some(manifest.duration_seconds),
         chain_damage: Vec::new(),
         verified: None,

@@ -3,11 +3,13 @@
 //! All is decided under the repository's exclusive lock before anything is changed: the verdict on each point, and what
 //! of the packs is needed then. Where the repository is damaged, nothing is removed at all.
 //!
-//! A machine is *gone* when the newest of its points was taken on this host and this host's libvirt does not know its
-//! UUID. Of machines of other hosts nothing is known here: the policy applies to them, and it counts from their newest
+//! A machine is its UUID on a host, and on those that it came from ([`super::lineage`]): two machines with one UUID do not
+//! share what a rule keeps. It is *gone* when the newest of its points was taken on this host and this host's libvirt does
+//! not know its UUID. Of machines of other hosts nothing is known here: the policy applies to them, and it counts from their newest
 //! point, so that a machine that is not backed up any more keeps what the policy left it.
 
 use super::copies::Copies;
+use super::lineage::{Lineage, Origin, lineages};
 use super::manifest::Manifest;
 use super::open_repo::lock;
 use super::points::{self, PointRef};
@@ -20,7 +22,7 @@ use crate::repo::{
 };
 use crate::retention::{Candidate, Policy, Verdict, judge};
 use crate::steps::{self, Step};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// What is known of the machines of this host.
@@ -276,7 +278,31 @@ struct Judgement {
 }
 
 /// The points of one machine, oldest first.
-type Group = Vec<(PointRef, Manifest)>;
+struct Group {
+    machine: Lineage,
+    points: Vec<(PointRef, Manifest)>,
+}
+
+impl Group {
+    /// Each machine's.
+    fn of(points: Vec<(PointRef, Manifest)>) -> Vec<Group> {
+        let origins: Vec<Origin> = points.iter().map(|(_, manifest)| Origin::of(manifest)).collect();
+        let machines = lineages(points.iter().map(|(point, _)| point).zip(&origins));
+        let mut groups: Vec<Group> =
+            machines.into_iter().map(|machine| Group { machine, points: Vec::new() }).collect();
+        for (point, origin) in points.into_iter().zip(origins) {
+            if let Some(group) = groups.iter_mut().find(|group| group.machine.has(&origin)) {
+                group.points.push(point);
+            }
+        }
+        groups
+    }
+
+    /// Its name in its newest point.
+    fn name(&self) -> &str {
+        self.points.last().map_or("", |(point, _)| point.machine())
+    }
+}
 
 fn judge_points(
     repo: &Repository,
@@ -287,19 +313,19 @@ fn judge_points(
     monitor: &dyn Monitor,
     stop: &Stop,
 ) -> Result<Judgement> {
-    let mut machines: BTreeMap<String, Group> = BTreeMap::new();
-    let mut unreadable = Vec::new();
+    let (mut readable, mut unreadable) = (Vec::new(), Vec::new());
     for point in found {
         stop.check()?;
         match points::read_manifest(repo, index, &point) {
-            Ok(manifest) => machines.entry(manifest.uuid.clone()).or_default().push((point, manifest)),
+            Ok(manifest) => readable.push((point, manifest)),
             Err(error) => unreadable.push((point, error)),
         }
     }
     let is_meant = |machine: &str| {
         request.names.is_empty() || request.names.iter().any(|name| points::name_matches(name, machine))
     };
-    machines.retain(|_, group| group.iter().any(|(point, _)| is_meant(point.machine())));
+    let mut groups = Group::of(readable);
+    groups.retain(|group| group.points.iter().any(|(point, _)| is_meant(point.machine())));
     unreadable.retain(|(point, _)| is_meant(point.machine()));
 
     // Without rules nothing is judged, and nobody needs to know.
@@ -310,23 +336,32 @@ fn judge_points(
     let mut second =
         request.second.filter(|_| verifier.is_some()).map(|tier| OpenSecondTier { tier, index: None, monitor });
     let (mut candidates, mut judged) = (Vec::new(), Vec::new());
-    for (uuid, group) in machines {
-        let outlives_machine = outlives_machine(&uuid, &group, request);
+    for (number, group) in groups.into_iter().enumerate() {
+        let outlives_machine = outlives_machine(&group, request);
+        let machine = group.name();
         if let (true, Living::Unknown(reason)) = (outlives_machine, &request.living) {
-            let machine = group.last().map_or("", |(point, _)| point.machine());
             monitor.warn(&format!("all points of {machine} stay, for libvirt cannot say whether it exists: {reason}"));
         }
+        let future = group.points.iter().filter(|(point, _)| point.snapshot.time > now).count();
+        if future > 0 && verifier.is_some() {
+            let hosts = Vec::from_iter(group.machine.hosts.iter().map(String::as_str)).join(", ");
+            let (points, are) = if future == 1 { ("point", "is") } else { ("points", "are") };
+            monitor.warn(&format!(
+                "{future} {points} of {machine} {are} dated in the future, and not removed: check the clocks of {hosts} and of \
+                 this host"
+            ));
+        }
         let damaged = match &mut verifier {
-            Some(verifier) => newest_damaged(verifier, &group, stop)?,
+            Some(verifier) => newest_damaged(verifier, &group, now, stop)?,
             None => HashSet::new(),
         };
         let awaits_copy = match &mut second {
-            Some(second) => second.await_copy(&uuid, &group, now)?,
-            None => vec![false; group.len()],
+            Some(second) => second.await_copy(&group, now)?,
+            None => vec![false; group.points.len()],
         };
-        for ((point, manifest), awaits_copy) in group.into_iter().zip(awaits_copy) {
+        for ((point, manifest), awaits_copy) in group.points.into_iter().zip(awaits_copy) {
             candidates.push(Candidate {
-                machine: uuid.clone(),
+                machine: number.to_string(),
                 taken_at: point.snapshot.time,
                 is_pinned: point.is_pinned(),
                 is_damaged: damaged.contains(&point.id),
@@ -350,35 +385,35 @@ struct OpenSecondTier<'a> {
 }
 
 impl OpenSecondTier<'_> {
-    fn await_copy(&mut self, uuid: &str, group: &Group, now: Time) -> Result<Vec<bool>> {
+    fn await_copy(&mut self, group: &Group, now: Time) -> Result<Vec<bool>> {
         let SecondTier { repo, copies, policy } = self.tier;
-        let here: Vec<&PointRef> = group.iter().map(|(point, _)| point).collect();
-        copies.await_copy((uuid, &here), policy, now, |point| {
+        let here: Vec<&PointRef> = group.points.iter().map(|(point, _)| point).collect();
+        copies.await_copy((&group.machine, &here), policy, now, |point| {
             let index = match &mut self.index {
                 Some(index) => index,
                 none => none.insert(points::load_index_for_reading(repo, self.monitor)?),
             };
-            points::read_uuid(repo, index, point)
+            points::read_origin(repo, index, point)
         })
     }
 }
 
-fn outlives_machine(uuid: &str, group: &Group, request: &PruneRequest) -> bool {
-    let is_named = group.iter().any(|(point, _)| request.names.iter().any(|name| name == point.machine()));
-    let is_of_this_host = group.last().is_some_and(|(_, newest)| newest.host == super::discover::host_name());
+fn outlives_machine(group: &Group, request: &PruneRequest) -> bool {
+    let is_named = group.points.iter().any(|(point, _)| request.names.iter().any(|name| name == point.machine()));
+    let is_of_this_host = group.points.last().is_some_and(|(_, newest)| newest.host == super::discover::host_name());
     let lives = match &request.living {
         Living::DoesNotMatter => true,
-        Living::Known(uuids) => uuids.contains(uuid),
+        Living::Known(uuids) => uuids.contains(&group.machine.uuid),
         Living::Unknown(_) => false,
     };
     is_of_this_host && !is_named && !lives
 }
 
-/// The damaged points that are newer than the newest whole one. No chunk is read: this is about which point may be the
+/// The damaged points that are newer than the newest whole one, but those that are dated in the future. No chunk is read: this is about which point may be the
 /// last one that is good for anything.
-fn newest_damaged(verifier: &mut Verifier, group: &Group, stop: &Stop) -> Result<HashSet<Id>> {
+fn newest_damaged(verifier: &mut Verifier, group: &Group, now: Time, stop: &Stop) -> Result<HashSet<Id>> {
     let mut damaged = HashSet::new();
-    for (point, _) in group.iter().rev() {
+    for (point, _) in group.points.iter().rev().filter(|(point, _)| point.snapshot.time <= now) {
         if verifier.verify(point, &Silent, stop)?.damage.is_empty() {
             break;
         }

@@ -5,10 +5,11 @@
 
 use super::chain::mismatch;
 use super::chunk_map::{Geometry, ZeroIds};
-use super::manifest::{DEFINITION, MANIFEST, Manifest, ManifestDisk, ManifestFile, Role, VERSION};
+use super::manifest::{DEFINITION, EarlierHost, MANIFEST, Manifest, ManifestDisk, ManifestFile, Role, VERSION};
 use super::open_repo::OpenRepo;
 use super::points::{self, MACHINE_TAG, OpenPoint, PointRef, TAG, disk_file};
 use super::scratch_watch::watched;
+use super::still_watch::while_still;
 use super::store_disk::{Base, DiskTask, Outcome, StoredDisk, store_disk};
 use super::{Error, Monitor, Progress, Result, Stop};
 use crate::capture::state::{CaptureKind, FileRole, ReadMode};
@@ -16,7 +17,7 @@ use crate::capture::tpm::FOLDER as TPM_FOLDER;
 use crate::capture::{CaptureFile, CaptureState, CapturedDisk, Definition};
 use crate::nbd::{NbdUri, UriError};
 use crate::pace::Pace;
-use crate::record::{self, Damage};
+use crate::record::{self, Damage, LeftOut};
 use crate::repo::{BlobKind, Content, Id, Node, Snapshot, Writer, WriterOptions, write_tree};
 use crate::steps::{self, Step};
 use crate::units::ChunkSize;
@@ -78,8 +79,8 @@ pub fn push(
     let (capture, host) = (request.capture, super::discover::host_name());
     let base = base_point(open, capture)?;
     let earlier = match &base {
-        Some(_) => None,
-        None => newest_point(open, capture)?,
+        Some(base) if base.manifest.host == host => None,
+        _ => newest_point(open, capture, &host)?,
     };
     let reference = base.as_ref().or(earlier.as_ref());
     let definition = Definition::parse(&capture.definition_xml).map_err(crate::capture::Error::from)?;
@@ -92,7 +93,9 @@ pub fn push(
         open.repo.storage().warm_up(open.repo.storage().parallel());
     }
     let read = watched(capture, stop, |stop| {
-        capture.disks.iter().map(|disk| reading.disk(disk, stop)).collect::<Result<Vec<_>>>()
+        while_still(capture, stop, |stop| {
+            capture.disks.iter().map(|disk| reading.disk(disk, stop)).collect::<Result<Vec<_>>>()
+        })
     })?;
     steps::reached(Step::AllRead);
     after_read()?;
@@ -127,7 +130,10 @@ pub fn push(
     }
     let files = folder.add_copies(request.file, capture)?;
     folder.add_file(DEFINITION, capture.definition_xml.as_bytes())?;
-    let parent = base.as_ref().filter(|_| read.iter().any(|disk| disk.continues)).map(|base| base.id);
+    let continued = base.as_ref().filter(|_| read.iter().any(|disk| disk.continues));
+    let parent = continued.map(|base| base.id);
+    let known = [continued, base.as_ref(), earlier.as_ref()];
+    let earlier_hosts = earlier_hosts(known.into_iter().flatten(), parent, &host, capture.captured_at);
     let elapsed = chrono::Utc::now().signed_duration_since(capture.captured_at);
     let manifest = Manifest {
         version: VERSION,
@@ -135,6 +141,7 @@ pub fn push(
         machine: capture.machine.clone(),
         uuid: capture.uuid.clone(),
         host: host.clone(),
+        earlier_hosts,
         connect: capture.connect.clone(),
         captured_at: capture.captured_at,
         consistency: capture.consistency.as_str().to_owned(),
@@ -143,6 +150,7 @@ pub fn push(
         duration_seconds: (elapsed.num_milliseconds().max(0) as f64) / 1000.0,
         disks,
         files,
+        left_out: left_out(capture),
     };
     folder.add_file(MANIFEST, &manifest.to_json())?;
     let tree = folder.finish(&capture.machine)?;
@@ -181,10 +189,50 @@ fn base_point(open: &OpenRepo, capture: &CaptureState) -> Result<Option<OpenPoin
     Ok(open.point(point).ok())
 }
 
-/// The newest point under the machine's name: its disks' chunk sizes are kept, and unchanged folders used again.
-fn newest_point(open: &OpenRepo, capture: &CaptureState) -> Result<Option<OpenPoint>> {
-    let newest: Option<&PointRef> = open.points()?.iter().rev().find(|point| point.machine() == capture.machine);
-    Ok(newest.and_then(|point| open.point(point).ok()))
+/// The newest point of the machine under its name: its disks' chunk sizes are kept, and unchanged folders used again. One of
+/// this host if there is one, for another host may have another machine with the same UUID.
+fn newest_point(open: &OpenRepo, capture: &CaptureState, host: &str) -> Result<Option<OpenPoint>> {
+    /// So many points of other machines of the same name are passed over.
+    const DEPTH: usize = 20;
+    let named = open.points()?.iter().rev().filter(|point| point.machine() == capture.machine);
+    let (here, elsewhere): (Vec<&PointRef>, Vec<&PointRef>) = named.partition(|point| point.snapshot.hostname == host);
+    for points in [here, elsewhere] {
+        for point in points.into_iter().take(DEPTH) {
+            match open.manifest(point) {
+                Ok(manifest) if manifest.uuid == capture.uuid => return Ok(open.point(point).ok()),
+                // A damaged point is no reference; verify reports it.
+                _ => {}
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The hosts that the machine was on before this one: those of the points that are known of it, and that of the point that it
+/// continues now.
+fn earlier_hosts<'a>(
+    known: impl Iterator<Item = &'a OpenPoint>,
+    parent: Option<Id>,
+    host: &str,
+    now: record::Time,
+) -> Vec<EarlierHost> {
+    let mut left: BTreeMap<String, record::Time> = BTreeMap::new();
+    for point in known {
+        let manifest = &point.manifest;
+        let is_continued = Some(point.id) == parent;
+        // Of another host's machine that is not continued nothing is known but its UUID.
+        if !is_continued && manifest.host != host {
+            continue;
+        }
+        for earlier in &manifest.earlier_hosts {
+            left.entry(earlier.host.clone()).or_insert(earlier.left_at);
+        }
+        if is_continued {
+            left.entry(manifest.host.clone()).or_insert(now);
+        }
+    }
+    left.remove(host);
+    left.into_iter().map(|(host, left_at)| EarlierHost { host, left_at }).collect()
 }
 
 /// The checkpoint that the next backup can continue from. A machine that is off made none; but when nothing at all was
@@ -234,7 +282,14 @@ impl Reading<'_> {
         let label = format!("{}/{}", self.request.capture.machine, disk.target);
         let progress = self.monitor.start("reading", &label, disk.capacity_bytes);
         let chunk_bytes = self.chunk_bytes(disk);
-        let whole = DiskTask { disk: &disk.target, uri: &uri, chunk_bytes, base: None, pace: self.request.pace };
+        let whole = DiskTask {
+            disk: &disk.target,
+            uri: &uri,
+            capacity_bytes: disk.capacity_bytes,
+            chunk_bytes,
+            base: None,
+            pace: self.request.pace,
+        };
         match self.continuation(disk, chunk_bytes)? {
             Err(reason) => self.in_full(&whole, reason, Vec::new(), &*progress, stop),
             Ok((bitmap, then, map)) => {
@@ -362,6 +417,23 @@ impl Reading<'_> {
             })
             .collect()
     }
+}
+
+/// What of the machine the capture does not have.
+fn left_out(capture: &CaptureState) -> Vec<LeftOut> {
+    let disks = capture.skipped.iter().map(|skipped| LeftOut {
+        disk: Some(skipped.target.clone()),
+        part: None,
+        path: None,
+        reason: skipped.reason.clone(),
+    });
+    let parts = capture.missing.iter().map(|missing| LeftOut {
+        disk: None,
+        part: Some(missing.role.as_str().to_owned()),
+        path: Some(missing.origin.to_string_lossy().into_owned()),
+        reason: missing.reason.clone(),
+    });
+    disks.chain(parts).collect()
 }
 
 /// Who wrote a point.

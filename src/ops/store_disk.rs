@@ -70,6 +70,8 @@ pub struct DiskTask<'a> {
     pub disk: &'a str,
     /// Where it can be read.
     pub uri: &'a NbdUri,
+    /// The size that the capture says.
+    pub capacity_bytes: u64,
     /// The size of its chunks.
     pub chunk_bytes: u32,
     /// What the disk continues; none reads everything.
@@ -123,6 +125,7 @@ pub fn store_disk(task: &DiskTask, writer: &Writer, progress: &dyn Progress, sto
         ..ReadOptions::default()
     };
     let reader = DiskReader::open(task.uri, options).map_err(Error::disk(task.disk))?;
+    check_size(task.disk, reader.size_bytes(), task.capacity_bytes)?;
     if skips.is_some() && !reader.has_bitmap() {
         return Ok(Outcome::untrusted("QEMU does not offer the dirty bitmap"));
     }
@@ -162,6 +165,17 @@ pub fn store_disk(task: &DiskTask, writer: &Writer, progress: &dyn Progress, sto
         (Assembled::Whole { stored, .. }, Some(base)) => audit::compare_all(task, geometry, base, stored, stop),
         (Assembled::Whole { stored, .. }, None) => Ok(Outcome::Stored(stored)),
     }
+}
+
+/// Refuses to read what has another size than the disk that was captured. QEMU and libvirt count in sectors of 512 bytes or
+/// not, so that is no difference.
+pub fn check_size(disk: &str, offered_bytes: u64, capacity_bytes: u64) -> Result<()> {
+    const SECTOR_BYTES: u64 = 512;
+    if offered_bytes.div_ceil(SECTOR_BYTES) == capacity_bytes.div_ceil(SECTOR_BYTES) {
+        return Ok(());
+    }
+    let reason = format!("its NBD server offers {offered_bytes} bytes, and {capacity_bytes} bytes were captured");
+    Err(Error::DiskMap { disk: disk.to_owned(), reason })
 }
 
 /// One thread of the pipeline.
@@ -261,6 +275,17 @@ mod tests {
         assert!(is_zero(&bytes) && is_zero(&[]));
         bytes[99_999] = 1;
         assert!(!is_zero(&bytes));
+    }
+
+    #[test]
+    fn a_server_that_offers_another_size_is_not_read() {
+        for (offered, captured) in [(0, 0), (512, 512), (1024, 1000), (1000, 1024)] {
+            assert!(check_size("vda", offered, captured).is_ok());
+        }
+        for (offered, captured) in [(512, 0), (0, 512), (1024, 512), (1 << 60, 1 << 30)] {
+            let error = check_size("vda", offered, captured).unwrap_err().to_string();
+            assert!(error.contains(&format!("offers {offered} bytes, and {captured} bytes were captured")), "{error}");
+        }
     }
 
     #[test]

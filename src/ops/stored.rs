@@ -1,9 +1,11 @@
 //! What a repository holds of each machine, for a look at it that has to be quick.
 //!
-//! A machine is known by its UUID, which stands in a point's manifest; the name is a tag of the snapshot, which costs
-//! nothing. So the manifests that are read are those of the newest point under each name, and older ones only where
-//! another machine had the name later. No lock is taken: nothing is handed out, and a prune beside it may go on.
+//! A machine is known by its UUID, which stands in a point's manifest; name and host are in the snapshot, and cost nothing. So
+//! the manifests that are read are those of the newest point of each name on each host, and older ones only where another
+//! machine had the name later. No lock is taken: nothing is handed out, and a prune beside it may go on.
 
+use super::discover::host_name;
+use super::lineage::Origin;
 use super::points::{self, PointRef};
 use super::{Error, Monitor, Result};
 use crate::record::Time;
@@ -23,15 +25,8 @@ pub struct Newest {
     pub point: String,
     /// The moment that it is of.
     pub captured_at: Time,
-    /// How many points have the machine's name.
+    /// How many points of that host have the machine's name.
     pub points: usize,
-}
-
-/// What identifies a point's machine.
-#[derive(Debug, Clone)]
-struct Owner {
-    uuid: String,
-    host: String,
 }
 
 /// The points of a repository by the names of their machines.
@@ -39,10 +34,10 @@ struct Owner {
 pub struct Stored<'r> {
     repo: &'r Repository,
     index: Index,
-    /// Each name's points, oldest first.
-    by_name: BTreeMap<String, Vec<PointRef>>,
+    /// The points of each name on each host, oldest first.
+    by_name: BTreeMap<(String, String), Vec<PointRef>>,
     /// What was read of manifests; none of those that are damaged.
-    owners: HashMap<Id, Option<Owner>>,
+    origins: HashMap<Id, Option<Origin>>,
     /// Snapshot files that cannot be read.
     pub damaged: Vec<DamagedSnapshot>,
     /// Points whose manifest cannot be read, with the machine's name.
@@ -54,11 +49,12 @@ impl<'r> Stored<'r> {
     pub fn look(repo: &'r Repository, monitor: &dyn Monitor) -> Result<Stored<'r>> {
         let index = points::load_index_for_reading(repo, monitor)?;
         let (all, damaged) = points::list(repo)?;
-        let mut by_name: BTreeMap<String, Vec<PointRef>> = BTreeMap::new();
+        let mut by_name: BTreeMap<_, Vec<PointRef>> = BTreeMap::new();
         for point in all {
-            by_name.entry(point.machine().to_owned()).or_default().push(point);
+            let name = (point.machine().to_owned(), point.snapshot.hostname.clone());
+            by_name.entry(name).or_default().push(point);
         }
-        Ok(Stored { repo, index, by_name, owners: HashMap::new(), damaged, unreadable: Vec::new() })
+        Ok(Stored { repo, index, by_name, origins: HashMap::new(), damaged, unreadable: Vec::new() })
     }
 
     /// Whether there is such a point, or was before it was pinned or copied.
@@ -67,35 +63,50 @@ impl<'r> Stored<'r> {
         self.by_name.values().flatten().any(|known| known.is_or_was(&id))
     }
 
-    /// The newest point of a machine: by its UUID, first under its name, then under any other.
+    /// The newest point of a machine of this host: by its UUID, first under its name, then under any other. Points of other
+    /// hosts count only where this one has none: another host may have another machine with the same UUID, and this one may
+    /// have come from there.
     pub fn newest_of(&mut self, name: &str, uuid: &str) -> Result<Option<Newest>> {
-        if let Some(found) = self.newest_under(name, Some(uuid))? {
-            return Ok(Some(found));
+        let this_host = host_name();
+        let (here, elsewhere): (Vec<_>, Vec<_>) =
+            self.by_name.keys().cloned().partition(|(_, host)| *host == this_host);
+        for names in [here, elsewhere] {
+            let (its, others): (Vec<_>, Vec<_>) = names.into_iter().partition(|(machine, _)| machine == name);
+            // Under another name only the newest is looked at: one that was renamed has that.
+            for (names, wanted) in [(its, Some(uuid)), (others, None)] {
+                let mut found = Vec::new();
+                for name in &names {
+                    found.extend(self.newest_under(name, wanted)?);
+                }
+                let found = found.into_iter().filter(|newest| newest.uuid == uuid);
+                if let Some(newest) = found.max_by_key(|newest| newest.captured_at) {
+                    return Ok(Some(newest));
+                }
+            }
         }
-        let newest = self.newest_of_all()?.into_iter().filter(|newest| newest.uuid == uuid);
-        Ok(newest.max_by_key(|newest| newest.captured_at))
+        Ok(None)
     }
 
-    /// The newest point under every name.
+    /// The newest point of every name on every host.
     pub fn newest_of_all(&mut self) -> Result<Vec<Newest>> {
-        let names: Vec<String> = self.by_name.keys().cloned().collect();
+        let names: Vec<(String, String)> = self.by_name.keys().cloned().collect();
         let mut all = Vec::new();
-        for name in names {
-            all.extend(self.newest_under(&name, None)?);
+        for name in &names {
+            all.extend(self.newest_under(name, None)?);
         }
         Ok(all)
     }
 
-    /// The newest point that can be read under a name, of this machine if one is named.
-    fn newest_under(&mut self, name: &str, uuid: Option<&str>) -> Result<Option<Newest>> {
+    /// The newest point that can be read of a name on a host, of this machine if one is named.
+    fn newest_under(&mut self, name: &(String, String), uuid: Option<&str>) -> Result<Option<Newest>> {
         let Some(points) = self.by_name.get(name).cloned() else { return Ok(None) };
         for point in points.iter().rev() {
-            let Some(owner) = self.owner(point)? else { continue };
-            if uuid.is_none_or(|uuid| uuid == owner.uuid) {
+            let Some(origin) = self.origin(point)? else { continue };
+            if uuid.is_none_or(|uuid| uuid == origin.uuid) {
                 return Ok(Some(Newest {
-                    machine: name.to_owned(),
-                    uuid: owner.uuid,
-                    host: owner.host,
+                    machine: name.0.clone(),
+                    uuid: origin.uuid,
+                    host: origin.host,
                     point: point.id.to_string(),
                     captured_at: point.snapshot.time,
                     points: points.len(),
@@ -105,8 +116,8 @@ impl<'r> Stored<'r> {
         Ok(None)
     }
 
-    fn owner(&mut self, point: &PointRef) -> Result<Option<Owner>> {
-        if let Some(known) = self.owners.get(&point.id) {
+    fn origin(&mut self, point: &PointRef) -> Result<Option<Origin>> {
+        if let Some(known) = self.origins.get(&point.id) {
             return Ok(known.clone());
         }
         let mut read = points::read_manifest(self.repo, &self.index, point);
@@ -115,8 +126,8 @@ impl<'r> Stored<'r> {
             (self.index, _) = self.repo.load_index_with_damage()?;
             read = points::read_manifest(self.repo, &self.index, point);
         }
-        let owner = match read {
-            Ok(manifest) => Some(Owner { uuid: manifest.uuid, host: manifest.host }),
+        let origin = match read {
+            Ok(manifest) => Some(Origin::of(&manifest)),
             Err(Error::BadPoint { .. }) if !points::list(self.repo)?.0.iter().any(|known| known.id == point.id) => None,
             Err(Error::BadPoint { .. }) => {
                 self.unreadable.push((point.machine().to_owned(), point.id.to_string()));
@@ -124,7 +135,7 @@ impl<'r> Stored<'r> {
             }
             Err(other) => return Err(other),
         };
-        self.owners.insert(point.id, owner.clone());
-        Ok(owner)
+        self.origins.insert(point.id, origin.clone());
+        Ok(origin)
     }
 }

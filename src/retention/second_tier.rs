@@ -2,7 +2,8 @@
 //!
 //! A point that is not there awaits its copy if
 //!
-//! - it is newer than all that were copied: copies are made oldest first, so it never was there, or
+//! - it is newer than all that were copied (and are not dated in the future): copies are made oldest first, so it never was
+//!   there, or
 //! - the second tier's own policy would keep it, judged with all that is there and here: then it was not that policy that
 //!   removed it. Without any rule nothing is removed there, and whatever is not there awaits its copy.
 //!
@@ -45,7 +46,7 @@ pub fn await_copy(
     let candidates: Vec<Candidate> = (here.iter().map(|point| candidate(point.taken_at, point.is_pinned)))
         .chain(only_there.iter().map(|taken_at| candidate(*taken_at, false)))
         .collect();
-    let newest_copied = here.iter().rposition(|point| point.is_copied);
+    let newest_copied = here.iter().rposition(|point| point.is_copied && point.taken_at <= now);
     let verdicts = judge(second, &candidates, now, zone);
     let awaits = |(position, (point, verdict)): (usize, (&FirstTierPoint, super::Verdict))| {
         !point.is_copied && (Some(position) > newest_copied || verdict.keep)

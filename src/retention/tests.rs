@@ -269,14 +269,26 @@ fn unlimited_is_for_ever_and_zero_is_no_rule() {
 }
 
 #[test]
-fn a_point_of_the_future_does_not_make_the_others_old() {
-    let points = ["2026-05-01T02:00:00Z", "2026-05-05T02:00:00Z", "2036-05-05T02:00:00Z"];
-    let points = points.map(|at| candidate("vm", time(at)));
-    let keeps = |now: &str| judge(&policy("within=7d"), &points, time(now), &Berlin).iter().all(|verdict| verdict.keep);
-    assert!(keeps("2026-05-05T03:00:00Z"));
-    assert!(!keeps("2036-05-05T03:00:00Z"));
-    // Of a host whose clock was years ahead.
-    assert!(keeps("2020-05-05T03:00:00Z"));
+fn a_point_of_the_future_stays_and_takes_no_place_of_another() {
+    let days = ["2026-05-01T02:00:00Z", "2026-05-02T02:00:00Z", "2026-05-05T02:00:00Z", "2036-05-05T02:00:00Z"];
+    let points = days.map(|at| candidate("vm", time(at)));
+    let words = |rules: &str, now: &str, points: &[Candidate]| -> Vec<String> {
+        let verdicts = judge(&policy(rules), points, time(now), &Berlin);
+        let words =
+            |verdict: &Verdict| verdict.reasons.iter().map(|reason| reason.word()).collect::<Vec<_>>().join(" ");
+        verdicts.iter().map(words).collect()
+    };
+    let in_may = "2026-05-05T03:00:00Z";
+    assert_eq!(words("last=1", in_may, &points), ["expired", "expired", "last", "future"]);
+    assert_eq!(words("last=2", in_may, &points), ["expired", "last", "last", "future"]);
+    assert_eq!(words("yearly=1", in_may, &points), ["expired", "expired", "yearly", "future"]);
+    assert_eq!(words("within=4d", in_may, &points), ["expired", "within", "within", "future"]);
+    // When its time has come it is one like any other.
+    assert_eq!(words("last=2", "2036-05-05T02:00:00Z", &points), ["expired", "expired", "last", "last"]);
+    // It is not the last good one either, and whoever's clock was years behind removes nothing.
+    let damaged = points.clone().map(|point| Candidate { is_damaged: point.taken_at > time(days[1]), ..point });
+    assert_eq!(words("daily=1", in_may, &damaged), ["expired", "last_good", "daily", "future"]);
+    assert_eq!(words("last=1", "2020-01-01T00:00:00Z", &points), ["future"; 4]);
 }
 
 #[test]
@@ -402,6 +414,19 @@ proptest! {
             prop_assert!(!verdict.reasons.is_empty());
             prop_assert_eq!(verdict.keep, verdict.reasons != [Reason::Expired]);
         }
+    }
+
+    #[test]
+    fn points_of_the_future_stay_and_change_nothing_for_the_others(
+        policy in some_policy(), points in some_points(), now in 0i64..1_000_000,
+    ) {
+        let now = (time("2025-06-01T00:00:00Z").to_utc() + Duration::minutes(now)).fixed_offset();
+        let (past, future): (Vec<Candidate>, Vec<Candidate>) =
+            points.iter().cloned().partition(|point| point.taken_at <= now);
+        let alone = judge(&policy, &past, now, &Berlin);
+        let together = judge(&policy, &[past, future].concat(), now, &Berlin);
+        prop_assert_eq!(&together[..alone.len()], &alone[..]);
+        prop_assert!(together[alone.len()..].iter().all(|verdict| verdict.keep));
     }
 
     #[test]

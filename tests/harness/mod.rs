@@ -17,6 +17,7 @@
 //! | [`Env::with_libvirtd`] | a libvirtd of the test's own, to be killed and started again |
 //! | [`host::Host`] | crontabs, `/etc/cron.d` and systemd units of the test's own |
 //! | [`Env::tmpfs`] | a small file system, to run out of room |
+//! | [`storage`] | block devices and network storage |
 //! | [`Env::quota`] | a folder that may hold only so much, on a file system that has room |
 //! | [`Env::pty`] | kvmb on a terminal |
 //!
@@ -43,6 +44,7 @@ pub mod qmp;
 pub mod quota;
 pub mod restic;
 pub mod sshd;
+pub mod storage;
 pub mod tmpfs;
 pub mod writer;
 
@@ -231,6 +233,12 @@ impl Env {
         self.program(self.path("bin/kvmb")).args(args)
     }
 
+    /// kvmb with these arguments on a host of that name; root only.
+    pub fn kvmb_on<A: AsRef<OsStr>>(&self, host: &str, args: impl IntoIterator<Item = A>) -> Call {
+        let script = "echo \"$1\" >/proc/sys/kernel/hostname; shift; exec kvmb \"$@\"";
+        self.program("unshare").args(["--uts", "sh", "-c", script, "sh", host]).args(args)
+    }
+
     /// A script for `/bin/sh`, with `kvmb` on its path. `$R` is [`Env::repo`].
     pub fn sh(&self, script: &str) -> Call {
         self.program("/bin/sh").env("R", self.repo()).args(["-c", script])
@@ -350,6 +358,6 @@ pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn set_mode(path: &Path, mode: u32) {
+pub fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("cannot set the mode");
 }

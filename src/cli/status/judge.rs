@@ -187,6 +187,11 @@ fn freshness(findings: &mut Findings, facts: &Facts, thresholds: &Thresholds, no
 }
 
 fn last_run(findings: &mut Findings, facts: &Facts, now: Time) {
+    if let Some(run) = facts.last_run().filter(|run| run.result == Outcome::Done)
+        && let Some(lack) = &run.error
+    {
+        findings.add(Status::Warning, lack.clone());
+    }
     let Some(run) = facts.last_failure() else { return };
     let ago = age(now, run.ended_at.min(now));
     let why = run.error.as_deref().unwrap_or("damage was found");

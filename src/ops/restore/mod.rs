@@ -7,24 +7,23 @@
 mod image_file;
 pub mod plan;
 mod qcow2;
+mod small_file;
+mod small_files;
 pub mod target;
+mod trust;
 
 use super::chunk_map::{Chunk, ChunkMap, Geometry};
-use super::manifest::Role;
 use super::points::OpenPoint;
 use super::{Error, Monitor, Progress, Result, Stop, threads};
 use crate::capture::{self, Hypervisor};
 use crate::record::{self, Damage, RestoredDisk, RestoredTo};
 use crate::repo::{Id, Index, Repository, read_blobs};
 use plan::{Plan, PlannedDisk, TargetKind};
+use small_file::{NewFolders, SmallFile};
 use std::collections::BTreeSet;
-use std::fs;
-use std::io::Write;
 use std::ops::ControlFlow;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use target::{Looks, Partial, Placed, Target, Written};
+use target::{Placed, Target, Written};
 
 /// Carries a plan out.
 ///
@@ -40,7 +39,7 @@ pub fn restore(
 ) -> Result<record::Point> {
     // Ctrl-C on a terminal hits the programs that help us as well: what they say then is not what happened.
     let meant = |error| if stop.requested() { Error::Interrupted } else { error };
-    let folders = NewFolders::create(plan)?;
+    let folders = NewFolders::create(&plan.files)?;
     let files = write_all(&Source { repo, index, point }, plan, monitor, stop).map_err(meant)?;
     stop.check()?;
 
@@ -128,11 +127,11 @@ fn write_all(source: &Source, plan: &Plan, monitor: &dyn Monitor, stop: &Stop) -
     }
     for file in &plan.files {
         let bytes = source.point.read_file(source.repo, source.index, &file.name)?;
-        finished.push(Finished::Small(SmallFile::create(&file.path, &bytes, plan.overwrite, Looks::OfReplaced)?));
+        finished.push(Finished::Small(SmallFile::create(file, bytes, plan.overwrite)?));
     }
     if let Some(path) = &plan.definition_file {
         let bytes = plan.definition.as_bytes();
-        finished.push(Finished::Small(SmallFile::create(path, bytes, plan.overwrite, Looks::Private)?));
+        finished.push(Finished::Small(SmallFile::create_private(path, bytes, plan.overwrite)?));
     }
     for disk in &devices {
         write_disk(source, disk, None, monitor, stop)?;
@@ -251,58 +250,4 @@ fn damage(id: &Id, error: &str, places: &[(Id, u64)], disk: &PlannedDisk) -> Vec
             error: error.to_owned(),
         })
         .collect()
-}
-
-/// Folders that were made for a TPM's state: they go again unless they are kept.
-struct NewFolders(Vec<PathBuf>);
-
-impl NewFolders {
-    fn create(plan: &Plan) -> Result<NewFolders> {
-        let mut made = NewFolders(Vec::new());
-        for file in plan.files.iter().filter(|file| file.role == Role::Tpm) {
-            let folder = file.path.parent().unwrap_or(Path::new("/"));
-            let missing: Vec<&Path> = folder.ancestors().take_while(|folder| !folder.exists()).collect();
-            for folder in missing.into_iter().rev() {
-                // As libvirt makes them: swtpm's user passes through those above its own.
-                let mode = if Some(folder) == file.path.parent() { 0o700 } else { 0o711 };
-                fs::DirBuilder::new().mode(mode).create(folder).map_err(Error::io("create", folder))?;
-                made.0.push(folder.to_owned());
-            }
-        }
-        Ok(made)
-    }
-
-    fn keep(mut self) {
-        self.0.clear();
-    }
-}
-
-impl Drop for NewFolders {
-    fn drop(&mut self) {
-        // The files in them were removed before; what is not empty is not ours alone.
-        for folder in self.0.iter().rev() {
-            let _ = fs::remove_dir(folder);
-        }
-    }
-}
-
-/// A definition or the firmware's variables, written beside their place first.
-struct SmallFile {
-    temporary: Partial,
-    path: PathBuf,
-    overwrite: bool,
-    looks: Looks,
-}
-
-impl SmallFile {
-    fn create(path: &Path, bytes: &[u8], overwrite: bool, looks: Looks) -> Result<SmallFile> {
-        let mut temporary = Partial::create(path)?;
-        let file = temporary.file();
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", path))?;
-        Ok(SmallFile { temporary, path: path.to_owned(), overwrite, looks })
-    }
-
-    fn place(self) -> Result<Placed> {
-        Placed::put(self.temporary, &self.path, self.overwrite, self.looks)
-    }
 }

@@ -1,8 +1,11 @@
 //! What a restore will write, decided before anything is touched.
 
-use crate::capture::{self, Changes, Definition, Hypervisor, Machine, NewDisk, NewDiskKind, Source, rewrite, tpm};
+pub use super::small_files::PlannedFile;
+
+use super::small_files::SmallFiles;
+use super::trust;
+use crate::capture::{self, Changes, Definition, Hypervisor, Machine, NewDisk, NewDiskKind, Source, rewrite};
 use crate::ops::chunk_map::{Chunk, ChunkMap, Geometry};
-use crate::ops::manifest::Role;
 use crate::ops::points::OpenPoint;
 use crate::ops::{Error, Result};
 use crate::record::Action;
@@ -113,17 +116,6 @@ impl PlannedDisk {
     }
 }
 
-/// One small file of the plan.
-#[derive(Debug)]
-pub struct PlannedFile {
-    /// Its name in the point.
-    pub name: String,
-    /// What it is for.
-    pub role: Role,
-    /// Where it goes.
-    pub path: PathBuf,
-}
-
 /// All that will be written.
 #[derive(Debug)]
 pub struct Plan {
@@ -153,6 +145,7 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
     let request = &RestoreRequest { into: into.transpose()?, ..request.clone() };
     let xml = point.definition(repo, index)?;
     let definition = Definition::parse(&xml).map_err(capture::Error::from)?;
+    trust::check(point, &definition, request)?;
     let machine = request.as_name.clone().unwrap_or_else(|| point.manifest.machine.clone());
     let subject = format!("point {}", point.id.short());
     for disk in request.only_disks.iter().chain(request.to.keys()) {
@@ -166,12 +159,12 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
         if !request.only_disks.is_empty() && !request.only_disks.contains(&disk.disk) {
             continue;
         }
-        let described = definition.disk(&disk.disk).map(|disk| &disk.source);
-        let format = request.format.unwrap_or(match disk.format.as_str() {
-            "qcow2" => ImageFormat::Qcow2,
+        let described = definition.disk(&disk.disk);
+        let format = request.format.unwrap_or(match described.and_then(|disk| disk.format.as_deref()) {
+            Some("qcow2") => ImageFormat::Qcow2,
             _ => ImageFormat::Raw,
         });
-        let (path, kind) = place(request, &machine, &disk.disk, described, format)?;
+        let (path, kind) = place(request, &machine, &disk.disk, described.map(|disk| &disk.source), format)?;
         let format = if kind == TargetKind::Device { ImageFormat::Raw } else { format };
         let map = point.chunk_map(disk)?;
         let (capacity_bytes, chunk_bytes) = (disk.capacity_bytes, disk.chunk_bytes);
@@ -196,36 +189,12 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
         Some(_) => uuid::Uuid::new_v4().to_string(),
         None => point.manifest.uuid.clone(),
     };
-    let (mut files, mut moved) = (Vec::new(), Changes::default());
-    for file in point.manifest.files.iter().filter(|_| whole) {
-        let original = Path::new(&file.path);
-        let path = match (file.role, &request.into) {
-            (Role::Tpm, _) => {
-                let folder = tpm_folder(request, &definition, &machine, &uuid, original, define);
-                moved.tpm_state = Some(folder.clone());
-                folder.join(original.file_name().unwrap_or_default())
-            }
-            (Role::Nvram, Some(folder)) => folder.join(format!("{machine}_VARS.fd")),
-            (Role::Nvram, None) if request.as_name.is_some() => original.with_file_name(format!("{machine}_VARS.fd")),
-            (Role::Kernel | Role::Initrd, Some(folder)) => folder.join(format!("{machine}-{}", file.name)),
-            // A kernel that is still there is the host's; one that is gone is put back.
-            (Role::Kernel | Role::Initrd, None) if original.exists() => continue,
-            (_, None) => original.to_owned(),
-        };
-        if path.exists() && !request.overwrite {
-            return Err(Error::Exists { path });
-        }
-        if file.role != Role::Tpm {
-            refuse_without_folder(&path)?;
-        }
-        match file.role {
-            Role::Tpm => {}
-            Role::Nvram => moved.nvram = Some(path.clone()),
-            Role::Kernel => moved.kernel = Some(path.clone()),
-            Role::Initrd => moved.initrd = Some(path.clone()),
-        }
-        files.push(PlannedFile { name: file.name.clone(), role: file.role, path });
-    }
+    let beside = disks.first().and_then(|disk| disk.path.parent()).map(Path::to_owned);
+    let small = SmallFiles { request, definition: &definition, machine: &machine, uuid: &uuid, define, beside };
+    let (files, moved) = match whole {
+        true => small.plan(&point.manifest)?,
+        false => (Vec::new(), Changes::default()),
+    };
 
     let changes = Changes {
         name: request.as_name.clone(),
@@ -235,17 +204,14 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
         ..moved
     };
     let rewritten = rewrite(&xml, &changes).map_err(capture::Error::from)?;
-    let definition_file = match (&request.into, whole && !define) {
-        (Some(folder), true) => Some(folder.join(format!("{machine}.xml"))),
-        (None, true) => disks.first().and_then(|disk| disk.path.parent()).map(|f| f.join(format!("{machine}.xml"))),
-        _ => None,
-    };
+    let folder = request.into.as_deref().or(small.beside.as_deref()).filter(|_| whole && !define);
+    let definition_file = folder.map(|folder| folder.join(format!("{machine}.xml")));
     if let Some(path) = definition_file.as_ref().filter(|path| path.exists() && !request.overwrite) {
         return Err(Error::Exists { path: path.clone() });
     }
-    let small = files.iter().map(|file| (&*file.name, &file.path));
+    let small_files = files.iter().map(|file| (&*file.name, &file.path));
     let definition = definition_file.iter().map(|path| ("domain.xml", path));
-    refuse_two_in_one_place(disks.iter().map(|disk| (&*disk.disk, &disk.path)).chain(small).chain(definition))?;
+    refuse_two_in_one_place(disks.iter().map(|disk| (&*disk.disk, &disk.path)).chain(small_files).chain(definition))?;
     Ok(Plan {
         machine,
         uuid,
@@ -257,28 +223,6 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
         start: request.start && define,
         overwrite: request.overwrite,
     })
-}
-
-/// Where a TPM's state goes: to where the definition or libvirt will look for it; without libvirt beside the images.
-fn tpm_folder(
-    request: &RestoreRequest,
-    definition: &Definition,
-    machine: &str,
-    uuid: &str,
-    original: &Path,
-    define: bool,
-) -> PathBuf {
-    let named = definition.tpm.as_ref().is_some_and(|tpm| tpm.state_path.is_some());
-    let connect = request.connect.as_deref().filter(|_| define && !named);
-    let chosen = connect.and_then(|uri| tpm::state_folder(definition, uri, uuid));
-    let before = original.parent().unwrap_or(Path::new("/"));
-    let beside = format!("{machine}-tpm");
-    match (chosen, &request.into) {
-        (Some(folder), _) => folder,
-        (None, Some(into)) => into.join(beside),
-        (None, None) if request.as_name.is_some() => before.with_file_name(beside),
-        (None, None) => before.to_owned(),
-    }
 }
 
 fn new_disk(disk: &PlannedDisk) -> (String, NewDisk) {
@@ -334,7 +278,7 @@ fn resolved(path: &Path) -> PathBuf {
     }
 }
 
-fn refuse_without_folder(path: &Path) -> Result<()> {
+pub(super) fn refuse_without_folder(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     if folder.is_dir() {
         return Ok(());

@@ -8,6 +8,7 @@
 use super::image_file::ImageFile;
 use super::plan::{ImageFormat, PlannedDisk, TargetKind};
 use super::qcow2::Layout;
+use crate::capture::safe_path::{Folder, Place};
 use crate::ops::{Error, Result};
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
@@ -23,6 +24,33 @@ const TEMPORARY_PREFIX: &str = ".kvmb-";
 const PARTIAL_SUFFIX: &str = ".partial";
 /// A file in the making is locked; one that is younger may not be locked yet.
 const UNLOCKED_AGE: Duration = Duration::from_secs(60);
+
+/// Where a file goes.
+#[derive(Debug, Clone)]
+pub struct Destination {
+    /// Its path, for people.
+    pub path: PathBuf,
+    /// The path by which system calls reach it.
+    reach: PathBuf,
+    /// The folder that this path leads through, where it must not be looked up again.
+    _folder: Option<Folder>,
+}
+
+impl Destination {
+    /// A path in a folder that nobody else can write.
+    pub fn new(path: &Path) -> Destination {
+        Destination { path: path.to_owned(), reach: path.to_owned(), _folder: None }
+    }
+
+    /// A place in a folder that others may write.
+    pub fn anchored(place: &Place) -> Destination {
+        Destination { path: place.path(), reach: place.anchored(), _folder: Some(place.folder.clone()) }
+    }
+
+    fn folder(&self) -> &Path {
+        self.reach.parent().unwrap_or(Path::new("/"))
+    }
+}
 
 /// A disk being written.
 #[derive(Debug)]
@@ -75,22 +103,21 @@ pub enum Looks {
 /// A file that took its place; what it replaced comes back unless [`Placed::keep`] is called.
 #[derive(Debug)]
 pub struct Placed {
-    path: PathBuf,
+    at: Destination,
     replaced: Option<PathBuf>,
     kept: bool,
 }
 
 impl Partial {
-    /// Makes an empty file, mode 0600, in the folder of `path`.
-    pub fn create(path: &Path) -> Result<Partial> {
-        let folder = path.parent().unwrap_or(Path::new("/"));
+    /// Makes an empty file, mode 0600, in the folder of what it is to become.
+    pub fn create(at: &Destination) -> Result<Partial> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
         let made = tempfile::Builder::new()
             .prefix(TEMPORARY_PREFIX)
             .suffix(PARTIAL_SUFFIX)
-            .make_in(folder, |path| options.open(path))
-            .map_err(Error::io("create", path))?;
+            .make_in(at.folder(), |path| options.open(path))
+            .map_err(Error::io("create", &at.path))?;
         let (file, path) = made.into_parts();
         // Some network file systems know no locks: there the age alone protects.
         if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -105,11 +132,11 @@ impl Partial {
     }
 
     /// Gives it the owner and mode of another file.
-    fn look_like(&self, old: &fs::Metadata) -> Result<()> {
+    fn look_like(&self, old: &fs::Metadata, path: &Path) -> Result<()> {
         self.file
-            .set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))
-            .map_err(Error::io("set the mode of", &self.path))?;
-        fchown(&self.file, Some(old.uid()), Some(old.gid())).map_err(Error::io("set the owner of", &self.path))
+            .set_permissions(fs::Permissions::from_mode(old.mode() & 0o777))
+            .map_err(Error::io("set the mode of", path))?;
+        fchown(&self.file, Some(old.uid()), Some(old.gid())).map_err(Error::io("set the owner of", path))
     }
 }
 
@@ -139,7 +166,7 @@ impl Target {
         if let TargetKind::Device = disk.kind {
             return Target::device(disk);
         }
-        let temporary = Partial::create(&path)?;
+        let temporary = Partial::create(&Destination::new(&path))?;
         let file = ImageFile::new(temporary.file.try_clone().map_err(Error::io("open", &path))?);
         let reserve = |(at, length)| match length {
             0 => Ok(()),
@@ -226,58 +253,64 @@ impl Written {
         if self.temporary.is_some() && self.path.exists() {
             super::plan::refuse_in_use(&self.disk, &self.path)?;
         }
+        let at = Destination::new(&self.path);
         match self.temporary {
-            Some(temporary) => Placed::put(temporary, &self.path, self.overwrite, Looks::OfReplaced),
-            None => Ok(Placed { path: self.path, replaced: None, kept: true }),
+            Some(temporary) => Placed::put(temporary, at, self.overwrite, Looks::OfReplaced),
+            None => Ok(Placed::in_place(at)),
         }
     }
 }
 
 impl Placed {
-    /// Renames `temporary` to `path`. What is there is an error, or - with `overwrite` - changes places with it, so that at no
-    /// moment there is nothing.
-    pub fn put(temporary: Partial, path: &Path, overwrite: bool, looks: Looks) -> Result<Placed> {
-        let old = if overwrite { fs::symlink_metadata(path).ok() } else { None };
+    /// What was written over what is there, and cannot be undone: a device.
+    pub fn in_place(at: Destination) -> Placed {
+        Placed { at, replaced: None, kept: true }
+    }
+
+    /// Renames `temporary` to what it is to become. What is there is an error, or - with `overwrite` - changes places with it,
+    /// so that at no moment there is nothing. A link is replaced and not followed.
+    pub fn put(temporary: Partial, at: Destination, overwrite: bool, looks: Looks) -> Result<Placed> {
+        let old = if overwrite { fs::symlink_metadata(&at.reach).ok() } else { None };
+        let folder = at.folder().to_owned();
+        let path = at.path.clone();
         let placed = match old {
             Some(old) => {
-                if looks == Looks::OfReplaced {
-                    temporary.look_like(&old)?;
+                // What is no file has no looks that a file could have.
+                if looks == Looks::OfReplaced && old.is_file() {
+                    temporary.look_like(&old, &path)?;
                 }
-                Placed::exchange(temporary, path)?
+                Placed::exchange(temporary, at)?
             }
-            None => match temporary.path.persist_noclobber(path) {
-                Ok(()) => Placed { path: path.to_owned(), replaced: None, kept: false },
-                Err(error) if error.error.kind() == ErrorKind::AlreadyExists => {
-                    return Err(Error::Exists { path: path.to_owned() });
-                }
-                Err(error) => return Err(Error::io("create", path)(error.error)),
+            None => match temporary.path.persist_noclobber(&at.reach) {
+                Ok(()) => Placed { at, replaced: None, kept: false },
+                Err(error) if error.error.kind() == ErrorKind::AlreadyExists => return Err(Error::Exists { path }),
+                Err(error) => return Err(Error::io("create", &path)(error.error)),
             },
         };
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", folder))?;
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync the folder of", &path))?;
         Ok(placed)
     }
 
-    fn exchange(temporary: Partial, path: &Path) -> Result<Placed> {
+    fn exchange(temporary: Partial, at: Destination) -> Result<Placed> {
         let partial = temporary.path;
         // Under this name first: what is exchanged for it must not look like something that can be swept away.
         let aside = partial.with_extension("replaced");
-        partial.persist_noclobber(&aside).map_err(|error| Error::io("rename", path)(error.error))?;
+        partial.persist_noclobber(&aside).map_err(|error| Error::io("rename", &at.path)(error.error))?;
         let undo = |error: std::io::Error| {
             let _ = fs::remove_file(&aside);
-            Error::io("replace", path)(error)
+            Error::io("replace", &at.path)(error)
         };
-        match renameat_with(CWD, &aside, CWD, path, RenameFlags::EXCHANGE) {
-            Ok(()) => Ok(Placed { path: path.to_owned(), replaced: Some(aside), kept: false }),
+        match renameat_with(CWD, &aside, CWD, &at.reach, RenameFlags::EXCHANGE) {
+            Ok(()) => Ok(Placed { at, replaced: Some(aside), kept: false }),
             // A file system without it, NFS for one: there is a moment without an image, and the old one is kept by its second name.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                 let older = partial_sibling(&aside);
-                fs::rename(path, &older).map_err(undo)?;
-                if let Err(error) = fs::rename(&aside, path) {
-                    let _ = fs::rename(&older, path);
+                fs::rename(&at.reach, &older).map_err(undo)?;
+                if let Err(error) = fs::rename(&aside, &at.reach) {
+                    let _ = fs::rename(&older, &at.reach);
                     return Err(undo(error));
                 }
-                Ok(Placed { path: path.to_owned(), replaced: Some(older), kept: false })
+                Ok(Placed { at, replaced: Some(older), kept: false })
             }
             Err(error) => Err(undo(error.into())),
         }
@@ -303,8 +336,8 @@ impl Drop for Placed {
             return;
         }
         match self.replaced.take() {
-            Some(replaced) => drop(fs::rename(replaced, &self.path)),
-            None => drop(fs::remove_file(&self.path)),
+            Some(replaced) => drop(fs::rename(replaced, &self.at.reach)),
+            None => drop(fs::remove_file(&self.at.reach)),
         }
     }
 }

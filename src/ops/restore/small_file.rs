@@ -1,0 +1,160 @@
+//! Where firmware variables, TPM state, kernel and initrd are written.
+//!
+//! libvirt gives their folders to the users that QEMU and swtpm run as, who can put a link there: each folder on the way is
+//! opened by [`crate::capture::safe_path`], held open until the restore is over, and never looked up by its path again.
+
+use super::small_files::PlannedFile;
+use super::target::{Destination, Looks, Partial, Placed};
+use crate::capture::safe_path::{self, Folder, Place};
+use crate::ops::manifest::Role;
+use crate::ops::{Error, Result};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{ErrorKind, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// A small file that is complete and has not taken its place yet.
+pub(super) enum SmallFile {
+    /// Written beside its place.
+    Beside { temporary: Partial, at: Destination, overwrite: bool, looks: Looks },
+    /// To be written over a device, which is large enough.
+    Device { device: File, bytes: Vec<u8>, at: Destination },
+}
+
+impl SmallFile {
+    /// Writes a file of a point beside its place.
+    pub(super) fn create(file: &PlannedFile, bytes: Vec<u8>, overwrite: bool) -> Result<SmallFile> {
+        let place = place_of(file)?;
+        let at = Destination::anchored(&place);
+        if !place.is_device() {
+            refuse_device(&place)?;
+            return SmallFile::beside(at, &bytes, overwrite, Looks::OfReplaced);
+        }
+        let mut device = place.open_device()?;
+        let size_bytes = device.seek(SeekFrom::End(0)).map_err(Error::io("size", &at.path))?;
+        if size_bytes < bytes.len() as u64 {
+            let reason = format!("it has {size_bytes} bytes and {} has {}", file.name, bytes.len());
+            return Err(Error::BadTarget { disk: file.name.clone(), path: at.path, reason });
+        }
+        Ok(SmallFile::Device { device, bytes, at })
+    }
+
+    /// Writes a file that nobody else may read beside its place, in a folder that nobody else can write.
+    pub(super) fn create_private(path: &Path, bytes: &[u8], overwrite: bool) -> Result<SmallFile> {
+        SmallFile::beside(Destination::new(path), bytes, overwrite, Looks::Private)
+    }
+
+    fn beside(at: Destination, bytes: &[u8], overwrite: bool, looks: Looks) -> Result<SmallFile> {
+        let mut temporary = Partial::create(&at)?;
+        let file = temporary.file();
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", &at.path))?;
+        Ok(SmallFile::Beside { temporary, at, overwrite, looks })
+    }
+
+    /// Puts it in its place.
+    pub(super) fn place(self) -> Result<Placed> {
+        match self {
+            SmallFile::Beside { temporary, at, overwrite, looks } => Placed::put(temporary, at, overwrite, looks),
+            SmallFile::Device { device, bytes, at } => {
+                let written = device.write_all_at(&bytes, 0).and_then(|()| device.sync_all());
+                written.map_err(Error::io("write", &at.path))?;
+                Ok(Placed::in_place(at))
+            }
+        }
+    }
+}
+
+/// The place of a small file. What the user of the command named leads where the user wants it; what the definition names is
+/// not trusted beyond what root made.
+pub(super) fn place_of(file: &PlannedFile) -> Result<Place> {
+    let Some(below) = &file.below else {
+        return Ok(safe_path::place_for_writing(&file.path)?);
+    };
+    let mut folder = Folder::open_named(below)?;
+    let mut names = names_below(&file.path, below);
+    let name = names.pop().unwrap_or_default();
+    for name in names {
+        let missing = || Error::NoFolder { path: folder.path().join(&name) };
+        folder = folder.subfolder(&name)?.ok_or_else(missing)?;
+    }
+    Ok(folder.place(&name)?)
+}
+
+fn names_below(path: &Path, below: &Path) -> Vec<OsString> {
+    let rest = path.strip_prefix(below).unwrap_or(path);
+    rest.components().map(|component| component.as_os_str().to_owned()).collect()
+}
+
+/// A device that QEMU's user could have put there is not written, nor is it replaced.
+fn refuse_device(place: &Place) -> Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    match place.kind() {
+        Some(kind) if kind.is_block_device() || kind.is_char_device() => {
+            let reason = "it is a device in a folder that others than root can write".to_owned();
+            Err(crate::capture::Error::UnsafePath { path: place.path(), reason }.into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Folders that were made for a TPM's state: they go again unless they are kept.
+pub(super) struct NewFolders(Vec<(Folder, OsString)>);
+
+impl NewFolders {
+    /// Makes those that are missing, as libvirt makes them: swtpm's user passes through those above its own.
+    pub(super) fn create(files: &[PlannedFile]) -> Result<NewFolders> {
+        let mut made = NewFolders(Vec::new());
+        for file in files.iter().filter(|file| file.role == Role::Tpm) {
+            let wanted = file.path.parent().unwrap_or(Path::new("/"));
+            let (mut folder, mut missing) = nearest(wanted, file.below.as_deref())?;
+            while !missing.is_empty() {
+                let name = missing.remove(0);
+                let mode = if missing.is_empty() { 0o700 } else { 0o711 };
+                let new = folder.create(&name, mode)?;
+                made.0.push((folder, name));
+                folder = new;
+            }
+        }
+        Ok(made)
+    }
+
+    /// They stay.
+    pub(super) fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+/// The nearest folder on the way that is there, and the names that are missing.
+fn nearest(wanted: &Path, below: Option<&Path>) -> Result<(Folder, Vec<OsString>)> {
+    if let Some(below) = below {
+        let mut folder = Folder::open_named(below)?;
+        let mut names = names_below(wanted, below);
+        while let Some(name) = names.first() {
+            let Some(next) = folder.subfolder(name)? else { break };
+            folder = next;
+            names.remove(0);
+        }
+        return Ok((folder, names));
+    }
+    let mut missing = Vec::new();
+    for ancestor in wanted.ancestors() {
+        match Folder::open(ancestor) {
+            Ok(folder) => return Ok((folder, missing)),
+            Err(crate::capture::Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                missing.splice(0..0, ancestor.file_name().map(OsString::from));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Error::NoFolder { path: wanted.to_owned() })
+}
+
+impl Drop for NewFolders {
+    fn drop(&mut self) {
+        // The files in them were removed before; what is not empty is not ours alone.
+        for (folder, name) in self.0.iter().rev() {
+            let _ = folder.remove_folder(name);
+        }
+    }
+}

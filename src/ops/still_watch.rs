@@ -1,0 +1,63 @@
+//! Keeps an eye on a machine that is off while its capture is read.
+//!
+//! Where no lock keeps it from starting, it may be started, and then what is read is of no one moment
+//! ([`crate::capture::stillness`]). The last look, after the last byte, decides; the looks before it only spare reading
+//! hours of what cannot be stored.
+
+use super::{Result, Stop};
+use crate::capture::stillness::{Depth, Stillness};
+use crate::capture::{self, CaptureState};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How often to look.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Runs `work`, which reads all that it wants of the capture, with a flag that is raised when `stop` is, or when the machine
+/// did not stay as it was: then that is the error, however the work ended.
+pub fn while_still<T>(capture: &CaptureState, stop: &Stop, work: impl FnOnce(&Stop) -> Result<T>) -> Result<T> {
+    let Some(still) = &capture.stillness else {
+        return work(stop);
+    };
+    let (inner, done) = (Stop::default(), AtomicBool::new(false));
+    let (result, seen) = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| watch(still, capture, stop, &inner, &done));
+        let result = work(&inner);
+        done.store(true, Ordering::Relaxed);
+        watcher.thread().unpark();
+        (result, watcher.join().unwrap_or(Ok(())))
+    });
+    stop.check()?;
+    seen?;
+    // An error may have come of the change.
+    still.check(capture, Depth::Full)?;
+    result
+}
+
+fn watch(
+    still: &Stillness,
+    capture: &CaptureState,
+    stop: &Stop,
+    inner: &Stop,
+    done: &AtomicBool,
+) -> capture::Result<()> {
+    /// A raised flag is passed on within this time.
+    const STOP_INTERVAL: Duration = Duration::from_millis(100);
+    let mut since_look = Duration::ZERO;
+    while !done.load(Ordering::Relaxed) {
+        if stop.requested() {
+            inner.raise();
+            return Ok(());
+        }
+        if since_look >= INTERVAL {
+            since_look = Duration::ZERO;
+            if let Err(error) = still.check(capture, Depth::Glance) {
+                inner.raise();
+                return Err(error);
+            }
+        }
+        std::thread::park_timeout(STOP_INTERVAL);
+        since_look += STOP_INTERVAL;
+    }
+    Ok(())
+}

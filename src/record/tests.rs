@@ -1,0 +1,40 @@
+//! Records are read as they are written, and nothing that comes from elsewhere is lost.
+
+use super::*;
+
+#[test]
+fn unknown_fields_and_types_are_passed_on() {
+    let line = r#"{"type":"file","path":"a","size_bytes":1,"sha256":"00","colour":{"deep":[1]}}"#;
+    assert_eq!(Record::parse(line).unwrap().to_line(), line);
+    let line = r#"{"type":"comet","tail":true}"#;
+    assert_eq!(Record::parse(line).unwrap().to_line(), line);
+}
+
+#[test]
+fn a_line_steers_no_terminal_and_means_the_same() {
+    let text = "a\u{9b}2J\u{7f}\u{202e}\u{1b}\u{85}é";
+    let record = Record::Other(Map::from_iter([("type".into(), "x".into()), ("name".into(), text.into())]));
+    let line = record.to_line();
+    assert!(!line.contains(steers_terminal), "{line:?}");
+    assert_eq!(Record::parse(&line).unwrap(), record);
+}
+
+#[test]
+fn type_comes_first_wherever_it_stood() {
+    let record = Record::parse(r#"{"path":"a","size_bytes":1,"type":"file","sha256":"00"}"#).unwrap();
+    assert!(record.to_line().starts_with(r#"{"type":"file","path":"#));
+}
+
+#[test]
+fn what_is_no_record_is_an_error() {
+    for line in ["", "x", "[]", "1", "{}", r#"{"type":1}"#, r#"{"type":"disk"}"#] {
+        assert!(Record::parse(line).is_err(), "{line}");
+    }
+}
+
+#[test]
+fn a_disk_without_a_source_survives() {
+    let source = serde_json::to_string(&Source::None {}).unwrap();
+    assert_eq!(source, r#"{"type":"none"}"#);
+    assert_eq!(serde_json::from_str::<Source>(&source).unwrap(), Source::None {});
+}

@@ -1,0 +1,85 @@
+//! Storage that is no image file: block devices and network storage. Nobody's image locks protect it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::change::run;
+use super::wait_until;
+
+/// A loop device; root only. Dropped, it is free again.
+pub struct LoopDevice {
+    /// `/dev/loop…`
+    pub path: String,
+}
+
+impl LoopDevice {
+    /// Over a file.
+    pub fn on(file: &Path) -> LoopDevice {
+        let path = run("losetup", &["--find", "--show", &file.display().to_string()]);
+        LoopDevice { path: path.trim().to_owned() }
+    }
+
+    /// As a disk of a machine.
+    pub fn disk_xml(&self, target: &str) -> String {
+        format!(
+            "<disk type='block' device='disk'><driver name='qemu' type='raw'/><source dev='{}'/>\
+             <target dev='{target}' bus='virtio'/></disk>",
+            self.path
+        )
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.path]).output();
+    }
+}
+
+/// A raw file on the network, as QEMU reaches it: over NBD, on a socket that every user may use. Dropped, it ends.
+pub struct NetworkStorage {
+    socket: PathBuf,
+    server: Child,
+}
+
+impl NetworkStorage {
+    /// Serves a file on this socket.
+    pub fn of(file: &Path, socket: &Path) -> NetworkStorage {
+        let server = Command::new("qemu-nbd")
+            .args(["--persistent", "--shared=8", "--format=raw", "--socket"])
+            .args([socket, file])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("qemu-nbd");
+        let storage = NetworkStorage { socket: socket.to_owned(), server };
+        wait_until("the network storage answers", Duration::from_secs(10), || socket.exists());
+        fs::set_permissions(socket, fs::Permissions::from_mode(0o777)).expect("chmod");
+        storage
+    }
+
+    /// As a disk of a machine.
+    pub fn disk_xml(&self, target: &str) -> String {
+        format!(
+            "<disk type='network' device='disk'><driver name='qemu' type='raw'/>\
+             <source protocol='nbd'><host transport='unix' socket='{}'/></source>\
+             <target dev='{target}' bus='virtio'/></disk>",
+            self.socket.display()
+        )
+    }
+
+    /// Writes one byte again and again, as the guest of a machine does.
+    pub fn write(&self, offset: u64, length: u64, pattern: u8) {
+        let address = format!("nbd+unix:///?socket={}", self.socket.display());
+        run("qemu-io", &["-f", "raw", "-c", &format!("write -P {pattern} {offset} {length}"), &address]);
+    }
+}
+
+impl Drop for NetworkStorage {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
