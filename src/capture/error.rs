@@ -303,7 +303,8 @@ fn meaning(code: u32, message: &str) -> Meaning {
         return Meaning::NoConnection;
     }
     match code {
-        42 => Meaning::NotFound,
+        // No domain, network, storage pool, volume, network filter or secret of that name.
+        42 | 43 | 49 | 50 | 61 | 66 => Meaning::NotFound,
         103 => Meaning::CheckpointMissing,
         104 => Meaning::NoBackupJob,
         109 => Meaning::BitmapBroken { disk: disk_in(message) },
