@@ -5,14 +5,14 @@
 //! | layer | may import | why |
 //! | --- | --- | --- |
 //! | `record`, `nbd` | nothing | neighbours that can be replaced or tested one by one |
-//! | `storage` | `pace` | a neighbour of these; uploads may be limited |
+//! | `storage` | `pace`, `whole_file` | a neighbour of these; uploads may be limited |
 //! | `units` | nothing | how people write numbers, the same everywhere |
 //! | `clock` | nothing | when a time of day is, the same for schedules and for names of points |
 //! | `whole_file` | nothing | files that others read at any moment |
 //! | `pace` | nothing | disks and uploads are limited alike |
-//! | `steps` | nothing | names that the tests share with `capture` and `ops` |
+//! | `steps` | nothing | names that the tests share with `capture`, `repo` and `ops` |
 //! | `capture` | `steps`, `whole_file` | a neighbour of the above |
-//! | `repo` | `storage`, `whole_file` | a repository does not know what it stores, nor from where |
+//! | `repo` | `storage`, `steps`, `whole_file` | a repository does not know what it stores, nor from where |
 //! | `retention`, `schedule`, `log`, `history` | `units`, `clock`, `record`, `whole_file` | pure rules, or one outer thing each |
 //! | `config` | `units`, `retention`, `schedule` | the file names rules, it does not apply them |
 //! | `ops` | all of these but `config`, `schedule`, `log`, `whole_file` | the workflows know no terminal and no configuration file |
@@ -26,14 +26,14 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&str, &[&str])] = &[
     ("record", &[]),
     ("pace", &[]),
-    ("storage", &["pace"]),
+    ("storage", &["pace", "whole_file"]),
     ("nbd", &[]),
     ("units", &[]),
     ("clock", &[]),
     ("whole_file", &[]),
     ("steps", &[]),
     ("capture", &["steps", "whole_file"]),
-    ("repo", &["storage", "whole_file"]),
+    ("repo", &["storage", "steps", "whole_file"]),
     ("retention", &["record", "units"]),
     ("schedule", &["units", "clock", "whole_file"]),
     ("log", &["record"]),

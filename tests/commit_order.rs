@@ -59,6 +59,8 @@ impl Scene {
             Step::BitmapsAdded => self == Scene::BegunOff,
             // Needs a guest with an agent: see tests/guest.rs.
             Step::Frozen => false,
+            // Of the creation of a repository: see tests/together/creation.rs.
+            Step::ConfigCreated | Step::KeyCreated => false,
             // Of a prune: see tests/retention.rs.
             Step::PrunePlanned
             | Step::UnnamedPackRemoved
