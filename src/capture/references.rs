@@ -70,7 +70,8 @@ pub fn references(xml: &str) -> Result<Vec<Reference>> {
             found.extend(text(os, name).map(|path| Reference::File { what, path }));
         }
     }
-    let tables = child(domain, "features").into_iter().chain(child(domain, "os")).filter_map(|node| child(node, "acpi"));
+    let tables =
+        child(domain, "features").into_iter().chain(child(domain, "os")).filter_map(|node| child(node, "acpi"));
     for path in tables.filter_map(|acpi| text(acpi, "table")) {
         found.push(Reference::File { what: "ACPI table", path });
     }

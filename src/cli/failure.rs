@@ -216,7 +216,10 @@ fn exact_hint(error: &ops::Error) -> Option<String> {
             return Some(format!("is a disk not mounted? mkdir -p {path}; or choose another folder with --into DIR"));
         }
         ops::Error::NoDevice { disk, path, capacity_bytes } => {
-            return Some(format!("{}or restore it elsewhere: --to {disk}=PATH, --into DIR", create_device(path, *capacity_bytes)));
+            return Some(format!(
+                "{}or restore it elsewhere: --to {disk}=PATH, --into DIR",
+                create_device(path, *capacity_bytes)
+            ));
         }
         ops::Error::NoVolume { solve, .. } => return Some(format!("{solve}, or choose a folder with --into DIR")),
         ops::Error::MissingHere { solve, is_start, .. } => {

@@ -5,9 +5,9 @@ use super::discover::host_name;
 use super::lineage::{Origin, lineages};
 use super::manifest::{DEFINITION, LIVE_DEFINITION, MANIFEST, Manifest, ManifestDisk};
 use super::{Error, Monitor, Result, Stop};
-use crate::capture::{self, Definition};
 use crate::capture::connection::{glob_matches, is_glob};
 use crate::capture::near::near_names;
+use crate::capture::{self, Definition};
 use crate::clock::last_moment_until;
 use crate::record;
 use crate::repo::{

@@ -5,7 +5,9 @@
 
 use super::chain::mismatch;
 use super::chunk_map::{Geometry, ZeroIds};
-use super::manifest::{DEFINITION, EarlierHost, LIVE_DEFINITION, MANIFEST, Manifest, ManifestDisk, ManifestFile, Role, VERSION};
+use super::manifest::{
+    DEFINITION, EarlierHost, LIVE_DEFINITION, MANIFEST, Manifest, ManifestDisk, ManifestFile, Role, VERSION,
+};
 use super::open_repo::OpenRepo;
 use super::points::{self, MACHINE_TAG, OpenPoint, PointRef, TAG, disk_file};
 use super::scratch_watch::watched;

@@ -93,7 +93,8 @@ impl Copy<'_, '_> {
             "floppy" => {
                 if let (Some(node), None) = (child(disk, "source"), child(disk, "readonly")) {
                     self.splices.remove(node);
-                    self.notes.push(format!("the floppy {target} of the copy is empty: {source} belongs to the original"));
+                    self.notes
+                        .push(format!("the floppy {target} of the copy is empty: {source} belongs to the original"));
                 }
             }
             _ => self.take_out(disk, &format!("disk {target} ({source})")),

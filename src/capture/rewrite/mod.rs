@@ -172,10 +172,11 @@ fn disks(splices: &mut Splices, domain: Node, changes: &Changes) -> Result<()> {
             children_named(disk, "source").into_iter().for_each(|source| splices.remove(source));
         } else if let Some(new) = changes.disks.get(target) {
             flatten(splices, disk);
-            if !changes.unmoved.contains(target) {
-                move_disk(splices, disk, new)?;
+            if changes.unmoved.contains(target) || !move_disk(splices, disk, new)? {
+                flatten_source(splices, disk);
             }
-            set_format(splices, disk, &new.format);
+            let is_unmoved = changes.unmoved.contains(target);
+            set_format(splices, disk, &new.format, is_unmoved);
         }
     }
     Ok(())
@@ -188,6 +189,10 @@ fn flatten(splices: &mut Splices, disk: Node) {
             splices.remove(node);
         }
     }
+}
+
+/// The same of what stands inside of a source that stays.
+fn flatten_source(splices: &mut Splices, disk: Node) {
     let Some(source) = child(disk, "source") else { return };
     let gone = |node: &Node| matches!(node.tag_name().name(), "encryption" | "dataStore" | "slices");
     let (parts, all): (Vec<Node>, usize) =
@@ -199,8 +204,8 @@ fn flatten(splices: &mut Splices, disk: Node) {
     }
 }
 
-/// Points a disk to its new image. One that stays where it was keeps every byte.
-fn move_disk(splices: &mut Splices, disk: Node, new: &NewDisk) -> Result<()> {
+/// Points a disk to its new image; false for one that stays where it was, which keeps every byte.
+fn move_disk(splices: &mut Splices, disk: Node, new: &NewDisk) -> Result<bool> {
     let (kind, attribute) = match new.kind {
         NewDiskKind::File => ("file", "file"),
         NewDiskKind::Block => ("block", "dev"),
@@ -209,7 +214,7 @@ fn move_disk(splices: &mut Splices, disk: Node, new: &NewDisk) -> Result<()> {
     let old_kind = disk.attribute("type").unwrap_or("file");
     let old = child(disk, "source");
     if old_kind == kind && old.and_then(|source| source.attribute(attribute)) == Some(path) {
-        return Ok(());
+        return Ok(false);
     }
     splices.set_attribute(disk, "type", kind);
     let policy = old.and_then(|source| source.attribute_node("startupPolicy"));
@@ -221,18 +226,19 @@ fn move_disk(splices: &mut Splices, disk: Node, new: &NewDisk) -> Result<()> {
         (None, Some(driver)) => splices.insert_after(driver, &text),
         (None, None) => splices.insert_first(disk, &text),
     }
-    Ok(())
+    Ok(true)
 }
 
-fn set_format(splices: &mut Splices, disk: Node, format: &str) {
+fn set_format(splices: &mut Splices, disk: Node, format: &str, is_unmoved: bool) {
+    // Without a format libvirt takes the image for a raw one.
+    let is_understood = is_unmoved && format == "raw";
     let Some(driver) = child(disk, "driver") else {
-        // Without one libvirt takes the image for a raw one.
-        if format != "raw" {
+        if !is_understood {
             splices.insert_first(disk, &format!("<driver name='qemu' type='{}'/>", escape(format)));
         }
         return;
     };
-    if driver.attribute("type").unwrap_or("raw") != format {
+    if driver.attribute("type") != Some(format) && !(driver.attribute("type").is_none() && is_understood) {
         splices.set_attribute(driver, "type", format);
     }
     if format != "qcow2" {

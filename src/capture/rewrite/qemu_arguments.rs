@@ -10,8 +10,28 @@ use crate::capture::definition::children;
 
 /// Options that always name something which two machines cannot have: a monitor, a port, a file to write.
 const ALWAYS: [&str; 22] = [
-    "qmp", "qmp-pretty", "monitor", "serial", "parallel", "debugcon", "gdb", "s", "vnc", "spice", "pidfile", "D", "virtfs",
-    "fsdev", "incoming", "hda", "hdb", "hdc", "hdd", "fda", "fdb", "sd",
+    "qmp",
+    "qmp-pretty",
+    "monitor",
+    "serial",
+    "parallel",
+    "debugcon",
+    "gdb",
+    "s",
+    "vnc",
+    "spice",
+    "pidfile",
+    "D",
+    "virtfs",
+    "fsdev",
+    "incoming",
+    "hda",
+    "hdb",
+    "hdc",
+    "hdd",
+    "fda",
+    "fdb",
+    "sd",
 ];
 
 /// Takes such options out; what went, one sentence each.
@@ -74,7 +94,9 @@ impl Argument<'_, '_> {
             name if ALWAYS.contains(&name) => true,
             "drive" | "blockdev" => has(&["file=", "filename", "dev"]) && !is_read_only,
             "pflash" | "mtdblock" => true,
-            "chardev" => !matches!(value.split(',').next(), Some("null" | "pty" | "spicevmc" | "ringbuf" | "vc" | "stdio")),
+            "chardev" => {
+                !matches!(value.split(',').next(), Some("null" | "pty" | "spicevmc" | "ringbuf" | "vc" | "stdio"))
+            }
             "netdev" | "nic" | "net" => {
                 has(&["hostfwd", "listen=", "ifname=", "vhost-user", "local", "path=", "fd=", "smb="])
             }

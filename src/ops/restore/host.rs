@@ -59,15 +59,15 @@ struct Host<'a> {
 impl Host<'_> {
     fn look_for(&self, reference: &Reference) -> Result<Option<Missing>> {
         let lacks = |path: &Path| !path.exists() && !self.written.contains(path);
-        let found = |what: String, solve: String| {
-            Some(Missing { what, solve, medium_of: None, prevents_definition: false })
-        };
+        let found =
+            |what: String, solve: String| Some(Missing { what, solve, medium_of: None, prevents_definition: false });
         Ok(match reference {
             Reference::Emulator(path) if lacks(path) => Some(Missing {
                 what: format!("the emulator {}", path.display()),
-                solve: "install it (Debian, Ubuntu: qemu-system-x86 or that of the machine's architecture), or write the \
+                solve:
+                    "install it (Debian, Ubuntu: qemu-system-x86 or that of the machine's architecture), or write the \
                         definition to a file with --no-define and change it"
-                    .into(),
+                        .into(),
                 medium_of: None,
                 prevents_definition: true,
             }),
@@ -81,9 +81,7 @@ impl Host<'_> {
                 format!("the image {} of disk {disk}, which is not in the point", path.display()),
                 format!("put it there, or afterwards: virsh detach-disk {} {disk} --config", self.machine),
             ),
-            Reference::Volume { disk, is_medium, pool, volume } => {
-                self.volume(disk, *is_medium, pool, volume)?
-            }
+            Reference::Volume { disk, is_medium, pool, volume } => self.volume(disk, *is_medium, pool, volume)?,
             Reference::File { what, path } if lacks(path) => {
                 let package = match *what {
                     "loader" => "install the firmware (Debian, Ubuntu: ovmf or qemu-efi-aarch64; Fedora: edk2-ovmf)",
@@ -92,28 +90,26 @@ impl Host<'_> {
                 let edit = format!("{package}, or afterwards change the definition: virsh edit {}", self.machine);
                 found(format!("the {what} {}", path.display()), edit)
             }
-            Reference::Folder(path) if lacks(path) => {
-                found(format!("the shared folder {}", path.display()), format!("create it: mkdir -p {}", path.display()))
-            }
+            Reference::Folder(path) if lacks(path) => found(
+                format!("the shared folder {}", path.display()),
+                format!("create it: mkdir -p {}", path.display()),
+            ),
             Reference::Network(name) => match self.hypervisor.network_is_active(name)? {
                 None => found(
                     format!("the network '{name}'"),
                     format!("define it with 'virsh net-define', or name another one: --network {name}=NEW"),
                 ),
-                Some(false) => found(
-                    format!("the network '{name}', which is not started"),
-                    format!("virsh net-start {name}"),
-                ),
+                Some(false) => {
+                    found(format!("the network '{name}', which is not started"), format!("virsh net-start {name}"))
+                }
                 Some(true) => None,
             },
-            Reference::Bridge(name) if !has_network_device(name) => found(
-                format!("the bridge {name}"),
-                format!("create it, or name another one: --bridge {name}=NEW"),
-            ),
-            Reference::NetworkDevice(name) if !has_network_device(name) => found(
-                format!("the network device {name}"),
-                format!("name another one: --bridge {name}=NEW"),
-            ),
+            Reference::Bridge(name) if !has_network_device(name) => {
+                found(format!("the bridge {name}"), format!("create it, or name another one: --bridge {name}=NEW"))
+            }
+            Reference::NetworkDevice(name) if !has_network_device(name) => {
+                found(format!("the network device {name}"), format!("name another one: --bridge {name}=NEW"))
+            }
             Reference::Filter(name) if !self.hypervisor.has_network_filter(name)? => {
                 found(format!("the network filter '{name}'"), "define it with 'virsh nwfilter-define'".into())
             }
@@ -135,7 +131,9 @@ impl Host<'_> {
             }
         };
         let solve = match is_medium {
-            true => "define and start the pool ('virsh pool-define-as'), or take the medium out with --drop-missing-media",
+            true => {
+                "define and start the pool ('virsh pool-define-as'), or take the medium out with --drop-missing-media"
+            }
             false => "define and start the pool ('virsh pool-define-as', 'virsh pool-start'), and put the volume there",
         };
         let medium_of = is_medium.then(|| disk.to_owned());

@@ -61,13 +61,15 @@ pub fn restore(
     if plan.discard_saved_memory {
         plan::discard_saved_memory(&connect()?, plan)?;
     }
-    let placed = files.into_iter().map(Finished::place).collect::<Result<Vec<Placed>>>()?;
-    let mut machine = None;
-    if plan.define {
-        let hypervisor = connect()?;
-        plan::refuse_running(&hypervisor, plan)?;
-        machine = Some((hypervisor.define(&plan.definition)?, hypervisor));
+    let hypervisor = if plan.define { Some(connect()?) } else { None };
+    if let Some(hypervisor) = &hypervisor {
+        plan::refuse_running(hypervisor, plan)?;
     }
+    let placed = files.into_iter().map(Finished::place).collect::<Result<Vec<Placed>>>()?;
+    let machine = match hypervisor {
+        Some(hypervisor) => Some((hypervisor.define(&plan.definition)?, hypervisor)),
+        None => None,
+    };
     placed.into_iter().for_each(Placed::keep);
     folders.keep();
     volumes.keep();
@@ -160,7 +162,8 @@ impl<'a> NewVolumes<'a> {
 impl Drop for NewVolumes<'_> {
     fn drop(&mut self) {
         for (pool, volume) in &self.made {
-            if let Some(Err(error)) = self.hypervisor.as_ref().map(|hypervisor| hypervisor.delete_volume(pool, volume)) {
+            if let Some(Err(error)) = self.hypervisor.as_ref().map(|hypervisor| hypervisor.delete_volume(pool, volume))
+            {
                 tracing::warn!("{error}");
             }
         }

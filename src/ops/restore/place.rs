@@ -114,7 +114,10 @@ impl Placing<'_> {
             VolumePlace::There(path) | VolumePlace::NewFile(path) => (path, false),
             VolumePlace::NewDevice(path) => (path, true),
             VolumePlace::PoolNotStarted => {
-                return Err(refused("that storage pool is not started", &format!("start it with 'virsh pool-start {pool}'")));
+                return Err(refused(
+                    "that storage pool is not started",
+                    &format!("start it with 'virsh pool-start {pool}'"),
+                ));
             }
             VolumePlace::NoPool => {
                 let solve = format!("define and start the pool ('virsh pool-define-as {pool} dir --target DIR')");

@@ -7,9 +7,11 @@ use super::place::{Placing, Volume, resolved};
 use super::qcow2::Layout;
 use super::small_files::SmallFiles;
 use super::{notes, trust};
-use crate::capture::rewrite::Rewritten;
-use crate::capture::{self, Changes, Definition, Disk, Hypervisor, Machine, NewDisk, NewDiskKind, Source, rewrite_with_notes};
 use crate::capture::machine::Which;
+use crate::capture::rewrite::Rewritten;
+use crate::capture::{
+    self, Changes, Definition, Disk, Hypervisor, Machine, NewDisk, NewDiskKind, Source, rewrite_with_notes,
+};
 use crate::ops::chunk_map::{Chunk, ChunkMap, Geometry};
 use crate::ops::manifest::ManifestDisk;
 use crate::ops::points::OpenPoint;
@@ -232,7 +234,8 @@ pub fn plan(
         ..moved
     };
     let written = files.iter().map(|file| file.path.clone()).collect();
-    let (rewritten, missing) = for_this_host(&xml, changes, &machine, &disks, &written, request, hypervisor.filter(|_| define))?;
+    let (rewritten, missing) =
+        for_this_host(&xml, changes, &machine, &disks, &written, request, hypervisor.filter(|_| define))?;
     if let Some(missing) = missing.iter().find(|missing| define && (request.start || missing.prevents_definition)) {
         let (what, solve) = (missing.what.clone(), missing.solve.clone());
         return Err(Error::MissingHere { machine, what, solve, is_start: request.start });
@@ -454,7 +457,9 @@ fn has_lost_its_images(machine: &Machine) -> Result<bool> {
     let mut disks = definition.disks.iter().filter(|disk| disk.exclusion().is_none()).peekable();
     let is_gone = |disk: &Disk| match &disk.source {
         Source::File { path } | Source::Block { path } => !path.exists(),
-        Source::Volume { .. } => !machine.resolve(&disk.source).is_ok_and(|source| source.path().is_some_and(|p| p.exists())),
+        Source::Volume { .. } => {
+            !machine.resolve(&disk.source).is_ok_and(|source| source.path().is_some_and(|p| p.exists()))
+        }
         _ => false,
     };
     Ok(disks.peek().is_some() && disks.all(is_gone))
@@ -472,7 +477,8 @@ fn with_saved_memory(hypervisor: &Hypervisor, plan: &Plan) -> Result<Vec<Machine
         let is_replaced = plan.define && machine.uuid().eq_ignore_ascii_case(&plan.uuid);
         let has_written = || -> Result<bool> {
             let definition = machine.definition(Which::Inactive)?;
-            let mut paths = definition.disks.iter().filter_map(|disk| machine.resolve(&disk.source).ok()?.path().cloned());
+            let mut paths =
+                definition.disks.iter().filter_map(|disk| machine.resolve(&disk.source).ok()?.path().cloned());
             Ok(paths.any(|path| written.contains(&resolved(&path))))
         };
         if is_replaced || has_written()? {
