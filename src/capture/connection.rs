@@ -15,10 +15,10 @@ use rustix::fs::{FlockOperation, flock};
 use virt::connect::Connect;
 use virt::domain::Domain;
 
-use super::error::{Context, Error, Meaning, Result};
+use super::error::{Error, LibvirtContext, LibvirtErrorKind, Result};
 use super::ffi;
 use super::machine::Machine;
-use super::near::near_names;
+use super::suggest::similar_names;
 
 /// How long another process may hold an embedded root before we give up.
 const EMBED_WAIT: Duration = Duration::from_secs(30);
@@ -155,7 +155,9 @@ impl Hypervisor {
         let context = || format!("look up network {name}");
         match self.connect.lookup_network_by_name(name).and_then(|network| network.is_active()).context(context) {
             Ok(is_active) => Ok(Some(is_active)),
-            Err(error) if matches!(error.meaning(), Meaning::NotFound | Meaning::Unsupported) => Ok(None),
+            Err(error) if matches!(error.meaning(), LibvirtErrorKind::NotFound | LibvirtErrorKind::Unsupported) => {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -164,13 +166,15 @@ impl Hypervisor {
     pub fn has_network_filter(&self, name: &str) -> Result<bool> {
         match self.connect.lookup_nwfilter_by_name(name).context(|| format!("look up network filter {name}")) {
             Ok(_) => Ok(true),
-            Err(error) if matches!(error.meaning(), Meaning::NotFound | Meaning::Unsupported) => Ok(false),
+            Err(error) if matches!(error.meaning(), LibvirtErrorKind::NotFound | LibvirtErrorKind::Unsupported) => {
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
     }
 
     fn no_such_machine(&self, name: &str, all: &[Machine]) -> Error {
-        let near = near_names(name, all.iter().map(Machine::name));
+        let near = similar_names(name, all.iter().map(Machine::name));
         Error::NoSuchMachine { name: name.to_owned(), uri: self.uri.clone(), near }
     }
 }

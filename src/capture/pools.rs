@@ -7,7 +7,7 @@ use virt::storage_vol::StorageVol;
 
 use super::connection::Hypervisor;
 use super::definition::{child, parse_xml};
-use super::error::{Context, Meaning, Result};
+use super::error::{LibvirtContext, LibvirtErrorKind, Result};
 use super::job::escape;
 
 /// Where a volume of a storage pool is on this host.
@@ -32,7 +32,7 @@ impl Hypervisor {
         let found = match self.connect.lookup_storage_pool_by_name(pool).context(context) {
             Ok(found) => found,
             // A libvirt without a storage driver has no pools.
-            Err(error) if matches!(error.meaning(), Meaning::NotFound | Meaning::Unsupported) => {
+            Err(error) if matches!(error.meaning(), LibvirtErrorKind::NotFound | LibvirtErrorKind::Unsupported) => {
                 return Ok(VolumePlace::NoPool);
             }
             Err(error) => return Err(error),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use roxmltree::Node;
 
-use super::definition::{Definition, Device, Result, Source, child, children, parse_document};
+use super::definition::{Definition, Device, DiskSource, Result, child, children, parse_document};
 
 /// Something outside of the definition that the machine needs to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,10 +86,12 @@ pub fn references(xml: &str) -> Result<Vec<Reference>> {
         let is_medium = matches!(disk.device, Device::Cdrom | Device::Floppy);
         let name = disk.target.clone();
         found.extend(match disk.source.clone() {
-            Source::File { path } | Source::Block { path } if is_medium => Some(Reference::Medium { disk: name, path }),
-            Source::File { path } | Source::Block { path } => Some(Reference::Disk { disk: name, path }),
-            Source::Dir { path } => Some(Reference::Folder(path)),
-            Source::Volume { pool, volume } => Some(Reference::Volume { disk: name, is_medium, pool, volume }),
+            DiskSource::File { path } | DiskSource::Block { path } if is_medium => {
+                Some(Reference::Medium { disk: name, path })
+            }
+            DiskSource::File { path } | DiskSource::Block { path } => Some(Reference::Disk { disk: name, path }),
+            DiskSource::Dir { path } => Some(Reference::Folder(path)),
+            DiskSource::Volume { pool, volume } => Some(Reference::Volume { disk: name, is_medium, pool, volume }),
             _ => None,
         });
     }

@@ -9,7 +9,7 @@
 
 use super::plan::{ImageFormat, RestoreRequest, TargetKind, refuse_without_folder};
 use crate::capture::pools::VolumePlace;
-use crate::capture::{Disk, Hypervisor, Source};
+use crate::capture::{DefinedDisk, DiskSource, Hypervisor};
 use crate::ops::{Error, Result};
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -49,7 +49,7 @@ pub(super) struct Placing<'a> {
     pub machine: &'a str,
     /// The disk's name, and what the definition says of it.
     pub disk: &'a str,
-    pub described: Option<&'a Disk>,
+    pub described: Option<&'a DefinedDisk>,
     pub capacity_bytes: u64,
     pub format: ImageFormat,
 }
@@ -66,9 +66,9 @@ impl Placing<'_> {
             (None, None, _) if self.request.as_name.is_some() => {
                 Err(self.nowhere("a machine under another name needs images of its own"))
             }
-            (None, None, Some(Source::File { path })) => self.named(path.clone(), false),
-            (None, None, Some(Source::Block { path })) => self.named(path.clone(), true),
-            (None, None, Some(Source::Volume { pool, volume })) => self.volume(pool, volume),
+            (None, None, Some(DiskSource::File { path })) => self.named(path.clone(), false),
+            (None, None, Some(DiskSource::Block { path })) => self.named(path.clone(), true),
+            (None, None, Some(DiskSource::Volume { pool, volume })) => self.volume(pool, volume),
             (None, None, _) => Err(self.nowhere("its image was not a file or device of this host")),
         }
     }
@@ -94,7 +94,7 @@ impl Placing<'_> {
         };
         refuse_without_folder(&real_path)?;
         let kind = if is_device { TargetKind::Device } else { TargetKind::File };
-        let is_unmoved = self.described.and_then(Disk::path) == Some(&path);
+        let is_unmoved = self.described.and_then(DefinedDisk::path) == Some(&path);
         Ok(Place { path, real_path, kind, is_unmoved, volume: None })
     }
 

@@ -10,9 +10,9 @@ use super::{notes, trust};
 use crate::capture::machine::Which;
 use crate::capture::rewrite::Rewritten;
 use crate::capture::{
-    self, Changes, Definition, Disk, Hypervisor, Machine, NewDisk, NewDiskKind, Source, rewrite_with_notes,
+    self, Changes, DefinedDisk, Definition, DiskSource, Hypervisor, Machine, NewDisk, NewDiskKind, rewrite_with_notes,
 };
-use crate::ops::chunk_map::{Chunk, ChunkMap, Geometry};
+use crate::ops::chunk_map::{ChunkMap, Geometry, MappedChunk};
 use crate::ops::manifest::ManifestDisk;
 use crate::ops::points::OpenPoint;
 use crate::ops::{Error, Result};
@@ -122,7 +122,7 @@ impl PlannedDisk {
     /// Its chunks that are not zero, together where they lie together: from which byte of the disk, and how much.
     pub fn data_ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let geometry = self.geometry();
-        let mut data = self.map.runs().filter(|(_, chunk, _)| *chunk != Chunk::Zero).peekable();
+        let mut data = self.map.runs().filter(|(_, chunk, _)| *chunk != MappedChunk::Zero).peekable();
         std::iter::from_fn(move || {
             let (first, _, mut count) = data.next()?;
             while let Some((_, _, more)) = data.next_if(|(next, ..)| *next == first + count) {
@@ -149,7 +149,7 @@ impl PlannedDisk {
 
 /// All that will be written.
 #[derive(Debug)]
-pub struct Plan {
+pub struct RestorePlan {
     /// The machine's name from now on.
     pub machine: String,
     /// Its UUID from now on.
@@ -186,7 +186,7 @@ pub fn plan(
     point: &OpenPoint,
     request: &RestoreRequest,
     hypervisor: Option<&Hypervisor>,
-) -> Result<Plan> {
+) -> Result<RestorePlan> {
     let into = request.into.as_ref().map(|folder| std::path::absolute(folder).map_err(Error::io("find", folder)));
     let request = &RestoreRequest { into: into.transpose()?, ..request.clone() };
     let (xml, is_live) = point.definition_of_disks(repo, index)?;
@@ -253,7 +253,7 @@ pub fn plan(
     let small_files = files.iter().map(|file| (&*file.name, &file.path));
     let definition = definition_file.iter().map(|path| ("domain.xml", path));
     refuse_two_in_one_place(disks.iter().map(|disk| (&*disk.disk, &disk.path)).chain(small_files).chain(definition))?;
-    Ok(Plan {
+    Ok(RestorePlan {
         machine,
         uuid,
         disks,
@@ -275,7 +275,7 @@ pub fn plan(
 fn plan_disk(
     point: &OpenPoint,
     disk: &ManifestDisk,
-    described: Option<&Disk>,
+    described: Option<&DefinedDisk>,
     machine: &str,
     request: &RestoreRequest,
     hypervisor: Option<&Hypervisor>,
@@ -290,7 +290,7 @@ fn plan_disk(
     let place = placing.place()?;
     // A file's format is for files; a device has another one only where it had it before, or where it is asked for.
     let was_device = place.is_unmoved
-        || described.is_some_and(|disk| matches!(disk.source, Source::Block { .. } | Source::Volume { .. }));
+        || described.is_some_and(|disk| matches!(disk.source, DiskSource::Block { .. } | DiskSource::Volume { .. }));
     let format = match place.kind {
         TargetKind::Device if request.format.is_none() && !was_device => ImageFormat::Raw,
         _ => format,
@@ -429,7 +429,7 @@ fn refuse_without_room(disks: &[PlannedDisk]) -> Result<()> {
 
 /// Refuses to touch a machine that runs, and - without `--overwrite` - one that exists. A definition whose images are all gone
 /// is what a lost file system leaves: to restore such a machine overwrites nothing of it.
-pub fn refuse_running(hypervisor: &Hypervisor, plan: &Plan) -> Result<()> {
+pub fn refuse_running(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<()> {
     let names = [&plan.machine, &plan.uuid];
     for name in names.into_iter().filter(|_| plan.define) {
         let Some(found) = existing(hypervisor, name)? else { continue };
@@ -455,9 +455,9 @@ pub fn refuse_running(hypervisor: &Hypervisor, plan: &Plan) -> Result<()> {
 fn has_lost_its_images(machine: &Machine) -> Result<bool> {
     let definition = machine.definition(Which::Inactive)?;
     let mut disks = definition.disks.iter().filter(|disk| disk.exclusion().is_none()).peekable();
-    let is_gone = |disk: &Disk| match &disk.source {
-        Source::File { path } | Source::Block { path } => !path.exists(),
-        Source::Volume { .. } => {
+    let is_gone = |disk: &DefinedDisk| match &disk.source {
+        DiskSource::File { path } | DiskSource::Block { path } => !path.exists(),
+        DiskSource::Volume { .. } => {
             !machine.resolve(&disk.source).is_ok_and(|source| source.path().is_some_and(|p| p.exists()))
         }
         _ => false,
@@ -466,7 +466,7 @@ fn has_lost_its_images(machine: &Machine) -> Result<bool> {
 }
 
 /// The machines whose memory is saved on disk while one of their disks is replaced: woken, it would destroy what is there.
-fn with_saved_memory(hypervisor: &Hypervisor, plan: &Plan) -> Result<Vec<Machine>> {
+fn with_saved_memory(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<Vec<Machine>> {
     let written: BTreeSet<&PathBuf> = plan.disks.iter().map(|disk| &disk.real_path).collect();
     let mut found = Vec::new();
     for machine in hypervisor.machines(&[])? {
@@ -489,7 +489,7 @@ fn with_saved_memory(hypervisor: &Hypervisor, plan: &Plan) -> Result<Vec<Machine
 }
 
 /// Removes the saved memory of the machines whose disks are replaced.
-pub(super) fn discard_saved_memory(hypervisor: &Hypervisor, plan: &Plan) -> Result<()> {
+pub(super) fn discard_saved_memory(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<()> {
     for machine in with_saved_memory(hypervisor, plan)? {
         machine.discard_saved_memory()?;
     }
@@ -514,7 +514,7 @@ pub(super) fn drop_checkpoints(machine: &Machine) -> Result<Vec<String>> {
     Ok(others)
 }
 
-impl Plan {
+impl RestorePlan {
     /// The plan as the records of `--dry-run`.
     pub fn actions(&self) -> Vec<Action> {
         let action = |target: String, reason: String, extra: serde_json::Value| Action {
