@@ -76,12 +76,12 @@ pub struct RestoreArgs {
     pub(super) drop_missing_media: bool,
 
     /// Connect to network NEW of this host what was connected to network OLD (may be repeated).
-    #[arg(long, value_name = "OLD=NEW", value_parser = old_new)]
-    pub(super) network: Vec<(String, String)>,
+    #[arg(long, value_name = "OLD=NEW")]
+    pub(super) network: Vec<String>,
 
     /// Connect to bridge or network device NEW of this host what was connected to OLD (may be repeated).
-    #[arg(long, value_name = "OLD=NEW", value_parser = old_new)]
-    pub(super) bridge: Vec<(String, String)>,
+    #[arg(long, value_name = "OLD=NEW")]
+    pub(super) bridge: Vec<String>,
 
     /// Say what would be written, and write nothing.
     #[arg(short = 'n', long)]
@@ -104,11 +104,13 @@ fn disk_path(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
-fn old_new(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
+/// The names of `--network` and `--bridge`.
+fn renamed(pairs: &[String]) -> Result<BTreeMap<String, String>, CliError> {
+    let pair = |text: &String| match text.split_once('=') {
         Some((old, new)) if !old.is_empty() && !new.is_empty() => Ok((old.to_owned(), new.to_owned())),
-        _ => Err("two names: old=new".to_owned()),
-    }
+        _ => Err(CliError::usage(format!("{text:?} is not a pair of names: OLD=NEW"))),
+    };
+    pairs.iter().map(pair).collect()
 }
 
 impl RestoreArgs {
@@ -142,8 +144,8 @@ impl RestoreArgs {
         self.restore(context, &repo, &PointName::Plain(point.point), session)
     }
 
-    pub(super) fn request(&self, connect: Option<String>) -> RestoreRequest {
-        RestoreRequest {
+    pub(super) fn request(&self, connect: Option<String>) -> Result<RestoreRequest, CliError> {
+        Ok(RestoreRequest {
             as_name: self.as_name.clone(),
             into: self.into.clone(),
             to: self.to.iter().cloned().collect::<BTreeMap<_, _>>(),
@@ -158,9 +160,9 @@ impl RestoreArgs {
             overwrite: self.overwrite,
             discard_saved_memory: self.discard_saved_memory,
             drop_missing_media: self.drop_missing_media,
-            networks: self.network.iter().cloned().collect(),
-            bridges: self.bridge.iter().cloned().collect(),
-        }
+            networks: renamed(&self.network)?,
+            bridges: renamed(&self.bridge)?,
+        })
     }
 
     pub(super) fn restore(
@@ -209,7 +211,7 @@ impl RestoreArgs {
         let opened = points::open_with_damage(repo, index, point)?;
         let hypervisor = self.hypervisor(context)?;
         let connect = hypervisor.as_ref().map(|hypervisor| hypervisor.uri().to_owned());
-        let planned = plan(repo, index, &opened, &self.request(connect), hypervisor.as_ref())?;
+        let planned = plan(repo, index, &opened, &self.request(connect)?, hypervisor.as_ref())?;
         if let Some(hypervisor) = &hypervisor {
             refuse_running(hypervisor, &planned)?;
         }
