@@ -24,7 +24,7 @@ build: ## build the program (release)
 # See src/repo/key.rs; a release does not know it.
 test: export KVMB_TEST_QUICK_KEYS := 1
 test: parts ## install what is missing and run all tests (root; starts real QEMU, libvirt and restic)
-	tests/harness/guest/build $(GUEST)
+	tests/support/guest/build $(GUEST)
 	if $(CARGO) nextest --version >/dev/null 2>&1; \
 	then $(CARGO) nextest run --locked; \
 	else $(CARGO) test --locked --no-fail-fast --lib --bins --tests -- --test-threads=2; fi
