@@ -21,6 +21,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
 
 /// Layer → the other layers that it may import.
 const LAYERS: &[(&str, &[&str])] = &[
@@ -157,6 +160,20 @@ fn no_file_is_a_drawer_for_odds_and_ends() {
         .map(|file| format!("{}: name it by its subject", file.name))
         .collect();
     assert_none(&faults);
+}
+
+#[test]
+fn there_are_at_most_eight_test_programs() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--offline", "--no-deps", "--format-version=1"])
+        .current_dir(root())
+        .output()
+        .expect("cargo metadata");
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
+    let targets = metadata["packages"].as_array().into_iter().flatten().flat_map(|p| p["targets"].as_array().unwrap());
+    let programs: Vec<&str> =
+        targets.filter(|target| target["kind"][0] == "test").filter_map(|target| target["name"].as_str()).collect();
+    assert!((1..=8).contains(&programs.len()), "each links the test support once more; use a module: {programs:?}");
 }
 
 #[test]
