@@ -35,7 +35,7 @@ pub fn at_a_glance(files: &Files, folder: &str, stop: &AtomicBool) -> Answer<Fin
         let mut read = 0;
         while read < pieces && goes_on(read, begun) {
             read += 1;
-            files.read(&name(read))?;
+            files.read(&name(read), piece.len() as u64)?;
         }
         Ok(Finding::Speed { connections: 1, upload, download: rate(read, piece.len(), begun.elapsed()) })
     };

@@ -7,6 +7,7 @@
 //! | [`route`] | what `ssh_config` makes of an address |
 //! | [`known_hosts`] | which servers are who they say they are |
 //! | [`connection`] | one SSH connection on which nothing waits for ever |
+//! | [`progress`] | whether its server is stuck |
 //! | [`mod@connect`], [`mod@authenticate`] | making one, and logging in |
 //! | [`remember`] | nobody is asked twice |
 //! | [`own_key`] | the key that `remote setup` makes |
@@ -26,6 +27,7 @@ pub mod files;
 pub mod known_hosts;
 pub mod own_key;
 pub mod pool;
+pub mod progress;
 pub mod remember;
 pub mod route;
 pub mod storage;
@@ -43,6 +45,7 @@ use connection::Connection;
 use fault::{Fault, Refusal};
 use files::Files;
 use pool::Pool;
+use progress::Progress;
 use route::Route;
 
 /// How many connections to one server are made at most. A server lets no more than 2 MiB be on the way on each, so over a

@@ -68,6 +68,7 @@ impl Pool {
     /// Does something on a connection.
     pub fn with<T>(&self, work: impl FnOnce(&Files) -> std::result::Result<T, Fault>) -> std::result::Result<T, Fault> {
         let files = self.take()?;
+        files.restart_progress();
         let result = work(&files);
         self.0.give_back(files);
         result
@@ -95,6 +96,7 @@ impl Pool {
             }
             if let Some((files, since)) = state.idle.pop() {
                 drop(state);
+                files.restart_progress();
                 if since.elapsed() < TRUSTED_IDLE || files.stat(".").is_ok() {
                     return Ok(files);
                 }

@@ -279,7 +279,9 @@ impl Storage for SftpStorage {
 
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
         let path = self.path(kind, name);
-        self.pool.with(|files| files.read(&path)).map_err(|fault| self.error("read", kind, name, &path, fault))
+        let read = self.pool.with(|files| files.read(&path, kind.longest_bytes()));
+        let read = read.map_err(|fault| self.error("read", kind, name, &path, fault))?;
+        read.ok_or_else(|| Error::too_long(self.url(), kind, name))
     }
 
     fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
