@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use super::harness::Env;
 use super::harness::hostile_sftp::{Hostile, Mischief, kind};
 use super::{NAME, access, storage_at};
-use kvmb::storage::sftp::{self, Access, SftpStorage, Target};
-use kvmb::storage::{Error, FileKind, Patience, RetryStorage, Storage};
+use kvmb::storage::sftp::{self, SftpAddress, SftpStorage, SshContext};
+use kvmb::storage::{Error, FileKind, RetryPolicy, RetryStorage, Storage};
 
 /// What a server may take here before it counts as stuck.
 const PROGRESS: Duration = Duration::from_secs(2);
@@ -21,7 +21,7 @@ const PROGRESS: Duration = Duration::from_secs(2);
 /// Far beyond that, on a busy host too: what takes longer is waited for without limit.
 const BOUND: Duration = Duration::from_secs(40);
 
-fn impatient(env: &Env) -> Access {
+fn impatient(env: &Env) -> SshContext {
     let mut access = access(env);
     access.patience.progress = PROGRESS;
     // It answers these all the time.
@@ -145,7 +145,7 @@ fn a_write_that_a_stuck_server_did_not_finish_is_done_on_a_new_connection() {
     let env = Env::new("sftp-stuck-write");
     let hostile = Hostile::start(&env);
     with_a_pack(&env, &hostile);
-    let patience = Patience { shortest_pause: Duration::from_millis(10), ..Patience::default() };
+    let patience = RetryPolicy { shortest_pause: Duration::from_millis(10), ..RetryPolicy::default() };
     for kind in [kind::WRITE, kind::EXTENDED, kind::CLOSE] {
         let storage = Arc::new(storage(&env, &hostile)) as Arc<dyn Storage>;
         let storage = RetryStorage::new(storage, patience, Arc::default());
@@ -189,7 +189,7 @@ fn what_talks_without_end_and_speaks_no_ssh_is_told_as_that() {
         // Until it is cut off.
         while client.write_all(&line).is_ok() {}
     });
-    let target = Target::parse(&format!("sftp://keeper@127.0.0.1:{port}/repo")).unwrap();
+    let target = SftpAddress::parse(&format!("sftp://keeper@127.0.0.1:{port}/repo")).unwrap();
     let storage = SftpStorage::new(target, &impatient(&env)).unwrap();
     let error = within_bound(|| storage.size(FileKind::Config, "").unwrap_err());
     assert!(error.to_string().contains("220 this is a mail server"), "{error}");
