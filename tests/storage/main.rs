@@ -5,6 +5,7 @@
 mod support;
 
 mod conformance;
+mod hostile_servers;
 mod network;
 mod remote;
 mod sftp;

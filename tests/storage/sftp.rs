@@ -17,17 +17,17 @@ use kvmb::storage::sftp::{self, Credentials, Secret, SftpAddress, SftpStorage, S
 use kvmb::storage::testing::{conformance, folder_conformance};
 use kvmb::storage::{Error, FileKind, LocalStorage, Storage};
 
-const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
+pub(crate) const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
 
 /// What kvmb would tell the storage layer in this world.
-fn access(env: &Env) -> SshContext {
+pub(crate) fn access(env: &Env) -> SshContext {
     let mut access = SshContext::new("root");
     access.home = Some(env.path("home"));
     access.system_folder = env.path("etc-ssh");
     access
 }
 
-fn storage_at(url: &str, access: &SshContext) -> SftpStorage {
+pub(crate) fn storage_at(url: &str, access: &SshContext) -> SftpStorage {
     SftpStorage::new(SftpAddress::parse(url).unwrap(), access).unwrap()
 }
 

@@ -32,6 +32,7 @@ pub mod chains;
 pub mod change;
 pub mod guest;
 pub mod host;
+pub mod hostile_sftp;
 pub mod libvirt;
 pub mod libvirtd;
 pub mod machine;
