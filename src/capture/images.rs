@@ -137,7 +137,7 @@ fn qemu_img_bitmap(action: &str, path: &Path, name: &str) -> Result<()> {
 }
 
 #[derive(Deserialize)]
-struct Info {
+struct ImageInfo {
     #[serde(rename = "virtual-size")]
     virtual_size: u64,
     #[serde(rename = "full-backing-filename")]
@@ -171,7 +171,7 @@ struct InfoBitmap {
     flags: Vec<String>,
 }
 
-impl Info {
+impl ImageInfo {
     /// The layer below: its path and format.
     fn backing(&self, path: &Path) -> Result<Option<(PathBuf, String)>> {
         let Some(backing) = self.full_backing.as_ref().or(self.backing.as_ref()) else {
@@ -206,7 +206,7 @@ impl Info {
     }
 }
 
-fn qemu_img_info(path: &Path, format: &str) -> Result<Info> {
+fn qemu_img_info(path: &Path, format: &str) -> Result<ImageInfo> {
     let output = Command::new("qemu-img")
         .args(["info", "--force-share", "--output=json", "-f", format, "--"])
         .arg(path)

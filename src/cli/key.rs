@@ -1,5 +1,6 @@
 //! `kvmb key`
 
+use crate::atomic_file;
 use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::prompt;
@@ -9,7 +10,6 @@ use crate::cli::session::Session;
 use crate::ops::Error;
 use crate::record::{Action, Check, Record, Status};
 use crate::repo::Password;
-use crate::whole_file;
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -122,7 +122,7 @@ impl ExportArgs {
             }
         } else {
             let line = zeroize::Zeroizing::new([password.as_bytes(), b"\n"].concat());
-            match whole_file::create(&self.file, &line, 0o600) {
+            match atomic_file::create(&self.file, &line, 0o600) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(exists()),
                 other => other.map_err(Error::io("create", &self.file))?,
             }

@@ -1,5 +1,6 @@
 //! Which repository, and its password: the flags and variables that mean the same for every command.
 
+use crate::atomic_file;
 use crate::cli::Context;
 use crate::cli::capture_args::{duration, rate};
 use crate::cli::complete;
@@ -7,10 +8,9 @@ use crate::cli::failure::CliError;
 use crate::cli::prompt;
 use crate::cli::secret;
 use crate::cli::session::say;
-use crate::pace::Pace;
+use crate::rate_limiter::RateLimiter;
 use crate::repo::{self, Password, Presence, Repository};
-use crate::storage::{self, FileKind, LimitStorage, Patience, RetryStorage, Storage};
-use crate::whole_file;
+use crate::storage::{self, FileKind, LimitStorage, RetryPolicy, RetryStorage, Storage};
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use std::fs;
@@ -112,7 +112,7 @@ impl DefaultRepo {
     fn ensure_key(&self) -> Result<(), CliError> {
         make_data_folder()?;
         let secret: [u8; 32] = rand::random();
-        match whole_file::create(&self.key_file, (hex::encode(secret) + "\n").as_bytes(), 0o600) {
+        match atomic_file::create(&self.key_file, (hex::encode(secret) + "\n").as_bytes(), 0o600) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
                 Err(crate::ops::Error::io("create", &self.key_file)(error).into())
             }
@@ -184,9 +184,10 @@ impl RepoArgs {
         let mut storage = context.storage(&self.url()?, self.ssh_password_file.as_deref())?;
         let stop = context.stop.flag();
         if let Some(rate) = self.limit_upload {
-            storage = Arc::new(LimitStorage::new(storage, Arc::new(Pace::new(rate, Arc::clone(&stop)))));
+            storage = Arc::new(LimitStorage::new(storage, Arc::new(RateLimiter::new(rate, Arc::clone(&stop)))));
         }
-        let patience = Patience { known: self.retry_for.unwrap_or(Patience::default().known), ..Patience::default() };
+        let patience =
+            RetryPolicy { known: self.retry_for.unwrap_or(RetryPolicy::default().known), ..RetryPolicy::default() };
         Ok(Arc::new(RetryStorage::new(storage, patience, stop)))
     }
 

@@ -15,17 +15,17 @@ const NAME: &str = "config";
 
 /// Sealed JSON without compression.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Config {
+pub(super) struct RepoConfig {
     version: u32,
     pub(super) id: String,
     chunker_polynomial: String,
 }
 
-impl Config {
+impl RepoConfig {
     pub(super) fn random() -> Result<Self> {
         let mut id = [0; 32];
         fill_random(&mut id)?;
-        Ok(Config {
+        Ok(RepoConfig {
             version: VERSION,
             id: hex::encode(id),
             chunker_polynomial: format!("{:x}", polynomial::random_irreducible()?),
@@ -70,9 +70,9 @@ mod tests {
     fn a_part_of_a_config_is_too_short_and_all_of_it_is_not() {
         let key = SealKey::random().unwrap();
         for _ in 0..20 {
-            let sealed = Config::random().unwrap().seal(&key).unwrap();
-            assert!(Config::open(&sealed, &key, "").is_ok());
-            let part = Config::open(&sealed[..sealed.len() - 1], &key, "").unwrap_err();
+            let sealed = RepoConfig::random().unwrap().seal(&key).unwrap();
+            assert!(RepoConfig::open(&sealed, &key, "").is_ok());
+            let part = RepoConfig::open(&sealed[..sealed.len() - 1], &key, "").unwrap_err();
             assert!(matches!(part, Error::Damaged { flaw: Flaw::TooShort, .. }), "{part}");
         }
     }

@@ -14,11 +14,11 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::config::Config;
+use super::config::RepoConfig;
 use super::crypto::{Password, SealKey};
 use super::key::{KeyFile, SealedKeyFile};
 use super::{Error, Flaw, Id, Result};
-use crate::steps::{self, Step};
+use crate::failpoint::{self, Failpoint};
 use crate::storage::{self, FileKind, Storage};
 
 /// How long a creator may take between the config and the key before others count it as dead.
@@ -104,7 +104,7 @@ pub(super) fn is_unfinished(storage: &dyn Storage) -> Result<bool> {
 pub(super) struct Created {
     pub(super) key: SealKey,
     pub(super) key_id: Id,
-    pub(super) config: Config,
+    pub(super) config: RepoConfig,
 }
 
 /// Creates a repository, or fails with [`Error::AlreadyExists`].
@@ -129,7 +129,7 @@ pub(super) fn create(storage: &dyn Storage, password: &Password) -> Result<Creat
             }
             Presence::Nothing => {}
         }
-        let config = Config::random()?;
+        let config = RepoConfig::random()?;
         if attempt(storage, &config.seal(&key)?, &key_file)? {
             return Ok(Created { key, key_id: key_file.id, config });
         }
@@ -143,14 +143,14 @@ fn attempt(storage: &dyn Storage, config: &[u8], key: &SealedKeyFile) -> Result<
         Err(storage::Error::Exists { .. }) => return Ok(false),
         other => other?,
     }
-    steps::reached(Step::ConfigCreated);
+    failpoint::hit(Failpoint::ConfigCreated);
     if !storage.list(FileKind::Key)?.is_empty() {
         // Somebody's repository, whose config was being compared.
         storage.remove_exact(FileKind::Config, "", config)?;
         return Ok(false);
     }
     storage.write(FileKind::Key, &key.id.to_string(), &key.json)?;
-    steps::reached(Step::KeyCreated);
+    failpoint::hit(Failpoint::KeyCreated);
     let deadline = Instant::now() + BEING_COMPARED;
     loop {
         match read_config(storage)? {

@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::{Error, FileInfo, FileKind, Result, Storage};
-use crate::whole_file;
+use crate::atomic_file;
 
 /// What a temporary name contains.
 const TEMPORARY_MARK: &str = "-tmp-";
@@ -270,7 +270,7 @@ impl Storage for LocalStorage {
             let mut file = self.open_temporary(&folder, &temporary)?;
             file.write_all(contents)?;
             file.sync_all()?;
-            whole_file::publish(&temporary, &path, contents, 0o600)?;
+            atomic_file::publish(&temporary, &path, contents, 0o600)?;
             sync_folder(&folder)
         };
         let created = create();
@@ -290,7 +290,7 @@ impl Storage for LocalStorage {
         let found = fs::read(&aside).map_err(fail)?;
         let is_it = found == contents;
         if !is_it {
-            whole_file::publish(&aside, &path, &found, 0o600).map_err(fail)?;
+            atomic_file::publish(&aside, &path, &found, 0o600).map_err(fail)?;
         }
         fs::remove_file(&aside).map_err(fail)?;
         let folder = self.folder(kind, name);

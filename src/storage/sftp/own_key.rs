@@ -3,8 +3,8 @@
 //! On the server it may do one thing: SFTP. A server that is not OpenSSH may not understand such restrictions, so there the
 //! key is noted without them.
 
-use super::{Fault, Files, Refusal};
-use crate::whole_file;
+use super::{SftpClient, SftpFault, SftpStatus};
+use crate::atomic_file;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use ssh_key::private::Ed25519Keypair;
@@ -46,7 +46,7 @@ pub fn ensure(path: &Path, comment: &str) -> io::Result<(PublicKey, bool)> {
     if let Some(folder) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
-    match whole_file::create(path, private.as_bytes(), 0o600) {
+    match atomic_file::create(path, private.as_bytes(), 0o600) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             return read(path)?.map(|key| (key, false)).ok_or(error);
         }
@@ -54,7 +54,7 @@ pub fn ensure(path: &Path, comment: &str) -> io::Result<(PublicKey, bool)> {
     }
     let mut beside = path.as_os_str().to_owned();
     beside.push(".pub");
-    whole_file::write(&PathBuf::from(beside), format!("{public}\n").as_bytes(), 0o644)?;
+    atomic_file::write(&PathBuf::from(beside), format!("{public}\n").as_bytes(), 0o644)?;
     Ok((key.public_key().clone(), true))
 }
 
@@ -66,10 +66,10 @@ pub fn authorized_line(key: &PublicKey, server_is_openssh: bool) -> String {
 
 /// Adds the line to the account's list, unless the key stands there already; says whether it was added. The list is
 /// lengthened where it is, so that it stays the file, or the link to one, that the server trusts.
-pub fn authorize(files: &Files, key: &PublicKey) -> Result<bool, Fault> {
+pub fn authorize(files: &SftpClient, key: &PublicKey) -> Result<bool, SftpFault> {
     let list = match files.read(AUTHORIZED_KEYS) {
         Ok(list) => list,
-        Err(Fault::Refused(Refusal::NotFound)) => {
+        Err(SftpFault::Refused(SftpStatus::NotFound)) => {
             if files.stat(".ssh").is_err_and(|fault| fault.is_not_found()) {
                 files.make_folder(".ssh")?;
             }
