@@ -133,6 +133,24 @@ fn the_entry_stands_between_markers_and_nothing_else_is_touched() {
 }
 
 #[test]
+fn several_installations_at_once_lose_no_line() {
+    let host = Host::new("schedules at once");
+    host.set_crontab("MAILTO=root\n");
+    for round in 0..3 {
+        let calls = (0..4).map(|minute| {
+            let cron = format!("{} 2 * * *", round * 10 + minute);
+            host.schedule(&["install", "--cron", &cron, "--all"]).without_env("KVMB_PASSWORD_FILE").spawn()
+        });
+        for running in calls.collect::<Vec<_>>() {
+            running.wait().assert_ok();
+        }
+        let crontab = host.crontab();
+        assert_eq!(crontab.lines().count(), 4, "{crontab}");
+        assert!(crontab.starts_with("MAILTO=root\n# BEGIN kvmb"), "{crontab}");
+    }
+}
+
+#[test]
 fn a_crontab_that_cannot_be_kept_as_it_is_is_left_alone() {
     let host = Host::new("crontab-odd");
     let install = ["install", "--cron", "@daily", "--all"];
