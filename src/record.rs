@@ -411,7 +411,8 @@ pub struct Action {
     /// it - `last` `hourly` `daily` `weekly` `monthly` `yearly` `within`, `pinned`, `last_good`, `awaits_copy`, `machine_gone`,
     /// `future`, `no_policy` - or `expired`. `prune` (the target is the repository): `size_bytes` before, `freed_bytes`, `unused_bytes` (what
     /// stays although no point needs it), `removed_packs`, `repacked_packs`, `copied_bytes`. `pin`, `unpin` (the target is the
-    /// point's new id): `machine`, `captured_at`, `repo`, `previous` (its id before). `remote setup`:
+    /// point's new id): `machine`, `captured_at`, `repo`, `previous` (its id before). `unlock` (the target is the lock's
+    /// file): `repo`, `host` and `locked_at` of its holder. `remote setup`:
     /// `algorithm` and `fingerprint` of the server's host key; `authorized_keys_line` of this host's own key.
     /// `schedule`: `cron` (the expression), `command`, `next_runs` (the next three times), `entry` (the text that is, or would
     /// be, entered).

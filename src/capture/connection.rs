@@ -189,6 +189,22 @@ pub fn quiet_libvirt_log() -> bool {
     ffi::set_env_while_single_threaded(OUTPUTS, "4:file:/dev/null")
 }
 
+/// The folders where systems keep their programs. cron's `PATH` has few of them, and a crontab may set any.
+const PROGRAM_FOLDERS: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// Lets this process, and what it starts, find the system's programs: its folders are looked through after those of `PATH`. Must
+/// be called before the process has a second thread; says whether it took effect.
+pub fn complete_path() -> bool {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut folders: Vec<&str> = path.split(':').filter(|folder| !folder.is_empty()).collect();
+    for folder in PROGRAM_FOLDERS {
+        if !folders.contains(&folder) {
+            folders.push(folder);
+        }
+    }
+    ffi::set_env_while_single_threaded("PATH", &folders.join(":"))
+}
+
 /// Once a process: no errors printed by libvirt, and an event loop, which the embedded driver needs to talk to QEMU.
 fn prepare_libvirt() {
     static ONCE: Once = Once::new();

@@ -62,7 +62,7 @@ pub mod tpm;
 
 pub use agent::{Consistency, FreezeMode, FreezeOptions};
 pub use close::{CloseRequest, ClosedCapture, clear_leftovers, close_capture};
-pub use connection::{Hypervisor, quiet_libvirt_log};
+pub use connection::{Hypervisor, complete_path, quiet_libvirt_log};
 pub use definition::{DefinedDisk, Definition, Device, DiskSource};
 pub use error::{Error, LibvirtErrorKind, Result};
 pub use machine::Machine;

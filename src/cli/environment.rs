@@ -3,8 +3,8 @@
 /// Every variable and what it stands for.
 pub const VARIABLES: &[(&str, &str)] = &[
     ("KVMB_REPO", "`--repo`"),
-    ("KVMB_PASSWORD_FILE", "`--password-file`: the first line is the password"),
-    ("KVMB_PASSWORD_COMMAND", "a command whose first line of output is the password"),
+    ("KVMB_PASSWORD_FILE", "`--password-file`: the password, read as restic reads it"),
+    ("KVMB_PASSWORD_COMMAND", "a command that prints the password"),
     ("KVMB_PASSWORD", "the password itself"),
     ("KVMB_FROM_REPO", "`--from-repo`: where `push` copies points from"),
     ("KVMB_FROM_PASSWORD_FILE", "`--from-password-file`"),

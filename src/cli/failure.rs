@@ -233,10 +233,23 @@ fn exact_hint(error: &ops::Error) -> Option<String> {
                  --overwrite --discard-saved-memory"
             ));
         }
+        ops::Error::Capture(capture::Error::Program { program, message, .. })
+        | ops::Error::Program { program, message, .. }
+            if message.contains("(os error 2)") =>
+        {
+            return Some(missing_program(program));
+        }
         ops::Error::Repo(error) => error.root(),
         _ => return None,
     };
     let error = match error {
+        repo::Error::Locked { holder, .. } if holder.time > chrono::Local::now() + chrono::Duration::minutes(5) => {
+            return Some(format!(
+                "its time is in the future: a clock is wrong, and the lock never becomes stale. Check the clocks of this host and of \
+                 {}; when no other program works on the repository: kvmb unlock --remove-all",
+                holder.hostname
+            ));
+        }
         repo::Error::NoRepository { url } => {
             let folder = SftpAddress::parse(url).ok().filter(SftpAddress::is_relative)?.path;
             return Some(format!(
@@ -265,6 +278,20 @@ fn exact_hint(error: &ops::Error) -> Option<String> {
         )),
         _ => None,
     }
+}
+
+/// The package of a program that is not there.
+fn missing_program(program: &str) -> String {
+    let package = match program {
+        "qemu-img" | "qemu-nbd" | "qemu-io" => {
+            "qemu-utils (Debian, Ubuntu), qemu-img (Fedora, RHEL), qemu-tools (SUSE)"
+        }
+        "qemu-storage-daemon" => "qemu-utils or qemu-system-common (Debian, Ubuntu), qemu-img (Fedora, RHEL)",
+        "setsid" | "timeout" | "sh" => "util-linux, coreutils",
+        "ssh" | "ssh-keygen" | "ssh-copy-id" => "openssh-client (Debian, Ubuntu), openssh-clients (Fedora, RHEL)",
+        _ => return format!("install {program}, or put it into a folder of PATH"),
+    };
+    format!("install {program}: package {package}")
 }
 
 /// The beginning of a hint: the command that creates a logical volume of that path.
@@ -467,7 +494,7 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
             Some("kvmb knows restic's repository version 2; 'restic migrate upgrade_repo_v2' converts version 1"),
         ),
         Error::Locked { .. } => {
-            (Code::Busy, Some("wait for the other program; 'restic unlock' removes locks of dead ones"))
+            (Code::Busy, Some("wait for the other program; 'kvmb unlock' removes locks of dead ones"))
         }
         Error::Unfinished { .. } => (Code::NoRepository, Some("finish it with 'kvmb init -r REPO'")),
         Error::AlreadyExists { .. } => (Code::Exists, None),
@@ -502,6 +529,9 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
             Code::Damage,
             Some("without its config and key files nobody can read a repository: restore them from a copy"),
         ),
+        Error::Damaged { kind: storage::FileKind::Lock, .. } => {
+            (Code::Busy, Some("when no other program works on the repository: kvmb unlock --remove-all"))
+        }
         Error::Damaged { .. }
         | Error::BlobMissing { .. }
         | Error::BlobDamaged { .. }

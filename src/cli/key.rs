@@ -61,7 +61,7 @@ struct ExportArgs {
   kvmb key add -r /backup/kvm
   kvmb key add -r /backup/kvm --new-password-file /root/second.pass")]
 struct AddArgs {
-    /// A file that holds the new password in its first line; without it, a question on a terminal.
+    /// A file that holds the new password, read as restic reads it; without it, a question on a terminal.
     #[arg(long, value_name = "FILE")]
     new_password_file: Option<PathBuf>,
 

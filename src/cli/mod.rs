@@ -46,6 +46,7 @@ mod restore_dialog;
 mod schedule;
 mod snapshot;
 mod status;
+mod unlock;
 mod verify;
 mod vms;
 
@@ -157,6 +158,7 @@ enum Command {
     Restore(restore::RestoreArgs),
     Points(points::PointsArgs),
     Pin(pin::PinArgs),
+    Unlock(unlock::UnlockArgs),
     Prune(prune::PruneArgs),
     Backup(backup::BackupArgs),
     Init(init::InitArgs),
@@ -233,6 +235,7 @@ pub fn main() -> Exit {
     };
     // Before any thread: the environment is about to change.
     crate::capture::quiet_libvirt_log();
+    crate::capture::complete_path();
     let (name, effect) = cli.command.name_and_effect();
     let run = Run::begin(name, effect);
     log_args::start(&run, &cli.global, &settings.loaded.config.log);
@@ -347,6 +350,7 @@ impl Command {
             Command::Restore(_) => ("restore", ClosedPipe::Changes),
             Command::Points(_) => ("points", ClosedPipe::Reads),
             Command::Pin(_) => ("pin", ClosedPipe::Changes),
+            Command::Unlock(_) => ("unlock", ClosedPipe::Changes),
             Command::Prune(_) => ("prune", ClosedPipe::Changes),
             Command::Backup(_) => ("backup", ClosedPipe::Changes),
             Command::Init(_) => ("init", ClosedPipe::Changes),
@@ -382,6 +386,7 @@ impl Command {
             Command::Restore(args) => args.run(context, session),
             Command::Points(args) => args.run(context, session),
             Command::Pin(args) => args.run(context, session),
+            Command::Unlock(args) => args.run(context, session),
             Command::Prune(args) => args.run(context, session),
             Command::Backup(args) => args.run(context, session),
             Command::Init(args) => args.run(context, session),

@@ -50,7 +50,7 @@ pub struct RepoArgs {
     #[arg(short, long, value_name = "URL", env = "KVMB_REPO", hide_env_values = true, add = complete::repositories())]
     pub repo: Option<String>,
 
-    /// A file that holds the repository's password in its first line.
+    /// A file that holds the repository's password, read as restic reads it: without blanks and line ends around it.
     ///
     /// Without it: $KVMB_PASSWORD_FILE, the output of $KVMB_PASSWORD_COMMAND, $KVMB_PASSWORD, what the configuration
     /// says, or a question on a terminal.

@@ -6,31 +6,75 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use zeroize::Zeroizing;
 
 /// A variable that is set and not empty.
 pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The first line of a file that not everybody can read.
+/// The password in a file that not everybody can read, as restic reads it: all of the file, in UTF-8 or - with a byte order mark,
+/// as Windows writes it - in UTF-16, without blanks and line ends around it.
 pub fn from_file(path: &Path) -> Result<Password, CliError> {
+    from_file_by(path, |bytes| trimmed(&decoded(bytes)))
+}
+
+/// The first line of a file that not everybody can read: what ssh would ask for, which may have blanks around it.
+pub fn line_from_file(path: &Path) -> Result<Password, CliError> {
+    from_file_by(path, first_line)
+}
+
+fn from_file_by(path: &Path, read: fn(&[u8]) -> Option<Password>) -> Result<Password, CliError> {
     let io = |error| CliError::from(crate::ops::Error::io("read the password file", path)(error));
     let metadata = fs::metadata(path).map_err(io)?;
     if metadata.is_file() && metadata.mode() & 0o007 != 0 {
         return Err(CliError::usage(format!("everybody may read or write the password file {}", path.display()))
             .hint(format!("chmod 600 '{}'", path.display())));
     }
-    let text = fs::read_to_string(path).map_err(io)?;
-    first_line(&text).ok_or_else(|| CliError::usage(format!("the password file {} is empty", path.display())))
+    let bytes = Zeroizing::new(fs::read(path).map_err(io)?);
+    read(&bytes).ok_or_else(|| CliError::usage(format!("the password file {} is empty", path.display())))
 }
 
-fn first_line(text: &str) -> Option<Password> {
-    let line = text.lines().next()?.trim_end_matches('\r');
-    (!line.is_empty()).then(|| Password::new(line.to_owned()))
+/// Without a byte order mark the bytes are taken as they are.
+fn decoded(bytes: &[u8]) -> Zeroizing<Vec<u8>> {
+    let utf16 = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
+        let units: Vec<u16> = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
+        String::from_utf16_lossy(&units).into_bytes()
+    };
+    Zeroizing::new(match bytes {
+        [0xef, 0xbb, 0xbf, rest @ ..] => rest.to_vec(),
+        [0xff, 0xfe, rest @ ..] => utf16(rest, u16::from_le_bytes),
+        [0xfe, 0xff, rest @ ..] => utf16(rest, u16::from_be_bytes),
+        plain => plain.to_vec(),
+    })
 }
 
-/// The first line that a command prints; `origin` is where the command stands.
+/// What stands between blanks and line ends; none for nothing.
+fn trimmed(bytes: &[u8]) -> Option<Password> {
+    let password = match std::str::from_utf8(bytes) {
+        Ok(text) => text.trim().as_bytes(),
+        Err(_) => bytes.trim_ascii(),
+    };
+    (!password.is_empty()).then(|| Password::of_bytes(password.to_vec()))
+}
+
+fn first_line(bytes: &[u8]) -> Option<Password> {
+    let line = bytes.split(|byte| *byte == b'\n').next()?;
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    (!line.is_empty()).then(|| Password::of_bytes(line.to_vec()))
+}
+
+/// What a command prints, as restic reads it; `origin` is where the command stands.
 pub fn from_command(command: &str, origin: &str) -> Result<Password, CliError> {
+    from_command_by(command, origin, trimmed)
+}
+
+/// The first line that a command prints.
+pub fn line_from_command(command: &str, origin: &str) -> Result<Password, CliError> {
+    from_command_by(command, origin, first_line)
+}
+
+fn from_command_by(command: &str, origin: &str, read: fn(&[u8]) -> Option<Password>) -> Result<Password, CliError> {
     let failed = |why: String| CliError::new(Code::Failed, format!("{origin} {why}"));
     let output = Command::new("/bin/sh")
         .args(["-c", command])
@@ -41,6 +85,34 @@ pub fn from_command(command: &str, origin: &str) -> Result<Password, CliError> {
     if !output.status.success() {
         return Err(failed(format!("failed: {}", output.status)));
     }
-    let text = String::from_utf8(output.stdout).map_err(|_| failed("printed no text".into()))?;
-    first_line(&text).ok_or_else(|| failed("printed nothing".into()))
+    read(&Zeroizing::new(output.stdout)).ok_or_else(|| failed("printed nothing".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_file_is_read_as_restic_reads_it() {
+        let utf16 = |mark: [u8; 2], unit: fn(u16) -> [u8; 2]| {
+            [mark.to_vec(), "größe 1\r\n".encode_utf16().flat_map(unit).collect()].concat()
+        };
+        let cases: [(Vec<u8>, &[u8]); 9] = [
+            (b"correct horse\r\n".to_vec(), b"correct horse"),
+            (b"  correct horse \t\n".to_vec(), b"correct horse"),
+            (b"\ncorrect horse".to_vec(), b"correct horse"),
+            (b"correct\nhorse\n".to_vec(), b"correct\nhorse"),
+            (b"\xef\xbb\xbfcorrect horse\r\n".to_vec(), b"correct horse"),
+            (utf16([0xff, 0xfe], u16::to_le_bytes), "größe 1".as_bytes()),
+            (utf16([0xfe, 0xff], u16::to_be_bytes), "größe 1".as_bytes()),
+            ("\u{a0}größe\u{2003}\n".into(), "größe".as_bytes()),
+            (b"gr\xf6\xdfe\n".to_vec(), b"gr\xf6\xdfe"),
+        ];
+        for (file, expected) in cases {
+            assert_eq!(trimmed(&decoded(&file)).expect("a password").as_bytes(), expected, "{file:?}");
+        }
+        for empty in [&b""[..], b"\n", b" \r\n\t", b"\xef\xbb\xbf\r\n", b"\xff\xfe"] {
+            assert!(trimmed(&decoded(empty)).is_none(), "{empty:?}");
+        }
+    }
 }

@@ -93,20 +93,20 @@ impl TerminalCredentials {
 
     fn read(&self) -> Result<Option<Password>, CliError> {
         if let Some(file) = &self.file {
-            return secret::from_file(file).map(Some);
+            return secret::line_from_file(file).map(Some);
         }
         if let Some(command) = secret::variable("KVMB_SSH_PASSWORD_COMMAND") {
-            return secret::from_command(&command, "$KVMB_SSH_PASSWORD_COMMAND").map(Some);
+            return secret::line_from_command(&command, "$KVMB_SSH_PASSWORD_COMMAND").map(Some);
         }
         if let Some(password) = secret::variable("KVMB_SSH_PASSWORD") {
             return Ok(Some(Password::new(password)));
         }
         if let Some(file) = &self.config.password_file {
-            return secret::from_file(&file.value().0).map(Some);
+            return secret::line_from_file(&file.value().0).map(Some);
         }
         let origin = "ssh.password_command of the configuration";
         let command = self.config.password_command.as_ref();
-        command.map(|command| secret::from_command(command.text(), origin)).transpose()
+        command.map(|command| secret::line_from_command(command.text(), origin)).transpose()
     }
 
     /// What was given, else what somebody types.

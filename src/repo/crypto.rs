@@ -24,17 +24,22 @@ pub(super) const OVERHEAD: usize = IV_LENGTH + TAG_LENGTH;
 
 /// A password. It is wiped when dropped and never shown.
 #[derive(Clone)]
-pub struct Password(Zeroizing<String>);
+pub struct Password(Zeroizing<Vec<u8>>);
 
 impl Password {
     /// Takes the text over.
     pub fn new(text: String) -> Self {
-        Password(Zeroizing::new(text))
+        Password(Zeroizing::new(text.into_bytes()))
+    }
+
+    /// Takes bytes over that need not be text.
+    pub fn of_bytes(bytes: Vec<u8>) -> Self {
+        Password(Zeroizing::new(bytes))
     }
 
     /// The password's bytes, for whoever keeps a copy of it.
     pub fn as_bytes(&self) -> &[u8] {
-        self.0.as_bytes()
+        &self.0
     }
 }
 

@@ -403,7 +403,7 @@ fn find_conflict(repo: &Repository, mode: LockMode, timing: &LockTiming, own: Op
     Ok(None)
 }
 
-fn is_stale(lock: &LockInfo, timing: &LockTiming) -> bool {
+pub(super) fn is_stale(lock: &LockInfo, timing: &LockTiming) -> bool {
     let age = (time::now() - lock.time).to_std().unwrap_or_default();
     age > timing.stale || (lock.hostname == host::host_name() && !host::process_exists(lock.pid))
 }
@@ -424,7 +424,7 @@ fn write(repo: &Repository, mode: LockMode) -> Result<(Id, Moment)> {
 }
 
 /// That it is gone already is fine.
-fn remove(repo: &Repository, file: &Id) -> Result<()> {
+pub(super) fn remove(repo: &Repository, file: &Id) -> Result<()> {
     let removed: storage::Result<()> = repo.storage().remove(FileKind::Lock, &file.to_string());
     match removed {
         Err(e) if !e.is_not_found() => Err(e.into()),

@@ -42,6 +42,7 @@ mod snapshot;
 mod time;
 mod transfer;
 mod tree;
+mod unlock;
 mod writer;
 
 use std::fmt;
@@ -75,6 +76,7 @@ pub use repo_cache_dir::RepoCacheDir;
 pub use snapshot::{DamagedSnapshot, Snapshot, SnapshotList, StoredSnapshot};
 pub use transfer::copy_blobs;
 pub use tree::{Metadata, Node, NodeKind, Tree, read_tree, write_tree};
+pub use unlock::FoundLock;
 pub use writer::{PutOutcome, WriteSummary, Writer, WriterOptions, ZERO_BLOB_BYTES, zero_blob_id};
 
 /// The first byte of what format 2 calls "unpacked": zstd-compressed JSON follows.

@@ -1,0 +1,68 @@
+//! `kvmb unlock`
+
+use crate::cli::Context;
+use crate::cli::failure::CliError;
+use crate::cli::repo_args::RepoArgs;
+use crate::cli::session::Session;
+use crate::record::{Action, Record};
+use crate::repo::FoundLock;
+use serde_json::json;
+
+/// Remove locks of a repository that nobody holds any more.
+///
+/// Means what 'restic unlock' means: a lock is stale that is older than 30 minutes, or whose process on this host is gone. kvmb removes
+/// such locks by itself when they are in its way. A lock with a time in the future and one that cannot be read are removed with
+/// --remove-all only. Prints an 'unlock' record for each lock.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb unlock -r /backup/kvm
+  kvmb unlock -r /backup/kvm --remove-all     no other program works on the repository")]
+pub struct UnlockArgs {
+    /// Remove every lock, even that of a program at work: make sure first that there is none.
+    #[arg(long)]
+    remove_all: bool,
+
+    /// Show what would be removed without removing it.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+}
+
+impl UnlockArgs {
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let repo = self.repo.open(context)?;
+        for lock in repo.locks(self.remove_all)? {
+            context.stop.check()?;
+            if lock.goes && !self.dry_run {
+                repo.remove_lock(&lock.id)?;
+            }
+            session.done(self.record(&lock, &repo.url()));
+        }
+        Ok(())
+    }
+
+    fn record(&self, lock: &FoundLock, url: &str) -> Record {
+        let (held, holder) = match &lock.holder {
+            Ok(holder) => (format!("held {holder}"), Some(holder)),
+            Err(flaw) => (format!("it cannot be read: {flaw}"), None),
+        };
+        let reason = match (lock.goes, self.remove_all) {
+            (true, true) => format!("all locks are removed; {held}"),
+            (true, false) => format!("it is stale; {held}"),
+            (false, _) if holder.is_none() => format!("{held}; --remove-all removes it"),
+            (false, _) => format!("it is not stale; {held}"),
+        };
+        let fields =
+            json!({ "repo": url, "host": holder.map(|holder| &holder.hostname), "locked_at": holder.map(|h| h.time) });
+        Record::Action(Action {
+            action: "unlock".into(),
+            target: lock.id.to_string(),
+            changed: lock.goes,
+            reason,
+            dry_run: self.dry_run,
+            extra: fields.as_object().cloned().unwrap_or_default(),
+        })
+    }
+}
