@@ -5,6 +5,7 @@
 mod support;
 
 mod definition;
+mod definition_zoo;
 mod embedded;
 mod guest;
 mod hostile_files;

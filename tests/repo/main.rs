@@ -13,3 +13,4 @@ mod retention;
 mod retention_restic;
 mod retry;
 mod sample;
+mod unlock;
