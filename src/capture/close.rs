@@ -61,7 +61,7 @@ pub fn close_capture(
     request: &CloseRequest,
 ) -> Result<Closed> {
     file.lock_exclusive(request.wait)?;
-    let machine = find_machine(hypervisor, &file.load()?)?;
+    let machine = find_machine(runtime, hypervisor, &file.load()?)?;
     close_with_machine(runtime, machine.as_ref(), file, request)
 }
 
@@ -69,7 +69,7 @@ pub fn close_capture(
 /// the last byte is read and the point is not stored yet. The caller holds the exclusive lock, or is the only reader.
 pub fn drain_capture(runtime: &Runtime, hypervisor: Option<&Hypervisor>, file: &CaptureFile) -> Result<Closed> {
     let mut state = file.load()?;
-    let machine = find_machine(hypervisor, &state)?;
+    let machine = find_machine(runtime, hypervisor, &state)?;
     let mut closed = Closed::of(&state);
     drain(runtime, machine.as_ref(), file, &mut state, &mut closed)?;
     Ok(closed)
@@ -162,7 +162,7 @@ impl Closed {
 }
 
 /// The capture's machine; none when it exists no more.
-fn find_machine(hypervisor: Option<&Hypervisor>, state: &CaptureState) -> Result<Option<Machine>> {
+fn find_machine(runtime: &Runtime, hypervisor: Option<&Hypervisor>, state: &CaptureState) -> Result<Option<Machine>> {
     let needed = state.kind == CaptureKind::Job || state.checkpoint.is_some();
     if !needed && hypervisor.is_none() {
         return Ok(None);
@@ -171,7 +171,7 @@ fn find_machine(hypervisor: Option<&Hypervisor>, state: &CaptureState) -> Result
     let hypervisor = match hypervisor {
         Some(hypervisor) => hypervisor,
         None => {
-            opened = Hypervisor::open(Some(&state.connect))?;
+            opened = Hypervisor::open_within(Some(&state.connect), runtime.limits())?;
             &opened
         }
     };

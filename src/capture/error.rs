@@ -43,6 +43,8 @@ pub enum Meaning {
     NoConnection,
     /// The machine is not in the state for that, for example not running.
     InvalidState,
+    /// There was no answer: the limit was over, or the program was told to end.
+    NoAnswer,
     /// Anything else; the message says what.
     Other,
 }
@@ -62,6 +64,25 @@ pub enum Error {
         /// libvirt's message.
         message: String,
     },
+    /// libvirt or QEMU did not answer in time. What was asked for may still come about.
+    #[error("{action}: no answer within {} s", .limit.as_secs())]
+    TimedOut {
+        /// What was tried.
+        action: String,
+        /// How long it may take.
+        limit: Duration,
+    },
+    /// A call about this machine was given up before, and has not returned.
+    #[error("{action}: {machine} does not answer")]
+    Silent {
+        /// What was to be tried.
+        action: String,
+        /// The machine.
+        machine: String,
+    },
+    /// The program was told to end.
+    #[error("interrupted")]
+    Interrupted,
     /// A name that no machine has.
     #[error("no machine is called '{name}' on {uri}{}", near_text(.near))]
     NoSuchMachine {
@@ -242,6 +263,7 @@ impl Error {
             Error::NoSuchMachine { .. } => Meaning::NotFound,
             Error::ForeignJob { .. } | Error::OtherJob { .. } | Error::Held { .. } => Meaning::Busy,
             Error::NotLocal { .. } => Meaning::Unsupported,
+            Error::TimedOut { .. } | Error::Silent { .. } | Error::Interrupted => Meaning::NoAnswer,
             _ => Meaning::Other,
         }
     }
@@ -272,6 +294,11 @@ impl Error {
             code,
             message: error.message().to_owned(),
         }
+    }
+
+    /// Whether there was no answer: the limit was over, or the program was told to end.
+    pub fn is_no_answer(&self) -> bool {
+        self.meaning() == Meaning::NoAnswer
     }
 
     pub(super) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
@@ -353,6 +380,7 @@ impl fmt::Display for Meaning {
             Meaning::ReadOnlyUri => "not permitted",
             Meaning::NoConnection => "no connection",
             Meaning::InvalidState => "invalid state",
+            Meaning::NoAnswer => "no answer",
             Meaning::Other => "error",
         })
     }

@@ -111,9 +111,28 @@ pub(super) fn block_info(domain: &Domain, disk: &str) -> Result<(u64, u64, u64)>
     Ok((info.capacity, info.allocation, info.physical))
 }
 
+/// The names of all checkpoints that libvirt knows of this domain.
+pub(super) fn checkpoint_names(domain: &Domain) -> Result<Vec<String>> {
+    CheckpointRef::list(domain)?.iter().map(CheckpointRef::name).collect()
+}
+
+/// The definition of a checkpoint.
+pub(super) fn checkpoint_xml(domain: &Domain, name: &str, flags: u32) -> Result<String> {
+    CheckpointRef::lookup(domain, name)?.xml(flags)
+}
+
+/// Makes a checkpoint (or makes one known, by the flags).
+pub(super) fn create_checkpoint(domain: &Domain, xml: &str, flags: u32) -> Result<()> {
+    CheckpointRef::create(domain, xml, flags).map(drop)
+}
+
+/// Deletes a checkpoint: bitmaps and metadata, or as the flags say.
+pub(super) fn delete_checkpoint(domain: &Domain, name: &str, flags: u32) -> Result<()> {
+    CheckpointRef::lookup(domain, name)?.delete(flags)
+}
+
 /// A checkpoint of a domain.
-#[derive(Debug)]
-pub(super) struct CheckpointRef {
+struct CheckpointRef {
     raw: sys::virDomainCheckpointPtr,
 }
 
@@ -126,7 +145,7 @@ impl Drop for CheckpointRef {
 
 impl CheckpointRef {
     /// All checkpoints that libvirt knows of this domain.
-    pub(super) fn list(domain: &Domain) -> Result<Vec<CheckpointRef>> {
+    fn list(domain: &Domain) -> Result<Vec<CheckpointRef>> {
         let mut list: *mut sys::virDomainCheckpointPtr = ptr::null_mut();
         // SAFETY: libvirt sets `list` to an array of as many entries as it returns; the domain lives until then.
         let count = unsafe { sys::virDomainListAllCheckpoints(domain.as_ptr(), &mut list, 0) };
@@ -143,7 +162,7 @@ impl CheckpointRef {
     }
 
     /// The checkpoint of this name.
-    pub(super) fn lookup(domain: &Domain, name: &str) -> Result<CheckpointRef> {
+    fn lookup(domain: &Domain, name: &str) -> Result<CheckpointRef> {
         let name = CString::new(name)?;
         // SAFETY: the domain and the name live until the call returns.
         let raw = unsafe { sys::virDomainCheckpointLookupByName(domain.as_ptr(), name.as_ptr(), 0) };
@@ -151,7 +170,7 @@ impl CheckpointRef {
     }
 
     /// Makes a checkpoint (or makes one known, by the flags).
-    pub(super) fn create(domain: &Domain, xml: &str, flags: u32) -> Result<CheckpointRef> {
+    fn create(domain: &Domain, xml: &str, flags: u32) -> Result<CheckpointRef> {
         let xml = CString::new(xml)?;
         // SAFETY: the domain and the XML live until the call returns.
         let raw = unsafe { sys::virDomainCheckpointCreateXML(domain.as_ptr(), xml.as_ptr(), flags) };
@@ -159,7 +178,7 @@ impl CheckpointRef {
     }
 
     /// Its name.
-    pub(super) fn name(&self) -> Result<String> {
+    fn name(&self) -> Result<String> {
         // SAFETY: the reference is ours; the text belongs to it and is copied at once.
         unsafe {
             let name = sys::virDomainCheckpointGetName(self.raw);
@@ -171,13 +190,13 @@ impl CheckpointRef {
     }
 
     /// Its definition.
-    pub(super) fn xml(&self, flags: u32) -> Result<String> {
+    fn xml(&self, flags: u32) -> Result<String> {
         // SAFETY: the reference is ours.
         take_string(unsafe { sys::virDomainCheckpointGetXMLDesc(self.raw, flags) })
     }
 
     /// Deletes it: bitmaps and metadata, or as the flags say.
-    pub(super) fn delete(&self, flags: u32) -> Result<()> {
+    fn delete(&self, flags: u32) -> Result<()> {
         // SAFETY: the reference is ours and stays valid, whatever becomes of the checkpoint.
         check(unsafe { sys::virDomainCheckpointDelete(self.raw, flags) })
     }

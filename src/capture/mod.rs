@@ -10,6 +10,7 @@
 //! | `copies` | firmware variables, TPM state, kernel and initrd, copied at the moment of capture |
 //! | [`mod@rewrite`] | domain XML, changed for a restore (pure) |
 //! | [`connection`] | the hypervisor: open, list, look up, define |
+//! | [`limits`] | how long libvirt may take; machines that do not answer |
 //! | [`machine`] | one domain: state, definition, disk sizes |
 //! | [`near`] | names that were meant by one that nobody has (pure) |
 //! | [`agent`] | freeze and thaw the guest's file systems |
@@ -43,6 +44,7 @@ mod ffi;
 pub mod image_server;
 pub mod images;
 pub mod job;
+pub mod limits;
 pub mod machine;
 pub mod near;
 pub mod open;
@@ -61,6 +63,7 @@ pub use close::{CloseRequest, Closed, clear_leftovers, close_capture};
 pub use connection::{Hypervisor, quiet_libvirt_log};
 pub use definition::{Definition, Device, Disk, Source};
 pub use error::{Error, Meaning, Result};
+pub use limits::Limits;
 pub use machine::Machine;
 pub use open::{DiskRequest, OpenRequest, open_capture};
 pub use rewrite::{Changes, NewDisk, NewDiskKind, rewrite};

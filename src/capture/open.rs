@@ -10,7 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::{DateTime, FixedOffset, Local, TimeDelta};
 use rustix::fs::{FlockOperation, flock};
@@ -128,6 +128,11 @@ pub fn open_capture(runtime: &Runtime, machine: &Machine, request: &OpenRequest)
     if let Err(error) = opened {
         // Its QEMU has the images open: whatever failed, this is why.
         let was_started = state.kind == CaptureKind::QemuNbd && machine.is_running().unwrap_or(false);
+        if machine.limits().is_silent(machine.uuid()) {
+            // What it was asked to begin may come about later: the state tells the next run of it.
+            tracing::warn!("capture {} is left to the next run, which clears it", state.id);
+            return Err(error);
+        }
         undo(runtime, machine, file);
         if was_started {
             tracing::debug!("{error}");
@@ -155,11 +160,12 @@ pub(super) fn lock_machine(runtime: &Runtime, machine: &Machine) -> Result<File>
         .mode(0o600)
         .open(&path)
         .map_err(Error::io("open", &path))?;
-    let deadline = Instant::now() + MACHINE_LOCK_PATIENCE;
+    let wait = machine.limits().wait(MACHINE_LOCK_PATIENCE);
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+            Err(rustix::io::Errno::WOULDBLOCK) if !wait.is_over() => {
+                wait.check_stop()?;
                 thread::sleep(Duration::from_millis(20));
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -309,10 +315,13 @@ fn open_running(
 
 /// Waits for a snapshot, a migration … to be done, and so for the next one to begin with a guest that is not frozen.
 fn wait_for_other_job(machine: &Machine) -> Result<()> {
-    let deadline = Instant::now() + OTHER_JOB_PATIENCE;
+    let wait = machine.limits().wait(OTHER_JOB_PATIENCE);
     loop {
         match machine.expect_no_job() {
-            Err(Error::OtherJob { .. }) if Instant::now() < deadline => thread::sleep(Duration::from_millis(100)),
+            Err(Error::OtherJob { .. }) if !wait.is_over() => {
+                wait.check_stop()?;
+                thread::sleep(Duration::from_millis(100));
+            }
             result => return result,
         }
     }
@@ -646,7 +655,7 @@ fn open_off(
     if machine.is_running()? {
         return Err(Error::StartedMeanwhile { machine: machine.name().to_owned() });
     }
-    if machine.domain.has_managed_save(0).unwrap_or(false) {
+    if machine.has_managed_save() {
         state.freeze_note =
             Some("the machine is suspended to disk; its saved memory is not part of the backup".to_owned());
         state.consistency = Consistency::Crash;
@@ -763,7 +772,9 @@ impl Machine {
         let Source::Volume { pool, volume } = source else {
             return Ok(source.clone());
         };
-        let path = super::connection::volume_path(&self.domain, pool, volume)?;
+        let action = || format!("look up volume {volume} of storage pool {pool}");
+        let (pool, volume) = (pool.clone(), volume.clone());
+        let path = self.call(action, move |domain| super::connection::volume_path(domain, &pool, &volume))?;
         let is_block =
             fs::metadata(&path).is_ok_and(|found| std::os::unix::fs::FileTypeExt::is_block_device(&found.file_type()));
         Ok(if is_block { Source::Block { path } } else { Source::File { path } })

@@ -370,7 +370,7 @@ impl CaptureFile {
     /// Reads the state.
     pub fn load(&self) -> Result<CaptureState> {
         let path = self.folder.join("state.json");
-        let text = fs::read(&path).map_err(Error::io("read", &path))?;
+        let text = whole_file::read(&path).map_err(Error::io("read", &path))?;
         let bad = |message: String| Error::BadState { capture: self.id.clone(), message };
         let state: CaptureState = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
         if state.version != STATE_VERSION {

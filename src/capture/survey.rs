@@ -10,7 +10,7 @@ use chrono::{DateTime, FixedOffset};
 use super::close::capture_of_socket;
 use super::connection::Hypervisor;
 use super::definition::{Device, Disk, Source, child, children, parse_owner, parse_xml};
-use super::error::{Context, Error, Meaning, Result};
+use super::error::{Error, Meaning, Result};
 use super::images::{self, ImageLayer};
 use super::machine::{Machine, PausedReason, State, Which};
 use super::open::{domain_folder, lock_machine};
@@ -177,7 +177,8 @@ pub fn missing_programs() -> Vec<&'static str> {
 impl Hypervisor {
     /// Looks at the host.
     pub fn survey(&self) -> Result<HostSurvey> {
-        let capabilities = self.connect.capabilities().context(|| "ask libvirt what the host can do".to_owned());
+        let action = || "ask libvirt what the host can do".to_owned();
+        let capabilities = self.link.call(action, |connect| connect.capabilities());
         let security = capabilities.and_then(|xml| read_security(&xml)).unwrap_or_else(|error| {
             tracing::debug!("{error}");
             Security::default()
@@ -220,7 +221,7 @@ impl Machine {
         let owner = definition.dac_owner.or(host.qemu_owner);
         Ok(MachineSurvey {
             name: self.name().to_owned(),
-            has_saved_memory: !is_running && self.domain.has_managed_save(0).unwrap_or(false),
+            has_saved_memory: !is_running && self.has_managed_save(),
             state,
             agent,
             job: self.survey_job(runtime),

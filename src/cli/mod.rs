@@ -49,7 +49,7 @@ mod status;
 mod verify;
 mod vms;
 
-use crate::capture::{Hypervisor, Runtime};
+use crate::capture::{self, Hypervisor, Limits, Runtime};
 use crate::config::{Config, Loaded};
 use crate::ops::Stop;
 use crate::storage::Storage;
@@ -66,7 +66,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Back up and restore KVM/libvirt virtual machines.
 ///
@@ -181,6 +181,8 @@ pub struct Context {
     pub run: Run,
     /// Raised by Ctrl-C.
     pub stop: Stop,
+    /// How long libvirt may take.
+    pub limits: Limits,
     /// Progress and warnings.
     pub monitor: Bars,
     /// The places of repositories that were opened, by address.
@@ -190,13 +192,26 @@ pub struct Context {
 impl Context {
     /// The context of one command.
     pub fn new(global: Global, settings: Settings, run: Run) -> Context {
-        let (monitor, stop, storages) = (Bars::new(global.quiet), Stop::default(), Mutex::default());
-        Context { global, settings, run, stop, monitor, storages }
+        let (monitor, stop, storages) = (Bars::new(global.quiet), Stop::of_process(), Mutex::default());
+        let configured = &settings.loaded.config.limits;
+        let (call, begin) = (configured.libvirt.value().0, configured.backup_begin.value().0);
+        let limits = Limits::new(call, begin, stop.flag());
+        Context { global, settings, run, stop, limits, monitor, storages }
     }
 
     /// Opens libvirt, by default the connection of the command line.
     pub fn hypervisor(&self, connect: Option<&str>) -> Result<Hypervisor, CliError> {
-        Ok(Hypervisor::open(connect.or(self.global.connect.as_deref()))?)
+        Ok(self.open_hypervisor(connect)?)
+    }
+
+    /// The same, with libvirt's own error.
+    pub fn open_hypervisor(&self, connect: Option<&str>) -> capture::Result<Hypervisor> {
+        Hypervisor::open_within(connect.or(self.global.connect.as_deref()), &self.limits)
+    }
+
+    /// How long a command that prints a password may take.
+    pub fn password_limit(&self) -> Duration {
+        self.config().limits.password.value().0
     }
 
     /// The configuration file, for what has no flag.
@@ -218,7 +233,9 @@ impl Context {
 
     /// The folders of captures.
     pub fn runtime(&self) -> Result<Runtime, CliError> {
-        Ok(Runtime::open()?.with_scratch_folder(repo_args::data_folder()?.join("scratch")))
+        Ok(Runtime::open()?
+            .with_limits(self.limits.clone())
+            .with_scratch_folder(repo_args::data_folder()?.join("scratch")))
     }
 }
 
@@ -232,7 +249,7 @@ pub fn main() -> Exit {
         Err(exit) => return exit,
     };
     // Before any thread: the environment is about to change.
-    crate::capture::quiet_libvirt_log();
+    capture::quiet_libvirt_log();
     let (name, effect) = cli.command.name_and_effect();
     let run = Run::begin(name, effect);
     log_args::start(&run, &cli.global, &settings.loaded.config.log);

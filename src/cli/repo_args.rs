@@ -265,11 +265,11 @@ impl RepoArgs {
         let is_of_server = self.is_of_server(context)?;
         let of_remote = config.remote_password_file.as_ref().filter(|_| is_of_server);
         if let Some(file) = of_remote.or(config.password_file.as_ref()) {
-            return secret::from_file(&file.value().0).map(Some);
+            return secret::from_file(&file.value().0, context.password_limit()).map(Some);
         }
         let origin = "password_command of the configuration";
         let command = config.password_command.as_ref();
-        command.map(|command| secret::from_command(command.text(), origin)).transpose()
+        command.map(|command| secret::from_command(command.text(), origin, context.password_limit())).transpose()
     }
 
     /// The password, from the first place that has one; else a person is asked.
@@ -282,10 +282,10 @@ impl RepoArgs {
 
     fn given_password(&self, context: &Context) -> Result<Option<Password>, CliError> {
         if let Some(file) = self.password_file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
-            return secret::from_file(file).map(Some);
+            return secret::from_file(file, context.password_limit()).map(Some);
         }
         if let Some(command) = secret::variable("KVMB_PASSWORD_COMMAND") {
-            return secret::from_command(&command, "$KVMB_PASSWORD_COMMAND").map(Some);
+            return secret::from_command(&command, "$KVMB_PASSWORD_COMMAND", context.password_limit()).map(Some);
         }
         if let Some(password) = secret::variable("KVMB_PASSWORD") {
             return Ok(Some(Password::new(password)));
@@ -296,7 +296,7 @@ impl RepoArgs {
         let default = DefaultRepo::locate()?;
         let is_default = self.storage(context)?.url() == default.folder.to_string_lossy();
         let own_key = is_default.then_some(&default.key_file).or(self.shared_key.as_ref());
-        own_key.filter(|key| key.exists()).map(|key| secret::from_file(key)).transpose()
+        own_key.filter(|key| key.exists()).map(|key| secret::from_file(key, context.password_limit())).transpose()
     }
 
     fn ask_password(&self, context: &Context, purpose: Purpose) -> Result<Password, CliError> {

@@ -106,6 +106,8 @@ pub struct Config {
     /// Repositories are written to no faster than this many bytes a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_upload: Option<Written<PositiveSize>>,
+    /// How long to wait for what may never answer.
+    pub limits: Limits,
     /// How long to try again when the connection to a repository is lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_for: Option<Written<PositiveSpan>>,
@@ -153,6 +155,7 @@ impl Default for Config {
             full_every: None,
             limit_read: None,
             limit_upload: None,
+            limits: Limits::default(),
             retry_for: None,
             verify: None,
             verify_sample: None,
@@ -183,6 +186,28 @@ pub struct Ssh {
     /// How many connections are open at once, 6 unless set; each may hold 16 MiB in memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Bounded<1, 16>>,
+}
+
+/// How long to wait for what may never answer. A machine whose QEMU hangs fails, and the others go on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Limits {
+    /// For libvirt to answer a call.
+    pub libvirt: Written<PositiveSpan>,
+    /// For libvirt and QEMU to begin a backup.
+    pub backup_begin: Written<PositiveSpan>,
+    /// For a command that prints a password, or a password file that is a named pipe.
+    pub password: Written<PositiveSpan>,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            libvirt: PositiveSpan::written(60),
+            backup_begin: PositiveSpan::written(120),
+            password: PositiveSpan::written(60),
+        }
+    }
 }
 
 /// Which points are kept. Without rules, all are.

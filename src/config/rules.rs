@@ -310,6 +310,13 @@ impl Term for Cron {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PositiveSpan(pub Duration);
 
+impl PositiveSpan {
+    /// That many seconds, as they would be written.
+    pub fn written(seconds: u64) -> Written<PositiveSpan> {
+        Written { text: format!("{seconds}s"), value: PositiveSpan(Duration::from_secs(seconds)) }
+    }
+}
+
 impl Term for PositiveSpan {
     const NAME: &'static str = "Span";
     const RULE: &'static str = units::Span::RULE;

@@ -8,7 +8,7 @@
 //! | `unfinished/*` | packs that a run has stored and not named yet: see [`super::unfinished`] |
 //! | others | what the layers above keep, each with a name of its own |
 
-use std::fs::{self, DirBuilder};
+use std::fs::DirBuilder;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ impl HostFolder {
 
     /// What was kept under a name; none if nothing was.
     pub fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        match fs::read(self.path.join(name)) {
+        match whole_file::read(&self.path.join(name)) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             other => other.map(Some),
         }
@@ -64,6 +64,7 @@ impl HostFolder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]

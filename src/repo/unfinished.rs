@@ -41,6 +41,7 @@ use super::index::PendingIndex;
 use super::pack::{self, PackEntry};
 use super::{BlobKind, Error, Flaw, HostFolder, Id, Index, RepoLock, Repository, Result};
 use crate::storage::{self, FileKind};
+use crate::whole_file;
 
 /// The folder of the notes.
 const FOLDER: &str = "unfinished";
@@ -88,7 +89,7 @@ struct Left {
 impl Left {
     /// None where a writer lives, or the notes have just been removed.
     fn open(path: &Path) -> io::Result<Option<Left>> {
-        let mut file = match File::open(path) {
+        let mut file = match whole_file::open(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             other => other?,
         };

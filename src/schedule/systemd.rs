@@ -7,6 +7,7 @@
 use super::entry::program;
 use super::field::{Field, Values};
 use super::{Cron, Error, Job};
+use crate::whole_file;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
@@ -101,7 +102,7 @@ impl Units {
 
     /// Those that are installed.
     pub fn read() -> Result<Option<Units>, Error> {
-        let read = |path: &str| match fs::read_to_string(path) {
+        let read = |path: &str| match whole_file::read_to_string(Path::new(path)) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io("read", Path::new(path))(error)),

@@ -4,11 +4,12 @@
 //! key is noted without them.
 
 use super::{Fault, Files, Refusal};
+use crate::whole_file;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use ssh_key::private::Ed25519Keypair;
 use ssh_key::{LineEnding, PrivateKey, PublicKey};
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ const RESTRICTIONS: &str = "restrict,command=\"internal-sftp\"";
 
 /// The public half of the key in `path`; none if there is no such file.
 pub fn read(path: &Path) -> io::Result<Option<PublicKey>> {
-    match fs::read_to_string(path) {
+    match whole_file::read_to_string(path) {
         Ok(text) => {
             let text = zeroize::Zeroizing::new(text);
             PrivateKey::from_openssh(&*text).map(|key| Some(key.public_key().clone())).map_err(io::Error::other)
@@ -91,6 +92,7 @@ fn is_listed(list: &str, key: &PublicKey) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
