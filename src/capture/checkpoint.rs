@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::definition::{child, children, parse_xml};
-use super::error::{Meaning, Result};
+use super::error::{LibvirtErrorKind, Result};
 use super::ffi;
 use super::images;
 use super::job::escape;
@@ -29,11 +29,13 @@ impl Machine {
         let xml = self.checkpoint_definition(checkpoint, ffi::CHECKPOINT_XML_SIZE | ffi::CHECKPOINT_XML_NO_DOMAIN);
         let xml = match xml {
             Ok(xml) => xml,
-            Err(error) if error.meaning() == Meaning::CheckpointMissing => return Ok(HashMap::new()),
+            Err(error) if error.meaning() == LibvirtErrorKind::CheckpointMissing => return Ok(HashMap::new()),
             Err(error)
                 if matches!(
                     error.meaning(),
-                    Meaning::BitmapBroken { .. } | Meaning::InvalidState | Meaning::Unsupported
+                    LibvirtErrorKind::BitmapBroken { .. }
+                        | LibvirtErrorKind::InvalidState
+                        | LibvirtErrorKind::Unsupported
                 ) =>
             {
                 tracing::debug!("{error}");
@@ -79,10 +81,10 @@ impl Machine {
     pub fn delete_checkpoint(&self, name: &str) -> Result<bool> {
         let error = match self.delete_checkpoint_with(name, 0) {
             Ok(()) => return Ok(true),
-            Err(error) if error.meaning() == Meaning::CheckpointMissing => return Ok(false),
+            Err(error) if error.meaning() == LibvirtErrorKind::CheckpointMissing => return Ok(false),
             Err(error) => error,
         };
-        let broken = matches!(error.meaning(), Meaning::BitmapBroken { .. } | Meaning::Other);
+        let broken = matches!(error.meaning(), LibvirtErrorKind::BitmapBroken { .. } | LibvirtErrorKind::Other);
         if !broken || !self.is_running()? {
             return Err(error);
         }

@@ -19,11 +19,11 @@ use rustix::fs::{FlockOperation, flock};
 use virt::connect::Connect;
 use virt::domain::Domain;
 
-use super::error::{Context, Error, Result};
+use super::error::{Error, LibvirtContext, Result};
 use super::ffi;
 use super::limits::{Limits, Wait};
 use super::machine::Machine;
-use super::near::near_names;
+use super::suggest::similar_names;
 use crate::bounded;
 
 /// How long another process may hold an embedded root before we give up.
@@ -221,7 +221,7 @@ impl Hypervisor {
     pub fn close(self) {}
 
     fn no_such_machine(&self, name: &str, all: &[Machine]) -> Error {
-        let near = near_names(name, all.iter().map(Machine::name));
+        let near = similar_names(name, all.iter().map(Machine::name));
         Error::NoSuchMachine { name: name.to_owned(), uri: self.uri().to_owned(), near }
     }
 }

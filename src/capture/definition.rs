@@ -65,7 +65,7 @@ pub struct Definition {
     /// The most virtual CPUs.
     pub vcpus: u32,
     /// Every disk in the definition's order, those that cannot be backed up too.
-    pub disks: Vec<Disk>,
+    pub disks: Vec<DefinedDisk>,
     /// UEFI variables.
     pub nvram: Option<Nvram>,
     /// An emulated TPM.
@@ -123,7 +123,7 @@ pub enum Device {
 
 /// Where a disk's contents are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum DiskSource {
     /// A file.
     File {
         /// The image.
@@ -195,14 +195,14 @@ pub struct Host {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
     /// Where it is.
-    pub source: Source,
+    pub source: DiskSource,
     /// Its image format.
     pub format: Option<String>,
 }
 
 /// One block device of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Disk {
+pub struct DefinedDisk {
     /// Its name in the definition, for example `vda`.
     pub target: String,
     /// What the guest sees.
@@ -212,7 +212,7 @@ pub struct Disk {
     /// The serial number that the guest sees.
     pub serial: Option<String>,
     /// Where the contents are.
-    pub source: Source,
+    pub source: DiskSource,
     /// The image's format; libvirt treats none as `raw`.
     pub format: Option<String>,
     /// The guest cannot write.
@@ -241,7 +241,7 @@ impl Definition {
         let mut disks = Vec::new();
         let mut targets = HashSet::new();
         for node in devices.into_iter().flat_map(|devices| children(devices, "disk")) {
-            let disk = Disk::read(node)?;
+            let disk = DefinedDisk::read(node)?;
             if !targets.insert(disk.target.clone()) {
                 return Err(DefinitionError::DuplicateTarget(disk.target));
             }
@@ -286,12 +286,12 @@ impl Definition {
     }
 
     /// The disk with this target.
-    pub fn disk(&self, target: &str) -> Option<&Disk> {
+    pub fn disk(&self, target: &str) -> Option<&DefinedDisk> {
         self.disks.iter().find(|disk| disk.target == target)
     }
 }
 
-impl Disk {
+impl DefinedDisk {
     /// Why this disk is not backed up; none when it is.
     pub fn exclusion(&self) -> Option<&'static str> {
         match self.device {
@@ -301,12 +301,15 @@ impl Disk {
             Device::Disk => {}
         }
         match &self.source {
-            Source::Empty => return Some("empty"),
-            Source::Dir { .. } => return Some("folder shown as a disk"),
-            Source::Nvme { .. } => return Some("passed-through device"),
-            Source::Vhost { .. } => return Some("disk of another process (vhost)"),
-            Source::Other { .. } => return Some("kind of disk that kvmb does not know"),
-            Source::File { .. } | Source::Block { .. } | Source::Network { .. } | Source::Volume { .. } => {}
+            DiskSource::Empty => return Some("empty"),
+            DiskSource::Dir { .. } => return Some("folder shown as a disk"),
+            DiskSource::Nvme { .. } => return Some("passed-through device"),
+            DiskSource::Vhost { .. } => return Some("disk of another process (vhost)"),
+            DiskSource::Other { .. } => return Some("kind of disk that kvmb does not know"),
+            DiskSource::File { .. }
+            | DiskSource::Block { .. }
+            | DiskSource::Network { .. }
+            | DiskSource::Volume { .. } => {}
         }
         if self.transient {
             return Some("transient");
@@ -330,7 +333,7 @@ impl Disk {
         self.format.as_deref() == Some("qcow2") && self.data_file.is_none() && !self.read_only
     }
 
-    fn read(node: Node) -> Result<Disk> {
+    fn read(node: Node) -> Result<DefinedDisk> {
         let target = child(node, "target")
             .and_then(|target| target.attribute("dev"))
             .ok_or(DefinitionError::Missing("target of a disk"))?;
@@ -345,7 +348,7 @@ impl Disk {
             }
         };
         let source_node = child(node, "source");
-        Ok(Disk {
+        Ok(DefinedDisk {
             target: target.to_owned(),
             device,
             bus: child(node, "target").and_then(|target| target.attribute("bus")).map(str::to_owned),
@@ -367,11 +370,11 @@ impl Disk {
     }
 }
 
-impl Source {
+impl DiskSource {
     /// The local path, if it has one.
     pub fn path(&self) -> Option<&PathBuf> {
         match self {
-            Source::File { path } | Source::Block { path } => Some(path),
+            DiskSource::File { path } | DiskSource::Block { path } => Some(path),
             _ => None,
         }
     }
@@ -379,15 +382,15 @@ impl Source {
     /// libvirt's word for the kind.
     pub fn kind(&self) -> &str {
         match self {
-            Source::File { .. } => "file",
-            Source::Block { .. } => "block",
-            Source::Dir { .. } => "dir",
-            Source::Network { .. } => "network",
-            Source::Volume { .. } => "volume",
-            Source::Nvme { .. } => "nvme",
-            Source::Vhost { .. } => "vhost",
-            Source::Empty => "empty",
-            Source::Other { kind } => kind,
+            DiskSource::File { .. } => "file",
+            DiskSource::Block { .. } => "block",
+            DiskSource::Dir { .. } => "dir",
+            DiskSource::Network { .. } => "network",
+            DiskSource::Volume { .. } => "volume",
+            DiskSource::Nvme { .. } => "nvme",
+            DiskSource::Vhost { .. } => "vhost",
+            DiskSource::Empty => "empty",
+            DiskSource::Other { kind } => kind,
         }
     }
 }
@@ -533,20 +536,20 @@ fn read_tpm(node: Node) -> Tpm {
     }
 }
 
-fn read_source(kind: Option<&str>, source: Option<Node>) -> Source {
+fn read_source(kind: Option<&str>, source: Option<Node>) -> DiskSource {
     let attribute = |name: &str| source.and_then(|source| source.attribute(name));
     let path = |name: &str| attribute(name).map(PathBuf::from);
     match kind.unwrap_or("file") {
-        "file" => path("file").map_or(Source::Empty, |path| Source::File { path }),
-        "block" => path("dev").map_or(Source::Empty, |path| Source::Block { path }),
-        "dir" => path("dir").map_or(Source::Empty, |path| Source::Dir { path }),
+        "file" => path("file").map_or(DiskSource::Empty, |path| DiskSource::File { path }),
+        "block" => path("dev").map_or(DiskSource::Empty, |path| DiskSource::Block { path }),
+        "dir" => path("dir").map_or(DiskSource::Empty, |path| DiskSource::Dir { path }),
         "volume" => match (attribute("pool"), attribute("volume")) {
-            (Some(pool), Some(volume)) => Source::Volume { pool: pool.to_owned(), volume: volume.to_owned() },
-            _ => Source::Empty,
+            (Some(pool), Some(volume)) => DiskSource::Volume { pool: pool.to_owned(), volume: volume.to_owned() },
+            _ => DiskSource::Empty,
         },
         "network" => match attribute("protocol") {
-            None => Source::Empty,
-            Some(protocol) => Source::Network {
+            None => DiskSource::Empty,
+            Some(protocol) => DiskSource::Network {
                 protocol: protocol.to_owned(),
                 name: attribute("name").map(str::to_owned),
                 hosts: source.into_iter().flat_map(|source| children(source, "host")).map(read_host).collect(),
@@ -556,10 +559,10 @@ fn read_source(kind: Option<&str>, source: Option<Node>) -> Source {
                 tls: attribute("tls") == Some("yes"),
             },
         },
-        "nvme" => Source::Nvme { address: nvme_address(source) },
-        "vhostuser" => Source::Vhost { path: path("path").unwrap_or_default() },
-        "vhostvdpa" => Source::Vhost { path: path("dev").unwrap_or_default() },
-        other => Source::Other { kind: other.to_owned() },
+        "nvme" => DiskSource::Nvme { address: nvme_address(source) },
+        "vhostuser" => DiskSource::Vhost { path: path("path").unwrap_or_default() },
+        "vhostvdpa" => DiskSource::Vhost { path: path("dev").unwrap_or_default() },
+        other => DiskSource::Other { kind: other.to_owned() },
     }
 }
 

@@ -138,7 +138,7 @@ fn qemu_img_bitmap(action: &str, path: &Path, name: &str) -> Result<()> {
 }
 
 #[derive(Deserialize)]
-struct Info {
+struct ImageInfo {
     #[serde(rename = "virtual-size")]
     virtual_size: u64,
     #[serde(rename = "full-backing-filename")]
@@ -172,7 +172,7 @@ struct InfoBitmap {
     flags: Vec<String>,
 }
 
-impl Info {
+impl ImageInfo {
     /// The layer below: its path and format.
     fn backing(&self, path: &Path) -> Result<Option<(PathBuf, String)>> {
         let Some(backing) = self.full_backing.as_ref().or(self.backing.as_ref()) else {
@@ -207,7 +207,7 @@ impl Info {
     }
 }
 
-fn qemu_img_info(path: &Path, format: &str) -> Result<Info> {
+fn qemu_img_info(path: &Path, format: &str) -> Result<ImageInfo> {
     let mut command = Command::new("qemu-img");
     command.args(["info", "--force-share", "--output=json", "-f", format, "--"]).arg(path);
     let output = run(command, path)?;

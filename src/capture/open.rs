@@ -15,21 +15,21 @@ use std::time::Duration;
 use chrono::{DateTime, FixedOffset, Local, TimeDelta};
 use rustix::fs::{FlockOperation, flock};
 
-use super::agent::{Consistency, Freeze, FreezeMode};
+use super::agent::{Consistency, FreezeMode, FreezeOptions};
 use super::close::{self, CloseRequest};
 use super::copies;
-use super::definition::{Definition, Device, Disk, Source};
-use super::error::{Error, Meaning, Result};
+use super::definition::{DefinedDisk, Definition, Device, DiskSource};
+use super::error::{Error, LibvirtErrorKind, Result};
 use super::images::{self, ImageIdentity};
 use super::job::{self, JobDisk, JobRequest, NewCheckpoint};
-use super::machine::{Machine, PausedReason, State, Which};
+use super::machine::{Machine, MachineState, PausedReason, Which};
+use super::offline_fingerprint::OfflineFingerprint;
 use super::qemu_nbd::{self, ServeRequest};
-use super::runtime::{self, Runtime};
+use super::runtime::{self, RuntimeDirs};
 use super::state::{
     CaptureFile, CaptureKind, CaptureState, CapturedDisk, Phase, ReadMode, STATE_VERSION, ServerProcess, SkippedDisk,
 };
-use super::stillness::Stillness;
-use crate::steps::{self, Step};
+use crate::failpoint::{self, Failpoint};
 
 /// How long another command may be busy with the same machine: opening takes seconds at most.
 const MACHINE_LOCK_PATIENCE: Duration = Duration::from_secs(60);
@@ -48,7 +48,7 @@ pub struct OpenRequest {
     /// that is off does not change: it gets one only where a disk that can keep a bitmap has no parent's that can be used.
     pub checkpoint: Option<String>,
     /// Whether to freeze the guest's file systems.
-    pub freeze: Freeze,
+    pub freeze: FreezeOptions,
     /// How long the capture stays open at most.
     pub lease: Duration,
     /// Whether the capture belongs to this process: when the process is gone, anybody may clear it away.
@@ -79,7 +79,7 @@ impl Default for OpenRequest {
             disks: Vec::new(),
             skipped: Vec::new(),
             checkpoint: None,
-            freeze: Freeze::default(),
+            freeze: FreezeOptions::default(),
             lease: Duration::from_secs(6 * 3600),
             owned: false,
             repository: None,
@@ -103,11 +103,11 @@ impl DiskRequest {
 
 /// Opens a capture. Clears first what an earlier run left; fails with [`Error::Held`] when a live capture of the machine is in
 /// the way and with [`Error::ForeignJob`] when somebody else's backup job is.
-pub fn open_capture(runtime: &Runtime, machine: &Machine, request: &OpenRequest) -> Result<CaptureState> {
+pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequest) -> Result<CaptureState> {
     let _lock = lock_machine(runtime, machine)?;
-    steps::reached(Step::MachineLocked);
+    failpoint::hit(Failpoint::MachineLocked);
     close::clear_leftovers_locked(runtime, machine)?;
-    steps::reached(Step::LeftoversCleared);
+    failpoint::hit(Failpoint::LeftoversCleared);
     if !super::connection::is_local_uri(machine.uri()) {
         return Err(Error::NotLocal { uri: machine.uri().to_owned() });
     }
@@ -145,13 +145,13 @@ pub fn open_capture(runtime: &Runtime, machine: &Machine, request: &OpenRequest)
         undo(runtime, machine, file);
         return Err(error);
     }
-    steps::reached(Step::CaptureOpen);
+    failpoint::hit(Failpoint::CaptureOpen);
     file.unlock();
     Ok(state)
 }
 
 /// Serialises opening and clearing of captures of one machine.
-pub(super) fn lock_machine(runtime: &Runtime, machine: &Machine) -> Result<File> {
+pub(super) fn lock_machine(runtime: &RuntimeDirs, machine: &Machine) -> Result<File> {
     let path = runtime.machine_lock(machine.uuid());
     let file = OpenOptions::new()
         .create(true)
@@ -191,7 +191,7 @@ fn check_capturable(machine: &Machine, definition: &Definition, target: &str) ->
     let readable = disk.device == Device::Disk
         && matches!(
             disk.source,
-            Source::File { .. } | Source::Block { .. } | Source::Network { .. } | Source::Volume { .. }
+            DiskSource::File { .. } | DiskSource::Block { .. } | DiskSource::Network { .. } | DiskSource::Volume { .. }
         );
     match disk.exclusion() {
         Some(reason) if !readable => Err(refuse(reason)),
@@ -257,7 +257,7 @@ fn skipped_disks(definition: &Definition, request: &OpenRequest) -> Vec<SkippedD
         .collect()
 }
 
-fn undo(runtime: &Runtime, machine: &Machine, file: CaptureFile) {
+fn undo(runtime: &RuntimeDirs, machine: &Machine, file: CaptureFile) {
     let id = file.id().to_owned();
     if let Err(error) = close::close_with_machine(runtime, Some(machine), file, &CloseRequest::default()) {
         tracing::error!("capture {id} could not be undone: {error}");
@@ -265,7 +265,7 @@ fn undo(runtime: &Runtime, machine: &Machine, file: CaptureFile) {
 }
 
 fn open_running(
-    runtime: &Runtime,
+    runtime: &RuntimeDirs,
     machine: &Machine,
     live: &Definition,
     request: &OpenRequest,
@@ -273,7 +273,7 @@ fn open_running(
     state: &mut CaptureState,
 ) -> Result<()> {
     wait_for_other_job(machine)?;
-    if matches!(machine.state(), Ok(State::Paused(PausedReason::Migration))) {
+    if matches!(machine.state(), Ok(MachineState::Paused(PausedReason::Migration))) {
         return Err(Error::NotResumed { machine: machine.name().to_owned() });
     }
     let owner = live.dac_owner.unwrap_or_else(runtime::our_owner);
@@ -298,7 +298,7 @@ fn open_running(
         runtime::make_qemu_folder(&state.socket_folder, owner)?;
     }
     runtime::make_qemu_folder(&scratch, owner)?;
-    steps::reached(Step::CaptureNoted);
+    failpoint::hit(Failpoint::CaptureNoted);
     let begun = begin(machine, request, file, state)?;
     state.captured_at = begun.captured_at;
     state.consistency = begun.consistency;
@@ -329,7 +329,7 @@ fn wait_for_other_job(machine: &Machine) -> Result<()> {
 
 /// Where the job's socket goes. Under AppArmor or SELinux QEMU may only make one in the folder that libvirt keeps for the
 /// running machine.
-fn job_socket(runtime: &Runtime, machine: &Machine, live: &Definition, id: &str) -> Result<PathBuf> {
+fn job_socket(runtime: &RuntimeDirs, machine: &Machine, live: &Definition, id: &str) -> Result<PathBuf> {
     let confined = live.seclabel_models.iter().any(|model| matches!(model.as_str(), "apparmor" | "selinux"));
     if confined {
         match domain_folder(machine) {
@@ -406,26 +406,26 @@ fn running_disks(
 }
 
 /// The image and its layers as the live definition names them, which is what QEMU really has open.
-fn live_identity(disk: &Disk, source: &Source) -> Vec<ImageIdentity> {
+fn live_identity(disk: &DefinedDisk, source: &DiskSource) -> Vec<ImageIdentity> {
     let top = (source, format_of(disk));
     let below = disk.backing.iter().map(|layer| (&layer.source, layer.format.as_deref().unwrap_or("raw")));
     std::iter::once(top).chain(below).map(|(source, format)| identity_of(source, format)).collect()
 }
 
 /// A file's identity; of what is no local file, or cannot be seen, only the address.
-fn identity_of(source: &Source, format: &str) -> ImageIdentity {
+fn identity_of(source: &DiskSource, format: &str) -> ImageIdentity {
     let address = match source {
-        Source::File { path } | Source::Block { path } => match images::identify(path, format) {
+        DiskSource::File { path } | DiskSource::Block { path } => match images::identify(path, format) {
             Ok(identity) => return identity,
             Err(error) => {
                 tracing::debug!("{error}");
                 path.to_string_lossy().into_owned()
             }
         },
-        Source::Network { protocol, name, .. } => {
+        DiskSource::Network { protocol, name, .. } => {
             format!("{protocol}:{}", name.as_deref().unwrap_or_default())
         }
-        Source::Volume { pool, volume } => format!("volume:{pool}/{volume}"),
+        DiskSource::Volume { pool, volume } => format!("volume:{pool}/{volume}"),
         other => other.kind().to_owned(),
     };
     ImageIdentity {
@@ -442,14 +442,14 @@ fn identity_of(source: &Source, format: &str) -> ImageIdentity {
 fn wanted_disks<'a>(
     definition: &'a Definition,
     request: &'a OpenRequest,
-) -> impl Iterator<Item = (&'a Disk, &'a DiskRequest)> {
+) -> impl Iterator<Item = (&'a DefinedDisk, &'a DiskRequest)> {
     definition.disks.iter().filter_map(|disk| {
         let wanted = request.disks.iter().find(|wanted| wanted.target == disk.target)?;
         Some((disk, wanted))
     })
 }
 
-fn format_of(disk: &Disk) -> &str {
+fn format_of(disk: &DefinedDisk) -> &str {
     disk.format.as_deref().unwrap_or("raw")
 }
 
@@ -510,7 +510,7 @@ fn bring_back(machine: &Machine, checkpoint: &str, request: &OpenRequest) {
         };
         tracing::debug!("{error}");
         // One disk without its bitmap does not keep the others from theirs.
-        let Meaning::BitmapBroken { disk: Some(broken) } = error.meaning() else {
+        let LibvirtErrorKind::BitmapBroken { disk: Some(broken) } = error.meaning() else {
             return;
         };
         let before = disks.len();
@@ -531,11 +531,11 @@ fn begin(machine: &Machine, request: &OpenRequest, file: &CaptureFile, state: &m
         };
         let reason = error.to_string();
         let gave_way = match error.meaning() {
-            Meaning::BitmapBroken { disk } => {
+            LibvirtErrorKind::BitmapBroken { disk } => {
                 read_in_full(state, |at| disk.as_ref().is_none_or(|disk| *disk == at.target), &reason)
             }
-            Meaning::CheckpointMissing => read_in_full(state, |_| true, &reason),
-            Meaning::BitmapUnsupported => leave_out_of_checkpoint(state, &reason),
+            LibvirtErrorKind::CheckpointMissing => read_in_full(state, |_| true, &reason),
+            LibvirtErrorKind::BitmapUnsupported => leave_out_of_checkpoint(state, &reason),
             _ => false,
         };
         if !gave_way {
@@ -607,7 +607,7 @@ fn leave_out_of_checkpoint(state: &mut CaptureState, reason: &str) -> bool {
 }
 
 fn open_off(
-    runtime: &Runtime,
+    runtime: &RuntimeDirs,
     machine: &Machine,
     definition: &Definition,
     request: &OpenRequest,
@@ -629,7 +629,7 @@ fn open_off(
     }
     start_chain(request, file, state)?;
     // Before anybody can read; our own bitmaps are in the images by now.
-    let mut still = Stillness::note(machine, state, &sources);
+    let mut still = OfflineFingerprint::note(machine, state, &sources);
     for (at, source) in sources.into_iter().enumerate() {
         let disk = &state.disks[at];
         let server = qemu_nbd::serve(&ServeRequest {
@@ -649,7 +649,7 @@ fn open_off(
             state.disks[at].capacity_bytes = images::size_of_export(&state.disks[at].nbd_uri)?;
         }
     }
-    steps::reached(Step::Begun);
+    failpoint::hit(Failpoint::Begun);
     state.captured_at = Local::now().fixed_offset();
     // From the first server on, QEMU's locks keep the machine from starting; before it, it may just have been started.
     if machine.is_running()? {
@@ -681,7 +681,7 @@ fn start_chain(request: &OpenRequest, file: &CaptureFile, state: &mut CaptureSta
     }
     // What is begun is known before it begins: every socket, and every bitmap.
     file.save(state)?;
-    steps::reached(Step::CaptureNoted);
+    failpoint::hit(Failpoint::CaptureNoted);
     let Some(name) = name else {
         return Ok(());
     };
@@ -698,7 +698,7 @@ fn start_chain(request: &OpenRequest, file: &CaptureFile, state: &mut CaptureSta
         state.checkpoint = None;
     }
     file.save(state)?;
-    steps::reached(Step::BitmapsAdded);
+    failpoint::hit(Failpoint::BitmapsAdded);
     Ok(())
 }
 
@@ -709,11 +709,11 @@ fn targets_with_new_bitmap(state: &CaptureState) -> Vec<String> {
 /// A disk of a machine that is off, to be served.
 struct OffDisk {
     captured: CapturedDisk,
-    source: Source,
+    source: DiskSource,
     keeps_bitmaps: bool,
 }
 
-fn off_disk(machine: &Machine, disk: &Disk, wanted: &DiskRequest, sockets: &Path) -> Result<OffDisk> {
+fn off_disk(machine: &Machine, disk: &DefinedDisk, wanted: &DiskRequest, sockets: &Path) -> Result<OffDisk> {
     if let Some(kind) = &disk.encryption {
         return Err(Error::DiskNotCapturable {
             machine: machine.name().to_owned(),
@@ -768,8 +768,8 @@ fn off_disk(machine: &Machine, disk: &Disk, wanted: &DiskRequest, sockets: &Path
 
 impl Machine {
     /// A volume of a storage pool as the file or device that it is.
-    pub fn resolve(&self, source: &Source) -> Result<Source> {
-        let Source::Volume { pool, volume } = source else {
+    pub fn resolve(&self, source: &DiskSource) -> Result<DiskSource> {
+        let DiskSource::Volume { pool, volume } = source else {
             return Ok(source.clone());
         };
         let action = || format!("look up volume {volume} of storage pool {pool}");
@@ -777,6 +777,6 @@ impl Machine {
         let path = self.call(action, move |domain| super::connection::volume_path(domain, &pool, &volume))?;
         let is_block =
             fs::metadata(&path).is_ok_and(|found| std::os::unix::fs::FileTypeExt::is_block_device(&found.file_type()));
-        Ok(if is_block { Source::Block { path } } else { Source::File { path } })
+        Ok(if is_block { DiskSource::Block { path } } else { DiskSource::File { path } })
     }
 }

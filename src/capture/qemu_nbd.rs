@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::definition::Source;
+use super::definition::DiskSource;
 use super::error::{Error, Result};
 use super::state::{ServerProcess, start_ticks};
 
@@ -30,7 +30,7 @@ pub struct ServeRequest {
     /// The disk's target, which becomes the export's name.
     pub target: String,
     /// The image.
-    pub source: Source,
+    pub source: DiskSource,
     /// Its format.
     pub format: String,
     /// A bitmap to offer, checked before.
@@ -170,17 +170,17 @@ fn joined(option: &str, path: &Path) -> std::ffi::OsString {
 /// The image's arguments. Secrets would be visible to every user, so a source that needs one is refused.
 fn add_image(command: &mut Command, request: &ServeRequest) -> std::result::Result<(), String> {
     match &request.source {
-        Source::File { path } | Source::Block { path } => {
+        DiskSource::File { path } | DiskSource::Block { path } => {
             command.arg(format!("--format={}", request.format)).arg("--").arg(path);
             Ok(())
         }
-        Source::Network { authenticated: true, .. } => {
+        DiskSource::Network { authenticated: true, .. } => {
             Err("a network disk that needs a secret can be read only while the machine runs".to_owned())
         }
-        Source::Network { tls: true, .. } => {
+        DiskSource::Network { tls: true, .. } => {
             Err("a network disk behind TLS can be read only while the machine runs".to_owned())
         }
-        network @ Source::Network { .. } => {
+        network @ DiskSource::Network { .. } => {
             let file = network_options(network)?;
             let options = serde_json::json!({ "driver": request.format, "file": file });
             command.arg("--").arg(format!("json:{options}"));
@@ -191,8 +191,8 @@ fn add_image(command: &mut Command, request: &ServeRequest) -> std::result::Resu
 }
 
 /// QEMU's options for the kinds of network storage that it opens by address alone.
-fn network_options(source: &Source) -> std::result::Result<serde_json::Value, String> {
-    let Source::Network { protocol, name, hosts, .. } = source else {
+fn network_options(source: &DiskSource) -> std::result::Result<serde_json::Value, String> {
+    let DiskSource::Network { protocol, name, hosts, .. } = source else {
         return Err("not a network disk".to_owned());
     };
     let host = hosts.first();

@@ -9,13 +9,13 @@ use chrono::{DateTime, FixedOffset};
 
 use super::close::capture_of_socket;
 use super::connection::Hypervisor;
-use super::definition::{Device, Disk, Source, child, children, parse_owner, parse_xml};
-use super::error::{Error, Meaning, Result};
+use super::definition::{DefinedDisk, Device, DiskSource, child, children, parse_owner, parse_xml};
+use super::error::{Error, LibvirtErrorKind, Result};
 use super::images::{self, ImageLayer};
-use super::machine::{Machine, PausedReason, State, Which};
+use super::machine::{Machine, MachineState, PausedReason, Which};
 use super::open::{domain_folder, lock_machine};
 use super::qemu_nbd::is_ours;
-use super::runtime::{self, Runtime};
+use super::runtime::{self, RuntimeDirs};
 use super::state::{CaptureFile, CapturedDisk, Phase};
 
 /// The programs of QEMU's that captures need beside QEMU itself.
@@ -47,7 +47,7 @@ pub struct MachineSurvey {
     /// Its name.
     pub name: String,
     /// What it is doing.
-    pub state: State,
+    pub state: MachineState,
     /// It is off and has its memory saved on disk.
     pub has_saved_memory: bool,
     /// Its guest agent.
@@ -133,7 +133,7 @@ pub struct DiskSurvey {
     /// Whether that is a file.
     pub is_file: bool,
     /// What keeps its content.
-    pub storage: Storage,
+    pub storage: DiskStorage,
     /// How it is encrypted.
     pub encryption: Option<String>,
     /// What the guest sees; none when that is not known.
@@ -142,7 +142,7 @@ pub struct DiskSurvey {
 
 /// What keeps a disk's content, and whether QEMU can note there what changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Storage {
+pub enum DiskStorage {
     /// A qcow2 image that keeps bitmaps.
     KeepsBitmaps,
     /// A qcow2 image of version 2.
@@ -196,14 +196,14 @@ impl Hypervisor {
 
 impl Machine {
     /// Looks at the machine; its guest agent is asked for the time.
-    pub fn survey(&self, runtime: &Runtime, host: &HostSurvey) -> Result<MachineSurvey> {
+    pub fn survey(&self, runtime: &RuntimeDirs, host: &HostSurvey) -> Result<MachineSurvey> {
         let definition = self.definition(Which::Live)?;
         let state = self.state()?;
         let is_running = self.is_running()?;
         let agent = match (definition.has_agent_channel, &state, definition.agent_connected) {
             (false, ..) => AgentSurvey::NoChannel,
-            (true, State::Running, true) => self.ask_agent(runtime),
-            (true, State::Running, false) => AgentSurvey::Disconnected,
+            (true, MachineState::Running, true) => self.ask_agent(runtime),
+            (true, MachineState::Running, false) => AgentSurvey::Disconnected,
             (true, ..) => AgentSurvey::NotAsked,
         };
         let looked: Vec<(DiskSurvey, Option<ImageLayer>)> =
@@ -236,19 +236,19 @@ impl Machine {
         })
     }
 
-    fn ask_agent(&self, runtime: &Runtime) -> AgentSurvey {
+    fn ask_agent(&self, runtime: &RuntimeDirs) -> AgentSurvey {
         // libvirt keeps one time limit for a machine's agent: a run that is about to freeze must not lose its own.
         let Ok(_lock) = lock_machine(runtime, self) else {
             return AgentSurvey::NotAsked;
         };
         match self.agent_time(AGENT_PATIENCE) {
             // One that is told not to say the time answers all the same.
-            Err(error) if error.meaning() != Meaning::AgentFailed => AgentSurvey::Silent(error.to_string()),
+            Err(error) if error.meaning() != LibvirtErrorKind::AgentFailed => AgentSurvey::Silent(error.to_string()),
             _ => AgentSurvey::Answers,
         }
     }
 
-    fn survey_job(&self, runtime: &Runtime) -> JobSurvey {
+    fn survey_job(&self, runtime: &RuntimeDirs) -> JobSurvey {
         match self.find_capture(runtime).and_then(|captured| Ok((captured, self.running_backup()?))) {
             Ok((Some(captured), _)) => captured,
             Ok((None, None)) => JobSurvey::Free,
@@ -264,7 +264,7 @@ impl Machine {
         }
     }
 
-    fn find_capture(&self, runtime: &Runtime) -> Result<Option<JobSurvey>> {
+    fn find_capture(&self, runtime: &RuntimeDirs) -> Result<Option<JobSurvey>> {
         let mut left_over = None;
         for file in CaptureFile::open_all(runtime)? {
             let Ok(state) = file.load() else { continue };
@@ -319,32 +319,32 @@ impl Machine {
 impl MachineSurvey {
     /// Whether its QEMU runs.
     pub fn is_on(&self) -> bool {
-        !matches!(self.state, State::Off | State::Crashed)
+        !matches!(self.state, MachineState::Off | MachineState::Crashed)
     }
 
     /// Whether a disk that failed holds it.
     pub fn is_stopped_by_io_error(&self) -> bool {
-        self.state == State::Paused(PausedReason::IoError)
+        self.state == MachineState::Paused(PausedReason::IoError)
     }
 }
 
-fn look_at_disk(machine: &Machine, disk: &Disk) -> (DiskSurvey, Option<ImageLayer>) {
+fn look_at_disk(machine: &Machine, disk: &DefinedDisk) -> (DiskSurvey, Option<ImageLayer>) {
     let exclusion = disk.exclusion();
     let source = machine.resolve(&disk.source).unwrap_or_else(|_| disk.source.clone());
     let format = disk.format.as_deref().unwrap_or("raw");
     let layers = source.path().filter(|_| exclusion.is_none()).map(|path| images::read_layers(path, format));
     let (storage, top) = match layers.transpose() {
-        Err(error) => (Storage::Unreadable(error.to_string()), None),
+        Err(error) => (DiskStorage::Unreadable(error.to_string()), None),
         Ok(layers) => {
             let top = layers.and_then(|layers| layers.into_iter().next());
             let storage = match &top {
-                Some(top) if top.keeps_bitmaps && disk.keeps_bitmaps() => Storage::KeepsBitmaps,
+                Some(top) if top.keeps_bitmaps && disk.keeps_bitmaps() => DiskStorage::KeepsBitmaps,
                 Some(top) if top.format == "qcow2" && (top.has_data_file || disk.data_file.is_some()) => {
-                    Storage::DataFile
+                    DiskStorage::DataFile
                 }
-                Some(top) if top.format == "qcow2" => Storage::OldQcow2,
-                None if disk.keeps_bitmaps() => Storage::KeepsBitmaps,
-                _ => Storage::Format(format.to_owned()),
+                Some(top) if top.format == "qcow2" => DiskStorage::OldQcow2,
+                None if disk.keeps_bitmaps() => DiskStorage::KeepsBitmaps,
+                _ => DiskStorage::Format(format.to_owned()),
             };
             (storage, top)
         }
@@ -352,9 +352,9 @@ fn look_at_disk(machine: &Machine, disk: &Disk) -> (DiskSurvey, Option<ImageLaye
     let survey = DiskSurvey {
         target: disk.target.clone(),
         exclusion,
-        is_drive: matches!(disk.device, Device::Cdrom | Device::Floppy) || disk.source == Source::Empty,
+        is_drive: matches!(disk.device, Device::Cdrom | Device::Floppy) || disk.source == DiskSource::Empty,
         path: source.path().cloned(),
-        is_file: matches!(source, Source::File { .. }),
+        is_file: matches!(source, DiskSource::File { .. }),
         storage,
         encryption: disk.encryption.clone(),
         capacity_bytes: machine.disk_info(&disk.target).ok().map(|info| info.capacity_bytes),
@@ -363,7 +363,7 @@ fn look_at_disk(machine: &Machine, disk: &Disk) -> (DiskSurvey, Option<ImageLaye
 }
 
 /// The first folder on the way to sockets or scratch files that this user may not pass.
-fn closed_folder(runtime: &Runtime, owner: (u32, u32)) -> Option<PathBuf> {
+fn closed_folder(runtime: &RuntimeDirs, owner: (u32, u32)) -> Option<PathBuf> {
     [runtime.socket_folder(), runtime.scratch_folder()].into_iter().find_map(|folder| {
         // What is missing is made so that everybody may pass.
         let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));

@@ -7,9 +7,9 @@ use crate::cli::failure::CliError;
 use crate::cli::prompt;
 use crate::cli::secret;
 use crate::cli::session::say;
-use crate::pace::Pace;
+use crate::rate_limiter::RateLimiter;
 use crate::repo::{self, Password, Repository};
-use crate::storage::{self, LimitStorage, Patience, RetryStorage, Storage};
+use crate::storage::{self, LimitStorage, RetryPolicy, RetryStorage, Storage};
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use std::fs;
@@ -165,9 +165,10 @@ impl RepoArgs {
         let mut storage = context.storage(&self.url()?, self.ssh_password_file.as_deref())?;
         let stop = context.stop.flag();
         if let Some(rate) = self.limit_upload {
-            storage = Arc::new(LimitStorage::new(storage, Arc::new(Pace::new(rate, Arc::clone(&stop)))));
+            storage = Arc::new(LimitStorage::new(storage, Arc::new(RateLimiter::new(rate, Arc::clone(&stop)))));
         }
-        let patience = Patience { known: self.retry_for.unwrap_or(Patience::default().known), ..Patience::default() };
+        let patience =
+            RetryPolicy { known: self.retry_for.unwrap_or(RetryPolicy::default().known), ..RetryPolicy::default() };
         Ok(Arc::new(RetryStorage::new(storage, patience, stop)))
     }
 

@@ -3,8 +3,8 @@
 //! Whoever can write it makes kvmb run commands (hooks), and that is often root: such a file is refused. So is one that
 //! everybody may read and that has a command in it which tells a password.
 
-use super::document::{self, Refusal};
-use super::{Config, Fault, SECRET_KEYS};
+use super::document::{self, DocumentError};
+use super::{Config, KeyError, SECRET_KEYS};
 use crate::bounded;
 use rustix::fs::OFlags;
 use serde_json::Value;
@@ -94,7 +94,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// All of them.
-        faults: Vec<Fault>,
+        faults: Vec<KeyError>,
     },
 }
 
@@ -162,8 +162,8 @@ fn read(path: &Path) -> Result<Option<Loaded>, Error> {
         }
     };
     let (config, said) = document::read(&text).map_err(|refusal| match refusal {
-        Refusal::NotJson(reason) => Error::NotJson { path: path.to_owned(), reason },
-        Refusal::Faults(faults) => Error::Faults { path: path.to_owned(), faults },
+        DocumentError::NotJson(reason) => Error::NotJson { path: path.to_owned(), reason },
+        DocumentError::Faults(faults) => Error::Faults { path: path.to_owned(), faults },
     })?;
     let secret = SECRET_KEYS.into_iter().find(|key| value_of(&said, key).is_some());
     match secret {

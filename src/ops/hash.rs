@@ -4,7 +4,7 @@ use super::store_disk::check_size;
 use super::{Error, Monitor, Result, Stop};
 use crate::bounded::{self, GaveUp};
 use crate::nbd::{Chunk, DiskReader, NbdUri, ReadOptions};
-use crate::pace::Pace;
+use crate::rate_limiter::RateLimiter;
 use crate::record;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::{Digest, Sha256};
@@ -26,7 +26,7 @@ pub fn hash_export(
     captured_bytes: Option<u64>,
     label: &str,
     disk: &str,
-    pace: Option<&Pace>,
+    pace: Option<&RateLimiter>,
     monitor: &dyn Monitor,
     stop: &Stop,
 ) -> Result<(String, u64)> {
@@ -45,7 +45,7 @@ pub fn hash_export(
         match chunk.map_err(Error::disk(disk))? {
             Chunk::Data { bytes, .. } => {
                 if let Some(pace) = pace {
-                    pace.take(bytes.len());
+                    pace.acquire(bytes.len());
                 }
                 hasher.update(&bytes[..]);
                 hashed += bytes.len() as u64;

@@ -13,17 +13,17 @@ const NAME: &str = "config";
 
 /// Sealed JSON without compression.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Config {
+pub(super) struct RepoConfig {
     version: u32,
     pub(super) id: String,
     chunker_polynomial: String,
 }
 
-impl Config {
+impl RepoConfig {
     pub(super) fn random() -> Result<Self> {
         let mut id = [0; 32];
         fill_random(&mut id)?;
-        Ok(Config {
+        Ok(RepoConfig {
             version: VERSION,
             id: hex::encode(id),
             chunker_polynomial: format!("{:x}", polynomial::random_irreducible()?),

@@ -8,7 +8,7 @@
 //! # Order of things
 //! A prune beside a backup loses data unless both hold locks. So: [`Repository::lock`], then
 //! [`Repository::load_index`], then write; [`RepoLock::check`] before the snapshot is saved. In between, whoever writes names
-//! what runs that ended badly have stored: [`Repository::begin_adoption`].
+//! what runs that ended badly have stored: [`Repository::begin_recovery`].
 //!
 //! # Memory
 //! | what | how much |
@@ -27,20 +27,20 @@ mod content;
 mod crypto;
 mod error;
 mod host;
-mod host_folder;
 mod id;
 mod index;
 mod key;
 mod lock;
+mod orphaned_packs;
 mod pack;
 mod polynomial;
 mod prune;
 mod reader;
+mod repo_cache_dir;
 mod snapshot;
 mod time;
 mod transfer;
 mod tree;
-mod unfinished;
 mod writer;
 
 use std::fmt;
@@ -50,29 +50,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::storage::{FileKind, Storage};
-use config::Config;
+use config::RepoConfig;
 use crypto::{OpenError, SealKey};
 use key::KeyFile;
 
-pub use check::{CheckOptions, CheckReport, Damage, check};
+pub use check::{CheckOptions, CheckReport, RepoDamage, check};
 pub use content::Content;
 pub use crypto::Password;
 pub use error::{Error, Flaw, Result};
-pub use host_folder::HostFolder;
 pub use id::{Id, ParseIdError};
 pub use index::{BlobLocation, Index};
 pub use key::KeyInfo;
-pub use lock::{LockInfo, LockMode, LockTiming, RepoLock, SettlingLock};
+pub use lock::{LockInfo, LockMode, LockTiming, PendingLock, RepoLock};
+pub use orphaned_packs::PackRecovery;
 pub use pack::BlobKind;
 pub use prune::{
     MaxUnused, ParseMaxUnusedError, PruneEvent, PruneLimits, PrunePlan, PruneSummary, PruneWatch, is_no_space,
 };
 pub use reader::read_blobs;
+pub use repo_cache_dir::RepoCacheDir;
 pub use snapshot::{DamagedSnapshot, Snapshot, SnapshotList, StoredSnapshot};
 pub use transfer::copy_blobs;
 pub use tree::{Metadata, Node, NodeKind, Tree, read_tree, write_tree};
-pub use unfinished::Adoption;
-pub use writer::{Stored, WriteSummary, Writer, WriterOptions, ZERO_BLOB_BYTES, zero_blob_id};
+pub use writer::{PutOutcome, WriteSummary, Writer, WriterOptions, ZERO_BLOB_BYTES, zero_blob_id};
 
 /// The first byte of what format 2 calls "unpacked": zstd-compressed JSON follows.
 const ENCODING_ZSTD: u8 = 2;
@@ -87,7 +87,7 @@ const SMALL_FILE_THREADS: usize = 8;
 #[derive(Clone)]
 pub struct Repository {
     inner: Arc<Inner>,
-    host_folder: Option<Arc<HostFolder>>,
+    host_folder: Option<Arc<RepoCacheDir>>,
 }
 
 struct Inner {
@@ -95,7 +95,7 @@ struct Inner {
     url: String,
     key: SealKey,
     key_id: Id,
-    config: Config,
+    config: RepoConfig,
 }
 
 impl fmt::Debug for Repository {
@@ -126,7 +126,7 @@ impl Repository {
             }
         }
         let key = SealKey::random()?;
-        let config = Config::random()?;
+        let config = RepoConfig::random()?;
         let key_id = KeyFile::add(&*storage, &key, password)?;
         config.save(&*storage, &key)?;
         Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), host_folder: None })
@@ -149,18 +149,18 @@ impl Repository {
         // To make a key of a password takes as long as a connection, and the index is read by several threads.
         storage.warm_up(2);
         let (key_id, key) = find_key(&*storage, &url, password)?;
-        let config = Config::open(&mut sealed_config, &key, &url)?;
+        let config = RepoConfig::open(&mut sealed_config, &key, &url)?;
         Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), host_folder: None })
     }
 
     /// The same repository, of which this host remembers something from run to run, below kvmb's data folder.
     pub fn remembered_in(self, data_folder: &Path) -> Repository {
-        let host_folder = self.id().parse().ok().map(|id| Arc::new(HostFolder::new(data_folder, id)));
+        let host_folder = self.id().parse().ok().map(|id| Arc::new(RepoCacheDir::new(data_folder, id)));
         Repository { host_folder, ..self }
     }
 
     /// What this host remembers of it, if it was told where.
-    pub fn host_folder(&self) -> Option<&HostFolder> {
+    pub fn host_folder(&self) -> Option<&RepoCacheDir> {
         self.host_folder.as_deref()
     }
 
@@ -203,8 +203,8 @@ impl Repository {
     }
 
     /// Makes the repository's lock, which has yet to settle.
-    pub fn begin_lock(&self, mode: LockMode) -> Result<SettlingLock> {
-        SettlingLock::begin(self.clone(), mode, LockTiming::default())
+    pub fn begin_lock(&self, mode: LockMode) -> Result<PendingLock> {
+        PendingLock::begin(self.clone(), mode, LockTiming::default())
     }
 
     /// As [`Repository::lock`], with other times than restic's; for tests.

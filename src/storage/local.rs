@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::{Error, FileInfo, FileKind, Result, Storage};
-use crate::whole_file;
+use crate::atomic_file;
 
 /// What a temporary name contains.
 const TEMPORARY_MARK: &str = "-tmp-";
@@ -208,7 +208,7 @@ impl Storage for LocalStorage {
 
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
         let path = self.path(kind, name);
-        whole_file::read(&path).map_err(|e| self.error("read", kind, name, &path, e))
+        atomic_file::read(&path).map_err(|e| self.error("read", kind, name, &path, e))
     }
 
     fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
@@ -220,7 +220,7 @@ impl Storage for LocalStorage {
             name: name.to_owned(),
             wanted_bytes: offset.saturating_add(length as u64),
         };
-        let mut file = whole_file::open(&path).map_err(fail)?;
+        let mut file = atomic_file::open(&path).map_err(fail)?;
         // Asked first, so that a wild length out of a damaged index cannot make us allocate it.
         let size_bytes = file.metadata().map_err(fail)?.len();
         if offset.saturating_add(length as u64) > size_bytes {

@@ -13,7 +13,7 @@ mod url;
 
 pub use limit::LimitStorage;
 pub use local::LocalStorage;
-pub use retry::{Patience, RetryStorage};
+pub use retry::{RetryPolicy, RetryStorage};
 pub use sftp::SftpStorage;
 pub use url::open;
 
@@ -229,7 +229,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// visible under its name before. Writing a name that exists replaces it: names are hashes of the content.
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()>;
 
-    /// The same at a pace: `pace` is called before each piece of that many bytes goes out, and may take its time. A place
+    /// The same at a pace: `rate_limiter` is called before each piece of that many bytes goes out, and may take its time. A place
     /// that can only write in one go calls it once.
     fn write_paced(&self, kind: FileKind, name: &str, contents: &[u8], pace: &dyn Fn(usize)) -> Result<()> {
         pace(contents.len());

@@ -28,7 +28,7 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// How long to try.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct RetryPolicy {
     /// With a place that answered before.
     pub known: Duration,
     /// With a place that has not answered yet.
@@ -39,9 +39,9 @@ pub struct Patience {
     pub longest_pause: Duration,
 }
 
-impl Default for Patience {
+impl Default for RetryPolicy {
     fn default() -> Self {
-        Patience {
+        RetryPolicy {
             known: Duration::from_secs(15 * 60),
             unknown: Duration::from_secs(20),
             shortest_pause: Duration::from_millis(500),
@@ -54,7 +54,7 @@ impl Default for Patience {
 #[derive(Debug)]
 pub struct RetryStorage {
     inner: Arc<dyn Storage>,
-    patience: Patience,
+    patience: RetryPolicy,
     stop: Arc<AtomicBool>,
     /// Whether the last call was answered.
     answers: AtomicBool,
@@ -62,13 +62,13 @@ pub struct RetryStorage {
 
 impl RetryStorage {
     /// Calls `inner` with patience; raising `stop` ends it with [`Error::Interrupted`].
-    pub fn new(inner: Arc<dyn Storage>, patience: Patience, stop: Arc<AtomicBool>) -> Self {
+    pub fn new(inner: Arc<dyn Storage>, patience: RetryPolicy, stop: Arc<AtomicBool>) -> Self {
         RetryStorage { inner, patience, stop, answers: AtomicBool::new(false) }
     }
 
     /// Calls until there is an answer; `call` hears whether it was called before.
     fn persist<T>(&self, mut call: impl FnMut(bool) -> Result<T>) -> Result<T> {
-        let Patience { known, unknown, shortest_pause, longest_pause } = self.patience;
+        let RetryPolicy { known, unknown, shortest_pause, longest_pause } = self.patience;
         let (began, mut tries) = (Instant::now(), 0);
         let patience = if self.answers.load(Ordering::Relaxed) { known } else { unknown.min(known) };
         let pauses = ExponentialBuilder::new()

@@ -3,8 +3,8 @@
 //! On the server it may do one thing: SFTP. A server that is not OpenSSH may not understand such restrictions, so there the
 //! key is noted without them.
 
-use super::{Fault, Files, Refusal};
-use crate::whole_file;
+use super::{SftpClient, SftpFault, SftpStatus};
+use crate::atomic_file;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use ssh_key::private::Ed25519Keypair;
@@ -22,7 +22,7 @@ const RESTRICTIONS: &str = "restrict,command=\"internal-sftp\"";
 
 /// The public half of the key in `path`; none if there is no such file.
 pub fn read(path: &Path) -> io::Result<Option<PublicKey>> {
-    match whole_file::read_to_string(path) {
+    match atomic_file::read_to_string(path) {
         Ok(text) => {
             let text = zeroize::Zeroizing::new(text);
             PrivateKey::from_openssh(&*text).map(|key| Some(key.public_key().clone())).map_err(io::Error::other)
@@ -62,10 +62,10 @@ pub fn authorized_line(key: &PublicKey, server_is_openssh: bool) -> String {
 
 /// Adds the line to the account's list, unless the key stands there already; says whether it was added. The list is
 /// lengthened where it is, so that it stays the file, or the link to one, that the server trusts.
-pub fn authorize(files: &Files, key: &PublicKey) -> Result<bool, Fault> {
+pub fn authorize(files: &SftpClient, key: &PublicKey) -> Result<bool, SftpFault> {
     let list = match files.read(AUTHORIZED_KEYS) {
         Ok(list) => list,
-        Err(Fault::Refused(Refusal::NotFound)) => {
+        Err(SftpFault::Refused(SftpStatus::NotFound)) => {
             if files.stat(".ssh").is_err_and(|fault| fault.is_not_found()) {
                 files.make_folder(".ssh")?;
             }

@@ -5,12 +5,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::storage::{Error, FileInfo, FileKind, Result, Storage};
 
-type Files = BTreeMap<(FileKind, String), Vec<u8>>;
+type MemoryFiles = BTreeMap<(FileKind, String), Vec<u8>>;
 
 /// Files in a map. What a test needs to break a repository is public: [`MemoryStorage::replace`].
 #[derive(Debug, Default)]
 pub struct MemoryStorage {
-    files: Mutex<Files>,
+    files: Mutex<MemoryFiles>,
 }
 
 impl MemoryStorage {
@@ -19,7 +19,7 @@ impl MemoryStorage {
         Self::default()
     }
 
-    fn files(&self) -> MutexGuard<'_, Files> {
+    fn files(&self) -> MutexGuard<'_, MemoryFiles> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
