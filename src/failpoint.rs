@@ -6,6 +6,10 @@
 /// The steps of a backup and of a prune, in the order in which a run passes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failpoint {
+    /// The config of a new repository is there, its key is not.
+    ConfigCreated,
+    /// Its key is there.
+    KeyCreated,
     /// The repository is locked and its index loaded.
     RepositoryOpened,
     /// The point to continue is known.
@@ -85,6 +89,9 @@ impl Failpoint {
         Failpoint::CheckpointsSettled,
         Failpoint::CaptureForgotten,
     ];
+
+    /// Those of the creation of a repository.
+    pub const CREATION: [Failpoint; 2] = [Failpoint::ConfigCreated, Failpoint::KeyCreated];
 
     /// Those of a prune.
     pub const PRUNE: [Failpoint; 11] = [

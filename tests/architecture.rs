@@ -5,14 +5,14 @@
 //! | layer | may import | why |
 //! | --- | --- | --- |
 //! | `record`, `nbd` | nothing | neighbours that can be replaced or tested one by one |
-//! | `storage` | `rate_limiter` | a neighbour of these; uploads may be limited |
+//! | `storage` | `rate_limiter`, `atomic_file` | a neighbour of these; uploads may be limited |
 //! | `units` | nothing | how people write numbers, the same everywhere |
 //! | `clock` | nothing | when a time of day is, the same for schedules and for names of points |
 //! | `atomic_file` | nothing | files that others read at any moment |
 //! | `rate_limiter` | nothing | disks and uploads are limited alike |
-//! | `failpoint` | nothing | names that the tests share with `capture` and `ops` |
+//! | `failpoint` | nothing | names that the tests share with `capture`, `repo` and `ops` |
 //! | `capture` | `failpoint`, `atomic_file` | a neighbour of the above |
-//! | `repo` | `storage`, `atomic_file` | a repository does not know what it stores, nor from where |
+//! | `repo` | `storage`, `failpoint`, `atomic_file` | a repository does not know what it stores, nor from where |
 //! | `retention`, `schedule`, `log`, `history` | `units`, `clock`, `record`, `atomic_file` | pure rules, or one outer thing each |
 //! | `config` | `units`, `retention`, `schedule` | the file names rules, it does not apply them |
 //! | `ops` | all of these but `config`, `schedule`, `log`, `atomic_file` | the workflows know no terminal and no configuration file |
@@ -34,7 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("atomic_file", &[]),
     ("failpoint", &[]),
     ("capture", &["bounded", "failpoint", "atomic_file"]),
-    ("repo", &["storage", "atomic_file"]),
+    ("repo", &["storage", "failpoint", "atomic_file"]),
     ("retention", &["record", "units"]),
     ("schedule", &["units", "clock", "atomic_file"]),
     ("log", &["record"]),

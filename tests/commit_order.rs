@@ -59,6 +59,8 @@ impl Scene {
             Failpoint::BitmapsAdded => self == Scene::BegunOff,
             // Needs a guest with an agent: see tests/guest.rs.
             Failpoint::Frozen => false,
+            // Of the creation of a repository: see tests/together/creation.rs.
+            Failpoint::ConfigCreated | Failpoint::KeyCreated => false,
             // Of a prune: see tests/retention.rs.
             Failpoint::PrunePlanned
             | Failpoint::UnnamedPackRemoved

@@ -45,14 +45,15 @@ fn pace(bytes_per_second: u32) -> Arc<RateLimiter> {
     Arc::new(RateLimiter::new(NonZeroU32::new(bytes_per_second).unwrap(), Arc::default()))
 }
 
-/// All calls but the removal: whether a file was gone before or is gone since, nobody can tell when that was cut.
-const TELLING: [Operation; 8] = [
+/// All calls but the removals: whether a file was gone before or is gone since, nobody can tell when that was cut.
+const TELLING: [Operation; 9] = [
     Operation::CreateLayout,
     Operation::List,
     Operation::Size,
     Operation::Read,
     Operation::ReadRange,
     Operation::Write,
+    Operation::Create,
     Operation::SyncFolder,
     Operation::FreeBytes,
 ];
@@ -65,6 +66,22 @@ fn cut_at_random(storage: &FaultStorage, operations: &[Operation], seed: u64) {
             let effect = if random.random() { FaultEffect::Cut } else { FaultEffect::CutAfter };
             storage.add(InjectedFault::every(operation, effect).nth(random.random_range(1..600)));
         }
+    }
+}
+
+#[test]
+fn a_creation_whose_answer_was_lost_succeeds_and_one_that_was_too_late_does_not() {
+    for (first, expected) in [(&b"mine"[..], true), (b"yours", false)] {
+        let inner = faulty();
+        let storage = patient(&inner, PATIENCE);
+        inner.add(InjectedFault::every(Operation::Create, FaultEffect::CutAfter).nth(1));
+        if !expected {
+            inner.write(FileKind::Config, "", first).unwrap();
+        }
+        let created = storage.create(FileKind::Config, "", b"mine");
+        assert_eq!(created.is_ok(), expected, "{created:?}");
+        assert!(expected || matches!(created, Err(Error::Exists { .. })), "{created:?}");
+        assert_eq!(inner.read(FileKind::Config, "").unwrap(), first);
     }
 }
 

@@ -439,6 +439,7 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
         Error::Locked { .. } => {
             (Code::Busy, Some("wait for the other program; 'restic unlock' removes locks of dead ones"))
         }
+        Error::Unfinished { .. } => (Code::NoRepository, Some("finish it with 'kvmb init -r REPO'")),
         Error::AlreadyExists { .. } => (Code::Exists, None),
         Error::Storage(storage::Error::NoSpace { .. }) => {
             (Code::NoSpace, Some("make room in the repository; the points that are there are whole"))

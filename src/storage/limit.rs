@@ -51,6 +51,15 @@ impl Storage for LimitStorage {
         self.inner.write_paced(kind, name, contents, &|bytes| self.upload.acquire(bytes))
     }
 
+    fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        self.upload.acquire(contents.len());
+        self.inner.create(kind, name, contents)
+    }
+
+    fn remove_exact(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<bool> {
+        self.inner.remove_exact(kind, name, contents)
+    }
+
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
         self.inner.remove(kind, name)
     }

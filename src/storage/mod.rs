@@ -101,6 +101,16 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// A file was to be created, and one of that name exists.
+    #[error("{kind} {name} exists in {url}")]
+    Exists {
+        /// The repository's address.
+        url: String,
+        /// What was to be created.
+        kind: FileKind,
+        /// Its name.
+        name: String,
+    },
     /// The file is shorter than what was asked of it.
     #[error("{kind} {name} in {url} ends before byte {wanted_bytes}")]
     TooShort {
@@ -186,6 +196,7 @@ impl Error {
             ),
             Error::BadUrl { .. }
             | Error::NotFound { .. }
+            | Error::Exists { .. }
             | Error::TooShort { .. }
             | Error::NoSpace { .. }
             | Error::GaveUp { .. }
@@ -235,6 +246,15 @@ pub trait Storage: Send + Sync + fmt::Debug {
         pace(contents.len());
         self.write(kind, name, contents)
     }
+
+    /// As [`Storage::write`], but fails with [`Error::Exists`] where the name is taken: of several creators exactly one
+    /// succeeds. Only where the file system has no hard links may a reader see the beginning of the file first.
+    fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()>;
+
+    /// Removes a file if it has exactly these contents; otherwise it stays. Returns whether it was removed.
+    ///
+    /// The file may be absent for a moment while it is compared, so this is only for files that nobody needs yet.
+    fn remove_exact(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<bool>;
 
     /// Removes a file, durably as it was written; one that is not there is [`Error::NotFound`].
     fn remove(&self, kind: FileKind, name: &str) -> Result<()>;

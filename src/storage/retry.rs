@@ -8,7 +8,8 @@
 //! | --- | --- |
 //! | read, list, size, sync_folder, remove_leftovers | the same again |
 //! | write | a file that is there with its whole length is complete, for it is never visible before, and only its folder is synced; else it is written anew |
-//! | remove | that it is gone already is what was wanted, and only its folder is synced |
+//! | create | a file that is there with these contents is ours, and only its folder is synced; any other is somebody else's |
+//! | remove, remove_exact | that it is gone already is what was wanted, and only its folder is synced |
 //! | create_layout | what is there stays |
 //!
 //! **Patience** is long for a place that answered before, and short for one that has not answered yet, or no more since the
@@ -158,6 +159,26 @@ impl Storage for RetryStorage {
             }
             // What was cut may have made the file, or its folder, and not have come to that.
             if again { self.inner.sync_folder(kind, name) } else { Ok(()) }
+        })
+    }
+
+    fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        self.persist(|again| match self.inner.create(kind, name, contents) {
+            // What was cut may have made it.
+            Err(exists @ Error::Exists { .. }) if again => match self.inner.read(kind, name) {
+                Ok(there) if there == contents => self.inner.sync_folder(kind, name),
+                Ok(_) => Err(exists),
+                Err(error) if error.is_not_found() => Err(exists),
+                Err(error) => Err(error),
+            },
+            result => result,
+        })
+    }
+
+    fn remove_exact(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<bool> {
+        self.persist(|again| match self.inner.remove_exact(kind, name, contents) {
+            Err(error) if again && error.is_not_found() => self.inner.sync_folder(kind, name).map(|()| true),
+            result => result,
         })
     }
 

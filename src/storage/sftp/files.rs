@@ -280,6 +280,36 @@ impl SftpClient {
         named.and_then(|()| self.synced(synced))
     }
 
+    /// Writes a file as `temporary` and has the server put it on its disk, then names it `path`, unless something has that
+    /// name: returns whether it was named. SFTP's own rename refuses a name that is taken; the other would replace it.
+    pub fn create(&self, folder: &str, temporary: &str, path: &str, contents: &[u8]) -> SftpResult<bool> {
+        self.write_new(temporary, contents)?;
+        let named = self.rename_free(temporary, path)?;
+        match named {
+            true => self.sync_folder(folder)?,
+            false => self.remove(temporary)?,
+        }
+        Ok(named)
+    }
+
+    /// Renames, unless the new name is taken; returns whether it did. Servers have no word for a name that is taken, and some
+    /// that are not OpenSSH replace what has it: so they are asked before as well.
+    pub fn rename_free(&self, from: &str, to: &str) -> SftpResult<bool> {
+        match self.stat(to) {
+            Ok(_) => return Ok(false),
+            Err(fault) if fault.is_not_found() => {}
+            Err(fault) => return Err(fault),
+        }
+        match self.do_it(PacketType::Rename, &[text(from), text(to)]) {
+            Err(SftpFault::Refused(refusal)) => match self.stat(to) {
+                Ok(_) => Ok(false),
+                Err(lost @ SftpFault::Server(_)) => Err(lost),
+                Err(SftpFault::Refused(_)) => Err(SftpFault::Refused(refusal)),
+            },
+            other => other.map(|()| true),
+        }
+    }
+
     /// Puts a folder's entries on the server's disk, where the server can do that.
     pub fn sync_folder(&self, path: &str) -> SftpResult<()> {
         let folder = self.send_open_folder_to_sync(path)?;

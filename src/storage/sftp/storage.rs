@@ -150,7 +150,7 @@ impl SftpStorage {
         pace: &dyn Fn(usize),
     ) -> std::result::Result<(), SftpFault> {
         let (folder, path) = (self.folder(kind, name), self.path(kind, name));
-        let temporary = format!("{path}{TEMPORARY_MARK}{:016x}", rand::random::<u64>());
+        let temporary = temporary_beside(&path);
         let stored = match files.store(&folder, &temporary, &path, contents, pace) {
             Err(fault) if fault.is_not_found() => {
                 self.make_missing_folder(files, kind, &folder)?;
@@ -318,6 +318,42 @@ impl Storage for SftpStorage {
         written.map_err(|fault| self.error("write", kind, name, &path, fault))
     }
 
+    fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        let (folder, path) = (self.folder(kind, name), self.path(kind, name));
+        let create = |files: &SftpClient| {
+            let temporary = temporary_beside(&path);
+            let created = match files.create(&folder, &temporary, &path, contents) {
+                Err(fault) if fault.is_not_found() => {
+                    self.make_missing_folder(files, kind, &folder)?;
+                    files.create(&folder, &temporary, &path, contents)
+                }
+                other => other,
+            };
+            created.map_err(|fault| self.explain_write(files, &temporary, contents.len(), fault))
+        };
+        match self.pool.with(create).map_err(|fault| self.error("write", kind, name, &path, fault))? {
+            true => Ok(()),
+            false => Err(Error::Exists { url: self.url(), kind, name: name.to_owned() }),
+        }
+    }
+
+    fn remove_exact(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<bool> {
+        let (folder, path) = (self.folder(kind, name), self.path(kind, name));
+        let remove = |files: &SftpClient| {
+            let aside = temporary_beside(&path);
+            if !files.rename_free(&path, &aside)? {
+                return Ok(false);
+            }
+            // What is there now is compared, not what was there a moment ago.
+            let is_it = files.read(&aside)? == contents;
+            if is_it || !files.rename_free(&aside, &path)? {
+                files.remove(&aside)?;
+            }
+            files.sync_folder(&folder).map(|()| is_it)
+        };
+        self.pool.with(remove).map_err(|fault| self.error("remove", kind, name, &path, fault))
+    }
+
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
         let path = self.path(kind, name);
         let folder = self.folder(kind, name);
@@ -383,6 +419,11 @@ pub fn is_taken(files: &SftpClient, root: &str) -> std::result::Result<bool, Sft
     };
     let is_ours = |name: &str| FileKind::ALL.iter().any(|kind| kind.folder() == name);
     Ok(!entries.is_empty() && !entries.iter().any(|entry| is_ours(&entry.name)))
+}
+
+/// `name-tmp-1f9c…` in the same folder.
+fn temporary_beside(path: &str) -> String {
+    format!("{path}{TEMPORARY_MARK}{:016x}", rand::random::<u64>())
 }
 
 /// The folder that a path is in.

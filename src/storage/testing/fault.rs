@@ -21,6 +21,10 @@ pub enum Operation {
     ReadRange,
     /// [`Storage::write`]
     Write,
+    /// [`Storage::create`]
+    Create,
+    /// [`Storage::remove_exact`]
+    RemoveExact,
     /// [`Storage::remove`]
     Remove,
     /// [`Storage::sync_folder`]
@@ -139,11 +143,11 @@ impl FaultStorage {
         self.state().calls.clone()
     }
 
-    /// The names of the files written so far, in order.
+    /// The names of the files written and created so far, in order.
     pub fn written(&self) -> Vec<(FileKind, String)> {
         let calls = self.calls().into_iter();
         calls
-            .filter(|call| call.operation == Operation::Write)
+            .filter(|call| matches!(call.operation, Operation::Write | Operation::Create))
             .filter_map(|call| call.kind.map(|kind| (kind, call.name)))
             .collect()
     }
@@ -263,6 +267,18 @@ impl Storage for FaultStorage {
             let contents = damage(contents.to_vec(), &effects);
             self.inner.write(kind, name, &contents)
         })
+    }
+
+    fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        let effects = self.enter(Operation::Create, Some(kind), name, contents.len());
+        self.run(Operation::Create, &effects, name, || {
+            self.inner.create(kind, name, &damage(contents.to_vec(), &effects))
+        })
+    }
+
+    fn remove_exact(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<bool> {
+        let effects = self.enter(Operation::RemoveExact, Some(kind), name, contents.len());
+        self.run(Operation::RemoveExact, &effects, name, || self.inner.remove_exact(kind, name, contents))
     }
 
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {

@@ -1,6 +1,7 @@
 //! A repository in memory.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::storage::{Error, FileInfo, FileKind, Result, Storage};
@@ -93,6 +94,27 @@ impl Storage for MemoryStorage {
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
         self.files().insert(key(kind, name), contents.to_vec());
         Ok(())
+    }
+
+    fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        match self.files().entry(key(kind, name)) {
+            Entry::Occupied(_) => Err(Error::Exists { url: self.url(), kind, name: name.to_owned() }),
+            Entry::Vacant(place) => {
+                place.insert(contents.to_vec());
+                Ok(())
+            }
+        }
+    }
+
+    fn remove_exact(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<bool> {
+        match self.files().entry(key(kind, name)) {
+            Entry::Vacant(_) => Err(self.not_found(kind, name)),
+            Entry::Occupied(there) if there.get() == contents => {
+                there.remove();
+                Ok(true)
+            }
+            Entry::Occupied(_) => Ok(false),
+        }
     }
 
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
