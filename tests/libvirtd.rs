@@ -2,6 +2,7 @@
 //! the point is stored. The machine never suffers, and the next backup is right - or says exactly what only a person may do.
 
 mod chains;
+mod guards;
 mod harness;
 
 use std::fs;

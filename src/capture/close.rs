@@ -147,8 +147,12 @@ pub(super) fn close_with_machine(
     drain(runtime, machine, &file, &mut state, &mut closed)?;
     settle_checkpoints(machine, &state, request, &mut closed)?;
     failpoint::hit(Failpoint::CheckpointsSettled);
+    let guard = file.guard();
     if closed.pending_checkpoints.is_empty() {
         file.remove()?;
+    }
+    if let Some(guard) = guard {
+        guard.process.ask_to_end();
     }
     failpoint::hit(Failpoint::CaptureForgotten);
     Ok(closed)
@@ -211,7 +215,11 @@ fn drain(
     if state.phase != Phase::Drained || state.thaw_due {
         state.phase = Phase::Drained;
         state.thaw_due = false;
-        file.save(state)?;
+        // Whoever reads may note its point meanwhile.
+        file.update(|stored| {
+            stored.phase = Phase::Drained;
+            stored.thaw_due = false;
+        })?;
     }
     Ok(())
 }

@@ -217,6 +217,15 @@ pub(super) fn set_env_while_single_threaded(key: &str, value: &str) -> bool {
     true
 }
 
+/// Makes this process one that nobody's terminal or pipe knows: a session of its own, and nothing open but the standard streams.
+/// Only for a process that has opened nothing yet: a descriptor that somebody relies on would be gone.
+pub fn detach_from_terminal() {
+    // Fails for the leader of a group, which has left the session of its parent already.
+    let _ = rustix::process::setsid();
+    // SAFETY: descriptors above the standard streams were inherited; nobody in this process has opened or keeps one.
+    unsafe { close_range(3, std::ffi::c_uint::MAX, 0) };
+}
+
 fn check(result: i32) -> Result<()> {
     if result < 0 { Err(Error::last_error()) } else { Ok(()) }
 }
@@ -235,6 +244,7 @@ fn take_string(text: *mut c_char) -> Result<String> {
 }
 
 unsafe extern "C" {
+    unsafe fn close_range(first: std::ffi::c_uint, last: std::ffi::c_uint, flags: std::ffi::c_int) -> std::ffi::c_int;
     #[link_name = "free"]
     unsafe fn libc_free(pointer: *mut std::ffi::c_void);
 }

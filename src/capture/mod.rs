@@ -15,6 +15,7 @@
 //! | [`suggest`] | names that were meant by one that nobody has (pure) |
 //! | [`agent`] | freeze and thaw the guest's file systems |
 //! | [`checkpoint`] | checkpoints and their bitmaps: list, test, delete, bring back |
+//! | [`guard`] | the record of a capture's guard process |
 //! | [`job`] | the backup job: begin, find, end |
 //! | [`qemu_nbd`] | the disks of a machine that is off |
 //! | [`image_server`] | any image as the guest sees it, for the time of one command |
@@ -41,6 +42,7 @@ mod copies;
 pub mod definition;
 mod error;
 mod ffi;
+pub mod guard;
 pub mod image_server;
 pub mod images;
 pub mod job;
@@ -62,6 +64,7 @@ pub use agent::{Consistency, FreezeMode, FreezeOptions};
 pub use close::{CloseRequest, ClosedCapture, clear_leftovers, close_capture};
 pub use connection::{Hypervisor, quiet_libvirt_log};
 pub use definition::{DefinedDisk, Definition, Device, DiskSource};
+pub use ffi::detach_from_terminal;
 pub use error::{Error, LibvirtErrorKind, Result};
 pub use limits::Limits;
 pub use machine::Machine;

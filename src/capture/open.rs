@@ -51,6 +51,8 @@ pub struct OpenRequest {
     pub freeze: FreezeOptions,
     /// How long the capture stays open at most.
     pub lease: Duration,
+    /// Whether a guard ends the capture with its lease.
+    pub guarded: bool,
     /// Whether the capture belongs to this process: when the process is gone, anybody may clear it away.
     pub owned: bool,
     /// The repository whose chain is continued; only remembered.
@@ -81,11 +83,20 @@ impl Default for OpenRequest {
             checkpoint: None,
             freeze: FreezeOptions::default(),
             lease: Duration::from_secs(6 * 3600),
+            guarded: false,
             owned: false,
             repository: None,
             parent_point: None,
             scratch_dir: None,
         }
+    }
+}
+
+impl OpenRequest {
+    /// When a server of a machine that is off ends by itself: a guard renews the lease, which a server could not.
+    pub(super) fn server_lease(&self) -> Duration {
+        const GUARDED: Duration = Duration::from_secs(30 * 24 * 3600);
+        if self.guarded { GUARDED } else { self.lease }
     }
 }
 
@@ -639,7 +650,7 @@ fn open_off(
             bitmap: disk.parent_checkpoint.clone(),
             socket: disk.socket.clone(),
             log: file.folder().join(format!("qemu-nbd-{}.log", disk.target)),
-            lease: request.lease,
+            lease: request.server_lease(),
             dies_with_us: request.owned,
         })?;
         state.disks[at].server = Some(server);

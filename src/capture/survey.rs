@@ -94,6 +94,8 @@ pub enum JobSurvey {
         until: DateTime<FixedOffset>,
         /// Whether the machine is off and cannot start meanwhile.
         holds_off: bool,
+        /// Whether its guard lives: without one nobody watches the scratch space.
+        is_guarded: bool,
     },
     /// What a run that was killed left.
     LeftOver {
@@ -277,7 +279,8 @@ impl Machine {
                 left_over = Some(JobSurvey::LeftOver { capture: state.id, holds_off });
             } else {
                 let until = state.lease_ends_at;
-                return Ok(Some(JobSurvey::Captured { capture: state.id, until, holds_off }));
+                let is_guarded = file.guard().is_some_and(|guard| guard.process.is_alive());
+                return Ok(Some(JobSurvey::Captured { capture: state.id, until, holds_off, is_guarded }));
             }
         }
         Ok(left_over)

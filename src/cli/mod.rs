@@ -27,6 +27,7 @@ mod copy_args;
 mod disks;
 mod doctor;
 mod dry_run;
+mod guard;
 mod hash;
 mod history_recorder;
 mod hooks;
@@ -51,7 +52,7 @@ mod vms;
 
 use crate::capture::{self, Hypervisor, Limits, RuntimeDirs};
 use crate::config::{Config, Loaded};
-use crate::ops::Stop;
+use crate::ops::{self, Stop};
 use crate::storage::Storage;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -167,6 +168,8 @@ enum Command {
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
     Doctor(doctor::DoctorArgs),
+    #[command(hide = true)]
+    Guard(guard::GuardArgs),
     Status(status::StatusArgs),
 }
 
@@ -250,6 +253,9 @@ pub fn main() -> Exit {
     };
     // Before any thread: the environment is about to change.
     capture::quiet_libvirt_log();
+    if let Ok(program) = std::env::current_exe() {
+        ops::guard::set_program(program);
+    }
     let (name, effect) = cli.command.name_and_effect();
     let run = Run::begin(name, effect);
     log_args::start(&run, &cli.global, &settings.loaded.config.log);
@@ -373,6 +379,7 @@ impl Command {
             Command::Completions(_) => ("completions", ClosedPipe::Reads),
             Command::Man(_) => ("man", ClosedPipe::Changes),
             Command::Doctor(_) => ("doctor", ClosedPipe::Reads),
+            Command::Guard(_) => ("guard", ClosedPipe::Reads),
             Command::Status(_) => ("status", ClosedPipe::Reads),
             Command::Config(_) => ("config", ClosedPipe::Reads),
         }
@@ -382,7 +389,7 @@ impl Command {
     fn needs_config(&self) -> bool {
         match self {
             Command::Config(args) => args.needs_config(),
-            Command::Completions(_) | Command::Man(_) => false,
+            Command::Completions(_) | Command::Man(_) | Command::Guard(_) => false,
             _ => true,
         }
     }
@@ -409,6 +416,7 @@ impl Command {
             Command::Completions(args) => args.run(session),
             Command::Man(args) => args.run(session),
             Command::Doctor(args) => args.run(context, session),
+            Command::Guard(args) => args.run(context),
             Command::Status(args) => args.run(context, session),
         }
     }

@@ -85,7 +85,7 @@ pub struct Config {
     /// How long the guest agent may take to answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freeze_timeout: Option<WithText<PositiveSpan>>,
-    /// How long a capture may stay open; then it may be cleared by anyone.
+    /// How long a capture may stay open while nobody reads it; then its guard ends it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lease: Option<WithText<PositiveSpan>>,
     /// The folder for what guests overwrite while they are backed up; without it /var/lib/kvmb/scratch.
