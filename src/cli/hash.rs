@@ -108,9 +108,7 @@ fn add_hash(
     let captured_bytes = state.as_ref().and_then(|state| Some(state.disk(&disk.disk)?.capacity_bytes));
     let hash = |stop: &Stop| hash_export(&uri, captured_bytes, &label, &disk.disk, pace, &context.monitor, stop);
     let (sha256, size_bytes) = match (&state, &held) {
-        (Some(state), Some(file)) => {
-            guarded(file, state, &context.stop, |stop| while_unchanged(state, stop, hash))?
-        }
+        (Some(state), Some(file)) => guarded(file, state, &context.stop, |stop| while_unchanged(state, stop, hash))?,
         _ => hash(&context.stop)?,
     };
     disk.sha256 = Some(sha256);

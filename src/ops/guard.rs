@@ -15,14 +15,12 @@
 
 use super::release::release;
 use super::{Error, Result, Stop};
-use crate::bounded;
 use crate::capture::close::drain_capture;
 use crate::capture::guard::{GuardRecord, Verdict};
 use crate::capture::runtime::free_bytes;
 use crate::capture::state::{Phase, ServerProcess};
 use crate::capture::{self, CaptureFile, CaptureState, RuntimeDirs};
 use chrono::{DateTime, FixedOffset, Local, TimeDelta};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;

@@ -8,8 +8,8 @@ use crate::capture::machine::Which;
 use crate::capture::runtime::free_bytes;
 use crate::capture::state::SkippedDisk;
 use crate::capture::{
-    CaptureFile, CaptureState, Definition, DiskRequest, FreezeOptions, Machine, OpenRequest, RuntimeDirs, clear_leftovers,
-    open_capture,
+    CaptureFile, CaptureState, Definition, DiskRequest, FreezeOptions, Machine, OpenRequest, RuntimeDirs,
+    clear_leftovers, open_capture,
 };
 use crate::failpoint::{self, Failpoint};
 use std::path::PathBuf;
