@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+#[path = "sftp/hostile_servers.rs"]
+mod hostile_servers;
 
 use std::cell::Cell;
 use std::fs;

@@ -455,7 +455,7 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
         {
             (Code::Damage, Some("a part of the repository is missing: is all of it mounted or copied?"))
         }
-        Error::Storage(storage::Error::TooShort { .. }) => {
+        Error::Storage(storage::Error::TooShort { .. } | storage::Error::TooLong { .. }) => {
             (Code::Damage, Some("'kvmb verify' says which points are hit"))
         }
         Error::Storage(storage::Error::Server { source, .. }) => explain_server(source),
@@ -512,6 +512,12 @@ fn explain_server(error: &sftp::Error) -> (Code, Option<&'static str>) {
         Error::Unreachable { .. } | Error::Silent { .. } => {
             (Code::Unreachable, Some("is the server up, its SSH port the right one, and no firewall in between?"))
         }
+        Error::Stuck { .. } => (
+            Code::Unreachable,
+            Some(
+                "is the server's disk stuck or overloaded? ssh.progress_timeout of the configuration is how long to wait",
+            ),
+        ),
         Error::Handshake { .. } => (Code::Unreachable, Some("is it an SSH server that listens there?")),
         Error::Lost { .. } => (Code::Unreachable, Some("run it again: what was stored already is found and used")),
         Error::KnownHosts { source, .. } => explain_io(source),

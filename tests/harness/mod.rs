@@ -30,6 +30,7 @@ pub mod call;
 pub mod change;
 pub mod guest;
 pub mod host;
+pub mod hostile_sftp;
 pub mod libvirt;
 pub mod libvirtd;
 pub mod machine;

@@ -20,6 +20,9 @@ pub const AUTHORIZED_KEYS: &str = ".ssh/authorized_keys";
 /// What the key may do on an OpenSSH server.
 const RESTRICTIONS: &str = "restrict,command=\"internal-sftp\"";
 
+/// No account's list of keys is longer.
+const LONGEST_LIST_BYTES: u64 = 1 << 20;
+
 /// The public half of the key in `path`; none if there is no such file.
 pub fn read(path: &Path) -> io::Result<Option<PublicKey>> {
     match atomic_file::read_to_string(path) {
@@ -63,8 +66,11 @@ pub fn authorized_line(key: &PublicKey, server_is_openssh: bool) -> String {
 /// Adds the line to the account's list, unless the key stands there already; says whether it was added. The list is
 /// lengthened where it is, so that it stays the file, or the link to one, that the server trusts.
 pub fn authorize(files: &SftpClient, key: &PublicKey) -> Result<bool, SftpFault> {
-    let list = match files.read(AUTHORIZED_KEYS) {
-        Ok(list) => list,
+    let list = match files.read(AUTHORIZED_KEYS, LONGEST_LIST_BYTES) {
+        Ok(Some(list)) => list,
+        Ok(None) => {
+            return Err(SftpFault::Refused(SftpStatus::Other("the list of keys is longer than 1 MiB".to_owned())));
+        }
         Err(SftpFault::Refused(SftpStatus::NotFound)) => {
             if files.stat(".ssh").is_err_and(|fault| fault.is_not_found()) {
                 files.make_folder(".ssh")?;
