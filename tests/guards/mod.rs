@@ -64,7 +64,8 @@ fn fill_scratch(machine: &Machine) -> Duration {
 
 #[test]
 fn the_job_ends_before_the_scratch_space_does_however_slowly_somebody_reads() {
-    let env = Env::with_libvirtd("guard scratch");
+    // QEMU's file systems are those of the test, unlike libvirtd's own.
+    let env = Env::new("guard scratch");
     let repo = init(&env);
     let (_scratch, folder) = small_scratch(&env);
     let machine = noisy(&env, "vm");
@@ -113,6 +114,7 @@ fn a_capture_ends_with_its_lease_and_not_while_it_is_read() {
         if is_off {
             machine.stop();
         }
+        let kept = ours(&machine);
         // 24 MiB at 3 MiB a second: several leases.
         let captured = env.kvmb(["snapshot", "vm", "-r", &repo, "--lease", "2s"]).run().assert_ok();
         let hashed = env.kvmb(["hash", "--limit-read", "3M"]).stdin(captured.stdout()).run().assert_ok();
@@ -122,7 +124,7 @@ fn a_capture_ends_with_its_lease_and_not_while_it_is_read() {
         assert_eq!(vda["sha256"], machine.model("vda").sha256());
         wait_until("nothing is left", Duration::from_secs(30), || env.leftovers().is_empty());
         assert!(is_off || !machine.is_captured());
-        assert_eq!(ours(&machine), [""; 0], "no point was stored");
+        assert_eq!(ours(&machine), kept, "no point was stored");
         let output = env.kvmb(["push", "-r", &repo]).stdin(hashed.stdout()).run().assert_code(1);
         assert_eq!(output.record_of("failure")["code"], "not_found", "{output}");
         let point = backup_with(&machine, &repo, &["--lease", "2s", "--limit-read", "4M"]);
