@@ -19,7 +19,7 @@ use rustix::fs::{FlockOperation, flock};
 use virt::connect::Connect;
 use virt::domain::Domain;
 
-use super::error::{Error, LibvirtContext, Result};
+use super::error::{Error, LibvirtContext, LibvirtErrorKind, Result};
 use super::ffi;
 use super::limits::{Limits, Wait};
 use super::machine::Machine;
@@ -107,6 +107,11 @@ impl Hypervisor {
     /// configuration, then what it finds). Nothing is ever asked for: a connection that wants a password fails.
     pub fn open_within(uri: Option<&str>, limits: &Limits) -> Result<Hypervisor> {
         Ok(Hypervisor { link: Arc::new(Link::open(uri, limits)?) })
+    }
+
+    /// Whether [`Hypervisor::open`] with this URI runs libvirt inside of this process, which keeps all others out until it ends.
+    pub fn would_be_embedded(uri: Option<&str>) -> bool {
+        uri.map(str::to_owned).or_else(default_uri).is_some_and(|uri| uri.starts_with("qemu:///embed"))
     }
 
     /// The connection's URI, as libvirt says it.
@@ -219,6 +224,31 @@ impl Hypervisor {
 
     /// Closes the connection, unless a [`Machine`] or a clone of it is alive. An embedded driver stays open, whatever is closed.
     pub fn close(self) {}
+
+    /// Whether a network is started; none when there is no such network.
+    pub fn network_is_active(&self, name: &str) -> Result<Option<bool>> {
+        let (action, wanted) = (|| format!("look up network {name}"), name.to_owned());
+        let is_active = move |connect: &Connect| connect.lookup_network_by_name(&wanted)?.is_active();
+        match self.link.call(action, is_active) {
+            Ok(is_active) => Ok(Some(is_active)),
+            Err(error) if matches!(error.meaning(), LibvirtErrorKind::NotFound | LibvirtErrorKind::Unsupported) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether libvirt knows a filter of network traffic.
+    pub fn has_network_filter(&self, name: &str) -> Result<bool> {
+        let (action, wanted) = (|| format!("look up network filter {name}"), name.to_owned());
+        match self.link.call(action, move |connect| connect.lookup_nwfilter_by_name(&wanted).map(drop)) {
+            Ok(()) => Ok(true),
+            Err(error) if matches!(error.meaning(), LibvirtErrorKind::NotFound | LibvirtErrorKind::Unsupported) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
 
     fn no_such_machine(&self, name: &str, all: &[Machine]) -> Error {
         let near = similar_names(name, all.iter().map(Machine::name));

@@ -252,12 +252,6 @@ impl Machine {
         self.call_regardless(self.limits().call, || format!("ask for the state of {}", self.name), ffi::state)
     }
 
-    /// Whether it is off and has its memory saved on disk.
-    pub(super) fn has_managed_save(&self) -> bool {
-        let action = || format!("ask whether {} has its memory saved", self.name);
-        self.call(action, |domain| domain.has_managed_save(0)).unwrap_or(false)
-    }
-
     /// Whether it has a definition that outlives its run.
     pub fn is_persistent(&self) -> Result<bool> {
         self.call(|| format!("ask whether {} is persistent", self.name), |domain| domain.is_persistent())
@@ -266,6 +260,29 @@ impl Machine {
     /// Whether it starts with the host; false for a transient machine.
     pub fn autostart(&self) -> Result<bool> {
         self.call(|| format!("ask whether {} starts with the host", self.name), |domain| domain.autostart())
+    }
+
+    /// Makes it start with the host, or not.
+    pub fn set_autostart(&self, autostart: bool) -> Result<()> {
+        let set = move |domain: &Domain| domain.set_autostart(autostart).map(drop);
+        self.call(|| format!("set the autostart of {}", self.name), set)
+    }
+
+    /// Whether its memory is saved on disk: its next start continues from there.
+    pub fn has_saved_memory(&self) -> Result<bool> {
+        self.call(|| format!("look for saved memory of {}", self.name), |domain| domain.has_managed_save(0))
+    }
+
+    /// Removes its saved memory: its next start boots.
+    pub fn discard_saved_memory(&self) -> Result<()> {
+        let remove = |domain: &Domain| domain.managed_save_remove(0).map(drop);
+        self.call(|| format!("remove the saved memory of {}", self.name), remove)
+    }
+
+    /// The names of its snapshots, internal and external.
+    pub fn snapshots(&self) -> Result<Vec<String>> {
+        let names = |domain: &Domain| domain.list_all_snapshots(0)?.iter().map(|snapshot| snapshot.name()).collect();
+        self.call(|| format!("list the snapshots of {}", self.name), names)
     }
 
     /// Memory and processors.

@@ -223,7 +223,7 @@ impl Machine {
         let owner = definition.dac_owner.or(host.qemu_owner);
         Ok(MachineSurvey {
             name: self.name().to_owned(),
-            has_saved_memory: !is_running && self.has_managed_save(),
+            has_saved_memory: !is_running && self.has_saved_memory().unwrap_or(false),
             state,
             agent,
             job: self.survey_job(runtime),
