@@ -1,7 +1,7 @@
 //! `kvmb backup`
 
 use crate::cli::Context;
-use crate::cli::capture_args::{AuditArgs, CaptureArgs, ChunkArgs, LimitReadArgs, duration, percent};
+use crate::cli::capture_args::{AuditArgs, CaptureArgs, ChunkArgs, LimitReadArgs};
 use crate::cli::complete;
 use crate::cli::copy_args::CopyToArgs;
 use crate::cli::dry_run::{DryRunTarget, show_dry_run};
@@ -13,6 +13,7 @@ use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::{About, Session};
 use crate::cli::snapshot::selections;
 use crate::cli::status;
+use crate::cli::value_parsers::{duration, percent};
 use crate::cli::verify::verify_sample;
 use crate::ops::backup::Backup;
 use crate::ops::copy::transfer::Copier;

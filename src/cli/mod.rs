@@ -16,6 +16,7 @@ pub mod secret;
 pub mod session;
 pub mod settings;
 pub mod ssh_access;
+pub mod stderr;
 pub mod table;
 
 mod backup;
@@ -47,6 +48,7 @@ mod restore_dialog;
 mod schedule;
 mod snapshot;
 mod status;
+mod value_parsers;
 mod verify;
 mod vms;
 
@@ -261,7 +263,7 @@ pub fn main() -> Exit {
     log_args::start(&run, &cli.global, &settings.loaded.config.log);
     let context = Context::new(cli.global, settings, run);
     if let Err(error) = interrupt::install(&context.stop) {
-        session::report(&format!("cannot watch for signals: {error}"), None);
+        stderr::report(&format!("cannot watch for signals: {error}"), None);
         return Exit::Code(ExitCode::Failed);
     }
     let mut session = Session::new(context.global.format(), name, effect);

@@ -2,17 +2,15 @@
 
 use crate::atomic_file;
 use crate::cli::Context;
-use crate::cli::capture_args::{duration, rate};
-use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::prompt;
 use crate::cli::secret;
-use crate::cli::session::say;
+use crate::cli::stderr::say;
+use crate::cli::value_parsers::{duration, path_or_nothing, rate, repositories};
 use crate::rate_limiter::RateLimiter;
 use crate::repo::{self, Password, Presence, Repository};
 use crate::storage::{self, FileKind, LimitStorage, RetryPolicy, RetryStorage, Storage};
 use clap::Args;
-use clap::builder::{OsStringValueParser, TypedValueParser};
 use std::fs;
 use std::num::NonZeroU32;
 use std::os::unix::fs::DirBuilderExt;
@@ -47,7 +45,7 @@ pub struct RepoArgs {
     ///
     /// Without it: $KVMB_REPO, that of the configuration, else the repository of this host, /var/lib/kvmb/repo, made on
     /// first use with a generated key file beside it.
-    #[arg(short, long, value_name = "URL", env = "KVMB_REPO", hide_env_values = true, add = complete::repositories())]
+    #[arg(short, long, value_name = "URL", env = "KVMB_REPO", hide_env_values = true, add = repositories())]
     pub repo: Option<String>,
 
     /// A file that holds the repository's password in its first line.
@@ -157,11 +155,6 @@ pub fn make_data_folder() -> Result<PathBuf, CliError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(&folder);
     made.map_err(crate::ops::Error::io("create", &folder))?;
     Ok(folder)
-}
-
-/// A path; an empty one, as from an empty variable, is as good as none.
-pub fn path_or_nothing() -> impl TypedValueParser<Value = PathBuf> {
-    OsStringValueParser::new().map(PathBuf::from)
 }
 
 impl RepoArgs {

@@ -5,7 +5,7 @@ use crate::cli::failure::CliError;
 use crate::cli::prompt;
 use crate::cli::repo_args::data_folder;
 use crate::cli::secret;
-use crate::cli::session::say;
+use crate::cli::stderr::say;
 use crate::cli::table::printable;
 use crate::config::Ssh;
 use crate::repo::Password;

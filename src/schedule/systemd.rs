@@ -5,7 +5,8 @@
 //! libvirt and QEMU in `/run`, root's keys for SSH, and repositories wherever they are.
 
 use super::entry::program;
-use super::field::{CronField, Values};
+use super::error::CronField;
+use super::field::Values;
 use super::{Cron, Error, ScheduledJob};
 use crate::atomic_file;
 use std::collections::BTreeSet;
