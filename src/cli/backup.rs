@@ -285,8 +285,7 @@ impl BackupArgs {
         BackupRun { repo, runtime, pace }: BackupRun,
         selection: &Selection,
     ) -> Result<Point, CliError> {
-        let connect =
-            || crate::capture::Hypervisor::open(selection.connect.as_deref().or(context.global.connect.as_deref()));
+        let connect = || context.open_hypervisor(selection.connect.as_deref());
         let request = self.capture.request(selection.disks.clone())?;
         let (monitor, stop, trust, chunk_size) =
             (&context.monitor, &context.stop, self.trust(), self.chunks.chunk_size);

@@ -34,7 +34,7 @@ pub struct CaptureArgs {
     #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
     pub freeze_timeout: Duration,
 
-    /// How long the capture may stay open; then it may be cleared by anyone.
+    /// How long the capture may stay open while nobody reads it; then its guard ends it.
     #[arg(long, default_value = "6h", value_name = "TIME", value_parser = duration)]
     pub lease: Duration,
 

@@ -120,11 +120,11 @@ impl DefaultRepo {
 
     /// The generated password, if the key file exists. Where the file system has no hard links, the file is short while
     /// another run writes it.
-    fn key(&self) -> Result<Option<Password>, CliError> {
+    fn key(&self, limit: Duration) -> Result<Option<Password>, CliError> {
         while fs::metadata(&self.key_file).is_ok_and(|metadata| is_being_written(&metadata)) {
             thread::sleep(Duration::from_millis(50));
         }
-        self.key_file.exists().then(|| secret::from_file(&self.key_file)).transpose()
+        self.key_file.exists().then(|| secret::from_file(&self.key_file, limit)).transpose()
     }
 }
 
@@ -291,11 +291,11 @@ impl RepoArgs {
         let is_of_server = self.is_of_server(context)?;
         let of_remote = config.remote_password_file.as_ref().filter(|_| is_of_server);
         if let Some(file) = of_remote.or(config.password_file.as_ref()) {
-            return secret::from_file(&file.value().0).map(Some);
+            return secret::from_file(&file.value().0, context.password_limit()).map(Some);
         }
         let origin = "password_command of the configuration";
         let command = config.password_command.as_ref();
-        command.map(|command| secret::from_command(command.text(), origin)).transpose()
+        command.map(|command| secret::from_command(command.text(), origin, context.password_limit())).transpose()
     }
 
     /// The password, from the first place that has one; else a person is asked.
@@ -308,10 +308,10 @@ impl RepoArgs {
 
     fn given_password(&self, context: &Context) -> Result<Option<Password>, CliError> {
         if let Some(file) = self.password_file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
-            return secret::from_file(file).map(Some);
+            return secret::from_file(file, context.password_limit()).map(Some);
         }
         if let Some(command) = secret::variable("KVMB_PASSWORD_COMMAND") {
-            return secret::from_command(&command, "$KVMB_PASSWORD_COMMAND").map(Some);
+            return secret::from_command(&command, "$KVMB_PASSWORD_COMMAND", context.password_limit()).map(Some);
         }
         if let Some(password) = secret::variable("KVMB_PASSWORD") {
             return Ok(Some(Password::new(password)));
@@ -322,9 +322,10 @@ impl RepoArgs {
         let default = DefaultRepo::locate()?;
         let is_default = self.storage(context)?.url() == default.folder.to_string_lossy();
         if is_default {
-            return default.key();
+            return default.key(context.password_limit());
         }
-        self.shared_key.as_ref().filter(|key| key.exists()).map(|key| secret::from_file(key)).transpose()
+        let shared = self.shared_key.as_ref().filter(|key| key.exists());
+        shared.map(|key| secret::from_file(key, context.password_limit())).transpose()
     }
 
     fn ask_password(&self, context: &Context, purpose: Purpose) -> Result<Password, CliError> {

@@ -1,12 +1,18 @@
 //! Secrets from where they may be kept: a file, a command, a variable.
 
+use crate::bounded::{self, Group};
 use crate::cli::failure::{CliError, Code};
 use crate::repo::Password;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use zeroize::Zeroizing;
+
+/// A password file that is longer is taken for a slip.
+const LONGEST_BYTES: u64 = 1 << 20;
 
 /// A variable that is set and not empty.
 pub fn variable(name: &str) -> Option<String> {
@@ -14,25 +20,30 @@ pub fn variable(name: &str) -> Option<String> {
 }
 
 /// The password in a file that not everybody can read, as restic reads it: all of the file, in UTF-8 or - with a byte order mark,
-/// as Windows writes it - in UTF-16, without blanks and line ends around it.
-pub fn from_file(path: &Path) -> Result<Password, CliError> {
-    from_file_by(path, |bytes| trimmed(&decoded(bytes)))
+/// as Windows writes it - in UTF-16, without blanks and line ends around it. It may be a named pipe, that somebody else writes to
+/// within the limit.
+pub fn from_file(path: &Path, limit: Duration) -> Result<Password, CliError> {
+    from_file_by(path, limit, |bytes| trimmed(&decoded(bytes)))
 }
 
-/// The first line of a file that not everybody can read: what ssh would ask for, which may have blanks around it.
-pub fn line_from_file(path: &Path) -> Result<Password, CliError> {
-    from_file_by(path, first_line)
+/// The first line of such a file: what ssh would ask for, which may have blanks around it.
+pub fn line_from_file(path: &Path, limit: Duration) -> Result<Password, CliError> {
+    from_file_by(path, limit, first_line)
 }
 
-fn from_file_by(path: &Path, read: fn(&[u8]) -> Option<Password>) -> Result<Password, CliError> {
-    let io = |error| CliError::from(crate::ops::Error::io("read the password file", path)(error));
+fn from_file_by(path: &Path, limit: Duration, read: fn(&[u8]) -> Option<Password>) -> Result<Password, CliError> {
+    let io = |error: io::Error| match error.kind() {
+        ErrorKind::TimedOut => too_late(&format!("the password file {}", path.display()), limit),
+        ErrorKind::Interrupted => crate::ops::Error::Interrupted.into(),
+        _ => CliError::from(crate::ops::Error::io("read the password file", path)(error)),
+    };
     let metadata = fs::metadata(path).map_err(io)?;
     if metadata.is_file() && metadata.mode() & 0o007 != 0 {
         return Err(CliError::usage(format!("everybody may read or write the password file {}", path.display()))
             .hint(format!("chmod 600 '{}'", path.display())));
     }
-    let bytes = Zeroizing::new(fs::read(path).map_err(io)?);
-    read(&bytes).ok_or_else(|| CliError::usage(format!("the password file {} is empty", path.display())))
+    let content = Zeroizing::new(bounded::read(path, LONGEST_BYTES, limit, &bounded::ending()).map_err(io)?);
+    read(&content).ok_or_else(|| CliError::usage(format!("the password file {} is empty", path.display())))
 }
 
 /// Without a byte order mark the bytes are taken as they are.
@@ -64,24 +75,37 @@ fn first_line(bytes: &[u8]) -> Option<Password> {
     (!line.is_empty()).then(|| Password::of_bytes(line.to_vec()))
 }
 
-/// What a command prints, as restic reads it; `origin` is where the command stands.
-pub fn from_command(command: &str, origin: &str) -> Result<Password, CliError> {
-    from_command_by(command, origin, trimmed)
+fn too_late(what: &str, limit: Duration) -> CliError {
+    CliError::new(Code::Timeout, format!("{what} gave no password within {} s", limit.as_secs()))
+        .hint("limits.password of the configuration says how long it is waited for")
 }
 
-/// The first line that a command prints.
-pub fn line_from_command(command: &str, origin: &str) -> Result<Password, CliError> {
-    from_command_by(command, origin, first_line)
+/// What a command prints within the limit, as restic reads it; `origin` is where the command stands.
+pub fn from_command(command: &str, origin: &str, limit: Duration) -> Result<Password, CliError> {
+    from_command_by(command, origin, limit, trimmed)
 }
 
-fn from_command_by(command: &str, origin: &str, read: fn(&[u8]) -> Option<Password>) -> Result<Password, CliError> {
+/// The first line that a command prints within the limit.
+pub fn line_from_command(command: &str, origin: &str, limit: Duration) -> Result<Password, CliError> {
+    from_command_by(command, origin, limit, first_line)
+}
+
+fn from_command_by(
+    command: &str,
+    origin: &str,
+    limit: Duration,
+    read: fn(&[u8]) -> Option<Password>,
+) -> Result<Password, CliError> {
     let failed = |why: String| CliError::new(Code::Failed, format!("{origin} {why}"));
-    let output = Command::new("/bin/sh")
-        .args(["-c", command])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| failed(format!("cannot be run: {error}")))?;
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", command]).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    // It may ask for something on the terminal, which only those of our own group may use.
+    let group = if File::open("/dev/tty").is_ok() { Group::Ours } else { Group::Own };
+    let output = bounded::output(shell, group, limit, &bounded::ending()).map_err(|error| match error.kind() {
+        ErrorKind::TimedOut => too_late(origin, limit),
+        ErrorKind::Interrupted => crate::ops::Error::Interrupted.into(),
+        _ => failed(format!("cannot be run: {error}")),
+    })?;
     if !output.status.success() {
         return Err(failed(format!("failed: {}", output.status)));
     }

@@ -7,6 +7,7 @@ mod support;
 mod definition;
 mod definition_zoo;
 mod embedded;
+mod guard;
 mod guest;
 mod hostile_files;
 mod libvirtd;
