@@ -86,6 +86,8 @@ impl Machine {
         };
         let error = match found.delete(0).context(context) {
             Ok(()) => return Ok(true),
+            // Somebody else has deleted it since, or a libvirtd that was killed while it did.
+            Err(error) if error.meaning() == LibvirtErrorKind::CheckpointMissing => return Ok(false),
             Err(error) => error,
         };
         let broken = matches!(error.meaning(), LibvirtErrorKind::BitmapBroken { .. } | LibvirtErrorKind::Other);
@@ -97,11 +99,15 @@ impl Machine {
         Ok(true)
     }
 
-    /// Makes libvirt forget a checkpoint whose bitmaps are gone with their images. Works on a machine that is off as well.
+    /// Makes libvirt forget a checkpoint whose bitmaps are gone with their images, if it still knows it. Works on a machine that is
+    /// off as well.
     pub fn forget_checkpoint(&self, name: &str) -> Result<()> {
         let context = || format!("forget checkpoint {name} of {}", self.name());
-        let found = CheckpointRef::lookup(&self.domain, name).context(context)?;
-        found.delete(ffi::CHECKPOINT_DELETE_METADATA_ONLY).context(context)
+        forgotten(
+            CheckpointRef::lookup(&self.domain, name)
+                .context(context)
+                .and_then(|found| found.delete(ffi::CHECKPOINT_DELETE_METADATA_ONLY).context(context)),
+        )
     }
 
     /// libvirt stops deleting at the first bitmap that is missing. So: forget the checkpoint, then make it known again for one
@@ -110,7 +116,7 @@ impl Machine {
         let context = || format!("delete checkpoint {name} of {}", self.name());
         let xml = checkpoint.xml(ffi::CHECKPOINT_XML_NO_DOMAIN).context(context)?;
         let disks = read_disks(&xml)?;
-        checkpoint.delete(ffi::CHECKPOINT_DELETE_METADATA_ONLY).context(context)?;
+        forgotten(checkpoint.delete(ffi::CHECKPOINT_DELETE_METADATA_ONLY).context(context))?;
         let all = self.targets()?;
         for disk in disks {
             let one = [disk.as_str()];
@@ -126,7 +132,7 @@ impl Machine {
             };
             if let Err(error) = known.delete(0).context(context) {
                 tracing::debug!("disk {disk}: {error}");
-                known.delete(ffi::CHECKPOINT_DELETE_METADATA_ONLY).context(context)?;
+                forgotten(known.delete(ffi::CHECKPOINT_DELETE_METADATA_ONLY).context(context))?;
                 // QEMU has ended meanwhile, and left the bitmaps in the images: whoever asked takes them out of there.
                 if !self.is_running()? {
                     return Err(error);
@@ -148,6 +154,14 @@ impl Machine {
 
     fn targets(&self) -> Result<Vec<String>> {
         Ok(self.definition(Which::Live)?.disks.into_iter().map(|disk| disk.target).collect())
+    }
+}
+
+/// That libvirt knows a checkpoint no more is what was wanted.
+fn forgotten(result: Result<()>) -> Result<()> {
+    match result {
+        Err(error) if error.meaning() == LibvirtErrorKind::CheckpointMissing => Ok(()),
+        other => other,
     }
 }
 
