@@ -18,6 +18,7 @@ mod place;
 mod systemd;
 
 pub use cron::{Cron, CronError};
+pub use crontab::Crontab;
 pub use entry::ScheduledJob;
 pub use error::Error;
 pub use field::CronField;
