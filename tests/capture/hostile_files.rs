@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::backups::{MIB, backup, init, new_folder, noise, text};
 use crate::support::storage::LoopDevice;
-use crate::support::{Disk, Env, Machine, Output, PASSWORD};
+use crate::support::{Disk, Env, Machine, Output, PASSWORD, wait_until};
 use kvmb::repo::{
     BlobKind, Content, Id, Node, NodeKind, Password, Repository, Tree, Writer, WriterOptions, read_tree, write_tree,
 };
@@ -424,8 +424,8 @@ fn passwords_and_keys_are_never_in_a_core_dump() {
     // It waits for records.
     let mut kvmb = as_nobody(&[env!("CARGO_BIN_EXE_kvmb"), "hash"]);
     let limit = std::time::Duration::from_secs(20);
-    harness::wait_until("another program runs", limit, || is(other.id(), "cat"));
-    harness::wait_until("kvmb runs", limit, || is(kvmb.id(), "kvmb") && owner_of(kvmb.id()) == 0);
+    wait_until("another program runs", limit, || is(other.id(), "cat"));
+    wait_until("kvmb runs", limit, || is(kvmb.id(), "kvmb") && owner_of(kvmb.id()) == 0);
     assert_eq!(owner_of(other.id()), 65534, "what this test looks at means something");
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", kvmb.id())).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
