@@ -129,6 +129,52 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// An image or storage that cannot be opened while its machine is off.
+    #[error("{image}: {reason}")]
+    UnsupportedImage {
+        /// Its path or address.
+        image: String,
+        /// Why.
+        reason: String,
+    },
+    /// An image that does not record which format its backing file has: to guess it would be unsafe.
+    #[error("{image} does not record which format its backing file {backing} has, and guessing would be unsafe")]
+    NoBackingFormat {
+        /// The image.
+        image: String,
+        /// Its own format.
+        format: String,
+        /// Its backing file, as it spells it.
+        backing: String,
+    },
+    /// The program that serves the disks of a machine that is off is not installed.
+    #[error("qemu-storage-daemon is missing, which reads the disks of a machine that is off")]
+    NoStorageDaemon {
+        /// The package that has it.
+        package: &'static str,
+    },
+    /// QEMU's user may not read what a disk needs.
+    #[error("disk {disk} of {machine} cannot be read as QEMU's user: {message}")]
+    DiskNotReadable {
+        /// The machine.
+        machine: String,
+        /// The disk's target; several with commas.
+        disk: String,
+        /// What QEMU said.
+        message: String,
+        /// Whether only the header of an image names what cannot be read.
+        is_of_header: bool,
+    },
+    /// A secret that a disk is opened with cannot be had.
+    #[error("the secret of disk {disk} of {machine} cannot be read: {message}")]
+    SecretUnavailable {
+        /// The machine.
+        machine: String,
+        /// The disk's target.
+        disk: String,
+        /// What libvirt said.
+        message: String,
+    },
     /// A machine that was off has been started while it was being captured.
     #[error("{machine} was started while it was being captured")]
     StartedMeanwhile {

@@ -7,6 +7,7 @@
 //! | module | its subject |
 //! | --- | --- |
 //! | [`definition`] | domain XML, read (pure) |
+//! | [`source`] | where a disk's contents are, layer by layer (pure) |
 //! | `copies` | firmware variables, TPM state, kernel and initrd, copied at the moment of capture |
 //! | [`mod@rewrite`] | domain XML, changed for a restore (pure) |
 //! | [`connection`] | the hypervisor: open, list, look up, define |
@@ -17,6 +18,10 @@
 //! | [`job`] | the backup job: begin, find, end |
 //! | [`qemu_nbd`] | the disks of a machine that is off |
 //! | [`image_server`] | any image as the guest sees it, for the time of one command |
+//! | [`block_graph`] | the nodes that QEMU opens for a disk (pure) |
+//! | [`network_storage`] | network storage as QEMU's options (pure) |
+//! | [`backing_string`] | what a header calls the layer below it (pure) |
+//! | [`image_header`] | headers of image files: what they name (pure) |
 //! | [`images`] | image files by their own words: layers, bitmaps, identity |
 //! | [`runtime`] | the folders: state, sockets, scratch files |
 //! | [`safe_path`] | files in folders that QEMU's user can write: opened without being led elsewhere |
@@ -33,6 +38,8 @@
 //! and sockets there. Jobs, checkpoints and processes that are not ours are never touched.
 
 pub mod agent;
+pub mod backing_string;
+pub mod block_graph;
 pub mod checkpoint;
 pub mod close;
 pub mod connection;
@@ -40,21 +47,25 @@ mod copies;
 pub mod definition;
 mod error;
 mod ffi;
+pub mod image_header;
 pub mod image_server;
 pub mod images;
 pub mod job;
 pub mod machine;
 pub mod near;
+pub mod network_storage;
 pub mod open;
 pub mod qemu_nbd;
 pub mod rewrite;
 pub mod runtime;
 pub mod safe_path;
 mod signals;
+pub mod source;
 pub mod state;
 pub mod stillness;
 pub mod survey;
 pub mod tpm;
+mod xml;
 
 pub use agent::{Consistency, Freeze, FreezeMode};
 pub use close::{CloseRequest, Closed, clear_leftovers, close_capture};

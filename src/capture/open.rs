@@ -709,7 +709,7 @@ fn off_disk(machine: &Machine, disk: &Disk, wanted: &DiskRequest, sockets: &Path
         return Err(Error::DiskNotCapturable {
             machine: machine.name().to_owned(),
             disk: disk.target.clone(),
-            reason: format!("it is encrypted ({kind}), which needs the machine to run"),
+            reason: format!("it is encrypted ({}), which needs the machine to run", kind.format),
         });
     }
     let source = machine.resolve(&disk.source)?;

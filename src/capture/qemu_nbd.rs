@@ -174,7 +174,7 @@ fn add_image(command: &mut Command, request: &ServeRequest) -> std::result::Resu
             command.arg(format!("--format={}", request.format)).arg("--").arg(path);
             Ok(())
         }
-        Source::Network { authenticated: true, .. } => {
+        Source::Network { options, .. } if options.auth.is_some() => {
             Err("a network disk that needs a secret can be read only while the machine runs".to_owned())
         }
         Source::Network { tls: true, .. } => {

@@ -212,6 +212,7 @@ impl Parts {
             has_agent_channel: false,
             agent_connected: false,
             dac_owner: None,
+            dac_label: None,
             seclabel_models: Vec::new(),
             ..definition.clone()
         })

@@ -355,7 +355,7 @@ fn look_at_disk(machine: &Machine, disk: &Disk) -> (DiskSurvey, Option<ImageLaye
         path: source.path().cloned(),
         is_file: matches!(source, Source::File { .. }),
         storage,
-        encryption: disk.encryption.clone(),
+        encryption: disk.encryption.as_ref().map(|encryption| encryption.format.clone()),
         capacity_bytes: machine.disk_info(&disk.target).ok().map(|info| info.capacity_bytes),
     };
     (survey, top)
