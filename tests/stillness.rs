@@ -2,6 +2,7 @@
 
 mod chains;
 mod harness;
+mod stopped;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

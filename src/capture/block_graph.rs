@@ -123,6 +123,13 @@ impl Storage {
     }
 }
 
+impl Found {
+    /// The local files that it takes.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.storage.path().into_iter().chain(self.data_file.iter().filter_map(|data| data.storage.path()))
+    }
+}
+
 /// The layers of a disk, topmost first.
 pub fn chain(disk: &Disk, look: &dyn Look) -> Result<Vec<Found>> {
     let top = Layer {
@@ -141,7 +148,7 @@ pub fn chain(disk: &Disk, look: &dyn Look) -> Result<Vec<Found>> {
                 reason: "the definition does not say which format it has".to_owned(),
             });
         };
-        found.push(of_definition(layer, format, look)?);
+        found.push(of_definition(layer, format, disk.backing_is_complete, look)?);
     }
     if disk.backing_is_complete {
         return Ok(found);
@@ -156,9 +163,12 @@ pub fn chain(disk: &Disk, look: &dyn Look) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-fn of_definition(layer: &Layer, format: String, look: &dyn Look) -> Result<Found> {
+fn of_definition(layer: &Layer, format: String, chain_is_complete: bool, look: &dyn Look) -> Result<Found> {
     let storage = storage_of(&layer.source, look)?;
-    let header = header_of(&storage, &format, layer.slice, look)?;
+    let header = match &storage {
+        Storage::Network(source) if chain_is_complete && source.needs_secret() => Header::default(),
+        storage => header_of(storage, &format, layer.slice, look)?,
+    };
     let data_file = match (&layer.data_file, &header.data_file) {
         (Some(data), _) => {
             let storage = storage_of(&data.source, look)?;
@@ -215,6 +225,14 @@ fn storage_at(place: Place, look: &dyn Look) -> Storage {
 }
 
 fn header_of(storage: &Storage, format: &str, slice: Option<Slice>, look: &dyn Look) -> Result<Header> {
+    if let Storage::Network(source) = storage
+        && source.needs_secret()
+        && format != "raw"
+    {
+        let reason = "what is below it cannot be looked up with a secret; end its chain in the definition \
+                      (<backingStore/>), or back the machine up while it runs";
+        return Err(Error::UnsupportedImage { image: storage.address(), reason: reason.to_owned() });
+    }
     let place = match storage {
         Storage::File(path) | Storage::Device(path) => Place::Path(path.clone()),
         Storage::Options(options) => Place::Network(options.clone()),

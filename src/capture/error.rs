@@ -165,6 +165,24 @@ pub enum Error {
         /// Whether only the header of an image names what cannot be read.
         is_of_header: bool,
     },
+    /// A label that names a user or group that this host does not know.
+    #[error("QEMU of {machine} runs as '{label}', which this host does not know")]
+    UnknownOwner {
+        /// The machine.
+        machine: String,
+        /// The label.
+        label: String,
+    },
+    /// Somebody has an image of a machine that is off open for writing.
+    #[error("an image of {machine} is in use{}: {message}", holders_text(.holders))]
+    ImageHeld {
+        /// The machine.
+        machine: String,
+        /// The processes that have it open, as far as they can be found.
+        holders: Vec<String>,
+        /// What QEMU said.
+        message: String,
+    },
     /// A secret that a disk is opened with cannot be had.
     #[error("the secret of disk {disk} of {machine} cannot be read: {message}")]
     SecretUnavailable {
@@ -286,7 +304,9 @@ impl Error {
         match self {
             Error::Libvirt { meaning, .. } => meaning.clone(),
             Error::NoSuchMachine { .. } => Meaning::NotFound,
-            Error::ForeignJob { .. } | Error::OtherJob { .. } | Error::Held { .. } => Meaning::Busy,
+            Error::ForeignJob { .. } | Error::OtherJob { .. } | Error::Held { .. } | Error::ImageHeld { .. } => {
+                Meaning::Busy
+            },
             Error::NotLocal { .. } => Meaning::Unsupported,
             _ => Meaning::Other,
         }
@@ -373,6 +393,13 @@ fn disk_in(message: &str) -> Option<String> {
     let (_, rest) = message.split_once("for disk '")?;
     let (disk, _) = rest.split_once('\'')?;
     Some(disk.to_owned())
+}
+
+fn holders_text(holders: &[String]) -> String {
+    match holders {
+        [] => String::new(),
+        holders => format!(" by {}", holders.join(", ")),
+    }
 }
 
 fn until_text(until: &Option<String>) -> String {

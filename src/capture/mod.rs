@@ -1,7 +1,7 @@
 //! The moment of capture: everything that talks to libvirt and QEMU.
 //!
 //! A *capture* is an open moment of one machine: a libvirt backup job - or, for a machine that is off, one read-only
-//! `qemu-nbd` a disk - whose disks can be read over NBD until it is closed or its lease ends. This layer opens and closes
+//! `qemu-storage-daemon` - whose disks can be read over NBD until it is closed or its lease ends. This layer opens and closes
 //! captures and knows nothing of what reads them.
 //!
 //! | module | its subject |
@@ -16,13 +16,18 @@
 //! | [`agent`] | freeze and thaw the guest's file systems |
 //! | [`checkpoint`] | checkpoints and their bitmaps: list, test, delete, bring back |
 //! | [`job`] | the backup job: begin, find, end |
-//! | [`qemu_nbd`] | the disks of a machine that is off |
+//! | `open_off` | opens a capture of a machine that is off |
+//! | [`storage_daemon`] | serves the disks of a machine that is off |
+//! | [`qemu_user`] | whom QEMU runs as, and programs as that user |
+//! | [`image_lookup`] | images looked into for a block graph |
 //! | [`image_server`] | any image as the guest sees it, for the time of one command |
 //! | [`block_graph`] | the nodes that QEMU opens for a disk (pure) |
 //! | [`network_storage`] | network storage as QEMU's options (pure) |
 //! | [`backing_string`] | what a header calls the layer below it (pure) |
 //! | [`image_header`] | headers of image files: what they name (pure) |
-//! | [`images`] | image files by their own words: layers, bitmaps, identity |
+//! | [`holders`] | who has a file open |
+//! | `open_request` | what a capture is asked for |
+//! | [`images`] | image files: which file it is, and its bitmaps |
 //! | [`runtime`] | the folders: state, sockets, scratch files |
 //! | [`safe_path`] | files in folders that QEMU's user can write: opened without being led elsewhere |
 //! | [`tpm`] | where the state of an emulated TPM is |
@@ -47,7 +52,9 @@ mod copies;
 pub mod definition;
 mod error;
 mod ffi;
+pub mod holders;
 pub mod image_header;
+pub mod image_lookup;
 pub mod image_server;
 pub mod images;
 pub mod job;
@@ -55,7 +62,9 @@ pub mod machine;
 pub mod near;
 pub mod network_storage;
 pub mod open;
-pub mod qemu_nbd;
+mod open_off;
+mod open_request;
+pub mod qemu_user;
 pub mod rewrite;
 pub mod runtime;
 pub mod safe_path;
@@ -63,6 +72,7 @@ mod signals;
 pub mod source;
 pub mod state;
 pub mod stillness;
+pub mod storage_daemon;
 pub mod survey;
 pub mod tpm;
 mod xml;

@@ -203,6 +203,11 @@ impl Source {
         }
     }
 
+    /// Whether a secret is needed to open it.
+    pub fn needs_secret(&self) -> bool {
+        matches!(self, Source::Network { options, .. } if options.auth.is_some())
+    }
+
     /// libvirt's word for the kind.
     pub fn kind(&self) -> &str {
         match self {

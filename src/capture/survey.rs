@@ -9,17 +9,21 @@ use chrono::{DateTime, FixedOffset};
 
 use super::close::capture_of_socket;
 use super::connection::Hypervisor;
-use super::definition::{Device, Disk, Source, child, children, parse_owner, parse_xml};
+use super::definition::{Definition, Device, Disk, Encryption, Source, child, children, parse_xml};
+use super::ffi;
 use super::error::{Context, Error, Meaning, Result};
-use super::images::{self, ImageLayer};
+use super::block_graph;
+use super::image_header::Header;
+use super::image_lookup::HostImages;
 use super::machine::{Machine, PausedReason, State, Which};
 use super::open::{domain_folder, lock_machine};
-use super::qemu_nbd::is_ours;
+use super::qemu_user::{QemuUser, base_owner};
 use super::runtime::{self, Runtime};
-use super::state::{CaptureFile, CapturedDisk, Phase};
+use super::state::{CaptureFile, DiskServer, Phase};
+use super::storage_daemon::is_ours;
 
 /// The programs of QEMU's that captures need beside QEMU itself.
-const PROGRAMS: [&str; 2] = ["qemu-img", "qemu-nbd"];
+const PROGRAMS: [&str; 3] = ["qemu-img", "qemu-nbd", "qemu-storage-daemon"];
 
 /// How long a guest agent may take for an answer that needs no thought.
 const AGENT_PATIENCE: Duration = Duration::from_secs(5);
@@ -136,6 +140,8 @@ pub struct DiskSurvey {
     pub storage: Storage,
     /// How it is encrypted.
     pub encryption: Option<String>,
+    /// Why libvirt does not give the passphrase away, without which it can be read only while the machine runs.
+    pub secret_error: Option<String>,
     /// What the guest sees; none when that is not known.
     pub capacity_bytes: Option<u64>,
 }
@@ -205,8 +211,8 @@ impl Machine {
             (true, State::Running, false) => AgentSurvey::Disconnected,
             (true, ..) => AgentSurvey::NotAsked,
         };
-        let looked: Vec<(DiskSurvey, Option<ImageLayer>)> =
-            definition.disks.iter().map(|disk| look_at_disk(self, disk)).collect();
+        let looked: Vec<(DiskSurvey, Option<Header>)> =
+            definition.disks.iter().map(|disk| look_at_disk(self, &definition, disk)).collect();
         let broken_bitmaps = match is_running {
             true => self.broken_while_running(),
             false => self.broken_while_off(&looked),
@@ -270,8 +276,8 @@ impl Machine {
             if !state.uuid.eq_ignore_ascii_case(self.uuid()) {
                 continue;
             }
-            let serves = |disk: &CapturedDisk| disk.server.as_ref().is_some_and(|server| is_ours(server, &disk.socket));
-            let holds_off = state.disks.iter().any(serves);
+            let serves = |server: &DiskServer| is_ours(&server.process, &server.socket);
+            let holds_off = state.servers.iter().any(serves);
             if state.phase != Phase::Open || state.is_expired() || state.is_orphaned() {
                 left_over = Some(JobSurvey::LeftOver { capture: state.id, holds_off });
             } else {
@@ -293,7 +299,7 @@ impl Machine {
     }
 
     /// In the images: bitmaps that were open when QEMU died, and those that died with it.
-    fn broken_while_off(&self, disks: &[(DiskSurvey, Option<ImageLayer>)]) -> Result<Vec<BrokenBitmap>> {
+    fn broken_while_off(&self, disks: &[(DiskSurvey, Option<Header>)]) -> Result<Vec<BrokenBitmap>> {
         let mut broken = Vec::new();
         for (disk, top) in disks {
             let open = top.iter().flat_map(|top| &top.bitmaps).filter(|bitmap| !bitmap.was_closed());
@@ -327,21 +333,31 @@ impl MachineSurvey {
     }
 }
 
-fn look_at_disk(machine: &Machine, disk: &Disk) -> (DiskSurvey, Option<ImageLayer>) {
+fn secret_error(machine: &Machine, encryption: &Encryption) -> Option<String> {
+    let Some(secret) = &encryption.secret else {
+        return Some("the definition names no secret".to_owned());
+    };
+    let value = machine.domain.connect().and_then(|connect| ffi::secret_value(&connect, secret));
+    value.err().map(|error| error.message().to_owned())
+}
+
+fn look_at_disk(machine: &Machine, definition: &Definition, disk: &Disk) -> (DiskSurvey, Option<Header>) {
     let exclusion = disk.exclusion();
     let source = machine.resolve(&disk.source).unwrap_or_else(|_| disk.source.clone());
     let format = disk.format.as_deref().unwrap_or("raw");
-    let layers = source.path().filter(|_| exclusion.is_none()).map(|path| images::read_layers(path, format));
-    let (storage, top) = match layers.transpose() {
-        Err(error) => (Storage::Unreadable(error.to_string()), None),
-        Ok(layers) => {
-            let top = layers.and_then(|layers| layers.into_iter().next());
+    let user = QemuUser::of(machine, definition, std::iter::once(disk));
+    let chain = user.and_then(|user| block_graph::chain(disk, &HostImages { machine, user }));
+    let (storage, top) = match (exclusion, chain) {
+        (Some(_), _) => (Storage::Format(format.to_owned()), None),
+        (None, Err(error)) => (Storage::Unreadable(error.to_string()), None),
+        (None, Ok(layers)) => {
+            let top = layers.into_iter().next().map(|layer| layer.header).filter(|_| source.path().is_some());
             let storage = match &top {
                 Some(top) if top.keeps_bitmaps && disk.keeps_bitmaps() => Storage::KeepsBitmaps,
-                Some(top) if top.format == "qcow2" && (top.has_data_file || disk.data_file.is_some()) => {
+                Some(top) if format == "qcow2" && (top.data_file.is_some() || disk.data_file.is_some()) => {
                     Storage::DataFile
                 }
-                Some(top) if top.format == "qcow2" => Storage::OldQcow2,
+                Some(_) if format == "qcow2" => Storage::OldQcow2,
                 None if disk.keeps_bitmaps() => Storage::KeepsBitmaps,
                 _ => Storage::Format(format.to_owned()),
             };
@@ -356,6 +372,7 @@ fn look_at_disk(machine: &Machine, disk: &Disk) -> (DiskSurvey, Option<ImageLaye
         is_file: matches!(source, Source::File { .. }),
         storage,
         encryption: disk.encryption.as_ref().map(|encryption| encryption.format.clone()),
+        secret_error: disk.encryption.as_ref().and_then(|encryption| secret_error(machine, encryption)),
         capacity_bytes: machine.disk_info(&disk.target).ok().map(|info| info.capacity_bytes),
     };
     (survey, top)
@@ -386,17 +403,10 @@ struct Security {
 
 fn read_security(capabilities: &str) -> Result<Security> {
     let document = parse_xml(capabilities)?;
-    let mut security = Security::default();
-    for secmodel in child(document.root_element(), "host").into_iter().flat_map(|host| children(host, "secmodel")) {
-        match child(secmodel, "model").and_then(|model| model.text()) {
-            Some(model) if confines(model) => security.confined_by = Some(model.to_owned()),
-            Some("dac") => {
-                let mut labels = children(secmodel, "baselabel").filter_map(|label| label.text());
-                security.qemu_owner = labels.find_map(parse_owner);
-            }
-            _ => {}
-        }
-    }
+    let models = child(document.root_element(), "host").into_iter().flat_map(|host| children(host, "secmodel"));
+    let mut names = models.filter_map(|secmodel| child(secmodel, "model")?.text());
+    let confined_by = names.find(|model| confines(model)).map(str::to_owned);
+    let security = Security { confined_by, qemu_owner: base_owner(capabilities)? };
     Ok(security)
 }
 

@@ -10,6 +10,7 @@ use crate::capture::{
     CaptureState, Definition, DiskRequest, Freeze, Machine, OpenRequest, Runtime, clear_leftovers, open_capture,
 };
 use crate::steps::{self, Step};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub struct SnapshotRequest {
     pub scratch: Option<PathBuf>,
     /// Whether the capture ends with this process, whatever its lease.
     pub owned: bool,
+    /// Files with the passphrases of encrypted images, by target, for a machine that is off.
+    pub luks_key_files: BTreeMap<String, PathBuf>,
 }
 
 /// Opens a capture. With a repository it continues that repository's chain: a new checkpoint is made in the same instant,
@@ -67,6 +70,7 @@ pub fn snapshot(
         repository: open.map(|open| open.repo.id().to_owned()),
         parent_point: chain.map(|chain| chain.point.id.to_string()),
         scratch_dir: request.scratch.clone(),
+        luks_key_files: request.luks_key_files.clone(),
     };
     Ok(open_capture(runtime, machine, &request)?)
 }
@@ -98,7 +102,8 @@ pub fn choose(
     definition: &Definition,
     request: &SnapshotRequest,
 ) -> Result<(Vec<String>, Vec<SkippedDisk>)> {
-    for name in request.disks.iter().flatten().chain(&request.exclude) {
+    let named = request.disks.iter().flatten().chain(&request.exclude).chain(request.luks_key_files.keys());
+    for name in named {
         if definition.disk(name).is_none() {
             return Err(Error::NoSuchDisk { subject: format!("machine {machine}"), disk: name.clone() });
         }

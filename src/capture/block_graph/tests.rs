@@ -167,7 +167,7 @@ fn network_disks_are_named_as_libvirt_names_them() {
         let xml = format!("<disk type='network'><driver type='raw'/>{source}<target dev='vda'/></disk>");
         let graph = graph_of(&xml, &Images::default())?;
         let mut node = graph.nodes[0].as_object().unwrap().clone();
-        ["node-name", "read-only"].map(|key| node.remove(key));
+        node.retain(|key, _| !["node-name", "read-only"].contains(&key.as_str()));
         Ok::<_, Error>((Value::Object(node), graph.secrets.len()))
     };
     let rbd = "<source protocol='rbd' name='pool/ns/image'><host name='a' port='6789'/><host name='b'/>\
