@@ -8,9 +8,9 @@
 //! | [`record`] | what commands say to each other: the wire format, field by field |
 //! | [`units`] | lengths of time, sizes and shares, as people write them |
 //! | [`clock`] | what a clock on the wall shows when clocks change |
-//! | [`steps`] | the steps of a backup and of a prune by name, for tests that interrupt it at each |
-//! | [`pace`] | so many bytes a second and no more |
-//! | [`whole_file`] | small files that are there whole or not at all |
+//! | [`failpoint`] | the steps of a backup and of a prune by name, for tests that interrupt it at each |
+//! | [`rate_limiter`] | so many bytes a second and no more |
+//! | [`atomic_file`] | small files that are there whole or not at all |
 //! | [`storage`] | where the files of a repository live |
 //! | [`nbd`] | reading disks: the NBD client |
 //! | [`repo`] | restic's repository format, version 2 |
@@ -23,20 +23,20 @@
 //! | [`log`] | what a run leaves to be read later |
 //! | [`cli`] | one file a subcommand; alone knows the terminal and the environment |
 
+pub mod atomic_file;
 pub mod capture;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod failpoint;
 pub mod history;
 pub mod log;
 pub mod nbd;
 pub mod ops;
-pub mod pace;
+pub mod rate_limiter;
 pub mod record;
 pub mod repo;
 pub mod retention;
 pub mod schedule;
-pub mod steps;
 pub mod storage;
 pub mod units;
-pub mod whole_file;

@@ -64,7 +64,7 @@ pub struct Policy {
     pub keep_yearly: Keep,
     /// Keep every point newer than this long before the newest one: "30d", "1y6m", "12h".
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub keep_within: Option<Span>,
+    pub keep_within: Option<CalendarSpan>,
 }
 
 impl Policy {
@@ -85,8 +85,8 @@ impl Policy {
     }
 
     /// A span of nothing is no rule, as a count of 0 is none.
-    fn span(&self) -> Option<Span> {
-        self.keep_within.filter(|span| *span != Span::default())
+    fn span(&self) -> Option<CalendarSpan> {
+        self.keep_within.filter(|span| *span != CalendarSpan::default())
     }
 }
 
@@ -203,7 +203,7 @@ impl JsonSchema for Keep {
 
 /// A length of time on the calendar, as restic writes it: `1y6m7d12h`. (`m` are months, `w` weeks.)
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Span {
+pub struct CalendarSpan {
     months: u32,
     days: u32,
     hours: u32,
@@ -214,12 +214,12 @@ pub struct Span {
 #[error("{0:?} is no length of time: numbers with y, m (months), w, d or h are expected, such as 30d or 1y6m")]
 pub struct ParseSpanError(String);
 
-impl FromStr for Span {
+impl FromStr for CalendarSpan {
     type Err = ParseSpanError;
 
-    fn from_str(text: &str) -> Result<Span, ParseSpanError> {
+    fn from_str(text: &str) -> Result<CalendarSpan, ParseSpanError> {
         let bad = || ParseSpanError(text.to_owned());
-        let mut span = Span::default();
+        let mut span = CalendarSpan::default();
         let mut rest = text.trim();
         if rest.is_empty() {
             return Err(bad());
@@ -247,29 +247,29 @@ impl FromStr for Span {
     }
 }
 
-impl fmt::Display for Span {
+impl fmt::Display for CalendarSpan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = [(self.months / 12, 'y'), (self.months % 12, 'm'), (self.days, 'd'), (self.hours, 'h')];
-        if *self == Span::default() {
+        if *self == CalendarSpan::default() {
             return f.write_str("0h");
         }
         parts.iter().filter(|(number, _)| *number > 0).try_for_each(|(number, unit)| write!(f, "{number}{unit}"))
     }
 }
 
-impl Serialize for Span {
+impl Serialize for CalendarSpan {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
+impl<'de> Deserialize<'de> for CalendarSpan {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<CalendarSpan, D::Error> {
         Cow::<str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
-impl JsonSchema for Span {
+impl JsonSchema for CalendarSpan {
     fn schema_name() -> Cow<'static, str> {
         "Span".into()
     }
@@ -283,7 +283,7 @@ impl JsonSchema for Span {
     }
 }
 
-impl Span {
+impl CalendarSpan {
     /// The moment this long before `time`.
     fn before(self, time: Time, zone: &impl TimeZone) -> Option<DateTime<Utc>> {
         let local = time.naive_local();
@@ -327,7 +327,7 @@ pub struct Candidate {
 
 /// What becomes of a point.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verdict {
+pub struct RetentionDecision {
     /// Whether it stays.
     pub keep: bool,
     /// Why; never empty.
@@ -443,9 +443,9 @@ impl fmt::Display for Reason {
 }
 
 /// Judges every point; the verdicts stand in the order of the points. `zone` is the local time zone.
-pub fn judge(policy: &Policy, points: &[Candidate], now: Time, zone: &impl TimeZone) -> Vec<Verdict> {
+pub fn judge(policy: &Policy, points: &[Candidate], now: Time, zone: &impl TimeZone) -> Vec<RetentionDecision> {
     if policy.is_empty() {
-        return points.iter().map(|_| Verdict { keep: true, reasons: vec![Reason::NoPolicy] }).collect();
+        return points.iter().map(|_| RetentionDecision { keep: true, reasons: vec![Reason::NoPolicy] }).collect();
     }
     let mut reasons: Vec<Vec<Reason>> = vec![Vec::new(); points.len()];
     let mut machines: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
@@ -477,7 +477,7 @@ pub fn judge(policy: &Policy, points: &[Candidate], now: Time, zone: &impl TimeZ
         if !keep {
             reasons.push(Reason::Expired);
         }
-        Verdict { keep, reasons }
+        RetentionDecision { keep, reasons }
     };
     points.iter().zip(reasons).map(verdict).collect()
 }

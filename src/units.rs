@@ -11,9 +11,9 @@ pub struct NotAUnit(&'static str);
 
 /// A length of time: `90s`, `30m`, `2h`, `3d`, `1w`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Span(pub Duration);
+pub struct ShortDuration(pub Duration);
 
-impl Span {
+impl ShortDuration {
     /// The rule, for messages.
     pub const RULE: &'static str = "a number and a unit: 90s, 30m, 2h, 3d, 1w";
 
@@ -25,25 +25,25 @@ impl Span {
     const LARGEST_NUMBER: u64 = 1_000_000;
 }
 
-impl FromStr for Span {
+impl FromStr for ShortDuration {
     type Err = NotAUnit;
 
-    fn from_str(text: &str) -> Result<Span, NotAUnit> {
-        let broken = NotAUnit(Span::RULE);
-        let (unit, seconds) = Span::UNITS.into_iter().find(|(unit, _)| text.ends_with(unit)).ok_or(broken)?;
+    fn from_str(text: &str) -> Result<ShortDuration, NotAUnit> {
+        let broken = NotAUnit(ShortDuration::RULE);
+        let (unit, seconds) = ShortDuration::UNITS.into_iter().find(|(unit, _)| text.ends_with(unit)).ok_or(broken)?;
         let number = digits(text.strip_suffix(unit).unwrap_or_default()).ok_or(broken)?;
-        if number > Span::LARGEST_NUMBER {
+        if number > ShortDuration::LARGEST_NUMBER {
             return Err(broken);
         }
-        Ok(Span(Duration::from_secs(number * seconds)))
+        Ok(ShortDuration(Duration::from_secs(number * seconds)))
     }
 }
 
-impl fmt::Display for Span {
+impl fmt::Display for ShortDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.0.as_secs();
         let fits = |(_, unit): &(&str, u64)| seconds != 0 && seconds.is_multiple_of(*unit);
-        let (unit, length) = Span::UNITS.into_iter().find(fits).unwrap_or(("s", 1));
+        let (unit, length) = ShortDuration::UNITS.into_iter().find(fits).unwrap_or(("s", 1));
         write!(f, "{}{unit}", seconds / length)
     }
 }
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn lengths_sizes_and_shares_are_read_as_people_mean_them() {
-        let seconds = |text: &str| text.parse::<Span>().unwrap().0.as_secs();
+        let seconds = |text: &str| text.parse::<ShortDuration>().unwrap().0.as_secs();
         assert_eq!(["90s", "30m", "2h", "3d", "1w"].map(seconds), [90, 1800, 7200, 259_200, 604_800]);
         let bytes = |text: &str| text.parse::<Size>().unwrap().0;
         assert_eq!(["7", "512K", "10M", "2G", "1T"].map(bytes), [7, 524_288, 10_485_760, 2_147_483_648, 1 << 40]);
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn what_is_none_of_them_is_refused() {
         for text in ["", "s", "5", "5 m", "-5m", "+5m", "5M", "1.5h", "5ms", "1000001s", "m5", "５m"] {
-            assert!(text.parse::<Span>().is_err(), "{text}");
+            assert!(text.parse::<ShortDuration>().is_err(), "{text}");
         }
         for text in ["", "K", "-1", "1.5G", "1 G", "1g", "1GB", "99999999T", "+1"] {
             assert!(text.parse::<Size>().is_err(), "{text}");
@@ -174,7 +174,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_printed_is_read_back(seconds in 0u64..1_000_000, bytes: u64) {
-            prop_assert_eq!(Span(Duration::from_secs(seconds)).to_string().parse(), Ok(Span(Duration::from_secs(seconds))));
+            prop_assert_eq!(ShortDuration(Duration::from_secs(seconds)).to_string().parse(), Ok(ShortDuration(Duration::from_secs(seconds))));
             prop_assert_eq!(Size(bytes).to_string().parse(), Ok(Size(bytes)));
         }
     }

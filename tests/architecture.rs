@@ -5,17 +5,17 @@
 //! | layer | may import | why |
 //! | --- | --- | --- |
 //! | `record`, `nbd` | nothing | neighbours that can be replaced or tested one by one |
-//! | `storage` | `pace` | a neighbour of these; uploads may be limited |
+//! | `storage` | `rate_limiter`, `atomic_file` | a neighbour of these; uploads may be limited |
 //! | `units` | nothing | how people write numbers, the same everywhere |
 //! | `clock` | nothing | when a time of day is, the same for schedules and for names of points |
-//! | `whole_file` | nothing | files that others read at any moment |
-//! | `pace` | nothing | disks and uploads are limited alike |
-//! | `steps` | nothing | names that the tests share with `capture` and `ops` |
-//! | `capture` | `steps`, `whole_file` | a neighbour of the above |
-//! | `repo` | `storage`, `whole_file` | a repository does not know what it stores, nor from where |
-//! | `retention`, `schedule`, `log`, `history` | `units`, `clock`, `record`, `whole_file` | pure rules, or one outer thing each |
+//! | `atomic_file` | nothing | files that others read at any moment |
+//! | `rate_limiter` | nothing | disks and uploads are limited alike |
+//! | `failpoint` | nothing | names that the tests share with `capture`, `repo` and `ops` |
+//! | `capture` | `failpoint`, `atomic_file` | a neighbour of the above |
+//! | `repo` | `storage`, `failpoint`, `atomic_file` | a repository does not know what it stores, nor from where |
+//! | `retention`, `schedule`, `log`, `history` | `units`, `clock`, `record`, `atomic_file` | pure rules, or one outer thing each |
 //! | `config` | `units`, `retention`, `schedule` | the file names rules, it does not apply them |
-//! | `ops` | all of these but `config`, `schedule`, `log`, `whole_file` | the workflows know no terminal and no configuration file |
+//! | `ops` | all of these but `config`, `schedule`, `log`, `atomic_file` | the workflows know no terminal and no configuration file |
 //! | `cli` | everything | it alone knows the terminal, the environment and the configuration |
 
 use std::collections::BTreeSet;
@@ -25,31 +25,43 @@ use std::path::{Path, PathBuf};
 /// Layer → the other layers that it may import.
 const LAYERS: &[(&str, &[&str])] = &[
     ("record", &[]),
-    ("pace", &[]),
-    ("storage", &["pace"]),
+    ("rate_limiter", &[]),
+    ("storage", &["rate_limiter", "atomic_file"]),
     ("nbd", &[]),
     ("units", &[]),
     ("clock", &[]),
-    ("whole_file", &[]),
-    ("steps", &[]),
-    ("capture", &["steps", "whole_file"]),
-    ("repo", &["storage", "whole_file"]),
+    ("atomic_file", &[]),
+    ("failpoint", &[]),
+    ("capture", &["failpoint", "atomic_file"]),
+    ("repo", &["storage", "failpoint", "atomic_file"]),
     ("retention", &["record", "units"]),
-    ("schedule", &["units", "clock", "whole_file"]),
+    ("schedule", &["units", "clock", "atomic_file"]),
     ("log", &["record"]),
-    ("history", &["record", "whole_file"]),
+    ("history", &["record", "atomic_file"]),
     ("config", &["units", "retention", "schedule"]),
     (
         "ops",
-        &["record", "units", "clock", "steps", "pace", "storage", "nbd", "capture", "repo", "retention", "history"],
+        &[
+            "record",
+            "units",
+            "clock",
+            "failpoint",
+            "rate_limiter",
+            "storage",
+            "nbd",
+            "capture",
+            "repo",
+            "retention",
+            "history",
+        ],
     ),
     (
         "cli",
         &[
             "record",
             "units",
-            "steps",
-            "pace",
+            "failpoint",
+            "rate_limiter",
             "storage",
             "nbd",
             "capture",
@@ -58,7 +70,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "schedule",
             "log",
             "history",
-            "whole_file",
+            "atomic_file",
             "config",
             "ops",
         ],

@@ -19,15 +19,15 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use kvmb::capture::agent::{Consistency, Freeze, FreezeMode};
+use kvmb::capture::agent::{Consistency, FreezeMode, FreezeOptions};
 use kvmb::capture::close::{clear_leftovers, drain_capture};
 use kvmb::capture::job::{JobDisk, JobRequest};
-use kvmb::capture::machine::{PausedReason, State, Which};
+use kvmb::capture::machine::{MachineState, PausedReason, Which};
 use kvmb::capture::rewrite::{Changes, NewDisk, NewDiskKind, rewrite};
 use kvmb::capture::state::{CaptureFile, CaptureKind, CaptureState, FileRole, ReadMode};
 use kvmb::capture::{
-    CloseRequest, Definition, DiskRequest, Error, Hypervisor, Machine, Meaning, OpenRequest, Runtime, close_capture,
-    open_capture, storage_daemon,
+    CloseRequest, Definition, DiskRequest, Error, Hypervisor, LibvirtErrorKind, Machine, OpenRequest, RuntimeDirs,
+    close_capture, open_capture, storage_daemon,
 };
 
 const MIB: usize = 1 << 20;
@@ -229,7 +229,8 @@ fn a_machine_that_is_off_is_served_until_its_lease_ends() {
     assert!(lab.read(&state, "vda") == pattern(32, &[(1, 2, 0x11)]));
     assert!(lab.read(&state, "vdb") == pattern(8, &[(0, 1, 0x22)]));
     assert!(vm.machine.start_paused().is_err());
-    let servers: Vec<u32> = state.servers.iter().flat_map(|server| storage_daemon::servers_on(&server.socket)).collect();
+    let servers: Vec<u32> =
+        state.servers.iter().flat_map(|server| storage_daemon::servers_on(&server.socket)).collect();
     // The daemon for both disks, and the `timeout` that watches it.
     assert_eq!(servers.len(), 2);
     assert!(lab.close(&state, &CloseRequest::default()).ended);
@@ -344,7 +345,7 @@ fn a_capture_closes_when_its_scratch_file_system_is_full() {
     // A write by the monitor fills the file system without pausing the machine, which a guest's own write would.
     vm.qemu_io("vda", "write -P 0x22 0 32M");
     assert!(lab.close(&state, &CloseRequest::default()).ended);
-    assert_eq!(vm.machine.state().unwrap(), State::Paused(PausedReason::User));
+    assert_eq!(vm.machine.state().unwrap(), MachineState::Paused(PausedReason::User));
     lab.assert_nothing_left(&vm);
 }
 
@@ -612,7 +613,7 @@ fn the_test_driver_can_be_listed() {
     let machines = hypervisor.machines(&[]).unwrap();
     assert_eq!(machines[0].name(), "test");
     let machine = hypervisor.machine("test").unwrap();
-    assert_eq!(machine.state().unwrap(), State::Running);
+    assert_eq!(machine.state().unwrap(), MachineState::Running);
     let definition: Definition = machine.definition(Which::Live).unwrap();
     assert_eq!(definition.domain_type, "test");
     assert!(machine.info().unwrap().max_memory_bytes > 0);
@@ -624,7 +625,7 @@ fn the_test_driver_can_be_listed() {
 #[test]
 fn a_hypervisor_that_is_not_there_is_no_connection() {
     let error = Hypervisor::open(Some("qemu+unix:///system?socket=/nonexistent")).unwrap_err();
-    assert_eq!(error.meaning(), Meaning::NoConnection, "{error:?}");
+    assert_eq!(error.meaning(), LibvirtErrorKind::NoConnection, "{error:?}");
 }
 
 #[test]
@@ -634,9 +635,9 @@ fn a_state_folder_that_is_a_link_or_somebody_elses_is_refused() {
     fs::create_dir(&real).unwrap();
     let link = lab.folder.join("link");
     std::os::unix::fs::symlink(&real, &link).unwrap();
-    assert!(matches!(Runtime::open_at(&link), Err(Error::UnsafeFolder { .. })));
+    assert!(matches!(RuntimeDirs::open_at(&link), Err(Error::UnsafeFolder { .. })));
     std::os::unix::fs::chown(&real, Some(12345), None).unwrap();
-    assert!(matches!(Runtime::open_at(&real), Err(Error::UnsafeFolder { .. })));
+    assert!(matches!(RuntimeDirs::open_at(&real), Err(Error::UnsafeFolder { .. })));
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(lab.runtime.state_folder()), 0o700);
     assert_eq!(mode(lab.runtime.socket_folder()), 0o711);
@@ -646,7 +647,7 @@ fn a_state_folder_that_is_a_link_or_somebody_elses_is_refused() {
 fn a_socket_path_that_is_too_long_is_said_before_anything_begins() {
     let lab = Lab::new("long");
     let vm = lab.running(&[Image::qcow2("vda", 4)]);
-    let runtime = Runtime::open_at(&lab.folder.join("x".repeat(80))).unwrap();
+    let runtime = RuntimeDirs::open_at(&lab.folder.join("x".repeat(80))).unwrap();
     let error = open_capture(&runtime, &vm.machine, &lab.request(&["vda"])).unwrap_err();
     assert!(matches!(error, Error::SocketPathTooLong { .. }), "{error}");
     assert!(vm.machine.running_backup().unwrap().is_none());
@@ -659,7 +660,7 @@ struct Lab {
     name: String,
     folder: PathBuf,
     hypervisor: Hypervisor,
-    runtime: Runtime,
+    runtime: RuntimeDirs,
 }
 
 /// A disk image to be made.
@@ -723,7 +724,7 @@ impl Lab {
         Lab {
             name: name.into(),
             hypervisor: Hypervisor::open(Some(&uri)).unwrap(),
-            runtime: Runtime::open_at(&folder.join("run")).unwrap().with_scratch_folder(folder.join("scratch")),
+            runtime: RuntimeDirs::open_at(&folder.join("run")).unwrap().with_scratch_folder(folder.join("scratch")),
             folder,
         }
     }
@@ -802,7 +803,7 @@ impl Lab {
         CaptureFile::open(&self.runtime, &state.id).unwrap().commit(point).unwrap();
     }
 
-    fn close(&self, state: &CaptureState, request: &CloseRequest) -> kvmb::capture::Closed {
+    fn close(&self, state: &CaptureState, request: &CloseRequest) -> kvmb::capture::ClosedCapture {
         let file = CaptureFile::open(&self.runtime, &state.id).unwrap();
         close_capture(&self.runtime, Some(&self.hypervisor), file, request).unwrap()
     }
@@ -963,8 +964,8 @@ impl Drop for Tmpfs {
     }
 }
 
-fn never() -> Freeze {
-    Freeze { mode: FreezeMode::Never, timeout: Duration::from_secs(1) }
+fn never() -> FreezeOptions {
+    FreezeOptions { mode: FreezeMode::Never, timeout: Duration::from_secs(1) }
 }
 
 /// A disk of zeros with these (MiB from, MiB long, byte) in it.

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use kvmb::capture::definition::{Definition, DefinitionError, Device, Source};
+use kvmb::capture::definition::{Definition, DefinitionError, Device, DiskSource};
 use kvmb::capture::rewrite::{Changes, NewDisk, NewDiskKind, rewrite};
 use proptest::prelude::*;
 
@@ -111,13 +111,13 @@ fn every_kind_of_disk_is_read() {
 
     let vda = definition.disk("vda").unwrap();
     assert_eq!(vda.backing.len(), 2);
-    assert_eq!(vda.backing[1].source, Source::Block { path: "/dev/vg/base".into() });
+    assert_eq!(vda.backing[1].source, DiskSource::Block { path: "/dev/vg/base".into() });
     assert_eq!(vda.serial.as_deref(), Some("S-1"));
-    let Source::Network { protocol, hosts, options, .. } = &definition.disk("vdc").unwrap().source else {
+    let DiskSource::Network { protocol, hosts, options, .. } = &definition.disk("vdc").unwrap().source else {
         panic!("vdc is a network disk");
     };
     assert_eq!((protocol.as_str(), hosts.len(), options.auth.is_some()), ("rbd", 2, true));
-    assert!(matches!(definition.disk("vdd").unwrap().source, Source::Network { tls: true, .. }));
+    assert!(matches!(definition.disk("vdd").unwrap().source, DiskSource::Network { tls: true, .. }));
     assert_eq!(definition.disk("vdi").unwrap().encryption.as_ref().map(|found| found.format.as_str()), Some("luks"));
     assert!(definition.disk("vdj").unwrap().data_file.is_some());
     assert!(!definition.disk("vdj").unwrap().keeps_bitmaps());
@@ -218,8 +218,8 @@ fn every_kind_of_disk_becomes_a_flat_image() {
             let changed = now.disk(&disk.target).unwrap();
             let path = PathBuf::from("/new/disk");
             let expected = match kind {
-                NewDiskKind::File => Source::File { path },
-                NewDiskKind::Block => Source::Block { path },
+                NewDiskKind::File => DiskSource::File { path },
+                NewDiskKind::Block => DiskSource::Block { path },
             };
             assert_eq!(changed.source, expected, "{}", disk.target);
             assert_eq!(changed.format.as_deref(), Some("raw"));

@@ -12,7 +12,7 @@ use chains::*;
 use harness::call::Running;
 use harness::change::bitmaps;
 use harness::{Env, Machine, Output, process};
-use kvmb::steps::Step;
+use kvmb::failpoint::Failpoint;
 use serde_json::Value;
 
 /// What is backed up.
@@ -39,44 +39,46 @@ enum Accident {
 
 impl Scene {
     /// Whether a run passes a step. A step that is new has no answer: this does not compile then.
-    fn passes(self, step: Step) -> bool {
+    fn passes(self, step: Failpoint) -> bool {
         match step {
-            Step::RepositoryOpened
-            | Step::ParentFound
-            | Step::MachineLocked
-            | Step::LeftoversCleared
-            | Step::CaptureNoted
-            | Step::Begun
-            | Step::CaptureOpen
-            | Step::FirstChunk
-            | Step::AllRead
-            | Step::JobEnded
-            | Step::IndexStored
-            | Step::PointStored
-            | Step::CommitNoted
-            | Step::CheckpointsSettled
-            | Step::CaptureForgotten => true,
-            Step::BitmapsAdded => self == Scene::BegunOff,
+            Failpoint::RepositoryOpened
+            | Failpoint::ParentFound
+            | Failpoint::MachineLocked
+            | Failpoint::LeftoversCleared
+            | Failpoint::CaptureNoted
+            | Failpoint::Begun
+            | Failpoint::CaptureOpen
+            | Failpoint::FirstChunk
+            | Failpoint::AllRead
+            | Failpoint::JobEnded
+            | Failpoint::IndexStored
+            | Failpoint::PointStored
+            | Failpoint::CommitNoted
+            | Failpoint::CheckpointsSettled
+            | Failpoint::CaptureForgotten => true,
+            Failpoint::BitmapsAdded => self == Scene::BegunOff,
             // Needs a guest with an agent: see tests/guest.rs.
-            Step::Frozen => false,
+            Failpoint::Frozen => false,
+            // Of the creation of a repository: see tests/together/creation.rs.
+            Failpoint::ConfigCreated | Failpoint::KeyCreated => false,
             // Of a prune: see tests/retention.rs.
-            Step::PrunePlanned
-            | Step::UnnamedPackRemoved
-            | Step::PointForgotten
-            | Step::PointsForgotten
-            | Step::BlobsCopied
-            | Step::CopiesStored
-            | Step::NewIndexStored
-            | Step::OldIndexRemoved
-            | Step::OldIndexGone
-            | Step::PackRemoved
-            | Step::PacksGone => false,
+            Failpoint::PrunePlanned
+            | Failpoint::UnnamedPackRemoved
+            | Failpoint::PointForgotten
+            | Failpoint::PointsForgotten
+            | Failpoint::BlobsCopied
+            | Failpoint::CopiesStored
+            | Failpoint::NewIndexStored
+            | Failpoint::OldIndexRemoved
+            | Failpoint::OldIndexGone
+            | Failpoint::PackRemoved
+            | Failpoint::PacksGone => false,
         }
     }
 }
 
-fn is_at_or_after(step: Step, other: Step) -> bool {
-    let place = |wanted| Step::ALL.iter().position(|step| *step == wanted);
+fn is_at_or_after(step: Failpoint, other: Failpoint) -> bool {
+    let place = |wanted| Failpoint::ALL.iter().position(|step| *step == wanted);
     place(step) >= place(other)
 }
 
@@ -128,7 +130,7 @@ fn every_step(scene: Scene, accident: Accident) {
     if scene == Scene::Off {
         machine.stop();
     }
-    for (number, step) in (0..).zip(Step::ALL.into_iter().filter(|step| scene.passes(*step))) {
+    for (number, step) in (0..).zip(Failpoint::ALL.into_iter().filter(|step| scene.passes(*step))) {
         if scene == Scene::BegunOff && number > 0 {
             repo = init_at(&env, &format!("repo-{step:?}"));
         }
@@ -152,7 +154,7 @@ struct Try<'a> {
     repo: &'a str,
     scene: Scene,
     accident: Accident,
-    step: Step,
+    step: Failpoint,
     number: u8,
 }
 
@@ -168,7 +170,7 @@ impl Try<'_> {
         });
         self.have_the_accident(run);
 
-        let is_committed = is_at_or_after(self.step, Step::PointStored);
+        let is_committed = is_at_or_after(self.step, Failpoint::PointStored);
         assert_eq!(self.points() - points_before, usize::from(is_committed), "the snapshot file is the commit");
         self.assert_few_checkpoints(2);
         if self.scene == Scene::Running {
@@ -210,7 +212,7 @@ impl Try<'_> {
 
     /// A run without its storage fails, unless the point is stored already, and cleans up after itself either way.
     fn judge(&self, output: &Output) {
-        if is_at_or_after(self.step, Step::PointStored) {
+        if is_at_or_after(self.step, Failpoint::PointStored) {
             assert_eq!(output.code(), 0, "{output}");
             output.record_of("point");
         } else {
@@ -225,9 +227,9 @@ impl Try<'_> {
     #[track_caller]
     fn assert_goes_on(&self, point: &Value) {
         let noted = match self.accident {
-            Accident::Killed => is_at_or_after(self.step, Step::CommitNoted),
+            Accident::Killed => is_at_or_after(self.step, Failpoint::CommitNoted),
             // Its own end is orderly.
-            _ => is_at_or_after(self.step, Step::PointStored),
+            _ => is_at_or_after(self.step, Failpoint::PointStored),
         };
         match self.scene {
             Scene::Running => {

@@ -16,7 +16,7 @@ use chains::{
 use harness::sshd::USER;
 use harness::{Disk, DiskModel, Env, Machine, Output, PASSWORD};
 use kvmb::ops::Silent;
-use kvmb::ops::copy::Copier;
+use kvmb::ops::copy::transfer::Copier;
 use kvmb::repo::{BlobKind, Password, Repository};
 use kvmb::retention::Policy;
 use kvmb::storage::testing::{FaultStorage, Operation};

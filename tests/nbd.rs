@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kvmb::nbd::{
-    Chunk, ChunkRun, ChunkState, Client, DiskReader, Error, Extent, NbdUri, Options, ReadOptions, Violation,
+    Chunk, ChunkRun, ChunkState, Client, ClientOptions, DiskReader, Error, Extent, NbdUri, ReadOptions, Violation,
     chunk_runs, extents,
 };
 use servers::{Qemu, Server, qemu_io, run};
@@ -23,8 +23,8 @@ const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 const ALLOCATION: &str = "base:allocation";
 
-fn with_contexts(contexts: &[&str]) -> Options {
-    Options { contexts: contexts.iter().map(|&name| name.to_owned()).collect(), ..Options::default() }
+fn with_contexts(contexts: &[&str]) -> ClientOptions {
+    ClientOptions { contexts: contexts.iter().map(|&name| name.to_owned()).collect(), ..ClientOptions::default() }
 }
 
 fn connect(uri: &NbdUri) -> Client {
@@ -416,7 +416,7 @@ fn a_server_without_structured_replies_is_read_in_full() {
 fn servers_that_are_too_old_are_named_so() {
     for arguments in [&["-o", "memory", "1M"][..], &["--mask-handshake=0", "memory", "1M"]] {
         let server = Server::nbdkit(arguments);
-        let result = Client::connect(&server.uri(), &Options::default());
+        let result = Client::connect(&server.uri(), &ClientOptions::default());
         assert!(matches!(result, Err(Error::Protocol(Violation::OldStyle))), "{result:?}");
     }
 }
@@ -425,7 +425,7 @@ fn servers_that_are_too_old_are_named_so() {
 fn what_is_not_there_is_named() {
     let image = Image::qcow2("1M");
     let server = Server::qemu_nbd("qcow2", &image.path, &["-x", "vda"]);
-    for options in [Options::default(), with_contexts(&[ALLOCATION])] {
+    for options in [ClientOptions::default(), with_contexts(&[ALLOCATION])] {
         match Client::connect(&server.export("vdb"), &options) {
             Err(Error::NoSuchExport { export, .. }) => assert_eq!(export, "vdb"),
             other => panic!("{other:?}"),
@@ -434,11 +434,11 @@ fn what_is_not_there_is_named() {
     assert_eq!(connect(&server.export("vda")).size_bytes(), MIB);
     let nowhere = NbdUri { socket: server.path("nowhere"), export: String::new() };
     assert!(matches!(
-        Client::connect(&nowhere, &Options::default()),
+        Client::connect(&nowhere, &ClientOptions::default()),
         Err(Error::Connect { source, .. }) if source.kind() == std::io::ErrorKind::NotFound
     ));
     let long = NbdUri { socket: PathBuf::from("/".repeat(200)), export: String::new() };
-    assert!(matches!(Client::connect(&long, &Options::default()), Err(Error::Connect { .. })));
+    assert!(matches!(Client::connect(&long, &ClientOptions::default()), Err(Error::Connect { .. })));
 }
 
 #[test]
@@ -481,7 +481,7 @@ fn a_server_that_stops_answering_is_given_up() {
     let server = Server::nbdkit(&["--filter=delay", "memory", "4M", "rdelay=30"]);
     let timeout = Duration::from_millis(500);
     let begin = Instant::now();
-    let mut client = Client::connect(&server.uri(), &Options { timeout, ..Options::default() }).unwrap();
+    let mut client = Client::connect(&server.uri(), &ClientOptions { timeout, ..ClientOptions::default() }).unwrap();
     client.write(0, &[1; 4096]).unwrap();
     let result = client.read(0, &mut [0; 512]);
     assert!(matches!(result, Err(Error::Timeout { .. })), "{result:?}");

@@ -14,7 +14,7 @@ use chains::{MIB, assert_restores, id_of};
 use harness::proxy::{Proxy, Trouble};
 use harness::sshd::{Sshd, USER};
 use harness::{Call, Disk, Env, Machine, wait_until};
-use kvmb::storage::sftp::{Access, CONNECTIONS, SftpStorage, Target};
+use kvmb::storage::sftp::{CONNECTIONS, SftpAddress, SftpStorage, SshContext};
 use kvmb::storage::{FileKind, Storage};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
@@ -257,9 +257,9 @@ fn far_away(env: &Env, delay: Duration) -> (Sshd, Proxy, SftpStorage) {
     let sshd = env.sshd();
     sshd.befriend();
     let proxy = sshd.behind(delay);
-    let mut access = Access::new("root");
+    let mut access = SshContext::new("root");
     access.home = Some(env.path("home"));
-    let storage = SftpStorage::new(Target::parse(&sshd.url_by(&proxy, "repo")).unwrap(), &access).unwrap();
+    let storage = SftpStorage::new(SftpAddress::parse(&sshd.url_by(&proxy, "repo")).unwrap(), &access).unwrap();
     storage.create_layout().unwrap();
     (sshd, proxy, storage)
 }

@@ -18,7 +18,7 @@ use kvmb::repo::{
     CheckOptions, Error, Id, LockMode, LockTiming, MaxUnused, PruneLimits, PrunePlan, PruneSummary, Repository, check,
 };
 use kvmb::retention::Policy;
-use kvmb::storage::testing::{Effect, Fault, FaultStorage, MemoryStorage, Operation};
+use kvmb::storage::testing::{FaultEffect, FaultStorage, InjectedFault, MemoryStorage, Operation};
 use kvmb::storage::{FileKind, Storage};
 use support::{Home, disk, password, read_disk, time, try_read_disk, write_disk};
 
@@ -274,7 +274,7 @@ fn whichever_call_on_the_storage_fails_nothing_is_lost_and_the_next_prune_finish
     let repo = Repository::create(Arc::clone(&original), &password()).unwrap();
     let scene = Scene::fill(&repo);
     let forgotten = [scene.id(0), scene.id(3)];
-    let changes = &[Effect::Fail, Effect::FailAfter, Effect::NoSpace][..];
+    let changes = &[FaultEffect::Fail, FaultEffect::FailAfter, FaultEffect::NoSpace][..];
     let plan = [
         (Operation::Write, changes),
         (Operation::Remove, &changes[..2]),
@@ -291,7 +291,7 @@ fn whichever_call_on_the_storage_fails_nothing_is_lost_and_the_next_prune_finish
                 trial.reset(&*original);
                 let count = || faulty.calls().iter().filter(|call| call.operation == operation).count() as u64;
                 let before = count();
-                faulty.add(Fault::every(operation, effect).nth(nth));
+                faulty.add(InjectedFault::every(operation, effect).nth(nth));
                 let result = try_prune(repo, &forgotten, MaxUnused::Share(0.0));
                 if count() - before < nth {
                     // It came to its end before that.
@@ -332,7 +332,7 @@ fn cut_off_at_any_change_the_repository_is_whole() {
     for operation in [Operation::Write, Operation::Remove] {
         for nth in 1.. {
             trial.reset(&*original);
-            faulty.add(Fault::every(operation, Effect::Fail).from_nth(nth));
+            faulty.add(InjectedFault::every(operation, FaultEffect::Fail).from_nth(nth));
             if try_prune(repo, &forgotten, MaxUnused::Share(0.0)).is_ok() {
                 break;
             }
@@ -429,7 +429,7 @@ fn on_a_full_disk_what_needs_no_copy_goes_and_the_rest_when_there_is_room() {
     let scene = Scene::fill(&repo);
     repo.remove_snapshot(&scene.id(0)).unwrap();
     repo.remove_snapshot(&scene.id(3)).unwrap();
-    faulty.add(Fault::every(Operation::Write, Effect::NoSpace).on(FileKind::Pack));
+    faulty.add(InjectedFault::every(Operation::Write, FaultEffect::NoSpace).on(FileKind::Pack));
     let pruned = free(&repo).unwrap();
     assert!(pruned.was_short_of_room && pruned.summary.unused_bytes > 0, "{pruned:?}");
     assert_eq!(pruned.summary.copied_bytes, 0);
@@ -464,7 +464,7 @@ fn where_nothing_may_be_removed_backups_go_on_and_prune_says_so() {
     let memory: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
     let faulty = Arc::new(FaultStorage::new(memory));
     let repo = Repository::create(Arc::clone(&faulty) as Arc<dyn Storage>, &password()).unwrap();
-    faulty.add(Fault::every(Operation::Remove, Effect::Refuse));
+    faulty.add(InjectedFault::every(Operation::Remove, FaultEffect::Refuse));
     let timing = kvmb::repo::LockTiming {
         settle: Duration::from_millis(5),
         refresh: Duration::from_millis(20),
@@ -490,7 +490,7 @@ fn where_nothing_may_be_removed_backups_go_on_and_prune_says_so() {
     unlock(&*faulty);
     for what in [FileKind::Pack, FileKind::Snapshot, FileKind::Index] {
         faulty.heal();
-        faulty.add(Fault::every(Operation::Remove, Effect::Refuse).on(what));
+        faulty.add(InjectedFault::every(Operation::Remove, FaultEffect::Refuse).on(what));
         let victim = repo.snapshots().unwrap().snapshots.remove(0).id;
         let error = match what {
             FileKind::Snapshot => {

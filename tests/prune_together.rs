@@ -3,6 +3,8 @@
 // A test stops at what it does not expect.
 #![allow(clippy::unwrap_used)]
 
+#[path = "together/creation.rs"]
+mod creation;
 mod harness;
 mod story;
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use harness::call::Running;
 use harness::{Disk, Env, Machine, process, wait_until};
 use kvmb::repo::{BlobKind, Id, Index, LockMode, Repository, Writer, WriterOptions};
-use kvmb::storage::testing::{Effect, Fault, FaultStorage, Operation};
+use kvmb::storage::testing::{FaultEffect, FaultStorage, InjectedFault, Operation};
 use kvmb::storage::{FileKind, Storage};
 use repo_support::Home;
 use story::{MIB, noise, text};
@@ -214,7 +214,7 @@ fn noted_in(repo: &Repository) -> usize {
 fn adopt(repo: &Repository) -> (usize, Index) {
     let lock = repo.lock(LockMode::Shared, Duration::from_secs(10)).unwrap();
     let index = repo.load_index().unwrap();
-    let adopted = match repo.begin_adoption() {
+    let adopted = match repo.begin_recovery() {
         Some(adoption) => adoption.finish(&index, &lock, &AtomicBool::new(false)).unwrap(),
         None => 0,
     };
@@ -254,7 +254,7 @@ fn only_what_is_whole_and_there_is_adopted() {
     assert_eq!(known.len(), 1);
     assert_eq!(Id::hash(&repo.read_blob(&index, known[0]).unwrap()), *known[0]);
     assert_eq!(noted_in(&repo), 0);
-    assert!(repo.begin_adoption().is_none());
+    assert!(repo.begin_recovery().is_none());
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn a_writer_that_lives_is_left_alone() {
     writer.finish().unwrap();
     assert_eq!(noted_in(&repo), 0);
     assert_eq!(knows(&repo.load_index().unwrap(), &ids), [true; 3]);
-    assert!(repo.begin_adoption().is_none());
+    assert!(repo.begin_recovery().is_none());
     home.clean(&repo);
     home.restic(&["check", "--read-data"]);
 }
@@ -288,10 +288,10 @@ fn an_adoption_that_is_stopped_or_whose_index_cannot_be_saved_changes_nothing() 
     drop(writer);
     let lock = repo.lock(LockMode::Shared, Duration::from_secs(10)).unwrap();
     let index = repo.load_index().unwrap();
-    let adopt_until = |stop: bool| repo.begin_adoption().unwrap().finish(&index, &lock, &AtomicBool::new(stop));
+    let adopt_until = |stop: bool| repo.begin_recovery().unwrap().finish(&index, &lock, &AtomicBool::new(stop));
     assert_eq!(adopt_until(true).unwrap(), 0);
-    for (operation, effect) in [(Operation::Write, Effect::NoSpace), (Operation::ReadRange, Effect::Cut)] {
-        faulty.add(Fault::every(operation, effect));
+    for (operation, effect) in [(Operation::Write, FaultEffect::NoSpace), (Operation::ReadRange, FaultEffect::Cut)] {
+        faulty.add(InjectedFault::every(operation, effect));
         adopt_until(false).unwrap_err();
         faulty.heal();
     }

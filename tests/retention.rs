@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use harness::{Disk, DiskModel, Env, Machine, Output, wait_until};
-use kvmb::steps::Step;
+use kvmb::failpoint::Failpoint;
 use rustix::process::Signal;
 use serde_json::Value;
 use story::{MIB, assert_restores_to, backup, init, names_in, noise, text};
@@ -232,7 +232,7 @@ fn killed_at_any_step_of_a_prune_the_repository_is_whole_and_the_next_one_finish
     let whole = env.path("whole");
     fs::rename(env.repo(), &whole).unwrap();
     let rules = ["--keep-last", "2", "--max-unused", "0%"];
-    for step in Step::PRUNE {
+    for step in Failpoint::PRUNE {
         env.program("cp").args(["-a", "--"]).arg(&whole).arg(env.repo()).run().assert_ok();
         let mut running =
             env.kvmb(["prune", "-r", &env.repo()]).args(rules).env("KVMB_TEST_STOP_AT", step.name()).spawn();
@@ -266,7 +266,7 @@ fn killed_at_any_step_of_a_prune_the_repository_is_whole_and_the_next_one_finish
 fn told_to_stop_a_prune_ends_soon_and_leaves_no_lock() {
     let env = Env::new("stop");
     let history = scene(&env);
-    for step in [Step::PointForgotten, Step::BlobsCopied, Step::NewIndexStored] {
+    for step in [Failpoint::PointForgotten, Failpoint::BlobsCopied, Failpoint::NewIndexStored] {
         let mut running = env
             .kvmb(["prune", "-r", &env.repo(), "--keep-last", "2", "--max-unused", "0%"])
             .env("KVMB_TEST_STOP_AT", step.name())

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvmb::pace::Pace;
+use kvmb::rate_limiter::RateLimiter;
 use kvmb::repo::{Password, Repository};
-use kvmb::storage::testing::{Effect, Fault, FaultStorage, MemoryStorage, Operation, conformance};
-use kvmb::storage::{Error, FileKind, LimitStorage, LocalStorage, Patience, RetryStorage, Storage};
+use kvmb::storage::testing::{FaultEffect, FaultStorage, InjectedFault, MemoryStorage, Operation, conformance};
+use kvmb::storage::{Error, FileKind, LimitStorage, LocalStorage, RetryPolicy, RetryStorage, Storage};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use repo_support::{Home, PASSWORD, disk, read_disk, write_disk};
@@ -22,7 +22,7 @@ use repo_support::{Home, PASSWORD, disk, read_disk, write_disk};
 const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
 
 /// Short enough for a test, long enough for a busy host.
-const PATIENCE: Patience = Patience {
+const PATIENCE: RetryPolicy = RetryPolicy {
     known: Duration::from_secs(20),
     unknown: Duration::from_secs(20),
     shortest_pause: Duration::from_millis(1),
@@ -30,28 +30,30 @@ const PATIENCE: Patience = Patience {
 };
 
 /// Its patience is over soon.
-const HASTE: Patience = Patience { known: Duration::from_millis(400), unknown: Duration::from_millis(100), ..PATIENCE };
+const HASTE: RetryPolicy =
+    RetryPolicy { known: Duration::from_millis(400), unknown: Duration::from_millis(100), ..PATIENCE };
 
 fn faulty() -> Arc<FaultStorage> {
     Arc::new(FaultStorage::new(Arc::new(MemoryStorage::new())))
 }
 
-fn patient(inner: &Arc<FaultStorage>, patience: Patience) -> RetryStorage {
+fn patient(inner: &Arc<FaultStorage>, patience: RetryPolicy) -> RetryStorage {
     RetryStorage::new(Arc::clone(inner) as Arc<dyn Storage>, patience, Arc::default())
 }
 
-fn pace(bytes_per_second: u32) -> Arc<Pace> {
-    Arc::new(Pace::new(NonZeroU32::new(bytes_per_second).unwrap(), Arc::default()))
+fn pace(bytes_per_second: u32) -> Arc<RateLimiter> {
+    Arc::new(RateLimiter::new(NonZeroU32::new(bytes_per_second).unwrap(), Arc::default()))
 }
 
-/// All calls but the removal: whether a file was gone before or is gone since, nobody can tell when that was cut.
-const TELLING: [Operation; 8] = [
+/// All calls but the removals: whether a file was gone before or is gone since, nobody can tell when that was cut.
+const TELLING: [Operation; 9] = [
     Operation::CreateLayout,
     Operation::List,
     Operation::Size,
     Operation::Read,
     Operation::ReadRange,
     Operation::Write,
+    Operation::Create,
     Operation::SyncFolder,
     Operation::FreeBytes,
 ];
@@ -61,9 +63,25 @@ fn cut_at_random(storage: &FaultStorage, operations: &[Operation], seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
     for &operation in operations {
         for _ in 0..120 {
-            let effect = if random.random() { Effect::Cut } else { Effect::CutAfter };
-            storage.add(Fault::every(operation, effect).nth(random.random_range(1..600)));
+            let effect = if random.random() { FaultEffect::Cut } else { FaultEffect::CutAfter };
+            storage.add(InjectedFault::every(operation, effect).nth(random.random_range(1..600)));
         }
+    }
+}
+
+#[test]
+fn a_creation_whose_answer_was_lost_succeeds_and_one_that_was_too_late_does_not() {
+    for (first, expected) in [(&b"mine"[..], true), (b"yours", false)] {
+        let inner = faulty();
+        let storage = patient(&inner, PATIENCE);
+        inner.add(InjectedFault::every(Operation::Create, FaultEffect::CutAfter).nth(1));
+        if !expected {
+            inner.write(FileKind::Config, "", first).unwrap();
+        }
+        let created = storage.create(FileKind::Config, "", b"mine");
+        assert_eq!(created.is_ok(), expected, "{created:?}");
+        assert!(expected || matches!(created, Err(Error::Exists { .. })), "{created:?}");
+        assert_eq!(inner.read(FileKind::Config, "").unwrap(), first);
     }
 }
 
@@ -106,14 +124,14 @@ fn an_upload_keeps_to_its_limit_and_reading_is_free() {
 #[test]
 fn a_write_that_was_cut_after_it_was_done_is_not_sent_again() {
     let inner = faulty();
-    inner.add(Fault::every(Operation::Write, Effect::CutAfter).nth(1));
+    inner.add(InjectedFault::every(Operation::Write, FaultEffect::CutAfter).nth(1));
     let storage = patient(&inner, PATIENCE);
     storage.write(FileKind::Pack, NAME, b"whole").unwrap();
     assert_eq!(inner.written().len(), 1, "{:?}", inner.calls());
     assert_eq!(storage.read(FileKind::Pack, NAME).unwrap(), b"whole");
     // The config's name says nothing of its content, so its length proves nothing.
     storage.write(FileKind::Config, "", b"former").unwrap();
-    inner.add(Fault::every(Operation::Write, Effect::Cut).on(FileKind::Config).nth(1));
+    inner.add(InjectedFault::every(Operation::Write, FaultEffect::Cut).on(FileKind::Config).nth(1));
     storage.write(FileKind::Config, "", b"latter").unwrap();
     assert_eq!(storage.read(FileKind::Config, "").unwrap(), b"latter");
 }
@@ -123,7 +141,7 @@ fn a_remove_that_was_cut_after_it_was_done_is_done() {
     let inner = faulty();
     let storage = patient(&inner, PATIENCE);
     storage.write(FileKind::Lock, NAME, b"x").unwrap();
-    inner.add(Fault::every(Operation::Remove, Effect::CutAfter).nth(1));
+    inner.add(InjectedFault::every(Operation::Remove, FaultEffect::CutAfter).nth(1));
     storage.remove(FileKind::Lock, NAME).unwrap();
     assert!(storage.remove(FileKind::Lock, NAME).unwrap_err().is_not_found(), "but a second remove is an error");
 }
@@ -137,27 +155,28 @@ fn what_was_cut_is_durable_when_the_call_returns() {
     use Operation::{Remove, Size, SyncFolder, Write};
     let inner = faulty();
     let storage = patient(&inner, PATIENCE);
-    for (effect, expected) in
-        [(Effect::CutAfter, vec![Write, Size, SyncFolder]), (Effect::Cut, vec![Write, Size, Write, SyncFolder])]
-    {
+    for (effect, expected) in [
+        (FaultEffect::CutAfter, vec![Write, Size, SyncFolder]),
+        (FaultEffect::Cut, vec![Write, Size, Write, SyncFolder]),
+    ] {
         for (number, kind) in [FileKind::Pack, FileKind::Snapshot].into_iter().enumerate() {
-            inner.add(Fault::every(Write, effect).nth(1));
+            inner.add(InjectedFault::every(Write, effect).nth(1));
             let before = inner.calls().len();
             storage.write(kind, &format!("{number}{effect:?}{NAME}"), b"whole").unwrap();
             assert_eq!(since(&inner, before), expected, "{kind}");
         }
     }
-    inner.add(Fault::every(Write, Effect::CutAfter).nth(1));
+    inner.add(InjectedFault::every(Write, FaultEffect::CutAfter).nth(1));
     let before = inner.calls().len();
     storage.write(FileKind::Config, "", b"config").unwrap();
     assert_eq!(since(&inner, before), [Write, Write, SyncFolder]);
     // That may be cut too; and what was not cut needs nothing.
-    inner.add(Fault::every(Write, Effect::CutAfter).nth(1));
-    inner.add(Fault::every(SyncFolder, Effect::Cut).nth(1));
+    inner.add(InjectedFault::every(Write, FaultEffect::CutAfter).nth(1));
+    inner.add(InjectedFault::every(SyncFolder, FaultEffect::Cut).nth(1));
     let before = inner.calls().len();
     storage.write(FileKind::Lock, NAME, b"lock").unwrap();
     assert_eq!(since(&inner, before), [Write, Size, SyncFolder, Size, SyncFolder]);
-    inner.add(Fault::every(Remove, Effect::CutAfter).nth(1));
+    inner.add(InjectedFault::every(Remove, FaultEffect::CutAfter).nth(1));
     let before = inner.calls().len();
     storage.remove(FileKind::Lock, NAME).unwrap();
     assert_eq!(since(&inner, before), [Remove, Remove, SyncFolder]);
@@ -171,9 +190,9 @@ fn what_was_cut_is_durable_when_the_call_returns() {
 fn what_will_not_pass_is_not_tried_again() {
     let inner = faulty();
     let storage = patient(&inner, PATIENCE);
-    for effect in [Effect::Fail, Effect::NoSpace] {
+    for effect in [FaultEffect::Fail, FaultEffect::NoSpace] {
         inner.heal();
-        inner.add(Fault::every(Operation::Write, effect));
+        inner.add(InjectedFault::every(Operation::Write, effect));
         let before = inner.calls().len();
         storage.write(FileKind::Pack, NAME, b"x").unwrap_err();
         assert_eq!(inner.calls().len(), before + 1);
@@ -193,11 +212,11 @@ fn patience_ends_and_is_short_with_a_place_that_does_not_answer() {
         assert!(error.to_string().contains("given up after"), "{error}");
         began.elapsed()
     };
-    inner.add(Fault::every(Operation::Size, Effect::Cut));
+    inner.add(InjectedFault::every(Operation::Size, FaultEffect::Cut));
     assert!(give_up() >= HASTE.unknown);
     inner.heal();
     assert!(storage.size(FileKind::Pack, NAME).unwrap_err().is_not_found(), "an answer");
-    inner.add(Fault::every(Operation::Size, Effect::Cut));
+    inner.add(InjectedFault::every(Operation::Size, FaultEffect::Cut));
     assert!(give_up() >= HASTE.known);
     let began = inner.calls().len();
     let short = give_up();
@@ -210,10 +229,10 @@ fn patience_ends_and_is_short_with_a_place_that_does_not_answer() {
 #[test]
 fn stopping_ends_the_waiting() {
     let inner = faulty();
-    inner.add(Fault::every(Operation::List, Effect::Cut));
+    inner.add(InjectedFault::every(Operation::List, FaultEffect::Cut));
     let stop = Arc::<AtomicBool>::default();
     let slow =
-        Patience { shortest_pause: Duration::from_secs(3600), longest_pause: Duration::from_secs(3600), ..PATIENCE };
+        RetryPolicy { shortest_pause: Duration::from_secs(3600), longest_pause: Duration::from_secs(3600), ..PATIENCE };
     let storage = RetryStorage::new(inner, slow, Arc::clone(&stop));
     let began = Instant::now();
     thread::scope(|scope| {

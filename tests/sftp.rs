@@ -16,22 +16,22 @@ use harness::mount::ReadOnly;
 use harness::proxy::Trouble;
 use harness::sshd::{SSH_PASSWORD, Sshd, USER};
 use harness::{Env, wait_until};
-use kvmb::storage::sftp::{self, Access, Credentials, Secret, SftpStorage, ShownKey, Target};
+use kvmb::storage::sftp::{self, Credentials, Secret, SftpAddress, SftpStorage, ShownKey, SshContext};
 use kvmb::storage::testing::{conformance, folder_conformance};
 use kvmb::storage::{Error, FileKind, LocalStorage, Storage};
 
 const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
 
 /// What kvmb would tell the storage layer in this world.
-fn access(env: &Env) -> Access {
-    let mut access = Access::new("root");
+fn access(env: &Env) -> SshContext {
+    let mut access = SshContext::new("root");
     access.home = Some(env.path("home"));
     access.system_folder = env.path("etc-ssh");
     access
 }
 
-fn storage_at(url: &str, access: &Access) -> SftpStorage {
-    SftpStorage::new(Target::parse(url).unwrap(), access).unwrap()
+fn storage_at(url: &str, access: &SshContext) -> SftpStorage {
+    SftpStorage::new(SftpAddress::parse(url).unwrap(), access).unwrap()
 }
 
 fn storage(env: &Env, sshd: &Sshd) -> SftpStorage {
@@ -39,7 +39,7 @@ fn storage(env: &Env, sshd: &Sshd) -> SftpStorage {
 }
 
 /// Whether this leads to the server.
-fn try_it(sshd: &Sshd, access: &Access) -> kvmb::storage::Result<()> {
+fn try_it(sshd: &Sshd, access: &SshContext) -> kvmb::storage::Result<()> {
     storage_at(&sshd.url("repo"), access).create_layout()
 }
 
@@ -99,8 +99,8 @@ impl Credentials for Oracle {
     }
 }
 
-fn with(access: &Access, oracle: &Arc<Oracle>) -> Access {
-    Access { credentials: Arc::clone(oracle) as Arc<dyn Credentials>, ..access.clone() }
+fn with(access: &SshContext, oracle: &Arc<Oracle>) -> SshContext {
+    SshContext { credentials: Arc::clone(oracle) as Arc<dyn Credentials>, ..access.clone() }
 }
 
 #[test]
@@ -363,7 +363,7 @@ fn the_agent_lets_in_and_only_with_its_configured_keys_where_that_is_wanted() {
     wait_until("the agent listens", Duration::from_secs(10), || socket.exists());
     let added = std::process::Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket).status();
     assert!(added.unwrap().success());
-    let with_agent = Access { agent_socket: Some(socket), ..access(&env) };
+    let with_agent = SshContext { agent_socket: Some(socket), ..access(&env) };
     let lets_in = try_it(&sshd, &with_agent);
     fs::write(env.path("home/.ssh/config"), "IdentitiesOnly yes\n").unwrap();
     let other_keys = try_it(&sshd, &with_agent);
@@ -695,7 +695,7 @@ fn when_a_dead_server_is_given_up_nobody_waits_on_for_its_connections() {
     let env = Env::new("sftp-waiters");
     let sshd = env.sshd();
     sshd.befriend();
-    let access = Access { connections: 1, ..access(&env) };
+    let access = SshContext { connections: 1, ..access(&env) };
     let storage = Arc::new(storage_at(&sshd.url("repo"), &access));
     storage.create_layout().unwrap();
     sshd.freeze(true);
@@ -733,7 +733,7 @@ fn there_are_no_more_connections_than_allowed() {
     let env = Env::new("sftp-pool");
     let sshd = env.sshd();
     sshd.befriend();
-    let storage = storage_at(&sshd.url("repo"), &Access { connections: 3, ..access(&env) });
+    let storage = storage_at(&sshd.url("repo"), &SshContext { connections: 3, ..access(&env) });
     storage.create_layout().unwrap();
     std::thread::scope(|scope| {
         for thread in 0..8 {

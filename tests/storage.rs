@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use kvmb::storage::testing::{Effect, Fault, FaultStorage, MemoryStorage, Operation, conformance, folder_conformance};
+use kvmb::storage::testing::{
+    FaultEffect, FaultStorage, InjectedFault, MemoryStorage, Operation, conformance, folder_conformance,
+};
 use kvmb::storage::{Error, FileKind, LocalStorage, Storage};
 
 fn local() -> (tempfile::TempDir, LocalStorage) {
@@ -40,10 +42,10 @@ fn a_folder_of_this_host_keeps_what_folders_promise() {
 fn faults_do_what_they_say() {
     let storage = FaultStorage::new(Arc::new(MemoryStorage::new()));
     storage.write(FileKind::Pack, "a", b"abcdef").unwrap();
-    storage.add(Fault::every(Operation::Read, Effect::Truncate(2)).nth(2));
-    storage.add(Fault::every(Operation::Write, Effect::NoSpace).on(FileKind::Index));
-    storage.add(Fault::every(Operation::ReadRange, Effect::FlipBit(0)));
-    storage.add(Fault::every(Operation::Remove, Effect::FailAfter));
+    storage.add(InjectedFault::every(Operation::Read, FaultEffect::Truncate(2)).nth(2));
+    storage.add(InjectedFault::every(Operation::Write, FaultEffect::NoSpace).on(FileKind::Index));
+    storage.add(InjectedFault::every(Operation::ReadRange, FaultEffect::FlipBit(0)));
+    storage.add(InjectedFault::every(Operation::Remove, FaultEffect::FailAfter));
     assert_eq!(storage.read(FileKind::Pack, "a").unwrap(), b"abcdef");
     assert_eq!(storage.read(FileKind::Pack, "a").unwrap(), b"abcd");
     assert_eq!(storage.read(FileKind::Pack, "a").unwrap(), b"abcdef");

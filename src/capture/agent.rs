@@ -15,9 +15,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::definition::Definition;
-use super::error::{Context, Meaning, Result};
+use super::error::{LibvirtContext, LibvirtErrorKind, Result};
 use super::ffi;
-use super::machine::{Machine, State};
+use super::machine::{Machine, MachineState};
 use super::signals::Shield;
 
 /// What a capture's contents can be relied on for.
@@ -56,16 +56,16 @@ pub enum FreezeMode {
 
 /// Whether and how long to try to freeze.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Freeze {
+pub struct FreezeOptions {
     /// Whether to freeze.
     pub mode: FreezeMode,
     /// How long the guest agent may take for an answer.
     pub timeout: Duration,
 }
 
-impl Default for Freeze {
-    fn default() -> Freeze {
-        Freeze { mode: FreezeMode::Auto, timeout: Duration::from_secs(30) }
+impl Default for FreezeOptions {
+    fn default() -> FreezeOptions {
+        FreezeOptions { mode: FreezeMode::Auto, timeout: Duration::from_secs(30) }
     }
 }
 
@@ -77,7 +77,7 @@ pub(super) struct FrozenGuest<'a> {
 }
 
 /// What came of trying to freeze.
-pub(super) enum Outcome<'a> {
+pub(super) enum FreezeOutcome<'a> {
     Frozen(FrozenGuest<'a>),
     /// Not frozen, for this reason.
     NotFrozen(String),
@@ -86,36 +86,39 @@ pub(super) enum Outcome<'a> {
 }
 
 /// Freezes if that is sensible; never fails, says why not instead.
-pub(super) fn try_freeze<'a>(machine: &'a Machine, live: &Definition, timeout: Duration) -> Outcome<'a> {
+pub(super) fn try_freeze<'a>(machine: &'a Machine, live: &Definition, timeout: Duration) -> FreezeOutcome<'a> {
     if !live.has_agent_channel {
-        return Outcome::NotFrozen("the machine has no guest agent channel".to_owned());
+        return FreezeOutcome::NotFrozen("the machine has no guest agent channel".to_owned());
     }
     if !live.agent_connected {
-        return Outcome::NotFrozen("the guest agent is not connected".to_owned());
+        return FreezeOutcome::NotFrozen("the guest agent is not connected".to_owned());
     }
     match machine.state() {
-        Ok(State::Running) => {}
-        Ok(state) => return Outcome::NotFrozen(format!("the machine is {state}")),
-        Err(error) => return Outcome::NotFrozen(error.to_string()),
+        Ok(MachineState::Running) => {}
+        Ok(state) => return FreezeOutcome::NotFrozen(format!("the machine is {state}")),
+        Err(error) => return FreezeOutcome::NotFrozen(error.to_string()),
     }
     let seconds = i32::try_from(timeout.as_secs().max(1)).unwrap_or(i32::MAX);
     if let Err(error) = ffi::set_agent_timeout(&machine.domain, seconds) {
-        return Outcome::NotFrozen(format!("libvirt cannot bound the wait for the guest agent: {}", error.message()));
+        return FreezeOutcome::NotFrozen(format!(
+            "libvirt cannot bound the wait for the guest agent: {}",
+            error.message()
+        ));
     }
     let guest = FrozenGuest { machine, thawed: false, _shield: Shield::raise() };
     let Err(error) = ffi::freeze(&machine.domain) else {
-        return Outcome::Frozen(guest);
+        return FreezeOutcome::Frozen(guest);
     };
     let error = machine.error("freeze", &error);
     match error.meaning() {
-        Meaning::AgentFailed | Meaning::AgentMissing | Meaning::Unsupported => {
+        LibvirtErrorKind::AgentFailed | LibvirtErrorKind::AgentMissing | LibvirtErrorKind::Unsupported => {
             guest.forget();
-            Outcome::NotFrozen(error.to_string())
+            FreezeOutcome::NotFrozen(error.to_string())
         }
         _ => {
             // Best effort now: it is tried again when the capture is made.
             let _ = ffi::thaw(&machine.domain);
-            Outcome::Unknown(guest, error.to_string())
+            FreezeOutcome::Unknown(guest, error.to_string())
         }
     }
 }
@@ -169,7 +172,10 @@ impl Machine {
         loop {
             match ffi::thaw(&self.domain).context(|| format!("thaw {}", self.name())) {
                 Ok(_) => return Ok(()),
-                Err(error) if tried < TRIES && matches!(error.meaning(), Meaning::AgentTimeout | Meaning::Other) => {
+                Err(error)
+                    if tried < TRIES
+                        && matches!(error.meaning(), LibvirtErrorKind::AgentTimeout | LibvirtErrorKind::Other) =>
+                {
                     tracing::warn!("{error}; trying again");
                     thread::sleep(Duration::from_millis(200));
                     tried += 1;

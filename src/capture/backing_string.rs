@@ -205,9 +205,7 @@ fn of_url(scheme: &str, address: &str, whole: &str) -> Result<Map<String, Value>
             let (target, lun) = path.rsplit_once('/').ok_or("it names no unit")?;
             let lun: u32 = lun.parse().map_err(|_| "its unit is no number")?;
             let portal = format!("{host}:{}", port.unwrap_or("3260"));
-            options(
-                json!({ "driver": "iscsi", "transport": "tcp", "portal": portal, "target": target, "lun": lun }),
-            )
+            options(json!({ "driver": "iscsi", "transport": "tcp", "portal": portal, "target": target, "lun": lun }))
         }
         "gluster" => {
             let (volume, image) = path.split_once('/').ok_or("it names no file")?;
@@ -341,7 +339,8 @@ mod tests {
         assert_eq!(parse(r#"json:{"driver":"file","filename":"b"}"#), path("/images/b"));
         assert_eq!(parse(r#"json:{"driver":"host_device","filename":"/dev/vg/a"}"#), path("/dev/vg/a"));
         let slice = Some(Slice { offset_bytes: 1 << 20, size_bytes: 4 << 20 });
-        let part = r#"json:{"driver":"raw","offset":"1048576","size":4194304,"file":{"driver":"file","filename":"/a/b"}}"#;
+        let part =
+            r#"json:{"driver":"raw","offset":"1048576","size":4194304,"file":{"driver":"file","filename":"/a/b"}}"#;
         assert_eq!(parse(part), Named { slice, ..raw });
         assert!(super::parse("base.raw", None).is_err());
     }

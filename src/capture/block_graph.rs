@@ -18,11 +18,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::backing_string::{self, Place};
-use super::definition::Disk;
+use super::definition::DefinedDisk;
 use super::error::{Error, Result};
 use super::image_header::{BackingName, Header};
 use super::network_storage::network_options;
-use super::source::{Encryption, Layer, SecretRef, Slice, Source};
+use super::source::{DiskSource, Encryption, Layer, SecretRef, Slice};
 
 /// More layers than this are a loop; QEMU's own limit is 200.
 const MAX_LAYERS: usize = 200;
@@ -30,7 +30,7 @@ const MAX_LAYERS: usize = 200;
 /// What is looked up outside while a chain is found.
 pub trait Look {
     /// The file or device that a volume of a storage pool is; anything else as it is.
-    fn resolve(&self, source: &Source) -> Result<Source>;
+    fn resolve(&self, source: &DiskSource) -> Result<DiskSource>;
 
     /// What an image says of itself.
     fn header(&self, place: &Place, format: &str, slice: Option<Slice>) -> Result<Header>;
@@ -64,7 +64,7 @@ pub enum Storage {
     /// A block device.
     Device(PathBuf),
     /// Network storage that the definition names.
-    Network(Source),
+    Network(DiskSource),
     /// Network storage that a header names, as QEMU's options.
     Options(Map<String, Value>),
 }
@@ -131,7 +131,7 @@ impl Found {
 }
 
 /// The layers of a disk, topmost first.
-pub fn chain(disk: &Disk, look: &dyn Look) -> Result<Vec<Found>> {
+pub fn chain(disk: &DefinedDisk, look: &dyn Look) -> Result<Vec<Found>> {
     let top = Layer {
         source: disk.source.clone(),
         format: Some(disk.format.clone().unwrap_or_else(|| "raw".to_owned())),
@@ -205,10 +205,10 @@ fn detected(above: &Found, look: &dyn Look) -> Result<Option<Found>> {
     Ok(Some(Found { storage, format, slice: named.slice, encryption: None, header, data_file }))
 }
 
-fn storage_of(source: &Source, look: &dyn Look) -> Result<Storage> {
+fn storage_of(source: &DiskSource, look: &dyn Look) -> Result<Storage> {
     match look.resolve(source)? {
-        Source::File { path } | Source::Block { path } => Ok(storage_at(Place::Path(path), look)),
-        network @ Source::Network { .. } => Ok(Storage::Network(network)),
+        DiskSource::File { path } | DiskSource::Block { path } => Ok(storage_at(Place::Path(path), look)),
+        network @ DiskSource::Network { .. } => Ok(Storage::Network(network)),
         other => Err(Error::UnsupportedImage {
             image: other.address(),
             reason: format!("a disk of kind {} can be read only while the machine runs", other.kind()),
@@ -252,10 +252,7 @@ fn data_file_of_header(image: &Storage, name: &str, look: &dyn Look) -> Result<D
 /// The nodes of a disk; the names of all begin with `prefix`. `side_socket` is where the process without privileges hands on
 /// what it opens.
 pub fn build(prefix: &str, layers: &[Found], side_socket: &Path) -> Result<Graph> {
-    let mut graph = Graph {
-        is_unprivileged: layers.iter().any(|layer| layer.header.has_extents),
-        ..Graph::default()
-    };
+    let mut graph = Graph { is_unprivileged: layers.iter().any(|layer| layer.header.has_extents), ..Graph::default() };
     let mut below = Value::Null;
     for (at, layer) in layers.iter().enumerate().rev() {
         let name = format!("{prefix}-{at}");
@@ -389,11 +386,7 @@ impl Graph {
     }
 }
 
-fn options_of(
-    storage: &Storage,
-    name: &str,
-    secrets: &mut Vec<(String, SecretRef)>,
-) -> Result<Map<String, Value>> {
+fn options_of(storage: &Storage, name: &str, secrets: &mut Vec<(String, SecretRef)>) -> Result<Map<String, Value>> {
     let local = |driver: &str, path: &Path| {
         Map::from_iter([("driver".to_owned(), json!(driver)), ("filename".to_owned(), json!(path))])
     };

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::definition::{child, children, parse_xml};
-use super::error::{Context, Meaning, Result};
+use super::error::{LibvirtContext, LibvirtErrorKind, Result};
 use super::ffi::{self, CheckpointRef};
 use super::image_lookup::read_header;
 use super::job::escape;
@@ -33,7 +33,7 @@ impl Machine {
         let context = || format!("look at checkpoint {checkpoint} of {}", self.name());
         let found = match CheckpointRef::lookup(&self.domain, checkpoint).context(context) {
             Ok(found) => found,
-            Err(error) if error.meaning() == Meaning::CheckpointMissing => {
+            Err(error) if error.meaning() == LibvirtErrorKind::CheckpointMissing => {
                 return Ok(HashMap::new());
             }
             Err(error) => return Err(error),
@@ -44,7 +44,9 @@ impl Machine {
             Err(error)
                 if matches!(
                     error.meaning(),
-                    Meaning::BitmapBroken { .. } | Meaning::InvalidState | Meaning::Unsupported
+                    LibvirtErrorKind::BitmapBroken { .. }
+                        | LibvirtErrorKind::InvalidState
+                        | LibvirtErrorKind::Unsupported
                 ) =>
             {
                 tracing::debug!("{error}");
@@ -79,14 +81,14 @@ impl Machine {
         let context = || format!("delete checkpoint {name} of {}", self.name());
         let found = match CheckpointRef::lookup(&self.domain, name).context(context) {
             Ok(found) => found,
-            Err(error) if error.meaning() == Meaning::CheckpointMissing => return Ok(false),
+            Err(error) if error.meaning() == LibvirtErrorKind::CheckpointMissing => return Ok(false),
             Err(error) => return Err(error),
         };
         let error = match found.delete(0).context(context) {
             Ok(()) => return Ok(true),
             Err(error) => error,
         };
-        let broken = matches!(error.meaning(), Meaning::BitmapBroken { .. } | Meaning::Other);
+        let broken = matches!(error.meaning(), LibvirtErrorKind::BitmapBroken { .. } | LibvirtErrorKind::Other);
         if !broken || !self.is_running()? {
             return Err(error);
         }

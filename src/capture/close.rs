@@ -12,15 +12,15 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::connection::Hypervisor;
-use super::error::{Error, Meaning, Result};
+use super::error::{Error, LibvirtErrorKind, Result};
 use super::image_lookup::read_header;
 use super::images;
-use super::machine::{Machine, PausedReason, State, Which};
+use super::machine::{Machine, MachineState, PausedReason, Which};
 use super::open::{is_domain_folder, lock_machine};
-use super::storage_daemon::{self, SERVER_SOCKETS};
-use super::runtime::Runtime;
+use super::runtime::RuntimeDirs;
 use super::state::{CaptureFile, CaptureKind, CaptureState, Phase, is_capture_id, remove_nameless};
-use crate::steps::{self, Step};
+use super::storage_daemon::{self, SERVER_SOCKETS};
+use crate::failpoint::{self, Failpoint};
 
 /// How to close.
 #[derive(Debug, Clone, Default)]
@@ -34,7 +34,7 @@ pub struct CloseRequest {
 
 /// What closing did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Closed {
+pub struct ClosedCapture {
     /// The capture.
     pub capture: String,
     /// Its machine.
@@ -56,11 +56,11 @@ pub struct Closed {
 /// Closes a capture for good. Waits for readers as told, then fails with [`Error::Held`]. Without a hypervisor it opens the
 /// one that the capture was made through, if it needs one.
 pub fn close_capture(
-    runtime: &Runtime,
+    runtime: &RuntimeDirs,
     hypervisor: Option<&Hypervisor>,
     file: CaptureFile,
     request: &CloseRequest,
-) -> Result<Closed> {
+) -> Result<ClosedCapture> {
     file.lock_exclusive(request.wait)?;
     let machine = find_machine(hypervisor, &file.load()?)?;
     close_with_machine(runtime, machine.as_ref(), file, request)
@@ -68,22 +68,26 @@ pub fn close_capture(
 
 /// Ends the job (or the servers) and removes sockets and scratch files, but leaves checkpoints and the capture's state: for when
 /// the last byte is read and the point is not stored yet. The caller holds the exclusive lock, or is the only reader.
-pub fn drain_capture(runtime: &Runtime, hypervisor: Option<&Hypervisor>, file: &CaptureFile) -> Result<Closed> {
+pub fn drain_capture(
+    runtime: &RuntimeDirs,
+    hypervisor: Option<&Hypervisor>,
+    file: &CaptureFile,
+) -> Result<ClosedCapture> {
     let mut state = file.load()?;
     let machine = find_machine(hypervisor, &state)?;
-    let mut closed = Closed::of(&state);
+    let mut closed = ClosedCapture::of(&state);
     drain(runtime, machine.as_ref(), file, &mut state, &mut closed)?;
     Ok(closed)
 }
 
 /// Clears what earlier runs left and no live capture owns: a job, servers, sockets, scratch files, checkpoints that were never
 /// committed. Fails with [`Error::Held`] for a live capture and with [`Error::ForeignJob`] for a job that is not ours.
-pub fn clear_leftovers(runtime: &Runtime, machine: &Machine) -> Result<Vec<Closed>> {
+pub fn clear_leftovers(runtime: &RuntimeDirs, machine: &Machine) -> Result<Vec<ClosedCapture>> {
     let _lock = lock_machine(runtime, machine)?;
     clear_leftovers_locked(runtime, machine)
 }
 
-pub(super) fn clear_leftovers_locked(runtime: &Runtime, machine: &Machine) -> Result<Vec<Closed>> {
+pub(super) fn clear_leftovers_locked(runtime: &RuntimeDirs, machine: &Machine) -> Result<Vec<ClosedCapture>> {
     remove_nameless(runtime);
     let mut all = Vec::new();
     for file in CaptureFile::open_all(runtime)? {
@@ -121,43 +125,43 @@ pub(super) fn clear_leftovers_locked(runtime: &Runtime, machine: &Machine) -> Re
 
 /// Whether a machine is paused because of an I/O error.
 pub(super) fn is_paused_by_io_error(machine: &Machine) -> bool {
-    matches!(machine.state(), Ok(State::Paused(PausedReason::IoError)))
+    matches!(machine.state(), Ok(MachineState::Paused(PausedReason::IoError)))
 }
 
 /// Closes a capture whose lock is ours.
 pub(super) fn close_with_machine(
-    runtime: &Runtime,
+    runtime: &RuntimeDirs,
     machine: Option<&Machine>,
     file: CaptureFile,
     request: &CloseRequest,
-) -> Result<Closed> {
+) -> Result<ClosedCapture> {
     let mut state = match file.load() {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
-            let closed = Closed { capture: file.id().to_owned(), ..Closed::default() };
+            let closed = ClosedCapture { capture: file.id().to_owned(), ..ClosedCapture::default() };
             remove_folder(&runtime.socket_folder().join(file.id()))?;
             file.remove()?;
             return Ok(closed);
         }
         other => other?,
     };
-    let mut closed = Closed::of(&state);
+    let mut closed = ClosedCapture::of(&state);
     drain(runtime, machine, &file, &mut state, &mut closed)?;
     settle_checkpoints(machine, &state, request, &mut closed)?;
-    steps::reached(Step::CheckpointsSettled);
+    failpoint::hit(Failpoint::CheckpointsSettled);
     if closed.pending_checkpoints.is_empty() {
         file.remove()?;
     }
-    steps::reached(Step::CaptureForgotten);
+    failpoint::hit(Failpoint::CaptureForgotten);
     Ok(closed)
 }
 
-impl Closed {
-    fn of(state: &CaptureState) -> Closed {
-        Closed {
+impl ClosedCapture {
+    fn of(state: &CaptureState) -> ClosedCapture {
+        ClosedCapture {
             capture: state.id.clone(),
             machine: state.machine.clone(),
             committed_point: state.committed_point.clone(),
-            ..Closed::default()
+            ..ClosedCapture::default()
         }
     }
 }
@@ -184,11 +188,11 @@ fn find_machine(hypervisor: Option<&Hypervisor>, state: &CaptureState) -> Result
 }
 
 fn drain(
-    runtime: &Runtime,
+    runtime: &RuntimeDirs,
     machine: Option<&Machine>,
     file: &CaptureFile,
     state: &mut CaptureState,
-    closed: &mut Closed,
+    closed: &mut ClosedCapture,
 ) -> Result<()> {
     match state.kind {
         CaptureKind::Job => match machine {
@@ -209,10 +213,10 @@ fn drain(
     Ok(())
 }
 
-fn end_job(machine: &Machine, state: &CaptureState, closed: &mut Closed) -> Result<()> {
+fn end_job(machine: &Machine, state: &CaptureState, closed: &mut ClosedCapture) -> Result<()> {
     match ends_well(machine, state, closed) {
         // It stopped, or vanished, while we were at it: then the job is gone too.
-        Err(error) if matches!(error.meaning(), Meaning::InvalidState | Meaning::NotFound) => {
+        Err(error) if matches!(error.meaning(), LibvirtErrorKind::InvalidState | LibvirtErrorKind::NotFound) => {
             closed.machine_gone = error.is_not_found();
             Ok(())
         }
@@ -220,7 +224,7 @@ fn end_job(machine: &Machine, state: &CaptureState, closed: &mut Closed) -> Resu
     }
 }
 
-fn ends_well(machine: &Machine, state: &CaptureState, closed: &mut Closed) -> Result<()> {
+fn ends_well(machine: &Machine, state: &CaptureState, closed: &mut ClosedCapture) -> Result<()> {
     if !machine.is_running()? {
         return Ok(());
     }
@@ -245,7 +249,7 @@ fn ends_well(machine: &Machine, state: &CaptureState, closed: &mut Closed) -> Re
     Ok(())
 }
 
-fn end_servers(state: &CaptureState, closed: &mut Closed) -> Result<()> {
+fn end_servers(state: &CaptureState, closed: &mut ClosedCapture) -> Result<()> {
     for server in &state.servers {
         closed.ended |= storage_daemon::end(&server.process, &server.socket)?;
     }
@@ -257,7 +261,7 @@ fn end_servers(state: &CaptureState, closed: &mut Closed) -> Result<()> {
 }
 
 /// The socket folder is ours and goes as a whole; in libvirt's folder only our socket does.
-fn remove_sockets(runtime: &Runtime, state: &CaptureState) -> Result<()> {
+fn remove_sockets(runtime: &RuntimeDirs, state: &CaptureState) -> Result<()> {
     if is_domain_folder(&state.socket_folder) {
         if let Some(socket) = &state.job_socket {
             remove_file(socket)?;
@@ -279,7 +283,7 @@ fn settle_checkpoints(
     machine: Option<&Machine>,
     state: &CaptureState,
     request: &CloseRequest,
-    closed: &mut Closed,
+    closed: &mut ClosedCapture,
 ) -> Result<()> {
     let Some(made) = &state.checkpoint else {
         return Ok(());
@@ -311,7 +315,7 @@ fn settle_checkpoints(
         match deleted {
             Ok(true) => closed.deleted_checkpoints.push(name.clone()),
             Ok(false) => {}
-            Err(error) if matches!(error.meaning(), Meaning::Unsupported | Meaning::InvalidState) => {
+            Err(error) if matches!(error.meaning(), LibvirtErrorKind::Unsupported | LibvirtErrorKind::InvalidState) => {
                 tracing::info!("{error}; left for a later run");
                 closed.pending_checkpoints.push(name.clone());
             }
@@ -418,7 +422,7 @@ fn remove_bitmaps(images: &BTreeSet<PathBuf>, name: &str) -> Result<bool> {
 }
 
 /// A job without a state: ours if its socket is, and then nobody reads from it any more.
-fn end_stray_job(runtime: &Runtime, machine: &Machine) -> Result<()> {
+fn end_stray_job(runtime: &RuntimeDirs, machine: &Machine) -> Result<()> {
     if !machine.is_running()? {
         return Ok(());
     }
@@ -449,7 +453,7 @@ fn end_stray_job(runtime: &Runtime, machine: &Machine) -> Result<()> {
 }
 
 /// The capture that a socket belongs to: `<sockets>/<id>/…`, or `domain-…/kvmb-<id>`.
-pub(super) fn capture_of_socket(runtime: &Runtime, socket: &Path) -> Option<String> {
+pub(super) fn capture_of_socket(runtime: &RuntimeDirs, socket: &Path) -> Option<String> {
     let folder = socket.parent()?;
     let id = if is_domain_folder(folder) {
         socket.file_name()?.to_str()?.strip_prefix("kvmb-")?
@@ -462,7 +466,7 @@ pub(super) fn capture_of_socket(runtime: &Runtime, socket: &Path) -> Option<Stri
 }
 
 /// Removes the folders of captures whose owner was killed before it had done anything.
-pub fn clear_stateless(runtime: &Runtime) -> Result<()> {
+pub fn clear_stateless(runtime: &RuntimeDirs) -> Result<()> {
     remove_nameless(runtime);
     for file in CaptureFile::open_all(runtime)? {
         if matches!(file.load(), Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound) {
@@ -484,7 +488,7 @@ fn remove_stateless(file: CaptureFile) -> Result<()> {
 }
 
 /// The state folder is gone after a reboot, scratch files are not. What is older than the boot belongs to nobody.
-fn remove_scratch_of_before_boot(runtime: &Runtime) {
+fn remove_scratch_of_before_boot(runtime: &RuntimeDirs) {
     let Some(boot) = boot_time() else { return };
     let Ok(entries) = fs::read_dir(runtime.scratch_folder()) else {
         return;

@@ -15,10 +15,10 @@ use rustix::fs::{FlockOperation, flock};
 use virt::connect::Connect;
 use virt::domain::Domain;
 
-use super::error::{Context, Error, Result};
+use super::error::{Error, LibvirtContext, Result};
 use super::ffi;
 use super::machine::Machine;
-use super::near::near_names;
+use super::suggest::similar_names;
 
 /// How long another process may hold an embedded root before we give up.
 const EMBED_WAIT: Duration = Duration::from_secs(30);
@@ -146,7 +146,7 @@ impl Hypervisor {
     pub fn close(self) {}
 
     fn no_such_machine(&self, name: &str, all: &[Machine]) -> Error {
-        let near = near_names(name, all.iter().map(Machine::name));
+        let near = similar_names(name, all.iter().map(Machine::name));
         Error::NoSuchMachine { name: name.to_owned(), uri: self.uri.clone(), near }
     }
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use super::definition::Definition;
 use super::error::{Error, Result};
-use super::safe_path::{self, Folder};
+use super::safe_path::{self, OpenFolder};
 use super::state::{CaptureFile, CaptureKind, CaptureState, CopiedFile, FileRole, MissingPart};
 use super::tpm;
 
@@ -57,7 +57,7 @@ fn copy_tpm(definition: &Definition, file: &CaptureFile, state: &mut CaptureStat
     let Some(path) = tpm::state_folder(definition, &state.connect, &state.uuid) else {
         return;
     };
-    let opened = Folder::open(&path).and_then(|folder| Ok((tpm::state_files(&folder)?, folder)));
+    let opened = OpenFolder::open(&path).and_then(|folder| Ok((tpm::state_files(&folder)?, folder)));
     let (names, folder) = match opened {
         Ok(opened) => opened,
         // swtpm makes it at the first start.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use roxmltree::{Document, Node, ParsingOptions};
 
 use super::source::{Backing, read_backing, read_dac_label, read_encryption, read_layer, read_slice, read_source};
-pub use super::source::{Encryption, Host, Layer, Slice, Source};
+pub use super::source::{DiskSource, Encryption, Host, Layer, Slice};
 use super::xml::text_of;
 pub(super) use super::xml::{child, children};
 
@@ -70,7 +70,7 @@ pub struct Definition {
     /// The most virtual CPUs.
     pub vcpus: u32,
     /// Every disk in the definition's order, those that cannot be backed up too.
-    pub disks: Vec<Disk>,
+    pub disks: Vec<DefinedDisk>,
     /// UEFI variables.
     pub nvram: Option<Nvram>,
     /// An emulated TPM.
@@ -130,7 +130,7 @@ pub enum Device {
 
 /// One block device of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Disk {
+pub struct DefinedDisk {
     /// Its name in the definition, for example `vda`.
     pub target: String,
     /// What the guest sees.
@@ -140,7 +140,7 @@ pub struct Disk {
     /// The serial number that the guest sees.
     pub serial: Option<String>,
     /// Where the contents are.
-    pub source: Source,
+    pub source: DiskSource,
     /// The image's format; libvirt treats none as `raw`.
     pub format: Option<String>,
     /// The guest cannot write.
@@ -175,7 +175,7 @@ impl Definition {
         let mut disks = Vec::new();
         let mut targets = HashSet::new();
         for node in devices.into_iter().flat_map(|devices| children(devices, "disk")) {
-            let disk = Disk::read(node)?;
+            let disk = DefinedDisk::read(node)?;
             if !targets.insert(disk.target.clone()) {
                 return Err(DefinitionError::DuplicateTarget(disk.target));
             }
@@ -221,12 +221,12 @@ impl Definition {
     }
 
     /// The disk with this target.
-    pub fn disk(&self, target: &str) -> Option<&Disk> {
+    pub fn disk(&self, target: &str) -> Option<&DefinedDisk> {
         self.disks.iter().find(|disk| disk.target == target)
     }
 }
 
-impl Disk {
+impl DefinedDisk {
     /// Why this disk is not backed up; none when it is.
     pub fn exclusion(&self) -> Option<&'static str> {
         match self.device {
@@ -236,12 +236,15 @@ impl Disk {
             Device::Disk => {}
         }
         match &self.source {
-            Source::Empty => return Some("empty"),
-            Source::Dir { .. } => return Some("folder shown as a disk"),
-            Source::Nvme { .. } => return Some("passed-through device"),
-            Source::Vhost { .. } => return Some("disk of another process (vhost)"),
-            Source::Other { .. } => return Some("kind of disk that kvmb does not know"),
-            Source::File { .. } | Source::Block { .. } | Source::Network { .. } | Source::Volume { .. } => {}
+            DiskSource::Empty => return Some("empty"),
+            DiskSource::Dir { .. } => return Some("folder shown as a disk"),
+            DiskSource::Nvme { .. } => return Some("passed-through device"),
+            DiskSource::Vhost { .. } => return Some("disk of another process (vhost)"),
+            DiskSource::Other { .. } => return Some("kind of disk that kvmb does not know"),
+            DiskSource::File { .. }
+            | DiskSource::Block { .. }
+            | DiskSource::Network { .. }
+            | DiskSource::Volume { .. } => {}
         }
         if self.transient {
             return Some("transient");
@@ -265,7 +268,7 @@ impl Disk {
         self.format.as_deref() == Some("qcow2") && self.data_file.is_none() && !self.read_only
     }
 
-    fn read(node: Node) -> Result<Disk> {
+    fn read(node: Node) -> Result<DefinedDisk> {
         let target = child(node, "target")
             .and_then(|target| target.attribute("dev"))
             .ok_or(DefinitionError::Missing("target of a disk"))?;
@@ -281,7 +284,7 @@ impl Disk {
         };
         let source_node = child(node, "source");
         let Backing { layers: backing, is_complete: backing_is_complete } = read_backing(node);
-        Ok(Disk {
+        Ok(DefinedDisk {
             target: target.to_owned(),
             device,
             bus: child(node, "target").and_then(|target| target.attribute("bus")).map(str::to_owned),

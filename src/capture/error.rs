@@ -1,6 +1,6 @@
 //! What can go wrong between us, libvirt and QEMU.
 
-use super::near::near_text;
+use super::suggest::suggestion;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// What an error of libvirt means to us.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Meaning {
+pub enum LibvirtErrorKind {
     /// There is no such machine.
     NotFound,
     /// The checkpoint is not known (any more).
@@ -56,14 +56,14 @@ pub enum Error {
         /// What was tried, for example "begin the backup of web1".
         action: String,
         /// What it means to us.
-        meaning: Meaning,
+        meaning: LibvirtErrorKind,
         /// libvirt's error number.
         code: u32,
         /// libvirt's message.
         message: String,
     },
     /// A name that no machine has.
-    #[error("no machine is called '{name}' on {uri}{}", near_text(.near))]
+    #[error("no machine is called '{name}' on {uri}{}", suggestion(.near))]
     NoSuchMachine {
         /// What was asked for.
         name: String,
@@ -299,16 +299,16 @@ pub enum Error {
 }
 
 impl Error {
-    /// What libvirt's error means; [`Meaning::Other`] when it is not libvirt's.
-    pub fn meaning(&self) -> Meaning {
+    /// What libvirt's error means; [`LibvirtErrorKind::Other`] when it is not libvirt's.
+    pub fn meaning(&self) -> LibvirtErrorKind {
         match self {
             Error::Libvirt { meaning, .. } => meaning.clone(),
-            Error::NoSuchMachine { .. } => Meaning::NotFound,
+            Error::NoSuchMachine { .. } => LibvirtErrorKind::NotFound,
             Error::ForeignJob { .. } | Error::OtherJob { .. } | Error::Held { .. } | Error::ImageHeld { .. } => {
-                Meaning::Busy
-            },
-            Error::NotLocal { .. } => Meaning::Unsupported,
-            _ => Meaning::Other,
+                LibvirtErrorKind::Busy
+            }
+            Error::NotLocal { .. } => LibvirtErrorKind::Unsupported,
+            _ => LibvirtErrorKind::Other,
         }
     }
 
@@ -322,12 +322,12 @@ impl Error {
 
     /// Whether waiting may help: somebody else holds the machine.
     pub fn is_busy(&self) -> bool {
-        self.meaning() == Meaning::Busy
+        self.meaning() == LibvirtErrorKind::Busy
     }
 
     /// Whether the machine is not there (any more).
     pub fn is_not_found(&self) -> bool {
-        self.meaning() == Meaning::NotFound
+        self.meaning() == LibvirtErrorKind::NotFound
     }
 
     pub(super) fn libvirt(action: impl Into<String>, error: &virt::error::Error) -> Error {
@@ -347,44 +347,46 @@ impl Error {
 }
 
 /// Adds what was tried to an error of the `virt` crate.
-pub(super) trait Context<T> {
+pub(super) trait LibvirtContext<T> {
     fn context(self, action: impl FnOnce() -> String) -> Result<T>;
 }
 
-impl<T> Context<T> for std::result::Result<T, virt::error::Error> {
+impl<T> LibvirtContext<T> for std::result::Result<T, virt::error::Error> {
     fn context(self, action: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|error| Error::libvirt(action(), &error))
     }
 }
 
 /// libvirt's numbers (`virErrorNumber`), and its words where one number means several things.
-fn meaning(code: u32, message: &str) -> Meaning {
+fn meaning(code: u32, message: &str) -> LibvirtErrorKind {
     if message.contains("Bitmap already exists") {
-        return Meaning::BitmapExists;
+        return LibvirtErrorKind::BitmapExists;
     }
     if message.contains("unsupported for storage type") || message.contains("qcow2 v2 files") {
-        return Meaning::BitmapUnsupported;
+        return LibvirtErrorKind::BitmapUnsupported;
     }
     if message.contains("client socket is closed") {
-        return Meaning::NoConnection;
+        return LibvirtErrorKind::NoConnection;
     }
     match code {
-        42 => Meaning::NotFound,
-        103 => Meaning::CheckpointMissing,
-        104 => Meaning::NoBackupJob,
-        109 => Meaning::BitmapBroken { disk: disk_in(message) },
-        3 | 67 | 84 => Meaning::Unsupported,
-        68 => Meaning::Busy,
-        112 => Meaning::AgentTimeout,
-        86 | 97 if message.contains("not connected") || message.contains("not available") => Meaning::AgentMissing,
-        86 | 97 => Meaning::AgentTimeout,
-        113 => Meaning::AgentFailed,
-        29 | 45 | 79 | 88 | 94 => Meaning::ReadOnlyUri,
-        5 | 37 | 38 | 39 => Meaning::NoConnection,
-        8 if message.contains("QEMU guest agent is not configured") => Meaning::AgentMissing,
-        55 => Meaning::InvalidState,
-        _ if message.contains("not found in backing chain") => Meaning::BitmapBroken { disk: None },
-        _ => Meaning::Other,
+        42 => LibvirtErrorKind::NotFound,
+        103 => LibvirtErrorKind::CheckpointMissing,
+        104 => LibvirtErrorKind::NoBackupJob,
+        109 => LibvirtErrorKind::BitmapBroken { disk: disk_in(message) },
+        3 | 67 | 84 => LibvirtErrorKind::Unsupported,
+        68 => LibvirtErrorKind::Busy,
+        112 => LibvirtErrorKind::AgentTimeout,
+        86 | 97 if message.contains("not connected") || message.contains("not available") => {
+            LibvirtErrorKind::AgentMissing
+        }
+        86 | 97 => LibvirtErrorKind::AgentTimeout,
+        113 => LibvirtErrorKind::AgentFailed,
+        29 | 45 | 79 | 88 | 94 => LibvirtErrorKind::ReadOnlyUri,
+        5 | 37 | 38 | 39 => LibvirtErrorKind::NoConnection,
+        8 if message.contains("QEMU guest agent is not configured") => LibvirtErrorKind::AgentMissing,
+        55 => LibvirtErrorKind::InvalidState,
+        _ if message.contains("not found in backing chain") => LibvirtErrorKind::BitmapBroken { disk: None },
+        _ => LibvirtErrorKind::Other,
     }
 }
 
@@ -409,24 +411,24 @@ fn until_text(until: &Option<String>) -> String {
     }
 }
 
-impl fmt::Display for Meaning {
+impl fmt::Display for LibvirtErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Meaning::NotFound => "not found",
-            Meaning::CheckpointMissing => "checkpoint missing",
-            Meaning::BitmapBroken { .. } => "bitmap missing or broken",
-            Meaning::BitmapExists => "bitmap exists",
-            Meaning::BitmapUnsupported => "image cannot keep a bitmap",
-            Meaning::NoBackupJob => "no backup job",
-            Meaning::Unsupported => "unsupported",
-            Meaning::Busy => "busy",
-            Meaning::AgentTimeout => "guest agent timed out",
-            Meaning::AgentMissing => "no guest agent",
-            Meaning::AgentFailed => "guest agent failed",
-            Meaning::ReadOnlyUri => "not permitted",
-            Meaning::NoConnection => "no connection",
-            Meaning::InvalidState => "invalid state",
-            Meaning::Other => "error",
+            LibvirtErrorKind::NotFound => "not found",
+            LibvirtErrorKind::CheckpointMissing => "checkpoint missing",
+            LibvirtErrorKind::BitmapBroken { .. } => "bitmap missing or broken",
+            LibvirtErrorKind::BitmapExists => "bitmap exists",
+            LibvirtErrorKind::BitmapUnsupported => "image cannot keep a bitmap",
+            LibvirtErrorKind::NoBackupJob => "no backup job",
+            LibvirtErrorKind::Unsupported => "unsupported",
+            LibvirtErrorKind::Busy => "busy",
+            LibvirtErrorKind::AgentTimeout => "guest agent timed out",
+            LibvirtErrorKind::AgentMissing => "no guest agent",
+            LibvirtErrorKind::AgentFailed => "guest agent failed",
+            LibvirtErrorKind::ReadOnlyUri => "not permitted",
+            LibvirtErrorKind::NoConnection => "no connection",
+            LibvirtErrorKind::InvalidState => "invalid state",
+            LibvirtErrorKind::Other => "error",
         })
     }
 }
@@ -438,6 +440,6 @@ mod tests {
     #[test]
     fn a_broken_bitmap_names_its_disk() {
         let message = "checkpoint inconsistent: missing or broken bitmap 'kvmb-1' for disk 'vda'";
-        assert_eq!(meaning(109, message), Meaning::BitmapBroken { disk: Some("vda".into()) });
+        assert_eq!(meaning(109, message), LibvirtErrorKind::BitmapBroken { disk: Some("vda".into()) });
     }
 }

@@ -293,9 +293,8 @@ mod tests {
 
     #[test]
     fn a_vmdk_image_names_its_extents_and_its_parent() {
-        let of = |subformat: &str| {
-            read(&made(&["-f", "vmdk", "-o", &format!("subformat={subformat}")]), "vmdk").unwrap()
-        };
+        let of =
+            |subformat: &str| read(&made(&["-f", "vmdk", "-o", &format!("subformat={subformat}")]), "vmdk").unwrap();
         assert!(of("monolithicFlat").has_extents && of("twoGbMaxExtentSparse").has_extents);
         assert_eq!(of("monolithicSparse"), Header::default());
         let child = b"# Disk DescriptorFile\nparentFileNameHint=\"/a/base.vmdk\"\n".to_vec();

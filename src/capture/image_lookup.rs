@@ -16,7 +16,7 @@ use super::image_header::{self, BackingName, Header, ReadAt};
 use super::images;
 use super::machine::Machine;
 use super::qemu_user::{Privilege, QemuUser};
-use super::source::{Slice, Source};
+use super::source::{DiskSource, Slice};
 
 /// Looks into images for one machine, as its QEMU's user where root may not.
 pub struct HostImages<'a> {
@@ -27,7 +27,7 @@ pub struct HostImages<'a> {
 }
 
 impl Look for HostImages<'_> {
-    fn resolve(&self, source: &Source) -> Result<Source> {
+    fn resolve(&self, source: &DiskSource) -> Result<DiskSource> {
         self.machine.resolve(source)
     }
 
@@ -133,12 +133,7 @@ fn as_user(user: QemuUser, program: &str) -> Command {
 }
 
 /// An image on the network is opened by QEMU alone, without what is below it.
-fn network_header(
-    options: &Map<String, Value>,
-    format: &str,
-    slice: Option<Slice>,
-    user: QemuUser,
-) -> Result<Header> {
+fn network_header(options: &Map<String, Value>, format: &str, slice: Option<Slice>, user: QemuUser) -> Result<Header> {
     let mut file = Value::Object(options.clone());
     if let Some(slice) = slice {
         file = json!({ "driver": "raw", "offset": slice.offset_bytes, "size": slice.size_bytes, "file": file });
@@ -162,13 +157,12 @@ fn network_header(
 
 impl Machine {
     /// A volume of a storage pool as the file or device that it is.
-    pub fn resolve(&self, source: &Source) -> Result<Source> {
-        let Source::Volume { pool, volume } = source else {
+    pub fn resolve(&self, source: &DiskSource) -> Result<DiskSource> {
+        let DiskSource::Volume { pool, volume } = source else {
             return Ok(source.clone());
         };
         let path = super::connection::volume_path(&self.domain, pool, volume)?;
-        let is_block =
-            fs::metadata(&path).is_ok_and(|found| found.file_type().is_block_device());
-        Ok(if is_block { Source::Block { path } } else { Source::File { path } })
+        let is_block = fs::metadata(&path).is_ok_and(|found| found.file_type().is_block_device());
+        Ok(if is_block { DiskSource::Block { path } } else { DiskSource::File { path } })
     }
 }

@@ -141,12 +141,7 @@ impl Info {
 }
 
 /// Asks a `qemu-img` about an image; messages name it `subject`.
-pub(super) fn qemu_img_info(
-    mut qemu_img: Command,
-    image: &str,
-    format: Option<&str>,
-    subject: &str,
-) -> Result<Info> {
+pub(super) fn qemu_img_info(mut qemu_img: Command, image: &str, format: Option<&str>, subject: &str) -> Result<Info> {
     let subject = Path::new(subject);
     qemu_img.args(["info", "--force-share", "--output=json"]);
     if let Some(format) = format {

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, FixedOffset, Local};
 
-use super::agent::{self, Consistency, Freeze, FreezeMode, Outcome};
+use super::agent::{self, Consistency, FreezeMode, FreezeOptions, FreezeOutcome};
 use super::checkpoint::checkpoint_xml;
 use super::definition::{Definition, child, children, parse_xml};
-use super::error::{Context, Error, Meaning, Result};
+use super::error::{Error, LibvirtContext, LibvirtErrorKind, Result};
 use super::ffi;
 use super::machine::{Machine, Which};
-use crate::steps::{self, Step};
+use crate::failpoint::{self, Failpoint};
 
 /// How long a job may take to end after it was told to; it takes 15 ms, and longer on a machine under load.
 const END_PATIENCE: Duration = Duration::from_secs(30);
@@ -87,29 +87,29 @@ pub fn dirty_context(target: &str) -> String {
 impl Machine {
     /// Captures this instant: freezes the guest, begins the job (with the new checkpoint), thaws, in this order and within
     /// milliseconds; thaws whatever happens.
-    pub fn begin_backup(&self, request: &JobRequest, freeze: Freeze) -> Result<Begun> {
+    pub fn begin_backup(&self, request: &JobRequest, freeze: FreezeOptions) -> Result<Begun> {
         let live = self.definition(Which::Live)?;
         let backup = backup_xml(request, &live)?;
         let checkpoint = new_checkpoint_xml(request);
         let outcome = match freeze.mode {
-            FreezeMode::Never => Outcome::NotFrozen("freezing was switched off".to_owned()),
+            FreezeMode::Never => FreezeOutcome::NotFrozen("freezing was switched off".to_owned()),
             FreezeMode::Auto | FreezeMode::Required => agent::try_freeze(self, &live, freeze.timeout),
         };
         let (guest, note) = match outcome {
-            Outcome::Frozen(guest) => (Some(guest), None),
-            Outcome::NotFrozen(note) => (None, Some(note)),
-            Outcome::Unknown(guest, note) => (Some(guest), Some(note)),
+            FreezeOutcome::Frozen(guest) => (Some(guest), None),
+            FreezeOutcome::NotFrozen(note) => (None, Some(note)),
+            FreezeOutcome::Unknown(guest, note) => (Some(guest), Some(note)),
         };
         if let (FreezeMode::Required, Some(reason)) = (freeze.mode, &note) {
             return Err(Error::FreezeFailed { machine: self.name().to_owned(), reason: reason.clone() });
         }
         if guest.is_some() {
-            steps::reached(Step::Frozen);
+            failpoint::hit(Failpoint::Frozen);
         }
         let captured_at = Local::now().fixed_offset();
         let began = ffi::backup_begin(&self.domain, &backup, checkpoint.as_deref());
         if began.is_ok() {
-            steps::reached(Step::Begun);
+            failpoint::hit(Failpoint::Begun);
         }
         let thawed = guest.map_or(Ok(()), agent::FrozenGuest::thaw);
         began.map_err(|error| self.begin_error(&error))?;
@@ -133,7 +133,10 @@ impl Machine {
             Ok(xml) => read_job(&xml).map(Some),
             Err(error) if is_wedged(&error.to_string()) => Err(self.wedged(error.to_string())),
             Err(error)
-                if matches!(error.meaning(), Meaning::NoBackupJob | Meaning::InvalidState | Meaning::Unsupported) =>
+                if matches!(
+                    error.meaning(),
+                    LibvirtErrorKind::NoBackupJob | LibvirtErrorKind::InvalidState | LibvirtErrorKind::Unsupported
+                ) =>
             {
                 Ok(None)
             }
@@ -149,7 +152,9 @@ impl Machine {
             Ok(false) => Ok(()),
             Ok(true) => Err(Error::OtherJob { machine: self.name().to_owned() }),
             Err(error) if is_wedged(&error.to_string()) => Err(self.wedged(error.to_string())),
-            Err(error) if matches!(error.meaning(), Meaning::InvalidState | Meaning::Unsupported) => Ok(()),
+            Err(error) if matches!(error.meaning(), LibvirtErrorKind::InvalidState | LibvirtErrorKind::Unsupported) => {
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }
@@ -162,7 +167,7 @@ impl Machine {
         let deadline = Instant::now() + END_PATIENCE;
         match ffi::abort_job(&self.domain).context(|| format!("end the backup job of {}", self.name())) {
             // «no job is active»: it ended meanwhile.
-            Err(error) if error.meaning() != Meaning::InvalidState => return Err(error),
+            Err(error) if error.meaning() != LibvirtErrorKind::InvalidState => return Err(error),
             _ => {}
         }
         while self.running_backup()?.is_some() {

@@ -6,7 +6,7 @@ use virt::domain::Domain;
 use virt::error::Error as VirtError;
 
 use super::definition::Definition;
-use super::error::{Context, Error, Result};
+use super::error::{Error, LibvirtContext, Result};
 use super::ffi;
 
 /// A machine that libvirt knows. Cheap to clone; keeps its connection open.
@@ -20,7 +20,7 @@ pub struct Machine {
 
 /// What a machine is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub enum MachineState {
     /// Running (or blocked on a resource).
     Running,
     /// Paused, with libvirt's reason.
@@ -65,7 +65,7 @@ pub enum Which {
 
 /// Memory and processors of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Info {
+pub struct MachineInfo {
     /// The most memory it may have.
     pub max_memory_bytes: u64,
     /// Virtual CPUs.
@@ -83,29 +83,29 @@ pub struct DiskInfo {
     pub physical_bytes: u64,
 }
 
-impl State {
-    fn from_numbers(state: i32, reason: i32) -> State {
+impl MachineState {
+    fn from_numbers(state: i32, reason: i32) -> MachineState {
         match state {
-            1 | 2 => State::Running,
-            3 => State::Paused(PausedReason::from_number(reason)),
-            4 => State::ShuttingDown,
-            5 => State::Off,
-            6 => State::Crashed,
-            7 => State::Suspended,
-            _ => State::Unknown,
+            1 | 2 => MachineState::Running,
+            3 => MachineState::Paused(PausedReason::from_number(reason)),
+            4 => MachineState::ShuttingDown,
+            5 => MachineState::Off,
+            6 => MachineState::Crashed,
+            7 => MachineState::Suspended,
+            _ => MachineState::Unknown,
         }
     }
 
     /// The word for it: `running`, `paused`, `off` …
     pub fn as_str(&self) -> &'static str {
         match self {
-            State::Running => "running",
-            State::Paused(_) => "paused",
-            State::ShuttingDown => "in shutdown",
-            State::Off => "shut off",
-            State::Crashed => "crashed",
-            State::Suspended => "pmsuspended",
-            State::Unknown => "no state",
+            MachineState::Running => "running",
+            MachineState::Paused(_) => "paused",
+            MachineState::ShuttingDown => "in shutdown",
+            MachineState::Off => "shut off",
+            MachineState::Crashed => "crashed",
+            MachineState::Suspended => "pmsuspended",
+            MachineState::Unknown => "no state",
         }
     }
 }
@@ -123,7 +123,7 @@ impl PausedReason {
     }
 }
 
-impl fmt::Display for State {
+impl fmt::Display for MachineState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -168,9 +168,9 @@ impl Machine {
     }
 
     /// What it is doing.
-    pub fn state(&self) -> Result<State> {
+    pub fn state(&self) -> Result<MachineState> {
         let (state, reason) = ffi::state(&self.domain).context(|| format!("ask for the state of {}", self.name))?;
-        Ok(State::from_numbers(state, reason))
+        Ok(MachineState::from_numbers(state, reason))
     }
 
     /// libvirt's number for why it is off, or for why it is in whatever state it is in.
@@ -190,10 +190,10 @@ impl Machine {
     }
 
     /// Memory and processors.
-    pub fn info(&self) -> Result<Info> {
+    pub fn info(&self) -> Result<MachineInfo> {
         let (max_memory_kib, vcpus) =
             ffi::info(&self.domain).context(|| format!("ask for the size of {}", self.name))?;
-        Ok(Info { max_memory_bytes: max_memory_kib.saturating_mul(1024), vcpus })
+        Ok(MachineInfo { max_memory_bytes: max_memory_kib.saturating_mul(1024), vcpus })
     }
 
     /// Its definition as XML. With `secure`, passwords are in it where the connection permits that, else they are left out.

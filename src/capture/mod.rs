@@ -12,7 +12,7 @@
 //! | [`mod@rewrite`] | domain XML, changed for a restore (pure) |
 //! | [`connection`] | the hypervisor: open, list, look up, define |
 //! | [`machine`] | one domain: state, definition, disk sizes |
-//! | [`near`] | names that were meant by one that nobody has (pure) |
+//! | [`suggest`] | names that were meant by one that nobody has (pure) |
 //! | [`agent`] | freeze and thaw the guest's file systems |
 //! | [`checkpoint`] | checkpoints and their bitmaps: list, test, delete, bring back |
 //! | [`job`] | the backup job: begin, find, end |
@@ -32,7 +32,7 @@
 //! | [`safe_path`] | files in folders that QEMU's user can write: opened without being led elsewhere |
 //! | [`tpm`] | where the state of an emulated TPM is |
 //! | [`state`] | what is known of an open capture, on disk |
-//! | [`stillness`] | whether a machine that is off stayed as it was while it was read |
+//! | [`offline_fingerprint`] | whether a machine that is off stayed as it was while it was read |
 //! | [`open`] | opens a capture |
 //! | [`close`] | closes captures, and clears what a killed run left |
 //! | [`survey`] | what a backup would meet, looked at and left as it is |
@@ -59,8 +59,8 @@ pub mod image_server;
 pub mod images;
 pub mod job;
 pub mod machine;
-pub mod near;
 pub mod network_storage;
+pub mod offline_fingerprint;
 pub mod open;
 mod open_off;
 mod open_request;
@@ -71,19 +71,19 @@ pub mod safe_path;
 mod signals;
 pub mod source;
 pub mod state;
-pub mod stillness;
 pub mod storage_daemon;
+pub mod suggest;
 pub mod survey;
 pub mod tpm;
 mod xml;
 
-pub use agent::{Consistency, Freeze, FreezeMode};
-pub use close::{CloseRequest, Closed, clear_leftovers, close_capture};
+pub use agent::{Consistency, FreezeMode, FreezeOptions};
+pub use close::{CloseRequest, ClosedCapture, clear_leftovers, close_capture};
 pub use connection::{Hypervisor, quiet_libvirt_log};
-pub use definition::{Definition, Device, Disk, Source};
-pub use error::{Error, Meaning, Result};
+pub use definition::{DefinedDisk, Definition, Device, DiskSource};
+pub use error::{Error, LibvirtErrorKind, Result};
 pub use machine::Machine;
 pub use open::{DiskRequest, OpenRequest, open_capture};
 pub use rewrite::{Changes, NewDisk, NewDiskKind, rewrite};
-pub use runtime::Runtime;
+pub use runtime::RuntimeDirs;
 pub use state::{CaptureFile, CaptureKind, CaptureState, CapturedDisk};

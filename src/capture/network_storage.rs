@@ -4,16 +4,16 @@
 use serde_json::{Map, Value, json};
 
 use super::error::{Error, Result};
-use super::source::{Host, SecretRef, Source};
+use super::source::{DiskSource, Host, SecretRef};
 
 /// The options of a network source; the secrets that they refer to are added, each named after the node that will be called
 /// `node`.
 pub fn network_options(
-    source: &Source,
+    source: &DiskSource,
     node: &str,
     secrets: &mut Vec<(String, SecretRef)>,
 ) -> Result<Map<String, Value>> {
-    let Source::Network { protocol, name, hosts, tls, options } = source else {
+    let DiskSource::Network { protocol, name, hosts, tls, options } = source else {
         return Err(unsupported(source, "it is not on the network"));
     };
     if *tls {
@@ -142,6 +142,6 @@ fn authority(host: Option<&Host>) -> String {
     }
 }
 
-fn unsupported(source: &Source, reason: &str) -> Error {
+fn unsupported(source: &DiskSource, reason: &str) -> Error {
     Error::UnsupportedImage { image: source.address(), reason: reason.to_owned() }
 }

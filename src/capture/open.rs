@@ -18,19 +18,19 @@ use rustix::fs::{FlockOperation, flock};
 use super::agent::{Consistency, FreezeMode};
 use super::close::{self, CloseRequest};
 use super::copies;
-use super::definition::{Definition, Device, Source};
-use super::error::{Error, Meaning, Result};
+use super::definition::{Definition, Device, DiskSource};
+use super::error::{Error, LibvirtErrorKind, Result};
 use super::image_lookup::read_header;
 use super::job::{self, JobDisk, JobRequest, NewCheckpoint};
-use super::machine::{Machine, PausedReason, State, Which};
+use super::machine::{Machine, MachineState, PausedReason, Which};
 use super::open_off::open_off;
 pub use super::open_request::{DiskRequest, OpenRequest};
 use super::open_request::{format_of, live_identity, read_mode, targets_with_new_bitmap, wanted_disks};
-use super::runtime::{self, Runtime};
+use super::runtime::{self, RuntimeDirs};
 use super::state::{
     CaptureFile, CaptureKind, CaptureState, CapturedDisk, Phase, ReadMode, STATE_VERSION, ServerProcess, SkippedDisk,
 };
-use crate::steps::{self, Step};
+use crate::failpoint::{self, Failpoint};
 
 /// How long another command may be busy with the same machine: opening takes seconds at most.
 const MACHINE_LOCK_PATIENCE: Duration = Duration::from_secs(60);
@@ -40,11 +40,11 @@ const OTHER_JOB_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Opens a capture. Clears first what an earlier run left; fails with [`Error::Held`] when a live capture of the machine is in
 /// the way and with [`Error::ForeignJob`] when somebody else's backup job is.
-pub fn open_capture(runtime: &Runtime, machine: &Machine, request: &OpenRequest) -> Result<CaptureState> {
+pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequest) -> Result<CaptureState> {
     let _lock = lock_machine(runtime, machine)?;
-    steps::reached(Step::MachineLocked);
+    failpoint::hit(Failpoint::MachineLocked);
     close::clear_leftovers_locked(runtime, machine)?;
-    steps::reached(Step::LeftoversCleared);
+    failpoint::hit(Failpoint::LeftoversCleared);
     if !super::connection::is_local_uri(machine.uri()) {
         return Err(Error::NotLocal { uri: machine.uri().to_owned() });
     }
@@ -77,13 +77,13 @@ pub fn open_capture(runtime: &Runtime, machine: &Machine, request: &OpenRequest)
         undo(runtime, machine, file);
         return Err(error);
     }
-    steps::reached(Step::CaptureOpen);
+    failpoint::hit(Failpoint::CaptureOpen);
     file.unlock();
     Ok(state)
 }
 
 /// Serialises opening and clearing of captures of one machine.
-pub(super) fn lock_machine(runtime: &Runtime, machine: &Machine) -> Result<File> {
+pub(super) fn lock_machine(runtime: &RuntimeDirs, machine: &Machine) -> Result<File> {
     let path = runtime.machine_lock(machine.uuid());
     let file = OpenOptions::new()
         .create(true)
@@ -122,7 +122,7 @@ fn check_capturable(machine: &Machine, definition: &Definition, target: &str) ->
     let readable = disk.device == Device::Disk
         && matches!(
             disk.source,
-            Source::File { .. } | Source::Block { .. } | Source::Network { .. } | Source::Volume { .. }
+            DiskSource::File { .. } | DiskSource::Block { .. } | DiskSource::Network { .. } | DiskSource::Volume { .. }
         );
     match disk.exclusion() {
         Some(reason) if !readable => Err(refuse(reason)),
@@ -189,7 +189,7 @@ fn skipped_disks(definition: &Definition, request: &OpenRequest) -> Vec<SkippedD
         .collect()
 }
 
-fn undo(runtime: &Runtime, machine: &Machine, file: CaptureFile) {
+fn undo(runtime: &RuntimeDirs, machine: &Machine, file: CaptureFile) {
     let id = file.id().to_owned();
     if let Err(error) = close::close_with_machine(runtime, Some(machine), file, &CloseRequest::default()) {
         tracing::error!("capture {id} could not be undone: {error}");
@@ -197,7 +197,7 @@ fn undo(runtime: &Runtime, machine: &Machine, file: CaptureFile) {
 }
 
 fn open_running(
-    runtime: &Runtime,
+    runtime: &RuntimeDirs,
     machine: &Machine,
     live: &Definition,
     request: &OpenRequest,
@@ -205,7 +205,7 @@ fn open_running(
     state: &mut CaptureState,
 ) -> Result<()> {
     wait_for_other_job(machine)?;
-    if matches!(machine.state(), Ok(State::Paused(PausedReason::Migration))) {
+    if matches!(machine.state(), Ok(MachineState::Paused(PausedReason::Migration))) {
         return Err(Error::NotResumed { machine: machine.name().to_owned() });
     }
     let owner = live.dac_owner.unwrap_or_else(runtime::our_owner);
@@ -230,7 +230,7 @@ fn open_running(
         runtime::make_qemu_folder(&state.socket_folder, owner)?;
     }
     runtime::make_qemu_folder(&scratch, owner)?;
-    steps::reached(Step::CaptureNoted);
+    failpoint::hit(Failpoint::CaptureNoted);
     let begun = begin(machine, request, file, state)?;
     state.captured_at = begun.captured_at;
     state.consistency = begun.consistency;
@@ -258,7 +258,7 @@ fn wait_for_other_job(machine: &Machine) -> Result<()> {
 
 /// Where the job's socket goes. Under AppArmor or SELinux QEMU may only make one in the folder that libvirt keeps for the
 /// running machine.
-fn job_socket(runtime: &Runtime, machine: &Machine, live: &Definition, id: &str) -> Result<PathBuf> {
+fn job_socket(runtime: &RuntimeDirs, machine: &Machine, live: &Definition, id: &str) -> Result<PathBuf> {
     let confined = live.seclabel_models.iter().any(|model| matches!(model.as_str(), "apparmor" | "selinux"));
     if confined {
         match domain_folder(machine) {
@@ -383,7 +383,7 @@ fn bring_back(machine: &Machine, checkpoint: &str, request: &OpenRequest) {
         };
         tracing::debug!("{error}");
         // One disk without its bitmap does not keep the others from theirs.
-        let Meaning::BitmapBroken { disk: Some(broken) } = error.meaning() else {
+        let LibvirtErrorKind::BitmapBroken { disk: Some(broken) } = error.meaning() else {
             return;
         };
         let before = disks.len();
@@ -404,11 +404,11 @@ fn begin(machine: &Machine, request: &OpenRequest, file: &CaptureFile, state: &m
         };
         let reason = error.to_string();
         let gave_way = match error.meaning() {
-            Meaning::BitmapBroken { disk } => {
+            LibvirtErrorKind::BitmapBroken { disk } => {
                 read_in_full(state, |at| disk.as_ref().is_none_or(|disk| *disk == at.target), &reason)
             }
-            Meaning::CheckpointMissing => read_in_full(state, |_| true, &reason),
-            Meaning::BitmapUnsupported => leave_out_of_checkpoint(state, &reason),
+            LibvirtErrorKind::CheckpointMissing => read_in_full(state, |_| true, &reason),
+            LibvirtErrorKind::BitmapUnsupported => leave_out_of_checkpoint(state, &reason),
             _ => false,
         };
         if !gave_way {
@@ -478,4 +478,3 @@ fn leave_out_of_checkpoint(state: &mut CaptureState, reason: &str) -> bool {
     }
     true
 }
-

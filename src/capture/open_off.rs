@@ -16,23 +16,23 @@ use zeroize::Zeroizing;
 use super::agent::Consistency;
 use super::block_graph::{self, Found, Graph, Storage};
 use super::copies;
-use super::definition::{Definition, Disk};
-use super::error::{Context, Error, Result};
+use super::definition::{DefinedDisk, Definition};
+use super::error::{Error, LibvirtContext, Result};
 use super::ffi;
 use super::holders;
 use super::image_lookup::HostImages;
 use super::images;
 use super::machine::{Machine, Which};
+use super::offline_fingerprint::OfflineFingerprint;
 use super::open_request::{
     DiskRequest, OpenRequest, format_of, identity_at, read_mode, targets_with_new_bitmap, wanted_disks,
 };
 use super::qemu_user::{Privilege, QemuUser};
-use super::runtime::{self, Runtime};
+use super::runtime::{self, RuntimeDirs};
 use super::source::SecretRef;
 use super::state::{CaptureFile, CaptureKind, CaptureState, CapturedDisk, DiskServer};
-use super::stillness::Stillness;
 use super::storage_daemon::{self, Export, Refused, SERVER_SOCKETS, ServeRequest};
-use crate::steps::{self, Step};
+use crate::failpoint::{self, Failpoint};
 
 /// A disk that is going to be served.
 struct OffDisk {
@@ -44,7 +44,7 @@ struct OffDisk {
 
 /// Opens the disks of a machine that is off; `state` says what is there, whatever happens.
 pub(super) fn open_off(
-    runtime: &Runtime,
+    runtime: &RuntimeDirs,
     machine: &Machine,
     definition: &Definition,
     request: &OpenRequest,
@@ -68,10 +68,10 @@ pub(super) fn open_off(
     }
     start_chain(request, file, state)?;
     // Before anybody can read; our own bitmaps are in the images by now.
-    let mut still = Stillness::note(machine, state);
+    let mut still = OfflineFingerprint::note(machine, state);
     let opening = Opening { machine, request, file, user, disks: &disks };
     opening.serve(state)?;
-    steps::reached(Step::Begun);
+    failpoint::hit(Failpoint::Begun);
     state.captured_at = Local::now().fixed_offset();
     // From the first server on, QEMU's locks keep the machine from starting; before it, it may just have been started.
     if machine.is_running()? {
@@ -245,7 +245,7 @@ fn start_chain(request: &OpenRequest, file: &CaptureFile, state: &mut CaptureSta
     }
     // What is begun is known before it begins: every socket, and every bitmap.
     file.save(state)?;
-    steps::reached(Step::CaptureNoted);
+    failpoint::hit(Failpoint::CaptureNoted);
     let Some(name) = name else {
         return Ok(());
     };
@@ -262,14 +262,14 @@ fn start_chain(request: &OpenRequest, file: &CaptureFile, state: &mut CaptureSta
         state.checkpoint = None;
     }
     file.save(state)?;
-    steps::reached(Step::BitmapsAdded);
+    failpoint::hit(Failpoint::BitmapsAdded);
     Ok(())
 }
 
 fn off_disk(
     images: &HostImages,
     at: usize,
-    disk: &Disk,
+    disk: &DefinedDisk,
     wanted: &DiskRequest,
     sockets: &Path,
 ) -> Result<OffDisk> {

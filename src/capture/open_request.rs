@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::agent::Freeze;
-use super::definition::{Definition, Disk, Layer, Source};
+use super::agent::FreezeOptions;
+use super::definition::{DefinedDisk, Definition, DiskSource, Layer};
 use super::images::{self, ImageIdentity};
 use super::state::{CaptureState, ReadMode, SkippedDisk};
 
@@ -20,7 +20,7 @@ pub struct OpenRequest {
     /// that is off does not change: it gets one only where a disk that can keep a bitmap has no parent's that can be used.
     pub checkpoint: Option<String>,
     /// Whether to freeze the guest's file systems.
-    pub freeze: Freeze,
+    pub freeze: FreezeOptions,
     /// How long the capture stays open at most.
     pub lease: Duration,
     /// Whether the capture belongs to this process: when the process is gone, anybody may clear it away.
@@ -53,7 +53,7 @@ impl Default for OpenRequest {
             disks: Vec::new(),
             skipped: Vec::new(),
             checkpoint: None,
-            freeze: Freeze::default(),
+            freeze: FreezeOptions::default(),
             lease: Duration::from_secs(6 * 3600),
             owned: false,
             repository: None,
@@ -77,7 +77,7 @@ impl DiskRequest {
 }
 
 /// The image and its layers as the live definition names them, which is what QEMU really has open.
-pub(super) fn live_identity(disk: &Disk, source: &Source) -> Vec<ImageIdentity> {
+pub(super) fn live_identity(disk: &DefinedDisk, source: &DiskSource) -> Vec<ImageIdentity> {
     let mut identities = vec![identity_of(source, format_of(disk))];
     identities.extend(disk.data_file.iter().map(|data| identity_of(&data.source, "raw")));
     for layer in &disk.backing {
@@ -91,7 +91,7 @@ fn data_file_of(layer: &Layer) -> Option<&Layer> {
     layer.data_file.as_deref()
 }
 
-fn identity_of(source: &Source, format: &str) -> ImageIdentity {
+fn identity_of(source: &DiskSource, format: &str) -> ImageIdentity {
     identity_at(source.path().map(PathBuf::as_path), source.address(), format)
 }
 
@@ -116,14 +116,14 @@ pub(super) fn identity_at(path: Option<&Path>, address: String, format: &str) ->
 pub(super) fn wanted_disks<'a>(
     definition: &'a Definition,
     request: &'a OpenRequest,
-) -> impl Iterator<Item = (&'a Disk, &'a DiskRequest)> {
+) -> impl Iterator<Item = (&'a DefinedDisk, &'a DiskRequest)> {
     definition.disks.iter().filter_map(|disk| {
         let wanted = request.disks.iter().find(|wanted| wanted.target == disk.target)?;
         Some((disk, wanted))
     })
 }
 
-pub(super) fn format_of(disk: &Disk) -> &str {
+pub(super) fn format_of(disk: &DefinedDisk) -> &str {
     disk.format.as_deref().unwrap_or("raw")
 }
 

@@ -7,8 +7,8 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use super::definition::{Definition, Disk, child, children, parse_owner, parse_xml};
-use super::error::{Context, Error, Result};
+use super::definition::{DefinedDisk, Definition, child, children, parse_owner, parse_xml};
+use super::error::{Error, LibvirtContext, Result};
 use super::machine::Machine;
 use super::runtime::{our_owner, our_uid};
 
@@ -37,17 +37,16 @@ impl QemuUser {
     pub fn of<'a>(
         machine: &Machine,
         definition: &'a Definition,
-        disks: impl Iterator<Item = &'a Disk>,
+        disks: impl Iterator<Item = &'a DefinedDisk>,
     ) -> Result<QemuUser> {
         if our_uid() != 0 {
             return Ok(QemuUser { owner: our_owner() });
         }
         let labels = disks.filter_map(|disk| disk.dac_label.as_deref());
         if let Some(label) = labels.chain(definition.dac_label.as_deref()).next() {
-            let owner = parse_owner(label).or_else(|| named_owner(label)).ok_or_else(|| Error::UnknownOwner {
-                machine: machine.name().to_owned(),
-                label: label.to_owned(),
-            })?;
+            let owner = parse_owner(label)
+                .or_else(|| named_owner(label))
+                .ok_or_else(|| Error::UnknownOwner { machine: machine.name().to_owned(), label: label.to_owned() })?;
             return Ok(QemuUser { owner });
         }
         let context = || "ask libvirt what the host can do".to_owned();
@@ -97,7 +96,9 @@ pub(super) fn base_owner(capabilities: &str) -> Result<Option<(u32, u32)>> {
 fn can_pass_on_reading() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let permitted = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
-    permitted.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_some_and(|all| all >> DAC_READ_SEARCH & 1 == 1)
+    permitted
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .is_some_and(|all| all >> DAC_READ_SEARCH & 1 == 1)
 }
 
 /// The groups of a user are known by its name only.

@@ -26,28 +26,28 @@ pub const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// The folders of captures, checked.
 #[derive(Debug, Clone)]
-pub struct Runtime {
+pub struct RuntimeDirs {
     state: PathBuf,
     sockets: PathBuf,
     scratch: PathBuf,
 }
 
-impl Runtime {
+impl RuntimeDirs {
     /// The default folders of this user, made if missing.
-    pub fn open() -> Result<Runtime> {
+    pub fn open() -> Result<RuntimeDirs> {
         let state = match std::env::var_os("KVMB_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
             Some(dir) => PathBuf::from(dir),
             None => default_state_folder(),
         };
-        Runtime::open_at(&state)
+        RuntimeDirs::open_at(&state)
     }
 
     /// The state folder at this path, the sockets beside it.
-    pub fn open_at(state: &Path) -> Result<Runtime> {
+    pub fn open_at(state: &Path) -> Result<RuntimeDirs> {
         let state = std::path::absolute(state).map_err(Error::io("find", state))?;
         let mut sockets = state.clone().into_os_string();
         sockets.push("-nbd");
-        let runtime = Runtime { state, sockets: PathBuf::from(sockets), scratch: default_scratch_folder() };
+        let runtime = RuntimeDirs { state, sockets: PathBuf::from(sockets), scratch: default_scratch_folder() };
         make_private_folder(&runtime.state, 0o700)?;
         make_private_folder(&runtime.sockets, 0o711)?;
         Ok(runtime)
@@ -69,7 +69,7 @@ impl Runtime {
     }
 
     /// The same, with another folder for scratch files.
-    pub fn with_scratch_folder(mut self, scratch: PathBuf) -> Runtime {
+    pub fn with_scratch_folder(mut self, scratch: PathBuf) -> RuntimeDirs {
         self.scratch = scratch;
         self
     }

@@ -35,7 +35,7 @@ const MOST_LINKS: usize = 40;
 
 /// A folder that is held open: names are looked up in this very folder, whatever its path leads to by now.
 #[derive(Debug, Clone)]
-pub struct Folder {
+pub struct OpenFolder {
     /// Opened with `O_PATH`.
     file: Arc<File>,
     path: PathBuf,
@@ -46,17 +46,17 @@ pub struct Folder {
 
 /// Where a path leads: a name in a folder, and what has that name, if anything has.
 #[derive(Debug)]
-pub struct Place {
+pub struct ResolvedPath {
     /// The folder.
-    pub folder: Folder,
+    pub folder: OpenFolder,
     /// The name in it.
     pub name: OsString,
-    found: Option<Entry>,
+    found: Option<PathEntry>,
 }
 
 /// Something in a folder, held open with `O_PATH`.
 #[derive(Debug)]
-struct Entry {
+struct PathEntry {
     file: File,
     metadata: Metadata,
 }
@@ -77,11 +77,11 @@ pub fn open_file(path: &Path, or_device: bool) -> Result<File> {
 
 /// The place that a path means for whoever writes: links that root made are followed, one in the last place that others can
 /// change is not.
-pub fn place_for_writing(path: &Path) -> Result<Place> {
+pub fn place_for_writing(path: &Path) -> Result<ResolvedPath> {
     locate(path, LastLink::Keep)
 }
 
-impl Place {
+impl ResolvedPath {
     /// Opens what is there, as [`open_file`] does.
     pub fn open(&self, or_device: bool) -> Result<File> {
         let path = self.path();
@@ -136,16 +136,16 @@ impl Place {
 
     /// The owner of the folder can make a link to any file where the kernel does not forbid it (`fs.protected_hardlinks`).
     fn is_foreign_hard_link(&self) -> bool {
-        let of = |found: &Entry| found.metadata.nlink() > 1 && found.metadata.uid() != self.folder.owner;
+        let of = |found: &PathEntry| found.metadata.nlink() > 1 && found.metadata.uid() != self.folder.owner;
         !self.folder.is_trusted && self.found.as_ref().is_some_and(of)
     }
 }
 
-impl Folder {
+impl OpenFolder {
     /// Opens a folder; only links that root made are followed on the way.
-    pub fn open(path: &Path) -> Result<Folder> {
+    pub fn open(path: &Path) -> Result<OpenFolder> {
         if !path.components().any(|component| matches!(component, Component::Normal(_))) {
-            return Folder::root();
+            return OpenFolder::root();
         }
         let place = locate(path, LastLink::Refuse)?;
         match place.found {
@@ -155,12 +155,12 @@ impl Folder {
     }
 
     /// Opens a folder that the user of the command named: links on the way are the user's business.
-    pub fn open_named(path: &Path) -> Result<Folder> {
+    pub fn open_named(path: &Path) -> Result<OpenFolder> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
         let file = file.map_err(Error::io("open", path))?;
         let metadata = file.metadata().map_err(Error::io("look at", path))?;
-        Ok(Folder { file: Arc::new(file), path: path.to_owned(), owner: metadata.uid(), is_trusted: false })
+        Ok(OpenFolder { file: Arc::new(file), path: path.to_owned(), owner: metadata.uid(), is_trusted: false })
     }
 
     /// Its path, for messages.
@@ -174,8 +174,8 @@ impl Folder {
     }
 
     /// A place in it. The name must be a plain one.
-    pub fn place(&self, name: &OsStr) -> Result<Place> {
-        Ok(Place { folder: self.clone(), name: name.to_owned(), found: self.look(name)? })
+    pub fn place(&self, name: &OsStr) -> Result<ResolvedPath> {
+        Ok(ResolvedPath { folder: self.clone(), name: name.to_owned(), found: self.look(name)? })
     }
 
     /// The names in it, sorted.
@@ -188,12 +188,12 @@ impl Folder {
     }
 
     /// Opens a folder in it; a link is refused. None when there is nothing of that name.
-    pub fn subfolder(&self, name: &OsStr) -> Result<Option<Folder>> {
+    pub fn subfolder(&self, name: &OsStr) -> Result<Option<OpenFolder>> {
         self.look(name)?.map(|entry| self.enter(name, entry)).transpose()
     }
 
     /// Makes a folder in it.
-    pub fn create(&self, name: &OsStr, mode: u32) -> Result<Folder> {
+    pub fn create(&self, name: &OsStr, mode: u32) -> Result<OpenFolder> {
         let path = self.path.join(name);
         mkdirat(&self.file, name, Mode::from_raw_mode(mode))
             .map_err(|error| Error::io("create", &path)(error.into()))?;
@@ -205,15 +205,15 @@ impl Folder {
         Ok(unlinkat(&self.file, name, AtFlags::REMOVEDIR)?)
     }
 
-    fn root() -> Result<Folder> {
-        let mut folder = Folder::open_named(Path::new("/"))?;
+    fn root() -> Result<OpenFolder> {
+        let mut folder = OpenFolder::open_named(Path::new("/"))?;
         let metadata = folder.file.metadata().map_err(Error::io("look at", "/"))?;
         folder.is_trusted = is_roots_alone(&metadata);
         Ok(folder)
     }
 
     /// What has this name; a link is looked at itself.
-    fn look(&self, name: &OsStr) -> Result<Option<Entry>> {
+    fn look(&self, name: &OsStr) -> Result<Option<PathEntry>> {
         let path = self.path.join(name);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = match openat(&self.file, name, flags, Mode::empty()) {
@@ -221,10 +221,10 @@ impl Folder {
             opened => File::from(opened.map_err(|error| Error::io("look at", &path)(error.into()))?),
         };
         let metadata = file.metadata().map_err(Error::io("look at", &path))?;
-        Ok(Some(Entry { file, metadata }))
+        Ok(Some(PathEntry { file, metadata }))
     }
 
-    fn enter(&self, name: &OsStr, entry: Entry) -> Result<Folder> {
+    fn enter(&self, name: &OsStr, entry: PathEntry) -> Result<OpenFolder> {
         let path = self.path.join(name);
         if entry.metadata.file_type().is_symlink() {
             return Err(planted_link(path));
@@ -233,23 +233,23 @@ impl Folder {
             return Err(Error::io("enter", path)(Errno::NOTDIR.into()));
         }
         let is_trusted = self.is_trusted && is_roots_alone(&entry.metadata);
-        Ok(Folder { file: Arc::new(entry.file), path, owner: entry.metadata.uid(), is_trusted })
+        Ok(OpenFolder { file: Arc::new(entry.file), path, owner: entry.metadata.uid(), is_trusted })
     }
 
-    fn parent(&self) -> Result<Folder> {
+    fn parent(&self) -> Result<OpenFolder> {
         let path = self.path.parent().unwrap_or(Path::new("/")).to_owned();
         let entry = self.look(OsStr::new(".."))?.ok_or_else(|| Error::io("open", &path)(Errno::NOENT.into()))?;
         let is_trusted = self.is_trusted && is_roots_alone(&entry.metadata);
-        Ok(Folder { file: Arc::new(entry.file), path, owner: entry.metadata.uid(), is_trusted })
+        Ok(OpenFolder { file: Arc::new(entry.file), path, owner: entry.metadata.uid(), is_trusted })
     }
 }
 
 /// Walks an absolute path, one name after the other.
-fn locate(path: &Path, last_link: LastLink) -> Result<Place> {
+fn locate(path: &Path, last_link: LastLink) -> Result<ResolvedPath> {
     if !path.is_absolute() {
         return Err(Error::UnsafePath { path: path.to_owned(), reason: "it is not an absolute path".to_owned() });
     }
-    let (mut folder, mut ahead, mut links) = (Folder::root()?, names_of(path), 0);
+    let (mut folder, mut ahead, mut links) = (OpenFolder::root()?, names_of(path), 0);
     while let Some(name) = ahead.pop_front() {
         if name == ".." {
             folder = folder.parent()?;
@@ -257,14 +257,14 @@ fn locate(path: &Path, last_link: LastLink) -> Result<Place> {
         }
         let Some(entry) = folder.look(&name)? else {
             return match ahead.is_empty() {
-                true => Ok(Place { folder, name, found: None }),
+                true => Ok(ResolvedPath { folder, name, found: None }),
                 false => Err(Error::io("enter", folder.path.join(name))(Errno::NOENT.into())),
             };
         };
         if entry.metadata.file_type().is_symlink() {
             if !folder.is_trusted || !is_roots(&entry.metadata) {
                 match (ahead.is_empty(), last_link) {
-                    (true, LastLink::Keep) => return Ok(Place { folder, name, found: Some(entry) }),
+                    (true, LastLink::Keep) => return Ok(ResolvedPath { folder, name, found: Some(entry) }),
                     _ => return Err(planted_link(folder.path.join(name))),
                 }
             }
@@ -276,11 +276,11 @@ fn locate(path: &Path, last_link: LastLink) -> Result<Place> {
                 readlinkat(&entry.file, "", Vec::new()).map_err(|error| Error::io("follow", path)(error.into()))?;
             let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
             if target.is_absolute() {
-                folder = Folder::root()?;
+                folder = OpenFolder::root()?;
             }
             names_of(&target).into_iter().rev().for_each(|name| ahead.push_front(name));
         } else if ahead.is_empty() {
-            return Ok(Place { folder, name, found: Some(entry) });
+            return Ok(ResolvedPath { folder, name, found: Some(entry) });
         } else {
             folder = folder.enter(&name, entry)?;
         }
@@ -444,6 +444,6 @@ mod tests {
         symlink("/etc/hostname", at("moved/link")).unwrap();
         let place = place_for_writing(&at("moved/link")).unwrap();
         assert!(place.kind().is_some_and(|kind| kind.is_symlink()) && place.folder.path() == at("moved"));
-        assert!(Folder::open(&at("moved/link")).is_err());
+        assert!(OpenFolder::open(&at("moved/link")).is_err());
     }
 }

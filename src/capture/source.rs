@@ -8,7 +8,7 @@ use super::xml::{child, children, text_of};
 
 /// Where a disk's contents are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum DiskSource {
     /// A file.
     File {
         /// The image.
@@ -163,7 +163,7 @@ pub struct Slice {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
     /// Where it is.
-    pub source: Source,
+    pub source: DiskSource,
     /// Its image format.
     pub format: Option<String>,
     /// The part of the source that it is; none for all of it.
@@ -176,16 +176,16 @@ pub struct Layer {
 
 impl Layer {
     /// A whole, plain layer.
-    pub fn plain(source: Source, format: Option<String>) -> Layer {
+    pub fn plain(source: DiskSource, format: Option<String>) -> Layer {
         Layer { source, format, slice: None, encryption: None, data_file: None }
     }
 }
 
-impl Source {
+impl DiskSource {
     /// The local path, if it has one.
     pub fn path(&self) -> Option<&PathBuf> {
         match self {
-            Source::File { path } | Source::Block { path } => Some(path),
+            DiskSource::File { path } | DiskSource::Block { path } => Some(path),
             _ => None,
         }
     }
@@ -193,51 +193,52 @@ impl Source {
     /// Where it is, for people and for comparisons.
     pub fn address(&self) -> String {
         match self {
-            Source::File { path } | Source::Block { path } | Source::Dir { path } | Source::Vhost { path } => {
-                path.to_string_lossy().into_owned()
-            }
-            Source::Network { protocol, name, .. } => format!("{protocol}:{}", name.as_deref().unwrap_or_default()),
-            Source::Volume { pool, volume } => format!("volume:{pool}/{volume}"),
-            Source::Nvme { address } => address.clone(),
-            Source::Empty | Source::Other { .. } => self.kind().to_owned(),
+            DiskSource::File { path }
+            | DiskSource::Block { path }
+            | DiskSource::Dir { path }
+            | DiskSource::Vhost { path } => path.to_string_lossy().into_owned(),
+            DiskSource::Network { protocol, name, .. } => format!("{protocol}:{}", name.as_deref().unwrap_or_default()),
+            DiskSource::Volume { pool, volume } => format!("volume:{pool}/{volume}"),
+            DiskSource::Nvme { address } => address.clone(),
+            DiskSource::Empty | DiskSource::Other { .. } => self.kind().to_owned(),
         }
     }
 
     /// Whether a secret is needed to open it.
     pub fn needs_secret(&self) -> bool {
-        matches!(self, Source::Network { options, .. } if options.auth.is_some())
+        matches!(self, DiskSource::Network { options, .. } if options.auth.is_some())
     }
 
     /// libvirt's word for the kind.
     pub fn kind(&self) -> &str {
         match self {
-            Source::File { .. } => "file",
-            Source::Block { .. } => "block",
-            Source::Dir { .. } => "dir",
-            Source::Network { .. } => "network",
-            Source::Volume { .. } => "volume",
-            Source::Nvme { .. } => "nvme",
-            Source::Vhost { .. } => "vhost",
-            Source::Empty => "empty",
-            Source::Other { kind } => kind,
+            DiskSource::File { .. } => "file",
+            DiskSource::Block { .. } => "block",
+            DiskSource::Dir { .. } => "dir",
+            DiskSource::Network { .. } => "network",
+            DiskSource::Volume { .. } => "volume",
+            DiskSource::Nvme { .. } => "nvme",
+            DiskSource::Vhost { .. } => "vhost",
+            DiskSource::Empty => "empty",
+            DiskSource::Other { kind } => kind,
         }
     }
 }
 
-pub(super) fn read_source(kind: Option<&str>, source: Option<Node>) -> Source {
+pub(super) fn read_source(kind: Option<&str>, source: Option<Node>) -> DiskSource {
     let attribute = |name: &str| source.and_then(|source| source.attribute(name));
     let path = |name: &str| attribute(name).map(PathBuf::from);
     match kind.unwrap_or("file") {
-        "file" => path("file").map_or(Source::Empty, |path| Source::File { path }),
-        "block" => path("dev").map_or(Source::Empty, |path| Source::Block { path }),
-        "dir" => path("dir").map_or(Source::Empty, |path| Source::Dir { path }),
+        "file" => path("file").map_or(DiskSource::Empty, |path| DiskSource::File { path }),
+        "block" => path("dev").map_or(DiskSource::Empty, |path| DiskSource::Block { path }),
+        "dir" => path("dir").map_or(DiskSource::Empty, |path| DiskSource::Dir { path }),
         "volume" => match (attribute("pool"), attribute("volume")) {
-            (Some(pool), Some(volume)) => Source::Volume { pool: pool.to_owned(), volume: volume.to_owned() },
-            _ => Source::Empty,
+            (Some(pool), Some(volume)) => DiskSource::Volume { pool: pool.to_owned(), volume: volume.to_owned() },
+            _ => DiskSource::Empty,
         },
         "network" => match attribute("protocol") {
-            None => Source::Empty,
-            Some(protocol) => Source::Network {
+            None => DiskSource::Empty,
+            Some(protocol) => DiskSource::Network {
                 protocol: protocol.to_owned(),
                 name: attribute("name").map(str::to_owned),
                 hosts: source.into_iter().flat_map(|source| children(source, "host")).map(read_host).collect(),
@@ -245,10 +246,10 @@ pub(super) fn read_source(kind: Option<&str>, source: Option<Node>) -> Source {
                 options: Box::new(source.map(read_network_options).unwrap_or_default()),
             },
         },
-        "nvme" => Source::Nvme { address: nvme_address(source) },
-        "vhostuser" => Source::Vhost { path: path("path").unwrap_or_default() },
-        "vhostvdpa" => Source::Vhost { path: path("dev").unwrap_or_default() },
-        other => Source::Other { kind: other.to_owned() },
+        "nvme" => DiskSource::Nvme { address: nvme_address(source) },
+        "vhostuser" => DiskSource::Vhost { path: path("path").unwrap_or_default() },
+        "vhostvdpa" => DiskSource::Vhost { path: path("dev").unwrap_or_default() },
+        other => DiskSource::Other { kind: other.to_owned() },
     }
 }
 

@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use super::agent::Consistency;
 use super::error::{Error, Result};
 use super::images::ImageIdentity;
-use super::runtime::Runtime;
-use super::stillness::Stillness;
-use crate::whole_file;
+use super::offline_fingerprint::OfflineFingerprint;
+use super::runtime::RuntimeDirs;
+use crate::atomic_file;
 
 /// The version of the state file that this program writes and reads.
 pub const STATE_VERSION: u32 = 1;
@@ -75,7 +75,7 @@ pub struct CaptureState {
     pub missing: Vec<MissingPart>,
     /// What shows whether a machine that is off stays as it is.
     #[serde(default)]
-    pub stillness: Option<Stillness>,
+    pub stillness: Option<OfflineFingerprint>,
     /// The folder with the sockets.
     pub socket_folder: PathBuf,
     /// The processes that serve the disks of a machine that is off.
@@ -293,7 +293,7 @@ pub struct CaptureFile {
 
 impl CaptureFile {
     /// Every capture of this host and user, in no order; what is not a capture is left out.
-    pub fn open_all(runtime: &Runtime) -> Result<Vec<CaptureFile>> {
+    pub fn open_all(runtime: &RuntimeDirs) -> Result<Vec<CaptureFile>> {
         let mut files = Vec::new();
         let folder = runtime.state_folder();
         for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
@@ -312,7 +312,7 @@ impl CaptureFile {
     }
 
     /// The capture with this id, or the newest of the machine with this UUID or name.
-    pub fn open(runtime: &Runtime, id_or_machine: &str) -> Result<CaptureFile> {
+    pub fn open(runtime: &RuntimeDirs, id_or_machine: &str) -> Result<CaptureFile> {
         let none = || Error::NoSuchCapture { name: id_or_machine.to_owned() };
         if is_capture_id(id_or_machine) {
             let folder = runtime.state_folder().join(id_or_machine);
@@ -333,7 +333,7 @@ impl CaptureFile {
 
     /// Makes the folder of a new capture, locked for us alone. It gets its name when it is locked: so a capture without a
     /// state that nobody holds is nobody's.
-    pub(super) fn create(runtime: &Runtime) -> Result<CaptureFile> {
+    pub(super) fn create(runtime: &RuntimeDirs) -> Result<CaptureFile> {
         loop {
             let id = format!("c-{:08x}", rand::random::<u32>());
             let (folder, unnamed) = (runtime.state_folder().join(&id), runtime.state_folder().join(format!(".{id}")));
@@ -395,7 +395,7 @@ impl CaptureFile {
         let text = serde_json::to_vec_pretty(state)
             .map_err(|error| Error::BadState { capture: self.id.clone(), message: error.to_string() })?;
         let path = self.folder.join("state.json");
-        whole_file::write(&path, &text, 0o600).map_err(Error::io("write", &path))
+        atomic_file::write(&path, &text, 0o600).map_err(Error::io("write", &path))
     }
 
     /// Notes that a restore point was stored from this capture: its checkpoint stays when it is closed.
@@ -452,7 +452,7 @@ impl CaptureFile {
 }
 
 /// Removes folders of captures whose makers were killed before they named them. A living maker locks its own at once.
-pub(super) fn remove_nameless(runtime: &Runtime) {
+pub(super) fn remove_nameless(runtime: &RuntimeDirs) {
     for entry in fs::read_dir(runtime.state_folder()).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let is_nameless = name.to_str().and_then(|name| name.strip_prefix('.')).is_some_and(is_capture_id);

@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use chrono::{DateTime, FixedOffset};
 
+use super::block_graph;
 use super::close::capture_of_socket;
 use super::connection::Hypervisor;
-use super::definition::{Definition, Device, Disk, Encryption, Source, child, children, parse_xml};
+use super::definition::{DefinedDisk, Definition, Device, DiskSource, Encryption, child, children, parse_xml};
+use super::error::{Error, LibvirtContext, LibvirtErrorKind, Result};
 use super::ffi;
-use super::error::{Context, Error, Meaning, Result};
-use super::block_graph;
 use super::image_header::Header;
 use super::image_lookup::HostImages;
-use super::machine::{Machine, PausedReason, State, Which};
+use super::machine::{Machine, MachineState, PausedReason, Which};
 use super::open::{domain_folder, lock_machine};
 use super::qemu_user::{QemuUser, base_owner};
-use super::runtime::{self, Runtime};
+use super::runtime::{self, RuntimeDirs};
 use super::state::{CaptureFile, DiskServer, Phase};
 use super::storage_daemon::is_ours;
 
@@ -51,7 +51,7 @@ pub struct MachineSurvey {
     /// Its name.
     pub name: String,
     /// What it is doing.
-    pub state: State,
+    pub state: MachineState,
     /// It is off and has its memory saved on disk.
     pub has_saved_memory: bool,
     /// Its guest agent.
@@ -137,7 +137,7 @@ pub struct DiskSurvey {
     /// Whether that is a file.
     pub is_file: bool,
     /// What keeps its content.
-    pub storage: Storage,
+    pub storage: DiskStorage,
     /// How it is encrypted.
     pub encryption: Option<String>,
     /// Why libvirt does not give the passphrase away, without which it can be read only while the machine runs.
@@ -148,7 +148,7 @@ pub struct DiskSurvey {
 
 /// What keeps a disk's content, and whether QEMU can note there what changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Storage {
+pub enum DiskStorage {
     /// A qcow2 image that keeps bitmaps.
     KeepsBitmaps,
     /// A qcow2 image of version 2.
@@ -201,14 +201,14 @@ impl Hypervisor {
 
 impl Machine {
     /// Looks at the machine; its guest agent is asked for the time.
-    pub fn survey(&self, runtime: &Runtime, host: &HostSurvey) -> Result<MachineSurvey> {
+    pub fn survey(&self, runtime: &RuntimeDirs, host: &HostSurvey) -> Result<MachineSurvey> {
         let definition = self.definition(Which::Live)?;
         let state = self.state()?;
         let is_running = self.is_running()?;
         let agent = match (definition.has_agent_channel, &state, definition.agent_connected) {
             (false, ..) => AgentSurvey::NoChannel,
-            (true, State::Running, true) => self.ask_agent(runtime),
-            (true, State::Running, false) => AgentSurvey::Disconnected,
+            (true, MachineState::Running, true) => self.ask_agent(runtime),
+            (true, MachineState::Running, false) => AgentSurvey::Disconnected,
             (true, ..) => AgentSurvey::NotAsked,
         };
         let looked: Vec<(DiskSurvey, Option<Header>)> =
@@ -241,19 +241,19 @@ impl Machine {
         })
     }
 
-    fn ask_agent(&self, runtime: &Runtime) -> AgentSurvey {
+    fn ask_agent(&self, runtime: &RuntimeDirs) -> AgentSurvey {
         // libvirt keeps one time limit for a machine's agent: a run that is about to freeze must not lose its own.
         let Ok(_lock) = lock_machine(runtime, self) else {
             return AgentSurvey::NotAsked;
         };
         match self.agent_time(AGENT_PATIENCE) {
             // One that is told not to say the time answers all the same.
-            Err(error) if error.meaning() != Meaning::AgentFailed => AgentSurvey::Silent(error.to_string()),
+            Err(error) if error.meaning() != LibvirtErrorKind::AgentFailed => AgentSurvey::Silent(error.to_string()),
             _ => AgentSurvey::Answers,
         }
     }
 
-    fn survey_job(&self, runtime: &Runtime) -> JobSurvey {
+    fn survey_job(&self, runtime: &RuntimeDirs) -> JobSurvey {
         match self.find_capture(runtime).and_then(|captured| Ok((captured, self.running_backup()?))) {
             Ok((Some(captured), _)) => captured,
             Ok((None, None)) => JobSurvey::Free,
@@ -269,7 +269,7 @@ impl Machine {
         }
     }
 
-    fn find_capture(&self, runtime: &Runtime) -> Result<Option<JobSurvey>> {
+    fn find_capture(&self, runtime: &RuntimeDirs) -> Result<Option<JobSurvey>> {
         let mut left_over = None;
         for file in CaptureFile::open_all(runtime)? {
             let Ok(state) = file.load() else { continue };
@@ -324,12 +324,12 @@ impl Machine {
 impl MachineSurvey {
     /// Whether its QEMU runs.
     pub fn is_on(&self) -> bool {
-        !matches!(self.state, State::Off | State::Crashed)
+        !matches!(self.state, MachineState::Off | MachineState::Crashed)
     }
 
     /// Whether a disk that failed holds it.
     pub fn is_stopped_by_io_error(&self) -> bool {
-        self.state == State::Paused(PausedReason::IoError)
+        self.state == MachineState::Paused(PausedReason::IoError)
     }
 }
 
@@ -341,25 +341,25 @@ fn secret_error(machine: &Machine, encryption: &Encryption) -> Option<String> {
     value.err().map(|error| error.message().to_owned())
 }
 
-fn look_at_disk(machine: &Machine, definition: &Definition, disk: &Disk) -> (DiskSurvey, Option<Header>) {
+fn look_at_disk(machine: &Machine, definition: &Definition, disk: &DefinedDisk) -> (DiskSurvey, Option<Header>) {
     let exclusion = disk.exclusion();
     let source = machine.resolve(&disk.source).unwrap_or_else(|_| disk.source.clone());
     let format = disk.format.as_deref().unwrap_or("raw");
     let user = QemuUser::of(machine, definition, std::iter::once(disk));
     let chain = user.and_then(|user| block_graph::chain(disk, &HostImages { machine, user }));
     let (storage, top) = match (exclusion, chain) {
-        (Some(_), _) => (Storage::Format(format.to_owned()), None),
-        (None, Err(error)) => (Storage::Unreadable(error.to_string()), None),
+        (Some(_), _) => (DiskStorage::Format(format.to_owned()), None),
+        (None, Err(error)) => (DiskStorage::Unreadable(error.to_string()), None),
         (None, Ok(layers)) => {
             let top = layers.into_iter().next().map(|layer| layer.header).filter(|_| source.path().is_some());
             let storage = match &top {
-                Some(top) if top.keeps_bitmaps && disk.keeps_bitmaps() => Storage::KeepsBitmaps,
+                Some(top) if top.keeps_bitmaps && disk.keeps_bitmaps() => DiskStorage::KeepsBitmaps,
                 Some(top) if format == "qcow2" && (top.data_file.is_some() || disk.data_file.is_some()) => {
-                    Storage::DataFile
+                    DiskStorage::DataFile
                 }
-                Some(_) if format == "qcow2" => Storage::OldQcow2,
-                None if disk.keeps_bitmaps() => Storage::KeepsBitmaps,
-                _ => Storage::Format(format.to_owned()),
+                Some(_) if format == "qcow2" => DiskStorage::OldQcow2,
+                None if disk.keeps_bitmaps() => DiskStorage::KeepsBitmaps,
+                _ => DiskStorage::Format(format.to_owned()),
             };
             (storage, top)
         }
@@ -367,9 +367,9 @@ fn look_at_disk(machine: &Machine, definition: &Definition, disk: &Disk) -> (Dis
     let survey = DiskSurvey {
         target: disk.target.clone(),
         exclusion,
-        is_drive: matches!(disk.device, Device::Cdrom | Device::Floppy) || disk.source == Source::Empty,
+        is_drive: matches!(disk.device, Device::Cdrom | Device::Floppy) || disk.source == DiskSource::Empty,
         path: source.path().cloned(),
-        is_file: matches!(source, Source::File { .. }),
+        is_file: matches!(source, DiskSource::File { .. }),
         storage,
         encryption: disk.encryption.as_ref().map(|encryption| encryption.format.clone()),
         secret_error: disk.encryption.as_ref().and_then(|encryption| secret_error(machine, encryption)),
@@ -379,7 +379,7 @@ fn look_at_disk(machine: &Machine, definition: &Definition, disk: &Disk) -> (Dis
 }
 
 /// The first folder on the way to sockets or scratch files that this user may not pass.
-fn closed_folder(runtime: &Runtime, owner: (u32, u32)) -> Option<PathBuf> {
+fn closed_folder(runtime: &RuntimeDirs, owner: (u32, u32)) -> Option<PathBuf> {
     [runtime.socket_folder(), runtime.scratch_folder()].into_iter().find_map(|folder| {
         // What is missing is made so that everybody may pass.
         let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));

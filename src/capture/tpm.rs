@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::connection::embedded_root;
 use super::definition::{Definition, Tpm};
 use super::error::Result;
-use super::safe_path::Folder;
+use super::safe_path::OpenFolder;
 
 /// What the names of copied state files begin with, in a capture and in a point.
 pub const FOLDER: &str = "tpm/";
@@ -23,7 +23,7 @@ pub fn state_folder(definition: &Definition, uri: &str, uuid: &str) -> Option<Pa
 }
 
 /// The names of a TPM's state files. What has such a name and is no file is named too: whoever opens it finds out.
-pub fn state_files(folder: &Folder) -> Result<Vec<String>> {
+pub fn state_files(folder: &OpenFolder) -> Result<Vec<String>> {
     let names = folder.names()?.into_iter().filter_map(|name| name.into_string().ok());
     // A hidden file is swtpm's lock.
     Ok(names.filter(|name| !name.starts_with('.')).collect())

@@ -14,4 +14,3 @@ pub(super) fn text_of(node: Node, name: &str) -> Option<String> {
     let text = child(node, name)?.text()?.trim();
     (!text.is_empty()).then(|| text.to_owned())
 }
-

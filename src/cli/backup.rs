@@ -4,23 +4,23 @@ use crate::cli::Context;
 use crate::cli::capture_args::{AuditArgs, CaptureArgs, ChunkArgs, LimitReadArgs, duration, percent};
 use crate::cli::complete;
 use crate::cli::copy_args::CopyToArgs;
+use crate::cli::dry_run::{DryRunTarget, show_dry_run};
 use crate::cli::failure::{CliError, Code};
-use crate::cli::hooks::Hooks;
+use crate::cli::history_recorder::HistoryRecorder;
+use crate::cli::hooks::HookRunner;
 use crate::cli::machine_args::{self, Selection};
-use crate::cli::rehearsal::{Destination, rehearse};
-use crate::cli::remember::Remember;
 use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::{About, Session};
 use crate::cli::snapshot::selections;
 use crate::cli::status;
-use crate::cli::verify::prove_sample;
+use crate::cli::verify::verify_sample;
 use crate::ops::backup::Backup;
-use crate::ops::copy::Copier;
+use crate::ops::copy::transfer::Copier;
 use crate::ops::points::{self, PointName};
 use crate::ops::push::Trust;
-use crate::ops::verify::{Depth, Verifier};
+use crate::ops::verify::{Verifier, VerifyDepth};
 use crate::ops::{self, Monitor};
-use crate::pace::Pace;
+use crate::rate_limiter::RateLimiter;
 use crate::record::{Point, Time};
 use crate::repo::{LockMode, Repository};
 use chrono::Local;
@@ -100,19 +100,19 @@ pub struct BackupArgs {
 }
 
 /// How deep --verify proves a new point.
-const PROOF: Depth = Depth::Full;
+const PROOF: VerifyDepth = VerifyDepth::Full;
 
 /// What all machines of one run share.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct BackupRun<'a> {
     repo: &'a Repository,
-    runtime: &'a crate::capture::Runtime,
-    pace: Option<&'a Pace>,
+    runtime: &'a crate::capture::RuntimeDirs,
+    pace: Option<&'a RateLimiter>,
 }
 
 /// The repositories that a run has opened.
 #[derive(Default)]
-struct Opened {
+struct OpenedRepos {
     first: OnceLock<Repository>,
     second: OnceLock<Repository>,
 }
@@ -137,13 +137,13 @@ impl BackupArgs {
         if self.dry_run {
             let selected = self.selected(context, session)?;
             let copy_to = self.copy.tiers(context, &self.repo)?.1.map(|second| second.url()).transpose()?;
-            let to = Destination { repo: self.repo.url()?, copy_to };
-            rehearse(context, selected, &self.capture, Some(&to), session);
+            let to = DryRunTarget { repo: self.repo.url()?, copy_to };
+            show_dry_run(context, selected, &self.capture, Some(&to), session);
             return Ok(());
         }
-        let hooks = Hooks::new(context, self.repo.url()?);
-        let began_at = Remember::now();
-        let opened = Opened::default();
+        let hooks = HookRunner::new(context, self.repo.url()?);
+        let began_at = HistoryRecorder::now();
+        let opened = OpenedRepos::default();
         let done = hooks.around_run(session, |session| {
             let (first, second) = self.copy.tiers(context, &self.repo)?;
             // To make a key of a password takes as long as to reach libvirt.
@@ -173,14 +173,14 @@ impl BackupArgs {
             {
                 copy_all(context, repo, &second, &opened.second, &selected, session)?;
             }
-            self.prove_samples(context, &opened, session)
+            self.verify_samples(context, &opened, session)
         });
-        self.tell_monitoring(context, opened);
+        self.update_monitoring(context, opened);
         done
     }
 
     /// Writes the metrics of the configuration, if it wants any, from the repositories that the run has open.
-    fn tell_monitoring(&self, context: &Context, opened: Opened) {
+    fn update_monitoring(&self, context: &Context, opened: OpenedRepos) {
         if context.config().status.prometheus_textfile.is_none() {
             return;
         }
@@ -208,13 +208,13 @@ impl BackupArgs {
     }
 
     /// Proves a part of the repositories that this run has written to, all that others wrote there included.
-    fn prove_samples(&self, context: &Context, opened: &Opened, session: &mut Session) -> Result<(), CliError> {
+    fn verify_samples(&self, context: &Context, opened: &OpenedRepos, session: &mut Session) -> Result<(), CliError> {
         let Some(share) = self.verify_sample.filter(|share| *share > 0.0) else {
             return Ok(());
         };
         for repo in [&opened.first, &opened.second].into_iter().filter_map(OnceLock::get) {
             context.stop.check()?;
-            if let Err(error) = prove_sample(context, repo, share, session) {
+            if let Err(error) = verify_sample(context, repo, share, session) {
                 session.fail(About::default(), error);
             }
         }
@@ -233,13 +233,13 @@ impl BackupArgs {
         &self,
         context: &Context,
         repo: &Repository,
-        hooks: &Hooks,
+        hooks: &HookRunner,
         selected: Vec<Selection>,
         session: &mut Session,
     ) -> Result<(), CliError> {
         let (runtime, pace) = (context.runtime()?, self.limit.pace(context));
-        let place = Place { repo, runtime: &runtime, pace: pace.as_ref() };
-        let history = Remember::of(context, &repo.url());
+        let place = BackupRun { repo, runtime: &runtime, pace: pace.as_ref() };
+        let history = HistoryRecorder::of(context, &repo.url());
         let queue = Mutex::new(selected.into_iter());
         let (sender, results) = mpsc::channel();
         std::thread::scope(|scope| {
@@ -249,7 +249,7 @@ impl BackupArgs {
                     loop {
                         let next = queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();
                         let Some(selection) = next else { break };
-                        let began_at = Remember::now();
+                        let began_at = HistoryRecorder::now();
                         let result = hooks.around_machine(&selection, || self.one(context, place, &selection));
                         history.run(&selection.name, &selection.machine, began_at, result.as_ref());
                         if let Ok(point) = result.as_ref()
@@ -281,7 +281,7 @@ impl BackupArgs {
     fn one(
         &self,
         context: &Context,
-        Place { repo, runtime, pace }: Place,
+        BackupRun { repo, runtime, pace }: BackupRun,
         selection: &Selection,
     ) -> Result<Point, CliError> {
         let connect =
@@ -294,7 +294,7 @@ impl BackupArgs {
         if !self.verify || self.no_verify {
             return Ok(point);
         }
-        Ok(prove(context, repo, point)?)
+        Ok(verify_points(context, repo, point)?)
     }
 
     fn trust(&self) -> Trust {
@@ -318,7 +318,7 @@ fn copy_all(
         machine: Some(selection.name.clone()),
         ..About::default()
     };
-    let began_at = Remember::now();
+    let began_at = HistoryRecorder::now();
     let repo = second.open(context).map(|repo| opened.get_or_init(|| repo));
     let mut copier = match repo.and_then(|repo| Ok(Copier::open(first, repo, monitor, stop)?)) {
         Ok(copier) => copier,
@@ -329,7 +329,7 @@ fn copy_all(
         }
     };
     let url = second.storage(context)?.url();
-    let (history, policy) = (Remember::of(context, &url), context.config().retention.of(&url));
+    let (history, policy) = (HistoryRecorder::of(context, &url), context.config().retention.of(&url));
     for selection in selected {
         let uncopied = match copier.uncopied(&selection.machine, policy, Local::now().fixed_offset()) {
             Ok(uncopied) => uncopied,
@@ -340,7 +340,7 @@ fn copy_all(
             }
         };
         for point in uncopied {
-            let began_at = Remember::now();
+            let began_at = HistoryRecorder::now();
             match copier.copy(&point, monitor, stop) {
                 Ok(copy) => {
                     history.run(&selection.name, &selection.machine, began_at, Ok(&copy));
@@ -369,7 +369,7 @@ fn copy_all(
 /// Notes that a run came to nothing for all of its machines.
 fn none_stored(context: &Context, repo: &RepoArgs, selected: &[Selection], began_at: Time, error: &CliError) {
     let Ok(storage) = repo.storage(context) else { return };
-    let history = Remember::of(context, &storage.url());
+    let history = HistoryRecorder::of(context, &storage.url());
     for selection in selected {
         history.run(&selection.name, &selection.machine, began_at, Err(error));
     }
@@ -387,8 +387,8 @@ fn all_machines(context: &Context) -> Result<Vec<Selection>, CliError> {
 }
 
 /// Reads a new point back.
-fn prove(context: &Context, repo: &Repository, point: Point) -> ops::Result<Point> {
-    let _lock = ops::open_repo::lock(repo, LockMode::Shared, &context.stop)?;
+fn verify_points(context: &Context, repo: &Repository, point: Point) -> ops::Result<Point> {
+    let _lock = ops::locked_repo::lock(repo, LockMode::Shared, &context.stop)?;
     let index = repo.load_index()?;
     let (known, _) = points::list(repo)?;
     let found = points::find(repo, &known, &PointName::Plain(point.point.clone()))?;

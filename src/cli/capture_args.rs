@@ -1,14 +1,14 @@
 //! How to capture: the flags that `snapshot` and `backup` share.
 
-use crate::capture::{Freeze, FreezeMode};
+use crate::capture::{FreezeMode, FreezeOptions};
 use crate::cli::Context;
 use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::path_or_nothing;
 use crate::ops::push::Trust;
 use crate::ops::snapshot::SnapshotRequest;
-use crate::pace::Pace;
-use crate::units::{ChunkSize, Share, Size, Span};
+use crate::rate_limiter::RateLimiter;
+use crate::units::{ChunkSize, Share, ShortDuration, Size};
 use clap::{Args, ValueEnum};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -107,8 +107,8 @@ pub struct LimitReadArgs {
 
 impl LimitReadArgs {
     /// The limit, which all disks of this run share.
-    pub fn pace(&self, context: &Context) -> Option<Pace> {
-        Some(Pace::new(self.limit_read?, context.stop.flag()))
+    pub fn pace(&self, context: &Context) -> Option<RateLimiter> {
+        Some(RateLimiter::new(self.limit_read?, context.stop.flag()))
     }
 }
 
@@ -149,8 +149,8 @@ pub enum FreezeChoice {
 
 /// A length of time that is not nothing.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let span = text.parse::<Span>().ok().filter(|span| !span.0.is_zero());
-    span.map(|span| span.0).ok_or_else(|| Span::RULE.to_owned())
+    let span = text.parse::<ShortDuration>().ok().filter(|span| !span.0.is_zero());
+    span.map(|span| span.0).ok_or_else(|| ShortDuration::RULE.to_owned())
 }
 
 impl CaptureArgs {
@@ -165,7 +165,7 @@ impl CaptureArgs {
         Ok(SnapshotRequest {
             disks: named.or(selected),
             exclude: self.exclude_disk.clone(),
-            freeze: Freeze { mode, timeout: self.freeze_timeout },
+            freeze: FreezeOptions { mode, timeout: self.freeze_timeout },
             lease: self.lease,
             scratch: self.scratch.folder()?,
             owned: false,

@@ -4,7 +4,7 @@ use crate::cli::Context;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::{CliError, of_config};
 use crate::cli::session::Session;
-use crate::config::rules::{AbsolutePath, Written};
+use crate::config::rules::{AbsolutePath, WithText};
 use crate::config::{Config, Loaded, schema};
 use crate::record::{Check, Record, Status};
 use std::os::unix::fs::PermissionsExt;
@@ -105,7 +105,7 @@ fn summary(loaded: &Loaded) -> String {
 /// What the configuration names and this host does not have, with what to do. It may be there at night.
 fn missing(config: &Config) -> Vec<(String, &'static str)> {
     let mut found = Vec::new();
-    let files: [(&str, &Option<Written<AbsolutePath>>); 4] = [
+    let files: [(&str, &Option<WithText<AbsolutePath>>); 4] = [
         ("password_file", &config.password_file),
         ("remote_password_file", &config.remote_password_file),
         ("ssh.identity_file", &config.ssh.identity_file),

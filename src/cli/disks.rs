@@ -7,7 +7,7 @@ use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::machine_args;
 use crate::cli::session::{About, Session};
-use crate::ops::discover;
+use crate::ops::inventory;
 use crate::record::Record;
 
 /// List the disks of machines.
@@ -56,7 +56,7 @@ type Listed = (About, Result<Vec<crate::record::Disk>, CliError>);
 
 fn list(hypervisor: &Hypervisor, machine: &Machine) -> Listed {
     let about = About::machine(hypervisor.uri(), machine.name());
-    (about, discover::disks(hypervisor, machine).map_err(CliError::from))
+    (about, inventory::disks(hypervisor, machine).map_err(CliError::from))
 }
 
 /// Opens libvirt for this one machine only: the stage before may still need it.
@@ -64,7 +64,7 @@ fn of_record(context: &Context, record: &crate::record::Machine) -> Listed {
     let about = About::machine(&record.connect, &record.machine);
     let listed = context.hypervisor(Some(&record.connect)).and_then(|hypervisor| {
         let machine = hypervisor.machine(&record.uuid)?;
-        Ok(discover::disks(&hypervisor, &machine)?)
+        Ok(inventory::disks(&hypervisor, &machine)?)
     });
     (about, listed)
 }

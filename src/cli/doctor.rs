@@ -2,7 +2,7 @@
 
 use crate::capture::runtime::free_bytes;
 use crate::capture::storage_daemon::package;
-use crate::capture::survey::{AgentSurvey, DiskSurvey, JobSurvey, Storage, missing_programs};
+use crate::capture::survey::{AgentSurvey, DiskStorage, DiskSurvey, JobSurvey, missing_programs};
 use crate::cli::Context;
 use crate::cli::capture_args::ScratchArgs;
 use crate::cli::complete;
@@ -11,8 +11,8 @@ use crate::cli::key;
 use crate::cli::machine_args;
 use crate::cli::session::{About, Session};
 use crate::cli::table::bytes;
-use crate::ops::discover::host_name;
-use crate::ops::doctor::{Finding, Subject, judge_host, judge_machine};
+use crate::ops::doctor::{CheckSubject, Finding, judge_host, judge_machine};
+use crate::ops::inventory::host_name;
 use crate::record::{Check, Status};
 use std::borrow::Cow;
 use std::path::Path;
@@ -119,7 +119,8 @@ impl Words {
 
 fn check(finding: Finding, context: &Context) -> Check {
     let machine = finding.machine.as_deref().unwrap_or_default();
-    let Words { check, detail, hint } = words(&finding, &Shell { machine, connect: context.global.connect.as_deref() });
+    let Words { check, detail, hint } =
+        words(&finding, &ShellCommands { machine, connect: context.global.connect.as_deref() });
     let target = match (&finding.machine, &finding.disk) {
         (Some(machine), Some(disk)) => format!("{machine}/{disk}"),
         (Some(machine), None) => machine.clone(),
@@ -129,12 +130,12 @@ fn check(finding: Finding, context: &Context) -> Check {
 }
 
 /// Commands that can be pasted into a shell, whatever a machine is called.
-struct Shell<'a> {
+struct ShellCommands<'a> {
     machine: &'a str,
     connect: Option<&'a str>,
 }
 
-impl Shell<'_> {
+impl ShellCommands<'_> {
     fn machine(&self) -> Cow<'_, str> {
         quoted(self.machine)
     }
@@ -156,28 +157,30 @@ fn quoted_path(path: Option<&Path>) -> String {
     path.map_or_else(|| "IMAGE".to_owned(), |path| quoted(&path.to_string_lossy()).into_owned())
 }
 
-fn words(finding: &Finding, shell: &Shell) -> Words {
+fn words(finding: &Finding, shell: &ShellCommands) -> Words {
     let is_well = finding.status == Status::Ok;
     let name = shell.machine();
     match &finding.subject {
-        Subject::Connection { uri } if is_well => Words::new("connection", uri),
-        Subject::Connection { uri } => Words::new("connection", format!("{uri} is not a QEMU hypervisor of this host"))
-            .hint("run kvmb on the host that runs the machines"),
-        Subject::Libvirt { version } => versioned("libvirt", Some(*version), finding.status),
-        Subject::Qemu { version } => versioned("qemu", *version, finding.status),
-        Subject::Programs { missing } => programs_words(missing),
-        Subject::Confinement { by, has_open_folder } => confinement(by, *has_open_folder),
-        Subject::Folders { closed: None, .. } => {
+        CheckSubject::Connection { uri } if is_well => Words::new("connection", uri),
+        CheckSubject::Connection { uri } => {
+            Words::new("connection", format!("{uri} is not a QEMU hypervisor of this host"))
+                .hint("run kvmb on the host that runs the machines")
+        }
+        CheckSubject::Libvirt { version } => versioned("libvirt", Some(*version), finding.status),
+        CheckSubject::Qemu { version } => versioned("qemu", *version, finding.status),
+        CheckSubject::Programs { missing } => programs_words(missing),
+        CheckSubject::Confinement { by, has_open_folder } => confinement(by, *has_open_folder),
+        CheckSubject::Folders { closed: None, .. } => {
             Words::new("folders", "QEMU's user can pass to the folders of sockets and scratch files")
         }
-        Subject::Folders { closed: Some(folder), user } => {
+        CheckSubject::Folders { closed: Some(folder), user } => {
             let user = user.map_or_else(|| "a user".to_owned(), |user| format!("user {user}"));
             Words::new("folders", format!("QEMU runs as {user}, which cannot pass {}", folder.display())).hint(format!(
                 "chmod o+x {}; or choose other folders: --scratch DIR, $KVMB_RUNTIME_DIR",
                 quoted_path(Some(folder))
             ))
         }
-        Subject::Scratch(room) => {
+        CheckSubject::Scratch(room) => {
             let free = format!("{} free in {}", bytes(room.free_bytes), room.folder.display());
             match finding.status {
                 Status::Ok => Words::new("scratch", free),
@@ -191,18 +194,20 @@ fn words(finding: &Finding, shell: &Shell) -> Words {
                 }
             }
         }
-        Subject::Agent(agent) => agent_words(agent, &name),
-        Subject::Job(job) => job_words(job, shell),
-        Subject::StoppedByIoError => Words::new("machine", "it is paused: a disk of its failed, or had no room left")
-            .hint(format!("make room, then: {}", shell.virsh(&format!("resume {name}")))),
-        Subject::SavedMemory => {
+        CheckSubject::Agent(agent) => agent_words(agent, &name),
+        CheckSubject::Job(job) => job_words(job, shell),
+        CheckSubject::StoppedByIoError => {
+            Words::new("machine", "it is paused: a disk of its failed, or had no room left")
+                .hint(format!("make room, then: {}", shell.virsh(&format!("resume {name}"))))
+        }
+        CheckSubject::SavedMemory => {
             Words::new("machine", "it is suspended to disk: a backup holds its disks without its memory")
                 .hint(shell.virsh(&format!("start {name}")))
         }
-        Subject::NoDisks => Words::new("machine", "none of its disks can be backed up")
+        CheckSubject::NoDisks => Words::new("machine", "none of its disks can be backed up")
             .hint(format!("'kvmb disks {name}' says why each is left out")),
-        Subject::Disk(disk) => disk_words(disk, shell),
-        Subject::EncryptedAndOff(disk) => Words::new(
+        CheckSubject::Disk(disk) => disk_words(disk, shell),
+        CheckSubject::EncryptedAndOff(disk) => Words::new(
             "disk",
             format!(
                 "it is encrypted ({}), and libvirt does not give its passphrase away: {}",
@@ -214,7 +219,7 @@ fn words(finding: &Finding, shell: &Shell) -> Words {
             "back it up while it runs, or with --luks-key-file {0}=FILE; or leave it out: --exclude-disk {0}",
             disk.target
         )),
-        Subject::Bitmap { bitmap, is_on } => {
+        CheckSubject::Bitmap { bitmap, is_on } => {
             let broken = Words::new(
                 "bitmap",
                 format!("its bitmap {} is lost or was not closed properly: it cannot tell what changed", bitmap.name),
@@ -316,7 +321,7 @@ fn agent_words(agent: &AgentSurvey, name: &str) -> Words {
     }
 }
 
-fn job_words(job: &JobSurvey, shell: &Shell) -> Words {
+fn job_words(job: &JobSurvey, shell: &ShellCommands) -> Words {
     let name = shell.machine();
     match job {
         JobSurvey::Free => Words::new("job", "nothing holds it"),
@@ -346,7 +351,7 @@ fn job_words(job: &JobSurvey, shell: &Shell) -> Words {
     }
 }
 
-fn disk_words(disk: &DiskSurvey, shell: &Shell) -> Words {
+fn disk_words(disk: &DiskSurvey, shell: &ShellCommands) -> Words {
     let name = shell.machine();
     let path = quoted_path(disk.path.as_deref());
     if let Some(reason) = disk.exclusion {
@@ -360,15 +365,15 @@ fn disk_words(disk: &DiskSurvey, shell: &Shell) -> Words {
         |what: &str| Words::new("disk", format!("{what} keeps no dirty bitmap: it is read in full each time"));
     let edit = || format!("set its type and path: {}", shell.virsh(&format!("edit {name}")));
     match &disk.storage {
-        Storage::KeepsBitmaps => Words::new("disk", "only what changed is read"),
-        Storage::OldQcow2 => in_full("a qcow2 image of version 2")
+        DiskStorage::KeepsBitmaps => Words::new("disk", "only what changed is read"),
+        DiskStorage::OldQcow2 => in_full("a qcow2 image of version 2")
             .hint(format!("while it is off: qemu-img amend -f qcow2 -o compat=1.1 {path}")),
-        Storage::DataFile => in_full("a qcow2 image with a data file of its own")
+        DiskStorage::DataFile => in_full("a qcow2 image with a data file of its own")
             .hint(format!("while it is off: qemu-img convert -f qcow2 -O qcow2 {path} NEW.qcow2; {}", edit())),
-        Storage::Format(format) if disk.is_file => in_full(&format!("a {format} image"))
+        DiskStorage::Format(format) if disk.is_file => in_full(&format!("a {format} image"))
             .hint(format!("while it is off: qemu-img convert -f {format} -O qcow2 {path} NEW.qcow2; {}", edit())),
-        Storage::Format(format) => in_full(&format!("{format} on what is no file")),
-        Storage::Unreadable(error) => Words::new("disk", format!("its image cannot be looked at: {error}"))
+        DiskStorage::Format(format) => in_full(&format!("{format} on what is no file")),
+        DiskStorage::Unreadable(error) => Words::new("disk", format!("its image cannot be looked at: {error}"))
             .hint(format!("is its storage there? {}", shell.virsh(&format!("domblklist {name}")))),
     }
 }

@@ -1,6 +1,6 @@
 //! Failures at the edge: here an error gets its kind, its hint and its exit code, once.
 
-use crate::capture::{self, Meaning};
+use crate::capture::{self, LibvirtErrorKind};
 use crate::cli::exit_code::ExitCode;
 use crate::config;
 use crate::nbd;
@@ -9,7 +9,7 @@ use crate::record::{Failure, Point};
 use crate::repo;
 use crate::schedule;
 use crate::storage;
-use crate::storage::sftp::{self, Target};
+use crate::storage::sftp::{self, SftpAddress};
 use std::fmt;
 
 /// The kinds of failure: the `code` of a failure record.
@@ -219,7 +219,7 @@ fn exact_hint(error: &ops::Error) -> Option<String> {
     };
     let error = match error {
         repo::Error::NoRepository { url } => {
-            let folder = Target::parse(url).ok().filter(Target::is_relative)?.path;
+            let folder = SftpAddress::parse(url).ok().filter(SftpAddress::is_relative)?.path;
             return Some(format!(
                 "make one with 'kvmb init'; or is {folder:?} not below the folder that the login leads to? A folder of the \
                  server's root begins with two slashes (sftp://user@host//folder)"
@@ -264,9 +264,9 @@ fn exact_capture_hint(error: &capture::Error) -> Option<String> {
         {
             Some("install QEMU's driver for this storage: apt install qemu-block-extra".to_owned())
         }
-        Error::SecretUnavailable { disk, machine, .. } => Some(format!(
-            "back {machine} up while it runs, or give the passphrase: --luks-key-file {disk}=FILE"
-        )),
+        Error::SecretUnavailable { disk, machine, .. } => {
+            Some(format!("back {machine} up while it runs, or give the passphrase: --luks-key-file {disk}=FILE"))
+        }
         _ => None,
     }
 }
@@ -294,7 +294,7 @@ pub fn of_config(error: config::Error) -> Vec<CliError> {
     vec![CliError::usage(error.to_string()).hint(hint)]
 }
 
-fn of_fault(path: &str, fault: &config::Fault) -> CliError {
+fn of_fault(path: &str, fault: &config::KeyError) -> CliError {
     let error = CliError::usage(format!("{path}: {fault}"));
     match &fault.nearest {
         Some(nearest) => error.hint(format!("did you mean {nearest}?")),
@@ -387,15 +387,17 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
     use capture::Error;
     match error {
         Error::Libvirt { meaning, .. } => match meaning {
-            Meaning::NotFound | Meaning::CheckpointMissing => (Code::NotFound, None),
-            Meaning::Busy => (Code::Busy, Some("another job holds the machine; see 'virsh domjobinfo MACHINE'")),
-            Meaning::Unsupported => (Code::Unsupported, None),
-            Meaning::ReadOnlyUri => (Code::Permission, Some("run kvmb as root, or join the group libvirt")),
-            Meaning::NoConnection => (
+            LibvirtErrorKind::NotFound | LibvirtErrorKind::CheckpointMissing => (Code::NotFound, None),
+            LibvirtErrorKind::Busy => {
+                (Code::Busy, Some("another job holds the machine; see 'virsh domjobinfo MACHINE'"))
+            }
+            LibvirtErrorKind::Unsupported => (Code::Unsupported, None),
+            LibvirtErrorKind::ReadOnlyUri => (Code::Permission, Some("run kvmb as root, or join the group libvirt")),
+            LibvirtErrorKind::NoConnection => (
                 Code::Connection,
                 Some("is libvirtd running? name another connection with -c URI ('virsh uri' shows yours)"),
             ),
-            Meaning::AgentTimeout | Meaning::AgentMissing | Meaning::AgentFailed => {
+            LibvirtErrorKind::AgentTimeout | LibvirtErrorKind::AgentMissing | LibvirtErrorKind::AgentFailed => {
                 (Code::Freeze, Some("look at the guest agent in the guest, or back up with --freeze never"))
             }
             _ => (Code::Failed, None),
@@ -468,6 +470,7 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
         Error::Locked { .. } => {
             (Code::Busy, Some("wait for the other program; 'restic unlock' removes locks of dead ones"))
         }
+        Error::Unfinished { .. } => (Code::NoRepository, Some("finish it with 'kvmb init -r REPO'")),
         Error::AlreadyExists { .. } => (Code::Exists, None),
         Error::Storage(storage::Error::NoSpace { .. }) => {
             (Code::NoSpace, Some("make room in the repository; the points that are there are whole"))

@@ -1,7 +1,7 @@
 //! `kvmb hash`
 
 use crate::capture::image_server::ImageServer;
-use crate::capture::{CaptureFile, Runtime};
+use crate::capture::{CaptureFile, RuntimeDirs};
 use crate::cli::Context;
 use crate::cli::capture_args::LimitReadArgs;
 use crate::cli::failure::{CliError, Code};
@@ -9,9 +9,9 @@ use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};
 use crate::nbd::{NbdUri, UriError};
 use crate::ops::hash::{hash_export, hash_file};
-use crate::ops::still_watch::while_still;
+use crate::ops::offline_watch::while_unchanged;
 use crate::ops::{Monitor, Stop};
-use crate::pace::Pace;
+use crate::rate_limiter::RateLimiter;
 use crate::record::{Disk, Record};
 use std::path::{Path, PathBuf};
 
@@ -73,7 +73,12 @@ impl HashArgs {
     }
 }
 
-fn add_hash(context: &Context, runtime: &Runtime, pace: Option<&Pace>, disk: &mut Disk) -> Result<(), CliError> {
+fn add_hash(
+    context: &Context,
+    runtime: &RuntimeDirs,
+    pace: Option<&RateLimiter>,
+    disk: &mut Disk,
+) -> Result<(), CliError> {
     let label = format!("{}/{}", disk.machine, disk.disk);
     let mut state = None;
     let (uri, _held, _server): (String, Option<CaptureFile>, Option<ImageServer>) = match (&disk.nbd, &disk.capture) {
@@ -89,7 +94,7 @@ fn add_hash(context: &Context, runtime: &Runtime, pace: Option<&Pace>, disk: &mu
                 let message = format!("{label} is no file or device of this host");
                 CliError::new(Code::Unsupported, message).hint("capture it first: kvmb snapshot VM | kvmb hash")
             })?;
-            let moving = disk.state != crate::capture::machine::State::Off.as_str();
+            let moving = disk.state != crate::capture::machine::MachineState::Off.as_str();
             if moving {
                 context.monitor.warn(&format!("{label} is hashed without a capture while its machine may write to it"));
             }
@@ -102,7 +107,7 @@ fn add_hash(context: &Context, runtime: &Runtime, pace: Option<&Pace>, disk: &mu
     let captured_bytes = state.as_ref().and_then(|state| Some(state.disk(&disk.disk)?.capacity_bytes));
     let hash = |stop: &Stop| hash_export(&uri, captured_bytes, &label, &disk.disk, pace, &context.monitor, stop);
     let (sha256, size_bytes) = match &state {
-        Some(state) => while_still(state, &context.stop, hash)?,
+        Some(state) => while_unchanged(state, &context.stop, hash)?,
         None => hash(&context.stop)?,
     };
     disk.sha256 = Some(sha256);

@@ -34,10 +34,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const SECRETS: [&str; 2] = ["KVMB_PASSWORD", "KVMB_SSH_PASSWORD"];
 
 /// Variables for a hook, by name.
-type Facts = Vec<(&'static str, String)>;
+type HookVariables = Vec<(&'static str, String)>;
 
 /// The hooks of a run.
-pub struct Hooks<'c> {
+pub struct HookRunner<'c> {
     config: &'c config::Hooks,
     run: &'c Run,
     stop: &'c Stop,
@@ -45,11 +45,11 @@ pub struct Hooks<'c> {
     repo: String,
 }
 
-impl<'c> Hooks<'c> {
+impl<'c> HookRunner<'c> {
     /// The hooks that are configured; `repo` is where the backups go.
-    pub fn new(context: &'c Context, repo: String) -> Hooks<'c> {
+    pub fn new(context: &'c Context, repo: String) -> HookRunner<'c> {
         let config = &context.config().hooks;
-        Hooks { config, run: &context.run, stop: &context.stop, monitor: &context.monitor, repo }
+        HookRunner { config, run: &context.run, stop: &context.stop, monitor: &context.monitor, repo }
     }
 
     /// Does the work of a run between its hooks. Those after it run however it went, and hear of it.
@@ -60,7 +60,8 @@ impl<'c> Hooks<'c> {
     ) -> Result<(), CliError> {
         session.keep_records();
         let began = Instant::now();
-        let done = self.before("before_run", &self.config.before_run, &Facts::new()).and_then(|()| work(session));
+        let done =
+            self.before("before_run", &self.config.before_run, &HookVariables::new()).and_then(|()| work(session));
         if let Err(error) = done {
             session.fail(About::default(), error);
         }
@@ -86,7 +87,8 @@ impl<'c> Hooks<'c> {
         work: impl FnOnce() -> Result<Point, CliError>,
     ) -> Result<Point, CliError> {
         self.stop.check()?;
-        let mut facts: Facts = vec![("KVMB_MACHINE", selection.name.clone()), ("KVMB_UUID", selection.machine.clone())];
+        let mut facts: HookVariables =
+            vec![("KVMB_MACHINE", selection.name.clone()), ("KVMB_UUID", selection.machine.clone())];
         facts.extend(selection.connect.clone().map(|connect| ("KVMB_CONNECT", connect)));
         let began = Instant::now();
         let result = self.before("before_machine", &self.config.before_machine, &facts).and_then(|()| work());
@@ -117,7 +119,7 @@ impl<'c> Hooks<'c> {
     }
 
     /// Runs the hooks before something; the first that fails is the last.
-    fn before(&self, name: &'static str, hooks: &[Hook], facts: &Facts) -> Result<(), CliError> {
+    fn before(&self, name: &'static str, hooks: &[Hook], facts: &HookVariables) -> Result<(), CliError> {
         for hook in hooks {
             self.stop.check()?;
             if let Err(why) = self.call(name, hook, facts, &[], Some(self.stop)) {
@@ -131,7 +133,7 @@ impl<'c> Hooks<'c> {
     }
 
     /// Runs the hooks after something, all of them: what is stored stays stored, whatever they do.
-    fn after(&self, name: &'static str, hooks: &[Hook], done: bool, facts: &Facts, records: &[Record]) {
+    fn after(&self, name: &'static str, hooks: &[Hook], done: bool, facts: &HookVariables, records: &[Record]) {
         for hook in hooks {
             let wanted = match hook.when {
                 When::Always => true,
@@ -149,7 +151,7 @@ impl<'c> Hooks<'c> {
         &self,
         name: &'static str,
         hook: &Hook,
-        facts: &Facts,
+        facts: &HookVariables,
         records: &[Record],
         stop: Option<&Stop>,
     ) -> Result<(), String> {
@@ -260,7 +262,7 @@ fn seconds(duration: Duration) -> String {
     format!("{:.3}", duration.as_secs_f64())
 }
 
-impl std::fmt::Debug for Hooks<'_> {
+impl std::fmt::Debug for HookRunner<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Hooks").field("config", self.config).finish_non_exhaustive()
     }

@@ -5,13 +5,15 @@ use crate::cli::failure::CliError;
 use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::{Session, say};
 use crate::record::{Action, Record};
-use crate::repo::{self, Repository};
+use crate::repo::{self, Presence, Repository};
+use crate::storage::FileKind;
 use serde_json::json;
 
 /// Make a new, empty repository.
 ///
 /// It is a restic repository (format version 2): 'restic -r REPO' opens it with the same password. A repository that is
-/// there already is left as it is, provided that the password opens it. Prints an 'action' record.
+/// there already is left as it is, provided that the password opens it. One whose creation was interrupted is finished,
+/// after a wait of ten seconds: somebody may still be creating it. Prints an 'action' record.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb init -r /backup/kvm --password-file /root/kvmb.pass
@@ -33,7 +35,7 @@ impl InitArgs {
         if named != url {
             say(&format!("kvmb: {named} holds other things, and no repository: the repository is {url}"));
         }
-        let exists = storage.size(crate::storage::FileKind::Config, "").is_ok();
+        let presence = Repository::presence(&*storage)?;
         let action = |changed: bool, reason: &str, id: Option<&str>| {
             let extra = id.map(|id| json!({ "repository_id": id })).and_then(|extra| extra.as_object().cloned());
             Record::Action(Action {
@@ -45,14 +47,23 @@ impl InitArgs {
                 extra: extra.unwrap_or_default(),
             })
         };
-        if exists {
+        if presence == Presence::Repository {
             let opened = self.repo.open(context)?;
             session.done(action(false, "the repository exists already", Some(opened.id())));
         } else if self.dry_run {
-            session.done(action(true, "the repository would be made", None));
+            let reason = match presence {
+                Presence::Unfinished { .. } => "the repository, whose creation was interrupted, would be finished",
+                _ => "the repository would be made",
+            };
+            session.done(action(true, reason, None));
         } else if self.repo.is_named() {
             let password = self.repo.password(context, Purpose::Create)?;
             let made = match Repository::create(storage, &password) {
+                Err(error @ repo::Error::AlreadyExists { found: FileKind::Config, .. }) => {
+                    return Err(
+                        CliError::from(error).hint("another run has just created it; use it, or choose another folder")
+                    );
+                }
                 Err(error @ repo::Error::AlreadyExists { .. }) => {
                     return Err(CliError::from(error).hint("choose an empty folder"));
                 }
@@ -60,7 +71,7 @@ impl InitArgs {
             };
             session.done(action(true, "the repository was made", Some(made.id())));
         } else {
-            let made = self.repo.open_or_create_default(context)?;
+            let made = self.repo.create_default(context)?;
             session.done(action(true, "the repository was made", Some(made.id())));
         }
         Ok(())

@@ -4,7 +4,7 @@ use crate::cli::exit_code::ExitCode;
 use crate::cli::session::say;
 use crate::cli::{Global, Run};
 use crate::config::Log;
-use crate::log::{self, FilePlan, Level, Plan, line};
+use crate::log::{self, FilePlan, Level, LogSettings, line};
 use crate::record::Point;
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -72,7 +72,7 @@ pub fn start(run: &Run, global: &Global, config: &Log) {
     };
     let (max_bytes, keep) = (config.max_size.value().0, config.keep.get());
     let file = (run.keeps_log && !places.is_empty()).then_some(FilePlan { places, style, max_bytes, keep });
-    let started = log::start(Plan { run: &run.id, command: run.command, level, file, journal });
+    let started = log::start(LogSettings { run: &run.id, command: run.command, level, file, journal });
     let _ = IN_JOURNAL.set(started.journal);
     if let Some((path, error)) = started.fault.filter(|_| !global.quiet) {
         say(&format!("kvmb: warning: there is no log, {} cannot be written: {error}", path.display()));

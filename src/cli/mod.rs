@@ -26,7 +26,9 @@ mod config;
 mod copy_args;
 mod disks;
 mod doctor;
+mod dry_run;
 mod hash;
+mod history_recorder;
 mod hooks;
 mod init;
 mod key;
@@ -37,9 +39,7 @@ mod pin;
 mod points;
 mod prune;
 mod push;
-mod rehearsal;
 mod release;
-mod remember;
 mod remote;
 mod restore;
 mod restore_dialog;
@@ -49,7 +49,7 @@ mod status;
 mod verify;
 mod vms;
 
-use crate::capture::{Hypervisor, Runtime};
+use crate::capture::{Hypervisor, RuntimeDirs};
 use crate::config::{Config, Loaded};
 use crate::ops::Stop;
 use crate::storage::Storage;
@@ -58,7 +58,7 @@ use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use exit_code::{Exit, ExitCode, PluginState};
 use failure::CliError;
 use log_args::LogArgs;
-use output::{Effect, Format};
+use output::{ClosedPipe, Format};
 use progress::Bars;
 use session::{About, Session};
 use settings::Settings;
@@ -217,8 +217,8 @@ impl Context {
     }
 
     /// The folders of captures.
-    pub fn runtime(&self) -> Result<Runtime, CliError> {
-        Ok(Runtime::open()?.with_scratch_folder(repo_args::data_folder()?.join("scratch")))
+    pub fn runtime(&self) -> Result<RuntimeDirs, CliError> {
+        Ok(RuntimeDirs::open()?.with_scratch_folder(repo_args::data_folder()?.join("scratch")))
     }
 }
 
@@ -266,8 +266,8 @@ pub struct Run {
 }
 
 impl Run {
-    fn begin(command: &'static str, effect: Effect) -> Run {
-        let keeps_log = (effect == Effect::Changes && command != "man") || command == "verify";
+    fn begin(command: &'static str, effect: ClosedPipe) -> Run {
+        let keeps_log = (effect == ClosedPipe::Changes && command != "man") || command == "verify";
         Run { id: format!("{:08x}", rand::random::<u32>()), command, began: Instant::now(), keeps_log }
     }
 }
@@ -330,34 +330,34 @@ fn is_for_a_plugin() -> bool {
 
 /// What a monitoring plugin says that cannot even begin.
 fn refuse_plugin(why: &str) -> Exit {
-    output::Output::new(Format::Jsonl, Effect::Reads).text(status::unknown(why).as_bytes());
+    output::Output::new(Format::Jsonl, ClosedPipe::Reads).text(status::unknown(why).as_bytes());
     Exit::Plugin(PluginState::Unknown)
 }
 
 impl Command {
-    fn name_and_effect(&self) -> (&'static str, Effect) {
+    fn name_and_effect(&self) -> (&'static str, ClosedPipe) {
         match self {
-            Command::Vms(_) => ("vms", Effect::Reads),
-            Command::Disks(_) => ("disks", Effect::Reads),
-            Command::Snapshot(_) => ("snapshot", Effect::Changes),
-            Command::Hash(_) => ("hash", Effect::Reads),
-            Command::Push(_) => ("push", Effect::Changes),
-            Command::Release(_) => ("release", Effect::Changes),
-            Command::Verify(_) => ("verify", Effect::Reads),
-            Command::Restore(_) => ("restore", Effect::Changes),
-            Command::Points(_) => ("points", Effect::Reads),
-            Command::Pin(_) => ("pin", Effect::Changes),
-            Command::Prune(_) => ("prune", Effect::Changes),
-            Command::Backup(_) => ("backup", Effect::Changes),
-            Command::Init(_) => ("init", Effect::Changes),
-            Command::Key(_) => ("key", Effect::Changes),
-            Command::Remote(_) => ("remote", Effect::Changes),
-            Command::Schedule(_) => ("schedule", Effect::Changes),
-            Command::Completions(_) => ("completions", Effect::Reads),
-            Command::Man(_) => ("man", Effect::Changes),
-            Command::Doctor(_) => ("doctor", Effect::Reads),
-            Command::Status(_) => ("status", Effect::Reads),
-            Command::Config(_) => ("config", Effect::Reads),
+            Command::Vms(_) => ("vms", ClosedPipe::Reads),
+            Command::Disks(_) => ("disks", ClosedPipe::Reads),
+            Command::Snapshot(_) => ("snapshot", ClosedPipe::Changes),
+            Command::Hash(_) => ("hash", ClosedPipe::Reads),
+            Command::Push(_) => ("push", ClosedPipe::Changes),
+            Command::Release(_) => ("release", ClosedPipe::Changes),
+            Command::Verify(_) => ("verify", ClosedPipe::Reads),
+            Command::Restore(_) => ("restore", ClosedPipe::Changes),
+            Command::Points(_) => ("points", ClosedPipe::Reads),
+            Command::Pin(_) => ("pin", ClosedPipe::Changes),
+            Command::Prune(_) => ("prune", ClosedPipe::Changes),
+            Command::Backup(_) => ("backup", ClosedPipe::Changes),
+            Command::Init(_) => ("init", ClosedPipe::Changes),
+            Command::Key(_) => ("key", ClosedPipe::Changes),
+            Command::Remote(_) => ("remote", ClosedPipe::Changes),
+            Command::Schedule(_) => ("schedule", ClosedPipe::Changes),
+            Command::Completions(_) => ("completions", ClosedPipe::Reads),
+            Command::Man(_) => ("man", ClosedPipe::Changes),
+            Command::Doctor(_) => ("doctor", ClosedPipe::Reads),
+            Command::Status(_) => ("status", ClosedPipe::Reads),
+            Command::Config(_) => ("config", ClosedPipe::Reads),
         }
     }
 

@@ -22,7 +22,7 @@ pub enum Format {
 
 /// What a reader who has gone away means for the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
+pub enum ClosedPipe {
     /// The command only reads: it ends silently.
     Reads,
     /// The command changes something: it finishes its work.
@@ -39,7 +39,7 @@ pub fn flush() {
 #[derive(Debug)]
 pub struct Output {
     format: Format,
-    effect: Effect,
+    effect: ClosedPipe,
     held: Vec<Record>,
     closed: bool,
     failed: bool,
@@ -47,7 +47,7 @@ pub struct Output {
 
 impl Output {
     /// Output in `format`; `Auto` is decided here.
-    pub fn new(format: Format, effect: Effect) -> Output {
+    pub fn new(format: Format, effect: ClosedPipe) -> Output {
         let format = match format {
             Format::Auto if io::stdout().is_terminal() => Format::Table,
             Format::Auto => Format::Jsonl,
@@ -84,7 +84,7 @@ impl Output {
 
     /// Whether the reader has gone away and the command has therefore nothing left to do.
     pub fn is_pointless(&self) -> bool {
-        self.closed && self.effect == Effect::Reads
+        self.closed && self.effect == ClosedPipe::Reads
     }
 
     fn write(&mut self, text: &[u8]) {

@@ -7,12 +7,12 @@ use crate::cli::failure::{CliError, Code};
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::cli::table::bytes;
-use crate::ops::copies::Copies;
+use crate::ops::copy::plan::Copies;
 use crate::ops::points::{name_matches, no_such_point};
 use crate::ops::prune::{JudgedPoint, Living, Prune, PruneRequest, SecondTier};
 use crate::record::{Action, Record};
 use crate::repo::{MaxUnused, PruneSummary, Repository};
-use crate::retention::{Keep, Policy, Span};
+use crate::retention::{CalendarSpan, Keep, Policy};
 use chrono::Local;
 use serde_json::json;
 
@@ -89,7 +89,7 @@ struct PolicyArgs {
 
     /// Keep every point newer than this before the machine's newest: 30d, 12h, 1y6m (m are months).
     #[arg(long, value_name = "TIME")]
-    keep_within: Option<Span>,
+    keep_within: Option<CalendarSpan>,
 }
 
 impl PolicyArgs {

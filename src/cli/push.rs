@@ -1,20 +1,20 @@
 //! `kvmb push`
 
-use crate::capture::{CaptureFile, CaptureState, Runtime};
+use crate::capture::{CaptureFile, CaptureState, RuntimeDirs};
 use crate::cli::Context;
 use crate::cli::capture_args::{AuditArgs, ChunkArgs, LimitReadArgs};
 use crate::cli::capture_stream::CaptureStream;
 use crate::cli::copy_args::CopyFromArgs;
 use crate::cli::failure::{CliError, Code};
+use crate::cli::history_recorder::HistoryRecorder;
 use crate::cli::input::stdin_records;
-use crate::cli::remember::Remember;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::Error;
-use crate::ops::copy::Copier;
-use crate::ops::open_repo::OpenRepo;
+use crate::ops::copy::transfer::Copier;
+use crate::ops::locked_repo::LockedRepo;
 use crate::ops::push::{PushRequest, Trust, push};
-use crate::pace::Pace;
+use crate::rate_limiter::RateLimiter;
 use crate::record::{Action, Disk, Point, Record, Time};
 use crate::repo::Repository;
 use serde_json::json;
@@ -89,11 +89,11 @@ struct Stage<'a> {
     context: &'a Context,
     args: &'a PushArgs,
     trust: Trust,
-    pace: Option<Pace>,
+    pace: Option<RateLimiter>,
     dry_run: bool,
     stream: CaptureStream,
     /// Opened at the first complete machine; when that fails, every machine fails, and `release` hears of each.
-    runtime: Option<Result<Runtime, CliError>>,
+    runtime: Option<Result<RuntimeDirs, CliError>>,
     repo: Option<Result<Repository, CliError>>,
     /// By the repository that is copied from.
     copiers: BTreeMap<String, Result<Copier, CliError>>,
@@ -104,10 +104,10 @@ impl Stage<'_> {
     fn take(&mut self, record: Record, session: &mut Session) -> Result<(), CliError> {
         match record {
             Record::Disk(disk) if disk.included => self.take_disk(disk, session),
-            Record::Point(point) if self.dry_run => session.done(Record::Action(self.rehearse_copy(point)?)),
+            Record::Point(point) if self.dry_run => session.done(Record::Action(self.copy_dry_run(point)?)),
             Record::Point(point) => {
                 let about = About { machine: Some(point.machine.clone()), ..About::default() };
-                let (machine, uuid, began_at) = (point.machine.clone(), point.uuid.clone(), Remember::now());
+                let (machine, uuid, began_at) = (point.machine.clone(), point.uuid.clone(), HistoryRecorder::now());
                 let copied = self.copy(point);
                 self.remember(&machine, &uuid, began_at, copied.as_ref());
                 match copied {
@@ -154,12 +154,12 @@ impl Stage<'_> {
             return session.fail(about, error);
         }
         if self.dry_run {
-            return match self.rehearse(capture, disks) {
+            return match self.show_dry_run(capture, disks) {
                 Ok(action) => session.done(Record::Action(action)),
                 Err(error) => session.fail(about, error),
             };
         }
-        let (machine, uuid, began_at) = (first.machine.clone(), first.uuid.clone(), Remember::now());
+        let (machine, uuid, began_at) = (first.machine.clone(), first.uuid.clone(), HistoryRecorder::now());
         let pushed = self.push_capture(capture, disks);
         self.remember(&machine, &uuid, began_at, pushed.as_ref());
         match pushed {
@@ -176,7 +176,7 @@ impl Stage<'_> {
     fn remember(&self, machine: &str, uuid: &str, began_at: Time, result: Result<&Point, &CliError>) {
         // An address that means no place has no history.
         if let Ok(storage) = self.args.repo.storage(self.context) {
-            Remember::of(self.context, &storage.url()).run(machine, uuid, began_at, result);
+            HistoryRecorder::of(self.context, &storage.url()).run(machine, uuid, began_at, result);
         }
     }
 
@@ -189,7 +189,7 @@ impl Stage<'_> {
         let sha256 = disks.into_iter().filter_map(|disk| Some((disk.disk, disk.sha256?))).collect();
         let (trust, pace, chunk_size) = (self.trust, self.pace.as_ref(), self.args.chunks.chunk_size);
         let request = PushRequest { file: &file, capture: &state, sha256, trust, pace, chunk_size };
-        let open = OpenRepo::shared(repo, &context.stop)?;
+        let open = LockedRepo::shared(repo, &context.stop)?;
         Ok(push(&open, &request, &context.monitor, &context.stop, &mut || Ok(()))?)
     }
 
@@ -206,7 +206,7 @@ impl Stage<'_> {
         Ok(Point { capture, batch, batch_machines, extra, ..copy })
     }
 
-    fn rehearse_copy(&self, point: Point) -> Result<Action, CliError> {
+    fn copy_dry_run(&self, point: Point) -> Result<Action, CliError> {
         let url = self.args.repo.url()?;
         let extra = json!({ "repo": url, "point": point.point });
         Ok(Action {
@@ -219,7 +219,7 @@ impl Stage<'_> {
         })
     }
 
-    fn rehearse(&self, capture: &str, disks: Vec<Disk>) -> Result<Action, CliError> {
+    fn show_dry_run(&self, capture: &str, disks: Vec<Disk>) -> Result<Action, CliError> {
         let (_, state) = whole_capture(&self.context.runtime()?, capture, &disks)?;
         let url = self.args.repo.url()?;
         let targets: Vec<String> = disks.into_iter().map(|disk| disk.disk).collect();
@@ -237,7 +237,7 @@ impl Stage<'_> {
 }
 
 /// The capture, held, if it can be stored: its lease not over, and none of its disks left out.
-fn whole_capture(runtime: &Runtime, capture: &str, disks: &[Disk]) -> Result<(CaptureFile, CaptureState), Error> {
+fn whole_capture(runtime: &RuntimeDirs, capture: &str, disks: &[Disk]) -> Result<(CaptureFile, CaptureState), Error> {
     let file = CaptureFile::open(runtime, capture)?;
     file.lock_shared()?;
     let state = file.load()?;

@@ -1,6 +1,6 @@
 //! `kvmb release`
 
-use crate::capture::{CaptureFile, Closed, Runtime};
+use crate::capture::{CaptureFile, ClosedCapture, RuntimeDirs};
 use crate::cli::Context;
 use crate::cli::capture_stream::CaptureStream;
 use crate::cli::complete;
@@ -15,7 +15,7 @@ use serde_json::json;
 
 /// End captures.
 ///
-/// Ends the backup job or the qemu-nbd processes of a capture and removes its sockets and scratch files. Whether its point
+/// Ends the backup job or the qemu-storage-daemon of a capture and removes its sockets and scratch files. Whether its point
 /// was stored it knows from the capture itself: if not, the capture's checkpoint is rolled back. With names it prints an
 /// 'action' record for each; in a pipe it prints the records that it reads. Harmless when there is nothing to end.
 #[derive(Debug, clap::Args)]
@@ -58,7 +58,7 @@ impl ReleaseArgs {
         Ok(())
     }
 
-    fn release_named(&self, runtime: &Runtime, name: &str, session: &mut Session) {
+    fn release_named(&self, runtime: &RuntimeDirs, name: &str, session: &mut Session) {
         match CaptureFile::open(runtime, name) {
             Ok(file) => self.release_file(runtime, name, file, session),
             Err(capture::Error::NoSuchCapture { .. }) => {
@@ -68,7 +68,7 @@ impl ReleaseArgs {
         }
     }
 
-    fn release_file(&self, runtime: &Runtime, name: &str, file: CaptureFile, session: &mut Session) {
+    fn release_file(&self, runtime: &RuntimeDirs, name: &str, file: CaptureFile, session: &mut Session) {
         if self.dry_run {
             return session.done(self.action(name, true, &format!("capture {} would be ended", file.id()), None));
         }
@@ -84,7 +84,7 @@ impl ReleaseArgs {
         }
     }
 
-    fn action(&self, target: &str, changed: bool, reason: &str, closed: Option<&Closed>) -> Record {
+    fn action(&self, target: &str, changed: bool, reason: &str, closed: Option<&ClosedCapture>) -> Record {
         let extra = closed.map(|closed| {
             json!({
                 "capture": closed.capture,
@@ -105,7 +105,7 @@ impl ReleaseArgs {
     }
 
     /// In a pipe: ends a capture when all that belongs to it has passed, and prints what it read behind that.
-    fn release_stream(&self, runtime: &Runtime, session: &mut Session) -> Result<(), CliError> {
+    fn release_stream(&self, runtime: &RuntimeDirs, session: &mut Session) -> Result<(), CliError> {
         let mut stream = CaptureStream::default();
         let mut broken = None;
         // Told to stop, it still hears the stages before it to their end: what they leave is its work.
@@ -154,7 +154,7 @@ impl ReleaseArgs {
         broken.map_or(Ok(()), Err)
     }
 
-    fn end(&self, runtime: &Runtime, capture: &str, session: &mut Session) {
+    fn end(&self, runtime: &RuntimeDirs, capture: &str, session: &mut Session) {
         if self.dry_run {
             return;
         }

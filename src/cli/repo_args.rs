@@ -1,5 +1,6 @@
 //! Which repository, and its password: the flags and variables that mean the same for every command.
 
+use crate::atomic_file;
 use crate::cli::Context;
 use crate::cli::capture_args::{duration, rate};
 use crate::cli::complete;
@@ -7,17 +8,17 @@ use crate::cli::failure::CliError;
 use crate::cli::prompt;
 use crate::cli::secret;
 use crate::cli::session::say;
-use crate::pace::Pace;
-use crate::repo::{self, Password, Repository};
-use crate::storage::{self, LimitStorage, Patience, RetryStorage, Storage};
+use crate::rate_limiter::RateLimiter;
+use crate::repo::{self, Password, Presence, Repository};
+use crate::storage::{self, FileKind, LimitStorage, RetryPolicy, RetryStorage, Storage};
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use std::fs;
-use std::io::Write;
 use std::num::NonZeroU32;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 /// The repository's folder where backup_path of the configuration has other things in it, as that of kvm_backup may.
@@ -28,6 +29,12 @@ const TRIES: u32 = 3;
 
 /// How long a lost connection is tried again by whoever only watches.
 const WATCHING: Duration = Duration::from_secs(10);
+
+/// What a generated key file holds: 64 hexadecimal digits and a line end.
+const KEY_FILE_BYTES: u64 = 65;
+
+/// How long another run may take to write it.
+const KEY_WAIT: Duration = Duration::from_secs(10);
 
 /// The repository of a command.
 #[derive(Debug, Clone, Default, Args)]
@@ -85,9 +92,10 @@ impl DefaultRepo {
         Ok(DefaultRepo { folder: base.join("repo"), key_file: base.join("repo.key") })
     }
 
-    /// Whether it has been made.
+    /// Whether it has been made, with its key: one without is being created, or its creator died.
     pub fn exists(&self) -> bool {
-        self.folder.join("config").exists()
+        let has_key = || fs::read_dir(self.folder.join("keys")).is_ok_and(|mut keys| keys.next().is_some());
+        self.folder.join("config").exists() && has_key()
     }
 
     /// The file beside it that says that its key is not only here.
@@ -100,21 +108,32 @@ impl DefaultRepo {
         self.exported_mark().exists()
     }
 
-    /// Makes the key file, if there is none.
+    /// Makes the key file, if there is none. Of several runs that do so, one does; the others use its file.
     fn ensure_key(&self) -> Result<(), CliError> {
         make_data_folder()?;
-        let io = |path: &Path, error: std::io::Error| CliError::from(crate::ops::Error::io("create", path)(error));
-        let options = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.key_file);
-        let mut file = match options {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
-            Err(error) => return Err(io(&self.key_file, error)),
-        };
         let secret: [u8; 32] = rand::random();
-        let text = hex::encode(secret) + "\n";
-        let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
-        written.map_err(|error| io(&self.key_file, error))
+        match atomic_file::create(&self.key_file, (hex::encode(secret) + "\n").as_bytes(), 0o600) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                Err(crate::ops::Error::io("create", &self.key_file)(error).into())
+            }
+            _ => Ok(()),
+        }
     }
+
+    /// The generated password, if the key file exists. Where the file system has no hard links, the file is short while
+    /// another run writes it.
+    fn key(&self) -> Result<Option<Password>, CliError> {
+        while fs::metadata(&self.key_file).is_ok_and(|metadata| is_being_written(&metadata)) {
+            thread::sleep(Duration::from_millis(50));
+        }
+        self.key_file.exists().then(|| secret::from_file(&self.key_file)).transpose()
+    }
+}
+
+/// Whether a generated key file is so short and so young that another run may still be at it.
+fn is_being_written(file: &fs::Metadata) -> bool {
+    let age = file.modified().ok().and_then(|modified| modified.elapsed().ok());
+    file.len() < KEY_FILE_BYTES && age.is_some_and(|age| age < KEY_WAIT)
 }
 
 /// Where kvmb keeps what outlives a run.
@@ -165,9 +184,10 @@ impl RepoArgs {
         let mut storage = context.storage(&self.url()?, self.ssh_password_file.as_deref())?;
         let stop = context.stop.flag();
         if let Some(rate) = self.limit_upload {
-            storage = Arc::new(LimitStorage::new(storage, Arc::new(Pace::new(rate, Arc::clone(&stop)))));
+            storage = Arc::new(LimitStorage::new(storage, Arc::new(RateLimiter::new(rate, Arc::clone(&stop)))));
         }
-        let patience = Patience { known: self.retry_for.unwrap_or(Patience::default().known), ..Patience::default() };
+        let patience =
+            RetryPolicy { known: self.retry_for.unwrap_or(RetryPolicy::default().known), ..RetryPolicy::default() };
         Ok(Arc::new(RetryStorage::new(storage, patience, stop)))
     }
 
@@ -241,22 +261,35 @@ impl RepoArgs {
         is_there && !prompt::possible(context)
     }
 
-    /// Opens the repository for storing: this host's own is made when it is not there yet.
+    /// Opens the repository for storing: this host's own is made when it is not there yet. Of several runs that do so at
+    /// once, one makes it and the others use it.
     pub fn open_or_create_default(&self, context: &Context) -> Result<Repository, CliError> {
-        if !self.is_named() {
-            let default = DefaultRepo::locate()?;
-            if !default.exists() {
-                default.ensure_key()?;
-                let password = self.password(context, Purpose::Open)?;
-                let made = Repository::create(self.storage(context)?, &password)?;
-                say(&format!("kvmb: made the repository {} with the key {}", made.url(), default.key_file.display()));
-                say(
-                    "kvmb: hint: keep a copy of the key elsewhere ('kvmb key export FILE'): without it the backups are lost",
-                );
-                return Ok(remembered(made));
-            }
+        if self.is_named() || Repository::presence(&*self.storage(context)?)? == Presence::Repository {
+            return self.open(context);
         }
-        self.open(context)
+        match self.try_to_create_default(context)? {
+            Err(repo::Error::AlreadyExists { found: FileKind::Config, .. }) => self.open(context),
+            made => Ok(made?),
+        }
+    }
+
+    /// Makes this host's own repository, which must not exist.
+    pub fn create_default(&self, context: &Context) -> Result<Repository, CliError> {
+        Ok(self.try_to_create_default(context)??)
+    }
+
+    fn try_to_create_default(&self, context: &Context) -> Result<repo::Result<Repository>, CliError> {
+        let default = DefaultRepo::locate()?;
+        default.ensure_key()?;
+        let password = self.password(context, Purpose::Open)?;
+        let made = Repository::create(self.storage(context)?, &password);
+        if let Ok(made) = &made {
+            say(&format!("kvmb: made the repository {} with the key {}", made.url(), default.key_file.display()));
+            say(
+                "kvmb: hint: keep a copy of the key elsewhere ('kvmb key export FILE'): without it the backups are lost",
+            );
+        }
+        Ok(made.map(remembered))
     }
 
     /// The password that the configuration has for this repository.
@@ -295,8 +328,10 @@ impl RepoArgs {
         }
         let default = DefaultRepo::locate()?;
         let is_default = self.storage(context)?.url() == default.folder.to_string_lossy();
-        let own_key = is_default.then_some(&default.key_file).or(self.shared_key.as_ref());
-        own_key.filter(|key| key.exists()).map(|key| secret::from_file(key)).transpose()
+        if is_default {
+            return default.key();
+        }
+        self.shared_key.as_ref().filter(|key| key.exists()).map(|key| secret::from_file(key)).transpose()
     }
 
     fn ask_password(&self, context: &Context, purpose: Purpose) -> Result<Password, CliError> {

@@ -10,7 +10,7 @@ use crate::cli::restore::RestoreArgs;
 use crate::cli::session::{Session, say};
 use crate::cli::table::{age, bytes, moment};
 use crate::ops::points::{self, OpenPoint, PointName, PointRef};
-use crate::ops::restore::plan::{Plan, plan};
+use crate::ops::restore::plan::{RestorePlan, plan};
 use crate::record::Time;
 use clap::ValueEnum;
 use std::collections::BTreeMap;
@@ -133,7 +133,7 @@ fn ask_place(args: &mut RestoreArgs, context: &Context, machine: &str) -> Result
     Ok(())
 }
 
-fn summarize(point: &OpenPoint, planned: &Plan) {
+fn summarize(point: &OpenPoint, planned: &RestorePlan) {
     say(&format!(
         "{}, as of {} ({}):",
         point.manifest.machine,

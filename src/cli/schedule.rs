@@ -9,7 +9,7 @@ use crate::cli::session::Session;
 use crate::cli::{Cli, complete};
 use crate::config::DEFAULT_BACKUP_FREQ;
 use crate::record::{Action, Record};
-use crate::schedule::{self, Cron, CronError, Installed, Job, Place};
+use crate::schedule::{self, Cron, CronError, Installed, ScheduleLocation, ScheduledJob};
 use chrono::{Local, SecondsFormat};
 use clap::Parser;
 use serde_json::{Map, Value, json};
@@ -122,11 +122,11 @@ struct PlaceArgs {
 }
 
 impl PlaceArgs {
-    fn place(&self) -> Place {
+    fn place(&self) -> ScheduleLocation {
         match (self.system, self.systemd) {
-            (true, _) => Place::System,
-            (_, true) => Place::Systemd,
-            _ => Place::User,
+            (true, _) => ScheduleLocation::System,
+            (_, true) => ScheduleLocation::Systemd,
+            _ => ScheduleLocation::User,
         }
     }
 }
@@ -163,10 +163,10 @@ impl InstallArgs {
         };
         let extra = describe(Some((job.cron.clone(), job.shell_command()?)), &change.entry);
         session.done(action(place, change.changed, &reason, self.dry_run, extra));
-        tell_of_others(place, session)
+        report_others(place, session)
     }
 
-    fn job(&self, context: &Context, place: Place) -> Result<Job, CliError> {
+    fn job(&self, context: &Context, place: ScheduleLocation) -> Result<ScheduledJob, CliError> {
         let command = self.command(context)?;
         // What is wrong with it should be heard of now, and not in the night.
         Cli::try_parse_from(&command).map_err(|error| {
@@ -176,12 +176,12 @@ impl InstallArgs {
         })?;
         // Two schedules may be there at once, and each has its own runs.
         let lock = match place {
-            Place::System => "schedule-system.lock",
+            ScheduleLocation::System => "schedule-system.lock",
             _ => "schedule.lock",
         };
         let lock = absolute(&repo_args::data_folder()?)?.join(lock);
         let environment = environment(place)?;
-        Ok(Job { cron: self.cron(context)?, command, environment, random_delay: self.random_delay, lock })
+        Ok(ScheduledJob { cron: self.cron(context)?, command, environment, random_delay: self.random_delay, lock })
     }
 
     fn cron(&self, context: &Context) -> Result<Cron, CliError> {
@@ -273,7 +273,7 @@ impl InstallArgs {
                 (true, false) => "an entry of kvm_backup was taken away",
                 (true, true) => "an entry of kvm_backup would be taken away",
             };
-            session.done(action(Place::User, self.replace_old, reason, self.dry_run, extra));
+            session.done(action(ScheduleLocation::User, self.replace_old, reason, self.dry_run, extra));
         }
         if self.replace_old {
             schedule::remove_old_entries(self.dry_run)?;
@@ -295,11 +295,17 @@ impl ShowArgs {
         }
         for entry in old_entries()? {
             let extra = Map::from_iter([("entry".to_owned(), json!(entry))]);
-            session.done(action(Place::User, false, "an entry of kvm_backup, kvmb's forerunner", false, extra));
+            session.done(action(
+                ScheduleLocation::User,
+                false,
+                "an entry of kvm_backup, kvmb's forerunner",
+                false,
+                extra,
+            ));
             any = true;
         }
         if !any {
-            session.done(action(Place::User, false, "nothing is scheduled", false, Map::new()));
+            session.done(action(ScheduleLocation::User, false, "nothing is scheduled", false, Map::new()));
         }
         Ok(())
     }
@@ -315,17 +321,17 @@ impl RemoveArgs {
             (true, true) => "it would be taken away",
         };
         session.done(action(place, changed, reason, self.dry_run, Map::new()));
-        tell_of_others(place, session)
+        report_others(place, session)
     }
 }
 
 /// A schedule in another place runs as well.
-fn tell_of_others(here: Place, session: &mut Session) -> Result<(), CliError> {
+fn report_others(here: ScheduleLocation, session: &mut Session) -> Result<(), CliError> {
     for (place, Installed { entry, job }) in installed()?.into_iter().filter(|(place, _)| *place != here) {
         let flag = match place {
-            Place::User => "",
-            Place::System => " --system",
-            Place::Systemd => " --systemd",
+            ScheduleLocation::User => "",
+            ScheduleLocation::System => " --system",
+            ScheduleLocation::Systemd => " --systemd",
         };
         let reason = format!("there is a schedule here too; 'kvmb schedule remove{flag}' takes it away");
         session.done(action(place, false, &reason, false, describe(job, &entry)));
@@ -334,9 +340,9 @@ fn tell_of_others(here: Place, session: &mut Session) -> Result<(), CliError> {
 }
 
 /// What is scheduled, everywhere.
-pub fn installed() -> Result<Vec<(Place, Installed)>, CliError> {
+pub fn installed() -> Result<Vec<(ScheduleLocation, Installed)>, CliError> {
     let mut found = Vec::new();
-    for place in Place::ALL {
+    for place in ScheduleLocation::ALL {
         match place.installed() {
             Ok(installed) => found.extend(installed.map(|installed| (place, installed))),
             // No cron, no crontab.
@@ -354,7 +360,7 @@ fn old_entries() -> Result<Vec<String>, CliError> {
     }
 }
 
-fn action(place: Place, changed: bool, reason: &str, dry_run: bool, extra: Map<String, Value>) -> Record {
+fn action(place: ScheduleLocation, changed: bool, reason: &str, dry_run: bool, extra: Map<String, Value>) -> Record {
     let (action, target, reason) = ("schedule".to_owned(), place.name().to_owned(), reason.to_owned());
     Record::Action(Action { action, target, changed, reason, dry_run, extra })
 }
@@ -373,10 +379,10 @@ fn describe(job: Option<(Cron, String)>, entry: &str) -> Map<String, Value> {
 }
 
 /// The variables that change what kvmb does and for which 'kvmb backup' has no flag.
-fn environment(place: Place) -> Result<Vec<(String, String)>, CliError> {
+fn environment(place: ScheduleLocation) -> Result<Vec<(String, String)>, CliError> {
     let mut variables = Vec::new();
     // cron gives it to everybody, systemd to no service of the system: keys for SSH and the like are below it.
-    if place == Place::Systemd {
+    if place == ScheduleLocation::Systemd {
         variables.extend(variable("HOME").map(|home| ("HOME".to_owned(), home)));
     }
     for name in ["KVMB_RUNTIME_DIR", "KVMB_SCRATCH"] {

@@ -3,7 +3,7 @@
 use crate::cli::exit_code::{ExitCode, PluginState, Tally};
 use crate::cli::failure::{CliError, Code};
 use crate::cli::log_args;
-use crate::cli::output::{Effect, Format, Output};
+use crate::cli::output::{ClosedPipe, Format, Output};
 use crate::cli::table::printable;
 use crate::log::TOLD;
 use crate::record::{Check, Failure, Point, Record};
@@ -43,7 +43,7 @@ pub struct Session {
 
 impl Session {
     /// Begins a command.
-    pub fn new(format: Format, command: &'static str, effect: Effect) -> Session {
+    pub fn new(format: Format, command: &'static str, effect: ClosedPipe) -> Session {
         let output = Output::new(format, effect);
         Session { command, output, tally: Tally::default(), kept: None, plugin: None }
     }

@@ -1,24 +1,24 @@
 //! `kvmb snapshot`
 
-use crate::capture::{self, CaptureFile, CloseRequest, Runtime, close_capture};
+use crate::capture::{self, CaptureFile, CloseRequest, RuntimeDirs, close_capture};
 use crate::cli::Context;
 use crate::cli::capture_args::CaptureArgs;
 use crate::cli::complete;
+use crate::cli::dry_run::show_dry_run;
 use crate::cli::failure::CliError;
 use crate::cli::machine_args::{self, Selection};
-use crate::cli::rehearsal::rehearse;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
-use crate::ops::open_repo::OpenRepo;
+use crate::ops::locked_repo::LockedRepo;
 use crate::ops::snapshot::snapshot;
-use crate::ops::{Monitor, discover};
+use crate::ops::{Monitor, inventory};
 use crate::record::{Disk, Record};
 use std::time::Duration;
 
 /// Open a capture: every disk of a machine frozen at one instant, readable over NBD.
 ///
 /// No libvirt snapshot is made, and no disk is changed: a running machine gets a libvirt backup job (pull mode), one that
-/// is off a read-only qemu-nbd for each disk. The capture stays open until 'kvmb release' or the end of its lease. With -r
+/// is stopped a read-only qemu-storage-daemon. The capture stays open until 'kvmb release' or the end of its lease. With -r
 /// it continues the chain in that repository: it makes a checkpoint, and only what changed has to be read. Prints a
 /// 'disk' record, with the NBD URI, for each captured disk.
 #[derive(Debug, clap::Args)]
@@ -47,12 +47,12 @@ impl SnapshotArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let selections = selections(context, &self.names, session)?;
         if self.dry_run {
-            rehearse(context, selections, &self.capture, None, session);
+            show_dry_run(context, selections, &self.capture, None, session);
             return Ok(());
         }
         // A wrong repository or password must be known before a machine is touched.
         let open = match self.repo.is_named() {
-            true => Some(OpenRepo::shared(&self.repo.open(context)?, &context.stop)?),
+            true => Some(LockedRepo::shared(&self.repo.open(context)?, &context.stop)?),
             false => None,
         };
         let runtime = context.runtime()?;
@@ -73,7 +73,7 @@ impl SnapshotArgs {
                     let (machine, part) = (&state.machine, missing.role.words());
                     context.monitor.warn(&format!("{machine} is captured without its {part}: {}", missing.reason));
                 }
-                Ok(discover::captured(&state)?)
+                Ok(inventory::captured(&state)?)
             })();
             match opened {
                 Ok(disks) => {
@@ -95,7 +95,7 @@ impl SnapshotArgs {
 }
 
 /// Interrupted: what was opened is ended again, unless a later stage goes on reading it, which then ends it.
-fn end_all(runtime: &Runtime, opened: Vec<About>, session: &mut Session) {
+fn end_all(runtime: &RuntimeDirs, opened: Vec<About>, session: &mut Session) {
     let request = CloseRequest { wait: Duration::from_secs(5), ..CloseRequest::default() };
     for about in opened {
         let file = about.capture.as_ref().map(|id| CaptureFile::open(runtime, id));

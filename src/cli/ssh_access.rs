@@ -9,15 +9,15 @@ use crate::cli::session::say;
 use crate::cli::table::printable;
 use crate::config::Ssh;
 use crate::repo::Password;
-use crate::storage::sftp::{Access, Credentials, Secret, ShownKey};
+use crate::storage::sftp::{Credentials, Secret, ShownKey, SshContext};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 /// How commands reach servers. Without `password_file`, the variables are asked, the configuration, and then a person;
 /// `accepted` is the fingerprint of a host key that was said to be right.
-pub fn access(context: &Context, password_file: Option<&Path>, accepted: Option<&str>) -> Result<Access, CliError> {
+pub fn access(context: &Context, password_file: Option<&Path>, accepted: Option<&str>) -> Result<SshContext, CliError> {
     let path = |name: &str| secret::variable(name).map(PathBuf::from);
-    let mut access = Access::new(user_name());
+    let mut access = SshContext::new(user_name());
     access.home = path("HOME");
     access.agent_socket = path("SSH_AUTH_SOCK");
     let ssh = &context.config().ssh;
@@ -29,7 +29,7 @@ pub fn access(context: &Context, password_file: Option<&Path>, accepted: Option<
         access.connections = usize::try_from(connections.get()).unwrap_or(access.connections);
     }
     access.stop = context.stop.flag();
-    access.credentials = Arc::new(Person {
+    access.credentials = Arc::new(TerminalCredentials {
         file: password_file.filter(|file| !file.as_os_str().is_empty()).map(Path::to_owned),
         config: ssh.clone(),
         given: OnceLock::new(),
@@ -65,7 +65,7 @@ fn own_key() -> Result<PathBuf, CliError> {
 
 /// Secrets that were given beforehand, and somebody at a terminal.
 #[derive(Debug)]
-struct Person {
+struct TerminalCredentials {
     file: Option<PathBuf>,
     /// The SHA-256 of a host key, without the word in front.
     accepted: Option<String>,
@@ -76,7 +76,7 @@ struct Person {
     can_answer: bool,
 }
 
-impl Person {
+impl TerminalCredentials {
     fn given(&self) -> Result<Option<Secret>, String> {
         let given = match self.given.get() {
             Some(given) => given,
@@ -117,7 +117,7 @@ impl Person {
     }
 }
 
-impl Credentials for Person {
+impl Credentials for TerminalCredentials {
     fn password(&self, account: &str) -> Result<Option<Secret>, String> {
         self.secret(&format!("Password of {account}"))
     }

@@ -3,13 +3,13 @@
 use crate::cli::Context;
 use crate::cli::complete;
 use crate::cli::failure::{CliError, Code};
+use crate::cli::history_recorder::HistoryRecorder;
 use crate::cli::input::stdin_records;
-use crate::cli::remember::Remember;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session, report};
 use crate::ops::points::{self, PointName, PointRef};
-use crate::ops::sector::Round;
-use crate::ops::verify::{Depth, Verifier};
+use crate::ops::verify::{Verifier, VerifyDepth};
+use crate::ops::verify_sampling::SampleCursor;
 use crate::record::{Check, Point, Record, Status};
 use crate::repo::{self, DamagedSnapshot, Id, Index, RepoLock, Repository};
 use crate::units::Share;
@@ -96,7 +96,7 @@ impl VerifyArgs {
         let open = open(context, self.repo.open(context)?)?;
         if self.all {
             let points = all_points(&open, session);
-            return self.prove(context, &open, ALL, points, true, session);
+            return self.verify_points(context, &open, ALL, points, true, session);
         }
         let (mut chosen, mut names) = (Vec::new(), self.points.clone());
         names.sort();
@@ -108,7 +108,7 @@ impl VerifyArgs {
             }
         }
         let are_all = chosen.len() == names.len();
-        self.prove(context, &open, &names.join(" "), chosen, are_all, session)
+        self.verify_points(context, &open, &names.join(" "), chosen, are_all, session)
     }
 
     fn verify_records(
@@ -131,27 +131,27 @@ impl VerifyArgs {
             }
         }
         let selection = format!("points of {}", Vec::from_iter(machines).join(" "));
-        self.prove(context, open, &selection, chosen, are_all, session)
+        self.verify_points(context, open, &selection, chosen, are_all, session)
     }
 
     /// Proves points as deep as asked for. `selection` names them, for the next sample; `are_all` says whether none of them is
     /// missing.
-    fn prove(
+    fn verify_points(
         &self,
         context: &Context,
         open: &Open,
         selection: &str,
-        points: Vec<Wanted>,
+        points: Vec<VerifyItem>,
         are_all: bool,
         session: &mut Session,
     ) -> Result<(), CliError> {
-        let round = self.sample.map(|share| Round::go_on(&open.repo, selection, share));
+        let round = self.sample.map(|share| SampleCursor::go_on(&open.repo, selection, share));
         let depth = match &round {
-            Some(round) => Depth::Sample(round.sector()),
-            None if self.quick => Depth::Quick,
-            None => Depth::Full,
+            Some(round) => VerifyDepth::Sample(round.sector()),
+            None if self.quick => VerifyDepth::Quick,
+            None => VerifyDepth::Full,
         };
-        let proven = prove_each(context, open, depth, points, Show::All, session)?;
+        let proven = verify_each(context, open, depth, points, Show::All, session)?;
         if let Some(round) = round.filter(|_| are_all && proven.is_complete) {
             round.done(&context.monitor);
         }
@@ -160,10 +160,10 @@ impl VerifyArgs {
 }
 
 /// A point to be proven, and the record that asked for it: what that said beyond ours is passed on.
-type Wanted = (PointRef, Option<Point>);
+type VerifyItem = (PointRef, Option<Point>);
 
 /// Every point of a repository that can be named; what cannot be is told.
-fn all_points(open: &Open, session: &mut Session) -> Vec<Wanted> {
+fn all_points(open: &Open, session: &mut Session) -> Vec<VerifyItem> {
     for DamagedSnapshot { id, error } in &open.damaged {
         let message = format!("snapshot {id} cannot be read: {error}");
         session.fail(About::default(), CliError::new(Code::Damage, message));
@@ -176,13 +176,13 @@ fn all_points(open: &Open, session: &mut Session) -> Vec<Wanted> {
 
 /// Proves the next sample of all points of a repository, and says in a check how it went; the points that are hit by
 /// damage, and no others, are printed.
-pub fn prove_sample(context: &Context, repo: &Repository, share: f64, session: &mut Session) -> Result<(), CliError> {
+pub fn verify_sample(context: &Context, repo: &Repository, share: f64, session: &mut Session) -> Result<(), CliError> {
     let open = open(context, repo.clone())?;
     let unreadable = open.damaged.len() + open.damaged_indexes.len();
     let points = all_points(&open, session);
     let count = points.len();
-    let round = Round::go_on(&open.repo, ALL, share);
-    let proven = prove_each(context, &open, Depth::Sample(round.sector()), points, Show::Damaged, session)?;
+    let round = SampleCursor::go_on(&open.repo, ALL, share);
+    let proven = verify_each(context, &open, VerifyDepth::Sample(round.sector()), points, Show::Damaged, session)?;
     let percent = share * 100.0;
     let (status, detail) = match (proven.damaged, proven.is_complete) {
         (0, true) if unreadable == 0 => (Status::Ok, format!("{percent}% of the chunks of {count} points are proven")),
@@ -208,7 +208,7 @@ enum Show {
 }
 
 /// What proving points came to.
-struct Proven {
+struct VerifyTotals {
     /// How many are hit by damage.
     damaged: usize,
     /// Whether each was looked at.
@@ -216,17 +216,17 @@ struct Proven {
 }
 
 /// Proves points, one after the other, and notes what that came to.
-fn prove_each(
+fn verify_each(
     context: &Context,
     open: &Open,
-    depth: Depth,
-    points: Vec<Wanted>,
+    depth: VerifyDepth,
+    points: Vec<VerifyItem>,
     show: Show,
     session: &mut Session,
-) -> Result<Proven, CliError> {
+) -> Result<VerifyTotals, CliError> {
     let mut verifier = Verifier::new(&open.repo, &open.index, depth)?;
-    let history = Remember::of(context, &open.repo.url());
-    let mut all = Proven { damaged: 0, is_complete: true };
+    let history = HistoryRecorder::of(context, &open.repo.url());
+    let mut all = VerifyTotals { damaged: 0, is_complete: true };
     for (point, came) in points {
         let proven = match verifier.verify(&point, &context.monitor, &context.stop) {
             Ok(proven) => proven,
@@ -239,7 +239,7 @@ fn prove_each(
         };
         history.verification(&proven, depth);
         all.damaged += usize::from(!proven.damage.is_empty());
-        show_proven(proven, came, show, session);
+        show_verified(proven, came, show, session);
         if session.is_pointless() {
             all.is_complete = false;
             break;
@@ -248,7 +248,7 @@ fn prove_each(
     Ok(all)
 }
 
-fn show_proven(proven: Point, came: Option<Point>, show: Show, session: &mut Session) {
+fn show_verified(proven: Point, came: Option<Point>, show: Show, session: &mut Session) {
     let (point, machine) = (proven.point.get(..8).unwrap_or_default().to_owned(), proven.machine.clone());
     let printed = match came {
         Some(came) => Point { verified: proven.verified, damage: proven.damage, ..came },

@@ -5,7 +5,7 @@ use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::machine_args;
 use crate::cli::session::{About, Session};
-use crate::ops::discover;
+use crate::ops::inventory;
 use crate::record::Record;
 
 /// List the machines that libvirt knows, running or not.
@@ -33,7 +33,7 @@ impl VmsArgs {
         let mut records = Vec::new();
         for machine in machines {
             let about = About::machine(hypervisor.uri(), machine.name());
-            match discover::machine(&hypervisor, &machine) {
+            match inventory::machine(&hypervisor, &machine) {
                 Ok(record) => records.push(record),
                 Err(error) => session.fail(about, error),
             }

@@ -12,7 +12,7 @@ use std::fmt;
 
 /// What is wrong with one key.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Fault {
+pub struct KeyError {
     /// The key, from the top: `ssh.port`, `hooks.before_run.0.command`.
     pub key: String,
     /// Its value; none where it is secret, or where the key is what is wrong.
@@ -23,14 +23,14 @@ pub struct Fault {
     pub nearest: Option<String>,
 }
 
-impl Fault {
+impl KeyError {
     /// A key that breaks a rule, whatever its value is.
-    pub fn rule(key: &str, rule: &str) -> Fault {
-        Fault { key: key.to_owned(), value: None, rule: rule.to_owned(), nearest: None }
+    pub fn rule(key: &str, rule: &str) -> KeyError {
+        KeyError { key: key.to_owned(), value: None, rule: rule.to_owned(), nearest: None }
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for KeyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.value {
             Some(value) => write!(f, "the key \"{}\" is {value} and {}", self.key, self.rule),
@@ -41,51 +41,52 @@ impl fmt::Display for Fault {
 
 /// Why a text is no configuration.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Refusal {
+pub enum DocumentError {
     /// It is no JSON object.
     NotJson(String),
     /// It is, but something in it is wrong.
-    Faults(Vec<Fault>),
+    Faults(Vec<KeyError>),
 }
 
 /// Reads a configuration; what it says comes back beside it, without comments and without what is empty.
-pub fn read(text: &str) -> Result<(Config, Value), Refusal> {
-    let document: Value = serde_json::from_str(text).map_err(|error| Refusal::NotJson(error.to_string()))?;
+pub fn read(text: &str) -> Result<(Config, Value), DocumentError> {
+    let document: Value = serde_json::from_str(text).map_err(|error| DocumentError::NotJson(error.to_string()))?;
     let Value::Object(object) = document else {
-        return Err(Refusal::NotJson("it must be a JSON object: { … }".into()));
+        return Err(DocumentError::NotJson("it must be a JSON object: { … }".into()));
     };
-    let mut walk = Walk { faults: Vec::new() };
+    let mut walk = KeyWalk { faults: Vec::new() };
     let kept = walk.object(&[], object, schema::of_config());
     if !walk.faults.is_empty() {
-        return Err(Refusal::Faults(walk.faults));
+        return Err(DocumentError::Faults(walk.faults));
     }
     // Every value has been tried by itself, so that nothing is left to be refused.
-    let config: Config = serde_json::from_value(kept.clone()).map_err(|error| Refusal::NotJson(error.to_string()))?;
+    let config: Config =
+        serde_json::from_value(kept.clone()).map_err(|error| DocumentError::NotJson(error.to_string()))?;
     match config.contradictions() {
         faults if faults.is_empty() => Ok((config, kept)),
-        faults => Err(Refusal::Faults(faults)),
+        faults => Err(DocumentError::Faults(faults)),
     }
 }
 
 /// A step from a value to one inside it.
 #[derive(Debug, Clone)]
-enum Step {
+enum PathSegment {
     Key(String),
     Item(usize),
 }
 
-struct Walk {
-    faults: Vec<Fault>,
+struct KeyWalk {
+    faults: Vec<KeyError>,
 }
 
-impl Walk {
-    fn object(&mut self, path: &[Step], object: Map<String, Value>, schema: &Value) -> Value {
+impl KeyWalk {
+    fn object(&mut self, path: &[PathSegment], object: Map<String, Value>, schema: &Value) -> Value {
         let mut kept = Map::new();
         for (key, value) in object {
             if is_comment(&key) {
                 continue;
             }
-            let inner = [path, &[Step::Key(key.clone())]].concat();
+            let inner = [path, &[PathSegment::Key(key.clone())]].concat();
             let known = schema.get("properties").and_then(Value::as_object);
             match (known.and_then(|known| known.get(&key)), schema::of_entries(schema)) {
                 (Some(schema), _) | (None, Some(schema)) => {
@@ -95,9 +96,9 @@ impl Walk {
                 }
                 (None, None) => {
                     let names = known.map(|known| known.keys().map(String::as_str).collect()).unwrap_or_default();
-                    self.faults.push(Fault {
+                    self.faults.push(KeyError {
                         nearest: nearest_key(&key, names),
-                        ..Fault::rule(&name(&inner), "is not known")
+                        ..KeyError::rule(&name(&inner), "is not known")
                     });
                 }
             }
@@ -106,19 +107,22 @@ impl Walk {
     }
 
     /// What is kept of a value: nothing of one that is wrong or as good as not there.
-    fn value(&mut self, path: &[Step], value: Value, schema: &Value) -> Option<Value> {
+    fn value(&mut self, path: &[PathSegment], value: Value, schema: &Value) -> Option<Value> {
         match (value, schema.get("items")) {
             (Value::Object(object), _) if schema::is_of_objects(schema) => Some(self.object(path, object, schema)),
             (Value::Array(items), Some(schema)) if schema::is_of_objects(schema) => {
                 let items = items.into_iter().enumerate();
-                let kept = items.filter_map(|(at, item)| self.value(&[path, &[Step::Item(at)]].concat(), item, schema));
+                let kept =
+                    items.filter_map(|(at, item)| self.value(&[path, &[PathSegment::Item(at)]].concat(), item, schema));
                 Some(Value::Array(kept.collect()))
             }
             (value, _) => match trial(path, &value) {
                 // serde would take a list for an object, its items in the order of the fields.
                 Ok(()) if value.is_array() && schema::is_of_objects(schema) => {
-                    self.faults
-                        .push(Fault { value: Some(value), ..Fault::rule(&name(path), "must be an object: { … }") });
+                    self.faults.push(KeyError {
+                        value: Some(value),
+                        ..KeyError::rule(&name(path), "must be an object: { … }")
+                    });
                     None
                 }
                 Ok(()) => Some(value),
@@ -130,7 +134,7 @@ impl Walk {
                     let is_secret = SECRET_KEYS.contains(&key.as_str());
                     let nearest = right.next().filter(|_| !is_secret).map(|repaired| repaired.to_string());
                     let value = (!is_secret).then_some(value);
-                    self.faults.push(Fault { key, value, rule: format!("must be {rule}"), nearest });
+                    self.faults.push(KeyError { key, value, rule: format!("must be {rule}"), nearest });
                     None
                 }
             },
@@ -139,10 +143,10 @@ impl Walk {
 }
 
 /// Whether a document with nothing but this value is a configuration; if not, the rule that it breaks.
-fn trial(path: &[Step], value: &Value) -> Result<(), String> {
+fn trial(path: &[PathSegment], value: &Value) -> Result<(), String> {
     let document = path.iter().rev().fold(value.clone(), |inner, step| match step {
-        Step::Key(key) => Value::Object(Map::from_iter([(key.clone(), inner)])),
-        Step::Item(_) => Value::Array(vec![inner]),
+        PathSegment::Key(key) => Value::Object(Map::from_iter([(key.clone(), inner)])),
+        PathSegment::Item(_) => Value::Array(vec![inner]),
     });
     match serde_json::from_value::<Config>(document) {
         Ok(_) => Ok(()),
@@ -169,10 +173,10 @@ fn plain_rule(message: &str) -> String {
 }
 
 /// A path as people write it.
-fn name(path: &[Step]) -> String {
-    let step = |step: &Step| match step {
-        Step::Key(key) => key.clone(),
-        Step::Item(at) => at.to_string(),
+fn name(path: &[PathSegment]) -> String {
+    let step = |step: &PathSegment| match step {
+        PathSegment::Key(key) => key.clone(),
+        PathSegment::Item(at) => at.to_string(),
     };
     path.iter().map(step).collect::<Vec<_>>().join(".")
 }
@@ -183,9 +187,9 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
-    fn faults(document: Value) -> Vec<Fault> {
+    fn faults(document: Value) -> Vec<KeyError> {
         match read(&document.to_string()) {
-            Err(Refusal::Faults(faults)) => faults,
+            Err(DocumentError::Faults(faults)) => faults,
             other => panic!("{document} was not refused: {other:?}"),
         }
     }
@@ -232,7 +236,7 @@ mod tests {
             "backup_freq": "61 2 * * *", "retention": {"local": {"keep_within": "soon", "keep_dayly": 7}},
             "selected_vms": {"vm1": "yes", "a/b": true}, "hooks": {"before_run": [{"command": ["a"], "timout": "5m"}]}
         }));
-        let messages: Vec<String> = found.iter().map(Fault::to_string).collect();
+        let messages: Vec<String> = found.iter().map(KeyError::to_string).collect();
         assert_eq!(
             messages,
             [
@@ -343,7 +347,7 @@ mod tests {
     #[test]
     fn what_is_no_object_is_no_configuration() {
         for text in ["", "x", "[]", "1", "{", "{'a': 1}", "{\"jobs\": 1,}", "\u{feff}{}"] {
-            assert!(matches!(read(text), Err(Refusal::NotJson(_))), "{text}");
+            assert!(matches!(read(text), Err(DocumentError::NotJson(_))), "{text}");
         }
         for document in [
             json!({"ssh": 1}),
@@ -363,11 +367,11 @@ mod tests {
                 "backup_host", "backup_user", "backup_path", "auto_backup", "backup_freq", "connect", "repo", "lease", "audit", "jobs", "freeze",
             ]), text in "[a-z0-9 /@:._%MG-]{0,12}", number in any::<i32>(), kind in 0..3) {
             let value = match kind { 0 => json!(text), 1 => json!(number), _ => json!([text]) };
-            if let Err(Refusal::Faults(found)) = read(&json!({key: value}).to_string()) {
+            if let Err(DocumentError::Faults(found)) = read(&json!({key: value}).to_string()) {
                 for fault in found.iter().filter(|fault| fault.key == key) {
                     if let Some(nearest) = &fault.nearest {
                         let nearest: Value = serde_json::from_str(nearest).unwrap();
-                        prop_assert!(trial(&[Step::Key(key.into())], &nearest).is_ok(), "{} {}", key, nearest);
+                        prop_assert!(trial(&[PathSegment::Key(key.into())], &nearest).is_ok(), "{} {}", key, nearest);
                     }
                 }
             }

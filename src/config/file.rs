@@ -3,8 +3,8 @@
 //! Whoever can write it makes kvmb run commands (hooks), and that is often root: such a file is refused. So is one that
 //! everybody may read and that has a command in it which tells a password.
 
-use super::document::{self, Refusal};
-use super::{Config, Fault, SECRET_KEYS};
+use super::document::{self, DocumentError};
+use super::{Config, KeyError, SECRET_KEYS};
 use serde_json::Value;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -88,7 +88,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// All of them.
-        faults: Vec<Fault>,
+        faults: Vec<KeyError>,
     },
 }
 
@@ -145,8 +145,8 @@ fn read(path: &Path) -> Result<Option<Loaded>, Error> {
     let mut text = String::new();
     file.take(LARGEST_BYTES).read_to_string(&mut text).map_err(io)?;
     let (config, said) = document::read(&text).map_err(|refusal| match refusal {
-        Refusal::NotJson(reason) => Error::NotJson { path: path.to_owned(), reason },
-        Refusal::Faults(faults) => Error::Faults { path: path.to_owned(), faults },
+        DocumentError::NotJson(reason) => Error::NotJson { path: path.to_owned(), reason },
+        DocumentError::Faults(faults) => Error::Faults { path: path.to_owned(), faults },
     })?;
     let secret = SECRET_KEYS.into_iter().find(|key| value_of(&said, key).is_some());
     match secret {

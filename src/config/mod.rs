@@ -17,14 +17,14 @@ pub mod repairs;
 pub mod rules;
 pub mod schema;
 
-pub use document::Fault;
+pub use document::KeyError;
 pub use file::{Error, Loaded, load};
 
 use crate::retention::Policy;
 use crate::schedule::Cron;
 use rules::{
-    AbsolutePath, Bounded, ChunkSize, CommandLine, HostName, LibvirtUri, MachineName, PositiveSize, PositiveSpan,
-    RepoAddress, Share, UserName, Written,
+    AbsolutePath, Bounded, ChunkSizeText, CommandLine, HostName, LibvirtUri, MachineName, PositiveSize, PositiveSpan,
+    RepoAddress, ShareText, UserName, WithText,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -40,39 +40,39 @@ pub struct Config {
 
     /// The backup server: a host name or an IP address. Empty: local only.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub backup_host: Option<Written<HostName>>,
+    pub backup_host: Option<WithText<HostName>>,
     /// The user to log in as on the backup server; without it, the one that kvmb runs as.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub backup_user: Option<Written<UserName>>,
+    pub backup_user: Option<WithText<UserName>>,
     /// The folder on the backup server that holds the repository; if it holds other things, that is the folder kvmb in there.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub backup_path: Option<Written<AbsolutePath>>,
+    pub backup_path: Option<WithText<AbsolutePath>>,
     /// Whether backups run by themselves, at backup_freq.
     pub auto_backup: bool,
     /// When they run, as in crontab(5); without it, at two in the night: "0 2 * * *".
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub backup_freq: Option<Written<Cron>>,
+    pub backup_freq: Option<WithText<Cron>>,
     /// The machines that 'kvmb backup' takes when it is given no names: true takes a machine, false leaves it out. A
     /// name may be a glob ("web*"); false wins over true.
-    pub selected_vms: BTreeMap<Written<MachineName>, bool>,
+    pub selected_vms: BTreeMap<WithText<MachineName>, bool>,
 
     /// The libvirt connection, as virsh takes it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub connect: Option<Written<LibvirtUri>>,
+    pub connect: Option<WithText<LibvirtUri>>,
     /// The local repository: a folder. Without it, this host's own in /var/lib/kvmb/repo. Empty: none, backups go
     /// straight to the backup server.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub repo: Option<Written<RepoAddress>>,
+    pub repo: Option<WithText<RepoAddress>>,
     /// A file that holds the password of the local repository in its first line.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub password_file: Option<Written<AbsolutePath>>,
+    pub password_file: Option<WithText<AbsolutePath>>,
     /// A command whose first line of output is that password.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub password_command: Option<Written<CommandLine>>,
+    pub password_command: Option<WithText<CommandLine>>,
     /// A file that holds the password of the repository on the backup server in its first line; without it, that of the
     /// local one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub remote_password_file: Option<Written<AbsolutePath>>,
+    pub remote_password_file: Option<WithText<AbsolutePath>>,
     /// How to log in on the backup server.
     pub ssh: Ssh,
 
@@ -81,41 +81,41 @@ pub struct Config {
     pub jobs: Option<Bounded<1, 64>>,
     /// Whether the guest's file systems are frozen through its agent for the moment of the capture.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub freeze: Option<Freeze>,
+    pub freeze: Option<FreezePolicy>,
     /// How long the guest agent may take to answer.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub freeze_timeout: Option<Written<PositiveSpan>>,
+    pub freeze_timeout: Option<WithText<PositiveSpan>>,
     /// How long a capture may stay open; then it may be cleared by anyone.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub lease: Option<Written<PositiveSpan>>,
+    pub lease: Option<WithText<PositiveSpan>>,
     /// The folder for what guests overwrite while they are backed up; without it /var/lib/kvmb/scratch.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub scratch: Option<Written<AbsolutePath>>,
+    pub scratch: Option<WithText<AbsolutePath>>,
     /// The share of unchanged chunks that is read all the same and compared.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub audit: Option<Written<Share>>,
+    pub audit: Option<WithText<ShareText>>,
     /// The size of the pieces in which disks are compared and stored; without it a disk keeps what its last point has, 1M at first.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub chunk_size: Option<Written<ChunkSize>>,
+    pub chunk_size: Option<WithText<ChunkSizeText>>,
     /// A disk that was last read in full so long ago is read in full again, and compared; without it, never.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub full_every: Option<Written<PositiveSpan>>,
+    pub full_every: Option<WithText<PositiveSpan>>,
     /// Disks are read no faster than this many bytes a second, all together; without it, as fast as they can be.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit_read: Option<Written<PositiveSize>>,
+    pub limit_read: Option<WithText<PositiveSize>>,
     /// Repositories are written to no faster than this many bytes a second.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit_upload: Option<Written<PositiveSize>>,
+    pub limit_upload: Option<WithText<PositiveSize>>,
     /// How long to try again when the connection to a repository is lost.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub retry_for: Option<Written<PositiveSpan>>,
+    pub retry_for: Option<WithText<PositiveSpan>>,
     /// Whether each new point is read back and proven.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify: Option<bool>,
     /// The share of all chunks of a repository that is read back and proven after each backup, each time the next one; without
     /// it, none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub verify_sample: Option<Written<Share>>,
+    pub verify_sample: Option<WithText<ShareText>>,
 
     /// Which points are kept when 'kvmb prune' is given no rules.
     pub retention: Retention,
@@ -124,7 +124,7 @@ pub struct Config {
     /// Where and how kvmb keeps its log.
     pub log: Log,
     /// When 'kvmb status' alarms, and whom a backup tells how it went.
-    pub status: Status,
+    pub status: StatusConfig,
 }
 
 impl Default for Config {
@@ -159,7 +159,7 @@ impl Default for Config {
             retention: Retention::default(),
             hooks: Hooks::default(),
             log: Log::default(),
-            status: Status::default(),
+            status: StatusConfig::default(),
         }
     }
 }
@@ -173,13 +173,13 @@ pub struct Ssh {
     pub port: Option<Bounded<1, 65535>>,
     /// The private key; without it, kvmb's own, those of the agent and of ~/.ssh.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub identity_file: Option<Written<AbsolutePath>>,
+    pub identity_file: Option<WithText<AbsolutePath>>,
     /// A file that holds the password of the login in its first line, where there is no key.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub password_file: Option<Written<AbsolutePath>>,
+    pub password_file: Option<WithText<AbsolutePath>>,
     /// A command whose first line of output is that password.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub password_command: Option<Written<CommandLine>>,
+    pub password_command: Option<WithText<CommandLine>>,
     /// How many connections are open at once, 6 unless set; each may hold 16 MiB in memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Bounded<1, 16>>,
@@ -206,7 +206,7 @@ impl Retention {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
-pub enum Freeze {
+pub enum FreezePolicy {
     /// If there is an agent that answers.
     Auto,
     /// Not at all.
@@ -238,7 +238,7 @@ pub struct Hook {
     pub command: Vec<String>,
     /// How long it may take; then it is ended, with all that it started, and counts as failed. Without it, one minute.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub timeout: Option<Written<PositiveSpan>>,
+    pub timeout: Option<WithText<PositiveSpan>>,
     /// After which outcome it runs; of no meaning before a backup.
     pub when: When,
 }
@@ -263,12 +263,12 @@ pub enum When {
 pub struct Log {
     /// The file; without it /var/log/kvm_backup.log or, where that cannot be written, ~/kvm_backup.log.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub file: Option<Written<AbsolutePath>>,
+    pub file: Option<WithText<AbsolutePath>>,
     /// Lines of text or of JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<LogFormat>,
     /// A file that has grown larger than this is set aside and a new one begun.
-    pub max_size: Written<PositiveSize>,
+    pub max_size: WithText<PositiveSize>,
     /// How many files that were set aside are kept.
     pub keep: Bounded<1, 1000>,
 }
@@ -293,22 +293,22 @@ pub enum LogFormat {
 /// When `kvmb status` alarms.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct Status {
+pub struct StatusConfig {
     /// Warn of a machine whose newest point is older than this; without it, than the longest time between two runs and two
     /// hours more.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub warning: Option<Written<PositiveSpan>>,
+    pub warning: Option<WithText<PositiveSpan>>,
     /// Alarm when it is older than this; without it, than twice the warning, if there is one, else twice the longest time
     /// between two runs and two hours more.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub critical: Option<Written<PositiveSpan>>,
+    pub critical: Option<WithText<PositiveSpan>>,
     /// Warn of a machine none of whose points was proven for so long; without it, 30 days.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub verify_warning: Option<Written<PositiveSpan>>,
+    pub verify_warning: Option<WithText<PositiveSpan>>,
     /// The file that 'kvmb backup' writes metrics for Prometheus to after each run: one that ends in .prom in the node
     /// exporter's textfile folder.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub prometheus_textfile: Option<Written<AbsolutePath>>,
+    pub prometheus_textfile: Option<WithText<AbsolutePath>>,
 }
 
 /// What `backup_freq` is by default: at two in the night.
@@ -346,9 +346,9 @@ impl Config {
     }
 
     /// What each value by itself cannot show: keys that contradict or need each other.
-    fn contradictions(&self) -> Vec<Fault> {
+    fn contradictions(&self) -> Vec<KeyError> {
         let mut faults = Vec::new();
-        let mut fault = |key: &str, rule: &str| faults.push(Fault::rule(key, rule));
+        let mut fault = |key: &str, rule: &str| faults.push(KeyError::rule(key, rule));
         if self.backup_host.is_some() && self.backup_path.is_none() {
             fault("backup_path", "must be there when there is a backup_host");
         }

@@ -32,15 +32,15 @@ pub trait Term: Sized {
 
 /// A value, and the text that it was written as.
 #[derive(Debug, Clone)]
-pub struct Written<T> {
+pub struct WithText<T> {
     text: String,
     value: T,
 }
 
-impl<T: Term> Written<T> {
+impl<T: Term> WithText<T> {
     /// Reads a text.
-    pub fn read(text: &str) -> Option<Written<T>> {
-        Some(Written { value: T::read(text)?, text: text.to_owned() })
+    pub fn read(text: &str) -> Option<WithText<T>> {
+        Some(WithText { value: T::read(text)?, text: text.to_owned() })
     }
 
     /// The text as it was written.
@@ -54,44 +54,44 @@ impl<T: Term> Written<T> {
     }
 }
 
-impl<T> PartialEq for Written<T> {
+impl<T> PartialEq for WithText<T> {
     fn eq(&self, other: &Self) -> bool {
         self.text == other.text
     }
 }
 
-impl<T> Eq for Written<T> {}
+impl<T> Eq for WithText<T> {}
 
-impl<T> PartialOrd for Written<T> {
+impl<T> PartialOrd for WithText<T> {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl<T> Ord for Written<T> {
+impl<T> Ord for WithText<T> {
     fn cmp(&self, other: &Self) -> Ordering {
         self.text.cmp(&other.text)
     }
 }
 
-impl<T> Serialize for Written<T> {
+impl<T> Serialize for WithText<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.text)
     }
 }
 
-impl<'de, T: Term> Deserialize<'de> for Written<T> {
+impl<'de, T: Term> Deserialize<'de> for WithText<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
         let text = value.as_str();
-        text.and_then(Written::read).ok_or_else(|| match text.and_then(T::detail) {
+        text.and_then(WithText::read).ok_or_else(|| match text.and_then(T::detail) {
             Some(detail) => D::Error::custom(format!("{}: {detail}", T::RULE)),
             None => D::Error::custom(T::RULE),
         })
     }
 }
 
-impl<T: Term> JsonSchema for Written<T> {
+impl<T: Term> JsonSchema for WithText<T> {
     fn schema_name() -> Cow<'static, str> {
         T::NAME.into()
     }
@@ -312,11 +312,11 @@ pub struct PositiveSpan(pub Duration);
 
 impl Term for PositiveSpan {
     const NAME: &'static str = "Span";
-    const RULE: &'static str = units::Span::RULE;
+    const RULE: &'static str = units::ShortDuration::RULE;
     const PATTERN: &'static str = "0*[1-9][0-9]*[smhdw]";
 
     fn read(text: &str) -> Option<PositiveSpan> {
-        text.parse::<units::Span>().ok().filter(|span| !span.0.is_zero()).map(|span| PositiveSpan(span.0))
+        text.parse::<units::ShortDuration>().ok().filter(|span| !span.0.is_zero()).map(|span| PositiveSpan(span.0))
     }
 }
 
@@ -326,8 +326,8 @@ pub struct PositiveSize(pub u64);
 
 impl PositiveSize {
     /// That many bytes, as they would be written.
-    pub fn written(bytes: u64) -> Written<PositiveSize> {
-        Written { text: units::Size(bytes).to_string(), value: PositiveSize(bytes) }
+    pub fn written(bytes: u64) -> WithText<PositiveSize> {
+        WithText { text: units::Size(bytes).to_string(), value: PositiveSize(bytes) }
     }
 }
 
@@ -343,29 +343,29 @@ impl Term for PositiveSize {
 
 /// The size of a disk's chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChunkSize(pub u32);
+pub struct ChunkSizeText(pub u32);
 
-impl Term for ChunkSize {
+impl Term for ChunkSizeText {
     const NAME: &'static str = "ChunkSize";
     const RULE: &'static str = units::ChunkSize::RULE;
     const PATTERN: &'static str = "512K|1M|2M|4M";
 
-    fn read(text: &str) -> Option<ChunkSize> {
-        text.parse::<units::ChunkSize>().ok().map(|size| ChunkSize(size.bytes()))
+    fn read(text: &str) -> Option<ChunkSizeText> {
+        text.parse::<units::ChunkSize>().ok().map(|size| ChunkSizeText(size.bytes()))
     }
 }
 
 /// A share of a whole.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Share(pub f64);
+pub struct ShareText(pub f64);
 
-impl Term for Share {
+impl Term for ShareText {
     const NAME: &'static str = "Share";
     const RULE: &'static str = units::Share::RULE;
     const PATTERN: &'static str = "[0-9]+(\\.[0-9]+)?%?";
 
-    fn read(text: &str) -> Option<Share> {
-        text.parse::<units::Share>().ok().map(|share| Share(share.0))
+    fn read(text: &str) -> Option<ShareText> {
+        text.parse::<units::Share>().ok().map(|share| ShareText(share.0))
     }
 }
 
@@ -471,7 +471,7 @@ mod tests {
         #[test]
         fn no_reader_panics(text in "\\PC*") {
             let _ = (HostName::read(&text), UserName::read(&text), RepoAddress::read(&text), MachineName::read(&text));
-            let _ = (RepoAddress::read(&format!("sftp://{text}")), LibvirtUri::read(&text), Share::read(&text));
+            let _ = (RepoAddress::read(&format!("sftp://{text}")), LibvirtUri::read(&text), ShareText::read(&text));
         }
     }
 }

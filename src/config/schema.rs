@@ -19,7 +19,7 @@ pub fn is_comment(key: &str) -> bool {
 pub fn of_config() -> &'static Value {
     static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
         let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
-        let generator = settings.with_transform(Closed).into_generator();
+        let generator = settings.with_transform(ForbidUnknownKeys).into_generator();
         generator.into_root_schema_for::<Config>().to_value()
     });
     &SCHEMA
@@ -39,9 +39,9 @@ pub fn is_of_objects(schema: &Value) -> bool {
 
 /// Admits comments and no unknown keys, in every object whose keys are ours.
 #[derive(Debug, Clone)]
-struct Closed;
+struct ForbidUnknownKeys;
 
-impl Transform for Closed {
+impl Transform for ForbidUnknownKeys {
     fn transform(&mut self, schema: &mut Schema) {
         transform_subschemas(self, schema);
         if schema.get("properties").is_some() {

@@ -74,7 +74,7 @@ pub struct MachineRun {
     /// When it ended.
     pub ended_at: Time,
     /// How it went.
-    pub result: Outcome,
+    pub result: RunOutcome,
     /// The code of its failure; where the machine was stored, that of what its point lacks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
@@ -98,7 +98,7 @@ pub struct MachineRun {
 /// How a run went; the words are those that hooks get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Outcome {
+pub enum RunOutcome {
     /// The machine was stored.
     Done,
     /// It was not.
@@ -111,15 +111,15 @@ pub enum Outcome {
     Interrupted,
 }
 
-impl Outcome {
+impl RunOutcome {
     /// The word.
     pub fn word(self) -> &'static str {
         match self {
-            Outcome::Done => "done",
-            Outcome::Failed => "failed",
-            Outcome::Damage => "damage",
-            Outcome::Busy => "busy",
-            Outcome::Interrupted => "interrupted",
+            RunOutcome::Done => "done",
+            RunOutcome::Failed => "failed",
+            RunOutcome::Damage => "damage",
+            RunOutcome::Busy => "busy",
+            RunOutcome::Interrupted => "interrupted",
         }
     }
 }
@@ -127,7 +127,7 @@ impl Outcome {
 /// How deep a proof went, the shallowest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Depth {
+pub enum VerifiedDepth {
     /// Structure only.
     Quick,
     /// A share of the chunks.
@@ -136,13 +136,13 @@ pub enum Depth {
     Full,
 }
 
-impl Depth {
+impl VerifiedDepth {
     /// The word, as in a point's `verified`.
     pub fn word(self) -> &'static str {
         match self {
-            Depth::Quick => "quick",
-            Depth::Sample => "sample",
-            Depth::Full => "full",
+            VerifiedDepth::Quick => "quick",
+            VerifiedDepth::Sample => "sample",
+            VerifiedDepth::Full => "full",
         }
     }
 }
@@ -155,7 +155,7 @@ pub struct Verification {
     /// When it was proven, or found damaged.
     pub at: Time,
     /// How deep the proof went.
-    pub depth: Depth,
+    pub depth: VerifiedDepth,
 }
 
 impl MachineRun {
@@ -191,7 +191,7 @@ impl Memory {
         if let Some(point) = run.point.as_ref().filter(is_newer) {
             self.newest_point = Some(point.clone());
         }
-        if run.result == Outcome::Done {
+        if run.result == RunOutcome::Done {
             self.last_success = Some(run.clone());
         }
         self.last_run = Some(run);

@@ -4,8 +4,8 @@
 //! SHA-256 of the repository's address. Folders are mode 0700, files 0600.
 
 use super::{Memory, VERSION};
+use crate::atomic_file;
 use crate::record::Time;
-use crate::whole_file;
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 use std::fs::{self, DirBuilder, File};
@@ -129,7 +129,7 @@ impl History {
         machine.clone_into(&mut memory.machine);
         change(&mut memory);
         let text = serde_json::to_vec(&memory).map_err(|error| io("write", &path)(error.into()))?;
-        whole_file::write(&path, &text, 0o600).map_err(io("write", &path))?;
+        atomic_file::write(&path, &text, 0o600).map_err(io("write", &path))?;
         if is_new {
             keep_newest(&self.folder, MOST_MACHINES);
             self.folder.parent().into_iter().for_each(|all| keep_newest(all, MOST_REPOSITORIES));
@@ -153,7 +153,7 @@ fn keep_newest(folder: &Path, most: usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Depth, KnownPoint, MachineRun, Outcome, Verification};
+    use super::super::{KnownPoint, MachineRun, RunOutcome, Verification, VerifiedDepth};
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
@@ -163,7 +163,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn run(result: Outcome, hour: u32) -> MachineRun {
+    fn run(result: RunOutcome, hour: u32) -> MachineRun {
         let began_at = at(&format!("2026-11-20T{hour:02}:00:00+01:00"));
         let point = KnownPoint { point: format!("p{hour}"), captured_at: began_at };
         MachineRun {
@@ -174,7 +174,7 @@ mod tests {
             result,
             code: None,
             error: Some("é".repeat(5000)),
-            point: (result == Outcome::Done).then_some(point),
+            point: (result == RunOutcome::Done).then_some(point),
             read_bytes: 1,
             new_bytes: 2,
             stored_bytes: 3,
@@ -188,13 +188,13 @@ mod tests {
         assert!(history.all().0.is_empty());
         let now = at("2026-11-20T01:00:00+01:00");
         let note = |name: &str, run: MachineRun| history.change(name, UUID, now, |m| m.note_run(run)).unwrap();
-        note("../../vm \"1\"\n", run(Outcome::Done, 2));
-        note("vm1", run(Outcome::Failed, 3));
+        note("../../vm \"1\"\n", run(RunOutcome::Done, 2));
+        note("vm1", run(RunOutcome::Failed, 3));
         let (memories, errors) = history.all();
         assert!(errors.is_empty(), "{errors:?}");
         let memory = &memories[0];
         assert_eq!((memories.len(), memory.machine.as_str(), memory.since), (1, "vm1", now));
-        assert_eq!(memory.last_run.as_ref().unwrap().result, Outcome::Failed);
+        assert_eq!(memory.last_run.as_ref().unwrap().result, RunOutcome::Failed);
         assert_eq!(memory.last_success.as_ref().unwrap().duration_seconds(), 90.0);
         assert_eq!(memory.newest_point.as_ref().unwrap().point, "p2");
         let (path, _) = history.file(&UUID.to_uppercase()).unwrap();
@@ -210,8 +210,8 @@ mod tests {
     #[test]
     fn an_older_point_that_is_copied_later_is_not_the_newest() {
         let mut memory = Memory::new("/backup", UUID, at("2026-11-20T01:00:00Z"));
-        memory.note_run(run(Outcome::Done, 9));
-        memory.note_run(run(Outcome::Done, 4));
+        memory.note_run(run(RunOutcome::Done, 9));
+        memory.note_run(run(RunOutcome::Done, 4));
         assert_eq!(memory.newest_point.unwrap().point, "p9");
     }
 
@@ -219,14 +219,14 @@ mod tests {
     fn a_damaged_point_stays_so_until_a_proof_as_deep_finds_it_whole() {
         let mut memory = Memory::new("/backup", UUID, at("2026-11-20T01:00:00Z"));
         let proof = |point: &str, depth| Verification { point: point.into(), at: at("2026-11-20T02:00:00Z"), depth };
-        memory.note_damage(proof("a", Depth::Full));
-        memory.note_damage(proof("a", Depth::Full));
-        memory.note_whole(proof("b", Depth::Full));
-        memory.note_whole(proof("a", Depth::Quick));
+        memory.note_damage(proof("a", VerifiedDepth::Full));
+        memory.note_damage(proof("a", VerifiedDepth::Full));
+        memory.note_whole(proof("b", VerifiedDepth::Full));
+        memory.note_whole(proof("a", VerifiedDepth::Quick));
         assert_eq!(memory.damaged.len(), 1);
-        memory.note_whole(proof("a", Depth::Full));
+        memory.note_whole(proof("a", VerifiedDepth::Full));
         assert!(memory.damaged.is_empty());
-        (0..100).for_each(|number| memory.note_damage(proof(&number.to_string(), Depth::Quick)));
+        (0..100).for_each(|number| memory.note_damage(proof(&number.to_string(), VerifiedDepth::Quick)));
         assert_eq!(memory.damaged.len(), super::super::MOST_DAMAGED_POINTS);
         assert_eq!(memory.damaged.last().unwrap().point, "99");
     }

@@ -21,7 +21,7 @@ pub enum Style {
 
 /// Writes the lines of one run.
 #[derive(Debug, Clone)]
-pub struct Line {
+pub struct LogLine {
     /// The id of the run.
     pub run: String,
     /// The command.
@@ -30,13 +30,13 @@ pub struct Line {
     pub style: Style,
 }
 
-impl<S, N> FormatEvent<S, N> for Line
+impl<S, N> FormatEvent<S, N> for LogLine
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let mut fields = Fields::default();
+        let mut fields = EventFields::default();
         event.record(&mut fields);
         // As the forerunner wrote them.
         let level = match *event.metadata().level() {
@@ -54,8 +54,8 @@ where
     }
 }
 
-impl Line {
-    fn text(&self, now: DateTime<Local>, level: &str, fields: &Fields) -> String {
+impl LogLine {
+    fn text(&self, now: DateTime<Local>, level: &str, fields: &EventFields) -> String {
         let mut line = format!("{} - {level} - [{}] {}", now.format("%Y-%m-%d %H:%M:%S,%3f"), self.run, fields.message);
         for (key, value) in &fields.others {
             let text = match value {
@@ -68,7 +68,7 @@ impl Line {
         line.chars().map(|c| if steers_terminal(c) { '\u{fffd}' } else { c }).collect()
     }
 
-    fn json(&self, now: DateTime<Local>, level: &str, fields: Fields) -> String {
+    fn json(&self, now: DateTime<Local>, level: &str, fields: EventFields) -> String {
         let mut object = Map::new();
         object.insert("time".into(), now.to_rfc3339_opts(SecondsFormat::Millis, false).into());
         object.insert("level".into(), level.into());
@@ -84,12 +84,12 @@ impl Line {
 
 /// The fields of an event, the message apart.
 #[derive(Debug, Default)]
-struct Fields {
+struct EventFields {
     message: String,
     others: Vec<(&'static str, Value)>,
 }
 
-impl Fields {
+impl EventFields {
     fn add(&mut self, field: &Field, value: Value) {
         match (field.name(), value) {
             ("message", Value::String(text)) => self.message = text,
@@ -98,7 +98,7 @@ impl Fields {
     }
 }
 
-impl Visit for Fields {
+impl Visit for EventFields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.add(field, format!("{value:?}").into());
     }
@@ -128,12 +128,12 @@ impl Visit for Fields {
 mod tests {
     use super::*;
 
-    fn line(style: Style) -> Line {
-        Line { run: "1a2b3c4d".into(), command: "backup", style }
+    fn line(style: Style) -> LogLine {
+        LogLine { run: "1a2b3c4d".into(), command: "backup", style }
     }
 
-    fn hostile() -> Fields {
-        Fields {
+    fn hostile() -> EventFields {
+        EventFields {
             message: "vm\n2025-01-01 00:00:00,000 - INFO - all is well\u{1b}[2J\u{9b}\u{202e}".into(),
             others: vec![("machine", "a b".into()), ("point", "1234".into()), ("read_bytes", 7.into())],
         }

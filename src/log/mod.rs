@@ -12,7 +12,7 @@
 pub mod line;
 pub mod rotating;
 
-use line::{Line, Style};
+use line::{LogLine, Style};
 use rotating::RotatingFile;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -62,7 +62,7 @@ pub struct FilePlan {
 
 /// What a run logs, and where.
 #[derive(Debug, Clone)]
-pub struct Plan<'a> {
+pub struct LogSettings<'a> {
     /// The id of the run.
     pub run: &'a str,
     /// The command.
@@ -85,7 +85,7 @@ pub struct Started {
 }
 
 /// Starts logging; once in a process. That a log cannot be written is told and stops nothing.
-pub fn start(plan: Plan<'_>) -> Started {
+pub fn start(plan: LogSettings<'_>) -> Started {
     let mut started = Started::default();
     let filter = |level: Level| EnvFilter::new(level.directive());
     let stderr = tracing_subscriber::fmt::layer()
@@ -102,7 +102,7 @@ pub fn start(plan: Plan<'_>) -> Started {
     });
     let file = plan.file.and_then(|file| match RotatingFile::open_first(&file.places, file.max_bytes, file.keep) {
         Ok(writer) => {
-            let line = Line { run: plan.run.to_owned(), command: plan.command, style: file.style };
+            let line = LogLine { run: plan.run.to_owned(), command: plan.command, style: file.style };
             let layer = tracing_subscriber::fmt::layer().event_format(line).with_writer(Mutex::new(writer));
             Some(layer.log_internal_errors(false).with_ansi(false).with_filter(filter(kept)))
         }

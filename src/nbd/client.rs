@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::handshake::{self, Export};
 use super::link::Link;
 use super::uri::NbdUri;
-use super::wire::{self, ChunkHeader, Command, Coverage, Fields, Refusal, StatusExtent, Violation};
+use super::wire::{self, ChunkHeader, Coverage, ErrorReply, MessageReader, RequestType, StatusExtent, Violation};
 use super::{Error, Result};
 
 /// The longest piece of a disk that is zeroed in one request: a server that has to write the zeros itself must manage
@@ -27,7 +27,7 @@ const ZERO_BUFFER_BYTES: usize = 1024 * 1024;
 
 /// How to connect.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct ClientOptions {
     /// The metadata contexts to ask for; see [`Client::has_context`] for what came of it.
     pub contexts: Vec<String>,
     /// For the handshake, and then for each request: how long the server may take before it counts as gone. It runs from
@@ -37,9 +37,9 @@ pub struct Options {
     pub stop: Arc<AtomicBool>,
 }
 
-impl Default for Options {
-    fn default() -> Options {
-        Options { contexts: Vec::new(), timeout: Duration::from_secs(60), stop: Arc::default() }
+impl Default for ClientOptions {
+    fn default() -> ClientOptions {
+        ClientOptions { contexts: Vec::new(), timeout: Duration::from_secs(60), stop: Arc::default() }
     }
 }
 
@@ -61,7 +61,7 @@ pub struct Client {
     outgoing: Vec<u8>,
     next_id: u64,
     /// Requests under way, by cookie.
-    pending: HashMap<u64, Pending>,
+    pending: HashMap<u64, PendingRequest>,
     /// Reads under way, by ticket: one read may need several requests.
     reads: HashMap<Ticket, Read>,
     /// Cleared when the connection can no longer be trusted.
@@ -76,12 +76,12 @@ pub(super) type Ticket = u64;
 pub(super) struct Completion {
     pub(super) ticket: Ticket,
     /// Only ever [`Error::Request`] or [`Error::Disconnected`].
-    pub(super) outcome: Result<Answer>,
+    pub(super) outcome: Result<ReplyBody>,
 }
 
 /// What came back.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(super) enum ReplyBody {
     /// The buffer, filled.
     Read(Vec<u8>),
     /// One list a context.
@@ -92,19 +92,19 @@ pub(super) enum Answer {
 
 /// One request under way.
 #[derive(Debug)]
-struct Pending {
+struct PendingRequest {
     ticket: Ticket,
-    command: Command,
+    command: RequestType,
     offset: u64,
     length: u32,
     /// The first error among its chunks.
-    refusal: Option<Refusal>,
-    progress: Progress,
+    refusal: Option<ErrorReply>,
+    progress: ReplyProgress,
 }
 
 /// What has come of the reply.
 #[derive(Debug)]
-enum Progress {
+enum ReplyProgress {
     Read {
         /// Where this request's bytes go in the read's buffer.
         at: usize,
@@ -127,18 +127,18 @@ struct Read {
 
 impl Client {
     /// Connects and negotiates.
-    pub fn connect(uri: &NbdUri, options: &Options) -> Result<Client> {
+    pub fn connect(uri: &NbdUri, options: &ClientOptions) -> Result<Client> {
         let link = Link::open(&uri.socket, options.timeout, Arc::clone(&options.stop))?;
         Client::negotiate(link, &uri.export, options)
     }
 
     /// Negotiates on a socket that is connected already.
-    pub fn from_stream(stream: UnixStream, export: &str, options: &Options) -> Result<Client> {
+    pub fn from_stream(stream: UnixStream, export: &str, options: &ClientOptions) -> Result<Client> {
         let link = Link::new(stream, options.timeout, Arc::clone(&options.stop))?;
         Client::negotiate(link, export, options)
     }
 
-    fn negotiate(mut link: Link, export: &str, options: &Options) -> Result<Client> {
+    fn negotiate(mut link: Link, export: &str, options: &ClientOptions) -> Result<Client> {
         match handshake::negotiate(&mut link, export, &options.contexts) {
             Ok(export) => Ok(Client {
                 link,
@@ -195,7 +195,7 @@ impl Client {
         let size_bytes = self.export.size_bytes;
         let end = offset.saturating_add(buf.len() as u64);
         if end > size_bytes {
-            return Err(refused_here(Command::Read, offset, buf.len() as u64));
+            return Err(refused_here(RequestType::Read, offset, buf.len() as u64));
         }
         let block = u64::from(self.export.min_block_bytes);
         let mut rest = buf;
@@ -208,7 +208,7 @@ impl Client {
                 .min(end.next_multiple_of(block))
                 .min(size_bytes);
             let ticket = self.submit_read(begin, Vec::new(), (end - begin) as usize)?;
-            if let Answer::Read(bytes) = self.finish(ticket)? {
+            if let ReplyBody::Read(bytes) = self.finish(ticket)? {
                 let skip = (position - begin) as usize;
                 let count = rest.len().min(bytes.len() - skip);
                 let (head, tail) = rest.split_at_mut(count);
@@ -223,12 +223,12 @@ impl Client {
     /// Writes `data` at `offset`, in as many requests as it takes. Both ends must be multiples of
     /// [`Client::min_block_bytes`] or the end of the export.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<()> {
-        self.check_range(Command::Write, offset, data.len() as u64)?;
+        self.check_range(RequestType::Write, offset, data.len() as u64)?;
         let mut position = offset;
         for piece in data.chunks(self.export.max_request_bytes as usize) {
             // `max_request_bytes` is a u32.
             let length = piece.len() as u32;
-            let ticket = self.submit(Command::Write, 0, position, length, Progress::Nothing)?;
+            let ticket = self.submit(RequestType::Write, 0, position, length, ReplyProgress::Nothing)?;
             self.outgoing.extend_from_slice(piece);
             self.finish(ticket)?;
             position += piece.len() as u64;
@@ -239,7 +239,7 @@ impl Client {
     /// Makes a range read as zeros, in as many requests as it takes; the server may punch a hole for it. The ends are
     /// aligned as in [`Client::write`].
     pub fn write_zeroes(&mut self, offset: u64, length: u64) -> Result<()> {
-        self.check_range(Command::WriteZeroes, offset, length)?;
+        self.check_range(RequestType::WriteZeroes, offset, length)?;
         if !self.has_flag(wire::TRANSMISSION_WRITE_ZEROES) {
             return self.write_zeroes_by_hand(offset, length);
         }
@@ -247,7 +247,7 @@ impl Client {
         let mut position = offset;
         while position < end {
             let length = (end - position).min(MAX_ZEROES_BYTES.into());
-            let ticket = self.submit(Command::WriteZeroes, 0, position, length as u32, Progress::Nothing)?;
+            let ticket = self.submit(RequestType::WriteZeroes, 0, position, length as u32, ReplyProgress::Nothing)?;
             self.finish(ticket)?;
             position += length;
         }
@@ -272,7 +272,7 @@ impl Client {
         if !self.has_flag(wire::TRANSMISSION_FLUSH) {
             return Ok(());
         }
-        let ticket = self.submit(Command::Flush, 0, 0, 0, Progress::Nothing)?;
+        let ticket = self.submit(RequestType::Flush, 0, 0, 0, ReplyProgress::Nothing)?;
         self.finish(ticket).map(drop)
     }
 
@@ -290,8 +290,8 @@ impl Client {
 
     fn finish_status(&mut self, ticket: Ticket) -> Result<Vec<ContextStatus>> {
         match self.finish(ticket)? {
-            Answer::Status(contexts) => Ok(contexts),
-            Answer::Read(_) | Answer::Done => Ok(Vec::new()),
+            ReplyBody::Status(contexts) => Ok(contexts),
+            ReplyBody::Read(_) | ReplyBody::Done => Ok(Vec::new()),
         }
     }
 
@@ -306,7 +306,7 @@ impl Client {
     }
 
     /// Ends of writes must lie on the server's blocks: we do not read, change and write back behind the caller's back.
-    fn check_range(&self, command: Command, offset: u64, length: u64) -> Result<()> {
+    fn check_range(&self, command: RequestType, offset: u64, length: u64) -> Result<()> {
         let block = u64::from(self.export.min_block_bytes);
         let end = offset.saturating_add(length);
         let aligned = |position: u64| position.is_multiple_of(block);
@@ -334,9 +334,9 @@ impl Client {
         let mut requests_left = 0;
         while at < length {
             let piece = (length - at).min(self.export.max_request_bytes as usize);
-            let progress = Progress::Read { at, coverage: Coverage::default() };
+            let progress = ReplyProgress::Read { at, coverage: Coverage::default() };
             // `max_request_bytes` is a u32.
-            self.enqueue(ticket, Command::Read, 0, offset + at as u64, piece as u32, progress)?;
+            self.enqueue(ticket, RequestType::Read, 0, offset + at as u64, piece as u32, progress)?;
             requests_left += 1;
             at += piece;
         }
@@ -348,14 +348,21 @@ impl Client {
     pub(super) fn submit_block_status(&mut self, offset: u64, length: u32, only_one: bool) -> Result<Ticket> {
         let end = offset.saturating_add(length.into());
         if self.export.contexts.is_empty() || length == 0 || end > self.export.size_bytes {
-            return Err(refused_here(Command::BlockStatus, offset, length.into()));
+            return Err(refused_here(RequestType::BlockStatus, offset, length.into()));
         }
         let flags = if only_one { wire::CMD_FLAG_REQ_ONE } else { 0 };
-        let progress = Progress::Status { only_one, contexts: Vec::with_capacity(self.export.contexts.len()) };
-        self.submit(Command::BlockStatus, flags, offset, length, progress)
+        let progress = ReplyProgress::Status { only_one, contexts: Vec::with_capacity(self.export.contexts.len()) };
+        self.submit(RequestType::BlockStatus, flags, offset, length, progress)
     }
 
-    fn submit(&mut self, command: Command, flags: u16, offset: u64, length: u32, progress: Progress) -> Result<Ticket> {
+    fn submit(
+        &mut self,
+        command: RequestType,
+        flags: u16,
+        offset: u64,
+        length: u32,
+        progress: ReplyProgress,
+    ) -> Result<Ticket> {
         let ticket = self.next_id;
         self.next_id += 1;
         self.enqueue(ticket, command, flags, offset, length, progress)?;
@@ -365,11 +372,11 @@ impl Client {
     fn enqueue(
         &mut self,
         ticket: Ticket,
-        command: Command,
+        command: RequestType,
         flags: u16,
         offset: u64,
         length: u32,
-        progress: Progress,
+        progress: ReplyProgress,
     ) -> Result<()> {
         if !self.usable {
             return Err(Error::Disconnected);
@@ -380,12 +387,12 @@ impl Client {
         let cookie = self.next_id;
         self.next_id += 1;
         self.outgoing.extend_from_slice(&wire::encode_request(command, flags, cookie, offset, length));
-        self.pending.insert(cookie, Pending { ticket, command, offset, length, refusal: None, progress });
+        self.pending.insert(cookie, PendingRequest { ticket, command, offset, length, refusal: None, progress });
         Ok(())
     }
 
     /// Waits for one ticket, when there is no other.
-    fn finish(&mut self, ticket: Ticket) -> Result<Answer> {
+    fn finish(&mut self, ticket: Ticket) -> Result<ReplyBody> {
         loop {
             let completion = self.wait_any()?;
             if completion.ticket == ticket {
@@ -434,17 +441,17 @@ impl Client {
     /// something without data is done.
     fn receive_simple_reply(&mut self) -> Result<Option<Completion>> {
         let header: [u8; 12] = self.link.receive_array()?;
-        let mut fields = Fields::new("a simple reply", &header);
+        let mut fields = MessageReader::new("a simple reply", &header);
         let error = fields.u32()?;
         let mut pending = self.take_pending(fields.u64()?)?;
         if error != 0 {
-            pending.refusal = Some(Refusal { error, message: String::new() });
+            pending.refusal = Some(ErrorReply { error, message: String::new() });
         } else {
-            let has_data = matches!(pending.command, Command::Read | Command::BlockStatus);
+            let has_data = matches!(pending.command, RequestType::Read | RequestType::BlockStatus);
             if has_data && self.export.structured_replies {
                 return Err(Violation::SimpleReply(pending.command).into());
             }
-            if let Progress::Read { at, coverage } = &mut pending.progress {
+            if let ReplyProgress::Read { at, coverage } = &mut pending.progress {
                 let target = read_buffer(&mut self.reads, pending.ticket, *at, pending.length)?;
                 self.link.receive(target)?;
                 coverage.add(0, pending.length)?;
@@ -470,7 +477,7 @@ impl Client {
                     return Err(Violation::Length { what: "an empty chunk", length: header.length.into() }.into());
                 }
             }
-            (wire::REPLY_OFFSET_DATA, Progress::Read { at, coverage }) => {
+            (wire::REPLY_OFFSET_DATA, ReplyProgress::Read { at, coverage }) => {
                 let length = header
                     .length
                     .checked_sub(8)
@@ -482,9 +489,9 @@ impl Client {
                 let at = *at + within as usize;
                 self.link.receive(read_buffer(&mut self.reads, pending.ticket, at, length)?)?;
             }
-            (wire::REPLY_OFFSET_HOLE, Progress::Read { at, coverage }) => {
+            (wire::REPLY_OFFSET_HOLE, ReplyProgress::Read { at, coverage }) => {
                 let payload = self.receive_payload("a hole", header.length, 12)?;
-                let mut fields = Fields::new("a hole", &payload);
+                let mut fields = MessageReader::new("a hole", &payload);
                 let offset = fields.u64()?;
                 let length = fields.u32()?;
                 fields.end()?;
@@ -493,7 +500,7 @@ impl Client {
                 let at = *at + within as usize;
                 read_buffer(&mut self.reads, pending.ticket, at, length)?.fill(0);
             }
-            (wire::REPLY_BLOCK_STATUS, Progress::Status { only_one, contexts }) => {
+            (wire::REPLY_BLOCK_STATUS, ReplyProgress::Status { only_one, contexts }) => {
                 let payload = self.receive_payload("a list of extents", header.length, wire::MAX_STATUS_REPLY_BYTES)?;
                 let (id, extents) = wire::decode_block_status(&payload, pending.offset, pending.length, *only_one)?;
                 let context = self
@@ -525,12 +532,12 @@ impl Client {
         Ok(payload)
     }
 
-    fn take_pending(&mut self, cookie: u64) -> Result<Pending> {
+    fn take_pending(&mut self, cookie: u64) -> Result<PendingRequest> {
         self.pending.remove(&cookie).ok_or_else(|| Violation::Cookie(cookie).into())
     }
 
     /// A request's reply has ended: is it whole, and was it its ticket's last?
-    fn complete(&mut self, pending: Pending) -> Result<Option<Completion>> {
+    fn complete(&mut self, pending: PendingRequest) -> Result<Option<Completion>> {
         self.link.extend_deadline();
         let ticket = pending.ticket;
         let failure = pending.refusal.map(|refusal| match refusal.error {
@@ -544,20 +551,20 @@ impl Client {
             },
         });
         let outcome = match pending.progress {
-            Progress::Read { coverage, .. } => {
+            ReplyProgress::Read { coverage, .. } => {
                 let missing = coverage.missing(pending.length);
                 if failure.is_none() && missing > 0 {
                     return Err(Violation::Incomplete { missing }.into());
                 }
                 return self.complete_read(ticket, failure);
             }
-            Progress::Status { contexts, .. } => {
+            ReplyProgress::Status { contexts, .. } => {
                 if failure.is_none() && contexts.len() != self.export.contexts.len() {
                     return Err(Violation::Extents { offset: pending.offset }.into());
                 }
-                Answer::Status(contexts)
+                ReplyBody::Status(contexts)
             }
-            Progress::Nothing => Answer::Done,
+            ReplyProgress::Nothing => ReplyBody::Done,
         };
         Ok(Some(Completion { ticket, outcome: failure.map_or(Ok(outcome), Err) }))
     }
@@ -573,7 +580,7 @@ impl Client {
             self.reads.insert(ticket, read);
             return Ok(None);
         }
-        Ok(Some(Completion { ticket, outcome: read.failure.map_or(Ok(Answer::Read(read.buffer)), Err) }))
+        Ok(Some(Completion { ticket, outcome: read.failure.map_or(Ok(ReplyBody::Read(read.buffer)), Err) }))
     }
 }
 
@@ -584,7 +591,7 @@ impl Drop for Client {
             return;
         }
         if self.pending.is_empty() {
-            let goodbye = wire::encode_request(Command::Disconnect, 0, self.next_id, 0, 0);
+            let goodbye = wire::encode_request(RequestType::Disconnect, 0, self.next_id, 0, 0);
             self.link.close(&goodbye);
         } else {
             self.link.close(&[]);
@@ -618,7 +625,7 @@ fn read_buffer(
 }
 
 /// What no server needs to be asked: it would be `EINVAL`.
-fn refused_here(command: Command, offset: u64, length: u64) -> Error {
+fn refused_here(command: RequestType, offset: u64, length: u64) -> Error {
     Error::Request {
         command,
         offset,

@@ -45,12 +45,12 @@ pub struct Extents<'a> {
 impl Extents<'_> {
     fn ask(&mut self) -> Result<()> {
         match self.mapper.next_step() {
-            Step::Known(extent) => self.ready.push_back(extent),
-            Step::Ask { offset, length } => {
+            MapperStep::Known(extent) => self.ready.push_back(extent),
+            MapperStep::Ask { offset, length } => {
                 let answer = self.client.block_status(offset, length)?;
                 self.ready.extend(self.mapper.accept(&answer)?);
             }
-            Step::Complete => {}
+            MapperStep::Complete => {}
         }
         Ok(())
     }
@@ -73,7 +73,7 @@ impl Iterator for Extents<'_> {
 
 /// What a [`Mapper`] wants next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum MapperStep {
     /// An `NBD_CMD_BLOCK_STATUS`, to be answered to [`Mapper::accept`].
     Ask { offset: u64, length: u32 },
     /// There is nothing to ask: this is the whole map.
@@ -103,22 +103,22 @@ impl Mapper {
         }
     }
 
-    pub(super) fn next_step(&mut self) -> Step {
+    pub(super) fn next_step(&mut self) -> MapperStep {
         let left = self.size_bytes - self.position;
         if left == 0 {
-            return Step::Complete;
+            return MapperStep::Complete;
         }
         if !self.has_allocation && self.bitmap.is_none() {
             self.position = self.size_bytes;
-            return Step::Known(Extent { offset: 0, length: self.size_bytes, zero: false, dirty: None });
+            return MapperStep::Known(Extent { offset: 0, length: self.size_bytes, zero: false, dirty: None });
         }
-        Step::Ask {
+        MapperStep::Ask {
             offset: self.position,
             length: u32::try_from(left).map_or(MAX_QUESTION_BYTES, |left| left.min(MAX_QUESTION_BYTES)),
         }
     }
 
-    /// Digests the answer to the last [`Step::Ask`]; the next one goes on where *all* contexts have answered.
+    /// Digests the answer to the last [`MapperStep::Ask`]; the next one goes on where *all* contexts have answered.
     pub(super) fn accept(&mut self, answer: &[ContextStatus]) -> Result<Vec<Extent>> {
         let find =
             |name: &str| answer.iter().find(|status| status.context == name).map(|status| status.extents.as_slice());
@@ -171,12 +171,12 @@ impl Mapper {
 
 /// Lays two lists over each other, from `offset` to where the shorter one ends; equal neighbours become one.
 fn intersect(offset: u64, allocation: Option<&[StatusExtent]>, bitmap: Option<&[StatusExtent]>) -> Vec<Extent> {
-    let mut allocation = allocation.map(Cursor::new);
-    let mut bitmap = bitmap.map(Cursor::new);
+    let mut allocation = allocation.map(ExtentCursor::new);
+    let mut bitmap = bitmap.map(ExtentCursor::new);
     let mut merged: Vec<Extent> = Vec::new();
     let mut position = offset;
     loop {
-        let left = |cursor: &Option<Cursor<'_>>| cursor.as_ref().map(Cursor::left);
+        let left = |cursor: &Option<ExtentCursor<'_>>| cursor.as_ref().map(ExtentCursor::left);
         let length = match (left(&allocation), left(&bitmap)) {
             (Some(one), Some(other)) => one.min(other),
             (Some(only), None) | (None, Some(only)) => only,
@@ -199,15 +199,15 @@ fn intersect(offset: u64, allocation: Option<&[StatusExtent]>, bitmap: Option<&[
 
 /// A place in a list of extents.
 #[derive(Debug)]
-struct Cursor<'a> {
+struct ExtentCursor<'a> {
     extents: &'a [StatusExtent],
     /// How much of the first one is used up.
     used: u32,
 }
 
-impl<'a> Cursor<'a> {
-    fn new(extents: &'a [StatusExtent]) -> Cursor<'a> {
-        Cursor { extents, used: 0 }
+impl<'a> ExtentCursor<'a> {
+    fn new(extents: &'a [StatusExtent]) -> ExtentCursor<'a> {
+        ExtentCursor { extents, used: 0 }
     }
 
     /// What is left of the extent here; 0 at the end.
@@ -309,7 +309,7 @@ pub(super) struct ChunkCutter {
     chunk_bytes: u64,
     position: u64,
     /// What is known of the chunk that `position` is in, unless it is at its beginning.
-    partial: Option<Partial>,
+    partial: Option<PartialChunk>,
     /// The run that the next chunk may continue.
     current: Option<ChunkRun>,
     finished: VecDeque<ChunkRun>,
@@ -317,25 +317,25 @@ pub(super) struct ChunkCutter {
 
 /// What holds for all of the bytes so far.
 #[derive(Debug, Clone, Copy)]
-struct Partial {
+struct PartialChunk {
     zero: bool,
     clean: bool,
 }
 
-impl Partial {
-    fn of(extent: &Extent) -> Partial {
-        Partial { zero: extent.zero, clean: extent.dirty == Some(false) }
+impl PartialChunk {
+    fn of(extent: &Extent) -> PartialChunk {
+        PartialChunk { zero: extent.zero, clean: extent.dirty == Some(false) }
     }
 
-    fn and(self, other: Partial) -> Partial {
-        Partial { zero: self.zero && other.zero, clean: self.clean && other.clean }
+    fn and(self, other: PartialChunk) -> PartialChunk {
+        PartialChunk { zero: self.zero && other.zero, clean: self.clean && other.clean }
     }
 
     fn state(self) -> ChunkState {
         match self {
-            Partial { clean: true, zero } => ChunkState::Clean { zero },
-            Partial { zero: true, .. } => ChunkState::Zero,
-            Partial { .. } => ChunkState::Data,
+            PartialChunk { clean: true, zero } => ChunkState::Clean { zero },
+            PartialChunk { zero: true, .. } => ChunkState::Zero,
+            PartialChunk { .. } => ChunkState::Data,
         }
     }
 }
@@ -359,7 +359,7 @@ impl ChunkCutter {
         if extent.offset != self.position || end.is_none_or(|end| end > self.size_bytes) {
             return Err(Violation::Map { offset: self.position });
         }
-        let here = Partial::of(&extent);
+        let here = PartialChunk::of(&extent);
         let mut left = extent.length;
         while left > 0 {
             let index = self.position / self.chunk_bytes;

@@ -11,8 +11,8 @@
 
 use super::link::Link;
 use super::wire::{
-    self, DEFAULT_MIN_BLOCK_BYTES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, Fields, GREETING_MAGIC, INFO_BLOCK_SIZE,
-    INFO_EXPORT, MAX_OPTION_REPLY_BYTES, MAX_REQUEST_BYTES, OLD_STYLE_MAGIC, OPT_EXPORT_NAME, OPT_GO,
+    self, DEFAULT_MIN_BLOCK_BYTES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, GREETING_MAGIC, INFO_BLOCK_SIZE, INFO_EXPORT,
+    MAX_OPTION_REPLY_BYTES, MAX_REQUEST_BYTES, MessageReader, OLD_STYLE_MAGIC, OPT_EXPORT_NAME, OPT_GO,
     OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, OPTION_MAGIC, OPTION_REPLY_MAGIC, REP_ACK, REP_ERR_UNKNOWN,
     REP_ERR_UNSUP, REP_ERROR_BIT, REP_INFO, REP_META_CONTEXT, Violation,
 };
@@ -116,7 +116,7 @@ fn negotiate_contexts(link: &mut Link, export: &str, wanted: &[String]) -> Resul
         match reply.kind {
             REP_ACK => return Ok(contexts),
             REP_META_CONTEXT => {
-                let mut fields = Fields::new("a metadata context", &reply.payload);
+                let mut fields = MessageReader::new("a metadata context", &reply.payload);
                 let id = fields.u32()?;
                 let name = String::from_utf8_lossy(fields.rest()).into_owned();
                 let known = |(other, known): &(u32, String)| *other == id || *known == name;
@@ -135,10 +135,10 @@ fn negotiate_contexts(link: &mut Link, export: &str, wanted: &[String]) -> Resul
 }
 
 /// Size, transmission flags, minimum and maximum block size.
-type Info = (u64, u16, Option<(u32, u32)>);
+type ExportInfo = (u64, u16, Option<(u32, u32)>);
 
 /// `NBD_OPT_GO`; nothing if the server does not know it.
-fn go(link: &mut Link, export: &str) -> Result<Option<Info>> {
+fn go(link: &mut Link, export: &str) -> Result<Option<ExportInfo>> {
     link.send(&wire::encode_go(export))?;
     let mut size_and_flags = None;
     let mut block_sizes = None;
@@ -150,7 +150,7 @@ fn go(link: &mut Link, export: &str) -> Result<Option<Info>> {
                 return Ok(Some((size_bytes, flags, block_sizes)));
             }
             REP_INFO => {
-                let mut fields = Fields::new("an export's information", &reply.payload);
+                let mut fields = MessageReader::new("an export's information", &reply.payload);
                 match fields.u16()? {
                     INFO_EXPORT => {
                         size_and_flags = Some((fields.u64()?, fields.u16()?));
@@ -178,7 +178,7 @@ fn go(link: &mut Link, export: &str) -> Result<Option<Info>> {
 }
 
 /// `NBD_OPT_EXPORT_NAME`, for servers of before 2016. A refusal is the end of the connection.
-fn export_name(link: &mut Link, export: &str, no_zeroes: bool) -> Result<Info> {
+fn export_name(link: &mut Link, export: &str, no_zeroes: bool) -> Result<ExportInfo> {
     link.send(&wire::encode_option(OPT_EXPORT_NAME, export.as_bytes()))?;
     let size_bytes = match link.receive_array() {
         Err(Error::Disconnected) => {
@@ -196,7 +196,7 @@ fn export_name(link: &mut Link, export: &str, no_zeroes: bool) -> Result<Info> {
 /// "Fixed newstyle negotiation": one reply to the option that is being negotiated.
 fn receive_reply(link: &mut Link, option: u32) -> Result<OptionReply> {
     let header: [u8; 20] = link.receive_array()?;
-    let mut fields = Fields::new("an option reply's header", &header);
+    let mut fields = MessageReader::new("an option reply's header", &header);
     let magic = fields.u64()?;
     let answered = fields.u32()?;
     let kind = fields.u32()?;

@@ -59,11 +59,11 @@ mod reader;
 mod uri;
 pub mod wire;
 
-pub use client::{Client, ContextStatus, Options};
+pub use client::{Client, ClientOptions, ContextStatus};
 pub use extents::{ChunkRun, ChunkRuns, ChunkState, Extent, Extents, chunk_runs, extents};
 pub use reader::{Chunk, ChunkBytes, Chunks, DiskReader, ReadOptions};
 pub use uri::{NbdUri, UriError};
-pub use wire::{Command, StatusExtent, Violation};
+pub use wire::{RequestType, StatusExtent, Violation};
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -102,7 +102,7 @@ pub enum Error {
     #[error("the NBD server failed to {command} {length} bytes at offset {offset}: {}{}", wire::error_name(*error), suffix(message))]
     Request {
         /// What was asked.
-        command: Command,
+        command: RequestType,
         /// Where.
         offset: u64,
         /// How much.

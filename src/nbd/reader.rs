@@ -27,8 +27,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::client::{Answer, Client, Options, Ticket};
-use super::extents::{ChunkCutter, ChunkRun, ChunkState, Mapper, Step};
+use super::client::{Client, ClientOptions, ReplyBody, Ticket};
+use super::extents::{ChunkCutter, ChunkRun, ChunkState, Mapper, MapperStep};
 use super::uri::NbdUri;
 use super::wire::{BASE_ALLOCATION, Violation};
 use super::{Error, Result};
@@ -154,12 +154,14 @@ impl DiskReader {
     pub fn open(uri: &NbdUri, options: ReadOptions) -> Result<DiskReader> {
         let mut contexts = vec![BASE_ALLOCATION.to_owned()];
         contexts.extend(options.bitmap_context.clone());
-        let first =
-            Client::connect(uri, &Options { contexts, timeout: options.timeout, stop: Arc::clone(&options.stop) })?;
+        let first = Client::connect(
+            uri,
+            &ClientOptions { contexts, timeout: options.timeout, stop: Arc::clone(&options.stop) },
+        )?;
         let size_bytes = first.size_bytes();
         let connections = if first.multi_conn() { options.connections.clamp(1, options.in_flight.max(1)) } else { 1 };
         let mut clients = vec![first];
-        let further = Options {
+        let further = ClientOptions {
             contexts: Vec::new(),
             timeout: options.timeout.min(FURTHER_CONNECTION_TIMEOUT),
             stop: Arc::clone(&options.stop),
@@ -215,7 +217,7 @@ enum Order {
 /// The chunks of a disk; see [`DiskReader::chunks`].
 #[derive(Debug)]
 pub struct Chunks {
-    shared: Arc<Shared>,
+    shared: Arc<ReaderShared>,
     order: Order,
     stop: Arc<AtomicBool>,
     workers: Vec<JoinHandle<()>>,
@@ -224,8 +226,8 @@ pub struct Chunks {
 
 /// What the threads and the consumer share.
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct ReaderShared {
+    state: Mutex<ReaderState>,
     /// There may be something to hand out.
     work: Condvar,
     /// There may be something to deliver.
@@ -240,7 +242,7 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ReaderState {
     /// What the map said and nobody has taken, in order.
     plan: VecDeque<ChunkRun>,
     map_is_complete: bool,
@@ -263,7 +265,7 @@ struct Assignment {
     length: usize,
 }
 
-impl State {
+impl ReaderState {
     /// Moves what needs no reading from the plan to the consumer.
     fn pass_through(&mut self) -> bool {
         let mut moved = false;
@@ -316,9 +318,9 @@ impl State {
     }
 }
 
-impl Shared {
+impl ReaderShared {
     /// No code that holds the lock can leave the state half changed.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ReaderState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -389,7 +391,7 @@ impl Shared {
 }
 
 /// Tells the consumer that a thread has ended, however it ended.
-struct Attendance(Arc<Shared>);
+struct Attendance(Arc<ReaderShared>);
 
 impl Drop for Attendance {
     fn drop(&mut self) {
@@ -400,8 +402,8 @@ impl Drop for Attendance {
 }
 
 /// One connection's thread.
-struct Worker {
-    shared: Arc<Shared>,
+struct ReadWorker {
+    shared: Arc<ReaderShared>,
     client: Client,
     /// The most that this connection has in flight.
     depth: usize,
@@ -419,7 +421,7 @@ struct Map {
     asked: Option<Ticket>,
 }
 
-impl Worker {
+impl ReadWorker {
     fn run(mut self) {
         let _attendance = Attendance(Arc::clone(&self.shared));
         if let Err(error) = self.work() {
@@ -459,14 +461,14 @@ impl Worker {
             return Ok(());
         }
         match map.mapper.next_step() {
-            Step::Ask { offset, length } => {
+            MapperStep::Ask { offset, length } => {
                 map.asked = Some(self.client.submit_block_status(offset, length, false)?);
             }
-            Step::Known(extent) => {
+            MapperStep::Known(extent) => {
                 map.cutter.push(extent)?;
                 self.shared.extend_plan(map.cutter.take_runs(), false);
             }
-            Step::Complete => {
+            MapperStep::Complete => {
                 map.cutter.finish()?;
                 self.shared.extend_plan(map.cutter.take_runs(), true);
                 self.map = None;
@@ -479,7 +481,7 @@ impl Worker {
     fn finish_one(&mut self) -> Result<()> {
         let completion = self.client.wait_any()?;
         match completion.outcome? {
-            Answer::Read(bytes) => {
+            ReplyBody::Read(bytes) => {
                 if let Some(assignment) = self.reading.remove(&completion.ticket) {
                     let chunk = Chunk::Data {
                         index: assignment.index,
@@ -489,7 +491,7 @@ impl Worker {
                     self.shared.deliver(assignment.sequence, chunk);
                 }
             }
-            Answer::Status(status) => {
+            ReplyBody::Status(status) => {
                 if let Some(map) = &mut self.map {
                     map.asked = None;
                     for extent in map.mapper.accept(&status)? {
@@ -498,7 +500,7 @@ impl Worker {
                     self.shared.extend_plan(map.cutter.take_runs(), false);
                 }
             }
-            Answer::Done => {}
+            ReplyBody::Done => {}
         }
         Ok(())
     }
@@ -512,8 +514,8 @@ impl Chunks {
         let chunk_bytes = options.chunk_bytes.max(1);
         // As many again as are in flight may be with the consumer.
         let (pool, recycled) = crossbeam_channel::bounded(2 * in_flight);
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State { workers_left: clients.len(), ..State::default() }),
+        let shared = Arc::new(ReaderShared {
+            state: Mutex::new(ReaderState { workers_left: clients.len(), ..ReaderState::default() }),
             work: Condvar::new(),
             delivery: Condvar::new(),
             halt: Arc::default(),
@@ -534,7 +536,7 @@ impl Chunks {
             .map(|mut client| {
                 client.reconfigure(options.timeout, Arc::clone(&shared.halt));
                 let worker =
-                    Worker { shared: Arc::clone(&shared), client, depth, reading: HashMap::new(), map: map.take() };
+                    ReadWorker { shared: Arc::clone(&shared), client, depth, reading: HashMap::new(), map: map.take() };
                 std::thread::spawn(|| worker.run())
             })
             .collect();
@@ -542,7 +544,7 @@ impl Chunks {
     }
 
     /// The next part that the order allows.
-    fn take_ready(&self, state: &mut State) -> Option<Chunk> {
+    fn take_ready(&self, state: &mut ReaderState) -> Option<Chunk> {
         let chunk = match self.order {
             Order::AsTheyCome => state.ready.pop_first()?.1,
             Order::Ascending => state.ready.remove(&state.delivered)?,

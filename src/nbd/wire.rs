@@ -169,12 +169,12 @@ pub enum Violation {
     Cookie(u64),
     /// A simple reply where only a structured one can hold the answer.
     #[error("a simple reply to {0}")]
-    SimpleReply(Command),
+    SimpleReply(RequestType),
     /// A kind of chunk that this request does not have, or without structured replies.
     #[error("a chunk of type {kind:#06x} in the reply to {command}")]
     ChunkType {
         /// What was asked.
-        command: Command,
+        command: RequestType,
         /// The chunk's type.
         kind: u16,
     },
@@ -231,7 +231,7 @@ pub enum Violation {
 /// "Request types": what we ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u16)]
-pub enum Command {
+pub enum RequestType {
     /// `NBD_CMD_READ`
     Read = 0,
     /// `NBD_CMD_WRITE`
@@ -246,15 +246,15 @@ pub enum Command {
     BlockStatus = 7,
 }
 
-impl fmt::Display for Command {
+impl fmt::Display for RequestType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Command::Read => "read",
-            Command::Write => "write",
-            Command::Disconnect => "disconnect",
-            Command::Flush => "flush",
-            Command::WriteZeroes => "write zeroes",
-            Command::BlockStatus => "map",
+            RequestType::Read => "read",
+            RequestType::Write => "write",
+            RequestType::Disconnect => "disconnect",
+            RequestType::Flush => "flush",
+            RequestType::WriteZeroes => "write zeroes",
+            RequestType::BlockStatus => "map",
         })
     }
 }
@@ -270,7 +270,7 @@ pub struct StatusExtent {
 
 /// An error as a chunk told it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub struct ErrorReply {
     /// The number, never 0.
     pub error: u32,
     /// The server's words, made safe to print.
@@ -293,7 +293,7 @@ pub struct ChunkHeader {
 impl ChunkHeader {
     /// "Structured reply chunk message", without the magic.
     pub fn decode(bytes: [u8; 16]) -> Result<ChunkHeader, Violation> {
-        let mut fields = Fields::new("a chunk's header", &bytes);
+        let mut fields = MessageReader::new("a chunk's header", &bytes);
         Ok(ChunkHeader { flags: fields.u16()?, kind: fields.u16()?, cookie: fields.u64()?, length: fields.u32()? })
     }
 
@@ -309,7 +309,7 @@ impl ChunkHeader {
 }
 
 /// "Request message".
-pub fn encode_request(command: Command, flags: u16, cookie: u64, offset: u64, length: u32) -> [u8; 28] {
+pub fn encode_request(command: RequestType, flags: u16, cookie: u64, offset: u64, length: u32) -> [u8; 28] {
     let mut bytes = [0; 28];
     bytes[0..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
     bytes[4..6].copy_from_slice(&flags.to_be_bytes());
@@ -361,15 +361,15 @@ fn length_field(bytes: &[u8]) -> u32 {
 }
 
 /// `NBD_REPLY_TYPE_ERROR`, `NBD_REPLY_TYPE_ERROR_OFFSET` and error chunks yet to be invented: they all begin alike.
-pub fn decode_error_chunk(payload: &[u8]) -> Result<Refusal, Violation> {
-    let mut fields = Fields::new("an error chunk", payload);
+pub fn decode_error_chunk(payload: &[u8]) -> Result<ErrorReply, Violation> {
+    let mut fields = MessageReader::new("an error chunk", payload);
     let error = fields.u32()?;
     let message_bytes = fields.u16()?;
     let message = fields.take(usize::from(message_bytes))?;
     if error == 0 {
         return Err(Violation::NoError);
     }
-    Ok(Refusal { error, message: printable(message) })
+    Ok(ErrorReply { error, message: printable(message) })
 }
 
 /// `NBD_REPLY_TYPE_BLOCK_STATUS`: the context's id and its extents. `length` is what was asked from `offset`; with
@@ -380,7 +380,7 @@ pub fn decode_block_status(
     length: u32,
     only_one: bool,
 ) -> Result<(u32, Vec<StatusExtent>), Violation> {
-    let mut fields = Fields::new("a list of extents", payload);
+    let mut fields = MessageReader::new("a list of extents", payload);
     let context = fields.u32()?;
     let (pairs, rest) = fields.rest().as_chunks::<8>();
     if pairs.is_empty() || !rest.is_empty() || only_one && pairs.len() > 1 {
@@ -389,7 +389,7 @@ pub fn decode_block_status(
     let mut extents = Vec::with_capacity(pairs.len());
     let mut left = u64::from(length);
     for (position, pair) in pairs.iter().enumerate() {
-        let mut pair = Fields::new("an extent", pair);
+        let mut pair = MessageReader::new("an extent", pair);
         let mut extent = StatusExtent { length: pair.u32()?, flags: pair.u32()? };
         let is_last = position + 1 == pairs.len();
         let too_long = u64::from(extent.length) > left && (!is_last || only_one);
@@ -448,16 +448,16 @@ pub fn option_error_name(reply: u32) -> String {
 
 /// Reads fields off the front of a message.
 #[derive(Debug)]
-pub struct Fields<'a> {
+pub struct MessageReader<'a> {
     what: &'static str,
     whole: usize,
     bytes: &'a [u8],
 }
 
-impl<'a> Fields<'a> {
+impl<'a> MessageReader<'a> {
     /// `what` is named when the message is too short.
-    pub fn new(what: &'static str, bytes: &'a [u8]) -> Fields<'a> {
-        Fields { what, whole: bytes.len(), bytes }
+    pub fn new(what: &'static str, bytes: &'a [u8]) -> MessageReader<'a> {
+        MessageReader { what, whole: bytes.len(), bytes }
     }
 
     /// The next `count` bytes.

@@ -7,10 +7,10 @@
 //! everything from some byte on; what lies wholly behind that byte reads as zeros and is found by the assembler, and the
 //! chunk that the byte is in is exactly this one.
 
-use super::chunk_map::{Chunk, Geometry};
-use super::store_disk::{Base, DiskTask, Outcome, StoredDisk, is_zero};
+use super::chunk_map::{Geometry, MappedChunk};
+use super::store_disk::{Base, DiskTask, StoreOutcome, StoredDisk, is_zero};
 use super::{Error, Result, Stop};
-use crate::nbd::{ChunkState, Client, Options, chunk_runs, extents};
+use crate::nbd::{ChunkState, Client, ClientOptions, chunk_runs, extents};
 use crate::repo::Id;
 use rand::Rng;
 use std::collections::BTreeSet;
@@ -36,7 +36,7 @@ impl<'a> ChunkReader<'a> {
         let client = match &mut self.client {
             Some(client) => client,
             none => {
-                let options = Options { stop: self.stop.flag(), ..Options::default() };
+                let options = ClientOptions { stop: self.stop.flag(), ..ClientOptions::default() };
                 none.insert(Client::connect(self.task.uri, &options).map_err(&failed)?)
             }
         };
@@ -55,26 +55,26 @@ pub(super) fn sample(
     mut stored: StoredDisk,
     clean: &[(u64, u64)],
     stop: &Stop,
-) -> Result<Outcome> {
+) -> Result<StoreOutcome> {
     let chosen = choose(clean, share);
     let mut reader = ChunkReader::new(task, geometry, stop);
-    let mut lied_about = Vec::new();
+    let mut bitmap_mismatches = Vec::new();
     for (index, expected) in stored.map.at(&chosen) {
         let bytes = reader.read(index)?;
         stored.read_bytes += bytes.len() as u64;
         let is_same = match expected {
-            Chunk::Zero => is_zero(bytes),
-            Chunk::Blob(id) => Id::hash(bytes) == id,
+            MappedChunk::Zero => is_zero(bytes),
+            MappedChunk::Blob(id) => Id::hash(bytes) == id,
         };
         if !is_same {
-            lied_about.push((index, 1));
+            bitmap_mismatches.push((index, 1));
         }
     }
-    if lied_about.is_empty() {
-        return Ok(Outcome::Stored(stored));
+    if bitmap_mismatches.is_empty() {
+        return Ok(StoreOutcome::Stored(stored));
     }
-    let reason = format!("{} of {} clean chunks were found changed", lied_about.len(), chosen.len());
-    Ok(Outcome::Untrusted { reason, lied_about })
+    let reason = format!("{} of {} clean chunks were found changed", bitmap_mismatches.len(), chosen.len());
+    Ok(StoreOutcome::BitmapInvalid { reason, bitmap_mismatches })
 }
 
 /// The chunks to look at, ascending: the last, and a random share of all.
@@ -113,16 +113,16 @@ pub(super) fn compare_all(
     base: Base,
     mut stored: StoredDisk,
     stop: &Stop,
-) -> Result<Outcome> {
+) -> Result<StoreOutcome> {
     let failed = Error::disk(task.disk);
-    let options = Options {
+    let options = ClientOptions {
         contexts: vec!["base:allocation".into(), base.bitmap.to_owned()],
         stop: stop.flag(),
-        ..Options::default()
+        ..ClientOptions::default()
     };
     let mut client = Client::connect(task.uri, &options).map_err(&failed)?;
     if !client.has_context(base.bitmap) {
-        return Ok(Outcome::Stored(stored));
+        return Ok(StoreOutcome::Stored(stored));
     }
     let (mut then, mut now) = (base.map.cursor(), stored.map.cursor());
     let known = base.comparable(geometry);
@@ -136,15 +136,15 @@ pub(super) fn compare_all(
             continue;
         }
         if let (Some(then), Some(now)) = (then.take(run.first, count), now.take(run.first, count)) {
-            stored.lied_about.extend(differences(run.first, &then, &now));
+            stored.bitmap_mismatches.extend(differences(run.first, &then, &now));
         }
     }
     stored.is_unchanged = is_unchanged;
-    Ok(Outcome::Stored(stored))
+    Ok(StoreOutcome::Stored(stored))
 }
 
 /// Where two lists of runs differ, as (first, count).
-fn differences(first: u64, then: &[(Chunk, u64)], now: &[(Chunk, u64)]) -> Vec<(u64, u64)> {
+fn differences(first: u64, then: &[(MappedChunk, u64)], now: &[(MappedChunk, u64)]) -> Vec<(u64, u64)> {
     let (mut then, mut now) = (then.iter().copied(), now.iter().copied());
     let (mut a, mut b) = (then.next(), now.next());
     let (mut index, mut found) = (first, Vec::<(u64, u64)>::new());
@@ -177,9 +177,9 @@ mod tests {
 
     #[test]
     fn differences_are_found_by_range() {
-        let blob = |n: u8| Chunk::Blob(Id::hash(&[n]));
-        let then = [(Chunk::Zero, 4), (blob(1), 4)];
-        let now = [(Chunk::Zero, 3), (blob(1), 2), (blob(2), 3)];
+        let blob = |n: u8| MappedChunk::Blob(Id::hash(&[n]));
+        let then = [(MappedChunk::Zero, 4), (blob(1), 4)];
+        let now = [(MappedChunk::Zero, 3), (blob(1), 2), (blob(2), 3)];
         assert_eq!(differences(100, &then, &now), [(103, 1), (105, 3)]);
         assert_eq!(differences(0, &then, &then), []);
     }

@@ -1,24 +1,24 @@
 //! One machine, from capture to committed point: snapshot, push and release in the commit order.
 
-use super::open_repo::OpenRepo;
+use super::locked_repo::LockedRepo;
 use super::push::{PushRequest, Trust, push};
 use super::release::release;
 use super::snapshot::{SnapshotRequest, snapshot};
 use super::{Error, Monitor, Result, Stop};
 use crate::capture::close::drain_capture;
-use crate::capture::{self, CaptureFile, CaptureKind, CaptureState, Hypervisor, Runtime};
+use crate::capture::{self, CaptureFile, CaptureKind, CaptureState, Hypervisor, RuntimeDirs};
+use crate::failpoint::{self, Failpoint};
 use crate::nbd;
-use crate::pace::Pace;
+use crate::rate_limiter::RateLimiter;
 use crate::record;
 use crate::repo::Repository;
-use crate::steps::{self, Step};
 use crate::units::ChunkSize;
 use std::collections::BTreeMap;
 
 /// What a backup works with.
 pub struct Backup<'a> {
     /// The folders of captures.
-    pub runtime: &'a Runtime,
+    pub runtime: &'a RuntimeDirs,
     /// Opens the machine's hypervisor: late, and for a short time, since the embedded driver admits one process only.
     pub connect: &'a (dyn Fn() -> capture::Result<Hypervisor> + Sync),
     /// Where the point goes.
@@ -26,7 +26,7 @@ pub struct Backup<'a> {
     /// How far the dirty bitmaps are believed.
     pub trust: Trust,
     /// How fast the disks may be read, all together.
-    pub pace: Option<&'a Pace>,
+    pub pace: Option<&'a RateLimiter>,
     /// The size of chunks; none keeps that of each disk's last point.
     pub chunk_size: Option<ChunkSize>,
     /// Watches.
@@ -63,8 +63,8 @@ impl Backup<'_> {
     ) -> std::result::Result<record::Point, (Error, Option<CaptureKind>)> {
         let before = |error| (error, None);
         self.stop.check().map_err(before)?;
-        let open = OpenRepo::settling(self.repo, self.stop).map_err(before)?;
-        steps::reached(Step::RepositoryOpened);
+        let open = LockedRepo::settling(self.repo, self.stop).map_err(before)?;
+        failpoint::hit(Failpoint::RepositoryOpened);
         let state = self.capture(machine, request, &open).map_err(before)?;
         let kind = state.kind;
         let during = |error| (error, Some(kind));
@@ -81,7 +81,7 @@ impl Backup<'_> {
         Ok(point)
     }
 
-    fn capture(&self, machine: &str, request: &SnapshotRequest, open: &OpenRepo) -> Result<CaptureState> {
+    fn capture(&self, machine: &str, request: &SnapshotRequest, open: &LockedRepo) -> Result<CaptureState> {
         let hypervisor = (self.connect)()?;
         // Nobody else can use this capture: it need not wait for its lease when we are killed.
         let request = SnapshotRequest { owned: true, ..request.clone() };
@@ -93,7 +93,7 @@ impl Backup<'_> {
         Ok(state)
     }
 
-    fn store(&self, open: &OpenRepo, file: &CaptureFile, state: &CaptureState) -> Result<record::Point> {
+    fn store(&self, open: &LockedRepo, file: &CaptureFile, state: &CaptureState) -> Result<record::Point> {
         file.lock_shared()?;
         let request = PushRequest {
             file,

@@ -6,8 +6,8 @@
 //! the name of a checkpoint of that one's chain, which says when to distrust it and when to delete it: it is passed over too.
 
 use super::Result;
+use super::locked_repo::LockedRepo;
 use super::manifest::{Manifest, ManifestDisk};
-use super::open_repo::OpenRepo;
 use super::points::PointRef;
 use crate::capture::CapturedDisk;
 use crate::capture::images::ImageIdentity;
@@ -46,7 +46,7 @@ pub fn checkpoint_name(repository: &str, now: Time) -> String {
 /// images hold is that point and what changed since, whichever host it was made on. When none is known or alive, the newest
 /// of this host is proposed; another host may have another machine with the same UUID.
 pub fn find(
-    open: &OpenRepo,
+    open: &LockedRepo,
     uuid: &str,
     machine: &str,
     known: &[String],
@@ -54,7 +54,7 @@ pub fn find(
 ) -> Result<Option<Chain>> {
     let (named, others): (Vec<_>, Vec<_>) = open.points()?.iter().rev().partition(|point| point.machine() == machine);
     let (mut newest, mut looked, mut distrusts) = (None, BTreeSet::new(), Vec::new());
-    let (own, this_host) = (prefix(open.repo.id()), super::discover::host_name());
+    let (own, this_host) = (prefix(open.repo.id()), super::inventory::host_name());
     // Points of other hosts must not hide this host's.
     let mut left = BTreeMap::from([(true, DEPTH), (false, DEPTH)]);
     let mut is_near = |point: &PointRef| {

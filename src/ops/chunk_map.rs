@@ -17,7 +17,7 @@ pub const ZERO_BLOB_BYTES: u64 = repo::ZERO_BLOB_BYTES as u64;
 
 /// What one chunk holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Chunk {
+pub enum MappedChunk {
     /// Only zeros.
     Zero,
     /// The blob with this id.
@@ -81,7 +81,7 @@ impl ZeroIds {
 /// Every chunk of a disk, in order; equal neighbours take one entry.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ChunkMap {
-    runs: Vec<(Chunk, u32)>,
+    runs: Vec<(MappedChunk, u32)>,
 }
 
 /// A file's content that is not a list of chunks of this geometry.
@@ -94,7 +94,7 @@ pub struct Misfit {
 
 impl ChunkMap {
     /// Adds `count` equal chunks at the end.
-    pub fn push(&mut self, chunk: Chunk, mut count: u64) {
+    pub fn push(&mut self, chunk: MappedChunk, mut count: u64) {
         if let Some((last, length)) = self.runs.last_mut()
             && *last == chunk
         {
@@ -120,7 +120,7 @@ impl ChunkMap {
     }
 
     /// Runs of equal chunks: the index of the first, what it is, how many.
-    pub fn runs(&self) -> impl Iterator<Item = (u64, Chunk, u64)> + '_ {
+    pub fn runs(&self) -> impl Iterator<Item = (u64, MappedChunk, u64)> + '_ {
         self.runs.iter().scan(0, |next, (chunk, count)| {
             let first = *next;
             *next += u64::from(*count);
@@ -129,7 +129,7 @@ impl ChunkMap {
     }
 
     /// The chunks at these indices, which ascend.
-    pub fn at(&self, indices: &[u64]) -> Vec<(u64, Chunk)> {
+    pub fn at(&self, indices: &[u64]) -> Vec<(u64, MappedChunk)> {
         let mut cursor = self.cursor();
         let chunk = |index: u64| cursor.take(index, 1).and_then(|taken| taken.first().copied());
         let found: Vec<_> = indices.iter().copied().map(chunk).collect();
@@ -137,8 +137,8 @@ impl ChunkMap {
     }
 
     /// A cursor before the first chunk.
-    pub fn cursor(&self) -> Cursor<'_> {
-        Cursor { runs: self.runs.iter(), start: 0, current: None }
+    pub fn cursor(&self) -> ChunkCursor<'_> {
+        ChunkCursor { runs: self.runs.iter(), start: 0, current: None }
     }
 
     /// The file's content for the tree.
@@ -147,8 +147,8 @@ impl ChunkMap {
         let last = geometry.chunks().saturating_sub(1);
         for (first, chunk, count) in self.runs() {
             match chunk {
-                Chunk::Blob(id) => content.push_run(id, count),
-                Chunk::Zero => {
+                MappedChunk::Blob(id) => content.push_run(id, count),
+                MappedChunk::Zero => {
                     let holds_last = first + count > last;
                     let whole = count - u64::from(holds_last);
                     content.push_run(zeros.whole, whole * u64::from(geometry.chunk_bytes) / ZERO_BLOB_BYTES);
@@ -175,13 +175,13 @@ impl ChunkMap {
             if id != zeros.whole {
                 // A disk shorter than 512 KiB, or whose last chunk is, can end in the odd blob alone.
                 let odd_last = found + 1 == chunks && Some(id) == zeros.tail && last_zeros.is_some_and(|(n, _)| n == 0);
-                map.push(if odd_last { Chunk::Zero } else { Chunk::Blob(id) }, count);
+                map.push(if odd_last { MappedChunk::Zero } else { MappedChunk::Blob(id) }, count);
                 found += count;
                 continue;
             }
             let before_last = chunks.saturating_sub(1).saturating_sub(found);
             let whole = (count / per_chunk).min(before_last);
-            map.push(Chunk::Zero, whole);
+            map.push(MappedChunk::Zero, whole);
             found += whole;
             count -= whole * per_chunk;
             if count > 0 {
@@ -192,7 +192,7 @@ impl ChunkMap {
                 if count != blobs || (tail > 0 && runs.next() != zeros.tail.map(|id| (id, 1))) {
                     return Err(misfit(found));
                 }
-                map.push(Chunk::Zero, 1);
+                map.push(MappedChunk::Zero, 1);
                 found += 1;
             }
         }
@@ -202,15 +202,15 @@ impl ChunkMap {
 
 /// Walks over a map, forward only.
 #[derive(Debug, Clone)]
-pub struct Cursor<'a> {
-    runs: std::slice::Iter<'a, (Chunk, u32)>,
+pub struct ChunkCursor<'a> {
+    runs: std::slice::Iter<'a, (MappedChunk, u32)>,
     start: u64,
-    current: Option<(Chunk, u64)>,
+    current: Option<(MappedChunk, u64)>,
 }
 
-impl Cursor<'_> {
+impl ChunkCursor<'_> {
     /// The runs of `count` chunks from `first`, which is not before what was taken last; none if the map ends before.
-    pub fn take(&mut self, mut first: u64, mut count: u64) -> Option<Vec<(Chunk, u64)>> {
+    pub fn take(&mut self, mut first: u64, mut count: u64) -> Option<Vec<(MappedChunk, u64)>> {
         let mut taken = Vec::new();
         while count > 0 {
             let (chunk, length) = match self.current {
@@ -247,8 +247,8 @@ mod tests {
             let mut map = ChunkMap::default();
             for (kind, count) in kinds {
                 let chunk = match kind {
-                    0 => Chunk::Zero,
-                    n => Chunk::Blob(Id::hash(&[n])),
+                    0 => MappedChunk::Zero,
+                    n => MappedChunk::Blob(Id::hash(&[n])),
                 };
                 map.push(chunk, count);
             }
@@ -281,13 +281,14 @@ mod tests {
     #[test]
     fn a_cursor_takes_any_ascending_ranges() {
         let mut map = ChunkMap::default();
-        let kinds: Vec<Chunk> =
-            (0..40u8).map(|n| if n % 7 < 3 { Chunk::Zero } else { Chunk::Blob(Id::hash(&[n / 9])) }).collect();
+        let kinds: Vec<MappedChunk> = (0..40u8)
+            .map(|n| if n % 7 < 3 { MappedChunk::Zero } else { MappedChunk::Blob(Id::hash(&[n / 9])) })
+            .collect();
         kinds.iter().for_each(|chunk| map.push(*chunk, 1));
         let mut cursor = map.cursor();
         for (first, count) in [(0, 1), (1, 5), (6, 0), (9, 10), (20, 1), (38, 2)] {
             let taken = cursor.take(first, count).unwrap();
-            let flat: Vec<Chunk> =
+            let flat: Vec<MappedChunk> =
                 taken.iter().flat_map(|(chunk, n)| std::iter::repeat_n(*chunk, *n as usize)).collect();
             assert_eq!(flat, kinds[first as usize..(first + count) as usize]);
         }
@@ -299,7 +300,7 @@ mod tests {
     fn a_two_tebibyte_hole_is_one_entry() {
         let geometry = Geometry { capacity_bytes: 2 << 40, chunk_bytes: 1 << 20 };
         let mut map = ChunkMap::default();
-        map.push(Chunk::Zero, geometry.chunks());
+        map.push(MappedChunk::Zero, geometry.chunks());
         assert_eq!(map.runs().count(), 1);
         assert_eq!(map.to_content(geometry, ZeroIds::of(geometry)).runs().count(), 1);
     }

@@ -3,7 +3,9 @@
 //! Pure: [`capture::survey`](crate::capture::survey) looks, and whoever shows the findings has the words for them.
 
 use super::snapshot::scratch_needed;
-use crate::capture::survey::{AgentSurvey, BrokenBitmap, DiskSurvey, HostSurvey, JobSurvey, MachineSurvey, Storage};
+use crate::capture::survey::{
+    AgentSurvey, BrokenBitmap, DiskStorage, DiskSurvey, HostSurvey, JobSurvey, MachineSurvey,
+};
 use crate::record::Status;
 use std::path::PathBuf;
 
@@ -29,12 +31,12 @@ pub struct Finding {
     /// How it is.
     pub status: Status,
     /// What it is.
-    pub subject: Subject,
+    pub subject: CheckSubject,
 }
 
 /// What was looked at, and what was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Subject {
+pub enum CheckSubject {
     /// Where the machines run.
     Connection {
         /// The connection.
@@ -70,7 +72,7 @@ pub enum Subject {
         user: Option<u32>,
     },
     /// Room for what a guest overwrites during its backup.
-    Scratch(Room),
+    Scratch(FreeSpace),
     /// The guest agent.
     Agent(AgentSurvey),
     /// What holds the machine.
@@ -96,7 +98,7 @@ pub enum Subject {
 
 /// The room in a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Room {
+pub struct FreeSpace {
     /// The folder.
     pub folder: PathBuf,
     /// What is free there.
@@ -110,43 +112,43 @@ pub fn judge_host(host: &HostSurvey, missing: &[&'static str]) -> Vec<Finding> {
     let mut findings = vec![
         of_host(
             if host.is_local { Status::Ok } else { Status::Critical },
-            Subject::Connection { uri: host.uri.clone() },
+            CheckSubject::Connection { uri: host.uri.clone() },
         ),
-        of_host(age(host.libvirt, LIBVIRT_NEEDED, LIBVIRT_WANTED), Subject::Libvirt { version: host.libvirt }),
+        of_host(age(host.libvirt, LIBVIRT_NEEDED, LIBVIRT_WANTED), CheckSubject::Libvirt { version: host.libvirt }),
         of_host(
             host.qemu.map_or(Status::Critical, |version| age(version, QEMU_NEEDED, QEMU_WANTED)),
-            Subject::Qemu { version: host.qemu },
+            CheckSubject::Qemu { version: host.qemu },
         ),
         of_host(
             if missing.is_empty() { Status::Ok } else { Status::Critical },
-            Subject::Programs { missing: missing.to_vec() },
+            CheckSubject::Programs { missing: missing.to_vec() },
         ),
     ];
-    let confinement = host.confined_by.clone().map(|by| Subject::Confinement { by, has_open_folder: None });
+    let confinement = host.confined_by.clone().map(|by| CheckSubject::Confinement { by, has_open_folder: None });
     findings.extend(confinement.map(|subject| of_host(Status::Ok, subject)));
     findings
 }
 
 /// Judges a machine; `scratch` is the folder of scratch files and its free bytes, where these are known.
 pub fn judge_machine(machine: &MachineSurvey, scratch: Option<(PathBuf, u64)>) -> Vec<Finding> {
-    let mut found: Vec<(Status, Subject)> = Vec::new();
+    let mut found: Vec<(Status, CheckSubject)> = Vec::new();
     if machine.is_stopped_by_io_error() {
-        found.push((Status::Critical, Subject::StoppedByIoError));
+        found.push((Status::Critical, CheckSubject::StoppedByIoError));
     }
     if machine.has_saved_memory {
-        found.push((Status::Warning, Subject::SavedMemory));
+        found.push((Status::Warning, CheckSubject::SavedMemory));
     }
-    found.push((of_job(&machine.job), Subject::Job(machine.job.clone())));
-    found.push((of_agent(&machine.agent), Subject::Agent(machine.agent.clone())));
+    found.push((of_job(&machine.job), CheckSubject::Job(machine.job.clone())));
+    found.push((of_agent(&machine.agent), CheckSubject::Agent(machine.agent.clone())));
     if let Some((by, has_open_folder)) = &machine.confined {
         let status = if *has_open_folder { Status::Ok } else { Status::Warning };
-        found.push((status, Subject::Confinement { by: by.clone(), has_open_folder: Some(*has_open_folder) }));
+        found.push((status, CheckSubject::Confinement { by: by.clone(), has_open_folder: Some(*has_open_folder) }));
     }
-    let folders = Subject::Folders { closed: machine.closed_folder.clone(), user: machine.qemu_user };
+    let folders = CheckSubject::Folders { closed: machine.closed_folder.clone(), user: machine.qemu_user };
     found.push((if machine.closed_folder.is_some() { Status::Critical } else { Status::Ok }, folders));
     let included = || machine.disks.iter().filter(|disk| disk.exclusion.is_none());
     if included().next().is_none() {
-        found.push((Status::Critical, Subject::NoDisks));
+        found.push((Status::Critical, CheckSubject::NoDisks));
     } else if let Some((folder, free_bytes)) = scratch {
         let capacity_bytes = included().filter_map(|disk| disk.capacity_bytes).sum();
         let needed_bytes = scratch_needed(capacity_bytes);
@@ -155,7 +157,7 @@ pub fn judge_machine(machine: &MachineSurvey, scratch: Option<(PathBuf, u64)>) -
             free if free < capacity_bytes.min(COMFORTABLE_SCRATCH_BYTES) => Status::Warning,
             _ => Status::Ok,
         };
-        found.push((status, Subject::Scratch(Room { folder, free_bytes, needed_bytes })));
+        found.push((status, CheckSubject::Scratch(FreeSpace { folder, free_bytes, needed_bytes })));
     }
     let of_machine = |(status, subject)| Finding { machine: Some(machine.name.clone()), disk: None, status, subject };
     let mut findings: Vec<Finding> = found.into_iter().map(of_machine).collect();
@@ -173,13 +175,13 @@ pub fn judge_machine(machine: &MachineSurvey, scratch: Option<(PathBuf, u64)>) -
             machine: Some(machine.name.clone()),
             disk: Some(bitmap.disk.clone()),
             status: Status::Warning,
-            subject: Subject::Bitmap { bitmap: bitmap.clone(), is_on: machine.is_on() },
+            subject: CheckSubject::Bitmap { bitmap: bitmap.clone(), is_on: machine.is_on() },
         });
     }
     findings
 }
 
-fn of_host(status: Status, subject: Subject) -> Finding {
+fn of_host(status: Status, subject: CheckSubject) -> Finding {
     Finding { machine: None, disk: None, status, subject }
 }
 
@@ -210,19 +212,19 @@ fn of_agent(agent: &AgentSurvey) -> Status {
     }
 }
 
-fn of_disk(disk: &DiskSurvey, is_on: bool) -> (Status, Subject) {
-    let subject = Subject::Disk(disk.clone());
+fn of_disk(disk: &DiskSurvey, is_on: bool) -> (Status, CheckSubject) {
+    let subject = CheckSubject::Disk(disk.clone());
     if disk.exclusion.is_some() {
         return (if disk.is_drive { Status::Ok } else { Status::Warning }, subject);
     }
     if disk.secret_error.is_some() && !is_on {
-        return (Status::Critical, Subject::EncryptedAndOff(disk.clone()));
+        return (Status::Critical, CheckSubject::EncryptedAndOff(disk.clone()));
     }
     let status = match &disk.storage {
-        Storage::KeepsBitmaps => Status::Ok,
+        DiskStorage::KeepsBitmaps => Status::Ok,
         // It is read in full each time.
-        Storage::OldQcow2 | Storage::DataFile | Storage::Format(_) => Status::Warning,
-        Storage::Unreadable(_) => Status::Critical,
+        DiskStorage::OldQcow2 | DiskStorage::DataFile | DiskStorage::Format(_) => Status::Warning,
+        DiskStorage::Unreadable(_) => Status::Critical,
     };
     (status, subject)
 }
@@ -230,7 +232,7 @@ fn of_disk(disk: &DiskSurvey, is_on: bool) -> (Status, Subject) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::machine::{PausedReason, State};
+    use crate::capture::machine::{MachineState, PausedReason};
 
     fn host() -> HostSurvey {
         HostSurvey {
@@ -250,7 +252,7 @@ mod tests {
             is_drive: false,
             path: Some("/disks/a.qcow2".into()),
             is_file: true,
-            storage: Storage::KeepsBitmaps,
+            storage: DiskStorage::KeepsBitmaps,
             encryption: None,
             secret_error: None,
             capacity_bytes: Some(10 << 30),
@@ -260,7 +262,7 @@ mod tests {
     fn machine() -> MachineSurvey {
         MachineSurvey {
             name: "vm".into(),
-            state: State::Running,
+            state: MachineState::Running,
             has_saved_memory: false,
             agent: AgentSurvey::Answers,
             job: JobSurvey::Free,
@@ -273,12 +275,12 @@ mod tests {
     }
 
     /// What is not well.
-    fn bad(findings: Vec<Finding>) -> Vec<(Status, Subject)> {
+    fn bad(findings: Vec<Finding>) -> Vec<(Status, CheckSubject)> {
         let bad = findings.into_iter().filter(|finding| finding.status != Status::Ok);
         bad.map(|finding| (finding.status, finding.subject)).collect()
     }
 
-    fn bad_of(machine: &MachineSurvey) -> Vec<(Status, Subject)> {
+    fn bad_of(machine: &MachineSurvey) -> Vec<(Status, CheckSubject)> {
         bad(judge_machine(machine, Some(("/scratch".into(), 100 << 30))))
     }
 
@@ -294,17 +296,17 @@ mod tests {
         let judged = |host: HostSurvey| bad(judge_host(&host, &[]));
         for (version, status) in [((6, 0, 0), Status::Critical), ((7, 6, 0), Status::Warning)] {
             let found = judged(HostSurvey { libvirt: version, ..host() });
-            assert_eq!(found, [(status, Subject::Libvirt { version })]);
+            assert_eq!(found, [(status, CheckSubject::Libvirt { version })]);
         }
         for (version, status) in
             [(None, Status::Critical), (Some((5, 2, 0)), Status::Critical), (Some((6, 2, 0)), Status::Warning)]
         {
             let found = judged(HostSurvey { qemu: version, ..host() });
-            assert_eq!(found, [(status, Subject::Qemu { version })]);
+            assert_eq!(found, [(status, CheckSubject::Qemu { version })]);
         }
         assert_eq!(judged(HostSurvey { is_local: false, ..host() })[0].0, Status::Critical);
         let missing = bad(judge_host(&host(), &["qemu-nbd"]));
-        assert_eq!(missing, [(Status::Critical, Subject::Programs { missing: vec!["qemu-nbd"] })]);
+        assert_eq!(missing, [(Status::Critical, CheckSubject::Programs { missing: vec!["qemu-nbd"] })]);
     }
 
     #[test]
@@ -326,8 +328,8 @@ mod tests {
         assert_eq!(held(JobSurvey::Unknown { error: "x".into() }), Some(Status::Unknown));
         let left = |holds_off| held(JobSurvey::LeftOver { capture: "c-00000001".into(), holds_off });
         assert_eq!((left(false), left(true)), (None, Some(Status::Warning)));
-        let stopped = MachineSurvey { state: State::Paused(PausedReason::IoError), ..machine() };
-        assert_eq!(bad_of(&stopped), [(Status::Critical, Subject::StoppedByIoError)]);
+        let stopped = MachineSurvey { state: MachineState::Paused(PausedReason::IoError), ..machine() };
+        assert_eq!(bad_of(&stopped), [(Status::Critical, CheckSubject::StoppedByIoError)]);
         let closed = MachineSurvey { closed_folder: Some("/root".into()), ..machine() };
         assert_eq!(bad_of(&closed)[0].0, Status::Critical);
         let confined = |found| MachineSurvey { confined: Some(("selinux".into(), found)), ..machine() };
@@ -341,10 +343,10 @@ mod tests {
             let found = bad_of(&MachineSurvey { disks: vec![disk("vda"), changed], ..machine() });
             found.first().map(|(status, _)| *status)
         };
-        let with = |storage: Storage| DiskSurvey { storage, ..disk("vdb") };
-        assert_eq!(judged(with(Storage::OldQcow2)), Some(Status::Warning));
-        assert_eq!(judged(with(Storage::Format("raw".into()))), Some(Status::Warning));
-        assert_eq!(judged(with(Storage::Unreadable("gone".into()))), Some(Status::Critical));
+        let with = |storage: DiskStorage| DiskSurvey { storage, ..disk("vdb") };
+        assert_eq!(judged(with(DiskStorage::OldQcow2)), Some(Status::Warning));
+        assert_eq!(judged(with(DiskStorage::Format("raw".into()))), Some(Status::Warning));
+        assert_eq!(judged(with(DiskStorage::Unreadable("gone".into()))), Some(Status::Critical));
         let left_out = |is_drive| DiskSurvey { exclusion: Some("x"), is_drive, ..disk("vdb") };
         assert_eq!(judged(left_out(false)), Some(Status::Warning));
         assert_eq!(judged(left_out(true)), None);
@@ -354,9 +356,9 @@ mod tests {
             ..disk("vda")
         };
         let off = |state| MachineSurvey { state, disks: vec![encrypted.clone()], ..machine() };
-        assert_eq!(bad_of(&off(State::Running)), []);
-        assert_eq!(bad_of(&off(State::Off))[0].0, Status::Critical);
+        assert_eq!(bad_of(&off(MachineState::Running)), []);
+        assert_eq!(bad_of(&off(MachineState::Off))[0].0, Status::Critical);
         let none = MachineSurvey { disks: vec![left_out(true)], ..machine() };
-        assert_eq!(bad_of(&none), [(Status::Critical, Subject::NoDisks)]);
+        assert_eq!(bad_of(&none), [(Status::Critical, CheckSubject::NoDisks)]);
     }
 }

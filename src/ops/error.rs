@@ -1,6 +1,6 @@
 //! What can go wrong in a workflow.
 
-use crate::capture::near::near_text;
+use crate::capture::suggest::suggestion;
 use crate::record::{Damage, Time};
 use crate::{capture, nbd, repo, storage};
 use std::path::{Path, PathBuf};
@@ -97,7 +97,7 @@ pub enum Error {
         disk: String,
     },
     /// No point answers the description.
-    #[error("no point {wanted:?} in {repo}{}", near_text(.near))]
+    #[error("no point {wanted:?} in {repo}{}", suggestion(.near))]
     NoSuchPoint {
         /// What was asked for.
         wanted: String,

@@ -3,7 +3,7 @@
 use super::store_disk::check_size;
 use super::{Error, Monitor, Result, Stop};
 use crate::nbd::{Chunk, DiskReader, NbdUri, ReadOptions};
-use crate::pace::Pace;
+use crate::rate_limiter::RateLimiter;
 use crate::record;
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -20,7 +20,7 @@ pub fn hash_export(
     captured_bytes: Option<u64>,
     label: &str,
     disk: &str,
-    pace: Option<&Pace>,
+    pace: Option<&RateLimiter>,
     monitor: &dyn Monitor,
     stop: &Stop,
 ) -> Result<(String, u64)> {
@@ -39,7 +39,7 @@ pub fn hash_export(
         match chunk.map_err(Error::disk(disk))? {
             Chunk::Data { bytes, .. } => {
                 if let Some(pace) = pace {
-                    pace.take(bytes.len());
+                    pace.acquire(bytes.len());
                 }
                 hasher.update(&bytes[..]);
                 hashed += bytes.len() as u64;

@@ -2,39 +2,40 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`discover`] | machines and disks as records |
+//! | [`inventory`] | machines and disks as records |
 //! | [`doctor`] | what will stand in the way of a backup (pure) |
 //! | [`snapshot`], [`release`] | open and end captures |
 //! | [`hash`] | the SHA-256 of disks and files |
-//! | [`still_watch`] | an eye on a machine that is off while it is read |
+//! | [`offline_watch`] | an eye on a machine that is off while it is read |
 //! | [`push`] | a captured machine into a repository: the one storage path |
-//! | [`copy`], [`copies`] | points from one repository to another, and which are there or are yet to come |
+//! | [`copy`] | points from one repository to another, and which are there or are yet to come |
 //! | [`backup`] | the three above for one machine, in the commit order |
 //! | [`chain`] | what a backup can continue, disk by disk, and why not |
 //! | [`lineage`] | which points are one machine's |
 //! | [`points`] | find restore points, by id or by time |
-//! | [`stored`] | the newest point of each machine, quickly |
-//! | [`verify`], [`sector`] | prove points, all of them or a part at a time |
+//! | [`latest_points`] | the newest point of each machine, quickly |
+//! | [`verify`], [`verify_sampling`] | prove points, all of them or a part at a time |
 //! | [`pin`] | keep a point whatever the retention says |
 //! | [`prune`] | apply retention, free the space |
 //! | [`restore`] | bring a machine back: the one restore path |
 //! | [`manifest`], [`chunk_map`] | what a point says of itself, and a disk as a list of chunks |
 
-mod assembler;
 mod audit;
 pub mod backup;
 pub mod chain;
 pub mod chunk_map;
-pub mod copies;
+mod chunk_map_builder;
 pub mod copy;
-pub mod discover;
 pub mod doctor;
 pub mod error;
 pub mod hash;
+pub mod inventory;
+pub mod latest_points;
 pub mod lineage;
+pub mod locked_repo;
 pub mod manifest;
 pub mod monitor;
-pub mod open_repo;
+pub mod offline_watch;
 pub mod pin;
 pub mod points;
 pub mod prune;
@@ -43,13 +44,11 @@ pub mod release;
 pub mod remote;
 pub mod restore;
 mod scratch_watch;
-pub mod sector;
 pub mod snapshot;
-pub mod still_watch;
 pub mod store_disk;
-pub mod stored;
 mod threads;
 pub mod verify;
+pub mod verify_sampling;
 
 pub use error::{Error, Result};
 pub use monitor::{Monitor, Progress, Silent, Stop};

@@ -1,19 +1,19 @@
 //! Finding restore points.
 
 use super::chunk_map::{ChunkMap, Geometry, ZeroIds};
-use super::discover::host_name;
+use super::inventory::host_name;
 use super::lineage::{Origin, lineages};
 use super::manifest::{DEFINITION, MANIFEST, Manifest, ManifestDisk};
 use super::{Error, Monitor, Result, Stop};
 use crate::capture::connection::{glob_matches, is_glob};
-use crate::capture::near::near_names;
+use crate::capture::suggest::similar_names;
 use crate::clock::last_moment_until;
 use crate::record;
 use crate::repo::{
     self, Content, DamagedSnapshot, Id, Index, LockMode, NodeKind, RepoLock, Repository, Snapshot, read_tree,
 };
 use crate::storage;
-use crate::units::Span;
+use crate::units::ShortDuration;
 use chrono::{DateTime, Duration, FixedOffset, Local, NaiveDate, NaiveDateTime};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -107,7 +107,7 @@ impl PointName {
 
 fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset>> {
     if let Some(span) = text.strip_prefix('-') {
-        let ago = Duration::from_std(span.parse::<Span>().ok()?.0).ok()?;
+        let ago = Duration::from_std(span.parse::<ShortDuration>().ok()?.0).ok()?;
         return Some((now - ago).fixed_offset());
     }
     if let Ok(moment) = DateTime::parse_from_rfc3339(text) {
@@ -134,7 +134,7 @@ fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset
 /// prune beside us could only make chunks go missing, which is told; what is read is proven whoever else is at it.
 pub fn lock_for_reading(repo: &Repository, monitor: &dyn Monitor, stop: &Stop) -> Result<Option<RepoLock>> {
     use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-    let error = match super::open_repo::lock(repo, LockMode::Shared, stop) {
+    let error = match super::locked_repo::lock(repo, LockMode::Shared, stop) {
         Ok(lock) => return Ok(Some(lock)),
         Err(error) => error,
     };
@@ -276,7 +276,7 @@ pub fn no_such_point<'a>(repo: &Repository, machines: impl Iterator<Item = &'a s
     let (machine, _) = wanted.rsplit_once('@').unwrap_or((&wanted, ""));
     let near = match machines.contains(machine) {
         true => Vec::new(),
-        false => near_names(machine, machines.into_iter()),
+        false => similar_names(machine, machines.into_iter()),
     };
     Error::NoSuchPoint { wanted, repo: repo.url(), near }
 }
@@ -329,11 +329,11 @@ pub struct Description {
 /// The machine's folder of a point.
 #[derive(Debug)]
 struct Top {
-    files: Files,
+    files: FileContents,
     folders: BTreeMap<String, Id>,
 }
 
-type Files = BTreeMap<String, (u64, Content)>;
+type FileContents = BTreeMap<String, (u64, Content)>;
 
 fn bad(point: &PointRef) -> impl Fn(String) -> Error + Copy + '_ {
     |reason| Error::BadPoint { point: point.id.to_string(), reason }
@@ -423,7 +423,7 @@ fn open_described(repo: &Repository, index: &Index, point: &PointRef, described:
 fn read_small(
     repo: &Repository,
     index: &Index,
-    files: &Files,
+    files: &FileContents,
     name: &str,
     bad: impl Fn(String) -> Error,
 ) -> Result<Vec<u8>> {

@@ -8,20 +8,20 @@
 //! not know its UUID. Of machines of other hosts nothing is known here: the policy applies to them, and it counts from their newest
 //! point, so that a machine that is not backed up any more keeps what the policy left it.
 
-use super::copies::Copies;
 use super::lineage::{Lineage, Origin, lineages};
+use super::locked_repo::lock;
 use super::manifest::Manifest;
-use super::open_repo::lock;
 use super::points::{self, PointRef};
-use super::verify::{Depth, Verifier};
+use super::verify::{Verifier, VerifyDepth};
 use super::{Error, Monitor, Progress, Result, Silent, Stop};
+use crate::failpoint::{self, Failpoint};
+use crate::ops::copy::plan::Copies;
 use crate::record::Time;
 use crate::repo::{
     self, Id, Index, LockMode, MaxUnused, PruneEvent, PruneLimits, PrunePlan, PruneSummary, RepoLock, Repository,
     is_no_space,
 };
-use crate::retention::{Candidate, Policy, Verdict, judge};
-use crate::steps::{self, Step};
+use crate::retention::{Candidate, Policy, RetentionDecision, judge};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -72,7 +72,7 @@ pub struct JudgedPoint {
     /// What it says of itself.
     pub manifest: Manifest,
     /// Whether it stays.
-    pub verdict: Verdict,
+    pub verdict: RetentionDecision,
 }
 
 /// What a prune came to.
@@ -119,7 +119,7 @@ impl<'a> Prune<'a> {
         let Judgement { points, unreadable } = judge_points(repo, &index, found, request, now, monitor, stop)?;
         let forgotten = points.iter().filter(|judged| !judged.verdict.keep).map(|judged| judged.point.id).collect();
         let plan = make_plan(repo, index, request.max_unused, room(repo)?, &forgotten, stop)?;
-        steps::reached(Step::PrunePlanned);
+        failpoint::hit(Failpoint::PrunePlanned);
         Ok(Prune { repo, max_unused: request.max_unused, exclusive, _shared: shared, points, unreadable, plan })
     }
 
@@ -155,10 +155,10 @@ impl<'a> Prune<'a> {
                 Err(error) if !error.is_not_found() => return Err(refused(error)),
                 _ => forgotten(judged),
             }
-            steps::reached(Step::PointForgotten);
+            failpoint::hit(Failpoint::PointForgotten);
         }
         stop.check()?;
-        steps::reached(Step::PointsForgotten);
+        failpoint::hit(Failpoint::PointsForgotten);
         let mut done = self.plan.execute(lock, &|event| watch.hear(event), &flag);
         let mut last = *self.plan.summary();
         let mut was_full = false;
@@ -186,7 +186,7 @@ impl<'a> Prune<'a> {
         }
         done.map_err(refused)?;
         stop.check()?;
-        steps::reached(Step::PacksGone);
+        failpoint::hit(Failpoint::PacksGone);
         pruned.was_short_of_room = last.is_short_of_room;
         Ok(pruned)
     }
@@ -253,19 +253,19 @@ impl Watch {
             PruneEvent::SnapshotMarked => {}
             PruneEvent::UnnamedRemoved { bytes } => {
                 self.progress.advance(bytes);
-                steps::reached(Step::UnnamedPackRemoved);
+                failpoint::hit(Failpoint::UnnamedPackRemoved);
             }
             PruneEvent::Copied { bytes } => {
                 self.progress.advance(bytes);
-                steps::reached(Step::BlobsCopied);
+                failpoint::hit(Failpoint::BlobsCopied);
             }
-            PruneEvent::AllCopied => steps::reached(Step::CopiesStored),
-            PruneEvent::IndexStored => steps::reached(Step::NewIndexStored),
-            PruneEvent::IndexRemoved => steps::reached(Step::OldIndexRemoved),
-            PruneEvent::OldIndexGone => steps::reached(Step::OldIndexGone),
+            PruneEvent::AllCopied => failpoint::hit(Failpoint::CopiesStored),
+            PruneEvent::IndexStored => failpoint::hit(Failpoint::NewIndexStored),
+            PruneEvent::IndexRemoved => failpoint::hit(Failpoint::OldIndexRemoved),
+            PruneEvent::OldIndexGone => failpoint::hit(Failpoint::OldIndexGone),
             PruneEvent::PackRemoved { bytes } => {
                 self.progress.advance(bytes);
-                steps::reached(Step::PackRemoved);
+                failpoint::hit(Failpoint::PackRemoved);
             }
         }
     }
@@ -331,7 +331,7 @@ fn judge_points(
     // Without rules nothing is judged, and nobody needs to know.
     let mut verifier = match request.policy.is_empty() {
         true => None,
-        false => Some(Verifier::new(repo, index, Depth::Quick)?),
+        false => Some(Verifier::new(repo, index, VerifyDepth::Quick)?),
     };
     let mut second =
         request.second.filter(|_| verifier.is_some()).map(|tier| OpenSecondTier { tier, index: None, monitor });
@@ -400,7 +400,7 @@ impl OpenSecondTier<'_> {
 
 fn outlives_machine(group: &Group, request: &PruneRequest) -> bool {
     let is_named = group.points.iter().any(|(point, _)| request.names.iter().any(|name| name == point.machine()));
-    let is_of_this_host = group.points.last().is_some_and(|(_, newest)| newest.host == super::discover::host_name());
+    let is_of_this_host = group.points.last().is_some_and(|(_, newest)| newest.host == super::inventory::host_name());
     let lives = match &request.living {
         Living::DoesNotMatter => true,
         Living::Known(uuids) => uuids.contains(&group.machine.uuid),

@@ -5,21 +5,21 @@
 
 use super::chain::mismatch;
 use super::chunk_map::{Geometry, ZeroIds};
+use super::locked_repo::LockedRepo;
 use super::manifest::{DEFINITION, EarlierHost, MANIFEST, Manifest, ManifestDisk, ManifestFile, Role, VERSION};
-use super::open_repo::OpenRepo;
+use super::offline_watch::while_unchanged;
 use super::points::{self, MACHINE_TAG, OpenPoint, PointRef, TAG, disk_file};
 use super::scratch_watch::watched;
-use super::still_watch::while_still;
-use super::store_disk::{Base, DiskTask, Outcome, StoredDisk, store_disk};
+use super::store_disk::{Base, DiskTask, StoreOutcome, StoredDisk, store_disk};
 use super::{Error, Monitor, Progress, Result, Stop};
 use crate::capture::state::{CaptureKind, FileRole, ReadMode};
 use crate::capture::tpm::FOLDER as TPM_FOLDER;
 use crate::capture::{CaptureFile, CaptureState, CapturedDisk, Definition};
+use crate::failpoint::{self, Failpoint};
 use crate::nbd::{NbdUri, UriError};
-use crate::pace::Pace;
+use crate::rate_limiter::RateLimiter;
 use crate::record::{self, Damage, LeftOut};
 use crate::repo::{BlobKind, Content, Id, Node, Snapshot, Writer, WriterOptions, write_tree};
-use crate::steps::{self, Step};
 use crate::units::ChunkSize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -60,7 +60,7 @@ pub struct PushRequest<'a> {
     /// How far the dirty bitmaps are believed.
     pub trust: Trust,
     /// How fast the disks may be read.
-    pub pace: Option<&'a Pace>,
+    pub pace: Option<&'a RateLimiter>,
     /// The size of chunks; none keeps that of the disk's last point.
     pub chunk_size: Option<ChunkSize>,
 }
@@ -70,13 +70,13 @@ pub type AfterRead<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 /// Stores a capture as a point.
 pub fn push(
-    open: &OpenRepo,
+    open: &LockedRepo,
     request: &PushRequest,
     monitor: &dyn Monitor,
     stop: &Stop,
     after_read: AfterRead,
 ) -> Result<record::Point> {
-    let (capture, host) = (request.capture, super::discover::host_name());
+    let (capture, host) = (request.capture, super::inventory::host_name());
     let base = base_point(open, capture)?;
     let earlier = match &base {
         Some(base) if base.manifest.host == host => None,
@@ -93,16 +93,16 @@ pub fn push(
         open.repo.storage().warm_up(open.repo.storage().parallel());
     }
     let read = watched(capture, stop, |stop| {
-        while_still(capture, stop, |stop| {
+        while_unchanged(capture, stop, |stop| {
             capture.disks.iter().map(|disk| reading.disk(disk, stop)).collect::<Result<Vec<_>>>()
         })
     })?;
-    steps::reached(Step::AllRead);
+    failpoint::hit(Failpoint::AllRead);
     after_read()?;
-    steps::reached(Step::JobEnded);
+    failpoint::hit(Failpoint::JobEnded);
 
     let checkpoint = checkpoint_of(capture, base.as_ref(), &read);
-    let mut folder = Folder::new(&writer, capture.captured_at);
+    let mut folder = PointFolder::new(&writer, capture.captured_at);
     let mut disks = Vec::new();
     for (disk, read) in capture.disks.iter().zip(&read) {
         folder.add_disk(&disk.target, read, reference)?;
@@ -112,13 +112,13 @@ pub fn push(
             capacity_bytes: read.stored.capacity_bytes,
             chunk_bytes: read.chunk_bytes,
             format: disk.format.clone(),
-            source: described.map_or(record::Source::Unknown, |d| super::discover::source(&d.source)),
+            source: described.map_or(record::Source::Unknown, |d| super::inventory::source(&d.source)),
             layers: disk.image.iter().filter_map(|layer| serde_json::to_value(layer).ok()).collect(),
             in_checkpoint: match capture.checkpoint {
                 Some(_) => disk.has_new_bitmap,
                 None => checkpoint.is_some() && read.continues,
             },
-            read_mode: super::discover::read_mode(read.mode).into(),
+            read_mode: super::inventory::read_mode(read.mode).into(),
             read_mode_reason: read.reason.clone(),
             distrusts: disk.parent_checkpoint.clone().filter(|_| !read.chain_damage.is_empty()),
             read_in_full_at: read.in_full_at,
@@ -158,7 +158,7 @@ pub fn push(
     open.check_lock()?;
     writer.finish()?;
     open.check_lock()?;
-    steps::reached(Step::IndexStored);
+    failpoint::hit(Failpoint::IndexStored);
     stop.check()?;
     let mut snapshot = Snapshot::new(tree, vec![format!("/{}", capture.machine)]);
     snapshot.time = capture.captured_at;
@@ -167,9 +167,9 @@ pub fn push(
     snapshot.tags = vec![TAG.into(), format!("{MACHINE_TAG}{}", capture.machine)];
     snapshot.program_version = program();
     let id = open.repo.save_snapshot(&snapshot)?;
-    steps::reached(Step::PointStored);
+    failpoint::hit(Failpoint::PointStored);
     request.file.commit(&id.to_string())?;
-    steps::reached(Step::CommitNoted);
+    failpoint::hit(Failpoint::CommitNoted);
 
     let mut record = points::to_record(&open.repo, &id, &snapshot, &manifest);
     record.capture = Some(capture.id.clone());
@@ -178,7 +178,7 @@ pub fn push(
 }
 
 /// The point that the capture continues; none when it does not, or the point is gone or damaged.
-fn base_point(open: &OpenRepo, capture: &CaptureState) -> Result<Option<OpenPoint>> {
+fn base_point(open: &LockedRepo, capture: &CaptureState) -> Result<Option<OpenPoint>> {
     let Some(id) = capture.parent_point.as_ref().and_then(|id| id.parse::<Id>().ok()) else {
         return Ok(None);
     };
@@ -191,7 +191,7 @@ fn base_point(open: &OpenRepo, capture: &CaptureState) -> Result<Option<OpenPoin
 
 /// The newest point of the machine under its name: its disks' chunk sizes are kept, and unchanged folders used again. One of
 /// this host if there is one, for another host may have another machine with the same UUID.
-fn newest_point(open: &OpenRepo, capture: &CaptureState, host: &str) -> Result<Option<OpenPoint>> {
+fn newest_point(open: &LockedRepo, capture: &CaptureState, host: &str) -> Result<Option<OpenPoint>> {
     /// So many points of other machines of the same name are passed over.
     const DEPTH: usize = 20;
     let named = open.points()?.iter().rev().filter(|point| point.machine() == capture.machine);
@@ -298,9 +298,9 @@ impl Reading<'_> {
                     Base { bitmap, map: &map, capacity_bytes: then.capacity_bytes, audit, read_all: due.is_some() };
                 let task = DiskTask { base: Some(base), ..whole };
                 match store_disk(&task, self.writer, &*progress, stop)? {
-                    Outcome::Stored(stored) => {
+                    StoreOutcome::Stored(stored) => {
                         let chain_damage =
-                            self.chain_damage(disk, task.chunk_bytes, stored.capacity_bytes, &stored.lied_about);
+                            self.chain_damage(disk, task.chunk_bytes, stored.capacity_bytes, &stored.bitmap_mismatches);
                         Ok(ReadDisk {
                             chunk_bytes: task.chunk_bytes,
                             mode: if due.is_some() { ReadMode::Full } else { ReadMode::Changed },
@@ -310,14 +310,14 @@ impl Reading<'_> {
                                 then.read_in_full_at
                             },
                             // What was caught lying once is not passed on.
-                            continues: stored.lied_about.is_empty(),
+                            continues: stored.bitmap_mismatches.is_empty(),
                             reason: due,
                             stored,
                             chain_damage,
                         })
                     }
-                    Outcome::Untrusted { reason, lied_about } => {
-                        let damage = self.chain_damage(disk, task.chunk_bytes, disk.capacity_bytes, &lied_about);
+                    StoreOutcome::BitmapInvalid { reason, bitmap_mismatches } => {
+                        let damage = self.chain_damage(disk, task.chunk_bytes, disk.capacity_bytes, &bitmap_mismatches);
                         self.monitor.warn(&format!("{label}: {reason}; it is read in full"));
                         let whole = DiskTask { base: None, ..task };
                         self.in_full(&whole, Some(reason), damage, &*progress, stop)
@@ -382,7 +382,7 @@ impl Reading<'_> {
         stop: &Stop,
     ) -> Result<ReadDisk> {
         match store_disk(task, self.writer, progress, stop)? {
-            Outcome::Stored(stored) => Ok(ReadDisk {
+            StoreOutcome::Stored(stored) => Ok(ReadDisk {
                 stored,
                 chunk_bytes: task.chunk_bytes,
                 mode: ReadMode::Full,
@@ -391,7 +391,7 @@ impl Reading<'_> {
                 in_full_at: Some(self.request.capture.captured_at),
                 chain_damage,
             }),
-            Outcome::Untrusted { reason, .. } => Err(Error::DiskMap { disk: task.disk.to_owned(), reason }),
+            StoreOutcome::BitmapInvalid { reason, .. } => Err(Error::DiskMap { disk: task.disk.to_owned(), reason }),
         }
     }
 
@@ -442,15 +442,15 @@ fn program() -> String {
 }
 
 /// The machine's folder in the making.
-struct Folder<'a> {
+struct PointFolder<'a> {
     writer: &'a Writer,
     time: record::Time,
     nodes: Vec<Node>,
 }
 
-impl<'a> Folder<'a> {
-    fn new(writer: &'a Writer, time: record::Time) -> Folder<'a> {
-        Folder { writer, time, nodes: Vec::new() }
+impl<'a> PointFolder<'a> {
+    fn new(writer: &'a Writer, time: record::Time) -> PointFolder<'a> {
+        PointFolder { writer, time, nodes: Vec::new() }
     }
 
     fn add_file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
@@ -465,7 +465,7 @@ impl<'a> Folder<'a> {
     /// The firmware variables, kernel and initrd that the capture copied, and the TPM's state in a folder of its own.
     fn add_copies(&mut self, file: &CaptureFile, capture: &CaptureState) -> Result<Vec<ManifestFile>> {
         let mut files = Vec::new();
-        let mut tpm = Folder::new(self.writer, self.time);
+        let mut tpm = PointFolder::new(self.writer, self.time);
         for copy in &capture.copies {
             let path = file.folder().join(&copy.name);
             let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;

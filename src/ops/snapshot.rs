@@ -1,15 +1,16 @@
 //! Opening a capture: every disk of a machine, frozen at one instant, readable over NBD.
 
 use super::chain::{self, Chain};
-use super::open_repo::OpenRepo;
+use super::locked_repo::LockedRepo;
 use super::{Error, Result};
 use crate::capture::machine::Which;
 use crate::capture::runtime::free_bytes;
 use crate::capture::state::SkippedDisk;
 use crate::capture::{
-    CaptureState, Definition, DiskRequest, Freeze, Machine, OpenRequest, Runtime, clear_leftovers, open_capture,
+    CaptureState, Definition, DiskRequest, FreezeOptions, Machine, OpenRequest, RuntimeDirs, clear_leftovers,
+    open_capture,
 };
-use crate::steps::{self, Step};
+use crate::failpoint::{self, Failpoint};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,7 +26,7 @@ pub struct SnapshotRequest {
     /// Not these.
     pub exclude: Vec<String>,
     /// Whether to freeze the guest's file systems.
-    pub freeze: Freeze,
+    pub freeze: FreezeOptions,
     /// How long the capture may stay open.
     pub lease: Duration,
     /// The folder for what the guest overwrites meanwhile; none is the default.
@@ -39,10 +40,10 @@ pub struct SnapshotRequest {
 /// Opens a capture. With a repository it continues that repository's chain: a new checkpoint is made in the same instant,
 /// and each disk shows what changed since the last one where that is possible.
 pub fn snapshot(
-    runtime: &Runtime,
+    runtime: &RuntimeDirs,
     machine: &Machine,
     request: &SnapshotRequest,
-    open: Option<&OpenRepo>,
+    open: Option<&LockedRepo>,
 ) -> Result<CaptureState> {
     let definition = machine.definition(Which::Live)?;
     let (disks, skipped) = choose(machine.name(), &definition, request)?;
@@ -58,7 +59,7 @@ pub fn snapshot(
         }
         None => None,
     };
-    steps::reached(Step::ParentFound);
+    failpoint::hit(Failpoint::ParentFound);
     let now = chrono::Local::now().fixed_offset();
     let request = OpenRequest {
         disks: disks.into_iter().map(|disk| disk_request(disk, chain.as_ref(), open.is_some())).collect(),
@@ -134,7 +135,7 @@ pub fn scratch_needed(capacity_bytes: u64) -> u64 {
 
 /// When the scratch files' file system runs full, it is the guest that suffers: there must be room before.
 fn refuse_without_scratch(
-    runtime: &Runtime,
+    runtime: &RuntimeDirs,
     machine: &Machine,
     disks: &[String],
     request: &SnapshotRequest,

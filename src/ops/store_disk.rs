@@ -10,14 +10,14 @@
 //! Memory is bounded by the queue (8 MiB) and the packs in the making; the chunk map takes 40 bytes for
 //! each chunk that is not zero.
 
-use super::assembler::{Assembled, Assembler, Piece, What};
 use super::audit;
-use super::chunk_map::{Chunk, ChunkMap, Geometry, ZERO_BLOB_BYTES};
+use super::chunk_map::{ChunkMap, Geometry, MappedChunk, ZERO_BLOB_BYTES};
+use super::chunk_map_builder::{Assembled, ChunkMapBuilder, Piece, RunKind};
 use super::{Error, Progress, Result, Stop, threads};
+use crate::failpoint::{self, Failpoint};
 use crate::nbd::{self, DiskReader, NbdUri, ReadOptions};
-use crate::pace::Pace;
+use crate::rate_limiter::RateLimiter;
 use crate::repo::{self, BlobKind, Writer};
-use crate::steps::{self, Step};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How much of a disk is being read, or waits for a worker.
@@ -39,27 +39,27 @@ pub struct StoredDisk {
     /// Whether its bitmap said that nothing changed since the parent; false without a bitmap.
     pub is_unchanged: bool,
     /// Chunks that differ from the parent although the bitmap called them clean, as (first, count).
-    pub lied_about: Vec<(u64, u64)>,
+    pub bitmap_mismatches: Vec<(u64, u64)>,
 }
 
 /// How storing a disk ended.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum StoreOutcome {
     /// It is stored.
     Stored(StoredDisk),
     /// The bitmap cannot be relied on: the disk must be read in full.
-    Untrusted {
+    BitmapInvalid {
         /// Why.
         reason: String,
         /// What it was caught lying about: the parent is suspect there.
-        lied_about: Vec<(u64, u64)>,
+        bitmap_mismatches: Vec<(u64, u64)>,
     },
 }
 
-impl Outcome {
-    /// Untrusted, without proof of a lie.
-    pub(super) fn untrusted(reason: impl Into<String>) -> Outcome {
-        Outcome::Untrusted { reason: reason.into(), lied_about: Vec::new() }
+impl StoreOutcome {
+    /// BitmapInvalid, without proof of a lie.
+    pub(super) fn untrusted(reason: impl Into<String>) -> StoreOutcome {
+        StoreOutcome::BitmapInvalid { reason: reason.into(), bitmap_mismatches: Vec::new() }
     }
 }
 
@@ -77,14 +77,14 @@ pub struct DiskTask<'a> {
     /// What the disk continues; none reads everything.
     pub base: Option<Base<'a>>,
     /// How fast it may be read.
-    pub pace: Option<&'a Pace>,
+    pub pace: Option<&'a RateLimiter>,
 }
 
 impl DiskTask<'_> {
     /// Waits until so many bytes may be read. What is read ahead is little, so it serves as well just after reading.
     pub(super) fn keep_pace(&self, bytes: usize) {
         if let Some(pace) = self.pace {
-            pace.take(bytes);
+            pace.acquire(bytes);
         }
     }
 }
@@ -115,7 +115,7 @@ impl Base<'_> {
 }
 
 /// Stores one disk.
-pub fn store_disk(task: &DiskTask, writer: &Writer, progress: &dyn Progress, stop: &Stop) -> Result<Outcome> {
+pub fn store_disk(task: &DiskTask, writer: &Writer, progress: &dyn Progress, stop: &Stop) -> Result<StoreOutcome> {
     let skips = task.base.filter(|base| !base.read_all);
     let options = ReadOptions {
         chunk_bytes: task.chunk_bytes,
@@ -127,18 +127,18 @@ pub fn store_disk(task: &DiskTask, writer: &Writer, progress: &dyn Progress, sto
     let reader = DiskReader::open(task.uri, options).map_err(Error::disk(task.disk))?;
     check_size(task.disk, reader.size_bytes(), task.capacity_bytes)?;
     if skips.is_some() && !reader.has_bitmap() {
-        return Ok(Outcome::untrusted("QEMU does not offer the dirty bitmap"));
+        return Ok(StoreOutcome::untrusted("QEMU does not offer the dirty bitmap"));
     }
     let geometry = Geometry { capacity_bytes: reader.size_bytes(), chunk_bytes: task.chunk_bytes };
     store_zero_blobs(writer, geometry)?;
 
     let source = Mutex::new(Some(reader.chunks()));
-    let assembler = Mutex::new(Assembler::new(geometry, skips));
+    let assembler = Mutex::new(ChunkMapBuilder::new(geometry, skips));
     let failed = Mutex::new(None);
     std::thread::scope(|scope| {
         for _ in 0..threads::for_processors() {
             scope.spawn(|| {
-                let worker = Worker { task, skips, geometry, writer, progress, assembler: &assembler, stop };
+                let worker = StoreWorker { task, skips, geometry, writer, progress, assembler: &assembler, stop };
                 let next = || locked(&source).as_mut().and_then(Iterator::next);
                 if let Err(error) = worker.run(next) {
                     locked(&failed).get_or_insert(error);
@@ -155,7 +155,7 @@ pub fn store_disk(task: &DiskTask, writer: &Writer, progress: &dyn Progress, sto
     let assembler = assembler.into_inner().unwrap_or_else(PoisonError::into_inner);
     match (assembler.finish(), task.base) {
         (Assembled::Incomplete(reason), _) => Err(Error::DiskMap { disk: task.disk.to_owned(), reason }),
-        (Assembled::Vanished(index), _) => Ok(Outcome::untrusted(format!(
+        (Assembled::Vanished(index), _) => Ok(StoreOutcome::untrusted(format!(
             "data at byte {} is gone and the bitmap calls it clean: the disk was smaller meanwhile",
             geometry.offset(index)
         ))),
@@ -163,7 +163,7 @@ pub fn store_disk(task: &DiskTask, writer: &Writer, progress: &dyn Progress, sto
             audit::sample(task, geometry, base.audit, stored, &clean, stop)
         }
         (Assembled::Whole { stored, .. }, Some(base)) => audit::compare_all(task, geometry, base, stored, stop),
-        (Assembled::Whole { stored, .. }, None) => Ok(Outcome::Stored(stored)),
+        (Assembled::Whole { stored, .. }, None) => Ok(StoreOutcome::Stored(stored)),
     }
 }
 
@@ -179,24 +179,26 @@ pub fn check_size(disk: &str, offered_bytes: u64, capacity_bytes: u64) -> Result
 }
 
 /// One thread of the pipeline.
-struct Worker<'a, 'base> {
+struct StoreWorker<'a, 'base> {
     task: &'a DiskTask<'a>,
     skips: Option<Base<'a>>,
     geometry: Geometry,
     writer: &'a Writer,
     progress: &'a dyn Progress,
-    assembler: &'a Mutex<Assembler<'base>>,
+    assembler: &'a Mutex<ChunkMapBuilder<'base>>,
     stop: &'a Stop,
 }
 
-impl Worker<'_, '_> {
+impl StoreWorker<'_, '_> {
     /// Takes chunks until there are none.
     fn run(&self, next: impl Fn() -> Option<nbd::Result<nbd::Chunk>>) -> Result<()> {
         let mut second_look = audit::ChunkReader::new(self.task, self.geometry, self.stop);
         while let Some(chunk) = next() {
             self.stop.check()?;
             match chunk.map_err(Error::disk(self.task.disk))? {
-                nbd::Chunk::Zero { first, count } => self.add(Piece::new(first, count, What::Chunk(Chunk::Zero))),
+                nbd::Chunk::Zero { first, count } => {
+                    self.add(Piece::new(first, count, RunKind::Chunk(MappedChunk::Zero)))
+                }
                 nbd::Chunk::Data { index, bytes, .. } => {
                     self.task.keep_pace(bytes.len());
                     self.store(index, &bytes)?;
@@ -205,11 +207,11 @@ impl Worker<'_, '_> {
                     let known = self.skips.map_or(0, |base| base.comparable(self.geometry));
                     let same = known.saturating_sub(first).min(count);
                     if same > 0 {
-                        self.add(Piece::new(first, same, What::Clean { zero }));
+                        self.add(Piece::new(first, same, RunKind::Clean { zero }));
                     }
                     match count - same {
                         0 => {}
-                        rest if zero => self.add(Piece::new(first + same, rest, What::Chunk(Chunk::Zero))),
+                        rest if zero => self.add(Piece::new(first + same, rest, RunKind::Chunk(MappedChunk::Zero))),
                         // The disk grew: what the parent did not have is new, whatever the bitmap says.
                         _ => {
                             for index in first + same..first + count {
@@ -224,16 +226,16 @@ impl Worker<'_, '_> {
     }
 
     fn store(&self, index: u64, bytes: &[u8]) -> Result<()> {
-        let mut piece = Piece::new(index, 1, What::Chunk(Chunk::Zero));
+        let mut piece = Piece::new(index, 1, RunKind::Chunk(MappedChunk::Zero));
         piece.read_bytes = bytes.len() as u64;
         if !is_zero(bytes) {
             let stored = self.writer.put(BlobKind::Data, bytes)?;
-            piece.what = What::Chunk(Chunk::Blob(stored.id));
+            piece.what = RunKind::Chunk(MappedChunk::Blob(stored.id));
             piece.new_bytes = if stored.new { bytes.len() as u64 } else { 0 };
             piece.stored_bytes = stored.stored_bytes;
         }
         self.add(piece);
-        steps::reached(Step::FirstChunk);
+        failpoint::hit(Failpoint::FirstChunk);
         Ok(())
     }
 

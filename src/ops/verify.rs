@@ -1,9 +1,9 @@
 //! Proving points: nothing of a repository is believed until it was read back and its SHA-256 compared.
 
-use super::chunk_map::{Chunk, ChunkMap, Geometry, ZeroIds};
+use super::chunk_map::{ChunkMap, Geometry, MappedChunk, ZeroIds};
 use super::manifest::ManifestDisk;
 use super::points::{self, OpenPoint, PointRef, disk_file};
-use super::sector::Sector;
+use super::verify_sampling::Sector;
 use super::{Error, Monitor, Result, Stop, threads};
 use crate::record::{self, Damage};
 use crate::repo::{self, BlobKind, Id, Index, Repository, read_blobs};
@@ -14,7 +14,7 @@ use std::sync::Mutex;
 
 /// How much `verify` reads.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Depth {
+pub enum VerifyDepth {
     /// Structure, and every chunk.
     Full,
     /// Structure, and the chunks of this part of the circle.
@@ -23,13 +23,13 @@ pub enum Depth {
     Quick,
 }
 
-impl Depth {
+impl VerifyDepth {
     /// The word in a record's `verified`.
     pub fn word(self) -> &'static str {
         match self {
-            Depth::Full => "full",
-            Depth::Sample(_) => "sample",
-            Depth::Quick => "quick",
+            VerifyDepth::Full => "full",
+            VerifyDepth::Sample(_) => "sample",
+            VerifyDepth::Quick => "quick",
         }
     }
 }
@@ -42,7 +42,7 @@ pub(super) fn damage_of(
     broken: BTreeMap<Id, String>,
     (monitor, stop): (&dyn Monitor, &Stop),
 ) -> Result<Vec<Damage>> {
-    let mut verifier = Verifier::new(repo, index, Depth::Quick)?;
+    let mut verifier = Verifier::new(repo, index, VerifyDepth::Quick)?;
     verifier.broken = broken;
     Ok(verifier.verify(point, monitor, stop)?.damage)
 }
@@ -52,7 +52,7 @@ pub(super) fn damage_of(
 pub struct Verifier<'a> {
     repo: &'a Repository,
     index: &'a Index,
-    depth: Depth,
+    depth: VerifyDepth,
     pack_sizes: HashMap<Id, u64>,
     proven: HashSet<Id>,
     broken: BTreeMap<Id, String>,
@@ -60,7 +60,7 @@ pub struct Verifier<'a> {
 
 impl<'a> Verifier<'a> {
     /// Looks at the packs' sizes; the points are read by [`Verifier::verify`].
-    pub fn new(repo: &'a Repository, index: &'a Index, depth: Depth) -> Result<Verifier<'a>> {
+    pub fn new(repo: &'a Repository, index: &'a Index, depth: VerifyDepth) -> Result<Verifier<'a>> {
         let packs = repo.storage().list(FileKind::Pack).map_err(repo::Error::from)?;
         let pack_sizes =
             packs.into_iter().filter_map(|file| Some((file.name.parse().ok()?, file.size_bytes))).collect();
@@ -91,7 +91,7 @@ impl<'a> Verifier<'a> {
         }
         let wanted = self.wanted(&opened);
         let label = format!("{}@{}", record.machine, opened.id.short());
-        self.prove(wanted, &label, monitor, stop)?;
+        self.verify_blobs(wanted, &label, monitor, stop)?;
         for (disk, map) in &maps {
             self.damage_of_disk(disk, map, &mut record.damage);
         }
@@ -135,7 +135,7 @@ impl<'a> Verifier<'a> {
         all.filter(|id| !self.proven.contains(id) && !self.broken.contains_key(id) && seen.insert(*id)).collect()
     }
 
-    fn prove(&mut self, wanted: Vec<Id>, label: &str, monitor: &dyn Monitor, stop: &Stop) -> Result<()> {
+    fn verify_blobs(&mut self, wanted: Vec<Id>, label: &str, monitor: &dyn Monitor, stop: &Stop) -> Result<()> {
         let (mut to_read, mut total_bytes) = (Vec::new(), 0);
         for id in wanted {
             if let Err(why) = self.located(&id) {
@@ -143,9 +143,9 @@ impl<'a> Verifier<'a> {
                 continue;
             }
             let read = match self.depth {
-                Depth::Full => true,
-                Depth::Sample(sector) => sector.contains(&id),
-                Depth::Quick => false,
+                VerifyDepth::Full => true,
+                VerifyDepth::Sample(sector) => sector.contains(&id),
+                VerifyDepth::Quick => false,
             };
             if read {
                 total_bytes += self.index.get(BlobKind::Data, &id).map_or(0, |found| u64::from(found.raw_length));
@@ -200,9 +200,9 @@ impl<'a> Verifier<'a> {
         let first_new = damage.len();
         for (first, chunk, count) in map.runs() {
             let (id, error) = match chunk {
-                Chunk::Blob(id) => (id, self.chunk_error(&id, geometry, first, count)),
+                MappedChunk::Blob(id) => (id, self.chunk_error(&id, geometry, first, count)),
                 // kvmb needs no blob to restore zeros, but restic does.
-                Chunk::Zero => (zeros.whole, self.broken.get(&zeros.whole).cloned()),
+                MappedChunk::Zero => (zeros.whole, self.broken.get(&zeros.whole).cloned()),
             };
             let Some(error) = error else { continue };
             let offset = geometry.offset(first);

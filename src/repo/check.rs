@@ -19,7 +19,7 @@ pub struct CheckOptions {
 
 /// Something that is wrong.
 #[derive(Debug)]
-pub enum Damage {
+pub enum RepoDamage {
     /// An index file cannot be read: what only it names is lost until the index is rebuilt.
     Index {
         /// Which.
@@ -90,21 +90,23 @@ pub enum Damage {
     },
 }
 
-impl fmt::Display for Damage {
+impl fmt::Display for RepoDamage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Damage::Index { error, .. } | Damage::PackHeader { error, .. } | Damage::Snapshot { error, .. } => {
+            RepoDamage::Index { error, .. }
+            | RepoDamage::PackHeader { error, .. }
+            | RepoDamage::Snapshot { error, .. } => {
                 write!(f, "{error}")
             }
-            Damage::PackMissing { id } => write!(f, "pack {id} is missing"),
-            Damage::PackTooShort { id, size_bytes, wanted_bytes } => {
+            RepoDamage::PackMissing { id } => write!(f, "pack {id} is missing"),
+            RepoDamage::PackTooShort { id, size_bytes, wanted_bytes } => {
                 write!(f, "pack {id} has {size_bytes} bytes instead of {wanted_bytes}")
             }
-            Damage::Tree { snapshot, error, .. } => write!(f, "snapshot {}: {error}", snapshot.short()),
-            Damage::FileIncomplete { name, snapshot, missing_blobs, .. } => {
+            RepoDamage::Tree { snapshot, error, .. } => write!(f, "snapshot {}: {error}", snapshot.short()),
+            RepoDamage::FileIncomplete { name, snapshot, missing_blobs, .. } => {
                 write!(f, "snapshot {}: {} lacks {missing_blobs} blobs", snapshot.short(), name.display())
             }
-            Damage::FileSize { name, snapshot, size_bytes, content_bytes, .. } => write!(
+            RepoDamage::FileSize { name, snapshot, size_bytes, content_bytes, .. } => write!(
                 f,
                 "snapshot {}: {} has {content_bytes} bytes of content instead of {size_bytes}",
                 snapshot.short(),
@@ -118,7 +120,7 @@ impl fmt::Display for Damage {
 #[derive(Debug, Default)]
 pub struct CheckReport {
     /// All that is wrong.
-    pub damage: Vec<Damage>,
+    pub damage: Vec<RepoDamage>,
     /// Packs that the index names.
     pub packs: u64,
     /// Packs that no index names: left by interrupted runs, harmless.
@@ -137,7 +139,7 @@ pub fn check(repo: &Repository, options: CheckOptions, stop: &AtomicBool) -> Res
     let mut report = CheckReport::default();
     let (index, damaged) = repo.load_index_with_damage()?;
     let damaged = damaged.into_iter();
-    report.damage.extend(damaged.map(|(id, error)| Damage::Index { id, error }));
+    report.damage.extend(damaged.map(|(id, error)| RepoDamage::Index { id, error }));
     report.blobs = index.len() as u64;
     check_packs(repo, &index, &mut report)?;
     if options.pack_headers {
@@ -147,9 +149,9 @@ pub fn check(repo: &Repository, options: CheckOptions, stop: &AtomicBool) -> Res
     let list = repo.snapshots()?;
     report.snapshots = list.snapshots.len() as u64;
     let damaged = list.damaged.into_iter();
-    report.damage.extend(damaged.map(|broken| Damage::Snapshot { id: broken.id, error: broken.error }));
+    report.damage.extend(damaged.map(|broken| RepoDamage::Snapshot { id: broken.id, error: broken.error }));
     if !options.quick {
-        let mut walk = Walk { repo, index: &index, seen: HashSet::new(), report: &mut report, stop };
+        let mut walk = TreeWalk { repo, index: &index, seen: HashSet::new(), report: &mut report, stop };
         for stored in &list.snapshots {
             walk.snapshot(stored);
         }
@@ -169,9 +171,9 @@ fn check_packs(repo: &Repository, index: &Index, report: &mut CheckReport) -> Re
     report.packs = wanted.len() as u64;
     for (id, wanted_bytes) in wanted {
         match present.remove(&id) {
-            None => report.damage.push(Damage::PackMissing { id }),
+            None => report.damage.push(RepoDamage::PackMissing { id }),
             Some(size_bytes) if size_bytes < wanted_bytes => {
-                report.damage.push(Damage::PackTooShort { id, size_bytes, wanted_bytes });
+                report.damage.push(RepoDamage::PackTooShort { id, size_bytes, wanted_bytes });
             }
             Some(_) => {}
         }
@@ -202,11 +204,11 @@ fn check_pack_headers(repo: &Repository, index: &Index, report: &mut CheckReport
     for (id, error) in packs.into_iter().zip(errors) {
         // That a pack is missing was said already.
         let error = error.filter(|e| !matches!(e, Error::Storage(e) if e.is_not_found()));
-        report.damage.extend(error.map(|error| Damage::PackHeader { id, error }));
+        report.damage.extend(error.map(|error| RepoDamage::PackHeader { id, error }));
     }
 }
 
-struct Walk<'a> {
+struct TreeWalk<'a> {
     repo: &'a Repository,
     index: &'a Index,
     seen: HashSet<Id>,
@@ -214,7 +216,7 @@ struct Walk<'a> {
     stop: &'a AtomicBool,
 }
 
-impl Walk<'_> {
+impl TreeWalk<'_> {
     fn snapshot(&mut self, stored: &StoredSnapshot) {
         let mut ahead = vec![stored.snapshot.tree];
         while let Some(id) = ahead.pop() {
@@ -231,7 +233,7 @@ impl Walk<'_> {
         let tree = match read_tree(self.repo, self.index, &id) {
             Ok(tree) => tree,
             Err(error) => {
-                return self.report.damage.push(Damage::Tree { id, snapshot, error });
+                return self.report.damage.push(RepoDamage::Tree { id, snapshot, error });
             }
         };
         self.report.trees += 1;
@@ -253,9 +255,14 @@ impl Walk<'_> {
                 }
             }
             if missing_blobs > 0 {
-                self.report.damage.push(Damage::FileIncomplete { name: node.name, tree: id, snapshot, missing_blobs });
+                self.report.damage.push(RepoDamage::FileIncomplete {
+                    name: node.name,
+                    tree: id,
+                    snapshot,
+                    missing_blobs,
+                });
             } else if content_bytes != size_bytes {
-                self.report.damage.push(Damage::FileSize {
+                self.report.damage.push(RepoDamage::FileSize {
                     name: node.name,
                     tree: id,
                     snapshot,

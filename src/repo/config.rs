@@ -4,43 +4,50 @@ use serde::{Deserialize, Serialize};
 
 use super::crypto::{SealKey, fill_random};
 use super::{Error, Flaw, Result, polynomial};
-use crate::storage::{FileKind, Storage};
+use crate::storage::FileKind;
 
 /// The only format version that kvmb reads and writes.
 const VERSION: u32 = 2;
+/// What a config takes, sealed: kvmb's and restic's have the same length.
+const SEALED_BYTES: usize = 155;
 /// What errors call the file.
 const NAME: &str = "config";
 
 /// Sealed JSON without compression.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Config {
+pub(super) struct RepoConfig {
     version: u32,
     pub(super) id: String,
     chunker_polynomial: String,
 }
 
-impl Config {
+impl RepoConfig {
     pub(super) fn random() -> Result<Self> {
         let mut id = [0; 32];
         fill_random(&mut id)?;
-        Ok(Config {
+        Ok(RepoConfig {
             version: VERSION,
             id: hex::encode(id),
             chunker_polynomial: format!("{:x}", polynomial::random_irreducible()?),
         })
     }
 
-    pub(super) fn save(&self, storage: &dyn Storage, key: &SealKey) -> Result<()> {
+    /// The file's bytes.
+    pub(super) fn seal(&self, key: &SealKey) -> Result<Vec<u8>> {
         let json = serde_json::to_vec(self).map_err(|e| damaged(Flaw::NotJson(e.to_string())))?;
-        Ok(storage.write(FileKind::Config, "", &key.seal(&json)?)?)
+        key.seal(&json)
     }
 
-    pub(super) fn open(sealed: &mut [u8], key: &SealKey, url: &str) -> Result<Self> {
+    pub(super) fn open(sealed: &[u8], key: &SealKey, url: &str) -> Result<Self> {
         #[derive(Deserialize)]
         struct Version {
             version: u32,
         }
-        let json = key.open_in_place(sealed).map_err(|e| damaged(e.into()))?;
+        if sealed.len() < SEALED_BYTES {
+            return Err(damaged(Flaw::TooShort));
+        }
+        let mut sealed = sealed.to_vec();
+        let json = key.open_in_place(&mut sealed).map_err(|e| damaged(e.into()))?;
         let not_json = |e: serde_json::Error| damaged(Flaw::NotJson(e.to_string()));
         // The version first: a later one may have other fields.
         let Version { version } = serde_json::from_slice(json).map_err(not_json)?;
@@ -53,4 +60,20 @@ impl Config {
 
 fn damaged(flaw: Flaw) -> Error {
     Error::damaged(FileKind::Config, NAME, flaw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_config_is_too_short_and_all_of_it_is_not() {
+        let key = SealKey::random().unwrap();
+        for _ in 0..20 {
+            let sealed = RepoConfig::random().unwrap().seal(&key).unwrap();
+            assert!(RepoConfig::open(&sealed, &key, "").is_ok());
+            let part = RepoConfig::open(&sealed[..sealed.len() - 1], &key, "").unwrap_err();
+            assert!(matches!(part, Error::Damaged { flaw: Flaw::TooShort, .. }), "{part}");
+        }
+    }
 }

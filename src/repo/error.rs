@@ -17,6 +17,12 @@ pub enum Error {
         /// Where.
         url: String,
     },
+    /// A `config` without keys and data.
+    #[error("the repository in {url} is not finished: its creation was interrupted")]
+    Unfinished {
+        /// Where.
+        url: String,
+    },
     /// Keys and data are there, the `config` is not.
     #[error("the repository in {url} has lost its config file")]
     ConfigMissing {

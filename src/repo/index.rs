@@ -31,8 +31,8 @@ pub struct BlobLocation {
 #[derive(Debug, Default)]
 pub struct Index {
     packs: Vec<Id>,
-    data: Vec<Entry>,
-    trees: Vec<Entry>,
+    data: Vec<IndexEntry>,
+    trees: Vec<IndexEntry>,
     files: Vec<SourceFile>,
     superseded: Vec<Id>,
 }
@@ -48,7 +48,7 @@ pub(super) struct SourceFile {
 
 /// One place of a blob, 48 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Entry {
+pub(super) struct IndexEntry {
     pub(super) id: Id,
     /// The number of the pack.
     pub(super) pack: u32,
@@ -145,8 +145,8 @@ impl PendingIndex {
 struct LoadedFile {
     supersedes: Vec<Id>,
     packs: Vec<Id>,
-    data: Vec<Entry>,
-    trees: Vec<Entry>,
+    data: Vec<IndexEntry>,
+    trees: Vec<IndexEntry>,
 }
 
 impl LoadedFile {
@@ -167,7 +167,7 @@ impl LoadedFile {
                     let reason = format!("the place of blob {} makes no sense", blob.id);
                     return Err(Error::damaged(FileKind::Index, id, Flaw::NotJson(reason)));
                 }
-                let entry = Entry {
+                let entry = IndexEntry {
                     id: blob.id,
                     pack: number,
                     offset: blob.offset,
@@ -205,7 +205,7 @@ impl Index {
     }
 
     fn join(files: Vec<(Id, LoadedFile)>) -> Index {
-        let total = |part: fn(&LoadedFile) -> &Vec<Entry>| files.iter().map(|(_, file)| part(file).len()).sum();
+        let total = |part: fn(&LoadedFile) -> &Vec<IndexEntry>| files.iter().map(|(_, file)| part(file).len()).sum();
         let mut index = Index {
             packs: Vec::new(),
             data: Vec::with_capacity(total(|file| &file.data)),
@@ -225,7 +225,7 @@ impl Index {
                     })
                 })
                 .collect();
-            let renumber = |mut entry: Entry| {
+            let renumber = |mut entry: IndexEntry| {
                 entry.pack = of_pack[entry.pack as usize];
                 entry
             };
@@ -242,7 +242,7 @@ impl Index {
     }
 
     /// Every place of every blob of a kind, sorted by the blobs' ids.
-    pub(super) fn table(&self, kind: BlobKind) -> &[Entry] {
+    pub(super) fn table(&self, kind: BlobKind) -> &[IndexEntry] {
         match kind {
             BlobKind::Data => &self.data,
             BlobKind::Tree => &self.trees,
@@ -256,7 +256,7 @@ impl Index {
         table.get(start).filter(|entry| entry.id == *id).map(|_| start)
     }
 
-    pub(super) fn location(&self, entry: &Entry) -> BlobLocation {
+    pub(super) fn location(&self, entry: &IndexEntry) -> BlobLocation {
         let compressed = entry.raw_length != 0;
         BlobLocation {
             pack: self.packs[entry.pack as usize],
@@ -354,6 +354,6 @@ mod tests {
 
     #[test]
     fn a_blob_costs_48_bytes() {
-        assert_eq!(size_of::<Entry>(), 48);
+        assert_eq!(size_of::<IndexEntry>(), 48);
     }
 }

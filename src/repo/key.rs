@@ -46,6 +46,14 @@ pub(super) struct KeyFile {
     data: Vec<u8>,
 }
 
+/// A key file that is yet to be stored.
+pub(super) struct SealedKeyFile {
+    /// Its name.
+    pub(super) id: Id,
+    /// Its content.
+    pub(super) json: Vec<u8>,
+}
+
 /// A key as [`super::Repository::keys`] lists it. The secret is not in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyInfo {
@@ -64,6 +72,13 @@ pub struct KeyInfo {
 impl KeyFile {
     /// Seals `master` with `password`, and stores it.
     pub(super) fn add(storage: &dyn Storage, master: &SealKey, password: &Password) -> Result<Id> {
+        let SealedKeyFile { id, json } = KeyFile::sealed(master, password)?;
+        storage.write(FileKind::Key, &id.to_string(), &json)?;
+        Ok(id)
+    }
+
+    /// Seals `master` with `password`.
+    pub(super) fn sealed(master: &SealKey, password: &Password) -> Result<SealedKeyFile> {
         let mut salt = vec![0; SALT_LENGTH];
         fill_random(&mut salt)?;
         let mut file = KeyFile {
@@ -81,9 +96,7 @@ impl KeyFile {
         file.data = key.seal(&master.to_json())?;
         let not_json = |e: serde_json::Error| Flaw::NotJson(e.to_string());
         let json = serde_json::to_vec(&file).map_err(|e| Error::damaged(FileKind::Key, "new", not_json(e)))?;
-        let id = Id::hash(&json);
-        storage.write(FileKind::Key, &id.to_string(), &json)?;
-        Ok(id)
+        Ok(SealedKeyFile { id: Id::hash(&json), json })
     }
 
     pub(super) fn read(storage: &dyn Storage, id: &Id) -> Result<Self> {

@@ -117,22 +117,22 @@ impl Default for LockTiming {
 /// A held lock. Dropping it removes it.
 #[derive(Debug)]
 pub struct RepoLock {
-    shared: Arc<Shared>,
+    shared: Arc<LockShared>,
     refresher: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct LockShared {
     repo: Repository,
     mode: LockMode,
     timing: LockTiming,
-    state: Mutex<State>,
+    state: Mutex<LockState>,
     /// Tells the refresher to end.
     ended: Condvar,
 }
 
 #[derive(Debug)]
-struct State {
+struct LockState {
     file: Id,
     refreshed: Moment,
     lost: Option<String>,
@@ -161,7 +161,7 @@ impl RepoLock {
     pub(super) fn acquire(repo: Repository, mode: LockMode, wait: Duration, timing: LockTiming) -> Result<Self> {
         let deadline = Instant::now() + wait;
         loop {
-            let taken = SettlingLock::begin(repo.clone(), mode, timing).and_then(SettlingLock::settle);
+            let taken = PendingLock::begin(repo.clone(), mode, timing).and_then(PendingLock::settle);
             let conflict = match taken {
                 Err(conflict @ (Error::Locked { .. } | Error::Damaged { kind: FileKind::Lock, .. })) => conflict,
                 other => return other,
@@ -177,11 +177,11 @@ impl RepoLock {
     }
 
     fn hold(repo: Repository, mode: LockMode, timing: LockTiming, file: Id, refreshed: Moment) -> Result<Self> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(LockShared {
             repo,
             mode,
             timing,
-            state: Mutex::new(State { file, refreshed, lost: None, ended: false }),
+            state: Mutex::new(LockState { file, refreshed, lost: None, ended: false }),
             ended: Condvar::new(),
         });
         let refresher = {
@@ -237,8 +237,8 @@ impl Drop for RepoLock {
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl LockShared {
+    fn state(&self) -> MutexGuard<'_, LockState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -316,14 +316,14 @@ fn survive_hangups() {
 
 /// A lock whose file is made and which has not looked again yet: whoever made one at the same moment may be in the way. It
 /// looks by itself when it is time. What is read meanwhile is read under the lock; what cannot be undone must wait for
-/// [`SettlingLock::settle`].
+/// [`PendingLock::settle`].
 #[derive(Debug)]
-pub struct SettlingLock {
+pub struct PendingLock {
     /// Until it is settled.
     looking: Option<JoinHandle<Result<RepoLock>>>,
 }
 
-impl SettlingLock {
+impl PendingLock {
     pub(super) fn begin(repo: Repository, mode: LockMode, timing: LockTiming) -> Result<Self> {
         survive_hangups();
         if let Some(conflict) = find_conflict(&repo, mode, &timing, None)? {
@@ -344,7 +344,7 @@ impl SettlingLock {
             }
         };
         match thread::Builder::new().name("repo-lock".to_owned()).spawn(look) {
-            Ok(looking) => Ok(SettlingLock { looking: Some(looking) }),
+            Ok(looking) => Ok(PendingLock { looking: Some(looking) }),
             Err(_) => {
                 remove_or_warn(&repo, &file);
                 Err(Error::WorkerGone)
@@ -359,7 +359,7 @@ impl SettlingLock {
     }
 }
 
-impl Drop for SettlingLock {
+impl Drop for PendingLock {
     fn drop(&mut self) {
         // The lock that comes of it is dropped as well, and removed.
         let _ = self.looking.take().map(JoinHandle::join);

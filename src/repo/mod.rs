@@ -8,7 +8,7 @@
 //! # Order of things
 //! A prune beside a backup loses data unless both hold locks. So: [`Repository::lock`], then
 //! [`Repository::load_index`], then write; [`RepoLock::check`] before the snapshot is saved. In between, whoever writes names
-//! what runs that ended badly have stored: [`Repository::begin_adoption`].
+//! what runs that ended badly have stored: [`Repository::begin_recovery`].
 //!
 //! # Memory
 //! | what | how much |
@@ -24,23 +24,24 @@ mod base64;
 mod check;
 mod config;
 mod content;
+mod creation;
 mod crypto;
 mod error;
 mod host;
-mod host_folder;
 mod id;
 mod index;
 mod key;
 mod lock;
+mod orphaned_packs;
 mod pack;
 mod polynomial;
 mod prune;
 mod reader;
+mod repo_cache_dir;
 mod snapshot;
 mod time;
 mod transfer;
 mod tree;
-mod unfinished;
 mod writer;
 
 use std::fmt;
@@ -50,29 +51,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::storage::{FileKind, Storage};
-use config::Config;
+use config::RepoConfig;
+use creation::Created;
 use crypto::{OpenError, SealKey};
 use key::KeyFile;
 
-pub use check::{CheckOptions, CheckReport, Damage, check};
+pub use check::{CheckOptions, CheckReport, RepoDamage, check};
 pub use content::Content;
+pub use creation::Presence;
 pub use crypto::Password;
 pub use error::{Error, Flaw, Result};
-pub use host_folder::HostFolder;
 pub use id::{Id, ParseIdError};
 pub use index::{BlobLocation, Index};
 pub use key::KeyInfo;
-pub use lock::{LockInfo, LockMode, LockTiming, RepoLock, SettlingLock};
+pub use lock::{LockInfo, LockMode, LockTiming, PendingLock, RepoLock};
+pub use orphaned_packs::PackRecovery;
 pub use pack::BlobKind;
 pub use prune::{
     MaxUnused, ParseMaxUnusedError, PruneEvent, PruneLimits, PrunePlan, PruneSummary, PruneWatch, is_no_space,
 };
 pub use reader::read_blobs;
+pub use repo_cache_dir::RepoCacheDir;
 pub use snapshot::{DamagedSnapshot, Snapshot, SnapshotList, StoredSnapshot};
 pub use transfer::copy_blobs;
 pub use tree::{Metadata, Node, NodeKind, Tree, read_tree, write_tree};
-pub use unfinished::Adoption;
-pub use writer::{Stored, WriteSummary, Writer, WriterOptions, ZERO_BLOB_BYTES, zero_blob_id};
+pub use writer::{PutOutcome, WriteSummary, Writer, WriterOptions, ZERO_BLOB_BYTES, zero_blob_id};
 
 /// The first byte of what format 2 calls "unpacked": zstd-compressed JSON follows.
 const ENCODING_ZSTD: u8 = 2;
@@ -87,7 +90,7 @@ const SMALL_FILE_THREADS: usize = 8;
 #[derive(Clone)]
 pub struct Repository {
     inner: Arc<Inner>,
-    host_folder: Option<Arc<HostFolder>>,
+    host_folder: Option<Arc<RepoCacheDir>>,
 }
 
 struct Inner {
@@ -95,7 +98,7 @@ struct Inner {
     url: String,
     key: SealKey,
     key_id: Id,
-    config: Config,
+    config: RepoConfig,
 }
 
 impl fmt::Debug for Repository {
@@ -108,59 +111,39 @@ impl fmt::Debug for Repository {
 }
 
 impl Repository {
-    /// Makes a new repository; refuses where there is one, or the remains of one.
-    ///
-    /// The key is written before the config, so that what looks like a repository can be opened.
+    /// Creates a repository; fails with [`Error::AlreadyExists`] where there is one, or the remains of one, also when somebody
+    /// else creates it at the same moment. Where a creation was interrupted, it is finished, after a wait of ten seconds.
     pub fn create(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
         let url = storage.url();
-        let exists = |found| Error::AlreadyExists { url: url.clone(), found };
-        match storage.size(FileKind::Config, "") {
-            Ok(_) => return Err(exists(FileKind::Config)),
-            Err(e) if e.is_not_found() => {}
-            Err(e) => return Err(e.into()),
-        }
-        storage.create_layout()?;
-        for kind in FileKind::ALL {
-            if kind != FileKind::Lock && !storage.list(kind)?.is_empty() {
-                return Err(exists(kind));
-            }
-        }
-        let key = SealKey::random()?;
-        let config = Config::random()?;
-        let key_id = KeyFile::add(&*storage, &key, password)?;
-        config.save(&*storage, &key)?;
+        let Created { key, key_id, config } = creation::create(&*storage, password)?;
         Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), host_folder: None })
     }
 
-    /// Opens a repository with the first key that the password fits.
+    /// Whether there is a repository. Where the folders of one are missing, there is none.
+    pub fn presence(storage: &dyn Storage) -> Result<Presence> {
+        match storage.size(FileKind::Config, "") {
+            Err(error) if error.is_not_found() => Ok(Presence::Nothing),
+            Err(error) => Err(error.into()),
+            Ok(_) => Presence::of(storage),
+        }
+    }
+
+    /// Opens a repository with the first key that the password fits. One that is being created is waited for, up to ten
+    /// seconds.
     pub fn open(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
         let url = storage.url();
-        let mut sealed_config = match storage.read(FileKind::Config, "") {
-            Ok(bytes) => bytes,
-            Err(e) if e.is_not_found() => {
-                let keys = storage.list(FileKind::Key).unwrap_or_default();
-                return Err(match keys.is_empty() {
-                    true => Error::NoRepository { url },
-                    false => Error::ConfigMissing { url },
-                });
-            }
-            Err(e) => return Err(e.into()),
-        };
-        // To make a key of a password takes as long as a connection, and the index is read by several threads.
-        storage.warm_up(2);
-        let (key_id, key) = find_key(&*storage, &url, password)?;
-        let config = Config::open(&mut sealed_config, &key, &url)?;
+        let (key_id, key, config) = creation::wait_for_creator(|| open_config(&*storage, &url, password))?;
         Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), host_folder: None })
     }
 
     /// The same repository, of which this host remembers something from run to run, below kvmb's data folder.
     pub fn remembered_in(self, data_folder: &Path) -> Repository {
-        let host_folder = self.id().parse().ok().map(|id| Arc::new(HostFolder::new(data_folder, id)));
+        let host_folder = self.id().parse().ok().map(|id| Arc::new(RepoCacheDir::new(data_folder, id)));
         Repository { host_folder, ..self }
     }
 
     /// What this host remembers of it, if it was told where.
-    pub fn host_folder(&self) -> Option<&HostFolder> {
+    pub fn host_folder(&self) -> Option<&RepoCacheDir> {
         self.host_folder.as_deref()
     }
 
@@ -203,8 +186,8 @@ impl Repository {
     }
 
     /// Makes the repository's lock, which has yet to settle.
-    pub fn begin_lock(&self, mode: LockMode) -> Result<SettlingLock> {
-        SettlingLock::begin(self.clone(), mode, LockTiming::default())
+    pub fn begin_lock(&self, mode: LockMode) -> Result<PendingLock> {
+        PendingLock::begin(self.clone(), mode, LockTiming::default())
     }
 
     /// As [`Repository::lock`], with other times than restic's; for tests.
@@ -348,27 +331,49 @@ fn list(storage: &dyn Storage, kind: FileKind) -> crate::storage::Result<Vec<Id>
     Ok(ids)
 }
 
-fn find_key(storage: &dyn Storage, url: &str, password: &Password) -> Result<(Id, SealKey)> {
-    let mut damaged = Vec::new();
-    let mut tried = false;
-    for id in list(storage, FileKind::Key)? {
+/// The config, and the key that opens it. A key that fits the password but not the config is that of a creator who gave way.
+fn open_config(storage: &dyn Storage, url: &str, password: &Password) -> Result<(Id, SealKey, RepoConfig)> {
+    let url = url.to_owned();
+    let sealed = match storage.read(FileKind::Config, "") {
+        Ok(bytes) => bytes,
+        Err(e) if e.is_not_found() => {
+            let keys = storage.list(FileKind::Key).unwrap_or_default();
+            return Err(match keys.is_empty() {
+                true => Error::NoRepository { url },
+                false => Error::ConfigMissing { url },
+            });
+        }
+        Err(e) => return Err(e.into()),
+    };
+    // To make a key of a password takes as long as a connection, and the index is read by several threads.
+    storage.warm_up(2);
+    let keys = list(storage, FileKind::Key)?;
+    if keys.is_empty() && creation::is_unfinished(storage)? {
+        return Err(Error::Unfinished { url });
+    }
+    let (mut damaged, mut tried, mut unfit) = (Vec::new(), false, None);
+    for id in keys {
         match KeyFile::read(storage, &id) {
             Ok(file) => {
                 tried = true;
-                if let Some(key) = file.unlock(password) {
-                    return Ok((id, key));
+                let Some(key) = file.unlock(password) else { continue };
+                match RepoConfig::open(&sealed, &key, &url) {
+                    Ok(config) => return Ok((id, key, config)),
+                    Err(error) => unfit = Some(error),
                 }
             }
             Err(error @ Error::Damaged { .. }) => {
                 tracing::warn!(key = %id, %error, "skipping a key");
                 damaged.push(id);
             }
+            // A creator gave way.
+            Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),
         }
     }
-    let url = url.to_owned();
-    Err(match tried {
-        true => Error::WrongPassword { url, damaged },
-        false => Error::NoKey { url, damaged },
+    Err(match (unfit, tried) {
+        (Some(error), _) => error,
+        (None, true) => Error::WrongPassword { url, damaged },
+        (None, false) => Error::NoKey { url, damaged },
     })
 }

@@ -19,12 +19,12 @@ const GAP_BYTES: u64 = 128 << 10;
 const PAGE_BYTES: usize = 4096;
 
 /// A blob out of its pack, opened, perhaps still compressed, its hash not compared yet.
-pub(super) struct Opened {
+pub(super) struct OpenedBlob {
     buffer: Vec<u8>,
     range: Range<usize>,
 }
 
-impl Opened {
+impl OpenedBlob {
     pub(super) fn bytes(&self) -> &[u8] {
         &self.buffer[self.range.clone()]
     }
@@ -32,7 +32,7 @@ impl Opened {
 
 /// A blob that was read: its length and its SHA-256 were compared.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Proven<'a> {
+pub(super) struct VerifiedBlob<'a> {
     /// The blob.
     pub(super) plain: &'a [u8],
     /// As it stands in its pack, opened: perhaps compressed.
@@ -46,7 +46,7 @@ pub(super) fn damaged(kind: BlobKind, id: &Id, location: &BlobLocation, flaw: Fl
 }
 
 /// Reads one blob out of one place and opens it.
-pub(super) fn fetch(repo: &Repository, kind: BlobKind, id: &Id, location: &BlobLocation) -> Result<Opened> {
+pub(super) fn fetch(repo: &Repository, kind: BlobKind, id: &Id, location: &BlobLocation) -> Result<OpenedBlob> {
     let mut buffer = repo
         .storage()
         .read_range(FileKind::Pack, &location.pack.to_string(), u64::from(location.offset), location.length as usize)
@@ -55,7 +55,7 @@ pub(super) fn fetch(repo: &Repository, kind: BlobKind, id: &Id, location: &BlobL
             false => Error::BlobUnreadable { kind, id: *id, pack: location.pack, source },
         })?;
     let length = repo.key().open_in_place(&mut buffer).map_err(|e| damaged(kind, id, location, e.into()))?.len();
-    Ok(Opened { buffer, range: IV_LENGTH..IV_LENGTH + length })
+    Ok(OpenedBlob { buffer, range: IV_LENGTH..IV_LENGTH + length })
 }
 
 /// Tries every place that the index knows for a blob; the error is the last one's.
@@ -81,11 +81,17 @@ pub(super) fn read_blob(repo: &Repository, index: &Index, kind: BlobKind, id: &I
     with_blob(repo, index, kind, id, |blob| blob.plain.to_vec())
 }
 
-fn with_blob<T>(repo: &Repository, index: &Index, kind: BlobKind, id: &Id, use_it: impl Fn(Proven) -> T) -> Result<T> {
+fn with_blob<T>(
+    repo: &Repository,
+    index: &Index,
+    kind: BlobKind,
+    id: &Id,
+    use_it: impl Fn(VerifiedBlob) -> T,
+) -> Result<T> {
     from_any_location(index, kind, id, |location| {
         let opened = fetch(repo, kind, id, location)?;
         let mut plain = Vec::new();
-        prove(kind, id, location, opened.bytes(), &mut plain).map(&use_it)
+        verify_blobs(kind, id, location, opened.bytes(), &mut plain).map(&use_it)
     })
 }
 
@@ -104,13 +110,13 @@ fn aligned(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
 }
 
 /// Decompresses what was opened, where it is compressed, and compares length and hash.
-pub(super) fn prove<'a>(
+pub(super) fn verify_blobs<'a>(
     kind: BlobKind,
     id: &Id,
     location: &BlobLocation,
     opened: &'a [u8],
     buffer: &'a mut Vec<u8>,
-) -> Result<Proven<'a>> {
+) -> Result<VerifiedBlob<'a>> {
     let fail = |flaw| damaged(kind, id, location, flaw);
     let wanted = location.raw_length as usize;
     let plain = if location.compressed {
@@ -134,14 +140,14 @@ pub(super) fn prove<'a>(
     match Id::hash(plain) == *id {
         true => {
             let raw_length = location.compressed.then_some(location.raw_length);
-            Ok(Proven { plain, packed: opened, raw_length })
+            Ok(VerifiedBlob { plain, packed: opened, raw_length })
         }
         false => Err(fail(Flaw::NotItsName)),
     }
 }
 
 /// A blob to be read, with the place that is tried first.
-pub(super) struct Wanted {
+pub(super) struct BlobRequest {
     pub(super) id: Id,
     pub(super) location: BlobLocation,
 }
@@ -162,32 +168,32 @@ pub fn read_blobs(
     stop: &AtomicBool,
     deliver: impl Fn(Id, Result<&[u8]>) -> ControlFlow<()> + Sync,
 ) -> Result<()> {
-    let source = Source { repo, index, kind: BlobKind::Data };
+    let source = BlobSource { repo, index, kind: BlobKind::Data };
     source.read(ids, threads, stop, |id, blob| deliver(id, blob.map(|blob| blob.plain)))
 }
 
 /// Where blobs of a kind are read from.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Source<'a> {
+pub(super) struct BlobSource<'a> {
     pub(super) repo: &'a Repository,
     pub(super) index: &'a Index,
     pub(super) kind: BlobKind,
 }
 
-impl Source<'_> {
+impl BlobSource<'_> {
     /// See [`read_blobs`].
     pub(super) fn read(
         self,
         ids: Vec<Id>,
         threads: usize,
         stop: &AtomicBool,
-        deliver: impl Fn(Id, Result<Proven>) -> ControlFlow<()> + Sync,
+        deliver: impl Fn(Id, Result<VerifiedBlob>) -> ControlFlow<()> + Sync,
     ) -> Result<()> {
-        let Source { index, kind, .. } = self;
+        let BlobSource { index, kind, .. } = self;
         let mut wanted = Vec::with_capacity(ids.len());
         for id in ids {
             match index.get(kind, &id) {
-                Some(location) => wanted.push(Wanted { id, location }),
+                Some(location) => wanted.push(BlobRequest { id, location }),
                 None => {
                     if deliver(id, Err(Error::BlobMissing { kind, id })).is_break() {
                         return Ok(());
@@ -196,7 +202,7 @@ impl Source<'_> {
             }
         }
         wanted.sort_unstable_by_key(|blob| (blob.location.pack, blob.location.offset));
-        let job = Job {
+        let job = ReadJob {
             source: self,
             ranges: ranges(&wanted),
             wanted,
@@ -220,7 +226,7 @@ impl Source<'_> {
 }
 
 /// Which blobs are read together: neighbours in one pack.
-pub(super) fn ranges(wanted: &[Wanted]) -> Vec<Range<usize>> {
+pub(super) fn ranges(wanted: &[BlobRequest]) -> Vec<Range<usize>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
     for (position, blob) in wanted.iter().enumerate() {
         let fits = ranges.last().is_some_and(|range| {
@@ -240,9 +246,9 @@ pub(super) fn ranges(wanted: &[Wanted]) -> Vec<Range<usize>> {
     ranges
 }
 
-struct Job<'a, F> {
-    source: Source<'a>,
-    wanted: Vec<Wanted>,
+struct ReadJob<'a, F> {
+    source: BlobSource<'a>,
+    wanted: Vec<BlobRequest>,
     ranges: Vec<Range<usize>>,
     next: AtomicUsize,
     stop: &'a AtomicBool,
@@ -252,7 +258,7 @@ struct Job<'a, F> {
     deliver: F,
 }
 
-impl<F: Fn(Id, Result<Proven>) -> ControlFlow<()> + Sync> Job<'_, F> {
+impl<F: Fn(Id, Result<VerifiedBlob>) -> ControlFlow<()> + Sync> ReadJob<'_, F> {
     fn is_over(&self) -> bool {
         self.stop.load(Ordering::Relaxed) || self.broken.load(Ordering::Relaxed)
     }
@@ -275,7 +281,7 @@ impl<F: Fn(Id, Result<Proven>) -> ControlFlow<()> + Sync> Job<'_, F> {
         ControlFlow::Break(())
     }
 
-    fn read_range(&self, blobs: &[Wanted], plain: &mut Vec<u8>) -> ControlFlow<()> {
+    fn read_range(&self, blobs: &[BlobRequest], plain: &mut Vec<u8>) -> ControlFlow<()> {
         let [first, ..] = blobs else {
             return ControlFlow::Continue(());
         };
@@ -285,7 +291,7 @@ impl<F: Fn(Id, Result<Proven>) -> ControlFlow<()> + Sync> Job<'_, F> {
             .map(|blob| u64::from(blob.location.offset) + u64::from(blob.location.length))
             .max()
             .unwrap_or_default();
-        let Source { repo, index, kind } = self.source;
+        let BlobSource { repo, index, kind } = self.source;
         let read = repo.storage().read_range(
             FileKind::Pack,
             &first.location.pack.to_string(),
@@ -304,7 +310,7 @@ impl<F: Fn(Id, Result<Proven>) -> ControlFlow<()> + Sync> Job<'_, F> {
             let at = (blob.location.offset - start) as usize;
             let sealed = bytes.as_mut().and_then(|bytes| bytes.get_mut(at..at + blob.location.length as usize));
             let opened = sealed.and_then(|sealed| repo.key().open_in_place(sealed).ok());
-            let proven = opened.and_then(|opened| prove(kind, &blob.id, &blob.location, opened, plain).ok());
+            let proven = opened.and_then(|opened| verify_blobs(kind, &blob.id, &blob.location, opened, plain).ok());
             match proven {
                 Some(proven) => (self.deliver)(blob.id, Ok(proven))?,
                 None => match with_blob(repo, index, kind, &blob.id, |proven| (self.deliver)(blob.id, Ok(proven))) {

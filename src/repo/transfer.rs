@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
-use super::reader::Source;
-use super::{BlobKind, Id, Index, Repository, Result, Stored, Writer};
+use super::reader::BlobSource;
+use super::{BlobKind, Id, Index, PutOutcome, Repository, Result, Writer};
 
 /// Copies blobs of one kind into the repository that `writer` writes to.
 ///
@@ -22,12 +22,12 @@ pub fn copy_blobs(
     writer: &Writer,
     threads: usize,
     stop: &AtomicBool,
-    tell: impl Fn(Id, Result<Stored>) + Sync,
+    tell: impl Fn(Id, Result<PutOutcome>) + Sync,
 ) -> Result<()> {
     let failed = OnceLock::new();
-    Source { repo, index, kind }.read(ids, threads, stop, |id, blob| {
+    BlobSource { repo, index, kind }.read(ids, threads, stop, |id, blob| {
         let stored = match blob {
-            Ok(blob) => writer.put_proven(kind, id, &blob),
+            Ok(blob) => writer.put_verified(kind, id, &blob),
             Err(damaged) => {
                 tell(id, Err(damaged));
                 return ControlFlow::Continue(());

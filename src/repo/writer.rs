@@ -9,7 +9,7 @@
 //! An index file names only packs that are durable; it is written whenever 50,000 blobs or
 //! [`WriterOptions::index_interval`] have come together, so that an interrupted run is not for nothing, and at
 //! [`Writer::finish`]. Dropping a writer leaves packs that nobody names, or blobs that nobody refers to: harmless, and
-//! removed by the next prune, unless a run comes before that can use them ([`super::unfinished`]).
+//! removed by the next prune, unless a run comes before that can use them ([`super::orphaned_packs`]).
 //!
 //! Memory: two open packs, one in the channel, one in each writer thread; a compression context and two buffers of a
 //! blob's size for each thread that calls `put` at the same time; and for each new blob its id in a hash set.
@@ -26,9 +26,9 @@ use sha2::{Digest, Sha256};
 
 use super::crypto::{IV_LENGTH, OVERHEAD};
 use super::index::PendingIndex;
+use super::orphaned_packs::Notes;
 use super::pack::{FinishedPack, PackBuilder};
-use super::reader::Proven;
-use super::unfinished::Notes;
+use super::reader::VerifiedBlob;
 use super::{BlobKind, Error, Id, Index, Repository, Result};
 use crate::storage::FileKind;
 
@@ -65,7 +65,7 @@ impl Default for WriterOptions {
 
 /// What became of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stored {
+pub struct PutOutcome {
     /// Its name.
     pub id: Id,
     /// Whether the repository did not have it.
@@ -89,7 +89,7 @@ pub struct WriteSummary {
 
 /// Puts blobs into a repository. May be called from several threads at once.
 pub struct Writer {
-    shared: Arc<Shared>,
+    shared: Arc<WriterShared>,
     index: Arc<Index>,
     /// Blobs of this run, written or being written.
     claimed: Mutex<HashSet<(BlobKind, Id)>>,
@@ -108,12 +108,12 @@ impl std::fmt::Debug for Writer {
 }
 
 /// What callers and writer threads share.
-struct Shared {
+struct WriterShared {
     repo: Repository,
     options: WriterOptions,
     /// How many packs are stored at the same time.
     writers: usize,
-    pending: Mutex<Pending>,
+    pending: Mutex<PendingBlob>,
     notes: Mutex<Noted>,
     /// Buffers of packs that were stored.
     spare: Mutex<Vec<Vec<u8>>>,
@@ -138,7 +138,7 @@ enum Noted {
     GivenUp,
 }
 
-struct Pending {
+struct PendingBlob {
     index: PendingIndex,
     since: Instant,
 }
@@ -156,11 +156,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Writer {
     /// Begins to write. `index` says what the repository has already: load it after taking the repository's lock.
     pub fn new(repo: &Repository, index: Arc<Index>, options: WriterOptions) -> Writer {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(WriterShared {
             repo: repo.clone(),
             writers: repo.storage().parallel().max(1),
             options,
-            pending: Mutex::new(Pending { index: PendingIndex::default(), since: Instant::now() }),
+            pending: Mutex::new(PendingBlob { index: PendingIndex::default(), since: Instant::now() }),
             notes: Mutex::default(),
             spare: Mutex::default(),
             failed: AtomicBool::new(false),
@@ -203,7 +203,7 @@ impl Writer {
     }
 
     /// Stores a blob that was read out of another repository, compressed or not as it was there.
-    pub(super) fn put_proven(&self, kind: BlobKind, id: Id, blob: &Proven) -> Result<Stored> {
+    pub(super) fn put_verified(&self, kind: BlobKind, id: Id, blob: &VerifiedBlob) -> Result<PutOutcome> {
         self.shared.check()?;
         if !self.claim(kind, id) {
             return Ok(known(id));
@@ -218,12 +218,12 @@ impl Writer {
             self.append(kind, id, buffer, blob.raw_length)?;
             lock(&self.scratch).push(scratch);
             self.shared.count(blob.plain.len() as u64, stored_bytes);
-            Ok(Stored { id, new: true, stored_bytes })
+            Ok(PutOutcome { id, new: true, stored_bytes })
         })
     }
 
     /// Stores a blob, unless the repository has it or another thread is storing it.
-    pub fn put(&self, kind: BlobKind, plaintext: &[u8]) -> Result<Stored> {
+    pub fn put(&self, kind: BlobKind, plaintext: &[u8]) -> Result<PutOutcome> {
         self.shared.check()?;
         let id = Id::hash(plaintext);
         if !self.claim(kind, id) {
@@ -243,7 +243,7 @@ impl Writer {
 
     /// Stores what `write` writes, without holding more of it than its compressed form. `write` is called twice, for the
     /// name and for the content, and must write the same both times.
-    pub fn put_stream(&self, kind: BlobKind, write: impl Fn(&mut dyn Write) -> io::Result<()>) -> Result<Stored> {
+    pub fn put_stream(&self, kind: BlobKind, write: impl Fn(&mut dyn Write) -> io::Result<()>) -> Result<PutOutcome> {
         self.shared.check()?;
         let mut first = HashingWriter::default();
         {
@@ -331,7 +331,7 @@ impl Writer {
         !self.index.contains(kind, &id) && lock(&self.claimed).insert((kind, id))
     }
 
-    fn store(&self, kind: BlobKind, id: Id, plaintext: &[u8]) -> Result<Stored> {
+    fn store(&self, kind: BlobKind, id: Id, plaintext: &[u8]) -> Result<PutOutcome> {
         let size_bytes = plaintext.len() as u64;
         let raw_length = u32::try_from(size_bytes).map_err(|_| Error::BlobTooLarge { kind, size_bytes })?;
         let mut scratch = self.scratch()?;
@@ -354,7 +354,7 @@ impl Writer {
         self.append(kind, id, buffer, is_smaller.then_some(raw_length))?;
         lock(&self.scratch).push(scratch);
         self.shared.count(size_bytes, stored_bytes);
-        Ok(Stored { id, new: true, stored_bytes })
+        Ok(PutOutcome { id, new: true, stored_bytes })
     }
 
     fn store_stream(
@@ -363,7 +363,7 @@ impl Writer {
         id: Id,
         raw_length: u32,
         write: &impl Fn(&mut dyn Write) -> io::Result<()>,
-    ) -> Result<Stored> {
+    ) -> Result<PutOutcome> {
         let level = self.shared.options.compression_level;
         let compress = || -> io::Result<Vec<u8>> {
             let mut encoder = zstd::Encoder::new(vec![0; IV_LENGTH], level)?;
@@ -382,7 +382,7 @@ impl Writer {
             self.append(kind, id, &sealed, Some(raw_length))?;
         }
         self.shared.count(u64::from(raw_length), stored_bytes);
-        Ok(Stored { id, new: true, stored_bytes })
+        Ok(PutOutcome { id, new: true, stored_bytes })
     }
 
     fn scratch(&self) -> Result<Scratch> {
@@ -433,7 +433,7 @@ impl Drop for Writer {
     }
 }
 
-impl Shared {
+impl WriterShared {
     /// The error of a writer thread, if there was one.
     fn check(&self) -> Result<()> {
         if !self.failed.load(Ordering::Acquire) {
@@ -527,8 +527,8 @@ impl Shared {
     }
 }
 
-fn known(id: Id) -> Stored {
-    Stored { id, new: false, stored_bytes: 0 }
+fn known(id: Id) -> PutOutcome {
+    PutOutcome { id, new: false, stored_bytes: 0 }
 }
 
 #[derive(Default)]

@@ -48,7 +48,7 @@ pub fn await_copy(
         .collect();
     let newest_copied = here.iter().rposition(|point| point.is_copied && point.taken_at <= now);
     let verdicts = judge(second, &candidates, now, zone);
-    let awaits = |(position, (point, verdict)): (usize, (&FirstTierPoint, super::Verdict))| {
+    let awaits = |(position, (point, verdict)): (usize, (&FirstTierPoint, super::RetentionDecision))| {
         !point.is_copied && (Some(position) > newest_copied || verdict.keep)
     };
     here.iter().zip(verdicts).enumerate().map(awaits).collect()

@@ -274,8 +274,9 @@ fn a_point_of_the_future_stays_and_takes_no_place_of_another() {
     let points = days.map(|at| candidate("vm", time(at)));
     let words = |rules: &str, now: &str, points: &[Candidate]| -> Vec<String> {
         let verdicts = judge(&policy(rules), points, time(now), &Berlin);
-        let words =
-            |verdict: &Verdict| verdict.reasons.iter().map(|reason| reason.word()).collect::<Vec<_>>().join(" ");
+        let words = |verdict: &RetentionDecision| {
+            verdict.reasons.iter().map(|reason| reason.word()).collect::<Vec<_>>().join(" ")
+        };
         verdicts.iter().map(words).collect()
     };
     let in_may = "2026-05-05T03:00:00Z";
@@ -368,7 +369,7 @@ prop_compose! {
             keep_weekly: keep(3),
             keep_monthly: keep(4),
             keep_yearly: keep(5),
-            keep_within: within.map(|days| Span { days, ..Span::default() }),
+            keep_within: within.map(|days| CalendarSpan { days, ..CalendarSpan::default() }),
         }
     }
 }
@@ -394,7 +395,7 @@ prop_compose! {
     }
 }
 
-fn kept(points: &[Candidate], verdicts: &[Verdict]) -> Vec<Candidate> {
+fn kept(points: &[Candidate], verdicts: &[RetentionDecision]) -> Vec<Candidate> {
     points.iter().zip(verdicts).filter(|(_, verdict)| verdict.keep).map(|(point, _)| point.clone()).collect()
 }
 
@@ -443,7 +444,7 @@ proptest! {
         let mut of_reversed = judge(&policy, &reversed, now(), &Berlin);
         of_reversed.reverse();
         prop_assert_eq!(&verdicts, &of_reversed);
-        let (alone, expected): (Vec<Candidate>, Vec<Verdict>) =
+        let (alone, expected): (Vec<Candidate>, Vec<RetentionDecision>) =
             points.into_iter().zip(verdicts).filter(|(point, _)| point.machine == "vm0").unzip();
         prop_assert_eq!(judge(&policy, &alone, now(), &Berlin), expected);
     }
@@ -483,8 +484,8 @@ proptest! {
 
     #[test]
     fn a_span_is_read_as_it_is_written(months in 0u32..30, days in 0u32..400, hours in 0u32..100) {
-        let span = Span { months, days, hours };
-        prop_assert_eq!(span.to_string().parse::<Span>().unwrap(), span);
+        let span = CalendarSpan { months, days, hours };
+        prop_assert_eq!(span.to_string().parse::<CalendarSpan>().unwrap(), span);
     }
 
     #[test]
@@ -492,7 +493,7 @@ proptest! {
         seconds in -60_000_000_000i64..200_000_000_000, months in 0u32..120_000, days in 0u32..4_000_000,
     ) {
         let time = DateTime::<Utc>::from_timestamp(seconds, 0).unwrap().with_timezone(&FixedOffset::east_opt(3600).unwrap());
-        let moment = Span { months, days, hours: 5 }.before(time, &Berlin);
+        let moment = CalendarSpan { months, days, hours: 5 }.before(time, &Berlin);
         prop_assert!(moment.is_none_or(|moment| moment < time));
     }
 }

@@ -11,7 +11,7 @@
 //! | minute and hour fixed: `30 2 * * *` | runs as soon as the skipped hour is over | runs the first time only |
 //! | either begins with `*`: `*/30 * * * *` | what fell into it is left out | runs both times |
 
-use super::field::{Field, Values};
+use super::field::{CronField, Values};
 use crate::clock::{LARGEST_CHANGE_MINUTES, moments_of};
 use chrono::{DateTime, Duration, NaiveDateTime, TimeZone, Utc};
 use std::collections::BTreeSet;
@@ -33,7 +33,7 @@ pub enum CronError {
     #[error("the {field} '{value}' is wrong: {rule}")]
     Field {
         /// Which field.
-        field: Field,
+        field: CronField,
         /// The part of it that is wrong.
         value: String,
         /// What it breaks.
@@ -155,11 +155,11 @@ impl Times {
             return Err(CronError::FieldCount { found });
         };
         let mut times = Times {
-            minutes: Values::parse(Field::Minute, minute)?,
-            hours: Values::parse(Field::Hour, hour)?,
-            days_of_month: Values::parse(Field::DayOfMonth, day_of_month)?,
-            months: Values::parse(Field::Month, month)?,
-            days_of_week: Values::parse(Field::DayOfWeek, day_of_week)?,
+            minutes: Values::parse(CronField::Minute, minute)?,
+            hours: Values::parse(CronField::Hour, hour)?,
+            days_of_month: Values::parse(CronField::DayOfMonth, day_of_month)?,
+            months: Values::parse(CronField::Month, month)?,
+            days_of_week: Values::parse(CronField::DayOfWeek, day_of_week)?,
             schedules: Vec::new(),
         };
         times.schedules = times.in_the_terms_of_the_crate();

@@ -20,7 +20,7 @@ const BUSY: &str = "5";
 
 /// What runs, and when.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Job {
+pub struct ScheduledJob {
     /// When.
     pub cron: Cron,
     /// kvmb by its full path, and its arguments.
@@ -33,7 +33,7 @@ pub struct Job {
     pub lock: PathBuf,
 }
 
-impl Job {
+impl ScheduledJob {
     /// The command in words that a shell reads.
     pub fn shell_command(&self) -> Result<String, Error> {
         quoted(&self.command)
@@ -107,8 +107,8 @@ pub(super) fn program(name: &'static str) -> Result<String, Error> {
 mod tests {
     use super::*;
 
-    fn job(command: &[&str]) -> Job {
-        Job {
+    fn job(command: &[&str]) -> ScheduledJob {
+        ScheduledJob {
             cron: "0 2 * * *".parse().unwrap(),
             command: command.iter().map(|word| (*word).to_owned()).collect(),
             environment: Vec::new(),

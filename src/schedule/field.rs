@@ -14,7 +14,7 @@ use std::fmt;
 
 /// Which field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Field {
+pub enum CronField {
     /// 0 to 59.
     Minute,
     /// 0 to 23.
@@ -30,26 +30,27 @@ pub enum Field {
 const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
 const WEEKDAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 
-impl Field {
+impl CronField {
     /// All of them, in the order of an expression.
-    pub const ALL: [Field; 5] = [Field::Minute, Field::Hour, Field::DayOfMonth, Field::Month, Field::DayOfWeek];
+    pub const ALL: [CronField; 5] =
+        [CronField::Minute, CronField::Hour, CronField::DayOfMonth, CronField::Month, CronField::DayOfWeek];
 
     /// The smallest and the largest number.
     pub fn bounds(self) -> (u32, u32) {
         match self {
-            Field::Minute => (0, 59),
-            Field::Hour => (0, 23),
-            Field::DayOfMonth => (1, 31),
-            Field::Month => (1, 12),
-            Field::DayOfWeek => (0, 7),
+            CronField::Minute => (0, 59),
+            CronField::Hour => (0, 23),
+            CronField::DayOfMonth => (1, 31),
+            CronField::Month => (1, 12),
+            CronField::DayOfWeek => (0, 7),
         }
     }
 
     /// The names of its numbers, from the smallest on.
     fn names(self) -> &'static [&'static str] {
         match self {
-            Field::Month => &MONTHS,
-            Field::DayOfWeek => &WEEKDAYS,
+            CronField::Month => &MONTHS,
+            CronField::DayOfWeek => &WEEKDAYS,
             _ => &[],
         }
     }
@@ -88,14 +89,14 @@ impl Field {
     }
 }
 
-impl fmt::Display for Field {
+impl fmt::Display for CronField {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Field::Minute => "minute",
-            Field::Hour => "hour",
-            Field::DayOfMonth => "day of the month",
-            Field::Month => "month",
-            Field::DayOfWeek => "day of the week",
+            CronField::Minute => "minute",
+            CronField::Hour => "hour",
+            CronField::DayOfMonth => "day of the month",
+            CronField::Month => "month",
+            CronField::DayOfWeek => "day of the week",
         })
     }
 }
@@ -111,12 +112,12 @@ pub(super) struct Values {
 }
 
 impl Values {
-    pub fn parse(field: Field, text: &str) -> Result<Values, CronError> {
+    pub fn parse(field: CronField, text: &str) -> Result<Values, CronError> {
         let mut numbers = BTreeSet::new();
         for part in text.split(',') {
             add(field, part, &mut numbers)?;
         }
-        if field == Field::DayOfWeek && numbers.remove(&7) {
+        if field == CronField::DayOfWeek && numbers.remove(&7) {
             numbers.insert(0);
         }
         Ok(Values { numbers, starred: text.starts_with('*') })
@@ -124,7 +125,7 @@ impl Values {
 }
 
 /// Adds the numbers of one part of a list.
-fn add(field: Field, part: &str, numbers: &mut BTreeSet<u32>) -> Result<(), CronError> {
+fn add(field: CronField, part: &str, numbers: &mut BTreeSet<u32>) -> Result<(), CronError> {
     let (range, step) = match part.split_once('/') {
         Some((range, step)) => (range, Some(step)),
         None => (part, None),
@@ -143,7 +144,7 @@ fn add(field: Field, part: &str, numbers: &mut BTreeSet<u32>) -> Result<(), Cron
     if first > last {
         let hint = match field {
             // Saturday to Sunday, for those who begin the week with Monday.
-            Field::DayOfWeek if last == 0 => "; as the end of a range Sunday is 7",
+            CronField::DayOfWeek if last == 0 => "; as the end of a range Sunday is 7",
             _ => "",
         };
         return Err(field.error(part, format!("a range goes from the smaller to the larger{hint}")));

@@ -18,15 +18,15 @@ mod place;
 mod systemd;
 
 pub use cron::{Cron, CronError};
-pub use entry::Job;
+pub use entry::ScheduledJob;
 pub use error::Error;
-pub use field::Field;
-pub use place::{Change, Installed, Place, old_entries, remove_old_entries};
+pub use field::CronField;
+pub use place::{Installed, ScheduleChange, ScheduleLocation, old_entries, remove_old_entries};
 
-use crate::whole_file;
+use crate::atomic_file;
 use std::path::Path;
 
 /// Writes a file that everybody may read.
 fn write_file(path: &Path, text: &str) -> Result<(), Error> {
-    whole_file::write(path, text.as_bytes(), 0o644).map_err(Error::io("write", path))
+    atomic_file::write(path, text.as_bytes(), 0o644).map_err(Error::io("write", path))
 }

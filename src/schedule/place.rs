@@ -3,7 +3,7 @@
 use super::crontab::{self, Crontab};
 use super::entry::read_line;
 use super::systemd::{self, Units};
-use super::{Cron, Error, Job};
+use super::{Cron, Error, ScheduledJob};
 use std::fs;
 use std::path::Path;
 
@@ -19,7 +19,7 @@ PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 /// Where a schedule is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum ScheduleLocation {
     /// The crontab of the user that kvmb runs as.
     User,
     /// `/etc/cron.d/kvmb`.
@@ -39,68 +39,71 @@ pub struct Installed {
 
 /// What a change makes of a place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
+pub struct ScheduleChange {
     /// What the place holds then.
     pub entry: String,
     /// Whether that is other than before.
     pub changed: bool,
 }
 
-impl Place {
+impl ScheduleLocation {
     /// All of them.
-    pub const ALL: [Place; 3] = [Place::User, Place::System, Place::Systemd];
+    pub const ALL: [ScheduleLocation; 3] =
+        [ScheduleLocation::User, ScheduleLocation::System, ScheduleLocation::Systemd];
 
     /// What people call it.
     pub fn name(self) -> &'static str {
         match self {
-            Place::User => "crontab",
-            Place::System => SYSTEM_FILE,
-            Place::Systemd => systemd::TIMER,
+            ScheduleLocation::User => "crontab",
+            ScheduleLocation::System => SYSTEM_FILE,
+            ScheduleLocation::Systemd => systemd::TIMER,
         }
     }
 
     /// The schedule that is there.
     pub fn installed(self) -> Result<Option<Installed>, Error> {
         match self {
-            Place::User => {
+            ScheduleLocation::User => {
                 let entry = crontab::read()?.entry()?;
                 Ok(entry.map(|entry| Installed { job: read_lines(&entry, false), entry }))
             }
-            Place::System => {
+            ScheduleLocation::System => {
                 let entry = read_system_file()?;
                 Ok(entry.map(|entry| Installed { job: read_lines(&entry, true), entry }))
             }
-            Place::Systemd => Ok(Units::read()?.map(|units| Installed { job: units.job(), entry: text_of(&units) })),
+            ScheduleLocation::Systemd => {
+                Ok(Units::read()?.map(|units| Installed { job: units.job(), entry: text_of(&units) }))
+            }
         }
     }
 
     /// Puts a job there, in the place of the one that may be there.
-    pub fn install(self, job: &Job, dry_run: bool) -> Result<Change, Error> {
+    pub fn install(self, job: &ScheduledJob, dry_run: bool) -> Result<ScheduleChange, Error> {
         match self {
-            Place::User => {
+            ScheduleLocation::User => {
                 let (before, entry) = (crontab::read()?, job.crontab_line(None)?);
                 let after = before.with_entry(&entry)?;
                 let changed = before != after;
                 if changed && !dry_run {
                     crontab::write(&before, &after)?;
                 }
-                Ok(Change { entry, changed })
+                Ok(ScheduleChange { entry, changed })
             }
-            Place::System => {
+            ScheduleLocation::System => {
                 let entry = format!("{SYSTEM_HEAD}{}\n", job.crontab_line(Some("root"))?);
                 let changed = read_system_file()?.as_ref() != Some(&entry);
                 if changed && !dry_run {
                     super::write_file(Path::new(SYSTEM_FILE), &entry)?;
                 }
-                Ok(Change { entry, changed })
+                Ok(ScheduleChange { entry, changed })
             }
-            Place::Systemd => {
+            ScheduleLocation::Systemd => {
                 let units = Units::new(job)?;
                 let changed = Units::read()?.as_ref() != Some(&units) || !systemd::is_enabled();
                 if changed && !dry_run {
                     units.install()?;
                 }
-                Ok(Change { entry: text_of(&units), changed })
+                Ok(ScheduleChange { entry: text_of(&units), changed })
             }
         }
     }
@@ -108,7 +111,7 @@ impl Place {
     /// Takes away what is there; whether anything was.
     pub fn remove(self, dry_run: bool) -> Result<bool, Error> {
         match self {
-            Place::User => {
+            ScheduleLocation::User => {
                 let before = crontab::read()?;
                 let after = before.without_entry()?;
                 if before != after && !dry_run {
@@ -116,7 +119,7 @@ impl Place {
                 }
                 Ok(before != after)
             }
-            Place::System => {
+            ScheduleLocation::System => {
                 let path = Path::new(SYSTEM_FILE);
                 let there = path.exists();
                 if there && !dry_run {
@@ -124,7 +127,7 @@ impl Place {
                 }
                 Ok(there)
             }
-            Place::Systemd => {
+            ScheduleLocation::Systemd => {
                 let there = Units::read()?.is_some();
                 if there && !dry_run {
                     Units::remove()?;

@@ -5,8 +5,8 @@
 //! libvirt and QEMU in `/run`, root's keys for SSH, and repositories wherever they are.
 
 use super::entry::program;
-use super::field::{Field, Values};
-use super::{Cron, Error, Job};
+use super::field::{CronField, Values};
+use super::{Cron, Error, ScheduledJob};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
@@ -53,7 +53,7 @@ pub struct Units {
 
 impl Units {
     /// The units for a job.
-    pub fn new(job: &Job) -> Result<Units, Error> {
+    pub fn new(job: &ScheduledJob) -> Result<Units, Error> {
         let command = job.command.iter().map(|word| quoted(word)).collect::<Result<Vec<_>, _>>()?.join(" ");
         let mut environment = String::new();
         for (name, value) in &job.environment {
@@ -175,10 +175,11 @@ fn systemctl(arguments: &[&str]) -> Result<(), Error> {
 /// The lines of a timer that mean what an expression means; where either of two days will do, one for each.
 fn triggers(cron: &Cron) -> Vec<String> {
     let Some(times) = cron.times() else { return vec!["OnBootSec=1min".into()] };
-    let list = |field: Field, values: &Values| list(field, &values.numbers);
-    let clock = format!("{}:{}:00", list(Field::Hour, &times.hours), list(Field::Minute, &times.minutes));
-    let months = list(Field::Month, &times.months);
-    let (days, weekdays) = (list(Field::DayOfMonth, &times.days_of_month), list(Field::DayOfWeek, &times.days_of_week));
+    let list = |field: CronField, values: &Values| list(field, &values.numbers);
+    let clock = format!("{}:{}:00", list(CronField::Hour, &times.hours), list(CronField::Minute, &times.minutes));
+    let months = list(CronField::Month, &times.months);
+    let (days, weekdays) =
+        (list(CronField::DayOfMonth, &times.days_of_month), list(CronField::DayOfWeek, &times.days_of_week));
     let line = |days: &str, weekdays: &str| {
         let weekdays = if weekdays == "*" { String::new() } else { format!("{weekdays} ") };
         format!("OnCalendar={weekdays}*-{months}-{days} {clock}")
@@ -187,22 +188,22 @@ fn triggers(cron: &Cron) -> Vec<String> {
 }
 
 /// Numbers as systemd lists them: `*` for all, `1..5,9` for some, by their names for days of the week.
-fn list(field: Field, numbers: &BTreeSet<u32>) -> String {
+fn list(field: CronField, numbers: &BTreeSet<u32>) -> String {
     const WEEKDAYS: [&str; 7] = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
     let (low, high) = field.bounds();
     // Sunday is 0 here, and never 7.
-    let high = if field == Field::DayOfWeek { 6 } else { high };
+    let high = if field == CronField::DayOfWeek { 6 } else { high };
     if (low..=high).all(|number| numbers.contains(&number)) {
         return "*".into();
     }
     let name = |number: u32| match field {
-        Field::DayOfWeek => WEEKDAYS[number as usize].to_owned(),
+        CronField::DayOfWeek => WEEKDAYS[number as usize].to_owned(),
         _ => format!("{number:02}"),
     };
     let numbers: Vec<u32> = numbers.iter().copied().collect();
     let runs = numbers.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
         // systemd's week begins with Monday: a range from Sunday on would go backwards.
-        [first, .., last] if field != Field::DayOfWeek => format!("{}..{}", name(*first), name(*last)),
+        [first, .., last] if field != CronField::DayOfWeek => format!("{}..{}", name(*first), name(*last)),
         run => run.iter().map(|number| name(*number)).collect::<Vec<_>>().join(","),
     });
     runs.collect::<Vec<_>>().join(",")

@@ -6,18 +6,18 @@
 use std::sync::Arc;
 
 use super::{FileInfo, FileKind, Result, Storage};
-use crate::pace::Pace;
+use crate::rate_limiter::RateLimiter;
 
 /// Writes at a pace.
 #[derive(Debug)]
 pub struct LimitStorage {
     inner: Arc<dyn Storage>,
-    upload: Arc<Pace>,
+    upload: Arc<RateLimiter>,
 }
 
 impl LimitStorage {
     /// What is written to `inner` keeps to `upload`.
-    pub fn new(inner: Arc<dyn Storage>, upload: Arc<Pace>) -> Self {
+    pub fn new(inner: Arc<dyn Storage>, upload: Arc<RateLimiter>) -> Self {
         LimitStorage { inner, upload }
     }
 }
@@ -48,7 +48,16 @@ impl Storage for LimitStorage {
     }
 
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
-        self.inner.write_paced(kind, name, contents, &|bytes| self.upload.take(bytes))
+        self.inner.write_paced(kind, name, contents, &|bytes| self.upload.acquire(bytes))
+    }
+
+    fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        self.upload.acquire(contents.len());
+        self.inner.create(kind, name, contents)
+    }
+
+    fn remove_exact(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<bool> {
+        self.inner.remove_exact(kind, name, contents)
     }
 
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {

@@ -17,6 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::{Error, FileInfo, FileKind, Result, Storage};
+use crate::atomic_file;
 
 /// What a temporary name contains.
 const TEMPORARY_MARK: &str = "-tmp-";
@@ -259,6 +260,42 @@ impl Storage for LocalStorage {
         });
         self.sweep(&folder);
         written
+    }
+
+    fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        let folder = self.folder(kind, name);
+        let path = self.path(kind, name);
+        let temporary = temporary_beside(&path);
+        let create = || -> io::Result<()> {
+            let mut file = self.open_temporary(&folder, &temporary)?;
+            file.write_all(contents)?;
+            file.sync_all()?;
+            atomic_file::publish(&temporary, &path, contents, 0o600)?;
+            sync_folder(&folder)
+        };
+        let created = create();
+        let _ = fs::remove_file(&temporary);
+        created.map_err(|error| match error.kind() {
+            ErrorKind::AlreadyExists => Error::Exists { url: self.url(), kind, name: name.to_owned() },
+            _ => self.error("write", kind, name, &path, error),
+        })
+    }
+
+    fn remove_exact(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<bool> {
+        let path = self.path(kind, name);
+        let aside = temporary_beside(&path);
+        let fail = |error| self.error("remove", kind, name, &path, error);
+        fs::rename(&path, &aside).map_err(fail)?;
+        // Nobody can change what is there now: it is that, and not what was there a moment ago, that is compared.
+        let found = fs::read(&aside).map_err(fail)?;
+        let is_it = found == contents;
+        if !is_it {
+            atomic_file::publish(&aside, &path, &found, 0o600).map_err(fail)?;
+        }
+        fs::remove_file(&aside).map_err(fail)?;
+        let folder = self.folder(kind, name);
+        sync_folder(&folder).map_err(|e| self.io_error("sync", &folder, e))?;
+        Ok(is_it)
     }
 
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {

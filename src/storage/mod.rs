@@ -13,7 +13,7 @@ mod url;
 
 pub use limit::LimitStorage;
 pub use local::LocalStorage;
-pub use retry::{Patience, RetryStorage};
+pub use retry::{RetryPolicy, RetryStorage};
 pub use sftp::SftpStorage;
 pub use url::open;
 
@@ -97,6 +97,16 @@ pub enum Error {
         /// The repository's address.
         url: String,
         /// What was asked for.
+        kind: FileKind,
+        /// Its name.
+        name: String,
+    },
+    /// A file was to be created, and one of that name exists.
+    #[error("{kind} {name} exists in {url}")]
+    Exists {
+        /// The repository's address.
+        url: String,
+        /// What was to be created.
         kind: FileKind,
         /// Its name.
         name: String,
@@ -186,6 +196,7 @@ impl Error {
             ),
             Error::BadUrl { .. }
             | Error::NotFound { .. }
+            | Error::Exists { .. }
             | Error::TooShort { .. }
             | Error::NoSpace { .. }
             | Error::GaveUp { .. }
@@ -229,12 +240,21 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// visible under its name before. Writing a name that exists replaces it: names are hashes of the content.
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()>;
 
-    /// The same at a pace: `pace` is called before each piece of that many bytes goes out, and may take its time. A place
+    /// The same at a pace: `rate_limiter` is called before each piece of that many bytes goes out, and may take its time. A place
     /// that can only write in one go calls it once.
     fn write_paced(&self, kind: FileKind, name: &str, contents: &[u8], pace: &dyn Fn(usize)) -> Result<()> {
         pace(contents.len());
         self.write(kind, name, contents)
     }
+
+    /// As [`Storage::write`], but fails with [`Error::Exists`] where the name is taken: of several creators exactly one
+    /// succeeds. Only where the file system has no hard links may a reader see the beginning of the file first.
+    fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()>;
+
+    /// Removes a file if it has exactly these contents; otherwise it stays. Returns whether it was removed.
+    ///
+    /// The file may be absent for a moment while it is compared, so this is only for files that nobody needs yet.
+    fn remove_exact(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<bool>;
 
     /// Removes a file, durably as it was written; one that is not there is [`Error::NotFound`].
     fn remove(&self, kind: FileKind, name: &str) -> Result<()>;

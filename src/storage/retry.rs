@@ -8,7 +8,8 @@
 //! | --- | --- |
 //! | read, list, size, sync_folder, remove_leftovers | the same again |
 //! | write | a file that is there with its whole length is complete, for it is never visible before, and only its folder is synced; else it is written anew |
-//! | remove | that it is gone already is what was wanted, and only its folder is synced |
+//! | create | a file that is there with these contents is ours, and only its folder is synced; any other is somebody else's |
+//! | remove, remove_exact | that it is gone already is what was wanted, and only its folder is synced |
 //! | create_layout | what is there stays |
 //!
 //! **Patience** is long for a place that answered before, and short for one that has not answered yet, or no more since the
@@ -28,7 +29,7 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// How long to try.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct RetryPolicy {
     /// With a place that answered before.
     pub known: Duration,
     /// With a place that has not answered yet.
@@ -39,9 +40,9 @@ pub struct Patience {
     pub longest_pause: Duration,
 }
 
-impl Default for Patience {
+impl Default for RetryPolicy {
     fn default() -> Self {
-        Patience {
+        RetryPolicy {
             known: Duration::from_secs(15 * 60),
             unknown: Duration::from_secs(20),
             shortest_pause: Duration::from_millis(500),
@@ -54,7 +55,7 @@ impl Default for Patience {
 #[derive(Debug)]
 pub struct RetryStorage {
     inner: Arc<dyn Storage>,
-    patience: Patience,
+    patience: RetryPolicy,
     stop: Arc<AtomicBool>,
     /// Whether the last call was answered.
     answers: AtomicBool,
@@ -62,13 +63,13 @@ pub struct RetryStorage {
 
 impl RetryStorage {
     /// Calls `inner` with patience; raising `stop` ends it with [`Error::Interrupted`].
-    pub fn new(inner: Arc<dyn Storage>, patience: Patience, stop: Arc<AtomicBool>) -> Self {
+    pub fn new(inner: Arc<dyn Storage>, patience: RetryPolicy, stop: Arc<AtomicBool>) -> Self {
         RetryStorage { inner, patience, stop, answers: AtomicBool::new(false) }
     }
 
     /// Calls until there is an answer; `call` hears whether it was called before.
     fn persist<T>(&self, mut call: impl FnMut(bool) -> Result<T>) -> Result<T> {
-        let Patience { known, unknown, shortest_pause, longest_pause } = self.patience;
+        let RetryPolicy { known, unknown, shortest_pause, longest_pause } = self.patience;
         let (began, mut tries) = (Instant::now(), 0);
         let patience = if self.answers.load(Ordering::Relaxed) { known } else { unknown.min(known) };
         let pauses = ExponentialBuilder::new()
@@ -158,6 +159,26 @@ impl Storage for RetryStorage {
             }
             // What was cut may have made the file, or its folder, and not have come to that.
             if again { self.inner.sync_folder(kind, name) } else { Ok(()) }
+        })
+    }
+
+    fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        self.persist(|again| match self.inner.create(kind, name, contents) {
+            // What was cut may have made it.
+            Err(exists @ Error::Exists { .. }) if again => match self.inner.read(kind, name) {
+                Ok(there) if there == contents => self.inner.sync_folder(kind, name),
+                Ok(_) => Err(exists),
+                Err(error) if error.is_not_found() => Err(exists),
+                Err(error) => Err(error),
+            },
+            result => result,
+        })
+    }
+
+    fn remove_exact(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<bool> {
+        self.persist(|again| match self.inner.remove_exact(kind, name, contents) {
+            Err(error) if again && error.is_not_found() => self.inner.sync_folder(kind, name).map(|()| true),
+            result => result,
         })
     }
 

@@ -1,12 +1,12 @@
 //! A repository's address, as users write it.
 
-use super::sftp::{Access, SftpStorage, Target};
+use super::sftp::{SftpAddress, SftpStorage, SshContext};
 use super::{Error, LocalStorage, Result, Storage};
 use std::path::Path;
 use std::sync::Arc;
 
 /// The place that an address means: a folder of this host, or of a server. Nothing is connected yet.
-pub fn open(url: &str, access: &Access) -> Result<Arc<dyn Storage>> {
+pub fn open(url: &str, access: &SshContext) -> Result<Arc<dyn Storage>> {
     let bad = |reason: &str| Error::BadUrl { url: without_password(url), reason: reason.to_owned() };
     if url.is_empty() {
         return Err(bad("it is empty"));
@@ -15,7 +15,7 @@ pub fn open(url: &str, access: &Access) -> Result<Arc<dyn Storage>> {
         return Err(bad("a password does not belong into an address"));
     }
     if url.starts_with("sftp:") {
-        let target = Target::parse(url).map_err(bad)?;
+        let target = SftpAddress::parse(url).map_err(bad)?;
         let url = target.to_string();
         let failed = |error| Error::Server { url, source: Box::new(error) };
         return Ok(Arc::new(SftpStorage::new(target, access).map_err(failed)?));
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     fn open(url: &str) -> Result<Arc<dyn Storage>> {
-        super::open(url, &Access::new("me"))
+        super::open(url, &SshContext::new("me"))
     }
 
     #[test]

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::chains::{MIB, assert_restores, disk_of, id_of, init_at, ours, stopped_at, try_backup};
 use crate::harness::{Disk, DiskModel, Env, Machine, Output};
-use kvmb::steps::Step;
+use kvmb::failpoint::Failpoint;
 
 const CLUSTER: u64 = 64 * 1024;
 const SECTOR: u64 = 512;
@@ -366,7 +366,7 @@ impl<'e> Life<'e> {
     /// Holds a backup at a random step of the commit order, lets the guest write, and then lets it go on, or kills it, or its
     /// machine.
     fn back_up_with_an_accident(&mut self, at: usize, story: &Story) -> String {
-        let step = Step::ALL[self.below(Step::ALL.len() as u64) as usize];
+        let step = Failpoint::ALL[self.below(Failpoint::ALL.len() as u64) as usize];
         let (accident, writes) = (self.below(10), self.below(4));
         let path = self.repos[at].path.clone();
         let was_on = self.machine.is_on();
@@ -378,8 +378,8 @@ impl<'e> Life<'e> {
                 return format!("backed up to {path}, not passing {name}");
             }
         };
-        let position = |step: Step| Step::ALL.iter().position(|known| *known == step);
-        let captured = (position(step) >= position(Step::Begun)).then(|| self.machine.models());
+        let position = |step: Failpoint| Failpoint::ALL.iter().position(|known| *known == step);
+        let captured = (position(step) >= position(Failpoint::Begun)).then(|| self.machine.models());
         if was_on {
             for _ in 0..writes {
                 let told = self.change();
@@ -397,7 +397,7 @@ impl<'e> Life<'e> {
                 run.kill();
                 "killed"
             }
-            8 if was_on && position(step) >= position(Step::AllRead) => {
+            8 if was_on && position(step) >= position(Failpoint::AllRead) => {
                 self.machine.quit();
                 "machine stopped, goes on"
             }

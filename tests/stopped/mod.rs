@@ -73,7 +73,10 @@ fn every_graph_is_read_as_qemu_opens_it() {
     let spellings = [
         ("vda", "base.raw".to_owned()),
         ("vdb", format!("file:{}", text(&base))),
-        ("vdc", format!("json:{{\"driver\":\"raw\",\"file\":{{\"driver\":\"file\",\"filename\":\"{}\"}}}}", text(&base))),
+        (
+            "vdc",
+            format!("json:{{\"driver\":\"raw\",\"file\":{{\"driver\":\"file\",\"filename\":\"{}\"}}}}", text(&base)),
+        ),
         ("vdd", format!("json:{{\"driver\":\"file\",\"filename\":\"{}\"}}", text(&base))),
     ];
     for (target, spelling) in spellings {
@@ -111,7 +114,8 @@ fn every_graph_is_read_as_qemu_opens_it() {
     );
     add("vdl", "qcow2", chain, DiskModel::from_image(&other, "raw"));
     let alone = overlay("vdm.qcow2", "/nowhere/gone.raw");
-    let nothing = format!(r#"{{"driver":"qcow2","file":{{"driver":"file","filename":"{}"}},"backing":null}}"#, text(&alone));
+    let nothing =
+        format!(r#"{{"driver":"qcow2","file":{{"driver":"file","filename":"{}"}},"backing":null}}"#, text(&alone));
     add("vdm", "qcow2", format!("{}<backingStore/>", source(&alone)), seen(&nothing));
     let machine = env.machine("vm").devices_xml(&xml).define();
     let point = backup(&machine, &repo);
@@ -140,7 +144,8 @@ fn roots_images_are_read_as_qemus_user_with_one_capability() {
     let capture = env.kvmb(["snapshot", "vm"]).run().assert_ok();
     let [daemon] = daemons(&env)[..] else { panic!("one process for all disks: {:?}", daemons(&env)) };
     let status = fs::read_to_string(format!("/proc/{daemon}/status")).expect("status");
-    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).expect("a field").trim().to_owned();
+    let field =
+        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).expect("a field").trim().to_owned();
     assert!(!field("Uid:").starts_with('0'), "{status}");
     for set in ["CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
         assert_eq!(field(set), "0000000000000004", "{status}");
@@ -215,7 +220,10 @@ fn passphrases_come_from_libvirt_or_from_a_file_and_are_on_no_command_line() {
     let luks = env.disks().join("vda.luks");
     let inside = env.disks().join("vdb.qcow2");
     let convert = |format: &str, options: &str, image: &Path| {
-        run("qemu-img", &["convert", "--object", &object, "-f", "raw", "-O", format, "-o", options, text(&base), text(image)]);
+        run(
+            "qemu-img",
+            &["convert", "--object", &object, "-f", "raw", "-O", format, "-o", options, text(&base), text(image)],
+        );
         set_mode(image, 0o600);
     };
     let quick = "iter-time=10";

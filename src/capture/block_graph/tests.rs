@@ -10,19 +10,17 @@ struct Images(BTreeMap<PathBuf, Header>);
 
 impl Images {
     fn with(mut self, path: &str, backing: Option<(&str, Option<&str>)>) -> Images {
-        let backing = backing.map(|(name, format)| BackingName {
-            name: name.to_owned(),
-            format: format.map(str::to_owned),
-        });
+        let backing =
+            backing.map(|(name, format)| BackingName { name: name.to_owned(), format: format.map(str::to_owned) });
         self.0.insert(path.into(), Header { backing, keeps_bitmaps: true, ..Header::default() });
         self
     }
 }
 
 impl Look for Images {
-    fn resolve(&self, source: &Source) -> Result<Source> {
+    fn resolve(&self, source: &DiskSource) -> Result<DiskSource> {
         Ok(match source {
-            Source::Volume { pool, volume } => Source::File { path: format!("/pools/{pool}/{volume}").into() },
+            DiskSource::Volume { pool, volume } => DiskSource::File { path: format!("/pools/{pool}/{volume}").into() },
             other => other.clone(),
         })
     }
@@ -42,10 +40,8 @@ impl Look for Images {
     }
 }
 
-fn disk(xml: &str) -> Disk {
-    let xml = format!(
-        "<domain type='qemu'><name>a</name><devices>{xml}</devices></domain>"
-    );
+fn disk(xml: &str) -> DefinedDisk {
+    let xml = format!("<domain type='qemu'><name>a</name><devices>{xml}</devices></domain>");
     Definition::parse(&xml).unwrap().disks.remove(0)
 }
 
@@ -64,9 +60,10 @@ fn qcow2(layer: usize, backing: Value) -> Value {
 
 #[test]
 fn without_a_chain_in_the_definition_headers_are_followed_to_the_end() {
-    let images = Images::default()
-        .with("/a/top.qcow2", Some(("mid.qcow2", Some("qcow2"))))
-        .with("/a/mid.qcow2", Some(("json:{\"driver\":\"raw\",\"file\":{\"driver\":\"file\",\"filename\":\"/b/base\"}}", None)));
+    let images = Images::default().with("/a/top.qcow2", Some(("mid.qcow2", Some("qcow2")))).with(
+        "/a/mid.qcow2",
+        Some(("json:{\"driver\":\"raw\",\"file\":{\"driver\":\"file\",\"filename\":\"/b/base\"}}", None)),
+    );
     let graph = graph_of(
         "<disk type='file'><driver type='qcow2'/><source file='/a/top.qcow2'/><target dev='vda'/></disk>",
         &images,
@@ -102,7 +99,8 @@ fn the_chain_of_the_definition_wins_over_headers() {
     let open = graph_of(&xml(""), &images).unwrap();
     assert_eq!(open.nodes.len(), 6);
     assert_eq!(open.nodes[3], qcow2(1, json!("d0-2-format")));
-    let alone = "<disk type='file'><driver type='qcow2'/><source file='/a/top'/><backingStore/><target dev='vda'/></disk>";
+    let alone =
+        "<disk type='file'><driver type='qcow2'/><source file='/a/top'/><backingStore/><target dev='vda'/></disk>";
     assert_eq!(graph_of(alone, &images).unwrap().nodes[1], qcow2(0, Value::Null));
 }
 
@@ -186,7 +184,8 @@ fn network_disks_are_named_as_libvirt_names_them() {
     let wanted = json!({ "driver": "iscsi", "transport": "tcp", "portal": "h:3260",
         "target": "iqn.2013-07.com.example:iscsi-pool", "lun": 1, "initiator-name": "iqn.me" });
     assert_eq!(of(iscsi).unwrap(), (wanted, 0));
-    let https = "<source protocol='https' name='a/b.img' query='k=v'><host name='h' port='443'/><ssl verify='no'/></source>";
+    let https =
+        "<source protocol='https' name='a/b.img' query='k=v'><host name='h' port='443'/><ssl verify='no'/></source>";
     let wanted = json!({ "driver": "https", "url": "https://h:443/a/b.img?k=v", "sslverify": false });
     assert_eq!(of(https).unwrap(), (wanted, 0));
     assert!(of("<source protocol='nbd' name='x' tls='yes'><host name='h'/></source>").is_err());

@@ -1,9 +1,9 @@
 //! What can stand at a place of the line: machines, points, disks, captures.
 
-use super::line::Line;
+use super::line::CompletionLine;
 use crate::capture::machine::Which;
 use crate::capture::{CaptureFile, Hypervisor};
-use crate::cli::output::Effect;
+use crate::cli::output::ClosedPipe;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::{Context, Run, secret, table};
 use crate::ops::Silent;
@@ -105,14 +105,14 @@ pub fn repositories() -> ArgValueCompleter {
     ArgValueCompleter::new(PathCompleter::dir())
 }
 
-fn completer(look_up: fn(&str, Line) -> Option<Vec<Offer>>) -> ArgValueCompleter {
+fn completer(look_up: fn(&str, CompletionLine) -> Option<Vec<Offer>>) -> ArgValueCompleter {
     ArgValueCompleter::new(move |current: &OsStr| offers(current, look_up))
 }
 
-fn offers(current: &OsStr, look_up: fn(&str, Line) -> Option<Vec<Offer>>) -> Vec<CompletionCandidate> {
+fn offers(current: &OsStr, look_up: fn(&str, CompletionLine) -> Option<Vec<Offer>>) -> Vec<CompletionCandidate> {
     let Some(typed) = current.to_str() else { return Vec::new() };
     let asked = typed.to_owned();
-    let found = promptly(move || look_up(&asked, Line::read()?)).unwrap_or_default();
+    let found = promptly(move || look_up(&asked, CompletionLine::read()?)).unwrap_or_default();
     let mut seen = std::collections::BTreeSet::new();
     let fit =
         |(word, _): &Offer| word.starts_with(typed) && !word.contains(steers_terminal) && seen.insert(word.clone());
@@ -132,16 +132,16 @@ fn promptly<T: Send + 'static>(look_up: impl FnOnce() -> Option<T> + Send + 'sta
     receiver.recv_timeout(LIMIT).ok().flatten()
 }
 
-fn context(line: &Line) -> Option<Context> {
-    Some(Context::new(line.global()?, line.settings(), Run::begin("complete", Effect::Reads)))
+fn context(line: &CompletionLine) -> Option<Context> {
+    Some(Context::new(line.global()?, line.settings(), Run::begin("complete", ClosedPipe::Reads)))
 }
 
-fn hypervisor(line: &Line) -> Option<Hypervisor> {
+fn hypervisor(line: &CompletionLine) -> Option<Hypervisor> {
     context(line)?.hypervisor(None).ok()
 }
 
 /// The points of the line's repository, if it lies in a folder and its password in a file.
-fn known_points(line: &Line) -> Option<(Repository, Vec<PointRef>)> {
+fn known_points(line: &CompletionLine) -> Option<(Repository, Vec<PointRef>)> {
     let repo = line.repo()?;
     // A command may ask somebody, and a server may take its time: no key press is worth that.
     let context = context(line)?;
@@ -183,7 +183,7 @@ fn age(point: &PointRef) -> String {
     table::age(now, point.snapshot.time)
 }
 
-fn disks_of_machines(line: &Line) -> Option<Vec<Offer>> {
+fn disks_of_machines(line: &CompletionLine) -> Option<Vec<Offer>> {
     let hypervisor = hypervisor(line)?;
     let mut offers = Vec::new();
     for machine in hypervisor.machines(&line.values("names")).ok()? {
@@ -194,7 +194,7 @@ fn disks_of_machines(line: &Line) -> Option<Vec<Offer>> {
     Some(offers)
 }
 
-fn disks_of_point(line: &Line) -> Option<Vec<Offer>> {
+fn disks_of_point(line: &CompletionLine) -> Option<Vec<Offer>> {
     let (repo, known) = known_points(line)?;
     let name = PointName::parse(line.values("point").first()?, chrono::Local::now());
     let point = points::find(&repo, &known, &name).ok()?;

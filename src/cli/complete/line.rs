@@ -8,21 +8,21 @@ use std::ffi::OsString;
 
 /// What stands on the line already.
 #[derive(Debug)]
-pub struct Line {
+pub struct CompletionLine {
     matches: ArgMatches,
     settings: Settings,
 }
 
-impl Line {
+impl CompletionLine {
     /// Reads the words after `--`, but for the one that is being completed: it is no whole word yet.
-    pub fn read() -> Option<Line> {
+    pub fn read() -> Option<CompletionLine> {
         let mut words: Vec<OsString> = std::env::args_os().skip_while(|word| word != "--").skip(1).collect();
         let index = std::env::var("_CLAP_COMPLETE_INDEX").ok().and_then(|index| index.parse().ok());
         words.truncate(index.unwrap_or(words.len().saturating_sub(1)));
-        Line::parse(words)
+        CompletionLine::parse(words)
     }
 
-    fn parse(words: Vec<OsString>) -> Option<Line> {
+    fn parse(words: Vec<OsString>) -> Option<CompletionLine> {
         // What is missing is still to be typed.
         let read = |parser: clap::Command| parser.ignore_errors(true).try_get_matches_from(&words).ok();
         let parser = settings::without_empty_variables(crate::cli::command());
@@ -34,7 +34,7 @@ impl Line {
         while let Some((_, deeper)) = matches.remove_subcommand() {
             matches = deeper;
         }
-        Some(Line { matches, settings })
+        Some(CompletionLine { matches, settings })
     }
 
     /// The configuration.
@@ -68,8 +68,8 @@ impl Line {
 mod tests {
     use super::*;
 
-    fn line(text: &str) -> Line {
-        Line::parse(text.split(' ').map(OsString::from).collect()).unwrap()
+    fn line(text: &str) -> CompletionLine {
+        CompletionLine::parse(text.split(' ').map(OsString::from).collect()).unwrap()
     }
 
     #[test]

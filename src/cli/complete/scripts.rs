@@ -8,16 +8,16 @@ use std::path::Path;
 
 /// A shell that asks by a script of ours, and is answered by the library.
 #[derive(Debug, Clone, Copy)]
-pub struct Scripted<S> {
+pub struct ScriptedShell<S> {
     shell: S,
     script: &'static str,
 }
 
 /// Completes in bash.
-pub const BASH: Scripted<env::Bash> = Scripted { shell: env::Bash, script: BASH_SCRIPT };
+pub const BASH: ScriptedShell<env::Bash> = ScriptedShell { shell: env::Bash, script: BASH_SCRIPT };
 
 /// Completes in zsh.
-pub const ZSH: Scripted<env::Zsh> = Scripted { shell: env::Zsh, script: ZSH_SCRIPT };
+pub const ZSH: ScriptedShell<env::Zsh> = ScriptedShell { shell: env::Zsh, script: ZSH_SCRIPT };
 
 const BASH_SCRIPT: &str = r#"_NAME() {
     local line=${COMP_LINE:0:COMP_POINT} words=() word gap typed i
@@ -60,7 +60,7 @@ _NAME() {
 if [[ ${funcstack[1]} == _NAME ]]; then _NAME "$@"; else compdef _NAME BIN; fi
 "#;
 
-impl<S: EnvCompleter> EnvCompleter for Scripted<S> {
+impl<S: EnvCompleter> EnvCompleter for ScriptedShell<S> {
     fn name(&self) -> &'static str {
         self.shell.name()
     }

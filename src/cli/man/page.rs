@@ -1,6 +1,6 @@
 //! The pages: what clap knows of a command, and what it does not know.
 
-use super::records::{Field, Kind, kinds};
+use super::records::{Kind, RecordField, kinds};
 use super::roff::{Text, join, rendered};
 use crate::cli::environment::{FOREIGN, VARIABLES};
 use crate::cli::exit_code::{ExitCode, PluginState};
@@ -142,7 +142,7 @@ fn all_records(text: &mut Text) {
     for kind in kinds() {
         text.subsection(kind.name);
         text.paragraph(&kind.summary());
-        for Field { path, meaning } in kind.fields() {
+        for RecordField { path, meaning } in kind.fields() {
             match path.is_empty() {
                 true => text.paragraph(&meaning),
                 false => text.term(&path, &meaning),

@@ -12,7 +12,7 @@ pub struct Kind {
 }
 
 /// A field of a record, as `jq` names it (`disks[].sha256`), and what it says.
-pub struct Field {
+pub struct RecordField {
     /// Its path; empty for the fields that a record may have beyond those with a name.
     pub path: String,
     /// What it says.
@@ -39,24 +39,24 @@ impl Kind {
     }
 
     /// Its fields, those of its parts behind them.
-    pub fn fields(&self) -> Vec<Field> {
+    pub fn fields(&self) -> Vec<RecordField> {
         let mut fields = Vec::new();
         self.collect("", self.schema.as_value(), &mut fields);
         fields
     }
 
-    fn collect(&self, prefix: &str, object: &Value, fields: &mut Vec<Field>) {
+    fn collect(&self, prefix: &str, object: &Value, fields: &mut Vec<RecordField>) {
         for (name, schema) in object["properties"].as_object().into_iter().flatten() {
             if name == "extra" {
                 // Every record passes on what it does not know; only what is said of it beyond that is news.
                 let meaning = meaning(schema);
                 if meaning != "Unknown fields." {
-                    fields.push(Field { path: String::new(), meaning });
+                    fields.push(RecordField { path: String::new(), meaning });
                 }
                 continue;
             }
             let path = format!("{prefix}{name}");
-            fields.push(Field { path: path.clone(), meaning: meaning(schema) });
+            fields.push(RecordField { path: path.clone(), meaning: meaning(schema) });
             let (part, path) = match schema.get("items") {
                 Some(items) => (self.part(items), format!("{path}[].")),
                 None => (self.part(schema), format!("{path}.")),
@@ -78,7 +78,7 @@ impl Kind {
 }
 
 /// One kind of an enumeration with a `type`, and the fields that it has.
-fn variant_field(path: &str, variant: &Value) -> Option<Field> {
+fn variant_field(path: &str, variant: &Value) -> Option<RecordField> {
     let own = variant["properties"].as_object()?;
     let kind = own.get("type")?["const"].as_str()?;
     let fields: Vec<String> = own.keys().filter(|name| *name != "type").map(|name| format!("`{path}{name}`")).collect();
@@ -86,7 +86,7 @@ fn variant_field(path: &str, variant: &Value) -> Option<Field> {
         true => meaning(variant),
         false => format!("{} Has {}.", meaning(variant), fields.join(", ")),
     };
-    Some(Field { path: format!("{path}type = {kind}"), meaning })
+    Some(RecordField { path: format!("{path}type = {kind}"), meaning })
 }
 
 fn meaning(schema: &Value) -> String {

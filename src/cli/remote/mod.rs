@@ -8,7 +8,7 @@ use crate::cli::failure::CliError;
 use crate::cli::repo_args::{OWN_FOLDER, RepoArgs};
 use crate::cli::session::Session;
 use crate::cli::ssh_access;
-use crate::storage::sftp::{Access, Target};
+use crate::storage::sftp::{SftpAddress, SshContext};
 use clap::Args;
 
 /// Make friends with a backup server, and look whether all is well there.
@@ -53,8 +53,8 @@ struct ServerArgs {
 
 /// The server, and how to get there.
 struct Server {
-    target: Target,
-    access: Access,
+    target: SftpAddress,
+    access: SshContext,
     /// The repository's folder in the target, should that hold other things.
     below: Option<&'static str>,
 }
@@ -74,10 +74,11 @@ impl ServerArgs {
         }
         // The storage knows what is no address, and does not repeat a password.
         context.storage(&url, self.repo.ssh_password_file.as_deref())?;
-        let target = Target::parse(&url).map_err(CliError::usage)?;
+        let target = SftpAddress::parse(&url).map_err(CliError::usage)?;
         let access =
             ssh_access::access(context, self.repo.ssh_password_file.as_deref(), self.accept_host_key.as_deref())?;
-        let is_configured = configured.is_some_and(|configured| Target::parse(&configured).as_ref() == Ok(&target));
+        let is_configured =
+            configured.is_some_and(|configured| SftpAddress::parse(&configured).as_ref() == Ok(&target));
         Ok(Server { target, access, below: is_configured.then_some(OWN_FOLDER) })
     }
 }

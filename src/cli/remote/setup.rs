@@ -4,8 +4,8 @@ use super::{Server, ServerArgs};
 use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::session::Session;
-use crate::ops::discover::host_name;
-use crate::ops::remote::{Change, setup};
+use crate::ops::inventory::host_name;
+use crate::ops::remote::{SetupChange, setup};
 use crate::record::{Action, Record};
 use serde_json::{Map, Value, json};
 
@@ -40,10 +40,10 @@ impl SetupArgs {
     }
 }
 
-fn action(change: Change, dry_run: bool) -> Action {
+fn action(change: SetupChange, dry_run: bool) -> Action {
     let was = |past: &str, would: &str| if dry_run { would.to_owned() } else { past.to_owned() };
     let (target, changed, reason, extra) = match change {
-        Change::HostKey { server, algorithm, fingerprint, noted_in } => {
+        SetupChange::HostKey { server, algorithm, fingerprint, noted_in } => {
             let reason = match &noted_in {
                 Some(file) => {
                     format!("{} {}", was("its host key was noted in", "its host key would be noted in"), file.display())
@@ -52,14 +52,14 @@ fn action(change: Change, dry_run: bool) -> Action {
             };
             (server, noted_in.is_some(), reason, json!({ "algorithm": algorithm, "fingerprint": fingerprint }))
         }
-        Change::OwnKey { path, line, made } => {
+        SetupChange::OwnKey { path, line, made } => {
             let reason = match made {
                 true => was("the key was made", "the key would be made"),
                 false => "the key is there".to_owned(),
             };
             (path.to_string_lossy().into_owned(), made, reason, json!({ "authorized_keys_line": line }))
         }
-        Change::Authorized { account, added } => {
+        SetupChange::Authorized { account, added } => {
             let reason = match added {
                 true => was("the key was added to the account, for SFTP only", "the key would be added to the account"),
                 false => "the key opens the account".to_owned(),

@@ -5,7 +5,7 @@ use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::session::Session;
 use crate::cli::table::bytes;
-use crate::ops::remote::{Finding, Place, Step, Subject, examine};
+use crate::ops::remote::{ExamineFinding, ExamineStep, ExamineTarget, FolderKind, examine};
 use crate::record::{Check, Status};
 use crate::storage::sftp::authenticate::Login;
 use crate::units::Size;
@@ -44,7 +44,7 @@ impl TestArgs {
         let Server { target, access, below } = self.server.open(context)?;
         let url = target.to_string();
         let mut last = None;
-        let subject = Subject { target: &target, below, speed_bytes: self.size.map(|size| size.0) };
+        let subject = ExamineTarget { target: &target, below, speed_bytes: self.size.map(|size| size.0) };
         examine(subject, &access, &mut |step, result| {
             last = Some((step, result.is_ok()));
             let check = match result {
@@ -58,7 +58,7 @@ impl TestArgs {
             session.check(check);
         })?;
         if let Some((failed, false)) = last {
-            for step in Step::ALL.into_iter().skip_while(|step| *step != failed).skip(1) {
+            for step in ExamineStep::ALL.into_iter().skip_while(|step| *step != failed).skip(1) {
                 session.check(Check::new(word(step), url.clone(), Status::Unknown, "not tried"));
             }
         }
@@ -66,15 +66,15 @@ impl TestArgs {
     }
 }
 
-fn word(step: Step) -> &'static str {
+fn word(step: ExamineStep) -> &'static str {
     match step {
-        Step::Reach => "reach",
-        Step::HostKey => "host_key",
-        Step::Login => "login",
-        Step::Path => "path",
-        Step::Space => "space",
-        Step::Speed => "speed",
-        Step::Clock => "clock",
+        ExamineStep::Reach => "reach",
+        ExamineStep::HostKey => "host_key",
+        ExamineStep::Login => "login",
+        ExamineStep::Path => "path",
+        ExamineStep::Space => "space",
+        ExamineStep::Speed => "speed",
+        ExamineStep::Clock => "clock",
     }
 }
 
@@ -85,16 +85,16 @@ fn with_hint(check: Check, hint: Option<String>) -> Check {
     }
 }
 
-fn judge(step: Step, finding: Finding, url: &str) -> Check {
+fn judge(step: ExamineStep, finding: ExamineFinding, url: &str) -> Check {
     let ok = |detail: String| Check::new(word(step), url, Status::Ok, detail);
     let warning = |detail: String, hint: &str| Check::new(word(step), url, Status::Warning, detail).hint(hint);
     match finding {
-        Finding::Reached { address: Some(address), took } => {
+        ExamineFinding::Reached { address: Some(address), took } => {
             ok(format!("{address} answers; an encrypted connection takes {} ms", took.as_millis()))
         }
-        Finding::Reached { address: None, .. } => ok("it answers".to_owned()),
-        Finding::HostKey { algorithm, fingerprint } => ok(format!("it is known: {algorithm} {fingerprint}")),
-        Finding::LoggedIn { account, by } => {
+        ExamineFinding::Reached { address: None, .. } => ok("it answers".to_owned()),
+        ExamineFinding::HostKey { algorithm, fingerprint } => ok(format!("it is known: {algorithm} {fingerprint}")),
+        ExamineFinding::LoggedIn { account, by } => {
             let needs_somebody = matches!(by, Login::Password | Login::Questions | Login::Key(_, true));
             let how = match by {
                 Login::Nothing => "without being asked for anything".to_owned(),
@@ -109,16 +109,16 @@ fn judge(step: Step, finding: Finding, url: &str) -> Check {
                 false => ok(format!("{account} is let in {how}")),
             }
         }
-        Finding::Path { path, place, removable, beside } => {
+        ExamineFinding::Path { path, place, removable, beside } => {
             let beside = beside
                 .map(|folder| format!("{folder} holds other things: the repository has a folder of its own there; "));
             let beside = beside.unwrap_or_default();
             match (place, removable) {
-                (Place::Missing, _) => warning(
+                (FolderKind::Missing, _) => warning(
                     format!("{beside}the folder is not there yet; {path} can be written to"),
                     &format!("kvmb init -r {}", quoted(url)),
                 ),
-                (Place::Folder, true) => warning(
+                (FolderKind::Folder, true) => warning(
                     format!("{beside}{path} can be written to, and holds no repository yet"),
                     &format!("kvmb init -r {}", quoted(url)),
                 ),
@@ -126,13 +126,15 @@ fn judge(step: Step, finding: Finding, url: &str) -> Check {
                     format!("{beside}{path} can be written to, but nothing can be removed there"),
                     "such a server protects what is stored; 'kvmb prune' must be run on its side",
                 ),
-                (Place::Repository, true) => ok(format!("{beside}{path} holds a repository and can be written to")),
+                (FolderKind::Repository, true) => {
+                    ok(format!("{beside}{path} holds a repository and can be written to"))
+                }
             }
         }
-        Finding::Space { free_bytes: None } => {
+        ExamineFinding::Space { free_bytes: None } => {
             Check::new(word(step), url, Status::Unknown, "the server does not tell how much room it has")
         }
-        Finding::Space { free_bytes: Some(free) } => {
+        ExamineFinding::Space { free_bytes: Some(free) } => {
             let mut check = match free < LITTLE_ROOM {
                 true => warning(format!("only {} are free", bytes(free)), "make room on the server"),
                 false => ok(format!("{} are free", bytes(free))),
@@ -140,7 +142,7 @@ fn judge(step: Step, finding: Finding, url: &str) -> Check {
             check.extra.insert("free_bytes".into(), json!(free));
             check
         }
-        Finding::Speed { connections, upload, download } => {
+        ExamineFinding::Speed { connections, upload, download } => {
             let carrier = match connections {
                 1 => "one connection carries".to_owned(),
                 more => format!("{more} connections carry"),
@@ -151,7 +153,7 @@ fn judge(step: Step, finding: Finding, url: &str) -> Check {
             check.extra.insert("download_bytes_per_second".into(), json!(download));
             check
         }
-        Finding::Clock { ahead_seconds } => {
+        ExamineFinding::Clock { ahead_seconds } => {
             let side = if ahead_seconds < 0 { "behind" } else { "ahead" };
             let off = ahead_seconds.unsigned_abs();
             let mut check = match off > CLOCK_SECONDS {

@@ -1,7 +1,7 @@
 //! Gathers what is known: from libvirt which machines there are, from the configuration or the schedule which of them are
 //! to be backed up, from the repositories their points, and from this host's history how the last runs went.
 
-use super::judge::{Copied, Facts, Standing, judge, judge_copies};
+use super::judge::{LatestCopy, MachineFacts, Standing, judge, judge_copies};
 use super::scheduled::{self, Scheduled};
 use super::thresholds::{ThresholdArgs, Thresholds};
 use crate::capture::connection::is_glob;
@@ -12,9 +12,9 @@ use crate::cli::repo_args::{DefaultRepo, RepoArgs, data_folder};
 use crate::config::Config;
 use crate::history::{History, Memory};
 use crate::ops::Monitor;
-use crate::ops::discover::host_name;
+use crate::ops::inventory::host_name;
+use crate::ops::latest_points::{LatestPoints, Newest};
 use crate::ops::points::name_matches;
-use crate::ops::stored::{Newest, Stored};
 use crate::record::{Check, Status, Time};
 use crate::repo::Repository;
 use chrono::Local;
@@ -52,9 +52,9 @@ pub struct Report {
     /// How old is too old.
     pub thresholds: Thresholds,
     /// The machines, each with its check.
-    pub machines: Vec<(Facts, Check)>,
+    pub machines: Vec<(MachineFacts, Check)>,
     /// The second repository, and the newest copy of each machine there.
-    pub second: Option<(String, Vec<Copied>)>,
+    pub second: Option<(String, Vec<LatestCopy>)>,
     /// Whether the key that kvmb made is kept elsewhere too; none where it made none.
     pub key_kept: Option<bool>,
     /// The checks of other things.
@@ -81,7 +81,7 @@ struct Known {
 }
 
 /// Which machines are to be backed up.
-enum Wanted<'a> {
+enum SelectedMachines<'a> {
     /// Those that were named here.
     Named(&'a [String]),
     /// Those that the configuration takes.
@@ -113,34 +113,34 @@ impl Selected {
     }
 }
 
-impl<'a> Wanted<'a> {
-    fn new(selected: &'a Selected, names: &'a [String], schedules: &[Scheduled]) -> Wanted<'a> {
+impl<'a> SelectedMachines<'a> {
+    fn new(selected: &'a Selected, names: &'a [String], schedules: &[Scheduled]) -> SelectedMachines<'a> {
         let scheduled: Vec<String> = schedules.iter().flat_map(|schedule| schedule.names().iter().cloned()).collect();
         match () {
-            () if !names.is_empty() => Wanted::Named(names),
-            () if !selected.taken.is_empty() => Wanted::Configured(selected),
-            () if scheduled.is_empty() || schedules.iter().any(Scheduled::takes_all) => Wanted::All,
-            () => Wanted::Scheduled(scheduled),
+            () if !names.is_empty() => SelectedMachines::Named(names),
+            () if !selected.taken.is_empty() => SelectedMachines::Configured(selected),
+            () if scheduled.is_empty() || schedules.iter().any(Scheduled::takes_all) => SelectedMachines::All,
+            () => SelectedMachines::Scheduled(scheduled),
         }
     }
 
     fn takes(&self, name: &str, uuid: &str) -> bool {
         let any = |patterns: &[String]| patterns.iter().any(|pattern| name_matches(pattern, name) || pattern == uuid);
         match self {
-            Wanted::All => true,
-            Wanted::Named(names) => any(names),
-            Wanted::Scheduled(names) => any(names),
-            Wanted::Configured(selected) => selected.takes(name),
+            SelectedMachines::All => true,
+            SelectedMachines::Named(names) => any(names),
+            SelectedMachines::Scheduled(names) => any(names),
+            SelectedMachines::Configured(selected) => selected.takes(name),
         }
     }
 
     /// The names that are no patterns: a machine of this name is expected.
     fn expected(&self) -> Vec<&String> {
         let names: &[String] = match self {
-            Wanted::All => &[],
-            Wanted::Named(names) => names,
-            Wanted::Scheduled(names) => names,
-            Wanted::Configured(selected) => &selected.taken,
+            SelectedMachines::All => &[],
+            SelectedMachines::Named(names) => names,
+            SelectedMachines::Scheduled(names) => names,
+            SelectedMachines::Configured(selected) => &selected.taken,
         };
         names.iter().filter(|name| !is_glob(name) && self.takes(name, name)).collect()
     }
@@ -171,7 +171,7 @@ pub fn gather(context: &Context, request: Request) -> Result<Report, CliError> {
     };
     let (mut stored, repository) = look(context, &repo, &first);
     let selected = Selected::new(context.config());
-    let wanted = Wanted::new(&selected, names, &schedules);
+    let wanted = SelectedMachines::new(&selected, names, &schedules);
     let memories = remembered(context, &repo);
     let mut facts = subjects(known.as_deref(), &wanted, stored.as_mut(), &memories)?;
     for facts in &mut facts {
@@ -195,7 +195,7 @@ pub fn gather(context: &Context, request: Request) -> Result<Report, CliError> {
     let key = key::kept_elsewhere()?;
     let key_kept = key.as_ref().map(|(kept, _)| *kept);
     others.extend(key.map(|(_, check)| check));
-    let judged = |facts: Facts| {
+    let judged = |facts: MachineFacts| {
         let check = judge(&facts, &thresholds, at, &repo);
         (facts, check)
     };
@@ -205,9 +205,9 @@ pub fn gather(context: &Context, request: Request) -> Result<Report, CliError> {
 }
 
 /// Looks into a repository; why it cannot be, where it cannot.
-fn look<'r>(context: &Context, url: &str, asked: &'r Asked) -> (Option<Stored<'r>>, Option<CliError>) {
+fn look<'r>(context: &Context, url: &str, asked: &'r Asked) -> (Option<LatestPoints<'r>>, Option<CliError>) {
     let looked = match asked {
-        Ok(repo) => Stored::look(repo, &context.monitor).map_err(CliError::from),
+        Ok(repo) => LatestPoints::look(repo, &context.monitor).map_err(CliError::from),
         Err(error) => Err(error.clone()),
     };
     match looked {
@@ -245,14 +245,14 @@ fn remembered(context: &Context, url: &str) -> Vec<Memory> {
 /// The machines that a status is about, in the order of their names, with all that is known of each.
 fn subjects(
     known: Option<&[Known]>,
-    wanted: &Wanted,
-    mut stored: Option<&mut Stored>,
+    wanted: &SelectedMachines,
+    mut stored: Option<&mut LatestPoints>,
     memories: &[Memory],
-) -> Result<Vec<Facts>, CliError> {
+) -> Result<Vec<MachineFacts>, CliError> {
     let memory_of = |uuid: &str| memories.iter().find(|memory| memory.uuid == uuid);
-    let mut facts: Vec<Facts> = Vec::new();
+    let mut facts: Vec<MachineFacts> = Vec::new();
     let mut seen = BTreeSet::new();
-    let is_named = matches!(wanted, Wanted::Named(_));
+    let is_named = matches!(wanted, SelectedMachines::Named(_));
     for machine in known.unwrap_or_default() {
         seen.insert(machine.uuid.clone());
         let takes = wanted.takes(&machine.name, &machine.uuid);
@@ -320,8 +320,8 @@ fn subjects(
     Ok(facts)
 }
 
-fn of_machine(name: &str, uuid: Option<&String>, standing: Standing, newest: Option<Newest>) -> Facts {
-    Facts {
+fn of_machine(name: &str, uuid: Option<&String>, standing: Standing, newest: Option<Newest>) -> MachineFacts {
+    MachineFacts {
         machine: name.to_owned(),
         uuid: uuid.cloned(),
         standing,
@@ -347,7 +347,7 @@ fn of_memory(memory: &Memory) -> Option<Newest> {
 }
 
 /// How many snapshot files cannot be read.
-fn damaged_files(stored: Option<&Stored>) -> usize {
+fn damaged_files(stored: Option<&LatestPoints>) -> usize {
     stored.map_or(0, |stored| stored.damaged.len())
 }
 
@@ -356,10 +356,10 @@ fn copies(
     context: &Context,
     url: &str,
     asked: &Asked,
-    facts: &[Facts],
+    facts: &[MachineFacts],
     thresholds: &Thresholds,
     now: Time,
-) -> Result<(Vec<Copied>, usize, Check), CliError> {
+) -> Result<(Vec<LatestCopy>, usize, Check), CliError> {
     let (mut stored, unreachable) = look(context, url, asked);
     let memories = remembered(context, url);
     let mut copies = Vec::new();
@@ -370,7 +370,7 @@ fn copies(
             None => memories.iter().find(|memory| memory.uuid == *uuid).and_then(of_memory),
         };
         let captured_at = newest.map(|newest| newest.captured_at);
-        copies.push(Copied { machine: facts.machine.clone(), uuid: uuid.clone(), captured_at });
+        copies.push(LatestCopy { machine: facts.machine.clone(), uuid: uuid.clone(), captured_at });
     }
     let why = unreachable.as_ref().map(|error| error.message.as_str());
     let damaged = damaged_files(stored.as_ref());

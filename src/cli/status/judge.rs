@@ -2,8 +2,8 @@
 
 use super::thresholds::Thresholds;
 use crate::cli::table::age;
-use crate::history::{MachineRun, Memory, Outcome};
-use crate::ops::stored::Newest;
+use crate::history::{MachineRun, Memory, RunOutcome};
+use crate::ops::latest_points::Newest;
 use crate::record::{Check, Extra, Status, Time};
 use chrono::TimeDelta;
 use serde_json::{Value, json};
@@ -44,7 +44,7 @@ impl Standing {
 
 /// All that is known of one machine.
 #[derive(Debug, Clone)]
-pub struct Facts {
+pub struct MachineFacts {
     /// Its name.
     pub machine: String,
     /// Its UUID, where anybody knows it.
@@ -63,7 +63,7 @@ pub struct Facts {
     pub next_run: Option<Time>,
 }
 
-impl Facts {
+impl MachineFacts {
     /// How old its newest point is; one of the future is new.
     pub fn age(&self, now: Time) -> Option<Duration> {
         self.newest.as_ref().map(|newest| (now - newest.captured_at).to_std().unwrap_or_default())
@@ -78,7 +78,7 @@ impl Facts {
         let stored_since = |run: &&MachineRun| {
             self.from_repository && self.newest.as_ref().is_some_and(|newest| newest.captured_at > run.ended_at)
         };
-        self.last_run().filter(|run| run.result != Outcome::Done && !stored_since(run))
+        self.last_run().filter(|run| run.result != RunOutcome::Done && !stored_since(run))
     }
 }
 
@@ -121,7 +121,7 @@ impl Findings {
 }
 
 /// The check of a machine.
-pub fn judge(facts: &Facts, thresholds: &Thresholds, now: Time, repo: &str) -> Check {
+pub fn judge(facts: &MachineFacts, thresholds: &Thresholds, now: Time, repo: &str) -> Check {
     let mut findings = Findings::default();
     // One with a zero byte is no word of a shell.
     let name = shlex::try_quote(&facts.machine).unwrap_or("MACHINE".into());
@@ -150,7 +150,7 @@ pub fn judge(facts: &Facts, thresholds: &Thresholds, now: Time, repo: &str) -> C
     findings.check("backup", &facts.machine, extra(facts, thresholds, now, repo))
 }
 
-fn freshness(findings: &mut Findings, facts: &Facts, thresholds: &Thresholds, now: Time, name: &str) {
+fn freshness(findings: &mut Findings, facts: &MachineFacts, thresholds: &Thresholds, now: Time, name: &str) {
     if facts.standing == Standing::Missing {
         findings.hint(
             Status::Warning,
@@ -186,8 +186,8 @@ fn freshness(findings: &mut Findings, facts: &Facts, thresholds: &Thresholds, no
     }
 }
 
-fn last_run(findings: &mut Findings, facts: &Facts, now: Time) {
-    if let Some(run) = facts.last_run().filter(|run| run.result == Outcome::Done)
+fn last_run(findings: &mut Findings, facts: &MachineFacts, now: Time) {
+    if let Some(run) = facts.last_run().filter(|run| run.result == RunOutcome::Done)
         && let Some(lack) = &run.error
     {
         findings.add(Status::Warning, lack.clone());
@@ -196,16 +196,16 @@ fn last_run(findings: &mut Findings, facts: &Facts, now: Time) {
     let ago = age(now, run.ended_at.min(now));
     let why = run.error.as_deref().unwrap_or("damage was found");
     match run.result {
-        Outcome::Done => {}
-        Outcome::Damage => findings.add(Status::Critical, format!("the last run, {ago} ago, found damage: {why}")),
-        Outcome::Failed => findings.add(Status::Warning, format!("the last run, {ago} ago, failed: {why}")),
-        Outcome::Interrupted => findings.add(Status::Warning, format!("the last run, {ago} ago, was interrupted")),
+        RunOutcome::Done => {}
+        RunOutcome::Damage => findings.add(Status::Critical, format!("the last run, {ago} ago, found damage: {why}")),
+        RunOutcome::Failed => findings.add(Status::Warning, format!("the last run, {ago} ago, failed: {why}")),
+        RunOutcome::Interrupted => findings.add(Status::Warning, format!("the last run, {ago} ago, was interrupted")),
         // Whoever held it may be a backup as well; if it is not, the newest point becomes too old.
-        Outcome::Busy => findings.add(Status::Ok, format!("the last run, {ago} ago, found it busy: {why}")),
+        RunOutcome::Busy => findings.add(Status::Ok, format!("the last run, {ago} ago, found it busy: {why}")),
     }
 }
 
-fn proof(findings: &mut Findings, facts: &Facts, thresholds: &Thresholds, now: Time, name: &str) {
+fn proof(findings: &mut Findings, facts: &MachineFacts, thresholds: &Thresholds, now: Time, name: &str) {
     let Some(newest) = &facts.newest else { return };
     let verified = facts.memory.as_ref().and_then(|memory| memory.verified.as_ref());
     let since = verified.map(|proof| proof.at).or(facts.memory.as_ref().map(|memory| memory.since));
@@ -219,7 +219,7 @@ fn proof(findings: &mut Findings, facts: &Facts, thresholds: &Thresholds, now: T
     }
 }
 
-fn extra(facts: &Facts, thresholds: &Thresholds, now: Time, repo: &str) -> Extra {
+fn extra(facts: &MachineFacts, thresholds: &Thresholds, now: Time, repo: &str) -> Extra {
     let mut extra = Extra::new();
     let mut put = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -269,7 +269,7 @@ fn extra(facts: &Facts, thresholds: &Thresholds, now: Time, repo: &str) -> Extra
 
 /// The newest copy of a machine in the second repository.
 #[derive(Debug, Clone)]
-pub struct Copied {
+pub struct LatestCopy {
     /// The machine.
     pub machine: String,
     /// Its UUID.
@@ -280,7 +280,7 @@ pub struct Copied {
 
 /// The check of the second repository: it is as good as the machine whose newest copy is the oldest.
 pub fn judge_copies(
-    copies: &[Copied],
+    copies: &[LatestCopy],
     unreachable: Option<&str>,
     damaged: usize,
     thresholds: &Thresholds,
@@ -324,7 +324,7 @@ pub fn judge_copies(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{Depth, History, KnownPoint, Verification};
+    use crate::history::{History, KnownPoint, Verification, VerifiedDepth};
 
     const UUID: &str = "6f2a7c3e-0d6a-4b6e-9d1c-3f2f6c1e0a11";
     const HOUR: Duration = Duration::from_secs(3600);
@@ -349,7 +349,7 @@ mod tests {
         history.all().0.remove(0)
     }
 
-    fn run(result: Outcome, hours: i64) -> MachineRun {
+    fn run(result: RunOutcome, hours: i64) -> MachineRun {
         MachineRun {
             run: "1".into(),
             command: "backup".into(),
@@ -357,15 +357,15 @@ mod tests {
             ended_at: ago(hours),
             result,
             code: None,
-            error: (result != Outcome::Done).then(|| "no luck".to_owned()),
-            point: (result == Outcome::Done).then(|| KnownPoint { point: "p".into(), captured_at: ago(hours) }),
+            error: (result != RunOutcome::Done).then(|| "no luck".to_owned()),
+            point: (result == RunOutcome::Done).then(|| KnownPoint { point: "p".into(), captured_at: ago(hours) }),
             read_bytes: 1,
             new_bytes: 1,
             stored_bytes: 1,
         }
     }
 
-    fn facts(age_hours: Option<i64>) -> Facts {
+    fn facts(age_hours: Option<i64>) -> MachineFacts {
         let newest = |hours| Newest {
             machine: "vm1".into(),
             uuid: UUID.into(),
@@ -374,7 +374,7 @@ mod tests {
             captured_at: ago(hours),
             points: 3,
         };
-        Facts {
+        MachineFacts {
             machine: "vm1".into(),
             uuid: Some(UUID.into()),
             standing: Standing::Selected,
@@ -387,13 +387,13 @@ mod tests {
     }
 
     /// The status and the words.
-    fn judged(facts: &Facts) -> (String, String) {
+    fn judged(facts: &MachineFacts) -> (String, String) {
         let check = judge(facts, &thresholds(), now(), "/backup");
         (check.status, check.detail)
     }
 
     #[track_caller]
-    fn assert_judged(facts: &Facts, status: &str, words: &str) {
+    fn assert_judged(facts: &MachineFacts, status: &str, words: &str) {
         let (found, detail) = judged(facts);
         assert!(found == status && detail.contains(words), "{found}: {detail}");
     }
@@ -410,7 +410,7 @@ mod tests {
 
     #[test]
     fn an_unreachable_repository_is_never_ok() {
-        let unasked = |hours| Facts { from_repository: false, ..facts(hours) };
+        let unasked = |hours| MachineFacts { from_repository: false, ..facts(hours) };
         assert_judged(
             &unasked(Some(5)),
             "unknown",
@@ -422,49 +422,59 @@ mod tests {
 
     #[test]
     fn a_run_that_failed_after_the_newest_point_is_told() {
-        let with =
-            |result, hours| Facts { memory: Some(memory(100, |m| m.note_run(run(result, hours)))), ..facts(Some(10)) };
-        assert_judged(&with(Outcome::Failed, 3), "warning", "the last run, 3 h ago, failed: no luck");
-        assert_judged(&with(Outcome::Interrupted, 3), "warning", "was interrupted");
-        assert_judged(&with(Outcome::Damage, 3), "critical", "found damage");
-        assert_judged(&with(Outcome::Busy, 3), "ok", "busy");
+        let with = |result, hours| MachineFacts {
+            memory: Some(memory(100, |m| m.note_run(run(result, hours)))),
+            ..facts(Some(10))
+        };
+        assert_judged(&with(RunOutcome::Failed, 3), "warning", "the last run, 3 h ago, failed: no luck");
+        assert_judged(&with(RunOutcome::Interrupted, 3), "warning", "was interrupted");
+        assert_judged(&with(RunOutcome::Damage, 3), "critical", "found damage");
+        assert_judged(&with(RunOutcome::Busy, 3), "ok", "busy");
         // The newest point is newer.
-        assert_judged(&with(Outcome::Failed, 11), "ok", "10 h old");
+        assert_judged(&with(RunOutcome::Failed, 11), "ok", "10 h old");
     }
 
     #[test]
     fn a_proof_grows_old_and_damage_stays() {
         let proven = |hours| {
             let at = ago(hours);
-            let proof = Verification { point: "p".into(), at, depth: Depth::Quick };
-            Facts { memory: Some(memory(1000, |m| m.note_whole(proof))), ..facts(Some(1)) }
+            let proof = Verification { point: "p".into(), at, depth: VerifiedDepth::Quick };
+            MachineFacts { memory: Some(memory(1000, |m| m.note_whole(proof))), ..facts(Some(1)) }
         };
         assert_judged(&proven(719), "ok", "1 h old");
         assert_judged(&proven(721), "warning", "no point of it was proven for 4 weeks");
-        let never = Facts { memory: Some(memory(1000, |_| ())), ..facts(Some(1)) };
+        let never = MachineFacts { memory: Some(memory(1000, |_| ())), ..facts(Some(1)) };
         assert_judged(&never, "warning", "ever proven");
         // Without a memory nobody can know since when.
         assert_judged(&facts(Some(1)), "ok", "");
-        assert_judged(&Facts { damaged: vec!["p".into()], ..facts(Some(1)) }, "critical", "a point of it is damaged");
+        assert_judged(
+            &MachineFacts { damaged: vec!["p".into()], ..facts(Some(1)) },
+            "critical",
+            "a point of it is damaged",
+        );
     }
 
     #[test]
     fn what_is_gone_or_left_out_is_a_note() {
         for (standing, words) in [(Standing::Gone, "any more"), (Standing::LeftOut, "not among")] {
-            assert_judged(&Facts { standing, ..facts(Some(1000)) }, "ok", words);
+            assert_judged(&MachineFacts { standing, ..facts(Some(1000)) }, "ok", words);
         }
-        assert_judged(&Facts { standing: Standing::Missing, ..facts(Some(1)) }, "warning", "does not know it");
-        assert_judged(&Facts { standing: Standing::Missing, ..facts(None) }, "critical", "never backed up; libvirt");
+        assert_judged(&MachineFacts { standing: Standing::Missing, ..facts(Some(1)) }, "warning", "does not know it");
+        assert_judged(
+            &MachineFacts { standing: Standing::Missing, ..facts(None) },
+            "critical",
+            "never backed up; libvirt",
+        );
     }
 
     #[test]
     fn copies_are_as_old_as_the_oldest() {
-        let copy = |name: &str, hours: Option<i64>| Copied {
+        let copy = |name: &str, hours: Option<i64>| LatestCopy {
             machine: name.into(),
             uuid: UUID.into(),
             captured_at: hours.map(ago),
         };
-        let judged = |copies: &[Copied], unreachable| {
+        let judged = |copies: &[LatestCopy], unreachable| {
             let check = judge_copies(copies, unreachable, 0, &thresholds(), now(), "/second");
             (check.status, check.detail)
         };

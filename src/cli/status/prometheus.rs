@@ -2,15 +2,15 @@
 //! in seconds since 1970, sizes in bytes. What is not known has no sample.
 
 use super::gather::{Asked, Report, Request, gather};
-use super::judge::{Facts, status_of};
+use super::judge::{MachineFacts, status_of};
 use super::number;
 use super::thresholds::ThresholdArgs;
+use crate::atomic_file;
 use crate::cli::Context;
 use crate::cli::failure::CliError;
-use crate::history::{MachineRun, Memory, Outcome};
+use crate::history::{MachineRun, Memory, RunOutcome};
 use crate::ops::{Error, Monitor};
 use crate::record::Time;
-use crate::whole_file;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -21,7 +21,7 @@ const MODE: u32 = 0o644;
 type Label<'a> = (&'static str, &'a str);
 
 /// What a metric says of a machine, if that is known.
-type OfMachine = fn(&Facts) -> Option<f64>;
+type OfMachine = fn(&MachineFacts) -> Option<f64>;
 
 /// The metrics of a machine: name, what it says, its value.
 const OF_MACHINE: [(&str, &str, OfMachine); 14] = [
@@ -35,7 +35,7 @@ const OF_MACHINE: [(&str, &str, OfMachine); 14] = [
         Some(seconds(last_run(facts)?.ended_at))
     }),
     ("last_run_success", "Whether the last run for the machine went well.", |facts| {
-        Some(f64::from(u8::from(last_run(facts)?.result == Outcome::Done)))
+        Some(f64::from(u8::from(last_run(facts)?.result == RunOutcome::Done)))
     }),
     ("last_success_timestamp_seconds", "When the last run for the machine ended that went well.", |facts| {
         Some(seconds(last_success(facts)?.ended_at))
@@ -63,11 +63,11 @@ const OF_MACHINE: [(&str, &str, OfMachine); 14] = [
     }),
 ];
 
-fn last_run(facts: &Facts) -> Option<&MachineRun> {
+fn last_run(facts: &MachineFacts) -> Option<&MachineRun> {
     facts.memory.as_ref()?.last_run.as_ref()
 }
 
-fn last_success(facts: &Facts) -> Option<&MachineRun> {
+fn last_success(facts: &MachineFacts) -> Option<&MachineRun> {
     facts.memory.as_ref().and_then(|memory: &Memory| memory.last_success.as_ref())
 }
 
@@ -97,7 +97,7 @@ pub fn text(report: &Report) -> String {
         text.metric(name, help);
         text.sample(name, &[repo], length.as_secs_f64());
     }
-    let labels = |facts: &Facts| (facts.machine.clone(), facts.uuid.clone().unwrap_or_default());
+    let labels = |facts: &MachineFacts| (facts.machine.clone(), facts.uuid.clone().unwrap_or_default());
     let name = "kvmb_machine_status";
     text.metric(name, "How the machine's backups stand: 0 well, 1 warning, 2 critical, 3 unknown.");
     for (facts, check) in &report.machines {
@@ -129,7 +129,7 @@ pub fn text(report: &Report) -> String {
 
 /// Writes the metrics of a report to a file.
 pub fn write(report: &Report, file: &Path) -> Result<(), CliError> {
-    whole_file::write(file, text(report).as_bytes(), MODE).map_err(Error::io("write", file))?;
+    atomic_file::write(file, text(report).as_bytes(), MODE).map_err(Error::io("write", file))?;
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use crate::cli::{Cli, Command, Context};
 use crate::ops::Monitor;
 use crate::ops::points::name_matches;
 use crate::record::Time;
-use crate::schedule::{Cron, Place};
+use crate::schedule::{Cron, ScheduleLocation};
 use chrono::Local;
 use clap::Parser;
 use std::path::Path;
@@ -40,7 +40,7 @@ pub fn all(context: &Context) -> Vec<Scheduled> {
     found.into_iter().filter_map(|(place, installed)| Some(scheduled(place, installed.job?))).collect()
 }
 
-fn scheduled(place: Place, (cron, command): (Cron, String)) -> Scheduled {
+fn scheduled(place: ScheduleLocation, (cron, command): (Cron, String)) -> Scheduled {
     let (takes, repo) = match backup_of(place, &command) {
         Some(Cli { command: Command::Backup(backup), .. }) => {
             let takes = match backup.names() {
@@ -56,15 +56,15 @@ fn scheduled(place: Place, (cron, command): (Cron, String)) -> Scheduled {
 }
 
 /// The call of kvmb in the command of an entry, behind all that makes it wait and be modest.
-fn backup_of(place: Place, command: &str) -> Option<Cli> {
+fn backup_of(place: ScheduleLocation, command: &str) -> Option<Cli> {
     let words = shlex::split(command)?;
     // A variable may end in the same word.
     let is_kvmb = |word: &String| !word.contains('=') && Path::new(word).file_name().is_some_and(|name| name == "kvmb");
     let start = words.iter().position(is_kvmb)?;
     let words = words.into_iter().skip(start).filter(|word| word != ">/dev/null");
     let words = words.map(|word| match place {
-        Place::Systemd => word.replace("$$", "$").replace("%%", "%"),
-        Place::User | Place::System => word,
+        ScheduleLocation::Systemd => word.replace("$$", "$").replace("%%", "%"),
+        ScheduleLocation::User | ScheduleLocation::System => word,
     });
     Cli::try_parse_from(words).ok()
 }
@@ -107,7 +107,7 @@ impl Scheduled {
 mod tests {
     use super::*;
 
-    fn read(place: Place, command: &str) -> Scheduled {
+    fn read(place: ScheduleLocation, command: &str) -> Scheduled {
         scheduled(place, ("0 2 * * *".parse().unwrap(), command.to_owned()))
     }
 
@@ -115,20 +115,20 @@ mod tests {
     fn the_machines_of_an_entry_are_read_from_its_command() {
         let cron = "/usr/bin/flock -n -o -E 5 /var/lib/kvmb/schedule.lock /usr/bin/nice /usr/bin/ionice -c 3 \
                     /usr/bin/env KVMB_RUNTIME_DIR=/run/kvmb /usr/bin/kvmb --config /etc/kvmb/config.json backup -r /backup/kvm vm1 'web*' 'a b' >/dev/null";
-        let found = read(Place::User, cron);
+        let found = read(ScheduleLocation::User, cron);
         assert_eq!(
             (found.names(), found.repo.as_deref()),
             (&["vm1", "web*", "a b"].map(String::from)[..], Some("/backup/kvm"))
         );
         assert!(found.takes("web7", false) && !found.takes("vm2", true));
-        let found = read(Place::Systemd, "/usr/bin/kvmb backup --verify \"it$$is 5%%\"");
+        let found = read(ScheduleLocation::Systemd, "/usr/bin/kvmb backup --verify \"it$$is 5%%\"");
         assert!(found.takes("it$is 5%", false));
-        assert!(read(Place::System, "/usr/bin/kvmb backup --all >/dev/null").takes_all());
-        let found = read(Place::User, "/usr/bin/kvmb backup >/dev/null");
+        assert!(read(ScheduleLocation::System, "/usr/bin/kvmb backup --all >/dev/null").takes_all());
+        let found = read(ScheduleLocation::User, "/usr/bin/kvmb backup >/dev/null");
         assert!(found.takes("vm1", true) && !found.takes("vm1", false) && !found.takes_all());
         // What somebody has made something else of may take any.
         for command in ["/root/backup.sh", "kvmb backup 'unclosed", "kvmb vms", "kvmb backup --no-such-flag"] {
-            assert!(read(Place::User, command).takes("vm1", false), "{command}");
+            assert!(read(ScheduleLocation::User, command).takes("vm1", false), "{command}");
         }
     }
 }

@@ -1,9 +1,9 @@
 //! How old is too old.
 
 use crate::cli::failure::CliError;
-use crate::config::Status;
-use crate::config::rules::{PositiveSpan, Written};
-use crate::units::Span;
+use crate::config::StatusConfig;
+use crate::config::rules::{PositiveSpan, WithText};
+use crate::units::ShortDuration;
 use clap::Args;
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ pub struct ThresholdArgs {
 
 /// A length of time, which may be nothing.
 fn span(text: &str) -> Result<Duration, String> {
-    text.parse::<Span>().map(|span| span.0).map_err(|error| error.to_string())
+    text.parse::<ShortDuration>().map(|span| span.0).map_err(|error| error.to_string())
 }
 
 /// The lengths of time that apply.
@@ -57,8 +57,8 @@ pub struct Thresholds {
 
 impl ThresholdArgs {
     /// What the configuration says, for a command without these flags.
-    pub fn from_config(config: &Status) -> ThresholdArgs {
-        let span = |span: &Option<Written<PositiveSpan>>| span.as_ref().map(|span| span.value().0);
+    pub fn from_config(config: &StatusConfig) -> ThresholdArgs {
+        let span = |span: &Option<WithText<PositiveSpan>>| span.as_ref().map(|span| span.value().0);
         ThresholdArgs {
             warning: span(&config.warning),
             critical: span(&config.critical),

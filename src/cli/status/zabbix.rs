@@ -3,14 +3,14 @@
 //! A machine is named by its `{#ID}`, its UUID, so that no name can break a JSONPath.
 
 use super::gather::Report;
-use super::judge::{Facts, rank, status_of};
+use super::judge::{MachineFacts, rank, status_of};
 use super::number;
 use crate::record::{Check, Status, without_steering};
 use serde_json::{Map, Value, json};
 
 /// The machines, as low-level discovery wants them.
 pub fn discovery(report: &Report) -> String {
-    let one = |facts: &Facts| {
+    let one = |facts: &MachineFacts| {
         json!({
             "{#ID}": id(facts),
             "{#MACHINE}": facts.machine,
@@ -48,7 +48,7 @@ fn value(check: &Check) -> Value {
 }
 
 /// The UUID; what stands for it where nobody knows it, because no such machine was ever seen.
-fn id(facts: &Facts) -> String {
+fn id(facts: &MachineFacts) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
     facts.uuid.clone().unwrap_or_else(|| facts.machine.chars().map(plain).collect())
 }

@@ -127,11 +127,11 @@ fn status(flags: u16, cookie: u64, context: u32, extents: &[(u32, u32)]) -> Vec<
     chunk(flags, wire::REPLY_BLOCK_STATUS, cookie, &payload)
 }
 
-fn options() -> Options {
-    Options {
+fn options() -> ClientOptions {
+    ClientOptions {
         contexts: CONTEXT_IDS.map(|(_, name)| name.to_owned()).to_vec(),
         timeout: Duration::from_millis(500),
-        ..Options::default()
+        ..ClientOptions::default()
     }
 }
 
@@ -214,7 +214,7 @@ fn replies_to_several_requests_are_told_apart() {
     let mut results = Vec::new();
     while !client.is_idle() {
         let completion = client.wait_any().unwrap();
-        let Ok(Answer::Read(bytes)) = completion.outcome else {
+        let Ok(ReplyBody::Read(bytes)) = completion.outcome else {
             panic!("not read");
         };
         results.push((completion.ticket, bytes));
@@ -238,8 +238,8 @@ fn a_read_with_wrong_pieces_is_a_violation() {
         (&[hole(1, FIRST, 100, 0)], Violation::OutOfBounds { offset: 100, length: 0 }),
         (&[data(1, FIRST, 100, b"")], Violation::Length { what: "a data chunk", length: 8 }),
         (&[chunk(0, wire::REPLY_NONE, FIRST, &[])], Violation::Length { what: "an empty chunk", length: 0 }),
-        (&[status(1, FIRST, 7, &[(4, 0)])], Violation::ChunkType { command: Command::Read, kind: 5 }),
-        (&[chunk(1, 77, FIRST, b"")], Violation::ChunkType { command: Command::Read, kind: 77 }),
+        (&[status(1, FIRST, 7, &[(4, 0)])], Violation::ChunkType { command: RequestType::Read, kind: 5 }),
+        (&[chunk(1, 77, FIRST, b"")], Violation::ChunkType { command: RequestType::Read, kind: 77 }),
     ];
     for (replies, expected) in cases {
         assert_eq!(violation(read(4, replies)), expected);
@@ -250,7 +250,7 @@ fn a_read_with_wrong_pieces_is_a_violation() {
 fn a_wrong_magic_cookie_or_kind_of_reply_is_a_violation() {
     assert_eq!(violation(read(4, &[b"SSH-2.0-OpenSSH".to_vec()])), Violation::ReplyMagic(u32::from_be_bytes(*b"SSH-")));
     assert_eq!(violation(read(4, &[data(1, 99, 100, b"abcd")])), Violation::Cookie(99));
-    assert_eq!(violation(read(4, &[simple(FIRST, 0, b"abcd")])), Violation::SimpleReply(Command::Read));
+    assert_eq!(violation(read(4, &[simple(FIRST, 0, b"abcd")])), Violation::SimpleReply(RequestType::Read));
     assert_eq!(violation(read(4, &[error(1, FIRST, 0, "all is well")])), Violation::NoError);
     // A chunk where structured replies were not negotiated.
     let bytes = bytes_of(&[&handshake_without_structured_replies(), &data(1, FIRST, 100, b"abcd")]);
@@ -349,8 +349,8 @@ fn a_status_is_checked_and_clipped() {
         (vec![chunk(1, 5, FIRST, &[0, 0, 0, 7, 0, 0, 0])], extents.clone()),
         (vec![status(1, FIRST, 8, &[(4096, 0)])], Violation::Context(8)),
         (vec![status(0, FIRST, 7, &[(4096, 0)]), status(1, FIRST, 7, &[(4096, 0)])], Violation::Context(7)),
-        (vec![data(1, FIRST, 0, b"abc")], Violation::ChunkType { command: Command::BlockStatus, kind: 1 }),
-        (vec![simple(FIRST, 0, b"")], Violation::SimpleReply(Command::BlockStatus)),
+        (vec![data(1, FIRST, 0, b"abc")], Violation::ChunkType { command: RequestType::BlockStatus, kind: 1 }),
+        (vec![simple(FIRST, 0, b"")], Violation::SimpleReply(RequestType::BlockStatus)),
     ] {
         assert_eq!(violation(ask(&replies)), expected);
     }
@@ -502,7 +502,7 @@ fn a_listener_that_accepts_nobody_is_a_time_out() {
 #[test]
 fn the_stop_flag_ends_any_waiting() {
     let (ours, _theirs) = server_that_says(&handshake());
-    let options = Options { timeout: Duration::from_secs(600), ..options() };
+    let options = ClientOptions { timeout: Duration::from_secs(600), ..options() };
     let mut client = Client::from_stream(ours, "x", &options).unwrap();
     let stop = Arc::clone(&options.stop);
     let raiser = std::thread::spawn(move || {
@@ -560,11 +560,11 @@ proptest! {
         client.submit_block_status(100, 30, false).unwrap();
         while !client.is_idle() {
             match client.wait_any() {
-                Ok(Completion { ticket, outcome: Ok(Answer::Read(bytes)) }) => {
+                Ok(Completion { ticket, outcome: Ok(ReplyBody::Read(bytes)) }) => {
                     let (offset, cookie) = if ticket == reads[0] { (100, FIRST) } else { (110, SECOND) };
                     prop_assert_eq!(bytes, replay(&messages, cookie, offset));
                 }
-                Ok(Completion { outcome: Ok(Answer::Status(contexts)), .. }) => {
+                Ok(Completion { outcome: Ok(ReplyBody::Status(contexts)), .. }) => {
                     prop_assert_eq!(contexts.len(), 2);
                     for context in contexts {
                         let total: u32 = context.extents.iter().map(|extent| extent.length).sum();

@@ -61,13 +61,13 @@ fn answer(allocation: &[(u32, u32)], bitmap: &[(u32, u32)]) -> Vec<ContextStatus
 #[test]
 fn without_contexts_the_whole_disk_is_data_and_nobody_knows_what_is_dirty() {
     let mut mapper = mapper(1 << 40, 1, false, false);
-    assert_eq!(mapper.next_step(), Step::Known(Extent { offset: 0, length: 1 << 40, zero: false, dirty: None }));
-    assert_eq!(mapper.next_step(), Step::Complete);
+    assert_eq!(mapper.next_step(), MapperStep::Known(Extent { offset: 0, length: 1 << 40, zero: false, dirty: None }));
+    assert_eq!(mapper.next_step(), MapperStep::Complete);
 }
 
 #[test]
 fn an_empty_disk_is_not_asked_about() {
-    assert_eq!(mapper(0, 512, true, true).next_step(), Step::Complete);
+    assert_eq!(mapper(0, 512, true, true).next_step(), MapperStep::Complete);
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn the_next_question_begins_where_all_contexts_have_answered() {
     let mut mapper = mapper(1000, 1, true, true);
     let extents = mapper.accept(&answer(&[(100, 0), (200, 3)], &[(150, 0), (30, 1)])).unwrap();
     assert_eq!(extents.iter().map(|e| e.length).collect::<Vec<_>>(), [100, 50, 30]);
-    assert_eq!(mapper.next_step(), Step::Ask { offset: 180, length: 820 });
+    assert_eq!(mapper.next_step(), MapperStep::Ask { offset: 180, length: 820 });
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn an_answer_that_ends_inside_a_block_is_shortened_or_distrusted() {
     assert_eq!(extents, [Extent { offset: 4096, length: 4096, zero: false, dirty: Some(true) }]);
     let extents = mapper.accept(&answer(&[(1808, 3)], &[(1808, 0)])).unwrap();
     assert_eq!((extents[0].length, extents[0].zero), (1808, true));
-    assert_eq!(mapper.next_step(), Step::Complete);
+    assert_eq!(mapper.next_step(), MapperStep::Complete);
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn an_answer_without_one_of_the_contexts_is_refused() {
 
 #[test]
 fn a_question_is_never_larger_than_the_field_that_holds_it() {
-    let Step::Ask { length, .. } = mapper(u64::MAX >> 1, 65536, true, false).next_step() else {
+    let MapperStep::Ask { length, .. } = mapper(u64::MAX >> 1, 65536, true, false).next_step() else {
         panic!("nothing to ask");
     };
     assert_eq!(length % 65536, 0);
@@ -189,7 +189,7 @@ proptest! {
         let mut mapper = mapper(disk.len() as u64, block, true, true);
         let mut seen: Vec<Byte> = Vec::new();
         let mut lengths = lengths.iter().cycle();
-        while let Step::Ask { offset, length } = mapper.next_step() {
+        while let MapperStep::Ask { offset, length } = mapper.next_step() {
             prop_assert_eq!(offset as usize, seen.len());
             prop_assert_eq!(offset % block, 0);
             prop_assert!(offset + u64::from(length) <= disk.len() as u64);

@@ -1,15 +1,15 @@
 //! A look at the server, step by step, in the order in which a backup would need it.
 
-use super::{failed, speed, unreached};
+use super::{failed, speed, unreachable_host};
 use crate::ops::{Error, Result};
 use crate::storage::sftp::authenticate::{Login, authenticate};
 use crate::storage::sftp::connect::connect;
-use crate::storage::sftp::fault::{Fault, Refusal};
-use crate::storage::sftp::files::Files;
-use crate::storage::sftp::remember::Remember;
-use crate::storage::sftp::route::Route;
+use crate::storage::sftp::credential_cache::CredentialCache;
+use crate::storage::sftp::fault::{SftpFault, SftpStatus};
+use crate::storage::sftp::files::SftpClient;
+use crate::storage::sftp::ssh_target::SshTarget;
 use crate::storage::sftp::storage::is_taken;
-use crate::storage::sftp::{Access, Target};
+use crate::storage::sftp::{SftpAddress, SshContext};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// One thing that is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum ExamineStep {
     /// Whether the server answers.
     Reach,
     /// Whether it is the right one.
@@ -34,15 +34,22 @@ pub enum Step {
     Clock,
 }
 
-impl Step {
+impl ExamineStep {
     /// All of them, in order.
-    pub const ALL: [Step; 7] =
-        [Step::Reach, Step::HostKey, Step::Login, Step::Path, Step::Space, Step::Speed, Step::Clock];
+    pub const ALL: [ExamineStep; 7] = [
+        ExamineStep::Reach,
+        ExamineStep::HostKey,
+        ExamineStep::Login,
+        ExamineStep::Path,
+        ExamineStep::Space,
+        ExamineStep::Speed,
+        ExamineStep::Clock,
+    ];
 }
 
 /// What was found.
 #[derive(Debug, Clone)]
-pub enum Finding {
+pub enum ExamineFinding {
     /// It answers.
     Reached {
         /// Its address.
@@ -69,7 +76,7 @@ pub enum Finding {
         /// Its absolute path there.
         path: String,
         /// What is in it.
-        place: Place,
+        place: FolderKind,
         /// Whether what was written could be removed again.
         removable: bool,
         /// The folder that was asked for, where it holds other things and the repository is below it.
@@ -98,7 +105,7 @@ pub enum Finding {
 
 /// What the repository's folder is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum FolderKind {
     /// It holds a repository.
     Repository,
     /// It is there and holds none.
@@ -109,9 +116,9 @@ pub enum Place {
 
 /// What is looked at, and how closely.
 #[derive(Debug, Clone, Copy)]
-pub struct Subject<'a> {
+pub struct ExamineTarget<'a> {
     /// The repository's address.
-    pub target: &'a Target,
+    pub target: &'a SftpAddress,
     /// The repository's folder in the target, should that hold other things.
     pub below: Option<&'a str>,
     /// How many bytes are sent to measure the speed, on all connections; none takes a short look at one connection.
@@ -120,11 +127,15 @@ pub struct Subject<'a> {
 
 /// Takes the steps; `told` hears of each. After one that failed the others are not tried. Once `access.stop` is raised it ends as
 /// interrupted, and nothing is told of the step that it was at.
-pub fn examine(subject: Subject, access: &Access, told: &mut dyn FnMut(Step, Result<Finding>)) -> Result<()> {
-    let mut step = Step::Reach;
+pub fn examine(
+    subject: ExamineTarget,
+    access: &SshContext,
+    told: &mut dyn FnMut(ExamineStep, Result<ExamineFinding>),
+) -> Result<()> {
+    let mut step = ExamineStep::Reach;
     // The speed may need further connections, for which nobody shall be asked again.
-    let credentials = Arc::new(Remember::new(Arc::clone(&access.credentials)));
-    let access = Access { credentials, ..access.clone() };
+    let credentials = Arc::new(CredentialCache::new(Arc::clone(&access.credentials)));
+    let access = SshContext { credentials, ..access.clone() };
     match walk(subject, &access, &mut step, told) {
         // Whatever failed, failed because of it.
         Err(_) if access.stop.load(Ordering::Relaxed) => return Err(Error::Interrupted),
@@ -135,39 +146,39 @@ pub fn examine(subject: Subject, access: &Access, told: &mut dyn FnMut(Step, Res
 }
 
 fn walk(
-    Subject { target, below, speed_bytes }: Subject,
-    access: &Access,
-    step: &mut Step,
-    told: &mut dyn FnMut(Step, Result<Finding>),
+    ExamineTarget { target, below, speed_bytes }: ExamineTarget,
+    access: &SshContext,
+    step: &mut ExamineStep,
+    told: &mut dyn FnMut(ExamineStep, Result<ExamineFinding>),
 ) -> Result<()> {
     use crate::storage::sftp::Error as Server;
-    let unreached = unreached(target);
-    let route = Route::find(target, access).map_err(&unreached)?;
+    let unreachable_host = unreachable_host(target);
+    let route = SshTarget::find(target, access).map_err(&unreachable_host)?;
     let begun = Instant::now();
     let connection = connect(&route, access).map_err(|error| {
         if !matches!(error, Server::Resolve { .. } | Server::Unreachable { .. } | Server::SshConfig { .. }) {
-            *step = Step::HostKey;
+            *step = ExamineStep::HostKey;
         }
-        unreached(error)
+        unreachable_host(error)
     });
     let took = begun.elapsed();
     if let Err(error) = connection {
-        if *step == Step::HostKey {
-            told(Step::Reach, Ok(Finding::Reached { address: None, took }));
+        if *step == ExamineStep::HostKey {
+            told(ExamineStep::Reach, Ok(ExamineFinding::Reached { address: None, took }));
         }
         return Err(error);
     }
     let connection = connection?;
-    told(Step::Reach, Ok(Finding::Reached { address: connection.address(), took }));
+    told(ExamineStep::Reach, Ok(ExamineFinding::Reached { address: connection.address(), took }));
     let (algorithm, fingerprint) = connection.host_key().unwrap_or_default();
-    told(Step::HostKey, Ok(Finding::HostKey { algorithm, fingerprint }));
+    told(ExamineStep::HostKey, Ok(ExamineFinding::HostKey { algorithm, fingerprint }));
 
-    *step = Step::Login;
-    let by = authenticate(&connection, &route, access, None).map_err(&unreached)?;
-    let files = Files::start(connection, &route).map_err(&unreached)?;
-    told(Step::Login, Ok(Finding::LoggedIn { account: route.account(), by }));
+    *step = ExamineStep::Login;
+    let by = authenticate(&connection, &route, access, None).map_err(&unreachable_host)?;
+    let files = SftpClient::start(connection, &route).map_err(&unreachable_host)?;
+    told(ExamineStep::Login, Ok(ExamineFinding::LoggedIn { account: route.account(), by }));
 
-    *step = Step::Path;
+    *step = ExamineStep::Path;
     let mut target = target.clone();
     let mut beside = None;
     if let Some(below) = below
@@ -184,17 +195,17 @@ fn walk(
     let written = files.stat(&probe).map_err(failed(target, "read", &probe))?.modified;
     let removable = match files.remove(&probe) {
         Ok(()) => true,
-        Err(Fault::Refused(Refusal::Permission)) => false,
+        Err(SftpFault::Refused(SftpStatus::Permission)) => false,
         Err(fault) => return Err(failed(target, "remove", &probe)(fault)),
     };
     let path = files.real_path(&folder).unwrap_or(folder.clone());
-    told(Step::Path, Ok(Finding::Path { path, place, removable, beside }));
+    told(ExamineStep::Path, Ok(ExamineFinding::Path { path, place, removable, beside }));
 
-    *step = Step::Space;
+    *step = ExamineStep::Space;
     let free_bytes = files.free_bytes(&folder).map_err(failed(target, "examine", &folder))?;
-    told(Step::Space, Ok(Finding::Space { free_bytes }));
+    told(ExamineStep::Space, Ok(ExamineFinding::Space { free_bytes }));
 
-    *step = Step::Speed;
+    *step = ExamineStep::Speed;
     if removable {
         let measured = match speed_bytes {
             None => speed::at_a_glance(&files, &folder, &access.stop),
@@ -203,34 +214,37 @@ fn walk(
         if access.stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
-        told(Step::Speed, measured.map_err(failed(target, "measure in", &folder)));
+        told(ExamineStep::Speed, measured.map_err(failed(target, "measure in", &folder)));
     }
 
     let ours = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     if let Some(theirs) = written {
-        told(Step::Clock, Ok(Finding::Clock { ahead_seconds: theirs.cast_signed() - ours.cast_signed() }));
+        told(
+            ExamineStep::Clock,
+            Ok(ExamineFinding::Clock { ahead_seconds: theirs.cast_signed() - ours.cast_signed() }),
+        );
     }
     Ok(())
 }
 
 /// The folder to write to: the repository's, or the nearest one above that is there.
-fn find_place(files: &Files, target: &Target) -> Result<(String, Place)> {
+fn find_place(files: &SftpClient, target: &SftpAddress) -> Result<(String, FolderKind)> {
     let root = target.path.as_str();
     match files.stat(root) {
-        Ok(_) if files.stat(&format!("{root}/config")).is_ok() => return Ok((root.to_owned(), Place::Repository)),
-        Ok(_) => return Ok((root.to_owned(), Place::Folder)),
-        Err(Fault::Refused(Refusal::NotFound)) => {}
+        Ok(_) if files.stat(&format!("{root}/config")).is_ok() => return Ok((root.to_owned(), FolderKind::Repository)),
+        Ok(_) => return Ok((root.to_owned(), FolderKind::Folder)),
+        Err(SftpFault::Refused(SftpStatus::NotFound)) => {}
         Err(fault) => return Err(failed(target, "examine", root)(fault)),
     }
     let mut above = root;
     while let Some((parent, _)) = above.rsplit_once('/') {
         if parent.is_empty() {
-            return Ok(("/".to_owned(), Place::Missing));
+            return Ok(("/".to_owned(), FolderKind::Missing));
         }
         if files.stat(parent).is_ok() {
-            return Ok((parent.to_owned(), Place::Missing));
+            return Ok((parent.to_owned(), FolderKind::Missing));
         }
         above = parent;
     }
-    Ok((".".to_owned(), Place::Missing))
+    Ok((".".to_owned(), FolderKind::Missing))
 }

@@ -4,17 +4,17 @@ mod examine;
 mod setup;
 mod speed;
 
-pub use examine::{Finding, Place, Step, Subject, examine};
-pub use setup::{Change, setup};
+pub use examine::{ExamineFinding, ExamineStep, ExamineTarget, FolderKind, examine};
+pub use setup::{SetupChange, setup};
 
 use super::Error;
 use crate::repo;
 use crate::storage;
-use crate::storage::sftp::fault::Fault;
-use crate::storage::sftp::{self, Target};
+use crate::storage::sftp::fault::SftpFault;
+use crate::storage::sftp::{self, SftpAddress};
 
 /// A failure on the way to the server.
-fn unreached(target: &Target) -> impl Fn(sftp::Error) -> Error {
+fn unreachable_host(target: &SftpAddress) -> impl Fn(sftp::Error) -> Error {
     move |source| {
         let error = storage::Error::Server { url: target.to_string(), source: Box::new(source) };
         repo::Error::Storage(error).into()
@@ -22,7 +22,7 @@ fn unreached(target: &Target) -> impl Fn(sftp::Error) -> Error {
 }
 
 /// A failure with a file there.
-fn failed(target: &Target, action: &'static str, path: &str) -> impl Fn(Fault) -> Error {
+fn failed(target: &SftpAddress, action: &'static str, path: &str) -> impl Fn(SftpFault) -> Error {
     let path = path.to_owned();
     move |fault| repo::Error::Storage(fault.explain(&target.to_string(), action, &path)).into()
 }

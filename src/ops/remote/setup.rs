@@ -9,19 +9,19 @@
 //! Each step looks first, so that a second run changes nothing. In the end the key alone must lead to SFTP: a server that
 //! keeps its lists elsewhere is found out now, and not by cron.
 
-use super::{failed, unreached};
+use super::{failed, unreachable_host};
 use crate::ops::{Error, Result};
 use crate::storage::sftp::connect::connect;
 use crate::storage::sftp::connection::Connection;
-use crate::storage::sftp::files::Files;
-use crate::storage::sftp::route::Route;
-use crate::storage::sftp::{self, Access, Credentials, Secret, ShownKey, Target, own_key};
+use crate::storage::sftp::files::SftpClient;
+use crate::storage::sftp::ssh_target::SshTarget;
+use crate::storage::sftp::{self, Credentials, Secret, SftpAddress, ShownKey, SshContext, own_key};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a step of the setup found or did.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum SetupChange {
     /// The server's key.
     HostKey {
         /// The server.
@@ -54,23 +54,25 @@ pub enum Change {
 /// Sets it up; `told` hears of each step as it is done. A rehearsal looks at the server's key and whether this host's key is
 /// let in, and changes nothing. `comment` is what the key is known by in the account's list.
 pub fn setup(
-    target: &Target,
-    access: &Access,
+    target: &SftpAddress,
+    access: &SshContext,
     comment: &str,
     dry_run: bool,
-    told: &mut dyn FnMut(Change),
+    told: &mut dyn FnMut(SetupChange),
 ) -> Result<()> {
-    let unreached = unreached(target);
-    let own =
-        access.own_key.clone().ok_or_else(|| unreached(sftp::Error::Secret("there is no place for a key".into())))?;
+    let unreachable_host = unreachable_host(target);
+    let own = access
+        .own_key
+        .clone()
+        .ok_or_else(|| unreachable_host(sftp::Error::Secret("there is no place for a key".into())))?;
     let watched = Arc::new(Watched { inner: Arc::clone(&access.credentials), dry_run, shown: Mutex::default() });
-    let access = Access { credentials: Arc::clone(&watched) as Arc<dyn Credentials>, ..access.clone() };
-    let route = Route::find(target, &access).map_err(&unreached)?;
+    let access = SshContext { credentials: Arc::clone(&watched) as Arc<dyn Credentials>, ..access.clone() };
+    let route = SshTarget::find(target, &access).map_err(&unreachable_host)?;
 
     let connection = match connect(&route, &access) {
         Ok(connection) => Some(connection),
         Err(sftp::Error::HostKeyUnknown { .. }) if dry_run && watched.shown().is_some() => None,
-        Err(error) => return Err(unreached(error)),
+        Err(error) => return Err(unreachable_host(error)),
     };
     told(host_key(&route, connection.as_ref(), watched.shown()));
 
@@ -82,15 +84,15 @@ pub fn setup(
     };
     let is_openssh = connection.as_ref().is_none_or(Connection::is_openssh);
     let line = key.as_ref().map(|key| own_key::authorized_line(key, is_openssh));
-    told(Change::OwnKey { path: own.clone(), line: line.clone(), made });
+    told(SetupChange::OwnKey { path: own.clone(), line: line.clone(), made });
 
-    let authorized = |added: bool| Change::Authorized { account: route.account(), added };
+    let authorized = |added: bool| SetupChange::Authorized { account: route.account(), added };
     let by_key = route.only_with(&own);
     // A connection of its own: a server counts the tries of each.
-    let is_let_in = || match Files::open(&by_key, &access, None) {
+    let is_let_in = || match SftpClient::open(&by_key, &access, None) {
         Ok(_) => Ok(None),
         Err(error @ (sftp::Error::Login { .. } | sftp::Error::NoSftp { .. })) => Ok(Some(error)),
-        Err(error) => Err(unreached(error)),
+        Err(error) => Err(unreachable_host(error)),
     };
     let Some(key) = key.filter(|_| connection.is_some()) else {
         told(authorized(true));
@@ -104,9 +106,9 @@ pub fn setup(
         told(authorized(true));
         return Ok(());
     }
-    let others = Access { own_key: None, ..access.clone() };
-    let route = Route::find(target, &others).map_err(&unreached)?;
-    let (files, _) = Files::open(&route, &others, None).map_err(&unreached)?;
+    let others = SshContext { own_key: None, ..access.clone() };
+    let route = SshTarget::find(target, &others).map_err(&unreachable_host)?;
+    let (files, _) = SftpClient::open(&route, &others, None).map_err(&unreachable_host)?;
     let added = own_key::authorize(&files, &key).map_err(failed(target, "add the key to", own_key::AUTHORIZED_KEYS))?;
     drop(files);
     match is_let_in()? {
@@ -118,9 +120,9 @@ pub fn setup(
     Ok(())
 }
 
-fn host_key(route: &Route, connection: Option<&Connection>, noted: Option<ShownKey>) -> Change {
+fn host_key(route: &SshTarget, connection: Option<&Connection>, noted: Option<ShownKey>) -> SetupChange {
     match (noted, connection.and_then(Connection::host_key)) {
-        (Some(key), _) => Change::HostKey {
+        (Some(key), _) => SetupChange::HostKey {
             server: key.server,
             algorithm: key.algorithm,
             fingerprint: key.fingerprint,
@@ -128,7 +130,7 @@ fn host_key(route: &Route, connection: Option<&Connection>, noted: Option<ShownK
         },
         (None, key) => {
             let (algorithm, fingerprint) = key.unwrap_or_default();
-            Change::HostKey { server: route.server(), algorithm, fingerprint, noted_in: None }
+            SetupChange::HostKey { server: route.server(), algorithm, fingerprint, noted_in: None }
         }
     }
 }

@@ -1,12 +1,12 @@
 //! How quick the way to a server is: files of noise go there, are put on its disk, come back and are removed.
 
-use super::Finding;
+use super::ExamineFinding;
 use crate::repo::WriterOptions;
-use crate::storage::sftp::Access;
-use crate::storage::sftp::fault::Fault;
-use crate::storage::sftp::files::Files;
+use crate::storage::sftp::SshContext;
+use crate::storage::sftp::fault::SftpFault;
+use crate::storage::sftp::files::SftpClient;
 use crate::storage::sftp::pool::Pool;
-use crate::storage::sftp::route::Route;
+use crate::storage::sftp::ssh_target::SshTarget;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,15 +16,15 @@ const PIECE_BYTES: usize = 4 << 20;
 const MOST_PIECES: u64 = 12;
 const LONGEST: Duration = Duration::from_secs(3);
 
-type Answer<T> = std::result::Result<T, Fault>;
+type SpeedResult<T> = std::result::Result<T, SftpFault>;
 
 /// A short look at one connection. It ends soon once `stop` is raised; then what it measured means nothing.
-pub fn at_a_glance(files: &Files, folder: &str, stop: &AtomicBool) -> Answer<Finding> {
+pub fn at_a_glance(files: &SftpClient, folder: &str, stop: &AtomicBool) -> SpeedResult<ExamineFinding> {
     let piece = noise(PIECE_BYTES);
     let name = |number: u64| name(folder, number);
     let goes_on = |done: u64, begun: Instant| !stop.load(Ordering::Relaxed) && (done == 0 || begun.elapsed() < LONGEST);
     let mut pieces = 0;
-    let mut transfer = || -> Answer<Finding> {
+    let mut transfer = || -> SpeedResult<ExamineFinding> {
         let begun = Instant::now();
         while pieces < MOST_PIECES && goes_on(pieces, begun) {
             pieces += 1;
@@ -37,7 +37,7 @@ pub fn at_a_glance(files: &Files, folder: &str, stop: &AtomicBool) -> Answer<Fin
             read += 1;
             files.read(&name(read))?;
         }
-        Ok(Finding::Speed { connections: 1, upload, download: rate(read, piece.len(), begun.elapsed()) })
+        Ok(ExamineFinding::Speed { connections: 1, upload, download: rate(read, piece.len(), begun.elapsed()) })
     };
     let measured = transfer();
     for number in 1..=pieces {
@@ -49,38 +49,39 @@ pub fn at_a_glance(files: &Files, folder: &str, stop: &AtomicBool) -> Answer<Fin
 
 /// So many bytes on all connections, stored as a backup stores its packs: what a long one would get. It ends with the packs
 /// on the way once `access.stop` is raised; then what it measured means nothing.
-pub fn at_length(route: &Route, access: &Access, folder: &str, size_bytes: u64) -> Answer<Finding> {
+pub fn at_length(route: &SshTarget, access: &SshContext, folder: &str, size_bytes: u64) -> SpeedResult<ExamineFinding> {
     let (pack, pool) = (noise(WriterOptions::default().pack_bytes), Pool::new(route.clone(), access.clone()));
     let packs = size_bytes.div_ceil(pack.len() as u64).max(1);
     let connections = access.connections.max(1).min(usize::try_from(packs).unwrap_or(usize::MAX));
     let is_stopped = || access.stop.load(Ordering::Relaxed);
     let name = |number: u64| name(folder, number);
-    let for_each_pack = |packs: u64, work: &(dyn Fn(&Files, u64) -> Answer<()> + Sync)| -> Answer<Duration> {
-        let (next, begun) = (AtomicU64::new(0), Instant::now());
-        let worker = || -> Answer<()> {
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= packs {
-                    return Ok(());
+    let for_each_pack =
+        |packs: u64, work: &(dyn Fn(&SftpClient, u64) -> SpeedResult<()> + Sync)| -> SpeedResult<Duration> {
+            let (next, begun) = (AtomicU64::new(0), Instant::now());
+            let worker = || -> SpeedResult<()> {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= packs {
+                        return Ok(());
+                    }
+                    if let Err(fault) = pool.with(|files| work(files, number)) {
+                        // The others need not go on.
+                        next.fetch_max(packs, Ordering::Relaxed);
+                        return Err(fault);
+                    }
                 }
-                if let Err(fault) = pool.with(|files| work(files, number)) {
-                    // The others need not go on.
-                    next.fetch_max(packs, Ordering::Relaxed);
-                    return Err(fault);
-                }
-            }
+            };
+            thread::scope(|scope| {
+                let workers: Vec<_> = (0..connections).map(|_| scope.spawn(worker)).collect();
+                let results = workers.into_iter().map(|worker| worker.join());
+                let results: Vec<_> =
+                    results.map(|joined| joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect();
+                results.into_iter().collect::<SpeedResult<()>>()
+            })?;
+            Ok(begun.elapsed())
         };
-        thread::scope(|scope| {
-            let workers: Vec<_> = (0..connections).map(|_| scope.spawn(worker)).collect();
-            let results = workers.into_iter().map(|worker| worker.join());
-            let results: Vec<_> =
-                results.map(|joined| joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect();
-            results.into_iter().collect::<Answer<()>>()
-        })?;
-        Ok(begun.elapsed())
-    };
     let begun = AtomicU64::new(0);
-    let transfer = || -> Answer<Finding> {
+    let transfer = || -> SpeedResult<ExamineFinding> {
         let upload = for_each_pack(packs, &|files, number| match is_stopped() {
             true => Ok(()),
             false => {
@@ -93,7 +94,7 @@ pub fn at_length(route: &Route, access: &Access, folder: &str, size_bytes: u64) 
             false => files.read_range(&name(number), 0, pack.len()).map(drop),
         })?;
         let rate = |took| rate(packs, pack.len(), took);
-        Ok(Finding::Speed { connections, upload: rate(upload), download: rate(download) })
+        Ok(ExamineFinding::Speed { connections, upload: rate(upload), download: rate(download) })
     };
     let measured = transfer();
     // What was begun and not finished, too; over a distance it would take long to look for all that was not even begun.

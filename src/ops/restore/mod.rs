@@ -12,18 +12,18 @@ mod small_files;
 pub mod target;
 mod trust;
 
-use super::chunk_map::{Chunk, ChunkMap, Geometry};
+use super::chunk_map::{ChunkMap, Geometry, MappedChunk};
 use super::points::OpenPoint;
 use super::{Error, Monitor, Progress, Result, Stop, threads};
 use crate::capture::{self, Hypervisor};
 use crate::record::{self, Damage, RestoredDisk, RestoredTo};
 use crate::repo::{Id, Index, Repository, read_blobs};
-use plan::{Plan, PlannedDisk, TargetKind};
+use plan::{PlannedDisk, RestorePlan, TargetKind};
 use small_file::{NewFolders, SmallFile};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Mutex;
-use target::{Placed, Target, Written};
+use target::{Placed, TargetDisk, WrittenDisk};
 
 /// Carries a plan out.
 ///
@@ -32,7 +32,7 @@ pub fn restore(
     repo: &Repository,
     index: &Index,
     point: &OpenPoint,
-    plan: &Plan,
+    plan: &RestorePlan,
     connect: &dyn Fn() -> capture::Result<Hypervisor>,
     monitor: &dyn Monitor,
     stop: &Stop,
@@ -40,7 +40,7 @@ pub fn restore(
     // Ctrl-C on a terminal hits the programs that help us as well: what they say then is not what happened.
     let meant = |error| if stop.requested() { Error::Interrupted } else { error };
     let folders = NewFolders::create(&plan.files)?;
-    let files = write_all(&Source { repo, index, point }, plan, monitor, stop).map_err(meant)?;
+    let files = write_all(&RestoreSource { repo, index, point }, plan, monitor, stop).map_err(meant)?;
     stop.check()?;
 
     // From here on things change places; each guard puts back what it moved unless it is told to keep it.
@@ -92,7 +92,7 @@ fn restored_disk(disk: &PlannedDisk) -> RestoredDisk {
 
 /// Where the bytes come from.
 #[derive(Clone, Copy)]
-struct Source<'a> {
+struct RestoreSource<'a> {
     repo: &'a Repository,
     index: &'a Index,
     point: &'a OpenPoint,
@@ -100,7 +100,7 @@ struct Source<'a> {
 
 /// Something complete and durable that has not taken its place yet.
 enum Finished {
-    Disk(Written),
+    Disk(WrittenDisk),
     Small(SmallFile),
 }
 
@@ -114,14 +114,14 @@ impl Finished {
 }
 
 /// Writes everything under temporary names. Devices have none and come last, when all that can be proven is.
-fn write_all(source: &Source, plan: &Plan, monitor: &dyn Monitor, stop: &Stop) -> Result<Vec<Finished>> {
+fn write_all(source: &RestoreSource, plan: &RestorePlan, monitor: &dyn Monitor, stop: &Stop) -> Result<Vec<Finished>> {
     let (devices, images): (Vec<_>, Vec<_>) = plan.disks.iter().partition(|disk| disk.kind == TargetKind::Device);
     let folders = images.iter().filter_map(|disk| disk.path.parent()).collect::<BTreeSet<_>>();
     folders.into_iter().for_each(target::sweep);
 
     let mut finished = Vec::new();
     for disk in images {
-        let target = Target::create(disk)?;
+        let target = TargetDisk::create(disk)?;
         write_disk(source, disk, Some(&target), monitor, stop)?;
         finished.push(Finished::Disk(target.finish()?));
     }
@@ -137,7 +137,7 @@ fn write_all(source: &Source, plan: &Plan, monitor: &dyn Monitor, stop: &Stop) -
         write_disk(source, disk, None, monitor, stop)?;
     }
     for disk in devices {
-        let target = Target::create(disk)?;
+        let target = TargetDisk::create(disk)?;
         write_disk(source, disk, Some(&target), monitor, stop).inspect_err(|_| {
             monitor.warn(&format!("{} was being written and holds a part of the disk", disk.path.display()));
         })?;
@@ -149,13 +149,13 @@ fn write_all(source: &Source, plan: &Plan, monitor: &dyn Monitor, stop: &Stop) -
 /// Reads every chunk of a disk, each with its SHA-256 compared, and writes it where it belongs. Without a target it only
 /// proves that all of it is there.
 fn write_disk(
-    source: &Source,
+    source: &RestoreSource,
     disk: &PlannedDisk,
-    target: Option<&Target>,
+    target: Option<&TargetDisk>,
     monitor: &dyn Monitor,
     stop: &Stop,
 ) -> Result<()> {
-    let Source { repo, index, point } = source;
+    let RestoreSource { repo, index, point } = source;
     let geometry = disk.geometry();
     let label = format!("{}/{}", point.manifest.machine, disk.disk);
     let verb = if target.is_some() { "restoring" } else { "verifying" };
@@ -195,12 +195,12 @@ fn write_disk(
 }
 
 /// Where each blob goes, as (id, chunk index); the zeros are dealt with on the spot. Also how many bytes those were.
-fn places(map: &ChunkMap, geometry: Geometry, target: Option<&Target>) -> Result<(Vec<(Id, u64)>, u64)> {
+fn places(map: &ChunkMap, geometry: Geometry, target: Option<&TargetDisk>) -> Result<(Vec<(Id, u64)>, u64)> {
     let (mut places, mut zero_bytes) = (Vec::new(), 0);
     for (first, chunk, count) in map.runs() {
         match chunk {
-            Chunk::Blob(id) => places.extend((first..first + count).map(|index| (id, index))),
-            Chunk::Zero => {
+            MappedChunk::Blob(id) => places.extend((first..first + count).map(|index| (id, index))),
+            MappedChunk::Zero => {
                 let offset = geometry.offset(first);
                 let length = geometry.offset(first + count).min(geometry.capacity_bytes) - offset;
                 if let Some(target) = target {
@@ -223,7 +223,7 @@ fn write_chunk(
     bytes: &[u8],
     places: &[(Id, u64)],
     disk: &PlannedDisk,
-    target: Option<&Target>,
+    target: Option<&TargetDisk>,
     progress: &dyn Progress,
 ) -> Result<Vec<Damage>> {
     let geometry = disk.geometry();

@@ -4,8 +4,8 @@ pub use super::small_files::PlannedFile;
 
 use super::small_files::SmallFiles;
 use super::trust;
-use crate::capture::{self, Changes, Definition, Hypervisor, Machine, NewDisk, NewDiskKind, Source, rewrite};
-use crate::ops::chunk_map::{Chunk, ChunkMap, Geometry};
+use crate::capture::{self, Changes, Definition, DiskSource, Hypervisor, Machine, NewDisk, NewDiskKind, rewrite};
+use crate::ops::chunk_map::{ChunkMap, Geometry, MappedChunk};
 use crate::ops::points::OpenPoint;
 use crate::ops::{Error, Result};
 use crate::record::Action;
@@ -99,7 +99,7 @@ impl PlannedDisk {
     /// Its chunks that are not zero, together where they lie together: from which byte of the disk, and how much.
     pub fn data_ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let geometry = self.geometry();
-        let mut data = self.map.runs().filter(|(_, chunk, _)| *chunk != Chunk::Zero).peekable();
+        let mut data = self.map.runs().filter(|(_, chunk, _)| *chunk != MappedChunk::Zero).peekable();
         std::iter::from_fn(move || {
             let (first, _, mut count) = data.next()?;
             while let Some((_, _, more)) = data.next_if(|(next, ..)| *next == first + count) {
@@ -118,7 +118,7 @@ impl PlannedDisk {
 
 /// All that will be written.
 #[derive(Debug)]
-pub struct Plan {
+pub struct RestorePlan {
     /// The machine's name from now on.
     pub machine: String,
     /// Its UUID from now on.
@@ -140,7 +140,7 @@ pub struct Plan {
 }
 
 /// Decides everything, and refuses what must not be written over.
-pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &RestoreRequest) -> Result<Plan> {
+pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &RestoreRequest) -> Result<RestorePlan> {
     let into = request.into.as_ref().map(|folder| std::path::absolute(folder).map_err(Error::io("find", folder)));
     let request = &RestoreRequest { into: into.transpose()?, ..request.clone() };
     let xml = point.definition(repo, index)?;
@@ -212,7 +212,7 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
     let small_files = files.iter().map(|file| (&*file.name, &file.path));
     let definition = definition_file.iter().map(|path| ("domain.xml", path));
     refuse_two_in_one_place(disks.iter().map(|disk| (&*disk.disk, &disk.path)).chain(small_files).chain(definition))?;
-    Ok(Plan {
+    Ok(RestorePlan {
         machine,
         uuid,
         disks,
@@ -238,13 +238,15 @@ fn place(
     request: &RestoreRequest,
     machine: &str,
     disk: &str,
-    described: Option<&Source>,
+    described: Option<&DiskSource>,
     format: ImageFormat,
 ) -> Result<(PathBuf, TargetKind)> {
     let path = match (request.to.get(disk), &request.into, described) {
         (Some(path), ..) => std::path::absolute(path).map_err(Error::io("find", path))?,
         (None, Some(folder), _) => folder.join(format!("{machine}-{disk}.{}", format.name())),
-        (None, None, Some(Source::File { path } | Source::Block { path })) if request.as_name.is_none() => path.clone(),
+        (None, None, Some(DiskSource::File { path } | DiskSource::Block { path })) if request.as_name.is_none() => {
+            path.clone()
+        }
         (None, None, _) => {
             let reason = match request.as_name {
                 Some(_) => "a machine under another name needs images of its own",
@@ -349,7 +351,7 @@ fn refuse_without_room(disks: &[PlannedDisk]) -> Result<()> {
 }
 
 /// Refuses to touch a machine that runs, and - without `--overwrite` - one that exists.
-pub fn refuse_running(hypervisor: &Hypervisor, plan: &Plan) -> Result<()> {
+pub fn refuse_running(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<()> {
     for name in [&plan.machine, &plan.uuid] {
         let Some(found) = existing(hypervisor, name)? else { continue };
         if !found.uuid().eq_ignore_ascii_case(&plan.uuid) {
@@ -383,7 +385,7 @@ pub fn drop_checkpoints(machine: &Machine) -> Result<()> {
     Ok(())
 }
 
-impl Plan {
+impl RestorePlan {
     /// The plan as the records of `--dry-run`.
     pub fn actions(&self) -> Vec<Action> {
         let action = |target: String, reason: String, extra: serde_json::Value| Action {

@@ -10,7 +10,7 @@
 //! Chunks are whole clusters and lie in one piece, so a chunk is written with one call, from any thread, as into a raw file.
 //! Chunks of zeros are not allocated. Every cluster of the file is used exactly once: all reference counts are 1.
 
-use crate::ops::chunk_map::{Chunk, ChunkMap, Geometry};
+use crate::ops::chunk_map::{ChunkMap, Geometry, MappedChunk};
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 
@@ -47,7 +47,7 @@ impl Layout {
         let per_chunk = u64::from(geometry.chunk_bytes) / CLUSTER_BYTES;
         let (mut runs, mut l2_tables, mut data) = (Vec::<(u64, u64, u64)>::new(), Vec::new(), 0);
         for (first, chunk, count) in map.runs() {
-            if chunk == Chunk::Zero {
+            if chunk == MappedChunk::Zero {
                 continue;
             }
             let begin = first * per_chunk;
@@ -201,19 +201,19 @@ mod tests {
         let geometry = Geometry { capacity_bytes, chunk_bytes };
         let mut map = ChunkMap::default();
         for (n, (data, count)) in kinds.iter().enumerate() {
-            let chunk = if *data { Chunk::Blob(Id::hash(&[n as u8])) } else { Chunk::Zero };
+            let chunk = if *data { MappedChunk::Blob(Id::hash(&[n as u8])) } else { MappedChunk::Zero };
             map.push(chunk, (*count).min(geometry.chunks() - map.len()));
         }
-        map.push(Chunk::Zero, geometry.chunks() - map.len());
+        map.push(MappedChunk::Zero, geometry.chunks() - map.len());
         let folder = tempfile::tempdir().unwrap();
         let (image, raw) = (folder.path().join("image"), folder.path().join("raw"));
         let (file, reference) = (File::create_new(&image).unwrap(), File::create_new(&raw).unwrap());
         reference.set_len(capacity_bytes).unwrap();
         let layout = Layout::new(geometry, &map);
         layout.write_metadata(&file).unwrap();
-        for (first, chunk, count) in map.runs().filter(|(_, chunk, _)| *chunk != Chunk::Zero) {
+        for (first, chunk, count) in map.runs().filter(|(_, chunk, _)| *chunk != MappedChunk::Zero) {
             for index in first..first + count {
-                let Chunk::Blob(id) = chunk else { unreachable!() };
+                let MappedChunk::Blob(id) = chunk else { unreachable!() };
                 let fill = id.to_string().as_bytes()[(index % 64) as usize];
                 let bytes = vec![fill; geometry.length(index) as usize];
                 file.write_all_at(&bytes, layout.file_offset(geometry.offset(index)).unwrap()).unwrap();
@@ -256,7 +256,7 @@ mod tests {
         for chunks in [2040, 2047, 2048, 2060] {
             let geometry = Geometry { capacity_bytes: chunks << 20, chunk_bytes: 1 << 20 };
             let mut map = ChunkMap::default();
-            map.push(Chunk::Blob(Id::hash(b"x")), chunks);
+            map.push(MappedChunk::Blob(Id::hash(b"x")), chunks);
             let folder = tempfile::tempdir().unwrap();
             let image = folder.path().join("image");
             Layout::new(geometry, &map).write_metadata(&File::create_new(&image).unwrap()).unwrap();
@@ -268,9 +268,9 @@ mod tests {
     fn only_allocated_chunks_have_a_place() {
         let geometry = Geometry { capacity_bytes: 5 << 20, chunk_bytes: 1 << 20 };
         let mut map = ChunkMap::default();
-        map.push(Chunk::Zero, 2);
-        map.push(Chunk::Blob(Id::hash(b"x")), 1);
-        map.push(Chunk::Zero, 2);
+        map.push(MappedChunk::Zero, 2);
+        map.push(MappedChunk::Blob(Id::hash(b"x")), 1);
+        map.push(MappedChunk::Zero, 2);
         let layout = Layout::new(geometry, &map);
         assert!(layout.file_offset(1 << 20).is_none() && layout.file_offset(3 << 20).is_none());
         let at = layout.file_offset(2 << 20).unwrap();

@@ -4,8 +4,8 @@
 //! opened by [`crate::capture::safe_path`], held open until the restore is over, and never looked up by its path again.
 
 use super::small_files::PlannedFile;
-use super::target::{Destination, Looks, Partial, Placed};
-use crate::capture::safe_path::{self, Folder, Place};
+use super::target::{Destination, Looks, PartialFile, Placed};
+use crate::capture::safe_path::{self, OpenFolder, ResolvedPath};
 use crate::ops::manifest::Role;
 use crate::ops::{Error, Result};
 use std::ffi::OsString;
@@ -17,7 +17,7 @@ use std::path::Path;
 /// A small file that is complete and has not taken its place yet.
 pub(super) enum SmallFile {
     /// Written beside its place.
-    Beside { temporary: Partial, at: Destination, overwrite: bool, looks: Looks },
+    Beside { temporary: PartialFile, at: Destination, overwrite: bool, looks: Looks },
     /// To be written over a device, which is large enough.
     Device { device: File, bytes: Vec<u8>, at: Destination },
 }
@@ -46,7 +46,7 @@ impl SmallFile {
     }
 
     fn beside(at: Destination, bytes: &[u8], overwrite: bool, looks: Looks) -> Result<SmallFile> {
-        let mut temporary = Partial::create(&at)?;
+        let mut temporary = PartialFile::create(&at)?;
         let file = temporary.file();
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", &at.path))?;
         Ok(SmallFile::Beside { temporary, at, overwrite, looks })
@@ -67,11 +67,11 @@ impl SmallFile {
 
 /// The place of a small file. What the user of the command named leads where the user wants it; what the definition names is
 /// not trusted beyond what root made.
-pub(super) fn place_of(file: &PlannedFile) -> Result<Place> {
+pub(super) fn place_of(file: &PlannedFile) -> Result<ResolvedPath> {
     let Some(below) = &file.below else {
         return Ok(safe_path::place_for_writing(&file.path)?);
     };
-    let mut folder = Folder::open_named(below)?;
+    let mut folder = OpenFolder::open_named(below)?;
     let mut names = names_below(&file.path, below);
     let name = names.pop().unwrap_or_default();
     for name in names {
@@ -87,7 +87,7 @@ fn names_below(path: &Path, below: &Path) -> Vec<OsString> {
 }
 
 /// A device that QEMU's user could have put there is not written, nor is it replaced.
-fn refuse_device(place: &Place) -> Result<()> {
+fn refuse_device(place: &ResolvedPath) -> Result<()> {
     use std::os::unix::fs::FileTypeExt;
     match place.kind() {
         Some(kind) if kind.is_block_device() || kind.is_char_device() => {
@@ -99,7 +99,7 @@ fn refuse_device(place: &Place) -> Result<()> {
 }
 
 /// Folders that were made for a TPM's state: they go again unless they are kept.
-pub(super) struct NewFolders(Vec<(Folder, OsString)>);
+pub(super) struct NewFolders(Vec<(OpenFolder, OsString)>);
 
 impl NewFolders {
     /// Makes those that are missing, as libvirt makes them: swtpm's user passes through those above its own.
@@ -126,9 +126,9 @@ impl NewFolders {
 }
 
 /// The nearest folder on the way that is there, and the names that are missing.
-fn nearest(wanted: &Path, below: Option<&Path>) -> Result<(Folder, Vec<OsString>)> {
+fn nearest(wanted: &Path, below: Option<&Path>) -> Result<(OpenFolder, Vec<OsString>)> {
     if let Some(below) = below {
-        let mut folder = Folder::open_named(below)?;
+        let mut folder = OpenFolder::open_named(below)?;
         let mut names = names_below(wanted, below);
         while let Some(name) = names.first() {
             let Some(next) = folder.subfolder(name)? else { break };
@@ -139,7 +139,7 @@ fn nearest(wanted: &Path, below: Option<&Path>) -> Result<(Folder, Vec<OsString>
     }
     let mut missing = Vec::new();
     for ancestor in wanted.ancestors() {
-        match Folder::open(ancestor) {
+        match OpenFolder::open(ancestor) {
             Ok(folder) => return Ok((folder, missing)),
             Err(crate::capture::Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
                 missing.splice(0..0, ancestor.file_name().map(OsString::from));

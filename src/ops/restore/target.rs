@@ -8,7 +8,7 @@
 use super::image_file::ImageFile;
 use super::plan::{ImageFormat, PlannedDisk, TargetKind};
 use super::qcow2::Layout;
-use crate::capture::safe_path::{Folder, Place};
+use crate::capture::safe_path::{OpenFolder, ResolvedPath};
 use crate::ops::{Error, Result};
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
@@ -33,7 +33,7 @@ pub struct Destination {
     /// The path by which system calls reach it.
     reach: PathBuf,
     /// The folder that this path leads through, where it must not be looked up again.
-    _folder: Option<Folder>,
+    _folder: Option<OpenFolder>,
 }
 
 impl Destination {
@@ -43,7 +43,7 @@ impl Destination {
     }
 
     /// A place in a folder that others may write.
-    pub fn anchored(place: &Place) -> Destination {
+    pub fn anchored(place: &ResolvedPath) -> Destination {
         Destination { path: place.path(), reach: place.anchored(), _folder: Some(place.folder.clone()) }
     }
 
@@ -54,11 +54,11 @@ impl Destination {
 
 /// A disk being written.
 #[derive(Debug)]
-pub struct Target {
+pub struct TargetDisk {
     disk: String,
     path: PathBuf,
     overwrite: bool,
-    temporary: Option<Partial>,
+    temporary: Option<PartialFile>,
     file: ImageFile,
     form: Form,
 }
@@ -76,17 +76,17 @@ enum Form {
 
 /// A disk that is complete and durable, still under its temporary name.
 #[derive(Debug)]
-pub struct Written {
+pub struct WrittenDisk {
     disk: String,
     path: PathBuf,
     overwrite: bool,
-    temporary: Option<Partial>,
+    temporary: Option<PartialFile>,
 }
 
 /// A file in the making beside its place, locked so that nobody takes it for one that a killed restore left. Dropped, it is
 /// removed.
 #[derive(Debug)]
-pub struct Partial {
+pub struct PartialFile {
     path: tempfile::TempPath,
     file: File,
 }
@@ -108,9 +108,9 @@ pub struct Placed {
     kept: bool,
 }
 
-impl Partial {
+impl PartialFile {
     /// Makes an empty file, mode 0600, in the folder of what it is to become.
-    pub fn create(at: &Destination) -> Result<Partial> {
+    pub fn create(at: &Destination) -> Result<PartialFile> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
         let made = tempfile::Builder::new()
@@ -123,7 +123,7 @@ impl Partial {
         if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
             tracing::debug!("{}: {error}", path.display());
         }
-        Ok(Partial { path, file })
+        Ok(PartialFile { path, file })
     }
 
     /// The file, for writing.
@@ -159,14 +159,14 @@ pub fn sweep(folder: &Path) {
     }
 }
 
-impl Target {
+impl TargetDisk {
     /// Makes the empty image beside its place, or opens the device.
-    pub fn create(disk: &PlannedDisk) -> Result<Target> {
+    pub fn create(disk: &PlannedDisk) -> Result<TargetDisk> {
         let path = disk.path.clone();
         if let TargetKind::Device = disk.kind {
-            return Target::device(disk);
+            return TargetDisk::device(disk);
         }
-        let temporary = Partial::create(&Destination::new(&path))?;
+        let temporary = PartialFile::create(&Destination::new(&path))?;
         let file = ImageFile::new(temporary.file.try_clone().map_err(Error::io("open", &path))?);
         let reserve = |(at, length)| match length {
             0 => Ok(()),
@@ -186,10 +186,10 @@ impl Target {
             }
         };
         let (disk, overwrite) = (disk.disk.clone(), disk.overwrite);
-        Ok(Target { disk, path, overwrite, temporary: Some(temporary), file, form })
+        Ok(TargetDisk { disk, path, overwrite, temporary: Some(temporary), file, form })
     }
 
-    fn device(disk: &PlannedDisk) -> Result<Target> {
+    fn device(disk: &PlannedDisk) -> Result<TargetDisk> {
         let path = disk.path.clone();
         // O_EXCL on a block device fails when it is mounted or otherwise taken.
         let flags = rustix::fs::OFlags::EXCL.bits() as i32;
@@ -201,7 +201,7 @@ impl Target {
             return Err(Error::BadTarget { disk: disk.disk.clone(), path, reason });
         }
         let (disk, file) = (disk.disk.clone(), ImageFile::new(file));
-        Ok(Target { disk, path, overwrite: true, temporary: None, file, form: Form::Device })
+        Ok(TargetDisk { disk, path, overwrite: true, temporary: None, file, form: Form::Device })
     }
 
     /// The disk's target name.
@@ -241,13 +241,13 @@ impl Target {
     }
 
     /// Makes what was written durable.
-    pub fn finish(self) -> Result<Written> {
+    pub fn finish(self) -> Result<WrittenDisk> {
         self.file.file().sync_all().map_err(Error::io("sync", &self.path))?;
-        Ok(Written { disk: self.disk, path: self.path, overwrite: self.overwrite, temporary: self.temporary })
+        Ok(WrittenDisk { disk: self.disk, path: self.path, overwrite: self.overwrite, temporary: self.temporary })
     }
 }
 
-impl Written {
+impl WrittenDisk {
     /// Puts the disk in its place, unless its machine was started while it was being written.
     pub fn place(self) -> Result<Placed> {
         if self.temporary.is_some() && self.path.exists() {
@@ -269,7 +269,7 @@ impl Placed {
 
     /// Renames `temporary` to what it is to become. What is there is an error, or - with `overwrite` - changes places with it,
     /// so that at no moment there is nothing. A link is replaced and not followed.
-    pub fn put(temporary: Partial, at: Destination, overwrite: bool, looks: Looks) -> Result<Placed> {
+    pub fn put(temporary: PartialFile, at: Destination, overwrite: bool, looks: Looks) -> Result<Placed> {
         let old = if overwrite { fs::symlink_metadata(&at.reach).ok() } else { None };
         let folder = at.folder().to_owned();
         let path = at.path.clone();
@@ -291,7 +291,7 @@ impl Placed {
         Ok(placed)
     }
 
-    fn exchange(temporary: Partial, at: Destination) -> Result<Placed> {
+    fn exchange(temporary: PartialFile, at: Destination) -> Result<Placed> {
         let partial = temporary.path;
         // Under this name first: what is exchanged for it must not look like something that can be swept away.
         let aside = partial.with_extension("replaced");

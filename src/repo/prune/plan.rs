@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use super::MaxUnused;
 use super::mark::Marks;
-use crate::repo::index::Entry;
-use crate::repo::reader::Wanted;
+use crate::repo::index::IndexEntry;
+use crate::repo::reader::BlobRequest;
 use crate::repo::{BlobKind, Error, Id, Index, Result};
 use crate::storage::FileInfo;
 
@@ -95,7 +95,7 @@ struct Pack {
 }
 
 impl Pack {
-    fn holds(&self, entry: &Entry) -> bool {
+    fn holds(&self, entry: &IndexEntry) -> bool {
         self.size_bytes.is_some_and(|size| size >= u64::from(entry.offset) + u64::from(entry.length))
     }
 }
@@ -240,12 +240,12 @@ impl Packs {
     }
 
     /// The blobs to be copied, in the order in which they lie.
-    pub(super) fn to_copy(&self, index: &Index) -> Vec<(BlobKind, Wanted)> {
+    pub(super) fn to_copy(&self, index: &Index) -> Vec<(BlobKind, BlobRequest)> {
         let mut wanted = Vec::new();
         for (kind, places) in [(BlobKind::Data, &self.data), (BlobKind::Tree, &self.trees)] {
             let places = index.table(kind).iter().zip(places);
             let copied = places.filter(|(e, used)| **used && self.packs[e.pack as usize].fate == Fate::Copy);
-            wanted.extend(copied.map(|(e, _)| (kind, Wanted { id: e.id, location: index.location(e) })));
+            wanted.extend(copied.map(|(e, _)| (kind, BlobRequest { id: e.id, location: index.location(e) })));
         }
         wanted.sort_unstable_by_key(|(_, blob)| (blob.location.pack, blob.location.offset));
         wanted

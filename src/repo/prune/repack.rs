@@ -8,7 +8,7 @@ use std::thread;
 
 use super::plan::Packs;
 use super::{PruneEvent, PruneWatch};
-use crate::repo::reader::{self, Wanted};
+use crate::repo::reader::{self, BlobRequest};
 use crate::repo::{BlobKind, Error, Index, Repository, Result, Writer, WriterOptions};
 use crate::storage::FileKind;
 
@@ -26,7 +26,7 @@ pub(super) fn copy(
     }
     // The writer must not find the blobs in the index: they are to be stored once more.
     let writer = Writer::new(repo, Arc::new(Index::default()), WriterOptions::default());
-    let (kinds, blobs): (Vec<BlobKind>, Vec<Wanted>) = wanted.into_iter().unzip();
+    let (kinds, blobs): (Vec<BlobKind>, Vec<BlobRequest>) = wanted.into_iter().unzip();
     let ranges = reader::ranges(&blobs);
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
@@ -60,7 +60,13 @@ pub(super) fn copy(
 }
 
 /// Copies blobs that lie together in one pack; returns their size.
-fn copy_range(repo: &Repository, index: &Index, writer: &Writer, kinds: &[BlobKind], blobs: &[Wanted]) -> Result<u64> {
+fn copy_range(
+    repo: &Repository,
+    index: &Index,
+    writer: &Writer,
+    kinds: &[BlobKind],
+    blobs: &[BlobRequest],
+) -> Result<u64> {
     let (Some(first), Some(last)) = (blobs.first(), blobs.last()) else {
         return Ok(0);
     };
@@ -79,7 +85,7 @@ fn copy_range(repo: &Repository, index: &Index, writer: &Writer, kinds: &[BlobKi
             .key()
             .open_in_place(&mut opened)
             .map_err(|error| damaged(error.into()))
-            .and_then(|opened| reader::prove(*kind, &blob.id, location, opened, &mut plain).map(drop));
+            .and_then(|opened| reader::verify_blobs(*kind, &blob.id, location, opened, &mut plain).map(drop));
         match proven {
             Ok(()) => {
                 let raw_length = location.compressed.then_some(location.raw_length);

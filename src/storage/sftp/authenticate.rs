@@ -3,7 +3,7 @@
 //! kvmb's own key, where there is one, comes before all others: it was made for this, and a server ends a login after a few
 //! keys in vain. What let us in is remembered, so that further connections try nothing in vain.
 
-use super::{Access, Connection, Error, Result, Route, Secret};
+use super::{Connection, Error, Result, Secret, SshContext, SshTarget};
 use ssh_key::{PrivateKey, PublicKey};
 use ssh2::{KeyboardInteractivePrompt, Prompt};
 use std::fs;
@@ -31,7 +31,12 @@ const PROMPTS: usize = 3;
 const WAYS: [&str; 3] = ["publickey", "keyboard-interactive", "password"];
 
 /// Logs in. `known` is what worked before.
-pub fn authenticate(connection: &Connection, route: &Route, access: &Access, known: Option<&Login>) -> Result<Login> {
+pub fn authenticate(
+    connection: &Connection,
+    route: &SshTarget,
+    access: &SshContext,
+    known: Option<&Login>,
+) -> Result<Login> {
     let mut attempt = Attempt { connection, route, access, tried: Vec::new() };
     let mut left: Vec<&str> = WAYS.into_iter().filter(|way| !route.forbidden.contains(way)).collect();
     match known {
@@ -69,8 +74,8 @@ const KEY_STAYS_SHUT: [ssh2::ErrorCode; 2] = [ssh2::ErrorCode::Session(-16), ssh
 /// One login in the making.
 struct Attempt<'a> {
     connection: &'a Connection,
-    route: &'a Route,
-    access: &'a Access,
+    route: &'a SshTarget,
+    access: &'a SshContext,
     /// What was tried, and what became of it.
     tried: Vec<String>,
 }
@@ -242,7 +247,8 @@ impl Attempt<'_> {
     fn questions(&mut self) -> Result<Option<Login>> {
         let (session, user) = (self.connection.session(), self.route.user.clone());
         for prompt in 1..=PROMPTS {
-            let mut person = Person { access: self.access, account: self.route.account(), asked: false, failed: None };
+            let mut person =
+                InteractivePrompt { access: self.access, account: self.route.account(), asked: false, failed: None };
             let what = "keyboard-interactive".to_owned();
             let let_in = self.lets_in(what, || session.userauth_keyboard_interactive(&user, &mut person))?;
             if let Some(failed) = person.failed {
@@ -277,14 +283,14 @@ impl Attempt<'_> {
 }
 
 /// Lets the credentials answer.
-struct Person<'a> {
-    access: &'a Access,
+struct InteractivePrompt<'a> {
+    access: &'a SshContext,
     account: String,
     asked: bool,
     failed: Option<String>,
 }
 
-impl KeyboardInteractivePrompt for Person<'_> {
+impl KeyboardInteractivePrompt for InteractivePrompt<'_> {
     fn prompt<'a>(&mut self, _username: &str, instructions: &str, prompts: &[Prompt<'a>]) -> Vec<String> {
         let mut answers = Vec::new();
         self.asked |= !prompts.is_empty();

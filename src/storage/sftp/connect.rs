@@ -1,8 +1,8 @@
 //! From a route to a connection whose server is known to be the right one.
 
-use super::known_hosts::{self, KnownKeys, Verdict};
-use super::route::Family;
-use super::{Access, Connection, Error, Result, Route, ShownKey};
+use super::known_hosts::{self, HostKeyStatus, KnownKeys};
+use super::ssh_target::Family;
+use super::{Connection, Error, Result, ShownKey, SshContext, SshTarget};
 use ssh_key::PublicKey;
 use ssh2::MethodType;
 use std::io::{self, ErrorKind};
@@ -27,7 +27,7 @@ const KEY_EXCHANGES: &str = "curve25519-sha256,curve25519-sha256@libssh.org,ecdh
                              diffie-hellman-group14-sha256";
 
 /// Connects and proves the server; the login is still to come.
-pub fn connect(route: &Route, access: &Access) -> Result<Connection> {
+pub fn connect(route: &SshTarget, access: &SshContext) -> Result<Connection> {
     let known = KnownKeys::read(route)?;
     let socket = dial(route, access)?;
     let connection = Connection::new(socket, route, access)?;
@@ -50,7 +50,7 @@ pub fn connect(route: &Route, access: &Access) -> Result<Connection> {
     Ok(connection)
 }
 
-fn check_host_key(connection: &Connection, known: &KnownKeys, route: &Route, access: &Access) -> Result<()> {
+fn check_host_key(connection: &Connection, known: &KnownKeys, route: &SshTarget, access: &SshContext) -> Result<()> {
     let session = connection.session();
     let no_key = |reason: &str| Error::Handshake { server: route.server(), reason: reason.to_owned() };
     let (blob, _) = session.host_key().ok_or_else(|| no_key("the server showed no host key"))?;
@@ -58,13 +58,15 @@ fn check_host_key(connection: &Connection, known: &KnownKeys, route: &Route, acc
     let (server, algorithm, fingerprint) =
         (route.server(), known_hosts::key_type(&key), known_hosts::fingerprint(&key));
     match known.judge(&key) {
-        Verdict::Right => Ok(()),
-        Verdict::Revoked { path, line } => Err(Error::HostKeyRevoked { server, algorithm, fingerprint, path, line }),
-        Verdict::Changed { path, line } => {
+        HostKeyStatus::Right => Ok(()),
+        HostKeyStatus::Revoked { path, line } => {
+            Err(Error::HostKeyRevoked { server, algorithm, fingerprint, path, line })
+        }
+        HostKeyStatus::Changed { path, line } => {
             let name = route.known_as.clone();
             Err(Error::HostKeyChanged { server, name, algorithm, fingerprint, path, line })
         }
-        Verdict::Unknown { certified } => {
+        HostKeyStatus::Unknown { certified } => {
             let unknown = Error::HostKeyUnknown {
                 server: server.clone(),
                 algorithm: algorithm.clone(),
@@ -86,7 +88,7 @@ fn check_host_key(connection: &Connection, known: &KnownKeys, route: &Route, acc
 /// A TCP connection to the first of the host's addresses that answers.
 ///
 /// The system's calls for this cannot be interrupted, so another thread makes them; one that hangs is left behind.
-fn dial(route: &Route, access: &Access) -> Result<TcpStream> {
+fn dial(route: &SshTarget, access: &SshContext) -> Result<TcpStream> {
     let limit = route.patience.connect;
     let (tell, told) = mpsc::channel();
     let dialled = route.clone();
@@ -112,7 +114,7 @@ fn dial(route: &Route, access: &Access) -> Result<TcpStream> {
     }
 }
 
-fn dial_blocking(route: &Route, limit: Duration) -> Result<TcpStream> {
+fn dial_blocking(route: &SshTarget, limit: Duration) -> Result<TcpStream> {
     let resolve = |source| Error::Resolve { host: route.host.clone(), source };
     let fits = |address: &SocketAddr| match route.family {
         Family::Any => true,

@@ -4,7 +4,7 @@
 //! every moment whether the program shall end and whether the other side has been silent for too long. A call that was
 //! given up leaves the protocol in the middle of a sentence, so the connection is cut and never used again.
 
-use super::{Access, Error, Patience, Result, Route, known_hosts};
+use super::{Error, Result, SshContext, SshTarget, SshTimeouts, known_hosts};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::sockopt;
 use ssh_key::PublicKey;
@@ -35,7 +35,7 @@ pub struct Connection {
     socket: TcpStream,
     server: String,
     stop: Arc<AtomicBool>,
-    patience: Patience,
+    patience: SshTimeouts,
     /// Set by whoever gives a call up.
     broken: Cell<bool>,
 }
@@ -48,7 +48,7 @@ impl std::fmt::Debug for Connection {
 
 impl Connection {
     /// Wraps a connected socket.
-    pub fn new(socket: TcpStream, route: &Route, access: &Access) -> Result<Connection> {
+    pub fn new(socket: TcpStream, route: &SshTarget, access: &SshContext) -> Result<Connection> {
         let server = route.server();
         let prepare = || -> io::Result<TcpStream> {
             socket.set_nodelay(true)?;
@@ -110,12 +110,12 @@ impl Connection {
     }
 
     /// A step of making the connection: no keep-alives yet, and less patience.
-    pub fn step<T>(&self, call: impl FnMut() -> std::result::Result<T, ssh2::Error>) -> Result<Answer<T>> {
+    pub fn step<T>(&self, call: impl FnMut() -> std::result::Result<T, ssh2::Error>) -> Result<SshResult<T>> {
         self.drive(self.patience.connect, false, call)
     }
 
     /// A call on a connection that is made.
-    pub fn call<T>(&self, call: impl FnMut() -> std::result::Result<T, ssh2::Error>) -> Result<Answer<T>> {
+    pub fn call<T>(&self, call: impl FnMut() -> std::result::Result<T, ssh2::Error>) -> Result<SshResult<T>> {
         self.drive(self.patience.silence, true, call)
     }
 
@@ -125,7 +125,7 @@ impl Connection {
         silence: Duration,
         keep_alive: bool,
         mut call: impl FnMut() -> std::result::Result<T, ssh2::Error>,
-    ) -> Result<Answer<T>> {
+    ) -> Result<SshResult<T>> {
         if self.broken.get() {
             return Err(self.lost("it was given up before"));
         }
@@ -212,7 +212,7 @@ impl Drop for Connection {
 }
 
 /// What a server answered to one call.
-pub type Answer<T> = std::result::Result<T, ssh2::Error>;
+pub type SshResult<T> = std::result::Result<T, ssh2::Error>;
 
 /// Whether an error means that nothing more can be done on the connection.
 ///

@@ -7,25 +7,25 @@ use std::path::PathBuf;
 
 /// Why a call failed.
 #[derive(Debug)]
-pub enum Fault {
+pub enum SftpFault {
     /// The connection is gone.
     Server(Error),
     /// The server answered, and the answer is no.
-    Refused(Refusal),
+    Refused(SftpStatus),
 }
 
 /// A server's no, as SFTP version 3 can say it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
+pub enum SftpStatus {
     /// There is no such file or folder.
     NotFound,
     /// Not permitted.
     Permission,
     /// The server does not know this call.
     Unsupported,
-    /// No room. OpenSSH says [`Refusal::Other`] instead.
+    /// No room. OpenSSH says [`SftpStatus::Other`] instead.
     NoSpace,
-    /// No room for this user. OpenSSH says [`Refusal::Other`] here too.
+    /// No room for this user. OpenSSH says [`SftpStatus::Other`] here too.
     Quota,
     /// Nothing can be written there. No server says so; the file system's flags do.
     ReadOnly,
@@ -33,65 +33,65 @@ pub enum Refusal {
     Other(String),
 }
 
-impl Refusal {
+impl SftpStatus {
     /// The meaning of a status code, with the words that the server sends along. Codes above 8 are of later versions of SFTP,
     /// but some servers use them all the same.
-    pub fn of_status(code: u32, words: &str) -> Refusal {
+    pub fn of_status(code: u32, words: &str) -> SftpStatus {
         match code {
-            2 | 10 => Refusal::NotFound,
-            3 | 12 => Refusal::Permission,
-            8 => Refusal::Unsupported,
-            14 => Refusal::NoSpace,
-            15 => Refusal::Quota,
+            2 | 10 => SftpStatus::NotFound,
+            3 | 12 => SftpStatus::Permission,
+            8 => SftpStatus::Unsupported,
+            14 => SftpStatus::NoSpace,
+            15 => SftpStatus::Quota,
             // ProFTPD and others send the system's words.
-            _ if words.contains("No space left") => Refusal::NoSpace,
-            _ if words.to_lowercase().contains("quota exceeded") => Refusal::Quota,
-            _ if words.is_empty() => Refusal::Other(format!("failure {code}")),
-            _ => Refusal::Other(words.to_owned()),
+            _ if words.contains("No space left") => SftpStatus::NoSpace,
+            _ if words.to_lowercase().contains("quota exceeded") => SftpStatus::Quota,
+            _ if words.is_empty() => SftpStatus::Other(format!("failure {code}")),
+            _ => SftpStatus::Other(words.to_owned()),
         }
     }
 }
 
-impl std::fmt::Display for Refusal {
+impl std::fmt::Display for SftpStatus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Refusal::NotFound => "no such file or folder",
-            Refusal::Permission => "permission denied",
-            Refusal::Unsupported => "the server does not support this",
-            Refusal::NoSpace => "no space left",
-            Refusal::Quota => "the quota leaves no room",
-            Refusal::ReadOnly => "read-only file system",
-            Refusal::Other(words) => words,
+            SftpStatus::NotFound => "no such file or folder",
+            SftpStatus::Permission => "permission denied",
+            SftpStatus::Unsupported => "the server does not support this",
+            SftpStatus::NoSpace => "no space left",
+            SftpStatus::Quota => "the quota leaves no room",
+            SftpStatus::ReadOnly => "read-only file system",
+            SftpStatus::Other(words) => words,
         })
     }
 }
 
-impl From<Error> for Fault {
-    fn from(error: Error) -> Fault {
-        Fault::Server(error)
+impl From<Error> for SftpFault {
+    fn from(error: Error) -> SftpFault {
+        SftpFault::Server(error)
     }
 }
 
-impl Fault {
+impl SftpFault {
     /// Whether the server said that there is no such file.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Fault::Refused(Refusal::NotFound))
+        matches!(self, SftpFault::Refused(SftpStatus::NotFound))
     }
 
     /// The storage's error for it. `path` is what the message names.
     pub fn explain(self, url: &str, action: &'static str, path: &str) -> storage::Error {
         let refusal = match self {
-            Fault::Server(error) => return storage::Error::Server { url: url.to_owned(), source: Box::new(error) },
-            Fault::Refused(refusal) => refusal,
+            SftpFault::Server(error) => return storage::Error::Server { url: url.to_owned(), source: Box::new(error) },
+            SftpFault::Refused(refusal) => refusal,
         };
         let kind = match refusal {
-            Refusal::NotFound => ErrorKind::NotFound,
-            Refusal::Permission => ErrorKind::PermissionDenied,
-            Refusal::Unsupported => ErrorKind::Unsupported,
-            Refusal::NoSpace => ErrorKind::StorageFull,
-            Refusal::Quota => ErrorKind::QuotaExceeded,
-            Refusal::ReadOnly => ErrorKind::ReadOnlyFilesystem,
-            Refusal::Other(_) => ErrorKind::Other,
+            SftpStatus::NotFound => ErrorKind::NotFound,
+            SftpStatus::Permission => ErrorKind::PermissionDenied,
+            SftpStatus::Unsupported => ErrorKind::Unsupported,
+            SftpStatus::NoSpace => ErrorKind::StorageFull,
+            SftpStatus::Quota => ErrorKind::QuotaExceeded,
+            SftpStatus::ReadOnly => ErrorKind::ReadOnlyFilesystem,
+            SftpStatus::Other(_) => ErrorKind::Other,
         };
         let path = PathBuf::from(path);
         match kind {

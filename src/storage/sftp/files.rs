@@ -2,13 +2,13 @@
 //!
 //! | what | round trips |
 //! | --- | --- |
-//! | storing a file ([`Files::store`]) | open it and its folder · write, sync, close · rename, sync the folder |
+//! | storing a file ([`SftpClient::store`]) | open it and its folder · write, sync, close · rename, sync the folder |
 //! | reading a part of one, or a short one | open · read, however much it is |
 //! | making a folder for good | open the one above, make it · sync |
 //! | listing a folder | open · read its entries, for a few hundred of them |
 
-use super::wire::{Call, Fields, Part, Reply, Sent, Stat, Wire};
-use super::{Access, Connection, Fault, Login, Refusal, Result, Route, authenticate, connect};
+use super::wire::{Field, PacketReader, PacketType, Reply, Sent, SftpChannel, Stat};
+use super::{Connection, Login, Result, SftpFault, SftpStatus, SshContext, SshTarget, authenticate, connect};
 use std::cell::Cell;
 use std::iter;
 use std::ops::Range;
@@ -34,7 +34,7 @@ const REPLACE: &str = "posix-rename@openssh.com";
 const ROOM: &str = "statvfs@openssh.com";
 const LIMITS: &str = "limits@openssh.com";
 
-/// Flags of [`Call::Open`].
+/// Flags of [`PacketType::Open`].
 mod flags {
     pub const READ: u32 = 1;
     pub const WRITE: u32 = 2;
@@ -44,11 +44,11 @@ mod flags {
 }
 
 /// The answer to a call.
-type Answer<T> = std::result::Result<T, Fault>;
+type SftpResult<T> = std::result::Result<T, SftpFault>;
 
 /// SFTP on a connection that is logged in. It is used by one thread at a time.
-pub struct Files {
-    wire: Wire,
+pub struct SftpClient {
+    wire: SftpChannel,
     /// The question how much may be read and written at once, until its answer is wanted.
     asked: Cell<Option<Sent>>,
     pieces: Cell<Pieces>,
@@ -64,7 +64,7 @@ struct Pieces {
 impl Pieces {
     /// What the server's limits allow: they are the longest packet, read and write. Nothing means that it does not say.
     fn of_limits(body: &[u8]) -> Pieces {
-        let mut fields = Fields(body);
+        let mut fields = PacketReader(body);
         let mut limit = || match fields.long() {
             None | Some(0) => PIECE_BYTES,
             Some(most) => usize::try_from(most).unwrap_or(usize::MAX).clamp(SHORTEST_PIECE_BYTES, LONG_PIECE_BYTES),
@@ -74,7 +74,7 @@ impl Pieces {
     }
 }
 
-impl std::fmt::Debug for Files {
+impl std::fmt::Debug for SftpClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.wire.connection().fmt(f)
     }
@@ -82,7 +82,7 @@ impl std::fmt::Debug for Files {
 
 /// What a folder holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct RemoteEntry {
     /// The name.
     pub name: String,
     /// What is known of it.
@@ -91,7 +91,7 @@ pub struct Entry {
 
 /// What a file system has left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
+pub struct RemoteSpace {
     /// Bytes that new files may take.
     pub free_bytes: u64,
     /// Whether no file more can be made.
@@ -104,29 +104,29 @@ pub struct Room {
 struct Handle(Vec<u8>);
 
 impl Handle {
-    fn part(&self) -> Part<'_> {
-        Part::Text(&self.0)
+    fn part(&self) -> Field<'_> {
+        Field::Text(&self.0)
     }
 }
 
-fn text(text: &str) -> Part<'_> {
-    Part::Text(text.as_bytes())
+fn text(text: &str) -> Field<'_> {
+    Field::Text(text.as_bytes())
 }
 
-impl Files {
+impl SftpClient {
     /// Connects, logs in and starts SFTP. `known` is the login that worked before.
-    pub fn open(route: &Route, access: &Access, known: Option<&Login>) -> Result<(Files, Login)> {
+    pub fn open(route: &SshTarget, access: &SshContext, known: Option<&Login>) -> Result<(SftpClient, Login)> {
         let connection = connect(route, access)?;
         let login = authenticate(&connection, route, access, known)?;
-        Ok((Files::start(connection, route)?, login))
+        Ok((SftpClient::start(connection, route)?, login))
     }
 
     /// Starts SFTP on a connection that is logged in.
-    pub fn start(connection: Connection, route: &Route) -> Result<Files> {
-        let wire = Wire::start(connection, route)?;
-        let asked = wire.has(LIMITS).then(|| wire.send(Call::Extended, &[text(LIMITS)])).transpose()?;
+    pub fn start(connection: Connection, route: &SshTarget) -> Result<SftpClient> {
+        let wire = SftpChannel::start(connection, route)?;
+        let asked = wire.has(LIMITS).then(|| wire.send(PacketType::Extended, &[text(LIMITS)])).transpose()?;
         let pieces = Pieces { read: PIECE_BYTES, write: PIECE_BYTES };
-        Ok(Files { wire, asked: Cell::new(asked), pieces: Cell::new(pieces) })
+        Ok(SftpClient { wire, asked: Cell::new(asked), pieces: Cell::new(pieces) })
     }
 
     /// How much may be read and written at once. The answer came while others were waited for.
@@ -150,29 +150,29 @@ impl Files {
     }
 
     /// Size and kind of a file or folder.
-    pub fn stat(&self, path: &str) -> Answer<Stat> {
-        match self.wire.ask(Call::Stat, &[text(path)])? {
+    pub fn stat(&self, path: &str) -> SftpResult<Stat> {
+        match self.wire.ask(PacketType::Stat, &[text(path)])? {
             Reply::Stat(stat) => Ok(stat),
-            _ => Err(self.wire.nonsense().into()),
+            _ => Err(self.wire.protocol_error().into()),
         }
     }
 
     /// The absolute form of a path.
-    pub fn real_path(&self, path: &str) -> Answer<String> {
-        match self.wire.ask(Call::RealPath, &[text(path)])? {
+    pub fn real_path(&self, path: &str) -> SftpResult<String> {
+        match self.wire.ask(PacketType::RealPath, &[text(path)])? {
             Reply::Names(names) if !names.is_empty() => Ok(names.into_iter().map(|(name, _)| name).collect()),
-            _ => Err(self.wire.nonsense().into()),
+            _ => Err(self.wire.protocol_error().into()),
         }
     }
 
     /// Makes one folder that only its owner may enter.
-    pub fn make_folder(&self, path: &str) -> Answer<()> {
+    pub fn make_folder(&self, path: &str) -> SftpResult<()> {
         let sent = self.send_make_folder(path)?;
         self.done(sent)
     }
 
     /// The same, and puts the entries of `parent` on the server's disk, where the server can do that.
-    pub fn make_folder_synced(&self, path: &str, parent: &str) -> Answer<()> {
+    pub fn make_folder_synced(&self, path: &str, parent: &str) -> SftpResult<()> {
         let parent = self.send_open_folder_to_sync(parent)?;
         let made = self.send_make_folder(path)?;
         let parent = self.opened_folder(parent)?;
@@ -182,14 +182,14 @@ impl Files {
     }
 
     /// Removes a file.
-    pub fn remove(&self, path: &str) -> Answer<()> {
-        self.do_it(Call::Remove, &[text(path)])
+    pub fn remove(&self, path: &str) -> SftpResult<()> {
+        self.do_it(PacketType::Remove, &[text(path)])
     }
 
     /// Removes a file, and puts its folder's entries on the server's disk, where the server can do that.
-    pub fn remove_synced(&self, path: &str, folder: &str) -> Answer<()> {
+    pub fn remove_synced(&self, path: &str, folder: &str) -> SftpResult<()> {
         let folder = self.send_open_folder_to_sync(folder)?;
-        let removed = self.wire.send(Call::Remove, &[text(path)])?;
+        let removed = self.wire.send(PacketType::Remove, &[text(path)])?;
         let folder = self.opened_folder(folder)?;
         // Sent before anything else is heard: the folder is synced in vain where nothing could be removed.
         let synced = self.sync_and_close(folder)?;
@@ -197,30 +197,32 @@ impl Files {
     }
 
     /// What a folder holds, without `.` and `..`.
-    pub fn list(&self, path: &str) -> Answer<Vec<Entry>> {
-        let sent = self.wire.send(Call::OpenFolder, &[text(path)])?;
+    pub fn list(&self, path: &str) -> SftpResult<Vec<RemoteEntry>> {
+        let sent = self.wire.send(PacketType::OpenFolder, &[text(path)])?;
         let folder = self.handle(sent)?;
         let (mut entries, mut at_end, mut refused) = (Vec::new(), false, None);
         while !at_end {
             let sent: Vec<Sent> = (0..LISTING_REQUESTS)
-                .map(|_| self.wire.send(Call::ReadFolder, &[folder.part()]))
+                .map(|_| self.wire.send(PacketType::ReadFolder, &[folder.part()]))
                 .collect::<Result<_>>()?;
             for sent in sent {
                 match self.wire.receive(sent)? {
-                    Reply::Names(names) => entries.extend(names.into_iter().map(|(name, stat)| Entry { name, stat })),
+                    Reply::Names(names) => {
+                        entries.extend(names.into_iter().map(|(name, stat)| RemoteEntry { name, stat }))
+                    }
                     Reply::End => at_end = true,
                     Reply::Refused(refusal) => (at_end, refused) = (true, Some(refusal)),
-                    _ => return Err(self.wire.nonsense().into()),
+                    _ => return Err(self.wire.protocol_error().into()),
                 }
             }
         }
         self.leave(&folder)?;
         entries.retain(|entry| ![".", ".."].contains(&entry.name.as_str()));
-        refused.map_or(Ok(entries), |refusal| Err(Fault::Refused(refusal)))
+        refused.map_or(Ok(entries), |refusal| Err(SftpFault::Refused(refusal)))
     }
 
     /// Writes a file that does not exist yet, and has the server put it on its disk, where the server can do that.
-    pub fn write_new(&self, path: &str, contents: &[u8]) -> Answer<()> {
+    pub fn write_new(&self, path: &str, contents: &[u8]) -> SftpResult<()> {
         let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::EXCLUSIVE)?;
         let file = self.handle(file)?;
         self.write_through(&file, 0, contents, &|_| {})
@@ -228,7 +230,7 @@ impl Files {
 
     /// Writes at the end of a file of this length, which is made if it is not there. Some servers look for the end, others write
     /// where they are told to.
-    pub fn append(&self, path: &str, length: u64, contents: &[u8]) -> Answer<()> {
+    pub fn append(&self, path: &str, length: u64, contents: &[u8]) -> SftpResult<()> {
         let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::APPEND)?;
         let file = self.handle(file)?;
         self.write_through(&file, length, contents, &|_| {})
@@ -245,41 +247,71 @@ impl Files {
         path: &str,
         contents: &[u8],
         pace: &dyn Fn(usize),
-    ) -> Answer<()> {
+    ) -> SftpResult<()> {
         let file = self.send_open(temporary, flags::WRITE | flags::CREATE | flags::EXCLUSIVE)?;
         let folder = self.send_open_folder_to_sync(folder)?;
         // A refusal may wait until the folder's answer is read; nothing more comes on a connection that is gone.
         let file = match self.handle(file) {
-            Err(Fault::Server(error)) => return Err(error.into()),
+            Err(SftpFault::Server(error)) => return Err(error.into()),
             file => file,
         };
         let folder = self.opened_folder(folder)?;
         let written = file.and_then(|file| self.write_through(&file, 0, contents, pace));
         if let Err(fault) = written {
-            if let (Some(folder), Fault::Refused(_)) = (&folder, &fault) {
+            if let (Some(folder), SftpFault::Refused(_)) = (&folder, &fault) {
                 self.leave(folder)?;
             }
             return Err(fault);
         }
         // Not before all of it is there: nobody may ever see a part under this name.
         let named = match self.wire.has(REPLACE) {
-            true => self.wire.send(Call::Extended, &[text(REPLACE), text(temporary), text(path)])?,
-            false => self.wire.send(Call::Rename, &[text(temporary), text(path)])?,
+            true => self.wire.send(PacketType::Extended, &[text(REPLACE), text(temporary), text(path)])?,
+            false => self.wire.send(PacketType::Rename, &[text(temporary), text(path)])?,
         };
         let synced = self.sync_and_close(folder)?;
         let named = match self.done(named) {
             // SFTP's own rename refuses a name that is taken. The contents are the same, and the new file is complete.
-            Err(Fault::Refused(Refusal::Other(_))) if !self.wire.has(REPLACE) && self.stat(path).is_ok() => {
+            Err(SftpFault::Refused(SftpStatus::Other(_))) if !self.wire.has(REPLACE) && self.stat(path).is_ok() => {
                 self.remove(path)?;
-                self.do_it(Call::Rename, &[text(temporary), text(path)])
+                self.do_it(PacketType::Rename, &[text(temporary), text(path)])
             }
             named => named,
         };
         named.and_then(|()| self.synced(synced))
     }
 
+    /// Writes a file as `temporary` and has the server put it on its disk, then names it `path`, unless something has that
+    /// name: returns whether it was named. SFTP's own rename refuses a name that is taken; the other would replace it.
+    pub fn create(&self, folder: &str, temporary: &str, path: &str, contents: &[u8]) -> SftpResult<bool> {
+        self.write_new(temporary, contents)?;
+        let named = self.rename_free(temporary, path)?;
+        match named {
+            true => self.sync_folder(folder)?,
+            false => self.remove(temporary)?,
+        }
+        Ok(named)
+    }
+
+    /// Renames, unless the new name is taken; returns whether it did. Servers have no word for a name that is taken, and some
+    /// that are not OpenSSH replace what has it: so they are asked before as well.
+    pub fn rename_free(&self, from: &str, to: &str) -> SftpResult<bool> {
+        match self.stat(to) {
+            Ok(_) => return Ok(false),
+            Err(fault) if fault.is_not_found() => {}
+            Err(fault) => return Err(fault),
+        }
+        match self.do_it(PacketType::Rename, &[text(from), text(to)]) {
+            Err(SftpFault::Refused(refusal)) => match self.stat(to) {
+                Ok(_) => Ok(false),
+                Err(lost @ SftpFault::Server(_)) => Err(lost),
+                Err(SftpFault::Refused(_)) => Err(SftpFault::Refused(refusal)),
+            },
+            other => other.map(|()| true),
+        }
+    }
+
     /// Puts a folder's entries on the server's disk, where the server can do that.
-    pub fn sync_folder(&self, path: &str) -> Answer<()> {
+    pub fn sync_folder(&self, path: &str) -> SftpResult<()> {
         let folder = self.send_open_folder_to_sync(path)?;
         let folder = self.opened_folder(folder)?;
         let synced = self.sync_and_close(folder)?;
@@ -287,15 +319,16 @@ impl Files {
     }
 
     /// A whole file.
-    pub fn read(&self, path: &str) -> Answer<Vec<u8>> {
+    pub fn read(&self, path: &str) -> SftpResult<Vec<u8>> {
         self.reading(path, |file| {
             // Most files are short: their content comes along with their size.
-            let head = self.wire.send(Call::Read, &[file.part(), Part::Long(0), Part::Number(PIECE_BYTES as u32)])?;
+            let head =
+                self.wire.send(PacketType::Read, &[file.part(), Field::Long(0), Field::Number(PIECE_BYTES as u32)])?;
             let size_bytes = self.size(file);
             let mut bytes = match self.wire.answer(head)? {
                 Reply::Data(data) if data.len() <= PIECE_BYTES => data,
                 Reply::End => Vec::new(),
-                _ => return Err(self.wire.nonsense().into()),
+                _ => return Err(self.wire.protocol_error().into()),
             };
             let size = usize::try_from(size_bytes?).unwrap_or(usize::MAX);
             // A server can say any size: room is made for what it is about to prove.
@@ -314,7 +347,7 @@ impl Files {
     }
 
     /// `length` bytes from `offset`; none when the file ends before.
-    pub fn read_range(&self, path: &str, offset: u64, length: usize) -> Answer<Option<Vec<u8>>> {
+    pub fn read_range(&self, path: &str, offset: u64, length: usize) -> SftpResult<Option<Vec<u8>>> {
         self.reading(path, |file| {
             let end = offset.saturating_add(length as u64);
             // Of nothing no request would tell whether the file is that long.
@@ -329,56 +362,56 @@ impl Files {
     }
 
     /// The room that is left where `path` is, if the server can tell.
-    pub fn free_bytes(&self, path: &str) -> Answer<Option<u64>> {
+    pub fn free_bytes(&self, path: &str) -> SftpResult<Option<u64>> {
         Ok(self.room(path)?.map(|room| room.free_bytes))
     }
 
     /// The file system that `path` is on, if the server can tell.
-    pub fn room(&self, path: &str) -> Answer<Option<Room>> {
+    pub fn room(&self, path: &str) -> SftpResult<Option<RemoteSpace>> {
         if !self.wire.has(ROOM) {
             return Ok(None);
         }
-        match self.wire.ask(Call::Extended, &[text(ROOM), text(path)]) {
+        match self.wire.ask(PacketType::Extended, &[text(ROOM), text(path)]) {
             Ok(Reply::Extended(body)) => {
                 // Block size, fragment size; blocks: all, free ones, those free for us; files: the same; id, flags.
-                let mut fields = Fields(&body);
+                let mut fields = PacketReader(&body);
                 let numbers: Option<Vec<u64>> = (0..10).map(|_| fields.long()).collect();
                 match numbers.as_deref() {
-                    Some([_, fragment, _, _, free, files, _, free_files, _, flags]) => Ok(Some(Room {
+                    Some([_, fragment, _, _, free, files, _, free_files, _, flags]) => Ok(Some(RemoteSpace {
                         free_bytes: free.saturating_mul(*fragment),
                         // Some file systems do not count.
                         is_out_of_files: *files > 0 && *free_files == 0,
                         is_read_only: flags & 1 != 0,
                     })),
-                    _ => Err(self.wire.nonsense().into()),
+                    _ => Err(self.wire.protocol_error().into()),
                 }
             }
-            Ok(_) => Err(self.wire.nonsense().into()),
-            Err(Fault::Refused(Refusal::NotFound)) => Err(Fault::Refused(Refusal::NotFound)),
-            Err(Fault::Refused(_)) => Ok(None),
+            Ok(_) => Err(self.wire.protocol_error().into()),
+            Err(SftpFault::Refused(SftpStatus::NotFound)) => Err(SftpFault::Refused(SftpStatus::NotFound)),
+            Err(SftpFault::Refused(_)) => Ok(None),
             Err(fault) => Err(fault),
         }
     }
 
     /// Writes from `offset` on, syncs and closes without waiting in between.
-    fn write_through(&self, file: &Handle, mut offset: u64, contents: &[u8], pace: &dyn Fn(usize)) -> Answer<()> {
+    fn write_through(&self, file: &Handle, mut offset: u64, contents: &[u8], pace: &dyn Fn(usize)) -> SftpResult<()> {
         let mut sent = Vec::new();
         for piece in contents.chunks(self.pieces()?.write) {
             pace(piece.len());
-            sent.push(self.wire.send(Call::Write, &[file.part(), Part::Long(offset), Part::Text(piece)])?);
+            sent.push(self.wire.send(PacketType::Write, &[file.part(), Field::Long(offset), Field::Text(piece)])?);
             offset += piece.len() as u64;
         }
         if self.wire.has(SYNC) {
-            sent.push(self.wire.send(Call::Extended, &[text(SYNC), file.part()])?);
+            sent.push(self.wire.send(PacketType::Extended, &[text(SYNC), file.part()])?);
         }
-        sent.push(self.wire.send(Call::Close, &[file.part()])?);
+        sent.push(self.wire.send(PacketType::Close, &[file.part()])?);
         // All of them are answered, and the first refusal is the cause of the others.
-        let answers: Vec<Answer<()>> = sent.into_iter().map(|sent| self.done(sent)).collect();
+        let answers: Vec<SftpResult<()>> = sent.into_iter().map(|sent| self.done(sent)).collect();
         answers.into_iter().collect()
     }
 
     /// Reads what is opened for that, and closes it however that went.
-    fn reading<T>(&self, path: &str, work: impl FnOnce(&Handle) -> Answer<T>) -> Answer<T> {
+    fn reading<T>(&self, path: &str, work: impl FnOnce(&Handle) -> SftpResult<T>) -> SftpResult<T> {
         let sent = self.send_open(path, flags::READ)?;
         let file = self.handle(sent)?;
         let answer = work(&file);
@@ -388,7 +421,7 @@ impl Files {
         Ok(answer)
     }
 
-    fn fill(&self, file: &Handle, offset: u64, bytes: &mut [u8]) -> Answer<usize> {
+    fn fill(&self, file: &Handle, offset: u64, bytes: &mut [u8]) -> SftpResult<usize> {
         let piece_bytes = self.pieces()?.read;
         let (mut end, mut refused) = (bytes.len(), None);
         let mut wanted: Vec<Range<usize>> = iter::once(0..bytes.len()).collect();
@@ -398,8 +431,11 @@ impl Files {
             for range in std::mem::take(&mut wanted) {
                 for start in range.clone().step_by(piece_bytes) {
                     let length = piece_bytes.min(range.end - start);
-                    let place = [Part::Long(offset + start as u64), Part::Number(length as u32)];
-                    sent.push((start..start + length, self.wire.send(Call::Read, &[file.part(), place[0], place[1]])?));
+                    let place = [Field::Long(offset + start as u64), Field::Number(length as u32)];
+                    sent.push((
+                        start..start + length,
+                        self.wire.send(PacketType::Read, &[file.part(), place[0], place[1]])?,
+                    ));
                 }
             }
             for (range, sent) in sent {
@@ -413,35 +449,35 @@ impl Files {
                     }
                     Reply::End => end = end.min(range.start),
                     Reply::Refused(refusal) => refused = Some(refusal),
-                    _ => return Err(self.wire.nonsense().into()),
+                    _ => return Err(self.wire.protocol_error().into()),
                 }
             }
             wanted.retain(|range| range.start < end);
         }
-        refused.map_or(Ok(end), |refusal| Err(Fault::Refused(refusal)))
+        refused.map_or(Ok(end), |refusal| Err(SftpFault::Refused(refusal)))
     }
 
-    fn size(&self, file: &Handle) -> Answer<u64> {
-        match self.wire.ask(Call::StatOpened, &[file.part()])? {
+    fn size(&self, file: &Handle) -> SftpResult<u64> {
+        match self.wire.ask(PacketType::StatOpened, &[file.part()])? {
             Reply::Stat(stat) => Ok(stat.size_bytes),
-            _ => Err(self.wire.nonsense().into()),
+            _ => Err(self.wire.protocol_error().into()),
         }
     }
 
     fn send_make_folder(&self, path: &str) -> Result<Sent> {
-        let permissions = [Part::Number(4), Part::Number(0o700)];
-        self.wire.send(Call::MakeFolder, &[&[text(path)][..], &permissions].concat())
+        let permissions = [Field::Number(4), Field::Number(0o700)];
+        self.wire.send(PacketType::MakeFolder, &[&[text(path)][..], &permissions].concat())
     }
 
     fn send_open(&self, path: &str, flags: u32) -> Result<Sent> {
-        let permissions = [Part::Number(4), Part::Number(0o600)];
-        self.wire.send(Call::Open, &[&[text(path), Part::Number(flags)][..], &permissions].concat())
+        let permissions = [Field::Number(4), Field::Number(0o600)];
+        self.wire.send(PacketType::Open, &[&[text(path), Field::Number(flags)][..], &permissions].concat())
     }
 
-    fn handle(&self, sent: Sent) -> Answer<Handle> {
+    fn handle(&self, sent: Sent) -> SftpResult<Handle> {
         match self.wire.answer(sent)? {
             Reply::Handle(handle) => Ok(Handle(handle)),
-            _ => Err(self.wire.nonsense().into()),
+            _ => Err(self.wire.protocol_error().into()),
         }
     }
 
@@ -449,7 +485,7 @@ impl Files {
     fn send_open_folder_to_sync(&self, path: &str) -> Result<Option<Sent>> {
         self.wire
             .has(SYNC)
-            .then(|| self.wire.send(Call::Open, &[text(path), Part::Number(flags::READ), Part::Number(0)]))
+            .then(|| self.wire.send(PacketType::Open, &[text(path), Field::Number(flags::READ), Field::Number(0)]))
             .transpose()
     }
 
@@ -457,8 +493,8 @@ impl Files {
     fn opened_folder(&self, sent: Option<Sent>) -> Result<Option<Handle>> {
         match sent.map(|sent| self.handle(sent)) {
             Some(Ok(folder)) => Ok(Some(folder)),
-            None | Some(Err(Fault::Refused(_))) => Ok(None),
-            Some(Err(Fault::Server(error))) => Err(error),
+            None | Some(Err(SftpFault::Refused(_))) => Ok(None),
+            Some(Err(SftpFault::Server(error))) => Err(error),
         }
     }
 
@@ -466,35 +502,35 @@ impl Files {
         let Some(folder) = folder else {
             return Ok(None);
         };
-        let synced = self.wire.send(Call::Extended, &[text(SYNC), folder.part()])?;
+        let synced = self.wire.send(PacketType::Extended, &[text(SYNC), folder.part()])?;
         self.leave(&folder)?;
         Ok(Some(synced))
     }
 
     /// Not every file system syncs a folder.
-    fn synced(&self, sent: Option<Sent>) -> Answer<()> {
+    fn synced(&self, sent: Option<Sent>) -> SftpResult<()> {
         match sent.map(|sent| self.done(sent)) {
-            None | Some(Ok(()) | Err(Fault::Refused(_))) => Ok(()),
+            None | Some(Ok(()) | Err(SftpFault::Refused(_))) => Ok(()),
             Some(Err(fault)) => Err(fault),
         }
     }
 
     /// Closes what was only read: nobody waits for that.
     fn leave(&self, handle: &Handle) -> Result<()> {
-        let sent = self.wire.send(Call::Close, &[handle.part()])?;
+        let sent = self.wire.send(PacketType::Close, &[handle.part()])?;
         self.wire.forget(sent);
         Ok(())
     }
 
-    fn do_it(&self, call: Call, parts: &[Part<'_>]) -> Answer<()> {
+    fn do_it(&self, call: PacketType, parts: &[Field<'_>]) -> SftpResult<()> {
         let sent = self.wire.send(call, parts)?;
         self.done(sent)
     }
 
-    fn done(&self, sent: Sent) -> Answer<()> {
+    fn done(&self, sent: Sent) -> SftpResult<()> {
         match self.wire.answer(sent)? {
             Reply::Done => Ok(()),
-            _ => Err(self.wire.nonsense().into()),
+            _ => Err(self.wire.protocol_error().into()),
         }
     }
 }

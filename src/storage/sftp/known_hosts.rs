@@ -9,7 +9,7 @@
 //!
 //! The server is asked for a key type that is known of it, so a second key of another type is no change.
 
-use super::{Error, Result, Route};
+use super::{Error, Result, SshTarget};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, Mac};
@@ -34,13 +34,13 @@ const METHODS: [(&str, &str); 6] = [
 /// What is known of one server.
 #[derive(Debug, Default)]
 pub struct KnownKeys {
-    lines: Vec<Line>,
+    lines: Vec<KnownHostsLine>,
     /// Whether a certificate authority is trusted for it.
     certified: bool,
 }
 
 #[derive(Debug)]
-struct Line {
+struct KnownHostsLine {
     path: PathBuf,
     number: usize,
     revoked: bool,
@@ -49,7 +49,7 @@ struct Line {
 
 /// What the files say about a shown key.
 #[derive(Debug)]
-pub enum Verdict {
+pub enum HostKeyStatus {
     /// It is the server's.
     Right,
     /// Nothing.
@@ -75,7 +75,7 @@ pub enum Verdict {
 
 impl KnownKeys {
     /// Collects the lines about a server from the user's files and the system's.
-    pub fn read(route: &Route) -> Result<KnownKeys> {
+    pub fn read(route: &SshTarget) -> Result<KnownKeys> {
         let mut known = KnownKeys::default();
         for path in route.user_known_hosts.iter().chain(&route.system_known_hosts) {
             match fs::read(path) {
@@ -110,7 +110,7 @@ impl KnownKeys {
                 marker => marker == Some(&Marker::Revoked),
             };
             let key = PublicKey::from(entry.public_key().key_data().clone());
-            self.lines.push(Line { path: path.to_owned(), number: index + 1, revoked, key });
+            self.lines.push(KnownHostsLine { path: path.to_owned(), number: index + 1, revoked, key });
         }
     }
 
@@ -124,19 +124,19 @@ impl KnownKeys {
     }
 
     /// What is to be thought of the key that the server shows.
-    pub fn judge(&self, shown: &PublicKey) -> Verdict {
-        let is_shown = |line: &&Line| line.key.key_data() == shown.key_data();
-        let same_type = |line: &&Line| line.key.algorithm() == shown.algorithm();
+    pub fn judge(&self, shown: &PublicKey) -> HostKeyStatus {
+        let is_shown = |line: &&KnownHostsLine| line.key.key_data() == shown.key_data();
+        let same_type = |line: &&KnownHostsLine| line.key.algorithm() == shown.algorithm();
         if let Some(line) = self.lines.iter().filter(is_shown).find(|line| line.revoked) {
-            return Verdict::Revoked { path: line.path.clone(), line: line.number };
+            return HostKeyStatus::Revoked { path: line.path.clone(), line: line.number };
         }
         let trusted = || self.lines.iter().filter(|line| !line.revoked);
         if trusted().any(|line| is_shown(&line)) {
-            return Verdict::Right;
+            return HostKeyStatus::Right;
         }
         match trusted().find(same_type).or_else(|| trusted().next()) {
-            Some(line) => Verdict::Changed { path: line.path.clone(), line: line.number },
-            None => Verdict::Unknown { certified: self.certified },
+            Some(line) => HostKeyStatus::Changed { path: line.path.clone(), line: line.number },
+            None => HostKeyStatus::Unknown { certified: self.certified },
         }
     }
 }
@@ -245,7 +245,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn judge(file: &str, name: &str, shown: &str) -> Verdict {
+    fn judge(file: &str, name: &str, shown: &str) -> HostKeyStatus {
         let mut known = KnownKeys::default();
         known.add(Path::new("known_hosts"), file, name);
         known.judge(&key(shown))
@@ -266,7 +266,7 @@ mod tests {
             ("*", "anything", true),
         ] {
             let verdict = judge(&format!("# comment\n\n{hosts} {ONE} me@here\n"), name, ONE);
-            assert_eq!(matches!(verdict, Verdict::Right), wanted, "{hosts} for {name}: {verdict:?}");
+            assert_eq!(matches!(verdict, HostKeyStatus::Right), wanted, "{hosts} for {name}: {verdict:?}");
         }
     }
 
@@ -274,10 +274,10 @@ mod tests {
     fn a_hashed_name_is_known() {
         // Made by 'ssh-keygen -H'.
         let line = format!("|1|XWxDcm7ACl3Y0pMH2ABUdG6n4r0=|B/cjQvjb3uRrdlU1D7tlenF+/mk= {ONE}\n");
-        assert!(matches!(judge(&line, "[127.0.0.1]:2222", ONE), Verdict::Right));
-        assert!(matches!(judge(&line, "[127.0.0.1]:2223", ONE), Verdict::Unknown { .. }));
+        assert!(matches!(judge(&line, "[127.0.0.1]:2222", ONE), HostKeyStatus::Right));
+        assert!(matches!(judge(&line, "[127.0.0.1]:2223", ONE), HostKeyStatus::Unknown { .. }));
         let revoked = format!("@revoked {line}");
-        assert!(matches!(judge(&revoked, "[127.0.0.1]:2222", ONE), Verdict::Revoked { line: 1, .. }));
+        assert!(matches!(judge(&revoked, "[127.0.0.1]:2222", ONE), HostKeyStatus::Revoked { line: 1, .. }));
     }
 
     #[test]
@@ -290,15 +290,18 @@ mod tests {
 
     #[test]
     fn another_key_is_a_change_and_a_revoked_one_is_never_right() {
-        assert!(matches!(judge(&format!("host {TWO}\n"), "host", ONE), Verdict::Changed { line: 1, .. }));
-        assert!(matches!(judge(&format!("host {TWO}\nhost {ONE}\n"), "host", ONE), Verdict::Right));
+        assert!(matches!(judge(&format!("host {TWO}\n"), "host", ONE), HostKeyStatus::Changed { line: 1, .. }));
+        assert!(matches!(judge(&format!("host {TWO}\nhost {ONE}\n"), "host", ONE), HostKeyStatus::Right));
         let both = format!("host {ONE}\n@revoked * {ONE}\n");
-        assert!(matches!(judge(&both, "host", ONE), Verdict::Revoked { line: 2, .. }));
+        assert!(matches!(judge(&both, "host", ONE), HostKeyStatus::Revoked { line: 2, .. }));
         // That another key is revoked says nothing about this one.
-        assert!(matches!(judge(&format!("@revoked * {TWO}\n"), "host", ONE), Verdict::Unknown { certified: false }));
+        assert!(matches!(
+            judge(&format!("@revoked * {TWO}\n"), "host", ONE),
+            HostKeyStatus::Unknown { certified: false }
+        ));
         let authority = format!("@cert-authority *.com {TWO}\n");
-        assert!(matches!(judge(&authority, "a.com", ONE), Verdict::Unknown { certified: true }));
-        assert!(matches!(judge("", "host", ONE), Verdict::Unknown { certified: false }));
+        assert!(matches!(judge(&authority, "a.com", ONE), HostKeyStatus::Unknown { certified: true }));
+        assert!(matches!(judge("", "host", ONE), HostKeyStatus::Unknown { certified: false }));
     }
 
     #[test]
@@ -325,6 +328,6 @@ mod tests {
         append(&path, "[other]:22022", false, &key(TWO)).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(text, format!("host {ONE}\n[other]:22022 {TWO}\n"));
-        assert!(matches!(judge(&text, "[other]:22022", TWO), Verdict::Right));
+        assert!(matches!(judge(&text, "[other]:22022", TWO), HostKeyStatus::Right));
     }
 }

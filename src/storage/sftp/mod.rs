@@ -3,12 +3,12 @@
 //! | file | what |
 //! | --- | --- |
 //! | [`target`] | the address, as restic reads it |
-//! | [`access`] | what this layer is told about the host and its user |
-//! | [`route`] | what `ssh_config` makes of an address |
+//! | [`ssh_context`] | what this layer is told about the host and its user |
+//! | [`ssh_target`] | what `ssh_config` makes of an address |
 //! | [`known_hosts`] | which servers are who they say they are |
 //! | [`connection`] | one SSH connection on which nothing waits for ever |
 //! | [`mod@connect`], [`mod@authenticate`] | making one, and logging in |
-//! | [`remember`] | nobody is asked twice |
+//! | [`credential_cache`] | nobody is asked twice |
 //! | [`own_key`] | the key that `remote setup` makes |
 //! | [`wire`] | SFTP on it: requests and replies |
 //! | [`fault`] | what the server's no means |
@@ -16,34 +16,34 @@
 //! | [`pool`] | several of them |
 //! | [`storage`] | the repository |
 
-pub mod access;
 pub mod authenticate;
 pub mod connect;
 pub mod connection;
+pub mod credential_cache;
 pub mod error;
 pub mod fault;
 pub mod files;
 pub mod known_hosts;
 pub mod own_key;
 pub mod pool;
-pub mod remember;
-pub mod route;
+pub mod ssh_context;
+pub mod ssh_target;
 pub mod storage;
 pub mod target;
 pub mod wire;
 
-pub use access::{Access, Credentials, Nobody, Patience, Secret, ShownKey};
 pub use error::{Error, Result};
+pub use ssh_context::{Credentials, Nobody, Secret, ShownKey, SshContext, SshTimeouts};
 pub use storage::SftpStorage;
-pub use target::Target;
+pub use target::SftpAddress;
 
 use authenticate::{Login, authenticate};
 use connect::connect;
 use connection::Connection;
-use fault::{Fault, Refusal};
-use files::Files;
+use fault::{SftpFault, SftpStatus};
+use files::SftpClient;
 use pool::Pool;
-use route::Route;
+use ssh_target::SshTarget;
 
 /// How many connections to one server are made at most. A server lets no more than 2 MiB be on the way on each, so over a
 /// distance several are needed; each may hold a pack in memory.

@@ -3,7 +3,7 @@
 //! On the server it may do one thing: SFTP. A server that is not OpenSSH may not understand such restrictions, so there the
 //! key is noted without them.
 
-use super::{Fault, Files, Refusal};
+use super::{SftpClient, SftpFault, SftpStatus};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use ssh_key::private::Ed25519Keypair;
@@ -61,10 +61,10 @@ pub fn authorized_line(key: &PublicKey, server_is_openssh: bool) -> String {
 
 /// Adds the line to the account's list, unless the key stands there already; says whether it was added. The list is
 /// lengthened where it is, so that it stays the file, or the link to one, that the server trusts.
-pub fn authorize(files: &Files, key: &PublicKey) -> Result<bool, Fault> {
+pub fn authorize(files: &SftpClient, key: &PublicKey) -> Result<bool, SftpFault> {
     let list = match files.read(AUTHORIZED_KEYS) {
         Ok(list) => list,
-        Err(Fault::Refused(Refusal::NotFound)) => {
+        Err(SftpFault::Refused(SftpStatus::NotFound)) => {
             if files.stat(".ssh").is_err_and(|fault| fault.is_not_found()) {
                 files.make_folder(".ssh")?;
             }

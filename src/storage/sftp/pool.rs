@@ -10,8 +10,8 @@
 //! A connection that broke is dropped: the call fails with an error that says so ([`Error::is_transient`]), and the next
 //! one connects anew. A server that admits fewer connections than we would like gets fewer for a while.
 
-use super::remember::Remember;
-use super::{Access, Credentials, Error, Fault, Files, Login, Result, Route};
+use super::credential_cache::CredentialCache;
+use super::{Credentials, Error, Login, Result, SftpClient, SftpFault, SshContext, SshTarget};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -25,22 +25,22 @@ const MODEST: Duration = Duration::from_secs(60);
 
 /// The connections to one server. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Pool(Arc<Shared>);
+pub struct Pool(Arc<PoolShared>);
 
 #[derive(Debug)]
-struct Shared {
-    route: Route,
-    access: Access,
-    remember: Arc<Remember>,
-    state: Mutex<State>,
+struct PoolShared {
+    route: SshTarget,
+    access: SshContext,
+    remember: Arc<CredentialCache>,
+    state: Mutex<PoolState>,
     changed: Condvar,
     /// What let us in the last time. Held while somebody finds that out, so that nobody is asked for a password twice.
     login: Mutex<Option<Login>>,
 }
 
 #[derive(Debug)]
-struct State {
-    idle: Vec<(Files, Instant)>,
+struct PoolState {
+    idle: Vec<(SftpClient, Instant)>,
     /// Idle, in use, or being made.
     open: usize,
     /// Whether the server has let us in, so that more connections can be made without asking anybody.
@@ -57,16 +57,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Pool {
     /// Connects nowhere yet.
-    pub fn new(route: Route, mut access: Access) -> Pool {
-        let remember = Arc::new(Remember::new(access.credentials));
+    pub fn new(route: SshTarget, mut access: SshContext) -> Pool {
+        let remember = Arc::new(CredentialCache::new(access.credentials));
         access.credentials = Arc::clone(&remember) as Arc<dyn Credentials>;
-        let state = State { idle: Vec::new(), open: 0, is_known: false, limit: None, given_up: false };
+        let state = PoolState { idle: Vec::new(), open: 0, is_known: false, limit: None, given_up: false };
         let (state, changed, login) = (Mutex::new(state), Condvar::new(), Mutex::new(None));
-        Pool(Arc::new(Shared { route, access, remember, state, changed, login }))
+        Pool(Arc::new(PoolShared { route, access, remember, state, changed, login }))
     }
 
     /// Does something on a connection.
-    pub fn with<T>(&self, work: impl FnOnce(&Files) -> std::result::Result<T, Fault>) -> std::result::Result<T, Fault> {
+    pub fn with<T>(
+        &self,
+        work: impl FnOnce(&SftpClient) -> std::result::Result<T, SftpFault>,
+    ) -> std::result::Result<T, SftpFault> {
         let files = self.take()?;
         let result = work(&files);
         self.0.give_back(files);
@@ -82,7 +85,7 @@ impl Pool {
         }
     }
 
-    fn take(&self) -> Result<Files> {
+    fn take(&self) -> Result<SftpClient> {
         let shared = &*self.0;
         let mut has_added = false;
         let mut state = lock(&shared.state);
@@ -117,7 +120,7 @@ impl Pool {
     }
 
     /// Has a connection made beside.
-    fn add(&self, state: &mut State) {
+    fn add(&self, state: &mut PoolState) {
         state.open += 1;
         let shared = Arc::clone(&self.0);
         thread::spawn(move || match shared.connect() {
@@ -128,9 +131,9 @@ impl Pool {
     }
 }
 
-impl Shared {
+impl PoolShared {
     /// Whether one connection more can be made beside.
-    fn may_add(&self, state: &State) -> bool {
+    fn may_add(&self, state: &PoolState) -> bool {
         let limit = match state.limit {
             Some((limit, until)) if Instant::now() < until => limit,
             _ => self.access.connections,
@@ -138,14 +141,14 @@ impl Shared {
         state.is_known && state.open > 0 && state.open < limit && !state.given_up
     }
 
-    fn connect(&self) -> Result<Files> {
+    fn connect(&self) -> Result<SftpClient> {
         let files = self.log_in()?;
         lock(&self.state).is_known = true;
         self.changed.notify_all();
         Ok(files)
     }
 
-    fn log_in(&self) -> Result<Files> {
+    fn log_in(&self) -> Result<SftpClient> {
         let mut login = lock(&self.login);
         if let Some(key @ (Login::Agent(_) | Login::Key(..))) = &*login {
             let key = key.clone();
@@ -157,9 +160,9 @@ impl Shared {
         Ok(files)
     }
 
-    fn open(&self, known: Option<&Login>) -> Result<(Files, Login)> {
+    fn open(&self, known: Option<&Login>) -> Result<(SftpClient, Login)> {
         let begun = Instant::now();
-        let opened = Files::open(&self.route, &self.access, known).inspect_err(|error| {
+        let opened = SftpClient::open(&self.route, &self.access, known).inspect_err(|error| {
             if matches!(error, Error::Login { .. }) {
                 self.remember.forget();
             }
@@ -179,7 +182,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    fn give_back(&self, files: Files) {
+    fn give_back(&self, files: SftpClient) {
         let mut state = lock(&self.state);
         if files.is_broken() {
             state.open -= 1;

@@ -6,7 +6,7 @@
 //! point of a disk that the server has not mounted.
 
 use super::files::PIECE_BYTES;
-use super::{Access, Fault, Files, Pool, Refusal, Route, Target};
+use super::{Pool, SftpAddress, SftpClient, SftpFault, SftpStatus, SshContext, SshTarget};
 use crate::storage::{Error, FileInfo, FileKind, Result, Storage};
 use std::io::ErrorKind;
 use std::sync::{Mutex, PoisonError};
@@ -25,7 +25,7 @@ const ROOM_BYTES: u64 = 1 << 20;
 /// A folder of a server.
 #[derive(Debug)]
 pub struct SftpStorage {
-    target: Target,
+    target: SftpAddress,
     pool: Pool,
     connections: usize,
     /// Temporary files without a writer, as listings found them: removed with the next write, for a reader removes nothing.
@@ -34,8 +34,8 @@ pub struct SftpStorage {
 
 impl SftpStorage {
     /// The repository at `target`, which need not exist yet. Nothing is connected yet, but `ssh_config` is read.
-    pub fn new(target: Target, access: &Access) -> super::Result<SftpStorage> {
-        let route = Route::find(&target, access)?;
+    pub fn new(target: SftpAddress, access: &SshContext) -> super::Result<SftpStorage> {
+        let route = SshTarget::find(&target, access)?;
         let pool = Pool::new(route, access.clone());
         Ok(SftpStorage { target, pool, connections: access.connections.max(1), stale: Mutex::default() })
     }
@@ -63,7 +63,7 @@ impl SftpStorage {
     }
 
     /// What a fault with one file means.
-    fn error(&self, action: &'static str, kind: FileKind, name: &str, path: &str, fault: Fault) -> Error {
+    fn error(&self, action: &'static str, kind: FileKind, name: &str, path: &str, fault: SftpFault) -> Error {
         match fault {
             fault if fault.is_not_found() && action != "write" => {
                 Error::NotFound { url: self.url(), kind, name: name.to_owned() }
@@ -72,17 +72,17 @@ impl SftpStorage {
         }
     }
 
-    fn fault(&self, action: &'static str, path: &str, fault: Fault) -> Error {
+    fn fault(&self, action: &'static str, path: &str, fault: SftpFault) -> Error {
         fault.explain(&self.url(), action, &self.shown(path))
     }
 
     /// Makes a folder; that it is there already is fine.
-    fn make_folder(files: &Files, path: &str) -> std::result::Result<(), Fault> {
+    fn make_folder(files: &SftpClient, path: &str) -> std::result::Result<(), SftpFault> {
         Self::is_new(files, path, files.make_folder(path)).map(drop)
     }
 
     /// The same, for good.
-    fn make_folder_synced(files: &Files, path: &str) -> std::result::Result<(), Fault> {
+    fn make_folder_synced(files: &SftpClient, path: &str) -> std::result::Result<(), SftpFault> {
         match Self::is_new(files, path, files.make_folder_synced(path, parent(path)))? {
             true => Ok(()),
             // Whoever has just made it may not have synced it yet.
@@ -91,18 +91,22 @@ impl SftpStorage {
     }
 
     /// Whether a folder was made, or is there already: servers have no word for that.
-    fn is_new(files: &Files, path: &str, made: std::result::Result<(), Fault>) -> std::result::Result<bool, Fault> {
+    fn is_new(
+        files: &SftpClient,
+        path: &str,
+        made: std::result::Result<(), SftpFault>,
+    ) -> std::result::Result<bool, SftpFault> {
         match made {
-            Err(Fault::Refused(refusal)) => match files.stat(path) {
+            Err(SftpFault::Refused(refusal)) => match files.stat(path) {
                 Ok(stat) if stat.is_folder => Ok(false),
-                Err(lost @ Fault::Server(_)) => Err(lost),
-                _ => Err(Fault::Refused(refusal)),
+                Err(lost @ SftpFault::Server(_)) => Err(lost),
+                _ => Err(SftpFault::Refused(refusal)),
             },
             other => other.map(|()| true),
         }
     }
 
-    fn make_root(&self, files: &Files) -> std::result::Result<(), Fault> {
+    fn make_root(&self, files: &SftpClient) -> std::result::Result<(), SftpFault> {
         let root = &self.target.path;
         if files.stat(root).is_ok_and(|stat| stat.is_folder) {
             // A try before this one may have made it, and been cut before it came to that.
@@ -120,7 +124,12 @@ impl SftpStorage {
     }
 
     /// A folder below the root that is not there yet. The root itself is not made: nothing can be made below it then.
-    fn make_missing_folder(&self, files: &Files, kind: FileKind, folder: &str) -> std::result::Result<(), Fault> {
+    fn make_missing_folder(
+        &self,
+        files: &SftpClient,
+        kind: FileKind,
+        folder: &str,
+    ) -> std::result::Result<(), SftpFault> {
         let data = format!("{}/{}", self.target.path, kind.folder());
         match Self::make_folder_synced(files, folder) {
             // Some copying tool left out that above it.
@@ -134,14 +143,14 @@ impl SftpStorage {
 
     fn write_file(
         &self,
-        files: &Files,
+        files: &SftpClient,
         kind: FileKind,
         name: &str,
         contents: &[u8],
         pace: &dyn Fn(usize),
-    ) -> std::result::Result<(), Fault> {
+    ) -> std::result::Result<(), SftpFault> {
         let (folder, path) = (self.folder(kind, name), self.path(kind, name));
-        let temporary = format!("{path}{TEMPORARY_MARK}{:016x}", rand::random::<u64>());
+        let temporary = temporary_beside(&path);
         let stored = match files.store(&folder, &temporary, &path, contents, pace) {
             Err(fault) if fault.is_not_found() => {
                 self.make_missing_folder(files, kind, &folder)?;
@@ -151,7 +160,7 @@ impl SftpStorage {
         };
         stored.map_err(|fault| {
             let fault = self.explain_write(files, &temporary, contents.len(), fault);
-            if let Fault::Refused(_) = fault {
+            if let SftpFault::Refused(_) = fault {
                 let _ = files.remove(&temporary);
             }
             fault
@@ -160,18 +169,20 @@ impl SftpStorage {
 
     /// A write that failed for want of room says so: SFTP has no word for it. The room is looked at while what was written
     /// still takes it. A quota shows nowhere: but then as much as one request writes does not fit in beside that either.
-    fn explain_write(&self, files: &Files, temporary: &str, length: usize, fault: Fault) -> Fault {
-        let Fault::Refused(Refusal::Other(words)) = fault else {
+    fn explain_write(&self, files: &SftpClient, temporary: &str, length: usize, fault: SftpFault) -> SftpFault {
+        let SftpFault::Refused(SftpStatus::Other(words)) = fault else {
             return fault;
         };
         let needed = (length as u64).saturating_add(ROOM_BYTES);
         match files.room(&self.target.path) {
-            Ok(Some(room)) if room.is_read_only => Fault::Refused(Refusal::ReadOnly),
-            Ok(Some(room)) if room.is_out_of_files || room.free_bytes < needed => Fault::Refused(Refusal::NoSpace),
-            Ok(Some(_)) if nothing_fits_beside(files, temporary) => Fault::Refused(Refusal::Quota),
+            Ok(Some(room)) if room.is_read_only => SftpFault::Refused(SftpStatus::ReadOnly),
+            Ok(Some(room)) if room.is_out_of_files || room.free_bytes < needed => {
+                SftpFault::Refused(SftpStatus::NoSpace)
+            }
+            Ok(Some(_)) if nothing_fits_beside(files, temporary) => SftpFault::Refused(SftpStatus::Quota),
             _ => {
                 tracing::debug!("{temporary}: {words}");
-                Fault::Refused(Refusal::Other(words))
+                SftpFault::Refused(SftpStatus::Other(words))
             }
         }
     }
@@ -244,7 +255,7 @@ impl Storage for SftpStorage {
 
     fn create_layout(&self) -> Result<()> {
         let root = &self.target.path;
-        let make = |files: &Files| {
+        let make = |files: &SftpClient| {
             self.make_root(files)?;
             for kind in FileKind::ALL.into_iter().filter(|kind| *kind != FileKind::Config) {
                 Self::make_folder(files, &format!("{root}/{}", kind.folder()))?;
@@ -307,6 +318,42 @@ impl Storage for SftpStorage {
         written.map_err(|fault| self.error("write", kind, name, &path, fault))
     }
 
+    fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        let (folder, path) = (self.folder(kind, name), self.path(kind, name));
+        let create = |files: &SftpClient| {
+            let temporary = temporary_beside(&path);
+            let created = match files.create(&folder, &temporary, &path, contents) {
+                Err(fault) if fault.is_not_found() => {
+                    self.make_missing_folder(files, kind, &folder)?;
+                    files.create(&folder, &temporary, &path, contents)
+                }
+                other => other,
+            };
+            created.map_err(|fault| self.explain_write(files, &temporary, contents.len(), fault))
+        };
+        match self.pool.with(create).map_err(|fault| self.error("write", kind, name, &path, fault))? {
+            true => Ok(()),
+            false => Err(Error::Exists { url: self.url(), kind, name: name.to_owned() }),
+        }
+    }
+
+    fn remove_exact(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<bool> {
+        let (folder, path) = (self.folder(kind, name), self.path(kind, name));
+        let remove = |files: &SftpClient| {
+            let aside = temporary_beside(&path);
+            if !files.rename_free(&path, &aside)? {
+                return Ok(false);
+            }
+            // What is there now is compared, not what was there a moment ago.
+            let is_it = files.read(&aside)? == contents;
+            if is_it || !files.rename_free(&aside, &path)? {
+                files.remove(&aside)?;
+            }
+            files.sync_folder(&folder).map(|()| is_it)
+        };
+        self.pool.with(remove).map_err(|fault| self.error("remove", kind, name, &path, fault))
+    }
+
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
         let path = self.path(kind, name);
         let folder = self.folder(kind, name);
@@ -320,7 +367,7 @@ impl Storage for SftpStorage {
 
     fn sync_folder(&self, kind: FileKind, name: &str) -> Result<()> {
         let folder = self.folder(kind, name);
-        let sync = |files: &Files| {
+        let sync = |files: &SftpClient| {
             files.sync_folder(&folder)?;
             // A folder of packs may be new itself.
             if kind == FileKind::Pack { files.sync_folder(parent(&folder)) } else { Ok(()) }
@@ -357,21 +404,26 @@ impl Storage for SftpStorage {
 }
 
 /// Whether the server refuses a small file beside this one too, and has no word for why.
-fn nothing_fits_beside(files: &Files, temporary: &str) -> bool {
+fn nothing_fits_beside(files: &SftpClient, temporary: &str) -> bool {
     let probe = format!("{temporary}-probe");
     let written = files.write_new(&probe, &[1; PIECE_BYTES]);
     let _ = files.remove(&probe);
-    matches!(written, Err(Fault::Refused(Refusal::Other(_))))
+    matches!(written, Err(SftpFault::Refused(SftpStatus::Other(_))))
 }
 
 /// See [`Storage::is_taken`].
-pub fn is_taken(files: &Files, root: &str) -> std::result::Result<bool, Fault> {
+pub fn is_taken(files: &SftpClient, root: &str) -> std::result::Result<bool, SftpFault> {
     let entries = match files.list(root) {
         Err(fault) if fault.is_not_found() => return Ok(false),
         other => other?,
     };
     let is_ours = |name: &str| FileKind::ALL.iter().any(|kind| kind.folder() == name);
     Ok(!entries.is_empty() && !entries.iter().any(|entry| is_ours(&entry.name)))
+}
+
+/// `name-tmp-1f9c…` in the same folder.
+fn temporary_beside(path: &str) -> String {
+    format!("{path}{TEMPORARY_MARK}{:016x}", rand::random::<u64>())
 }
 
 /// The folder that a path is in.

@@ -20,7 +20,7 @@ const ESCAPED_IN_USER: &AsciiSet = &ESCAPED.add(b'@').add(b'/').add(b':');
 
 /// Where a repository is: a server, and a folder there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Target {
+pub struct SftpAddress {
     /// Who logs in, if the address says it.
     pub user: Option<String>,
     /// The server's name, alias or address; an IPv6 address without brackets.
@@ -31,9 +31,9 @@ pub struct Target {
     pub path: String,
 }
 
-impl Target {
+impl SftpAddress {
     /// Reads an address that begins with `sftp:`. The error says what is wrong with it.
-    pub fn parse(url: &str) -> Result<Target, &'static str> {
+    pub fn parse(url: &str) -> Result<SftpAddress, &'static str> {
         let rest = url.strip_prefix("sftp:").ok_or("it does not begin with sftp:")?;
         let (user, host, port, path) = match rest.strip_prefix("//") {
             Some(rest) => {
@@ -72,7 +72,7 @@ impl Target {
         if path.contains('\0') {
             return Err("its folder contains a zero byte");
         }
-        Ok(Target { user, host, port, path })
+        Ok(SftpAddress { user, host, port, path })
     }
 
     /// Whether the folder begins where the login leads to.
@@ -81,7 +81,7 @@ impl Target {
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for SftpAddress {
     /// The address in its longer form, which restic reads as well.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("sftp://")?;
@@ -161,8 +161,8 @@ fn cleaned(path: &str) -> String {
 mod tests {
     use super::*;
 
-    fn target(user: Option<&str>, host: &str, port: Option<u16>, path: &str) -> Target {
-        Target { user: user.map(str::to_owned), host: host.to_owned(), port, path: path.to_owned() }
+    fn target(user: Option<&str>, host: &str, port: Option<u16>, path: &str) -> SftpAddress {
+        SftpAddress { user: user.map(str::to_owned), host: host.to_owned(), port, path: path.to_owned() }
     }
 
     #[test]
@@ -178,10 +178,10 @@ mod tests {
             ("sftp:kvm@[::1]:/srv", target(Some("kvm"), "::1", None, "/srv")),
         ];
         for (url, wanted) in table {
-            let parsed = Target::parse(url).unwrap();
+            let parsed = SftpAddress::parse(url).unwrap();
             assert_eq!(parsed, wanted, "{url}");
             // What we print leads to the same place.
-            assert_eq!(Target::parse(&parsed.to_string()).unwrap(), wanted, "{parsed}");
+            assert_eq!(SftpAddress::parse(&parsed.to_string()).unwrap(), wanted, "{parsed}");
         }
     }
 
@@ -203,7 +203,7 @@ mod tests {
             "sftp://host/~/kvm",
             "sftp://host//a%00b",
         ] {
-            assert!(Target::parse(url).is_err(), "{url}");
+            assert!(SftpAddress::parse(url).is_err(), "{url}");
         }
     }
 }

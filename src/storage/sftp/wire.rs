@@ -6,13 +6,13 @@
 //!
 //! | packet | is |
 //! | --- | --- |
-//! | request | length, [`Call`], number, [`Part`]s |
+//! | request | length, [`PacketType`], number, [`Field`]s |
 //! | reply | length, kind, number of the request, what [`Reply`] holds |
 //!
 //! A server may answer in any order; here every reply finds its request.
 
 use super::connection::Connection;
-use super::{Error, Fault, Refusal, Result, Route};
+use super::{Error, Result, SftpFault, SftpStatus, SshTarget};
 use ssh2::{Channel, ErrorCode, ExtendedData};
 use std::cell::{OnceCell, RefCell};
 use std::collections::{HashMap, HashSet};
@@ -22,7 +22,7 @@ use std::io::{self, ErrorKind, Read, Write};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 #[allow(missing_docs)]
-pub enum Call {
+pub enum PacketType {
     Open = 3,
     Close = 4,
     Read = 5,
@@ -56,7 +56,7 @@ const SSH_PACKET_BYTES: u32 = 32 << 10;
 
 /// What a request consists of.
 #[derive(Debug, Clone, Copy)]
-pub enum Part<'a> {
+pub enum Field<'a> {
     /// A number of 32 bits.
     Number(u32),
     /// A number of 64 bits.
@@ -78,7 +78,7 @@ pub enum Reply {
     /// The end of a file or folder.
     End,
     /// No.
-    Refused(Refusal),
+    Refused(SftpStatus),
     /// An open file or folder.
     Handle(Vec<u8>),
     /// Bytes of a file.
@@ -103,18 +103,18 @@ pub struct Stat {
 }
 
 /// A channel on which a server answers SFTP.
-pub struct Wire {
+pub struct SftpChannel {
     // Before the connection, so that it is closed first.
     channel: Channel,
     connection: Connection,
     user: String,
     /// What the server can do beyond version 3; known when the versions are exchanged.
     extensions: OnceCell<HashSet<String>>,
-    state: RefCell<State>,
+    state: RefCell<ChannelState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ChannelState {
     /// The number of the next request.
     next: u32,
     /// The request that is being sent.
@@ -125,9 +125,9 @@ struct State {
     early: HashMap<u32, Reply>,
 }
 
-impl Wire {
+impl SftpChannel {
     /// Starts SFTP on a connection that is logged in.
-    pub fn start(connection: Connection, route: &Route) -> Result<Wire> {
+    pub fn start(connection: Connection, route: &SshTarget) -> Result<SftpChannel> {
         let no_sftp = |error: ssh2::Error| Error::NoSftp {
             server: route.server(),
             user: route.user.clone(),
@@ -139,7 +139,7 @@ impl Wire {
         connection.step(|| channel.subsystem("sftp"))?.map_err(no_sftp)?;
         connection.step(|| channel.handle_extended_data(ExtendedData::Ignore))?.map_err(no_sftp)?;
         let user = route.user.clone();
-        let wire = Wire { channel, connection, user, extensions: OnceCell::new(), state: RefCell::default() };
+        let wire = SftpChannel { channel, connection, user, extensions: OnceCell::new(), state: RefCell::default() };
         let extensions = wire.greet()?;
         wire.extensions.get_or_init(|| extensions);
         Ok(wire)
@@ -150,7 +150,7 @@ impl Wire {
         self.write(&[&5u32.to_be_bytes()[..], &[INIT], &3u32.to_be_bytes()].concat())?;
         let packet = self.read_packet()?;
         let extensions = || -> Option<HashSet<String>> {
-            let mut fields = Fields(&packet);
+            let mut fields = PacketReader(&packet);
             if fields.byte()? != VERSION {
                 return None;
             }
@@ -162,7 +162,7 @@ impl Wire {
             }
             Some(extensions)
         };
-        extensions().ok_or_else(|| self.nonsense())
+        extensions().ok_or_else(|| self.protocol_error())
     }
 
     /// Whether the server has this extension.
@@ -176,7 +176,7 @@ impl Wire {
     }
 
     /// Sends a request; the reply is to be received later.
-    pub fn send(&self, call: Call, parts: &[Part<'_>]) -> Result<Sent> {
+    pub fn send(&self, call: PacketType, parts: &[Field<'_>]) -> Result<Sent> {
         let state = &mut *self.state.borrow_mut();
         let number = state.next;
         state.next = number.wrapping_add(1);
@@ -196,10 +196,10 @@ impl Wire {
                 return Ok(reply);
             }
             let packet = self.read_packet()?;
-            let (of, reply) = Reply::parse(packet).ok_or_else(|| self.nonsense())?;
+            let (of, reply) = Reply::parse(packet).ok_or_else(|| self.protocol_error())?;
             let state = &mut *self.state.borrow_mut();
             // Answers to what nobody asked would fill the memory.
-            let is_wanted = state.unanswered.remove(&of).ok_or_else(|| self.nonsense())?;
+            let is_wanted = state.unanswered.remove(&of).ok_or_else(|| self.protocol_error())?;
             if of == number {
                 return Ok(reply);
             }
@@ -218,21 +218,21 @@ impl Wire {
     }
 
     /// A request, and the wait for its reply; a refusal is an error.
-    pub fn ask(&self, call: Call, parts: &[Part<'_>]) -> std::result::Result<Reply, Fault> {
+    pub fn ask(&self, call: PacketType, parts: &[Field<'_>]) -> std::result::Result<Reply, SftpFault> {
         let sent = self.send(call, parts)?;
         self.answer(sent)
     }
 
     /// The reply; a refusal is an error.
-    pub fn answer(&self, sent: Sent) -> std::result::Result<Reply, Fault> {
+    pub fn answer(&self, sent: Sent) -> std::result::Result<Reply, SftpFault> {
         match self.receive(sent)? {
-            Reply::Refused(refusal) => Err(Fault::Refused(refusal)),
+            Reply::Refused(refusal) => Err(SftpFault::Refused(refusal)),
             reply => Ok(reply),
         }
     }
 
     /// What is said about a reply that makes no sense. The connection is cut.
-    pub fn nonsense(&self) -> Error {
+    pub fn protocol_error(&self) -> Error {
         self.fault("it answers no SFTP")
     }
 
@@ -255,7 +255,7 @@ impl Wire {
         self.fill(&mut length)?;
         let length = u32::from_be_bytes(length) as usize;
         if length > LONGEST_PACKET {
-            return Err(self.nonsense());
+            return Err(self.protocol_error());
         }
         let mut packet = vec![0; length];
         self.fill(&mut packet)?;
@@ -302,9 +302,9 @@ impl Wire {
 }
 
 /// Puts a request into `packet`, all but a long text at its end: that is returned, to be sent from where it is.
-fn encode<'a>(packet: &mut Vec<u8>, call: Call, number: u32, parts: &[Part<'a>]) -> &'a [u8] {
+fn encode<'a>(packet: &mut Vec<u8>, call: PacketType, number: u32, parts: &[Field<'a>]) -> &'a [u8] {
     let (copied, tail) = match parts.split_last() {
-        Some((Part::Text(text), before)) if text.len() > LONG_TEXT_BYTES => (before, *text),
+        Some((Field::Text(text), before)) if text.len() > LONG_TEXT_BYTES => (before, *text),
         _ => (parts, &[][..]),
     };
     packet.clear();
@@ -313,9 +313,9 @@ fn encode<'a>(packet: &mut Vec<u8>, call: Call, number: u32, parts: &[Part<'a>])
     packet.extend_from_slice(&number.to_be_bytes());
     for part in copied {
         match part {
-            Part::Number(number) => packet.extend_from_slice(&number.to_be_bytes()),
-            Part::Long(number) => packet.extend_from_slice(&number.to_be_bytes()),
-            Part::Text(text) => {
+            Field::Number(number) => packet.extend_from_slice(&number.to_be_bytes()),
+            Field::Long(number) => packet.extend_from_slice(&number.to_be_bytes()),
+            Field::Text(text) => {
                 packet.extend_from_slice(&length_of(text));
                 packet.extend_from_slice(text);
             }
@@ -336,14 +336,14 @@ fn length_of(bytes: &[u8]) -> [u8; 4] {
 impl Reply {
     /// A packet without its length, with the number of its request.
     fn parse(mut packet: Vec<u8>) -> Option<(u32, Reply)> {
-        let mut fields = Fields(&packet);
+        let mut fields = PacketReader(&packet);
         let (kind, number) = (fields.byte()?, fields.number()?);
         let reply = match kind {
             101 => match fields.number()? {
                 0 => Reply::Done,
                 1 => Reply::End,
                 // Old servers leave the words out.
-                code => Reply::Refused(Refusal::of_status(
+                code => Reply::Refused(SftpStatus::of_status(
                     code,
                     &String::from_utf8_lossy(fields.text().unwrap_or_default()),
                 )),
@@ -377,9 +377,9 @@ impl Reply {
 }
 
 /// The fields of a packet, from the front.
-pub struct Fields<'a>(pub &'a [u8]);
+pub struct PacketReader<'a>(pub &'a [u8]);
 
-impl<'a> Fields<'a> {
+impl<'a> PacketReader<'a> {
     fn take(&mut self, length: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
@@ -443,21 +443,21 @@ mod tests {
     #[test]
     fn a_request_is_whole_wherever_its_long_text_stands() {
         let long = vec![7; LONG_TEXT_BYTES + 1];
-        let middle = [Part::Text(b"handle"), Part::Text(&long), Part::Long(1)];
-        let last = [Part::Long(1), Part::Text(b"handle"), Part::Text(&long)];
+        let middle = [Field::Text(b"handle"), Field::Text(&long), Field::Long(1)];
+        let last = [Field::Long(1), Field::Text(b"handle"), Field::Text(&long)];
         for (parts, uncopied) in [(middle, 0), (last, long.len())] {
             let mut packet = b"of the request before".to_vec();
-            let tail = encode(&mut packet, Call::Write, 5, &parts);
+            let tail = encode(&mut packet, PacketType::Write, 5, &parts);
             assert_eq!(tail.len(), uncopied);
             packet.extend_from_slice(tail);
-            let mut fields = Fields(&packet);
+            let mut fields = PacketReader(&packet);
             assert_eq!(fields.number().unwrap() as usize, packet.len() - 4);
-            assert_eq!((fields.byte(), fields.number()), (Some(Call::Write as u8), Some(5)));
+            assert_eq!((fields.byte(), fields.number()), (Some(PacketType::Write as u8), Some(5)));
             for part in parts {
                 match part {
-                    Part::Number(number) => assert_eq!(fields.number(), Some(number)),
-                    Part::Long(number) => assert_eq!(fields.long(), Some(number)),
-                    Part::Text(text) => assert!(fields.text() == Some(text)),
+                    Field::Number(number) => assert_eq!(fields.number(), Some(number)),
+                    Field::Long(number) => assert_eq!(fields.long(), Some(number)),
+                    Field::Text(text) => assert!(fields.text() == Some(text)),
                 }
             }
             assert!(fields.0.is_empty());
@@ -507,15 +507,15 @@ mod tests {
         assert!(matches!(status(0, ""), Reply::Done));
         assert!(matches!(status(1, "End of file"), Reply::End));
         for (code, words, wanted) in [
-            (2, "No such file", Refusal::NotFound),
-            (3, "Permission denied", Refusal::Permission),
-            (8, "Operation unsupported", Refusal::Unsupported),
-            (14, "", Refusal::NoSpace),
-            (4, "No space left on device", Refusal::NoSpace),
-            (15, "", Refusal::Quota),
-            (4, "Disk quota exceeded", Refusal::Quota),
-            (4, "Failure", Refusal::Other("Failure".to_owned())),
-            (4, "", Refusal::Other("failure 4".to_owned())),
+            (2, "No such file", SftpStatus::NotFound),
+            (3, "Permission denied", SftpStatus::Permission),
+            (8, "Operation unsupported", SftpStatus::Unsupported),
+            (14, "", SftpStatus::NoSpace),
+            (4, "No space left on device", SftpStatus::NoSpace),
+            (15, "", SftpStatus::Quota),
+            (4, "Disk quota exceeded", SftpStatus::Quota),
+            (4, "Failure", SftpStatus::Other("Failure".to_owned())),
+            (4, "", SftpStatus::Other("failure 4".to_owned())),
         ] {
             let Reply::Refused(refusal) = status(code, words) else { panic!("{code} {words}") };
             assert_eq!(refusal, wanted, "{code} {words}");

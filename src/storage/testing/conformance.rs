@@ -16,6 +16,10 @@ pub fn conformance(storage: &dyn Storage) {
     for (number, kind) in FileKind::ALL.into_iter().enumerate() {
         one_file(storage, kind, &name(number));
     }
+    for (number, kind) in FileKind::ALL.into_iter().enumerate() {
+        exclusive_creation(storage, kind, &name(number));
+    }
+    one_creator_of_many(storage);
     ranges(storage);
     many_files(storage);
     many_threads(storage);
@@ -154,6 +158,35 @@ fn many_files(storage: &dyn Storage) {
     for name in &wanted {
         assert_eq!(storage.read(FileKind::Pack, name).expect("read"), name.as_bytes());
         storage.remove(FileKind::Pack, name).expect("remove");
+    }
+}
+
+fn exclusive_creation(storage: &dyn Storage, kind: FileKind, name: &str) {
+    let missing = storage.remove_exact(kind, name, b"x").expect_err("nothing is there");
+    assert!(missing.is_not_found(), "{kind}: {missing:?}");
+    storage.create(kind, name, b"first").expect("create");
+    for contents in [b"fi", b"other".as_slice()] {
+        let error = storage.create(kind, name, contents).expect_err("the name is taken");
+        assert!(matches!(error, Error::Exists { .. }) && !error.is_transient(), "{kind}: {error:?}");
+        assert_eq!(storage.read(kind, name).expect("read"), b"first", "{kind}: what is there stays");
+    }
+    assert!(!storage.remove_exact(kind, name, b"other").expect("remove_exact"), "{kind}: it is another");
+    assert_eq!(storage.read(kind, name).expect("read"), b"first", "{kind}");
+    assert!(storage.remove_exact(kind, name, b"first").expect("remove_exact"), "{kind}");
+    assert!(storage.list(kind).expect("list").is_empty(), "{kind}: nothing is left");
+}
+
+fn one_creator_of_many(storage: &dyn Storage) {
+    for round in 0..5u8 {
+        let created = std::thread::scope(|scope| {
+            let create = |thread: u8| storage.create(FileKind::Config, "", &[thread; 155]).map(|()| thread);
+            let threads: Vec<_> = (0..4).map(|thread| scope.spawn(move || create(thread))).collect();
+            let results = threads.into_iter().map(|thread| thread.join().expect("a thread"));
+            results.filter_map(Result::ok).collect::<Vec<_>>()
+        });
+        let [winner] = created[..] else { panic!("round {round}: {created:?} created the same file") };
+        assert_eq!(storage.read(FileKind::Config, "").expect("read"), [winner; 155], "round {round}");
+        storage.remove(FileKind::Config, "").expect("remove");
     }
 }
 

@@ -21,6 +21,10 @@ pub enum Operation {
     ReadRange,
     /// [`Storage::write`]
     Write,
+    /// [`Storage::create`]
+    Create,
+    /// [`Storage::remove_exact`]
+    RemoveExact,
     /// [`Storage::remove`]
     Remove,
     /// [`Storage::sync_folder`]
@@ -31,7 +35,7 @@ pub enum Operation {
 
 /// A call as it was recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Call {
+pub struct RecordedCall {
     /// Which one.
     pub operation: Operation,
     /// On what kind of file, if on one.
@@ -44,7 +48,7 @@ pub struct Call {
 
 /// What happens to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
+pub enum FaultEffect {
     /// It fails and does nothing.
     Fail,
     /// It fails because the place is full, and does nothing.
@@ -53,9 +57,9 @@ pub enum Effect {
     Refuse,
     /// It is done, and then reported as failed: the answer was lost.
     FailAfter,
-    /// As [`Effect::Fail`], by a lost connection: it may succeed when it is tried again.
+    /// As [`FaultEffect::Fail`], by a lost connection: it may succeed when it is tried again.
     Cut,
-    /// As [`Effect::FailAfter`], by a lost connection.
+    /// As [`FaultEffect::FailAfter`], by a lost connection.
     CutAfter,
     /// It takes this much longer.
     Delay(Duration),
@@ -67,18 +71,18 @@ pub enum Effect {
 
 /// One misbehaviour: on which calls, and what.
 #[derive(Debug, Clone)]
-pub struct Fault {
+pub struct InjectedFault {
     operation: Operation,
     kind: Option<FileKind>,
     skip: u64,
     times: u64,
-    effect: Effect,
+    effect: FaultEffect,
 }
 
-impl Fault {
+impl InjectedFault {
     /// `effect` on every such call.
-    pub fn every(operation: Operation, effect: Effect) -> Self {
-        Fault { operation, kind: None, skip: 0, times: u64::MAX, effect }
+    pub fn every(operation: Operation, effect: FaultEffect) -> Self {
+        InjectedFault { operation, kind: None, skip: 0, times: u64::MAX, effect }
     }
 
     /// Only files of this kind.
@@ -102,16 +106,16 @@ impl Fault {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    calls: Vec<Call>,
-    faults: Vec<Fault>,
+struct FaultState {
+    calls: Vec<RecordedCall>,
+    faults: Vec<InjectedFault>,
 }
 
 /// Stands in front of another storage.
 #[derive(Debug)]
 pub struct FaultStorage {
     inner: Arc<dyn Storage>,
-    state: Mutex<State>,
+    state: Mutex<FaultState>,
 }
 
 impl FaultStorage {
@@ -120,12 +124,12 @@ impl FaultStorage {
         FaultStorage { inner, state: Mutex::default() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, FaultState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on also this.
-    pub fn add(&self, fault: Fault) {
+    pub fn add(&self, fault: InjectedFault) {
         self.state().faults.push(fault);
     }
 
@@ -135,23 +139,23 @@ impl FaultStorage {
     }
 
     /// Every call so far, in order.
-    pub fn calls(&self) -> Vec<Call> {
+    pub fn calls(&self) -> Vec<RecordedCall> {
         self.state().calls.clone()
     }
 
-    /// The names of the files written so far, in order.
+    /// The names of the files written and created so far, in order.
     pub fn written(&self) -> Vec<(FileKind, String)> {
         let calls = self.calls().into_iter();
         calls
-            .filter(|call| call.operation == Operation::Write)
+            .filter(|call| matches!(call.operation, Operation::Write | Operation::Create))
             .filter_map(|call| call.kind.map(|kind| (kind, call.name)))
             .collect()
     }
 
     /// Records the call and says what is to happen to it.
-    fn enter(&self, operation: Operation, kind: Option<FileKind>, name: &str, length: usize) -> Vec<Effect> {
+    fn enter(&self, operation: Operation, kind: Option<FileKind>, name: &str, length: usize) -> Vec<FaultEffect> {
         let mut state = self.state();
-        state.calls.push(Call { operation, kind, name: name.to_owned(), length });
+        state.calls.push(RecordedCall { operation, kind, name: name.to_owned(), length });
         let mut effects = Vec::new();
         for fault in &mut state.faults {
             let matches = fault.operation == operation && (fault.kind.is_none() || fault.kind == kind);
@@ -171,7 +175,7 @@ impl FaultStorage {
     fn run<T>(
         &self,
         operation: Operation,
-        effects: &[Effect],
+        effects: &[FaultEffect],
         name: &str,
         call: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
@@ -180,38 +184,39 @@ impl FaultStorage {
         let cut = || io(std::io::ErrorKind::ConnectionReset.into());
         for effect in effects {
             match effect {
-                Effect::Fail => return Err(failure()),
-                Effect::Cut => return Err(cut()),
-                Effect::NoSpace => {
+                FaultEffect::Fail => return Err(failure()),
+                FaultEffect::Cut => return Err(cut()),
+                FaultEffect::NoSpace => {
                     return Err(Error::NoSpace {
                         url: self.url(),
                         path: PathBuf::from(name),
                         source: std::io::ErrorKind::StorageFull.into(),
                     });
                 }
-                Effect::Refuse => {
+                FaultEffect::Refuse => {
                     let action = if operation == Operation::Remove { "remove" } else { "reach" };
                     let source = std::io::ErrorKind::PermissionDenied.into();
                     return Err(Error::Io { action, path: PathBuf::from(name), source });
                 }
-                Effect::Delay(time) => std::thread::sleep(*time),
-                Effect::FailAfter | Effect::CutAfter | Effect::Truncate(_) | Effect::FlipBit(_) => {}
+                FaultEffect::Delay(time) => std::thread::sleep(*time),
+                FaultEffect::FailAfter | FaultEffect::CutAfter | FaultEffect::Truncate(_) | FaultEffect::FlipBit(_) => {
+                }
             }
         }
         let result = call();
-        match effects.iter().find(|effect| matches!(effect, Effect::FailAfter | Effect::CutAfter)) {
-            Some(Effect::FailAfter) => Err(failure()),
+        match effects.iter().find(|effect| matches!(effect, FaultEffect::FailAfter | FaultEffect::CutAfter)) {
+            Some(FaultEffect::FailAfter) => Err(failure()),
             Some(_) => Err(cut()),
             None => result,
         }
     }
 }
 
-fn damage(mut bytes: Vec<u8>, effects: &[Effect]) -> Vec<u8> {
+fn damage(mut bytes: Vec<u8>, effects: &[FaultEffect]) -> Vec<u8> {
     for effect in effects {
         match effect {
-            Effect::Truncate(count) => bytes.truncate(bytes.len().saturating_sub(*count)),
-            Effect::FlipBit(position) => {
+            FaultEffect::Truncate(count) => bytes.truncate(bytes.len().saturating_sub(*count)),
+            FaultEffect::FlipBit(position) => {
                 if let Some(byte) = bytes.get_mut(*position) {
                     *byte ^= 1;
                 }
@@ -262,6 +267,18 @@ impl Storage for FaultStorage {
             let contents = damage(contents.to_vec(), &effects);
             self.inner.write(kind, name, &contents)
         })
+    }
+
+    fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        let effects = self.enter(Operation::Create, Some(kind), name, contents.len());
+        self.run(Operation::Create, &effects, name, || {
+            self.inner.create(kind, name, &damage(contents.to_vec(), &effects))
+        })
+    }
+
+    fn remove_exact(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<bool> {
+        let effects = self.enter(Operation::RemoveExact, Some(kind), name, contents.len());
+        self.run(Operation::RemoveExact, &effects, name, || self.inner.remove_exact(kind, name, contents))
     }
 
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {

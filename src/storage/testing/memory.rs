@@ -1,16 +1,17 @@
 //! A repository in memory.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::storage::{Error, FileInfo, FileKind, Result, Storage};
 
-type Files = BTreeMap<(FileKind, String), Vec<u8>>;
+type MemoryFiles = BTreeMap<(FileKind, String), Vec<u8>>;
 
 /// Files in a map. What a test needs to break a repository is public: [`MemoryStorage::replace`].
 #[derive(Debug, Default)]
 pub struct MemoryStorage {
-    files: Mutex<Files>,
+    files: Mutex<MemoryFiles>,
 }
 
 impl MemoryStorage {
@@ -19,7 +20,7 @@ impl MemoryStorage {
         Self::default()
     }
 
-    fn files(&self) -> MutexGuard<'_, Files> {
+    fn files(&self) -> MutexGuard<'_, MemoryFiles> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -93,6 +94,27 @@ impl Storage for MemoryStorage {
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
         self.files().insert(key(kind, name), contents.to_vec());
         Ok(())
+    }
+
+    fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        match self.files().entry(key(kind, name)) {
+            Entry::Occupied(_) => Err(Error::Exists { url: self.url(), kind, name: name.to_owned() }),
+            Entry::Vacant(place) => {
+                place.insert(contents.to_vec());
+                Ok(())
+            }
+        }
+    }
+
+    fn remove_exact(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<bool> {
+        match self.files().entry(key(kind, name)) {
+            Entry::Vacant(_) => Err(self.not_found(kind, name)),
+            Entry::Occupied(there) if there.get() == contents => {
+                there.remove();
+                Ok(true)
+            }
+            Entry::Occupied(_) => Ok(false),
+        }
     }
 
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {

@@ -7,5 +7,5 @@ mod fault;
 mod memory;
 
 pub use conformance::{conformance, folder_conformance};
-pub use fault::{Call, Effect, Fault, FaultStorage, Operation};
+pub use fault::{FaultEffect, FaultStorage, InjectedFault, Operation, RecordedCall};
 pub use memory::MemoryStorage;

@@ -1,11 +1,15 @@
 //! The steps of the commit order and of a prune by name, so that tests can interrupt a run at every one of them.
 //!
 //! A build with debug assertions stops itself (SIGSTOP) at the step that `$KVMB_TEST_STOP_AT` names, once: a test then kills it
-//! there, or cuts the storage off and lets it go on. In a release build [`reached`] is empty.
+//! there, or cuts the storage off and lets it go on. In a release build [`hit`] is empty.
 
 /// The steps of a backup and of a prune, in the order in which a run passes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum Failpoint {
+    /// The config of a new repository is there, its key is not.
+    ConfigCreated,
+    /// Its key is there.
+    KeyCreated,
     /// The repository is locked and its index loaded.
     RepositoryOpened,
     /// The point to continue is known.
@@ -64,41 +68,44 @@ pub enum Step {
     PacksGone,
 }
 
-impl Step {
+impl Failpoint {
     /// Those of a backup.
-    pub const ALL: [Step; 17] = [
-        Step::RepositoryOpened,
-        Step::ParentFound,
-        Step::MachineLocked,
-        Step::LeftoversCleared,
-        Step::CaptureNoted,
-        Step::BitmapsAdded,
-        Step::Frozen,
-        Step::Begun,
-        Step::CaptureOpen,
-        Step::FirstChunk,
-        Step::AllRead,
-        Step::JobEnded,
-        Step::IndexStored,
-        Step::PointStored,
-        Step::CommitNoted,
-        Step::CheckpointsSettled,
-        Step::CaptureForgotten,
+    pub const ALL: [Failpoint; 17] = [
+        Failpoint::RepositoryOpened,
+        Failpoint::ParentFound,
+        Failpoint::MachineLocked,
+        Failpoint::LeftoversCleared,
+        Failpoint::CaptureNoted,
+        Failpoint::BitmapsAdded,
+        Failpoint::Frozen,
+        Failpoint::Begun,
+        Failpoint::CaptureOpen,
+        Failpoint::FirstChunk,
+        Failpoint::AllRead,
+        Failpoint::JobEnded,
+        Failpoint::IndexStored,
+        Failpoint::PointStored,
+        Failpoint::CommitNoted,
+        Failpoint::CheckpointsSettled,
+        Failpoint::CaptureForgotten,
     ];
 
+    /// Those of the creation of a repository.
+    pub const CREATION: [Failpoint; 2] = [Failpoint::ConfigCreated, Failpoint::KeyCreated];
+
     /// Those of a prune.
-    pub const PRUNE: [Step; 11] = [
-        Step::PrunePlanned,
-        Step::UnnamedPackRemoved,
-        Step::PointForgotten,
-        Step::PointsForgotten,
-        Step::BlobsCopied,
-        Step::CopiesStored,
-        Step::NewIndexStored,
-        Step::OldIndexRemoved,
-        Step::OldIndexGone,
-        Step::PackRemoved,
-        Step::PacksGone,
+    pub const PRUNE: [Failpoint; 11] = [
+        Failpoint::PrunePlanned,
+        Failpoint::UnnamedPackRemoved,
+        Failpoint::PointForgotten,
+        Failpoint::PointsForgotten,
+        Failpoint::BlobsCopied,
+        Failpoint::CopiesStored,
+        Failpoint::NewIndexStored,
+        Failpoint::OldIndexRemoved,
+        Failpoint::OldIndexGone,
+        Failpoint::PackRemoved,
+        Failpoint::PacksGone,
     ];
 
     /// Its name: what `$KVMB_TEST_STOP_AT` says.
@@ -110,11 +117,11 @@ impl Step {
 /// Marks that a step is reached.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
-pub fn reached(_step: Step) {}
+pub fn hit(_step: Failpoint) {}
 
 /// Marks that a step is reached; stops there if a test wants that.
 #[cfg(debug_assertions)]
-pub fn reached(step: Step) {
+pub fn hit(step: Failpoint) {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     static STOPPED: AtomicBool = AtomicBool::new(false);

@@ -3,9 +3,9 @@
 //! `backup` copies what awaits its copy, and `prune` keeps it: both ask here, so that nothing is removed that the next
 //! backup would have copied, and nothing is copied again that the second repository's retention removed.
 
-use super::Result;
-use super::lineage::{Lineage, Origin};
-use super::points::{self, PointRef};
+use crate::ops::Result;
+use crate::ops::lineage::{Lineage, Origin};
+use crate::ops::points::{self, PointRef};
 use crate::record::Time;
 use crate::repo::{Id, Repository, Snapshot};
 use crate::retention::{FirstTierPoint, Policy, await_copy};
@@ -98,8 +98,8 @@ pub fn persistent_id(point: &PointRef) -> Id {
 
 #[cfg(test)]
 mod tests {
-    use super::super::points::{MACHINE_TAG, TAG};
     use super::*;
+    use crate::ops::points::{MACHINE_TAG, TAG};
     use chrono::DateTime;
 
     fn id(number: u8) -> Id {

@@ -7,15 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Remembers the answers of others.
 #[derive(Debug)]
-pub struct Remember {
+pub struct CredentialCache {
     inner: Arc<dyn Credentials>,
     answers: Mutex<HashMap<String, Secret>>,
 }
 
-impl Remember {
+impl CredentialCache {
     /// Knows nothing yet.
-    pub fn new(inner: Arc<dyn Credentials>) -> Remember {
-        Remember { inner, answers: Mutex::default() }
+    pub fn new(inner: Arc<dyn Credentials>) -> CredentialCache {
+        CredentialCache { inner, answers: Mutex::default() }
     }
 
     /// After a login in vain: what was said may have been wrong, or right only once.
@@ -43,7 +43,7 @@ impl Remember {
     }
 }
 
-impl Credentials for Remember {
+impl Credentials for CredentialCache {
     fn password(&self, account: &str) -> Result<Option<Secret>, String> {
         self.once(format!("password {account}"), || self.inner.password(account))
     }

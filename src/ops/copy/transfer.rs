@@ -6,15 +6,15 @@
 //! reading any data.
 //!
 //! Packs, index, snapshot file, each durable before the next, as a backup stores a point. The checkpoint that the manifest
-//! names belongs to the chain of the repository that the point was first stored in, and [`super::chain`] leaves it alone.
+//! names belongs to the chain of the repository that the point was first stored in, and [`crate::ops::chain`] leaves it alone.
 
-use super::copies::{Copies, persistent_id};
-use super::discover::host_name;
-use super::lineage::{Origin, lineages};
-use super::open_repo::OpenRepo;
-use super::points::{self, PointRef};
-use super::verify::damage_of;
-use super::{Error, Monitor, Result, Stop, threads};
+use crate::ops::copy::plan::{Copies, persistent_id};
+use crate::ops::inventory::host_name;
+use crate::ops::lineage::{Origin, lineages};
+use crate::ops::locked_repo::LockedRepo;
+use crate::ops::points::{self, PointRef};
+use crate::ops::verify::damage_of;
+use crate::ops::{Error, Monitor, Result, Stop, threads};
 use crate::record;
 use crate::repo::{
     self, BlobKind, Id, Index, NodeKind, RepoLock, Repository, Snapshot, Writer, WriterOptions, copy_blobs, read_tree,
@@ -32,7 +32,7 @@ pub struct Copier {
     _source_lock: Option<RepoLock>,
     /// The points of the source, oldest first.
     points: Vec<PointRef>,
-    target: OpenRepo,
+    target: LockedRepo,
     writer: Writer,
     there: Copies,
     /// Trees that are whole in the target, with all below them.
@@ -60,7 +60,7 @@ impl Copier {
         for snapshot in damaged {
             monitor.warn(&format!("snapshot {} cannot be read: {}", snapshot.id, snapshot.error));
         }
-        let target = OpenRepo::shared(target, stop)?;
+        let target = LockedRepo::shared(target, stop)?;
         let there = Copies::of(target.points()?.iter().cloned());
         let writer = Writer::new(&target.repo, Arc::clone(&target.index), WriterOptions::default());
         Ok(Copier {

@@ -4,21 +4,21 @@ use crate::cli::Context;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::repo_args::data_folder;
-use crate::history::{self, Depth, History, KnownPoint, MachineRun, Memory, Outcome, Verification};
+use crate::history::{self, History, KnownPoint, MachineRun, Memory, RunOutcome, Verification, VerifiedDepth};
 use crate::ops::verify;
 use crate::record::{Point, Time};
 use chrono::Local;
 
 /// The history of one repository.
 #[derive(Debug)]
-pub struct Remember<'c> {
+pub struct HistoryRecorder<'c> {
     context: &'c Context,
     history: Option<History>,
 }
 
-impl<'c> Remember<'c> {
+impl<'c> HistoryRecorder<'c> {
     /// The history of the repository with this address, as [`crate::storage::Storage::url`] has it.
-    pub fn of(context: &'c Context, repo: &str) -> Remember<'c> {
+    pub fn of(context: &'c Context, repo: &str) -> HistoryRecorder<'c> {
         let history = match data_folder() {
             Ok(folder) => Some(History::of(&folder, repo)),
             Err(error) => {
@@ -26,10 +26,10 @@ impl<'c> Remember<'c> {
                 None
             }
         };
-        Remember { context, history }
+        HistoryRecorder { context, history }
     }
 
-    /// The moment, for [`Remember::run`].
+    /// The moment, for [`HistoryRecorder::run`].
     pub fn now() -> Time {
         Local::now().fixed_offset()
     }
@@ -50,7 +50,7 @@ impl<'c> Remember<'c> {
             run: self.context.run.id.clone(),
             command: self.context.run.command.to_owned(),
             began_at,
-            ended_at: Remember::now(),
+            ended_at: HistoryRecorder::now(),
             result: outcome(result),
             code: error.as_ref().map(|error| error.code.word().to_owned()),
             error: error.as_ref().map(|error| error.message.clone()),
@@ -63,13 +63,13 @@ impl<'c> Remember<'c> {
     }
 
     /// Notes what a proof of a point came to.
-    pub fn verification(&self, point: &Point, depth: verify::Depth) {
+    pub fn verification(&self, point: &Point, depth: verify::VerifyDepth) {
         let depth = match depth {
-            verify::Depth::Quick => Depth::Quick,
-            verify::Depth::Sample(_) => Depth::Sample,
-            verify::Depth::Full => Depth::Full,
+            verify::VerifyDepth::Quick => VerifiedDepth::Quick,
+            verify::VerifyDepth::Sample(_) => VerifiedDepth::Sample,
+            verify::VerifyDepth::Full => VerifiedDepth::Full,
         };
-        let proof = Verification { point: point.point.clone(), at: Remember::now(), depth };
+        let proof = Verification { point: point.point.clone(), at: HistoryRecorder::now(), depth };
         let is_whole = point.damage.is_empty();
         let note = |memory: &mut Memory| if is_whole { memory.note_whole(proof) } else { memory.note_damage(proof) };
         // Where a point's description is lost, its machine is known by name only.
@@ -85,7 +85,7 @@ impl<'c> Remember<'c> {
 
     fn change(&self, machine: &str, uuid: &str, change: impl FnOnce(&mut Memory)) {
         let Some(history) = &self.history else { return };
-        match history.change(machine, uuid, Remember::now(), change) {
+        match history.change(machine, uuid, HistoryRecorder::now(), change) {
             Ok(()) => {}
             // libvirt did not know it either.
             Err(history::Error::NoUuid { .. }) => {}
@@ -94,15 +94,15 @@ impl<'c> Remember<'c> {
     }
 }
 
-fn outcome(result: Result<&Point, &CliError>) -> Outcome {
+fn outcome(result: Result<&Point, &CliError>) -> RunOutcome {
     match result {
-        Ok(point) if point.damage.is_empty() && point.chain_damage.is_empty() => Outcome::Done,
-        Ok(_) => Outcome::Damage,
-        Err(error) if error.code == Code::Interrupted => Outcome::Interrupted,
+        Ok(point) if point.damage.is_empty() && point.chain_damage.is_empty() => RunOutcome::Done,
+        Ok(_) => RunOutcome::Damage,
+        Err(error) if error.code == Code::Interrupted => RunOutcome::Interrupted,
         Err(error) => match error.code.exit_code() {
-            ExitCode::Damage => Outcome::Damage,
-            ExitCode::Busy => Outcome::Busy,
-            _ => Outcome::Failed,
+            ExitCode::Damage => RunOutcome::Damage,
+            ExitCode::Busy => RunOutcome::Busy,
+            _ => RunOutcome::Failed,
         },
     }
 }

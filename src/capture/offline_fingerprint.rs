@@ -12,7 +12,7 @@
 //! | network storage, or what shows neither | nothing. The machine must not have been started: no QEMU process of it, no start in libvirt's log of it, and the same reason for being off |
 //!
 //! That the definition was changed counts too: the disks would be those of another machine. None of this needs libvirt, so the
-//! stages of a pipe that must not open it can look as well ([`Stillness::check`]); who has libvirt open asks it besides
+//! stages of a pipe that must not open it can look as well ([`OfflineFingerprint::check`]); who has libvirt open asks it besides
 //! ([`Machine::check_still`]). A start that failed is no start.
 
 use std::fs::{self, File, OpenOptions};
@@ -40,14 +40,14 @@ const MOST_LOG_BYTES: u64 = 4 << 20;
 
 /// What the world was like when a capture of a machine that is off was opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stillness {
+pub struct OfflineFingerprint {
     uuid: String,
     /// The files and devices that hold the disks.
-    storage: Vec<Witness>,
+    storage: Vec<StorageFingerprint>,
     /// Whether a disk can be written without any of these showing it.
-    has_blind_disk: bool,
+    has_unobservable_disk: bool,
     /// QEMU processes with the machine's UUID that were there although the machine is off: of another libvirt.
-    strangers: Vec<ServerProcess>,
+    foreign_processes: Vec<ServerProcess>,
     /// libvirt's log of the machine, and its stamp; none when there was no log.
     log: Option<(PathBuf, Option<Stamp>)>,
     /// Where libvirt keeps the definition, if that file was found to say what libvirt says.
@@ -58,7 +58,7 @@ pub struct Stillness {
 
 /// A file or device, and how it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Witness {
+struct StorageFingerprint {
     path: PathBuf,
     stamp: Stamp,
 }
@@ -78,29 +78,29 @@ struct Stamp {
 
 /// What can be seen at a glance, and what needs the file to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Depth {
+pub enum ComparisonDepth {
     /// Without reading: for a look every other moment.
     Glance,
     /// All of it.
     Full,
 }
 
-impl Stillness {
+impl OfflineFingerprint {
     /// Notes how things are, before the disks can be read. `state` has the machine's disks with their layers.
-    pub(super) fn note(machine: &Machine, state: &CaptureState) -> Stillness {
-        let mut still = Stillness {
+    pub(super) fn note(machine: &Machine, state: &CaptureState) -> OfflineFingerprint {
+        let mut still = OfflineFingerprint {
             uuid: state.uuid.clone(),
-            strangers: processes_of(&state.uuid),
+            foreign_processes: processes_of(&state.uuid),
             log: log_path(&state.connect, &state.machine)
-                .map(|path| (path.clone(), Stamp::of(&path, Depth::Full).ok())),
+                .map(|path| (path.clone(), Stamp::of(&path, ComparisonDepth::Full).ok())),
             off_reason: machine.off_reason().unwrap_or_default(),
-            ..Stillness::default()
+            ..OfflineFingerprint::default()
         };
         for disk in &state.disks {
             // Of what is on the network there is only the address.
             let layers = disk.image.iter().map(|layer| Path::new(&layer.path));
             let noted = layers.filter(|path| path.is_absolute()).filter(|path| still.add(path)).count();
-            still.has_blind_disk |= noted < disk.image.len();
+            still.has_unobservable_disk |= noted < disk.image.len();
         }
         still
     }
@@ -122,10 +122,10 @@ impl Stillness {
     }
 
     fn add(&mut self, path: &Path) -> bool {
-        match Stamp::of(path, Depth::Full) {
+        match Stamp::of(path, ComparisonDepth::Full) {
             Ok(stamp) => {
                 let shows_writes = stamp.shows_writes();
-                self.storage.push(Witness { path: path.to_owned(), stamp });
+                self.storage.push(StorageFingerprint { path: path.to_owned(), stamp });
                 shows_writes
             }
             Err(error) => {
@@ -136,7 +136,7 @@ impl Stillness {
     }
 
     /// Looks whether anything changed or was started since. `state` is the capture's.
-    pub fn check(&self, state: &CaptureState, depth: Depth) -> Result<()> {
+    pub fn check(&self, state: &CaptureState, depth: ComparisonDepth) -> Result<()> {
         let machine = || state.machine.clone();
         let changed = |what: String| Err(Error::ChangedMeanwhile { machine: machine(), what });
         for witness in &self.storage {
@@ -144,15 +144,15 @@ impl Stillness {
                 return changed(what);
             }
         }
-        if self.has_blind_disk {
-            if processes_of(&self.uuid).iter().any(|process| !self.strangers.contains(process)) {
+        if self.has_unobservable_disk {
+            if processes_of(&self.uuid).iter().any(|process| !self.foreign_processes.contains(process)) {
                 return Err(Error::StartedMeanwhile { machine: machine() });
             }
             if self.log.as_ref().is_some_and(|(path, before)| was_started(path, before.as_ref())) {
                 return changed("it was started and stopped".to_owned());
             }
         }
-        let definition = self.definition.as_ref().filter(|_| depth == Depth::Full);
+        let definition = self.definition.as_ref().filter(|_| depth == ComparisonDepth::Full);
         if let Some(path) = definition
             && let Ok(said) = Definition::parse(&state.definition_xml)
             // The file of a machine that was undefined or renamed is gone; its disks are as they were.
@@ -175,14 +175,14 @@ impl Machine {
         }
     }
 
-    fn compare_still(&self, state: &CaptureState, still: &Stillness) -> Result<()> {
+    fn compare_still(&self, state: &CaptureState, still: &OfflineFingerprint) -> Result<()> {
         let name = || state.machine.clone();
         if self.is_running()? {
             return Err(Error::StartedMeanwhile { machine: name() });
         }
         // A libvirt that was restarted does not know any reason.
         let reason = self.off_reason()?;
-        if still.has_blind_disk && reason != still.off_reason && reason != REASON_UNKNOWN {
+        if still.has_unobservable_disk && reason != still.off_reason && reason != REASON_UNKNOWN {
             return Err(Error::ChangedMeanwhile { machine: name(), what: "it was started and stopped".to_owned() });
         }
         let said = Definition::parse(&state.definition_xml)?;
@@ -222,9 +222,9 @@ fn parts_in(path: &Path) -> Option<Parts> {
     Some(Parts::of(&Definition::parse(&fs::read_to_string(path).ok()?).ok()?))
 }
 
-impl Witness {
+impl StorageFingerprint {
     /// What happened to it, if anything did.
-    fn change(&self, depth: Depth) -> Option<String> {
+    fn change(&self, depth: ComparisonDepth) -> Option<String> {
         let path = self.path.display();
         let now = match Stamp::of(&self.path, depth) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(format!("{path} is gone")),
@@ -244,7 +244,7 @@ impl Witness {
 }
 
 impl Stamp {
-    fn of(path: &Path, depth: Depth) -> io::Result<Stamp> {
+    fn of(path: &Path, depth: ComparisonDepth) -> io::Result<Stamp> {
         let found = fs::metadata(path)?;
         let kind = found.file_type();
         if !kind.is_file() && !kind.is_block_device() {
@@ -254,7 +254,7 @@ impl Stamp {
         let opened = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path).ok();
         if kind.is_block_device() {
             // What waits in memory is counted when it is written.
-            if let Some(device) = opened.as_ref().filter(|_| depth == Depth::Full) {
+            if let Some(device) = opened.as_ref().filter(|_| depth == ComparisonDepth::Full) {
                 device.sync_data()?;
             }
             return Ok(Stamp {
@@ -266,7 +266,7 @@ impl Stamp {
                 writes: writes_of(found.rdev()),
             });
         }
-        let header = opened.as_ref().filter(|_| depth == Depth::Full).and_then(|file| header_of(file).ok());
+        let header = opened.as_ref().filter(|_| depth == ComparisonDepth::Full).and_then(|file| header_of(file).ok());
         let found = opened.map_or(Ok(found), |file| file.metadata())?;
         Ok(Stamp {
             device: found.dev(),
@@ -340,7 +340,7 @@ fn processes_of(uuid: &str) -> Vec<ServerProcess> {
 /// Whether libvirt's log of a machine shows a start that did not fail. Where the log cannot be compared with what it was, it
 /// counts as one.
 fn was_started(log: &Path, before: Option<&Stamp>) -> bool {
-    let Ok(now) = Stamp::of(log, Depth::Glance) else {
+    let Ok(now) = Stamp::of(log, ComparisonDepth::Glance) else {
         // Never there, or rotated away.
         return before.is_some();
     };
@@ -405,7 +405,7 @@ mod tests {
     fn a_start_that_failed_is_no_start() {
         let mut log = tempfile::NamedTempFile::new().unwrap();
         writeln!(log, "2026-11-20 02:00:00.000+0000: starting up libvirt version: 11.3.0").unwrap();
-        let before = Stamp::of(log.path(), Depth::Full).unwrap();
+        let before = Stamp::of(log.path(), ComparisonDepth::Full).unwrap();
         let started = |log: &tempfile::NamedTempFile| was_started(log.path(), Some(&before));
         assert!(!started(&log));
         writeln!(
@@ -432,30 +432,31 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image");
         fs::write(&path, vec![1; 200 << 10]).unwrap();
-        let witness = Witness { path: path.clone(), stamp: Stamp::of(&path, Depth::Full).unwrap() };
+        let witness =
+            StorageFingerprint { path: path.clone(), stamp: Stamp::of(&path, ComparisonDepth::Full).unwrap() };
         let file = File::options().write(true).open(&path).unwrap();
         let as_before = |file: &File| {
             let time = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(witness.stamp.modified_ns as u64);
             file.set_modified(time).unwrap();
         };
-        assert_eq!(witness.change(Depth::Full), None);
+        assert_eq!(witness.change(ComparisonDepth::Full), None);
         file.write_all_at(&[2], 150 << 10).unwrap();
-        assert!(witness.change(Depth::Glance).unwrap().ends_with("was written"));
+        assert!(witness.change(ComparisonDepth::Glance).unwrap().ends_with("was written"));
         // A header that changed although the time of the last write says nothing.
         as_before(&file);
-        assert_eq!(witness.change(Depth::Full), None);
+        assert_eq!(witness.change(ComparisonDepth::Full), None);
         file.write_all_at(&[2], 72).unwrap();
         as_before(&file);
-        assert_eq!(witness.change(Depth::Glance), None);
-        assert!(witness.change(Depth::Full).unwrap().ends_with("was written"));
+        assert_eq!(witness.change(ComparisonDepth::Glance), None);
+        assert!(witness.change(ComparisonDepth::Full).unwrap().ends_with("was written"));
         file.write_all_at(&[1], 72).unwrap();
         file.set_len(100 << 10).unwrap();
         as_before(&file);
-        assert!(witness.change(Depth::Glance).unwrap().ends_with("was written"));
+        assert!(witness.change(ComparisonDepth::Glance).unwrap().ends_with("was written"));
         fs::copy(&path, folder.path().join("other")).unwrap();
         fs::rename(folder.path().join("other"), &path).unwrap();
-        assert!(witness.change(Depth::Glance).unwrap().ends_with("is another file"));
+        assert!(witness.change(ComparisonDepth::Glance).unwrap().ends_with("is another file"));
         fs::remove_file(&path).unwrap();
-        assert!(witness.change(Depth::Glance).unwrap().ends_with("is gone"));
+        assert!(witness.change(ComparisonDepth::Glance).unwrap().ends_with("is gone"));
     }
 }

@@ -4,7 +4,7 @@
 //! add up. `Match all` is read as `Host *`; other `Match` blocks are left out, with a warning, for they may run commands.
 //! What would lead the connection elsewhere (`ProxyJump`, `ProxyCommand`) is refused rather than overlooked.
 
-use super::{Access, Error, Patience, Result, Target};
+use super::{Error, Result, SftpAddress, SshContext, SshTimeouts};
 use ssh2_config::{HostParams, ParseRule, SshConfig};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ const DEFAULT_IDENTITIES: [&str; 3] = ["id_rsa", "id_ecdsa", "id_ed25519"];
 
 /// How to reach one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
+pub struct SshTarget {
     /// The name or address to connect to.
     pub host: String,
     /// The port.
@@ -41,7 +41,7 @@ pub struct Route {
     /// Whether the name of a server is hashed where its key is noted.
     pub hash_known_hosts: bool,
     /// How long to wait for what.
-    pub patience: Patience,
+    pub patience: SshTimeouts,
 }
 
 /// Which addresses of a name to use.
@@ -55,12 +55,12 @@ pub enum Family {
     V6,
 }
 
-impl Route {
+impl SshTarget {
     /// Reads the configuration files.
-    pub fn find(target: &Target, access: &Access) -> Result<Route> {
+    pub fn find(target: &SftpAddress, access: &SshContext) -> Result<SshTarget> {
         let user_file = access.home.as_ref().map(|home| home.join(".ssh/config"));
         let system_file = access.system_folder.join("ssh_config");
-        let mut options = Options::default();
+        let mut options = HostOptions::default();
         for file in user_file.iter().chain([&system_file]) {
             if let Some(params) = read_config(file, &target.host, access)? {
                 options.add(file, params);
@@ -70,8 +70,8 @@ impl Route {
     }
 
     /// The same way, but with this key and nothing else.
-    pub fn only_with(&self, key: &Path) -> Route {
-        Route {
+    pub fn only_with(&self, key: &Path) -> SshTarget {
+        SshTarget {
             identities: vec![key.to_owned()],
             identities_only: true,
             agent_socket: None,
@@ -96,7 +96,7 @@ impl Route {
 
 /// What the files say about one host; the first value of each counts.
 #[derive(Debug, Default)]
-struct Options {
+struct HostOptions {
     host_name: Option<String>,
     port: Option<u16>,
     user: Option<String>,
@@ -109,7 +109,7 @@ struct Options {
     others: HashMap<String, (PathBuf, Vec<String>)>,
 }
 
-impl Options {
+impl HostOptions {
     fn add(&mut self, file: &Path, params: HostParams) {
         self.host_name = self.host_name.take().or(params.host_name);
         self.port = self.port.or(params.port);
@@ -130,7 +130,7 @@ impl Options {
         self.others.get(name)?.1.first().map(|word| word.to_lowercase())
     }
 
-    fn route(self, target: &Target, access: &Access) -> Result<Route> {
+    fn route(self, target: &SftpAddress, access: &SshContext) -> Result<SshTarget> {
         self.refuse_detours()?;
         let user = target.user.clone().or_else(|| self.user.clone()).unwrap_or_else(|| access.user.clone());
         let port = target.port.or(self.port).unwrap_or(22);
@@ -206,7 +206,7 @@ impl Options {
             Some("inet6") => Family::V6,
             _ => Family::Any,
         };
-        Ok(Route {
+        Ok(SshTarget {
             host,
             port,
             user,
@@ -225,7 +225,7 @@ impl Options {
 
     /// A server is given up when so many keep-alives in a row came to nothing; 0 turns that off for ssh, but not here, where
     /// nobody may watch.
-    fn patience(&self, usual: Patience) -> Patience {
+    fn patience(&self, usual: SshTimeouts) -> SshTimeouts {
         let mut patience = usual;
         let set = |time: Option<Duration>| time.filter(|time| !time.is_zero());
         if let Some(connect) = set(self.connect_timeout) {
@@ -259,7 +259,7 @@ impl Options {
 }
 
 /// The options of a file for one host; none if there is no such file.
-fn read_config(file: &Path, host: &str, access: &Access) -> Result<Option<HostParams>> {
+fn read_config(file: &Path, host: &str, access: &SshContext) -> Result<Option<HostParams>> {
     let bad = |reason: String| Error::SshConfig { path: file.to_owned(), reason };
     let text = match std::fs::read_to_string(file) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -360,16 +360,16 @@ impl Tokens {
 mod tests {
     use super::*;
 
-    fn route(url: &str, user_config: &str, system_config: &str) -> Result<Route> {
+    fn route(url: &str, user_config: &str, system_config: &str) -> Result<SshTarget> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(folder.path().join("home/.ssh")).unwrap();
         std::fs::create_dir_all(folder.path().join("etc")).unwrap();
         std::fs::write(folder.path().join("home/.ssh/config"), user_config).unwrap();
         std::fs::write(folder.path().join("etc/ssh_config"), system_config).unwrap();
-        let mut access = Access::new("me");
+        let mut access = SshContext::new("me");
         access.home = Some(folder.path().join("home"));
         access.system_folder = folder.path().join("etc");
-        Route::find(&Target::parse(url).unwrap(), &access)
+        SshTarget::find(&SftpAddress::parse(url).unwrap(), &access)
     }
 
     fn names(paths: &[PathBuf]) -> Vec<String> {

@@ -12,7 +12,7 @@ use serde_json::json;
 
 /// Where points would go.
 #[derive(Debug)]
-pub struct Destination {
+pub struct DryRunTarget {
     /// The repository's address.
     pub repo: String,
     /// That of the second one, which they would be copied to.
@@ -20,11 +20,11 @@ pub struct Destination {
 }
 
 /// Says for each machine what would be captured, and where it would be stored, if anywhere.
-pub fn rehearse(
+pub fn show_dry_run(
     context: &Context,
     selected: Vec<Selection>,
     capture: &CaptureArgs,
-    to: Option<&Destination>,
+    to: Option<&DryRunTarget>,
     session: &mut Session,
 ) {
     for selection in selected {
@@ -43,7 +43,7 @@ fn planned(
     selection: &Selection,
     capture: &CaptureArgs,
     command: &str,
-    to: Option<&Destination>,
+    to: Option<&DryRunTarget>,
 ) -> Result<Action, CliError> {
     let hypervisor = context.hypervisor(selection.connect.as_deref())?;
     let machine = hypervisor.machine(&selection.machine)?;

@@ -2,7 +2,7 @@
 //!
 //! A pack is stored long before an index names it (see [`super::Writer`]), and a run may end in between: killed, given up
 //! when the network stayed dead, told to stop. So that nothing of that is sent twice, a writer notes each pack of its
-//! own in the [`HostFolder`], *after* it was stored, and the next run that writes there names what is noted before it
+//! own in the [`RepoCacheDir`], *after* it was stored, and the next run that writes there names what is noted before it
 //! looks for what the repository has. The packs need not be looked for: to list them all would take a server longer than
 //! most backups.
 //!
@@ -39,7 +39,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::crypto::OVERHEAD;
 use super::index::PendingIndex;
 use super::pack::{self, PackEntry};
-use super::{BlobKind, Error, Flaw, HostFolder, Id, Index, RepoLock, Repository, Result};
+use super::{BlobKind, Error, Flaw, Id, Index, RepoCacheDir, RepoLock, Repository, Result};
 use crate::storage::{self, FileKind};
 
 /// The folder of the notes.
@@ -54,7 +54,7 @@ pub(super) struct Notes {
 }
 
 impl Notes {
-    pub(super) fn begin(host_folder: &HostFolder) -> io::Result<Notes> {
+    pub(super) fn begin(host_folder: &RepoCacheDir) -> io::Result<Notes> {
         let path = host_folder.make_folder(FOLDER)?.join(format!("{:016x}", rand::random::<u64>()));
         loop {
             let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path)?;
@@ -78,16 +78,16 @@ impl Notes {
 }
 
 /// The notes of a writer that has ended.
-struct Left {
+struct Orphans {
     path: PathBuf,
     packs: Vec<Id>,
     /// Locked, so that nobody else is at it.
     _file: File,
 }
 
-impl Left {
+impl Orphans {
     /// None where a writer lives, or the notes have just been removed.
-    fn open(path: &Path) -> io::Result<Option<Left>> {
+    fn open(path: &Path) -> io::Result<Option<Orphans>> {
         let mut file = match File::open(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             other => other?,
@@ -100,18 +100,18 @@ impl Left {
         file.read_to_end(&mut text)?;
         // The last line may have been cut off.
         let packs = text.split(|byte| *byte == b'\n').filter_map(Id::from_hex).collect();
-        Ok(Some(Left { path: path.to_owned(), packs, _file: file }))
+        Ok(Some(Orphans { path: path.to_owned(), packs, _file: file }))
     }
 }
 
 /// What ended runs have left, about to be named. While this lives, other threads that ask for it wait.
-pub struct Adoption<'a> {
+pub struct PackRecovery<'a> {
     repo: &'a Repository,
-    left: Vec<Left>,
+    left: Vec<Orphans>,
     _alone: MutexGuard<'a, ()>,
 }
 
-impl std::fmt::Debug for Adoption<'_> {
+impl std::fmt::Debug for PackRecovery<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Adoption").field("runs", &self.left.len()).finish_non_exhaustive()
     }
@@ -120,23 +120,23 @@ impl std::fmt::Debug for Adoption<'_> {
 impl Repository {
     /// Looks for what runs of this host have stored and not named; none if there is nothing, as after most runs. Ask before
     /// the index is loaded, so that what another thread has just named is in it.
-    pub fn begin_adoption(&self) -> Option<Adoption<'_>> {
+    pub fn begin_recovery(&self) -> Option<PackRecovery<'_>> {
         let host_folder = self.host_folder()?;
         let alone = host_folder.adopting.lock().unwrap_or_else(PoisonError::into_inner);
         let mut left = Vec::new();
         for entry in fs::read_dir(host_folder.path().join(FOLDER)).into_iter().flatten().flatten() {
-            match Left::open(&entry.path()) {
+            match Orphans::open(&entry.path()) {
                 Ok(found) => left.extend(found),
                 Err(error) => {
                     tracing::warn!(path = %entry.path().display(), %error, "cannot read what a run has noted")
                 }
             }
         }
-        (!left.is_empty()).then_some(Adoption { repo: self, left, _alone: alone })
+        (!left.is_empty()).then_some(PackRecovery { repo: self, left, _alone: alone })
     }
 }
 
-impl Adoption<'_> {
+impl PackRecovery<'_> {
     /// Names in a new index file the packs that `index` does not, and returns how many they are: if any, the index is to be
     /// loaded again. The lock must be held since before `index` was loaded. `stop` ends it with nothing done.
     pub fn finish(self, index: &Index, lock: &RepoLock, stop: &AtomicBool) -> Result<usize> {

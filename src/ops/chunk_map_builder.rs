@@ -1,14 +1,14 @@
 //! Puts the pieces of a disk that the workers finish in any order into one chunk map.
 
-use super::chunk_map::{Chunk, Cursor, Geometry};
+use super::chunk_map::{ChunkCursor, Geometry, MappedChunk};
 use super::store_disk::{Base, StoredDisk};
 use std::collections::BTreeMap;
 
 /// What a run of chunks turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum What {
+pub(super) enum RunKind {
     /// All of them this.
-    Chunk(Chunk),
+    Chunk(MappedChunk),
     /// As in the parent, says the bitmap.
     Clean {
         /// They read as zeros now.
@@ -21,7 +21,7 @@ pub(super) enum What {
 pub(super) struct Piece {
     pub first: u64,
     pub count: u64,
-    pub what: What,
+    pub what: RunKind,
     pub read_bytes: u64,
     pub new_bytes: u64,
     pub stored_bytes: u64,
@@ -29,7 +29,7 @@ pub(super) struct Piece {
 
 impl Piece {
     /// A run that cost nothing so far.
-    pub fn new(first: u64, count: u64, what: What) -> Piece {
+    pub fn new(first: u64, count: u64, what: RunKind) -> Piece {
         Piece { first, count, what, read_bytes: 0, new_bytes: 0, stored_bytes: 0 }
     }
 }
@@ -52,21 +52,21 @@ pub(super) enum Assembled {
 
 /// The map in the making.
 #[derive(Debug)]
-pub(super) struct Assembler<'a> {
+pub(super) struct ChunkMapBuilder<'a> {
     geometry: Geometry,
     stored: StoredDisk,
     next: u64,
     early: BTreeMap<u64, Piece>,
-    parent: Option<Cursor<'a>>,
+    parent: Option<ChunkCursor<'a>>,
     clean: Vec<(u64, u64)>,
     vanished: Option<u64>,
     orphan: Option<u64>,
 }
 
-impl<'a> Assembler<'a> {
+impl<'a> ChunkMapBuilder<'a> {
     /// An empty map; clean pieces are taken from `base`.
-    pub fn new(geometry: Geometry, base: Option<Base<'a>>) -> Assembler<'a> {
-        Assembler {
+    pub fn new(geometry: Geometry, base: Option<Base<'a>>) -> ChunkMapBuilder<'a> {
+        ChunkMapBuilder {
             geometry,
             stored: StoredDisk { is_unchanged: base.is_some(), ..StoredDisk::default() },
             next: 0,
@@ -92,11 +92,11 @@ impl<'a> Assembler<'a> {
 
     fn append(&mut self, piece: &Piece) {
         let zero = match piece.what {
-            What::Chunk(chunk) => {
+            RunKind::Chunk(chunk) => {
                 self.stored.is_unchanged = false;
                 return self.stored.map.push(chunk, piece.count);
             }
-            What::Clean { zero } => zero,
+            RunKind::Clean { zero } => zero,
         };
         let taken = self.parent.as_mut().and_then(|parent| parent.take(piece.first, piece.count));
         let Some(taken) = taken else {
@@ -105,7 +105,7 @@ impl<'a> Assembler<'a> {
         };
         let mut index = piece.first;
         for (chunk, count) in taken {
-            if zero && chunk != Chunk::Zero {
+            if zero && chunk != MappedChunk::Zero {
                 self.vanished.get_or_insert(index);
             }
             self.stored.map.push(chunk, count);
@@ -140,11 +140,11 @@ mod tests {
     use super::*;
     use crate::repo::Id;
 
-    fn blob(n: u8) -> Chunk {
-        Chunk::Blob(Id::hash(&[n]))
+    fn blob(n: u8) -> MappedChunk {
+        MappedChunk::Blob(Id::hash(&[n]))
     }
 
-    fn map(runs: &[(Chunk, u64)]) -> ChunkMap {
+    fn map(runs: &[(MappedChunk, u64)]) -> ChunkMap {
         let mut map = ChunkMap::default();
         runs.iter().for_each(|(chunk, count)| map.push(*chunk, *count));
         map
@@ -161,14 +161,15 @@ mod tests {
 
     #[test]
     fn pieces_in_any_order_give_one_map() {
-        let parent = map(&[(Chunk::Zero, 3), (blob(1), 1), (blob(2), 4)]);
-        let mut assembler = Assembler::new(geometry(8), base(&parent));
-        assembler.add(Piece::new(6, 2, What::Clean { zero: false }));
-        assembler.add(Piece::new(5, 1, What::Chunk(blob(9))));
-        assembler.add(Piece::new(2, 3, What::Clean { zero: false }));
-        assembler.add(Piece::new(0, 2, What::Chunk(blob(8))));
+        let parent = map(&[(MappedChunk::Zero, 3), (blob(1), 1), (blob(2), 4)]);
+        let mut assembler = ChunkMapBuilder::new(geometry(8), base(&parent));
+        assembler.add(Piece::new(6, 2, RunKind::Clean { zero: false }));
+        assembler.add(Piece::new(5, 1, RunKind::Chunk(blob(9))));
+        assembler.add(Piece::new(2, 3, RunKind::Clean { zero: false }));
+        assembler.add(Piece::new(0, 2, RunKind::Chunk(blob(8))));
         let Assembled::Whole { stored, clean } = assembler.finish() else { panic!("it is whole") };
-        let wanted = map(&[(blob(8), 2), (Chunk::Zero, 1), (blob(1), 1), (blob(2), 1), (blob(9), 1), (blob(2), 2)]);
+        let wanted =
+            map(&[(blob(8), 2), (MappedChunk::Zero, 1), (blob(1), 1), (blob(2), 1), (blob(9), 1), (blob(2), 2)]);
         assert_eq!(stored.map, wanted);
         assert_eq!(clean, [(2, 3), (6, 2)]);
         assert!(!stored.is_unchanged);
@@ -176,31 +177,31 @@ mod tests {
 
     #[test]
     fn a_gap_or_a_short_parent_is_no_map() {
-        let mut assembler = Assembler::new(geometry(4), None);
-        assembler.add(Piece::new(0, 1, What::Chunk(Chunk::Zero)));
-        assembler.add(Piece::new(2, 2, What::Chunk(Chunk::Zero)));
+        let mut assembler = ChunkMapBuilder::new(geometry(4), None);
+        assembler.add(Piece::new(0, 1, RunKind::Chunk(MappedChunk::Zero)));
+        assembler.add(Piece::new(2, 2, RunKind::Chunk(MappedChunk::Zero)));
         assert!(matches!(assembler.finish(), Assembled::Incomplete(_)));
-        let parent = map(&[(Chunk::Zero, 3)]);
-        let mut assembler = Assembler::new(geometry(4), base(&parent));
-        assembler.add(Piece::new(0, 4, What::Clean { zero: true }));
+        let parent = map(&[(MappedChunk::Zero, 3)]);
+        let mut assembler = ChunkMapBuilder::new(geometry(4), base(&parent));
+        assembler.add(Piece::new(0, 4, RunKind::Clean { zero: true }));
         assert!(matches!(assembler.finish(), Assembled::Incomplete(_)));
     }
 
     #[test]
     fn clean_data_that_became_zero_is_noticed() {
-        let parent = map(&[(Chunk::Zero, 2), (blob(1), 2)]);
-        let mut assembler = Assembler::new(geometry(4), base(&parent));
-        assembler.add(Piece::new(0, 3, What::Clean { zero: true }));
-        assembler.add(Piece::new(3, 1, What::Clean { zero: false }));
+        let parent = map(&[(MappedChunk::Zero, 2), (blob(1), 2)]);
+        let mut assembler = ChunkMapBuilder::new(geometry(4), base(&parent));
+        assembler.add(Piece::new(0, 3, RunKind::Clean { zero: true }));
+        assembler.add(Piece::new(3, 1, RunKind::Clean { zero: false }));
         assert!(matches!(assembler.finish(), Assembled::Vanished(2)));
     }
 
     #[test]
     fn nothing_dirty_is_unchanged() {
-        let parent = map(&[(Chunk::Zero, 2), (blob(1), 2)]);
-        let mut assembler = Assembler::new(geometry(4), base(&parent));
-        assembler.add(Piece::new(0, 2, What::Clean { zero: true }));
-        assembler.add(Piece::new(2, 2, What::Clean { zero: false }));
+        let parent = map(&[(MappedChunk::Zero, 2), (blob(1), 2)]);
+        let mut assembler = ChunkMapBuilder::new(geometry(4), base(&parent));
+        assembler.add(Piece::new(0, 2, RunKind::Clean { zero: true }));
+        assembler.add(Piece::new(2, 2, RunKind::Clean { zero: false }));
         let Assembled::Whole { stored, .. } = assembler.finish() else { panic!("it is whole") };
         assert!(stored.is_unchanged && stored.map == parent);
     }

@@ -1,11 +1,11 @@
 //! Keeps an eye on a machine that is off while its capture is read.
 //!
 //! Where no lock keeps it from starting, it may be started, and then what is read is of no one moment
-//! ([`crate::capture::stillness`]). The last look, after the last byte, decides; the looks before it only spare reading
+//! ([`crate::capture::offline_fingerprint`]). The last look, after the last byte, decides; the looks before it only spare reading
 //! hours of what cannot be stored.
 
 use super::{Result, Stop};
-use crate::capture::stillness::{Depth, Stillness};
+use crate::capture::offline_fingerprint::{ComparisonDepth, OfflineFingerprint};
 use crate::capture::{self, CaptureState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,7 +15,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs `work`, which reads all that it wants of the capture, with a flag that is raised when `stop` is, or when the machine
 /// did not stay as it was: then that is the error, however the work ended.
-pub fn while_still<T>(capture: &CaptureState, stop: &Stop, work: impl FnOnce(&Stop) -> Result<T>) -> Result<T> {
+pub fn while_unchanged<T>(capture: &CaptureState, stop: &Stop, work: impl FnOnce(&Stop) -> Result<T>) -> Result<T> {
     let Some(still) = &capture.stillness else {
         return work(stop);
     };
@@ -30,12 +30,12 @@ pub fn while_still<T>(capture: &CaptureState, stop: &Stop, work: impl FnOnce(&St
     stop.check()?;
     seen?;
     // An error may have come of the change.
-    still.check(capture, Depth::Full)?;
+    still.check(capture, ComparisonDepth::Full)?;
     result
 }
 
 fn watch(
-    still: &Stillness,
+    still: &OfflineFingerprint,
     capture: &CaptureState,
     stop: &Stop,
     inner: &Stop,
@@ -51,7 +51,7 @@ fn watch(
         }
         if since_look >= INTERVAL {
             since_look = Duration::ZERO;
-            if let Err(error) = still.check(capture, Depth::Glance) {
+            if let Err(error) = still.check(capture, ComparisonDepth::Glance) {
                 inner.raise();
                 return Err(error);
             }

@@ -43,7 +43,7 @@ pub fn disks(hypervisor: &Hypervisor, machine: &Machine) -> Result<Vec<record::D
     Ok(definition.disks.iter().map(|disk| one_disk(hypervisor, machine, &state, disk)).collect())
 }
 
-fn one_disk(hypervisor: &Hypervisor, machine: &Machine, state: &str, disk: &capture::Disk) -> record::Disk {
+fn one_disk(hypervisor: &Hypervisor, machine: &Machine, state: &str, disk: &capture::DefinedDisk) -> record::Disk {
     // An image that is missing or a driver that cannot tell leaves the sizes open; it does not hide the disk.
     let info = machine.disk_info(&disk.target).ok();
     let exclusion = disk.exclusion();
@@ -89,7 +89,7 @@ pub fn captured(state: &CaptureState) -> Result<Vec<record::Disk>> {
             uuid: state.uuid.clone(),
             state: match state.kind {
                 capture::CaptureKind::Job => "running".into(),
-                capture::CaptureKind::Offline => capture::machine::State::Off.as_str().to_owned(),
+                capture::CaptureKind::Offline => capture::machine::MachineState::Off.as_str().to_owned(),
             },
             disk: disk.target.clone(),
             source: described.map_or(record::Source::Unknown, |disk| source(&disk.source)),
@@ -127,24 +127,24 @@ pub fn read_mode(mode: ReadMode) -> &'static str {
 }
 
 /// A source as the records show it.
-pub fn source(source: &capture::Source) -> record::Source {
+pub fn source(source: &capture::DiskSource) -> record::Source {
     let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
     match source {
-        capture::Source::File { path } => record::Source::File { path: text(path) },
-        capture::Source::Block { path } => record::Source::Block { path: text(path) },
-        capture::Source::Dir { path } => record::Source::Dir { path: text(path) },
-        capture::Source::Network { protocol, name, hosts, .. } => record::Source::Network {
+        capture::DiskSource::File { path } => record::Source::File { path: text(path) },
+        capture::DiskSource::Block { path } => record::Source::Block { path: text(path) },
+        capture::DiskSource::Dir { path } => record::Source::Dir { path: text(path) },
+        capture::DiskSource::Network { protocol, name, hosts, .. } => record::Source::Network {
             protocol: protocol.clone(),
             name: name.clone().unwrap_or_default(),
             hosts: hosts.iter().map(host).collect(),
         },
-        capture::Source::Volume { pool, volume } => {
+        capture::DiskSource::Volume { pool, volume } => {
             record::Source::Volume { pool: pool.clone(), volume: volume.clone() }
         }
-        capture::Source::Nvme { address } => record::Source::Nvme { address: address.clone() },
-        capture::Source::Vhost { path } => record::Source::VhostUser { path: text(path) },
-        capture::Source::Empty => record::Source::None {},
-        capture::Source::Other { .. } => record::Source::Unknown,
+        capture::DiskSource::Nvme { address } => record::Source::Nvme { address: address.clone() },
+        capture::DiskSource::Vhost { path } => record::Source::VhostUser { path: text(path) },
+        capture::DiskSource::Empty => record::Source::None {},
+        capture::DiskSource::Other { .. } => record::Source::Unknown,
     }
 }
 

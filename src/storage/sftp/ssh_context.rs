@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 /// How to reach servers.
 #[derive(Debug, Clone)]
-pub struct Access {
+pub struct SshContext {
     /// The folder that `.ssh` is in.
     pub home: Option<PathBuf>,
     /// Who logs in where neither the address nor `ssh_config` says it.
@@ -25,15 +25,15 @@ pub struct Access {
     /// Raised when the program shall end: then nothing is waited for much longer.
     pub stop: Arc<AtomicBool>,
     /// How long to wait for what.
-    pub patience: Patience,
+    pub patience: SshTimeouts,
     /// At most so many connections to one server.
     pub connections: usize,
 }
 
-impl Access {
+impl SshContext {
     /// With the usual paths and times, knowing nobody and no secret.
-    pub fn new(user: impl Into<String>) -> Access {
-        Access {
+    pub fn new(user: impl Into<String>) -> SshContext {
+        SshContext {
             home: None,
             user: user.into(),
             system_folder: PathBuf::from("/etc/ssh"),
@@ -41,7 +41,7 @@ impl Access {
             own_key: None,
             credentials: Arc::new(Nobody),
             stop: Arc::default(),
-            patience: Patience::default(),
+            patience: SshTimeouts::default(),
             connections: super::CONNECTIONS,
         }
     }
@@ -49,7 +49,7 @@ impl Access {
 
 /// How long to wait. `ConnectTimeout`, `ServerAliveInterval` and `ServerAliveCountMax` of `ssh_config` win over the first three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
+pub struct SshTimeouts {
     /// For a connection to come about, and for each step of the login.
     pub connect: Duration,
     /// For a sign of life while something is asked for. The server's SSH answers keep-alives while its disk is busy, so
@@ -61,9 +61,9 @@ pub struct Patience {
     pub ending: Duration,
 }
 
-impl Default for Patience {
+impl Default for SshTimeouts {
     fn default() -> Self {
-        Patience {
+        SshTimeouts {
             connect: Duration::from_secs(20),
             silence: Duration::from_secs(60),
             keep_alive: Duration::from_secs(15),

@@ -4,7 +4,7 @@
 //! the manifests that are read are those of the newest point of each name on each host, and older ones only where another
 //! machine had the name later. No lock is taken: nothing is handed out, and a prune beside it may go on.
 
-use super::discover::host_name;
+use super::inventory::host_name;
 use super::lineage::Origin;
 use super::points::{self, PointRef};
 use super::{Error, Monitor, Result};
@@ -31,7 +31,7 @@ pub struct Newest {
 
 /// The points of a repository by the names of their machines.
 #[derive(Debug)]
-pub struct Stored<'r> {
+pub struct LatestPoints<'r> {
     repo: &'r Repository,
     index: Index,
     /// The points of each name on each host, oldest first.
@@ -44,9 +44,9 @@ pub struct Stored<'r> {
     pub unreadable: Vec<(String, String)>,
 }
 
-impl<'r> Stored<'r> {
+impl<'r> LatestPoints<'r> {
     /// Looks at the snapshots.
-    pub fn look(repo: &'r Repository, monitor: &dyn Monitor) -> Result<Stored<'r>> {
+    pub fn look(repo: &'r Repository, monitor: &dyn Monitor) -> Result<LatestPoints<'r>> {
         let index = points::load_index_for_reading(repo, monitor)?;
         let (all, damaged) = points::list(repo)?;
         let mut by_name: BTreeMap<_, Vec<PointRef>> = BTreeMap::new();
@@ -54,7 +54,7 @@ impl<'r> Stored<'r> {
             let name = (point.machine().to_owned(), point.snapshot.hostname.clone());
             by_name.entry(name).or_default().push(point);
         }
-        Ok(Stored { repo, index, by_name, origins: HashMap::new(), damaged, unreadable: Vec::new() })
+        Ok(LatestPoints { repo, index, by_name, origins: HashMap::new(), damaged, unreadable: Vec::new() })
     }
 
     /// Whether there is such a point, or was before it was pinned or copied.

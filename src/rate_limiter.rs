@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use governor::{DefaultDirectRateLimiter, Quota};
 
 /// Nobody waits longer than this without a look at the stop flag.
 const TICK: Duration = Duration::from_millis(100);
@@ -18,7 +18,7 @@ const LARGEST_PIECE_BYTES: u32 = 64 << 10;
 const BURST: u32 = 8;
 
 /// A limit that all its users share.
-pub struct Pace {
+pub struct RateLimiter {
     limiter: DefaultDirectRateLimiter,
     clock: DefaultClock,
     bytes_per_second: NonZeroU32,
@@ -26,19 +26,19 @@ pub struct Pace {
     stop: Arc<AtomicBool>,
 }
 
-impl Pace {
+impl RateLimiter {
     /// At most this many bytes a second. Raising `stop` ends all waiting.
-    pub fn new(bytes_per_second: NonZeroU32, stop: Arc<AtomicBool>) -> Pace {
+    pub fn new(bytes_per_second: NonZeroU32, stop: Arc<AtomicBool>) -> RateLimiter {
         let burst = NonZeroU32::new(bytes_per_second.get() / BURST).unwrap_or(NonZeroU32::MIN);
         let clock = DefaultClock::default();
         let quota = Quota::per_second(bytes_per_second).allow_burst(burst);
-        let limiter = RateLimiter::direct_with_clock(quota, clock.clone());
+        let limiter = governor::RateLimiter::direct_with_clock(quota, clock.clone());
         let piece = NonZeroU32::new(burst.get().min(LARGEST_PIECE_BYTES)).unwrap_or(NonZeroU32::MIN);
-        Pace { limiter, clock, bytes_per_second, piece, stop }
+        RateLimiter { limiter, clock, bytes_per_second, piece, stop }
     }
 
     /// Waits until so many bytes more may pass. Returns at once when it is time to stop: whoever calls looks for himself.
-    pub fn take(&self, bytes: usize) {
+    pub fn acquire(&self, bytes: usize) {
         let mut left = bytes as u64;
         while let Some(piece) = NonZeroU32::new(left.min(u64::from(self.piece.get())) as u32) {
             if self.stop.load(Ordering::Relaxed) {
@@ -53,7 +53,7 @@ impl Pace {
     }
 }
 
-impl fmt::Debug for Pace {
+impl fmt::Debug for RateLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Pace({} bytes a second)", self.bytes_per_second)
     }
@@ -64,9 +64,9 @@ mod tests {
     use super::*;
     use std::time::Instant;
 
-    fn pace(bytes_per_second: u32) -> (Pace, Arc<AtomicBool>) {
+    fn pace(bytes_per_second: u32) -> (RateLimiter, Arc<AtomicBool>) {
         let stop = Arc::<AtomicBool>::default();
-        (Pace::new(NonZeroU32::new(bytes_per_second).unwrap(), Arc::clone(&stop)), stop)
+        (RateLimiter::new(NonZeroU32::new(bytes_per_second).unwrap(), Arc::clone(&stop)), stop)
     }
 
     #[test]
@@ -75,7 +75,7 @@ mod tests {
         let began = Instant::now();
         thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| (0..5).for_each(|_| pace.take(256 << 10)));
+                scope.spawn(|| (0..5).for_each(|_| pace.acquire(256 << 10)));
             }
         });
         // 5 MiB at 10 MiB a second, less the first burst. There is no upper bound on a busy host.
@@ -85,10 +85,10 @@ mod tests {
     #[test]
     fn even_one_byte_a_second_passes_and_stopping_ends_the_wait() {
         let (pace, stop) = pace(1);
-        pace.take(1);
+        pace.acquire(1);
         let began = Instant::now();
         thread::scope(|scope| {
-            scope.spawn(|| pace.take(1 << 40));
+            scope.spawn(|| pace.acquire(1 << 40));
             thread::sleep(Duration::from_millis(50));
             stop.store(true, Ordering::Relaxed);
         });

@@ -5,15 +5,15 @@
 //! damage that is older than that was found. A new chunk that falls into a sector that is past waits for the next round, at
 //! most as long as any other. How wide the sectors are may change from run to run.
 //!
-//! Where the next one begins, [`Round`] remembers on this host, apart for each selection of points that is proven: other
+//! Where the next one begins, [`SampleCursor`] remembers on this host, apart for each selection of points that is proven: other
 //! selections would tear holes into each other's rounds.
 
 use super::Monitor;
 use crate::record::Time;
-use crate::repo::{HostFolder, Id, Repository};
+use crate::repo::{Id, RepoCacheDir, Repository};
 use serde::{Deserialize, Serialize};
 
-/// The file in a repository's [`HostFolder`].
+/// The file in a repository's [`RepoCacheDir`].
 const FILE: &str = "rounds.json";
 
 /// The selections that are remembered; of more, the ones that were proven last.
@@ -57,7 +57,7 @@ fn place(id: &Id) -> u64 {
 
 /// One run of a round over a selection of points.
 #[derive(Debug)]
-pub struct Round<'a> {
+pub struct SampleCursor<'a> {
     repo: &'a Repository,
     selection: String,
     sector: Sector,
@@ -73,14 +73,14 @@ struct Remembered {
     at: Time,
 }
 
-impl<'a> Round<'a> {
+impl<'a> SampleCursor<'a> {
     /// Goes on where the last run over these points ended; at random if nothing is known of one.
-    pub fn go_on(repo: &'a Repository, selection: &str, share: f64) -> Round<'a> {
+    pub fn go_on(repo: &'a Repository, selection: &str, share: f64) -> SampleCursor<'a> {
         let known = repo.host_folder().map(remembered).unwrap_or_default();
         let known = known.into_iter().find(|known| known.selection == selection);
         let next = known.and_then(|known| u64::from_str_radix(&known.next, 16).ok());
         let start = next.unwrap_or_else(rand::random);
-        Round { repo, selection: selection.to_owned(), sector: Sector::new(start, share) }
+        SampleCursor { repo, selection: selection.to_owned(), sector: Sector::new(start, share) }
     }
 
     /// What is to be proven now.
@@ -107,7 +107,7 @@ impl<'a> Round<'a> {
 }
 
 /// What is remembered, the last first. A file that cannot be read is as good as none.
-fn remembered(host_folder: &HostFolder) -> Vec<Remembered> {
+fn remembered(host_folder: &RepoCacheDir) -> Vec<Remembered> {
     let read = host_folder.read(FILE).map(Option::unwrap_or_default);
     match read {
         Ok(json) if json.is_empty() => Vec::new(),

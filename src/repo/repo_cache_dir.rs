@@ -5,7 +5,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `unfinished/*` | packs that a run has stored and not named yet: see [`super::unfinished`] |
+//! | `unfinished/*` | packs that a run has stored and not named yet: see [`super::orphaned_packs`] |
 //! | others | what the layers above keep, each with a name of its own |
 
 use std::fs::{self, DirBuilder};
@@ -15,22 +15,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::Id;
-use crate::whole_file;
+use crate::atomic_file;
 
 /// The folder of one repository. It is made when something is first kept in it.
 #[derive(Debug)]
-pub struct HostFolder {
+pub struct RepoCacheDir {
     data_folder: PathBuf,
     path: PathBuf,
     /// Held by the one thread that names what ended runs have left.
     pub(super) adopting: Mutex<()>,
 }
 
-impl HostFolder {
+impl RepoCacheDir {
     /// What is remembered of the repository with this id, below kvmb's data folder.
-    pub(super) fn new(data_folder: &Path, repository: Id) -> HostFolder {
+    pub(super) fn new(data_folder: &Path, repository: Id) -> RepoCacheDir {
         let path = data_folder.join("repositories").join(repository.to_string());
-        HostFolder { data_folder: data_folder.to_owned(), path, adopting: Mutex::default() }
+        RepoCacheDir { data_folder: data_folder.to_owned(), path, adopting: Mutex::default() }
     }
 
     /// Where it is.
@@ -57,7 +57,7 @@ impl HostFolder {
 
     /// Keeps something under a name, in the place of what was there: all of it or nothing.
     pub fn write(&self, name: &str, contents: &[u8]) -> io::Result<()> {
-        whole_file::write(&self.make_folder("")?.join(name), contents, 0o600)
+        atomic_file::write(&self.make_folder("")?.join(name), contents, 0o600)
     }
 }
 
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn what_is_kept_is_private_and_replaced_as_a_whole() {
         let home = tempfile::tempdir().unwrap();
-        let host_folder = HostFolder::new(&home.path().join("data"), Id::hash(b"repository"));
+        let host_folder = RepoCacheDir::new(&home.path().join("data"), Id::hash(b"repository"));
         assert_eq!(host_folder.read("x").unwrap(), None);
         host_folder.write("x", b"one").unwrap();
         host_folder.write("x", b"two").unwrap();

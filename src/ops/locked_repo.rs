@@ -3,7 +3,7 @@
 use super::manifest::Manifest;
 use super::points::{self, Description, OpenPoint, PointRef};
 use super::{Result, Stop};
-use crate::repo::{self, Adoption, Id, Index, LockMode, RepoLock, Repository, SettlingLock};
+use crate::repo::{self, Id, Index, LockMode, PackRecovery, PendingLock, RepoLock, Repository};
 use rand::Rng;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -39,30 +39,30 @@ fn patiently<T>(stop: &Stop, take: impl Fn() -> repo::Result<T>) -> Result<T> {
 
 /// A repository that can be read and added to while this lives.
 #[derive(Debug)]
-pub struct OpenRepo {
+pub struct LockedRepo {
     /// The repository.
     pub repo: Repository,
     /// Its index as of the moment it was locked.
     pub index: Arc<Index>,
-    settling: Mutex<Option<SettlingLock>>,
+    settling: Mutex<Option<PendingLock>>,
     lock: OnceLock<RepoLock>,
     points: OnceLock<Vec<PointRef>>,
     /// What was read last: the point that was looked for is the one that is opened.
     described: Mutex<Option<(Id, Description)>>,
 }
 
-impl OpenRepo {
+impl LockedRepo {
     /// Locks, then loads the index.
-    pub fn shared(repo: &Repository, stop: &Stop) -> Result<OpenRepo> {
-        let open = OpenRepo::settling(repo, stop)?;
+    pub fn shared(repo: &Repository, stop: &Stop) -> Result<LockedRepo> {
+        let open = LockedRepo::settling(repo, stop)?;
         open.settle()?;
         Ok(open)
     }
 
-    /// The same, but the lock settles while the caller goes on, who must not write an index before [`OpenRepo::settle`].
-    pub fn settling(repo: &Repository, stop: &Stop) -> Result<OpenRepo> {
+    /// The same, but the lock settles while the caller goes on, who must not write an index before [`LockedRepo::settle`].
+    pub fn settling(repo: &Repository, stop: &Stop) -> Result<LockedRepo> {
         let settling = patiently(stop, || repo.begin_lock(LockMode::Shared))?;
-        let adoption = repo.begin_adoption();
+        let adoption = repo.begin_recovery();
         // Together, for a server is far away. Points that cannot be listed are a matter for who asks for them.
         let (index, points) = thread::scope(|scope| {
             let points = scope.spawn(|| points::list(repo).ok());
@@ -71,7 +71,7 @@ impl OpenRepo {
         let points = points.map_or_else(OnceLock::new, |(points, _)| points.into());
         let (index, settling) = (Arc::new(index?), Mutex::new(Some(settling)));
         let (lock, described) = (OnceLock::new(), Mutex::default());
-        let mut open = OpenRepo { repo: repo.clone(), index, settling, lock, points, described };
+        let mut open = LockedRepo { repo: repo.clone(), index, settling, lock, points, described };
         if let Some(adoption) = adoption {
             open.adopt(adoption, stop)?;
         }
@@ -79,7 +79,7 @@ impl OpenRepo {
     }
 
     /// Makes use of what a run before this one has stored and not named.
-    fn adopt(&mut self, adoption: Adoption, stop: &Stop) -> Result<()> {
+    fn adopt(&mut self, adoption: PackRecovery, stop: &Stop) -> Result<()> {
         let adopted = adoption.finish(&self.index, self.settled_lock()?, &stop.flag())?;
         stop.check()?;
         if adopted > 0 {

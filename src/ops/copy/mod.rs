@@ -1,0 +1,4 @@
+//! Copying points to a second repository.
+
+pub mod plan;
+pub mod transfer;

@@ -1,0 +1,183 @@
+//! Creating a repository: of several creators exactly one succeeds, and there is one master key.
+//!
+//! | step | whoever comes meanwhile finds |
+//! | --- | --- |
+//! | 1. create the config, which fails where there is one | a repository that is being created: waits for its key |
+//! | 2. store the first key | a repository |
+//! | 3. see that the config is still the one of step 1 | a repository |
+//!
+//! A creator that died between 1 and 2 leaves a config that no key opens. After [`BEING_CREATED`] it counts as unfinished, and
+//! the next creator removes exactly that config and begins at 1. A creator that was only asleep sees in step 3 that it was
+//! replaced, takes its key back and gives way. Where the file system has no hard links, the config may be short or empty for a
+//! moment; that, too, is a repository that is being created.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::config::RepoConfig;
+use super::crypto::{Password, SealKey};
+use super::key::{KeyFile, SealedKeyFile};
+use super::{Error, Flaw, Id, Result};
+use crate::failpoint::{self, Failpoint};
+use crate::storage::{self, FileKind, Storage};
+
+/// How long a creator may take between the config and the key before others count it as dead.
+pub(super) const BEING_CREATED: Duration = Duration::from_secs(10);
+/// A config that is being compared is absent for a moment.
+const BEING_COMPARED: Duration = Duration::from_secs(2);
+/// Between two looks at a repository that is being created.
+const LOOK: Duration = Duration::from_millis(50);
+/// Every try but the last means that somebody else was at it.
+const TRIES: usize = 10;
+
+/// What is in a place where a repository may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Presence {
+    /// No repository.
+    Nothing,
+    /// A config without keys and data: it is being created, or its creator died.
+    Unfinished {
+        /// The config's bytes.
+        config: Vec<u8>,
+    },
+    /// No config, but files of this kind.
+    Remains(FileKind),
+    /// A repository, whole or damaged.
+    Repository,
+}
+
+impl Presence {
+    /// Looks. The folders of a repository must exist where there is no config.
+    pub(super) fn of(storage: &dyn Storage) -> Result<Presence> {
+        let config = read_config(storage)?;
+        let found = first_files(storage)?;
+        Ok(match (config, found) {
+            (None, None) => Presence::Nothing,
+            (None, Some(kind)) => Presence::Remains(kind),
+            (Some(config), None) => Presence::Unfinished { config },
+            (Some(_), Some(_)) => Presence::Repository,
+        })
+    }
+
+    /// The same, once nobody can still be creating a repository there.
+    fn settled(storage: &dyn Storage) -> Result<Presence> {
+        let (mut began, mut last) = (Instant::now(), None);
+        loop {
+            let now = Presence::of(storage)?;
+            if !matches!(now, Presence::Unfinished { .. } | Presence::Remains(FileKind::Key)) {
+                return Ok(now);
+            }
+            if last.as_ref() != Some(&now) {
+                (began, last) = (Instant::now(), Some(now));
+            } else if began.elapsed() >= BEING_CREATED {
+                return Ok(now);
+            }
+            thread::sleep(LOOK);
+        }
+    }
+}
+
+fn read_config(storage: &dyn Storage) -> storage::Result<Option<Vec<u8>>> {
+    match storage.read(FileKind::Config, "") {
+        Ok(config) => Ok(Some(config)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A kind of which there are files, besides the config and locks.
+fn first_files(storage: &dyn Storage) -> storage::Result<Option<FileKind>> {
+    for kind in [FileKind::Key, FileKind::Snapshot, FileKind::Index, FileKind::Pack] {
+        if !storage.list(kind)?.is_empty() {
+            return Ok(Some(kind));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a repository without a key holds anything at all.
+pub(super) fn is_unfinished(storage: &dyn Storage) -> Result<bool> {
+    Ok(matches!(Presence::of(storage)?, Presence::Unfinished { .. }))
+}
+
+/// A repository's secrets, new.
+pub(super) struct Created {
+    pub(super) key: SealKey,
+    pub(super) key_id: Id,
+    pub(super) config: RepoConfig,
+}
+
+/// Creates a repository, or fails with [`Error::AlreadyExists`].
+pub(super) fn create(storage: &dyn Storage, password: &Password) -> Result<Created> {
+    let exists = |found| Error::AlreadyExists { url: storage.url(), found };
+    if read_config(storage)?.is_none() {
+        storage.create_layout()?;
+    }
+    // Before the config: between the two nothing shall take time.
+    let key = SealKey::random()?;
+    let key_file = KeyFile::sealed(&key, password)?;
+    for _ in 0..TRIES {
+        match Presence::settled(storage)? {
+            Presence::Repository => return Err(exists(FileKind::Config)),
+            Presence::Remains(kind) => return Err(exists(kind)),
+            Presence::Unfinished { config } => {
+                tracing::warn!("finishing the repository in {}, whose creation was interrupted", storage.url());
+                match storage.remove_exact(FileKind::Config, "", &config) {
+                    Err(error) if !error.is_not_found() => return Err(error.into()),
+                    _ => {}
+                }
+            }
+            Presence::Nothing => {}
+        }
+        let config = RepoConfig::random()?;
+        if attempt(storage, &config.seal(&key)?, &key_file)? {
+            return Ok(Created { key, key_id: key_file.id, config });
+        }
+    }
+    Err(exists(FileKind::Config))
+}
+
+/// One try; whether the repository is ours.
+fn attempt(storage: &dyn Storage, config: &[u8], key: &SealedKeyFile) -> Result<bool> {
+    match storage.create(FileKind::Config, "", config) {
+        Err(storage::Error::Exists { .. }) => return Ok(false),
+        other => other?,
+    }
+    failpoint::hit(Failpoint::ConfigCreated);
+    if !storage.list(FileKind::Key)?.is_empty() {
+        // Somebody's repository, whose config was being compared.
+        storage.remove_exact(FileKind::Config, "", config)?;
+        return Ok(false);
+    }
+    storage.write(FileKind::Key, &key.id.to_string(), &key.json)?;
+    failpoint::hit(Failpoint::KeyCreated);
+    let deadline = Instant::now() + BEING_COMPARED;
+    loop {
+        match read_config(storage)? {
+            Some(there) if there == config => return Ok(true),
+            None if Instant::now() < deadline => thread::sleep(LOOK),
+            _ => {
+                storage.remove(FileKind::Key, &key.id.to_string())?;
+                return Ok(false);
+            }
+        }
+    }
+}
+
+/// Repeats `open` while it finds a repository that is being created.
+pub(super) fn wait_for_creator<T>(open: impl Fn() -> Result<T>) -> Result<T> {
+    let began = Instant::now();
+    loop {
+        let result = open();
+        let patience = match &result {
+            Err(Error::Unfinished { .. }) => BEING_CREATED,
+            Err(Error::ConfigMissing { .. }) => BEING_COMPARED,
+            Err(Error::Damaged { kind: FileKind::Config, flaw: Flaw::TooShort, .. }) => BEING_CREATED,
+            _ => return result,
+        };
+        if began.elapsed() >= patience {
+            return result;
+        }
+        thread::sleep(LOOK);
+    }
+}
