@@ -1,3 +1,5 @@
+//! Graphs of published shapes, on images that are not there.
+
 use std::collections::BTreeMap;
 use std::io;
 
