@@ -10,7 +10,9 @@
 //! | [`source`] | where a disk's contents are, layer by layer (pure) |
 //! | `copies` | firmware variables, TPM state, kernel and initrd, copied at the moment of capture |
 //! | [`mod@rewrite`] | domain XML, changed for a restore (pure) |
+//! | [`references`] | what a definition refers to on its host (pure) |
 //! | [`connection`] | the hypervisor: open, list, look up, define |
+//! | [`pools`] | volumes of storage pools, for a restore |
 //! | [`machine`] | one domain: state, definition, disk sizes |
 //! | [`suggest`] | names that were meant by one that nobody has (pure) |
 //! | [`agent`] | freeze and thaw the guest's file systems |
@@ -64,7 +66,9 @@ pub mod offline_fingerprint;
 pub mod open;
 mod open_off;
 mod open_request;
+pub mod pools;
 pub mod qemu_user;
+pub mod references;
 pub mod rewrite;
 pub mod runtime;
 pub mod safe_path;
@@ -84,6 +88,6 @@ pub use definition::{DefinedDisk, Definition, Device, DiskSource};
 pub use error::{Error, LibvirtErrorKind, Result};
 pub use machine::Machine;
 pub use open::{DiskRequest, OpenRequest, open_capture};
-pub use rewrite::{Changes, NewDisk, NewDiskKind, rewrite};
+pub use rewrite::{Changes, NewDisk, NewDiskKind, rewrite, rewrite_with_notes};
 pub use runtime::RuntimeDirs;
 pub use state::{CaptureFile, CaptureKind, CaptureState, CapturedDisk};

@@ -10,7 +10,9 @@ use crate::repo;
 use crate::schedule;
 use crate::storage;
 use crate::storage::sftp::{self, SftpAddress};
+use std::borrow::Cow;
 use std::fmt;
+use std::path::Path;
 
 /// The kinds of failure: the `code` of a failure record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,6 +216,24 @@ fn exact_hint(error: &ops::Error) -> Option<String> {
             return Some(format!("is a disk not mounted? mkdir -p {path}; or choose another folder with --into DIR"));
         }
         ops::Error::Capture(error) => return exact_capture_hint(error),
+        ops::Error::NoDevice { disk, path, capacity_bytes } => {
+            return Some(format!(
+                "{}or restore it elsewhere: --to {disk}=PATH, --into DIR",
+                create_device(path, *capacity_bytes)
+            ));
+        }
+        ops::Error::NoVolume { solve, .. } => return Some(format!("{solve}, or choose a folder with --into DIR")),
+        ops::Error::MissingHere { solve, is_start, .. } => {
+            let without = if *is_start { "; without --start it is restored all the same" } else { "" };
+            return Some(format!("{solve}{without}"));
+        }
+        ops::Error::SavedMemory { machine } => {
+            let machine = shlex::try_quote(machine).ok()?;
+            return Some(format!(
+                "start it and shut it down ('virsh start {machine}', 'virsh shutdown {machine}'), or discard its memory with \
+                 --overwrite --discard-saved-memory"
+            ));
+        }
         ops::Error::Repo(error) => error.root(),
         _ => return None,
     };
@@ -268,6 +288,25 @@ fn exact_capture_hint(error: &capture::Error) -> Option<String> {
             Some(format!("back {machine} up while it runs, or give the passphrase: --luks-key-file {disk}=FILE"))
         }
         _ => None,
+    }
+}
+
+/// The beginning of a hint: the command that creates a logical volume of that path.
+fn create_device(path: &Path, capacity_bytes: u64) -> String {
+    let parts: Vec<&str> = path.iter().filter_map(|part| part.to_str()).collect();
+    let names = match parts[..] {
+        ["/", "dev", "mapper", name] => {
+            // A hyphen that belongs to a name is doubled.
+            let marked = name.replace("--", "\0");
+            marked.split_once('-').map(|(group, volume)| (group.replace('\0', "-"), volume.replace('\0', "-")))
+        }
+        ["/", "dev", group, volume] => Some((group.to_owned(), volume.to_owned())),
+        _ => None,
+    };
+    let quoted = |name: &str| shlex::try_quote(name).map(Cow::into_owned).ok();
+    match names.and_then(|(group, volume)| Some((quoted(&group)?, quoted(&volume)?))) {
+        Some((group, volume)) => format!("create it: lvcreate -L {capacity_bytes}b -n {volume} {group}; "),
+        None => format!("make a device of at least {capacity_bytes} bytes available there; "),
     }
 }
 
@@ -366,6 +405,8 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
         Error::MachineRunning { .. } | Error::ImageInUse { .. } => {
             (Code::Running, Some("shut it down first; a running machine is never written over"))
         }
+        Error::NoDevice { .. } | Error::NoVolume { .. } | Error::MissingHere { .. } => (Code::NotFound, None),
+        Error::SavedMemory { .. } => (Code::Busy, None),
         Error::NoRoom { .. } => (Code::NoSpace, Some("make room, or choose another place")),
         Error::KeyNotTaken { .. } => (Code::Login, None),
         Error::BadTarget { .. } => (Code::Failed, Some("choose a place with --into DIR or --to DISK=PATH")),
@@ -486,7 +527,7 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
         {
             (Code::Damage, Some("a part of the repository is missing: is all of it mounted or copied?"))
         }
-        Error::Storage(storage::Error::TooShort { .. }) => {
+        Error::Storage(storage::Error::TooShort { .. } | storage::Error::TooLong { .. }) => {
             (Code::Damage, Some("'kvmb verify' says which points are hit"))
         }
         Error::Storage(storage::Error::Server { source, .. }) => explain_server(source),
@@ -543,6 +584,12 @@ fn explain_server(error: &sftp::Error) -> (Code, Option<&'static str>) {
         Error::Unreachable { .. } | Error::Silent { .. } => {
             (Code::Unreachable, Some("is the server up, its SSH port the right one, and no firewall in between?"))
         }
+        Error::Stuck { .. } => (
+            Code::Unreachable,
+            Some(
+                "is the server's disk stuck or overloaded? ssh.progress_timeout of the configuration is how long to wait",
+            ),
+        ),
         Error::Handshake { .. } => (Code::Unreachable, Some("is it an SSH server that listens there?")),
         Error::Lost { .. } => (Code::Unreachable, Some("run it again: what was stored already is found and used")),
         Error::KnownHosts { source, .. } => explain_io(source),

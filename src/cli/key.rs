@@ -1,5 +1,6 @@
 //! `kvmb key`
 
+use crate::atomic_file;
 use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::prompt;
@@ -11,8 +12,6 @@ use crate::record::{Action, Check, Record, Status};
 use crate::repo::Password;
 use serde_json::json;
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Keep a copy of the generated key, or add a password.
@@ -122,13 +121,11 @@ impl ExportArgs {
                 return Err(exists());
             }
         } else {
-            let opened_file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.file);
-            let mut file = match opened_file {
+            let line = zeroize::Zeroizing::new([password.as_bytes(), b"\n"].concat());
+            match atomic_file::create(&self.file, &line, 0o600) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(exists()),
                 other => other.map_err(Error::io("create", &self.file))?,
-            };
-            let written = file.write_all(password.as_bytes()).and_then(|()| file.write_all(b"\n"));
-            written.and_then(|()| file.sync_all()).map_err(Error::io("write", &self.file))?;
+            }
             note_exported(context, &self.repo)?;
         }
         session.done(Record::Action(Action {

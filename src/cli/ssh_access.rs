@@ -28,6 +28,9 @@ pub fn access(context: &Context, password_file: Option<&Path>, accepted: Option<
     if let Some(connections) = ssh.connections {
         access.connections = usize::try_from(connections.get()).unwrap_or(access.connections);
     }
+    if let Some(timeout) = &ssh.progress_timeout {
+        access.patience.progress = timeout.value().0;
+    }
     access.stop = context.stop.flag();
     access.credentials = Arc::new(TerminalCredentials {
         file: password_file.filter(|file| !file.as_os_str().is_empty()).map(Path::to_owned),

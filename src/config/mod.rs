@@ -183,6 +183,10 @@ pub struct Ssh {
     /// How many connections are open at once, 6 unless set; each may hold 16 MiB in memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Bounded<1, 16>>,
+    /// How long a server that is connected may make no progress before the connection is given up and made again; two minutes
+    /// unless set. A slow disk needs more, a link of less than 512 bytes a second too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress_timeout: Option<WithText<PositiveSpan>>,
 }
 
 /// Which points are kept. Without rules, all are.

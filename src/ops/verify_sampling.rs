@@ -91,13 +91,15 @@ impl<'a> SampleCursor<'a> {
     /// All of it was read, whatever was found: the next run goes on behind it.
     pub fn done(self, monitor: &dyn Monitor) {
         let Some(host_folder) = self.repo.host_folder() else { return };
-        let mut all = remembered(host_folder);
-        all.retain(|known| known.selection != self.selection);
         let next = format!("{:016x}", self.sector.end());
-        all.insert(0, Remembered { selection: self.selection, next, at: chrono::Local::now().fixed_offset() });
-        all.truncate(MOST_SELECTIONS);
-        let kept =
-            serde_json::to_vec(&all).map_err(std::io::Error::from).and_then(|json| host_folder.write(FILE, &json));
+        let now = Remembered { selection: self.selection, next, at: chrono::Local::now().fixed_offset() };
+        let kept = host_folder.change(FILE, |before| {
+            let mut all = parse(host_folder, &before);
+            all.retain(|known| known.selection != now.selection);
+            all.insert(0, now);
+            all.truncate(MOST_SELECTIONS);
+            Ok(serde_json::to_vec(&all)?)
+        });
         if let Err(error) = kept {
             let folder = host_folder.path().display();
             monitor
@@ -108,18 +110,23 @@ impl<'a> SampleCursor<'a> {
 
 /// What is remembered, the last first. A file that cannot be read is as good as none.
 fn remembered(host_folder: &RepoCacheDir) -> Vec<Remembered> {
-    let read = host_folder.read(FILE).map(Option::unwrap_or_default);
-    match read {
-        Ok(json) if json.is_empty() => Vec::new(),
-        Ok(json) => serde_json::from_slice(&json).unwrap_or_else(|error| {
-            tracing::warn!(folder = %host_folder.path().display(), %error, "the rounds of samples begin anew");
-            Vec::new()
-        }),
+    match host_folder.read(FILE) {
+        Ok(json) => parse(host_folder, &json.unwrap_or_default()),
         Err(error) => {
-            tracing::warn!(folder = %host_folder.path().display(), %error, "the rounds of samples begin anew");
+            tracing::warn!(folder = %host_folder.path().display(), %error, "the rounds of samples begin again");
             Vec::new()
         }
     }
+}
+
+fn parse(host_folder: &RepoCacheDir, json: &[u8]) -> Vec<Remembered> {
+    if json.is_empty() {
+        return Vec::new();
+    }
+    serde_json::from_slice(json).unwrap_or_else(|error| {
+        tracing::warn!(folder = %host_folder.path().display(), %error, "the rounds of samples begin again");
+        Vec::new()
+    })
 }
 
 #[cfg(test)]

@@ -190,6 +190,12 @@ pub enum Flaw {
         /// What was found.
         actual_bytes: u64,
     },
+    /// There is more than any file of its kind has.
+    #[error("it has more than {longest_bytes} bytes")]
+    TooLong {
+        /// What it may have at most.
+        longest_bytes: u64,
+    },
     /// An encoding that this version does not know.
     #[error("it is encoded in an unknown way ({0:#04x})")]
     UnknownEncoding(u8),
@@ -225,6 +231,16 @@ impl Error {
         use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
         matches!(self.root(), Error::Storage(storage::Error::Io { action: "remove", source, .. })
             if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem))
+    }
+
+    /// A whole file could not be read: one that is too long is damaged.
+    pub(super) fn unread(error: storage::Error) -> Error {
+        match error {
+            storage::Error::TooLong { kind, name, longest_bytes, .. } => {
+                Error::damaged(kind, name, Flaw::TooLong { longest_bytes })
+            }
+            other => other.into(),
+        }
     }
 
     pub(super) fn damaged(kind: FileKind, name: impl ToString, flaw: Flaw) -> Error {

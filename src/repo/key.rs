@@ -100,7 +100,7 @@ impl KeyFile {
     }
 
     pub(super) fn read(storage: &dyn Storage, id: &Id) -> Result<Self> {
-        let bytes = storage.read(FileKind::Key, &id.to_string())?;
+        let bytes = storage.read(FileKind::Key, &id.to_string()).map_err(Error::unread)?;
         let damaged = |flaw| Error::damaged(FileKind::Key, id, flaw);
         if Id::hash(&bytes) != *id {
             return Err(damaged(Flaw::NotItsName));

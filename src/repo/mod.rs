@@ -259,7 +259,7 @@ impl Repository {
     /// Reads an index, snapshot or lock, compares its hash and opens it.
     fn load_unpacked<T: serde::de::DeserializeOwned>(&self, kind: FileKind, id: &Id) -> Result<T> {
         let damaged = |flaw| Error::damaged(kind, id, flaw);
-        let mut sealed = self.inner.storage.read(kind, &id.to_string())?;
+        let mut sealed = self.inner.storage.read(kind, &id.to_string()).map_err(Error::unread)?;
         if Id::hash(&sealed) != *id {
             return Err(damaged(Flaw::NotItsName));
         }
@@ -343,7 +343,7 @@ fn open_config(storage: &dyn Storage, url: &str, password: &Password) -> Result<
                 false => Error::ConfigMissing { url },
             });
         }
-        Err(e) => return Err(e.into()),
+        Err(e) => return Err(Error::unread(e)),
     };
     // To make a key of a password takes as long as a connection, and the index is read by several threads.
     storage.warm_up(2);

@@ -8,11 +8,13 @@
 //! | `unfinished/*` | packs that a run has stored and not named yet: see [`super::orphaned_packs`] |
 //! | others | what the layers above keep, each with a name of its own |
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+
+use rustix::fs::{FlockOperation, flock};
 
 use super::Id;
 use crate::atomic_file;
@@ -55,9 +57,14 @@ impl RepoCacheDir {
         }
     }
 
-    /// Keeps something under a name, in the place of what was there: all of it or nothing.
-    pub fn write(&self, name: &str, contents: &[u8]) -> io::Result<()> {
-        atomic_file::write(&self.make_folder("")?.join(name), contents, 0o600)
+    /// Keeps something under a name, in the place of what was there: all of it or nothing. `change` gets what was there, and
+    /// no other run changes it meanwhile.
+    pub fn change(&self, name: &str, change: impl FnOnce(Vec<u8>) -> io::Result<Vec<u8>>) -> io::Result<()> {
+        let folder = self.make_folder("")?;
+        let lock = File::open(&folder)?;
+        flock(&lock, FlockOperation::LockExclusive)?;
+        let contents = change(self.read(name)?.unwrap_or_default())?;
+        atomic_file::write(&folder.join(name), &contents, 0o600)
     }
 }
 
@@ -71,9 +78,11 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let host_folder = RepoCacheDir::new(&home.path().join("data"), Id::hash(b"repository"));
         assert_eq!(host_folder.read("x").unwrap(), None);
-        host_folder.write("x", b"one").unwrap();
-        host_folder.write("x", b"two").unwrap();
-        assert_eq!(host_folder.read("x").unwrap().unwrap(), b"two");
+        let add = |byte| host_folder.change("x", |before| Ok([before, vec![byte]].concat())).unwrap();
+        std::thread::scope(|scope| {
+            (0..8).for_each(|thread| drop(scope.spawn(move || (0..10).for_each(|_| add(thread)))));
+        });
+        assert_eq!(host_folder.read("x").unwrap().unwrap().len(), 80, "a change was lost");
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&host_folder.path().join("x")), 0o600);
         assert_eq!(mode(host_folder.path()), 0o700);

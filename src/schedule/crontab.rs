@@ -7,7 +7,10 @@
 
 use super::Error;
 use super::entry::program;
+use rustix::fs::{FlockOperation, flock};
+use std::fs::File;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 /// The line before ours. A line that begins like this is a marker, whatever follows.
@@ -154,8 +157,29 @@ pub fn read() -> Result<Crontab, Error> {
     Ok(crontab)
 }
 
+/// Changes it, and returns it as it was and as it is. Other runs of kvmb wait; whatever else changes it meanwhile is an error.
+/// A rehearsal writes nothing.
+pub fn change(dry_run: bool, change: impl FnOnce(&Crontab) -> Result<Crontab, Error>) -> Result<[Crontab; 2], Error> {
+    let _alone = if dry_run { None } else { lock()? };
+    let before = read()?;
+    let after = change(&before)?;
+    if after != before && !dry_run {
+        write(&before, &after)?;
+    }
+    Ok([before, after])
+}
+
+/// crontab(1) replaces all of a crontab: whoever reads, changes and writes it must be alone. The user's home folder, which
+/// every user has, is the lock; a user without one has no rival.
+fn lock() -> Result<Option<File>, Error> {
+    let home = std::env::var_os("HOME").map_or(PathBuf::from("/"), PathBuf::from);
+    let Ok(folder) = File::open(&home) else { return Ok(None) };
+    flock(&folder, FlockOperation::LockExclusive).map_err(|error| Error::io("lock", &home)(error.into()))?;
+    Ok(Some(folder))
+}
+
 /// Writes it, provided that it still is what it was when it was read.
-pub fn write(before: &Crontab, after: &Crontab) -> Result<(), Error> {
+fn write(before: &Crontab, after: &Crontab) -> Result<(), Error> {
     if read()? != *before {
         return Err(Error::Changed);
     }

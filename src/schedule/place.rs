@@ -81,13 +81,9 @@ impl ScheduleLocation {
     pub fn install(self, job: &ScheduledJob, dry_run: bool) -> Result<ScheduleChange, Error> {
         match self {
             ScheduleLocation::User => {
-                let (before, entry) = (crontab::read()?, job.crontab_line(None)?);
-                let after = before.with_entry(&entry)?;
-                let changed = before != after;
-                if changed && !dry_run {
-                    crontab::write(&before, &after)?;
-                }
-                Ok(ScheduleChange { entry, changed })
+                let entry = job.crontab_line(None)?;
+                let [before, after] = crontab::change(dry_run, |before| before.with_entry(&entry))?;
+                Ok(ScheduleChange { entry, changed: before != after })
             }
             ScheduleLocation::System => {
                 let entry = format!("{SYSTEM_HEAD}{}\n", job.crontab_line(Some("root"))?);
@@ -112,11 +108,7 @@ impl ScheduleLocation {
     pub fn remove(self, dry_run: bool) -> Result<bool, Error> {
         match self {
             ScheduleLocation::User => {
-                let before = crontab::read()?;
-                let after = before.without_entry()?;
-                if before != after && !dry_run {
-                    crontab::write(&before, &after)?;
-                }
+                let [before, after] = crontab::change(dry_run, Crontab::without_entry)?;
                 Ok(before != after)
             }
             ScheduleLocation::System => {
@@ -140,12 +132,7 @@ impl ScheduleLocation {
 
 /// The entries of kvmb's forerunner in the user's crontab; taken out of it unless this is a rehearsal.
 pub fn remove_old_entries(dry_run: bool) -> Result<(), Error> {
-    let before = crontab::read()?;
-    let after: Crontab = before.without_old_entries();
-    if before != after && !dry_run {
-        crontab::write(&before, &after)?;
-    }
-    Ok(())
+    crontab::change(dry_run, |before| Ok(before.without_old_entries())).map(drop)
 }
 
 /// The entries of kvmb's forerunner in the user's crontab.

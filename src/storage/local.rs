@@ -208,7 +208,13 @@ impl Storage for LocalStorage {
 
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
         let path = self.path(kind, name);
-        fs::read(&path).map_err(|e| self.error("read", kind, name, &path, e))
+        let (mut bytes, longest_bytes) = (Vec::new(), kind.longest_bytes());
+        let mut read = || File::open(&path)?.take(longest_bytes + 1).read_to_end(&mut bytes);
+        let length = read().map_err(|e| self.error("read", kind, name, &path, e))?;
+        match length as u64 > longest_bytes {
+            true => Err(Error::too_long(self.url(), kind, name)),
+            false => Ok(bytes),
+        }
     }
 
     fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>> {

@@ -56,6 +56,18 @@ impl FileKind {
             FileKind::Pack => "data",
         }
     }
+
+    /// A file of this kind that is longer is none of a repository: whoever has damaged it, or a server that makes it up, must
+    /// not fill our memory. Lists of a million blobs and snapshots with thousands of paths are far shorter.
+    pub fn longest_bytes(self) -> u64 {
+        match self {
+            FileKind::Config | FileKind::Key | FileKind::Lock => 64 << 10,
+            FileKind::Snapshot => 64 << 20,
+            FileKind::Index => 512 << 20,
+            // Offsets in it have 32 bits.
+            FileKind::Pack => 1 << 32,
+        }
+    }
 }
 
 impl fmt::Display for FileKind {
@@ -123,6 +135,18 @@ pub enum Error {
         /// Where the read should have ended.
         wanted_bytes: u64,
     },
+    /// The file is longer than any of its kind ([`FileKind::longest_bytes`]).
+    #[error("{kind} {name} in {url} is longer than {longest_bytes} bytes")]
+    TooLong {
+        /// The repository's address.
+        url: String,
+        /// What was to be read.
+        kind: FileKind,
+        /// Its name.
+        name: String,
+        /// What it may have at most.
+        longest_bytes: u64,
+    },
     /// The place is full, or the user's share of it.
     #[error("{} for {} in {url}", shortage(source), path.display())]
     NoSpace {
@@ -165,6 +189,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// A file of this kind must not be so long.
+    pub(in crate::storage) fn too_long(url: String, kind: FileKind, name: &str) -> Error {
+        Error::TooLong { url, kind, name: name.to_owned(), longest_bytes: kind.longest_bytes() }
+    }
+
     /// Whether the file was simply not there.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Error::NotFound { .. })
@@ -198,6 +227,7 @@ impl Error {
             | Error::NotFound { .. }
             | Error::Exists { .. }
             | Error::TooShort { .. }
+            | Error::TooLong { .. }
             | Error::NoSpace { .. }
             | Error::GaveUp { .. }
             | Error::Interrupted => false,
@@ -230,7 +260,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// The size of one file, or [`Error::NotFound`].
     fn size(&self, kind: FileKind, name: &str) -> Result<u64>;
 
-    /// A whole file.
+    /// A whole file; one that is longer than any of its kind is [`Error::TooLong`].
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>>;
 
     /// `length` bytes from `offset`; fewer than that is [`Error::TooShort`].

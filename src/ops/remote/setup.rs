@@ -77,10 +77,12 @@ pub fn setup(
     told(host_key(&route, connection.as_ref(), watched.shown()));
 
     let before = own_key::read(&own).map_err(Error::io("read", &own))?;
-    let made = before.is_none();
-    let key = match before {
-        None if !dry_run => Some(own_key::make(&own, comment).map_err(Error::io("create", &own))?),
-        before => before,
+    let (key, made) = match before {
+        None if dry_run => (None, true),
+        None => {
+            own_key::ensure(&own, comment).map(|(key, made)| (Some(key), made)).map_err(Error::io("create", &own))?
+        }
+        before => (before, false),
     };
     let is_openssh = connection.as_ref().is_none_or(Connection::is_openssh);
     let line = key.as_ref().map(|key| own_key::authorized_line(key, is_openssh));

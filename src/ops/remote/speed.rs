@@ -35,7 +35,7 @@ pub fn at_a_glance(files: &SftpClient, folder: &str, stop: &AtomicBool) -> Speed
         let mut read = 0;
         while read < pieces && goes_on(read, begun) {
             read += 1;
-            files.read(&name(read))?;
+            files.read(&name(read), piece.len() as u64)?;
         }
         Ok(ExamineFinding::Speed { connections: 1, upload, download: rate(read, piece.len(), begun.elapsed()) })
     };

@@ -102,6 +102,7 @@ impl Attempt<'_> {
         what: String,
         call: impl FnMut() -> std::result::Result<(), ssh2::Error>,
     ) -> Result<Option<ssh2::ErrorCode>> {
+        self.connection.restart_progress();
         match self.connection.step(call) {
             Ok(Ok(())) => Ok(None),
             Ok(Err(error)) => {
@@ -131,6 +132,7 @@ impl Attempt<'_> {
     fn offered(&self) -> Result<Option<String>> {
         // It says so in its answer to a login without anything.
         let session = self.connection.session();
+        self.connection.restart_progress();
         let answer = self.connection.step(|| session.auth_methods(&self.route.user).map(str::to_owned))?;
         match answer {
             _ if session.authenticated() => Ok(None),

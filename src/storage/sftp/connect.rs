@@ -44,6 +44,7 @@ pub fn connect(route: &SshTarget, access: &SshContext) -> Result<Connection> {
     ] {
         session.method_pref(method, preferred).map_err(handshake)?;
     }
+    connection.await_greeting()?;
     let mut shaking = session.clone();
     connection.step(|| shaking.handshake())?.map_err(handshake)?;
     check_host_key(&connection, &known, route, access)?;

@@ -1,12 +1,12 @@
 //! One SSH connection: every call on it waits for the network in small steps, so that nothing hangs.
 //!
 //! libssh2 works without blocking here. A call that would block says so; then we wait until the socket is ready, looking
-//! every moment whether the program shall end and whether the other side has been silent for too long. A call that was
+//! every moment whether the program shall end, and whether the other side has been silent, or made no progress, for too long. A call that was
 //! given up leaves the protocol in the middle of a sentence, so the connection is cut and never used again.
 
-use super::{Error, Result, SshContext, SshTarget, SshTimeouts, known_hosts};
+use super::{Error, Progress, Result, SshContext, SshTarget, SshTimeouts, known_hosts};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::sockopt;
+use rustix::net::{RecvFlags, recv, sockopt};
 use ssh_key::PublicKey;
 use ssh2::{BlockDirections, ErrorCode, Session};
 use std::cell::Cell;
@@ -14,7 +14,11 @@ use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
+
+/// Before its greeting a server may send lines of text, but not more than this.
+const LONGEST_PREFACE_BYTES: usize = 16 << 10;
 
 /// libssh2's word for "would block".
 const EAGAIN: ErrorCode = ErrorCode::Session(-37);
@@ -36,6 +40,7 @@ pub struct Connection {
     server: String,
     stop: Arc<AtomicBool>,
     patience: SshTimeouts,
+    progress: Progress,
     /// Set by whoever gives a call up.
     broken: Cell<bool>,
 }
@@ -73,6 +78,7 @@ impl Connection {
             server,
             stop: Arc::clone(&access.stop),
             patience: route.patience,
+            progress: Progress::default(),
             broken: Cell::new(false),
         })
     }
@@ -97,6 +103,41 @@ impl Connection {
         self.session.banner().is_some_and(|banner| banner.contains("OpenSSH"))
     }
 
+    /// Waits for the server to say that it speaks SSH. libssh2 would listen without end to one that says something else.
+    pub fn await_greeting(&self) -> Result<()> {
+        let begun = Instant::now();
+        let mut heard = vec![0; LONGEST_PREFACE_BYTES];
+        loop {
+            let length = match recv(&self.socket, &mut heard[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+                Ok((_, 0)) => return Err(self.lost("it hung up")),
+                Ok((_, length)) => length,
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => 0,
+                Err(error) => return Err(self.lost(&io::Error::from(error).to_string())),
+            };
+            if heard[..length].split(|byte| *byte == b'\n').any(|line| line.starts_with(b"SSH-")) {
+                return Ok(());
+            }
+            let what = || String::from_utf8_lossy(&heard[..length.min(40)]).escape_debug().to_string();
+            if length == LONGEST_PREFACE_BYTES {
+                self.cut();
+                let reason = format!("it sends something else without end: {}…", what());
+                return Err(Error::Handshake { server: self.server.clone(), reason });
+            }
+            if begun.elapsed() >= self.limit(self.patience.connect) {
+                self.cut();
+                return Err(match length {
+                    0 => Error::Silent { server: self.server.clone(), after: begun.elapsed() },
+                    _ => Error::Handshake { server: self.server.clone(), reason: format!("it says: {}", what()) },
+                });
+            }
+            match length {
+                0 => drop(poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&glance()))),
+                // What was only looked at is still there: a poll would not wait for more.
+                _ => thread::sleep(GLANCE),
+            }
+        }
+    }
+
     /// The type and fingerprint of the key that the server has shown.
     pub fn host_key(&self) -> Option<(String, String)> {
         let (blob, _) = self.session.host_key()?;
@@ -107,6 +148,16 @@ impl Connection {
     /// Whether it can be used no longer.
     pub fn is_broken(&self) -> bool {
         self.broken.get()
+    }
+
+    /// Something new is asked for, or the server has made progress: the time that it may take begins anew.
+    pub fn restart_progress(&self) {
+        self.progress.restart();
+    }
+
+    /// So many bytes went out or came in.
+    pub fn moved(&self, bytes: usize) {
+        self.progress.moved(bytes, self.patience.progress);
     }
 
     /// A step of making the connection: no keep-alives yet, and less patience.
@@ -131,12 +182,27 @@ impl Connection {
         }
         let mut heard = Instant::now();
         loop {
+            let begun = Instant::now();
             match call() {
                 Err(error) if error.code() == EAGAIN => {}
                 Err(error) if is_broken(&error) => return Err(self.lost(error.message())),
                 answer => return Ok(answer),
             }
             self.wait(silence, keep_alive, &mut heard)?;
+            self.progress.waited(begun.elapsed());
+            let stuck_for = self.progress.stuck_for();
+            if stuck_for >= self.limit(self.patience.progress) {
+                self.cut();
+                return Err(Error::Stuck { server: self.server.clone(), after: stuck_for });
+            }
+        }
+    }
+
+    /// How long to wait where it is `usual` to wait so long: not as long when the program shall end.
+    fn limit(&self, usual: Duration) -> Duration {
+        match self.stop.load(Ordering::Relaxed) {
+            true => usual.min(self.patience.ending),
+            false => usual,
         }
     }
 
@@ -148,8 +214,7 @@ impl Connection {
             BlockDirections::Inbound | BlockDirections::None => PollFlags::IN,
         };
         let mut sockets = [PollFd::new(&self.socket, wanted)];
-        let glance = rustix::event::Timespec { tv_sec: 0, tv_nsec: GLANCE.subsec_nanos().into() };
-        match poll(&mut sockets, Some(&glance)) {
+        match poll(&mut sockets, Some(&glance())) {
             Ok(0) => {}
             Ok(_) => {
                 *heard = Instant::now();
@@ -158,12 +223,8 @@ impl Connection {
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(self.lost(&io::Error::from(error).to_string())),
         }
-        let limit = match self.stop.load(Ordering::Relaxed) {
-            true => silence.min(self.patience.ending),
-            false => silence,
-        };
         let silent = heard.elapsed();
-        if silent >= limit {
+        if silent >= self.limit(silence) {
             self.cut();
             return Err(Error::Silent { server: self.server.clone(), after: silent });
         }
@@ -209,6 +270,10 @@ impl Drop for Connection {
         // What is cut answers at once; so libssh2 frees everything without a "would block".
         self.session.set_blocking(true);
     }
+}
+
+fn glance() -> rustix::event::Timespec {
+    rustix::event::Timespec { tv_sec: 0, tv_nsec: GLANCE.subsec_nanos().into() }
 }
 
 /// What a server answered to one call.

@@ -55,6 +55,14 @@ pub enum Error {
         /// For how long.
         after: Duration,
     },
+    /// The server shows signs of life, but what was asked of it does not get on.
+    #[error("{server} is connected, but has made no progress for {} seconds", after.as_secs())]
+    Stuck {
+        /// The server.
+        server: String,
+        /// For how long.
+        after: Duration,
+    },
     /// A known_hosts file cannot be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
     KnownHosts {
@@ -144,7 +152,7 @@ impl Error {
         match self {
             Error::Unreachable { source, .. } => source.kind() != ErrorKind::PermissionDenied,
             // A server that is starting, or has too many guests at the door, ends the handshake in the middle.
-            Error::Lost { .. } | Error::Silent { .. } | Error::Handshake { .. } => true,
+            Error::Lost { .. } | Error::Silent { .. } | Error::Stuck { .. } | Error::Handshake { .. } => true,
             // A name that does not exist will not exist in a minute; a resolver that cannot be reached says so.
             Error::Resolve { source, .. } => source.to_string().contains("Temporary failure"),
             _ => false,

@@ -7,7 +7,7 @@
 //! | making a folder for good | open the one above, make it · sync |
 //! | listing a folder | open · read its entries, for a few hundred of them |
 
-use super::wire::{Field, PacketReader, PacketType, Reply, Sent, SftpChannel, Stat};
+use super::wire::{Field, Names, PacketReader, PacketType, Reply, Sent, SftpChannel, Stat};
 use super::{Connection, Login, Result, SftpFault, SftpStatus, SshContext, SshTarget, authenticate, connect};
 use std::cell::Cell;
 use std::iter;
@@ -28,6 +28,9 @@ const PLAUSIBLE_BYTES: usize = 64 << 20;
 
 /// So many requests for a folder's entries are on the way at once; a server answers each with a hundred of them or so.
 const LISTING_REQUESTS: usize = 8;
+
+/// No folder's listing is longer: room for the names of half a million files.
+const LONGEST_LISTING_BYTES: usize = 96 << 20;
 
 const SYNC: &str = "fsync@openssh.com";
 const REPLACE: &str = "posix-rename@openssh.com";
@@ -144,6 +147,11 @@ impl SftpClient {
         self.wire.connection().is_openssh()
     }
 
+    /// Something new is asked for: the time that the server may take begins anew.
+    pub fn restart_progress(&self) {
+        self.wire.connection().restart_progress();
+    }
+
     /// Whether the connection can be used no longer.
     pub fn is_broken(&self) -> bool {
         self.wire.connection().is_broken()
@@ -160,7 +168,9 @@ impl SftpClient {
     /// The absolute form of a path.
     pub fn real_path(&self, path: &str) -> SftpResult<String> {
         match self.wire.ask(PacketType::RealPath, &[text(path)])? {
-            Reply::Names(names) if !names.is_empty() => Ok(names.into_iter().map(|(name, _)| name).collect()),
+            Reply::Names(names) if !names.entries.is_empty() => {
+                Ok(names.entries.into_iter().map(|(name, _)| name).collect())
+            }
             _ => Err(self.wire.protocol_error().into()),
         }
     }
@@ -196,24 +206,28 @@ impl SftpClient {
         self.done(removed).and_then(|()| self.synced(synced))
     }
 
-    /// What a folder holds, without `.` and `..`.
+    /// What a folder holds, without `.` and `..`. A server that finds no end is cut off.
     pub fn list(&self, path: &str) -> SftpResult<Vec<RemoteEntry>> {
         let sent = self.wire.send(PacketType::OpenFolder, &[text(path)])?;
         let folder = self.handle(sent)?;
-        let (mut entries, mut at_end, mut refused) = (Vec::new(), false, None);
+        let (mut entries, mut at_end, mut refused, mut listed_bytes) = (Vec::new(), false, None, 0);
         while !at_end {
             let sent: Vec<Sent> = (0..LISTING_REQUESTS)
                 .map(|_| self.wire.send(PacketType::ReadFolder, &[folder.part()]))
                 .collect::<Result<_>>()?;
             for sent in sent {
                 match self.wire.receive(sent)? {
-                    Reply::Names(names) => {
-                        entries.extend(names.into_iter().map(|(name, stat)| RemoteEntry { name, stat }))
+                    Reply::Names(Names { entries: names, packet_bytes }) => {
+                        listed_bytes += packet_bytes;
+                        entries.extend(names.into_iter().map(|(name, stat)| RemoteEntry { name, stat }));
                     }
                     Reply::End => at_end = true,
                     Reply::Refused(refusal) => (at_end, refused) = (true, Some(refusal)),
                     _ => return Err(self.wire.protocol_error().into()),
                 }
+            }
+            if listed_bytes > LONGEST_LISTING_BYTES {
+                return Err(self.wire.connection().lost("it lists a folder without end").into());
             }
         }
         self.leave(&folder)?;
@@ -318,13 +332,21 @@ impl SftpClient {
         self.synced(synced)
     }
 
-    /// A whole file.
-    pub fn read(&self, path: &str) -> SftpResult<Vec<u8>> {
+    /// A whole file; none when the server says that it is longer than `most_bytes`.
+    pub fn read(&self, path: &str, most_bytes: u64) -> SftpResult<Option<Vec<u8>>> {
         self.reading(path, |file| {
             // Most files are short: their content comes along with their size.
             let head =
                 self.wire.send(PacketType::Read, &[file.part(), Field::Long(0), Field::Number(PIECE_BYTES as u32)])?;
-            let size_bytes = self.size(file);
+            // A refusal may wait until the other answer is read; nothing more comes on a connection that is gone.
+            let size_bytes = match self.size(file) {
+                Err(SftpFault::Server(error)) => return Err(error.into()),
+                Ok(size) if size > most_bytes => {
+                    self.wire.forget(head);
+                    return Ok(None);
+                }
+                size => size,
+            };
             let mut bytes = match self.wire.answer(head)? {
                 Reply::Data(data) if data.len() <= PIECE_BYTES => data,
                 Reply::End => Vec::new(),
@@ -342,7 +364,7 @@ impl SftpClient {
                     break;
                 }
             }
-            Ok(bytes)
+            Ok(Some(bytes))
         })
     }
 

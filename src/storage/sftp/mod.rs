@@ -7,6 +7,7 @@
 //! | [`ssh_target`] | what `ssh_config` makes of an address |
 //! | [`known_hosts`] | which servers are who they say they are |
 //! | [`connection`] | one SSH connection on which nothing waits for ever |
+//! | [`progress`] | whether its server is stuck |
 //! | [`mod@connect`], [`mod@authenticate`] | making one, and logging in |
 //! | [`credential_cache`] | nobody is asked twice |
 //! | [`own_key`] | the key that `remote setup` makes |
@@ -26,6 +27,7 @@ pub mod files;
 pub mod known_hosts;
 pub mod own_key;
 pub mod pool;
+pub mod progress;
 pub mod ssh_context;
 pub mod ssh_target;
 pub mod storage;
@@ -43,6 +45,7 @@ use connection::Connection;
 use fault::{SftpFault, SftpStatus};
 use files::SftpClient;
 use pool::Pool;
+use progress::Progress;
 use ssh_target::SshTarget;
 
 /// How many connections to one server are made at most. A server lets no more than 2 MiB be on the way on each, so over a

@@ -4,13 +4,14 @@
 //! key is noted without them.
 
 use super::{SftpClient, SftpFault, SftpStatus};
+use crate::atomic_file;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use ssh_key::private::Ed25519Keypair;
 use ssh_key::{LineEnding, PrivateKey, PublicKey};
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Where an account's keys are listed, from where its login leads to.
@@ -18,6 +19,9 @@ pub const AUTHORIZED_KEYS: &str = ".ssh/authorized_keys";
 
 /// What the key may do on an OpenSSH server.
 const RESTRICTIONS: &str = "restrict,command=\"internal-sftp\"";
+
+/// No account's list of keys is longer.
+const LONGEST_LIST_BYTES: u64 = 1 << 20;
 
 /// The public half of the key in `path`; none if there is no such file.
 pub fn read(path: &Path) -> io::Result<Option<PublicKey>> {
@@ -31,8 +35,12 @@ pub fn read(path: &Path) -> io::Result<Option<PublicKey>> {
     }
 }
 
-/// Makes the key, readable by its owner only, and its public half beside it.
-pub fn make(path: &Path, comment: &str) -> io::Result<PublicKey> {
+/// The key's public half and whether it was made: it is if there is none, readable by its owner only, and its public half
+/// beside it. Of several runs that make it at once, one does and the others get that.
+pub fn ensure(path: &Path, comment: &str) -> io::Result<(PublicKey, bool)> {
+    if let Some(key) = read(path)? {
+        return Ok((key, false));
+    }
     let mut seed = zeroize::Zeroizing::new([0; 32]);
     OsRng.try_fill_bytes(&mut *seed).map_err(io::Error::other)?;
     let key = PrivateKey::new(Ed25519Keypair::from_seed(&seed).into(), comment).map_err(io::Error::other)?;
@@ -41,16 +49,16 @@ pub fn make(path: &Path, comment: &str) -> io::Result<PublicKey> {
     if let Some(folder) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
+    match atomic_file::create(path, private.as_bytes(), 0o600) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            return read(path)?.map(|key| (key, false)).ok_or(error);
+        }
+        other => other?,
+    }
     let mut beside = path.as_os_str().to_owned();
     beside.push(".pub");
-    for (path, mode, text) in
-        [(path.to_owned(), 0o600, private.as_str()), (PathBuf::from(beside), 0o644, &format!("{public}\n"))]
-    {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-    }
-    Ok(key.public_key().clone())
+    atomic_file::write(&PathBuf::from(beside), format!("{public}\n").as_bytes(), 0o644)?;
+    Ok((key.public_key().clone(), true))
 }
 
 /// The line that lets the key in.
@@ -62,8 +70,11 @@ pub fn authorized_line(key: &PublicKey, server_is_openssh: bool) -> String {
 /// Adds the line to the account's list, unless the key stands there already; says whether it was added. The list is
 /// lengthened where it is, so that it stays the file, or the link to one, that the server trusts.
 pub fn authorize(files: &SftpClient, key: &PublicKey) -> Result<bool, SftpFault> {
-    let list = match files.read(AUTHORIZED_KEYS) {
-        Ok(list) => list,
+    let list = match files.read(AUTHORIZED_KEYS, LONGEST_LIST_BYTES) {
+        Ok(Some(list)) => list,
+        Ok(None) => {
+            return Err(SftpFault::Refused(SftpStatus::Other("the list of keys is longer than 1 MiB".to_owned())));
+        }
         Err(SftpFault::Refused(SftpStatus::NotFound)) => {
             if files.stat(".ssh").is_err_and(|fault| fault.is_not_found()) {
                 files.make_folder(".ssh")?;
@@ -98,17 +109,23 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ssh/id_ed25519");
         assert!(read(&path).unwrap().is_none());
-        let made = make(&path, "kvmb@host").unwrap();
-        assert_eq!(read(&path).unwrap().unwrap().key_data(), made.key_data());
+        let made = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| ensure(&path, "kvmb@host").unwrap())).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        assert_eq!(made.iter().filter(|(_, made)| *made).count(), 1);
+        let key = read(&path).unwrap().unwrap();
+        assert!(made.iter().all(|(each, _)| each.key_data() == key.key_data()));
+        assert!(fs::read_to_string(path.with_extension("pub")).unwrap().starts_with(&key.to_openssh().unwrap()));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
-        assert!(make(&path, "again").is_err(), "a key is never written over");
+        assert!(!ensure(&path, "again").unwrap().1, "a key is never written over");
     }
 
     #[test]
     fn a_key_that_is_listed_is_recognised_whatever_its_options() {
         let folder = tempfile::tempdir().unwrap();
-        let key = make(&folder.path().join("key"), "kvmb@host").unwrap();
+        let (key, _) = ensure(&folder.path().join("key"), "kvmb@host").unwrap();
         let line = authorized_line(&key, true);
         assert!(line.starts_with("restrict,command=\"internal-sftp\" ssh-ed25519 AAAA"), "{line}");
         let blob = line.split(' ').nth(2).unwrap();

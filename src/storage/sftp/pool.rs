@@ -71,6 +71,7 @@ impl Pool {
         work: impl FnOnce(&SftpClient) -> std::result::Result<T, SftpFault>,
     ) -> std::result::Result<T, SftpFault> {
         let files = self.take()?;
+        files.restart_progress();
         let result = work(&files);
         self.0.give_back(files);
         result
@@ -98,6 +99,7 @@ impl Pool {
             }
             if let Some((files, since)) = state.idle.pop() {
                 drop(state);
+                files.restart_progress();
                 if since.elapsed() < TRUSTED_IDLE || files.stat(".").is_ok() {
                     return Ok(files);
                 }

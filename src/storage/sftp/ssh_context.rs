@@ -55,6 +55,9 @@ pub struct SshTimeouts {
     /// For a sign of life while something is asked for. The server's SSH answers keep-alives while its disk is busy, so
     /// this measures the network and the server, not the disk.
     pub silence: Duration,
+    /// For progress, by a server that shows signs of life: an answer, or bytes in either direction (see [`super::progress`]).
+    /// Its disk, or the process that serves files, may be stuck.
+    pub progress: Duration,
     /// The interval of keep-alives.
     pub keep_alive: Duration,
     /// For a sign of life once the program shall end: enough to clean up over a network that works.
@@ -66,6 +69,7 @@ impl Default for SshTimeouts {
         SshTimeouts {
             connect: Duration::from_secs(20),
             silence: Duration::from_secs(60),
+            progress: Duration::from_secs(120),
             keep_alive: Duration::from_secs(15),
             ending: Duration::from_secs(3),
         }

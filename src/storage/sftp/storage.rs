@@ -290,7 +290,9 @@ impl Storage for SftpStorage {
 
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
         let path = self.path(kind, name);
-        self.pool.with(|files| files.read(&path)).map_err(|fault| self.error("read", kind, name, &path, fault))
+        let read = self.pool.with(|files| files.read(&path, kind.longest_bytes()));
+        let read = read.map_err(|fault| self.error("read", kind, name, &path, fault))?;
+        read.ok_or_else(|| Error::too_long(self.url(), kind, name))
     }
 
     fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
@@ -345,7 +347,7 @@ impl Storage for SftpStorage {
                 return Ok(false);
             }
             // What is there now is compared, not what was there a moment ago.
-            let is_it = files.read(&aside)? == contents;
+            let is_it = files.read(&aside, contents.len() as u64)?.is_some_and(|found| found == contents);
             if is_it || !files.rename_free(&aside, &path)? {
                 files.remove(&aside)?;
             }

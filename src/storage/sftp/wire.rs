@@ -54,6 +54,9 @@ const LONG_TEXT_BYTES: usize = 64 << 10;
 /// As much of an SSH packet as every implementation takes.
 const SSH_PACKET_BYTES: u32 = 32 << 10;
 
+/// So many bytes may have come before they were asked for: more than a pack has, whose parts may come in any order.
+const EARLY_BYTES: usize = 72 << 20;
+
 /// What a request consists of.
 #[derive(Debug, Clone, Copy)]
 pub enum Field<'a> {
@@ -84,11 +87,20 @@ pub enum Reply {
     /// Bytes of a file.
     Data(Vec<u8>),
     /// Some of a folder's entries, or the one name that was asked for.
-    Names(Vec<(String, Stat)>),
+    Names(Names),
     /// What is known of a file.
     Stat(Stat),
     /// The answer to an extension, as that defines it.
     Extended(Vec<u8>),
+}
+
+/// Names, each with what is known of it.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// Those that are UTF-8.
+    pub entries: Vec<(String, Stat)>,
+    /// What all of them took in the packet.
+    pub packet_bytes: usize,
 }
 
 /// What is known of a file or folder.
@@ -123,6 +135,8 @@ struct ChannelState {
     unanswered: HashMap<u32, bool>,
     /// Replies that came before they were asked for.
     early: HashMap<u32, Reply>,
+    /// The bytes of files in these.
+    early_bytes: usize,
 }
 
 impl SftpChannel {
@@ -133,6 +147,7 @@ impl SftpChannel {
             user: route.user.clone(),
             reason: error.message().to_owned(),
         };
+        connection.restart_progress();
         let session = connection.session();
         let open = || session.channel_open("session", WINDOW_BYTES, SSH_PACKET_BYTES, None);
         let mut channel = connection.step(open)?.map_err(no_sftp)?;
@@ -147,7 +162,7 @@ impl SftpChannel {
 
     /// The versions are exchanged; the answer is what the server can do besides.
     fn greet(&self) -> Result<HashSet<String>> {
-        self.write(&[&5u32.to_be_bytes()[..], &[INIT], &3u32.to_be_bytes()].concat())?;
+        self.write(&[&5u32.to_be_bytes()[..], &[INIT], &3u32.to_be_bytes()].concat(), false)?;
         let packet = self.read_packet()?;
         let extensions = || -> Option<HashSet<String>> {
             let mut fields = PacketReader(&packet);
@@ -183,8 +198,10 @@ impl SftpChannel {
         let packet = &mut state.packet;
         let tail = encode(packet, call, number, parts);
         state.unanswered.insert(number, true);
-        self.write(packet)?;
-        self.write(tail)?;
+        // Asking again and again for single bytes is no progress.
+        let is_progress = call == PacketType::Write;
+        self.write(packet, is_progress)?;
+        self.write(tail, is_progress)?;
         Ok(Sent(number))
     }
 
@@ -192,11 +209,15 @@ impl SftpChannel {
     pub fn receive(&self, sent: Sent) -> Result<Reply> {
         let Sent(number) = sent;
         loop {
-            if let Some(reply) = self.state.borrow_mut().early.remove(&number) {
+            if let Some(reply) = self.state.borrow_mut().take_early(number) {
                 return Ok(reply);
             }
             let packet = self.read_packet()?;
             let (of, reply) = Reply::parse(packet).ok_or_else(|| self.protocol_error())?;
+            // Bytes of a file and names of a folder can be handed out one by one.
+            if !matches!(reply, Reply::Data(_) | Reply::Names(_)) {
+                self.connection.restart_progress();
+            }
             let state = &mut *self.state.borrow_mut();
             // Answers to what nobody asked would fill the memory.
             let is_wanted = state.unanswered.remove(&of).ok_or_else(|| self.protocol_error())?;
@@ -204,6 +225,10 @@ impl SftpChannel {
                 return Ok(reply);
             }
             if is_wanted {
+                state.early_bytes += reply.data_bytes();
+                if state.early_bytes > EARLY_BYTES {
+                    return Err(self.protocol_error());
+                }
                 state.early.insert(of, reply);
             }
         }
@@ -212,7 +237,7 @@ impl SftpChannel {
     /// Nobody waits for the reply to this.
     pub fn forget(&self, sent: Sent) {
         let state = &mut *self.state.borrow_mut();
-        if state.early.remove(&sent.0).is_none() {
+        if state.take_early(sent.0).is_none() {
             state.unanswered.insert(sent.0, false);
         }
     }
@@ -262,12 +287,15 @@ impl SftpChannel {
         Ok(packet)
     }
 
-    fn write(&self, packet: &[u8]) -> Result<()> {
+    fn write(&self, packet: &[u8], is_progress: bool) -> Result<()> {
         let mut rest = packet;
         while !rest.is_empty() {
             match self.transfer(|channel| channel.write(rest))? {
                 0 => return Err(self.fault("it takes no more")),
-                sent => rest = &rest[sent..],
+                sent => {
+                    rest = &rest[sent..];
+                    self.connection.moved(if is_progress { sent } else { 0 });
+                }
             }
         }
         Ok(())
@@ -278,7 +306,10 @@ impl SftpChannel {
         while filled < bytes.len() {
             match self.transfer(|channel| channel.read(&mut bytes[filled..]))? {
                 0 => return Err(self.fault("it ended the channel")),
-                read => filled += read,
+                read => {
+                    filled += read;
+                    self.connection.moved(read);
+                }
             }
         }
         Ok(())
@@ -333,7 +364,19 @@ fn length_of(bytes: &[u8]) -> [u8; 4] {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes()
 }
 
+impl ChannelState {
+    fn take_early(&mut self, number: u32) -> Option<Reply> {
+        let reply = self.early.remove(&number)?;
+        self.early_bytes -= reply.data_bytes();
+        Some(reply)
+    }
+}
+
 impl Reply {
+    fn data_bytes(&self) -> usize {
+        if let Reply::Data(data) = self { data.len() } else { 0 }
+    }
+
     /// A packet without its length, with the number of its request.
     fn parse(mut packet: Vec<u8>) -> Option<(u32, Reply)> {
         let mut fields = PacketReader(&packet);
@@ -357,16 +400,16 @@ impl Reply {
             }
             104 => {
                 let count = fields.number()?;
-                let mut names = Vec::new();
+                let mut entries = Vec::new();
                 for _ in 0..count {
                     let name = String::from_utf8(fields.text()?.to_vec());
                     // What 'ls -l' would say.
                     fields.text()?;
                     let stat = fields.stat()?;
                     // Ours are hexadecimal: another name is no file of a repository.
-                    names.extend(name.ok().map(|name| (name, stat)));
+                    entries.extend(name.ok().map(|name| (name, stat)));
                 }
-                Reply::Names(names)
+                Reply::Names(Names { entries, packet_bytes: packet.len() })
             }
             105 => Reply::Stat(fields.stat()?),
             201 => Reply::Extended(fields.0.to_vec()),
@@ -487,7 +530,7 @@ mod tests {
         let Reply::Names(found) = reply else { panic!("{reply:?}") };
         let file = Stat { size_bytes: 9, is_folder: false, modified: Some(2) };
         let folder = Stat { is_folder: true, ..Stat::default() };
-        assert_eq!((number, found), (7, vec![("a".to_owned(), file), ("b".to_owned(), folder)]));
+        assert_eq!((number, found.entries), (7, vec![("a".to_owned(), file), ("b".to_owned(), folder)]));
         for length in 0..names.len() {
             assert!(Reply::parse(names[..length].to_vec()).is_none(), "{length} bytes");
         }

@@ -21,6 +21,7 @@ pub fn conformance(storage: &dyn Storage) {
     }
     one_creator_of_many(storage);
     ranges(storage);
+    nothing_is_read_that_is_too_long(storage);
     many_files(storage);
     many_threads(storage);
     storage.free_bytes().expect("free_bytes");
@@ -129,6 +130,18 @@ fn one_file(storage: &dyn Storage, kind: FileKind, name: &str) {
     missing(storage.size(kind, name).map(drop), "size after remove");
     missing(storage.remove(kind, name), "second remove");
     assert_eq!(names(storage, kind), Vec::<String>::new());
+}
+
+fn nothing_is_read_that_is_too_long(storage: &dyn Storage) {
+    for kind in [FileKind::Config, FileKind::Key, FileKind::Lock] {
+        let (name, longest) = (name(101), kind.longest_bytes() as usize);
+        storage.write(kind, &name, &vec![7; longest]).expect("write");
+        assert_eq!(storage.read(kind, &name).expect("read").len(), longest);
+        storage.write(kind, &name, &vec![7; longest + 1]).expect("write");
+        let error = storage.read(kind, &name).expect_err("one byte more");
+        assert!(matches!(error, Error::TooLong { .. }) && !error.is_transient(), "{kind}: {error:?}");
+        storage.remove(kind, &name).expect("remove");
+    }
 }
 
 fn ranges(storage: &dyn Storage) {

@@ -70,6 +70,9 @@ impl Storage for MemoryStorage {
 
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
         match self.files().get(&key(kind, name)) {
+            Some(contents) if contents.len() as u64 > kind.longest_bytes() => {
+                Err(Error::too_long(self.url(), kind, name))
+            }
             Some(contents) => Ok(contents.clone()),
             None => Err(self.not_found(kind, name)),
         }
