@@ -161,7 +161,9 @@ impl Machine {
         let DiskSource::Volume { pool, volume } = source else {
             return Ok(source.clone());
         };
-        let path = super::connection::volume_path(&self.domain, pool, volume)?;
+        let action = || format!("look up volume {volume} of storage pool {pool}");
+        let (pool, volume) = (pool.clone(), volume.clone());
+        let path = self.call(action, move |domain| super::connection::volume_path(domain, &pool, &volume))?;
         let is_block = fs::metadata(&path).is_ok_and(|found| found.file_type().is_block_device());
         Ok(if is_block { DiskSource::Block { path } } else { DiskSource::File { path } })
     }

@@ -1,15 +1,20 @@
 //! Image files: which file a layer is, and the bitmaps in it.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::UNIX_EPOCH;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::error::{Error, Result};
+use crate::bounded::{self, Group};
+
+/// How long `qemu-img` may take: it reads or writes a few blocks.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Which file a layer of a disk is, and since when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,13 +97,9 @@ fn qemu_img_bitmap(action: &str, path: &Path, name: &str) -> Result<()> {
     let is_device = fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
     let driver = if is_device { "host_device" } else { "file" };
     let image = json!({ "driver": "qcow2", "file": { "driver": driver, "filename": path }, "backing": null });
-    let output = Command::new("qemu-img")
-        .args(["bitmap", action, "--"])
-        .arg(format!("json:{image}"))
-        .arg(name)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| failed(path, error.to_string()))?;
+    let mut command = Command::new("qemu-img");
+    command.args(["bitmap", action, "--"]).arg(format!("json:{image}")).arg(name);
+    let output = run(command, path)?;
     if !output.status.success() {
         return Err(failed(path, String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
@@ -147,16 +148,22 @@ pub(super) fn qemu_img_info(mut qemu_img: Command, image: &str, format: Option<&
     if let Some(format) = format {
         qemu_img.args(["-f", format]);
     }
-    let output = qemu_img
-        .arg("--")
-        .arg(image)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| failed(subject, error.to_string()))?;
+    qemu_img.arg("--").arg(image);
+    let output = run(qemu_img, subject)?;
     if !output.status.success() {
         return Err(failed(subject, String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
     serde_json::from_slice(&output.stdout).map_err(|error| failed(subject, error.to_string()))
+}
+
+/// Storage may hang, and the program with it.
+fn run(mut command: Command, path: &Path) -> Result<Output> {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    bounded::output(command, Group::Own, LIMIT, &bounded::ending()).map_err(|error| match error.kind() {
+        ErrorKind::TimedOut => Error::TimedOut { action: format!("look at {}", path.display()), limit: LIMIT },
+        ErrorKind::Interrupted => Error::Interrupted,
+        _ => failed(path, error.to_string()),
+    })
 }
 
 fn failed(path: &Path, message: String) -> Error {

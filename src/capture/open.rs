@@ -10,7 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::{DateTime, FixedOffset, Local, TimeDelta};
 use rustix::fs::{FlockOperation, flock};
@@ -65,6 +65,11 @@ pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequ
     if let Err(error) = opened {
         // Its QEMU has the images open: whatever failed, this is why.
         let was_started = state.kind == CaptureKind::Offline && machine.is_running().unwrap_or(false);
+        if machine.limits().is_silent(machine.uuid()) {
+            // What it was asked to begin may come about later: the state tells the next run of it.
+            tracing::warn!("capture {} is left to the next run, which clears it", state.id);
+            return Err(error);
+        }
         undo(runtime, machine, file);
         if was_started {
             tracing::debug!("{error}");
@@ -92,11 +97,12 @@ pub(super) fn lock_machine(runtime: &RuntimeDirs, machine: &Machine) -> Result<F
         .mode(0o600)
         .open(&path)
         .map_err(Error::io("open", &path))?;
-    let deadline = Instant::now() + MACHINE_LOCK_PATIENCE;
+    let wait = machine.limits().wait(MACHINE_LOCK_PATIENCE);
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+            Err(rustix::io::Errno::WOULDBLOCK) if !wait.is_over() => {
+                wait.check_stop()?;
                 thread::sleep(Duration::from_millis(20));
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -251,10 +257,13 @@ fn open_running(
 
 /// Waits for a snapshot, a migration … to be done, and so for the next one to begin with a guest that is not frozen.
 fn wait_for_other_job(machine: &Machine) -> Result<()> {
-    let deadline = Instant::now() + OTHER_JOB_PATIENCE;
+    let wait = machine.limits().wait(OTHER_JOB_PATIENCE);
     loop {
         match machine.expect_no_job() {
-            Err(Error::OtherJob { .. }) if Instant::now() < deadline => thread::sleep(Duration::from_millis(100)),
+            Err(Error::OtherJob { .. }) if !wait.is_over() => {
+                wait.check_stop()?;
+                thread::sleep(Duration::from_millis(100));
+            }
             result => return result,
         }
     }

@@ -17,7 +17,7 @@ use super::agent::Consistency;
 use super::block_graph::{self, Found, Graph, Storage};
 use super::copies;
 use super::definition::{DefinedDisk, Definition};
-use super::error::{Error, LibvirtContext, Result};
+use super::error::{Error, Result};
 use super::ffi;
 use super::holders;
 use super::image_lookup::HostImages;
@@ -77,7 +77,7 @@ pub(super) fn open_off(
     if machine.is_running()? {
         return Err(Error::StartedMeanwhile { machine: machine.name().to_owned() });
     }
-    if machine.domain.has_managed_save(0).unwrap_or(false) {
+    if machine.has_saved_memory().unwrap_or(false) {
         state.freeze_note =
             Some("the machine is suspended to disk; its saved memory is not part of the backup".to_owned());
         state.consistency = Consistency::Crash;
@@ -144,7 +144,7 @@ impl Opening<'_> {
             secrets: files.0.clone(),
             socket: socket.clone(),
             log: self.file.folder().join(if is_side { "side.log" } else { "disks.log" }),
-            lease: self.request.lease,
+            lease: self.request.server_lease(),
             dies_with_us: self.request.owned,
             user: self.user,
             privilege,
@@ -161,12 +161,17 @@ impl Opening<'_> {
         {
             return fs::read(path).map(Zeroizing::new).map_err(Error::io("read", path));
         }
-        let context = || format!("read the secret of disk {target}");
-        let connect = self.machine.domain.connect().context(context)?;
-        ffi::secret_value(&connect, secret).map_err(|error| Error::SecretUnavailable {
-            machine: self.machine.name().to_owned(),
-            disk: target.to_owned(),
-            message: error.message().to_owned(),
+        let secret = secret.clone();
+        let action = || format!("read the secret of disk {target}");
+        self.machine.call(action, move |domain| ffi::secret_value(&domain.connect()?, &secret)).map_err(|error| {
+            if error.is_no_answer() {
+                return error;
+            }
+            Error::SecretUnavailable {
+                machine: self.machine.name().to_owned(),
+                disk: target.to_owned(),
+                message: error.to_string(),
+            }
         })
     }
 

@@ -23,6 +23,8 @@ pub struct OpenRequest {
     pub freeze: FreezeOptions,
     /// How long the capture stays open at most.
     pub lease: Duration,
+    /// Whether a guard ends the capture with its lease.
+    pub guarded: bool,
     /// Whether the capture belongs to this process: when the process is gone, anybody may clear it away.
     pub owned: bool,
     /// The repository whose chain is continued; only remembered.
@@ -55,12 +57,21 @@ impl Default for OpenRequest {
             checkpoint: None,
             freeze: FreezeOptions::default(),
             lease: Duration::from_secs(6 * 3600),
+            guarded: false,
             owned: false,
             repository: None,
             parent_point: None,
             scratch_dir: None,
             luks_key_files: BTreeMap::new(),
         }
+    }
+}
+
+impl OpenRequest {
+    /// When a server of a machine that is off ends by itself: a guard renews the lease, which a server could not.
+    pub(super) fn server_lease(&self) -> Duration {
+        const GUARDED: Duration = Duration::from_secs(30 * 24 * 3600);
+        if self.guarded { GUARDED } else { self.lease }
     }
 }
 

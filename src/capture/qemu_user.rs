@@ -8,7 +8,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use super::definition::{DefinedDisk, Definition, child, children, parse_owner, parse_xml};
-use super::error::{Error, LibvirtContext, Result};
+use super::error::{Error, Result};
 use super::machine::Machine;
 use super::runtime::{our_owner, our_uid};
 
@@ -49,8 +49,8 @@ impl QemuUser {
                 .ok_or_else(|| Error::UnknownOwner { machine: machine.name().to_owned(), label: label.to_owned() })?;
             return Ok(QemuUser { owner });
         }
-        let context = || "ask libvirt what the host can do".to_owned();
-        let capabilities = machine.domain.connect().and_then(|connect| connect.capabilities()).context(context)?;
+        let action = || "ask libvirt what the host can do".to_owned();
+        let capabilities = machine.call(action, |domain| domain.connect()?.capabilities())?;
         Ok(QemuUser { owner: base_owner(&capabilities)?.unwrap_or_else(our_owner) })
     }
 

@@ -11,7 +11,7 @@ use super::block_graph;
 use super::close::capture_of_socket;
 use super::connection::Hypervisor;
 use super::definition::{DefinedDisk, Definition, Device, DiskSource, Encryption, child, children, parse_xml};
-use super::error::{Error, LibvirtContext, LibvirtErrorKind, Result};
+use super::error::{Error, LibvirtErrorKind, Result};
 use super::ffi;
 use super::image_header::Header;
 use super::image_lookup::HostImages;
@@ -98,6 +98,8 @@ pub enum JobSurvey {
         until: DateTime<FixedOffset>,
         /// Whether the machine is off and cannot start meanwhile.
         holds_off: bool,
+        /// Whether its guard lives: without one nobody watches the scratch space.
+        is_guarded: bool,
     },
     /// What a run that was killed left.
     LeftOver {
@@ -183,7 +185,8 @@ pub fn missing_programs() -> Vec<&'static str> {
 impl Hypervisor {
     /// Looks at the host.
     pub fn survey(&self) -> Result<HostSurvey> {
-        let capabilities = self.connect.capabilities().context(|| "ask libvirt what the host can do".to_owned());
+        let action = || "ask libvirt what the host can do".to_owned();
+        let capabilities = self.link.call(action, |connect| connect.capabilities());
         let security = capabilities.and_then(|xml| read_security(&xml)).unwrap_or_else(|error| {
             tracing::debug!("{error}");
             Security::default()
@@ -226,7 +229,7 @@ impl Machine {
         let owner = definition.dac_owner.or(host.qemu_owner);
         Ok(MachineSurvey {
             name: self.name().to_owned(),
-            has_saved_memory: !is_running && self.domain.has_managed_save(0).unwrap_or(false),
+            has_saved_memory: !is_running && self.has_saved_memory().unwrap_or(false),
             state,
             agent,
             job: self.survey_job(runtime),
@@ -282,7 +285,8 @@ impl Machine {
                 left_over = Some(JobSurvey::LeftOver { capture: state.id, holds_off });
             } else {
                 let until = state.lease_ends_at;
-                return Ok(Some(JobSurvey::Captured { capture: state.id, until, holds_off }));
+                let is_guarded = file.guard().is_some_and(|guard| guard.process.is_alive());
+                return Ok(Some(JobSurvey::Captured { capture: state.id, until, holds_off, is_guarded }));
             }
         }
         Ok(left_over)
@@ -337,8 +341,10 @@ fn secret_error(machine: &Machine, encryption: &Encryption) -> Option<String> {
     let Some(secret) = &encryption.secret else {
         return Some("the definition names no secret".to_owned());
     };
-    let value = machine.domain.connect().and_then(|connect| ffi::secret_value(&connect, secret));
-    value.err().map(|error| error.message().to_owned())
+    let secret = secret.clone();
+    let value =
+        machine.call(|| "read the secret".to_owned(), move |domain| ffi::secret_value(&domain.connect()?, &secret));
+    value.err().map(|error| error.to_string())
 }
 
 fn look_at_disk(machine: &Machine, definition: &Definition, disk: &DefinedDisk) -> (DiskSurvey, Option<Header>) {

@@ -5,13 +5,13 @@
 
 use super::chain::mismatch;
 use super::chunk_map::{Geometry, ZeroIds};
+use super::guard::guarded;
 use super::locked_repo::LockedRepo;
 use super::manifest::{
     DEFINITION, EarlierHost, LIVE_DEFINITION, MANIFEST, Manifest, ManifestDisk, ManifestFile, Role, VERSION,
 };
 use super::offline_watch::while_unchanged;
 use super::points::{self, MACHINE_TAG, OpenPoint, PointRef, TAG, disk_file};
-use super::scratch_watch::watched;
 use super::store_disk::{Base, DiskTask, StoreOutcome, StoredDisk, store_disk};
 use super::{Error, Monitor, Progress, Result, Stop};
 use crate::capture::state::{CaptureKind, FileRole, ReadMode};
@@ -94,7 +94,7 @@ pub fn push(
         open.check_lock()?;
         open.repo.storage().warm_up(open.repo.storage().parallel());
     }
-    let read = watched(capture, stop, |stop| {
+    let read = guarded(request.file, capture, stop, |stop| {
         while_unchanged(capture, stop, |stop| {
             capture.disks.iter().map(|disk| reading.disk(disk, stop)).collect::<Result<Vec<_>>>()
         })
