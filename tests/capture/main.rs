@@ -13,3 +13,4 @@ mod hostile_files;
 mod libvirtd;
 mod offline_changes;
 mod open_and_close;
+mod stopped_machines;
