@@ -218,7 +218,6 @@ fn exact_hint(error: &ops::Error) -> Option<String> {
             let path = shlex::try_quote(path.to_str()?).ok()?.into_owned();
             return Some(format!("is a disk not mounted? mkdir -p {path}; or choose another folder with --into DIR"));
         }
-        ops::Error::Capture(error) => return exact_capture_hint(error),
         ops::Error::NoDevice { disk, path, capacity_bytes } => {
             return Some(format!(
                 "{}or restore it elsewhere: --to {disk}=PATH, --into DIR",
@@ -243,6 +242,7 @@ fn exact_hint(error: &ops::Error) -> Option<String> {
         {
             return Some(missing_program(program));
         }
+        ops::Error::Capture(error) => return exact_capture_hint(error),
         ops::Error::Repo(error) => error.root(),
         _ => return None,
     };
