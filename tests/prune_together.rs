@@ -6,6 +6,8 @@
 #[path = "together/creation.rs"]
 mod creation;
 mod harness;
+#[path = "together/lock_lost.rs"]
+mod lock_lost;
 mod story;
 
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! Opening a capture: every disk of a machine, frozen at one instant, readable over NBD.
 
 use super::chain::{self, Chain};
-use super::locked_repo::LockedRepo;
+use super::locked_repo::RepoView;
 use super::{Error, Result};
 use crate::capture::machine::Which;
 use crate::capture::runtime::free_bytes;
@@ -40,7 +40,7 @@ pub fn snapshot(
     runtime: &RuntimeDirs,
     machine: &Machine,
     request: &SnapshotRequest,
-    open: Option<&LockedRepo>,
+    open: Option<&RepoView>,
 ) -> Result<CaptureState> {
     let definition = machine.definition(Which::Live)?;
     let (disks, skipped) = choose(machine.name(), &definition, request)?;

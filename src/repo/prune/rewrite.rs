@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use super::plan::Packs;
 use crate::repo::index::{IndexFile, MAX_BLOBS_PER_FILE, PendingIndex};
-use crate::repo::{Id, Index, Repository, Result};
+use crate::repo::{Id, Index, Permit, Repository, Result};
 use crate::storage::FileKind;
 
 pub(super) use crate::repo::index::SourceFile;
@@ -15,7 +15,7 @@ pub(super) use crate::repo::index::SourceFile;
 pub(super) const SMALL_FILE_BLOBS: usize = MAX_BLOBS_PER_FILE / 2;
 
 /// Stores what stays of the old index files, one of them in memory at a time; returns those that can go now.
-pub(super) fn index(repo: &Repository, index: &Index, packs: &Packs) -> Result<Vec<Id>> {
+pub(super) fn index(repo: &Repository, index: &Index, packs: &Packs, permit: &Permit) -> Result<Vec<Id>> {
     let old: Vec<&SourceFile> = packs.old_index_files(index);
     let old_ids: HashSet<Id> = old.iter().map(|file| file.id).collect();
     let new_files = index.sources().iter().filter(|file| !old_ids.contains(&file.id));
@@ -32,13 +32,13 @@ pub(super) fn index(repo: &Repository, index: &Index, packs: &Packs) -> Result<V
                 continue;
             }
             if pending.is_full_with(pack.blobs.len()) {
-                std::mem::take(&mut pending).save(repo)?;
+                std::mem::take(&mut pending).save(repo, permit)?;
             }
             pending.add_again(pack);
         }
     }
     if !pending.is_empty() {
-        pending.save(repo)?;
+        pending.save(repo, permit)?;
     }
     Ok(old.into_iter().map(|file| file.id).chain(index.superseded().iter().copied()).collect())
 }
