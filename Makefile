@@ -9,6 +9,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 export CARGO_TARGET_DIR
 
 RELEASE := $(CARGO_TARGET_DIR)/release/kvmb
+NEXTEST := $(CARGO) nextest --version >/dev/null 2>&1
 DEBUG := $(CARGO_TARGET_DIR)/debug/kvmb
 # What is installed, packed and shown: the release, built first; or a program that is there already.
 KVMB ?= $(RELEASE)
@@ -24,11 +25,25 @@ build: ## build the program (release)
 # See src/repo/key.rs; a release does not know it.
 test: export KVMB_TEST_QUICK_KEYS := 1
 test: parts ## install what is missing and run all tests (root; starts real QEMU, libvirt and restic)
-	tests/harness/guest/build $(GUEST)
-	if $(CARGO) nextest --version >/dev/null 2>&1; \
-	then $(CARGO) nextest run --locked; \
+	tests/support/guest/build $(GUEST)
+	if $(NEXTEST); then $(CARGO) nextest run --locked; \
 	else $(CARGO) test --locked --no-fail-fast --lib --bins --tests -- --test-threads=2; fi
 	$(CARGO) test --locked --doc
+
+test-quick: ## run the tests that need neither root nor QEMU (make test-repo and the like: the tests of one layer)
+	$(CARGO) test --locked --lib
+	$(CARGO) test --locked --test project --test schedule --test storage --test capture -- \
+	  architecture:: generated:: readme:: cron_expressions:: conformance:: definition::
+
+LAYERS := $(notdir $(patsubst %/main.rs,%,$(wildcard tests/*/main.rs)))
+LAYER_TESTS := $(addprefix test-,$(LAYERS))
+.PHONY: test-quick $(LAYER_TESTS)
+test-quick $(LAYER_TESTS): export KVMB_TEST_QUICK_KEYS := 1
+$(LAYER_TESTS): test-%: parts # run the tests of one layer: make test-repo
+	tests/support/guest/build $(GUEST)
+	$(CARGO) test --locked --lib $*::
+	if $(NEXTEST); then $(CARGO) nextest run --locked --test $*; \
+	else $(CARGO) test --locked --no-fail-fast --test $* -- --test-threads=2; fi
 
 demo: parts build ## back up a running machine, change it, verify and restore it, and say what happens (root)
 	KVMB=$(KVMB) .ci/demo

@@ -1,6 +1,6 @@
 //! A port that leads to another one of this host, a while later each way: `delay PORT MILLISECONDS` prints its own, and stays.
 
-#[path = "../../tests/harness/proxy.rs"]
+#[path = "../../tests/support/proxy.rs"]
 #[allow(dead_code)]
 mod proxy;
 

@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use virt::connect::Connect;
 use virt::domain::Domain;
 
-use super::error::{Error, LibvirtContext, Result};
+use super::error::{Error, LibvirtContext, LibvirtErrorKind, Result};
 use super::ffi;
 use super::machine::Machine;
 use super::suggest::similar_names;
@@ -41,6 +41,11 @@ impl Hypervisor {
         let connect = open_patiently(uri.as_deref()).context(|| format!("open {shown}"))?;
         let uri = connect.uri().unwrap_or(shown);
         Ok(Hypervisor { connect, uri })
+    }
+
+    /// Whether [`Hypervisor::open`] with this URI runs libvirt inside of this process, which keeps all others out until it ends.
+    pub fn would_be_embedded(uri: Option<&str>) -> bool {
+        uri.map(str::to_owned).or_else(default_uri).is_some_and(|uri| uri.starts_with("qemu:///embed"))
     }
 
     /// The connection's URI, as libvirt says it.
@@ -144,6 +149,29 @@ impl Hypervisor {
 
     /// Closes the connection, unless a [`Machine`] or a clone of it is alive. An embedded driver stays open, whatever is closed.
     pub fn close(self) {}
+
+    /// Whether a network is started; none when there is no such network.
+    pub fn network_is_active(&self, name: &str) -> Result<Option<bool>> {
+        let context = || format!("look up network {name}");
+        match self.connect.lookup_network_by_name(name).and_then(|network| network.is_active()).context(context) {
+            Ok(is_active) => Ok(Some(is_active)),
+            Err(error) if matches!(error.meaning(), LibvirtErrorKind::NotFound | LibvirtErrorKind::Unsupported) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether libvirt knows a filter of network traffic.
+    pub fn has_network_filter(&self, name: &str) -> Result<bool> {
+        match self.connect.lookup_nwfilter_by_name(name).context(|| format!("look up network filter {name}")) {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(error.meaning(), LibvirtErrorKind::NotFound | LibvirtErrorKind::Unsupported) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
 
     fn no_such_machine(&self, name: &str, all: &[Machine]) -> Error {
         let near = similar_names(name, all.iter().map(Machine::name));

@@ -303,7 +303,8 @@ fn meaning(code: u32, message: &str) -> LibvirtErrorKind {
         return LibvirtErrorKind::NoConnection;
     }
     match code {
-        42 => LibvirtErrorKind::NotFound,
+        // No domain, network, storage pool, volume, network filter or secret of that name.
+        42 | 43 | 49 | 50 | 61 | 66 => LibvirtErrorKind::NotFound,
         103 => LibvirtErrorKind::CheckpointMissing,
         104 => LibvirtErrorKind::NoBackupJob,
         109 => LibvirtErrorKind::BitmapBroken { disk: disk_in(message) },

@@ -66,6 +66,8 @@ pub struct Begun {
     pub thaw_due: bool,
     /// The machine's definition (inactive, with secrets where permitted), read right then.
     pub definition_xml: String,
+    /// The live definition, where the inactive one lacks a disk that was read or has another image for it.
+    pub live_definition_xml: Option<String>,
 }
 
 /// A backup job that is running.
@@ -117,12 +119,18 @@ impl Machine {
         if let Some(thaw_note) = &thaw_note {
             tracing::error!("{thaw_note}");
         }
+        let definition_xml = self.definition_xml(Which::Inactive, true)?;
+        let live_definition_xml = match describes_all(&definition_xml, &live, request)? {
+            true => None,
+            false => Some(self.definition_xml(Which::Live, true)?),
+        };
         Ok(Begun {
             captured_at,
             consistency: if note.is_none() { Consistency::Filesystem } else { Consistency::Crash },
             freeze_note: note.or(thaw_note),
             thaw_due: thawed.is_err(),
-            definition_xml: self.definition_xml(Which::Inactive, true)?,
+            definition_xml,
+            live_definition_xml,
         })
     }
 
@@ -194,6 +202,15 @@ impl Machine {
 /// What libvirt says when it was killed in the middle of beginning a job.
 fn is_wedged(message: &str) -> bool {
     message.contains("backup job data missing")
+}
+
+/// Whether a definition has every disk that is read, each with the image that the running machine has for it.
+fn describes_all(inactive: &str, live: &Definition, request: &JobRequest) -> Result<bool> {
+    let inactive = Definition::parse(inactive)?;
+    Ok(request.disks.iter().all(|disk| match (inactive.disk(&disk.target), live.disk(&disk.target)) {
+        (Some(inactive), Some(live)) => inactive.source == live.source,
+        _ => false,
+    }))
 }
 
 fn backup_xml(request: &JobRequest, live: &Definition) -> Result<String> {

@@ -189,6 +189,28 @@ impl Machine {
         self.domain.autostart().context(|| format!("ask whether {} starts with the host", self.name))
     }
 
+    /// Makes it start with the host, or not.
+    pub fn set_autostart(&self, autostart: bool) -> Result<()> {
+        self.domain.set_autostart(autostart).context(|| format!("set the autostart of {}", self.name))
+    }
+
+    /// Whether its memory is saved on disk: its next start continues from there.
+    pub fn has_saved_memory(&self) -> Result<bool> {
+        self.domain.has_managed_save(0).context(|| format!("look for saved memory of {}", self.name))
+    }
+
+    /// Removes its saved memory: its next start boots.
+    pub fn discard_saved_memory(&self) -> Result<()> {
+        self.domain.managed_save_remove(0).context(|| format!("remove the saved memory of {}", self.name))
+    }
+
+    /// The names of its snapshots, internal and external.
+    pub fn snapshots(&self) -> Result<Vec<String>> {
+        let context = || format!("list the snapshots of {}", self.name);
+        let snapshots = self.domain.list_all_snapshots(0).context(context)?;
+        snapshots.iter().map(|snapshot| snapshot.name().context(context)).collect()
+    }
+
     /// Memory and processors.
     pub fn info(&self) -> Result<MachineInfo> {
         let (max_memory_kib, vcpus) =

@@ -9,7 +9,9 @@
 //! | [`definition`] | domain XML, read (pure) |
 //! | `copies` | firmware variables, TPM state, kernel and initrd, copied at the moment of capture |
 //! | [`mod@rewrite`] | domain XML, changed for a restore (pure) |
+//! | [`references`] | what a definition refers to on its host (pure) |
 //! | [`connection`] | the hypervisor: open, list, look up, define |
+//! | [`pools`] | volumes of storage pools, for a restore |
 //! | [`machine`] | one domain: state, definition, disk sizes |
 //! | [`suggest`] | names that were meant by one that nobody has (pure) |
 //! | [`agent`] | freeze and thaw the guest's file systems |
@@ -46,7 +48,9 @@ pub mod job;
 pub mod machine;
 pub mod offline_fingerprint;
 pub mod open;
+pub mod pools;
 pub mod qemu_nbd;
+pub mod references;
 pub mod rewrite;
 pub mod runtime;
 pub mod safe_path;
@@ -63,6 +67,6 @@ pub use definition::{DefinedDisk, Definition, Device, DiskSource};
 pub use error::{Error, LibvirtErrorKind, Result};
 pub use machine::Machine;
 pub use open::{DiskRequest, OpenRequest, open_capture};
-pub use rewrite::{Changes, NewDisk, NewDiskKind, rewrite};
+pub use rewrite::{Changes, NewDisk, NewDiskKind, rewrite, rewrite_with_notes};
 pub use runtime::RuntimeDirs;
 pub use state::{CaptureFile, CaptureKind, CaptureState, CapturedDisk};

@@ -217,6 +217,9 @@ fn new_state(machine: &Machine, definition: &Definition, request: &OpenRequest, 
         disks: Vec::new(),
         skipped: skipped_disks(definition, request),
         definition_xml: String::new(),
+        live_definition_xml: None,
+        autostart: machine.autostart().unwrap_or(false),
+        snapshots: machine.snapshots().unwrap_or_default(),
         copies: Vec::new(),
         missing: Vec::new(),
         stillness: None,
@@ -299,6 +302,7 @@ fn open_running(
     state.freeze_note = begun.freeze_note;
     state.thaw_due = begun.thaw_due;
     state.definition_xml = begun.definition_xml;
+    state.live_definition_xml = begun.live_definition_xml;
     for disk in &mut state.disks {
         // While the job runs it stays what it is; it may have grown just before.
         disk.capacity_bytes = machine.disk_info(&disk.target)?.capacity_bytes;

@@ -68,6 +68,15 @@ pub struct CaptureState {
     pub skipped: Vec<SkippedDisk>,
     /// The machine's definition at that moment (inactive, with secrets where permitted).
     pub definition_xml: String,
+    /// The running machine's definition at that moment, where the inactive one lacks a captured disk or has another image for it.
+    #[serde(default)]
+    pub live_definition_xml: Option<String>,
+    /// Whether the machine starts with the host.
+    #[serde(default)]
+    pub autostart: bool,
+    /// The names of the libvirt snapshots that the machine has; they are not part of a capture.
+    #[serde(default)]
+    pub snapshots: Vec<String>,
     /// Files copied at that moment, in the capture's folder (see [`CaptureFile::folder`]).
     pub copies: Vec<CopiedFile>,
     /// Files that belong to the machine and could not be copied.
@@ -264,6 +273,11 @@ impl CaptureState {
     /// Whether the process that it belonged to is gone.
     pub fn is_orphaned(&self) -> bool {
         self.owner.as_ref().is_some_and(|owner| !owner.is_alive())
+    }
+
+    /// The definition that has all captured disks: the inactive one wherever it does.
+    pub fn definition_of_disks(&self) -> &str {
+        self.live_definition_xml.as_ref().unwrap_or(&self.definition_xml)
     }
 
     /// The disk with this target.

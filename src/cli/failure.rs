@@ -10,7 +10,9 @@ use crate::repo;
 use crate::schedule;
 use crate::storage;
 use crate::storage::sftp::{self, SftpAddress};
+use std::borrow::Cow;
 use std::fmt;
+use std::path::Path;
 
 /// The kinds of failure: the `code` of a failure record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,6 +234,24 @@ fn exact_hint(error: &ops::Error) -> Option<String> {
             let path = shlex::try_quote(path.to_str()?).ok()?.into_owned();
             return Some(format!("is a disk not mounted? mkdir -p {path}; or choose another folder with --into DIR"));
         }
+        ops::Error::NoDevice { disk, path, capacity_bytes } => {
+            return Some(format!(
+                "{}or restore it elsewhere: --to {disk}=PATH, --into DIR",
+                create_device(path, *capacity_bytes)
+            ));
+        }
+        ops::Error::NoVolume { solve, .. } => return Some(format!("{solve}, or choose a folder with --into DIR")),
+        ops::Error::MissingHere { solve, is_start, .. } => {
+            let without = if *is_start { "; without --start it is restored all the same" } else { "" };
+            return Some(format!("{solve}{without}"));
+        }
+        ops::Error::SavedMemory { machine } => {
+            let machine = shlex::try_quote(machine).ok()?;
+            return Some(format!(
+                "start it and shut it down ('virsh start {machine}', 'virsh shutdown {machine}'), or discard its memory with \
+                 --overwrite --discard-saved-memory"
+            ));
+        }
         ops::Error::Repo(error) => error.root(),
         _ => return None,
     };
@@ -263,6 +283,25 @@ fn exact_hint(error: &ops::Error) -> Option<String> {
             "let a key of this host in with 'kvmb remote setup -r {url}', or give the password with --ssh-password-file FILE"
         )),
         _ => None,
+    }
+}
+
+/// The beginning of a hint: the command that creates a logical volume of that path.
+fn create_device(path: &Path, capacity_bytes: u64) -> String {
+    let parts: Vec<&str> = path.iter().filter_map(|part| part.to_str()).collect();
+    let names = match parts[..] {
+        ["/", "dev", "mapper", name] => {
+            // A hyphen that belongs to a name is doubled.
+            let marked = name.replace("--", "\0");
+            marked.split_once('-').map(|(group, volume)| (group.replace('\0', "-"), volume.replace('\0', "-")))
+        }
+        ["/", "dev", group, volume] => Some((group.to_owned(), volume.to_owned())),
+        _ => None,
+    };
+    let quoted = |name: &str| shlex::try_quote(name).map(Cow::into_owned).ok();
+    match names.and_then(|(group, volume)| Some((quoted(&group)?, quoted(&volume)?))) {
+        Some((group, volume)) => format!("create it: lvcreate -L {capacity_bytes}b -n {volume} {group}; "),
+        None => format!("make a device of at least {capacity_bytes} bytes available there; "),
     }
 }
 
@@ -361,6 +400,8 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
         Error::MachineRunning { .. } | Error::ImageInUse { .. } => {
             (Code::Running, Some("shut it down first; a running machine is never written over"))
         }
+        Error::NoDevice { .. } | Error::NoVolume { .. } | Error::MissingHere { .. } => (Code::NotFound, None),
+        Error::SavedMemory { .. } => (Code::Busy, None),
         Error::NoRoom { .. } => (Code::NoSpace, Some("make room, or choose another place")),
         Error::KeyNotTaken { .. } => (Code::Login, None),
         Error::BadTarget { .. } => (Code::Failed, Some("choose a place with --into DIR or --to DISK=PATH")),

@@ -1,5 +1,6 @@
 //! `kvmb restore`
 
+use crate::capture::Hypervisor;
 use crate::cli::Context;
 use crate::cli::complete;
 use crate::cli::failure::CliError;
@@ -66,6 +67,22 @@ pub struct RestoreArgs {
     #[arg(long)]
     pub(super) overwrite: bool,
 
+    /// Remove the saved memory of the machine that is replaced (needs --overwrite).
+    #[arg(long, requires = "overwrite")]
+    pub(super) discard_saved_memory: bool,
+
+    /// Leave CD and floppy drives empty whose medium is not on this host.
+    #[arg(long)]
+    pub(super) drop_missing_media: bool,
+
+    /// Connect to network NEW of this host what was connected to network OLD (may be repeated).
+    #[arg(long, value_name = "OLD=NEW")]
+    pub(super) network: Vec<String>,
+
+    /// Connect to bridge or network device NEW of this host what was connected to OLD (may be repeated).
+    #[arg(long, value_name = "OLD=NEW")]
+    pub(super) bridge: Vec<String>,
+
     /// Say what would be written, and write nothing.
     #[arg(short = 'n', long)]
     pub(super) dry_run: bool,
@@ -85,6 +102,15 @@ fn disk_path(text: &str) -> Result<(String, PathBuf), String> {
         Some((disk, path)) if !disk.is_empty() && !path.is_empty() => Ok((disk.to_owned(), path.into())),
         _ => Err("a disk and a path: vda=/path".to_owned()),
     }
+}
+
+/// The names of `--network` and `--bridge`.
+fn renamed(pairs: &[String]) -> Result<BTreeMap<String, String>, CliError> {
+    let pair = |text: &String| match text.split_once('=') {
+        Some((old, new)) if !old.is_empty() && !new.is_empty() => Ok((old.to_owned(), new.to_owned())),
+        _ => Err(CliError::usage(format!("{text:?} is not a pair of names: OLD=NEW"))),
+    };
+    pairs.iter().map(pair).collect()
 }
 
 impl RestoreArgs {
@@ -118,8 +144,8 @@ impl RestoreArgs {
         self.restore(context, &repo, &PointName::Plain(point.point), session)
     }
 
-    pub(super) fn request(&self, connect: Option<String>) -> RestoreRequest {
-        RestoreRequest {
+    pub(super) fn request(&self, connect: Option<String>) -> Result<RestoreRequest, CliError> {
+        Ok(RestoreRequest {
             as_name: self.as_name.clone(),
             into: self.into.clone(),
             to: self.to.iter().cloned().collect::<BTreeMap<_, _>>(),
@@ -132,7 +158,11 @@ impl RestoreArgs {
             connect,
             start: self.start,
             overwrite: self.overwrite,
-        }
+            discard_saved_memory: self.discard_saved_memory,
+            drop_missing_media: self.drop_missing_media,
+            networks: renamed(&self.network)?,
+            bridges: renamed(&self.bridge)?,
+        })
     }
 
     pub(super) fn restore(
@@ -153,6 +183,23 @@ impl RestoreArgs {
         Ok(())
     }
 
+    /// The hypervisor that gets the definition. One that gets none is asked all the same what it knows of images that are
+    /// written over; it need not be there for that.
+    fn hypervisor(&self, context: &Context) -> Result<Option<Hypervisor>, CliError> {
+        let defines = !self.no_define && self.disk.is_empty();
+        if !defines && (self.into.is_some() || Hypervisor::would_be_embedded(context.global.connect.as_deref())) {
+            return Ok(None);
+        }
+        match context.hypervisor(None) {
+            Ok(hypervisor) => Ok(Some(hypervisor)),
+            Err(error) if defines => Err(error),
+            Err(error) => {
+                tracing::debug!("{error}");
+                Ok(None)
+            }
+        }
+    }
+
     fn restore_point(
         &self,
         context: &Context,
@@ -162,20 +209,19 @@ impl RestoreArgs {
         session: &mut Session,
     ) -> Result<(), CliError> {
         let opened = points::open_with_damage(repo, index, point)?;
-        let hypervisor = match self.no_define || !self.disk.is_empty() {
-            true => None,
-            false => Some(context.hypervisor(None)?),
-        };
+        let hypervisor = self.hypervisor(context)?;
         let connect = hypervisor.as_ref().map(|hypervisor| hypervisor.uri().to_owned());
-        let planned = plan(repo, index, &opened, &self.request(connect))?;
-        if let Some(hypervisor) = hypervisor {
-            refuse_running(&hypervisor, &planned)?;
+        let planned = plan(repo, index, &opened, &self.request(connect)?, hypervisor.as_ref())?;
+        if let Some(hypervisor) = &hypervisor {
+            refuse_running(hypervisor, &planned)?;
         }
+        drop(hypervisor);
         for left_out in opened.manifest.left_out.iter().filter(|left_out| left_out.part.is_some()) {
             let (part, machine) = (left_out.part.as_deref().unwrap_or_default(), &opened.manifest.machine);
             context.monitor.warn(&format!("the point has no {part} of {machine}: {}", left_out.reason));
         }
         if self.dry_run {
+            planned.notes.iter().for_each(|note| context.monitor.warn(note));
             planned.actions().into_iter().for_each(|action| session.done(Record::Action(action)));
             return Ok(());
         }

@@ -37,8 +37,9 @@ pub fn ask(mut args: RestoreArgs, context: &Context, session: &mut Session) -> R
     let index = points::load_index_for_reading(&repo, &context.monitor)?;
     let opened = points::open_with_damage(&repo, &index, &point)?;
     let libvirt = (!args.no_define).then(|| context.hypervisor(None).ok()).flatten();
-    let connect = libvirt.map(|hypervisor| hypervisor.uri().to_owned());
-    let planned = plan(&repo, &index, &opened, &args.request(connect))?;
+    let connect = libvirt.as_ref().map(|hypervisor| hypervisor.uri().to_owned());
+    let planned = plan(&repo, &index, &opened, &args.request(connect)?, libvirt.as_ref())?;
+    drop(libvirt);
     summarize(&opened, &planned);
     let equivalent = command_line(&args, context, &point.id.short());
     if !prompt::confirm("Go on?")? {

@@ -222,6 +222,46 @@ pub enum Error {
         /// The line for the list that the server reads.
         line: String,
     },
+    /// A device that is not there: a file in its place would be in memory.
+    #[error("disk {disk} cannot be restored: there is no device {}", path.display())]
+    NoDevice {
+        /// The disk.
+        disk: String,
+        /// The device.
+        path: PathBuf,
+        /// How large it must be.
+        capacity_bytes: u64,
+    },
+    /// A volume of a storage pool that is not there and cannot be made.
+    #[error("disk {disk} cannot be restored to volume {volume}: {reason}")]
+    NoVolume {
+        /// The disk.
+        disk: String,
+        /// `pool/volume`
+        volume: String,
+        /// Why.
+        reason: String,
+        /// The command that solves it.
+        solve: String,
+    },
+    /// Saved memory would be woken on top of other disks than it was saved with.
+    #[error("the memory of {machine} is saved on disk and does not fit the disks that would be restored")]
+    SavedMemory {
+        /// The machine.
+        machine: String,
+    },
+    /// The machine needs something that this host does not have.
+    #[error("{machine} would not {}: this host does not have {what}", if *is_start { "start" } else { "be taken by libvirt" })]
+    MissingHere {
+        /// The machine.
+        machine: String,
+        /// What.
+        what: String,
+        /// What solves it.
+        solve: String,
+        /// Whether it is needed for the start only.
+        is_start: bool,
+    },
     /// The disk cannot be restored where the user wants it.
     #[error("disk {disk} cannot be restored to {}: {reason}", path.display())]
     BadTarget {

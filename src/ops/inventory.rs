@@ -80,7 +80,7 @@ fn one_disk(hypervisor: &Hypervisor, machine: &Machine, state: &str, disk: &capt
 
 /// The records of a capture's disks.
 pub fn captured(state: &CaptureState) -> Result<Vec<record::Disk>> {
-    let definition = Definition::parse(&state.definition_xml).map_err(capture::Error::from)?;
+    let definition = Definition::parse(state.definition_of_disks()).map_err(capture::Error::from)?;
     let record = |disk: &capture::CapturedDisk| {
         let described = definition.disk(&disk.target);
         record::Disk {

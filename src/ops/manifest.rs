@@ -1,7 +1,7 @@
 //! `point.json`: what a point says of itself - all that kvmb needs to continue it and to restore it.
 //!
 //! Version 1. A reader refuses a version that it does not know and ignores fields that it does not know. So fields were added
-//! without a new version: `earlier_hosts` and `left_out`, which the first points do not have.
+//! without a new version: `earlier_hosts`, `left_out`, `autostart` and `snapshots`, which the first points do not have.
 
 use crate::record::{LeftOut, PointDisk, Source, Time};
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,9 @@ pub const MANIFEST: &str = "point.json";
 
 /// The definition's name in the point's folder.
 pub const DEFINITION: &str = "domain.xml";
+
+/// The name of the running machine's definition in the point's folder; only there where [`DEFINITION`] lacks a disk of the point.
+pub const LIVE_DEFINITION: &str = "domain-live.xml";
 
 /// The content of `point.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,6 +56,12 @@ pub struct Manifest {
     /// What of the machine is not in the point, and why. Points of kvmb 0.1.0 do not say it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<LeftOut>,
+    /// Whether the machine starts with the host. Points of kvmb 0.1.0 do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autostart: Option<bool>,
+    /// The libvirt snapshots that the machine had, by name; they are not in the point.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<String>,
 }
 
 /// A host that a machine was on before it moved.

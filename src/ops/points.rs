@@ -3,10 +3,11 @@
 use super::chunk_map::{ChunkMap, Geometry, ZeroIds};
 use super::inventory::host_name;
 use super::lineage::{Origin, lineages};
-use super::manifest::{DEFINITION, MANIFEST, Manifest, ManifestDisk};
+use super::manifest::{DEFINITION, LIVE_DEFINITION, MANIFEST, Manifest, ManifestDisk};
 use super::{Error, Monitor, Result, Stop};
 use crate::capture::connection::{glob_matches, is_glob};
 use crate::capture::suggest::similar_names;
+use crate::capture::{self, Definition};
 use crate::clock::last_moment_until;
 use crate::record;
 use crate::repo::{
@@ -465,6 +466,24 @@ impl OpenPoint {
     pub fn definition(&self, repo: &Repository, index: &Index) -> Result<String> {
         String::from_utf8(self.read_file(repo, index, DEFINITION)?)
             .map_err(|_| Error::BadPoint { point: self.id.to_string(), reason: format!("{DEFINITION} is not UTF-8") })
+    }
+
+    /// The definition that has all disks of the point, and whether it is that of the running machine: one that was attached
+    /// to it alone is in no other.
+    pub fn definition_of_disks(&self, repo: &Repository, index: &Index) -> Result<(String, bool)> {
+        let inactive = self.definition(repo, index)?;
+        if !self.files.contains_key(LIVE_DEFINITION) {
+            return Ok((inactive, false));
+        }
+        let live = String::from_utf8(self.read_file(repo, index, LIVE_DEFINITION)?).map_err(|_| Error::BadPoint {
+            point: self.id.to_string(),
+            reason: format!("{LIVE_DEFINITION} is not UTF-8"),
+        })?;
+        let definition = Definition::parse(&live).map_err(capture::Error::from)?;
+        match self.manifest.disks.iter().all(|disk| definition.disk(&disk.disk).is_some()) {
+            true => Ok((live, true)),
+            false => Ok((inactive, false)),
+        }
     }
 
     /// The chunks of one of the manifest's disks.

@@ -7,7 +7,9 @@ use super::chain::mismatch;
 use super::chunk_map::{Geometry, ZeroIds};
 use super::locked_repo::{LockedRepo, RepoView, while_locked};
 use super::lost_chunks::{damaged_points, lost_chunks};
-use super::manifest::{DEFINITION, EarlierHost, MANIFEST, Manifest, ManifestDisk, ManifestFile, Role, VERSION};
+use super::manifest::{
+    DEFINITION, EarlierHost, LIVE_DEFINITION, MANIFEST, Manifest, ManifestDisk, ManifestFile, Role, VERSION,
+};
 use super::offline_watch::while_unchanged;
 use super::points::{self, MACHINE_TAG, OpenPoint, PointRef, TAG, disk_file};
 use super::scratch_watch::watched;
@@ -86,7 +88,7 @@ pub fn push(
         _ => newest_point(view, capture, &host)?,
     };
     let reference = base.as_ref().or(earlier.as_ref());
-    let definition = Definition::parse(&capture.definition_xml).map_err(crate::capture::Error::from)?;
+    let definition = Definition::parse(capture.definition_of_disks()).map_err(crate::capture::Error::from)?;
 
     let writer = Writer::new(&view.repo, Arc::clone(&view.index), WriterOptions::default(), permit);
     let reading =
@@ -135,6 +137,9 @@ pub fn push(
     }
     let files = folder.add_copies(request.file, capture)?;
     folder.add_file(DEFINITION, capture.definition_xml.as_bytes())?;
+    if let Some(live) = &capture.live_definition_xml {
+        folder.add_file(LIVE_DEFINITION, live.as_bytes())?;
+    }
     let continued = base.as_ref().filter(|_| read.iter().any(|disk| disk.continues));
     let parent = continued.map(|base| base.id);
     let known = [continued, base.as_ref(), earlier.as_ref()];
@@ -156,6 +161,8 @@ pub fn push(
         disks,
         files,
         left_out: left_out(capture),
+        autostart: Some(capture.autostart),
+        snapshots: capture.snapshots.clone(),
     };
     folder.add_file(MANIFEST, &manifest.to_json())?;
     let tree = folder.finish(&capture.machine)?;

@@ -4,7 +4,10 @@
 //! in their places, then the firmware variables, and last the definition. Until the definition is in, everything is
 //! undone when something fails. A running machine is never written over.
 
+mod host;
 mod image_file;
+mod notes;
+mod place;
 pub mod plan;
 mod qcow2;
 mod small_file;
@@ -15,7 +18,7 @@ mod trust;
 use super::chunk_map::{ChunkMap, Geometry, MappedChunk};
 use super::points::OpenPoint;
 use super::{Error, Monitor, Progress, Result, Stop, threads};
-use crate::capture::{self, Hypervisor};
+use crate::capture::{self, Hypervisor, Machine};
 use crate::record::{self, Damage, RestoredDisk, RestoredTo};
 use crate::repo::{Id, Index, Repository, read_blobs};
 use plan::{PlannedDisk, RestorePlan, TargetKind};
@@ -39,20 +42,37 @@ pub fn restore(
 ) -> Result<record::Point> {
     // Ctrl-C on a terminal hits the programs that help us as well: what they say then is not what happened.
     let meant = |error| if stop.requested() { Error::Interrupted } else { error };
+    for note in &plan.notes {
+        monitor.warn(note);
+    }
+    for missing in &plan.missing {
+        monitor.warn(&format!("this host does not have {}: {}", missing.what, missing.solve));
+    }
+    let volumes = NewVolumes::create(plan, connect)?;
     let folders = NewFolders::create(&plan.files)?;
+    let writes_devices = plan.disks.iter().any(|disk| disk.kind == TargetKind::Device);
+    if plan.discard_saved_memory && writes_devices {
+        plan::discard_saved_memory(&connect()?, plan)?;
+    }
     let files = write_all(&RestoreSource { repo, index, point }, plan, monitor, stop).map_err(meant)?;
     stop.check()?;
 
     // From here on things change places; each guard puts back what it moved unless it is told to keep it.
-    let placed = files.into_iter().map(Finished::place).collect::<Result<Vec<Placed>>>()?;
-    let mut machine = None;
-    if plan.define {
-        let hypervisor = connect()?;
-        plan::refuse_running(&hypervisor, plan)?;
-        machine = Some((hypervisor.define(&plan.definition)?, hypervisor));
+    if plan.discard_saved_memory {
+        plan::discard_saved_memory(&connect()?, plan)?;
     }
+    let hypervisor = if plan.define { Some(connect()?) } else { None };
+    if let Some(hypervisor) = &hypervisor {
+        plan::refuse_running(hypervisor, plan)?;
+    }
+    let placed = files.into_iter().map(Finished::place).collect::<Result<Vec<Placed>>>()?;
+    let machine = match hypervisor {
+        Some(hypervisor) => Some((hypervisor.define(&plan.definition)?, hypervisor)),
+        None => None,
+    };
     placed.into_iter().for_each(Placed::keep);
     folders.keep();
+    volumes.keep();
 
     let mut restored = RestoredTo {
         machine: None,
@@ -61,13 +81,10 @@ pub fn restore(
         disks: plan.disks.iter().map(restored_disk).collect(),
         started: false,
     };
-    if let Some((defined, _)) = &machine {
+    if let Some((defined, hypervisor)) = &machine {
+        settle(defined, hypervisor, plan, monitor);
         restored.machine = Some(defined.name().to_owned());
         restored.uuid = Some(defined.uuid().to_owned());
-        // The machine is whole with them; a backup that finds no bitmap behind a checkpoint reads everything.
-        if let Err(error) = plan::drop_checkpoints(defined) {
-            monitor.warn(&format!("{}: {error}; the next backup reads everything", defined.name()));
-        }
         if plan.start {
             if let Err(error) = defined.start() {
                 monitor.warn(&format!("{} is restored and defined, but it does not start", defined.name()));
@@ -79,6 +96,78 @@ pub fn restore(
     let mut record = point.to_record(repo);
     record.restored_to = Some(restored);
     Ok(record)
+}
+
+/// What libvirt keeps beside a definition. The machine is whole already: what fails here is a warning.
+fn settle(defined: &Machine, hypervisor: &Hypervisor, plan: &RestorePlan, monitor: &dyn Monitor) {
+    let name = defined.name();
+    // A backup that finds no bitmap behind a checkpoint reads everything.
+    match plan::drop_checkpoints(defined) {
+        Ok(others) => {
+            for other in others {
+                monitor.warn(&format!(
+                    "{name} has the checkpoint {other} of another program, which does not fit its images any more: virsh \
+                     checkpoint-delete {name} {other} --metadata"
+                ));
+            }
+        }
+        Err(error) => monitor.warn(&format!("{name}: {error}; the next backup reads everything")),
+    }
+    let snapshots = defined.snapshots().unwrap_or_default();
+    if !snapshots.is_empty() {
+        let names = snapshots.join(", ");
+        monitor.warn(&format!(
+            "{name} has snapshots that its images do not have any more ({names}): virsh snapshot-delete {name} NAME --metadata"
+        ));
+    }
+    for volume in plan.disks.iter().filter_map(|disk| disk.volume.as_ref()) {
+        if let Err(error) = hypervisor.refresh_pool(&volume.pool) {
+            monitor.warn(&error.to_string());
+        }
+    }
+    let autostart = plan.autostart.filter(|wanted| defined.autostart().ok() != Some(*wanted));
+    if let Some(error) = autostart.and_then(|wanted| defined.set_autostart(wanted).err()) {
+        monitor.warn(&error.to_string());
+    }
+}
+
+/// Volumes that libvirt made for this restore. Dropped, they are removed.
+struct NewVolumes<'a> {
+    made: Vec<(&'a str, &'a str)>,
+    hypervisor: Option<Hypervisor>,
+}
+
+impl<'a> NewVolumes<'a> {
+    fn create(plan: &'a RestorePlan, connect: &dyn Fn() -> capture::Result<Hypervisor>) -> Result<NewVolumes<'a>> {
+        let mut volumes = NewVolumes { made: Vec::new(), hypervisor: None };
+        for disk in &plan.disks {
+            let Some(volume) = disk.volume.as_ref().filter(|volume| volume.is_new_device) else { continue };
+            let hypervisor = match volumes.hypervisor.take() {
+                Some(hypervisor) => hypervisor,
+                None => connect()?,
+            };
+            let made = hypervisor.create_volume(&volume.pool, &volume.volume, disk.length_bytes());
+            volumes.hypervisor = Some(hypervisor);
+            made?;
+            volumes.made.push((&volume.pool, &volume.volume));
+        }
+        Ok(volumes)
+    }
+
+    fn keep(mut self) {
+        self.made.clear();
+    }
+}
+
+impl Drop for NewVolumes<'_> {
+    fn drop(&mut self) {
+        for (pool, volume) in &self.made {
+            if let Some(Err(error)) = self.hypervisor.as_ref().map(|hypervisor| hypervisor.delete_volume(pool, volume))
+            {
+                tracing::warn!("{error}");
+            }
+        }
+    }
 }
 
 fn restored_disk(disk: &PlannedDisk) -> RestoredDisk {
@@ -116,7 +205,7 @@ impl Finished {
 /// Writes everything under temporary names. Devices have none and come last, when all that can be proven is.
 fn write_all(source: &RestoreSource, plan: &RestorePlan, monitor: &dyn Monitor, stop: &Stop) -> Result<Vec<Finished>> {
     let (devices, images): (Vec<_>, Vec<_>) = plan.disks.iter().partition(|disk| disk.kind == TargetKind::Device);
-    let folders = images.iter().filter_map(|disk| disk.path.parent()).collect::<BTreeSet<_>>();
+    let folders = images.iter().filter_map(|disk| disk.real_path.parent()).collect::<BTreeSet<_>>();
     folders.into_iter().for_each(target::sweep);
 
     let mut finished = Vec::new();

@@ -2,10 +2,18 @@
 
 pub use super::small_files::PlannedFile;
 
+use super::host::{self, Missing};
+use super::place::{Placing, Volume, resolved};
+use super::qcow2::Layout;
 use super::small_files::SmallFiles;
-use super::trust;
-use crate::capture::{self, Changes, Definition, DiskSource, Hypervisor, Machine, NewDisk, NewDiskKind, rewrite};
+use super::{notes, trust};
+use crate::capture::machine::Which;
+use crate::capture::rewrite::Rewritten;
+use crate::capture::{
+    self, Changes, DefinedDisk, Definition, DiskSource, Hypervisor, Machine, NewDisk, NewDiskKind, rewrite_with_notes,
+};
 use crate::ops::chunk_map::{ChunkMap, Geometry, MappedChunk};
+use crate::ops::manifest::ManifestDisk;
 use crate::ops::points::OpenPoint;
 use crate::ops::{Error, Result};
 use crate::record::Action;
@@ -13,9 +21,10 @@ use crate::repo::{Index, Repository};
 use rustix::fs::{FlockOperation, fcntl_lock};
 use rustix::io::Errno;
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// An image format that can be restored to.
@@ -58,6 +67,14 @@ pub struct RestoreRequest {
     pub start: bool,
     /// Whether what exists may be replaced.
     pub overwrite: bool,
+    /// Whether the saved memory of the machine that is replaced may be removed.
+    pub discard_saved_memory: bool,
+    /// Whether drives whose medium is not on this host are left empty.
+    pub drop_missing_media: bool,
+    /// What networks of the definition are called here.
+    pub networks: BTreeMap<String, String>,
+    /// What bridges and network devices of the definition are called here.
+    pub bridges: BTreeMap<String, String>,
 }
 
 /// Whether a disk goes to a file or to a device.
@@ -74,10 +91,16 @@ pub enum TargetKind {
 pub struct PlannedDisk {
     /// Its target name.
     pub disk: String,
-    /// The file or device.
+    /// The file or device, as the definition names it.
     pub path: PathBuf,
+    /// The same, links followed: what is written.
+    pub real_path: PathBuf,
     /// Which of the two.
     pub kind: TargetKind,
+    /// Whether that is the place that the definition has for it.
+    pub is_unmoved: bool,
+    /// The volume of a storage pool that it is.
+    pub volume: Option<Volume>,
     /// The format that is written.
     pub format: ImageFormat,
     /// The size that the guest sees.
@@ -110,6 +133,14 @@ impl PlannedDisk {
         })
     }
 
+    /// How much of a file or device it takes.
+    pub(super) fn length_bytes(&self) -> u64 {
+        match self.format {
+            ImageFormat::Raw => self.capacity_bytes,
+            ImageFormat::Qcow2 => Layout::new(self.geometry(), &self.map).file_bytes(),
+        }
+    }
+
     /// What it will take on the host, about.
     pub fn data_bytes(&self) -> u64 {
         self.data_ranges().map(|(_, length)| length).sum()
@@ -137,13 +168,28 @@ pub struct RestorePlan {
     pub start: bool,
     /// Whether what exists may be replaced.
     pub overwrite: bool,
+    /// Whether saved memory may be removed.
+    pub discard_saved_memory: bool,
+    /// Whether the machine starts with the host; none leaves that as it is.
+    pub autostart: Option<bool>,
+    /// What will be different from the machine that was backed up, one sentence each.
+    pub notes: Vec<String>,
+    /// What the machine needs and this host does not have.
+    pub missing: Vec<Missing>,
 }
 
-/// Decides everything, and refuses what must not be written over.
-pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &RestoreRequest) -> Result<RestorePlan> {
+/// Decides everything, and refuses what must not be written over. Without a hypervisor there are no storage pools, and nothing
+/// is said of what is missing on this host.
+pub fn plan(
+    repo: &Repository,
+    index: &Index,
+    point: &OpenPoint,
+    request: &RestoreRequest,
+    hypervisor: Option<&Hypervisor>,
+) -> Result<RestorePlan> {
     let into = request.into.as_ref().map(|folder| std::path::absolute(folder).map_err(Error::io("find", folder)));
     let request = &RestoreRequest { into: into.transpose()?, ..request.clone() };
-    let xml = point.definition(repo, index)?;
+    let (xml, is_live) = point.definition_of_disks(repo, index)?;
     let definition = Definition::parse(&xml).map_err(capture::Error::from)?;
     trust::check(point, &definition, request)?;
     let machine = request.as_name.clone().unwrap_or_else(|| point.manifest.machine.clone());
@@ -154,30 +200,10 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
         }
     }
 
+    let is_wanted = |disk: &&ManifestDisk| request.only_disks.is_empty() || request.only_disks.contains(&disk.disk);
     let mut disks = Vec::new();
-    for disk in &point.manifest.disks {
-        if !request.only_disks.is_empty() && !request.only_disks.contains(&disk.disk) {
-            continue;
-        }
-        let described = definition.disk(&disk.disk);
-        let format = request.format.unwrap_or(match described.and_then(|disk| disk.format.as_deref()) {
-            Some("qcow2") => ImageFormat::Qcow2,
-            _ => ImageFormat::Raw,
-        });
-        let (path, kind) = place(request, &machine, &disk.disk, described.map(|disk| &disk.source), format)?;
-        let format = if kind == TargetKind::Device { ImageFormat::Raw } else { format };
-        let map = point.chunk_map(disk)?;
-        let (capacity_bytes, chunk_bytes) = (disk.capacity_bytes, disk.chunk_bytes);
-        let planned = PlannedDisk {
-            disk: disk.disk.clone(),
-            path,
-            kind,
-            format,
-            capacity_bytes,
-            chunk_bytes,
-            map,
-            overwrite: request.overwrite,
-        };
+    for disk in point.manifest.disks.iter().filter(is_wanted) {
+        let planned = plan_disk(point, disk, definition.disk(&disk.disk), &machine, request, hypervisor)?;
         refuse_replacing(&planned)?;
         disks.push(planned);
     }
@@ -200,14 +226,29 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
         name: request.as_name.clone(),
         uuid: request.as_name.as_ref().map(|_| uuid.clone()),
         new_macs: request.as_name.is_some(),
+        own_resources: request.as_name.is_some(),
         disks: disks.iter().map(new_disk).collect(),
+        unmoved: disks.iter().filter(|disk| disk.is_unmoved).map(|disk| disk.disk.clone()).collect(),
+        networks: request.networks.clone(),
+        bridges: request.bridges.clone(),
         ..moved
     };
-    let rewritten = rewrite(&xml, &changes).map_err(capture::Error::from)?;
+    let written = files.iter().map(|file| file.path.clone()).collect();
+    let (rewritten, missing) =
+        for_this_host(&xml, changes, &machine, &disks, &written, request, hypervisor.filter(|_| define))?;
+    if let Some(missing) = missing.iter().find(|missing| define && (request.start || missing.prevents_definition)) {
+        let (what, solve) = (missing.what.clone(), missing.solve.clone());
+        return Err(Error::MissingHere { machine, what, solve, is_start: request.start });
+    }
     let folder = request.into.as_deref().or(small.beside.as_deref()).filter(|_| whole && !define);
     let definition_file = folder.map(|folder| folder.join(format!("{machine}.xml")));
     if let Some(path) = definition_file.as_ref().filter(|path| path.exists() && !request.overwrite) {
         return Err(Error::Exists { path: path.clone() });
+    }
+    let mut notes = notes::of_images(point, &definition, &disks);
+    if whole {
+        notes.extend(notes::of_machine(point, is_live, request));
+        notes.extend(rewritten.notes);
     }
     let small_files = files.iter().map(|file| (&*file.name, &file.path));
     let definition = definition_file.iter().map(|path| ("domain.xml", path));
@@ -217,12 +258,80 @@ pub fn plan(repo: &Repository, index: &Index, point: &OpenPoint, request: &Resto
         uuid,
         disks,
         files,
-        definition: rewritten,
+        definition: rewritten.xml,
         definition_file,
         define,
         start: request.start && define,
         overwrite: request.overwrite,
+        discard_saved_memory: request.discard_saved_memory,
+        // A copy beside the original starts when it is told to.
+        autostart: point.manifest.autostart.filter(|_| request.as_name.is_none()),
+        notes,
+        missing,
     })
+}
+
+/// Where one disk goes, and as what.
+fn plan_disk(
+    point: &OpenPoint,
+    disk: &ManifestDisk,
+    described: Option<&DefinedDisk>,
+    machine: &str,
+    request: &RestoreRequest,
+    hypervisor: Option<&Hypervisor>,
+) -> Result<PlannedDisk> {
+    let own_format = match described.and_then(|disk| disk.format.as_deref()) {
+        Some("qcow2") => ImageFormat::Qcow2,
+        _ => ImageFormat::Raw,
+    };
+    let format = request.format.unwrap_or(own_format);
+    let (capacity_bytes, chunk_bytes) = (disk.capacity_bytes, disk.chunk_bytes);
+    let placing = Placing { request, hypervisor, machine, disk: &disk.disk, described, capacity_bytes, format };
+    let place = placing.place()?;
+    // A file's format is for files; a device has another one only where it had it before, or where it is asked for.
+    let was_device = place.is_unmoved
+        || described.is_some_and(|disk| matches!(disk.source, DiskSource::Block { .. } | DiskSource::Volume { .. }));
+    let format = match place.kind {
+        TargetKind::Device if request.format.is_none() && !was_device => ImageFormat::Raw,
+        _ => format,
+    };
+    Ok(PlannedDisk {
+        disk: disk.disk.clone(),
+        path: place.path,
+        real_path: place.real_path,
+        kind: place.kind,
+        is_unmoved: place.is_unmoved,
+        volume: place.volume,
+        format,
+        capacity_bytes,
+        chunk_bytes,
+        map: point.chunk_map(disk)?,
+        overwrite: request.overwrite,
+    })
+}
+
+/// The definition for this host, and what this host lacks of it.
+fn for_this_host(
+    xml: &str,
+    mut changes: Changes,
+    machine: &str,
+    disks: &[PlannedDisk],
+    written: &BTreeSet<PathBuf>,
+    request: &RestoreRequest,
+    hypervisor: Option<&Hypervisor>,
+) -> Result<(Rewritten, Vec<Missing>)> {
+    loop {
+        let rewritten = rewrite_with_notes(xml, &changes).map_err(capture::Error::from)?;
+        let missing = match hypervisor {
+            Some(hypervisor) => host::missing(&rewritten.xml, machine, disks, written, hypervisor)?,
+            None => Vec::new(),
+        };
+        let media: BTreeSet<String> = missing.iter().filter_map(|missing| missing.medium_of.clone()).collect();
+        if !request.drop_missing_media || media.is_subset(&changes.eject) {
+            return Ok((rewritten, missing));
+        }
+        changes.eject.extend(media);
+    }
 }
 
 fn new_disk(disk: &PlannedDisk) -> (String, NewDisk) {
@@ -231,53 +340,6 @@ fn new_disk(disk: &PlannedDisk) -> (String, NewDisk) {
         TargetKind::Device => NewDiskKind::Block,
     };
     (disk.disk.clone(), NewDisk { path: disk.path.clone(), kind, format: disk.format.name().to_owned() })
-}
-
-/// The file or device that a disk goes to.
-fn place(
-    request: &RestoreRequest,
-    machine: &str,
-    disk: &str,
-    described: Option<&DiskSource>,
-    format: ImageFormat,
-) -> Result<(PathBuf, TargetKind)> {
-    let path = match (request.to.get(disk), &request.into, described) {
-        (Some(path), ..) => std::path::absolute(path).map_err(Error::io("find", path))?,
-        (None, Some(folder), _) => folder.join(format!("{machine}-{disk}.{}", format.name())),
-        (None, None, Some(DiskSource::File { path } | DiskSource::Block { path })) if request.as_name.is_none() => {
-            path.clone()
-        }
-        (None, None, _) => {
-            let reason = match request.as_name {
-                Some(_) => "a machine under another name needs images of its own",
-                None => "its image was not a file or device of this host",
-            };
-            return Err(Error::BadTarget { disk: disk.to_owned(), path: PathBuf::new(), reason: reason.into() });
-        }
-    };
-    let path = resolved(&path);
-    let kind = match fs::metadata(&path) {
-        Ok(found) if found.file_type().is_block_device() => TargetKind::Device,
-        Ok(found) if !found.is_file() => {
-            let reason = "it is neither a file nor a block device".into();
-            return Err(Error::BadTarget { disk: disk.to_owned(), path, reason });
-        }
-        _ => TargetKind::File,
-    };
-    refuse_without_folder(&path)?;
-    Ok((path, kind))
-}
-
-/// The one name of a file: links are followed, so that the image behind one is replaced and not the link, and so that two
-/// names of one place are seen to be the same. What does not exist yet has its folder's one name.
-fn resolved(path: &Path) -> PathBuf {
-    if let Ok(real) = fs::canonicalize(path) {
-        return real;
-    }
-    match (path.parent().map(fs::canonicalize), path.file_name()) {
-        (Some(Ok(folder)), Some(name)) => folder.join(name),
-        _ => path.to_owned(),
-    }
 }
 
 pub(super) fn refuse_without_folder(path: &Path) -> Result<()> {
@@ -302,12 +364,27 @@ fn refuse_two_in_one_place<'a>(things: impl Iterator<Item = (&'a str, &'a PathBu
 }
 
 fn refuse_replacing(disk: &PlannedDisk) -> Result<()> {
-    let there = disk.path.exists();
+    let there = disk.real_path.exists();
     if there && !disk.overwrite {
         return Err(Error::Exists { path: disk.path.clone() });
     }
     if there {
-        refuse_in_use(&disk.disk, &disk.path)?;
+        refuse_in_use(&disk.disk, &disk.real_path)?;
+    }
+    if there && disk.kind == TargetKind::Device {
+        refuse_too_small(disk)?;
+    }
+    Ok(())
+}
+
+/// Refuses a device that the disk does not fit on.
+pub(super) fn refuse_too_small(disk: &PlannedDisk) -> Result<()> {
+    let wanted_bytes = disk.length_bytes();
+    let size = File::open(&disk.real_path).and_then(|mut device| device.seek(SeekFrom::End(0)));
+    let size_bytes = size.map_err(Error::io("size", &disk.real_path))?;
+    if size_bytes < wanted_bytes {
+        let reason = format!("it has {size_bytes} bytes and the disk needs {wanted_bytes}");
+        return Err(Error::BadTarget { disk: disk.disk.clone(), path: disk.path.clone(), reason });
     }
     Ok(())
 }
@@ -336,7 +413,7 @@ fn in_use_by_qemu(path: &Path) -> Result<bool> {
 fn refuse_without_room(disks: &[PlannedDisk]) -> Result<()> {
     let mut wanted: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
     for disk in disks.iter().filter(|disk| disk.kind == TargetKind::File) {
-        let folder = disk.path.parent().unwrap_or(Path::new("/")).to_owned();
+        let folder = disk.real_path.parent().unwrap_or(Path::new("/")).to_owned();
         let device = fs::metadata(&folder).map_err(Error::io("read", &folder))?.dev();
         wanted.entry(device).or_insert((folder, 0)).1 += disk.data_bytes();
     }
@@ -350,9 +427,11 @@ fn refuse_without_room(disks: &[PlannedDisk]) -> Result<()> {
     Ok(())
 }
 
-/// Refuses to touch a machine that runs, and - without `--overwrite` - one that exists.
+/// Refuses to touch a machine that runs, and - without `--overwrite` - one that exists. A definition whose images are all gone
+/// is what a lost file system leaves: to restore such a machine overwrites nothing of it.
 pub fn refuse_running(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<()> {
-    for name in [&plan.machine, &plan.uuid] {
+    let names = [&plan.machine, &plan.uuid];
+    for name in names.into_iter().filter(|_| plan.define) {
         let Some(found) = existing(hypervisor, name)? else { continue };
         if !found.uuid().eq_ignore_ascii_case(&plan.uuid) {
             return Err(Error::NameTaken { machine: found.name().to_owned(), uuid: found.uuid().to_owned() });
@@ -360,9 +439,59 @@ pub fn refuse_running(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<()>
         if found.is_running()? {
             return Err(Error::MachineRunning { machine: found.name().to_owned() });
         }
-        if !plan.overwrite {
+        if !plan.overwrite && !has_lost_its_images(&found)? {
             return Err(Error::MachineExists { machine: found.name().to_owned() });
         }
+    }
+    if !plan.discard_saved_memory
+        && let Some(machine) = with_saved_memory(hypervisor, plan)?.first()
+    {
+        return Err(Error::SavedMemory { machine: machine.name().to_owned() });
+    }
+    Ok(())
+}
+
+/// Whether none of a machine's disks exists any more.
+fn has_lost_its_images(machine: &Machine) -> Result<bool> {
+    let definition = machine.definition(Which::Inactive)?;
+    let mut disks = definition.disks.iter().filter(|disk| disk.exclusion().is_none()).peekable();
+    let is_gone = |disk: &DefinedDisk| match &disk.source {
+        DiskSource::File { path } | DiskSource::Block { path } => !path.exists(),
+        DiskSource::Volume { .. } => {
+            !machine.resolve(&disk.source).is_ok_and(|source| source.path().is_some_and(|p| p.exists()))
+        }
+        _ => false,
+    };
+    Ok(disks.peek().is_some() && disks.all(is_gone))
+}
+
+/// The machines whose memory is saved on disk while one of their disks is replaced: woken, it would destroy what is there.
+fn with_saved_memory(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<Vec<Machine>> {
+    let written: BTreeSet<&PathBuf> = plan.disks.iter().map(|disk| &disk.real_path).collect();
+    let mut found = Vec::new();
+    for machine in hypervisor.machines(&[])? {
+        // A machine that is gone meanwhile, or that knows no saved memory, has none.
+        if !machine.has_saved_memory().unwrap_or(false) {
+            continue;
+        }
+        let is_replaced = plan.define && machine.uuid().eq_ignore_ascii_case(&plan.uuid);
+        let has_written = || -> Result<bool> {
+            let definition = machine.definition(Which::Inactive)?;
+            let mut paths =
+                definition.disks.iter().filter_map(|disk| machine.resolve(&disk.source).ok()?.path().cloned());
+            Ok(paths.any(|path| written.contains(&resolved(&path))))
+        };
+        if is_replaced || has_written()? {
+            found.push(machine);
+        }
+    }
+    Ok(found)
+}
+
+/// Removes the saved memory of the machines whose disks are replaced.
+pub(super) fn discard_saved_memory(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<()> {
+    for machine in with_saved_memory(hypervisor, plan)? {
+        machine.discard_saved_memory()?;
     }
     Ok(())
 }
@@ -375,14 +504,14 @@ fn existing(hypervisor: &Hypervisor, name: &str) -> Result<Option<Machine>> {
     }
 }
 
-/// Makes libvirt forget the checkpoints of ours: the images with their bitmaps are gone.
-pub fn drop_checkpoints(machine: &Machine) -> Result<()> {
-    for name in machine.checkpoints()? {
-        if name.starts_with("kvmb-") {
-            machine.forget_checkpoint(&name)?;
-        }
+/// Makes libvirt forget the checkpoints of ours: the images with their bitmaps are gone. Those of others are left, and named.
+pub(super) fn drop_checkpoints(machine: &Machine) -> Result<Vec<String>> {
+    let (ours, others): (Vec<String>, Vec<String>) =
+        machine.checkpoints()?.into_iter().partition(|name| name.starts_with("kvmb-"));
+    for name in ours {
+        machine.forget_checkpoint(&name)?;
     }
-    Ok(())
+    Ok(others)
 }
 
 impl RestorePlan {
@@ -397,8 +526,13 @@ impl RestorePlan {
             extra: extra.as_object().cloned().unwrap_or_default(),
         };
         let mut actions = Vec::new();
+        for missing in &self.missing {
+            let extra = json!({ "machine": self.machine, "hint": missing.solve });
+            let reason = format!("not on this host: {}", missing.what);
+            actions.push(Action { changed: false, ..action(self.machine.clone(), reason, extra) });
+        }
         for disk in &self.disks {
-            let verb = if disk.path.exists() { "replaced" } else { "created" };
+            let verb = if disk.real_path.exists() { "replaced" } else { "created" };
             let extra =
                 json!({ "disk": disk.disk, "format": disk.format.name(), "capacity_bytes": disk.capacity_bytes });
             let target = disk.path.to_string_lossy().into_owned();

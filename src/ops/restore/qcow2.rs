@@ -95,9 +95,16 @@ impl Layout {
         (first * CLUSTER_BYTES, (self.clusters - first) * CLUSTER_BYTES)
     }
 
-    /// Writes all but the data into an empty file, and gives it its length.
+    /// How long the image is.
+    pub fn file_bytes(&self) -> u64 {
+        self.clusters * CLUSTER_BYTES
+    }
+
+    /// Writes all but the data; every byte of it, so that nothing of what a device held before is taken for a part of it.
     pub fn write_metadata(&self, file: &File) -> io::Result<()> {
-        file.set_len(self.clusters * CLUSTER_BYTES)?;
+        if file.metadata()?.is_file() {
+            file.set_len(self.file_bytes())?;
+        }
         let mut out = BufWriter::with_capacity(CLUSTER_BYTES as usize, file);
         out.seek(SeekFrom::Start(0))?;
         self.write_header(&mut out)?;

@@ -70,7 +70,7 @@ enum Form {
     Raw,
     /// As the guest sees them, over whatever the device holds.
     Device,
-    /// By a layout, in a new file.
+    /// By a layout, in a new file or over whatever a device holds.
     Qcow2(Layout),
 }
 
@@ -162,46 +162,37 @@ pub fn sweep(folder: &Path) {
 impl TargetDisk {
     /// Makes the empty image beside its place, or opens the device.
     pub fn create(disk: &PlannedDisk) -> Result<TargetDisk> {
-        let path = disk.path.clone();
-        if let TargetKind::Device = disk.kind {
-            return TargetDisk::device(disk);
-        }
-        let temporary = PartialFile::create(&Destination::new(&path))?;
-        let file = ImageFile::new(temporary.file.try_clone().map_err(Error::io("open", &path))?);
+        let path = disk.real_path.clone();
+        let (temporary, file) = match disk.kind {
+            TargetKind::Device => (None, open_device(disk)?),
+            TargetKind::File => {
+                let temporary = PartialFile::create(&Destination::new(&path))?;
+                let file = temporary.file.try_clone().map_err(Error::io("open", &path))?;
+                (Some(temporary), file)
+            }
+        };
+        let file = ImageFile::new(file);
         let reserve = |(at, length)| match length {
             0 => Ok(()),
+            _ if disk.kind == TargetKind::Device => Ok(()),
             _ => file.reserve(at, length).map_err(Error::io("write", &path)),
         };
-        let form = match disk.format {
-            ImageFormat::Raw => {
+        let form = match (disk.format, disk.kind) {
+            (ImageFormat::Raw, TargetKind::Device) => Form::Device,
+            (ImageFormat::Raw, TargetKind::File) => {
                 file.file().set_len(disk.capacity_bytes).map_err(Error::io("size", &path))?;
                 disk.data_ranges().try_for_each(reserve)?;
                 Form::Raw
             }
-            ImageFormat::Qcow2 => {
+            (ImageFormat::Qcow2, _) => {
                 let layout = Layout::new(disk.geometry(), &disk.map);
                 reserve(layout.data())?;
                 layout.write_metadata(file.file()).map_err(Error::io("write", &path))?;
                 Form::Qcow2(layout)
             }
         };
-        let (disk, overwrite) = (disk.disk.clone(), disk.overwrite);
-        Ok(TargetDisk { disk, path, overwrite, temporary: Some(temporary), file, form })
-    }
-
-    fn device(disk: &PlannedDisk) -> Result<TargetDisk> {
-        let path = disk.path.clone();
-        // O_EXCL on a block device fails when it is mounted or otherwise taken.
-        let flags = rustix::fs::OFlags::EXCL.bits() as i32;
-        let opened = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path);
-        let mut file = opened.map_err(Error::io("open", &path))?;
-        let size = std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).map_err(Error::io("size", &path))?;
-        if size < disk.capacity_bytes {
-            let reason = format!("it has {size} bytes and the disk has {}", disk.capacity_bytes);
-            return Err(Error::BadTarget { disk: disk.disk.clone(), path, reason });
-        }
-        let (disk, file) = (disk.disk.clone(), ImageFile::new(file));
-        Ok(TargetDisk { disk, path, overwrite: true, temporary: None, file, form: Form::Device })
+        let overwrite = disk.overwrite || disk.kind == TargetKind::Device;
+        Ok(TargetDisk { disk: disk.disk.clone(), path, overwrite, temporary, file, form })
     }
 
     /// The disk's target name.
@@ -245,6 +236,15 @@ impl TargetDisk {
         self.file.file().sync_all().map_err(Error::io("sync", &self.path))?;
         Ok(WrittenDisk { disk: self.disk, path: self.path, overwrite: self.overwrite, temporary: self.temporary })
     }
+}
+
+/// Opens a device for writing, unless it is mounted or otherwise taken (`O_EXCL`).
+fn open_device(disk: &PlannedDisk) -> Result<File> {
+    let flags = rustix::fs::OFlags::EXCL.bits() as i32;
+    let opened = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&disk.real_path);
+    let file = opened.map_err(Error::io("open", &disk.real_path))?;
+    super::plan::refuse_too_small(disk)?;
+    Ok(file)
 }
 
 impl WrittenDisk {

@@ -1,0 +1,113 @@
+//! Volumes of storage pools, for a restore: where they are, and how they are made again.
+
+use std::path::PathBuf;
+
+use virt::storage_pool::StoragePool;
+use virt::storage_vol::StorageVol;
+
+use super::connection::Hypervisor;
+use super::definition::{child, parse_xml};
+use super::error::{LibvirtContext, LibvirtErrorKind, Result};
+use super::job::escape;
+
+/// Where a volume of a storage pool is on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VolumePlace {
+    /// It is there.
+    There(PathBuf),
+    /// Its pool is there. It would be this file: writing it and telling libvirt is enough.
+    NewFile(PathBuf),
+    /// Its pool is there. It would be this device, which libvirt has to make.
+    NewDevice(PathBuf),
+    /// Its pool is known and not started.
+    PoolNotStarted,
+    /// There is no such pool.
+    NoPool,
+}
+
+impl Hypervisor {
+    /// Looks a volume up.
+    pub fn volume_place(&self, pool: &str, volume: &str) -> Result<VolumePlace> {
+        let context = || format!("look up storage pool {pool}");
+        let found = match self.connect.lookup_storage_pool_by_name(pool).context(context) {
+            Ok(found) => found,
+            // A libvirt without a storage driver has no pools.
+            Err(error) if matches!(error.meaning(), LibvirtErrorKind::NotFound | LibvirtErrorKind::Unsupported) => {
+                return Ok(VolumePlace::NoPool);
+            }
+            Err(error) => return Err(error),
+        };
+        if !found.is_active().context(context)? {
+            return Ok(VolumePlace::PoolNotStarted);
+        }
+        // Files that were put there or removed since are seen by that.
+        if let Err(error) = found.refresh(0).context(context) {
+            tracing::debug!("{error}");
+        }
+        if let Ok(there) = found.lookup_storage_vol_by_name(volume) {
+            return Ok(VolumePlace::There(there.path().map(PathBuf::from).context(context)?));
+        }
+        new_place(&found.xml_desc(0).context(context)?, volume)
+    }
+
+    /// Makes a volume that is a device.
+    pub fn create_volume(&self, pool: &str, volume: &str, capacity_bytes: u64) -> Result<PathBuf> {
+        let context = || format!("create volume {volume} of storage pool {pool}");
+        let name = escape(volume);
+        let xml = format!("<volume><name>{name}</name><capacity unit='bytes'>{capacity_bytes}</capacity></volume>");
+        let pool = self.pool(pool)?;
+        StorageVol::create_xml(&pool, &xml, 0).and_then(|volume| volume.path()).map(PathBuf::from).context(context)
+    }
+
+    /// Removes a volume.
+    pub fn delete_volume(&self, pool: &str, volume: &str) -> Result<()> {
+        let context = || format!("delete volume {volume} of storage pool {pool}");
+        self.pool(pool)?.lookup_storage_vol_by_name(volume).and_then(|volume| volume.delete(0)).context(context)
+    }
+
+    /// Tells libvirt to look at a pool's volumes again.
+    pub fn refresh_pool(&self, pool: &str) -> Result<()> {
+        self.pool(pool)?.refresh(0).context(|| format!("refresh storage pool {pool}"))
+    }
+
+    fn pool(&self, pool: &str) -> Result<StoragePool> {
+        self.connect.lookup_storage_pool_by_name(pool).context(|| format!("look up storage pool {pool}"))
+    }
+}
+
+/// Where a volume that is not there would be, by the pool's own description.
+fn new_place(pool_xml: &str, volume: &str) -> Result<VolumePlace> {
+    let document = parse_xml(pool_xml)?;
+    let pool = document.root_element();
+    let folder = child(pool, "target").and_then(|target| child(target, "path")).and_then(|path| path.text());
+    let is_plain = !matches!(volume, "" | "." | "..") && !volume.contains('/');
+    let Some(path) = folder.filter(|_| is_plain).map(|folder| PathBuf::from(folder.trim()).join(volume)) else {
+        return Ok(VolumePlace::NoPool);
+    };
+    Ok(match pool.attribute("type") {
+        Some("dir" | "fs" | "netfs" | "vstorage") => VolumePlace::NewFile(path),
+        Some("logical" | "zfs") => VolumePlace::NewDevice(path),
+        // Devices that libvirt finds and cannot make: iSCSI, multipath, whole disks.
+        _ => VolumePlace::NoPool,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_volume_is_below_its_pools_folder() {
+        let place = |kind: &str, volume: &str| {
+            let xml = format!("<pool type='{kind}'><name>p</name><target><path>/pool</path></target></pool>");
+            new_place(&xml, volume).unwrap()
+        };
+        assert_eq!(place("dir", "a.qcow2"), VolumePlace::NewFile("/pool/a.qcow2".into()));
+        assert_eq!(place("netfs", "a"), VolumePlace::NewFile("/pool/a".into()));
+        assert_eq!(place("logical", "a"), VolumePlace::NewDevice("/pool/a".into()));
+        assert_eq!(place("iscsi", "unit:0:0:1"), VolumePlace::NoPool);
+        for hostile in ["../a", "", "..", "/etc/passwd"] {
+            assert_eq!(place("dir", hostile), VolumePlace::NoPool, "{hostile:?}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What this host lacks of what a restored definition refers to.
+//!
+//! libvirt takes such a definition and refuses to start the machine; so it is said before anything is written, with what
+//! solves it.
+
+use super::plan::PlannedDisk;
+use crate::capture::pools::VolumePlace;
+use crate::capture::references::{Reference, references};
+use crate::capture::{self, Hypervisor};
+use crate::ops::Result;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Something that the machine needs and this host does not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// What, and where it should be.
+    pub what: String,
+    /// The flag or command that solves it.
+    pub solve: String,
+    /// The drive that it is the medium of.
+    pub medium_of: Option<String>,
+    /// Whether libvirt does not even take the definition without it.
+    pub prevents_definition: bool,
+}
+
+/// What will be missing once the planned disks and files are written.
+pub(super) fn missing(
+    xml: &str,
+    machine: &str,
+    disks: &[PlannedDisk],
+    written: &BTreeSet<PathBuf>,
+    hypervisor: &Hypervisor,
+) -> Result<Vec<Missing>> {
+    if !hypervisor.is_local() {
+        return Ok(Vec::new());
+    }
+    let host = Host { machine, written, hypervisor };
+    let is_restored = |reference: &Reference| match reference {
+        Reference::Disk { disk, .. } | Reference::Volume { disk, .. } => disks.iter().any(|known| known.disk == *disk),
+        _ => false,
+    };
+    let mut missing: Vec<Missing> = Vec::new();
+    for reference in references(xml).map_err(capture::Error::from)?.iter().filter(|reference| !is_restored(reference)) {
+        match host.look_for(reference)? {
+            Some(found) if !missing.contains(&found) => missing.push(found),
+            _ => {}
+        }
+    }
+    Ok(missing)
+}
+
+struct Host<'a> {
+    machine: &'a str,
+    written: &'a BTreeSet<PathBuf>,
+    hypervisor: &'a Hypervisor,
+}
+
+impl Host<'_> {
+    fn look_for(&self, reference: &Reference) -> Result<Option<Missing>> {
+        let lacks = |path: &Path| !path.exists() && !self.written.contains(path);
+        let found =
+            |what: String, solve: String| Some(Missing { what, solve, medium_of: None, prevents_definition: false });
+        Ok(match reference {
+            Reference::Emulator(path) if lacks(path) => Some(Missing {
+                what: format!("the emulator {}", path.display()),
+                solve:
+                    "install it (Debian, Ubuntu: qemu-system-x86 or that of the machine's architecture), or write the \
+                        definition to a file with --no-define and change it"
+                        .into(),
+                medium_of: None,
+                prevents_definition: true,
+            }),
+            Reference::Medium { disk, path } if lacks(path) => Some(Missing {
+                what: format!("the medium {} of drive {disk}", path.display()),
+                solve: "put it there, or take it out with --drop-missing-media".into(),
+                medium_of: Some(disk.clone()),
+                prevents_definition: false,
+            }),
+            Reference::Disk { disk, path } if lacks(path) => found(
+                format!("the image {} of disk {disk}, which is not in the point", path.display()),
+                format!("put it there, or afterwards: virsh detach-disk {} {disk} --config", self.machine),
+            ),
+            Reference::Volume { disk, is_medium, pool, volume } => self.volume(disk, *is_medium, pool, volume)?,
+            Reference::File { what, path } if lacks(path) => {
+                let package = match *what {
+                    "loader" => "install the firmware (Debian, Ubuntu: ovmf or qemu-efi-aarch64; Fedora: edk2-ovmf)",
+                    _ => "put it there",
+                };
+                let edit = format!("{package}, or afterwards change the definition: virsh edit {}", self.machine);
+                found(format!("the {what} {}", path.display()), edit)
+            }
+            Reference::Folder(path) if lacks(path) => found(
+                format!("the shared folder {}", path.display()),
+                format!("create it: mkdir -p {}", path.display()),
+            ),
+            Reference::Network(name) => match self.hypervisor.network_is_active(name)? {
+                None => found(
+                    format!("the network '{name}'"),
+                    format!("define it with 'virsh net-define', or name another one: --network {name}=NEW"),
+                ),
+                Some(false) => {
+                    found(format!("the network '{name}', which is not started"), format!("virsh net-start {name}"))
+                }
+                Some(true) => None,
+            },
+            Reference::Bridge(name) if !has_network_device(name) => {
+                found(format!("the bridge {name}"), format!("create it, or name another one: --bridge {name}=NEW"))
+            }
+            Reference::NetworkDevice(name) if !has_network_device(name) => {
+                found(format!("the network device {name}"), format!("name another one: --bridge {name}=NEW"))
+            }
+            Reference::Filter(name) if !self.hypervisor.has_network_filter(name)? => {
+                found(format!("the network filter '{name}'"), "define it with 'virsh nwfilter-define'".into())
+            }
+            Reference::Pci(address) if !Path::new("/sys/bus/pci/devices").join(address).exists() => found(
+                format!("the PCI device {address}"),
+                format!("afterwards take it out of the definition: virsh edit {}", self.machine),
+            ),
+            _ => None,
+        })
+    }
+
+    fn volume(&self, disk: &str, is_medium: bool, pool: &str, volume: &str) -> Result<Option<Missing>> {
+        let what = match self.hypervisor.volume_place(pool, volume)? {
+            VolumePlace::There(_) => return Ok(None),
+            VolumePlace::NoPool => format!("the storage pool '{pool}' of disk {disk}"),
+            VolumePlace::PoolNotStarted => format!("the storage pool '{pool}' of disk {disk}, which is not started"),
+            VolumePlace::NewFile(_) | VolumePlace::NewDevice(_) => {
+                format!("the volume {volume} of storage pool '{pool}' for disk {disk}")
+            }
+        };
+        let solve = match is_medium {
+            true => {
+                "define and start the pool ('virsh pool-define-as'), or take the medium out with --drop-missing-media"
+            }
+            false => "define and start the pool ('virsh pool-define-as', 'virsh pool-start'), and put the volume there",
+        };
+        let medium_of = is_medium.then(|| disk.to_owned());
+        Ok(Some(Missing { what, solve: solve.into(), medium_of, prevents_definition: false }))
+    }
+}
+
+fn has_network_device(name: &str) -> bool {
+    !name.contains('/') && Path::new("/sys/class/net").join(name).exists()
+}

@@ -1,0 +1,50 @@
+//! What a restored machine has otherwise than the one that was backed up: said before anything is written.
+
+use super::plan::{PlannedDisk, RestoreRequest};
+use crate::capture::Definition;
+use crate::ops::points::OpenPoint;
+
+/// What is otherwise with the images.
+pub(super) fn of_images(point: &OpenPoint, definition: &Definition, disks: &[PlannedDisk]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for planned in disks {
+        let (name, path) = (&planned.disk, planned.path.display());
+        let Some(described) = definition.disk(name) else { continue };
+        let stored = point.manifest.disks.iter().find(|disk| disk.disk == *name);
+        let (was, is) = (described.format.as_deref().unwrap_or("raw"), planned.format.name());
+        if !matches!(was, "raw" | "qcow2") {
+            notes.push(format!("disk {name} was a {was} image and is restored as {is}; the definition says so"));
+        }
+        if let Some(kind) = &described.encryption {
+            notes.push(format!(
+                "disk {name} was encrypted ({kind}) and is restored without encryption; to encrypt it again: qemu-img convert \
+                 --object secret,id=s,file=KEYFILE -f {is} -O qcow2 -o encrypt.format=luks,encrypt.key-secret=s {path} NEW"
+            ));
+        }
+        if described.data_file.is_some() {
+            notes.push(format!("disk {name} had its data in a file of its own and is restored as one image"));
+        }
+        let layers = stored.map_or(0, |disk| disk.layers.len()).max(described.backing.len() + 1);
+        if layers > 1 && described.data_file.is_none() {
+            notes.push(format!("disk {name} had a backing chain of {layers} images and is restored as one image"));
+        }
+    }
+    notes
+}
+
+/// What is otherwise with the machine as a whole.
+pub(super) fn of_machine(point: &OpenPoint, is_live: bool, request: &RestoreRequest) -> Vec<String> {
+    let manifest = &point.manifest;
+    let mut notes = Vec::new();
+    if is_live {
+        notes.push(format!(
+            "{} is restored by the definition that it ran with: the one for its next start did not have all disks of the point",
+            manifest.machine
+        ));
+    }
+    if !manifest.snapshots.is_empty() && request.as_name.is_none() {
+        let names = manifest.snapshots.join(", ");
+        notes.push(format!("the libvirt snapshots of {} do not come back: {names}", manifest.machine));
+    }
+    notes
+}

@@ -1,0 +1,152 @@
+//! Where each disk of a restore goes.
+//!
+//! | the definition has | without `--to` and `--into` |
+//! | --- | --- |
+//! | a file | that file |
+//! | a block device, or any path below `/dev` | that device; it must be there |
+//! | a volume of a storage pool | that volume, made again if need be |
+//! | network storage | nowhere |
+
+use super::plan::{ImageFormat, RestoreRequest, TargetKind, refuse_without_folder};
+use crate::capture::pools::VolumePlace;
+use crate::capture::{DefinedDisk, DiskSource, Hypervisor};
+use crate::ops::{Error, Result};
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+/// A volume of a storage pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// The pool.
+    pub pool: String,
+    /// The volume.
+    pub volume: String,
+    /// Whether libvirt has to make it: a device that is not there.
+    pub is_new_device: bool,
+}
+
+/// The place of one disk.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// The file or device as it is named.
+    pub path: PathBuf,
+    /// The same, links followed.
+    pub real_path: PathBuf,
+    /// Which of the two.
+    pub kind: TargetKind,
+    /// Whether that is the place that the definition has for it.
+    pub is_unmoved: bool,
+    /// The volume that it is.
+    pub volume: Option<Volume>,
+}
+
+/// What decides on the place of a disk.
+pub(super) struct Placing<'a> {
+    pub request: &'a RestoreRequest,
+    pub hypervisor: Option<&'a Hypervisor>,
+    /// The machine's name from now on.
+    pub machine: &'a str,
+    /// The disk's name, and what the definition says of it.
+    pub disk: &'a str,
+    pub described: Option<&'a DefinedDisk>,
+    pub capacity_bytes: u64,
+    pub format: ImageFormat,
+}
+
+impl Placing<'_> {
+    /// The file or device that the disk goes to.
+    pub fn place(&self) -> Result<Place> {
+        let source = self.described.map(|disk| &disk.source);
+        match (self.request.to.get(self.disk), &self.request.into, source) {
+            (Some(path), ..) => self.named(std::path::absolute(path).map_err(Error::io("find", path))?, false),
+            (None, Some(folder), _) => {
+                self.named(folder.join(format!("{}-{}.{}", self.machine, self.disk, self.format.name())), false)
+            }
+            (None, None, _) if self.request.as_name.is_some() => {
+                Err(self.nowhere("a machine under another name needs images of its own"))
+            }
+            (None, None, Some(DiskSource::File { path })) => self.named(path.clone(), false),
+            (None, None, Some(DiskSource::Block { path })) => self.named(path.clone(), true),
+            (None, None, Some(DiskSource::Volume { pool, volume })) => self.volume(pool, volume),
+            (None, None, _) => Err(self.nowhere("its image was not a file or device of this host")),
+        }
+    }
+
+    fn nowhere(&self, reason: &str) -> Error {
+        Error::BadTarget { disk: self.disk.to_owned(), path: PathBuf::new(), reason: reason.into() }
+    }
+
+    fn named(&self, path: PathBuf, must_be_device: bool) -> Result<Place> {
+        let real_path = resolved(&path);
+        let bad = |reason: &str| Error::BadTarget { disk: self.disk.into(), path: path.clone(), reason: reason.into() };
+        let is_device = match fs::metadata(&real_path) {
+            Ok(found) if found.file_type().is_block_device() => true,
+            Ok(found) if !found.is_file() => return Err(bad("it is neither a file nor a block device")),
+            Ok(_) if must_be_device => return Err(bad("it is a file, and the definition has a block device there")),
+            // What is made below /dev is a file in memory, gone with the next boot.
+            Ok(_) if is_below_dev(&real_path) => return Err(bad("it is a file in memory: /dev holds devices only")),
+            Err(_) if must_be_device || is_below_dev(&path) || is_below_dev(&real_path) => {
+                let (disk, capacity_bytes) = (self.disk.to_owned(), self.capacity_bytes);
+                return Err(Error::NoDevice { disk, path, capacity_bytes });
+            }
+            _ => false,
+        };
+        refuse_without_folder(&real_path)?;
+        let kind = if is_device { TargetKind::Device } else { TargetKind::File };
+        let is_unmoved = self.described.and_then(DefinedDisk::path) == Some(&path);
+        Ok(Place { path, real_path, kind, is_unmoved, volume: None })
+    }
+
+    fn volume(&self, pool: &str, volume: &str) -> Result<Place> {
+        let refused = |reason: &str, solve: &str| Error::NoVolume {
+            disk: self.disk.to_owned(),
+            volume: format!("{pool}/{volume}"),
+            reason: reason.to_owned(),
+            solve: solve.to_owned(),
+        };
+        let Some(hypervisor) = self.hypervisor else {
+            return Err(refused("only libvirt knows where that is", "leave --no-define out"));
+        };
+        let place = hypervisor.volume_place(pool, volume)?;
+        let made = |is_new_device| Volume { pool: pool.to_owned(), volume: volume.to_owned(), is_new_device };
+        let (path, is_new_device) = match place {
+            VolumePlace::There(path) | VolumePlace::NewFile(path) => (path, false),
+            VolumePlace::NewDevice(path) => (path, true),
+            VolumePlace::PoolNotStarted => {
+                return Err(refused(
+                    "that storage pool is not started",
+                    &format!("start it with 'virsh pool-start {pool}'"),
+                ));
+            }
+            VolumePlace::NoPool => {
+                let solve = format!("define and start the pool ('virsh pool-define-as {pool} dir --target DIR')");
+                return Err(refused("this host has no such storage pool", &solve));
+            }
+        };
+        if is_new_device {
+            let volume = Some(made(true));
+            let (real_path, kind) = (path.clone(), TargetKind::Device);
+            return Ok(Place { path, real_path, kind, is_unmoved: true, volume });
+        }
+        let place = self.named(path, false)?;
+        Ok(Place { is_unmoved: true, volume: Some(made(false)), ..place })
+    }
+}
+
+/// Whether a path is one that only devices can have. (`/dev/shm` is a folder for files in memory by its purpose.)
+fn is_below_dev(path: &Path) -> bool {
+    path.starts_with("/dev") && !path.starts_with("/dev/shm")
+}
+
+/// The one name of a file: links are followed, so that the image behind one is replaced and not the link, and so that two
+/// names of one place are seen to be the same. What does not exist yet has its folder's one name.
+pub(super) fn resolved(path: &Path) -> PathBuf {
+    if let Ok(real) = fs::canonicalize(path) {
+        return real;
+    }
+    match (path.parent().map(fs::canonicalize), path.file_name()) {
+        (Some(Ok(folder)), Some(name)) => folder.join(name),
+        _ => path.to_owned(),
+    }
+}

@@ -1,0 +1,37 @@
+//! The embedded driver admits one process at a time: whoever comes second waits.
+
+// A test stops at what it does not expect.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kvmb::capture::Hypervisor;
+
+#[test]
+fn a_root_that_another_process_holds_is_waited_for() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("etc")).unwrap();
+    let uri = format!("qemu:///embed?root={}", root.path().display());
+    let mut other = Command::new("virsh")
+        .args(["-c", &uri, "event", "--all", "--loop", "--timeout", "4"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid_file = root.path().join("run/qemu/driver.pid");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !pid_file.exists() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let begin = Instant::now();
+    let hypervisor = Hypervisor::open(Some(&uri)).unwrap();
+    assert!(begin.elapsed() > Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert!(hypervisor.is_embed() && hypervisor.is_local());
+    // The same again is the same connection, however often.
+    for _ in 0..50 {
+        assert!(Hypervisor::open(Some(&uri)).unwrap().machines(&[]).unwrap().is_empty());
+    }
+    other.wait().unwrap();
+}

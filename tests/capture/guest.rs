@@ -1,0 +1,163 @@
+//! A Linux that writes and syncs files while it is backed up: every point is a file system that mounts, has no fault, and holds
+//! each file that was synced before its moment - whether the guest was frozen for it or not.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use crate::support::chains::*;
+use crate::support::guest::{Ext4, Mounted};
+use crate::support::{Env, FreezeMode, LinuxGuest, process};
+use serde_json::Value;
+
+#[test]
+fn a_frozen_guests_points_are_file_systems_as_after_a_clean_unmount() {
+    let env = Env::new("frozen guest");
+    let repo = init(&env);
+    let guest = env.linux_guest_on_qcow2("linux", FreezeMode::Normal);
+    let mut points = Vec::new();
+    for round in 0..3 {
+        guest.wait_for_more(3);
+        // Frozen, it syncs nothing more: what it has told of by now is exactly what must be there.
+        let run = stopped_at(&guest, &repo, "Frozen", &[]).unwrap_or_else(|output| panic!("{output}"));
+        let synced = guest.synced();
+        let point = go_on(run).assert_ok().record_of("point");
+        assert_eq!(point["consistency"], "filesystem");
+        assert_eq!(disk_of(&point, "vda")["read_mode"], if round == 0 { "full" } else { "changed" });
+        points.push((point, synced));
+        guest.wait_for_more(1);
+    }
+    for (point, synced) in &points {
+        let image = restored(&env, &repo, point);
+        // Without replaying anything first.
+        Ext4::assert_sound(&image);
+        assert!(Ext4::open(&image).was_clean(), "its journal is not empty");
+        Mounted::mount(&image).assert_has_files(*synced);
+    }
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_guest_that_is_not_frozen_has_all_that_it_synced_in_its_points() {
+    let env = Env::new("guest without agent");
+    let repo = init(&env);
+    let guest = env.linux_guest_on_qcow2("linux", FreezeMode::NoAgent);
+    let mut points = Vec::new();
+    for round in 0..3 {
+        guest.wait_for_more(3);
+        let run = stopped_at(&guest, &repo, "CaptureNoted", &[]).unwrap_or_else(|output| panic!("{output}"));
+        let synced = guest.synced();
+        let point = go_on(run).assert_ok().record_of("point");
+        assert_eq!(point["consistency"], "crash");
+        assert_eq!(disk_of(&point, "vda")["read_mode"], if round == 0 { "full" } else { "changed" });
+        points.push((point, synced));
+    }
+    // What it writes while it is read is not in the point, and in the next.
+    let run = stopped_at(&guest, &repo, "CaptureOpen", &[]).unwrap_or_else(|output| panic!("{output}"));
+    guest.wait_for_more(10);
+    let held = go_on(run).assert_ok().record_of("point");
+    points.push((held, points[2].1));
+    let synced = guest.synced();
+    points.push((backup(&guest, &repo), synced));
+    for (point, synced) in &points {
+        let image = restored(&env, &repo, point);
+        // Mounting replays the journal; after that there is nothing to be mended.
+        Mounted::mount(&image).assert_has_files(*synced);
+        Ext4::assert_sound(&image);
+    }
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_run_that_is_killed_while_the_guest_is_frozen_leaves_it_to_the_next_to_thaw() {
+    let env = Env::new("killed while frozen");
+    let repo = init(&env);
+    let guest = env.linux_guest_on_qcow2("linux", FreezeMode::Normal);
+    backup(&guest, &repo);
+    for step in ["Frozen", "Begun"] {
+        guest.wait_for_more(2);
+        let run = stopped_at(&guest, &repo, step, &[]).unwrap_or_else(|output| panic!("{output}"));
+        process::kill(run.pid());
+        run.wait();
+        assert_is_frozen(&guest);
+        let point = backup(&guest, &repo);
+        assert_eq!(point["consistency"], "filesystem");
+        assert_eq!(disk_of(&point, "vda")["read_mode"], "changed");
+        guest.wait_for_more(2);
+        assert_eq!(ours(&guest).len(), 1);
+    }
+    // Cut off from its storage at the same moment, the run thaws by itself.
+    for step in ["Frozen", "Begun"] {
+        let run = stopped_at(&guest, &repo, step, &[]).unwrap_or_else(|output| panic!("{output}"));
+        let read_only = crate::support::mount::ReadOnly::make(&repo);
+        go_on(run).assert_code(1);
+        drop(read_only);
+        guest.wait_for_more(2);
+        assert_eq!(ours(&guest).len(), 1);
+    }
+    let synced = guest.synced();
+    let point = backup(&guest, &repo);
+    assert_eq!(disk_of(&point, "vda")["read_mode"], "changed");
+    Mounted::mount(&restored(&env, &repo, &point)).assert_has_files(synced);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_guest_that_full_scratch_space_stopped_goes_on_once_its_backup_is_over() {
+    let env = Env::new("stopped by scratch");
+    let repo = init(&env);
+    let guest = env.linux_guest_on_qcow2("linux", FreezeMode::NoAgent);
+    guest.wait_for_more(3);
+    let scratch = env.tmpfs("small-scratch", 200 * MIB);
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    let folder = scratch.path().display().to_string();
+    // Killed, with room again before the next run; and not killed: it gives up by itself.
+    for is_killed in [true, false] {
+        let run = stopped_at(&guest, &repo, "CaptureOpen", &["--scratch", &folder]).unwrap_or_else(|o| panic!("{o}"));
+        scratch.fill_up_to(0);
+        crate::support::wait_until("the guest is stopped by the full scratch space", Duration::from_secs(60), || {
+            guest.status() == "io-error"
+        });
+        if is_killed {
+            process::kill(run.pid());
+            run.wait();
+            fs::remove_file(scratch.path().join("filler")).expect("remove");
+            let synced = guest.synced();
+            let point = backup(&guest, &repo);
+            Mounted::mount(&restored(&env, &repo, &point)).assert_has_files(synced);
+        } else {
+            let output = go_on(run).assert_code(1);
+            assert_eq!(output.record_of("failure")["code"], "no_space", "{output}");
+        }
+        assert_eq!(guest.status(), "running");
+        guest.wait_for_more(3);
+    }
+    let synced = guest.synced();
+    let point = backup(&guest, &repo);
+    assert_eq!(disk_of(&point, "vda")["read_mode"], "changed");
+    Mounted::mount(&restored(&env, &repo, &point)).assert_has_files(synced);
+    finish(&env, &[&repo]);
+}
+
+#[track_caller]
+fn assert_is_frozen(guest: &LinuxGuest) {
+    let before = guest.synced();
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(guest.synced(), before, "the guest is not frozen: this test shows nothing");
+}
+
+/// The disk of a point as a raw image.
+fn restored(env: &Env, repo: &str, point: &Value) -> PathBuf {
+    let folder = env.path(format!("restored-{}", id_of(point)));
+    fs::create_dir(&folder).expect("a folder");
+    let restored = env
+        .kvmb(["restore", "-r", repo, "--format", "raw", "--no-define", "--into"])
+        .arg(&folder)
+        .args(["--", id_of(point)])
+        .run()
+        .assert_ok()
+        .record_of("point");
+    restored["restored_to"]["disks"][0]["path"].as_str().expect("a path").into()
+}

@@ -1,0 +1,195 @@
+//! A real libvirtd that is killed: between backups, while a job is established, in the middle of beginning one, and after
+//! the point is stored. The machine never suffers, and the next backup is right - or says exactly what only a person may do.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use crate::support::chains::*;
+use crate::support::{Env, Machine, Output, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+
+#[test]
+fn killed_between_backups_it_costs_nothing() {
+    let env = Env::with_libvirtd("libvirtd killed between");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    proven(&machine, &repo);
+    env.kill_libvirtd();
+    machine.write("vda", 0, 512, 0x33);
+    let failure = try_backup(&machine, &repo, &[]).assert_code(1).record_of("failure");
+    assert_eq!(failure["code"], "connection");
+    assert!(failure["hint"].as_str().is_some_and(|hint| hint.contains("is libvirtd running")), "{failure}");
+    env.start_libvirtd();
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    // Down while the machine ends and begins: libvirt starts it anew, the bitmaps are in the images.
+    machine.stop();
+    env.kill_libvirtd();
+    env.start_libvirtd();
+    machine.start_paused();
+    machine.write("vdb", MIB, 512, 0x44);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", 0);
+    assert_changed(&point, "vdb", CHUNK);
+    assert_eq!(ours(&machine).len(), 1);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn killed_while_a_job_is_established_it_costs_that_run_at_most() {
+    let env = Env::with_libvirtd("libvirtd killed meanwhile");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    proven(&machine, &repo);
+
+    // Gone when the last byte is read, and for longer than the run waits: no point, and no harm.
+    machine.write("vda", 2 * MIB, 4 * MIB, 0x33);
+    let run = stopped_at(&machine, &repo, "FirstChunk", &[]).unwrap_or_else(|output| panic!("{output}"));
+    env.kill_libvirtd();
+    let failure = go_on(run).assert_code(1).record_of("failure");
+    assert_eq!(failure["code"], "connection");
+    assert!(machine.is_captured(), "QEMU goes on with the job that nobody ended");
+    env.start_libvirtd();
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", 4 * CHUNK);
+    assert_as_usual(&machine);
+
+    // Back before that: the run notices nothing.
+    machine.write("vda", 2 * MIB, 4 * MIB, 0x44);
+    let run = stopped_at(&machine, &repo, "FirstChunk", &[]).unwrap_or_else(|output| panic!("{output}"));
+    env.kill_libvirtd();
+    env.start_libvirtd();
+    let point = go_on(run).assert_ok().record_of("point");
+    assert_changed(&point, "vda", 4 * CHUNK);
+    assert_restores(&env, &repo, &point, &machine.models());
+    assert_as_usual(&machine);
+
+    // Together with kvmb: whoever comes next ends the job that libvirtd finds again.
+    machine.write("vda", 6 * MIB, 4 * MIB, 0x55);
+    let run = stopped_at(&machine, &repo, "FirstChunk", &[]).unwrap_or_else(|output| panic!("{output}"));
+    run.kill();
+    run.wait();
+    env.kill_libvirtd();
+    env.start_libvirtd();
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", 4 * CHUNK);
+    assert_as_usual(&machine);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn killed_when_the_point_is_stored_its_checkpoint_is_settled_by_the_next_run() {
+    let env = Env::with_libvirtd("libvirtd killed after");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    let first = proven(&machine, &repo);
+    machine.write("vda", 2 * MIB, 4 * MIB, 0x33);
+    let run = stopped_at(&machine, &repo, "CommitNoted", &[]).unwrap_or_else(|output| panic!("{output}"));
+    env.kill_libvirtd();
+    let output = go_on(run).assert_ok().assert_stderr_has("the next run clears it");
+    let second = output.record_of("point");
+    assert_eq!(second["parent"], first["point"]);
+    env.start_libvirtd();
+    assert_eq!(ours(&machine).len(), 2, "the superseded one is left, and no more");
+    machine.write("vda", 0, 512, 0x44);
+    let third = proven(&machine, &repo);
+    assert_eq!(third["parent"], second["point"]);
+    assert_changed(&third, "vda", CHUNK);
+    assert_as_usual(&machine);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn killed_in_the_middle_of_begin_it_is_told_exactly_and_healed_by_nobody_but_a_person() {
+    let env = Env::with_libvirtd("libvirtd wedged");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    proven(&machine, &repo);
+    machine.write("vda", 2 * MIB, 4 * MIB, 0x33);
+
+    // QEMU does not answer: so libvirtd is caught when it has noted that a job begins, and not yet which.
+    let run = stopped_at(&machine, &repo, "CaptureNoted", &[]).unwrap_or_else(|output| panic!("{output}"));
+    let qemu = Pid::from_raw(machine.qemu_pid().expect("on")).expect("a process");
+    kill_process(qemu, Signal::STOP).expect("stop");
+    run.signal(Signal::CONT);
+    let status = env.libvirt_root().join("run/libvirt/qemu/vm.xml");
+    wait_until("libvirtd has noted the job", Duration::from_secs(10), || {
+        fs::read_to_string(&status).is_ok_and(|xml| xml.contains("async='backup'"))
+    });
+    env.kill_libvirtd();
+    kill_process(qemu, Signal::CONT).expect("go on");
+    let failure = run.wait().assert_code(1).record_of("failure");
+    assert_eq!(failure["code"], "connection", "{failure}");
+    env.start_libvirtd();
+
+    for _ in 0..2 {
+        let output = try_backup(&machine, &repo, &[]);
+        assert!(output.took < Duration::from_secs(20), "it waited for what never ends: {output}");
+        assert_is_wedged(&output);
+        assert_eq!(machine.status(), "prelaunch", "the machine was stopped to heal libvirt");
+    }
+    // What the message says heals it, and the chain goes on.
+    stop_and_restart(&machine);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", 4 * CHUNK);
+    assert_as_usual(&machine);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn killed_at_any_moment_of_begin_the_next_point_is_right_or_the_wedge_is_told() {
+    let env = Env::with_libvirtd("libvirtd killed in begin");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    proven(&machine, &repo);
+    for delay in [28, 36, 44, 56] {
+        machine.write("vda", 2 * MIB, MIB, delay);
+        let run = stopped_at(&machine, &repo, "CaptureNoted", &[]).unwrap_or_else(|output| panic!("{output}"));
+        run.signal(Signal::CONT);
+        thread::sleep(Duration::from_millis(delay.into()));
+        env.kill_libvirtd();
+        // Done before the kill, or failed.
+        run.wait();
+        env.start_libvirtd();
+        let output = try_backup(&machine, &repo, &[]);
+        if output.code() == 0 {
+            assert_restores(&env, &repo, &output.record_of("point"), &machine.models());
+        } else {
+            assert_is_wedged(&output);
+            stop_and_restart(&machine);
+            proven(&machine, &repo);
+        }
+        assert_as_usual(&machine);
+    }
+    machine.write("vdb", 0, 512, 0x44);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", 0);
+    assert_changed(&point, "vdb", CHUNK);
+    finish(&env, &[&repo]);
+}
+
+/// The run said that only a person can help, and how.
+#[track_caller]
+fn assert_is_wedged(output: &Output) {
+    assert_eq!(output.code(), 1, "{output}");
+    let failure = output.record_of("failure");
+    for (field, words) in [("error", "libvirt has lost track of the backup job"), ("hint", "then restart libvirtd")] {
+        assert!(failure[field].as_str().is_some_and(|said| said.contains(words)), "{failure}");
+    }
+}
+
+/// What heals a libvirt that has lost track of a job, in this order.
+fn stop_and_restart(machine: &Machine) {
+    machine.stop();
+    machine.env().kill_libvirtd();
+    machine.env().start_libvirtd();
+    machine.start_paused();
+}
+
+/// One checkpoint, no job, and the machine as it was.
+#[track_caller]
+fn assert_as_usual(machine: &Machine) {
+    assert_eq!(ours(machine).len(), 1);
+    assert!(!machine.is_captured(), "a job is left");
+    assert_eq!(machine.status(), "prelaunch");
+}

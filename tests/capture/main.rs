@@ -1,0 +1,13 @@
+//! Captures of running and of stopped machines, on real libvirt and QEMU.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod definition;
+mod embedded;
+mod guest;
+mod hostile_files;
+mod libvirtd;
+mod offline_changes;
+mod open_and_close;

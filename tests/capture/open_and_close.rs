@@ -1,0 +1,1026 @@
+//! Captures of real machines: libvirt's QEMU driver inside the test process, machines without an operating system.
+//!
+//! `KVMB_TEST_CONNECT=qemu:///system` runs the same tests against a daemon.
+//!
+//! The embedded driver opens one root for the life of a process, so all tests of this file share one and each has its own
+//! machines and folders. Patterns are written through QEMU's own block layer, by a QMP socket of the test's own.
+
+// Everything here is a test, helpers too.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use kvmb::capture::agent::{Consistency, FreezeMode, FreezeOptions};
+use kvmb::capture::close::{clear_leftovers, drain_capture};
+use kvmb::capture::job::{JobDisk, JobRequest};
+use kvmb::capture::machine::{MachineState, PausedReason, Which};
+use kvmb::capture::rewrite::{Changes, NewDisk, NewDiskKind, rewrite};
+use kvmb::capture::state::{CaptureFile, CaptureKind, CaptureState, FileRole, ReadMode};
+use kvmb::capture::{
+    CloseRequest, Definition, DiskRequest, Error, Hypervisor, LibvirtErrorKind, Machine, OpenRequest, RuntimeDirs,
+    close_capture, open_capture, qemu_nbd,
+};
+
+const MIB: usize = 1 << 20;
+
+#[test]
+fn a_running_machine_is_captured_at_one_instant() {
+    let lab = Lab::new("instant");
+    let vm = lab.running(&[Image::qcow2("vda", 32), Image::raw("vdb", 16)]);
+    vm.qemu_io("vda", "write -P 0x11 0 8M");
+    vm.qemu_io("vdb", "write -P 0x22 4M 4M");
+    let state = lab.open(&vm, lab.request(&["vda", "vdb"])).unwrap();
+    assert_eq!(state.kind, CaptureKind::Job);
+    assert_eq!(state.consistency, Consistency::Crash);
+    assert_eq!(state.freeze_note.as_deref(), Some("the machine has no guest agent channel"));
+    vm.qemu_io("vda", "write -P 0x99 0 16M");
+    vm.qemu_io("vdb", "write -P 0x99 0 16M");
+    assert!(lab.read(&state, "vda") == pattern(32, &[(0, 8, 0x11)]));
+    assert!(lab.read(&state, "vdb") == pattern(16, &[(4, 4, 0x22)]));
+    assert_eq!(state.disks[0].capacity_bytes, 32 << 20);
+    assert_eq!(state.disks[1].format, "raw");
+    assert!(state.definition_xml.contains(vm.machine.name()));
+    let closed = lab.close(&state, &CloseRequest::default());
+    assert!(closed.ended);
+    lab.assert_nothing_left(&vm);
+}
+
+#[test]
+fn only_what_changed_is_marked_and_the_rest_is_read_in_full_with_a_reason() {
+    let lab = Lab::new("changed");
+    let vm = lab.running(&[Image::qcow2("vda", 32), Image::raw("vdb", 16)]);
+    vm.qemu_io("vda", "write -P 0x11 0 8M");
+    let mut request = lab.request(&["vda", "vdb"]);
+    request.checkpoint = Some("kvmb-test-1".into());
+    let first = lab.open(&vm, request.clone()).unwrap();
+    assert_eq!(first.checkpoint.as_deref(), Some("kvmb-test-1"));
+    assert_eq!(first.checkpoint_disks, ["vda"]);
+    assert!(!first.disks[1].has_new_bitmap);
+    lab.commit(&first, "point-1");
+    assert_eq!(lab.close(&first, &CloseRequest::default()).deleted_checkpoints, [""; 0]);
+    assert_eq!(vm.machine.checkpoints().unwrap(), ["kvmb-test-1"]);
+
+    vm.qemu_io("vda", "write -P 0x33 4M 1M");
+    assert_eq!(vm.machine.usable_bitmaps("kvmb-test-1").unwrap()["vda"], 1 << 20);
+    request.checkpoint = Some("kvmb-test-2".into());
+    request.disks = vec![DiskRequest::since("vda", "kvmb-test-1"), DiskRequest::since("vdb", "kvmb-test-1")];
+    let second = lab.open(&vm, request).unwrap();
+    let vda = second.disk("vda").unwrap();
+    assert_eq!(vda.read_mode, ReadMode::Changed);
+    assert_eq!(vda.dirty_context.as_deref(), Some("qemu:dirty-bitmap:backup-vda"));
+    assert_eq!(dirty(vda.dirty_context.as_deref().unwrap(), &vda.nbd_uri), [(4 << 20, 1 << 20)]);
+    let vdb = second.disk("vdb").unwrap();
+    assert_eq!(vdb.read_mode, ReadMode::Full);
+    assert!(vdb.read_mode_reason.as_deref().unwrap().contains("kvmb-test-1"));
+    lab.commit(&second, "point-2");
+    let closed = lab.close(&second, &CloseRequest { chain: Some("kvmb-test-".into()), ..CloseRequest::default() });
+    assert_eq!(closed.deleted_checkpoints, ["kvmb-test-1"]);
+    assert_eq!(vm.machine.checkpoints().unwrap(), ["kvmb-test-2"]);
+    lab.assert_nothing_left(&vm);
+}
+
+#[test]
+fn a_capture_that_was_not_stored_takes_its_checkpoint_along() {
+    let lab = Lab::new("rollback");
+    let vm = lab.running(&[Image::qcow2("vda", 8)]);
+    let mut request = lab.request(&["vda"]);
+    request.checkpoint = Some("kvmb-test-1".into());
+    let state = lab.open(&vm, request).unwrap();
+    let closed = lab.close(&state, &CloseRequest { chain: Some("kvmb-test-".into()), ..CloseRequest::default() });
+    assert_eq!(closed.deleted_checkpoints, ["kvmb-test-1"]);
+    assert!(vm.machine.checkpoints().unwrap().is_empty());
+    assert!(vm.bitmaps("vda").is_empty());
+    lab.assert_nothing_left(&vm);
+}
+
+#[test]
+fn closing_twice_and_after_the_machine_stopped_or_vanished_is_fine() {
+    let lab = Lab::new("twice");
+    let vm = lab.running(&[Image::qcow2("vda", 8)]);
+    let state = lab.open(&vm, lab.request(&["vda"])).unwrap();
+    let file = CaptureFile::open(&lab.runtime, &state.id).unwrap();
+    let drained = drain_capture(&lab.runtime, Some(&lab.hypervisor), &file).unwrap();
+    assert!(drained.ended);
+    let again = drain_capture(&lab.runtime, Some(&lab.hypervisor), &file).unwrap();
+    assert!(!again.ended);
+    drop(file);
+    assert!(!lab.close(&state, &CloseRequest::default()).ended);
+    assert!(matches!(CaptureFile::open(&lab.runtime, &state.id), Err(Error::NoSuchCapture { .. })));
+
+    let mut request = lab.request(&["vda"]);
+    request.checkpoint = Some("kvmb-test-1".into());
+    let state = lab.open(&vm, request.clone()).unwrap();
+    vm.kill();
+    let closed = lab.close(&state, &CloseRequest::default());
+    assert!(!closed.ended);
+    // The machine is off: libvirt only has to forget the checkpoint, its bitmap ended with QEMU.
+    assert_eq!(closed.deleted_checkpoints, ["kvmb-test-1"]);
+    assert_eq!(closed.pending_checkpoints, [""; 0]);
+    vm.start();
+    assert!(clear_leftovers(&lab.runtime, &vm.machine).unwrap().is_empty());
+    assert!(vm.machine.checkpoints().unwrap().is_empty());
+
+    let state = lab.open(&vm, request).unwrap();
+    vm.kill();
+    vm.machine.undefine(true).unwrap();
+    let closed = lab.close(&state, &CloseRequest::default());
+    assert!(closed.machine_gone);
+    assert!(CaptureFile::open_all(&lab.runtime).unwrap().is_empty());
+}
+
+#[test]
+fn a_live_capture_keeps_others_away_and_an_expired_one_is_cleared() {
+    let lab = Lab::new("lease");
+    let vm = lab.running(&[Image::qcow2("vda", 8)]);
+    let mut request = lab.request(&["vda"]);
+    request.lease = Duration::from_secs(2);
+    let first = lab.open(&vm, request.clone()).unwrap();
+    match lab.open(&vm, request.clone()).unwrap_err() {
+        Error::Held { capture, until, .. } => {
+            assert_eq!(capture, first.id);
+            assert!(until.is_some());
+        }
+        other => panic!("{other}"),
+    }
+    std::thread::sleep(Duration::from_millis(2100));
+    // A reader that is still at it keeps it, lease or no lease.
+    let reader = CaptureFile::open(&lab.runtime, vm.machine.name()).unwrap();
+    reader.lock_shared().unwrap();
+    assert!(matches!(lab.open(&vm, request.clone()), Err(Error::Held { until: None, .. })));
+    assert!(matches!(
+        close_capture(
+            &lab.runtime,
+            Some(&lab.hypervisor),
+            CaptureFile::open(&lab.runtime, &first.id).unwrap(),
+            &CloseRequest::default()
+        ),
+        Err(Error::Held { .. })
+    ));
+    drop(reader);
+    let second = lab.open(&vm, request).unwrap();
+    assert_ne!(first.id, second.id);
+    assert_eq!(CaptureFile::open_all(&lab.runtime).unwrap().len(), 1);
+    lab.close(&second, &CloseRequest::default());
+    lab.assert_nothing_left(&vm);
+}
+
+#[test]
+fn a_run_killed_in_the_middle_leaves_nothing_behind() {
+    let lab = Lab::new("killed");
+    let vm = lab.running(&[Image::qcow2("vda", 8)]);
+    let mut request = lab.request(&["vda"]);
+    request.checkpoint = Some("kvmb-test-1".into());
+    let state = lab.open(&vm, request.clone()).unwrap();
+    // As if killed between the begin and the second write of the state.
+    let path = lab.runtime.state_folder().join(&state.id).join("state.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("\"phase\": \"open\"", "\"phase\": \"opening\"")).unwrap();
+    let cleared = clear_leftovers(&lab.runtime, &vm.machine).unwrap();
+    assert!(cleared[0].ended);
+    assert_eq!(cleared[0].deleted_checkpoints, ["kvmb-test-1"]);
+    lab.assert_nothing_left(&vm);
+
+    // As if somebody had emptied /run: the job tells by its socket whose it is.
+    let state = lab.open(&vm, lab.request(&["vda"])).unwrap();
+    fs::remove_dir_all(lab.runtime.state_folder().join(&state.id)).unwrap();
+    clear_leftovers(&lab.runtime, &vm.machine).unwrap();
+    lab.assert_nothing_left(&vm);
+}
+
+#[test]
+fn a_job_that_is_not_ours_is_left_alone() {
+    let lab = Lab::new("foreign");
+    let vm = lab.running(&[Image::qcow2("vda", 8)]);
+    let elsewhere = lab.qemu_folder("elsewhere");
+    let foreign = JobRequest {
+        socket: elsewhere.join("their.sock"),
+        disks: vec![JobDisk { target: "vda".into(), scratch: elsewhere.join("their.qcow2"), parent: None }],
+        ..JobRequest::default()
+    };
+    vm.machine.begin_backup(&foreign, never()).unwrap();
+    let error = lab.open(&vm, lab.request(&["vda"])).unwrap_err();
+    assert!(matches!(error, Error::ForeignJob { .. }), "{error}");
+    assert!(error.is_busy());
+    assert!(error.to_string().contains("their.sock"), "{error}");
+    let job = vm.machine.running_backup().unwrap().unwrap();
+    assert_eq!(job.disks, ["vda"]);
+    assert!(vm.machine.end_backup().unwrap());
+    assert!(!vm.machine.end_backup().unwrap());
+}
+
+#[test]
+fn a_machine_that_is_off_is_served_until_its_lease_ends() {
+    let lab = Lab::new("off");
+    let vm = lab.off(&[Image::qcow2("vda", 32), Image::raw("vdb", 8)]);
+    write_off(&vm.image("vda"), "qcow2", "write -P 0x11 1M 2M");
+    write_off(&vm.image("vdb"), "raw", "write -P 0x22 0 1M");
+    let state = lab.open(&vm, lab.request(&["vda", "vdb"])).unwrap();
+    assert_eq!(state.kind, CaptureKind::QemuNbd);
+    assert_eq!(state.consistency, Consistency::Offline);
+    assert!(lab.read(&state, "vda") == pattern(32, &[(1, 2, 0x11)]));
+    assert!(lab.read(&state, "vdb") == pattern(8, &[(0, 1, 0x22)]));
+    assert!(vm.machine.start_paused().is_err());
+    let servers: Vec<u32> = state.disks.iter().flat_map(|disk| qemu_nbd::servers_on(&disk.socket)).collect();
+    // Each `qemu-nbd` and the `timeout` that watches it.
+    assert_eq!(servers.len(), 4);
+    assert!(lab.close(&state, &CloseRequest::default()).ended);
+    lab.assert_nothing_left(&vm);
+
+    let mut request = lab.request(&["vda"]);
+    request.lease = Duration::from_secs(1);
+    let state = lab.open(&vm, request.clone()).unwrap();
+    let server = state.disks[0].server.clone().unwrap();
+    wait_until(|| !qemu_nbd::is_ours(&server, &state.disks[0].socket));
+    let again = lab.open(&vm, request).unwrap();
+    assert_ne!(again.id, state.id);
+    lab.close(&again, &CloseRequest::default());
+    vm.start();
+}
+
+#[test]
+fn what_changed_on_a_machine_that_is_off_comes_from_its_images() {
+    let lab = Lab::new("offchain");
+    let vm = lab.running(&[Image::qcow2("vda", 16)]);
+    let mut request = lab.request(&["vda"]);
+    request.checkpoint = Some("kvmb-test-1".into());
+    let first = lab.open(&vm, request.clone()).unwrap();
+    lab.commit(&first, "point-1");
+    lab.close(&first, &CloseRequest::default());
+    vm.qemu_io("vda", "write -P 0x44 2M 1M");
+    vm.stop();
+    request.disks = vec![DiskRequest::since("vda", "kvmb-test-1")];
+    let second = lab.open(&vm, request.clone()).unwrap();
+    let vda = &second.disks[0];
+    assert_eq!(second.checkpoint, None);
+    assert_eq!(vda.read_mode, ReadMode::Changed);
+    assert_eq!(dirty(vda.dirty_context.as_deref().unwrap(), &vda.nbd_uri), [(2 << 20, 1 << 20)]);
+    lab.close(&second, &CloseRequest::default());
+
+    // QEMU killed: the bitmap was never closed.
+    vm.start();
+    vm.kill();
+    let third = lab.open(&vm, request.clone()).unwrap();
+    assert_eq!(third.disks[0].read_mode, ReadMode::Full);
+    assert!(third.disks[0].read_mode_reason.is_some());
+    lab.close(&third, &CloseRequest::default());
+
+    // And running again: broken, read in full, and the checkpoint can be deleted all the same.
+    vm.start();
+    request.checkpoint = Some("kvmb-test-2".into());
+    let fourth = lab.open(&vm, request).unwrap();
+    assert_eq!(fourth.disks[0].read_mode, ReadMode::Full);
+    lab.commit(&fourth, "point-4");
+    let closed = lab.close(&fourth, &CloseRequest { chain: Some("kvmb-test-".into()), ..CloseRequest::default() });
+    assert_eq!(closed.deleted_checkpoints, ["kvmb-test-1"]);
+    assert_eq!(vm.machine.checkpoints().unwrap(), ["kvmb-test-2"]);
+}
+
+#[test]
+fn a_checkpoint_with_one_bitmap_missing_is_deleted_disk_by_disk() {
+    let lab = Lab::new("heal");
+    let vm = lab.running(&[Image::qcow2("vda", 8), Image::qcow2("vdb", 8), Image::qcow2("vdc", 8)]);
+    let mut request = lab.request(&["vda", "vdb", "vdc"]);
+    request.checkpoint = Some("kvmb-test-1".into());
+    let state = lab.open(&vm, request).unwrap();
+    lab.commit(&state, "point-1");
+    lab.close(&state, &CloseRequest::default());
+    vm.stop();
+    let removed =
+        Command::new("qemu-img").args(["bitmap", "--remove"]).arg(vm.image("vda")).arg("kvmb-test-1").status().unwrap();
+    assert!(removed.success());
+    vm.start();
+    let usable = vm.machine.usable_bitmaps("kvmb-test-1").unwrap();
+    assert!(!usable.contains_key("vda"), "{usable:?}");
+    assert!(vm.machine.delete_checkpoint("kvmb-test-1").unwrap());
+    assert!(!vm.machine.delete_checkpoint("kvmb-test-1").unwrap());
+    vm.stop();
+    for target in ["vda", "vdb", "vdc"] {
+        assert!(vm.bitmaps(target).is_empty(), "{target}");
+    }
+}
+
+#[test]
+fn a_forgotten_checkpoint_is_made_known_again() {
+    let lab = Lab::new("forgotten");
+    let vm = lab.running(&[Image::qcow2("vda", 8)]);
+    let mut request = lab.request(&["vda"]);
+    request.checkpoint = Some("kvmb-test-1".into());
+    let state = lab.open(&vm, request.clone()).unwrap();
+    lab.commit(&state, "point-1");
+    lab.close(&state, &CloseRequest::default());
+    vm.stop();
+    let xml = vm.machine.definition_xml(Which::Inactive, true).unwrap();
+    vm.machine.undefine(true).unwrap();
+    let vm = vm.redefined(&xml);
+    vm.start();
+    assert!(vm.machine.checkpoints().unwrap().is_empty());
+    vm.qemu_io("vda", "write -P 0x55 0 64k");
+    request.checkpoint = Some("kvmb-test-2".into());
+    request.disks = vec![DiskRequest::since("vda", "kvmb-test-1")];
+    let state = lab.open(&vm, request).unwrap();
+    assert_eq!(state.disks[0].read_mode, ReadMode::Changed);
+    lab.close(&state, &CloseRequest::default());
+}
+
+#[test]
+fn a_capture_closes_when_its_scratch_file_system_is_full() {
+    let lab = Lab::new("full");
+    // QEMU has mounts of its own from its start on: what is mounted later it may not see.
+    let scratch = Tmpfs::mount(&lab.folder.join("small"), "8m");
+    let vm = lab.running(&[Image::qcow2("vda", 64)]);
+    vm.qemu_io("vda", "write -P 0x11 0 48M");
+    let mut request = lab.request(&["vda"]);
+    request.scratch_dir = Some(scratch.0.clone());
+    let state = lab.open(&vm, request).unwrap();
+    // A write by the monitor fills the file system without pausing the machine, which a guest's own write would.
+    vm.qemu_io("vda", "write -P 0x22 0 32M");
+    assert!(lab.close(&state, &CloseRequest::default()).ended);
+    assert_eq!(vm.machine.state().unwrap(), MachineState::Paused(PausedReason::User));
+    lab.assert_nothing_left(&vm);
+}
+
+#[test]
+fn twenty_six_disks_are_captured_in_one_job() {
+    let lab = Lab::new("many");
+    let images: Vec<Image> = ('a'..='z').map(|letter| Image::qcow2(&format!("sd{letter}"), 2)).collect();
+    let vm = lab.running(&images);
+    vm.qemu_io("sdz", "write -P 0x77 1M 1M");
+    let targets: Vec<String> = images.iter().map(|image| image.target.clone()).collect();
+    let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
+    let mut request = lab.request(&targets);
+    request.checkpoint = Some("kvmb-test-1".into());
+    let state = lab.open(&vm, request).unwrap();
+    assert_eq!(state.disks.len(), 26);
+    assert_eq!(state.checkpoint_disks.len(), 26);
+    assert!(lab.read(&state, "sdz") == pattern(2, &[(1, 1, 0x77)]));
+    lab.close(&state, &CloseRequest::default());
+    lab.assert_nothing_left(&vm);
+}
+
+#[test]
+fn a_disk_that_was_not_asked_for_is_no_part_of_job_and_checkpoint() {
+    let lab = Lab::new("subset");
+    let vm = lab.running(&[Image::qcow2("vda", 8), Image::qcow2("vdb", 8)]);
+    let mut request = lab.request(&["vdb"]);
+    request.checkpoint = Some("kvmb-test-1".into());
+    let state = lab.open(&vm, request).unwrap();
+    assert_eq!(state.checkpoint_disks, ["vdb"]);
+    assert_eq!(state.skipped[0].target, "vda");
+    assert_eq!(state.skipped[0].reason, "not selected");
+    let job = vm.machine.running_backup().unwrap().unwrap();
+    assert_eq!(job.disks, ["vdb"]);
+    lab.commit(&state, "point-1");
+    lab.close(&state, &CloseRequest::default());
+    let bitmaps = vm.machine.usable_bitmaps("kvmb-test-1").unwrap();
+    assert_eq!(bitmaps.keys().collect::<Vec<_>>(), ["vdb"]);
+}
+
+#[test]
+fn machines_with_odd_names_are_found_captured_and_released() {
+    let lab = Lab::new("names");
+    for name in [
+        "kvmb-test with blanks",
+        "kvmb-test-'quotes'-\"both\"",
+        "kvmb-test-ü-机",
+        "-kvmb-test-dash",
+        "kvmb-test-<&>;$(x)",
+        "kvmb-test-[a-z]*",
+    ] {
+        let vm = lab.named(name, &[Image::qcow2("vda", 4)]);
+        vm.start();
+        let found = lab.hypervisor.machines(&[name.to_owned()]).unwrap();
+        assert_eq!(found.len(), 1, "{name}");
+        assert_eq!(found[0].name(), name);
+        let state = lab.open(&vm, lab.request(&["vda"])).unwrap();
+        assert_eq!(state.machine, name);
+        assert!(lab.read(&state, "vda") == pattern(4, &[]));
+        lab.close(&state, &CloseRequest::default());
+        lab.assert_nothing_left(&vm);
+    }
+}
+
+#[test]
+fn a_name_that_no_machine_has_names_the_near_ones() {
+    let lab = Lab::new("near");
+    let vm = lab.named("kvmb-test-nearby", &[Image::qcow2("vda", 4)]);
+    let error = lab.hypervisor.machines(&["kvmb-test-nearbx".into()]).unwrap_err();
+    assert!(error.to_string().contains(vm.machine.name()), "{error}");
+    assert!(error.is_not_found());
+    assert!(lab.hypervisor.machines(&["kvmb-none-*".into()]).is_err());
+    let found = lab.hypervisor.machines(&["kvmb-test-near*".into(), vm.machine.uuid().into()]);
+    assert_eq!(found.unwrap().len(), 1);
+}
+
+#[test]
+fn firmware_variables_are_copied_and_layers_identified() {
+    let lab = Lab::new("nvram");
+    let vm = lab.off(&[Image::qcow2("vda", 8)]);
+    let variables = vm.folder.join("vars.fd");
+    let code = vm.folder.join("code.fd");
+    fs::write(&variables, b"the variables").unwrap();
+    fs::write(&code, b"the code").unwrap();
+    let overlay = vm.folder.join("overlay.qcow2");
+    qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"], &[&vm.image("vda"), &overlay]);
+    let xml = vm.machine.definition_xml(Which::Inactive, true).unwrap();
+    let firmware = format!(
+        "<loader readonly='yes' type='pflash'>{}</loader><nvram>{}</nvram></os>",
+        code.display(),
+        variables.display()
+    );
+    let xml = xml
+        .replace("</os>", &firmware)
+        .replace("<devices>", "<features><acpi/></features><devices>")
+        .replace("vda.img", "overlay.qcow2");
+    let vm = vm.redefined(&xml);
+    let state = lab.open(&vm, lab.request(&["vda"])).unwrap();
+    let copy = state.copies.iter().find(|copy| copy.role == FileRole::Nvram).unwrap();
+    assert_eq!(copy.origin, variables);
+    let file = CaptureFile::open(&lab.runtime, &state.id).unwrap();
+    let copied = file.folder().join(&copy.name);
+    assert_eq!(fs::read(&copied).unwrap(), b"the variables");
+    assert_eq!(fs::metadata(&copied).unwrap().permissions().mode() & 0o777, 0o600);
+    drop(file);
+    let image = &state.disks[0].image;
+    assert_eq!(image.len(), 2);
+    assert_eq!(image[1].path, vm.image("vda").to_string_lossy());
+    assert_eq!(image[1].inode, fs::metadata(vm.image("vda")).unwrap().ino());
+    lab.close(&state, &CloseRequest::default());
+}
+
+#[test]
+fn a_backing_file_of_unknown_format_is_refused() {
+    let lab = Lab::new("probing");
+    let vm = lab.off(&[Image::qcow2("vda", 8)]);
+    let overlay = vm.folder.join("overlay.qcow2");
+    qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"], &[&vm.image("vda"), &overlay]);
+    // An old image: without the name of its backing file's format.
+    let header = fs::read(&overlay).unwrap();
+    let at = header.windows(4).position(|bytes| bytes == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
+    let mut header = header;
+    header[at..at + 4].copy_from_slice(&[0x11, 0x22, 0x33, 0x44]);
+    fs::write(&overlay, header).unwrap();
+    let xml = vm.machine.definition_xml(Which::Inactive, true).unwrap();
+    let vm = vm.redefined(&xml.replace("vda.img", "overlay.qcow2"));
+    let error = lab.open(&vm, lab.request(&["vda"])).unwrap_err();
+    assert!(error.to_string().contains("rebase"), "{error}");
+    lab.assert_nothing_left(&vm);
+}
+
+#[test]
+fn a_missing_disk_is_an_error_of_that_disk_only() {
+    let lab = Lab::new("missing");
+    let vm = lab.off(&[Image::qcow2("vda", 8), Image::raw("vdb", 8)]);
+    fs::remove_file(vm.image("vda")).unwrap();
+    assert!(vm.machine.disk_info("vda").is_err());
+    assert_eq!(vm.machine.disk_info("vdb").unwrap().capacity_bytes, 8 << 20);
+    assert!(lab.open(&vm, lab.request(&["vda"])).is_err());
+    assert!(matches!(lab.open(&vm, lab.request(&["vdx"])), Err(Error::DiskNotCapturable { .. })));
+    lab.assert_nothing_left(&vm);
+}
+
+#[test]
+fn a_freeze_that_is_required_and_impossible_captures_nothing() {
+    let lab = Lab::new("freeze");
+    let vm = lab.running(&[Image::qcow2("vda", 8)]);
+    let mut request = lab.request(&["vda"]);
+    request.checkpoint = Some("kvmb-test-1".into());
+    request.freeze.mode = FreezeMode::Required;
+    assert!(matches!(lab.open(&vm, request), Err(Error::FreezeFailed { .. })));
+    assert!(vm.machine.checkpoints().unwrap().is_empty());
+    lab.assert_nothing_left(&vm);
+}
+
+#[test]
+fn a_rewritten_definition_is_taken_by_libvirt_and_says_what_it_should() {
+    let lab = Lab::new("rewrite");
+    let vm = lab.running(&[Image::qcow2("vda", 8), Image::raw("vdb", 8)]);
+    let target = vm.folder.join("it's <new> & ü.img");
+    qemu_img(&["create", "-q", "-f", "raw"], &[&target]);
+    for which in [Which::Live, Which::Inactive] {
+        let xml = vm.machine.definition_xml(which, true).unwrap();
+        let name = format!("kvmb-test-rewritten <&'\"> {which:?}");
+        let uuid = random_uuid();
+        let changes = Changes {
+            name: Some(name.clone()),
+            uuid: Some(uuid.clone()),
+            new_macs: true,
+            disks: [(
+                "vda".to_owned(),
+                NewDisk { path: target.clone(), kind: NewDiskKind::File, format: "raw".into() },
+            )]
+            .into(),
+            drop_disks: ["vdb".to_owned()].into(),
+            ..Changes::default()
+        };
+        let rewritten = rewrite(&xml, &changes).unwrap();
+        let machine = lab.hypervisor.define(&rewritten).unwrap();
+        assert_eq!(machine.name(), name);
+        assert_eq!(machine.uuid(), uuid);
+        let now = machine.definition(Which::Inactive).unwrap();
+        assert_eq!(now.disk("vda").unwrap().path(), Some(&target));
+        assert_eq!(now.disk("vda").unwrap().format.as_deref(), Some("raw"));
+        assert!(now.disk("vdb").is_none());
+        let before = vm.machine.definition_xml(Which::Inactive, true).unwrap();
+        let after = machine.definition_xml(Which::Inactive, true).unwrap();
+        assert_ne!(mac_of(&before), mac_of(&after));
+        assert!(mac_of(&after).starts_with("52:54:00:"));
+        machine.undefine(true).unwrap();
+    }
+}
+
+#[test]
+fn libvirt_takes_a_rewritten_disk_of_every_kind() {
+    let lab = Lab::new("kinds");
+    let kinds = [
+        "<disk type='block' device='disk'><driver name='qemu' type='raw' cache='none' io='native'/>\
+         <source dev='/dev/vg/x'/><target dev='vda' bus='virtio'/></disk>",
+        "<disk type='network' device='disk'><driver name='qemu' type='raw'/><auth username='admin'>\
+         <secret type='ceph' usage='x'/></auth><source protocol='rbd' name='p/i'><host name='m' port='6789'/></source>\
+         <target dev='vda' bus='virtio'/></disk>",
+        "<disk type='network' device='disk'><driver name='qemu' type='qcow2'/><source protocol='https' name='x.qcow2'>\
+         <host name='h' port='443'/><ssl verify='yes'/></source><target dev='vda' bus='virtio'/></disk>",
+        "<disk type='volume' device='disk'><driver name='qemu' type='qcow2'/><source pool='default' volume='v'/>\
+         <target dev='vda' bus='virtio'/></disk>",
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2' discard_no_unref='on' discard='unmap'>\
+         <metadata_cache><max_size unit='bytes'>65536</max_size></metadata_cache></driver><source file='/x.qcow2'>\
+         <encryption format='luks'><secret type='passphrase' uuid='6a3ae1a4-4a4a-4c52-8d1b-3f6a6f6d3e2a'/></encryption>\
+         </source><backingStore type='file'><format type='qcow2'/><source file='/base.qcow2'/></backingStore>\
+         <target dev='vda' bus='virtio'/></disk>",
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/x.qcow2' startupPolicy='optional'>\
+         <dataStore type='file'><format type='raw'/><source file='/x.raw'/></dataStore></source>\
+         <target dev='vda' bus='virtio'/></disk>",
+        "<disk type='nvme' device='disk'><driver name='qemu' type='raw'/><source type='pci' managed='yes' namespace='1'>\
+         <address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/></source><target dev='vda' bus='virtio'/></disk>",
+    ];
+    for kind in kinds {
+        let xml = format!(
+            "<domain type='qemu'><name>kvmb-test-kinds</name><memory unit='MiB'>32</memory>\
+             <os><type arch='x86_64' machine='pc'>hvm</type></os><devices>\
+             <emulator>/usr/bin/qemu-system-x86_64</emulator>{kind}</devices></domain>"
+        );
+        let machine = lab.hypervisor.define(&xml).unwrap_or_else(|error| panic!("{kind}: {error}"));
+        let xml = machine.definition_xml(Which::Inactive, true).unwrap();
+        machine.undefine(true).unwrap();
+        for (kind, format) in [(NewDiskKind::File, "qcow2"), (NewDiskKind::Block, "raw")] {
+            let new = NewDisk { path: "/new".into(), kind, format: format.into() };
+            let changes = Changes { disks: [("vda".to_owned(), new)].into(), ..Changes::default() };
+            let rewritten = rewrite(&xml, &changes).unwrap();
+            let machine = lab.hypervisor.define(&rewritten).unwrap_or_else(|error| panic!("{rewritten}: {error}"));
+            let now = machine.definition(Which::Inactive).unwrap();
+            assert_eq!(now.disks[0].path(), Some(&PathBuf::from("/new")));
+            machine.undefine(true).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_forgotten_thaw_and_an_unknown_state_do_not_keep_a_capture_from_ending() {
+    let lab = Lab::new("thaw");
+    let vm = lab.running(&[Image::qcow2("vda", 4)]);
+    let state = lab.open(&vm, lab.request(&["vda"])).unwrap();
+    let file = CaptureFile::open(&lab.runtime, &state.id).unwrap();
+    let mut changed = file.load().unwrap();
+    changed.thaw_due = true;
+    file.save(&changed).unwrap();
+    drop(file);
+    assert!(lab.close(&state, &CloseRequest::default()).ended);
+    lab.assert_nothing_left(&vm);
+
+    let odd = lab.runtime.state_folder().join("c-00000000");
+    fs::create_dir(&odd).unwrap();
+    fs::write(odd.join("state.json"), "{\"version\": 99}").unwrap();
+    let state = lab.open(&vm, lab.request(&["vda"])).unwrap();
+    let error = CaptureFile::open(&lab.runtime, "c-00000000").unwrap().load().unwrap_err();
+    assert!(matches!(error, Error::BadState { .. }), "{error}");
+    fs::remove_dir_all(odd).unwrap();
+    lab.close(&state, &CloseRequest::default());
+}
+
+#[test]
+fn the_test_driver_can_be_listed() {
+    let hypervisor = Hypervisor::open(Some("test:///default")).unwrap();
+    assert!(!hypervisor.is_local());
+    let machines = hypervisor.machines(&[]).unwrap();
+    assert_eq!(machines[0].name(), "test");
+    let machine = hypervisor.machine("test").unwrap();
+    assert_eq!(machine.state().unwrap(), MachineState::Running);
+    let definition: Definition = machine.definition(Which::Live).unwrap();
+    assert_eq!(definition.domain_type, "test");
+    assert!(machine.info().unwrap().max_memory_bytes > 0);
+    let lab = Lab::new("testdriver");
+    let error = open_capture(&lab.runtime, &machine, &lab.request(&["vda"])).unwrap_err();
+    assert!(matches!(error, Error::NotLocal { .. }), "{error}");
+}
+
+#[test]
+fn a_hypervisor_that_is_not_there_is_no_connection() {
+    let error = Hypervisor::open(Some("qemu+unix:///system?socket=/nonexistent")).unwrap_err();
+    assert_eq!(error.meaning(), LibvirtErrorKind::NoConnection, "{error:?}");
+}
+
+#[test]
+fn a_state_folder_that_is_a_link_or_somebody_elses_is_refused() {
+    let lab = Lab::new("folders");
+    let real = lab.folder.join("real");
+    fs::create_dir(&real).unwrap();
+    let link = lab.folder.join("link");
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    assert!(matches!(RuntimeDirs::open_at(&link), Err(Error::UnsafeFolder { .. })));
+    std::os::unix::fs::chown(&real, Some(12345), None).unwrap();
+    assert!(matches!(RuntimeDirs::open_at(&real), Err(Error::UnsafeFolder { .. })));
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(lab.runtime.state_folder()), 0o700);
+    assert_eq!(mode(lab.runtime.socket_folder()), 0o711);
+}
+
+#[test]
+fn a_socket_path_that_is_too_long_is_said_before_anything_begins() {
+    let lab = Lab::new("long");
+    let vm = lab.running(&[Image::qcow2("vda", 4)]);
+    let runtime = RuntimeDirs::open_at(&lab.folder.join("x".repeat(80))).unwrap();
+    let error = open_capture(&runtime, &vm.machine, &lab.request(&["vda"])).unwrap_err();
+    assert!(matches!(error, Error::SocketPathTooLong { .. }), "{error}");
+    assert!(vm.machine.running_backup().unwrap().is_none());
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+/// One test's folders in the shared root.
+struct Lab {
+    name: String,
+    folder: PathBuf,
+    hypervisor: Hypervisor,
+    runtime: RuntimeDirs,
+}
+
+/// A disk image to be made.
+struct Image {
+    target: String,
+    format: &'static str,
+    size_mib: usize,
+}
+
+/// A machine that is destroyed at the end of its test.
+struct Vm {
+    machine: Machine,
+    folder: PathBuf,
+    owned: bool,
+}
+
+impl Image {
+    fn qcow2(target: &str, size_mib: usize) -> Image {
+        Image { target: target.into(), format: "qcow2", size_mib }
+    }
+
+    fn raw(target: &str, size_mib: usize) -> Image {
+        Image { target: target.into(), format: "raw", size_mib }
+    }
+}
+
+/// The root of this test process; those of processes that are gone are removed.
+fn root() -> &'static Path {
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        const PREFIX: &str = "kvmb-test-capture-";
+        for entry in fs::read_dir("/tmp").unwrap().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Some(pid) = name.strip_prefix(PREFIX)
+                && !Path::new("/proc").join(pid).exists()
+            {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        let root = PathBuf::from(format!("/tmp/{PREFIX}{}", std::process::id()));
+        fs::create_dir_all(root.join("etc")).unwrap();
+        // No virtlogd needed.
+        fs::write(root.join("etc/qemu.conf"), "stdio_handler = \"file\"\n").unwrap();
+        crate::support::libvirt::bring_capabilities(&root);
+        root
+    })
+}
+
+/// A daemon to test against instead.
+fn connect() -> Option<String> {
+    std::env::var("KVMB_TEST_CONNECT").ok()
+}
+
+impl Lab {
+    fn new(name: &str) -> Lab {
+        crate::support::processor::settle();
+        let root = root();
+        let folder = root.join(name);
+        fs::create_dir_all(&folder).unwrap();
+        let uri = connect().unwrap_or_else(|| format!("qemu:///embed?root={}", root.display()));
+        Lab {
+            name: name.into(),
+            hypervisor: Hypervisor::open(Some(&uri)).unwrap(),
+            runtime: RuntimeDirs::open_at(&folder.join("run")).unwrap().with_scratch_folder(folder.join("scratch")),
+            folder,
+        }
+    }
+
+    fn off(&self, images: &[Image]) -> Vm {
+        self.named(&format!("kvmb-test-{}", self.name), images)
+    }
+
+    fn running(&self, images: &[Image]) -> Vm {
+        let vm = self.off(images);
+        vm.start();
+        vm
+    }
+
+    fn named(&self, name: &str, images: &[Image]) -> Vm {
+        let folder = self.qemu_folder("disks");
+        let mut disks = String::new();
+        for image in images {
+            let path = folder.join(format!("{}.img", image.target));
+            let _ = fs::remove_file(&path);
+            let size = format!("{}M", image.size_mib);
+            let created = Command::new("qemu-img")
+                .args(["create", "-q", "-f", image.format])
+                .arg(&path)
+                .arg(size)
+                .status()
+                .unwrap();
+            assert!(created.success());
+            let bus = if image.target.starts_with("sd") { "scsi" } else { "virtio" };
+            disks += &format!(
+                "<disk type='file' device='disk'><driver name='qemu' type='{}' discard='unmap'/>\
+                 <source file='{}'/><target dev='{}' bus='{bus}'/><serial>{}</serial></disk>",
+                image.format,
+                path.display(),
+                image.target,
+                image.target,
+            );
+        }
+        let xml = format!(
+            "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\
+             <name>{}</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>\
+             <os><type arch='x86_64' machine='pc'>hvm</type></os><devices>\
+             <emulator>/usr/bin/qemu-system-x86_64</emulator>{disks}\
+             <controller type='scsi' index='0' model='virtio-scsi'/>\
+             <interface type='user'><model type='virtio'/></interface><serial type='pty'/></devices>\
+             <qemu:commandline><qemu:arg value='-qmp'/>\
+             <qemu:arg value='unix:{}/qmp,server=on,wait=off'/></qemu:commandline></domain>",
+            escape(name),
+            folder.display()
+        );
+        let machine = self.hypervisor.define(&xml).unwrap();
+        crate::support::libvirt::keep_capabilities(root());
+        Vm { machine, folder, owned: true }
+    }
+
+    /// A folder that QEMU's user can write.
+    fn qemu_folder(&self, name: &str) -> PathBuf {
+        let folder = self.folder.join(name);
+        fs::create_dir_all(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+        folder
+    }
+
+    fn request(&self, targets: &[&str]) -> OpenRequest {
+        OpenRequest {
+            disks: targets.iter().map(|target| DiskRequest::full(*target)).collect(),
+            ..OpenRequest::default()
+        }
+    }
+
+    fn open(&self, vm: &Vm, request: OpenRequest) -> Result<CaptureState, Error> {
+        open_capture(&self.runtime, &vm.machine, &request)
+    }
+
+    fn commit(&self, state: &CaptureState, point: &str) {
+        CaptureFile::open(&self.runtime, &state.id).unwrap().commit(point).unwrap();
+    }
+
+    fn close(&self, state: &CaptureState, request: &CloseRequest) -> kvmb::capture::ClosedCapture {
+        let file = CaptureFile::open(&self.runtime, &state.id).unwrap();
+        close_capture(&self.runtime, Some(&self.hypervisor), file, request).unwrap()
+    }
+
+    /// The whole disk as a reader sees it.
+    fn read(&self, state: &CaptureState, target: &str) -> Vec<u8> {
+        let copy = self.folder.join(format!("{target}.copy"));
+        let uri = &state.disk(target).unwrap().nbd_uri;
+        let output =
+            Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "raw", uri]).arg(&copy).output().unwrap();
+        assert!(output.status.success(), "{uri}: {output:?}");
+        fs::read(&copy).unwrap()
+    }
+
+    fn assert_nothing_left(&self, vm: &Vm) {
+        assert_eq!(vm.machine.running_backup().unwrap(), None);
+        assert!(CaptureFile::open_all(&self.runtime).unwrap().is_empty());
+        for folder in [self.runtime.socket_folder(), self.runtime.scratch_folder()] {
+            let left: Vec<_> = fs::read_dir(folder).into_iter().flatten().flatten().collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
+        let dirt: Vec<_> = fs::read_dir(self.runtime.state_folder())
+            .unwrap()
+            .flatten()
+            .filter(|entry| !entry.file_name().to_string_lossy().starts_with("machine-"))
+            .collect();
+        assert!(dirt.is_empty(), "{dirt:?}");
+    }
+}
+
+impl Vm {
+    fn start(&self) {
+        self.machine.start_paused().unwrap();
+    }
+
+    fn image(&self, target: &str) -> PathBuf {
+        self.folder.join(format!("{target}.img"))
+    }
+
+    fn redefined(mut self, xml: &str) -> Vm {
+        self.owned = false;
+        let hypervisor = Hypervisor::open(Some(self.machine.uri())).unwrap();
+        Vm { machine: hypervisor.define(xml).unwrap(), folder: self.folder.clone(), owned: true }
+    }
+
+    /// Ends QEMU as a guest's shutdown would: its images are closed properly.
+    fn stop(&self) {
+        self.monitor("quit", true);
+        wait_until(|| !self.machine.is_running().unwrap());
+    }
+
+    fn kill(&self) {
+        let pid = self.pid().unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        wait_until(|| !self.machine.is_running().unwrap());
+    }
+
+    /// QEMU's process, by the socket that it has of us. (libvirt's pid file has the name XML-escaped.)
+    fn pid(&self) -> Option<rustix::process::Pid> {
+        let socket = format!("unix:{}/qmp,", self.folder.display());
+        let pids = fs::read_dir("/proc").ok()?.flatten();
+        let pid = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            line.contains("qemu-system") && line.contains(&socket)
+        });
+        rustix::process::Pid::from_raw(pid?)
+    }
+
+    fn qemu_io(&self, target: &str, command: &str) {
+        let blocks = self.monitor("info block", false);
+        let mut device = None;
+        let wanted = format!("/{target}.img ");
+        let mut found = false;
+        for line in blocks.lines() {
+            if !line.starts_with(' ') {
+                found = line.contains(&wanted);
+            } else if let (true, Some(path)) = (found, line.trim().strip_prefix("Attached to:")) {
+                device = Some(path.trim().to_owned());
+            }
+        }
+        let device = device.unwrap_or_else(|| panic!("{target} is not in {blocks}"));
+        let said = self.monitor(&format!("qemu-io -d {device} \"{command}\""), false);
+        assert!(!said.contains("rror"), "{said}");
+    }
+
+    fn bitmaps(&self, target: &str) -> Vec<String> {
+        let layers = kvmb::capture::images::read_layers(&self.image(target), "qcow2").unwrap();
+        layers[0].bitmaps.iter().map(|bitmap| bitmap.name.clone()).collect()
+    }
+
+    /// A human monitor command over our own QMP socket.
+    fn monitor(&self, command: &str, ends: bool) -> String {
+        let stream = UnixStream::connect(self.folder.join("qmp")).unwrap();
+        let mut writer = stream.try_clone().unwrap();
+        let mut lines = BufReader::new(stream).lines();
+        lines.next().unwrap().unwrap();
+        let mut ask = |request: serde_json::Value| -> Option<serde_json::Value> {
+            writeln!(writer, "{request}").unwrap();
+            loop {
+                let line = lines.next()?.ok()?;
+                let answer: serde_json::Value = serde_json::from_str(&line).unwrap();
+                if answer.get("event").is_none() {
+                    return Some(answer);
+                }
+            }
+        };
+        ask(serde_json::json!({"execute": "qmp_capabilities"})).unwrap();
+        let answer = ask(serde_json::json!({
+            "execute": "human-monitor-command",
+            "arguments": {"command-line": command},
+        }));
+        match answer {
+            Some(answer) => answer["return"].as_str().unwrap_or_default().to_owned(),
+            None if ends => String::new(),
+            None => panic!("QEMU ended during {command}"),
+        }
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
+        if self.machine.is_running().unwrap_or(false) {
+            if let Some(pid) = self.pid() {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while self.machine.is_running().unwrap_or(false) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        let _ = self.machine.undefine(true);
+    }
+}
+
+/// A small file system, unmounted at the end.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn mount(at: &Path, size: &str) -> Tmpfs {
+        fs::create_dir_all(at).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size},mode=0755"), "tmpfs"])
+            .arg(at)
+            .status()
+            .unwrap();
+        assert!(mounted.success());
+        Tmpfs(at.to_owned())
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+fn never() -> FreezeOptions {
+    FreezeOptions { mode: FreezeMode::Never, timeout: Duration::from_secs(1) }
+}
+
+/// A disk of zeros with these (MiB from, MiB long, byte) in it.
+fn pattern(size_mib: usize, parts: &[(usize, usize, u8)]) -> Vec<u8> {
+    let mut bytes = vec![0; size_mib * MIB];
+    for &(from, length, byte) in parts {
+        bytes[from * MIB..(from + length) * MIB].fill(byte);
+    }
+    bytes
+}
+
+/// The dirty ranges of an export, as `qemu-img map` sees them through the bitmap's meta context: dirty is «not data».
+fn dirty(context: &str, uri: &str) -> Vec<(u64, u64)> {
+    let (_, rest) = uri.split_once(":///").unwrap();
+    let (export, socket) = rest.split_once("?socket=").unwrap();
+    let image = format!(
+        "driver=nbd,export={export},server.type=unix,server.path={},x-dirty-bitmap={context}",
+        percent_encoding::percent_decode_str(socket).decode_utf8().unwrap()
+    );
+    let output = Command::new("qemu-img").args(["map", "--output=json", "--image-opts", &image]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let parts: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+    parts
+        .iter()
+        .filter(|part| part["data"] == false)
+        .map(|part| (part["start"].as_u64().unwrap(), part["length"].as_u64().unwrap()))
+        .collect()
+}
+
+fn write_off(image: &Path, format: &str, command: &str) {
+    let output = Command::new("qemu-io").args(["-f", format, "-c", command]).arg(image).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+fn qemu_img(arguments: &[&str], paths: &[&Path]) {
+    let mut command = Command::new("qemu-img");
+    command.args(arguments).args(paths);
+    if paths.len() == 1 {
+        command.arg("8M");
+    }
+    assert!(command.status().unwrap().success());
+}
+
+fn wait_until(mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "waited too long");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn mac_of(xml: &str) -> &str {
+    xml.split_once("<mac address='").unwrap().1.split('\'').next().unwrap()
+}
+
+fn random_uuid() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}

@@ -1,0 +1,199 @@
+//! The whole tree of commands: each tells what it does, shows how, can be rehearsed if it changes something, and guesses what
+//! was meant by what is misspelt.
+
+// A test stops at what it does not expect.
+
+use std::collections::BTreeSet;
+
+use crate::support::{Disk, Env};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgAction, Command};
+use serde_json::json;
+
+const MIB: u64 = 1 << 20;
+
+/// The commands that change nothing; every other one has --dry-run.
+const READERS: [&str; 15] = [
+    "vms",
+    "disks",
+    "hash",
+    "verify",
+    "points",
+    "doctor",
+    "completions",
+    "config show",
+    "config check",
+    "config schema",
+    "schedule show",
+    "remote test",
+    "ui",
+    "serve",
+    "drill",
+];
+
+/// Every command that can be run, by its words.
+fn leaves() -> Vec<(Vec<String>, Command)> {
+    let mut root = kvmb::cli::command();
+    root.build();
+    let mut open: Vec<(Vec<String>, Command)> = vec![(Vec::new(), root)];
+    let mut leaves = Vec::new();
+    while let Some((words, command)) = open.pop() {
+        for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
+            open.push(([words.clone(), vec![below.get_name().to_owned()]].concat(), below.clone()));
+        }
+        if !command.has_subcommands() {
+            leaves.push((words, command));
+        }
+    }
+    leaves
+}
+
+#[test]
+fn every_command_tells_what_it_does_and_shows_how() {
+    let leaves = leaves();
+    assert!(leaves.len() > 12, "{leaves:?}");
+    for (words, command) in leaves {
+        let name = words.join(" ");
+        assert!(command.get_about().is_some(), "kvmb {name} says nothing");
+        let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(examples.contains(&format!("kvmb {name}")), "kvmb {name} has no example of itself");
+        for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+            assert!(argument.get_help().is_some(), "kvmb {name}: {} has no words", argument.get_id());
+        }
+    }
+}
+
+#[test]
+fn what_changes_something_can_be_rehearsed() {
+    for (words, command) in leaves() {
+        let name = words.join(" ");
+        let can = command.get_arguments().any(|argument| argument.get_long() == Some("dry-run"));
+        let reads = READERS.contains(&name.as_str());
+        assert_eq!(
+            can, !reads,
+            "kvmb {name}: --dry-run is for what changes something, and only for that (see READERS)"
+        );
+    }
+}
+
+/// The word with the last two letters that differ in the wrong order.
+fn misspelt(word: &str) -> String {
+    let mut letters: Vec<char> = word.chars().collect();
+    let last = (1..letters.len()).rev().find(|at| letters[at - 1] != letters[*at]).expect("two letters");
+    letters.swap(last - 1, last);
+    letters.into_iter().collect()
+}
+
+/// What clap thinks was meant by a wrong line.
+fn suggestions(words: &[&str]) -> (ErrorKind, Vec<String>) {
+    let error = kvmb::cli::command().try_get_matches_from(words).unwrap_err();
+    let mut all = Vec::new();
+    for (kind, value) in error.context() {
+        match (kind, value) {
+            (ContextKind::SuggestedArg | ContextKind::SuggestedSubcommand, ContextValue::String(word)) => {
+                all.push(word.clone());
+            }
+            (ContextKind::SuggestedArg | ContextKind::SuggestedSubcommand, ContextValue::Strings(words)) => {
+                all.extend(words.clone());
+            }
+            _ => {}
+        }
+    }
+    (error.kind(), all)
+}
+
+#[test]
+fn a_misspelt_command_or_flag_is_answered_with_the_right_one() {
+    for (words, command) in leaves() {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let (last, before) = words.split_last().unwrap();
+        let wrong = misspelt(last);
+        let (kind, suggested) = suggestions(&[&["kvmb"], before, &[wrong.as_str()]].concat());
+        assert_eq!(kind, ErrorKind::InvalidSubcommand, "kvmb {wrong}");
+        // Of three letters in another order nobody can tell what they were.
+        assert!(last.len() < 4 || suggested.contains(&(*last).to_owned()), "kvmb {wrong}: {suggested:?}");
+        let known: BTreeSet<&str> = command.get_arguments().filter_map(|argument| argument.get_long()).collect();
+        for argument in command.get_arguments().filter(|argument| !matches!(argument.get_action(), ArgAction::Help)) {
+            let Some(long) = argument.get_long().filter(|long| long.len() > 3) else { continue };
+            let wrong = misspelt(long);
+            if known.contains(wrong.as_str()) || wrong == long {
+                continue;
+            }
+            let flag = format!("--{wrong}");
+            let (kind, suggested) = suggestions(&[&["kvmb"], &words[..], &[flag.as_str()]].concat());
+            assert_eq!(kind, ErrorKind::UnknownArgument, "kvmb {} {flag}", words.join(" "));
+            assert!(
+                suggested.iter().any(|word| word.contains(&format!("--{long}"))),
+                "{words:?} {flag}: {suggested:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_misspelt_machine_is_answered_with_the_right_one() {
+    let env = Env::new("typo");
+    env.machine("web-1").disk(Disk::raw(MIB)).define();
+    env.sh("kvmb init -r $R -q && kvmb backup web-1 -r $R -q").run().assert_ok();
+    for script in [
+        "kvmb disks wbe-1",
+        "kvmb backup wbe-1 -r $R",
+        "kvmb points wbe-1 -r $R",
+        "kvmb verify wbe-1@latest -r $R",
+        "kvmb restore web1 -r $R",
+    ] {
+        let output = env.sh(script).run().assert_code(1).assert_stderr_has("there is web-1");
+        assert_eq!(output.record_of("failure")["code"], "not_found", "{output}");
+    }
+    // Nobody is reminded of what was asked for.
+    let output = env.sh("kvmb restore web-1@2001-01-01 -r $R").run().assert_code(1);
+    assert!(!output.stderr().contains("; there is"), "{output}");
+}
+
+#[test]
+fn a_rehearsed_pipe_says_what_it_would_do_and_leaves_nothing() {
+    let env = Env::new("rehearsal");
+    env.machine("vm1").disk(Disk::qcow2(MIB)).disk(Disk::raw(MIB)).start_paused();
+    env.sh("kvmb init -r $R -q").run().assert_ok();
+    let rehearsed = |script: &str| env.sh(script).run().assert_ok().record_of("action");
+    let action = rehearsed("kvmb snapshot vm1 --exclude-disk vdb --dry-run");
+    assert_eq!(
+        (&action["action"], &action["changed"], &action["dry_run"]),
+        (&json!("snapshot"), &json!(true), &json!(true))
+    );
+    assert_eq!(action["disks"], json!(["vda"]));
+    assert_eq!(action["reason"], "1 disk would be captured");
+    env.assert_nothing_left();
+    let action = rehearsed("kvmb snapshot vm1 -r $R | kvmb push --dry-run -r $R | kvmb release");
+    assert_eq!((&action["action"], &action["target"]), (&json!("push"), &json!("vm1")));
+    assert_eq!(action["disks"], json!(["vda", "vdb"]));
+    assert_eq!(env.sh("kvmb points -r $R").run().assert_ok().records().len(), 0);
+    // Its capture is ended, and its checkpoint gone.
+    env.assert_nothing_left();
+    // What cannot be stored is said in a rehearsal too.
+    let output = env.sh("kvmb snapshot vm1 -r $R | head -n 1 | kvmb push --dry-run -r $R | kvmb release").run();
+    assert_eq!(output.assert_code(1).record_of("failure")["code"], "incomplete");
+    env.assert_nothing_left();
+}
+
+#[test]
+fn a_time_that_comes_twice_or_never_names_the_last_point_until_then() {
+    let env = Env::new("clocks");
+    env.sh("kvmb init -r $R -q").run().assert_ok();
+    // In Paris the hour after two is skipped on the 29th of March, and comes twice on the 25th of October.
+    for (time, moment) in [
+        ("2026-03-29T01:59", "2026-03-29T01:59:59.999999999+01:00"),
+        ("2026-03-29T02:00", "2026-03-29T01:59:59.999999999+01:00"),
+        ("2026-03-29T02:30:05", "2026-03-29T01:59:59.999999999+01:00"),
+        ("2026-03-29T03:00", "2026-03-29T03:00:59.999999999+02:00"),
+        ("2026-10-25T02:00", "2026-10-25T02:00:59.999999999+01:00"),
+        ("2026-10-25T02:30", "2026-10-25T02:30:59.999999999+01:00"),
+        ("2026-10-25T02:30:00+02:00", "2026-10-25T02:30:00+02:00"),
+        ("2026-10-25T03:00", "2026-10-25T03:00:59.999999999+01:00"),
+    ] {
+        let name = format!("vm1@{time}");
+        let output = env.kvmb(["verify", "-r", &env.repo(), &name]).env("TZ", "Europe/Paris").run().assert_code(1);
+        let error = output.record_of("failure")["error"].as_str().unwrap().to_owned();
+        assert!(error.contains(&format!("vm1@{moment}")), "{time}: {error}");
+    }
+}

@@ -1,0 +1,167 @@
+//! Completing in real shells, on a real terminal: bash with bash-completion, zsh and fish, each from the files that
+//! `make install` puts where the shell looks by itself.
+
+// A test stops at what it does not expect.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::support::pty::Pty;
+use crate::support::{Disk, Env, Output, parts, wait_until};
+use rustix::fs::{Mode, mkfifoat};
+
+const MIB: u64 = 1 << 20;
+
+/// Two machines, and points of them in the repository.
+fn world(name: &str) -> Env {
+    parts::require(&["bash", "zsh", "fish", "make"]);
+    let env = Env::new(name);
+    env.machine("web-1").disk(Disk::qcow2(MIB)).define();
+    env.machine("db-1").disk(Disk::raw(MIB)).define();
+    // Points are offered by the second: two of one second would be one offer.
+    let script = "kvmb init -r $R -q && kvmb backup --all -r $R -q && sleep 1.1 && kvmb backup web-1 -r $R -q";
+    env.sh(script).run().assert_ok();
+    env
+}
+
+/// Installs the scripts below `share` of the world.
+fn install(env: &Env) -> String {
+    let root = env.path("root");
+    let program = format!("KVMB={}", env!("CARGO_BIN_EXE_kvmb"));
+    let to = format!("DESTDIR={}", root.display());
+    let source = env!("CARGO_MANIFEST_DIR");
+    env.program("make").args(["-s", "-C", source, "install", &program, &to, "PREFIX=/usr"]).run().assert_ok();
+    root.join("usr/share").display().to_string()
+}
+
+/// Types lines that are only right if what the Tab key did is right, and looks at what the commands say.
+fn complete_and_run(mut shell: Pty) -> Output {
+    let lines = [
+        // Two words, and a name with what bash takes for the end of a word.
+        ("kvmb verif\t-r repo web-1@la\t--quic\t\r", "verified (quick)"),
+        // From libvirt.
+        ("kvmb disks db\t\r", "CAPACITY"),
+        // A disk of the point, then a path behind the same word.
+        ("kvmb restore -r repo web-1 --no-def\t--to vd\tdis\tx.qcow2 --dry\t\r", "would"),
+    ];
+    for (line, sign) in lines {
+        let errors = |shell: &Pty| shell.screen().matches("kvmb: error").count();
+        // The embedded libvirt sometimes asks QEMU anew what it can do, which takes longer than anybody waits for a name.
+        let done = (0..8).any(|_| {
+            let before = errors(&shell);
+            shell.send(line);
+            let answered = || shell.screen().contains(sign) || errors(&shell) > before;
+            wait_until(&format!("an answer to {line:?}: {}", shell.screen()), Duration::from_secs(60), answered);
+            shell.screen().contains(sign)
+        });
+        assert!(done, "{line:?} was not completed: {}", shell.screen());
+    }
+    assert!(shell.screen().contains("disks/x.qcow2"), "{}", shell.screen());
+    shell.send("exit\r");
+    shell.wait()
+}
+
+#[test]
+fn bash_completes_commands_flags_machines_points_disks_and_paths() {
+    let env = world("bash");
+    let share = install(&env);
+    let completion = Path::new("/usr/share/bash-completion/bash_completion");
+    assert!(completion.exists(), "the tests need bash-completion; as root run: .ci/install-parts");
+    let start = format!("export XDG_DATA_DIRS={share}:/usr/share\nsource {}\nPS1='$ '\n", completion.display());
+    fs::write(env.path("home/.bashrc"), start).unwrap();
+    complete_and_run(env.pty_of("bash", ["-i"])).assert_ok();
+}
+
+#[test]
+fn zsh_completes_commands_flags_machines_points_disks_and_paths() {
+    let env = world("zsh");
+    let share = install(&env);
+    let start = format!("fpath=({share}/zsh/site-functions $fpath)\nautoload -Uz compinit\ncompinit -u\nPS1='$ '\n");
+    fs::write(env.path("home/.zshrc"), start).unwrap();
+    complete_and_run(env.pty_of("zsh", ["-i"])).assert_ok();
+}
+
+#[test]
+fn fish_completes_commands_flags_machines_points_disks_and_paths() {
+    let env = world("fish");
+    let share = install(&env);
+    fs::create_dir_all(env.path("home/.config/fish")).unwrap();
+    fs::write(env.path("home/.config/fish/config.fish"), "set -g fish_greeting\n").unwrap();
+    complete_and_run(env.pty_of("env", [&format!("XDG_DATA_DIRS={share}:/usr/share"), "fish", "-i"])).assert_ok();
+}
+
+/// What is offered for the last of these words.
+fn offered(env: &Env, words: &[&str]) -> (Vec<String>, Output) {
+    let index = (words.len() - 1).to_string();
+    let call = env.kvmb(["--"]).args(words).env("KVMB_COMPLETE", "bash").env("_CLAP_IFS", "\n");
+    let output = call.env("_CLAP_COMPLETE_INDEX", index).run().assert_ok();
+    assert_eq!(output.stderr(), "", "{output}");
+    (output.stdout().lines().map(str::to_owned).collect(), output)
+}
+
+#[test]
+fn what_is_offered_fits_the_place() {
+    let env = world("offers");
+    let words = |words: &[&str]| offered(&env, words).0;
+    // The embedded libvirt sometimes asks QEMU anew what it can do, which takes longer than anybody waits for a name; a
+    // command has the patience.
+    let from_libvirt = |line: &[&str]| -> Vec<String> {
+        let tries = (0..8).map(|_| {
+            env.kvmb(["vms"]).run().assert_ok();
+            words(line)
+        });
+        tries.into_iter().find(|found| !found.is_empty()).unwrap_or_default()
+    };
+    let repo = env.repo();
+    assert_eq!(from_libvirt(&["kvmb", "backup", "w"]), ["web-1"]);
+    assert_eq!(words(&["kvmb", "points", "-r", &repo, "d"]), ["db-1"]);
+    // The newest first.
+    let moments = words(&["kvmb", "restore", "-r", &repo, "web-1@"]);
+    assert_eq!(moments.len(), 3, "{moments:?}");
+    assert_eq!(moments[0], "web-1@latest");
+    assert!(moments[1] > moments[2] && moments[1].starts_with("web-1@20"), "{moments:?}");
+    env.kvmb(["restore", "-r", &repo, &moments[2], "--no-define", "--into", "tmp", "-n"]).run().assert_ok();
+    // Ids, once they have begun.
+    let point = env.sh("kvmb points db-1 -r $R").run().record_of("point")["point"].as_str().unwrap()[..8].to_owned();
+    assert_eq!(words(&["kvmb", "verify", "-r", &repo, &point[..5]]), [point]);
+    assert_eq!(from_libvirt(&["kvmb", "backup", "db-1", "--disk", ""]), ["vda"]);
+    assert_eq!(words(&["kvmb", "restore", "-r", &repo, "db-1", "--to", "v"]), ["vda="]);
+    assert_eq!(words(&["kvmb", "-c", "qemu:///se"]), ["qemu:///session"]);
+    assert_eq!(words(&["kvmb", "key", "e"]), ["export"]);
+    env.kvmb(["snapshot", "db-1"]).run().assert_ok();
+    assert_eq!(words(&["kvmb", "release", "d"]), ["db-1"]);
+    env.kvmb(["release", "db-1"]).run().assert_ok();
+    // The default repository, before there is one.
+    assert_eq!(words(&["kvmb", "restore", "w"]), [""; 0]);
+    env.assert_nothing_left();
+}
+
+#[test]
+fn completing_never_hangs_asks_or_complains() {
+    let env = Env::new("patience");
+    let fifo = env.path("fifo");
+    mkfifoat(rustix::fs::CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
+    let fifo = fifo.display().to_string();
+    env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
+    let repo = env.repo();
+    let cases: [&[&str]; 5] = [
+        // A password that nobody writes.
+        &["kvmb", "points", "-r", &repo, "--password-file", &fifo, "x"],
+        &["kvmb", "points", "-r", "sftp://nobody@192.0.2.1/backup", "x"],
+        &["kvmb", "vms", "-c", "qemu+tcp://192.0.2.1/system", "x"],
+        &["kvmb", "vms", "-c", "nonsense:///", "x"],
+        &["kvmb", "nonsense", "x"],
+    ];
+    for words in cases {
+        let start = Instant::now();
+        let (found, _) = offered(&env, words);
+        assert!(found.is_empty(), "{words:?}: {found:?}");
+        assert!(start.elapsed() < Duration::from_secs(8), "{words:?} took {:?}", start.elapsed());
+    }
+    // Commands and flags need nothing.
+    assert_eq!(offered(&env, &["kvmb", "poi"]).0, ["points"]);
+    // A shell that kvmb does not know gets nothing, and no words either.
+    let output = env.kvmb(["--", "kvmb", "x"]).env("KVMB_COMPLETE", "tcsh").run().assert_code(1);
+    assert_eq!((output.stdout(), output.stderr()), ("", ""));
+}

@@ -1,0 +1,276 @@
+//! `kvmb doctor` on real machines: what stands in the way is told, with the command that mends it - and mends it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use crate::support::chains::{MIB, backup, init};
+use crate::support::change::run;
+use crate::support::{Disk, Env, FreezeMode, Output};
+use serde_json::Value;
+
+/// The check of one thing.
+#[track_caller]
+fn check(output: &Output, check: &str, target: &str) -> Value {
+    let all = output.records_of("check");
+    let found: Vec<&Value> = all.iter().filter(|c| c["check"] == check && c["target"] == target).collect();
+    assert_eq!(found.len(), 1, "one check {check} of {target} was expected\n{output}");
+    found[0].clone()
+}
+
+/// Fails unless the check has this status, and words and hint with these in them.
+#[track_caller]
+fn assert_check(output: &Output, name: &str, target: &str, status: &str, detail: &str, hint: &str) {
+    let check = check(output, name, target);
+    assert_eq!(check["status"], status, "{check:#}");
+    assert!(check["detail"].as_str().unwrap_or_default().contains(detail), "no {detail:?} in {check:#}");
+    assert!(check["hint"].as_str().unwrap_or_default().contains(hint), "no {hint:?} in {check:#}");
+}
+
+fn doctor(env: &Env, args: &[&str]) -> Output {
+    env.kvmb(["doctor"]).args(args).run()
+}
+
+#[test]
+fn a_good_machine_on_a_good_host_has_only_its_agent_against_it() {
+    let env = Env::new("doctor good");
+    let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).start_paused();
+    let output = doctor(&env, &[]).assert_ok();
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    for (name, words) in
+        [("connection", "qemu:///embed"), ("libvirt", "libvirt "), ("qemu", "QEMU "), ("programs", "qemu-nbd")]
+    {
+        assert_check(&output, name, &host, "ok", words, "");
+    }
+    for name in ["job", "folders", "scratch"] {
+        assert_check(&output, name, "vm", "ok", "", "");
+    }
+    assert_check(&output, "disk", "vm/vda", "ok", "only what changed", "");
+    assert_check(&output, "agent", "vm", "warning", "no channel", "virt-xml vm --add-device --channel");
+    let warned = output.records_of("check").iter().filter(|check| check["status"] != "ok").count();
+    assert_eq!(warned, 1, "{output}");
+    assert!(!machine.is_captured() && machine.checkpoints().is_empty());
+    env.assert_nothing_left();
+}
+
+#[test]
+fn disks_that_are_read_in_full_or_left_out_are_told_and_the_hint_mends_an_old_qcow2() {
+    let env = Env::new("doctor disks");
+    let repo = init(&env);
+    let machine = env
+        .machine("vm")
+        .disk(Disk::qcow2(4 * MIB))
+        .disk(Disk::raw(MIB))
+        .disk(Disk::qcow2(MIB).option("compat=0.10").file_name("it's old.qcow2"))
+        .disk(Disk::raw(MIB).extra_xml("<shareable/>"))
+        .devices_xml("<disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>")
+        .start_paused();
+    let output = doctor(&env, &["vm"]).assert_ok();
+    assert_check(&output, "disk", "vm/vda", "ok", "only what changed", "");
+    assert_check(
+        &output,
+        "disk",
+        "vm/vdb",
+        "warning",
+        "a raw image keeps no dirty bitmap",
+        "qemu-img convert -f raw -O qcow2",
+    );
+    assert_check(&output, "disk", "vm/vdc", "warning", "version 2", "qemu-img amend -f qcow2 -o compat=1.1");
+    assert_check(&output, "disk", "vm/vdd", "warning", "left out: shared with other machines", "inside the guest");
+    assert_check(&output, "disk", "vm/sda", "ok", "left out: cdrom", "");
+
+    machine.stop();
+    let hint = check(&output, "disk", "vm/vdc")["hint"].as_str().expect("a hint").to_owned();
+    let (_, command) = hint.split_once(": ").expect("a command");
+    env.sh(command).run().assert_ok();
+    assert_check(&doctor(&env, &["vm"]).assert_ok(), "disk", "vm/vdc", "ok", "only what changed", "");
+    machine.start_paused();
+    backup(&machine, &repo);
+    crate::support::chains::assert_changed(&backup(&machine, &repo), "vdc", 0);
+}
+
+#[test]
+fn what_makes_a_backup_impossible_is_critical_and_the_exit_code_says_so() {
+    let env = Env::new("doctor critical");
+    let gone = env.machine("gone").disk(Disk::qcow2(MIB)).define();
+    fs::remove_file(gone.image("vda")).expect("remove");
+    env.machine("diskless").define();
+    env.machine("sealed")
+        .disk(Disk::qcow2(MIB).extra_xml(
+            "<encryption format='luks'><secret type='passphrase' uuid='6f2a7c3e-0d6a-4b6e-9d1c-3f2f6c1e0a11'/></encryption>",
+        ))
+        .define();
+    let good = env.machine("good").disk(Disk::qcow2(MIB)).define();
+    let output = doctor(&env, &[]).assert_code(1);
+    assert_check(&output, "disk", "gone/vda", "critical", "its image cannot be looked at", "domblklist gone");
+    assert_check(&output, "machine", "diskless", "critical", "none of its disks", "kvmb disks diskless");
+    assert_check(&output, "disk", "sealed/vda", "critical", "encrypted (luks)", "virsh start sealed");
+    doctor(&env, &["good"]).assert_ok();
+    // A name that nobody has is a failure.
+    let output = doctor(&env, &["good", "nobody"]).assert_code(1);
+    assert_eq!(output.record_of("failure")["code"], "not_found");
+
+    // QEMU's user cannot pass.
+    let closed = env.path("closed");
+    fs::create_dir(&closed).expect("mkdir");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).expect("chmod");
+    let scratch = closed.join("scratch").display().to_string();
+    let output = doctor(&env, &["good", "--scratch", &scratch]).assert_code(1);
+    let words = format!("cannot pass {}", closed.display());
+    assert_check(&output, "folders", "good", "critical", &words, "chmod o+x");
+    good.start_paused();
+    doctor(&env, &["good", "--scratch", &scratch]).assert_code(1);
+    env.kvmb(["snapshot", "good", "--scratch", &scratch]).run().assert_code(1).assert_stderr_has("cannot enter");
+    let hint = check(&output, "folders", "good")["hint"].as_str().expect("a hint").to_owned();
+    env.sh(hint.split(';').next().expect("a command")).run().assert_ok();
+    doctor(&env, &["good", "--scratch", &scratch]).assert_ok();
+
+    // No room.
+    let small = env.tmpfs("small", MIB);
+    small.fill_up_to(256 * 1024);
+    let small = small.path().display().to_string();
+    let output = doctor(&env, &["good", "--scratch", &small]).assert_code(1);
+    assert_check(&output, "scratch", "good", "critical", "only 256.00 KiB free", "--scratch DIR");
+
+    // QEMU's other programs.
+    let output = env.kvmb(["doctor", "good"]).env("PATH", "/nowhere").run().assert_code(1);
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    assert_check(&output, "programs", &host, "critical", "qemu-img, qemu-nbd", "apt install qemu-utils");
+
+    // Another hypervisor, and none.
+    let output = doctor(&env, &["-c", "test:///default"]).assert_code(1);
+    assert_check(
+        &output,
+        "connection",
+        &host,
+        "critical",
+        "is not a QEMU hypervisor of this host",
+        "run kvmb on the host",
+    );
+    let output = doctor(&env, &["-c", "qemu+unix:///system?socket=/nowhere"]).assert_code(1);
+    assert_check(&output, "connection", &host, "critical", "/nowhere", "libvirtd");
+}
+
+#[test]
+fn what_holds_a_machine_is_told() {
+    let env = Env::new("doctor jobs");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).start_paused();
+    env.kvmb(["snapshot", "vm"]).run().assert_ok();
+    let output = doctor(&env, &["vm"]).assert_ok();
+    assert_check(&output, "job", "vm", "warning", "held by capture c-", "kvmb release vm");
+    env.sh("kvmb release vm").run().assert_ok();
+
+    let killed = crate::support::chains::stopped_at(&machine, &repo, "CaptureOpen", &[])
+        .unwrap_or_else(|output| panic!("{output}"));
+    killed.kill();
+    killed.wait();
+    let output = doctor(&env, &["vm"]).assert_ok();
+    assert_check(&output, "job", "vm", "ok", "the next backup clears it", "");
+    backup(&machine, &repo);
+
+    let xml = env.path("foreign.xml");
+    let socket = env.path("qmp/foreign.sock");
+    fs::write(
+        &xml,
+        format!("<domainbackup mode='pull'><server transport='unix' socket='{}'/></domainbackup>", socket.display()),
+    )
+    .expect("write");
+    env.virsh(&["backup-begin", "vm", &xml.display().to_string()]);
+    let output = doctor(&env, &["vm"]).assert_ok();
+    assert_check(&output, "job", "vm", "warning", "not kvmb's", "virsh domjobabort vm");
+    // The embedded libvirt of virsh may be gone in the midst of the job's end, and leave behind one that QEMU does not know: then the
+    // hint is given again, and helps.
+    crate::support::wait_until("the job is gone", Duration::from_secs(20), || {
+        env.try_virsh(&["domjobabort", "vm"]);
+        let job = check(&doctor(&env, &["vm"]).assert_ok(), "job", "vm");
+        job["status"] == "ok" && job["detail"] == "nothing holds it"
+    });
+    env.assert_nothing_left();
+}
+
+#[test]
+fn bitmaps_that_a_crash_spoilt_are_told_until_a_backup_has_cleared_them() {
+    let env = Env::new("doctor bitmaps");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).start_paused();
+    machine.write("vda", 0, MIB, 0x11);
+    backup(&machine, &repo);
+    let none = |output: &Output| assert!(!output.stdout().contains("\"bitmap\""), "{output}");
+    none(&doctor(&env, &["vm"]).assert_ok());
+    // Made in this session: gone with it.
+    machine.kill();
+    let output = doctor(&env, &["vm"]).assert_ok();
+    assert_check(&output, "bitmap", "vm/vda", "warning", "kvmb-", "kvmb backup vm reads the disk in full once");
+    machine.believe_image("vda");
+    machine.start_after_its_end();
+    let output = doctor(&env, &["vm"]).assert_ok();
+    assert_check(&output, "bitmap", "vm/vda", "warning", "kvmb-", "kvmb backup vm");
+    backup(&machine, &repo);
+    none(&doctor(&env, &["vm"]).assert_ok());
+    // Older than the session, and one of another tool beside it: still in the image.
+    env.virsh(&["checkpoint-create-as", "vm", "other-tool", "--diskspec", "vda"]);
+    machine.stop();
+    none(&doctor(&env, &["vm"]).assert_ok());
+    machine.start_paused();
+    machine.kill();
+    machine.believe_image("vda");
+    let output = doctor(&env, &["vm"]).assert_ok();
+    let all = output.records_of("check");
+    let foreign = all.iter().find(|check| check["detail"].as_str().is_some_and(|words| words.contains("other-tool")));
+    let hint = foreign.expect("a check")["hint"].as_str().expect("a hint").to_owned();
+    assert!(hint.starts_with("qemu-img bitmap --remove"), "{hint}");
+    run("sh", &["-c", &hint]);
+    machine.start_after_its_end();
+    let output = doctor(&env, &["vm"]).assert_ok();
+    let all = output.records_of("check");
+    let foreign = all.iter().find(|check| check["detail"].as_str().is_some_and(|words| words.contains("other-tool")));
+    let hint = foreign.expect("a check")["hint"].as_str().expect("a hint").to_owned();
+    env.sh(&hint).run().assert_ok();
+    backup(&machine, &repo);
+    none(&doctor(&env, &["vm"]).assert_ok());
+}
+
+#[test]
+fn a_key_that_is_only_on_this_host_is_told_until_it_was_exported() {
+    let env = Env::new("doctor key");
+    env.machine("vm").disk(Disk::qcow2(MIB)).define();
+    let home =
+        |script: &str| env.sh(script).without_env("KVMB_PASSWORD_FILE").env("KVMB_DATA_DIR", env.path("data")).run();
+    let repo = env.path("data/repo").display().to_string();
+    let output = home("kvmb doctor").assert_ok();
+    assert!(!output.stdout().contains("\"key\""), "{output}");
+    home("kvmb backup vm").assert_ok();
+    let output = home("kvmb doctor").assert_ok();
+    assert_check(&output, "key", &repo, "warning", "only on this host", "kvmb key export");
+    home("kvmb key export exported").assert_ok();
+    assert_check(&home("kvmb doctor").assert_ok(), "key", &repo, "ok", "exported", "");
+}
+
+#[test]
+fn a_guest_agent_that_answers_is_silent_or_is_missing() {
+    let env = Env::new("doctor agent");
+    let guest = env.linux_guest_that("linux", FreezeMode::Hangs { seconds: 600 });
+    let ask = || doctor(&env, &["linux"]).assert_ok();
+    assert_check(&ask(), "agent", "linux", "ok", "answers", "");
+    // It hangs in its hook.
+    guest.agent(r#"{"execute":"guest-fsfreeze-freeze"}"#).assert_code(1);
+    assert_check(&ask(), "agent", "linux", "warning", "does not answer", "systemctl restart qemu-guest-agent");
+    guest.stop();
+    assert_check(&ask(), "agent", "linux", "unknown", "only while the machine runs", "");
+}
+
+#[test]
+fn an_agent_that_does_not_run_in_the_guest_is_told() {
+    let env = Env::new("doctor no agent");
+    env.linux_guest_that("linux", FreezeMode::NoAgent);
+    let output = doctor(&env, &["linux"]).assert_ok();
+    assert_check(
+        &output,
+        "agent",
+        "linux",
+        "warning",
+        "no guest agent runs",
+        "systemctl enable --now qemu-guest-agent",
+    );
+}

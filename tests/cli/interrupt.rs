@@ -1,0 +1,245 @@
+//! Ctrl-C and SIGTERM at every stage: an orderly end with exit code 130 or 143, and nothing is left.
+//!
+//! What must be interrupted in the middle is held there: a QEMU that is stopped (SIGSTOP) answers nobody.
+
+// A test stops at what it does not expect.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::support::call::Running;
+use crate::support::{Disk, Env, Machine, process, wait_until};
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+const BOTH: [(Signal, i32); 2] = [(Signal::INT, 130), (Signal::TERM, 143)];
+
+/// A machine with so much to read that no backup of it is over at once.
+fn machine<'e>(env: &'e Env, name: &str) -> Machine<'e> {
+    let machine = env.machine(name).disk(Disk::raw(64 * MIB)).disk(Disk::qcow2(MIB)).start_paused();
+    let mut noise = vec![0; 48 << 20];
+    StdRng::seed_from_u64(1).fill_bytes(&mut noise);
+    machine.write_bytes("vda", 0, &noise);
+    machine
+}
+
+/// A process that is stopped until this is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn process(pid: i32) -> Stopped {
+        let pid = Pid::from_raw(pid).unwrap();
+        kill_process(pid, Signal::STOP).unwrap();
+        Stopped(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // It may have been killed meanwhile.
+        let _ = kill_process(self.0, Signal::CONT);
+    }
+}
+
+/// Waits until kvmb (no longer the shell that became it) handles SIGINT.
+fn wait_until_it_listens(pid: i32) {
+    wait_until("it handles signals", Duration::from_secs(20), || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let is_kvmb = status.lines().next() == Some("Name:\tkvmb");
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0");
+        is_kvmb && u64::from_str_radix(mask.trim(), 16).unwrap() & (1 << (Signal::INT.as_raw() - 1)) != 0
+    });
+}
+
+fn locks(env: &Env) -> usize {
+    fs::read_dir(env.path("repo/locks")).map_or(0, Iterator::count)
+}
+
+fn wait_until_it_has_a_lock(env: &Env, running: &mut Running) {
+    wait_until("it has locked the repository", Duration::from_secs(20), || locks(env) > 0 || running.has_ended());
+}
+
+/// Nothing of a run is left: no job, no server, no file, no lock, no point.
+fn assert_clean(env: &Env, machines: &[&Machine], points: usize) {
+    env.assert_nothing_left();
+    assert_eq!(locks(env), 0, "a lock is left in the repository");
+    for machine in machines {
+        assert!(!machine.is_captured(), "a job is left");
+        assert_eq!(machine.status(), "prelaunch");
+        // Only what was stored has one.
+        assert!(machine.checkpoints().len() <= points, "{:?}", machine.checkpoints());
+    }
+    let output = env.kvmb(["points", "-r", &env.repo()]).run().assert_ok();
+    assert_eq!(output.records().len(), points, "{output}");
+}
+
+#[test]
+fn a_stage_that_waits_for_records_ends_soon() {
+    let env = Env::new("waiting");
+    env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
+    let commands = ["disks", "snapshot", "hash", "push", "verify", "restore", "backup"];
+    let started = commands.into_iter().enumerate().map(|(at, command)| {
+        // A fifo that is open for writing never ends.
+        let script = format!("mkfifo fifo-{command}; exec kvmb {command} <>fifo-{command}");
+        let running = env.sh(&script).env("KVMB_REPO", env.repo()).limit(Duration::from_secs(20)).spawn();
+        wait_until_it_listens(running.pid());
+        running.signal(BOTH[at % 2].0);
+        (command, BOTH[at % 2].1, running)
+    });
+    for (command, code, running) in started.collect::<Vec<_>>() {
+        let output = running.wait().assert_code(code);
+        let failure = output.record_of("failure");
+        assert_eq!((&failure["command"], &failure["code"]), (&json!(command), &json!("interrupted")));
+        output.assert_stderr_has("kvmb: error: interrupted");
+    }
+    assert_clean(&env, &[], 0);
+}
+
+/// Ctrl-C while the first stage behind `snapshot` reads a disk: all stages have to end, and `release` must hear of it.
+#[test]
+fn ctrl_c_in_the_middle_of_a_pipe_leaves_nothing() {
+    let env = Env::new("ctrl-c");
+    let vm1 = machine(&env, "kvmb-test-vm1");
+    env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
+    let qemu = vm1.qemu_pid().unwrap();
+    for (stages, reader) in
+        [("kvmb hash | kvmb push -r $R | kvmb release", "kvmb hash"), ("kvmb push -r $R | kvmb release", "kvmb push")]
+    {
+        let script =
+            format!("{{ kvmb snapshot kvmb-test-vm1 -r $R >captured; kill -STOP {qemu}; cat captured; }} | {stages}");
+        let running = env.sh(&script).spawn();
+        wait_until("a stage reads the capture", Duration::from_secs(20), || {
+            let programs = process::of(&env.path(""));
+            let reader = programs.iter().find(|program| program.command_line.starts_with(reader));
+            let Some(files) = reader.and_then(|reader| fs::read_dir(format!("/proc/{}/fd", reader.pid)).ok()) else {
+                return false;
+            };
+            let mut files = files.flatten().filter_map(|file| fs::read_link(file.path()).ok());
+            files.any(|file| file.ends_with("lock") && file.starts_with(env.runtime_dir()))
+        });
+        running.interrupt();
+        drop(Stopped(Pid::from_raw(qemu).unwrap()));
+        running.wait().assert_code(130);
+        assert_clean(&env, &[&vm1], 0);
+    }
+}
+
+#[test]
+fn release_finishes_its_work_even_when_told_to_stop() {
+    let env = Env::new("release");
+    let vm1 = env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).start_paused();
+    let script = "{ kvmb snapshot kvmb-test-vm1; until [ -e go ]; do sleep 0.02; done; } | kvmb release";
+    let running = env.sh(script).spawn();
+    wait_until("the capture is open", Duration::from_secs(20), || vm1.is_captured());
+    let release = || process::of(&env.path("")).into_iter().find(|process| process.command_line == "kvmb release");
+    let pid = release().expect("the last stage").pid;
+    wait_until_it_listens(pid);
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
+    fs::write(env.path("go"), "").unwrap();
+    running.wait().assert_ok();
+    assert!(!vm1.is_captured());
+    env.assert_nothing_left();
+}
+
+#[test]
+fn a_snapshot_that_is_interrupted_ends_what_it_had_opened() {
+    let env = Env::new("snapshot");
+    let (vm1, vm2) = (
+        env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).start_paused(),
+        env.machine("kvmb-test-vm2").disk(Disk::qcow2(MIB)).start_paused(),
+    );
+    env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
+    for (signal, code) in BOTH {
+        let held = Stopped::process(vm2.qemu_pid().unwrap());
+        let running = env.kvmb(["snapshot", vm1.name(), vm2.name()]).spawn();
+        wait_until("the first machine is captured", Duration::from_secs(20), || {
+            running.stdout_so_far().contains("kvmb-test-vm1")
+        });
+        running.signal(signal);
+        drop(held);
+        let output = running.wait().assert_code(code);
+        let failed: Vec<Value> = output.records_of("failure").iter().map(|f| f["machine"].clone()).collect();
+        assert!(failed.contains(&json!(vm1.name())) && failed.contains(&json!(vm2.name())), "{output}");
+        assert_clean(&env, &[&vm1, &vm2], 0);
+    }
+}
+
+#[test]
+fn hash_and_push_are_interrupted_in_the_middle_of_a_disk() {
+    let env = Env::new("reading");
+    let vm1 = machine(&env, "kvmb-test-vm1");
+    env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
+    let captured = env.kvmb(["snapshot", vm1.name()]).run().assert_ok();
+    for (signal, code) in BOTH {
+        for command in ["hash", "push"] {
+            let held = Stopped::process(vm1.qemu_pid().unwrap());
+            let mut running = env.kvmb([command]).env("KVMB_REPO", env.repo()).stdin(&captured.stdout).spawn();
+            match command {
+                "hash" => wait_until_it_listens(running.pid()),
+                _ => wait_until_it_has_a_lock(&env, &mut running),
+            }
+            running.signal(signal);
+            // It does not wait for QEMU to answer.
+            let output = running.wait().assert_code(code);
+            drop(held);
+            let failure = &output.records_of("failure")[0];
+            assert_eq!(failure["capture"], captured.records()[0]["capture"], "release must hear of it: {output}");
+            assert_eq!(locks(&env), 0);
+        }
+    }
+    // The capture is as good as before.
+    let output = env.sh("kvmb hash | kvmb push -r $R | kvmb release | kvmb verify -r $R").stdin(&captured.stdout).run();
+    let output = output.assert_ok();
+    assert_eq!(output.record_of("point")["disks"][0]["sha256"], vm1.model("vda").sha256());
+    assert_clean(&env, &[&vm1], 1);
+}
+
+#[test]
+fn a_whole_backup_is_interrupted_by_itself_and_in_a_pipe() {
+    let env = Env::new("backup");
+    let vm1 = machine(&env, "kvmb-test-vm1");
+    let definition = vm1.definition();
+    env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
+    let pipe = "kvmb snapshot kvmb-test-vm1 -r $R | kvmb hash | kvmb push -r $R | kvmb release";
+    for (signal, code) in BOTH {
+        for script in ["exec kvmb backup kvmb-test-vm1 -r $R", pipe] {
+            let running = env.sh(script).spawn();
+            wait_until("the capture is open", Duration::from_secs(20), || vm1.is_captured());
+            let held = Stopped::process(vm1.qemu_pid().unwrap());
+            // The whole group, as a terminal does it; the shell of the pipe dies of it.
+            running.signal(signal);
+            drop(held);
+            running.wait().assert_code(code);
+            assert_clean(&env, &[&vm1], 0);
+        }
+    }
+    assert_eq!(vm1.definition(), definition);
+    let kept = env.kvmb(["backup", vm1.name(), "-r", &env.repo()]).run().assert_ok();
+    assert_eq!(kept.records_of("point").len(), 1);
+    env.restic(env.repo()).check();
+
+    // Reading back, and bringing back.
+    for (signal, code) in BOTH {
+        let mut running = env.kvmb(["verify", "--all", "-r", &env.repo()]).spawn();
+        wait_until_it_has_a_lock(&env, &mut running);
+        running.signal(signal);
+        running.wait().assert_code(code);
+
+        let arguments = ["restore", vm1.name(), "-r", &env.repo(), "--as", "kvmb-test-copy", "--into"];
+        let running = env.kvmb(arguments).arg(env.disks()).args(["--format", "qcow2"]).spawn();
+        let files = || fs::read_dir(env.disks()).expect("a folder").flatten().map(|entry| entry.file_name());
+        wait_until("an image is written", Duration::from_secs(20), || {
+            files().any(|name| name.to_string_lossy().ends_with(".partial"))
+        });
+        let held = Stopped::process(running.pid());
+        running.signal(signal);
+        drop(held);
+        running.wait().assert_code(code);
+        assert_eq!(files().count(), 2, "a half image is left");
+        env.try_virsh(&["domid", "kvmb-test-copy"]).assert_code(1);
+        assert_clean(&env, &[&vm1], 1);
+    }
+}

@@ -1,0 +1,205 @@
+//! The log: what a run leaves to be read later.
+
+// A test stops at what it does not expect.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use crate::support::{Disk, Env, parts};
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+
+fn lines(path: &Path) -> Vec<String> {
+    fs::read_to_string(path)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        .lines()
+        .map(str::to_owned)
+        .collect()
+}
+
+/// A line of text: time, level, run, message.
+fn split(line: &str) -> (&str, &str, &str, &str) {
+    let (time, rest) = line.split_once(" - ").unwrap_or_else(|| panic!("{line}"));
+    let (level, rest) = rest.split_once(" - ").unwrap_or_else(|| panic!("{line}"));
+    let (run, message) =
+        rest.strip_prefix('[').and_then(|rest| rest.split_once("] ")).unwrap_or_else(|| panic!("{line}"));
+    (time, level, run, message)
+}
+
+#[test]
+fn a_backup_leaves_a_line_a_machine_in_the_form_of_old() {
+    let env = Env::new("log");
+    for name in ["kvmb-test-a", "kvmb-test-b"] {
+        env.machine(name).disk(Disk::qcow2(2 * MIB)).disk(Disk::raw(MIB)).define();
+    }
+    env.sh("kvmb init -r $R").run().assert_ok();
+    let output = env.sh("kvmb backup --all -r $R").env("TZ", "Asia/Kolkata").run().assert_ok();
+    let wall = chrono::Utc::now().naive_utc() + chrono::Duration::minutes(330);
+    let all = lines(&env.log_file());
+    let of_backup: Vec<&String> = all.iter().filter(|line| split(line).2 == split(all.last().unwrap()).2).collect();
+    let runs: BTreeSet<&str> = all.iter().map(|line| split(line).2).collect();
+    assert_eq!(runs.len(), 2, "{all:#?}");
+    for line in &of_backup {
+        let (time, level, ..) = split(line);
+        let time = chrono::NaiveDateTime::parse_from_str(time, "%Y-%m-%d %H:%M:%S,%3f").unwrap();
+        // Local time, which is not that of the machine that tests.
+        assert!((wall - time).num_seconds().abs() < 120, "{line}");
+        assert_eq!(level, "INFO", "{line}");
+    }
+    for point in output.records_of("point") {
+        let sum =
+            |key: &str| point["disks"].as_array().unwrap().iter().map(|disk| disk[key].as_u64().unwrap()).sum::<u64>();
+        let wanted = [
+            format!("machine={}", point["machine"].as_str().unwrap()),
+            format!("point={}", point["point"].as_str().unwrap()),
+            format!("read_bytes={}", sum("read_bytes")),
+            format!("new_bytes={}", sum("new_bytes")),
+            format!("stored_bytes={}", sum("stored_bytes")),
+            format!("duration_seconds={}", point["duration_seconds"]),
+        ];
+        let found =
+            of_backup.iter().filter(|line| wanted.iter().all(|word| line.split(' ').any(|w| w == word))).count();
+        assert_eq!(found, 1, "{wanted:?} in {of_backup:#?}");
+    }
+    assert!(split(of_backup[0]).3.ends_with(" backup begins"), "{of_backup:#?}");
+    assert!(split(of_backup.last().unwrap()).3.starts_with("kvmb backup ends: done exit_code=0 "), "{of_backup:#?}");
+
+    // What failed, with its code and hint; and what only reads leaves nothing.
+    let before = lines(&env.log_file()).len();
+    env.kvmb(["points", "-r", &env.repo()]).run().assert_ok();
+    env.kvmb(["vms"]).run().assert_ok();
+    assert_eq!(lines(&env.log_file()).len(), before);
+    env.kvmb(["backup", "nobody", "-r", &env.repo()]).run().assert_code(1);
+    let all = lines(&env.log_file());
+    let failed = all.iter().find(|line| split(line).1 == "ERROR").expect("an error");
+    assert!(failed.contains("machine=nobody code=not_found"), "{failed}");
+    assert!(all.last().unwrap().contains("kvmb backup ends: failed exit_code=1"), "{all:#?}");
+}
+
+#[test]
+fn json_lines_say_the_same() {
+    let env = Env::new("json");
+    env.machine("kvmb-test-a").disk(Disk::qcow2(MIB)).define();
+    let script = "kvmb init -r $R && kvmb backup --all -r $R --log-format json --log-file own.log";
+    let point = env.sh(script).run().assert_ok().record_of("point");
+    let all: Vec<Value> = lines(&env.path("own.log")).iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let stored = all.iter().find(|line| line["point"] == point["point"]).unwrap();
+    assert_eq!(
+        (&stored["level"], &stored["command"], &stored["machine"]),
+        (&json!("INFO"), &json!("backup"), &json!("kvmb-test-a"))
+    );
+    assert_eq!(stored["duration_seconds"], point["duration_seconds"]);
+    assert!(stored["stored_bytes"].is_u64() && stored["run"].as_str().unwrap().len() == 8, "{stored}");
+    assert!(
+        all.iter().all(|line| chrono::DateTime::parse_from_rfc3339(line["time"].as_str().unwrap()).is_ok()),
+        "{all:#?}"
+    );
+}
+
+#[test]
+fn without_a_place_of_its_own_the_log_is_that_of_the_host_or_of_the_user() {
+    let env = Env::new("places");
+    // A private view of /var/log, so that the host's own stays as it is.
+    let of_host = "mount -t tmpfs none /var/log && kvmb init -r $R --dry-run && cat /var/log/kvm_backup.log && stat -c %a /var/log/kvm_backup.log";
+    let in_private = |script: &str| {
+        let call = env.program("unshare").args(["-m", "sh", "-c", script]).env("R", env.repo());
+        call.env("KVMB_LOG_FILE", "").run().assert_ok()
+    };
+    let output = in_private(of_host);
+    assert!(output.stdout().contains(" - INFO - ") && output.stdout().ends_with("640\n"), "{output}");
+    let read_only = "mount -t tmpfs -o ro none /var/log && kvmb init -r $R --dry-run";
+    in_private(read_only);
+    assert!(lines(&env.path("home/kvm_backup.log"))[0].contains("init begins"));
+    // Neither can be written: told, and no reason to fail.
+    let output = in_private("mount -t tmpfs -o ro none /var/log && HOME=/no/such kvmb init -r $R --dry-run");
+    output.assert_stderr_has("kvmb: warning: there is no log, /no/such/kvm_backup.log cannot be written");
+    // Told of the configuration's too.
+    env.configure(&json!({"log": {"file": env.path("configured.log")}}));
+    in_private("kvmb init -r $R --dry-run");
+    assert_eq!(lines(&env.path("configured.log")).len(), 2);
+}
+
+#[test]
+fn the_log_does_not_grow_for_ever_though_many_write_at_once() {
+    let env = Env::new("rotation");
+    env.configure(&json!({"log": {"max_size": "1K", "keep": 3}}));
+    let script = "for i in 1 2 3 4; do (for j in 1 2 3 4 5; do kvmb release kvmb-test-none-$i-$j >/dev/null 2>&1; done) & done; wait";
+    env.sh(script).run().assert_ok();
+    let names: BTreeSet<String> = fs::read_dir(env.path(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("kvmb.log"))
+        .collect();
+    assert!(
+        names.iter().all(|name| ["kvmb.log", "kvmb.log.1", "kvmb.log.2", "kvmb.log.3"].contains(&name.as_str())),
+        "{names:?}"
+    );
+    assert!(names.len() >= 3, "{names:?}");
+    for name in &names {
+        let path = env.path(name);
+        assert!(fs::metadata(&path).unwrap().len() < 4096, "{name}");
+        // Every line is whole.
+        lines(&path).iter().for_each(|line| assert_eq!(split(line).2.len(), 8, "{line}"));
+    }
+}
+
+#[test]
+fn a_hostile_name_writes_no_line_of_its_own_and_no_secret_is_written_down() {
+    let env = Env::new("hostile");
+    let name = "x\n2025-01-01 00:00:00,000 - INFO - [00000000] all is well\u{1b}[2J\u{202e}";
+    env.kvmb(["backup", name, "-r", &env.repo()]).run().assert_code(1);
+    let all = lines(&env.log_file());
+    assert!(all.iter().all(|line| !line.starts_with("2025-01-01")), "{all:#?}");
+    assert!(!all.concat().contains(['\u{1b}', '\u{202e}']), "{all:#?}");
+    // Passwords, wherever they come from.
+    let secret = "hunter2-secret";
+    env.configure(&json!({"password_command": format!("echo {secret}")}));
+    let call = || env.kvmb(["-vv", "init", "-r", &env.repo()]).without_env("KVMB_PASSWORD_FILE");
+    call().run().assert_ok();
+    call().env("KVMB_PASSWORD", format!("{secret}2")).run();
+    call().env("KVMB_PASSWORD_COMMAND", format!("echo {secret}3; exit 1")).run();
+    env.kvmb(["init", "-r", &format!("sftp://user:{secret}@host//x")]).run().assert_code(2);
+    assert!(!lines(&env.log_file()).concat().contains(secret), "{:#?}", lines(&env.log_file()));
+}
+
+/// A real systemd-journald in a private view of the system; `$1` runs with its standard error connected to it.
+const IN_JOURNAL: &str = r#"
+set -e
+mount -t tmpfs none /run
+mount -t tmpfs none /var/log
+mkdir -p /run/systemd/journal /run/log/journal
+/lib/systemd/systemd-journald &
+journald=$!
+trap 'kill $journald; wait $journald || true' EXIT
+i=0
+until [ -S /run/systemd/journal/stdout ] && [ -S /run/systemd/journal/socket ]; do i=$((i + 1)); [ $i -lt 200 ] || exit 9; sleep 0.05; done
+systemd-cat --identifier=unit sh -c "$1"
+journalctl --sync 2>/dev/null || sleep 1
+journalctl --directory=/run/log/journal --output=json --no-pager
+"#;
+
+#[test]
+fn under_systemd_the_log_is_the_journal_with_fields() {
+    parts::require(&["systemd-cat", "journalctl", "unshare"]);
+    let env = Env::new("journal");
+    env.machine("kvmb-test-a").disk(Disk::qcow2(MIB)).define();
+    env.sh("kvmb init -r $R").run().assert_ok();
+    let call = env.program("unshare").args(["-m", "sh", "-c", IN_JOURNAL, "sh"]);
+    let output = call
+        .arg("kvmb backup kvmb-test-a nobody -r $R >/dev/null || true")
+        .env("R", env.repo())
+        .env("KVMB_LOG_FILE", "")
+        .run();
+    let entries: Vec<Value> = output.stdout().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ours: Vec<&Value> = entries.iter().filter(|entry| entry["COMMAND"] == "backup").collect();
+    let stored = ours.iter().find(|entry| entry["F_POINT"].is_string()).unwrap_or_else(|| panic!("{output}"));
+    assert_eq!((&stored["F_MACHINE"], &stored["SYSLOG_IDENTIFIER"]), (&json!("kvmb-test-a"), &json!("kvmb")));
+    assert!(ours.iter().all(|entry| entry["RUN"] == stored["RUN"]), "{output}");
+    // An error has its priority, and is not told twice.
+    let errors: Vec<&Value> =
+        entries.iter().filter(|entry| entry["MESSAGE"].as_str().is_some_and(|text| text.contains("nobody"))).collect();
+    assert_eq!(errors.len(), 1, "{output}");
+    assert_eq!(errors[0]["PRIORITY"], "3", "{output}");
+}

@@ -1,0 +1,18 @@
+//! The commands as users call them: arguments, records, tables, exit codes.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod commands;
+mod completions;
+mod config;
+mod doctor;
+mod hooks;
+mod interrupt;
+mod inventory;
+mod logs;
+mod output_formats;
+mod pipe;
+mod records;
+mod status;

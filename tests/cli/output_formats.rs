@@ -1,0 +1,357 @@
+//! The faces: tables, bars and questions on a terminal, records and one-line errors everywhere else.
+
+// A test stops at what it does not expect.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use crate::support::{Disk, Env, PASSWORD};
+use kvmb::cli::exit_code::ExitCode;
+use kvmb::cli::failure::Code;
+use serde_json::Value;
+
+const MIB: u64 = 1 << 20;
+
+/// From here on, kvmb does not know the password.
+fn forget_the_password(env: &Env) {
+    let program = env.path("bin/kvmb");
+    let real = fs::read_link(&program).expect("a link");
+    fs::remove_file(&program).expect("it was there");
+    let script = format!("#!/bin/sh\nunset KVMB_PASSWORD_FILE\nexec '{}' \"$@\"\n", real.display());
+    fs::write(&program, script).expect("write");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
+}
+
+/// What a terminal shows, without what moves the cursor and paints.
+fn plain(screen: &str) -> String {
+    let mut text = String::new();
+    let mut rest = screen.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '\u{1b}' => {
+                rest.find(|c| c.is_ascii_alphabetic());
+            }
+            '\r' => {}
+            c => text.push(c),
+        }
+    }
+    text
+}
+
+#[test]
+fn a_terminal_gets_tables_and_a_pipe_gets_records() {
+    let env = Env::new("tables");
+    env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
+    env.sh("kvmb init -r $R && kvmb backup --all -r $R").run().assert_ok();
+    let repo = env.repo();
+    for (command, words) in [
+        (vec!["vms"], ["MACHINE", "STATE", "kvmb-test-vm1", "shut off"]),
+        (vec!["disks", "kvmb-test-vm1"], ["CAPACITY", "SOURCE", "vda", "1.00 MiB"]),
+        (vec!["points", "-r", &repo], ["CAPTURED", "AGE", "kvmb-test-vm1", "offline"]),
+        (vec!["verify", "--all", "-r", &repo], ["POINT", "STATE", "kvmb-test-vm1", "verified (full)"]),
+        (vec!["hash", "password"], ["SHA-256", "SIZE", "FILE", "password"]),
+        (vec!["init", "-r", &repo], ["ACTION", "CHANGED", "no", "the repository exists already"]),
+        (vec!["release", "kvmb-test-vm1"], ["ACTION", "REASON", "release", "there is no capture"]),
+    ] {
+        let screen = env.pty(&command).wait().assert_ok();
+        for word in words {
+            assert!(screen.stdout().contains(word), "no {word:?}: {screen}");
+        }
+        assert!(!screen.stdout().contains("\"type\""), "{screen}");
+        // The same as if asked for; and records in a pipe.
+        let table = env.kvmb(&command).args(["-o", "table"]).run().assert_ok();
+        // An age may have become wider meanwhile.
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let header = words(table.stdout().lines().next().expect("a header"));
+        assert!(words(&plain(screen.stdout())).contains(&header), "{screen}");
+        assert!(!env.kvmb(&command).run().assert_ok().records().is_empty());
+        let screen = env.pty([command, vec!["--json"]].concat()).wait().assert_ok();
+        // A bar may have been there before it.
+        let text = plain(screen.stdout());
+        let line = &text[text.find("{\"type\":").expect("a record")..];
+        let record: Value = serde_json::from_str(line.trim()).expect("one record");
+        assert!(record["type"].is_string());
+    }
+}
+
+#[test]
+fn bars_are_drawn_on_a_terminal_only() {
+    let env = Env::new("bars");
+    fs::File::create(env.path("big")).unwrap().set_len(1 << 30).unwrap();
+    let pty = env.pty(["hash", "big"]);
+    pty.expect("hashing big");
+    pty.expect("/s");
+    pty.expect(" left");
+    let screen = pty.wait().assert_ok();
+    assert!(screen.stdout().contains("1.00 GiB"), "{screen}");
+    let quiet = env.pty(["-q", "hash", "big"]).wait().assert_ok();
+    assert!(!quiet.stdout().contains("hashing"), "{quiet}");
+    let piped = env.kvmb(["hash", "big"]).run().assert_ok();
+    assert_eq!(piped.stderr(), "");
+    assert_eq!(piped.records().len(), 1);
+}
+
+#[test]
+fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
+    let env = Env::new("password");
+    forget_the_password(&env);
+    let repo = env.repo();
+    // A new one is asked for twice, until both are the same.
+    let mut pty = env.pty(["init", "-r", &repo]);
+    for (question, times, answer) in
+        [("Password of", 1, PASSWORD), ("Again", 1, "another"), ("Password of", 2, PASSWORD), ("Again", 2, PASSWORD)]
+    {
+        pty.expect_hidden(question, times);
+        pty.send(&format!("{answer}\r"));
+    }
+    let screen = pty.wait().assert_ok();
+    assert!(screen.stdout().contains("These differ"), "{screen}");
+    assert!(screen.stdout().contains("the repository was made"), "{screen}");
+    assert!(!screen.stdout().contains(PASSWORD), "{screen}");
+
+    let mut pty = env.pty(["points", "-r", &repo]);
+    pty.expect_hidden("Password of", 1);
+    // Mistyped, it may be tried again, as with ssh.
+    pty.send("wrong\r");
+    pty.expect_hidden("Password of", 2);
+    pty.expect("once more");
+    pty.send(&format!("{PASSWORD}\r"));
+    pty.wait().assert_ok();
+    let mut pty = env.pty(["points", "-r", &repo]);
+    for times in 1..=3 {
+        pty.expect_hidden("Password of", times);
+        pty.send("wrong\r");
+    }
+    let screen = pty.wait().assert_code(1);
+    assert!(screen.stdout().contains("kvmb: error: ") && screen.stdout().contains("kvmb: hint: "), "{screen}");
+
+    let mut pty = env.pty(["key", "add", "-r", &repo]);
+    for (question, answer) in [("Password of", PASSWORD), ("New password", "second"), ("Again", "second")] {
+        pty.expect_hidden(question, 1);
+        pty.send(&format!("{answer}\r"));
+    }
+    pty.wait().assert_ok();
+    env.kvmb(["points", "-r", &repo]).env("KVMB_PASSWORD", "second").run().assert_ok();
+    env.kvmb(["points", "-r", &repo]).env("KVMB_PASSWORD_COMMAND", "printf 'second\\nnot this\\n'").run().assert_ok();
+
+    // Nobody to ask, or somebody who does not want to be asked.
+    let output = env.kvmb(["points", "-r", &repo]).run().assert_code(2);
+    assert_eq!(output.record_of("failure")["code"], "usage");
+    output.assert_stderr_has("kvmb: hint: use --password-file FILE");
+    let screen = env.pty(["-q", "points", "-r", &repo]).wait().assert_code(2);
+    assert!(!screen.stdout().contains("Password of"), "{screen}");
+    // Ctrl-C at the question.
+    let mut pty = env.pty(["points", "-r", &repo]);
+    pty.expect_hidden("Password of", 1);
+    pty.send("\u{3}");
+    pty.wait().assert_code(130);
+    // An empty variable is none; a file that everybody may read is refused.
+    env.kvmb(["points", "-r", &repo, "--password-file", ""]).env("KVMB_PASSWORD", "second").run().assert_ok();
+    fs::write(env.path("open"), "second\n").unwrap();
+    fs::set_permissions(env.path("open"), fs::Permissions::from_mode(0o644)).unwrap();
+    env.kvmb(["points", "-r", &repo, "--password-file", "open"])
+        .run()
+        .assert_code(2)
+        .assert_stderr_has("chmod 600 'open'");
+}
+
+#[test]
+fn restore_without_arguments_leads_through_lists() {
+    let env = Env::new("lists");
+    let vm1 = env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
+    vm1.write("vda", 0, 65536, 0x11);
+    env.machine("kvmb-test-vm2").disk(Disk::raw(MIB)).define();
+    env.sh("kvmb init -r $R && kvmb backup --all -r $R").run().assert_ok();
+    vm1.write("vda", 0, 65536, 0x22);
+    let repo = env.repo();
+
+    // Said no: nothing is done.
+    let lead = |answer: &str| {
+        let mut pty = env.pty(["restore", "-r", &repo]);
+        pty.expect("Machine");
+        pty.send("vm1\r");
+        pty.expect("Point");
+        pty.send("\r");
+        pty.expect("beside the original");
+        pty.send("\r");
+        pty.expect("New name");
+        pty.send("\r");
+        pty.expect("Folder for the images");
+        pty.send(&"\u{7f}".repeat("/var/lib/libvirt/images".len()));
+        pty.send(&format!("{}\r", env.disks().display()));
+        pty.expect("Start it in the end?");
+        pty.send("n");
+        pty.expect("would be created, 1.00 MiB");
+        pty.expect("would be defined");
+        pty.expect("Go on?");
+        pty.send(answer);
+        pty.wait()
+    };
+    let screen = lead("n").assert_code(1);
+    assert!(screen.stdout().contains("nothing was done"), "{screen}");
+    env.try_virsh(&["domid", "kvmb-test-vm1-restored"]).assert_code(1);
+    let screen = lead("y").assert_ok();
+    // It says how to do the same without questions, and that is so.
+    let text = plain(screen.stdout());
+    let line =
+        text.split("the same without questions: ").nth(1).expect("the command").lines().next().unwrap().to_owned();
+    assert!(line.contains("--as kvmb-test-vm1-restored --into "), "{line}");
+    let restored = env.disks_of("kvmb-test-vm1-restored");
+    let mut model = vm1.model("vda");
+    model.fill(0, 65536, 0x11);
+    model.assert_image_equals(&restored[0].image, "qcow2");
+    env.sh(&line).run().assert_code(1).assert_stderr_has("exists already");
+
+    // In its place.
+    let mut pty = env.pty(["restore", "-r", &repo]);
+    pty.expect("Machine");
+    pty.send("vm1\r");
+    pty.expect("Point");
+    pty.send("\r");
+    pty.expect("beside the original");
+    pty.expect("in its place - what is there now is replaced");
+    pty.send("\u{1b}[B\r");
+    pty.expect("Start it in the end?");
+    pty.send("n");
+    pty.expect("would be replaced");
+    pty.expect("Go on?");
+    pty.send("y");
+    let screen = pty.wait().assert_ok();
+    assert!(plain(screen.stdout()).contains("--overwrite"), "{screen}");
+    model.assert_image_equals(vm1.image("vda"), "qcow2");
+
+    // No terminal, no questions; nor with --quiet.
+    env.kvmb(["restore", "-r", &repo]).run().assert_code(2);
+    let screen = env.pty(["-q", "restore", "-r", &repo]).wait().assert_code(2);
+    assert!(screen.stdout().contains("no point given"), "{screen}");
+    // A stage without a stage before it asks nobody for records.
+    let screen = env.pty(["push", "-r", &repo]).wait().assert_code(2);
+    assert!(screen.stdout().contains("kvmb: hint: "), "{screen}");
+}
+
+#[test]
+fn restore_that_leads_through_lists_gives_up_a_wrong_password() {
+    let env = Env::new("lists-password");
+    env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
+    forget_the_password(&env);
+    let mut pty = env.pty(["restore", "-r", &env.repo()]);
+    for times in 1..=3 {
+        pty.expect_hidden("Password of", times);
+        pty.send("wrong\r");
+    }
+    let screen = plain(pty.wait().assert_code(1).stdout());
+    let repo = env.repo();
+    assert_eq!(screen.matches(&format!("kvmb: wrong password for the repository in {repo}; once more")).count(), 2);
+    assert!(screen.contains(&format!("kvmb: error: wrong password for the repository in {repo}")), "{screen}");
+    assert!(screen.contains("kvmb: hint: give the right one with --password-file FILE"), "{screen}");
+    assert!(!screen.contains("Machine"), "nothing more is asked: {screen}");
+}
+
+#[test]
+fn a_lost_configuration_is_no_obstacle() {
+    let lost = Env::new("lost");
+    let data = |env: &Env| env.path("data").display().to_string();
+    let vm1 = lost.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
+    vm1.write("vda", 0, 65536, 0x11);
+    let script = "unset KVMB_PASSWORD_FILE; kvmb backup kvmb-test-vm1 -q && kvmb key export exported -q";
+    lost.sh(script).env("KVMB_DATA_DIR", data(&lost)).run().assert_ok();
+
+    // Another host, which never ran kvmb, gets the repository and its key, and nothing else.
+    let fresh = Env::new("fresh");
+    lost.program("cp").args([lost.path("data/repo"), fresh.path("rescued")]).arg("-r").run().assert_ok();
+    fs::copy(lost.path("exported"), fresh.path("key")).unwrap();
+    let kvmb = |args: &[&str]| fresh.kvmb(args).without_env("KVMB_PASSWORD_FILE").env("KVMB_DATA_DIR", data(&fresh));
+    let repo = ["-r", "rescued", "--password-file", "key"];
+    kvmb(&[&["points"], &repo[..]].concat()).run().assert_ok().record_of("point");
+    let disks = fresh.disks().display().to_string();
+    let restore = ["restore", "kvmb-test-vm1", "--as", "back", "--into", &disks];
+    kvmb(&[&restore, &repo[..]].concat()).run().assert_ok();
+    let model = vm1.model("vda");
+    model.assert_image_equals(&fresh.disks_of("back")[0].image, "qcow2");
+
+    // By questions alone, and without libvirt.
+    forget_the_password(&fresh);
+    let nowhere = format!("KVMB_DATA_DIR={}", data(&fresh));
+    let mut pty = fresh.pty_of("env", [&nowhere, "kvmb", "-c", "nonsense:///", "restore"]);
+    pty.expect("Repository");
+    pty.send(&format!("{}\r", fresh.path("rescued").display()));
+    pty.expect_hidden("Password of", 1);
+    // Mistyped, in the dialog too.
+    pty.send("wrong\r");
+    pty.expect("wrong password for the repository");
+    pty.expect_hidden("Password of", 2);
+    pty.send(&fs::read_to_string(fresh.path("key")).unwrap().replace('\n', "\r"));
+    pty.expect("kvmb-test-vm1  1 point, the newest");
+    pty.send("\r");
+    pty.expect("Point");
+    pty.send("\r");
+    pty.expect("libvirt cannot be reached");
+    pty.send("\r");
+    pty.expect("Folder for the images");
+    pty.send(&"\u{7f}".repeat("/var/lib/libvirt/images".len()));
+    pty.send(&format!("{}\r", fresh.path("tmp").display()));
+    pty.expect("the definition would be written");
+    pty.expect("Go on?");
+    pty.send("y");
+    let screen = plain(pty.wait().assert_ok().stdout());
+    assert!(screen.contains("--no-define"), "{screen}");
+    let image = fs::read_dir(fresh.path("tmp")).unwrap().map(|entry| entry.unwrap().path());
+    let image: Vec<_> = image.filter(|path| path.extension().is_some_and(|kind| kind == "qcow2")).collect();
+    model.assert_image_equals(&image[0], "qcow2");
+}
+
+#[test]
+fn errors_are_one_line_and_a_hint() {
+    let env = Env::new("errors");
+    for (arguments, code, message, hint) in [
+        (vec!["vms", "none"], 1, "kvmb: error: no machine is called 'none'", Some("'kvmb vms' lists the machines")),
+        (vec!["points", "-r", "/nowhere"], 1, "kvmb: error: ", Some("make one with 'kvmb init -r REPO'")),
+        (vec!["hash", "nothing"], 1, "kvmb: error: cannot read nothing: No such file or directory", None),
+        (vec!["hash", "--nonsense"], 2, "kvmb: error: unexpected argument '--nonsense'", None),
+        (vec!["vsm"], 2, "kvmb: error: unrecognized subcommand 'vsm'", None),
+        (vec!["points", "-r", "sftp://me:secret@host/x"], 2, "kvmb: error: ", None),
+    ] {
+        let output = env.kvmb(&arguments).run().assert_code(code).assert_stderr_has(message);
+        assert!(output.stderr().starts_with("kvmb: error: "), "{output}");
+        if let Some(hint) = hint {
+            assert_eq!(output.stderr().lines().nth(1), Some(format!("kvmb: hint: {hint}").as_str()), "{output}");
+            assert_eq!(output.record_of("failure")["hint"], hint);
+        }
+        assert!(!(output.stdout().to_owned() + output.stderr()).contains("secret"), "{output}");
+    }
+    env.kvmb::<&str>([]).run().assert_code(2).assert_stderr_has("Usage: kvmb");
+    let version = env.kvmb(["--version"]).run().assert_ok();
+    assert_eq!(version.stdout(), format!("kvmb {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn codes_are_one_list_each_and_the_help_has_it() {
+    let env = Env::new("codes");
+    let help = env.kvmb(["--help"]).run().assert_ok();
+    let (_, list) = help.stdout().split_once("Exit status:\n").expect("a list");
+    let listed: Vec<(u8, String)> = list
+        .lines()
+        .map(|line| line.trim().split_once(' ').expect("a code and words"))
+        .map(|(code, words)| (code.parse().expect("a number"), words.trim().to_owned()))
+        .collect();
+    assert_eq!(listed, ExitCode::ALL.map(|(code, words)| (code as u8, words.to_owned())));
+
+    // Both lists have every variant of their enum, once: the source is read for it.
+    for (source, name, count) in [
+        (
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/exit_code.rs")),
+            "pub enum ExitCode {",
+            ExitCode::ALL.len(),
+        ),
+        (include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/failure.rs")), "pub enum Code {", Code::ALL.len()),
+    ] {
+        let (_, body) = source.split_once(name).expect("the enum");
+        let (body, _) = body.split_once("\n}").expect("its end");
+        assert_eq!(body.lines().filter(|line| line.ends_with(',')).count(), count, "{name}");
+    }
+    let mut words = Code::ALL.map(|(code, word, _)| (code.word(), word)).to_vec();
+    assert!(words.iter().all(|(a, b)| a == b), "{words:?}");
+    words.sort_unstable();
+    words.dedup();
+    assert_eq!(words.len(), Code::ALL.len(), "a word stands for two things");
+}

@@ -1,0 +1,605 @@
+//! `kvmb status`: what it knows, when it alarms, and how monitoring systems hear of it.
+
+// A test stops at what it does not expect.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use crate::support::{Call, Disk, Env, Output, parts};
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+
+/// A name that means something to shells, Nagios, Prometheus, JSON and terminals. QEMU's driver of libvirt takes
+/// neither line ends nor slashes.
+const HOSTILE: &str = "it's \"a=b\" | \\ , ; {x} $(touch pwned) ü\u{202e}";
+
+/// Machines that are off, and a repository.
+fn prepared(title: &str, machines: &[&str]) -> Env {
+    let env = Env::new(title);
+    for name in machines {
+        env.machine(name).disk(Disk::qcow2(MIB)).define();
+    }
+    env.sh("kvmb init -r $R").run().assert_ok();
+    env.configure(&json!({"repo": env.repo()}));
+    env
+}
+
+fn status(env: &Env, args: &[&str]) -> Output {
+    status_call(env, args).run()
+}
+
+fn status_call(env: &Env, args: &[&str]) -> Call {
+    env.kvmb([&["status"], args].concat())
+}
+
+fn backup(env: &Env, name: &str) -> Value {
+    env.kvmb(["backup", name]).run().assert_ok().record_of("point")
+}
+
+/// The check of a machine, or of another thing.
+#[track_caller]
+fn check(output: &Output, kind: &str, target: &str) -> Value {
+    let checks = output.records_of("check");
+    let found = checks.into_iter().find(|check| check["check"] == kind && check["target"] == target);
+    found.unwrap_or_else(|| panic!("no {kind} {target}: {output}"))
+}
+
+#[track_caller]
+fn assert_machine(output: &Output, name: &str, status: &str, words: &str) {
+    let check = check(output, "backup", name);
+    assert_eq!(check["status"], status, "{check}");
+    assert!(check["detail"].as_str().unwrap().contains(words), "{check}");
+}
+
+#[test]
+fn a_machine_is_critical_until_it_is_backed_up_and_again_when_its_point_is_old() {
+    let env = prepared("status age", &["vm1", "vm2"]);
+    let output = status(&env, &[]).assert_code(1);
+    assert_machine(&output, "vm1", "critical", "never backed up");
+    assert_eq!(check(&output, "backup", "vm1")["hint"], "kvmb backup vm1");
+    let point = backup(&env, "vm1");
+    let output = status(&env, &[]).assert_code(1);
+    assert_machine(&output, "vm1", "ok", "the newest point is 0 s old".split('0').next().unwrap());
+    assert_machine(&output, "vm2", "critical", "never backed up");
+    let vm1 = check(&output, "backup", "vm1");
+    assert_eq!((&vm1["newest_point"], &vm1["captured_at"]), (&point["point"], &point["captured_at"]));
+    assert_eq!(
+        (&vm1["last_result"], &vm1["points"], &vm1["standing"]),
+        (&json!("done"), &json!(1), &json!("selected"))
+    );
+    assert_eq!((&vm1["warning_seconds"], &vm1["critical_seconds"]), (&json!(26 * 3600), &json!(50 * 3600)));
+    assert_eq!(vm1["stored_bytes"], point["disks"][0]["stored_bytes"]);
+    // Only what was asked for, by name, glob or UUID.
+    let output = status(&env, &["vm1"]).assert_ok();
+    assert_eq!(output.records_of("check").iter().filter(|check| check["check"] == "backup").count(), 1);
+    status(&env, &["v*1"]).assert_ok();
+    status(&env, &[point["uuid"].as_str().unwrap()]).assert_ok();
+    assert_machine(
+        &status(&env, &["vm9"]).assert_code(1),
+        "vm9",
+        "critical",
+        "never backed up; libvirt does not know it",
+    );
+    // The thresholds: of a flag, of the configuration.
+    assert_machine(&status(&env, &["vm1", "--warning", "0s"]).assert_code(1), "vm1", "critical", "old");
+    assert_machine(&status(&env, &["vm1", "--warning", "0s", "--critical", "1h"]).assert_ok(), "vm1", "warning", "old");
+    status(&env, &["vm1", "--warning", "2h", "--critical", "1h"]).assert_code(2);
+    env.configure(&json!({"repo": env.repo(), "backup_freq": "@hourly"}));
+    assert_eq!(check(&status(&env, &["vm1"]), "backup", "vm1")["warning_seconds"], 3 * 3600);
+    env.configure(&json!({"repo": env.repo(), "status": {"warning": "1h", "critical": "5h", "verify_warning": "6h"}}));
+    let vm1 = check(&status(&env, &["vm1"]).assert_ok(), "backup", "vm1");
+    let limits =
+        ["warning_seconds", "critical_seconds", "verify_warning_seconds"].map(|key| vm1[key].as_u64().unwrap() / 3600);
+    assert_eq!(limits, [1, 5, 6]);
+    env.configure(&json!({"status": {"warning": "6h", "critical": "5h"}}));
+    status(&env, &[]).assert_code(2).assert_stderr_has("\"status.warning\" must not be longer than status.critical");
+    assert!(!env.path("pwned").exists());
+}
+
+/// kvmb with a clock that is so far ahead. libvirt, which has threads of its own, is left out of it.
+fn ahead(env: &Env, offset: &str, args: &[&str]) -> Output {
+    let folders = ["/usr/lib/x86_64-linux-gnu/faketime", "/usr/lib/aarch64-linux-gnu/faketime", "/usr/lib/faketime"];
+    let libraries = folders.map(|folder| format!("{folder}/libfaketime.so.1"));
+    let library = libraries.iter().find(|file| fs::exists(file).unwrap()).expect("the package faketime");
+    let call = status_call(env, &[args, &["-c", "qemu+unix:///system?socket=/nowhere"]].concat());
+    call.env("LD_PRELOAD", library).env("FAKETIME", offset).run()
+}
+
+#[test]
+fn days_go_by_and_a_backup_each_night_is_missed() {
+    let env = prepared("status days", &["vm1"]);
+    backup(&env, "vm1");
+    assert_machine(&ahead(&env, "+25h", &[]).assert_ok(), "vm1", "ok", "the newest point is 25 h old");
+    assert_machine(&ahead(&env, "+27h", &[]).assert_ok(), "vm1", "warning", "27 h old");
+    assert_machine(&ahead(&env, "+3d", &[]).assert_code(1), "vm1", "critical", "3 days old");
+    let month = ahead(&env, "+31d", &["--warning", "40d"]).assert_ok();
+    assert_machine(&month, "vm1", "warning", "no point of it was ever proven");
+    assert_machine(&ahead(&env, "-2h", &[]).assert_ok(), "vm1", "warning", "of the future: a clock is wrong");
+    // With a schedule of its own measure.
+    env.configure(&json!({"repo": env.repo(), "backup_freq": "0 2 * * sun"}));
+    assert_machine(&ahead(&env, "+6d", &[]).assert_ok(), "vm1", "ok", "6 days old");
+    ahead(&env, "+8d", &["--nagios"]).assert_code(1);
+}
+
+#[test]
+fn a_run_that_failed_is_told_until_one_goes_well() {
+    let env = prepared("status failed", &["vm1"]);
+    backup(&env, "vm1");
+    let hooks = json!({"before_machine": [{"command": ["false"]}]});
+    env.configure(&json!({"repo": env.repo(), "hooks": hooks}));
+    env.kvmb(["backup", "vm1"]).run().assert_code(1);
+    let output = status(&env, &[]).assert_ok();
+    assert_machine(&output, "vm1", "warning", "failed: the hook before_machine");
+    let vm1 = check(&output, "backup", "vm1");
+    assert_eq!((&vm1["last_result"], &vm1["last_code"]), (&json!("failed"), &json!("hook")));
+    assert!(vm1["last_run_at"].as_str() > vm1["last_success_at"].as_str(), "{vm1}");
+    // So it is in a pipe.
+    env.configure(&json!({"repo": env.repo()}));
+    env.sh("kvmb snapshot vm1 -r $R | kvmb push -r $R | kvmb release").run().assert_ok();
+    let output = status(&env, &[]).assert_ok();
+    assert_machine(&output, "vm1", "ok", "");
+    assert_eq!(check(&output, "backup", "vm1")["points"], 2);
+    env.assert_nothing_left();
+}
+
+#[test]
+fn proofs_are_remembered_with_their_depth_and_damage_until_it_is_gone() {
+    let env = prepared("status proof", &["vm1"]);
+    backup(&env, "vm1");
+    let verified = |args: &[&str]| {
+        let vm1 = check(&status(&env, args).assert_ok(), "backup", "vm1");
+        (vm1["verified_depth"].clone(), vm1["status"].clone())
+    };
+    assert_eq!(verified(&["--verify-warning", "0s"]), (Value::Null, json!("warning")));
+    assert_eq!(verified(&[]), (Value::Null, json!("ok")));
+    for (flags, depth) in [(&["--quick"][..], "quick"), (&["--sample", "50%"], "sample"), (&[], "full")] {
+        env.kvmb([&["verify", "vm1"], flags].concat()).run().assert_ok();
+        assert_eq!(verified(&[]), (json!(depth), json!("ok")));
+    }
+    assert_eq!(verified(&["--verify-warning", "0s"]), (json!("full"), json!("warning")));
+    env.kvmb(["backup", "vm1", "--verify"]).run().assert_ok();
+
+    let keep = env.path("kept");
+    env.sh(&format!("cp -a $R {}", keep.display())).run().assert_ok();
+    let spoil = "for p in $(find $R/data -type f); do chmod u+w $p; printf X | dd of=$p bs=1 seek=40 conv=notrunc status=none; done";
+    env.sh(spoil).run().assert_ok();
+    env.kvmb(["verify", "--all"]).run().assert_code(4);
+    let mend = format!("rm -rf $R; cp -a {} $R", keep.display());
+    env.sh(&mend).run().assert_ok();
+    let output = status(&env, &[]).assert_code(4);
+    assert_machine(&output, "vm1", "critical", "2 points of it are damaged");
+    assert_eq!(check(&output, "backup", "vm1")["damaged_points"].as_array().unwrap().len(), 2);
+    status(&env, &["--nagios"]).assert_code(2);
+    // A look at the surface does not undo what a thorough one found.
+    env.kvmb(["verify", "--all", "--quick"]).run().assert_ok();
+    status(&env, &[]).assert_code(4);
+    env.kvmb(["verify", "--all"]).run().assert_ok();
+    assert_machine(&status(&env, &[]).assert_ok(), "vm1", "ok", "");
+    // A snapshot file that nobody can read is damage too, though nobody knows of which machine.
+    env.sh(
+        "f=$(ls $R/snapshots/* | head -n 1); chmod u+w $f; printf X | dd of=$f bs=1 seek=40 conv=notrunc status=none",
+    )
+    .run()
+    .assert_ok();
+    let output = status(&env, &[]).assert_code(4);
+    assert_machine(&output, "vm1", "ok", "");
+    let repository = check(&output, "repository", &env.repo());
+    assert_eq!(
+        (&repository["status"], &repository["detail"]),
+        (&json!("critical"), &json!("1 of its snapshot files cannot be read"))
+    );
+    env.sh(&mend).run().assert_ok();
+    // The description of the newest point is lost.
+    env.sh(spoil).run().assert_ok();
+    assert_machine(&status(&env, &[]).assert_code(4), "vm1", "critical", "damaged");
+}
+
+#[test]
+fn a_repository_that_cannot_be_asked_is_never_well() {
+    let env = prepared("status unreachable", &["vm1", "vm2"]);
+    backup(&env, "vm1");
+    fs::rename(env.repo(), env.path("elsewhere")).unwrap();
+    let output = status(&env, &[]).assert_code(1);
+    assert_eq!(check(&output, "repository", &env.repo())["status"], "critical");
+    assert_machine(&output, "vm1", "unknown", "as far as this host knows, the newest point is");
+    assert_machine(&output, "vm2", "critical", "never backed up; the repository cannot be asked");
+    assert_eq!(check(&output, "backup", "vm1")["known_from"], "history");
+    assert_machine(&status(&env, &["--warning", "0s"]).assert_code(1), "vm1", "critical", "cannot be asked");
+    status(&env, &["--nagios"]).assert_code(2);
+    // A run that comes to nothing is remembered too.
+    env.kvmb(["backup", "vm1"]).run().assert_code(1);
+    assert_machine(&status(&env, &[]).assert_code(1), "vm1", "warning", "the last run,");
+    fs::rename(env.path("elsewhere"), env.repo()).unwrap();
+    assert_machine(&status(&env, &["vm1"]).assert_ok(), "vm1", "warning", "failed");
+    // No server, no waiting for long.
+    let output = status(&env, &["-r", "sftp://127.0.0.1:1//nowhere", "--retry-for", "1s"]).assert_code(1);
+    assert_machine(&output, "vm1", "critical", "never backed up; the repository cannot be asked");
+    assert!(output.took.as_secs() < 60, "{output}");
+    // Nor without libvirt: what has points is known all the same.
+    let output = status(&env, &["-c", "qemu+unix:///system?socket=/nowhere"]).assert_code(0);
+    assert_machine(&output, "vm1", "warning", "failed");
+    assert!(output.stdout().contains("which machines there are is not known"), "{output}");
+}
+
+#[test]
+fn what_is_to_be_backed_up_is_what_the_configuration_says_and_the_rest_is_a_note() {
+    let env = prepared("status selection", &["vm1", "vm2", "vm3"]);
+    for name in ["vm1", "vm2", "vm3"] {
+        backup(&env, name);
+    }
+    env.virsh(&["undefine", "vm3", "--checkpoints-metadata"]);
+    let select = |selected: Value| env.configure(&json!({"repo": env.repo(), "selected_vms": selected}));
+    let standing = |output: &Output, name: &str| check(output, "backup", name)["standing"].clone();
+    select(json!({"vm*": true, "vm2": false}));
+    let output = status(&env, &["--warning", "0s", "--critical", "1h"]).assert_ok();
+    assert_machine(&output, "vm1", "warning", "old");
+    assert_machine(&output, "vm2", "ok", "not among the machines");
+    assert_machine(&output, "vm3", "ok", "does not know it any more");
+    assert_eq!(["vm1", "vm2", "vm3"].map(|name| standing(&output, name)), ["selected", "left_out", "gone"]);
+    // One that is named is expected.
+    select(json!({"vm1": true, "vm3": true, "vm4": true}));
+    let output = status(&env, &[]).assert_code(1);
+    assert_machine(&output, "vm3", "warning", "libvirt does not know it");
+    assert_machine(&output, "vm4", "critical", "never backed up");
+    // Another machine under the same name has no backup.
+    env.virsh(&["undefine", "vm1", "--checkpoints-metadata"]);
+    let again = env.machine("vm1").disk(Disk::qcow2(MIB).file_name("new.qcow2")).define();
+    drop(again);
+    select(json!({"vm1": true}));
+    let output = status(&env, &["vm1"]).assert_code(1);
+    assert!(output.stdout().contains("it was never backed up"), "{output}");
+}
+
+#[test]
+fn the_second_repository_is_watched_too() {
+    let env = prepared("status copies", &["vm1"]);
+    let second = env.repo_named("second");
+    env.sh("kvmb init -r second").run().assert_ok();
+    backup(&env, "vm1");
+    let args = ["--copy-to", second.as_str()];
+    let output = status(&env, &args).assert_code(1);
+    let copy = check(&output, "copy", &second);
+    assert_eq!((&copy["status"], &copy["detail"]), (&json!("critical"), &json!("no copy of vm1")));
+    env.kvmb(["backup", "vm1", "--copy-to", &second]).run().assert_ok();
+    let copy = check(&status(&env, &args).assert_ok(), "copy", &second);
+    assert_eq!((&copy["status"], &copy["machines"]), (&json!("ok"), &json!(1)));
+    assert!(copy["age_seconds"].is_u64(), "{copy}");
+    // A copy is damaged; the first repository is not.
+    let snapshot = fs::read_dir(env.path("second/snapshots")).unwrap().next().unwrap().unwrap().path();
+    let whole = fs::read(&snapshot).unwrap();
+    fs::write(&snapshot, &whole[1..]).unwrap();
+    let output = status(&env, &args).assert_code(4);
+    assert_machine(&output, "vm1", "ok", "");
+    let copy = check(&output, "copy", &second);
+    let detail = copy["detail"].as_str().unwrap();
+    assert!(copy["status"] == "critical" && detail.contains("1 of its snapshot files cannot be read"), "{copy}");
+    fs::write(&snapshot, &whole).unwrap();
+    // Out of reach, the history tells of it.
+    fs::rename(&second, env.path("away")).unwrap();
+    let copy = check(&status(&env, &args).assert_ok(), "copy", &second);
+    assert_eq!(copy["status"], "unknown", "{copy}");
+    assert!(copy["detail"].as_str().unwrap().contains("the newest copy of vm1 is"), "{copy}");
+}
+
+#[test]
+fn the_key_that_is_only_here_is_a_warning() {
+    let env = Env::new("status key");
+    env.machine("vm1").disk(Disk::qcow2(MIB)).define();
+    let home = |words: &[&str]| env.kvmb(words).without_env("KVMB_PASSWORD_FILE").run();
+    // Nothing is there yet: no repository, no key, and no password to be missed.
+    assert_machine(
+        &home(&["status"]).assert_code(1),
+        "vm1",
+        "critical",
+        "never backed up; the repository cannot be asked",
+    );
+    home(&["backup", "vm1"]).assert_ok();
+    let repo = env.path("data/repo").display().to_string();
+    assert_eq!(check(&home(&["status"]).assert_ok(), "key", &repo)["status"], "warning");
+    home(&["status", "--nagios"]).assert_code(1);
+    home(&["key", "export", "exported"]).assert_ok();
+    assert_eq!(check(&home(&["status"]).assert_ok(), "key", &repo)["status"], "ok");
+    home(&["status", "--nagios"]).assert_ok();
+}
+
+/// Performance data, taken apart as the guidelines have it: `'label'=value[unit];[warn];[crit];[min];[max]`.
+fn performance_data(text: &str) -> BTreeMap<String, (String, Vec<String>)> {
+    let mut found = BTreeMap::new();
+    let mut rest = text.trim();
+    while !rest.is_empty() {
+        let mut label = String::new();
+        rest = rest.strip_prefix('\'').unwrap_or_else(|| panic!("no quote: {rest}"));
+        loop {
+            let end = rest.find('\'').unwrap_or_else(|| panic!("an open quote: {text}"));
+            label.push_str(&rest[..end]);
+            rest = &rest[end + 1..];
+            match rest.strip_prefix('\'') {
+                Some(after) => rest = after,
+                None => break,
+            }
+            label.push('\'');
+        }
+        assert!(!label.contains(['=', '|']), "{label}");
+        rest = rest.strip_prefix('=').unwrap_or_else(|| panic!("no value: {rest}"));
+        let (data, after) = rest.split_once(' ').unwrap_or((rest, ""));
+        rest = after.trim_start();
+        let mut fields = data.split(';').map(str::to_owned);
+        let value = fields.next().unwrap();
+        let digits = value.trim_end_matches(['s', 'B']);
+        assert!(value == "U" || digits.parse::<f64>().is_ok(), "{value}");
+        let limits: Vec<String> = fields.collect();
+        assert!(
+            limits.len() <= 4 && limits.iter().all(|limit| limit.is_empty() || limit.parse::<f64>().is_ok()),
+            "{data}"
+        );
+        found.insert(label, (value, limits));
+    }
+    found
+}
+
+#[test]
+fn nagios_gets_a_line_that_it_understands_and_its_own_exit_codes() {
+    let env = prepared("status nagios", &[HOSTILE, "vm1"]);
+    let answer = |args: &[&str], code: i32| {
+        let output = status(&env, &[&["--nagios"], args].concat()).assert_code(code);
+        let text = output.stdout().to_owned();
+        let (first, long) = text.split_once('\n').expect("a line");
+        assert!(!long.contains('|'), "{text}");
+        let (words, data) = first.split_once('|').unwrap_or((first, ""));
+        (words.to_owned(), performance_data(data), long.to_owned())
+    };
+    let (words, data, long) = answer(&["vm1"], 2);
+    assert_eq!(words, "KVMB CRITICAL - vm1: it was never backed up");
+    assert_eq!(data["vm1_age"], ("U".into(), ["93600", "180000", "0"].map(String::from).to_vec()));
+    assert!(long.starts_with("[CRITICAL] vm1: it was never backed up (kvmb backup vm1)\n[OK] "), "{long}");
+    env.kvmb(["backup", "--all"]).run().assert_ok();
+    let (words, data, long) = answer(&[], 0);
+    assert!(words.starts_with("KVMB OK - 2 machines, the oldest of their newest points is "), "{words}");
+    assert_eq!(data.len(), 8);
+    let hostile = HOSTILE.replace(['=', '|'], "_");
+    assert!(data[&format!("{hostile}_age")].0.ends_with('s'), "{data:?}");
+    assert!(data[&format!("{hostile}_stored")].0.ends_with('B'), "{data:?}");
+    assert_eq!(long.lines().count(), 3);
+    assert!(!long.contains('\u{202e}'));
+    let (words, ..) = answer(&["vm1", "--warning", "0s", "--critical", "1h"], 1);
+    assert!(words.starts_with("KVMB WARNING - vm1: the newest point is"), "{words}");
+    answer(&["vm1", "--critical", "0s"], 2);
+    // Wrong usage is unknown, and said where Nagios looks.
+    for args in
+        [&["--no-such-flag"][..], &["--warning", "soon"], &["--warning", "2h", "--critical", "1h"], &["--prometheus"]]
+    {
+        let (words, ..) = answer(args, 3);
+        assert!(words.starts_with("KVMB UNKNOWN - "), "{words}");
+    }
+    let none = status_call(&env, &["--nagios"]).without_env("KVMB_PASSWORD_FILE").run().assert_code(3);
+    assert!(none.stdout().starts_with("KVMB UNKNOWN - no password"), "{none}");
+    env.configure(&json!({"repos": 1}));
+    let (words, ..) = answer(&[], 3);
+    assert!(words.contains("\"repos\" is not known"), "{words}");
+    env.kvmb(["vms", "--nagios"]).run().assert_code(2);
+}
+
+/// The samples of metrics: name and labels as they stand there, and the value.
+fn samples(text: &str) -> BTreeMap<String, f64> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| line.rsplit_once(' ').unwrap())
+        .map(|(key, value)| (key.to_owned(), value.parse().unwrap()))
+        .collect()
+}
+
+#[test]
+fn prometheus_takes_the_metrics_and_a_run_writes_them_however_it_went() {
+    parts::require(&["promtool"]);
+    let env = prepared("status prometheus", &[HOSTILE, "vm1", "vm2"]);
+    let second = env.repo_named("second");
+    env.sh("kvmb init -r second").run().assert_ok();
+    env.kvmb(["backup", "vm1", HOSTILE, "--copy-to", &second]).run().assert_ok();
+    env.kvmb(["verify", "vm1"]).run().assert_ok();
+    let output = status(&env, &["--prometheus", "--copy-to", &second]).assert_ok();
+    let checked = env.program("promtool").args(["check", "metrics"]).stdin(&output.stdout).run().assert_ok();
+    assert_eq!((checked.stdout(), checked.stderr()), ("", ""));
+    let found = samples(output.stdout());
+    let point =
+        |name: &str| found.iter().find(|(key, _)| key.starts_with(name)).unwrap_or_else(|| panic!("{name}: {output}"));
+    let hostile = HOSTILE.replace('\\', r"\\").replace('"', "\\\"");
+    let (key, value) = point(&format!("kvmb_machine_newest_point_timestamp_seconds{{machine=\"{hostile}\",uuid="));
+    assert!(key.ends_with(&format!(",repo=\"{}\"}}", env.repo())), "{key}");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!((now - value).abs() < 300.0, "{value}");
+    assert_eq!(*point("kvmb_machine_status{machine=\"vm2\"").1, 2.0);
+    assert_eq!(*point("kvmb_machine_last_run_success{machine=\"vm1\"").1, 1.0);
+    assert!(*point("kvmb_machine_last_success_duration_seconds{machine=\"vm1\"").1 > 0.0);
+    point("kvmb_copy_newest_point_timestamp_seconds{machine=\"vm1\"");
+    point("kvmb_machine_last_verification_timestamp_seconds{machine=\"vm1\"");
+    assert!(!found.keys().any(|key| key.starts_with("kvmb_machine_newest_point_timestamp_seconds{machine=\"vm2\"")));
+
+    // The rules of the README are rules.
+    let readme = fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let rules = readme.split_once("```yaml\ngroups:").expect("rules").1.split("```").next().unwrap();
+    fs::write(env.path("rules.yml"), format!("groups:{rules}")).unwrap();
+    env.program("promtool").args(["check", "rules", "rules.yml"]).run().assert_ok();
+    let names = rules.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| word.starts_with("kvmb_"));
+    names.for_each(|name| assert!(output.stdout().contains(&format!("# TYPE {name} gauge")), "{name}"));
+
+    // Into a file that others may read, and nothing beside it.
+    fs::create_dir(env.path("textfile")).unwrap();
+    let file = env.path("textfile/kvmb.prom");
+    let path = file.display().to_string();
+    let action = status_call(&env, &["--textfile", &path, "--dry-run"]).run().assert_ok().record_of("action");
+    assert_eq!((&action["target"], &action["dry_run"]), (&path.as_str().into(), &true.into()), "{action}");
+    assert_eq!(fs::read_dir(env.path("textfile")).unwrap().count(), 0);
+    status(&env, &["--prometheus", "--dry-run"]).assert_code(2);
+    let output = status_call(&env, &["--textfile", &path]).run().assert_ok();
+    assert!(output.stdout.is_empty(), "{output}");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644);
+    status(&env, &["--textfile", "/no/such/folder/x.prom"]).assert_code(1);
+    fs::remove_file(&file).unwrap();
+
+    let selected = json!({"vm1": true, "vm2": true});
+    let configure = |repo: &str| {
+        let status = json!({"prometheus_textfile": file});
+        env.configure(&json!({"repo": repo, "selected_vms": selected, "status": status}));
+    };
+    let success = || samples(&fs::read_to_string(&file).unwrap());
+    let value =
+        |found: &BTreeMap<String, f64>, name: &str| *found.iter().find(|(key, _)| key.starts_with(name)).unwrap().1;
+    configure(&env.repo());
+    env.kvmb(["backup"]).run().assert_ok();
+    let found = success();
+    assert_eq!(value(&found, "kvmb_machine_last_run_success{machine=\"vm2\""), 1.0);
+    assert_eq!(value(&found, "kvmb_repository_reachable"), 1.0);
+    let folder = fs::read_dir(env.path("textfile")).unwrap().count();
+    assert_eq!(folder, 1);
+    // vm2 cannot be backed up, then nothing can.
+    let mut images = fs::read_dir(env.disks()).unwrap().map(|entry| entry.unwrap().path());
+    fs::remove_file(images.find(|path| path.to_string_lossy().contains("vm2")).expect("an image")).unwrap();
+    env.kvmb(["backup"]).run().assert_code(3);
+    let found = success();
+    assert_eq!(value(&found, "kvmb_machine_last_run_success{machine=\"vm2\""), 0.0);
+    assert_eq!(value(&found, "kvmb_machine_last_run_success{machine=\"vm1\""), 1.0);
+    fs::rename(env.repo(), env.path("away")).unwrap();
+    env.kvmb(["backup"]).run().assert_code(1);
+    let found = success();
+    assert_eq!(value(&found, "kvmb_repository_reachable"), 0.0);
+    assert_eq!(value(&found, "kvmb_machine_last_run_success{machine=\"vm1\""), 0.0);
+    assert_eq!(value(&found, "kvmb_machine_known_from_repository{machine=\"vm1\""), 0.0);
+    // A file that cannot be written is no reason to fail.
+    fs::rename(env.path("away"), env.repo()).unwrap();
+    fs::remove_dir_all(env.path("textfile")).unwrap();
+    env.kvmb(["backup", "vm1"]).run().assert_ok().assert_stderr_has("the metrics in");
+}
+
+#[test]
+fn zabbix_discovers_the_machines_and_finds_their_values() {
+    let env = prepared("status zabbix", &[HOSTILE, "vm1"]);
+    let point = backup(&env, HOSTILE);
+    let json = |what: &str| -> Value {
+        let output = status(&env, &["--zabbix", what]).assert_ok();
+        serde_json::from_str(output.stdout()).unwrap_or_else(|error| panic!("{error}: {output}"))
+    };
+    let discovered = json("discovery");
+    assert_eq!(discovered.as_array().unwrap().len(), 2);
+    let values = json("values");
+    for machine in discovered.as_array().unwrap() {
+        let id = machine["{#ID}"].as_str().unwrap();
+        assert!(id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)), "{id}");
+        let value = &values["machines"][id];
+        assert_eq!(value["target"], machine["{#MACHINE}"]);
+        let is_stored = machine["{#UUID}"] == point["uuid"];
+        assert_eq!(value["status"], if is_stored { 0 } else { 2 });
+        assert_eq!(value["age_seconds"].is_u64(), is_stored, "{value}");
+    }
+    assert_eq!(values["status"], 2);
+    assert_eq!(values["checks"]["repository"]["status"], 0);
+}
+
+#[test]
+fn a_name_with_a_line_end_breaks_no_line() {
+    parts::require(&["promtool"]);
+    let env = prepared("status lines", &[]);
+    // Not every driver refuses one.
+    let domain = "<domain type='test'><name>a&#10;b|'c</name><memory>1024</memory><os><type>hvm</type></os></domain>";
+    fs::write(env.path("node.xml"), format!("<node>{domain}</node>")).unwrap();
+    let uri = format!("test://{}", env.path("node.xml").display());
+    let ask = |face: &[&str], code: i32| status(&env, &[&["-c", &uri], face].concat()).assert_code(code);
+    assert_machine(&ask(&[], 1), "a\nb|'c", "critical", "never");
+    assert_eq!(ask(&["-o", "table"], 1).stdout().lines().count(), 5);
+    let nagios = ask(&["--nagios"], 2);
+    assert_eq!((nagios.stdout().lines().count(), nagios.stdout().matches('|').count()), (3, 1), "{nagios}");
+    let data = nagios.stdout().lines().next().unwrap().split_once('|').unwrap().1.to_owned();
+    assert!(performance_data(&data).contains_key("a_b_'c_age"), "{data}");
+    let metrics = ask(&["--prometheus"], 0);
+    assert!(metrics.stdout().contains("kvmb_machine_status{machine=\"a\\nb|'c\","), "{metrics}");
+    env.program("promtool").args(["check", "metrics"]).stdin(&metrics.stdout).run().assert_ok();
+    let discovered: Value = serde_json::from_str(ask(&["--zabbix", "discovery"], 0).stdout()).unwrap();
+    assert_eq!(discovered[0]["{#MACHINE}"], "a\nb|'c");
+}
+
+#[test]
+fn a_terminal_shows_what_a_tired_person_can_read() {
+    let env = prepared("status table", &["vm1", "vm2"]);
+    backup(&env, "vm1");
+    let screen = env.pty(["status"]).wait().assert_code(1);
+    let screen = screen.stdout();
+    for words in
+        ["MACHINE", "NEWEST POINT", "LAST RUN", "NEXT RUN", "vm1", " old", "done, ", "CRITICAL", "never backed up"]
+    {
+        assert!(screen.contains(words), "{words}: {screen}");
+    }
+}
+
+/// Has the folder of crontabs replaced by a private one, then runs what follows.
+const WITH_CRONTAB: &str = r#"
+    mount --bind "$1" /var/spool/cron/crontabs || exit 99
+    mount -t tmpfs none /etc/cron.d || exit 99
+    shift
+    exec "$@""#;
+
+#[test]
+fn the_next_run_is_that_of_the_schedule_which_also_says_which_machines() {
+    parts::require(&["crontab", "unshare"]);
+    let env = prepared("status schedule", &["vm1", "vm2", "web1"]);
+    let spool = env.path("spool");
+    fs::create_dir(&spool).unwrap();
+    fs::set_permissions(&spool, fs::Permissions::from_mode(0o1730)).unwrap();
+    let host = |words: &[&str]| {
+        let call = env.program("unshare").args(["--mount", "/bin/sh", "-c", WITH_CRONTAB, "inside"]);
+        call.arg(&spool).args(words).run()
+    };
+    let action = host(&["kvmb", "schedule", "install", "--cron", "30 1 * * 6", "vm1", "web*"]).assert_ok();
+    let next = action.record_of("action")["next_runs"][0].clone();
+    backup(&env, "web1");
+    let output = host(&["kvmb", "status"]).assert_code(1);
+    let machines = output.records_of("check").into_iter().filter(|check| check["check"] == "backup").count();
+    assert_eq!(machines, 2, "{output}");
+    assert_machine(&output, "vm1", "critical", "never");
+    let web1 = check(&output, "backup", "web1");
+    let time = |value: &Value| chrono::DateTime::parse_from_rfc3339(value.as_str().unwrap()).unwrap();
+    assert_eq!((web1["status"].as_str(), time(&web1["next_run_at"])), (Some("ok"), time(&next)));
+    assert_eq!(web1["warning_seconds"], (7 * 24 + 2) * 3600);
+    // Elsewhere it stores than it is looked for.
+    host(&["kvmb", "schedule", "install", "--cron", "@daily", "-r", "/other", "--all"]).assert_ok();
+    let output = host(&["kvmb", "status"]).assert_code(1);
+    assert_eq!(check(&output, "repository", &env.repo())["hint"], "the schedule stores in /other: -r /other asks that");
+    assert!(check(&output, "backup", "vm2")["next_run_at"].is_string(), "{output}");
+}
+
+/// The files of the history.
+fn history(env: &Env) -> Vec<(PathBuf, Value)> {
+    let folders = fs::read_dir(env.path("data/history")).unwrap().map(|entry| entry.unwrap().path());
+    let files = folders.flat_map(|folder| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()));
+    files.map(|path| (path.clone(), serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap())).collect()
+}
+
+#[test]
+fn what_happened_is_remembered_and_that_it_cannot_be_stops_nothing() {
+    let env = Env::new("status history");
+    let name = "..;$(touch pwned) \"it's\" \\ , =|ü";
+    env.machine(name).disk(Disk::qcow2(MIB)).define();
+    env.sh("kvmb init -r $R").run().assert_ok();
+    let point = env.kvmb(["backup", name, "-r", &env.repo(), "--verify"]).run().assert_ok().record_of("point");
+    let [(path, memory)] = &history(&env)[..] else { panic!("one file") };
+    let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let folder = path.parent().unwrap();
+    assert_eq!((mode(path), mode(folder), mode(folder.parent().unwrap())), (0o600, 0o700, 0o700));
+    assert_eq!(path.file_stem().unwrap().to_str(), point["uuid"].as_str());
+    assert_eq!((&memory["machine"], &memory["repo"]), (&point["machine"], &point["repo"]));
+    assert_eq!(memory["last_run"]["result"], "done");
+    assert_eq!(memory["newest_point"]["point"], point["point"]);
+    assert_eq!(memory["verified"]["depth"], "full");
+    // A run that comes to nothing does not take away what was known.
+    env.kvmb(["backup", name, "-r", &env.repo_named("none")]).run().assert_code(1);
+    let files = history(&env);
+    assert_eq!(files.len(), 2);
+    let failed = files.iter().map(|(_, memory)| memory).find(|memory| memory["last_run"]["result"] == "failed");
+    assert_eq!(failed.unwrap()["last_run"]["code"], "no_repository");
+    // Nothing can be written there, and nothing is read.
+    fs::remove_dir_all(env.path("data/history")).unwrap();
+    fs::write(env.path("data/history"), "").unwrap();
+    env.kvmb(["backup", name, "-r", &env.repo()]).run().assert_ok();
+    assert!(fs::read_to_string(env.log_file()).unwrap().contains("the history is not kept"));
+}

@@ -1,0 +1,713 @@
+//! The NBD client against the servers that it will meet: `qemu-nbd`, QEMU itself, and `nbdkit` as everybody else.
+
+// Clippy knows test functions, not the helpers between them.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::servers::{Qemu, Server, qemu_io, run};
+use kvmb::nbd::{
+    Chunk, ChunkRun, ChunkState, Client, ClientOptions, DiskReader, Error, Extent, NbdUri, ReadOptions, Violation,
+    chunk_runs, extents,
+};
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const ALLOCATION: &str = "base:allocation";
+
+fn with_contexts(contexts: &[&str]) -> ClientOptions {
+    ClientOptions { contexts: contexts.iter().map(|&name| name.to_owned()).collect(), ..ClientOptions::default() }
+}
+
+fn connect(uri: &NbdUri) -> Client {
+    Client::connect(uri, &with_contexts(&[ALLOCATION])).unwrap()
+}
+
+/// What a disk should be: patterns with holes, no two blocks alike, from a generator that needs no seed.
+fn pattern(size_bytes: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(size_bytes);
+    while bytes.len() < size_bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        // Now and then a stretch of zeros, short or long.
+        let zeros = match state % 9 {
+            0 => 700 * 1024,
+            1 => 100 * 1024,
+            _ => 0,
+        };
+        bytes.extend(std::iter::repeat_n(0, zeros));
+        for word in 0..4096_u64 {
+            bytes.extend((state ^ word.wrapping_mul(0x0101_0101_0107)).to_le_bytes());
+        }
+    }
+    bytes.truncate(size_bytes);
+    bytes
+}
+
+/// A raw image with holes where a whole 4 KiB is zero.
+fn write_sparse(path: &Path, bytes: &[u8]) {
+    let file = std::fs::File::create(path).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+    for (index, block) in bytes.chunks(4096).enumerate() {
+        if block.iter().any(|byte| *byte != 0) {
+            file.write_all_at(block, index as u64 * 4096).unwrap();
+        }
+    }
+}
+
+struct Image {
+    path: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Image {
+    fn raw(bytes: &[u8]) -> Image {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.raw");
+        write_sparse(&path, bytes);
+        Image { path, _folder: folder }
+    }
+
+    fn qcow2(size: &str) -> Image {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.qcow2");
+        run("qemu-img", &["create", "-q", "-f", "qcow2", path.to_str().unwrap(), size]);
+        Image { path, _folder: folder }
+    }
+
+    fn qcow2_of(bytes: &[u8]) -> Image {
+        let raw = Image::raw(bytes);
+        let path = raw.path.with_extension("qcow2");
+        let (from, to) = (raw.path.to_str().unwrap(), path.to_str().unwrap());
+        run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", from, to]);
+        Image { path, _folder: raw._folder }
+    }
+
+    fn bitmap(&self, name: &str) {
+        run("qemu-img", &["bitmap", "--add", self.path.to_str().unwrap(), name]);
+    }
+}
+
+fn options(chunk_bytes: u64) -> ReadOptions {
+    ReadOptions { chunk_bytes: chunk_bytes as u32, ..ReadOptions::default() }
+}
+
+/// Each chunk's state, and the bytes where it was read.
+type Chunks = BTreeMap<u64, (ChunkState, Option<Vec<u8>>)>;
+
+/// Reads everything, in order or as it comes, and checks that each chunk comes once and only once.
+fn collect(reader: DiskReader, in_order: bool, chunk_bytes: u64) -> Chunks {
+    let size_bytes = reader.size_bytes();
+    let chunks = if in_order { reader.chunks_in_order() } else { reader.chunks() };
+    let mut seen = Chunks::new();
+    for chunk in chunks {
+        let (first, count, state, bytes) = match chunk.unwrap() {
+            Chunk::Data { index, offset, bytes } => {
+                assert_eq!(offset, index * chunk_bytes);
+                let length = chunk_bytes.min(size_bytes - offset);
+                assert_eq!(bytes.len() as u64, length);
+                (index, 1, ChunkState::Data, Some(bytes.to_vec()))
+            }
+            Chunk::Zero { first, count } => (first, count, ChunkState::Zero, None),
+            Chunk::Clean { first, count, zero } => (first, count, ChunkState::Clean { zero }, None),
+        };
+        if in_order {
+            let expected = seen.last_key_value().map_or(0, |(last, _)| last + 1);
+            assert_eq!(first, expected);
+        }
+        for index in first..first + count {
+            assert!(seen.insert(index, (state, bytes.clone())).is_none());
+        }
+    }
+    assert_eq!(seen.len() as u64, size_bytes.div_ceil(chunk_bytes));
+    if let Some((last, _)) = seen.last_key_value() {
+        assert_eq!(*last, seen.len() as u64 - 1);
+    }
+    seen
+}
+
+/// Reads the disk in every way there is and compares every byte. The server may have rounded the size up.
+fn assert_reads_as(uri: &NbdUri, expected: &[u8], chunk_bytes: u64) {
+    for in_order in [true, false] {
+        let reader = DiskReader::open(uri, options(chunk_bytes)).unwrap();
+        let mut expected = expected.to_vec();
+        expected.resize(reader.size_bytes() as usize, 0);
+        for (index, (state, bytes)) in collect(reader, in_order, chunk_bytes) {
+            let begin = (index * chunk_bytes) as usize;
+            let end = expected.len().min(begin + chunk_bytes as usize);
+            match bytes {
+                Some(bytes) => assert!(bytes == expected[begin..end], "chunk {index} differs"),
+                None => {
+                    assert_eq!(state, ChunkState::Zero);
+                    assert!(expected[begin..end].iter().all(|byte| *byte == 0));
+                }
+            }
+        }
+    }
+    let mut client = connect(uri);
+    let mut whole = vec![0xee; client.size_bytes() as usize];
+    client.read(0, &mut whole).unwrap();
+    assert!(whole[..expected.len()] == *expected);
+    assert!(whole[expected.len()..].iter().all(|byte| *byte == 0));
+    client.disconnect();
+}
+
+fn map(client: &mut Client, bitmap: Option<&str>) -> Vec<Extent> {
+    extents(client, bitmap).map(|extent| extent.unwrap()).collect()
+}
+
+fn runs(client: &mut Client, bitmap: Option<&str>, chunk_bytes: u64) -> Vec<(u64, u64, ChunkState)> {
+    let size_bytes = client.size_bytes();
+    chunk_runs(extents(client, bitmap), size_bytes, chunk_bytes as u32)
+        .map(|run| {
+            let ChunkRun { first, count, state } = run.unwrap();
+            (first, count, state)
+        })
+        .collect()
+}
+
+#[test]
+fn a_qcow2_reads_as_the_guest_sees_it() {
+    let expected = pattern(37 * MIB as usize + 512);
+    let image = Image::qcow2_of(&expected);
+    let server = Server::qemu_nbd("qcow2", &image.path, &[]);
+    for chunk_bytes in [512 * KIB, MIB, 64 * MIB] {
+        assert_reads_as(&server.uri(), &expected, chunk_bytes);
+    }
+}
+
+#[test]
+fn a_raw_image_of_any_size_is_read_to_its_last_byte() {
+    for size_bytes in [0, 1, 511, 512, 513, 4096, MIB - 1, MIB, MIB + 1, 5 * MIB + 4097] {
+        let expected = pattern(size_bytes as usize);
+        let image = Image::raw(&expected);
+        let server = Server::qemu_nbd("raw", &image.path, &[]);
+        assert_reads_as(&server.uri(), &expected, 512 * KIB);
+        let file = format!("file={}", image.path.display());
+        let server = Server::nbdkit(&["-r", "file", &file]);
+        assert_eq!(connect(&server.uri()).size_bytes(), size_bytes);
+        assert_reads_as(&server.uri(), &expected, 512 * KIB);
+    }
+}
+
+#[test]
+fn a_server_with_large_blocks_is_asked_in_its_blocks() {
+    let expected = pattern(9 * MIB as usize);
+    let image = Image::raw(&expected);
+    let server = Server::nbdkit(&[
+        "-r",
+        "--filter=blocksize-policy",
+        "file",
+        &format!("file={}", image.path.display()),
+        "blocksize-minimum=65536",
+        "blocksize-preferred=64K",
+        "blocksize-maximum=192K",
+        "blocksize-error-policy=error",
+    ]);
+    assert_reads_as(&server.uri(), &expected, MIB);
+    let mut client = connect(&server.uri());
+    assert_eq!(client.min_block_bytes(), 65536);
+    assert_eq!(client.max_request_bytes(), 192 * 1024);
+    for (offset, length) in [(1, 1), (65535, 2), (70_000, 1_000_000), (9 * MIB - 1, 1)] {
+        let mut bytes = vec![0; length];
+        client.read(offset, &mut bytes).unwrap();
+        let offset = offset as usize;
+        assert!(bytes == expected[offset..offset + length]);
+    }
+}
+
+#[test]
+fn an_odd_end_behind_large_blocks_does_not_confuse_the_map() {
+    // A size that is no multiple of the smallest block: the server may refuse the last bytes, but only those.
+    let size_bytes = 3 * MIB + 1000;
+    let server = Server::nbdkit(&[
+        "--filter=blocksize-policy",
+        "memory",
+        &size_bytes.to_string(),
+        "blocksize-minimum=4096",
+        "blocksize-preferred=4096",
+        "blocksize-maximum=1M",
+    ]);
+    assert_reads_as(&server.uri(), &vec![0; size_bytes as usize], MIB);
+}
+
+#[test]
+fn ten_tebibytes_of_nothing_take_seconds() {
+    let image = Image::qcow2("10T");
+    let last = format!("write -P 0x11 {} 64k", 10 * MIB * MIB - 64 * KIB);
+    qemu_io("qcow2", &image.path, &["write -P 0x22 5T 3M", &last, "write -P 0x33 0 64k"]);
+    image.bitmap("b");
+    qemu_io("qcow2", &image.path, &["write -P 0x44 5T 64k"]);
+    let begin = Instant::now();
+    let server = Server::qemu_nbd("qcow2", &image.path, &["-B", "b"]);
+    let read = |bitmap: Option<&str>| {
+        let reader = DiskReader::open(
+            &server.uri(),
+            ReadOptions { bitmap_context: bitmap.map(str::to_owned), ..ReadOptions::default() },
+        )
+        .unwrap();
+        let mut data = Vec::new();
+        let mut total = 0;
+        for chunk in reader.chunks_in_order() {
+            match chunk.unwrap() {
+                Chunk::Data { index, bytes, .. } => {
+                    total += 1;
+                    data.push((index, bytes[0], bytes[bytes.len() - 1]));
+                }
+                Chunk::Zero { count, .. } | Chunk::Clean { count, .. } => total += count,
+            }
+        }
+        assert_eq!(total, 10 * MIB);
+        data
+    };
+    assert_eq!(
+        read(None),
+        [
+            (0, 0x33, 0),
+            (5 * MIB, 0x44, 0x22),
+            (5 * MIB + 1, 0x22, 0x22),
+            (5 * MIB + 2, 0x22, 0x22),
+            (10 * MIB - 1, 0, 0x11)
+        ]
+    );
+    assert_eq!(read(Some("qemu:dirty-bitmap:b")), [(5 * MIB, 0x44, 0x22)]);
+    assert!(begin.elapsed() < Duration::from_secs(60));
+}
+
+#[test]
+fn a_bitmap_says_what_changed_and_zeros_are_changes() {
+    let image = Image::qcow2("16M");
+    let context = "qemu:dirty-bitmap:since";
+    qemu_io("qcow2", &image.path, &["write -P 0x11 0 12M"]);
+    image.bitmap("since");
+    qemu_io("qcow2", &image.path, &["write -P 0x22 1M 64k", "write -z -u 4M 2M", "write -z 8M 64k", "discard 14M 1M"]);
+    let server = Server::qemu_nbd("qcow2", &image.path, &["-B", "since"]);
+    let mut client = Client::connect(&server.uri(), &with_contexts(&[ALLOCATION, context])).unwrap();
+    assert!(client.has_context(ALLOCATION) && client.has_context(context));
+    assert!(client.read_only() && client.multi_conn());
+    let data = ChunkState::Data;
+    let clean = |zero| ChunkState::Clean { zero };
+    let zero = ChunkState::Zero;
+    let expected = [
+        (0, 1, clean(false)),
+        (1, 1, data),
+        (2, 2, clean(false)),
+        (4, 2, zero),
+        (6, 2, clean(false)),
+        // One cluster of it is dirty and zero, the rest is clean data.
+        (8, 1, data),
+        (9, 3, clean(false)),
+        (12, 2, clean(true)),
+        (14, 1, zero),
+        (15, 1, clean(true)),
+    ];
+    assert_eq!(runs(&mut client, Some(context), MIB), expected);
+    // The extents below the chunks, to the cluster.
+    let map = map(&mut client, Some(context));
+    let dirty: Vec<_> = map
+        .iter()
+        .filter(|extent| extent.dirty == Some(true))
+        .map(|extent| (extent.offset / KIB, extent.length / KIB, extent.zero))
+        .collect();
+    assert_eq!(dirty, [(1024, 64, false), (4096, 2048, true), (8192, 64, true), (14336, 1024, true)]);
+    client.disconnect();
+
+    for in_order in [true, false] {
+        let reader =
+            DiskReader::open(&server.uri(), ReadOptions { bitmap_context: Some(context.to_owned()), ..options(MIB) })
+                .unwrap();
+        assert!(reader.has_bitmap());
+        assert_eq!(reader.connections(), 2);
+        let chunks = collect(reader, in_order, MIB);
+        let states: Vec<ChunkState> = chunks.values().map(|chunk| chunk.0).collect();
+        let expected: Vec<ChunkState> =
+            expected.iter().flat_map(|&(_, count, state)| std::iter::repeat_n(state, count as usize)).collect();
+        assert_eq!(states, expected);
+        let (_, Some(bytes)) = &chunks[&1] else {
+            panic!("the dirty chunk was not read");
+        };
+        assert!(bytes[..64 * KIB as usize].iter().all(|byte| *byte == 0x22));
+        assert!(bytes[64 * KIB as usize..].iter().all(|byte| *byte == 0x11));
+    }
+}
+
+#[test]
+fn a_bitmap_that_is_not_there_is_not_mistaken_for_a_clean_disk() {
+    let image = Image::qcow2("4M");
+    qemu_io("qcow2", &image.path, &["write -P 0x11 0 1M"]);
+    image.bitmap("other");
+    for server in [
+        Server::qemu_nbd("qcow2", &image.path, &["-B", "other"]),
+        Server::qemu_nbd("qcow2", &image.path, &[]),
+        Server::nbdkit(&["--no-sr", "memory", "4M"]),
+    ] {
+        let reader = DiskReader::open(
+            &server.uri(),
+            ReadOptions { bitmap_context: Some("qemu:dirty-bitmap:since".to_owned()), ..options(MIB) },
+        )
+        .unwrap();
+        assert!(!reader.has_bitmap());
+        for (state, _) in collect(reader, true, MIB).values() {
+            assert!(!matches!(state, ChunkState::Clean { .. }));
+        }
+    }
+}
+
+#[test]
+fn several_contexts_are_answered_at_once_or_one_extent_of_each() {
+    let image = Image::qcow2("8M");
+    image.bitmap("b");
+    qemu_io("qcow2", &image.path, &["write -P 1 1M 1M", "write -z 4M 1M"]);
+    let server = Server::qemu_nbd("qcow2", &image.path, &["-B", "b", "-A"]);
+    let contexts = [ALLOCATION, "qemu:dirty-bitmap:b", "qemu:allocation-depth"];
+    let mut client = Client::connect(&server.uri(), &with_contexts(&[&contexts[..], &["x:y"]].concat())).unwrap();
+    assert!(contexts.iter().all(|name| client.has_context(name)));
+    assert!(!client.has_context("x:y"));
+    let lengths = |statuses: Vec<kvmb::nbd::ContextStatus>| {
+        let mut lengths: Vec<_> = statuses
+            .into_iter()
+            .map(|status| {
+                let extents: Vec<_> =
+                    status.extents.iter().map(|extent| (u64::from(extent.length) / KIB, extent.flags)).collect();
+                (status.context, extents)
+            })
+            .collect();
+        lengths.sort();
+        lengths
+    };
+    let all = lengths(client.block_status(0, 8 << 20).unwrap());
+    assert_eq!(all[0].1, [(1024, 3), (1024, 0), (6144, 3)]);
+    assert_eq!(all[2].1, [(1024, 0), (1024, 1), (2048, 0), (1024, 1), (3072, 0)]);
+    let one = lengths(client.block_status_one(MIB, 7 << 20).unwrap());
+    assert!(one.iter().all(|(_, extents)| extents.len() == 1));
+    assert_eq!(one[2].1, [(1024, 1)]);
+}
+
+#[test]
+fn a_server_without_structured_replies_is_read_in_full() {
+    let expected = pattern(5 * MIB as usize + 7);
+    let image = Image::raw(&expected);
+    let file = format!("file={}", image.path.display());
+    let server = Server::nbdkit(&["--no-sr", "-r", "file", &file]);
+    let mut client = connect(&server.uri());
+    assert!(!client.has_context(ALLOCATION));
+    assert!(matches!(client.block_status(0, 512), Err(Error::Request { .. })));
+    assert_eq!(map(&mut client, None), [Extent { offset: 0, length: expected.len() as u64, zero: false, dirty: None }]);
+    let reader = DiskReader::open(&server.uri(), options(MIB)).unwrap();
+    for (index, (state, bytes)) in collect(reader, false, MIB) {
+        assert_eq!(state, ChunkState::Data);
+        let begin = (index * MIB) as usize;
+        let end = expected.len().min(begin + MIB as usize);
+        assert!(bytes.unwrap() == expected[begin..end]);
+    }
+}
+
+#[test]
+fn servers_that_are_too_old_are_named_so() {
+    for arguments in [&["-o", "memory", "1M"][..], &["--mask-handshake=0", "memory", "1M"]] {
+        let server = Server::nbdkit(arguments);
+        let result = Client::connect(&server.uri(), &ClientOptions::default());
+        assert!(matches!(result, Err(Error::Protocol(Violation::OldStyle))), "{result:?}");
+    }
+}
+
+#[test]
+fn what_is_not_there_is_named() {
+    let image = Image::qcow2("1M");
+    let server = Server::qemu_nbd("qcow2", &image.path, &["-x", "vda"]);
+    for options in [ClientOptions::default(), with_contexts(&[ALLOCATION])] {
+        match Client::connect(&server.export("vdb"), &options) {
+            Err(Error::NoSuchExport { export, .. }) => assert_eq!(export, "vdb"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(connect(&server.export("vda")).size_bytes(), MIB);
+    let nowhere = NbdUri { socket: server.path("nowhere"), export: String::new() };
+    assert!(matches!(
+        Client::connect(&nowhere, &ClientOptions::default()),
+        Err(Error::Connect { source, .. }) if source.kind() == std::io::ErrorKind::NotFound
+    ));
+    let long = NbdUri { socket: PathBuf::from("/".repeat(200)), export: String::new() };
+    assert!(matches!(Client::connect(&long, &ClientOptions::default()), Err(Error::Connect { .. })));
+}
+
+#[test]
+fn a_failed_read_names_the_place_and_leaves_the_connection_usable() {
+    let trigger = tempfile::tempdir().unwrap();
+    let file = trigger.path().join("fail");
+    let server = Server::nbdkit(&[
+        "--filter=error",
+        "memory",
+        "16M",
+        "error-pread=EIO",
+        "error-pread-rate=100%",
+        &format!("error-pread-file={}", file.display()),
+    ]);
+    let mut client = connect(&server.uri());
+    let mut bytes = [1; 512];
+    client.read(MIB, &mut bytes).unwrap();
+    std::fs::write(&file, "").unwrap();
+    match client.read(MIB, &mut bytes) {
+        Err(error @ Error::Request { offset: MIB, error: 5, .. }) => assert!(error.connection_is_usable()),
+        other => panic!("{other:?}"),
+    }
+    std::fs::remove_file(&file).unwrap();
+    client.read(MIB, &mut bytes).unwrap();
+
+    // The reader of a whole disk ends with the same error, once.
+    client.write(0, &[1; MIB as usize]).unwrap();
+    std::fs::write(&file, "").unwrap();
+    for in_order in [true, false] {
+        let reader = DiskReader::open(&server.uri(), options(MIB)).unwrap();
+        let results: Vec<_> = if in_order { reader.chunks_in_order().collect() } else { reader.chunks().collect() };
+        let errors: Vec<_> = results.iter().filter(|result| result.is_err()).collect();
+        assert!(matches!(errors.as_slice(), [Err(Error::Request { offset: 0, error: 5, .. })]), "{errors:?}");
+        assert!(results.last().unwrap().is_err());
+    }
+}
+
+#[test]
+fn a_server_that_stops_answering_is_given_up() {
+    let server = Server::nbdkit(&["--filter=delay", "memory", "4M", "rdelay=30"]);
+    let timeout = Duration::from_millis(500);
+    let begin = Instant::now();
+    let mut client = Client::connect(&server.uri(), &ClientOptions { timeout, ..ClientOptions::default() }).unwrap();
+    client.write(0, &[1; 4096]).unwrap();
+    let result = client.read(0, &mut [0; 512]);
+    assert!(matches!(result, Err(Error::Timeout { .. })), "{result:?}");
+    assert!(matches!(client.read(0, &mut [0; 512]), Err(Error::Disconnected)));
+    let reader = DiskReader::open(&server.uri(), ReadOptions { timeout, ..options(MIB) }).unwrap();
+    let result = reader.chunks().find(|chunk| chunk.is_err());
+    assert!(matches!(result, Some(Err(Error::Timeout { .. }))), "{result:?}");
+    assert!(begin.elapsed() < Duration::from_secs(15));
+}
+
+#[test]
+fn a_server_that_dies_in_the_middle_is_disconnected() {
+    for in_order in [true, false] {
+        let mut server = Server::nbdkit(&["--filter=delay", "pattern", "1G", "rdelay=5ms"]);
+        let reader = DiskReader::open(&server.uri(), options(MIB)).unwrap();
+        let mut chunks = if in_order { reader.chunks_in_order() } else { reader.chunks() };
+        for _ in 0..5 {
+            chunks.next().unwrap().unwrap();
+        }
+        server.kill();
+        let last = chunks.last().unwrap();
+        assert!(matches!(last, Err(Error::Disconnected)), "{last:?}");
+    }
+}
+
+#[test]
+fn what_is_written_zeroed_and_flushed_is_there() {
+    let mut expected = pattern(6 * MIB as usize);
+    let image = Image::raw(&vec![0xff; expected.len()]);
+    let server = Server::qemu_nbd_raw("raw", &image.path, &["-e", "2", "--discard=unmap"]);
+    let mut client = connect(&server.uri());
+    assert!(!client.read_only());
+    client.write(0, &expected).unwrap();
+    client.write(1001, b"odd").unwrap();
+    expected[1001..1004].copy_from_slice(b"odd");
+    client.flush().unwrap();
+    let full = std::fs::metadata(&image.path).unwrap().blocks();
+    client.write_zeroes(2 * MIB, 3 * MIB).unwrap();
+    expected[2 * MIB as usize..5 * MIB as usize].fill(0);
+    client.flush().unwrap();
+    client.disconnect();
+    assert!(std::fs::read(&image.path).unwrap() == expected);
+    let holes = std::fs::metadata(&image.path).unwrap().blocks();
+    assert!(holes * 512 + 2 * MIB <= full * 512, "{full} → {holes}");
+    assert_reads_as(&server.uri(), &expected, MIB);
+}
+
+#[test]
+fn a_server_that_cannot_zero_is_written_zeros() {
+    let server = Server::nbdkit(&["--filter=nozero", "memory", "5M"]);
+    let mut client = connect(&server.uri());
+    client.write(0, &vec![7; 5 << 20]).unwrap();
+    client.write_zeroes(512, 3 * MIB).unwrap();
+    let mut expected = vec![7; 5 << 20];
+    expected[512..512 + 3 * MIB as usize].fill(0);
+    assert_reads_as(&server.uri(), &expected, MIB);
+}
+
+#[test]
+fn a_read_only_server_refuses_to_be_written_to_and_goes_on() {
+    let image = Image::qcow2("1M");
+    let server = Server::qemu_nbd("qcow2", &image.path, &[]);
+    let mut client = connect(&server.uri());
+    assert!(client.read_only());
+    let result = client.write(0, &[1; 512]);
+    assert!(matches!(result, Err(Error::Request { .. })), "{result:?}");
+    client.read(0, &mut [1; 512]).unwrap();
+}
+
+#[test]
+fn a_server_for_one_client_is_read_over_one_connection() {
+    let expected = pattern(9 * MIB as usize);
+    let image = Image::qcow2_of(&expected);
+    // qemu-nbd's default: it does not even answer a second one.
+    let server = Server::qemu_nbd_raw("qcow2", &image.path, &["-r"]);
+    let reader = DiskReader::open(&server.uri(), options(MIB)).unwrap();
+    assert_eq!(reader.connections(), 1);
+    let chunks = collect(reader, true, MIB);
+    assert!(chunks[&0].1.as_deref() == Some(&expected[..MIB as usize]));
+    // And one that promises more than it keeps.
+    let server = Server::nbdkit(&[
+        "-r",
+        "--filter=limit",
+        "--filter=multi-conn",
+        "memory",
+        "9M",
+        "limit=1",
+        "multi-conn-mode=unsafe",
+    ]);
+    let reader = DiskReader::open(&server.uri(), options(MIB)).unwrap();
+    assert_eq!(reader.connections(), 1);
+    assert_eq!(collect(reader, true, MIB).len(), 9);
+}
+
+#[test]
+fn the_reader_stops_when_it_is_told_to() {
+    // One server for each part: nbdkit 1.32 now and then crashes when clients leave while it delays their reads.
+    let server = || Server::nbdkit(&["--filter=delay", "pattern", "1T", "rdelay=20"]);
+    let stop = Arc::new(AtomicBool::new(false));
+    let reader = |server: &Server| {
+        DiskReader::open(&server.uri(), ReadOptions { stop: Arc::clone(&stop), ..options(MIB) }).unwrap()
+    };
+    // Told while it waits for the server.
+    let waiting = server();
+    let mut chunks = reader(&waiting).chunks();
+    let raiser = {
+        let stop = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            stop.store(true, Ordering::Relaxed);
+        })
+    };
+    let begin = Instant::now();
+    assert!(matches!(chunks.next(), Some(Err(Error::Stopped))));
+    assert!(chunks.next().is_none());
+    drop(chunks);
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    raiser.join().unwrap();
+    // Dropped while requests are under way.
+    stop.store(false, Ordering::Relaxed);
+    let busy = server();
+    let chunks = reader(&busy).chunks_in_order();
+    std::thread::sleep(Duration::from_millis(200));
+    let begin = Instant::now();
+    drop(chunks);
+    assert!(begin.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn a_consumer_that_stalls_bounds_what_is_read_and_one_that_hoards_is_not_stuck() {
+    let log = tempfile::tempdir().unwrap();
+    let log = log.path().join("log");
+    let server = Server::nbdkit(&["--filter=log", "pattern", "1G", &format!("logfile={}", log.display())]);
+    let reads = || {
+        let log = std::fs::read_to_string(&log).unwrap();
+        log.lines().filter(|line| line.contains(" Read id=") && line.contains("count=0x100000")).count()
+    };
+    for in_order in [true, false] {
+        let before = reads();
+        let reader =
+            DiskReader::open(&server.uri(), ReadOptions { in_flight: 6, connections: 3, ..options(MIB) }).unwrap();
+        let mut chunks = if in_order { reader.chunks_in_order() } else { reader.chunks() };
+        let mut hoard: Vec<_> = chunks.by_ref().take(10).collect();
+        std::thread::sleep(Duration::from_millis(300));
+        // 10 are here; 6 more may be on their way or wait.
+        let read = reads() - before;
+        assert!((10..=16).contains(&read), "{read}");
+        hoard.extend(chunks.by_ref().take(100));
+        assert_eq!(hoard.len(), 110);
+        assert!(hoard.iter().all(|chunk| chunk.is_ok()));
+    }
+}
+
+#[test]
+fn alternating_chunks_come_complete_whatever_the_consumer_does() {
+    // Many more runs than are kept waiting, through the narrowest reader there is.
+    let chunk_bytes = 512 * KIB;
+    let count = 2400_u64;
+    let server = Server::nbdkit(&["memory", &(count * chunk_bytes).to_string()]);
+    let mut client = connect(&server.uri());
+    for index in (0..count).step_by(2) {
+        let bytes = [(index % 251) as u8 + 1; 4096];
+        client.write(index * chunk_bytes, &bytes).unwrap();
+    }
+    for (in_order, in_flight, connections) in [(true, 1, 1), (false, 1, 2), (true, 3, 2), (false, 8, 3)] {
+        let reader =
+            DiskReader::open(&server.uri(), ReadOptions { in_flight, connections, ..options(chunk_bytes) }).unwrap();
+        let chunks = collect(reader, in_order, chunk_bytes);
+        for (index, (state, bytes)) in chunks {
+            if index % 2 == 0 {
+                assert_eq!(bytes.unwrap()[0], (index % 251) as u8 + 1);
+            } else {
+                assert_eq!(state, ChunkState::Zero);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_live_machine_is_read_with_its_bitmap_and_its_end_is_noticed() {
+    let image = Image::qcow2("64M");
+    let mut qemu = Qemu::start();
+    let socket = qemu.path("nbd");
+    qemu.execute(
+        "blockdev-add",
+        serde_json::json!({
+            "driver": "qcow2", "node-name": "vda", "discard": "unmap",
+            "file": {"driver": "file", "filename": image.path}
+        }),
+    );
+    qemu.io("vda", "write -P 0x11 0 8M");
+    qemu.io("vda", "write -P 0x12 60M 4M");
+    qemu.execute("block-dirty-bitmap-add", serde_json::json!({"node": "vda", "name": "since"}));
+    qemu.io("vda", "write -P 0x22 3M 1M");
+    qemu.io("vda", "write -z -u 61M 1M");
+    // Recording into it and showing it to readers exclude each other; a backup job freezes a copy.
+    qemu.execute("block-dirty-bitmap-disable", serde_json::json!({"node": "vda", "name": "since"}));
+    qemu.execute("nbd-server-start", serde_json::json!({"addr": {"type": "unix", "data": {"path": socket}}}));
+    qemu.execute(
+        "block-export-add",
+        serde_json::json!({
+            "type": "nbd", "id": "e", "node-name": "vda", "name": "vda", "bitmaps": ["since"]
+        }),
+    );
+    let uri = NbdUri { socket, export: "vda".to_owned() };
+    let context = "qemu:dirty-bitmap:since";
+    let reader =
+        DiskReader::open(&uri, ReadOptions { bitmap_context: Some(context.to_owned()), ..options(MIB) }).unwrap();
+    assert!(reader.has_bitmap());
+    let chunks = collect(reader, false, MIB);
+    for (index, (state, bytes)) in chunks {
+        let expected = match index {
+            3 => {
+                assert!(bytes.unwrap().iter().all(|byte| *byte == 0x22));
+                ChunkState::Data
+            }
+            61 => ChunkState::Zero,
+            0..8 | 60..64 => ChunkState::Clean { zero: false },
+            _ => ChunkState::Clean { zero: true },
+        };
+        assert_eq!(state, expected, "chunk {index}");
+    }
+    let full = DiskReader::open(&uri, options(MIB)).unwrap();
+    let data = collect(full, true, MIB).values().filter(|(_, bytes)| bytes.is_some()).count();
+    assert_eq!(data, 11);
+
+    // As when a backup job is aborted under a reader's hands.
+    let mut client = connect(&uri);
+    client.read(0, &mut [0; 512]).unwrap();
+    qemu.execute("nbd-server-stop", serde_json::json!({}));
+    let result = client.read(0, &mut [0; 512]);
+    assert!(matches!(result, Err(Error::Disconnected)), "{result:?}");
+}

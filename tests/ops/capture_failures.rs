@@ -1,0 +1,287 @@
+//! What happens to a machine beside its backups, and during one: it moves to another host, is saved, started, reverted; a disk
+//! comes in the middle. The next point is right, and no hand has to help.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::time::Duration;
+
+use crate::support::chains::*;
+use crate::support::change::bitmaps;
+use crate::support::storage::{LoopDevice, NetworkStorage};
+use crate::support::{Disk, DiskModel, Env, process, wait_until};
+
+// --- other hosts
+
+#[test]
+fn a_machine_moved_to_another_host_and_back_goes_on_by_its_bitmaps() {
+    let (here, there) = (Env::new("this host"), Env::new("another host"));
+    let repo = init(&here);
+    let machine = two_disks(&here, "vm");
+    let first = backup(&machine, &repo);
+    machine.stop();
+    // Shared storage: the images are where they were, and the other libvirt has never heard of a checkpoint.
+    let disks = ["vda", "vdb"].map(|disk| Disk::existing(machine.image(disk), "qcow2"));
+    let mut builder = there.machine("vm").uuid(machine.uuid());
+    for disk in disks {
+        builder = builder.disk(disk);
+    }
+    let moved = builder.start_paused();
+    assert_eq!(ours(&moved).len(), 0);
+    moved.write("vda", MIB, 512, 0x33);
+    let point = proven(&moved, &repo);
+    assert_eq!(point["parent"], first["point"]);
+    assert_changed(&point, "vda", CHUNK);
+    assert_changed(&point, "vdb", 0);
+    moved.write("vdb", MIB, 512, 0x44);
+    let second = proven(&moved, &repo);
+    assert_changed(&second, "vdb", CHUNK);
+    assert_eq!(ours(&moved).len(), 1);
+    // Back: this libvirt knows a checkpoint whose bitmap is gone, and not the one that is alive.
+    moved.stop();
+    machine.believe_image("vda");
+    machine.believe_image("vdb");
+    machine.start_paused();
+    machine.write("vda", 5 * MIB, 512, 0x55);
+    let point = proven(&machine, &repo);
+    assert_eq!(point["parent"], second["point"]);
+    assert_changed(&point, "vda", CHUNK);
+    assert_changed(&point, "vdb", 0);
+    assert_eq!(ours(&machine).len(), 1);
+    machine.stop();
+    for disk in ["vda", "vdb"] {
+        assert_eq!(bitmaps(machine.image(disk)), ours(&machine), "{disk}");
+    }
+    finish(&here, &[&repo]);
+    there.assert_nothing_left();
+}
+
+#[test]
+fn a_machine_whose_images_were_copied_to_another_host_is_read_in_full_once() {
+    let (here, there) = (Env::new("this host"), Env::new("another host"));
+    let repo = init(&here);
+    let machine = here.machine("vm").disk(Disk::qcow2(8 * MIB)).start_paused();
+    machine.write("vda", 0, 8 * MIB, 0x11);
+    backup(&machine, &repo);
+    machine.stop();
+    let copy = there.disks().join("copied.qcow2");
+    fs::copy(machine.image("vda"), &copy).expect("copy");
+    let moved = there.machine("vm").uuid(machine.uuid()).disk(Disk::existing(&copy, "qcow2")).start_paused();
+    moved.write("vda", MIB, 512, 0x33);
+    assert_full(&proven(&moved, &repo), "vda", "its image is another file than in the parent point");
+    moved.write("vda", MIB, 512, 0x34);
+    assert_changed(&proven(&moved, &repo), "vda", CHUNK);
+    assert_eq!(ours(&moved).len(), 1);
+    moved.stop();
+    assert_eq!(bitmaps(&copy), ours(&moved));
+    finish(&here, &[&repo]);
+}
+
+// --- saved and reverted
+
+#[test]
+fn a_machine_that_was_saved_is_backed_up_asleep_and_goes_on_when_it_wakes() {
+    let env = Env::with_libvirtd("managed save");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).start();
+    machine.write("vda", 0, 8 * MIB, 0x11);
+    proven(&machine, &repo);
+    machine.write("vda", MIB, 512, 0x22);
+    machine.disconnect();
+    env.virsh(&["managedsave", machine.uuid()]);
+    wait_until("QEMU is gone", std::time::Duration::from_secs(10), || !machine.is_on());
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", CHUNK);
+    assert_eq!(point["consistency"], "crash", "its memory, which is not in the point, may hold what is not on disk");
+    // Awake again, but not running yet: QEMU has not taken its images over, and libvirt's errors mean nothing.
+    machine.start_paused();
+    try_backup(&machine, &repo, &[]).assert_code(1).assert_stderr_has("resume it first");
+    assert_eq!(ours(&machine).len(), 1, "a checkpoint was lost to false errors");
+    env.virsh(&["resume", machine.uuid()]);
+    machine.write("vda", 3 * MIB, 512, 0x44);
+    let point = proven(&machine, &repo);
+    assert_eq!(disk_of(&point, "vda")["read_mode"], "changed");
+    assert_eq!(ours(&machine).len(), 1);
+    assert_eq!(machine.status(), "running");
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_machine_reverted_to_an_external_snapshot_is_right_in_the_next_point() {
+    let env = Env::new("external revert");
+    let repo = init(&env);
+    let mut machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).start_paused();
+    machine.write("vda", 0, 8 * MIB, 0x11);
+    proven(&machine, &repo);
+    let overlay = env.disks().join("overlay.qcow2").display().to_string();
+    let spec = format!("vda,snapshot=external,file={overlay}");
+    env.virsh(&["snapshot-create-as", "vm", "before", "--disk-only", "--diskspec", &spec]);
+    machine.moved_to("vda", overlay.as_ref());
+    machine.write("vda", 2 * MIB, MIB, 0x22);
+    let point = proven(&machine, &repo);
+    assert_full(&point, "vda", "its image is another file than in the parent point");
+    machine.write("vda", 3 * MIB, MIB, 0x33);
+    proven(&machine, &repo);
+    machine.stop();
+    env.virsh(&["snapshot-revert", "vm", "before"]);
+    let now = env.disks_of("vm").remove(0);
+    machine.put_disk("vda", &now.image, &now.format, DiskModel::new(16 * MIB));
+    machine.believe_image("vda");
+    assert_eq!(machine.model("vda").read(2 * MIB, 1), [0x11], "it was not reverted: this test shows nothing");
+    proven(&machine, &repo);
+    machine.start_paused();
+    machine.write("vda", 5 * MIB, 512, 0x44);
+    proven(&machine, &repo);
+    machine.write("vda", 5 * MIB, 512, 0x45);
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_eq!(ours(&machine).len(), 1);
+    finish(&env, &[&repo]);
+}
+
+// --- during the backup
+
+#[test]
+fn a_machine_that_is_started_during_its_backup_is_captured_as_one_that_runs() {
+    let env = Env::with_libvirtd("started meanwhile");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    backup(&machine, &repo);
+    // Before its images are open they are not locked: somebody starts it.
+    for (step, pattern) in [("LeftoversCleared", 0x33), ("CaptureNoted", 0x44)] {
+        machine.stop();
+        machine.write("vda", 2 * MIB, MIB, pattern);
+        let run = stopped_at(&machine, &repo, step, &[]).unwrap_or_else(|output| panic!("{output}"));
+        machine.start_paused();
+        machine.write("vdb", MIB, 512, pattern);
+        let point = go_on(run).assert_ok().record_of("point");
+        assert_ne!(point["consistency"], "offline");
+        assert_changed(&point, "vda", CHUNK);
+        assert_changed(&point, "vdb", CHUNK);
+        assert_restores(&env, &repo, &point, &machine.models());
+        assert_eq!(ours(&machine).len(), 1);
+    }
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_machine_that_is_off_can_start_at_once_when_its_backup_was_killed() {
+    let env = Env::new("starts after a kill");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    machine.stop();
+    for step in ["Begun", "FirstChunk", "AllRead"] {
+        let run = stopped_at(&machine, &repo, step, &["--jobs", "2"]).unwrap_or_else(|output| panic!("{output}"));
+        process::kill(run.pid());
+        run.wait();
+        wait_until("nobody has its images open", Duration::from_secs(5), || machine.servers().is_empty());
+    }
+    machine.start_paused();
+    machine.write("vda", MIB, 512, 0x33);
+    proven(&machine, &repo);
+    machine.stop();
+    // One for others to use outlives the command that opened it.
+    env.kvmb(["snapshot", "vm"]).run().assert_ok();
+    assert!(!machine.servers().is_empty());
+    let output = env.kvmb(["doctor", "vm"]).run();
+    let job = output.records_of("check").into_iter().find(|check| check["check"] == "job").expect("a check");
+    assert!(job["detail"].as_str().expect("detail").contains("the machine cannot start meanwhile"), "{output}");
+    assert_eq!((&job["status"], &job["hint"]), (&"warning".into(), &"kvmb release vm".into()), "{output}");
+    env.kvmb(["release", "vm"]).run().assert_ok();
+    assert!(machine.servers().is_empty());
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_disk_that_is_plugged_in_during_the_backup_is_in_the_next_point() {
+    let env = Env::with_libvirtd("plugged meanwhile");
+    let repo = init(&env);
+    let scsi = "<controller type='scsi' model='virtio-scsi'/>";
+    let mut machine = env.machine("vm").devices_xml(scsi).disk(Disk::qcow2(16 * MIB)).start_paused();
+    machine.write("vda", 0, 8 * MIB, 0x11);
+    backup(&machine, &repo);
+    machine.write("vda", MIB, MIB, 0x22);
+    let run = stopped_at(&machine, &repo, "FirstChunk", &[]).unwrap_or_else(|output| panic!("{output}"));
+    let before = machine.models();
+    machine.attach("sda", Disk::qcow2(8 * MIB).bus("scsi"));
+    machine.write("sda", 0, MIB, 0x33);
+    let point = go_on(run).assert_ok().record_of("point");
+    assert_changed(&point, "vda", CHUNK);
+    assert_restores(&env, &repo, &point, &before);
+    machine.write("vda", 3 * MIB, 512, 0x44);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", CHUNK);
+    assert_full(&point, "sda", "it is not in the parent point");
+    // And pulled out: libvirt refuses that while its backup runs, or lets it go.
+    let run = stopped_at(&machine, &repo, "FirstChunk", &["--full"]).unwrap_or_else(|output| panic!("{output}"));
+    let pulled = env.try_virsh(&["detach-disk", "--live", "--config", machine.uuid(), "vda"]);
+    assert_ne!(pulled.code(), 0, "{pulled}");
+    go_on(run).assert_ok();
+    machine.write("sda", 0, 512, 0x55);
+    assert_changed(&proven(&machine, &repo), "sda", CHUNK);
+    assert_eq!(ours(&machine).len(), 1);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn scratch_files_of_a_killed_run_are_not_in_the_next_ones_way() {
+    let env = Env::new("full of leftovers");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(128 * MIB)).start_paused();
+    machine.write("vda", 0, 100 * MIB, 0x11);
+    let scratch = env.tmpfs("small-scratch", 300 * MIB);
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    let args = ["--scratch", &scratch.path().display().to_string()];
+    let run = stopped_at(&machine, &repo, "FirstChunk", &args).unwrap_or_else(|output| panic!("{output}"));
+    machine.write("vda", 0, 100 * MIB, 0x22);
+    process::kill(run.pid());
+    run.wait();
+    // Room enough for a backup, once the leftovers are gone and not before.
+    scratch.fill_up_to(80 * MIB);
+    let point = backup_with(&machine, &repo, &args);
+    assert_restores(&env, &repo, &point, &machine.models());
+    assert_eq!(ours(&machine).len(), 1);
+    drop(scratch);
+    finish(&env, &[&repo]);
+}
+
+// --- disks that are no files
+
+#[test]
+fn block_and_network_disks_are_read_in_full_and_disturb_nobody() {
+    let env = Env::new("block and network");
+    let repo = init(&env);
+    let (block, network) = (env.disks().join("block.img"), env.disks().join("network.img"));
+    for image in [&block, &network] {
+        fs::File::create(image).and_then(|file| file.set_len(4 * MIB)).expect("an image");
+        fs::set_permissions(image, fs::Permissions::from_mode(0o666)).expect("chmod");
+    }
+    let device = LoopDevice::on(&block);
+    let storage = NetworkStorage::of(&network, &env.path("qmp/network.sock"));
+    let machine = env
+        .machine("vm")
+        .disk(Disk::qcow2(16 * MIB))
+        .devices_xml(&device.disk_xml("vdb"))
+        .devices_xml(&storage.disk_xml("vdc"))
+        .start_paused();
+    machine.write("vda", 0, 8 * MIB, 0x11);
+    for round in 0..2_u8 {
+        // The host writes to the device, as a cluster's other node might; nobody else does.
+        let device = fs::OpenOptions::new().write(true).open(&device.path).expect("the device");
+        device.write_all_at(&vec![0x21 + round; MIB as usize], 0).and_then(|()| device.sync_all()).expect("write");
+        storage.write(MIB, MIB, 0x31 + round);
+        machine.write("vda", MIB, 512, 0x41 + round);
+        let point = backup(&machine, &repo);
+        let mut models = machine.models();
+        models.insert("vdb".to_owned(), DiskModel::from_image(&block, "raw"));
+        models.insert("vdc".to_owned(), DiskModel::from_image(&network, "raw"));
+        assert_restores(&env, &repo, &point, &models);
+        if round > 0 {
+            assert_changed(&point, "vda", CHUNK);
+            assert_full(&point, "vdb", "it has no bitmap from the parent point");
+            assert_full(&point, "vdc", "it has no bitmap from the parent point");
+        }
+        assert_eq!(ours(&machine).len(), 1);
+    }
+    machine.stop();
+    drop(storage);
+    finish(&env, &[&repo]);
+}

@@ -1,0 +1,250 @@
+//! What goes wrong around a backup: a clear error with a hint, the right exit code, a machine that runs, nothing left behind,
+//! and a next run that works.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::support::backups::{
+    MIB, assert_restores_to, backup, caught_reading, init, names_in, new_folder, noise, text,
+};
+use crate::support::mount::ReadOnly;
+use crate::support::{Disk, Env, Machine, Output};
+use rustix::process::Signal;
+use serde_json::Value;
+
+fn machine(env: &Env) -> Machine<'_> {
+    let machine = env.machine("vm1").disk(Disk::qcow2(8 * MIB)).disk(Disk::raw(2 * MIB)).start_paused();
+    machine.write_bytes("vda", MIB, &noise(1, 2 * MIB));
+    machine.write_bytes("vdb", 0, &noise(2, MIB));
+    machine
+}
+
+fn backup_to(env: &Env, repo: &str) -> Output {
+    env.kvmb(["backup", "vm1", "-r", repo]).run()
+}
+
+/// The run failed so, with a hint; the machine is as before and nothing is left.
+#[track_caller]
+fn assert_trouble(machine: &Machine, output: &Output, exit: i32, code: &str) {
+    assert_eq!(output.code(), exit, "{output}");
+    assert!(output.stderr().contains("kvmb: error: "), "{output}");
+    assert!(output.stderr().contains("kvmb: hint: "), "{output}");
+    if exit != 2 {
+        assert_eq!(output.record_of("failure")["code"], code, "{output}");
+    }
+    assert_as_before(machine);
+}
+
+#[track_caller]
+fn assert_as_before(machine: &Machine) {
+    let env = machine.env();
+    assert_eq!(machine.status(), "prelaunch");
+    assert!(!machine.is_captured(), "a job is left");
+    env.assert_nothing_left();
+    assert_eq!(names_in(&env.path("tmp")), [""; 0]);
+}
+
+/// The next run works.
+#[track_caller]
+fn assert_next_run_works(machine: &Machine) {
+    let point = backup(machine);
+    assert_restores_to(machine.env(), text(&point, "point"), &machine.models());
+    assert_as_before(machine);
+}
+
+#[test]
+fn passwords() {
+    let env = Env::new("passwords");
+    let machine = machine(&env);
+    init(&env);
+    let file = |name: &str, content: &str, mode: u32| {
+        let path = env.path(name);
+        fs::write(&path, content).expect("write");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
+        path
+    };
+    let with = |file: &Path| {
+        let repo = env.repo();
+        env.kvmb(["backup", "vm1", "-r", &repo, "--password-file"]).arg(file).run()
+    };
+    let wrong = file("wrong", "battery staple\n", 0o600);
+    assert_trouble(&machine, &with(&wrong), 1, "wrong_password");
+    for mode in [0o644, 0o604, 0o602] {
+        let open = file(&format!("open-{mode:o}"), "correct horse\n", mode);
+        let output = with(&open);
+        assert_trouble(&machine, &output, 2, "usage");
+        output.assert_stderr_has("chmod 600");
+    }
+    with(&file("empty", "\n", 0o600)).assert_code(2).assert_stderr_has("is empty");
+    with(&env.path("missing")).assert_code(1).assert_stderr_has("missing");
+    // No password at all, and nobody to be asked.
+    let none = env.kvmb(["backup", "vm1", "-r", &env.repo()]).without_env("KVMB_PASSWORD_FILE").run();
+    assert_trouble(&machine, &none, 2, "usage");
+    none.assert_stderr_has("--password-file");
+    // It is not shown, wherever it stands.
+    let output = backup_to(&env, "sftp://kvm:secret@host/backup");
+    assert_eq!(output.code(), 2, "{output}");
+    assert!(!output.to_string().replace("\"sftp://kvm:secret@host/backup\"", "").contains("secret"), "{output}");
+    for command in ["/bin/false", "echo", "echo wrong; exit 3"] {
+        let output = env
+            .kvmb(["backup", "vm1", "-r", &env.repo()])
+            .without_env("KVMB_PASSWORD_FILE")
+            .env("KVMB_PASSWORD_COMMAND", command)
+            .run();
+        output.assert_code(1).assert_stderr_has("KVMB_PASSWORD_COMMAND");
+    }
+    assert_next_run_works(&machine);
+}
+
+#[test]
+fn no_repository_and_one_of_another_version() {
+    let env = Env::new("version");
+    let machine = machine(&env);
+    assert_trouble(&machine, &backup_to(&env, &env.repo()), 1, "no_repository");
+    assert!(!Path::new(&env.repo()).exists(), "a backup made a repository that nobody asked for");
+    let folder = new_folder(&env, "empty").display().to_string();
+    assert_trouble(&machine, &backup_to(&env, &folder), 1, "no_repository");
+    let version_1 = env.repo_named("version-1");
+    env.restic(&version_1).call(["init", "--repository-version", "1"]).run().assert_ok();
+    for command in ["backup", "restore", "points"] {
+        let mut args = vec![command, "-r", &version_1];
+        args.extend((command != "points").then_some("vm1"));
+        let output = env.kvmb(args).run();
+        assert_trouble(&machine, &output, 1, "unsupported");
+        output.assert_stderr_has("version 1").assert_stderr_has("upgrade_repo_v2");
+    }
+    // What restic converts, kvmb takes.
+    env.restic(&version_1).call(["migrate", "upgrade_repo_v2"]).run().assert_ok();
+    let point = backup_to(&env, &version_1).assert_ok().record_of("point");
+    assert_eq!(point["machine"], "vm1");
+    // One is there already.
+    let action = env.kvmb(["init", "-r", &version_1]).run().assert_ok().record_of("action");
+    assert_eq!(action["changed"], false, "{action}");
+    init(&env);
+    assert_next_run_works(&machine);
+}
+
+#[test]
+fn a_repository_that_cannot_be_written() {
+    let env = Env::new("read-only");
+    let machine = machine(&env);
+    init(&env);
+    let point = backup(&machine);
+    {
+        let _read_only = ReadOnly::make(&env.repo());
+        let output = backup_to(&env, &env.repo());
+        assert_trouble(&machine, &output, 1, "permission");
+        output.assert_stderr_has("read-only");
+        // What is in there can be had all the same, as from any medium that somebody carries in.
+        let verified = env.kvmb(["verify", "--all", "-r", &env.repo()]).run().assert_ok();
+        verified.assert_stderr_has("without a lock");
+        env.kvmb(["points", "-r", &env.repo()]).run().assert_ok();
+        assert_restores_to(&env, text(&point, "point"), &machine.models());
+    }
+    assert_next_run_works(&machine);
+}
+
+#[test]
+fn a_full_repository() {
+    let env = Env::new("full repository");
+    let machine = env.machine("vm1").disk(Disk::qcow2(64 * MIB)).start_paused();
+    machine.write_bytes("vda", 0, &noise(1, MIB));
+    let small = env.tmpfs("repo", 64 * MIB);
+    init(&env);
+    let good = backup(&machine);
+    let before = machine.models();
+    machine.write_bytes("vda", 0, &noise(2, 40 * MIB));
+    small.fill_up_to(20 * MIB);
+    let output = backup_to(&env, &env.repo());
+    assert_trouble(&machine, &output, 1, "no_space");
+    // No half file; the point that was there is whole, and no other has come.
+    let mut folders = vec![Path::new(&env.repo()).to_owned()];
+    while let Some(folder) = folders.pop() {
+        for name in names_in(&folder) {
+            assert!(!name.contains("-tmp-"), "{name} is left in {}", folder.display());
+            folders.extend(Some(folder.join(name)).filter(|path| path.is_dir()));
+        }
+    }
+    let points = env.kvmb(["points", "-r", &env.repo()]).run().assert_ok().records_of("point");
+    assert_eq!(points.len(), 1);
+    // Locks need room too, and that there is none for them is said in the same way.
+    small.fill_up_to(0);
+    assert_trouble(&machine, &backup_to(&env, &env.repo()), 1, "no_space");
+    fs::remove_file(small.path().join("filler")).expect("remove");
+    assert_restores_to(&env, text(&good, "point"), &before);
+    env.restic(env.repo()).call(["prune"]).run().assert_ok();
+    assert_next_run_works(&machine);
+    env.restic(env.repo()).check();
+}
+
+#[test]
+fn scratch_space_that_runs_out_while_the_guest_writes() {
+    let env = Env::new("scratch");
+    let machine = env.machine("vm1").disk(Disk::qcow2(400 * MIB)).start_paused();
+    for part in 0..4 {
+        machine.write_bytes("vda", part * 100 * MIB, &noise(part, 60 * MIB));
+    }
+    init(&env);
+    let scratch = env.tmpfs("small-scratch", 300 * MIB);
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    let folder = scratch.path().display().to_string();
+    let args = ["backup", "vm1", "-r", &env.repo(), "-q", "--full", "--scratch", &folder];
+
+    // Too small from the start: nothing is begun.
+    scratch.fill_up_to(100 * MIB);
+    assert_trouble(&machine, &env.kvmb(args).run(), 1, "no_space");
+    fs::remove_file(scratch.path().join("filler")).expect("remove");
+
+    // It runs low while the guest writes: the backup gives up before the guest suffers.
+    let running = caught_reading(&machine, env.kvmb(args));
+    for part in 0..4 {
+        machine.write_bytes("vda", part * 100 * MIB, &noise(10 + part, 60 * MIB));
+    }
+    running.signal(Signal::CONT);
+    let output = running.wait();
+    assert_trouble(&machine, &output, 1, "no_space");
+    output.assert_stderr_has(&folder);
+    assert_eq!(names_in(scratch.path()), [""; 0]);
+    assert!(env.kvmb(["points", "-r", &env.repo()]).run().assert_ok().records().is_empty());
+    // Not one write of the guest's was lost.
+    let point = env.kvmb(args).run().assert_ok().record_of("point");
+    assert_restores_to(&env, text(&point, "point"), &machine.models());
+    assert_as_before(&machine);
+    machine.stop();
+    machine.assert_image_equals_model("vda");
+}
+
+#[test]
+fn a_repository_that_somebody_else_holds() {
+    let env = Env::new("locked");
+    let machine = machine(&env);
+    init(&env);
+    let storage = std::sync::Arc::new(kvmb::storage::LocalStorage::new(env.repo()));
+    let password = kvmb::repo::Password::new(crate::support::PASSWORD.to_owned());
+    let repo = kvmb::repo::Repository::open(storage, &password).expect("open");
+    let held = repo.lock(kvmb::repo::LockMode::Exclusive, std::time::Duration::ZERO).expect("lock");
+    // Whoever waits has begun nothing, and Ctrl-C ends it at once.
+    let waiting = env.kvmb(["-vv", "backup", "vm1", "-r", &env.repo()]).spawn();
+    crate::support::wait_until("it waits for the lock", std::time::Duration::from_secs(30), || {
+        waiting.stderr_so_far().contains("waiting for the repository")
+    });
+    assert!(!machine.is_captured(), "the machine's disks are captured while nobody reads");
+    waiting.interrupt();
+    waiting.wait().assert_code(130);
+    assert_as_before(&machine);
+    held.release().expect("release");
+    assert_next_run_works(&machine);
+}
+
+#[test]
+fn a_machine_that_does_not_exist_beside_one_that_does() {
+    let env = Env::new("missing");
+    let machine = machine(&env);
+    init(&env);
+    let output = env.kvmb(["backup", "vm1", "vm2", "-r", &env.repo()]).run();
+    let codes: Vec<Value> = output.records_of("failure").iter().map(|failure| failure["code"].clone()).collect();
+    assert_eq!(codes, ["not_found"], "{output}");
+    assert!(matches!(output.code(), 1 | 3), "{output}");
+    assert_next_run_works(&machine);
+}

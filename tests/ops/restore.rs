@@ -1,0 +1,490 @@
+//! Restoring: what is refused, what is replaced and when, and that a failure leaves everything as it was.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::support::backups::{MIB, backup, images_of, init, names_in, new_folder, noise, text};
+use crate::support::call::{Call, Output, Running};
+use crate::support::tmpfs::Tmpfs;
+use crate::support::{Disk, Env, Machine, wait_until};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+/// A machine that is off, with a qcow2 and a raw disk and one point in the repository.
+fn machine_with_a_point(env: &Env) -> Machine<'_> {
+    let machine = env.machine("vm1").disk(Disk::qcow2(12 * MIB)).disk(Disk::raw(5 * MIB + 512)).define();
+    machine.write_bytes("vda", MIB, &noise(1, 3 * MIB));
+    machine.write_bytes("vdb", 512, &noise(2, 2 * MIB));
+    init(env);
+    backup(&machine);
+    machine
+}
+
+fn restore(env: &Env, args: &[&str]) -> Call {
+    env.kvmb(["restore", "-r", &env.repo()]).args(args)
+}
+
+/// Everything that could be left in the folder of the images, and the folder of the test.
+fn hidden_files(folder: &Path) -> Vec<String> {
+    names_in(folder).into_iter().filter(|name| name.starts_with('.')).collect()
+}
+
+/// The images' bytes.
+fn images(machine: &Machine) -> BTreeMap<String, Vec<u8>> {
+    machine.targets().into_iter().map(|t| (t.clone(), fs::read(machine.image(&t)).expect("read"))).collect()
+}
+
+fn inodes(machine: &Machine) -> BTreeMap<String, u64> {
+    machine.targets().into_iter().map(|t| (t.clone(), fs::metadata(machine.image(&t)).expect("stat").ino())).collect()
+}
+
+#[test]
+fn in_place_everything_is_as_it_was_at_the_point() {
+    let env = Env::new("in place");
+    let machine = machine_with_a_point(&env);
+    let (then, definition) = (machine.models(), machine.definition());
+    // Since then: other content, another definition, an owner and a mode that are to stay.
+    machine.write("vda", 0, 4 * MIB, 0x55);
+    machine.write("vdb", 0, MIB, 0x66);
+    let changed = definition.replace("<vcpu placement='static'>1<", "<vcpu placement='static'>2<");
+    assert_ne!(changed, definition);
+    fs::write(env.path("changed.xml"), changed).expect("write");
+    env.virsh(&["define", &env.path("changed.xml").display().to_string()]);
+    fs::set_permissions(machine.image("vda"), fs::Permissions::from_mode(0o640)).expect("chmod");
+    std::os::unix::fs::chown(machine.image("vda"), Some(1234), Some(4321)).expect("chown");
+
+    restore(&env, &["vm1"]).run().assert_code(1).assert_stderr_has("exists already").assert_stderr_has("--overwrite");
+    machine.assert_image_equals_model("vda");
+    let record = restore(&env, &["vm1", "--overwrite"]).run().assert_ok().record_of("point");
+    assert_eq!(record["restored_to"]["machine"], "vm1");
+    assert_eq!(record["restored_to"]["uuid"], machine.uuid());
+    for (target, model) in &then {
+        model.assert_image_equals(machine.image(target), machine.format(target));
+    }
+    assert_eq!(machine.definition(), definition);
+    let found = fs::metadata(machine.image("vda")).expect("stat");
+    assert_eq!((found.mode() & 0o7777, found.uid(), found.gid()), (0o640, 1234, 4321));
+    assert_eq!(hidden_files(&env.disks()), [""; 0]);
+
+    // And with one line it runs again.
+    restore(&env, &["vm1", "--overwrite", "--start"]).run().assert_ok();
+    assert!(machine.qemu_pid().is_some(), "it was not started");
+}
+
+#[test]
+fn a_running_machine_is_never_written_over() {
+    let env = Env::new("running");
+    let machine = machine_with_a_point(&env);
+    let (before, models) = (inodes(&machine), machine.models());
+    machine.start_paused();
+    let refused = |args: &[&str]| {
+        let failure = restore(&env, args).run().assert_code(1).record_of("failure");
+        assert_eq!(failure["code"], "running", "{args:?}");
+    };
+    refused(&["vm1", "--overwrite"]);
+    // Without libvirt it shows by QEMU's own locks, for one disk too, and whatever the path is called.
+    refused(&["vm1", "--overwrite", "--no-define"]);
+    refused(&["vm1", "--overwrite", "--disk", "vdb"]);
+    let link = env.path("link.qcow2");
+    symlink(machine.image("vda"), &link).expect("link");
+    let to_link = format!("vda={}", link.display());
+    refused(&["vm1", "--overwrite", "--no-define", "--disk", "vda", "--to", &to_link]);
+    // Not even when its images are elsewhere.
+    let folder = new_folder(&env, "beside").display().to_string();
+    refused(&["vm1", "--overwrite", "--into", &folder]);
+    assert_eq!(names_in(Path::new(&folder)), [""; 0]);
+    machine.stop();
+    // The bytes of a qcow2 file change when QEMU opens its bitmaps: the guest's view and the file itself must not.
+    assert_eq!(inodes(&machine), before, "the images were replaced");
+    for (target, model) in &models {
+        model.assert_image_equals(machine.image(target), machine.format(target));
+    }
+    // Off, the link is followed: the image behind it is replaced.
+    machine.write("vda", 0, 65536, 0x11);
+    restore(&env, &["vm1", "--overwrite", "--no-define", "--disk", "vda", "--to", &to_link]).run().assert_ok();
+    assert!(fs::symlink_metadata(&link).expect("stat").is_symlink());
+    let read = crate::support::DiskModel::from_image(machine.image("vda"), "qcow2");
+    assert_eq!(read.read(0, 512), [0; 512]);
+}
+
+/// Text of elements and attributes in a definition.
+fn all_of(definition: &str, element: &str, attribute: &str) -> Vec<String> {
+    let document = roxmltree::Document::parse(definition).expect("XML");
+    let found = document.descendants().filter(|node| node.has_tag_name(element));
+    found.filter_map(|node| node.attribute(attribute).map(str::to_owned)).collect()
+}
+
+#[test]
+fn another_machine_shares_nothing_with_the_first() {
+    let env = Env::new("as");
+    let machine = env
+        .machine("vm1")
+        .disk(Disk::qcow2(4 * MIB))
+        .disk(Disk::raw(MIB + 512))
+        .devices_xml(
+            "<interface type='user'><mac address='52:54:00:00:00:01'/><model type='virtio'/></interface>\
+             <interface type='user'><mac address='52:54:00:00:00:02'/><model type='virtio'/></interface>",
+        )
+        .define();
+    machine.write_bytes("vda", 0, &noise(1, MIB));
+    machine.write_bytes("vdb", 0, &noise(2, MIB));
+    init(&env);
+    backup(&machine);
+    let folder = new_folder(&env, "into");
+    let into = folder.display().to_string();
+
+    // A new machine needs a place for its disks, and a name that is free.
+    restore(&env, &["vm1", "--as", "vm2"]).run().assert_code(1).assert_stderr_has("--into");
+    // A folder that is not there may be that of a disk that is not mounted.
+    let missing = env.path("not there").display().to_string();
+    let failure = restore(&env, &["vm1", "--as", "vm2", "--into", &missing]).run().assert_code(1).record_of("failure");
+    assert_eq!(
+        (&failure["code"], &failure["error"]),
+        (&json!("not_found"), &json!(format!("there is no folder {missing}")))
+    );
+    assert!(failure["hint"].as_str().unwrap().contains(&format!("mkdir -p '{missing}'")), "{failure}");
+    restore(&env, &["vm1", "--into", &into]).run().assert_code(1).assert_stderr_has("machine vm1 exists already");
+    assert_eq!(names_in(&folder), [""; 0]);
+
+    let record = restore(&env, &["vm1@latest", "--as", "vm2", "--into", &into]).run().assert_ok().record_of("point");
+    assert_eq!(record["machine"], "vm1");
+    let to = &record["restored_to"];
+    assert_eq!(to["machine"], "vm2");
+    assert_eq!(to["started"], false);
+    let definition = env.virsh(&["dumpxml", "--inactive", "vm2"]);
+    assert!(definition.contains("<name>vm2</name>"), "{definition}");
+    assert!(!definition.contains(machine.uuid()) && definition.contains(text(to, "uuid")));
+    let macs = all_of(&definition, "mac", "address");
+    assert_eq!(macs.len(), 2);
+    assert_ne!(macs[0], macs[1]);
+    for (mac, old) in macs.iter().zip(["52:54:00:00:00:01", "52:54:00:00:00:02"]) {
+        assert!(mac.starts_with("52:54:00:") && mac != old, "{mac}");
+    }
+    assert_eq!(names_in(&folder), ["vm2-vda.qcow2", "vm2-vdb.raw"]);
+    for disk in env.disks_of("vm2") {
+        assert!(disk.image.starts_with(&folder), "{disk:?}");
+        machine.model(&disk.target).assert_image_equals(&disk.image, &disk.format);
+        assert_eq!(fs::metadata(&disk.image).expect("stat").mode() & 0o777, 0o600);
+        assert_eq!(disk.format, machine.format(&disk.target));
+    }
+    // The raw image is sparse, and the first machine as it was.
+    assert!(env.virsh(&["dumpxml", "--inactive", "vm1"]).contains("52:54:00:00:00:01"));
+    machine.assert_image_equals_model("vda");
+
+    // Again under that name: only with the word, and never over another machine that has it by chance.
+    restore(&env, &["vm1", "--as", "vm2", "--into", &into]).run().assert_code(1).assert_stderr_has("exists already");
+    let other = new_folder(&env, "other").display().to_string();
+    let failure = restore(&env, &["vm1", "--as", "vm2", "--overwrite", "--into", &other]).run().assert_code(1);
+    let failure = failure.assert_stderr_has("another machine is called vm2").record_of("failure");
+    assert_eq!(failure["code"], "exists");
+    assert_eq!(names_in(Path::new(&other)), [""; 0]);
+}
+
+#[test]
+fn single_disks_go_where_they_are_told() {
+    let env = Env::new("to");
+    let machine = machine_with_a_point(&env);
+    let folder = new_folder(&env, "into");
+    let path = |name: &str| folder.join(name);
+    let to = |disk: &str, name: &str| format!("{disk}={}", path(name).display());
+
+    // One disk of two, in another format; no definition is made of a part.
+    let record = restore(&env, &["vm1", "--disk", "vda", "--format", "raw", "--to", &to("vda", "a.img")]);
+    let record = record.run().assert_ok().record_of("point");
+    assert_eq!(images_of(&record).keys().collect::<Vec<_>>(), ["vda"]);
+    machine.model("vda").assert_image_equals(&path("a.img"), "raw");
+    restore(&env, &["vm1", "--disk", "vdb", "--format", "qcow2", "--to", &to("vdb", "b.img")]).run().assert_ok();
+    machine.model("vdb").assert_image_equals(&path("b.img"), "qcow2");
+    assert_eq!(names_in(&folder), ["a.img", "b.img"]);
+
+    // Where one is there already; a folder; no such folder; no such disk; both in one place, however it is spelt.
+    let refused = |args: &[&str], code: &str, words: &str| {
+        let output = restore(&env, args).run().assert_code(1).assert_stderr_has(words);
+        assert_eq!(output.record_of("failure")["code"], code, "{output}");
+    };
+    refused(&["vm1", "--disk", "vda", "--to", &to("vda", "b.img")], "exists", "--overwrite");
+    refused(&["vm1", "--disk", "vda", "--to", &to("vda", "")], "failed", "neither a file nor a block device");
+    refused(&["vm1", "--disk", "vda", "--to", &to("vda", "no/a.img")], "not_found", "no");
+    refused(&["vm1", "--disk", "vdx"], "not_found", "no disk \"vdx\"");
+    refused(&["vm1", "--no-define", "--to", &to("vdx", "x")], "not_found", "no disk \"vdx\"");
+    symlink(&folder, env.path("alias")).expect("link");
+    for other in
+        [path("c.img"), path("../").join(folder.file_name().expect("name")).join("c.img"), env.path("alias/c.img")]
+    {
+        let other = format!("vdb={}", other.display());
+        refused(&["vm1", "--no-define", "--to", &to("vda", "c.img"), "--to", &other], "failed", "goes there as well");
+    }
+    let definition = to("vda", "vm1.xml");
+    refused(
+        &["vm1", "--no-define", "--into", &folder.display().to_string(), "--to", &definition],
+        "failed",
+        "goes there as well",
+    );
+    env.kvmb(["restore", "-r", &env.repo(), "vm1", "--to", "vda"]).run().assert_code(2);
+    env.kvmb(["restore", "-r", &env.repo(), "vm1", "--start", "--no-define"]).run().assert_code(2);
+    assert_eq!(names_in(&folder), ["a.img", "b.img"]);
+    machine.assert_image_equals_model("vda");
+}
+
+#[test]
+fn a_definition_in_a_file_is_private() {
+    let env = Env::new("file");
+    let machine = machine_with_a_point(&env);
+    let folder = new_folder(&env, "into");
+    let into = folder.display().to_string();
+    let args = ["vm1", "--no-define", "--as", "vm2", "--format", "qcow2", "--into", &into];
+    // A machine that is defined is no hindrance where nothing is to be defined.
+    let record = restore(&env, &args).run().assert_ok().record_of("point");
+    let file = folder.join("vm2.xml");
+    assert_eq!(record["restored_to"]["definition"], file.display().to_string());
+    assert_eq!(record["restored_to"]["machine"], Value::Null);
+    assert_eq!(fs::metadata(&file).expect("stat").mode() & 0o7777, 0o600);
+    // It stays private when it replaces one that was not.
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("chmod");
+    restore(&env, &args).run().assert_code(1).assert_stderr_has("exists already");
+    restore(&env, &args).arg("--overwrite").run().assert_ok();
+    assert_eq!(fs::metadata(&file).expect("stat").mode() & 0o7777, 0o600);
+    assert_eq!(names_in(&folder), ["vm2-vda.qcow2", "vm2-vdb.qcow2", "vm2.xml"]);
+    assert!(!env.virsh(&["list", "--all", "--name"]).contains("vm2"));
+    // libvirt takes it as it is.
+    env.virsh(&["define", &file.display().to_string()]);
+    for disk in env.disks_of("vm2") {
+        assert_eq!(disk.format, "qcow2");
+        machine.model(&disk.target).assert_image_equals(&disk.image, "qcow2");
+    }
+}
+
+#[test]
+fn a_rehearsal_writes_nothing() {
+    let env = Env::new("dry");
+    let machine = machine_with_a_point(&env);
+    let folder = new_folder(&env, "into");
+    let into = folder.display().to_string();
+    let output = restore(&env, &["vm1", "-n", "--as", "vm2", "--into", &into, "--start"]).run().assert_ok();
+    let actions = output.records_of("action");
+    assert_eq!(actions.len(), 3, "{output}");
+    assert!(actions.iter().all(|action| action["dry_run"] == true && action["action"] == "restore"), "{output}");
+    assert_eq!(names_in(&folder), [""; 0]);
+    assert!(!env.virsh(&["list", "--all", "--name"]).contains("vm2"));
+    // What would be refused is refused in a rehearsal.
+    restore(&env, &["vm1", "-n"]).run().assert_code(1).assert_stderr_has("exists already");
+    let replaced = restore(&env, &["vm1", "-n", "--overwrite"]).run().assert_ok().records_of("action");
+    assert!(text(&replaced[0], "reason").contains("replaced"), "{}", replaced[0]);
+    machine.assert_image_equals_model("vda");
+}
+
+#[test]
+fn checkpoints_that_describe_nothing_any_more_are_dropped() {
+    let env = Env::new("checkpoints");
+    let machine = env.machine("vm1").disk(Disk::qcow2(4 * MIB)).start_paused();
+    machine.write("vda", 0, MIB, 0x11);
+    init(&env);
+    backup(&machine);
+    for name in ["kvmb-of-ours", "somebody-elses"] {
+        env.virsh(&["checkpoint-create-as", "vm1", name, "--diskspec", "vda,checkpoint=bitmap"]);
+    }
+    machine.stop();
+    restore(&env, &["vm1", "--overwrite"]).run().assert_ok();
+    assert_eq!(machine.checkpoints(), ["somebody-elses"]);
+    machine.start_paused();
+    backup(&machine);
+}
+
+/// A restore in place that is stopped in its middle: some of the new image is written.
+fn caught_writing(env: &Env, args: &[&str]) -> Running {
+    for _ in 0..5 {
+        let mut running = restore(env, args).arg("-q").spawn();
+        let mut ended = false;
+        wait_until("an image is being written", Duration::from_secs(30), || {
+            ended = running.has_ended();
+            let partial = || hidden_files(&env.disks()).into_iter().map(|name| env.disks().join(name));
+            ended || partial().any(|path| fs::metadata(path).is_ok_and(|found| found.blocks() > 2048))
+        });
+        running.signal(Signal::STOP);
+        if !ended && !running.has_ended() {
+            return running;
+        }
+        running.signal(Signal::CONT);
+        running.wait().assert_ok();
+    }
+    panic!("kvmb is too fast for this test: give it larger disks");
+}
+
+#[test]
+fn an_interrupted_restore_leaves_everything_as_it_was() {
+    let env = Env::new("interrupted");
+    let machine = env.machine("vm1").disk(Disk::qcow2(80 * MIB)).disk(Disk::raw(64 * MIB)).define();
+    machine.write_bytes("vda", 0, &noise(1, 60 * MIB));
+    machine.write_bytes("vdb", 0, &noise(2, 8 * MIB));
+    init(&env);
+    backup(&machine);
+    machine.write("vda", 0, MIB, 0x11);
+    machine.write("vdb", 0, MIB, 0x22);
+    let before = images(&machine);
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let running = caught_writing(&env, &["vm1", "--overwrite"]);
+        running.signal(signal);
+        running.signal(Signal::CONT);
+        running.wait().assert_code(code);
+        assert!(images(&machine) == before, "the images were changed");
+        assert_eq!(hidden_files(&env.disks()), [""; 0]);
+        assert_eq!(names_in(&env.path("tmp")), [""; 0]);
+        env.assert_nothing_left();
+    }
+
+    // kill -9: nothing old is touched either, and the next restore sweeps up what it finds, once it is sure to be dead.
+    let running = caught_writing(&env, &["vm1", "--overwrite"]);
+    running.kill();
+    running.wait().assert_code(137);
+    assert!(images(&machine) == before, "the images were changed");
+    env.assert_nothing_left();
+    let left = hidden_files(&env.disks());
+    assert_eq!(left.len(), 1, "{left:?}");
+    let left = fs::File::open(env.disks().join(&left[0])).expect("open");
+    let old = std::time::SystemTime::now() - Duration::from_secs(3600);
+    left.set_modified(old).expect("utime");
+    restore(&env, &["vm1", "--overwrite"]).run().assert_ok();
+    assert_eq!(hidden_files(&env.disks()), [""; 0]);
+    env.restic(env.repo()).check();
+}
+
+#[test]
+fn a_machine_that_starts_meanwhile_keeps_its_images() {
+    let env = Env::new("meanwhile");
+    let machine = env.machine("vm1").disk(Disk::qcow2(80 * MIB)).define();
+    machine.write_bytes("vda", 0, &noise(1, 60 * MIB));
+    init(&env);
+    backup(&machine);
+    let running = caught_writing(&env, &["vm1", "--overwrite", "--no-define"]);
+    let (before, models) = (inodes(&machine), machine.models());
+    machine.start_paused();
+    running.signal(Signal::CONT);
+    let failure = running.wait().assert_code(1).record_of("failure");
+    assert_eq!(failure["code"], "running");
+    machine.stop();
+    assert_eq!(inodes(&machine), before, "the image was replaced");
+    for (target, model) in &models {
+        model.assert_image_equals(machine.image(target), machine.format(target));
+    }
+    assert_eq!(hidden_files(&env.disks()), [""; 0]);
+    assert!(!env.path("disks/vm1.xml").exists());
+}
+
+/// The files with the data of the newest backup.
+fn packs(env: &Env) -> Vec<PathBuf> {
+    let data = Path::new(&env.repo()).join("data");
+    let folders = names_in(&data).into_iter().map(|name| data.join(name));
+    folders.flat_map(|folder| names_in(&folder).into_iter().map(move |name| folder.join(name))).collect()
+}
+
+#[test]
+fn a_failure_leaves_the_old_machine_as_it_was() {
+    let env = Env::new("failure");
+    let machine = machine_with_a_point(&env);
+    let definition = machine.definition();
+    machine.write("vda", 0, MIB, 0x11);
+    let before = images(&machine);
+    let unchanged = |what: &str| {
+        assert!(images(&machine) == before, "{what}: the images were changed");
+        assert_eq!(hidden_files(&env.disks()), [""; 0], "{what}");
+        assert_eq!(machine.definition(), definition, "{what}");
+        assert!(!env.path("disks/vm1.xml").exists(), "{what}");
+        env.assert_nothing_left();
+    };
+
+    // libvirt refuses the definition: the machine has another name by now.
+    let renamed = definition.replace("<name>vm1</name>", "<name>vm1-renamed</name>");
+    fs::write(env.path("renamed.xml"), renamed).expect("write");
+    env.virsh(&["undefine", "--checkpoints-metadata", "vm1"]);
+    env.virsh(&["define", &env.path("renamed.xml").display().to_string()]);
+    restore(&env, &["vm1", "--overwrite"]).run().assert_code(1);
+    assert!(images(&machine) == before, "define refused: the images were changed");
+    assert_eq!(hidden_files(&env.disks()), [""; 0]);
+    env.virsh(&["undefine", "vm1-renamed"]);
+    fs::write(env.path("as-before.xml"), &definition).expect("write");
+    env.virsh(&["define", &env.path("as-before.xml").display().to_string()]);
+    unchanged("define refused");
+
+    // Damage: in the pack that holds the second disk too, so one of them is written before it is seen.
+    let largest = packs(&env).into_iter().max_by_key(|path| fs::metadata(path).expect("stat").len()).expect("a pack");
+    let whole = fs::read(&largest).expect("read");
+    let mut bytes = whole.clone();
+    let late = bytes.len() - MIB as usize / 2;
+    bytes[late] ^= 1;
+    fs::set_permissions(&largest, fs::Permissions::from_mode(0o600)).expect("chmod");
+    fs::write(&largest, &bytes).expect("write");
+    let failure = restore(&env, &["vm1", "--overwrite"]).run().assert_code(4).record_of("failure");
+    assert_eq!(failure["code"], "damage");
+    unchanged("damage");
+    fs::write(&largest, &whole).expect("write");
+
+    // No room: found before anything is written, and found while it is written.
+    let small = env.tmpfs("small", 2 * MIB);
+    let into = small.path().display().to_string();
+    for (args, format) in [(&["--disk", "vda"][..], "raw"), (&["--disk", "vda"][..], "qcow2")] {
+        let output = restore(&env, &["vm1", "--format", format, "--into", &into]).args(args).run().assert_code(1);
+        assert_eq!(output.record_of("failure")["code"], "no_space", "{output}");
+        assert_eq!(names_in(small.path()), [""; 0]);
+    }
+    drop(small);
+    unchanged("no room");
+    restore(&env, &["vm1", "--overwrite"]).run().assert_ok();
+}
+
+/// A restore into a small file system that is stopped when the first image has taken its room, while another program takes
+/// all that is left; then it goes on.
+fn restored_where_room_runs_out(env: &Env, small: &Tmpfs, size_bytes: u64, disks: &[&str]) -> Output {
+    let into = small.path().display().to_string();
+    let disks: Vec<&str> = disks.iter().flat_map(|disk| ["--disk", *disk]).collect();
+    let mut running = restore(env, &[&["vm1", "--into", &into], &disks[..]].concat()).spawn();
+    let mut ended = false;
+    wait_until("it writes", Duration::from_secs(30), || {
+        ended = running.has_ended();
+        ended || size_bytes - small.free_bytes() > 40 * MIB
+    });
+    running.signal(Signal::STOP);
+    assert!(!running.has_ended(), "too fast for this test: give it a larger disk");
+    small.fill_up_to(MIB);
+    running.signal(Signal::CONT);
+    running.wait()
+}
+
+#[test]
+fn a_target_that_fills_up_meanwhile_is_left_clean() {
+    let env = Env::new("full");
+    let machine = env.machine("vm1").disk(Disk::qcow2(64 * MIB)).disk(Disk::raw(64 * MIB)).define();
+    for disk in ["vda", "vdb"] {
+        machine.write_bytes(disk, 0, &noise(1, 48 * MIB));
+    }
+    init(&env);
+    backup(&machine);
+    for (first, second) in [("vda", "vdb"), ("vdb", "vda")] {
+        let small = env.tmpfs(first, 112 * MIB);
+        let output = restored_where_room_runs_out(&env, &small, 112 * MIB, &[first, second]);
+        let output = output.assert_code(1).assert_stderr_has("hint");
+        assert_eq!(output.record_of("failure")["code"], "no_space", "{output}");
+        assert_eq!(names_in(small.path()), ["filler"], "{first}");
+        env.assert_nothing_left();
+    }
+}
+
+#[test]
+fn an_image_that_has_its_room_is_restored_whatever_others_take_meanwhile() {
+    let env = Env::new("reserved");
+    let machine = env.machine("vm1").disk(Disk::qcow2(64 * MIB)).disk(Disk::raw(64 * MIB)).define();
+    for disk in ["vda", "vdb"] {
+        machine.write_bytes(disk, 0, &noise(1, 48 * MIB));
+    }
+    init(&env);
+    backup(&machine);
+    for disk in ["vda", "vdb"] {
+        let small = env.tmpfs(disk, 64 * MIB);
+        let output = restored_where_room_runs_out(&env, &small, 64 * MIB, &[disk]);
+        let restored = output.assert_ok().record_of("point")["restored_to"]["disks"][0].clone();
+        let (path, format) = (restored["path"].as_str().unwrap(), restored["format"].as_str().unwrap());
+        machine.models()[disk].assert_image_equals(path.as_ref(), format);
+    }
+}

@@ -1,0 +1,402 @@
+//! The house rules that a compiler does not check: who may import whom, who may talk to the terminal, where `unsafe` is.
+//!
+//! The layers, lowest first; a layer imports only what stands behind its name:
+//!
+//! | layer | may import | why |
+//! | --- | --- | --- |
+//! | `record`, `nbd` | nothing | neighbours that can be replaced or tested one by one |
+//! | `storage` | `rate_limiter`, `atomic_file` | a neighbour of these; uploads may be limited |
+//! | `units` | nothing | how people write numbers, the same everywhere |
+//! | `clock` | nothing | when a time of day is, the same for schedules and for names of points |
+//! | `atomic_file` | nothing | files that others read at any moment |
+//! | `rate_limiter` | nothing | disks and uploads are limited alike |
+//! | `failpoint` | nothing | names that the tests share with `capture`, `repo` and `ops` |
+//! | `capture` | `failpoint`, `atomic_file` | a neighbour of the above |
+//! | `repo` | `storage`, `failpoint`, `atomic_file` | a repository does not know what it stores, nor from where |
+//! | `retention`, `schedule`, `log`, `history` | `units`, `clock`, `record`, `atomic_file` | pure rules, or one outer thing each |
+//! | `config` | `units`, `retention`, `schedule` | the file names rules, it does not apply them |
+//! | `ops` | all of these but `config`, `schedule`, `log`, `atomic_file` | the workflows know no terminal and no configuration file |
+//! | `cli` | everything | it alone knows the terminal, the environment and the configuration |
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Layer → the other layers that it may import.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("record", &[]),
+    ("rate_limiter", &[]),
+    ("storage", &["rate_limiter", "atomic_file"]),
+    ("nbd", &[]),
+    ("units", &[]),
+    ("clock", &[]),
+    ("atomic_file", &[]),
+    ("failpoint", &[]),
+    ("capture", &["failpoint", "atomic_file"]),
+    ("repo", &["storage", "failpoint", "atomic_file"]),
+    ("retention", &["record", "units"]),
+    ("schedule", &["units", "clock", "atomic_file"]),
+    ("log", &["record"]),
+    ("history", &["record", "atomic_file"]),
+    ("config", &["units", "retention", "schedule"]),
+    (
+        "ops",
+        &[
+            "record",
+            "units",
+            "clock",
+            "failpoint",
+            "rate_limiter",
+            "storage",
+            "nbd",
+            "capture",
+            "repo",
+            "retention",
+            "history",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "record",
+            "units",
+            "failpoint",
+            "rate_limiter",
+            "storage",
+            "nbd",
+            "capture",
+            "repo",
+            "retention",
+            "schedule",
+            "log",
+            "history",
+            "atomic_file",
+            "config",
+            "ops",
+        ],
+    ),
+];
+
+/// The one file that may write to standard output.
+const STDOUT_WRITER: &str = "cli/output.rs";
+
+/// The one file that may be unsafe.
+const UNSAFE_FILE: &str = "capture/ffi.rs";
+
+#[test]
+fn a_layer_imports_only_from_below() {
+    let mut faults = Vec::new();
+    for file in sources() {
+        let Some(layer) = file.layer() else {
+            continue;
+        };
+        let Some((_, allowed)) = LAYERS.iter().find(|(name, _)| *name == layer) else {
+            faults.push(format!(
+                "{}: the module {layer} has no place in LAYERS of tests/project/architecture.rs",
+                file.name
+            ));
+            continue;
+        };
+        for imported in imports(&file.code, file.depth()) {
+            let known = LAYERS.iter().any(|(name, _)| *name == imported);
+            if known && imported != layer && !allowed.contains(&imported.as_str()) {
+                faults.push(format!("{}: {layer} must not import {imported}", file.name));
+            }
+        }
+    }
+    assert_none(&faults);
+}
+
+#[test]
+fn only_the_output_module_writes_to_stdout_and_only_cli_to_stderr() {
+    let mut faults = Vec::new();
+    for file in sources() {
+        let words = words(&file.code);
+        let stdout = ["println!", "print!", "stdout()"].iter().find(|word| words.contains(**word));
+        if let Some(word) = stdout
+            && file.name != STDOUT_WRITER
+        {
+            faults.push(format!("{}: {word} (only {STDOUT_WRITER} writes records)", file.name));
+        }
+        let stderr = ["eprintln!", "eprint!", "stderr()", "dbg!"].iter().find(|word| words.contains(**word));
+        if let Some(word) = stderr
+            && file.layer().is_some_and(|layer| !["cli", "log"].contains(&layer))
+        {
+            faults.push(format!("{}: {word} (only cli knows the terminal)", file.name));
+        }
+    }
+    assert_none(&faults);
+}
+
+#[test]
+fn unsafe_code_is_in_one_file() {
+    let faults: Vec<String> = sources()
+        .iter()
+        .filter(|file| file.name != UNSAFE_FILE && words(&file.code).contains("unsafe"))
+        .map(|file| format!("{}: unsafe code belongs into {UNSAFE_FILE}", file.name))
+        .collect();
+    assert_none(&faults);
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    let faults: Vec<String> = sources()
+        .iter()
+        .filter(|file| !file.text.starts_with("//! "))
+        .map(|file| format!("{}: does not open with a //! doc", file.name))
+        .collect();
+    assert_none(&faults);
+}
+
+#[test]
+fn no_file_is_a_drawer_for_odds_and_ends() {
+    let drawers = ["utils", "util", "misc", "common", "helpers", "helper"];
+    let faults: Vec<String> = sources()
+        .iter()
+        .filter(|file| file.name.split(['/', '.']).any(|part| drawers.contains(&part)))
+        .map(|file| format!("{}: name it by its subject", file.name))
+        .collect();
+    assert_none(&faults);
+}
+
+#[test]
+fn there_are_at_most_eight_test_programs() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--offline", "--no-deps", "--format-version=1"])
+        .current_dir(root())
+        .output()
+        .expect("cargo metadata");
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
+    let targets = metadata["packages"].as_array().into_iter().flatten().flat_map(|p| p["targets"].as_array().unwrap());
+    let programs: Vec<&str> =
+        targets.filter(|target| target["kind"][0] == "test").filter_map(|target| target["name"].as_str()).collect();
+    assert!((1..=8).contains(&programs.len()), "each links the test support once more; use a module: {programs:?}");
+}
+
+#[test]
+fn the_map_in_lib_rs_names_what_is_there() {
+    let root = root();
+    let library = fs::read_to_string(root.join("src/lib.rs")).expect("src/lib.rs");
+    let map: String = library.lines().filter_map(|line| line.strip_prefix("//!")).collect::<Vec<_>>().join("\n");
+    let mut faults = Vec::new();
+    for name in map.split('`').skip(1).step_by(2) {
+        let is_path = name.contains('/') || name.ends_with(".rs");
+        let is_module = !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+        let there = if is_path {
+            root.join(name).exists() || root.join("src").join(name).exists()
+        } else {
+            // `kvmb` and other programs may be named too.
+            !is_module
+                || !LAYERS.iter().any(|(layer, _)| *layer == name)
+                || root.join("src").join(name).exists()
+                || root.join("src").join(format!("{name}.rs")).exists()
+        };
+        if !there {
+            faults.push(format!("src/lib.rs names `{name}`, which does not exist"));
+        }
+    }
+    assert_none(&faults);
+}
+
+#[test]
+fn the_reader_of_imports_sees_all_forms() {
+    let code = code_of(
+        r##"
+        use crate::{nbd::{self, wire}, repo, storage::Storage};
+        use crate::record;
+        fn f() { let c = 'a'; crate::ops::run("crate::cli"); /* crate::config */ } // crate::log
+        use super::super::capture::Machine;
+        use super::neighbour;
+        const TEXT: &str = r#"crate::schedule "quoted" "#;
+        fn g<'a>(x: &'a str) -> &'a str { crate::retention::rule(x) }
+        "##,
+    );
+    let found: Vec<String> = imports(&code, 2).into_iter().collect();
+    assert_eq!(found, ["capture", "nbd", "ops", "record", "repo", "retention", "storage"]);
+    assert!(words("x eprintln!(\"\") unsafe_code io::stdout().lock()").contains("stdout()"));
+    assert!(!words("x eprintln!(\"\") unsafe_code command.stdout(Stdio::null())").contains("stdout()"));
+    assert!(!words("x eprintln!(\"\") unsafe_code").contains("println!"));
+    assert!(!words("x eprintln!(\"\") unsafe_code").contains("unsafe"));
+}
+
+/// A source file of the library or the program.
+struct Source {
+    /// Its path below `src/`.
+    name: String,
+    text: String,
+    /// The text without comments and without what stands in quotes.
+    code: String,
+}
+
+impl Source {
+    /// The top module that it belongs to; `lib.rs` and `main.rs` have none.
+    fn layer(&self) -> Option<&str> {
+        let first = self.name.split('/').next().expect("a name");
+        let layer = first.strip_suffix(".rs").unwrap_or(first);
+        (!["lib", "main"].contains(&layer)).then_some(layer)
+    }
+
+    /// How many `super::` lead from this file's module to the crate.
+    fn depth(&self) -> usize {
+        let parts = self.name.split('/').count();
+        if self.name.ends_with("/mod.rs") { parts - 1 } else { parts }
+    }
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sources() -> Vec<Source> {
+    let top = root().join("src");
+    let mut found = Vec::new();
+    let mut folders = vec![top.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("src").map(|entry| entry.expect("src")) {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(read_source(&top, &path));
+            }
+        }
+    }
+    assert!(found.len() > 3, "no sources found");
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found
+}
+
+fn read_source(top: &Path, path: &Path) -> Source {
+    let text = fs::read_to_string(path).expect("UTF-8");
+    let name = path.strip_prefix(top).expect("below src").display().to_string();
+    let code = code_of(&text);
+    Source { name, text, code }
+}
+
+/// Source text without comments and without the content of string literals.
+fn code_of(text: &str) -> String {
+    let mut code = String::new();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let skipped = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if rest.starts_with("/*") {
+            rest.find("*/").map_or(rest.len(), |end| end + 2)
+        } else if let Some(hashes) = raw_string_hashes(rest) {
+            let close = format!("\"{}", "#".repeat(hashes));
+            let open = hashes + 2;
+            rest[open..].find(&close).map_or(rest.len(), |end| open + end + close.len())
+        } else if first == '"' {
+            string_length(rest)
+        } else if rest.starts_with("'\"'") || rest.starts_with("'\\\"'") {
+            // A quotation mark as a character.
+            rest[1..].find('\'').map_or(rest.len(), |end| end + 2)
+        } else {
+            code.push(first);
+            rest = &rest[first.len_utf8()..];
+            continue;
+        };
+        code.push(' ');
+        rest = &rest[skipped..];
+    }
+    code
+}
+
+/// The number of `#` if a raw string starts here.
+fn raw_string_hashes(text: &str) -> Option<usize> {
+    let after = text.strip_prefix('r')?;
+    let hashes = after.len() - after.trim_start_matches('#').len();
+    after[hashes..].starts_with('"').then_some(hashes)
+}
+
+/// The length of the string literal that starts here, with its quotation marks.
+fn string_length(text: &str) -> usize {
+    let mut escaped = false;
+    for (at, character) in text.char_indices().skip(1) {
+        match character {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// The top modules that code names through `crate::` or through enough `super::`.
+fn imports(code: &str, depth: usize) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let up = "super::".repeat(depth);
+    for start in ["crate::", up.as_str()] {
+        for (at, _) in code.match_indices(start) {
+            let before = code[..at].chars().next_back();
+            // In a macro, `$crate`; in a longer path, one more `super::`.
+            if before.is_some_and(|c| is_word(c) || c == '$' || c == ':') {
+                continue;
+            }
+            let after = &code[at + start.len()..];
+            match after.strip_prefix('{') {
+                Some(group) => found.extend(first_names(group)),
+                None => found.extend(first_name(after)),
+            }
+        }
+    }
+    found
+}
+
+/// The first name of each path in a `{…}` group that has just been opened.
+fn first_names(group: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut open = 1;
+    let mut starts_path = true;
+    for (at, character) in group.char_indices() {
+        match character {
+            '{' => open += 1,
+            '}' => open -= 1,
+            ',' if open == 1 => starts_path = true,
+            c if is_word(c) && starts_path => {
+                names.extend(first_name(&group[at..]));
+                starts_path = false;
+            }
+            _ => {}
+        }
+        if open == 0 {
+            break;
+        }
+    }
+    names
+}
+
+fn first_name(text: &str) -> Option<String> {
+    let name: String = text.chars().take_while(|c| is_word(*c)).collect();
+    (!name.is_empty()).then_some(name)
+}
+
+/// The words of code; a macro's `!` and a call's empty `()` belong to the word.
+fn words(code: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut rest = code;
+    while let Some(start) = rest.find(is_word) {
+        let word = first_name(&rest[start..]).expect("a word");
+        rest = &rest[start + word.len()..];
+        for end in ["!", "()"] {
+            if rest.starts_with(end) {
+                found.insert(format!("{word}{end}"));
+            }
+        }
+        found.insert(word);
+    }
+    found
+}
+
+fn is_word(character: char) -> bool {
+    character.is_alphanumeric() || character == '_'
+}
+
+#[track_caller]
+fn assert_none(faults: &[String]) {
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}

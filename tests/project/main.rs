@@ -1,0 +1,12 @@
+//! The project itself: its structure, its generated files, its documents, its packages and its test support.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod ansible;
+mod architecture;
+mod generated;
+mod packaging;
+mod readme;
+mod support_self;

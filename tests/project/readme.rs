@@ -1,0 +1,305 @@
+//! What README and the help texts tell of exists, and what exists is told of in README.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use kvmb::cli::environment::VARIABLES;
+use kvmb::cli::exit_code::ExitCode;
+use kvmb::cli::failure::Code;
+use serde_json::Value;
+
+const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
+const FRENCH: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.fr.md"));
+const CHANGELOG: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/CHANGELOG.md"));
+
+/// What `kvmb … --help` prints.
+fn help(words: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_kvmb")).args(words).arg("--help").output().expect("kvmb");
+    assert!(output.status.success(), "kvmb {} --help: {}", words.join(" "), String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// The commands in a help text.
+fn commands(help: &str) -> Vec<String> {
+    let list = help.split_once("Commands:\n").map_or("", |(_, rest)| rest.split("\n\n").next().unwrap_or_default());
+    list.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).map(str::to_owned).collect()
+}
+
+/// Every command, with its words, and its help.
+fn all() -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    let mut open = vec![Vec::<String>::new()];
+    while let Some(words) = open.pop() {
+        let text = help(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        open.extend(commands(&text).into_iter().map(|command| [words.clone(), vec![command]].concat()));
+        all.insert(words.join(" "), text);
+    }
+    all
+}
+
+/// The flags that a help text lists, as `-r` and `--repo`; the examples below the options do not count.
+fn flags(help: &str) -> BTreeSet<String> {
+    let options = help.split_once("\nExamples:").map_or(help, |(options, _)| options);
+    let lines = options.lines().map(str::trim_start).filter(|line| line.starts_with('-') && !line.starts_with("- "));
+    let words = lines.flat_map(|line| line.split([' ', ',', '=']));
+    words.filter(|word| word.starts_with('-')).map(|word| word.trim_end_matches('.').to_owned()).collect()
+}
+
+/// What is set as code in a text: blocks and words. In the rest, kvmb is the name of the program.
+fn code(text: &str) -> Vec<String> {
+    let mut parts = Vec::new();
+    for (at, part) in text.split("```").enumerate() {
+        match at % 2 {
+            1 => parts.push(part.to_owned()),
+            _ => parts.extend(part.split('`').skip(1).step_by(2).map(str::to_owned)),
+        }
+    }
+    parts
+}
+
+/// The calls of kvmb in code: after another stage, in quotes, in a substitution too.
+fn calls(text: &str) -> Vec<String> {
+    let mut calls = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("kvmb ") {
+        let before = rest[..at].chars().next_back();
+        rest = &rest[at..];
+        // A word of its own: no part of a path or a name, no prose.
+        if before.is_none_or(|c| " `'\n({".contains(c)) {
+            let end = rest.find(['\n', '`', '|', ';', '#', ')']).unwrap_or(rest.len());
+            calls.push(rest[..end].trim().to_owned());
+        }
+        rest = &rest["kvmb".len()..];
+    }
+    calls
+}
+
+/// Checks one call against the help; says whether it was one.
+fn check(call: &str, all: &BTreeMap<String, String>, place: &str) -> bool {
+    let words: Vec<&str> =
+        call.split_whitespace().skip(1).map(|word| word.trim_matches(['\'', '"', ',', '.', ':'])).collect();
+    // `kvmb -c URI vms`
+    let global = flags(&all[""]);
+    let mut at = 0;
+    while words.get(at).is_some_and(|word| word.starts_with('-')) {
+        assert!(global.contains(words[at]), "{place}: no flag {} in: {call}", words[at]);
+        at += if words[at].starts_with("-c") { 2 } else { 1 };
+    }
+    let Some(command) = words.get(at) else { return false };
+    let Some(text) = all.get(*command) else { return false };
+    let mut known = flags(text);
+    if let Some(text) = words.get(at + 1).and_then(|next| all.get(&format!("{command} {next}"))) {
+        known = flags(text);
+    }
+    // What stands behind -- is for another command.
+    for word in
+        words[at..].iter().take_while(|word| **word != "--").filter(|word| word.starts_with('-') && word.len() > 1)
+    {
+        let flag = word.split('=').next().unwrap_or(word);
+        assert!(known.contains(flag), "{place}: no flag {flag} in: {call}");
+    }
+    true
+}
+
+#[test]
+fn every_command_and_flag_in_readme_exists() {
+    let all = all();
+    let mut count = 0;
+    for (place, text) in [("README.md", README), ("README.fr.md", FRENCH), ("CHANGELOG.md", CHANGELOG)] {
+        for call in code(text).iter().flat_map(|code| calls(code)).filter(|call| !call.contains("COMMAND")) {
+            assert!(check(&call, &all, place), "{place}: no such command: {call}");
+            count += 1;
+        }
+    }
+    assert!(count > 40, "only {count} calls were found");
+    // Flags by themselves, as `--scratch DIR`, belong to some command.
+    let everything: BTreeSet<String> = all.values().flat_map(|text| flags(text)).collect();
+    for (place, text) in [("README.md", README), ("README.fr.md", FRENCH)] {
+        for code in code(text).iter().filter(|code| code.starts_with('-')) {
+            let flag = code.split([' ', '|']).next().unwrap_or(code);
+            assert!(everything.contains(flag) || flag == "-vv", "{place}: no command has {flag}");
+        }
+    }
+}
+
+/// What GitHub calls a heading in a link.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || "- _".contains(*c));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
+#[test]
+fn every_link_within_readme_leads_somewhere_and_every_section_is_in_the_contents() {
+    let headings = |text: &str| -> BTreeSet<String> {
+        let outside_of_code = text.split("```").step_by(2).collect::<String>();
+        outside_of_code.lines().filter_map(|line| line.strip_prefix("## ")).map(anchor).collect()
+    };
+    let pages = BTreeMap::from([("README.md", README), ("README.fr.md", FRENCH)]);
+    for (page, text) in &pages {
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for link in links.filter(|link| !link.starts_with("https://")) {
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let there = if file.is_empty() { *text } else { pages[file] };
+            assert!(heading.is_empty() || headings(there).contains(heading), "{page}: {link} leads nowhere");
+        }
+    }
+    for (page, other) in [(README, "README.fr.md"), (FRENCH, "README.md")] {
+        assert!(page.lines().take(5).any(|line| line.contains(&format!("]({other})"))), "no link to {other}");
+    }
+    let (contents, _) = README.split_once("\n## ").expect("a section");
+    for heading in headings(README) {
+        assert!(contents.contains(&format!("(#{heading})")), "{heading} is not in the contents");
+    }
+}
+
+#[test]
+fn both_editions_have_the_same_configuration() {
+    let configuration = |text: &str| -> Value {
+        let (_, rest) = text.split_once("```json\n").expect("a configuration");
+        serde_json::from_str(rest.split("```").next().expect("an end")).expect("JSON")
+    };
+    assert_eq!(configuration(README), configuration(FRENCH));
+    for key in configuration(FRENCH).as_object().expect("keys").keys() {
+        assert!(FRENCH.contains(&format!("| `{key}` |")), "README.fr.md does not tell of {key}");
+    }
+}
+
+#[test]
+fn every_command_is_in_readme_and_the_changelog() {
+    let all = all();
+    assert!(all.len() >= 15, "{:?}", all.keys());
+    for command in all.keys().filter(|command| !command.is_empty()) {
+        assert!(README.contains(&format!("`kvmb {command}`")), "README.md does not tell of kvmb {command}");
+        let first = command.split(' ').next().unwrap_or(command);
+        assert!(CHANGELOG.contains(&format!("`kvmb {first}`")), "CHANGELOG.md does not tell of kvmb {first}");
+    }
+}
+
+#[test]
+fn every_example_in_the_help_is_real() {
+    let all = all();
+    for (command, text) in &all {
+        let (_, examples) = text.split_once("\nExamples:\n").unwrap_or_default();
+        let leaf = command.split(' ').count() == 1 && !command.is_empty();
+        assert!(!leaf || !examples.is_empty(), "kvmb {command} --help has no examples");
+        let examples = examples.split("\n\n").next().unwrap_or_default();
+        for call in calls(examples) {
+            assert!(check(&call, &all, &format!("kvmb {command} --help")), "no such command: {call}");
+        }
+    }
+}
+
+#[test]
+fn every_flag_in_the_help_has_words_and_is_taken() {
+    let value = |flag: &str| match flag {
+        "--jobs" => "2",
+        "--freeze" => "never",
+        "--warning" | "--critical" | "--verify-warning" | "--freeze-timeout" | "--lease" | "--full-every"
+        | "--retry-for" | "--random-delay" | "--within" => "30s",
+        "--cron" => "@daily",
+        "--chunk-size" => "2M",
+        "--limit-read" | "--limit-upload" | "--size" => "10M",
+        "--sample" | "--verify-sample" | "--audit" | "--max-unused" => "5%",
+        "--keep-within" => "30d",
+        flag if flag.starts_with("--keep-") => "7",
+        "--log-format" => "text",
+        "--zabbix" => "values",
+        "--to" => "vda=/x",
+        "SHELL" => "bash",
+        "--format" | "--output" => {
+            if flag == "--output" {
+                "json"
+            } else {
+                "raw"
+            }
+        }
+        _ => "x",
+    };
+    for (command, text) in all() {
+        if commands(&text).is_empty() {
+            let lines: Vec<&str> = text.lines().collect();
+            for (at, line) in lines.iter().enumerate().filter(|(_, line)| line.trim_start().starts_with('-')) {
+                let Some(flag) = line.trim().split([' ', ',']).find(|word| word.starts_with("--")) else { continue };
+                let flag = flag.trim_end_matches('.');
+                let told = lines.get(at + 1).is_some_and(|next| !next.trim().is_empty());
+                assert!(told, "kvmb {command} {flag} has no words");
+                // Taken together with --help, which wins if all before it was understood.
+                let mut call: Vec<&str> = command.split(' ').collect();
+                call.push(flag);
+                if line.contains('<') {
+                    call.push(value(flag));
+                }
+                help(&call);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_codes_in_readme_are_those_of_the_program() {
+    let rows = |heading: &str| -> Vec<(String, String)> {
+        let (_, rest) = README.split_once(heading).expect(heading);
+        let rows = rest.lines().skip_while(|line| !line.starts_with("| --- |")).skip(1);
+        rows.take_while(|line| line.starts_with('|'))
+            .map(|line| {
+                let cells: Vec<&str> =
+                    line.trim_matches('|').split(" | ").map(|cell| cell.trim().trim_matches('`')).collect();
+                (cells[0].to_owned(), cells[1].to_owned())
+            })
+            .collect()
+    };
+    let exit = ExitCode::ALL.map(|(code, words)| ((code as u8).to_string(), words.to_owned()));
+    assert_eq!(rows("## Exit codes"), exit);
+    let failures = Code::ALL.map(|(_, word, words)| (word.to_owned(), words.to_owned()));
+    assert_eq!(rows("The `code` of a failure:"), failures);
+}
+
+/// Every source file of the program.
+fn sources() -> Vec<PathBuf> {
+    let mut open = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    let mut files = Vec::new();
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder).expect("src") {
+            let path = entry.expect("src").path();
+            match path.is_dir() {
+                true => open.push(path),
+                false => files.push(path),
+            }
+        }
+    }
+    files
+}
+
+#[test]
+fn every_variable_is_in_readme_and_the_manual_and_is_read_somewhere() {
+    let names = |text: &str| -> BTreeSet<String> {
+        let is_name = |c: char| c.is_ascii_uppercase() || c == '_';
+        text.split(|c| !is_name(c)).filter(|word| word.starts_with("KVMB_")).map(str::to_owned).collect()
+    };
+    // Hooks are told by variables of their own.
+    let of_hooks = names(&fs::read_to_string("src/cli/hooks.rs").expect("UTF-8"));
+    let (_, table) = README.split_once("What a hook finds in its environment").expect("a table");
+    let told = names(table.split("\n## ").next().unwrap_or_default());
+    assert_eq!(told, of_hooks.into_iter().filter(|name| !name.contains("PASSWORD")).collect::<BTreeSet<_>>());
+    let readme = README.replace(table.split("\n## ").next().unwrap_or_default(), "");
+    let elsewhere = |path: &PathBuf| !["cli/environment.rs", "cli/hooks.rs"].iter().any(|file| path.ends_with(file));
+    let source = sources().into_iter().filter(elsewhere);
+    let read: BTreeSet<String> = source
+        .flat_map(|path| names(&fs::read_to_string(&path).expect("UTF-8")))
+        // Those of the tests are not for users.
+        .filter(|name| name.len() > 5 && !name.starts_with("KVMB_TEST_"))
+        .collect();
+    assert_eq!(
+        VARIABLES.iter().map(|(name, _)| (*name).to_owned()).collect::<BTreeSet<_>>(),
+        read,
+        "see src/cli/environment.rs"
+    );
+    // An example of a hook may stand before the table.
+    let in_readme = names(&readme).into_iter().filter(|name| read.contains(name) || !told.contains(name)).collect();
+    assert_eq!(read, in_readme, "README.md and the sources");
+    for (name, meaning) in VARIABLES {
+        assert!(README.contains(&format!("| `{name}` | {meaning} |")), "README.md says something else of {name}");
+    }
+}

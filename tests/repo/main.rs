@@ -1,0 +1,15 @@
+//! The repository format, with restic for a second opinion.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod concurrent_prune;
+mod damage;
+mod prune;
+mod restic;
+mod resume;
+mod retention;
+mod retention_restic;
+mod retry;
+mod sample;

@@ -1,0 +1,263 @@
+//! A bad connection costs time and nothing else: what was cut is done again, and done once.
+
+// A test stops at what it does not expect.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::repo::{Home, PASSWORD, disk, read_disk, write_disk};
+use kvmb::rate_limiter::RateLimiter;
+use kvmb::repo::{Password, Repository};
+use kvmb::storage::testing::{FaultEffect, FaultStorage, InjectedFault, MemoryStorage, Operation, conformance};
+use kvmb::storage::{Error, FileKind, LimitStorage, LocalStorage, RetryPolicy, RetryStorage, Storage};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
+
+/// Short enough for a test, long enough for a busy host.
+const PATIENCE: RetryPolicy = RetryPolicy {
+    known: Duration::from_secs(20),
+    unknown: Duration::from_secs(20),
+    shortest_pause: Duration::from_millis(1),
+    longest_pause: Duration::from_millis(10),
+};
+
+/// Its patience is over soon.
+const HASTE: RetryPolicy =
+    RetryPolicy { known: Duration::from_millis(400), unknown: Duration::from_millis(100), ..PATIENCE };
+
+fn faulty() -> Arc<FaultStorage> {
+    Arc::new(FaultStorage::new(Arc::new(MemoryStorage::new())))
+}
+
+fn patient(inner: &Arc<FaultStorage>, patience: RetryPolicy) -> RetryStorage {
+    RetryStorage::new(Arc::clone(inner) as Arc<dyn Storage>, patience, Arc::default())
+}
+
+fn pace(bytes_per_second: u32) -> Arc<RateLimiter> {
+    Arc::new(RateLimiter::new(NonZeroU32::new(bytes_per_second).unwrap(), Arc::default()))
+}
+
+/// All calls but the removals: whether a file was gone before or is gone since, nobody can tell when that was cut.
+const TELLING: [Operation; 9] = [
+    Operation::CreateLayout,
+    Operation::List,
+    Operation::Size,
+    Operation::Read,
+    Operation::ReadRange,
+    Operation::Write,
+    Operation::Create,
+    Operation::SyncFolder,
+    Operation::FreeBytes,
+];
+
+/// These calls are cut again and again, before and after they were done.
+fn cut_at_random(storage: &FaultStorage, operations: &[Operation], seed: u64) {
+    let mut random = StdRng::seed_from_u64(seed);
+    for &operation in operations {
+        for _ in 0..120 {
+            let effect = if random.random() { FaultEffect::Cut } else { FaultEffect::CutAfter };
+            storage.add(InjectedFault::every(operation, effect).nth(random.random_range(1..600)));
+        }
+    }
+}
+
+#[test]
+fn a_creation_whose_answer_was_lost_succeeds_and_one_that_was_too_late_does_not() {
+    for (first, expected) in [(&b"mine"[..], true), (b"yours", false)] {
+        let inner = faulty();
+        let storage = patient(&inner, PATIENCE);
+        inner.add(InjectedFault::every(Operation::Create, FaultEffect::CutAfter).nth(1));
+        if !expected {
+            inner.write(FileKind::Config, "", first).unwrap();
+        }
+        let created = storage.create(FileKind::Config, "", b"mine");
+        assert_eq!(created.is_ok(), expected, "{created:?}");
+        assert!(expected || matches!(created, Err(Error::Exists { .. })), "{created:?}");
+        assert_eq!(inner.read(FileKind::Config, "").unwrap(), first);
+    }
+}
+
+#[test]
+fn retrying_conforms() {
+    conformance(&patient(&faulty(), PATIENCE));
+}
+
+#[test]
+fn retrying_conforms_through_a_connection_that_is_cut_all_the_time() {
+    for seed in 0..8 {
+        let storage = faulty();
+        cut_at_random(&storage, &TELLING, seed);
+        conformance(&patient(&storage, PATIENCE));
+    }
+}
+
+#[test]
+fn limiting_conforms() {
+    conformance(&LimitStorage::new(Arc::new(MemoryStorage::new()), pace(1 << 30)));
+    let folder = tempfile::tempdir().unwrap();
+    conformance(&LimitStorage::new(Arc::new(LocalStorage::new(folder.path().join("repo"))), pace(1 << 30)));
+}
+
+#[test]
+fn an_upload_keeps_to_its_limit_and_reading_is_free() {
+    let folder = tempfile::tempdir().unwrap();
+    let local = Arc::new(LocalStorage::new(folder.path().join("repo")));
+    let storage = LimitStorage::new(local, pace(4 << 20));
+    storage.create_layout().unwrap();
+    let began = Instant::now();
+    storage.write(FileKind::Pack, NAME, &vec![7; 3 << 20]).unwrap();
+    // 3 MiB at 4 MiB a second, less the first burst.
+    assert!(began.elapsed() > Duration::from_millis(550), "{:?}", began.elapsed());
+    let began = Instant::now();
+    assert_eq!(storage.read(FileKind::Pack, NAME).unwrap().len(), 3 << 20);
+    assert!(began.elapsed() < Duration::from_millis(550), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_write_that_was_cut_after_it_was_done_is_not_sent_again() {
+    let inner = faulty();
+    inner.add(InjectedFault::every(Operation::Write, FaultEffect::CutAfter).nth(1));
+    let storage = patient(&inner, PATIENCE);
+    storage.write(FileKind::Pack, NAME, b"whole").unwrap();
+    assert_eq!(inner.written().len(), 1, "{:?}", inner.calls());
+    assert_eq!(storage.read(FileKind::Pack, NAME).unwrap(), b"whole");
+    // The config's name says nothing of its content, so its length proves nothing.
+    storage.write(FileKind::Config, "", b"former").unwrap();
+    inner.add(InjectedFault::every(Operation::Write, FaultEffect::Cut).on(FileKind::Config).nth(1));
+    storage.write(FileKind::Config, "", b"latter").unwrap();
+    assert_eq!(storage.read(FileKind::Config, "").unwrap(), b"latter");
+}
+
+#[test]
+fn a_remove_that_was_cut_after_it_was_done_is_done() {
+    let inner = faulty();
+    let storage = patient(&inner, PATIENCE);
+    storage.write(FileKind::Lock, NAME, b"x").unwrap();
+    inner.add(InjectedFault::every(Operation::Remove, FaultEffect::CutAfter).nth(1));
+    storage.remove(FileKind::Lock, NAME).unwrap();
+    assert!(storage.remove(FileKind::Lock, NAME).unwrap_err().is_not_found(), "but a second remove is an error");
+}
+
+#[test]
+fn what_was_cut_is_durable_when_the_call_returns() {
+    // Whether the try that was cut came to sync the folder, nobody knows.
+    let since = |inner: &FaultStorage, at: usize| -> Vec<Operation> {
+        inner.calls()[at..].iter().map(|call| call.operation).collect()
+    };
+    use Operation::{Remove, Size, SyncFolder, Write};
+    let inner = faulty();
+    let storage = patient(&inner, PATIENCE);
+    for (effect, expected) in [
+        (FaultEffect::CutAfter, vec![Write, Size, SyncFolder]),
+        (FaultEffect::Cut, vec![Write, Size, Write, SyncFolder]),
+    ] {
+        for (number, kind) in [FileKind::Pack, FileKind::Snapshot].into_iter().enumerate() {
+            inner.add(InjectedFault::every(Write, effect).nth(1));
+            let before = inner.calls().len();
+            storage.write(kind, &format!("{number}{effect:?}{NAME}"), b"whole").unwrap();
+            assert_eq!(since(&inner, before), expected, "{kind}");
+        }
+    }
+    inner.add(InjectedFault::every(Write, FaultEffect::CutAfter).nth(1));
+    let before = inner.calls().len();
+    storage.write(FileKind::Config, "", b"config").unwrap();
+    assert_eq!(since(&inner, before), [Write, Write, SyncFolder]);
+    // That may be cut too; and what was not cut needs nothing.
+    inner.add(InjectedFault::every(Write, FaultEffect::CutAfter).nth(1));
+    inner.add(InjectedFault::every(SyncFolder, FaultEffect::Cut).nth(1));
+    let before = inner.calls().len();
+    storage.write(FileKind::Lock, NAME, b"lock").unwrap();
+    assert_eq!(since(&inner, before), [Write, Size, SyncFolder, Size, SyncFolder]);
+    inner.add(InjectedFault::every(Remove, FaultEffect::CutAfter).nth(1));
+    let before = inner.calls().len();
+    storage.remove(FileKind::Lock, NAME).unwrap();
+    assert_eq!(since(&inner, before), [Remove, Remove, SyncFolder]);
+    let before = inner.calls().len();
+    storage.write(FileKind::Lock, NAME, b"lock").unwrap();
+    storage.remove(FileKind::Lock, NAME).unwrap();
+    assert_eq!(since(&inner, before), [Write, Remove]);
+}
+
+#[test]
+fn what_will_not_pass_is_not_tried_again() {
+    let inner = faulty();
+    let storage = patient(&inner, PATIENCE);
+    for effect in [FaultEffect::Fail, FaultEffect::NoSpace] {
+        inner.heal();
+        inner.add(InjectedFault::every(Operation::Write, effect));
+        let before = inner.calls().len();
+        storage.write(FileKind::Pack, NAME, b"x").unwrap_err();
+        assert_eq!(inner.calls().len(), before + 1);
+    }
+    assert!(storage.read(FileKind::Pack, "nothing").unwrap_err().is_not_found());
+    assert_eq!(inner.calls().iter().filter(|call| call.operation == Operation::Read).count(), 1);
+}
+
+#[test]
+fn patience_ends_and_is_short_with_a_place_that_does_not_answer() {
+    let inner = faulty();
+    let storage = patient(&inner, HASTE);
+    let give_up = || {
+        let began = Instant::now();
+        let error = storage.size(FileKind::Pack, NAME).unwrap_err();
+        assert!(matches!(error, Error::GaveUp { .. }), "{error:?}");
+        assert!(error.to_string().contains("given up after"), "{error}");
+        began.elapsed()
+    };
+    inner.add(InjectedFault::every(Operation::Size, FaultEffect::Cut));
+    assert!(give_up() >= HASTE.unknown);
+    inner.heal();
+    assert!(storage.size(FileKind::Pack, NAME).unwrap_err().is_not_found(), "an answer");
+    inner.add(InjectedFault::every(Operation::Size, FaultEffect::Cut));
+    assert!(give_up() >= HASTE.known);
+    let began = inner.calls().len();
+    let short = give_up();
+    let tries = inner.calls().len() - began;
+    assert!(short >= HASTE.unknown && tries > 1, "{tries} tries in {short:?}");
+    // Not a test of the upper bound alone, which a busy host would break: far fewer pauses fit in.
+    assert!(short < HASTE.known + HASTE.unknown * 20, "{short:?}");
+}
+
+#[test]
+fn stopping_ends_the_waiting() {
+    let inner = faulty();
+    inner.add(InjectedFault::every(Operation::List, FaultEffect::Cut));
+    let stop = Arc::<AtomicBool>::default();
+    let slow =
+        RetryPolicy { shortest_pause: Duration::from_secs(3600), longest_pause: Duration::from_secs(3600), ..PATIENCE };
+    let storage = RetryStorage::new(inner, slow, Arc::clone(&stop));
+    let began = Instant::now();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| storage.list(FileKind::Pack));
+        thread::sleep(Duration::from_millis(100));
+        stop.store(true, Ordering::Relaxed);
+        assert!(matches!(waiting.join().unwrap(), Err(Error::Interrupted)));
+    });
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_repository_behind_a_connection_that_is_cut_all_the_time_is_whole() {
+    let home = Home::new();
+    let repo = home.create();
+    drop(repo);
+    let faulty = Arc::new(FaultStorage::new(home.storage()));
+    cut_at_random(&faulty, &TELLING, 77);
+    cut_at_random(&faulty, &[Operation::Remove], 78);
+    let storage = RetryStorage::new(Arc::clone(&faulty) as Arc<dyn Storage>, PATIENCE, Arc::default());
+    let repo = Repository::open(Arc::new(storage), &Password::new(PASSWORD.to_owned())).unwrap();
+    let images: Vec<_> = (1..4).map(|seed| disk(6 << 20, seed)).collect();
+    let points: Vec<_> = images.iter().map(|image| write_disk(&repo, "vm1", image)).collect();
+    for (point, image) in points.iter().zip(&images) {
+        assert!(read_disk(&repo, &repo.snapshot(point).unwrap(), "vm1") == *image);
+    }
+    let cuts = faulty.calls().len();
+    assert!(cuts > 50, "{cuts} calls are too few for this test");
+    home.clean(&home.open());
+    home.restic(&["check", "--read-data"]);
+}

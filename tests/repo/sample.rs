@@ -1,0 +1,187 @@
+//! Reading a part of a repository at a time proves all of it in the end: damage is found in as many runs as the share says,
+//! whatever it hits and wherever they begin.
+
+// A test stops at what it does not expect.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::support::backups::{MIB, backup, init, new_folder, noise, text};
+use crate::support::{Disk, Env, Machine, Output, PASSWORD};
+use kvmb::repo::{BlobKind, Id, Index, Password, Repository};
+use kvmb::storage::LocalStorage;
+use serde_json::{Value, json};
+
+fn machine<'e>(env: &'e Env, name: &str, seed: u64) -> Machine<'e> {
+    let machine = env.machine(name).disk(Disk::raw(8 * MIB)).define();
+    machine.write_bytes("vda", 0, &noise(seed, 6 * MIB));
+    machine
+}
+
+/// The chunks of disks.
+fn chunks(repo: &str) -> (Vec<Id>, Index) {
+    let repo = Repository::open(Arc::new(LocalStorage::new(repo)), &Password::new(PASSWORD.to_owned())).unwrap();
+    let index = repo.load_index().unwrap();
+    let chunks = index.blobs(BlobKind::Data).filter(|(_, place)| u64::from(place.raw_length) == MIB);
+    (chunks.map(|(id, _)| id).collect(), index)
+}
+
+/// Flips a bit in the middle of a chunk.
+fn harm(repo: &str, index: &Index, chunk: &Id) {
+    let place = index.get(BlobKind::Data, chunk).unwrap();
+    let pack = place.pack.to_string();
+    let path = Path::new(repo).join("data").join(&pack[..2]).join(&pack);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let (at, mut byte) = (u64::from(place.offset + place.length / 2), [0]);
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+fn copy_of(env: &Env, repo: &str) -> String {
+    let copy = new_folder(env, "harmed").join("repo").display().to_string();
+    env.program("cp").args(["-a", "--", repo, &copy]).run().assert_ok();
+    copy
+}
+
+fn rounds(env: &Env) -> Option<PathBuf> {
+    let repositories = fs::read_dir(env.path("data/repositories")).into_iter().flatten().flatten();
+    repositories.map(|repository| repository.path().join("rounds.json")).find(|file| file.exists())
+}
+
+/// Where the next run over a selection of points begins.
+fn next(env: &Env, selection: &str) -> Option<String> {
+    let all: Vec<Value> = serde_json::from_slice(&fs::read(rounds(env)?).unwrap()).unwrap();
+    Some(text(all.iter().find(|one| one["selection"] == selection)?, "next").to_owned())
+}
+
+fn has_found(output: &Output) -> bool {
+    assert!([0, 4].contains(&output.code()), "{output}");
+    output.code() == 4
+}
+
+#[test]
+fn damage_to_any_chunk_is_found_in_as_many_runs_as_the_share_says() {
+    let env = Env::new("rounds");
+    let repo = init(&env);
+    let vm1 = machine(&env, "vm1", 1);
+    backup(&vm1);
+    vm1.write_bytes("vda", MIB, &noise(5, MIB));
+    backup(&vm1);
+    backup(&machine(&env, "vm2", 2));
+    let (chunks, index) = chunks(&repo);
+    assert_eq!(chunks.len(), 13);
+    let verify =
+        |repo: &str, what: &[&str], share: &str| env.kvmb(["verify", "-r", repo, "--sample", share]).args(what).run();
+    for (number, chunk) in chunks.iter().enumerate().step_by(3) {
+        let harmed = copy_of(&env, &repo);
+        harm(&harmed, &index, chunk);
+        // It is found once in each three runs, and not in most of them.
+        let found: Vec<bool> = (0..6).map(|_| has_found(&verify(&harmed, &["--all"], "34%"))).collect();
+        assert!(found.windows(3).all(|runs| runs.contains(&true)), "chunk {number}: {found:?}");
+        assert!(found.contains(&false), "chunk {number}: {found:?}");
+    }
+    // A share that changes leaves no gap: 50 + 30 + 10 + 10 percent.
+    let harmed = copy_of(&env, &repo);
+    harm(&harmed, &index, &chunks[4]);
+    let shares = ["50%", "30%", "10%", "10%"];
+    assert!(shares.iter().any(|share| has_found(&verify(&harmed, &["--all"], share))), "there is a gap");
+    // Points that are named have rounds of their own.
+    let before = next(&env, "--all").unwrap();
+    let output = verify(&repo, &["vm2@latest", "vm1"], "25%").assert_ok();
+    assert!(output.records_of("point").iter().all(|point| point["verified"] == "sample"), "{output}");
+    let of_names = next(&env, "vm1 vm2@latest").unwrap();
+    verify(&repo, &["vm1", "vm2@latest"], "25%").assert_ok();
+    assert_ne!(next(&env, "vm1 vm2@latest").unwrap(), of_names);
+    env.sh(&format!("kvmb points vm1 -r {repo} | kvmb verify -r {repo} --sample 25%")).run().assert_ok();
+    let of_pipe = next(&env, "points of vm1").unwrap();
+    // One that was not finished does not count.
+    verify(&repo, &["vm1", "vm2@latest", "nothing"], "25%").assert_code(3);
+    assert_eq!(next(&env, "nothing vm1 vm2@latest"), None);
+    assert_eq!(next(&env, "--all").unwrap(), before);
+    assert_eq!(next(&env, "points of vm1").unwrap(), of_pipe);
+    let mode = fs::metadata(rounds(&env).unwrap()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // What nobody can read begins anew.
+    fs::write(rounds(&env).unwrap(), "{").unwrap();
+    verify(&repo, &["--all"], "5%").assert_ok();
+    assert_ne!(next(&env, "--all"), None);
+    env.assert_nothing_left();
+}
+
+#[test]
+fn a_sample_that_is_interrupted_is_taken_again() {
+    let env = Env::new("interrupted");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let url = sshd.url("repo");
+    env.kvmb(["init", "-r", &url]).run().assert_ok();
+    machine(&env, "vm1", 1);
+    env.kvmb(["backup", "vm1", "-r", &url]).run().assert_ok();
+    let verify = || env.kvmb(["verify", "--all", "-r", &url, "--sample", "60%"]);
+    verify().run().assert_ok();
+    let before = next(&env, "--all").unwrap();
+    // A server that says nothing any more holds it in the middle of the chunks.
+    let mut running = verify().args(["-vv"]).spawn();
+    crate::support::wait_until("it is connected", std::time::Duration::from_secs(20), || sshd.connections() > 0);
+    sshd.freeze(true);
+    assert!(!running.has_ended(), "it is too fast for this test");
+    running.interrupt();
+    sshd.freeze(false);
+    running.wait().assert_code(130);
+    assert_eq!(next(&env, "--all").unwrap(), before);
+    // Connections that were given up half made are none of its business any more.
+    sshd.stop();
+    sshd.run();
+    verify().run().assert_ok();
+    assert_ne!(next(&env, "--all").unwrap(), before);
+    env.assert_nothing_left();
+}
+
+#[test]
+fn a_backup_proves_the_next_part_of_the_repositories_that_it_wrote() {
+    let env = Env::new("backup");
+    let repo = init(&env);
+    let second = env.repo_named("second");
+    env.kvmb(["init", "-r", &second]).run().assert_ok();
+    let (_vm1, _vm2) = (machine(&env, "vm1", 1), machine(&env, "vm2", 2));
+    let run = |args: &[&str]| env.kvmb(["backup", "vm1", "-r", &repo, "--copy-to", &second]).args(args).run();
+    env.kvmb(["backup", "vm2", "-r", &repo]).run().assert_ok();
+    let output = run(&["--verify-sample", "50%"]).assert_ok();
+    let checks = output.records_of("check");
+    assert_eq!(checks.iter().map(|check| text(check, "target")).collect::<Vec<_>>(), [&repo, &second]);
+    assert!(checks.iter().all(|check| check["check"] == "sample" && check["status"] == "ok"), "{output}");
+    assert!(text(&checks[0], "detail").starts_with("50% of the chunks of 2 points"), "{output}");
+    assert_eq!(output.records_of("point").len(), 2, "only the new ones");
+    // Not of what this run wrote, and found all the same.
+    let of_vm2 = {
+        let (chunks, index) = chunks(&repo);
+        let (others, _) = self::chunks(&second);
+        let chunk = *chunks.iter().find(|chunk| !others.contains(chunk)).unwrap();
+        harm(&repo, &index, &chunk);
+        chunk
+    };
+    env.configure(&json!({ "verify_sample": "50%" }));
+    let found: Vec<Output> = (0..2).map(|_| run(&[])).filter(has_found).collect();
+    let [output] = &found[..] else { panic!("it was found {} times in two runs", found.len()) };
+    let damaged: Vec<Value> =
+        output.records_of("point").into_iter().filter(|point| point["verified"] == false).collect();
+    assert_eq!(damaged.len(), 1, "{output}");
+    assert_eq!((&damaged[0]["machine"], &damaged[0]["damage"][0]["disk"]), (&json!("vm2"), &json!("vda")), "{of_vm2}");
+    let checks = output.records_of("check");
+    assert_eq!((&checks[0]["status"], &checks[1]["status"]), (&json!("critical"), &json!("ok")), "{output}");
+    assert_eq!(output.records_of("point").len(), 3, "the new point, its copy, and the one that is hit");
+    // A flag wins over the configuration.
+    assert_eq!(run(&["--verify-sample", "0%"]).assert_ok().records_of("check").len(), 0);
+    // In the second repository it is found as well.
+    let (chunks, index) = chunks(&second);
+    harm(&second, &index, &chunks[0]);
+    let found = (0..2).map(|_| run(&[])).filter(|output| {
+        let checks = output.records_of("check");
+        has_found(output) && checks[1]["status"] == "critical"
+    });
+    assert_eq!(found.count(), 1);
+    env.assert_nothing_left();
+}

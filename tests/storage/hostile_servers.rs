@@ -1,0 +1,200 @@
+//! Servers that are connected and do not get on, or never come to an end: each is cut off in time, and what another try can
+//! bring is brought.
+
+use std::fs;
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::sftp::{NAME, access, storage_at};
+use crate::support::Env;
+use crate::support::hostile_sftp::{Hostile, Mischief, kind};
+use kvmb::storage::sftp::{self, SftpAddress, SftpStorage, SshContext};
+use kvmb::storage::{Error, FileKind, RetryPolicy, RetryStorage, Storage};
+
+/// What a server may take here before it counts as stuck.
+const PROGRESS: Duration = Duration::from_secs(2);
+
+/// Far beyond that, on a busy host too: what takes longer is waited for without limit.
+const BOUND: Duration = Duration::from_secs(40);
+
+fn impatient(env: &Env) -> SshContext {
+    let mut access = access(env);
+    access.patience.progress = PROGRESS;
+    // It answers these all the time.
+    access.patience.keep_alive = Duration::from_millis(500);
+    access
+}
+
+fn storage(env: &Env, hostile: &Hostile) -> SftpStorage {
+    storage_at(&hostile.url("repo"), &impatient(env))
+}
+
+/// A folder of the server's with a layout and one file of 300 kB, which no misbehaviour has touched.
+fn with_a_pack(env: &Env, hostile: &Hostile) -> Vec<u8> {
+    let contents: Vec<u8> = (0..300_000u32).map(|byte| (byte % 251) as u8).collect();
+    let storage = storage(env, hostile);
+    storage.create_layout().unwrap();
+    storage.write(FileKind::Pack, NAME, &contents).unwrap();
+    contents
+}
+
+#[track_caller]
+fn assert_stuck<T: std::fmt::Debug>(result: Result<T, Error>) {
+    let error = result.expect_err("no server answers so");
+    assert!(error.is_transient(), "another try may go well: {error:?}");
+    let Error::Server { source, .. } = &error else { panic!("{error:?}") };
+    assert!(matches!(**source, sftp::Error::Stuck { .. }), "{error:?}");
+    assert!(error.to_string().contains("no progress"), "{error}");
+}
+
+#[track_caller]
+fn within_bound<T>(work: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let result = work();
+    assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
+    result
+}
+
+#[test]
+fn a_server_that_only_answers_keep_alives_is_given_up_whatever_is_asked() {
+    let env = Env::new("sftp-mute");
+    let hostile = Hostile::start(&env);
+    with_a_pack(&env, &hostile);
+    hostile.always(Mischief::Mute(kind::STAT));
+    within_bound(|| assert_stuck(storage(&env, &hostile).size(FileKind::Pack, NAME)));
+    hostile.always(Mischief::Mute(kind::READ));
+    within_bound(|| assert_stuck(storage(&env, &hostile).read_range(FileKind::Pack, NAME, 0, 100_000)));
+    hostile.always(Mischief::Mute(kind::READDIR));
+    within_bound(|| assert_stuck(storage(&env, &hostile).list(FileKind::Snapshot)));
+    // The server takes the first megabytes, and then no more.
+    hostile.always(Mischief::Mute(kind::WRITE));
+    let pack = vec![5; 12 << 20];
+    within_bound(|| assert_stuck(storage(&env, &hostile).write(FileKind::Pack, NAME, &pack)));
+}
+
+#[test]
+fn bytes_that_trickle_in_are_no_progress() {
+    let env = Env::new("sftp-trickle");
+    let hostile = Hostile::start(&env);
+    with_a_pack(&env, &hostile);
+    let slow = Duration::from_millis(50);
+    hostile.always(Mischief::Trickle(kind::READ, slow));
+    within_bound(|| assert_stuck(storage(&env, &hostile).read_range(FileKind::Pack, NAME, 0, 100_000)));
+    hostile.always(Mischief::OneByteReads(slow));
+    within_bound(|| assert_stuck(storage(&env, &hostile).read_range(FileKind::Pack, NAME, 0, 100_000)));
+    hostile.always(Mischief::EndlessFolder(1, Duration::from_secs(1)));
+    within_bound(|| assert_stuck(storage(&env, &hostile).list(FileKind::Snapshot)));
+}
+
+#[test]
+fn a_server_that_is_slow_but_gets_on_is_waited_for() {
+    let env = Env::new("sftp-slow");
+    let hostile = Hostile::start(&env);
+    let contents = with_a_pack(&env, &hostile);
+    // Each answer comes in time; all of them together do not.
+    hostile.always(Mischief::Trickle(kind::STAT, Duration::from_millis(20)));
+    let storage = storage(&env, &hostile);
+    let begun = Instant::now();
+    for _ in 0..6 {
+        assert_eq!(storage.size(FileKind::Pack, NAME).unwrap(), 300_000);
+    }
+    assert!(begun.elapsed() > 2 * PROGRESS, "{:?}", begun.elapsed());
+    assert_eq!(storage.read(FileKind::Pack, NAME).unwrap(), contents);
+}
+
+#[test]
+fn an_upload_at_a_low_pace_is_not_the_servers_fault() {
+    let env = Env::new("sftp-own-pace");
+    let hostile = Hostile::start(&env);
+    let storage = storage(&env, &hostile);
+    storage.create_layout().unwrap();
+    let gate = |_| {
+        thread::sleep(PROGRESS + Duration::from_secs(1));
+        true
+    };
+    storage.write_gated(FileKind::Pack, NAME, &[5; 300_000], &gate).unwrap();
+}
+
+#[test]
+fn a_folder_or_a_file_without_end_is_cut_off() {
+    let env = Env::new("sftp-endless");
+    let hostile = Hostile::start(&env);
+    with_a_pack(&env, &hostile);
+    hostile.always(Mischief::EndlessFolder(500, Duration::ZERO));
+    let error = within_bound(|| storage(&env, &hostile).list(FileKind::Snapshot).unwrap_err());
+    assert!(error.to_string().contains("without end"), "{error:?}");
+
+    hostile.always(Mischief::LongFiles(1 << 40));
+    let storage = storage(&env, &hostile);
+    for kind in FileKind::ALL {
+        // The server says that every name is there.
+        let folder = if kind == FileKind::Config { String::new() } else { kind.folder().to_owned() };
+        let path = hostile.home().join("repo").join(folder);
+        fs::write(if kind == FileKind::Config { path.join("config") } else { path.join(NAME) }, "x").unwrap();
+        if kind == FileKind::Pack {
+            continue;
+        }
+        let error = within_bound(|| storage.read(kind, NAME).unwrap_err());
+        assert!(matches!(error, Error::TooLong { .. }), "{kind}: {error:?}");
+    }
+}
+
+#[test]
+fn a_write_that_a_stuck_server_did_not_finish_is_done_on_a_new_connection() {
+    let env = Env::new("sftp-stuck-write");
+    let hostile = Hostile::start(&env);
+    with_a_pack(&env, &hostile);
+    let patience = RetryPolicy { shortest_pause: Duration::from_millis(10), ..RetryPolicy::default() };
+    for kind in [kind::WRITE, kind::EXTENDED, kind::CLOSE] {
+        let storage = Arc::new(storage(&env, &hostile)) as Arc<dyn Storage>;
+        let storage = RetryStorage::new(storage, patience, Arc::default());
+        let before = hostile.happened();
+        hostile.order(&[Mischief::Mute(kind)]);
+        let (name, pack) = (format!("{kind:02x}{NAME}"), vec![kind; 12 << 20]);
+        within_bound(|| storage.write(FileKind::Pack, &name, &pack).unwrap());
+        assert_eq!(hostile.happened(), before + 1);
+        assert!(storage.read(FileKind::Pack, &name).unwrap() == pack);
+    }
+}
+
+#[test]
+fn how_long_a_stuck_server_is_waited_for_is_configured() {
+    let env = Env::new("sftp-configured");
+    let hostile = Hostile::start(&env);
+    let url = hostile.url("repo");
+    env.kvmb(["init", "-r", &url]).run().assert_ok();
+    hostile.always(Mischief::Mute(kind::READ));
+    let config = env.path("config.json");
+    fs::write(&config, r#"{"ssh": {"progress_timeout": "1s"}, "retry_for": "1s"}"#).unwrap();
+    make_private(&config);
+    let call = env.kvmb(["points", "-r", &url, "--config"]).args([&config]).limit(BOUND).run().assert_code(1);
+    let stderr = call.stderr();
+    assert!(stderr.contains("no progress") && stderr.contains("ssh.progress_timeout"), "{stderr}");
+}
+
+fn make_private(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+#[test]
+fn what_talks_without_end_and_speaks_no_ssh_is_told_as_that() {
+    let env = Env::new("sftp-babble-early");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let talker = thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let line = b"220 this is a mail server\r\n".repeat(1000);
+        // Until it is cut off.
+        while client.write_all(&line).is_ok() {}
+    });
+    let target = SftpAddress::parse(&format!("sftp://keeper@127.0.0.1:{port}/repo")).unwrap();
+    let storage = SftpStorage::new(target, &impatient(&env)).unwrap();
+    let error = within_bound(|| storage.size(FileKind::Config, "").unwrap_err());
+    assert!(error.to_string().contains("220 this is a mail server"), "{error}");
+    talker.join().unwrap();
+}

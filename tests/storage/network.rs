@@ -1,0 +1,306 @@
+//! Networks that are slow, cut connections, fall silent or corrupt what passes, between kvmb and a real `sshd`: no wrong byte
+//! is stored, no point is lost, nothing hangs, and the machine does not notice.
+
+// A test stops at what it does not expect.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::support::chains::{MIB, assert_restores, id_of};
+use crate::support::proxy::{Proxy, Trouble};
+use crate::support::sshd::{Sshd, USER};
+use crate::support::{Call, Disk, Env, Machine, wait_until};
+use kvmb::storage::sftp::{CONNECTIONS, SftpAddress, SftpStorage, SshContext};
+use kvmb::storage::{FileKind, Storage};
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+use serde_json::Value;
+
+/// Longer than any call here takes, also on a busy host: what takes longer hangs.
+const BOUND: Duration = Duration::from_secs(240);
+
+/// Bytes that nothing compresses.
+fn noise(seed: u64, length: u64) -> Vec<u8> {
+    let mut bytes = vec![0; length as usize];
+    StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes
+}
+
+/// A server with a repository, a network in front of it, and a machine with 32 MiB that nothing compresses.
+struct World<'e> {
+    env: &'e Env,
+    sshd: Sshd,
+    proxy: Proxy,
+    machine: Machine<'e>,
+}
+
+impl<'e> World<'e> {
+    fn new(env: &'e Env) -> World<'e> {
+        let sshd = env.sshd();
+        sshd.befriend();
+        let proxy = sshd.behind(Duration::ZERO);
+        // ssh's words for how long to wait for whom.
+        fs::write(env.path("home/.ssh/config"), "ConnectTimeout 10\nServerAliveInterval 2\nServerAliveCountMax 2\n")
+            .unwrap();
+        let machine = env.machine("vm").disk(Disk::qcow2(64 * MIB)).start_paused();
+        machine.write_bytes("vda", MIB, &noise(1, 32 * MIB));
+        let world = World { env, sshd, proxy, machine };
+        world.kvmb(&["init"]).run().assert_ok();
+        world
+    }
+
+    fn url(&self) -> String {
+        self.sshd.url_by(&self.proxy, "repo")
+    }
+
+    /// A command on the repository, by the network.
+    fn kvmb(&self, args: &[&str]) -> Call {
+        self.env.kvmb(args).args(["-r", &self.url()]).limit(BOUND)
+    }
+
+    /// The repository as its server has it.
+    fn on_the_server(&self) -> String {
+        self.sshd.home().join("repo").display().to_string()
+    }
+
+    /// Troubles of this kind from here on.
+    fn trouble(&self, trouble: Trouble, seed: u64) {
+        // For each connection that is made at once.
+        self.proxy.order(&[trouble; CONNECTIONS], 1000..3 * MIB, seed);
+    }
+
+    fn backup(&self) -> Value {
+        self.kvmb(&["backup", "vm", "--retry-for", "2m"]).run().assert_ok().record_of("point")
+    }
+
+    /// The machine runs on, and nothing of a capture is left.
+    fn assert_untouched(&self) {
+        assert_eq!(self.machine.status(), "prelaunch", "as it was started");
+        assert!(!self.machine.is_captured());
+        self.env.assert_nothing_left();
+    }
+
+    /// What restic thinks of the repository, and whether a point of it is this machine.
+    fn assert_whole(&self, point: &Value) {
+        self.env.restic(self.on_the_server()).check();
+        assert_restores(self.env, &self.on_the_server(), point, &self.machine.models());
+    }
+}
+
+/// Everything that kvmb does with a server, in troubles of one kind.
+fn everything_survives(trouble: Trouble, seed: u64) {
+    let env = Env::new("network");
+    let world = World::new(&env);
+    let mut happened = 0;
+    let mut assert_there_was_trouble = || {
+        let so_far = world.proxy.happened();
+        assert!(so_far > happened, "the network was a good one");
+        happened = so_far;
+    };
+
+    world.trouble(trouble, seed);
+    let first = world.backup();
+    assert_there_was_trouble();
+    world.assert_untouched();
+    world.assert_whole(&first);
+
+    world.machine.write_bytes("vda", 8 * MIB, &noise(2, 12 * MIB));
+    world.trouble(trouble, seed + 1);
+    let second = world.backup();
+    assert_eq!(second["disks"][0]["read_mode"], "changed", "the chain goes on: {second:#}");
+    assert_there_was_trouble();
+    world.assert_untouched();
+    world.assert_whole(&second);
+
+    world.trouble(trouble, seed + 2);
+    world.kvmb(&["verify", "--all", "--retry-for", "2m"]).run().assert_ok();
+    assert_there_was_trouble();
+
+    world.trouble(trouble, seed + 3);
+    assert_restores(&env, &world.url(), &second, &world.machine.models());
+    assert_there_was_trouble();
+
+    world.trouble(trouble, seed + 4);
+    let copy = env.repo_named("copy");
+    env.kvmb(["init", "-r", &copy]).run().assert_ok();
+    let script = format!("kvmb points -r '{}' | kvmb push -r '{copy}'", world.url());
+    env.sh(&script).limit(BOUND).run().assert_ok();
+    assert_there_was_trouble();
+    env.restic(copy.clone()).check();
+    assert_eq!(env.restic(copy).snapshots().len(), 2);
+
+    world.trouble(trouble, seed + 5);
+    world.kvmb(&["prune", "--keep-last", "1", "--max-unused", "0%", "--retry-for", "2m"]).run().assert_ok();
+    world.proxy.mend();
+    let left = env.restic(world.on_the_server()).snapshots();
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0]["id"], second["point"], "{left:#?}");
+    world.assert_whole(&second);
+}
+
+#[test]
+fn everything_survives_a_network_that_cuts_connections() {
+    everything_survives(Trouble::Cut, 100);
+}
+
+#[test]
+fn everything_survives_a_network_that_falls_silent() {
+    everything_survives(Trouble::Stall, 200);
+}
+
+#[test]
+fn everything_survives_a_network_that_corrupts_what_passes() {
+    everything_survives(Trouble::Flip, 300);
+}
+
+#[test]
+fn a_run_waits_for_a_network_that_comes_back_and_gives_up_one_that_does_not() {
+    let env = Env::new("network-outage");
+    let world = World::new(&env);
+    world.proxy.order(&[Trouble::Outage; 8], MIB..2 * MIB, 5);
+    let running = world.kvmb(&["backup", "vm", "--retry-for", "2m"]).spawn();
+    wait_until("the network is gone", Duration::from_secs(60), || world.proxy.is_broken());
+    std::thread::sleep(Duration::from_secs(2));
+    world.proxy.mend();
+    let first = running.wait().assert_ok().record_of("point");
+    world.assert_untouched();
+    world.assert_whole(&first);
+
+    world.machine.write_bytes("vda", 8 * MIB, &noise(3, 24 * MIB));
+    world.proxy.order(&[Trouble::Outage; 8], 3 * MIB..4 * MIB, 6);
+    let output = world.kvmb(&["backup", "vm", "--retry-for", "3s"]).run().assert_code(1);
+    assert_eq!(output.record_of("failure")["code"], "unreachable", "{output}");
+    assert!(world.proxy.is_broken() && output.took < Duration::from_secs(120), "{output}");
+    world.assert_untouched();
+    env.restic(world.on_the_server()).call(["check", "--no-lock", "--read-data"]).run().assert_ok();
+
+    world.proxy.mend();
+    let second = world.backup();
+    world.assert_untouched();
+    world.assert_whole(&second);
+    let points = world.kvmb(&["points"]).run().assert_ok().records_of("point");
+    assert_eq!(points.iter().map(id_of).collect::<Vec<_>>(), [id_of(&first), id_of(&second)]);
+}
+
+#[test]
+fn a_full_server_says_so_and_when_there_is_room_again_the_next_run_is_complete() {
+    let env = Env::new("network-full");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let disk = env.tmpfs("server-disk", 96 * MIB);
+    // The server looks at the world as it was when it started.
+    sshd.stop();
+    sshd.run();
+    let folder = disk.path().join("repo").display().to_string();
+    let url = format!("sftp://{USER}@127.0.0.1:{}/{folder}", sshd.port());
+    let machine = env.machine("vm").disk(Disk::qcow2(64 * MIB)).start_paused();
+    machine.write_bytes("vda", 0, &noise(4, 48 * MIB));
+    env.kvmb(["init", "-r", &url]).run().assert_ok();
+    disk.fill_up_to(24 * MIB);
+    let output = env.kvmb(["backup", "vm", "-r", &url]).limit(BOUND).run().assert_code(1);
+    let failure = output.record_of("failure");
+    assert_eq!(failure["code"], "no_space", "{output}");
+    assert!(failure["hint"].is_string(), "{output}");
+    assert!(machine.status() == "prelaunch" && !machine.is_captured());
+    env.assert_nothing_left();
+    let listed = env.sh(&format!("find '{folder}' -name '*-tmp-*'")).run().assert_ok();
+    assert_eq!(listed.stdout(), "", "half files");
+
+    disk.fill_up_to(80 * MIB);
+    let point = env.kvmb(["backup", "vm", "-r", &url]).limit(BOUND).run().assert_ok().record_of("point");
+    env.restic(folder.clone()).check();
+    assert_restores(&env, &folder, &point, &machine.models());
+}
+
+#[test]
+fn a_quota_that_is_used_up_is_told_and_with_a_larger_one_the_next_run_is_complete() {
+    let env = Env::new("network-quota");
+    let sshd = env.sshd();
+    sshd.befriend();
+    let quota = env.quota("limited-disk", 24 * MIB);
+    sshd.stop();
+    sshd.run();
+    let machine = env.machine("vm").disk(Disk::qcow2(64 * MIB)).start_paused();
+    machine.write_bytes("vda", 0, &noise(5, 48 * MIB));
+    let [local, server] = ["local", "server"].map(|name| quota.path().join(name).display().to_string());
+    for (folder, repo, enough) in [
+        (&local, local.clone(), 96 * MIB),
+        (&server, format!("sftp://{USER}@127.0.0.1:{}/{server}", sshd.port()), 192 * MIB),
+    ] {
+        env.kvmb(["init", "-r", &repo]).run().assert_ok();
+        let output = env.kvmb(["backup", "vm", "-r", &repo]).limit(BOUND).run().assert_code(1);
+        let failure = output.record_of("failure");
+        assert_eq!(failure["code"], "no_space", "{output}");
+        assert!(failure["error"].as_str().unwrap().contains("the quota leaves no room"), "{output}");
+        assert!(failure["hint"].is_string(), "{output}");
+        assert!(machine.status() == "prelaunch" && !machine.is_captured());
+        env.assert_nothing_left();
+        let listed = env.sh(&format!("find '{folder}' -name '*-tmp-*'")).run().assert_ok();
+        assert_eq!(listed.stdout(), "", "half files");
+
+        quota.limit(enough);
+        let point = env.kvmb(["backup", "vm", "-r", &repo]).limit(BOUND).run().assert_ok().record_of("point");
+        env.restic(folder.clone()).check();
+        assert_restores(&env, folder, &point, &machine.models());
+        quota.limit(72 * MIB);
+    }
+}
+
+const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
+
+/// An empty repository on a server that is so far away in each direction.
+fn far_away(env: &Env, delay: Duration) -> (Sshd, Proxy, SftpStorage) {
+    let sshd = env.sshd();
+    sshd.befriend();
+    let proxy = sshd.behind(delay);
+    let mut access = SshContext::new("root");
+    access.home = Some(env.path("home"));
+    let storage = SftpStorage::new(SftpAddress::parse(&sshd.url_by(&proxy, "repo")).unwrap(), &access).unwrap();
+    storage.create_layout().unwrap();
+    (sshd, proxy, storage)
+}
+
+#[test]
+fn over_a_distance_nobody_waits_for_a_new_connection_while_another_gets_free() {
+    let env = Env::new("network-pool");
+    let (_sshd, _proxy, storage) = far_away(&env, Duration::from_millis(200));
+    storage.write(FileKind::Lock, NAME, b"short").unwrap();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| assert_eq!(storage.read(FileKind::Lock, NAME).unwrap(), b"short"));
+        }
+    });
+    // Two reads are four round trips of 400 ms; a connection alone is more than ten.
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn over_a_distance_a_file_takes_few_round_trips() {
+    let env = Env::new("network-turns");
+    let (_sshd, proxy, storage) = far_away(&env, Duration::from_millis(100));
+    let contents = vec![5; 300_000];
+    // Makes the folder.
+    storage.write(FileKind::Pack, NAME, &contents).unwrap();
+    let turns = |what: &str, wanted: u64, call: &dyn Fn()| {
+        // What nobody waits for passes too.
+        let settle = || std::thread::sleep(Duration::from_millis(400));
+        let before = proxy.turns();
+        call();
+        settle();
+        assert_eq!(proxy.turns() - before, wanted, "{what}");
+    };
+    const OTHER: &str = "bb0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
+    turns("write into a new folder", 6, &|| storage.write(FileKind::Pack, OTHER, &contents).unwrap());
+    // Of a file that was read the last turn is that it is closed, which nobody waits for.
+    turns("write", 3, &|| storage.write(FileKind::Pack, NAME, &contents).unwrap());
+    turns("read_range", 3, &|| drop(storage.read_range(FileKind::Pack, NAME, 10, 200_000).unwrap()));
+    turns("read", 4, &|| drop(storage.read(FileKind::Pack, NAME).unwrap()));
+    storage.write(FileKind::Lock, NAME, &contents[..100]).unwrap();
+    turns("read a short one", 3, &|| assert!(storage.read(FileKind::Lock, NAME).unwrap() == contents[..100]));
+    turns("remove a lock", 1, &|| storage.remove(FileKind::Lock, NAME).unwrap());
+    turns("list", 3, &|| drop(storage.list(FileKind::Index).unwrap()));
+    turns("size", 1, &|| assert_eq!(storage.size(FileKind::Pack, NAME).unwrap(), contents.len() as u64));
+    turns("remove", 2, &|| storage.remove(FileKind::Pack, NAME).unwrap());
+    assert!(storage.read_range(FileKind::Pack, NAME, 0, 1).unwrap_err().is_not_found());
+}
