@@ -9,6 +9,7 @@
 //! | [`units`] | lengths of time, sizes and shares, as people write them |
 //! | [`clock`] | what a clock on the wall shows when clocks change |
 //! | [`failpoint`] | the steps of a backup and of a prune by name, for tests that interrupt it at each |
+//! | [`bounded`] | calls that may never return, given up in time |
 //! | [`rate_limiter`] | so many bytes a second and no more |
 //! | [`atomic_file`] | small files that are there whole or not at all |
 //! | [`storage`] | where the files of a repository live |
@@ -24,6 +25,7 @@
 //! | [`cli`] | one file a subcommand; alone knows the terminal and the environment |
 
 pub mod atomic_file;
+pub mod bounded;
 pub mod capture;
 pub mod cli;
 pub mod clock;

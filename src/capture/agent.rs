@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::definition::Definition;
-use super::error::{LibvirtContext, LibvirtErrorKind, Result};
+use super::error::{LibvirtErrorKind, Result};
 use super::ffi;
 use super::machine::{Machine, MachineState};
 use super::signals::Shield;
@@ -99,17 +99,14 @@ pub(super) fn try_freeze<'a>(machine: &'a Machine, live: &Definition, timeout: D
         Err(error) => return FreezeOutcome::NotFrozen(error.to_string()),
     }
     let seconds = i32::try_from(timeout.as_secs().max(1)).unwrap_or(i32::MAX);
-    if let Err(error) = ffi::set_agent_timeout(&machine.domain, seconds) {
-        return FreezeOutcome::NotFrozen(format!(
-            "libvirt cannot bound the wait for the guest agent: {}",
-            error.message()
-        ));
+    if let Err(error) = machine.set_agent_timeout(seconds) {
+        return FreezeOutcome::NotFrozen(error.to_string());
     }
     let guest = FrozenGuest { machine, thawed: false, _shield: Shield::raise() };
-    let Err(error) = ffi::freeze(&machine.domain) else {
+    let limit = timeout.saturating_add(machine.limits().call);
+    let Err(error) = machine.call_within(limit, || format!("freeze {}", machine.name()), ffi::freeze) else {
         return FreezeOutcome::Frozen(guest);
     };
-    let error = machine.error("freeze", &error);
     match error.meaning() {
         LibvirtErrorKind::AgentFailed | LibvirtErrorKind::AgentMissing | LibvirtErrorKind::Unsupported => {
             guest.forget();
@@ -117,7 +114,7 @@ pub(super) fn try_freeze<'a>(machine: &'a Machine, live: &Definition, timeout: D
         }
         _ => {
             // Best effort now: it is tried again when the capture is made.
-            let _ = ffi::thaw(&machine.domain);
+            let _ = machine.thaw_once();
             FreezeOutcome::Unknown(guest, error.to_string())
         }
     }
@@ -139,7 +136,7 @@ impl FrozenGuest<'_> {
 
     /// Back to libvirt's default; there is no way to ask what it was.
     fn restore_timeout(&self) {
-        let _ = ffi::set_agent_timeout(&self.machine.domain, ffi::AGENT_TIMEOUT_BLOCK);
+        let _ = self.machine.set_agent_timeout(ffi::AGENT_TIMEOUT_BLOCK);
     }
 }
 
@@ -159,10 +156,21 @@ impl Machine {
     pub(super) fn agent_time(&self, timeout: Duration) -> Result<()> {
         let context = || format!("ask the guest agent of {}", self.name());
         let seconds = i32::try_from(timeout.as_secs().max(1)).unwrap_or(i32::MAX);
-        ffi::set_agent_timeout(&self.domain, seconds).context(context)?;
-        let answer = self.domain.time(0).context(context);
-        let _ = ffi::set_agent_timeout(&self.domain, ffi::AGENT_TIMEOUT_BLOCK);
+        self.set_agent_timeout(seconds)?;
+        let limit = timeout.saturating_add(self.limits().call);
+        let answer = self.call_within(limit, context, |domain| domain.time(0));
+        let _ = self.set_agent_timeout(ffi::AGENT_TIMEOUT_BLOCK);
         answer.map(drop)
+    }
+
+    fn set_agent_timeout(&self, seconds: i32) -> Result<()> {
+        let action = || format!("limit the wait for the guest agent of {}", self.name());
+        self.call(action, move |domain| ffi::set_agent_timeout(domain, seconds))
+    }
+
+    /// A guest must not stay frozen, whatever else hangs.
+    fn thaw_once(&self) -> Result<u32> {
+        self.call_regardless(self.limits().call, || format!("thaw {}", self.name()), ffi::thaw)
     }
 
     /// Thaws the guest's file systems, trying several times. Harmless for a guest that is not frozen.
@@ -170,7 +178,7 @@ impl Machine {
         const TRIES: u32 = 3;
         let mut tried = 1;
         loop {
-            match ffi::thaw(&self.domain).context(|| format!("thaw {}", self.name())) {
+            match self.thaw_once() {
                 Ok(_) => return Ok(()),
                 Err(error)
                     if tried < TRIES

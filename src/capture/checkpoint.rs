@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 
 use super::definition::{child, children, parse_xml};
-use super::error::{LibvirtContext, LibvirtErrorKind, Result};
-use super::ffi::{self, CheckpointRef};
+use super::error::{LibvirtErrorKind, Result};
+use super::ffi;
 use super::images;
 use super::job::escape;
 use super::machine::{Machine, Which};
@@ -18,11 +18,7 @@ pub const PREFIX: &str = "kvmb-";
 impl Machine {
     /// The names of all checkpoints that libvirt knows of this machine, ours and others'.
     pub fn checkpoints(&self) -> Result<Vec<String>> {
-        let context = || format!("list the checkpoints of {}", self.name());
-        let mut names = Vec::new();
-        for checkpoint in CheckpointRef::list(&self.domain).context(context)? {
-            names.push(checkpoint.name().context(context)?);
-        }
+        let mut names = self.call(|| format!("list the checkpoints of {}", self.name()), ffi::checkpoint_names)?;
         names.sort();
         Ok(names)
     }
@@ -30,17 +26,10 @@ impl Machine {
     /// The disks whose bitmap of this checkpoint can be used, and how many bytes changed since. Empty when the checkpoint is
     /// not known, or the machine is off.
     pub fn usable_bitmaps(&self, checkpoint: &str) -> Result<HashMap<String, u64>> {
-        let context = || format!("look at checkpoint {checkpoint} of {}", self.name());
-        let found = match CheckpointRef::lookup(&self.domain, checkpoint).context(context) {
-            Ok(found) => found,
-            Err(error) if error.meaning() == LibvirtErrorKind::CheckpointMissing => {
-                return Ok(HashMap::new());
-            }
-            Err(error) => return Err(error),
-        };
-        let xml = found.xml(ffi::CHECKPOINT_XML_SIZE | ffi::CHECKPOINT_XML_NO_DOMAIN).context(context);
+        let xml = self.checkpoint_definition(checkpoint, ffi::CHECKPOINT_XML_SIZE | ffi::CHECKPOINT_XML_NO_DOMAIN);
         let xml = match xml {
             Ok(xml) => xml,
+            Err(error) if error.meaning() == LibvirtErrorKind::CheckpointMissing => return Ok(HashMap::new()),
             Err(error)
                 if matches!(
                     error.meaning(),
@@ -59,9 +48,21 @@ impl Machine {
 
     /// The disks that have a bitmap of this checkpoint, as far as libvirt knows; whether it can be used is another question.
     pub fn disks_of_checkpoint(&self, name: &str) -> Result<Vec<String>> {
-        let context = || format!("look at checkpoint {name} of {}", self.name());
-        let found = CheckpointRef::lookup(&self.domain, name).context(context)?;
-        read_disks(&found.xml(ffi::CHECKPOINT_XML_NO_DOMAIN).context(context)?)
+        read_disks(&self.checkpoint_definition(name, ffi::CHECKPOINT_XML_NO_DOMAIN)?)
+    }
+
+    fn checkpoint_definition(&self, name: &str, flags: u32) -> Result<String> {
+        let (action, name) = (|| format!("look at checkpoint {name} of {}", self.name()), name.to_owned());
+        self.call(action, move |domain| ffi::checkpoint_xml(domain, &name, flags))
+    }
+
+    fn delete_checkpoint_with(&self, name: &str, flags: u32) -> Result<()> {
+        let (action, name) = (|| format!("delete checkpoint {name} of {}", self.name()), name.to_owned());
+        self.call(action, move |domain| ffi::delete_checkpoint(domain, &name, flags))
+    }
+
+    fn make_known(&self, xml: String, flags: u32, action: impl FnOnce() -> String) -> Result<()> {
+        self.call(action, move |domain| ffi::create_checkpoint(domain, &xml, flags))
     }
 
     /// Whether the image of one of the disks has a bitmap of this name, which libvirt need not know of. What cannot be looked
@@ -78,14 +79,9 @@ impl Machine {
     /// Deletes a checkpoint with its bitmaps, whatever state they are in; false when it was not there. Needs a running machine:
     /// where that ends in the middle, it is an error, and bitmaps may be left of which libvirt knows no more.
     pub fn delete_checkpoint(&self, name: &str) -> Result<bool> {
-        let context = || format!("delete checkpoint {name} of {}", self.name());
-        let found = match CheckpointRef::lookup(&self.domain, name).context(context) {
-            Ok(found) => found,
-            Err(error) if error.meaning() == LibvirtErrorKind::CheckpointMissing => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        let error = match found.delete(0).context(context) {
+        let error = match self.delete_checkpoint_with(name, 0) {
             Ok(()) => return Ok(true),
+            Err(error) if error.meaning() == LibvirtErrorKind::CheckpointMissing => return Ok(false),
             Err(error) => error,
         };
         let broken = matches!(error.meaning(), LibvirtErrorKind::BitmapBroken { .. } | LibvirtErrorKind::Other);
@@ -93,40 +89,39 @@ impl Machine {
             return Err(error);
         }
         tracing::info!("{error}; deleting it disk by disk");
-        self.delete_disk_by_disk(&found, name)?;
+        self.delete_disk_by_disk(name)?;
         Ok(true)
     }
 
     /// Makes libvirt forget a checkpoint whose bitmaps are gone with their images. Works on a machine that is off as well.
     pub fn forget_checkpoint(&self, name: &str) -> Result<()> {
-        let context = || format!("forget checkpoint {name} of {}", self.name());
-        let found = CheckpointRef::lookup(&self.domain, name).context(context)?;
-        found.delete(ffi::CHECKPOINT_DELETE_METADATA_ONLY).context(context)
+        let (action, name) = (|| format!("forget checkpoint {name} of {}", self.name()), name.to_owned());
+        self.call(action, move |domain| ffi::delete_checkpoint(domain, &name, ffi::CHECKPOINT_DELETE_METADATA_ONLY))
     }
 
     /// libvirt stops deleting at the first bitmap that is missing. So: forget the checkpoint, then make it known again for one
     /// disk after the other, and delete that.
-    fn delete_disk_by_disk(&self, checkpoint: &CheckpointRef, name: &str) -> Result<()> {
-        let context = || format!("delete checkpoint {name} of {}", self.name());
-        let xml = checkpoint.xml(ffi::CHECKPOINT_XML_NO_DOMAIN).context(context)?;
-        let disks = read_disks(&xml)?;
-        checkpoint.delete(ffi::CHECKPOINT_DELETE_METADATA_ONLY).context(context)?;
+    fn delete_disk_by_disk(&self, name: &str) -> Result<()> {
+        let disks = self.disks_of_checkpoint(name)?;
+        self.delete_checkpoint_with(name, ffi::CHECKPOINT_DELETE_METADATA_ONLY)?;
         let all = self.targets()?;
         for disk in disks {
             let one = [disk.as_str()];
             let xml = known_checkpoint_xml(name, &one, &all);
-            let redefined = CheckpointRef::create(&self.domain, &xml, ffi::CHECKPOINT_REDEFINE).context(context);
-            let known = match redefined {
-                Ok(known) => known,
+            let redefined = self
+                .make_known(xml, ffi::CHECKPOINT_REDEFINE, || format!("delete checkpoint {name} of {}", self.name()));
+            match redefined {
+                Err(error) if error.is_no_answer() => return Err(error),
                 // The disk is gone from the machine, and its bitmap with it.
                 Err(error) => {
                     tracing::debug!("disk {disk}: {error}");
                     continue;
                 }
-            };
-            if let Err(error) = known.delete(0).context(context) {
+                Ok(()) => {}
+            }
+            if let Err(error) = self.delete_checkpoint_with(name, 0) {
                 tracing::debug!("disk {disk}: {error}");
-                known.delete(ffi::CHECKPOINT_DELETE_METADATA_ONLY).context(context)?;
+                self.delete_checkpoint_with(name, ffi::CHECKPOINT_DELETE_METADATA_ONLY)?;
                 // QEMU has ended meanwhile, and left the bitmaps in the images: whoever asked takes them out of there.
                 if !self.is_running()? {
                     return Err(error);
@@ -141,9 +136,7 @@ impl Machine {
     pub fn redefine_checkpoint(&self, name: &str, disks: &[&str]) -> Result<()> {
         let flags = if self.is_running()? { ffi::CHECKPOINT_REDEFINE_VALIDATE } else { ffi::CHECKPOINT_REDEFINE };
         let xml = known_checkpoint_xml(name, disks, &self.targets()?);
-        CheckpointRef::create(&self.domain, &xml, flags)
-            .map(|_| ())
-            .context(|| format!("make checkpoint {name} of {} known again", self.name()))
+        self.make_known(xml, flags, || format!("make checkpoint {name} of {} known again", self.name()))
     }
 
     fn targets(&self) -> Result<Vec<String>> {

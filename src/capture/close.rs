@@ -61,7 +61,7 @@ pub fn close_capture(
     request: &CloseRequest,
 ) -> Result<ClosedCapture> {
     file.lock_exclusive(request.wait)?;
-    let machine = find_machine(hypervisor, &file.load()?)?;
+    let machine = find_machine(runtime, hypervisor, &file.load()?)?;
     close_with_machine(runtime, machine.as_ref(), file, request)
 }
 
@@ -73,7 +73,7 @@ pub fn drain_capture(
     file: &CaptureFile,
 ) -> Result<ClosedCapture> {
     let mut state = file.load()?;
-    let machine = find_machine(hypervisor, &state)?;
+    let machine = find_machine(runtime, hypervisor, &state)?;
     let mut closed = ClosedCapture::of(&state);
     drain(runtime, machine.as_ref(), file, &mut state, &mut closed)?;
     Ok(closed)
@@ -147,8 +147,12 @@ pub(super) fn close_with_machine(
     drain(runtime, machine, &file, &mut state, &mut closed)?;
     settle_checkpoints(machine, &state, request, &mut closed)?;
     failpoint::hit(Failpoint::CheckpointsSettled);
+    let guard = file.guard();
     if closed.pending_checkpoints.is_empty() {
         file.remove()?;
+    }
+    if let Some(guard) = guard {
+        guard.process.ask_to_end();
     }
     failpoint::hit(Failpoint::CaptureForgotten);
     Ok(closed)
@@ -166,7 +170,11 @@ impl ClosedCapture {
 }
 
 /// The capture's machine; none when it exists no more.
-fn find_machine(hypervisor: Option<&Hypervisor>, state: &CaptureState) -> Result<Option<Machine>> {
+fn find_machine(
+    runtime: &RuntimeDirs,
+    hypervisor: Option<&Hypervisor>,
+    state: &CaptureState,
+) -> Result<Option<Machine>> {
     let needed = state.kind == CaptureKind::Job || state.checkpoint.is_some();
     if !needed && hypervisor.is_none() {
         return Ok(None);
@@ -175,7 +183,7 @@ fn find_machine(hypervisor: Option<&Hypervisor>, state: &CaptureState) -> Result
     let hypervisor = match hypervisor {
         Some(hypervisor) => hypervisor,
         None => {
-            opened = Hypervisor::open(Some(&state.connect))?;
+            opened = Hypervisor::open_within(Some(&state.connect), runtime.limits())?;
             &opened
         }
     };
@@ -207,7 +215,11 @@ fn drain(
     if state.phase != Phase::Drained || state.thaw_due {
         state.phase = Phase::Drained;
         state.thaw_due = false;
-        file.save(state)?;
+        // Whoever reads may note its point meanwhile.
+        file.update(|stored| {
+            stored.phase = Phase::Drained;
+            stored.thaw_due = false;
+        })?;
     }
     Ok(())
 }

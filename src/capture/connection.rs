@@ -2,14 +2,18 @@
 //!
 //! `qemu:///embed` admits one process at a time for a root, and one root in the life of a process: libvirt lets go of it
 //! only when the process ends, whatever is closed. So a process that needs it waits for the one before to end.
+//!
+//! libvirtd works on five calls of a connection at a time. One that a hung QEMU does not answer keeps its place, so a
+//! connection with such a call is left to the machine that made it, and the others open their own.
 
 use std::ffi::CString;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use virt::connect::Connect;
@@ -17,30 +21,92 @@ use virt::domain::Domain;
 
 use super::error::{Error, LibvirtContext, LibvirtErrorKind, Result};
 use super::ffi;
+use super::limits::{Limits, Wait};
 use super::machine::Machine;
 use super::suggest::similar_names;
+use crate::bounded;
 
 /// How long another process may hold an embedded root before we give up.
 const EMBED_WAIT: Duration = Duration::from_secs(30);
 const EMBED_RETRY: Duration = Duration::from_millis(100);
 
+/// How long closing a connection may take: libvirtd is told, and may be the one that hangs.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+
 /// An open connection to libvirt.
 #[derive(Debug, Clone)]
 pub struct Hypervisor {
-    pub(super) connect: Connect,
-    uri: String,
+    pub(super) link: Arc<Link>,
 }
 
-impl Hypervisor {
-    /// Opens a connection; without a URI libvirt chooses as it does for `virsh` (`$LIBVIRT_DEFAULT_URI`, its client
-    /// configuration, then what it finds). Nothing is ever asked for: a connection that wants a password fails.
-    pub fn open(uri: Option<&str>) -> Result<Hypervisor> {
+/// A connection, which a hypervisor and its machines share.
+#[derive(Debug)]
+pub(super) struct Link {
+    connect: Option<Connect>,
+    pub(super) uri: String,
+    pub(super) limits: Limits,
+    is_blocked: AtomicBool,
+}
+
+impl Link {
+    pub(super) fn open(uri: Option<&str>, limits: &Limits) -> Result<Link> {
         prepare_libvirt();
         let uri = uri.map(str::to_owned).or_else(default_uri);
         let shown = uri.as_deref().unwrap_or("the default hypervisor").to_owned();
-        let connect = open_patiently(uri.as_deref()).context(|| format!("open {shown}"))?;
-        let uri = connect.uri().unwrap_or(shown);
-        Ok(Hypervisor { connect, uri })
+        let context = || format!("open {shown}");
+        // The crate panics on a zero byte.
+        uri.as_deref().map(CString::new).transpose().map_err(virt::error::Error::from).context(context)?;
+        let connect = match uri.as_deref().and_then(embedded_root) {
+            Some(root) => open_embedded(uri.as_deref().unwrap_or_default(), &root, limits)?,
+            None => limits.run(limits.call, context, move || Connect::open(uri.as_deref()))?.context(context)?,
+        };
+        let uri = connect.uri().unwrap_or_else(|_| shown.clone());
+        Ok(Link { connect: Some(connect), uri, limits: limits.clone(), is_blocked: AtomicBool::new(false) })
+    }
+
+    /// Makes a call of libvirt's that is about no machine.
+    pub(super) fn call<T: Send + 'static>(
+        &self,
+        action: impl FnOnce() -> String,
+        work: impl FnOnce(&Connect) -> std::result::Result<T, virt::error::Error> + Send + 'static,
+    ) -> Result<T> {
+        let action = action();
+        let Some(connect) = self.connect.clone() else {
+            return Err(Error::Silent { action, machine: self.uri.clone() });
+        };
+        self.limits.run(self.limits.call, || action.clone(), move || work(&connect))?.context(|| action)
+    }
+
+    /// Notes that a call was given up, and keeps its place.
+    pub(super) fn note_blocked(&self) {
+        self.is_blocked.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether others than the machine that does not answer need a connection of their own.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.is_blocked.load(Ordering::Relaxed) && embedded_root(&self.uri).is_none()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(connect) = self.connect.take() {
+            // What does not end is left behind.
+            let _ = bounded::call(CLOSE_LIMIT, &self.limits.stop, move || drop(connect));
+        }
+    }
+}
+
+impl Hypervisor {
+    /// Opens a connection with the default limits.
+    pub fn open(uri: Option<&str>) -> Result<Hypervisor> {
+        Hypervisor::open_within(uri, &Limits::default())
+    }
+
+    /// Opens a connection; without a URI libvirt chooses as it does for `virsh` (`$LIBVIRT_DEFAULT_URI`, its client
+    /// configuration, then what it finds). Nothing is ever asked for: a connection that wants a password fails.
+    pub fn open_within(uri: Option<&str>, limits: &Limits) -> Result<Hypervisor> {
+        Ok(Hypervisor { link: Arc::new(Link::open(uri, limits)?) })
     }
 
     /// Whether [`Hypervisor::open`] with this URI runs libvirt inside of this process, which keeps all others out until it ends.
@@ -50,43 +116,45 @@ impl Hypervisor {
 
     /// The connection's URI, as libvirt says it.
     pub fn uri(&self) -> &str {
-        &self.uri
+        &self.link.uri
     }
 
     /// Whether this is QEMU on this host, which is what a capture needs: disks and sockets are reached by path.
     pub fn is_local(&self) -> bool {
-        is_local_uri(&self.uri)
+        is_local_uri(self.uri())
     }
 
     /// Whether libvirt's QEMU driver runs inside this process.
     pub fn is_embed(&self) -> bool {
-        self.uri.starts_with("qemu:///embed")
+        self.uri().starts_with("qemu:///embed")
     }
 
     /// libvirt's version on the hypervisor's side: (11, 3, 0).
     pub fn libvirt_version(&self) -> Result<(u32, u32, u32)> {
-        let version = self.connect.lib_version().context(|| "ask libvirt for its version".to_owned())?;
+        let version = self.link.call(|| "ask libvirt for its version".to_owned(), |connect| connect.lib_version())?;
         Ok(split_version(version))
     }
 
     /// QEMU's version: (10, 0, 2).
     pub fn qemu_version(&self) -> Result<(u32, u32, u32)> {
-        let version = self.connect.hyp_version().context(|| "ask libvirt for QEMU's version".to_owned())?;
+        let version =
+            self.link.call(|| "ask libvirt for QEMU's version".to_owned(), |connect| connect.hyp_version())?;
         Ok(split_version(version))
     }
 
     /// The host's name as libvirt knows it.
     pub fn hostname(&self) -> Result<String> {
-        self.connect.hostname().context(|| "ask libvirt for the host's name".to_owned())
+        self.link.call(|| "ask libvirt for the host's name".to_owned(), |connect| connect.hostname())
     }
 
     /// The machines that go by these names, UUIDs or globs (`*`, `?`, `[a-z]`), each once, sorted by name; all of them when no name is
     /// given. A machine that is really called `web*` is meant by `web*`. A name that no machine has is an error.
     pub fn machines(&self, names: &[String]) -> Result<Vec<Machine>> {
         let mut all = Vec::new();
-        for domain in self.connect.list_all_domains(0).context(|| format!("list the machines of {}", self.uri))? {
+        let action = || format!("list the machines of {}", self.uri());
+        for domain in self.link.call(action, |connect| connect.list_all_domains(0))? {
             // A transient machine may be gone between the two calls.
-            if let Ok(machine) = Machine::new(domain, &self.uri) {
+            if let Ok(machine) = Machine::new(domain, &self.link) {
                 all.push(machine);
             }
         }
@@ -115,13 +183,17 @@ impl Hypervisor {
         let found = if name_or_uuid.contains('\0') {
             None
         } else {
-            match self.connect.lookup_domain_by_name(name_or_uuid) {
-                Ok(domain) => Some(domain),
-                Err(_) => self.connect.lookup_domain_by_uuid_string(name_or_uuid).ok(),
-            }
+            let wanted = name_or_uuid.to_owned();
+            self.link.call(
+                || format!("look up {name_or_uuid}"),
+                move |connect| match connect.lookup_domain_by_name(&wanted) {
+                    Ok(domain) => Ok(Some(domain)),
+                    Err(_) => Ok(connect.lookup_domain_by_uuid_string(&wanted).ok()),
+                },
+            )?
         };
         match found {
-            Some(domain) => Machine::new(domain, &self.uri),
+            Some(domain) => Machine::new(domain, &self.link),
             None => {
                 let all = self.machines(&[])?;
                 Err(self.no_such_machine(name_or_uuid, &all))
@@ -135,16 +207,19 @@ impl Hypervisor {
         if xml.contains('\0') {
             return Err(super::definition::DefinitionError::Xml("a zero byte".to_owned()).into());
         }
-        let domain = match self.connect.define_domain_xml_flags(xml, virt_sys::VIR_DOMAIN_DEFINE_VALIDATE) {
+        let xml = xml.to_owned();
+        let define = move |connect: &Connect| match connect
+            .define_domain_xml_flags(&xml, virt_sys::VIR_DOMAIN_DEFINE_VALIDATE)
+        {
             // VIR_ERR_XML_INVALID_SCHEMA: the machine ran with this definition before, so let libvirt judge it itself.
             Err(error) if error.code().to_raw() == virt_sys::VIR_ERR_XML_INVALID_SCHEMA => {
                 tracing::debug!("libvirt's schema does not know this definition: {error}");
-                self.connect.define_domain_xml_flags(xml, 0)
+                connect.define_domain_xml_flags(&xml, 0)
             }
             other => other,
-        }
-        .context(|| "define the machine".to_owned())?;
-        Machine::new(domain, &self.uri)
+        };
+        let domain = self.link.call(|| "define the machine".to_owned(), define)?;
+        Machine::new(domain, &self.link)
     }
 
     /// Closes the connection, unless a [`Machine`] or a clone of it is alive. An embedded driver stays open, whatever is closed.
@@ -152,8 +227,9 @@ impl Hypervisor {
 
     /// Whether a network is started; none when there is no such network.
     pub fn network_is_active(&self, name: &str) -> Result<Option<bool>> {
-        let context = || format!("look up network {name}");
-        match self.connect.lookup_network_by_name(name).and_then(|network| network.is_active()).context(context) {
+        let (action, wanted) = (|| format!("look up network {name}"), name.to_owned());
+        let is_active = move |connect: &Connect| connect.lookup_network_by_name(&wanted)?.is_active();
+        match self.link.call(action, is_active) {
             Ok(is_active) => Ok(Some(is_active)),
             Err(error) if matches!(error.meaning(), LibvirtErrorKind::NotFound | LibvirtErrorKind::Unsupported) => {
                 Ok(None)
@@ -164,8 +240,9 @@ impl Hypervisor {
 
     /// Whether libvirt knows a filter of network traffic.
     pub fn has_network_filter(&self, name: &str) -> Result<bool> {
-        match self.connect.lookup_nwfilter_by_name(name).context(|| format!("look up network filter {name}")) {
-            Ok(_) => Ok(true),
+        let (action, wanted) = (|| format!("look up network filter {name}"), name.to_owned());
+        match self.link.call(action, move |connect| connect.lookup_nwfilter_by_name(&wanted).map(drop)) {
+            Ok(()) => Ok(true),
             Err(error) if matches!(error.meaning(), LibvirtErrorKind::NotFound | LibvirtErrorKind::Unsupported) => {
                 Ok(false)
             }
@@ -175,7 +252,7 @@ impl Hypervisor {
 
     fn no_such_machine(&self, name: &str, all: &[Machine]) -> Error {
         let near = similar_names(name, all.iter().map(Machine::name));
-        Error::NoSuchMachine { name: name.to_owned(), uri: self.uri.clone(), near }
+        Error::NoSuchMachine { name: name.to_owned(), uri: self.uri().to_owned(), near }
     }
 }
 
@@ -213,15 +290,10 @@ fn prepare_libvirt() {
     });
 }
 
-/// Opens a connection. The embedded driver is opened once in the life of a process, and only one attempt counts: after one
-/// that came too late, every other says «qemu state driver is not active». So it is made only when nobody holds the root.
-fn open_patiently(uri: Option<&str>) -> std::result::Result<Connect, virt::error::Error> {
-    // The crate panics on a zero byte.
-    uri.map(CString::new).transpose()?;
+/// The embedded driver is opened once in the life of a process, and only one attempt counts: after one that came too late,
+/// every other says «qemu state driver is not active». So it is made only when nobody holds the root.
+fn open_embedded(uri: &str, root: &Path, limits: &Limits) -> Result<Connect> {
     static EMBEDDED: Mutex<Option<(String, Connect, Queue)>> = Mutex::new(None);
-    let Some((uri, root)) = uri.and_then(|uri| Some((uri, embedded_root(uri)?))) else {
-        return Connect::open(uri);
-    };
     let mut embedded = EMBEDDED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((open, connect, _)) = &*embedded
         && open == uri
@@ -229,12 +301,14 @@ fn open_patiently(uri: Option<&str>) -> std::result::Result<Connect, virt::error
         return Ok(connect.clone());
     }
     let pid_file = root.join("run/qemu/driver.pid");
-    let deadline = Instant::now() + EMBED_WAIT;
-    let queue = Queue::enter(&root, deadline);
-    while is_locked_by_another(&pid_file) && Instant::now() < deadline {
+    let wait = limits.wait(EMBED_WAIT);
+    let queue = Queue::enter(root, &wait)?;
+    while is_locked_by_another(&pid_file) && !wait.is_over() {
+        wait.check_stop()?;
         thread::sleep(EMBED_RETRY);
     }
-    let connect = Connect::open(Some(uri))?;
+    let (action, wanted) = (|| format!("open {uri}"), uri.to_owned());
+    let connect = limits.run(limits.call, action, move || Connect::open(Some(&wanted)))?.context(action)?;
     *embedded = Some((uri.to_owned(), connect.clone(), queue));
     Ok(connect)
 }
@@ -245,16 +319,17 @@ struct Queue(#[allow(dead_code)] Option<File>);
 
 impl Queue {
     /// Waits for its turn. A root that is not there yet, or is not ours to open, has no queue.
-    fn enter(root: &Path, deadline: Instant) -> Queue {
+    fn enter(root: &Path, wait: &Wait) -> Result<Queue> {
         let Ok(folder) = File::open(root) else {
-            return Queue(None);
+            return Ok(Queue(None));
         };
         while flock(&folder, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK)
-            && Instant::now() < deadline
+            && !wait.is_over()
         {
+            wait.check_stop()?;
             thread::sleep(EMBED_RETRY);
         }
-        Queue(Some(folder))
+        Ok(Queue(Some(folder)))
     }
 }
 
@@ -309,12 +384,13 @@ pub(super) fn is_local_uri(uri: &str) -> bool {
 }
 
 /// The path of a volume of a storage pool, on the machine's connection.
-pub(super) fn volume_path(domain: &Domain, pool: &str, volume: &str) -> Result<PathBuf> {
-    let context = || format!("look up volume {volume} of storage pool {pool}");
-    let connect = domain.connect().context(context)?;
-    let pool = connect.lookup_storage_pool_by_name(pool).context(context)?;
-    let volume = pool.lookup_storage_vol_by_name(volume).context(context)?;
-    volume.path().map(PathBuf::from).context(context)
+pub(super) fn volume_path(
+    domain: &Domain,
+    pool: &str,
+    volume: &str,
+) -> std::result::Result<PathBuf, virt::error::Error> {
+    let pool = domain.connect()?.lookup_storage_pool_by_name(pool)?;
+    pool.lookup_storage_vol_by_name(volume)?.path().map(PathBuf::from)
 }
 
 fn split_version(version: u32) -> (u32, u32, u32) {

@@ -43,6 +43,8 @@ pub enum LibvirtErrorKind {
     NoConnection,
     /// The machine is not in the state for that, for example not running.
     InvalidState,
+    /// There was no answer: the limit was over, or the program was told to end.
+    NoAnswer,
     /// Anything else; the message says what.
     Other,
 }
@@ -62,6 +64,25 @@ pub enum Error {
         /// libvirt's message.
         message: String,
     },
+    /// libvirt or QEMU did not answer in time. What was asked for may still come about.
+    #[error("{action}: no answer within {} s", .limit.as_secs())]
+    TimedOut {
+        /// What was tried.
+        action: String,
+        /// How long it may take.
+        limit: Duration,
+    },
+    /// A call about this machine was given up before, and has not returned.
+    #[error("{action}: {machine} does not answer")]
+    Silent {
+        /// What was to be tried.
+        action: String,
+        /// The machine.
+        machine: String,
+    },
+    /// The program was told to end.
+    #[error("interrupted")]
+    Interrupted,
     /// A name that no machine has.
     #[error("no machine is called '{name}' on {uri}{}", suggestion(.near))]
     NoSuchMachine {
@@ -242,6 +263,7 @@ impl Error {
             Error::NoSuchMachine { .. } => LibvirtErrorKind::NotFound,
             Error::ForeignJob { .. } | Error::OtherJob { .. } | Error::Held { .. } => LibvirtErrorKind::Busy,
             Error::NotLocal { .. } => LibvirtErrorKind::Unsupported,
+            Error::TimedOut { .. } | Error::Silent { .. } | Error::Interrupted => LibvirtErrorKind::NoAnswer,
             _ => LibvirtErrorKind::Other,
         }
     }
@@ -272,6 +294,11 @@ impl Error {
             code,
             message: error.message().to_owned(),
         }
+    }
+
+    /// Whether there was no answer: the limit was over, or the program was told to end.
+    pub fn is_no_answer(&self) -> bool {
+        self.meaning() == LibvirtErrorKind::NoAnswer
     }
 
     pub(super) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
@@ -356,6 +383,7 @@ impl fmt::Display for LibvirtErrorKind {
             LibvirtErrorKind::ReadOnlyUri => "not permitted",
             LibvirtErrorKind::NoConnection => "no connection",
             LibvirtErrorKind::InvalidState => "invalid state",
+            LibvirtErrorKind::NoAnswer => "no answer",
             LibvirtErrorKind::Other => "error",
         })
     }

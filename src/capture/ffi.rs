@@ -111,9 +111,28 @@ pub(super) fn block_info(domain: &Domain, disk: &str) -> Result<(u64, u64, u64)>
     Ok((info.capacity, info.allocation, info.physical))
 }
 
+/// The names of all checkpoints that libvirt knows of this domain.
+pub(super) fn checkpoint_names(domain: &Domain) -> Result<Vec<String>> {
+    CheckpointRef::list(domain)?.iter().map(CheckpointRef::name).collect()
+}
+
+/// The definition of a checkpoint.
+pub(super) fn checkpoint_xml(domain: &Domain, name: &str, flags: u32) -> Result<String> {
+    CheckpointRef::lookup(domain, name)?.xml(flags)
+}
+
+/// Makes a checkpoint (or makes one known, by the flags).
+pub(super) fn create_checkpoint(domain: &Domain, xml: &str, flags: u32) -> Result<()> {
+    CheckpointRef::create(domain, xml, flags).map(drop)
+}
+
+/// Deletes a checkpoint: bitmaps and metadata, or as the flags say.
+pub(super) fn delete_checkpoint(domain: &Domain, name: &str, flags: u32) -> Result<()> {
+    CheckpointRef::lookup(domain, name)?.delete(flags)
+}
+
 /// A checkpoint of a domain.
-#[derive(Debug)]
-pub(super) struct CheckpointRef {
+struct CheckpointRef {
     raw: sys::virDomainCheckpointPtr,
 }
 
@@ -126,7 +145,7 @@ impl Drop for CheckpointRef {
 
 impl CheckpointRef {
     /// All checkpoints that libvirt knows of this domain.
-    pub(super) fn list(domain: &Domain) -> Result<Vec<CheckpointRef>> {
+    fn list(domain: &Domain) -> Result<Vec<CheckpointRef>> {
         let mut list: *mut sys::virDomainCheckpointPtr = ptr::null_mut();
         // SAFETY: libvirt sets `list` to an array of as many entries as it returns; the domain lives until then.
         let count = unsafe { sys::virDomainListAllCheckpoints(domain.as_ptr(), &mut list, 0) };
@@ -143,7 +162,7 @@ impl CheckpointRef {
     }
 
     /// The checkpoint of this name.
-    pub(super) fn lookup(domain: &Domain, name: &str) -> Result<CheckpointRef> {
+    fn lookup(domain: &Domain, name: &str) -> Result<CheckpointRef> {
         let name = CString::new(name)?;
         // SAFETY: the domain and the name live until the call returns.
         let raw = unsafe { sys::virDomainCheckpointLookupByName(domain.as_ptr(), name.as_ptr(), 0) };
@@ -151,7 +170,7 @@ impl CheckpointRef {
     }
 
     /// Makes a checkpoint (or makes one known, by the flags).
-    pub(super) fn create(domain: &Domain, xml: &str, flags: u32) -> Result<CheckpointRef> {
+    fn create(domain: &Domain, xml: &str, flags: u32) -> Result<CheckpointRef> {
         let xml = CString::new(xml)?;
         // SAFETY: the domain and the XML live until the call returns.
         let raw = unsafe { sys::virDomainCheckpointCreateXML(domain.as_ptr(), xml.as_ptr(), flags) };
@@ -159,7 +178,7 @@ impl CheckpointRef {
     }
 
     /// Its name.
-    pub(super) fn name(&self) -> Result<String> {
+    fn name(&self) -> Result<String> {
         // SAFETY: the reference is ours; the text belongs to it and is copied at once.
         unsafe {
             let name = sys::virDomainCheckpointGetName(self.raw);
@@ -171,13 +190,13 @@ impl CheckpointRef {
     }
 
     /// Its definition.
-    pub(super) fn xml(&self, flags: u32) -> Result<String> {
+    fn xml(&self, flags: u32) -> Result<String> {
         // SAFETY: the reference is ours.
         take_string(unsafe { sys::virDomainCheckpointGetXMLDesc(self.raw, flags) })
     }
 
     /// Deletes it: bitmaps and metadata, or as the flags say.
-    pub(super) fn delete(&self, flags: u32) -> Result<()> {
+    fn delete(&self, flags: u32) -> Result<()> {
         // SAFETY: the reference is ours and stays valid, whatever becomes of the checkpoint.
         check(unsafe { sys::virDomainCheckpointDelete(self.raw, flags) })
     }
@@ -198,6 +217,15 @@ pub(super) fn set_env_while_single_threaded(key: &str, value: &str) -> bool {
     true
 }
 
+/// Makes this process one that nobody's terminal or pipe knows: a session of its own, and nothing open but the standard streams.
+/// Only for a process that has opened nothing yet: a descriptor that somebody relies on would be gone.
+pub fn detach_from_terminal() {
+    // Fails for the leader of a group, which has left the session of its parent already.
+    let _ = rustix::process::setsid();
+    // SAFETY: descriptors above the standard streams were inherited; nobody in this process has opened or keeps one.
+    unsafe { close_range(3, std::ffi::c_uint::MAX, 0) };
+}
+
 fn check(result: i32) -> Result<()> {
     if result < 0 { Err(Error::last_error()) } else { Ok(()) }
 }
@@ -216,6 +244,7 @@ fn take_string(text: *mut c_char) -> Result<String> {
 }
 
 unsafe extern "C" {
+    unsafe fn close_range(first: std::ffi::c_uint, last: std::ffi::c_uint, flags: std::ffi::c_int) -> std::ffi::c_int;
     #[link_name = "free"]
     unsafe fn libc_free(pointer: *mut std::ffi::c_void);
 }

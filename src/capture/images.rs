@@ -2,14 +2,19 @@
 //! the layer above: nothing is probed.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::UNIX_EPOCH;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
+use crate::bounded::{self, Group};
+
+/// How long `qemu-img` may take: it reads or writes a few blocks.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// More layers than this are a loop.
 const MAX_LAYERS: usize = 256;
@@ -123,13 +128,9 @@ pub fn remove_bitmap(path: &Path, name: &str) -> Result<()> {
 }
 
 fn qemu_img_bitmap(action: &str, path: &Path, name: &str) -> Result<()> {
-    let output = Command::new("qemu-img")
-        .args(["bitmap", action, "-f", "qcow2", "--"])
-        .arg(path)
-        .arg(name)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| failed(path, error.to_string()))?;
+    let mut command = Command::new("qemu-img");
+    command.args(["bitmap", action, "-f", "qcow2", "--"]).arg(path).arg(name);
+    let output = run(command, path)?;
     if !output.status.success() {
         return Err(failed(path, String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
@@ -207,16 +208,23 @@ impl ImageInfo {
 }
 
 fn qemu_img_info(path: &Path, format: &str) -> Result<ImageInfo> {
-    let output = Command::new("qemu-img")
-        .args(["info", "--force-share", "--output=json", "-f", format, "--"])
-        .arg(path)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| failed(path, error.to_string()))?;
+    let mut command = Command::new("qemu-img");
+    command.args(["info", "--force-share", "--output=json", "-f", format, "--"]).arg(path);
+    let output = run(command, path)?;
     if !output.status.success() {
         return Err(failed(path, String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
     serde_json::from_slice(&output.stdout).map_err(|error| failed(path, error.to_string()))
+}
+
+/// Storage may hang, and the program with it.
+fn run(mut command: Command, path: &Path) -> Result<Output> {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    bounded::output(command, Group::Own, LIMIT, &bounded::ending()).map_err(|error| match error.kind() {
+        ErrorKind::TimedOut => Error::TimedOut { action: format!("look at {}", path.display()), limit: LIMIT },
+        ErrorKind::Interrupted => Error::Interrupted,
+        _ => failed(path, error.to_string()),
+    })
 }
 
 fn failed(path: &Path, message: String) -> Error {

@@ -12,7 +12,7 @@ use chrono::{DateTime, FixedOffset, Local};
 use super::agent::{self, Consistency, FreezeMode, FreezeOptions, FreezeOutcome};
 use super::checkpoint::checkpoint_xml;
 use super::definition::{Definition, child, children, parse_xml};
-use super::error::{Error, LibvirtContext, LibvirtErrorKind, Result};
+use super::error::{Error, LibvirtErrorKind, Result};
 use super::ffi;
 use super::machine::{Machine, Which};
 use crate::failpoint::{self, Failpoint};
@@ -108,13 +108,19 @@ impl Machine {
         if guest.is_some() {
             failpoint::hit(Failpoint::Frozen);
         }
+        // Told to end meanwhile: a guest that is frozen is thawed, and nothing is begun.
+        self.limits().check_stop()?;
         let captured_at = Local::now().fixed_offset();
-        let began = ffi::backup_begin(&self.domain, &backup, checkpoint.as_deref());
+        let began = self.call_within(
+            self.limits().begin,
+            || format!("begin the backup of {}", self.name()),
+            move |domain| ffi::backup_begin(domain, &backup, checkpoint.as_deref()),
+        );
         if began.is_ok() {
             failpoint::hit(Failpoint::Begun);
         }
         let thawed = guest.map_or(Ok(()), agent::FrozenGuest::thaw);
-        began.map_err(|error| self.begin_error(&error))?;
+        began.map_err(|error| self.begin_error(error))?;
         let thaw_note = thawed.as_ref().err().map(ToString::to_string);
         if let Some(thaw_note) = &thaw_note {
             tracing::error!("{thaw_note}");
@@ -136,7 +142,7 @@ impl Machine {
 
     /// The backup job that is running, whoever began it.
     pub fn running_backup(&self) -> Result<Option<JobInfo>> {
-        let xml = ffi::backup_xml(&self.domain).context(|| format!("look for a backup job of {}", self.name()));
+        let xml = self.call(|| format!("look for a backup job of {}", self.name()), ffi::backup_xml);
         match xml {
             Ok(xml) => read_job(&xml).map(Some),
             Err(error) if is_wedged(&error.to_string()) => Err(self.wedged(error.to_string())),
@@ -156,7 +162,7 @@ impl Machine {
     /// backup would wait for that half a minute, the guest frozen. A backup that libvirt was killed in the middle of beginning
     /// looks like this too, and never ends.
     pub fn expect_no_job(&self) -> Result<()> {
-        match ffi::has_job(&self.domain).context(|| format!("look for a job of {}", self.name())) {
+        match self.call(|| format!("look for a job of {}", self.name()), ffi::has_job) {
             Ok(false) => Ok(()),
             Ok(true) => Err(Error::OtherJob { machine: self.name().to_owned() }),
             Err(error) if is_wedged(&error.to_string()) => Err(self.wedged(error.to_string())),
@@ -173,7 +179,7 @@ impl Machine {
             return Ok(false);
         }
         let deadline = Instant::now() + END_PATIENCE;
-        match ffi::abort_job(&self.domain).context(|| format!("end the backup job of {}", self.name())) {
+        match self.call(|| format!("end the backup job of {}", self.name()), ffi::abort_job) {
             // «no job is active»: it ended meanwhile.
             Err(error) if error.meaning() != LibvirtErrorKind::InvalidState => return Err(error),
             _ => {}
@@ -187,11 +193,11 @@ impl Machine {
         Ok(true)
     }
 
-    fn begin_error(&self, error: &virt::error::Error) -> Error {
-        if is_wedged(error.message()) {
-            return self.wedged(error.message().to_owned());
+    fn begin_error(&self, error: Error) -> Error {
+        match is_wedged(&error.to_string()) {
+            true => self.wedged(error.to_string()),
+            false => error,
         }
-        self.error("begin the backup of", error)
     }
 
     fn wedged(&self, message: String) -> Error {

@@ -1,22 +1,31 @@
 //! One domain of libvirt.
 
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use virt::domain::Domain;
 use virt::error::Error as VirtError;
 
+use super::connection::Link;
 use super::definition::Definition;
 use super::error::{Error, LibvirtContext, Result};
 use super::ffi;
+use super::limits::Limits;
 
 /// A machine that libvirt knows. Cheap to clone; keeps its connection open.
 #[derive(Clone)]
 pub struct Machine {
-    pub(super) domain: Domain,
+    domain: Domain,
     name: String,
     uuid: String,
-    uri: String,
+    link: Arc<Link>,
+    /// Opened when the shared connection is blocked by another machine.
+    own: Arc<Mutex<Option<(Domain, Link)>>>,
 }
+
+/// What a machine that does not answer may still be asked, it may take so long for.
+const SILENT_LIMIT: Duration = Duration::from_secs(2);
 
 /// What a machine is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,11 +139,71 @@ impl fmt::Display for MachineState {
 }
 
 impl Machine {
-    pub(super) fn new(domain: Domain, uri: &str) -> Result<Machine> {
+    pub(super) fn new(domain: Domain, link: &Arc<Link>) -> Result<Machine> {
         let context = || "look at a machine".to_owned();
         let name = domain.name().context(context)?;
         let uuid = domain.uuid_string().context(context)?;
-        Ok(Machine { domain, name, uuid, uri: uri.to_owned() })
+        Ok(Machine { domain, name, uuid, link: Arc::clone(link), own: Arc::default() })
+    }
+
+    /// How long libvirt may take.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.link.limits
+    }
+
+    /// Makes a call of libvirt's about this machine. While one that was given up is pending, no other is made.
+    pub(super) fn call<T: Send + 'static>(
+        &self,
+        action: impl FnOnce() -> String,
+        work: impl FnOnce(&Domain) -> std::result::Result<T, VirtError> + Send + 'static,
+    ) -> Result<T> {
+        self.call_within(self.limits().call, action, work)
+    }
+
+    /// The same with a limit of its own.
+    pub(super) fn call_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        action: impl FnOnce() -> String,
+        work: impl FnOnce(&Domain) -> std::result::Result<T, VirtError> + Send + 'static,
+    ) -> Result<T> {
+        if self.limits().is_silent(&self.uuid) {
+            return Err(Error::Silent { action: action(), machine: self.name.clone() });
+        }
+        self.call_regardless(limit, action, work)
+    }
+
+    /// The same for what libvirt knows by itself, and for what must be tried: although another call is pending.
+    pub(super) fn call_regardless<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        action: impl FnOnce() -> String,
+        work: impl FnOnce(&Domain) -> std::result::Result<T, VirtError> + Send + 'static,
+    ) -> Result<T> {
+        let (action, domain) = (action(), self.domain()?);
+        let limit = if self.limits().is_silent(&self.uuid) { limit.min(SILENT_LIMIT) } else { limit };
+        match self.limits().run_for(&self.uuid, limit, || action.clone(), move || work(&domain)) {
+            Ok(result) => result.context(|| action),
+            Err(error) => {
+                self.link.note_blocked();
+                Err(error)
+            }
+        }
+    }
+
+    /// The machine on a connection that no other machine blocks.
+    fn domain(&self) -> Result<Domain> {
+        if !self.link.is_blocked() {
+            return Ok(self.domain.clone());
+        }
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((domain, _)) = &*own {
+            return Ok(domain.clone());
+        }
+        let (link, uuid) = (Link::open(Some(&self.link.uri), self.limits())?, self.uuid.clone());
+        let domain =
+            link.call(|| format!("look up {}", self.name), move |connect| connect.lookup_domain_by_uuid_string(&uuid))?;
+        Ok(own.insert((domain, link)).0.clone())
     }
 
     /// Its name.
@@ -149,7 +218,7 @@ impl Machine {
 
     /// The URI of the connection that it was found through.
     pub fn uri(&self) -> &str {
-        &self.uri
+        &self.link.uri
     }
 
     /// Whether this is its name or UUID.
@@ -164,57 +233,61 @@ impl Machine {
 
     /// Whether QEMU runs for it, paused or not.
     pub fn is_running(&self) -> Result<bool> {
-        self.domain.is_active().context(|| format!("ask whether {} runs", self.name))
+        let action = || format!("ask whether {} runs", self.name);
+        self.call_regardless(self.limits().call, action, |domain| domain.is_active())
     }
 
     /// What it is doing.
     pub fn state(&self) -> Result<MachineState> {
-        let (state, reason) = ffi::state(&self.domain).context(|| format!("ask for the state of {}", self.name))?;
+        let (state, reason) = self.state_numbers()?;
         Ok(MachineState::from_numbers(state, reason))
     }
 
     /// libvirt's number for why it is off, or for why it is in whatever state it is in.
     pub(super) fn off_reason(&self) -> Result<i32> {
-        let state = ffi::state(&self.domain).context(|| format!("ask for the state of {}", self.name))?;
-        Ok(state.1)
+        Ok(self.state_numbers()?.1)
+    }
+
+    fn state_numbers(&self) -> Result<(i32, i32)> {
+        self.call_regardless(self.limits().call, || format!("ask for the state of {}", self.name), ffi::state)
     }
 
     /// Whether it has a definition that outlives its run.
     pub fn is_persistent(&self) -> Result<bool> {
-        self.domain.is_persistent().context(|| format!("ask whether {} is persistent", self.name))
+        self.call(|| format!("ask whether {} is persistent", self.name), |domain| domain.is_persistent())
     }
 
     /// Whether it starts with the host; false for a transient machine.
     pub fn autostart(&self) -> Result<bool> {
-        self.domain.autostart().context(|| format!("ask whether {} starts with the host", self.name))
+        self.call(|| format!("ask whether {} starts with the host", self.name), |domain| domain.autostart())
     }
 
     /// Makes it start with the host, or not.
     pub fn set_autostart(&self, autostart: bool) -> Result<()> {
-        self.domain.set_autostart(autostart).context(|| format!("set the autostart of {}", self.name))
+        let set = move |domain: &Domain| domain.set_autostart(autostart).map(drop);
+        self.call(|| format!("set the autostart of {}", self.name), set)
     }
 
     /// Whether its memory is saved on disk: its next start continues from there.
     pub fn has_saved_memory(&self) -> Result<bool> {
-        self.domain.has_managed_save(0).context(|| format!("look for saved memory of {}", self.name))
+        self.call(|| format!("look for saved memory of {}", self.name), |domain| domain.has_managed_save(0))
     }
 
     /// Removes its saved memory: its next start boots.
     pub fn discard_saved_memory(&self) -> Result<()> {
-        self.domain.managed_save_remove(0).context(|| format!("remove the saved memory of {}", self.name))
+        let remove = |domain: &Domain| domain.managed_save_remove(0).map(drop);
+        self.call(|| format!("remove the saved memory of {}", self.name), remove)
     }
 
     /// The names of its snapshots, internal and external.
     pub fn snapshots(&self) -> Result<Vec<String>> {
-        let context = || format!("list the snapshots of {}", self.name);
-        let snapshots = self.domain.list_all_snapshots(0).context(context)?;
-        snapshots.iter().map(|snapshot| snapshot.name().context(context)).collect()
+        let names = |domain: &Domain| domain.list_all_snapshots(0)?.iter().map(|snapshot| snapshot.name()).collect();
+        self.call(|| format!("list the snapshots of {}", self.name), names)
     }
 
     /// Memory and processors.
     pub fn info(&self) -> Result<MachineInfo> {
-        let (max_memory_kib, vcpus) =
-            ffi::info(&self.domain).context(|| format!("ask for the size of {}", self.name))?;
+        let (max_memory_kib, vcpus) = self.call(|| format!("ask for the size of {}", self.name), ffi::info)?;
         Ok(MachineInfo { max_memory_bytes: max_memory_kib.saturating_mul(1024), vcpus })
     }
 
@@ -224,13 +297,15 @@ impl Machine {
             Which::Live => 0,
             Which::Inactive => virt_sys::VIR_DOMAIN_XML_INACTIVE,
         };
+        let action = || format!("read the definition of {}", self.name);
         if secure {
-            match self.domain.xml_desc(base | virt_sys::VIR_DOMAIN_XML_SECURE) {
-                Ok(xml) => return Ok(xml),
+            match self.call(action, move |domain| domain.xml_desc(base | virt_sys::VIR_DOMAIN_XML_SECURE)) {
+                Err(error) if error.is_no_answer() => return Err(error),
                 Err(error) => tracing::debug!("the definition of {} without its secrets: {error}", self.name),
+                found => return found,
             }
         }
-        self.domain.xml_desc(base).context(|| format!("read the definition of {}", self.name))
+        self.call(action, move |domain| domain.xml_desc(base))
     }
 
     /// Its definition, read.
@@ -240,27 +315,26 @@ impl Machine {
 
     /// How large one of its disks is; an error when the file is missing or libvirt cannot tell.
     pub fn disk_info(&self, target: &str) -> Result<DiskInfo> {
-        let (capacity_bytes, allocated_bytes, physical_bytes) = ffi::block_info(&self.domain, target)
-            .context(|| format!("ask for the size of {}'s disk {target}", self.name))?;
+        let (action, disk) = (|| format!("ask for the size of {}'s disk {target}", self.name), target.to_owned());
+        let (capacity_bytes, allocated_bytes, physical_bytes) =
+            self.call(action, move |domain| ffi::block_info(domain, &disk))?;
         Ok(DiskInfo { capacity_bytes, allocated_bytes, physical_bytes })
     }
 
     /// Starts it.
     pub fn start(&self) -> Result<()> {
-        self.domain.create().context(|| format!("start {}", self.name))
+        self.call(|| format!("start {}", self.name), |domain| domain.create())
     }
 
     /// Starts it without letting it run: a machine that needs no operating system.
     pub fn start_paused(&self) -> Result<()> {
-        self.domain
-            .create_with_flags(virt_sys::VIR_DOMAIN_START_PAUSED)
-            .map(|_| ())
-            .context(|| format!("start {}", self.name))
+        let paused = |domain: &Domain| domain.create_with_flags(virt_sys::VIR_DOMAIN_START_PAUSED).map(drop);
+        self.call(|| format!("start {}", self.name), paused)
     }
 
     /// Lets it go on.
     pub fn resume(&self) -> Result<()> {
-        self.domain.resume().context(|| format!("resume {}", self.name))
+        self.call(|| format!("resume {}", self.name), |domain| domain.resume())
     }
 
     /// Forgets its definition, with what libvirt keeps beside it (checkpoints' and snapshots' metadata, firmware variables only when
@@ -268,17 +342,10 @@ impl Machine {
     pub fn undefine(&self, nvram: bool) -> Result<()> {
         let nvram_flag =
             if nvram { virt_sys::VIR_DOMAIN_UNDEFINE_NVRAM } else { virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM };
-        self.domain
-            .undefine_flags(
-                nvram_flag
-                    | virt_sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-                    | virt_sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA,
-            )
-            .context(|| format!("undefine {}", self.name))
-    }
-
-    pub(super) fn error(&self, action: &str, error: &VirtError) -> Error {
-        Error::libvirt(format!("{action} {}", self.name), error)
+        let flags = nvram_flag
+            | virt_sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+            | virt_sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA;
+        self.call(|| format!("undefine {}", self.name), move |domain| domain.undefine_flags(flags))
     }
 }
 
@@ -287,7 +354,7 @@ impl fmt::Debug for Machine {
         f.debug_struct("Machine")
             .field("name", &self.name)
             .field("uuid", &self.uuid)
-            .field("uri", &self.uri)
+            .field("uri", &self.link.uri)
             .finish_non_exhaustive()
     }
 }

@@ -11,11 +11,13 @@
 //! | [`mod@rewrite`] | domain XML, changed for a restore (pure) |
 //! | [`references`] | what a definition refers to on its host (pure) |
 //! | [`connection`] | the hypervisor: open, list, look up, define |
+//! | [`limits`] | how long libvirt may take; machines that do not answer |
 //! | [`pools`] | volumes of storage pools, for a restore |
 //! | [`machine`] | one domain: state, definition, disk sizes |
 //! | [`suggest`] | names that were meant by one that nobody has (pure) |
 //! | [`agent`] | freeze and thaw the guest's file systems |
 //! | [`checkpoint`] | checkpoints and their bitmaps: list, test, delete, bring back |
+//! | [`guard`] | the record of a capture's guard process |
 //! | [`job`] | the backup job: begin, find, end |
 //! | [`qemu_nbd`] | the disks of a machine that is off |
 //! | [`image_server`] | any image as the guest sees it, for the time of one command |
@@ -42,9 +44,11 @@ mod copies;
 pub mod definition;
 mod error;
 mod ffi;
+pub mod guard;
 pub mod image_server;
 pub mod images;
 pub mod job;
+pub mod limits;
 pub mod machine;
 pub mod offline_fingerprint;
 pub mod open;
@@ -65,6 +69,8 @@ pub use close::{CloseRequest, ClosedCapture, clear_leftovers, close_capture};
 pub use connection::{Hypervisor, quiet_libvirt_log};
 pub use definition::{DefinedDisk, Definition, Device, DiskSource};
 pub use error::{Error, LibvirtErrorKind, Result};
+pub use ffi::detach_from_terminal;
+pub use limits::Limits;
 pub use machine::Machine;
 pub use open::{DiskRequest, OpenRequest, open_capture};
 pub use rewrite::{Changes, NewDisk, NewDiskKind, rewrite, rewrite_with_notes};

@@ -10,7 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::{DateTime, FixedOffset, Local, TimeDelta};
 use rustix::fs::{FlockOperation, flock};
@@ -51,6 +51,8 @@ pub struct OpenRequest {
     pub freeze: FreezeOptions,
     /// How long the capture stays open at most.
     pub lease: Duration,
+    /// Whether a guard ends the capture with its lease.
+    pub guarded: bool,
     /// Whether the capture belongs to this process: when the process is gone, anybody may clear it away.
     pub owned: bool,
     /// The repository whose chain is continued; only remembered.
@@ -81,11 +83,20 @@ impl Default for OpenRequest {
             checkpoint: None,
             freeze: FreezeOptions::default(),
             lease: Duration::from_secs(6 * 3600),
+            guarded: false,
             owned: false,
             repository: None,
             parent_point: None,
             scratch_dir: None,
         }
+    }
+}
+
+impl OpenRequest {
+    /// When a server of a machine that is off ends by itself: a guard renews the lease, which a server could not.
+    pub(super) fn server_lease(&self) -> Duration {
+        const GUARDED: Duration = Duration::from_secs(30 * 24 * 3600);
+        if self.guarded { GUARDED } else { self.lease }
     }
 }
 
@@ -128,6 +139,11 @@ pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequ
     if let Err(error) = opened {
         // Its QEMU has the images open: whatever failed, this is why.
         let was_started = state.kind == CaptureKind::QemuNbd && machine.is_running().unwrap_or(false);
+        if machine.limits().is_silent(machine.uuid()) {
+            // What it was asked to begin may come about later: the state tells the next run of it.
+            tracing::warn!("capture {} is left to the next run, which clears it", state.id);
+            return Err(error);
+        }
         undo(runtime, machine, file);
         if was_started {
             tracing::debug!("{error}");
@@ -155,11 +171,12 @@ pub(super) fn lock_machine(runtime: &RuntimeDirs, machine: &Machine) -> Result<F
         .mode(0o600)
         .open(&path)
         .map_err(Error::io("open", &path))?;
-    let deadline = Instant::now() + MACHINE_LOCK_PATIENCE;
+    let wait = machine.limits().wait(MACHINE_LOCK_PATIENCE);
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+            Err(rustix::io::Errno::WOULDBLOCK) if !wait.is_over() => {
+                wait.check_stop()?;
                 thread::sleep(Duration::from_millis(20));
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -313,10 +330,13 @@ fn open_running(
 
 /// Waits for a snapshot, a migration … to be done, and so for the next one to begin with a guest that is not frozen.
 fn wait_for_other_job(machine: &Machine) -> Result<()> {
-    let deadline = Instant::now() + OTHER_JOB_PATIENCE;
+    let wait = machine.limits().wait(OTHER_JOB_PATIENCE);
     loop {
         match machine.expect_no_job() {
-            Err(Error::OtherJob { .. }) if Instant::now() < deadline => thread::sleep(Duration::from_millis(100)),
+            Err(Error::OtherJob { .. }) if !wait.is_over() => {
+                wait.check_stop()?;
+                thread::sleep(Duration::from_millis(100));
+            }
             result => return result,
         }
     }
@@ -634,7 +654,7 @@ fn open_off(
             bitmap: disk.parent_checkpoint.clone(),
             socket: disk.socket.clone(),
             log: file.folder().join(format!("qemu-nbd-{}.log", disk.target)),
-            lease: request.lease,
+            lease: request.server_lease(),
             dies_with_us: request.owned,
         })?;
         state.disks[at].server = Some(server);
@@ -650,7 +670,7 @@ fn open_off(
     if machine.is_running()? {
         return Err(Error::StartedMeanwhile { machine: machine.name().to_owned() });
     }
-    if machine.domain.has_managed_save(0).unwrap_or(false) {
+    if machine.has_saved_memory().unwrap_or(false) {
         state.freeze_note =
             Some("the machine is suspended to disk; its saved memory is not part of the backup".to_owned());
         state.consistency = Consistency::Crash;
@@ -767,7 +787,9 @@ impl Machine {
         let DiskSource::Volume { pool, volume } = source else {
             return Ok(source.clone());
         };
-        let path = super::connection::volume_path(&self.domain, pool, volume)?;
+        let action = || format!("look up volume {volume} of storage pool {pool}");
+        let (pool, volume) = (pool.clone(), volume.clone());
+        let path = self.call(action, move |domain| super::connection::volume_path(domain, &pool, &volume))?;
         let is_block =
             fs::metadata(&path).is_ok_and(|found| std::os::unix::fs::FileTypeExt::is_block_device(&found.file_type()));
         Ok(if is_block { DiskSource::Block { path } } else { DiskSource::File { path } })

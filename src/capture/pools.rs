@@ -7,7 +7,7 @@ use virt::storage_vol::StorageVol;
 
 use super::connection::Hypervisor;
 use super::definition::{child, parse_xml};
-use super::error::{LibvirtContext, LibvirtErrorKind, Result};
+use super::error::{LibvirtErrorKind, Result};
 use super::job::escape;
 
 /// Where a volume of a storage pool is on this host.
@@ -28,50 +28,75 @@ pub enum VolumePlace {
 impl Hypervisor {
     /// Looks a volume up.
     pub fn volume_place(&self, pool: &str, volume: &str) -> Result<VolumePlace> {
-        let context = || format!("look up storage pool {pool}");
-        let found = match self.connect.lookup_storage_pool_by_name(pool).context(context) {
-            Ok(found) => found,
+        let (action, wanted, name) = (|| format!("look up storage pool {pool}"), pool.to_owned(), volume.to_owned());
+        let looked_up =
+            self.link.call(action, move |connect| look_up(&connect.lookup_storage_pool_by_name(&wanted)?, &name));
+        match looked_up {
+            Ok(Found::Volume(path)) => Ok(VolumePlace::There(path)),
+            Ok(Found::Pool(xml)) => new_place(&xml, volume),
+            Ok(Found::NotStarted) => Ok(VolumePlace::PoolNotStarted),
             // A libvirt without a storage driver has no pools.
             Err(error) if matches!(error.meaning(), LibvirtErrorKind::NotFound | LibvirtErrorKind::Unsupported) => {
-                return Ok(VolumePlace::NoPool);
+                Ok(VolumePlace::NoPool)
             }
-            Err(error) => return Err(error),
-        };
-        if !found.is_active().context(context)? {
-            return Ok(VolumePlace::PoolNotStarted);
+            Err(error) => Err(error),
         }
-        // Files that were put there or removed since are seen by that.
-        if let Err(error) = found.refresh(0).context(context) {
-            tracing::debug!("{error}");
-        }
-        if let Ok(there) = found.lookup_storage_vol_by_name(volume) {
-            return Ok(VolumePlace::There(there.path().map(PathBuf::from).context(context)?));
-        }
-        new_place(&found.xml_desc(0).context(context)?, volume)
     }
 
     /// Makes a volume that is a device.
     pub fn create_volume(&self, pool: &str, volume: &str, capacity_bytes: u64) -> Result<PathBuf> {
-        let context = || format!("create volume {volume} of storage pool {pool}");
         let name = escape(volume);
         let xml = format!("<volume><name>{name}</name><capacity unit='bytes'>{capacity_bytes}</capacity></volume>");
-        let pool = self.pool(pool)?;
-        StorageVol::create_xml(&pool, &xml, 0).and_then(|volume| volume.path()).map(PathBuf::from).context(context)
+        self.with_pool(
+            pool,
+            || format!("create volume {volume} of storage pool {pool}"),
+            move |pool| StorageVol::create_xml(pool, &xml, 0)?.path().map(PathBuf::from),
+        )
     }
 
     /// Removes a volume.
     pub fn delete_volume(&self, pool: &str, volume: &str) -> Result<()> {
-        let context = || format!("delete volume {volume} of storage pool {pool}");
-        self.pool(pool)?.lookup_storage_vol_by_name(volume).and_then(|volume| volume.delete(0)).context(context)
+        let (action, name) = (|| format!("delete volume {volume} of storage pool {pool}"), volume.to_owned());
+        self.with_pool(pool, action, move |pool| pool.lookup_storage_vol_by_name(&name)?.delete(0).map(drop))
     }
 
     /// Tells libvirt to look at a pool's volumes again.
     pub fn refresh_pool(&self, pool: &str) -> Result<()> {
-        self.pool(pool)?.refresh(0).context(|| format!("refresh storage pool {pool}"))
+        self.with_pool(pool, || format!("refresh storage pool {pool}"), |pool| pool.refresh(0).map(drop))
     }
 
-    fn pool(&self, pool: &str) -> Result<StoragePool> {
-        self.connect.lookup_storage_pool_by_name(pool).context(|| format!("look up storage pool {pool}"))
+    fn with_pool<T: Send + 'static>(
+        &self,
+        pool: &str,
+        action: impl FnOnce() -> String,
+        work: impl FnOnce(&StoragePool) -> std::result::Result<T, virt::error::Error> + Send + 'static,
+    ) -> Result<T> {
+        let name = pool.to_owned();
+        self.link.call(action, move |connect| work(&connect.lookup_storage_pool_by_name(&name)?))
+    }
+}
+
+/// What libvirt knows of a volume.
+enum Found {
+    /// Its path.
+    Volume(PathBuf),
+    /// It is not there; its pool's description.
+    Pool(String),
+    /// Its pool is not started.
+    NotStarted,
+}
+
+fn look_up(pool: &StoragePool, volume: &str) -> std::result::Result<Found, virt::error::Error> {
+    if !pool.is_active()? {
+        return Ok(Found::NotStarted);
+    }
+    // Files that were put there or removed since are seen by that.
+    if let Err(error) = pool.refresh(0) {
+        tracing::debug!("{error}");
+    }
+    match pool.lookup_storage_vol_by_name(volume) {
+        Ok(there) => there.path().map(PathBuf::from).map(Found::Volume),
+        Err(_) => pool.xml_desc(0).map(Found::Pool),
     }
 }
 

@@ -20,6 +20,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
+use super::limits::Limits;
 
 /// The longest path that a Unix socket can have, without the zero byte.
 pub const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -30,6 +31,7 @@ pub struct RuntimeDirs {
     state: PathBuf,
     sockets: PathBuf,
     scratch: PathBuf,
+    limits: Limits,
 }
 
 impl RuntimeDirs {
@@ -47,7 +49,12 @@ impl RuntimeDirs {
         let state = std::path::absolute(state).map_err(Error::io("find", state))?;
         let mut sockets = state.clone().into_os_string();
         sockets.push("-nbd");
-        let runtime = RuntimeDirs { state, sockets: PathBuf::from(sockets), scratch: default_scratch_folder() };
+        let runtime = RuntimeDirs {
+            state,
+            sockets: PathBuf::from(sockets),
+            scratch: default_scratch_folder(),
+            limits: Limits::default(),
+        };
         make_private_folder(&runtime.state, 0o700)?;
         make_private_folder(&runtime.sockets, 0o711)?;
         Ok(runtime)
@@ -72,6 +79,17 @@ impl RuntimeDirs {
     pub fn with_scratch_folder(mut self, scratch: PathBuf) -> RuntimeDirs {
         self.scratch = scratch;
         self
+    }
+
+    /// The same, with other limits.
+    pub fn with_limits(mut self, limits: Limits) -> RuntimeDirs {
+        self.limits = limits;
+        self
+    }
+
+    /// How long libvirt may take where a capture opens a connection by itself.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// The lock file that opening and closing captures of one machine takes.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, FixedOffset, Local};
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
 use super::agent::Consistency;
@@ -183,6 +184,18 @@ impl ServerProcess {
     /// Whether it still runs.
     pub fn is_alive(&self) -> bool {
         start_ticks(self.pid) == Some(self.started_ticks)
+    }
+
+    /// Sends it SIGTERM, unless it is gone, or this process.
+    pub(super) fn ask_to_end(&self) {
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid
+            && self.is_alive()
+            && self.pid != std::process::id()
+        {
+            // It may end just now.
+            let _ = kill_process(pid, Signal::TERM);
+        }
     }
 }
 
@@ -367,7 +380,17 @@ impl CaptureFile {
 
     /// Locks it for reading: it cannot be ended meanwhile. Fails with [`Error::Held`] when it is being ended.
     pub fn lock_shared(&self) -> Result<()> {
-        self.lock(FlockOperation::NonBlockingLockShared, Duration::ZERO)
+        // Its guard looks now and then whether it is in use, which takes no time at all.
+        self.lock(FlockOperation::NonBlockingLockShared, Duration::from_secs(1))
+    }
+
+    /// Whether anybody holds it: reads it, opens or ends it.
+    pub fn is_in_use(&self) -> bool {
+        let is_free = flock(&self.lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if is_free {
+            self.unlock();
+        }
+        !is_free
     }
 
     /// Locks it for ending it; waits for readers this long, then fails with [`Error::Held`].
@@ -381,10 +404,18 @@ impl CaptureFile {
         let _ = flock(&self.lock, FlockOperation::Unlock);
     }
 
-    /// Reads the state.
+    /// Reads the state, with the lease as its guard has it.
     pub fn load(&self) -> Result<CaptureState> {
+        let state = self.load_stored()?;
+        Ok(match self.guard() {
+            Some(guard) => CaptureState { lease_ends_at: guard.lease_ends_at, ..state },
+            None => state,
+        })
+    }
+
+    fn load_stored(&self) -> Result<CaptureState> {
         let path = self.folder.join("state.json");
-        let text = fs::read(&path).map_err(Error::io("read", &path))?;
+        let text = atomic_file::read(&path).map_err(Error::io("read", &path))?;
         let bad = |message: String| Error::BadState { capture: self.id.clone(), message };
         let state: CaptureState = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
         if state.version != STATE_VERSION {
@@ -403,8 +434,17 @@ impl CaptureFile {
 
     /// Notes that a restore point was stored from this capture: its checkpoint stays when it is closed.
     pub fn commit(&self, point: &str) -> Result<()> {
-        let mut state = self.load()?;
-        state.committed_point = Some(point.to_owned());
+        self.update(|state| state.committed_point = Some(point.to_owned()))
+    }
+
+    /// Changes the state; of several processes that do so, each keeps what the others changed.
+    pub(super) fn update(&self, change: impl FnOnce(&mut CaptureState)) -> Result<()> {
+        let path = self.folder.join("state.lock");
+        let options = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let lock = options.map_err(Error::io("open", &path))?;
+        flock(&lock, FlockOperation::LockExclusive).map_err(|error| Error::io("lock", &path)(error.into()))?;
+        let mut state = self.load_stored()?;
+        change(&mut state);
         self.save(&state)
     }
 

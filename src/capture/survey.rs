@@ -10,7 +10,7 @@ use chrono::{DateTime, FixedOffset};
 use super::close::capture_of_socket;
 use super::connection::Hypervisor;
 use super::definition::{DefinedDisk, Device, DiskSource, child, children, parse_owner, parse_xml};
-use super::error::{Error, LibvirtContext, LibvirtErrorKind, Result};
+use super::error::{Error, LibvirtErrorKind, Result};
 use super::images::{self, ImageLayer};
 use super::machine::{Machine, MachineState, PausedReason, Which};
 use super::open::{domain_folder, lock_machine};
@@ -94,6 +94,8 @@ pub enum JobSurvey {
         until: DateTime<FixedOffset>,
         /// Whether the machine is off and cannot start meanwhile.
         holds_off: bool,
+        /// Whether its guard lives: without one nobody watches the scratch space.
+        is_guarded: bool,
     },
     /// What a run that was killed left.
     LeftOver {
@@ -177,7 +179,8 @@ pub fn missing_programs() -> Vec<&'static str> {
 impl Hypervisor {
     /// Looks at the host.
     pub fn survey(&self) -> Result<HostSurvey> {
-        let capabilities = self.connect.capabilities().context(|| "ask libvirt what the host can do".to_owned());
+        let action = || "ask libvirt what the host can do".to_owned();
+        let capabilities = self.link.call(action, |connect| connect.capabilities());
         let security = capabilities.and_then(|xml| read_security(&xml)).unwrap_or_else(|error| {
             tracing::debug!("{error}");
             Security::default()
@@ -220,7 +223,7 @@ impl Machine {
         let owner = definition.dac_owner.or(host.qemu_owner);
         Ok(MachineSurvey {
             name: self.name().to_owned(),
-            has_saved_memory: !is_running && self.domain.has_managed_save(0).unwrap_or(false),
+            has_saved_memory: !is_running && self.has_saved_memory().unwrap_or(false),
             state,
             agent,
             job: self.survey_job(runtime),
@@ -276,7 +279,8 @@ impl Machine {
                 left_over = Some(JobSurvey::LeftOver { capture: state.id, holds_off });
             } else {
                 let until = state.lease_ends_at;
-                return Ok(Some(JobSurvey::Captured { capture: state.id, until, holds_off }));
+                let is_guarded = file.guard().is_some_and(|guard| guard.process.is_alive());
+                return Ok(Some(JobSurvey::Captured { capture: state.id, until, holds_off, is_guarded }));
             }
         }
         Ok(left_over)

@@ -1,7 +1,7 @@
 //! `kvmb backup`
 
 use crate::cli::Context;
-use crate::cli::capture_args::{AuditArgs, CaptureArgs, ChunkArgs, LimitReadArgs, duration, percent};
+use crate::cli::capture_args::{AuditArgs, CaptureArgs, ChunkArgs, LimitReadArgs};
 use crate::cli::complete;
 use crate::cli::copy_args::CopyToArgs;
 use crate::cli::dry_run::{DryRunTarget, show_dry_run};
@@ -13,6 +13,7 @@ use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::{About, Session};
 use crate::cli::snapshot::selections;
 use crate::cli::status;
+use crate::cli::value_parsers::{duration, percent};
 use crate::cli::verify::verify_sample;
 use crate::ops::backup::Backup;
 use crate::ops::copy::transfer::Copier;
@@ -284,8 +285,7 @@ impl BackupArgs {
         BackupRun { repo, runtime, pace }: BackupRun,
         selection: &Selection,
     ) -> Result<Point, CliError> {
-        let connect =
-            || crate::capture::Hypervisor::open(selection.connect.as_deref().or(context.global.connect.as_deref()));
+        let connect = || context.open_hypervisor(selection.connect.as_deref());
         let request = self.capture.request(selection.disks.clone())?;
         let (monitor, stop, trust, chunk_size) =
             (&context.monitor, &context.stop, self.trust(), self.chunks.chunk_size);

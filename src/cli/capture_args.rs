@@ -4,11 +4,11 @@ use crate::capture::{FreezeMode, FreezeOptions};
 use crate::cli::Context;
 use crate::cli::complete;
 use crate::cli::failure::CliError;
-use crate::cli::repo_args::path_or_nothing;
+use crate::cli::value_parsers::{chunk_size, duration, path_or_nothing, percent, rate};
 use crate::ops::push::Trust;
 use crate::ops::snapshot::SnapshotRequest;
 use crate::rate_limiter::RateLimiter;
-use crate::units::{ChunkSize, Share, ShortDuration, Size};
+use crate::units::ChunkSize;
 use clap::{Args, ValueEnum};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ pub struct CaptureArgs {
     #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
     pub freeze_timeout: Duration,
 
-    /// How long the capture may stay open; then it may be cleared by anyone.
+    /// How long the capture may stay open while nobody reads it; then its guard ends it.
     #[arg(long, default_value = "6h", value_name = "TIME", value_parser = duration)]
     pub lease: Duration,
 
@@ -107,23 +107,6 @@ impl LimitReadArgs {
     }
 }
 
-/// Bytes a second.
-pub fn rate(text: &str) -> Result<NonZeroU32, String> {
-    let size = text.to_ascii_uppercase().parse::<Size>().ok();
-    // More than fits is no limit that anybody would notice.
-    let bytes = size.map(|size| u32::try_from(size.0).unwrap_or(u32::MAX));
-    bytes.and_then(NonZeroU32::new).ok_or_else(|| "bytes a second, as 500K or 10M".to_owned())
-}
-
-fn chunk_size(text: &str) -> Result<ChunkSize, String> {
-    text.to_ascii_uppercase().parse::<ChunkSize>().map_err(|error| error.to_string())
-}
-
-/// A share of a whole, from 0 to 1.
-pub fn percent(text: &str) -> Result<f64, String> {
-    text.parse::<Share>().map(|share| share.0).map_err(|error| error.to_string())
-}
-
 /// When to freeze.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FreezeChoice {
@@ -133,12 +116,6 @@ pub enum FreezeChoice {
     Never,
     /// Fail without it.
     Required,
-}
-
-/// A length of time that is not nothing.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let span = text.parse::<ShortDuration>().ok().filter(|span| !span.0.is_zero());
-    span.map(|span| span.0).ok_or_else(|| ShortDuration::RULE.to_owned())
 }
 
 impl CaptureArgs {
@@ -158,22 +135,5 @@ impl CaptureArgs {
             scratch: self.scratch.folder()?,
             owned: false,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rates_are_bytes_a_second() {
-        let read = |text| rate(text).map(NonZeroU32::get).ok();
-        assert_eq!(read("500K"), Some(500 << 10));
-        assert_eq!(read("10M"), Some(10 << 20));
-        assert_eq!(read("1"), Some(1));
-        assert_eq!(read("100G"), Some(u32::MAX));
-        for wrong in ["", "0", "0M", "K", "-1M", "1.5M", "10MB", "10 M", "1é"] {
-            assert_eq!(read(wrong), None, "{wrong}");
-        }
     }
 }

@@ -1,9 +1,9 @@
 //! The second repository of a command that copies: where points come from, or where they go.
 
 use crate::cli::Context;
-use crate::cli::complete;
 use crate::cli::failure::CliError;
-use crate::cli::repo_args::{RepoArgs, path_or_nothing};
+use crate::cli::repo_args::RepoArgs;
+use crate::cli::value_parsers::{path_or_nothing, repositories};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 #[command(next_help_heading = "Copies")]
 pub struct CopyFromArgs {
     /// The repository that the points on standard input are in; without it, the one that each record names.
-    #[arg(long, value_name = "URL", env = "KVMB_FROM_REPO", hide_env_values = true, add = complete::repositories())]
+    #[arg(long, value_name = "URL", env = "KVMB_FROM_REPO", hide_env_values = true, add = repositories())]
     from_repo: Option<String>,
 
     /// A file with that repository's password; without it, the password of the repository that is copied to.
@@ -40,7 +40,7 @@ pub struct CopyToArgs {
     /// configuration) would keep; what those removed there is not copied again. Without such rules every point is copied that is
     /// not there. Uploads are then limited for this repository only (see --limit-upload). Without it: $KVMB_COPY_TO, else the backup
     /// server of the configuration, unless backups go straight there. An empty address means none.
-    #[arg(long, value_name = "URL", env = "KVMB_COPY_TO", hide_env_values = true, add = complete::repositories())]
+    #[arg(long, value_name = "URL", env = "KVMB_COPY_TO", hide_env_values = true, add = repositories())]
     copy_to: Option<String>,
 
     /// A file with that repository's password; without it, the password of the first repository.

@@ -328,8 +328,12 @@ fn job_words(job: &JobSurvey, shell: &ShellCommands) -> Words {
                 false => Words::new("job", left),
             }
         }
-        JobSurvey::Captured { capture, until, holds_off } => {
-            let meanwhile = if *holds_off { "; the machine cannot start meanwhile" } else { "" };
+        JobSurvey::Captured { capture, until, holds_off, is_guarded } => {
+            let meanwhile = match (holds_off, is_guarded) {
+                (true, _) => "; the machine cannot start meanwhile",
+                (false, false) => "; its guard process is gone, nobody watches the scratch space",
+                (false, true) => "",
+            };
             let until = until.to_rfc3339();
             Words::new("job", format!("it is held by capture {capture} until {until}{meanwhile}"))
                 .hint(format!("kvmb release {name}"))

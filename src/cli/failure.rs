@@ -49,6 +49,8 @@ pub enum Code {
     Expired,
     /// A machine that is off was started or changed while it was read.
     Changed,
+    /// Something did not answer within its limit.
+    Timeout,
     /// The guest could not be frozen.
     Freeze,
     /// There is no repository.
@@ -73,7 +75,7 @@ pub enum Code {
 
 impl Code {
     /// Every code with its word and the sentence that the manual gives it.
-    pub const ALL: [(Code, &'static str, &'static str); 26] = [
+    pub const ALL: [(Code, &'static str, &'static str); 27] = [
         (Code::Usage, "usage", "wrong arguments or configuration, or records that make no sense"),
         (Code::Interrupted, "interrupted", "told to stop"),
         (Code::Connection, "connection", "libvirt cannot be reached"),
@@ -94,6 +96,7 @@ impl Code {
         ),
         (Code::Expired, "expired", "the lease of the capture is over"),
         (Code::Changed, "changed", "a machine that is off was started or changed while it was read"),
+        (Code::Timeout, "timeout", "libvirt, QEMU or a password command did not answer in time"),
         (Code::Freeze, "freeze", "the guest's file systems could not be frozen"),
         (Code::NoRepository, "no_repository", "there is no repository"),
         (Code::WrongPassword, "wrong_password", "the password opens no key of the repository"),
@@ -438,6 +441,14 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
             }
             _ => (Code::Failed, None),
         },
+        Error::TimedOut { .. } | Error::Silent { .. } => (
+            Code::Timeout,
+            Some(
+                "does its QEMU or libvirtd hang? look at the storage of the machine ('ps' shows a QEMU that waits for it as \
+                 state D); the next backup clears what was left",
+            ),
+        ),
+        Error::Interrupted => (Code::Interrupted, None),
         Error::NoSuchMachine { .. } => (Code::NotFound, Some("'kvmb vms' lists the machines")),
         Error::NotLocal { .. } => (Code::Unsupported, Some("run kvmb on the host that runs the machine")),
         Error::ForeignJob { .. } => {

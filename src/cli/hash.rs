@@ -8,6 +8,7 @@ use crate::cli::failure::{CliError, Code};
 use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};
 use crate::nbd::{NbdUri, UriError};
+use crate::ops::guard::guarded;
 use crate::ops::hash::{hash_export, hash_file};
 use crate::ops::offline_watch::while_unchanged;
 use crate::ops::{Monitor, Stop};
@@ -81,7 +82,7 @@ fn add_hash(
 ) -> Result<(), CliError> {
     let label = format!("{}/{}", disk.machine, disk.disk);
     let mut state = None;
-    let (uri, _held, _server): (String, Option<CaptureFile>, Option<ImageServer>) = match (&disk.nbd, &disk.capture) {
+    let (uri, held, _server): (String, Option<CaptureFile>, Option<ImageServer>) = match (&disk.nbd, &disk.capture) {
         (Some(nbd), Some(capture)) => {
             let file = CaptureFile::open(runtime, capture)?;
             file.lock_shared()?;
@@ -106,9 +107,9 @@ fn add_hash(
     let uri: NbdUri = uri.parse().map_err(|error: UriError| CliError::usage(format!("{label}: {error}")))?;
     let captured_bytes = state.as_ref().and_then(|state| Some(state.disk(&disk.disk)?.capacity_bytes));
     let hash = |stop: &Stop| hash_export(&uri, captured_bytes, &label, &disk.disk, pace, &context.monitor, stop);
-    let (sha256, size_bytes) = match &state {
-        Some(state) => while_unchanged(state, &context.stop, hash)?,
-        None => hash(&context.stop)?,
+    let (sha256, size_bytes) = match (&state, &held) {
+        (Some(state), Some(file)) => guarded(file, state, &context.stop, |stop| while_unchanged(state, stop, hash))?,
+        _ => hash(&context.stop)?,
     };
     disk.sha256 = Some(sha256);
     disk.capacity_bytes = Some(size_bytes);

@@ -24,6 +24,9 @@ use std::time::{Duration, Instant};
 /// How long a hook may take that does not say so.
 const USUAL_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long a hook may take that runs after an interruption.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
 /// How long a hook that is ended may take to clean up.
 const LAST_SECONDS: Duration = Duration::from_secs(5);
 
@@ -140,7 +143,9 @@ impl<'c> HookRunner<'c> {
                 When::Done => done,
                 When::Failed => !done,
             };
-            if wanted && let Err(why) = self.call(name, hook, facts, records, None) {
+            // They hear of an interruption too; one that comes while they run ends them.
+            let stop = (!self.stop.requested()).then_some(self.stop);
+            if wanted && let Err(why) = self.call(name, hook, facts, records, stop) {
                 self.monitor.warn(&format!("the hook {name} ({}) {why}", hook.command.join(" ")));
             }
         }
@@ -156,7 +161,10 @@ impl<'c> HookRunner<'c> {
         stop: Option<&Stop>,
     ) -> Result<(), String> {
         let Some((program, arguments)) = hook.command.split_first() else { return Ok(()) };
-        let timeout = hook.timeout.as_ref().map_or(USUAL_TIMEOUT, |timeout| timeout.value().0);
+        let mut timeout = hook.timeout.as_ref().map_or(USUAL_TIMEOUT, |timeout| timeout.value().0);
+        if self.stop.requested() {
+            timeout = timeout.min(LAST_WORDS);
+        }
         let mut command = Command::new(program);
         SECRETS.iter().for_each(|name| {
             command.env_remove(name);

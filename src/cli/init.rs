@@ -3,7 +3,8 @@
 use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::{Purpose, RepoArgs};
-use crate::cli::session::{Session, say};
+use crate::cli::session::Session;
+use crate::cli::stderr::say;
 use crate::record::{Action, Record};
 use crate::repo::{self, Presence, Repository};
 use crate::storage::FileKind;

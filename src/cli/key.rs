@@ -148,7 +148,7 @@ impl AddArgs {
     fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
         let new = match &self.new_password_file {
-            Some(file) => secret::from_file(file)?,
+            Some(file) => secret::from_file(file, context.password_limit())?,
             None if prompt::possible(context) => Password::new(prompt::new_password("New password")?),
             None => {
                 return Err(CliError::usage("no new password was given").hint("use --new-password-file FILE"));

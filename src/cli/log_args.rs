@@ -1,14 +1,12 @@
 //! Where this run's log goes, and what every run says in it.
 
 use crate::cli::exit_code::ExitCode;
-use crate::cli::session::say;
+use crate::cli::stderr::{self, say};
 use crate::cli::{Global, Run};
 use crate::config::Log;
 use crate::log::{self, FilePlan, Level, LogSettings, line};
-use crate::record::Point;
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 /// The log.
 #[derive(Debug, Clone, Args)]
@@ -40,14 +38,6 @@ const OF_HOST: &str = "/var/log/kvm_backup.log";
 /// The log of a user who cannot write that, below the home folder.
 const OF_USER: &str = "kvm_backup.log";
 
-/// Set once, when the log starts.
-static IN_JOURNAL: OnceLock<bool> = OnceLock::new();
-
-/// Whether the journal has been told, and standard error, which is the journal too, need not be.
-pub fn in_journal() -> bool {
-    IN_JOURNAL.get().copied().unwrap_or(false)
-}
-
 /// Starts the log of this run.
 pub fn start(run: &Run, global: &Global, config: &Log) {
     let level = match (global.quiet, global.verbose) {
@@ -73,7 +63,7 @@ pub fn start(run: &Run, global: &Global, config: &Log) {
     let (max_bytes, keep) = (config.max_size.value().0, config.keep.get());
     let file = (run.keeps_log && !places.is_empty()).then_some(FilePlan { places, style, max_bytes, keep });
     let started = log::start(LogSettings { run: &run.id, command: run.command, level, file, journal });
-    let _ = IN_JOURNAL.set(started.journal);
+    stderr::set_in_journal(started.journal);
     if let Some((path, error)) = started.fault.filter(|_| !global.quiet) {
         say(&format!("kvmb: warning: there is no log, {} cannot be written: {error}", path.display()));
     }
@@ -86,21 +76,6 @@ pub fn start(run: &Run, global: &Global, config: &Log) {
 fn stderr_is_journal() -> bool {
     let Ok(stat) = rustix::fs::fstat(std::io::stderr()) else { return false };
     std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
-}
-
-/// The line of a machine that was backed up.
-pub fn stored(point: &Point) {
-    let sum = |of: fn(&crate::record::PointDisk) -> u64| point.disks.iter().map(of).sum::<u64>();
-    tracing::info!(
-        machine = point.machine,
-        point = point.point,
-        read_bytes = sum(|disk| disk.read_bytes),
-        new_bytes = sum(|disk| disk.new_bytes),
-        stored_bytes = sum(|disk| disk.stored_bytes),
-        duration_seconds = point.duration_seconds,
-        "{} was stored",
-        point.machine
-    );
 }
 
 /// The last line of a run.

@@ -16,6 +16,7 @@ pub mod secret;
 pub mod session;
 pub mod settings;
 pub mod ssh_access;
+pub mod stderr;
 pub mod table;
 
 mod backup;
@@ -27,6 +28,7 @@ mod copy_args;
 mod disks;
 mod doctor;
 mod dry_run;
+mod guard;
 mod hash;
 mod history_recorder;
 mod hooks;
@@ -46,12 +48,13 @@ mod restore_dialog;
 mod schedule;
 mod snapshot;
 mod status;
+mod value_parsers;
 mod verify;
 mod vms;
 
-use crate::capture::{Hypervisor, RuntimeDirs};
+use crate::capture::{self, Hypervisor, Limits, RuntimeDirs};
 use crate::config::{Config, Loaded};
-use crate::ops::Stop;
+use crate::ops::{self, Stop};
 use crate::storage::Storage;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -66,7 +69,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Back up and restore KVM/libvirt virtual machines.
 ///
@@ -167,6 +170,8 @@ enum Command {
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
     Doctor(doctor::DoctorArgs),
+    #[command(hide = true)]
+    Guard(guard::GuardArgs),
     Status(status::StatusArgs),
 }
 
@@ -181,6 +186,8 @@ pub struct Context {
     pub run: Run,
     /// Raised by Ctrl-C.
     pub stop: Stop,
+    /// How long libvirt may take.
+    pub limits: Limits,
     /// Progress and warnings.
     pub monitor: Bars,
     /// The places of repositories that were opened, by address.
@@ -190,13 +197,26 @@ pub struct Context {
 impl Context {
     /// The context of one command.
     pub fn new(global: Global, settings: Settings, run: Run) -> Context {
-        let (monitor, stop, storages) = (Bars::new(global.quiet), Stop::default(), Mutex::default());
-        Context { global, settings, run, stop, monitor, storages }
+        let (monitor, stop, storages) = (Bars::new(global.quiet), Stop::of_process(), Mutex::default());
+        let configured = &settings.loaded.config.limits;
+        let (call, begin) = (configured.libvirt.value().0, configured.backup_begin.value().0);
+        let limits = Limits::new(call, begin, stop.flag());
+        Context { global, settings, run, stop, limits, monitor, storages }
     }
 
     /// Opens libvirt, by default the connection of the command line.
     pub fn hypervisor(&self, connect: Option<&str>) -> Result<Hypervisor, CliError> {
-        Ok(Hypervisor::open(connect.or(self.global.connect.as_deref()))?)
+        Ok(self.open_hypervisor(connect)?)
+    }
+
+    /// The same, with libvirt's own error.
+    pub fn open_hypervisor(&self, connect: Option<&str>) -> capture::Result<Hypervisor> {
+        Hypervisor::open_within(connect.or(self.global.connect.as_deref()), &self.limits)
+    }
+
+    /// How long a command that prints a password may take.
+    pub fn password_limit(&self) -> Duration {
+        self.config().limits.password.value().0
     }
 
     /// The configuration file, for what has no flag.
@@ -218,7 +238,9 @@ impl Context {
 
     /// The folders of captures.
     pub fn runtime(&self) -> Result<RuntimeDirs, CliError> {
-        Ok(RuntimeDirs::open()?.with_scratch_folder(repo_args::data_folder()?.join("scratch")))
+        Ok(RuntimeDirs::open()?
+            .with_limits(self.limits.clone())
+            .with_scratch_folder(repo_args::data_folder()?.join("scratch")))
     }
 }
 
@@ -232,13 +254,16 @@ pub fn main() -> Exit {
         Err(exit) => return exit,
     };
     // Before any thread: the environment is about to change.
-    crate::capture::quiet_libvirt_log();
+    capture::quiet_libvirt_log();
+    if let Ok(program) = std::env::current_exe() {
+        ops::guard::set_program(program);
+    }
     let (name, effect) = cli.command.name_and_effect();
     let run = Run::begin(name, effect);
     log_args::start(&run, &cli.global, &settings.loaded.config.log);
     let context = Context::new(cli.global, settings, run);
     if let Err(error) = interrupt::install(&context.stop) {
-        session::report(&format!("cannot watch for signals: {error}"), None);
+        stderr::report(&format!("cannot watch for signals: {error}"), None);
         return Exit::Code(ExitCode::Failed);
     }
     let mut session = Session::new(context.global.format(), name, effect);
@@ -356,6 +381,7 @@ impl Command {
             Command::Completions(_) => ("completions", ClosedPipe::Reads),
             Command::Man(_) => ("man", ClosedPipe::Changes),
             Command::Doctor(_) => ("doctor", ClosedPipe::Reads),
+            Command::Guard(_) => ("guard", ClosedPipe::Reads),
             Command::Status(_) => ("status", ClosedPipe::Reads),
             Command::Config(_) => ("config", ClosedPipe::Reads),
         }
@@ -365,7 +391,7 @@ impl Command {
     fn needs_config(&self) -> bool {
         match self {
             Command::Config(args) => args.needs_config(),
-            Command::Completions(_) | Command::Man(_) => false,
+            Command::Completions(_) | Command::Man(_) | Command::Guard(_) => false,
             _ => true,
         }
     }
@@ -392,6 +418,7 @@ impl Command {
             Command::Completions(args) => args.run(session),
             Command::Man(args) => args.run(session),
             Command::Doctor(args) => args.run(context, session),
+            Command::Guard(args) => args.run(context),
             Command::Status(args) => args.run(context, session),
         }
     }

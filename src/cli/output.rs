@@ -1,6 +1,6 @@
 //! The only writer of standard output: records as a table, as JSON Lines or as one JSON array.
 
-use crate::cli::session::report;
+use crate::cli::stderr::report;
 use crate::cli::table;
 use crate::record::Record;
 use clap::ValueEnum;

@@ -1,11 +1,11 @@
 //! `kvmb points`
 
 use crate::cli::Context;
-use crate::cli::capture_args::duration;
 use crate::cli::complete;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
+use crate::cli::value_parsers::duration;
 use crate::ops::points;
 use crate::record::Record;
 use crate::repo::DamagedSnapshot;

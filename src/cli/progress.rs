@@ -1,7 +1,6 @@
 //! Progress bars, on a terminal only.
 
-use crate::cli::log_args;
-use crate::cli::session::say;
+use crate::cli::stderr::{self, say};
 use crate::log::TOLD;
 use crate::ops::{Monitor, Progress};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -41,7 +40,7 @@ impl Monitor for Bars {
 
     fn warn(&self, message: &str) {
         tracing::warn!(target: TOLD, "{message}");
-        if self.quiet || log_args::in_journal() {
+        if self.quiet || stderr::in_journal() {
             return;
         }
         let line = format!("kvmb: warning: {message}");

@@ -3,7 +3,7 @@
 use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::interrupt;
-use crate::cli::session::say;
+use crate::cli::stderr::say;
 use crate::cli::table::printable;
 use dialoguer::{Confirm, FuzzySelect, Input, Password};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};

@@ -2,17 +2,15 @@
 
 use crate::atomic_file;
 use crate::cli::Context;
-use crate::cli::capture_args::{duration, rate};
-use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::prompt;
 use crate::cli::secret;
-use crate::cli::session::say;
+use crate::cli::stderr::say;
+use crate::cli::value_parsers::{duration, path_or_nothing, rate, repositories};
 use crate::rate_limiter::RateLimiter;
 use crate::repo::{self, Password, Presence, Repository};
 use crate::storage::{self, FileKind, LimitStorage, RetryPolicy, RetryStorage, Storage};
 use clap::Args;
-use clap::builder::{OsStringValueParser, TypedValueParser};
 use std::fs;
 use std::num::NonZeroU32;
 use std::os::unix::fs::DirBuilderExt;
@@ -47,7 +45,7 @@ pub struct RepoArgs {
     ///
     /// Without it: $KVMB_REPO, that of the configuration, else the repository of this host, /var/lib/kvmb/repo, made on
     /// first use with a generated key file beside it.
-    #[arg(short, long, value_name = "URL", env = "KVMB_REPO", hide_env_values = true, add = complete::repositories())]
+    #[arg(short, long, value_name = "URL", env = "KVMB_REPO", hide_env_values = true, add = repositories())]
     pub repo: Option<String>,
 
     /// A file that holds the repository's password in its first line.
@@ -122,11 +120,11 @@ impl DefaultRepo {
 
     /// The generated password, if the key file exists. Where the file system has no hard links, the file is short while
     /// another run writes it.
-    fn key(&self) -> Result<Option<Password>, CliError> {
+    fn key(&self, limit: Duration) -> Result<Option<Password>, CliError> {
         while fs::metadata(&self.key_file).is_ok_and(|metadata| is_being_written(&metadata)) {
             thread::sleep(Duration::from_millis(50));
         }
-        self.key_file.exists().then(|| secret::from_file(&self.key_file)).transpose()
+        self.key_file.exists().then(|| secret::from_file(&self.key_file, limit)).transpose()
     }
 }
 
@@ -157,11 +155,6 @@ pub fn make_data_folder() -> Result<PathBuf, CliError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(&folder);
     made.map_err(crate::ops::Error::io("create", &folder))?;
     Ok(folder)
-}
-
-/// A path; an empty one, as from an empty variable, is as good as none.
-pub fn path_or_nothing() -> impl TypedValueParser<Value = PathBuf> {
-    OsStringValueParser::new().map(PathBuf::from)
 }
 
 impl RepoArgs {
@@ -298,11 +291,11 @@ impl RepoArgs {
         let is_of_server = self.is_of_server(context)?;
         let of_remote = config.remote_password_file.as_ref().filter(|_| is_of_server);
         if let Some(file) = of_remote.or(config.password_file.as_ref()) {
-            return secret::from_file(&file.value().0).map(Some);
+            return secret::from_file(&file.value().0, context.password_limit()).map(Some);
         }
         let origin = "password_command of the configuration";
         let command = config.password_command.as_ref();
-        command.map(|command| secret::from_command(command.text(), origin)).transpose()
+        command.map(|command| secret::from_command(command.text(), origin, context.password_limit())).transpose()
     }
 
     /// The password, from the first place that has one; else a person is asked.
@@ -315,10 +308,10 @@ impl RepoArgs {
 
     fn given_password(&self, context: &Context) -> Result<Option<Password>, CliError> {
         if let Some(file) = self.password_file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
-            return secret::from_file(file).map(Some);
+            return secret::from_file(file, context.password_limit()).map(Some);
         }
         if let Some(command) = secret::variable("KVMB_PASSWORD_COMMAND") {
-            return secret::from_command(&command, "$KVMB_PASSWORD_COMMAND").map(Some);
+            return secret::from_command(&command, "$KVMB_PASSWORD_COMMAND", context.password_limit()).map(Some);
         }
         if let Some(password) = secret::variable("KVMB_PASSWORD") {
             return Ok(Some(Password::new(password)));
@@ -329,9 +322,10 @@ impl RepoArgs {
         let default = DefaultRepo::locate()?;
         let is_default = self.storage(context)?.url() == default.folder.to_string_lossy();
         if is_default {
-            return default.key();
+            return default.key(context.password_limit());
         }
-        self.shared_key.as_ref().filter(|key| key.exists()).map(|key| secret::from_file(key)).transpose()
+        let shared = self.shared_key.as_ref().filter(|key| key.exists());
+        shared.map(|key| secret::from_file(key, context.password_limit())).transpose()
     }
 
     fn ask_password(&self, context: &Context, purpose: Purpose) -> Result<Password, CliError> {

@@ -225,7 +225,7 @@ impl RestoreArgs {
             planned.actions().into_iter().for_each(|action| session.done(Record::Action(action)));
             return Ok(());
         }
-        let connect = || crate::capture::Hypervisor::open(context.global.connect.as_deref());
+        let connect = || context.open_hypervisor(None);
         let restored = restore(repo, index, &opened, &planned, &connect, &context.monitor, &context.stop)?;
         session.done(Record::Point(restored));
         Ok(())

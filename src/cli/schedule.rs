@@ -1,11 +1,11 @@
 //! `kvmb schedule`
 
 use crate::cli::Context;
-use crate::cli::capture_args::duration;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::{self, DefaultRepo, RepoArgs};
 use crate::cli::secret::variable;
 use crate::cli::session::Session;
+use crate::cli::value_parsers::duration;
 use crate::cli::{Cli, complete};
 use crate::config::DEFAULT_BACKUP_FREQ;
 use crate::record::{Action, Record};

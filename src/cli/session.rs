@@ -2,12 +2,10 @@
 
 use crate::cli::exit_code::{ExitCode, PluginState, Tally};
 use crate::cli::failure::{CliError, Code};
-use crate::cli::log_args;
 use crate::cli::output::{ClosedPipe, Format, Output};
-use crate::cli::table::printable;
+use crate::cli::stderr;
 use crate::log::TOLD;
 use crate::record::{Check, Failure, Point, Record};
-use std::io::Write;
 
 /// Which machine a failure is about.
 #[derive(Debug, Clone, Default)]
@@ -102,7 +100,7 @@ impl Session {
         let message = format!("{subject}{}", error.message);
         let (machine, hint) = (about.machine.as_deref(), error.hint.as_deref());
         tracing::error!(target: TOLD, machine, code = error.code.word(), hint, "{message}");
-        tell(&message, hint);
+        stderr::error(&message, hint);
         self.tally.failed(error.code.exit_code());
         let failure = Failure {
             connect: about.connect,
@@ -116,10 +114,10 @@ impl Session {
 
     /// Prints a new point; what it found damaged, of itself or of the chain, counts.
     pub fn stored(&mut self, point: Point) {
-        log_args::stored(&point);
+        log_stored(&point);
         for damage in point.damage.iter().chain(&point.chain_damage) {
             let disk = damage.disk.as_deref().unwrap_or("?");
-            report(&format!("{}/{disk}: {}", point.machine, damage.error), None);
+            stderr::report(&format!("{}/{disk}: {}", point.machine, damage.error), None);
         }
         if point.damage.is_empty() && point.chain_damage.is_empty() {
             return self.done(Record::Point(point));
@@ -195,25 +193,19 @@ impl Session {
     }
 }
 
-/// Tells people, and the log, what went wrong and what to do.
-pub fn report(message: &str, hint: Option<&str>) {
-    tracing::error!(target: TOLD, hint, "{message}");
-    tell(message, hint);
-}
-
-fn tell(message: &str, hint: Option<&str>) {
-    if log_args::in_journal() {
-        return;
-    }
-    say(&format!("kvmb: error: {message}"));
-    if let Some(hint) = hint {
-        say(&format!("kvmb: hint: {hint}"));
-    }
-}
-
-/// Writes a line to standard error. One that nobody reads any more is no reason to leave a backup half done.
-pub fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{}", printable(line));
+/// The line of a machine that was backed up.
+fn log_stored(point: &Point) {
+    let sum = |of: fn(&crate::record::PointDisk) -> u64| point.disks.iter().map(of).sum::<u64>();
+    tracing::info!(
+        machine = point.machine,
+        point = point.point,
+        read_bytes = sum(|disk| disk.read_bytes),
+        new_bytes = sum(|disk| disk.new_bytes),
+        stored_bytes = sum(|disk| disk.stored_bytes),
+        duration_seconds = point.duration_seconds,
+        "{} was stored",
+        point.machine
+    );
 }
 
 /// Whether a message names something, as a word of its own: "vm" is not named by "kvmb".

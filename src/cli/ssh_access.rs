@@ -5,13 +5,14 @@ use crate::cli::failure::CliError;
 use crate::cli::prompt;
 use crate::cli::repo_args::data_folder;
 use crate::cli::secret;
-use crate::cli::session::say;
+use crate::cli::stderr::say;
 use crate::cli::table::printable;
 use crate::config::Ssh;
 use crate::repo::Password;
 use crate::storage::sftp::{Credentials, Secret, ShownKey, SshContext};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// How commands reach servers. Without `password_file`, the variables are asked, the configuration, and then a person;
 /// `accepted` is the fingerprint of a host key that was said to be right.
@@ -38,6 +39,7 @@ pub fn access(context: &Context, password_file: Option<&Path>, accepted: Option<
         given: OnceLock::new(),
         accepted: accepted.map(bare),
         can_answer: prompt::possible(context),
+        limit: context.password_limit(),
     });
     Ok(access)
 }
@@ -77,6 +79,8 @@ struct TerminalCredentials {
     /// What file, command or variable gave: read once, and only when it is needed.
     given: OnceLock<Option<Password>>,
     can_answer: bool,
+    /// How long a secret's command or file may take.
+    limit: Duration,
 }
 
 impl TerminalCredentials {
@@ -93,20 +97,20 @@ impl TerminalCredentials {
 
     fn read(&self) -> Result<Option<Password>, CliError> {
         if let Some(file) = &self.file {
-            return secret::from_file(file).map(Some);
+            return secret::from_file(file, self.limit).map(Some);
         }
         if let Some(command) = secret::variable("KVMB_SSH_PASSWORD_COMMAND") {
-            return secret::from_command(&command, "$KVMB_SSH_PASSWORD_COMMAND").map(Some);
+            return secret::from_command(&command, "$KVMB_SSH_PASSWORD_COMMAND", self.limit).map(Some);
         }
         if let Some(password) = secret::variable("KVMB_SSH_PASSWORD") {
             return Ok(Some(Password::new(password)));
         }
         if let Some(file) = &self.config.password_file {
-            return secret::from_file(&file.value().0).map(Some);
+            return secret::from_file(&file.value().0, self.limit).map(Some);
         }
         let origin = "ssh.password_command of the configuration";
         let command = self.config.password_command.as_ref();
-        command.map(|command| secret::from_command(command.text(), origin)).transpose()
+        command.map(|command| secret::from_command(command.text(), origin, self.limit)).transpose()
     }
 
     /// What was given, else what somebody types.

@@ -5,17 +5,23 @@
 
 use super::document::{self, DocumentError};
 use super::{Config, KeyError, SECRET_KEYS};
+use crate::bounded;
+use rustix::fs::OFlags;
 use serde_json::Value;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The configuration of a user, below the home folder.
 const OF_USER: &str = ".kvm_backup_config.json";
 
 /// The configuration of the host.
 const OF_HOST: &str = "/etc/kvmb/config.json";
+
+/// How long one that is a pipe may take.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Larger ones are taken for a slip.
 const LARGEST_BYTES: u64 = 16 << 20;
@@ -126,7 +132,8 @@ pub fn load(named: Option<&Path>, home: Option<&Path>) -> Result<Loaded, Error> 
 
 fn read(path: &Path) -> Result<Option<Loaded>, Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
-    let file = match File::open(path) {
+    let opened = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path);
+    let file = match opened {
         Ok(file) => file,
         Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => return Ok(None),
         Err(error) => return Err(io(error)),
@@ -142,8 +149,18 @@ fn read(path: &Path) -> Result<Option<Loaded>, Error> {
             return Err(Error::Writable { path: path.to_owned(), mode });
         }
     }
-    let mut text = String::new();
-    file.take(LARGEST_BYTES).read_to_string(&mut text).map_err(io)?;
+    let text = match metadata.is_file() {
+        true => {
+            let mut text = String::new();
+            file.take(LARGEST_BYTES).read_to_string(&mut text).map_err(io)?;
+            text
+        }
+        // A pipe, of a shell's '<(…)' perhaps: somebody has to write to it.
+        false => {
+            let content = bounded::read(path, LARGEST_BYTES, LIMIT, &bounded::ending()).map_err(io)?;
+            String::from_utf8(content).map_err(|_| io(ErrorKind::InvalidData.into()))?
+        }
+    };
     let (config, said) = document::read(&text).map_err(|refusal| match refusal {
         DocumentError::NotJson(reason) => Error::NotJson { path: path.to_owned(), reason },
         DocumentError::Faults(faults) => Error::Faults { path: path.to_owned(), faults },

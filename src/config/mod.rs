@@ -85,7 +85,7 @@ pub struct Config {
     /// How long the guest agent may take to answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freeze_timeout: Option<WithText<PositiveSpan>>,
-    /// How long a capture may stay open; then it may be cleared by anyone.
+    /// How long a capture may stay open while nobody reads it; then its guard ends it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lease: Option<WithText<PositiveSpan>>,
     /// The folder for what guests overwrite while they are backed up; without it /var/lib/kvmb/scratch.
@@ -106,6 +106,8 @@ pub struct Config {
     /// Repositories are written to no faster than this many bytes a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_upload: Option<WithText<PositiveSize>>,
+    /// How long to wait for what may never answer.
+    pub limits: Limits,
     /// How long to try again when the connection to a repository is lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_for: Option<WithText<PositiveSpan>>,
@@ -153,6 +155,7 @@ impl Default for Config {
             full_every: None,
             limit_read: None,
             limit_upload: None,
+            limits: Limits::default(),
             retry_for: None,
             verify: None,
             verify_sample: None,
@@ -187,6 +190,28 @@ pub struct Ssh {
     /// unless set. A slow disk needs more, a link of less than 512 bytes a second too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress_timeout: Option<WithText<PositiveSpan>>,
+}
+
+/// How long to wait for what may never answer. A machine whose QEMU hangs fails, and the others go on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Limits {
+    /// For libvirt to answer a call.
+    pub libvirt: WithText<PositiveSpan>,
+    /// For libvirt and QEMU to begin a backup.
+    pub backup_begin: WithText<PositiveSpan>,
+    /// For a command that prints a password, or a password file that is a named pipe.
+    pub password: WithText<PositiveSpan>,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            libvirt: PositiveSpan::written(60),
+            backup_begin: PositiveSpan::written(120),
+            password: PositiveSpan::written(60),
+        }
+    }
 }
 
 /// Which points are kept. Without rules, all are.

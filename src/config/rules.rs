@@ -310,6 +310,13 @@ impl Term for Cron {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PositiveSpan(pub Duration);
 
+impl PositiveSpan {
+    /// That many seconds, as they would be written.
+    pub fn written(seconds: u64) -> WithText<PositiveSpan> {
+        WithText { text: format!("{seconds}s"), value: PositiveSpan(Duration::from_secs(seconds)) }
+    }
+}
+
 impl Term for PositiveSpan {
     const NAME: &'static str = "Span";
     const RULE: &'static str = units::ShortDuration::RULE;

@@ -100,7 +100,7 @@ impl History {
     fn read(&self, path: &Path) -> Result<Memory, Error> {
         let bad = |reason: &str| Error::NotHistory { path: path.to_owned(), reason: reason.to_owned() };
         let mut text = String::new();
-        let file = File::open(path).map_err(io("read", path))?;
+        let file = atomic_file::open(path).map_err(io("read", path))?;
         file.take(LARGEST_FILE_BYTES).read_to_string(&mut text).map_err(io("read", path))?;
         let memory: Memory = serde_json::from_str(&text).map_err(|error| bad(&error.to_string()))?;
         let is_named = self.file(&memory.uuid).is_ok_and(|(file, _)| file == path);

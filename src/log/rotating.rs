@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// More files than this are never kept.
@@ -66,6 +66,10 @@ impl RotatingFile {
 }
 
 fn open(path: &Path) -> io::Result<File> {
+    // Opening a named pipe waits for a reader.
+    if fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a named pipe"));
+    }
     OpenOptions::new().append(true).create(true).mode(0o640).open(path)
 }
 

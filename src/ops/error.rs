@@ -16,7 +16,7 @@ pub enum Error {
     Interrupted,
     /// libvirt, QEMU or a capture's state.
     #[error(transparent)]
-    Capture(#[from] capture::Error),
+    Capture(capture::Error),
     /// Reading or writing a disk.
     #[error("disk {disk}: {source}")]
     Disk {
@@ -272,6 +272,15 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+}
+
+impl From<capture::Error> for Error {
+    fn from(error: capture::Error) -> Error {
+        match error {
+            capture::Error::Interrupted => Error::Interrupted,
+            error => Error::Capture(error),
+        }
+    }
 }
 
 impl From<repo::Error> for Error {

@@ -2,13 +2,19 @@
 
 use super::store_disk::check_size;
 use super::{Error, Monitor, Result, Stop};
+use crate::bounded::{self, GaveUp};
 use crate::nbd::{Chunk, DiskReader, NbdUri, ReadOptions};
 use crate::rate_limiter::RateLimiter;
 use crate::record;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
+use std::time::Duration;
+
+/// A pipe may have nobody at its other end for a long time.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The size of reads, and of the zeros that a hole is hashed as.
 const STEP_BYTES: u32 = 1 << 20;
@@ -61,14 +67,23 @@ pub fn hash_export(
 
 /// The SHA-256 of a file's own bytes, as `sha256sum` prints it.
 pub fn hash_file(path: &Path, monitor: &dyn Monitor, stop: &Stop) -> Result<record::File> {
-    let mut file = File::open(path).map_err(Error::io("read", path))?;
+    // Neither opening nor reading a named pipe may keep us from ending.
+    let named = path.to_owned();
+    let opened = match bounded::call(FOR_EVER, &stop.flag(), move || File::open(named)) {
+        Err(GaveUp::Interrupted) => return Err(Error::Interrupted),
+        opened => opened.unwrap_or_else(|why| Err(why.into())),
+    };
+    let mut file = opened.map_err(Error::io("read", path))?;
     let metadata = file.metadata().map_err(Error::io("read", path))?;
     let progress = monitor.start("hashing", &path.display().to_string(), metadata.len());
     let (mut hasher, mut size_bytes) = (Sha256::new(), 0);
     let mut buffer = vec![0; STEP_BYTES as usize];
     loop {
-        stop.check()?;
-        let count = file.read(&mut buffer).map_err(Error::io("read", path))?;
+        wait_for_bytes(&file, stop)?;
+        let count = match file.read(&mut buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            read => read.map_err(Error::io("read", path))?,
+        };
         if count == 0 {
             break;
         }
@@ -82,4 +97,16 @@ pub fn hash_file(path: &Path, monitor: &dyn Monitor, stop: &Stop) -> Result<reco
         sha256: hex::encode(hasher.finalize()),
         extra: Default::default(),
     })
+}
+
+/// Waits until a file, a pipe perhaps, has something to be read.
+fn wait_for_bytes(file: &File, stop: &Stop) -> Result<()> {
+    const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    loop {
+        stop.check()?;
+        // What cannot be waited for is read, and says what is wrong.
+        if poll(&mut [PollFd::new(file, PollFlags::IN)], Some(&TICK)) != Ok(0) {
+            return Ok(());
+        }
+    }
 }

@@ -5,6 +5,7 @@
 //! | [`inventory`] | machines and disks as records |
 //! | [`doctor`] | what will stand in the way of a backup (pure) |
 //! | [`snapshot`], [`release`] | open and end captures |
+//! | [`guard`] | the guard process of a capture: its lease, the scratch space |
 //! | [`hash`] | the SHA-256 of disks and files |
 //! | [`offline_watch`] | an eye on a machine that is off while it is read |
 //! | [`push`] | a captured machine into a repository: the one storage path |
@@ -28,6 +29,7 @@ mod chunk_map_builder;
 pub mod copy;
 pub mod doctor;
 pub mod error;
+pub mod guard;
 pub mod hash;
 pub mod inventory;
 pub mod latest_points;
@@ -44,7 +46,6 @@ pub mod push;
 pub mod release;
 pub mod remote;
 pub mod restore;
-mod scratch_watch;
 pub mod snapshot;
 pub mod store_disk;
 mod threads;

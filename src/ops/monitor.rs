@@ -1,6 +1,7 @@
 //! How a workflow tells what it is doing, and how it is told to stop.
 
 use super::{Error, Result};
+use crate::bounded;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -42,6 +43,11 @@ impl Progress for Silent {
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
+    /// The flag of this process, raised by its signals.
+    pub fn of_process() -> Stop {
+        Stop(bounded::ending())
+    }
+
     /// The flag itself, for a signal handler or a lower layer.
     pub fn flag(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.0)

@@ -5,6 +5,7 @@
 
 use super::chain::mismatch;
 use super::chunk_map::{Geometry, ZeroIds};
+use super::guard::guarded;
 use super::locked_repo::{LockedRepo, RepoView, while_locked};
 use super::lost_chunks::{damaged_points, lost_chunks};
 use super::manifest::{
@@ -12,7 +13,6 @@ use super::manifest::{
 };
 use super::offline_watch::while_unchanged;
 use super::points::{self, MACHINE_TAG, OpenPoint, PointRef, TAG, disk_file};
-use super::scratch_watch::watched;
 use super::store_disk::{Base, DiskTask, StoreOutcome, StoredDisk, store_disk};
 use super::{Error, Monitor, Progress, Result, Stop};
 use crate::capture::state::{CaptureKind, FileRole, ReadMode};
@@ -97,7 +97,7 @@ pub fn push(
         view.repo.storage().warm_up(view.repo.storage().parallel());
     }
     let read = while_locked(permit, stop, |stop| {
-        watched(capture, stop, |stop| {
+        guarded(request.file, capture, stop, |stop| {
             while_unchanged(capture, stop, |stop| {
                 capture.disks.iter().map(|disk| reading.disk(disk, stop)).collect::<Result<Vec<_>>>()
             })

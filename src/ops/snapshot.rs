@@ -1,14 +1,15 @@
 //! Opening a capture: every disk of a machine, frozen at one instant, readable over NBD.
 
 use super::chain::{self, Chain};
+use super::guard;
 use super::locked_repo::RepoView;
 use super::{Error, Result};
 use crate::capture::machine::Which;
 use crate::capture::runtime::free_bytes;
 use crate::capture::state::SkippedDisk;
 use crate::capture::{
-    CaptureState, Definition, DiskRequest, FreezeOptions, Machine, OpenRequest, RuntimeDirs, clear_leftovers,
-    open_capture,
+    CaptureFile, CaptureState, Definition, DiskRequest, FreezeOptions, Machine, OpenRequest, RuntimeDirs,
+    clear_leftovers, open_capture,
 };
 use crate::failpoint::{self, Failpoint};
 use std::path::PathBuf;
@@ -64,12 +65,19 @@ pub fn snapshot(
         checkpoint: open.map(|open| chain::checkpoint_name(open.repo.id(), now)),
         freeze: request.freeze,
         lease: request.lease,
+        guarded: guard::is_available(),
         owned: request.owned,
         repository: open.map(|open| open.repo.id().to_owned()),
         parent_point: chain.map(|chain| chain.point.id.to_string()),
         scratch_dir: request.scratch.clone(),
     };
-    Ok(open_capture(runtime, machine, &request)?)
+    let state = open_capture(runtime, machine, &request)?;
+    let guarded = CaptureFile::open(runtime, &state.id).map_err(Error::from).and_then(|file| guard::start(&file));
+    if let Err(error) = guarded {
+        // Whoever reads starts it again.
+        tracing::warn!("capture {} has no guard: {error}", state.id);
+    }
+    Ok(state)
 }
 
 fn disk_request(disk: String, chain: Option<&Chain>, is_chained: bool) -> DiskRequest {

@@ -40,6 +40,7 @@ use super::crypto::OVERHEAD;
 use super::index::PendingIndex;
 use super::pack::{self, PackEntry};
 use super::{BlobKind, Error, Flaw, Id, Index, Permit, RepoCacheDir, Repository, Result};
+use crate::atomic_file;
 use crate::storage::{self, FileKind};
 
 /// The folder of the notes.
@@ -88,7 +89,7 @@ struct Orphans {
 impl Orphans {
     /// None where a writer lives, or the notes have just been removed.
     fn open(path: &Path) -> io::Result<Option<Orphans>> {
-        let mut file = match File::open(path) {
+        let mut file = match atomic_file::open(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             other => other?,
         };

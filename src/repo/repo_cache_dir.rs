@@ -8,7 +8,7 @@
 //! | `unfinished/*` | packs that a run has stored and not named yet: see [`super::orphaned_packs`] |
 //! | others | what the layers above keep, each with a name of its own |
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{DirBuilder, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ impl RepoCacheDir {
 
     /// What was kept under a name; none if nothing was.
     pub fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        match fs::read(self.path.join(name)) {
+        match atomic_file::read(&self.path.join(name)) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             other => other.map(Some),
         }
@@ -71,6 +71,7 @@ impl RepoCacheDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]

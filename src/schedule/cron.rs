@@ -11,58 +11,13 @@
 //! | minute and hour fixed: `30 2 * * *` | runs as soon as the skipped hour is over | runs the first time only |
 //! | either begins with `*`: `*/30 * * * *` | what fell into it is left out | runs both times |
 
-use super::field::{CronField, Values};
+use super::error::{CronError, CronField, NICKNAMES};
+use super::field::Values;
 use crate::clock::{LARGEST_CHANGE_MINUTES, moments_of};
 use chrono::{DateTime, Duration, NaiveDateTime, TimeZone, Utc};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
-
-/// Why a text is no cron expression.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CronError {
-    /// Not five fields.
-    #[error(
-        "it has {found} fields and needs 5 (minute, hour, day of the month, month, day of the week), or @daily and the like"
-    )]
-    FieldCount {
-        /// How many it has.
-        found: usize,
-    },
-    /// A field that breaks a rule.
-    #[error("the {field} '{value}' is wrong: {rule}")]
-    Field {
-        /// Which field.
-        field: CronField,
-        /// The part of it that is wrong.
-        value: String,
-        /// What it breaks.
-        rule: String,
-    },
-    /// An `@` word that cron does not know.
-    #[error("'{word}' is no time: cron knows {}{}", NICKNAMES.map(|(name, _)| name).join(", "), nearest.map(|name| format!("; did you mean {name}?")).unwrap_or_default())]
-    Nickname {
-        /// What was given.
-        word: String,
-        /// The one that looks like it.
-        nearest: Option<&'static str>,
-    },
-    /// A date that never comes.
-    #[error("it never comes: no year has such a day")]
-    Never,
-}
-
-/// What stands for an expression; `@reboot` is for none.
-const NICKNAMES: [(&str, &str); 8] = [
-    ("@reboot", ""),
-    ("@yearly", "0 0 1 1 *"),
-    ("@annually", "0 0 1 1 *"),
-    ("@monthly", "0 0 1 * *"),
-    ("@weekly", "0 0 * * 0"),
-    ("@daily", "0 0 * * *"),
-    ("@midnight", "0 0 * * *"),
-    ("@hourly", "0 * * * *"),
-];
 
 /// A crontab(5) expression.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,5 +1,6 @@
 //! What can go wrong with a schedule.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -67,3 +68,76 @@ impl Error {
         move |source| Error::Io { action, path, source }
     }
 }
+
+/// Which field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CronField {
+    /// 0 to 59.
+    Minute,
+    /// 0 to 23.
+    Hour,
+    /// 1 to 31.
+    DayOfMonth,
+    /// 1 to 12, or `jan` to `dec`.
+    Month,
+    /// 0 to 7, where both 0 and 7 are Sunday, or `sun` to `sat`.
+    DayOfWeek,
+}
+
+impl fmt::Display for CronField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CronField::Minute => "minute",
+            CronField::Hour => "hour",
+            CronField::DayOfMonth => "day of the month",
+            CronField::Month => "month",
+            CronField::DayOfWeek => "day of the week",
+        })
+    }
+}
+
+/// Why a text is no cron expression.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CronError {
+    /// Not five fields.
+    #[error(
+        "it has {found} fields and needs 5 (minute, hour, day of the month, month, day of the week), or @daily and the like"
+    )]
+    FieldCount {
+        /// How many it has.
+        found: usize,
+    },
+    /// A field that breaks a rule.
+    #[error("the {field} '{value}' is wrong: {rule}")]
+    Field {
+        /// Which field.
+        field: CronField,
+        /// The part of it that is wrong.
+        value: String,
+        /// What it breaks.
+        rule: String,
+    },
+    /// An `@` word that cron does not know.
+    #[error("'{word}' is no time: cron knows {}{}", NICKNAMES.map(|(name, _)| name).join(", "), nearest.map(|name| format!("; did you mean {name}?")).unwrap_or_default())]
+    Nickname {
+        /// What was given.
+        word: String,
+        /// The one that looks like it.
+        nearest: Option<&'static str>,
+    },
+    /// A date that never comes.
+    #[error("it never comes: no year has such a day")]
+    Never,
+}
+
+/// What stands for an expression; `@reboot` is for none.
+pub(super) const NICKNAMES: [(&str, &str); 8] = [
+    ("@reboot", ""),
+    ("@yearly", "0 0 1 1 *"),
+    ("@annually", "0 0 1 1 *"),
+    ("@monthly", "0 0 1 * *"),
+    ("@weekly", "0 0 * * 0"),
+    ("@daily", "0 0 * * *"),
+    ("@midnight", "0 0 * * *"),
+    ("@hourly", "0 * * * *"),
+];

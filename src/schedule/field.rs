@@ -8,24 +8,8 @@
 //! | `*/15`, `1-30/2` | every so many of those, counted from the first |
 //! | `1,2,10-20/5` | all of these |
 
-use super::cron::CronError;
+use super::error::{CronError, CronField};
 use std::collections::BTreeSet;
-use std::fmt;
-
-/// Which field.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CronField {
-    /// 0 to 59.
-    Minute,
-    /// 0 to 23.
-    Hour,
-    /// 1 to 31.
-    DayOfMonth,
-    /// 1 to 12, or `jan` to `dec`.
-    Month,
-    /// 0 to 7, where both 0 and 7 are Sunday, or `sun` to `sat`.
-    DayOfWeek,
-}
 
 const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
 const WEEKDAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
@@ -86,18 +70,6 @@ impl CronField {
 
     fn error(self, value: &str, rule: String) -> CronError {
         CronError::Field { field: self, value: value.to_owned(), rule }
-    }
-}
-
-impl fmt::Display for CronField {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            CronField::Minute => "minute",
-            CronField::Hour => "hour",
-            CronField::DayOfMonth => "day of the month",
-            CronField::Month => "month",
-            CronField::DayOfWeek => "day of the week",
-        })
     }
 }
 

@@ -17,10 +17,9 @@ mod gap;
 mod place;
 mod systemd;
 
-pub use cron::{Cron, CronError};
+pub use cron::Cron;
 pub use entry::ScheduledJob;
-pub use error::Error;
-pub use field::CronField;
+pub use error::{CronError, CronField, Error};
 pub use place::{Installed, ScheduleChange, ScheduleLocation, old_entries, remove_old_entries};
 
 use crate::atomic_file;

@@ -4,6 +4,7 @@ use super::crontab::{self, Crontab};
 use super::entry::read_line;
 use super::systemd::{self, Units};
 use super::{Cron, Error, ScheduledJob};
+use crate::atomic_file;
 use std::fs;
 use std::path::Path;
 
@@ -141,7 +142,7 @@ pub fn old_entries() -> Result<Vec<String>, Error> {
 }
 
 fn read_system_file() -> Result<Option<String>, Error> {
-    match fs::read_to_string(SYSTEM_FILE) {
+    match atomic_file::read_to_string(Path::new(SYSTEM_FILE)) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("read", Path::new(SYSTEM_FILE))(error)),

@@ -5,8 +5,10 @@
 //! libvirt and QEMU in `/run`, root's keys for SSH, and repositories wherever they are.
 
 use super::entry::program;
-use super::field::{CronField, Values};
+use super::error::CronField;
+use super::field::Values;
 use super::{Cron, Error, ScheduledJob};
+use crate::atomic_file;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
@@ -101,7 +103,7 @@ impl Units {
 
     /// Those that are installed.
     pub fn read() -> Result<Option<Units>, Error> {
-        let read = |path: &str| match fs::read_to_string(path) {
+        let read = |path: &str| match atomic_file::read_to_string(Path::new(path)) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io("read", Path::new(path))(error)),

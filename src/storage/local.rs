@@ -209,7 +209,7 @@ impl Storage for LocalStorage {
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
         let path = self.path(kind, name);
         let (mut bytes, longest_bytes) = (Vec::new(), kind.longest_bytes());
-        let mut read = || File::open(&path)?.take(longest_bytes + 1).read_to_end(&mut bytes);
+        let mut read = || atomic_file::open(&path)?.take(longest_bytes + 1).read_to_end(&mut bytes);
         let length = read().map_err(|e| self.error("read", kind, name, &path, e))?;
         match length as u64 > longest_bytes {
             true => Err(Error::too_long(self.url(), kind, name)),
@@ -226,7 +226,7 @@ impl Storage for LocalStorage {
             name: name.to_owned(),
             wanted_bytes: offset.saturating_add(length as u64),
         };
-        let mut file = File::open(&path).map_err(fail)?;
+        let mut file = atomic_file::open(&path).map_err(fail)?;
         // Asked first, so that a wild length out of a damaged index cannot make us allocate it.
         let size_bytes = file.metadata().map_err(fail)?.len();
         if offset.saturating_add(length as u64) > size_bytes {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::support::chains::*;
 use crate::support::{Env, Machine, Output, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 
 #[test]
 fn killed_between_backups_it_costs_nothing() {
@@ -165,6 +166,114 @@ fn killed_at_any_moment_of_begin_the_next_point_is_right_or_the_wedge_is_told() 
     let point = proven(&machine, &repo);
     assert_changed(&point, "vda", 0);
     assert_changed(&point, "vdb", CHUNK);
+    finish(&env, &[&repo]);
+}
+
+/// A process that is stopped until this is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn qemu_of(machine: &Machine) -> Stopped {
+        let pid = Pid::from_raw(machine.qemu_pid().expect("on")).expect("a process");
+        kill_process(pid, Signal::STOP).expect("stop");
+        Stopped(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = kill_process(self.0, Signal::CONT);
+    }
+}
+
+#[test]
+fn a_machine_whose_qemu_hangs_is_reported_and_the_others_are_backed_up() {
+    let env = Env::with_libvirtd("hung qemu");
+    let repo = init(&env);
+    let (hung, well) = (two_disks(&env, "a-hung"), two_disks(&env, "b-well"));
+    env.configure(&json!({ "limits": { "libvirt": "3s" } }));
+    let all = ["a-hung", "b-well"];
+    let of = |records: &[Value], machine: &str| records.iter().filter(|record| record["machine"] == machine).count();
+    {
+        let _stopped = Stopped::qemu_of(&hung);
+        for jobs in ["1", "2"] {
+            let output = env.kvmb(["backup", "-r", &repo, "--jobs", jobs]).args(all).run().assert_code(3);
+            assert_eq!(output.record_of("failure")["code"], "timeout", "{output}");
+            assert_eq!(output.record_of("failure")["machine"], "a-hung", "{output}");
+            assert_eq!(output.record_of("point")["machine"], "b-well", "{output}");
+        }
+        // Whatever asks libvirt has the same limit, and reports the other machine.
+        let captured = env.kvmb(["snapshot"]).args(all).run().assert_code(3);
+        assert_eq!(captured.record_of("failure")["code"], "timeout", "{captured}");
+        assert_eq!(of(&captured.records_of("disk"), "b-well"), 2, "{captured}");
+        env.kvmb(["release", "b-well"]).run().assert_ok();
+        let output = env.kvmb(["disks"]).args(all).run();
+        assert_eq!(of(&output.records_of("disk"), "b-well"), 2, "{output}");
+        let output = env.kvmb(["vms"]).args(all).run();
+        assert_eq!(of(&output.records_of("machine"), "b-well"), 1, "{output}");
+        let output = env.kvmb(["doctor"]).args(all).run();
+        assert!(output.records_of("check").iter().any(|check| check["target"] == "b-well/vda"), "{output}");
+    }
+    for machine in [&hung, &well] {
+        proven(machine, &repo);
+        assert_as_usual(machine);
+    }
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_begin_that_comes_about_after_its_limit_is_cleared_by_the_next_run() {
+    let env = Env::with_libvirtd("late begin");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    proven(&machine, &repo);
+    env.configure(&json!({ "limits": { "libvirt": "3s", "backup_begin": "1s" } }));
+    machine.write("vda", 2 * MIB, 4 * MIB, 0x33);
+    let run = stopped_at(&machine, &repo, "CaptureNoted", &[]).unwrap_or_else(|output| panic!("{output}"));
+    let stopped = Stopped::qemu_of(&machine);
+    let failure = go_on(run).assert_code(1).record_of("failure");
+    assert_eq!(failure["code"], "timeout", "{failure}");
+    assert!(failure["error"].as_str().is_some_and(|error| error.contains("begin the backup of vm")), "{failure}");
+    drop(stopped);
+    wait_until("the job begins after all", Duration::from_secs(20), || machine.is_captured());
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", 4 * CHUNK);
+    assert_as_usual(&machine);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn sigterm_ends_whatever_waits_for_a_qemu_that_hangs() {
+    let env = Env::with_libvirtd("sigterm");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    proven(&machine, &repo);
+    let captured = env.kvmb(["snapshot", "vm"]).run().assert_ok();
+    for command in [&["release", "vm"][..], &["backup", "vm", "-r", &repo], &["snapshot", "vm"], &["disks", "vm"]] {
+        let stopped = Stopped::qemu_of(&machine);
+        let mut running = env.kvmb(command).spawn();
+        let waits = || {
+            let tasks = fs::read_dir(format!("/proc/{}/task", running.pid())).into_iter().flatten().flatten();
+            let mut names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+            names.any(|name| name.trim() == "bounded call")
+        };
+        // The calls that QEMU has no part in are over in milliseconds.
+        wait_until("it waits for libvirt", Duration::from_secs(20), || {
+            let first = waits();
+            thread::sleep(Duration::from_millis(500));
+            first && waits()
+        });
+        assert!(!running.has_ended(), "{command:?}");
+        running.signal(Signal::TERM);
+        let output = running.wait();
+        drop(stopped);
+        assert_eq!(output.code(), 143, "{output}");
+        if command[0] == "release" {
+            env.kvmb(["release", "vm"]).stdin(&captured.stdout).run().assert_ok();
+        }
+    }
+    proven(&machine, &repo);
+    assert_as_usual(&machine);
     finish(&env, &[&repo]);
 }
 

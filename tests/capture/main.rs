@@ -6,6 +6,7 @@ mod support;
 
 mod definition;
 mod embedded;
+mod guard;
 mod guest;
 mod hostile_files;
 mod libvirtd;

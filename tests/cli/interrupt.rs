@@ -243,3 +243,58 @@ fn a_whole_backup_is_interrupted_by_itself_and_in_a_pipe() {
         assert_clean(&env, &[&vm1], 1);
     }
 }
+
+/// Secrets, keys, state: what a named pipe in the place of a file keeps waiting is ended by a signal, and by its limit.
+#[test]
+fn nothing_that_is_read_keeps_it_from_ending() {
+    let env = Env::new("pipes");
+    env.kvmb(["init", "-r", &env.repo()]).run().assert_ok();
+    env.sh("mkfifo -m 600 fifo").run().assert_ok();
+    let fifo = env.path("fifo");
+    let slow = "sleep 600";
+    let points = || env.kvmb(["points", "-r", &env.repo()]);
+    let hash = || env.kvmb(["hash"]).arg(&fifo);
+    let waiting: [&dyn Fn() -> crate::support::Call; 4] = [
+        &|| points().env("KVMB_PASSWORD_FILE", &fifo),
+        &|| points().without_env("KVMB_PASSWORD_FILE").env("KVMB_PASSWORD_COMMAND", slow),
+        &hash,
+        // Before the configuration is read, a signal does what it does by default.
+        &|| points().env("KVMB_CONFIG", &fifo),
+    ];
+    for (at, call) in waiting.iter().enumerate() {
+        let (signal, code) = BOTH[at % 2];
+        let running = call().spawn();
+        match at {
+            3 => wait_until("it runs", Duration::from_secs(20), || !process::of(&env.path("")).is_empty()),
+            _ => wait_until_it_listens(running.pid()),
+        }
+        running.signal(signal);
+        let output = running.wait();
+        assert_eq!(output.code(), code, "{output}");
+        assert!(output.took < Duration::from_secs(30), "{output}");
+    }
+
+    env.configure(&json!({ "limits": { "password": "1s" } }));
+    for call in &waiting[..2] {
+        let output = call().run().assert_code(1);
+        assert_eq!(output.record_of("failure")["code"], "timeout", "{output}");
+    }
+    env.assert_nothing_left();
+
+    // Somebody writes: as a shell's '<(…)' does.
+    let running = points().env("KVMB_PASSWORD_FILE", &fifo).spawn();
+    fs::write(&fifo, format!("{}\n", crate::support::PASSWORD)).unwrap();
+    running.wait().assert_ok();
+
+    // What nobody ever makes a pipe of is refused at once.
+    env.sh("mkdir -p run/kvmb/c-12345678 home/.ssh; mkfifo run/kvmb/c-12345678/state.json home/.ssh/known_hosts; rm repo/config; mkfifo repo/config").run().assert_ok();
+    env.kvmb(["release", "c-12345678"])
+        .limit(Duration::from_secs(20))
+        .run()
+        .assert_code(1)
+        .assert_stderr_has("regular");
+    points().limit(Duration::from_secs(20)).run().assert_code(1).assert_stderr_has("regular");
+    let url = "sftp://kvm@127.0.0.1:1//srv/kvm";
+    let output = env.kvmb(["points", "-r", url]).limit(Duration::from_secs(20)).run().assert_code(1);
+    output.assert_stderr_has("known_hosts").assert_stderr_has("regular");
+}

@@ -28,6 +28,7 @@ use serde_json::Value;
 /// Layer → the other layers that it may import.
 const LAYERS: &[(&str, &[&str])] = &[
     ("record", &[]),
+    ("bounded", &[]),
     ("rate_limiter", &[]),
     ("storage", &["rate_limiter", "atomic_file"]),
     ("nbd", &[]),
@@ -35,17 +36,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("atomic_file", &[]),
     ("failpoint", &[]),
-    ("capture", &["failpoint", "atomic_file"]),
+    ("capture", &["bounded", "failpoint", "atomic_file"]),
     ("repo", &["storage", "failpoint", "atomic_file"]),
     ("retention", &["record", "units"]),
     ("schedule", &["units", "clock", "atomic_file"]),
     ("log", &["record"]),
     ("history", &["record", "atomic_file"]),
-    ("config", &["units", "retention", "schedule"]),
+    ("config", &["bounded", "units", "retention", "schedule"]),
     (
         "ops",
         &[
             "record",
+            "bounded",
             "units",
             "clock",
             "failpoint",
@@ -62,6 +64,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "record",
+            "bounded",
             "units",
             "failpoint",
             "rate_limiter",

@@ -100,11 +100,6 @@ pub fn connections() -> ArgValueCompleter {
     completer(|_, _| Some(CONNECTIONS.map(|(uri, about)| (uri.to_owned(), about.to_owned())).to_vec()))
 }
 
-/// Folders: an address of another kind is typed.
-pub fn repositories() -> ArgValueCompleter {
-    ArgValueCompleter::new(PathCompleter::dir())
-}
-
 fn completer(look_up: fn(&str, CompletionLine) -> Option<Vec<Offer>>) -> ArgValueCompleter {
     ArgValueCompleter::new(move |current: &OsStr| offers(current, look_up))
 }

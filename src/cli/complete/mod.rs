@@ -8,9 +8,7 @@ mod candidates;
 mod line;
 mod scripts;
 
-pub use candidates::{
-    captures, connections, disk_paths, disks, machine_disks, machines, point_machines, points, repositories,
-};
+pub use candidates::{captures, connections, disk_paths, disks, machine_disks, machines, point_machines, points};
 
 use crate::cli::exit_code::ExitCode;
 use crate::cli::output;

@@ -5,7 +5,7 @@ use crate::cli::Context;
 use crate::cli::failure::CliError;
 use crate::cli::session::Session;
 use crate::cli::table::bytes;
-use crate::ops::remote::{ExamineFinding, ExamineStep, ExamineTarget, FolderKind, examine};
+use crate::ops::remote::{ExamineFinding, ExamineStep, ExamineTarget, FolderKind, Speed, examine};
 use crate::record::{Check, Status};
 use crate::storage::sftp::authenticate::Login;
 use crate::units::Size;
@@ -142,7 +142,7 @@ fn judge(step: ExamineStep, finding: ExamineFinding, url: &str) -> Check {
             check.extra.insert("free_bytes".into(), json!(free));
             check
         }
-        ExamineFinding::Speed { connections, upload, download } => {
+        ExamineFinding::Speed(Speed { connections, upload, download }) => {
             let carrier = match connections {
                 1 => "one connection carries".to_owned(),
                 more => format!("{more} connections carry"),

@@ -1,6 +1,7 @@
 //! A look at the server, step by step, in the order in which a backup would need it.
 
-use super::{failed, speed, unreachable_host};
+use super::speed::{self, Speed};
+use super::{failed, unreachable_host};
 use crate::ops::{Error, Result};
 use crate::storage::sftp::authenticate::{Login, authenticate};
 use crate::storage::sftp::connect::connect;
@@ -87,15 +88,8 @@ pub enum ExamineFinding {
         /// In bytes.
         free_bytes: Option<u64>,
     },
-    /// The rates, in bytes a second.
-    Speed {
-        /// Of so many connections together.
-        connections: usize,
-        /// To the server, until the data was on its disk.
-        upload: u64,
-        /// From the server.
-        download: u64,
-    },
+    /// The rates.
+    Speed(Speed),
     /// By how much the server's clock is ahead of ours; negative where it is behind.
     Clock {
         /// In seconds.
@@ -214,7 +208,7 @@ fn walk(
         if access.stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
-        told(ExamineStep::Speed, measured.map_err(failed(target, "measure in", &folder)));
+        told(ExamineStep::Speed, measured.map(ExamineFinding::Speed).map_err(failed(target, "measure in", &folder)));
     }
 
     let ours = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();

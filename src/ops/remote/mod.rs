@@ -6,6 +6,7 @@ mod speed;
 
 pub use examine::{ExamineFinding, ExamineStep, ExamineTarget, FolderKind, examine};
 pub use setup::{SetupChange, setup};
+pub use speed::Speed;
 
 use super::Error;
 use crate::repo;

@@ -1,6 +1,5 @@
 //! How quick the way to a server is: files of noise go there, are put on its disk, come back and are removed.
 
-use super::ExamineFinding;
 use crate::repo::WriterOptions;
 use crate::storage::sftp::SshContext;
 use crate::storage::sftp::fault::SftpFault;
@@ -16,15 +15,26 @@ const PIECE_BYTES: usize = 4 << 20;
 const MOST_PIECES: u64 = 12;
 const LONGEST: Duration = Duration::from_secs(3);
 
+/// The rates of the way to a server, in bytes a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Speed {
+    /// Of so many connections together.
+    pub connections: usize,
+    /// To the server, until the data was on its disk.
+    pub upload: u64,
+    /// From the server.
+    pub download: u64,
+}
+
 type SpeedResult<T> = std::result::Result<T, SftpFault>;
 
 /// A short look at one connection. It ends soon once `stop` is raised; then what it measured means nothing.
-pub fn at_a_glance(files: &SftpClient, folder: &str, stop: &AtomicBool) -> SpeedResult<ExamineFinding> {
+pub fn at_a_glance(files: &SftpClient, folder: &str, stop: &AtomicBool) -> SpeedResult<Speed> {
     let piece = noise(PIECE_BYTES);
     let name = |number: u64| name(folder, number);
     let goes_on = |done: u64, begun: Instant| !stop.load(Ordering::Relaxed) && (done == 0 || begun.elapsed() < LONGEST);
     let mut pieces = 0;
-    let mut transfer = || -> SpeedResult<ExamineFinding> {
+    let mut transfer = || -> SpeedResult<Speed> {
         let begun = Instant::now();
         while pieces < MOST_PIECES && goes_on(pieces, begun) {
             pieces += 1;
@@ -37,7 +47,7 @@ pub fn at_a_glance(files: &SftpClient, folder: &str, stop: &AtomicBool) -> Speed
             read += 1;
             files.read(&name(read), piece.len() as u64)?;
         }
-        Ok(ExamineFinding::Speed { connections: 1, upload, download: rate(read, piece.len(), begun.elapsed()) })
+        Ok(Speed { connections: 1, upload, download: rate(read, piece.len(), begun.elapsed()) })
     };
     let measured = transfer();
     for number in 1..=pieces {
@@ -49,7 +59,7 @@ pub fn at_a_glance(files: &SftpClient, folder: &str, stop: &AtomicBool) -> Speed
 
 /// So many bytes on all connections, stored as a backup stores its packs: what a long one would get. It ends with the packs
 /// on the way once `access.stop` is raised; then what it measured means nothing.
-pub fn at_length(route: &SshTarget, access: &SshContext, folder: &str, size_bytes: u64) -> SpeedResult<ExamineFinding> {
+pub fn at_length(route: &SshTarget, access: &SshContext, folder: &str, size_bytes: u64) -> SpeedResult<Speed> {
     let (pack, pool) = (noise(WriterOptions::default().pack_bytes), Pool::new(route.clone(), access.clone()));
     let packs = size_bytes.div_ceil(pack.len() as u64).max(1);
     let connections = access.connections.max(1).min(usize::try_from(packs).unwrap_or(usize::MAX));
@@ -81,7 +91,7 @@ pub fn at_length(route: &SshTarget, access: &SshContext, folder: &str, size_byte
             Ok(begun.elapsed())
         };
     let begun = AtomicU64::new(0);
-    let transfer = || -> SpeedResult<ExamineFinding> {
+    let transfer = || -> SpeedResult<Speed> {
         let upload = for_each_pack(packs, &|files, number| match is_stopped() {
             true => Ok(()),
             false => {
@@ -94,7 +104,7 @@ pub fn at_length(route: &SshTarget, access: &SshContext, folder: &str, size_byte
             false => files.read_range(&name(number), 0, pack.len()).map(drop),
         })?;
         let rate = |took| rate(packs, pack.len(), took);
-        Ok(ExamineFinding::Speed { connections, upload: rate(upload), download: rate(download) })
+        Ok(Speed { connections, upload: rate(upload), download: rate(download) })
     };
     let measured = transfer();
     // What was begun and not finished, too; over a distance it would take long to look for all that was not even begun.

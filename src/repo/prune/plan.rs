@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::MaxUnused;
 use super::mark::Marks;
-use crate::repo::index::IndexEntry;
+use crate::repo::index::{IndexEntry, MAX_BLOBS_PER_FILE, SourceFile};
 use crate::repo::reader::BlobRequest;
 use crate::repo::{BlobKind, Error, Id, Index, Result};
 use crate::storage::FileInfo;
@@ -70,6 +70,9 @@ enum Fate {
     Copy,
     Go,
 }
+
+/// An index file with fewer blobs is joined with others.
+const SMALL_FILE_BLOBS: usize = MAX_BLOBS_PER_FILE / 2;
 
 /// The packs that the index names, by their numbers.
 #[derive(Debug)]
@@ -252,10 +255,10 @@ impl Packs {
     }
 
     /// The index files that name a pack which does not stay; where there is one, also the small ones, which become one.
-    pub(super) fn old_index_files<'i>(&self, index: &'i Index) -> Vec<&'i super::rewrite::SourceFile> {
-        let is_stale = |file: &super::rewrite::SourceFile| file.packs.iter().any(|pack| !self.stays(*pack));
+    pub(super) fn old_index_files<'i>(&self, index: &'i Index) -> Vec<&'i SourceFile> {
+        let is_stale = |file: &SourceFile| file.packs.iter().any(|pack| !self.stays(*pack));
         let any_stale = index.sources().iter().any(is_stale);
-        let is_small = |blobs: usize| any_stale && blobs < super::rewrite::SMALL_FILE_BLOBS;
+        let is_small = |blobs: usize| any_stale && blobs < SMALL_FILE_BLOBS;
         index.sources().iter().filter(|file| is_small(file.blobs) || is_stale(file)).collect()
     }
 }

@@ -5,14 +5,9 @@
 use std::collections::HashSet;
 
 use super::plan::Packs;
-use crate::repo::index::{IndexFile, MAX_BLOBS_PER_FILE, PendingIndex};
+use crate::repo::index::{IndexFile, PendingIndex, SourceFile};
 use crate::repo::{Id, Index, Permit, Repository, Result};
 use crate::storage::FileKind;
-
-pub(super) use crate::repo::index::SourceFile;
-
-/// An index file with fewer blobs is joined with others.
-pub(super) const SMALL_FILE_BLOBS: usize = MAX_BLOBS_PER_FILE / 2;
 
 /// Stores what stays of the old index files, one of them in memory at a time; returns those that can go now.
 pub(super) fn index(repo: &Repository, index: &Index, packs: &Packs, permit: &Permit) -> Result<Vec<Id>> {

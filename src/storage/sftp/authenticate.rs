@@ -4,9 +4,9 @@
 //! keys in vain. What let us in is remembered, so that further connections try nothing in vain.
 
 use super::{Connection, Error, Result, Secret, SshContext, SshTarget};
+use crate::atomic_file;
 use ssh_key::{PrivateKey, PublicKey};
 use ssh2::{KeyboardInteractivePrompt, Prompt};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A login that worked.
@@ -203,7 +203,7 @@ impl Attempt<'_> {
 
     /// Tries a key file, if it is there.
     fn identity(&mut self, file: &Path) -> Result<Option<Login>> {
-        let text = match fs::read_to_string(file) {
+        let text = match atomic_file::read_to_string(file) {
             Ok(text) => zeroize::Zeroizing::new(text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => {
@@ -327,7 +327,7 @@ fn is_encrypted(text: &str) -> bool {
 /// The public key that belongs to a key file, to find it in the agent.
 fn public_half(file: &Path) -> Option<Vec<u8>> {
     let beside = PathBuf::from(format!("{}.pub", file.display()));
-    let from_public = |path: &Path| fs::read_to_string(path).ok()?.parse::<PublicKey>().ok();
+    let from_public = |path: &Path| atomic_file::read_to_string(path).ok()?.parse::<PublicKey>().ok();
     // As ssh has it, the configured file may itself be the public half.
     let from_private = || Some(PrivateKey::read_openssh_file(file).ok()?.public_key().clone());
     from_public(&beside).or_else(|| from_public(file)).or_else(from_private)?.to_bytes().ok()

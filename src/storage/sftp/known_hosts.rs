@@ -10,13 +10,14 @@
 //! The server is asked for a key type that is known of it, so a second key of another type is no change.
 
 use super::{Error, Result, SshTarget};
+use crate::atomic_file;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, Mac};
 use sha1::Sha1;
 use ssh_key::known_hosts::{Entry, HostPatterns, Marker};
 use ssh_key::{Algorithm, HashAlg, PublicKey};
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -78,7 +79,7 @@ impl KnownKeys {
     pub fn read(route: &SshTarget) -> Result<KnownKeys> {
         let mut known = KnownKeys::default();
         for path in route.user_known_hosts.iter().chain(&route.system_known_hosts) {
-            match fs::read(path) {
+            match atomic_file::read(path) {
                 Ok(text) => known.add(path, &String::from_utf8_lossy(&text), &route.known_as),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(source) => return Err(Error::KnownHosts { action: "read", path: path.clone(), source }),
@@ -237,6 +238,7 @@ fn matches(pattern: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     const ONE: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILLSyrIpGLFHtfmRnrCPqpBEsAkJwz0GI/dfOq76Zx6q";
     const TWO: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPopIJDh+Ov+pxCm5+71180KPS1JsfOoIhiI8Mzomimc";

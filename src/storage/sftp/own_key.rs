@@ -9,7 +9,7 @@ use rand::TryRngCore;
 use rand::rngs::OsRng;
 use ssh_key::private::Ed25519Keypair;
 use ssh_key::{LineEnding, PrivateKey, PublicKey};
-use std::fs::{self, DirBuilder};
+use std::fs::DirBuilder;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ const LONGEST_LIST_BYTES: u64 = 1 << 20;
 
 /// The public half of the key in `path`; none if there is no such file.
 pub fn read(path: &Path) -> io::Result<Option<PublicKey>> {
-    match fs::read_to_string(path) {
+    match atomic_file::read_to_string(path) {
         Ok(text) => {
             let text = zeroize::Zeroizing::new(text);
             PrivateKey::from_openssh(&*text).map(|key| Some(key.public_key().clone())).map_err(io::Error::other)
@@ -102,6 +102,7 @@ fn is_listed(list: &str, key: &PublicKey) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]

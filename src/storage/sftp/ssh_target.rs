@@ -5,6 +5,7 @@
 //! What would lead the connection elsewhere (`ProxyJump`, `ProxyCommand`) is refused rather than overlooked.
 
 use super::{Error, Result, SftpAddress, SshContext, SshTimeouts};
+use crate::atomic_file;
 use ssh2_config::{HostParams, ParseRule, SshConfig};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -261,7 +262,7 @@ impl HostOptions {
 /// The options of a file for one host; none if there is no such file.
 fn read_config(file: &Path, host: &str, access: &SshContext) -> Result<Option<HostParams>> {
     let bad = |reason: String| Error::SshConfig { path: file.to_owned(), reason };
-    let text = match std::fs::read_to_string(file) {
+    let text = match atomic_file::read_to_string(file) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(|error| bad(error.to_string()))?,
     };

@@ -1,0 +1,41 @@
+//! Standard error: what people read there while a command runs.
+
+use crate::cli::table::printable;
+use crate::log::TOLD;
+use std::io::Write;
+use std::sync::OnceLock;
+
+/// Set once, when the log starts.
+static IN_JOURNAL: OnceLock<bool> = OnceLock::new();
+
+/// Whether the journal has been told, and standard error, which is the journal too, need not be.
+pub fn in_journal() -> bool {
+    IN_JOURNAL.get().copied().unwrap_or(false)
+}
+
+/// Notes, once, whether standard error is the journal too.
+pub fn set_in_journal(yes: bool) {
+    let _ = IN_JOURNAL.set(yes);
+}
+
+/// Tells people, and the log, what went wrong and what to do.
+pub fn report(message: &str, hint: Option<&str>) {
+    tracing::error!(target: TOLD, hint, "{message}");
+    error(message, hint);
+}
+
+/// Tells people what went wrong and what to do, unless they read it in the journal.
+pub fn error(message: &str, hint: Option<&str>) {
+    if in_journal() {
+        return;
+    }
+    say(&format!("kvmb: error: {message}"));
+    if let Some(hint) = hint {
+        say(&format!("kvmb: hint: {hint}"));
+    }
+}
+
+/// Writes a line to standard error. One that nobody reads any more is no reason to leave a backup half done.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", printable(line));
+}

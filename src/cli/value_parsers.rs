@@ -1,0 +1,59 @@
+//! Values of arguments: sizes, rates, shares, times, paths.
+
+use crate::units::{ChunkSize, Share, ShortDuration, Size};
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap_complete::engine::{ArgValueCompleter, PathCompleter};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Bytes a second.
+pub fn rate(text: &str) -> Result<NonZeroU32, String> {
+    let size = text.to_ascii_uppercase().parse::<Size>().ok();
+    // More than fits is no limit that anybody would notice.
+    let bytes = size.map(|size| u32::try_from(size.0).unwrap_or(u32::MAX));
+    bytes.and_then(NonZeroU32::new).ok_or_else(|| "bytes a second, as 500K or 10M".to_owned())
+}
+
+/// The size of a disk's chunks.
+pub fn chunk_size(text: &str) -> Result<ChunkSize, String> {
+    text.to_ascii_uppercase().parse::<ChunkSize>().map_err(|error| error.to_string())
+}
+
+/// A share of a whole, from 0 to 1.
+pub fn percent(text: &str) -> Result<f64, String> {
+    text.parse::<Share>().map(|share| share.0).map_err(|error| error.to_string())
+}
+
+/// A length of time that is not nothing.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let span = text.parse::<ShortDuration>().ok().filter(|span| !span.0.is_zero());
+    span.map(|span| span.0).ok_or_else(|| ShortDuration::RULE.to_owned())
+}
+
+/// A path; an empty one, as from an empty variable, is as good as none.
+pub fn path_or_nothing() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// Folders: an address of another kind is typed.
+pub fn repositories() -> ArgValueCompleter {
+    ArgValueCompleter::new(PathCompleter::dir())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_bytes_a_second() {
+        let read = |text| rate(text).map(NonZeroU32::get).ok();
+        assert_eq!(read("500K"), Some(500 << 10));
+        assert_eq!(read("10M"), Some(10 << 20));
+        assert_eq!(read("1"), Some(1));
+        assert_eq!(read("100G"), Some(u32::MAX));
+        for wrong in ["", "0", "0M", "K", "-1M", "1.5M", "10MB", "10 M", "1é"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The guard process of a capture: it keeps the lease, watches the scratch space, and ends with the capture.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::chains::*;
+use crate::support::{Disk, Env, Machine, process, wait_until};
+
+/// What the guard of the only capture wrote; null before it did.
+fn record(env: &Env) -> Value {
+    let folders = fs::read_dir(env.runtime_dir()).into_iter().flatten().flatten();
+    let mut records = folders.filter_map(|folder| fs::read(folder.path().join("guard.json")).ok());
+    records.next().map_or(Value::Null, |text| serde_json::from_slice(&text).expect("JSON"))
+}
+
+/// The process of the guard of the only capture.
+fn guard_pid(env: &Env) -> i32 {
+    let mut pid = None;
+    wait_until("there is a guard", Duration::from_secs(20), || {
+        let written = record(env)["process"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+        pid = written.filter(|pid| is_guard(env, *pid));
+        pid.is_some()
+    });
+    pid.expect("a guard")
+}
+
+fn is_guard(env: &Env, pid: i32) -> bool {
+    process::of(&env.path("")).iter().any(|process| process.pid == pid && process.command_line.contains(" guard c-"))
+}
+
+fn guards(env: &Env) -> usize {
+    process::of(&env.path("")).iter().filter(|process| process.command_line.contains(" guard c-")).count()
+}
+
+/// A scratch folder that 300 MiB fill, there before the machine is started.
+fn small_scratch(env: &Env) -> (crate::support::tmpfs::Tmpfs, String) {
+    let scratch = env.tmpfs("small-scratch", 300 * MIB);
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    let folder = scratch.path().display().to_string();
+    (scratch, folder)
+}
+
+fn noisy<'e>(env: &'e Env, name: &str) -> Machine<'e> {
+    let machine = env.machine(name).disk(Disk::qcow2(320 * MIB)).start_paused();
+    for at in 0..5 {
+        machine.write("vda", at * 60 * MIB, 60 * MIB, 0x11);
+    }
+    machine
+}
+
+/// The guest overwrites so much that less than 64 MiB of scratch space are left; how long until the job was ended.
+fn fill_scratch(machine: &Machine) -> Duration {
+    for at in 0..4 {
+        machine.write("vda", at * 60 * MIB, 60 * MIB, 0x22);
+    }
+    let began = Instant::now();
+    wait_until("the job is ended", Duration::from_secs(30), || !machine.is_captured());
+    began.elapsed()
+}
+
+#[test]
+fn the_job_ends_before_the_scratch_space_does_however_slowly_somebody_reads() {
+    // QEMU's file systems are those of the test, unlike libvirtd's own.
+    let env = Env::new("guard scratch");
+    let repo = init(&env);
+    let (_scratch, folder) = small_scratch(&env);
+    let machine = noisy(&env, "vm");
+    let captured = env.kvmb(["snapshot", "vm", "--scratch", &folder]).run().assert_ok();
+    let pid = guard_pid(&env);
+    let hashing = env.kvmb(["hash", "--limit-read", "1M"]).stdin(captured.stdout()).spawn();
+    let took = fill_scratch(&machine);
+    assert!(took < Duration::from_secs(10), "the job went on for {took:?}");
+    let failure = hashing.wait().assert_code(1).record_of("failure");
+    assert_eq!(failure["code"], "no_space", "{failure}");
+    assert_eq!(machine.status(), "prelaunch", "the guest suffered");
+    // Nobody can read the rest either, and it says why.
+    let output = env.kvmb(["push", "-r", &repo]).stdin(captured.stdout()).run().assert_code(1);
+    assert_eq!(output.record_of("failure")["code"], "no_space", "{output}");
+    env.kvmb(["release", "vm"]).run().assert_ok();
+    wait_until("release ends the guard", Duration::from_secs(5), || !is_guard(&env, pid));
+    finish(&env, &[]);
+}
+
+#[test]
+fn a_guard_that_was_killed_is_started_again_by_whoever_reads() {
+    let env = Env::with_libvirtd("guard killed");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    let captured = env.kvmb(["snapshot", "vm", "-r", &repo]).run().assert_ok();
+    let first = guard_pid(&env);
+    process::kill(first);
+    wait_until("it is dead", Duration::from_secs(5), || !is_guard(&env, first));
+    let hashed = env.kvmb(["hash", "--limit-read", "4M"]).stdin(captured.stdout()).spawn();
+    let second = guard_pid(&env);
+    assert_ne!(first, second);
+    let hashed = hashed.wait().assert_ok();
+    let pushed = env.kvmb(["push", "-r", &repo]).stdin(hashed.stdout()).run().assert_ok();
+    assert_eq!(guard_pid(&env), second, "one guard is enough");
+    env.kvmb(["release"]).stdin(pushed.stdout()).run().assert_ok();
+    assert_restores(&env, &repo, &pushed.record_of("point"), &machine.models());
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_capture_ends_with_its_lease_and_not_while_it_is_read() {
+    let env = Env::with_libvirtd("guard lease");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    for is_off in [false, true] {
+        if is_off {
+            machine.stop();
+        }
+        let kept = ours(&machine);
+        // 24 MiB at 3 MiB a second: several leases.
+        let captured = env.kvmb(["snapshot", "vm", "-r", &repo, "--lease", "2s"]).run().assert_ok();
+        let hashed = env.kvmb(["hash", "--limit-read", "3M"]).stdin(captured.stdout()).run().assert_ok();
+        assert!(hashed.took > Duration::from_secs(4), "{hashed}");
+        let disks = hashed.records_of("disk");
+        let vda = disks.iter().find(|disk| disk["disk"] == "vda").expect("vda");
+        assert_eq!(vda["sha256"], machine.model("vda").sha256());
+        wait_until("nothing is left", Duration::from_secs(30), || env.leftovers().is_empty());
+        assert!(is_off || !machine.is_captured());
+        assert_eq!(ours(&machine), kept, "no point was stored");
+        let output = env.kvmb(["push", "-r", &repo]).stdin(hashed.stdout()).run().assert_code(1);
+        assert_eq!(output.record_of("failure")["code"], "not_found", "{output}");
+        let point = backup_with(&machine, &repo, &["--lease", "2s", "--limit-read", "4M"]);
+        assert_restores(&env, &repo, &point, &machine.models());
+    }
+    machine.start_paused();
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn the_guard_of_a_run_that_was_killed_keeps_to_the_lease_and_clears() {
+    let env = Env::with_libvirtd("guard orphaned");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    proven(&machine, &repo);
+    let kept = ours(&machine);
+    machine.write("vda", 2 * MIB, 4 * MIB, 0x33);
+    let run = stopped_at(&machine, &repo, "FirstChunk", &["--lease", "3s"]).unwrap_or_else(|output| panic!("{output}"));
+    guard_pid(&env);
+    process::kill(run.pid());
+    run.wait();
+    assert!(machine.is_captured());
+    wait_until("the guard clears", Duration::from_secs(30), || env.leftovers().is_empty());
+    assert!(!machine.is_captured());
+    assert_eq!(ours(&machine), kept);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", 4 * CHUNK);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_guard_and_others_take_turns_at_the_embedded_driver() {
+    let env = Env::new("guard embedded");
+    let machine = two_disks(&env, "vm");
+    env.kvmb(["snapshot", "vm", "--lease", "1s"]).run().assert_ok();
+    let pid = guard_pid(&env);
+    for _ in 0..8 {
+        env.kvmb(["vms"]).run().assert_ok();
+    }
+    wait_until("the guard clears", Duration::from_secs(60), || env.leftovers().is_empty());
+    assert!(!machine.is_captured() && !is_guard(&env, pid));
+}
+
+#[test]
+fn doctor_sees_that_a_guard_is_gone() {
+    let env = Env::with_libvirtd("guard doctor");
+    let _machine = two_disks(&env, "vm");
+    env.kvmb(["snapshot", "vm"]).run().assert_ok();
+    let pid = guard_pid(&env);
+    let session = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+    let session: Vec<&str> = session.rsplit_once(')').expect("stat").1.split_whitespace().collect();
+    assert_eq!(session[3], pid.to_string(), "it is in a session of its own");
+    let open: Vec<PathBuf> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("fd")
+        .flatten()
+        .filter_map(|file| fs::read_link(file.path()).ok())
+        .filter(|file| !file.starts_with(env.runtime_dir()) && !file.starts_with("/dev/null"))
+        .collect();
+    assert_eq!(open, [PathBuf::new(); 0], "it inherited something");
+    let detail = || {
+        let output = env.kvmb(["doctor", "vm"]).run();
+        let job = output.records_of("check").into_iter().find(|check| check["check"] == "job");
+        job.expect("a check")["detail"].as_str().expect("detail").to_owned()
+    };
+    assert!(!detail().contains("guard"), "{}", detail());
+    process::kill(pid);
+    wait_until("it is dead", Duration::from_secs(5), || guards(&env) == 0);
+    assert!(detail().contains("guard process is gone"), "{}", detail());
+    assert_ne!(record(&env), json!(null));
+    env.kvmb(["release", "--all"]).run().assert_ok();
+    finish(&env, &[]);
+}
