@@ -15,7 +15,7 @@ DEBUG := $(CARGO_TARGET_DIR)/debug/kvmb
 KVMB ?= $(RELEASE)
 GUEST := $(CARGO_TARGET_DIR)/test-parts/guest
 
-.PHONY: all build test demo bench lint generated install deb clean help parts parts-remove program
+.PHONY: all build test fuzz model-night demo bench lint generated install deb clean help parts parts-remove program
 
 all: build
 
@@ -44,6 +44,20 @@ $(LAYER_TESTS): test-%: parts # run the tests of one layer: make test-repo
 	$(CARGO) test --locked --lib $*::
 	if $(NEXTEST); then $(CARGO) nextest run --locked --test $*; \
 	else $(CARGO) test --locked --no-fail-fast --test $* -- --test-threads=2; fi
+
+# Each target a minute; what is found goes to fuzz/artifacts, and belongs into fuzz/seeds when it is fixed.
+FUZZ_SECONDS ?= 60
+fuzz: export RUSTC_BOOTSTRAP := 1
+fuzz: ## feed random bytes to everything that parses what others made (cargo install cargo-fuzz; FUZZ_SECONDS=60)
+	for target in $$(ls fuzz/seeds); do mkdir -p fuzz/corpus/$$target; \
+	cd fuzz && env -u CARGO_TARGET_DIR $(CARGO) fuzz run -s none $$target corpus/$$target seeds/$$target -- \
+	  -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 || exit 1; cd ..; done
+
+model-night: export KVMB_TEST_QUICK_KEYS := 1
+model-night: export KVMB_MODEL_SEED := random
+model-night: export KVMB_MODEL_STEPS ?= 4000
+model-night: parts ## the model test with seeds that nobody has seen and 4,000 steps: some hours (root)
+	$(CARGO) nextest run --locked --profile night --no-capture --test ops -E 'test(/^model::/)'
 
 demo: parts build ## back up a running machine, change it, verify and restore it, and say what happens (root)
 	KVMB=$(KVMB) .ci/demo

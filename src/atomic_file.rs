@@ -18,7 +18,24 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 pub fn create(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let temporary = temporary(path, content, mode)?;
     publish(temporary.path(), path, content, mode)?;
-    File::open(folder_of(path))?.sync_all()
+    sync_folder(folder_of(path))
+}
+
+/// Puts the entries of a folder on its disk. A file system that cannot do that (SMB, NFS, FUSE, exFAT) is no error; a disk that
+/// fails is.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    match File::open(folder)?.sync_all() {
+        Err(error) if cannot_sync_folders(&error) => Ok(()),
+        synced => synced,
+    }
+}
+
+/// What a file system answers to the fsync() of a folder when it has none.
+fn cannot_sync_folders(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    // On Linux, EOPNOTSUPP and ENOTSUP are one.
+    errno.is_some_and(|errno| [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOSYS, Errno::NOENT].contains(&errno))
 }
 
 /// Gives the complete file `temporary`, which has this `content`, the name `path`, unless that exists. `temporary` stays.
@@ -138,6 +155,24 @@ mod tests {
         assert_eq!(create_in_place(&path, b"x", 0o600).unwrap_err().kind(), ErrorKind::AlreadyExists);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn a_file_system_that_syncs_no_folders_is_no_error_and_a_disk_that_fails_is() {
+        use rustix::io::Errno;
+        // The kernel's own file systems have no fsync().
+        assert_eq!(
+            File::open("/proc").unwrap().sync_all().unwrap_err().raw_os_error(),
+            Some(Errno::INVAL.raw_os_error())
+        );
+        sync_folder(Path::new("/proc")).unwrap();
+        assert_eq!(sync_folder(Path::new("/proc/none")).unwrap_err().kind(), ErrorKind::NotFound, "there is no folder");
+        for errno in [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOTSUP, Errno::NOENT] {
+            assert!(cannot_sync_folders(&errno.into()), "{errno}");
+        }
+        for errno in [Errno::IO, Errno::NOSPC, Errno::DQUOT, Errno::ROFS, Errno::STALE] {
+            assert!(!cannot_sync_folders(&errno.into()), "{errno}");
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@
 //! | [`ops`] | the workflows on all of these, without a terminal |
 //! | [`config`] | the configuration file |
 //! | [`log`] | what a run leaves to be read later |
+//! | [`fuzzing`] | what parses bytes of others, as the fuzz targets call it |
 //! | [`cli`] | one file a subcommand; alone knows the terminal and the environment |
 
 pub mod atomic_file;
@@ -31,6 +32,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod failpoint;
+pub mod fuzzing;
 pub mod history;
 pub mod log;
 pub mod nbd;

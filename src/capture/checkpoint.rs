@@ -81,6 +81,7 @@ impl Machine {
     pub fn delete_checkpoint(&self, name: &str) -> Result<bool> {
         let error = match self.delete_checkpoint_with(name, 0) {
             Ok(()) => return Ok(true),
+            // Somebody else has deleted it since, or a libvirtd that was killed while it did.
             Err(error) if error.meaning() == LibvirtErrorKind::CheckpointMissing => return Ok(false),
             Err(error) => error,
         };
@@ -93,17 +94,19 @@ impl Machine {
         Ok(true)
     }
 
-    /// Makes libvirt forget a checkpoint whose bitmaps are gone with their images. Works on a machine that is off as well.
+    /// Makes libvirt forget a checkpoint whose bitmaps are gone with their images, if it still knows it. Works on a machine that is
+    /// off as well.
     pub fn forget_checkpoint(&self, name: &str) -> Result<()> {
         let (action, name) = (|| format!("forget checkpoint {name} of {}", self.name()), name.to_owned());
-        self.call(action, move |domain| ffi::delete_checkpoint(domain, &name, ffi::CHECKPOINT_DELETE_METADATA_ONLY))
+        let forget = move |domain: &_| ffi::delete_checkpoint(domain, &name, ffi::CHECKPOINT_DELETE_METADATA_ONLY);
+        forgotten(self.call(action, forget))
     }
 
     /// libvirt stops deleting at the first bitmap that is missing. So: forget the checkpoint, then make it known again for one
     /// disk after the other, and delete that.
     fn delete_disk_by_disk(&self, name: &str) -> Result<()> {
         let disks = self.disks_of_checkpoint(name)?;
-        self.delete_checkpoint_with(name, ffi::CHECKPOINT_DELETE_METADATA_ONLY)?;
+        forgotten(self.delete_checkpoint_with(name, ffi::CHECKPOINT_DELETE_METADATA_ONLY))?;
         let all = self.targets()?;
         for disk in disks {
             let one = [disk.as_str()];
@@ -121,7 +124,7 @@ impl Machine {
             }
             if let Err(error) = self.delete_checkpoint_with(name, 0) {
                 tracing::debug!("disk {disk}: {error}");
-                self.delete_checkpoint_with(name, ffi::CHECKPOINT_DELETE_METADATA_ONLY)?;
+                forgotten(self.delete_checkpoint_with(name, ffi::CHECKPOINT_DELETE_METADATA_ONLY))?;
                 // QEMU has ended meanwhile, and left the bitmaps in the images: whoever asked takes them out of there.
                 if !self.is_running()? {
                     return Err(error);
@@ -141,6 +144,14 @@ impl Machine {
 
     fn targets(&self) -> Result<Vec<String>> {
         Ok(self.definition(Which::Live)?.disks.into_iter().map(|disk| disk.target).collect())
+    }
+}
+
+/// That libvirt knows a checkpoint no more is what was wanted.
+fn forgotten(result: Result<()>) -> Result<()> {
+    match result {
+        Err(error) if error.meaning() == LibvirtErrorKind::CheckpointMissing => Ok(()),
+        other => other,
     }
 }
 

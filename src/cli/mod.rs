@@ -249,6 +249,7 @@ pub fn main() -> Exit {
     if let Some(code) = complete::answer() {
         return Exit::Code(code);
     }
+    secret::keep_out_of_core_dumps();
     let (cli, settings) = match parse() {
         Ok(parsed) => parsed,
         Err(exit) => return exit,

@@ -3,6 +3,7 @@
 use crate::bounded::{self, Group};
 use crate::cli::failure::{CliError, Code};
 use crate::repo::Password;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
@@ -12,6 +13,17 @@ use std::time::Duration;
 
 /// A password file that is longer is taken for a slip.
 const LONGEST_BYTES: u64 = 1 << 20;
+
+/// Keeps passwords and keys that are in memory out of core dumps, and out of reach of other processes of this user. A program
+/// that is started from here may dump again.
+pub fn keep_out_of_core_dumps() {
+    let limit = Rlimit { current: Some(0), ..getrlimit(Resource::Core) };
+    let limited = setrlimit(Resource::Core, limit);
+    // A core that goes into a pipe (as to systemd-coredump) knows no limit.
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable).and(limited) {
+        tracing::warn!("cannot turn off core dumps: {error}");
+    }
+}
 
 /// A variable that is set and not empty.
 pub fn variable(name: &str) -> Option<String> {

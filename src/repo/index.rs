@@ -151,7 +151,10 @@ struct LoadedFile {
 
 impl LoadedFile {
     fn load(repo: &Repository, id: &Id) -> Result<Self> {
-        let file: IndexFile = repo.load_unpacked(FileKind::Index, id)?;
+        LoadedFile::of(repo.load_unpacked(FileKind::Index, id)?, id)
+    }
+
+    fn of(file: IndexFile, id: &Id) -> Result<Self> {
         let mut loaded = LoadedFile {
             supersedes: file.supersedes,
             packs: Vec::with_capacity(file.packs.len()),
@@ -182,6 +185,13 @@ impl LoadedFile {
         }
         Ok(loaded)
     }
+}
+
+/// Whether this is the JSON of an index file whose places make sense.
+pub(super) fn is_readable(json: &[u8]) -> bool {
+    let id = Id::hash(json);
+    let loaded = serde_json::from_slice::<IndexFile>(json).ok().and_then(|file| LoadedFile::of(file, &id).ok());
+    loaded.map(|file| Index::join(vec![(id, file)])).is_some()
 }
 
 impl Index {

@@ -27,6 +27,7 @@ mod content;
 mod creation;
 mod crypto;
 mod error;
+pub mod foreign;
 mod host;
 mod id;
 mod index;

@@ -138,7 +138,7 @@ fn encode_header(kind: BlobKind, entries: &[PackEntry], header: &mut Vec<u8>) {
 }
 
 /// The entries of an opened header, `None` if it makes no sense.
-fn decode_header(mut header: &[u8]) -> Option<Vec<(BlobKind, PackEntry)>> {
+pub(super) fn decode_header(mut header: &[u8]) -> Option<Vec<(BlobKind, PackEntry)>> {
     let number = |bytes: &[u8]| Some(u32::from_le_bytes(bytes.try_into().ok()?));
     let mut entries = Vec::with_capacity(header.len() / COMPRESSED_ENTRY);
     let mut offset = 0u32;

@@ -412,6 +412,11 @@ fn parse_tree(plain: impl Read, id: &Id, location: &BlobLocation) -> Result<Tree
         .map_err(|reason| Error::TreeMalformed { id: *id, reason })
 }
 
+/// Whether this is the JSON of a tree that makes sense.
+pub(super) fn is_readable(json: &[u8]) -> bool {
+    serde_json::from_reader::<_, TreeJson>(json).is_ok_and(|tree| tree.check().is_ok())
+}
+
 struct HashingReader<R> {
     inner: R,
     hasher: Sha256,

@@ -18,6 +18,7 @@ mod place;
 mod systemd;
 
 pub use cron::Cron;
+pub use crontab::Crontab;
 pub use entry::ScheduledJob;
 pub use error::{CronError, CronField, Error};
 pub use place::{Installed, ScheduleChange, ScheduleLocation, old_entries, remove_old_entries};

@@ -94,7 +94,7 @@ impl LocalStorage {
                 for missing in [folder.parent(), Some(folder)].into_iter().flatten() {
                     if missing.starts_with(&self.root) && !missing.is_dir() {
                         DirBuilder::new().mode(0o700).create(missing)?;
-                        sync_folder(missing.parent().unwrap_or(missing))?;
+                        atomic_file::sync_folder(missing.parent().unwrap_or(missing))?;
                     }
                 }
                 open()
@@ -171,7 +171,7 @@ impl Storage for LocalStorage {
             self.create_folder(&data.join(hex::encode([fan])))?;
         }
         for folder in [&data, &self.root] {
-            sync_folder(folder).map_err(|e| self.io_error("sync", folder, e))?;
+            atomic_file::sync_folder(folder).map_err(|e| self.io_error("sync", folder, e))?;
         }
         Ok(())
     }
@@ -264,7 +264,7 @@ impl Storage for LocalStorage {
                 return Ok(false);
             }
             fs::rename(&temporary, &path)?;
-            sync_folder(&folder)?;
+            atomic_file::sync_folder(&folder)?;
             Ok(true)
         };
         let written = write();
@@ -287,7 +287,7 @@ impl Storage for LocalStorage {
             file.write_all(contents)?;
             file.sync_all()?;
             atomic_file::publish(&temporary, &path, contents, 0o600)?;
-            sync_folder(&folder)
+            atomic_file::sync_folder(&folder)
         };
         let created = create();
         let _ = fs::remove_file(&temporary);
@@ -310,7 +310,7 @@ impl Storage for LocalStorage {
         }
         fs::remove_file(&aside).map_err(fail)?;
         let folder = self.folder(kind, name);
-        sync_folder(&folder).map_err(|e| self.io_error("sync", &folder, e))?;
+        atomic_file::sync_folder(&folder).map_err(|e| self.io_error("sync", &folder, e))?;
         Ok(is_it)
     }
 
@@ -318,7 +318,7 @@ impl Storage for LocalStorage {
         let path = self.path(kind, name);
         fs::remove_file(&path).map_err(|e| self.error("remove", kind, name, &path, e))?;
         let folder = self.folder(kind, name);
-        sync_folder(&folder).map_err(|e| self.io_error("sync", &folder, e))
+        atomic_file::sync_folder(&folder).map_err(|e| self.io_error("sync", &folder, e))
     }
 
     fn sync_folder(&self, kind: FileKind, name: &str) -> Result<()> {
@@ -326,7 +326,7 @@ impl Storage for LocalStorage {
         // A folder of packs may be new itself.
         let above = folder.parent().filter(|_| kind == FileKind::Pack);
         for folder in [Some(folder.as_path()), above].into_iter().flatten() {
-            match sync_folder(folder) {
+            match atomic_file::sync_folder(folder) {
                 Err(e) if e.kind() != ErrorKind::NotFound => return Err(self.io_error("sync", folder, e)),
                 _ => {}
             }
@@ -356,8 +356,4 @@ fn temporary_beside(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!("{TEMPORARY_MARK}{:016x}", rand::random::<u64>()));
     path.with_file_name(name)
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }

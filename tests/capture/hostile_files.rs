@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::backups::{MIB, backup, init, new_folder, noise, text};
 use crate::support::storage::LoopDevice;
-use crate::support::{Disk, Env, Machine, Output, PASSWORD};
+use crate::support::{Disk, Env, Machine, Output, PASSWORD, wait_until};
 use kvmb::repo::{
     BlobKind, Content, Id, LockMode, Node, NodeKind, Password, Repository, Tree, Writer, WriterOptions, read_tree,
     write_tree,
@@ -397,4 +397,43 @@ fn a_manifest_that_does_not_fit_the_definition_is_refused_before_anything_is_wri
 
 fn m_file(path: &str) -> Value {
     json!({ "name": "initrd", "role": "initrd", "path": path, "size_bytes": 1 })
+}
+
+/// Who owns the files of a process in /proc: its user, or root where it may not be dumped.
+fn owner_of(pid: u32) -> u32 {
+    std::fs::metadata(format!("/proc/{pid}/environ")).unwrap().uid()
+}
+
+#[test]
+fn passwords_and_keys_are_never_in_a_core_dump() {
+    let as_nobody = |program: &[&str]| {
+        std::process::Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            // The program may be in a folder that nobody else can enter.
+            .args(["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"])
+            .args(program)
+            .env("HOME", "/nonexistent")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let is = |pid: u32, name: &str| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
+    };
+    let mut other = as_nobody(&["cat"]);
+    // It waits for records.
+    let mut kvmb = as_nobody(&[env!("CARGO_BIN_EXE_kvmb"), "hash"]);
+    let limit = std::time::Duration::from_secs(20);
+    wait_until("another program runs", limit, || is(other.id(), "cat"));
+    wait_until("kvmb runs", limit, || is(kvmb.id(), "kvmb") && owner_of(kvmb.id()) == 0);
+    assert_eq!(owner_of(other.id()), 65534, "what this test looks at means something");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", kvmb.id())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    for child in [&mut other, &mut kvmb] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }

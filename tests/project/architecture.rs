@@ -15,7 +15,8 @@
 //! | `repo` | `storage`, `failpoint`, `atomic_file` | a repository does not know what it stores, nor from where |
 //! | `retention`, `schedule`, `log`, `history` | `units`, `clock`, `record`, `atomic_file` | pure rules, or one outer thing each |
 //! | `config` | `units`, `retention`, `schedule` | the file names rules, it does not apply them |
-//! | `ops` | all of these but `config`, `schedule`, `log`, `atomic_file` | the workflows know no terminal and no configuration file |
+//! | `ops` | all of these but `config`, `schedule`, `log` | the workflows know no terminal and no configuration file |
+//! | `fuzzing` | what parses | the fuzz targets are outside of the crate |
 //! | `cli` | everything | it alone knows the terminal, the environment and the configuration |
 
 use std::collections::BTreeSet;
@@ -58,8 +59,10 @@ const LAYERS: &[(&str, &[&str])] = &[
             "repo",
             "retention",
             "history",
+            "atomic_file",
         ],
     ),
+    ("fuzzing", &["storage", "nbd", "repo", "capture", "schedule", "config"]),
     (
         "cli",
         &[

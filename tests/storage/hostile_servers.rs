@@ -162,6 +162,34 @@ fn a_write_that_a_stuck_server_did_not_finish_is_done_on_a_new_connection() {
 }
 
 #[test]
+fn a_folder_that_the_servers_disk_cannot_sync_is_an_error_and_one_that_its_file_system_cannot_sync_is_not() {
+    let env = Env::new("sftp-folder-sync");
+    let hostile = Hostile::start(&env);
+    with_a_pack(&env, &hostile);
+    // What OpenSSH says of EIO, and of what only the system's words tell.
+    for (status, words, is_error) in [
+        (4, "Failure", true),
+        (4, "Input/output error", true),
+        (4, "Operation not supported", false),
+        (5, "Bad message", false),
+        (8, "Operation unsupported", false),
+        (2, "No such file", false),
+    ] {
+        hostile.always(Mischief::FolderSync(status, words));
+        let storage = storage(&env, &hostile);
+        let answers = [
+            storage.write(FileKind::Index, NAME, b"x"),
+            storage.sync_folder(FileKind::Index, NAME),
+            storage.remove(FileKind::Index, NAME),
+            storage.create_layout(),
+        ];
+        for answer in answers {
+            assert_eq!(answer.is_err(), is_error, "{words}: {answer:?}");
+        }
+    }
+}
+
+#[test]
 fn how_long_a_stuck_server_is_waited_for_is_configured() {
     let env = Env::new("sftp-configured");
     let hostile = Hostile::start(&env);

@@ -247,6 +247,17 @@ impl Output {
         self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or_default())
     }
 
+    /// Whether this signal ended it.
+    pub fn ended_by(&self, signal: Signal) -> bool {
+        self.status.signal() == Some(signal.as_raw())
+    }
+
+    /// The same as if it had ended well.
+    pub(super) fn forgiven(mut self) -> Output {
+        self.status = ExitStatus::from_raw(0);
+        self
+    }
+
     /// Its stdout as text.
     pub fn stdout(&self) -> &str {
         std::str::from_utf8(&self.stdout).unwrap_or_else(|_| panic!("{}: stdout is not UTF-8", self.shown))

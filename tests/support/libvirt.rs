@@ -9,6 +9,8 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use super::{Call, Env, Output, parts, processor};
 
 /// Settings of the embedded driver: no virtlogd, and nothing that needs more than a plain container.
@@ -49,6 +51,13 @@ fn is_making(command: &str) -> bool {
     matches!(command.split(' ').next(), Some("define" | "create"))
 }
 
+/// Whether virsh has done its work and said so, and was then crashed by the embedded driver, whose threads its exit does not wait
+/// for. What fails before that says so on standard error.
+fn crashed_at_its_exit(output: &Output) -> bool {
+    let by_signal = [Signal::SEGV, Signal::ABORT].iter().any(|signal| output.ended_by(*signal));
+    by_signal && !output.stderr().contains("error:") && (output.stdout.is_empty() || output.stdout.ends_with(b"\n"))
+}
+
 /// Copies files that differ in size or are missing; each appears whole.
 fn copy_files(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).into_iter().flatten().flatten() {
@@ -72,9 +81,11 @@ impl Env {
         let _only_one = self.libvirt.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let end = Instant::now() + Duration::from_secs(40);
         loop {
-            let mut command = Command::new("virsh");
+            // Line by line: what was said is out before the exit.
+            let mut command = Command::new("stdbuf");
             self.apply_to(&mut command);
-            let output = Call::new(command).arg("-q").args(args).run();
+            let output = Call::new(command).args(["-oL", "virsh", "-q"]).args(args).run();
+            let output = if crashed_at_its_exit(&output) { output.forgiven() } else { output };
             let busy = output.code() != 0 && output.stderr().contains("pid file");
             if busy && Instant::now() < end {
                 thread::sleep(Duration::from_millis(30));

@@ -8,6 +8,7 @@
 use super::image_file::ImageFile;
 use super::plan::{ImageFormat, PlannedDisk, TargetKind};
 use super::qcow2::Layout;
+use crate::atomic_file;
 use crate::capture::safe_path::{OpenFolder, ResolvedPath};
 use crate::ops::{Error, Result};
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
@@ -287,7 +288,7 @@ impl Placed {
                 Err(error) => return Err(Error::io("create", &path)(error.error)),
             },
         };
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync the folder of", &path))?;
+        atomic_file::sync_folder(&folder).map_err(Error::io("sync the folder of", &path))?;
         Ok(placed)
     }
 

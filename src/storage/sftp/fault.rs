@@ -23,6 +23,8 @@ pub enum SftpStatus {
     Permission,
     /// The server does not know this call.
     Unsupported,
+    /// The call makes no sense to the server or its file system: OpenSSH says so of EINVAL.
+    Invalid,
     /// No room. OpenSSH says [`SftpStatus::Other`] instead.
     NoSpace,
     /// No room for this user. OpenSSH says [`SftpStatus::Other`] here too.
@@ -42,6 +44,7 @@ impl SftpStatus {
         match code {
             2 | 10 => SftpStatus::NotFound,
             3 | 12 => SftpStatus::Permission,
+            5 => SftpStatus::Invalid,
             8 => SftpStatus::Unsupported,
             14 => SftpStatus::NoSpace,
             15 => SftpStatus::Quota,
@@ -52,6 +55,18 @@ impl SftpStatus {
             _ => SftpStatus::Other(words.to_owned()),
         }
     }
+
+    /// Whether this answers the sync of a folder that the server's file system cannot sync, and does not speak of a disk that
+    /// fails: ENOENT, EINVAL, or an operation that is not supported.
+    pub fn cannot_sync_folders(&self) -> bool {
+        match self {
+            SftpStatus::NotFound | SftpStatus::Unsupported | SftpStatus::Invalid => true,
+            SftpStatus::Other(words) => {
+                ["not supported", "unsupported", "Invalid argument"].iter().any(|w| words.contains(w))
+            }
+            _ => false,
+        }
+    }
 }
 
 impl std::fmt::Display for SftpStatus {
@@ -60,6 +75,7 @@ impl std::fmt::Display for SftpStatus {
             SftpStatus::NotFound => "no such file or folder",
             SftpStatus::Permission => "permission denied",
             SftpStatus::Unsupported => "the server does not support this",
+            SftpStatus::Invalid => "the server finds the call invalid",
             SftpStatus::NoSpace => "no space left",
             SftpStatus::Quota => "the quota leaves no room",
             SftpStatus::ReadOnly => "read-only file system",
@@ -92,6 +108,7 @@ impl SftpFault {
             SftpStatus::NotFound => ErrorKind::NotFound,
             SftpStatus::Permission => ErrorKind::PermissionDenied,
             SftpStatus::Unsupported => ErrorKind::Unsupported,
+            SftpStatus::Invalid => ErrorKind::InvalidInput,
             SftpStatus::NoSpace => ErrorKind::StorageFull,
             SftpStatus::Quota => ErrorKind::QuotaExceeded,
             SftpStatus::ReadOnly => ErrorKind::ReadOnlyFilesystem,

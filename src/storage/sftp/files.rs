@@ -532,11 +532,12 @@ impl SftpClient {
         Ok(Some(synced))
     }
 
-    /// Not every file system syncs a folder.
+    /// Not every file system syncs a folder. A disk that fails to is an error.
     fn synced(&self, sent: Option<Sent>) -> SftpResult<()> {
         match sent.map(|sent| self.done(sent)) {
-            None | Some(Ok(()) | Err(SftpFault::Refused(_))) => Ok(()),
-            Some(Err(fault)) => Err(fault),
+            Some(Err(SftpFault::Refused(status))) if status.cannot_sync_folders() => Ok(()),
+            Some(answer) => answer,
+            None => Ok(()),
         }
     }
 

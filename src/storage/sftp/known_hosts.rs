@@ -88,6 +88,13 @@ impl KnownKeys {
         Ok(known)
     }
 
+    /// What a known_hosts file of this content says of a server.
+    pub fn parse(text: &str, name: &str) -> KnownKeys {
+        let mut known = KnownKeys::default();
+        known.add(Path::new("known_hosts"), text, name);
+        known
+    }
+
     fn add(&mut self, path: &Path, text: &str, name: &str) {
         for (index, line) in text.lines().enumerate() {
             // The parser wants single blanks.

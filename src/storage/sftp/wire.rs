@@ -377,8 +377,8 @@ impl Reply {
         if let Reply::Data(data) = self { data.len() } else { 0 }
     }
 
-    /// A packet without its length, with the number of its request.
-    fn parse(mut packet: Vec<u8>) -> Option<(u32, Reply)> {
+    /// A packet without its length, with the number of its request; none if it is no reply.
+    pub fn parse(mut packet: Vec<u8>) -> Option<(u32, Reply)> {
         let mut fields = PacketReader(&packet);
         let (kind, number) = (fields.byte()?, fields.number()?);
         let reply = match kind {

@@ -178,9 +178,12 @@ impl<'e> Life<'e> {
             (30..40, true) => self.turn_on_or_off(),
             (40..45, true) => self.crash(),
             (0..60, _) => {
-                self.env.kvmb(["release", "vm"]).run().assert_ok();
+                let release = || self.env.kvmb(["release", "vm"]).run();
+                let output = release();
+                let healed = self.heal_if_wedged(&output);
+                if healed { release() } else { output }.assert_ok();
                 self.has_leftovers = false;
-                "release".into()
+                format!("release{}", if healed { ", once libvirt was healed" } else { "" })
             }
             _ => self.back_up(at, &[]),
         }
@@ -311,8 +314,33 @@ impl<'e> Life<'e> {
     /// A backup that nobody disturbs: it must be done, and right.
     fn back_up(&mut self, at: usize, args: &[&str]) -> String {
         let output = try_backup(&self.machine, &self.repos[at].path, args);
+        let healed = self.heal_if_wedged(&output);
+        let output = if healed { try_backup(&self.machine, &self.repos[at].path, args) } else { output };
         self.accept(at, output, args);
-        format!("backed up to {} {}", self.repos[at].path, args.join(" "))
+        let healed = if healed { ", once libvirt was healed" } else { "" };
+        format!("backed up to {} {}{healed}", self.repos[at].path, args.join(" "))
+    }
+
+    /// A libvirt that was killed inside of begin, with kvmb or by itself, may have lost track of the job: then kvmb says exactly
+    /// that, and what an operator is to do, which is done here. Nothing else is forgiven.
+    fn heal_if_wedged(&mut self, output: &Output) -> bool {
+        let says_so = |failure: &Value| {
+            let has = |field: &str, words: &str| failure[field].as_str().is_some_and(|said| said.contains(words));
+            has("error", "libvirt has lost track of the backup job") && has("hint", "then restart libvirtd")
+        };
+        if !self.has_leftovers || output.code() != 1 || !output.records_of("failure").iter().any(says_so) {
+            return false;
+        }
+        assert!(self.machine.is_on(), "a machine that is off has no job: {output}");
+        self.machine.stop();
+        // The embedded one is a new one in each process.
+        if self.kills_libvirtd {
+            self.env.kill_libvirtd();
+            self.env.start_libvirtd();
+        }
+        self.machine.start_paused();
+        self.forget(|_| true);
+        true
     }
 
     fn back_up_by_pipe(&mut self, at: usize) -> String {

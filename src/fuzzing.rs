@@ -1,0 +1,154 @@
+//! What parses bytes that others made, one function each: the bodies of the fuzz targets in `fuzz/`. A test calls them with the
+//! seeds and with what was found before (`fuzz/seeds`). Whatever they are given, they return; a wrong answer is a panic.
+
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use chrono::{TimeZone, Utc};
+
+use crate::capture::Definition;
+use crate::config::document;
+use crate::nbd::{Client, ClientOptions};
+use crate::repo::foreign;
+use crate::schedule::{Cron, Crontab};
+use crate::storage::sftp::known_hosts::KnownKeys;
+use crate::storage::sftp::wire::Reply;
+
+/// A target's name, as its file in `fuzz/fuzz_targets` and its folder in `fuzz/seeds` are called, and its body.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: [Target; 9] = [
+    ("nbd_replies", nbd_replies),
+    ("sftp_packets", sftp_packets),
+    ("pack_header", pack_header),
+    ("index_json", index_json),
+    ("tree_json", tree_json),
+    ("domain_xml", domain_xml),
+    ("crontab", crontab),
+    ("known_hosts", known_hosts),
+    ("configuration", configuration),
+];
+
+/// More than this may wait in a socket's buffer without anybody reading it.
+const SOCKET_BYTES: usize = 100 << 10;
+
+/// All that an NBD server says on one connection: handshake, extents, data.
+pub fn nbd_replies(bytes: &[u8]) {
+    let Ok((ours, mut theirs)) = UnixStream::pair() else { return };
+    let spoken = bytes.get(..SOCKET_BYTES).unwrap_or(bytes);
+    if theirs.write_all(spoken).and_then(|()| theirs.shutdown(Shutdown::Write)).is_err() {
+        return;
+    }
+    let contexts = vec!["base:allocation".to_owned(), "qemu:dirty-bitmap:x".to_owned()];
+    let options = ClientOptions { contexts, timeout: Duration::from_secs(2), ..ClientOptions::default() };
+    let Ok(mut client) = Client::from_stream(ours, "vda", &options) else { return };
+    let length = u32::try_from(client.size_bytes().min(1 << 20)).unwrap_or_default();
+    let _ = client.block_status(0, length);
+    let mut buffer = vec![0; length.min(64 << 10) as usize];
+    let _ = client.read(0, &mut buffer);
+}
+
+/// A reply of an SFTP server, without its length.
+pub fn sftp_packets(bytes: &[u8]) {
+    let _ = Reply::parse(bytes.to_vec());
+}
+
+/// The header of a pack, unsealed.
+pub fn pack_header(bytes: &[u8]) {
+    foreign::pack_header(bytes);
+}
+
+/// An index file, unsealed.
+pub fn index_json(bytes: &[u8]) {
+    foreign::index_json(bytes);
+}
+
+/// A tree, unsealed.
+pub fn tree_json(bytes: &[u8]) {
+    foreign::tree_json(bytes);
+}
+
+/// A machine's definition.
+pub fn domain_xml(bytes: &[u8]) {
+    let Ok(xml) = std::str::from_utf8(bytes) else { return };
+    let Ok(definition) = Definition::parse(xml) else { return };
+    for disk in &definition.disks {
+        let _ = (disk.exclusion(), disk.keeps_bitmaps(), disk.source.path(), disk.source.kind());
+    }
+}
+
+/// A crontab, and each of its lines as a time.
+pub fn crontab(bytes: &[u8]) {
+    let crontab = Crontab::new(bytes);
+    let _ = (crontab.entry(), crontab.old_entries(), crontab.without_old_entries());
+    if let Ok(with) = crontab.with_entry("0 2 * * * root kvmb backup") {
+        assert!(with.entry().is_ok_and(|entry| entry.is_some()), "an entry that was made is found");
+        assert!(with.without_entry().is_ok_and(|without| without.entry().is_ok_and(|entry| entry.is_none())));
+    }
+    let Some(now) = Utc.with_ymd_and_hms(2026, 11, 20, 14, 30, 0).single() else { return };
+    for line in String::from_utf8_lossy(bytes).lines().take(20) {
+        if let Ok(cron) = line.parse::<Cron>() {
+            let runs = cron.next_runs(&now, 3);
+            assert!(runs.is_sorted() && runs.iter().all(|run| *run > now), "{line}: {runs:?}");
+        }
+    }
+}
+
+/// A known_hosts file.
+pub fn known_hosts(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    for name in ["server.example.com", "[10.0.0.1]:2222"] {
+        let _ = KnownKeys::parse(&text, name).methods();
+    }
+}
+
+/// A configuration file.
+pub fn configuration(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok((config, _)) = document::read(text) {
+        let _ = (config.remote_url(), config.primary_repo(), config.second_repo());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::path::Path;
+
+    #[test]
+    fn every_target_returns_whatever_was_found_before() {
+        let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+        let manifest = fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
+        for (name, target) in TARGETS {
+            assert!(
+                manifest.contains(&format!("path = \"fuzz_targets/{name}.rs\"")),
+                "{name} is no target of fuzz/Cargo.toml"
+            );
+            let seeds: Vec<_> =
+                fs::read_dir(fuzz.join("seeds").join(name)).unwrap().map(|seed| seed.unwrap().path()).collect();
+            assert!(seeds.len() >= 2, "{name} has no seeds");
+            for seed in seeds {
+                let bytes = fs::read(&seed).unwrap();
+                // Cut short anywhere, it is somebody else's bytes all the more.
+                for length in [bytes.len(), bytes.len() / 2, bytes.len().saturating_sub(1), 0] {
+                    target(&bytes[..length]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_seeds_are_understood() {
+        let read = |path: &str| fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(path)).unwrap();
+        assert!(foreign::pack_header(&read("pack_header/two_blobs")));
+        assert!(foreign::index_json(&read("index_json/one_pack")));
+        assert!(foreign::tree_json(&read("tree_json/file_and_folder")));
+        assert!(Reply::parse(read("sftp_packets/names")).is_some());
+        assert!(Definition::parse(&String::from_utf8(read("domain_xml/two_disks")).unwrap()).is_ok());
+        assert!(document::read(&String::from_utf8(read("configuration/example")).unwrap()).is_ok());
+    }
+}

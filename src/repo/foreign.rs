@@ -1,0 +1,19 @@
+//! What is read from a repository, once it is unsealed, as the fuzz targets hand it in: whether it is what it should be. Nobody
+//! can write it who has no key, but bits can be wrong before they are sealed, and other versions and programs write too.
+
+use super::{index, pack, tree};
+
+/// The header of a pack.
+pub fn pack_header(bytes: &[u8]) -> bool {
+    pack::decode_header(bytes).is_some()
+}
+
+/// The JSON of an index file.
+pub fn index_json(bytes: &[u8]) -> bool {
+    index::is_readable(bytes)
+}
+
+/// The JSON of a tree.
+pub fn tree_json(bytes: &[u8]) -> bool {
+    tree::is_readable(bytes)
+}
