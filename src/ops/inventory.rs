@@ -40,15 +40,23 @@ pub fn machine(hypervisor: &Hypervisor, machine: &Machine) -> Result<record::Mac
 pub fn disks(hypervisor: &Hypervisor, machine: &Machine) -> Result<Vec<record::Disk>> {
     let definition = machine.definition(Which::Live)?;
     let state = machine.state()?.as_str().to_owned();
-    Ok(definition.disks.iter().map(|disk| one_disk(hypervisor, machine, &state, disk)).collect())
+    definition.disks.iter().map(|disk| one_disk(hypervisor, machine, &state, disk)).collect()
 }
 
-fn one_disk(hypervisor: &Hypervisor, machine: &Machine, state: &str, disk: &capture::DefinedDisk) -> record::Disk {
+fn one_disk(
+    hypervisor: &Hypervisor,
+    machine: &Machine,
+    state: &str,
+    disk: &capture::DefinedDisk,
+) -> Result<record::Disk> {
     // An image that is missing or a driver that cannot tell leaves the sizes open; it does not hide the disk.
-    let info = machine.disk_info(&disk.target).ok();
+    let info = match machine.disk_info(&disk.target) {
+        Err(error) if error.is_no_answer() => return Err(error.into()),
+        info => info.ok(),
+    };
     let exclusion = disk.exclusion();
     let path = machine.resolve(&disk.source).ok().and_then(|source| source.path().cloned());
-    record::Disk {
+    Ok(record::Disk {
         connect: hypervisor.uri().to_owned(),
         machine: machine.name().to_owned(),
         uuid: machine.uuid().to_owned(),
@@ -75,7 +83,7 @@ fn one_disk(hypervisor: &Hypervisor, machine: &Machine, state: &str, disk: &capt
         read_mode_reason: None,
         sha256: None,
         extra: Default::default(),
-    }
+    })
 }
 
 /// The records of a capture's disks.

@@ -258,7 +258,7 @@ fn sigterm_ends_whatever_waits_for_a_qemu_that_hangs() {
             names.any(|name| name.trim() == "bounded call")
         };
         // The calls that QEMU has no part in are over in milliseconds.
-        wait_until("it waits for libvirt", Duration::from_secs(20), || {
+        wait_until("it waits for libvirt", Duration::from_secs(60), || {
             let first = waits();
             thread::sleep(Duration::from_millis(500));
             first && waits()
