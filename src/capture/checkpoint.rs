@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use super::definition::{child, children, parse_xml};
 use super::error::{LibvirtErrorKind, Result};
 use super::ffi;
-use super::images;
+use super::image_lookup::read_header;
 use super::job::escape;
 use super::machine::{Machine, Which};
 
@@ -71,8 +71,8 @@ impl Machine {
         let Ok(definition) = self.definition(Which::Live) else { return false };
         definition.disks.iter().filter(|disk| disk.keeps_bitmaps()).any(|disk| {
             let Ok(source) = self.resolve(&disk.source) else { return false };
-            let layers = source.path().and_then(|path| images::read_layers(path, "qcow2").ok()).unwrap_or_default();
-            layers.first().is_some_and(|top| top.bitmaps.iter().any(|bitmap| bitmap.name == name))
+            let header = source.path().and_then(|path| read_header(path, "qcow2").ok()).unwrap_or_default();
+            header.bitmaps.iter().any(|bitmap| bitmap.name == name)
         })
     }
 

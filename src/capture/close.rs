@@ -13,12 +13,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::connection::Hypervisor;
 use super::error::{Error, LibvirtErrorKind, Result};
+use super::image_lookup::read_header;
 use super::images;
 use super::machine::{Machine, MachineState, PausedReason, Which};
 use super::open::{is_domain_folder, lock_machine};
-use super::qemu_nbd;
 use super::runtime::RuntimeDirs;
 use super::state::{CaptureFile, CaptureKind, CaptureState, Phase, is_capture_id, remove_nameless};
+use super::storage_daemon::{self, SERVER_SOCKETS};
 use crate::failpoint::{self, Failpoint};
 
 /// How to close.
@@ -206,7 +207,7 @@ fn drain(
             None => closed.machine_gone = true,
             Some(machine) => end_job(machine, state, closed)?,
         },
-        CaptureKind::QemuNbd => end_servers(state, closed)?,
+        CaptureKind::Offline => end_servers(state, closed)?,
     }
     remove_sockets(runtime, state)?;
     if let Some(scratch) = &state.scratch_folder {
@@ -261,11 +262,12 @@ fn ends_well(machine: &Machine, state: &CaptureState, closed: &mut ClosedCapture
 }
 
 fn end_servers(state: &CaptureState, closed: &mut ClosedCapture) -> Result<()> {
-    for disk in &state.disks {
-        if let Some(server) = &disk.server {
-            closed.ended |= qemu_nbd::end(server, &disk.socket)?;
-        }
-        qemu_nbd::end_all_on(&disk.socket);
+    for server in &state.servers {
+        closed.ended |= storage_daemon::end(&server.process, &server.socket)?;
+    }
+    // One that was started and not noted yet.
+    for socket in SERVER_SOCKETS {
+        storage_daemon::end_all_on(&state.socket_folder.join(socket));
     }
     Ok(())
 }
@@ -300,12 +302,12 @@ fn settle_checkpoints(
     };
     let Some(machine) = machine else {
         // Its images may still be there.
-        if state.committed_point.is_none() && state.kind == CaptureKind::QemuNbd {
+        if state.committed_point.is_none() && state.kind == CaptureKind::Offline {
             remove_bitmaps(&images_of(state), made)?;
         }
         return Ok(());
     };
-    if state.committed_point.is_some() && state.kind == CaptureKind::QemuNbd {
+    if state.committed_point.is_some() && state.kind == CaptureKind::Offline {
         make_known(machine, state, made);
     }
     let doomed: Vec<String> = match (&state.committed_point, &request.chain) {
@@ -419,12 +421,8 @@ fn images_of(state: &CaptureState) -> BTreeSet<PathBuf> {
 fn remove_bitmaps(images: &BTreeSet<PathBuf>, name: &str) -> Result<bool> {
     let mut removed = false;
     for path in images.iter().filter(|path| path.exists()) {
-        let found = images::read_layers(path, "qcow2");
-        let has = |layers: &[images::ImageLayer]| {
-            layers.first().is_some_and(|top| top.bitmaps.iter().any(|b| b.name == name))
-        };
-        match found {
-            Ok(layers) if has(&layers) => {
+        match read_header(path, "qcow2") {
+            Ok(header) if header.bitmaps.iter().any(|bitmap| bitmap.name == name) => {
                 images::remove_bitmap(path, name)?;
                 removed = true;
             }

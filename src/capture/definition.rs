@@ -8,6 +8,11 @@ use std::path::PathBuf;
 
 use roxmltree::{Document, Node, ParsingOptions};
 
+use super::source::{Backing, read_backing, read_dac_label, read_encryption, read_layer, read_slice, read_source};
+pub use super::source::{DiskSource, Encryption, Host, Layer, Slice};
+use super::xml::text_of;
+pub(super) use super::xml::{child, children};
+
 /// No definition is larger; libvirt's own limit for a string in its protocol is 4 MiB.
 const MAX_XML_BYTES: usize = 16 << 20;
 /// A definition nests about ten levels deep; a backing chain adds one for each layer (QEMU's limit is 200).
@@ -80,6 +85,8 @@ pub struct Definition {
     pub agent_connected: bool,
     /// User and group that QEMU runs as (a live definition only).
     pub dac_owner: Option<(u32, u32)>,
+    /// The same as the definition spells it, also where names stand instead of numbers.
+    pub dac_label: Option<String>,
     /// The security models in force, for example `dac`, `apparmor`, `selinux`.
     pub seclabel_models: Vec<String>,
 }
@@ -121,85 +128,6 @@ pub enum Device {
     Lun,
 }
 
-/// Where a disk's contents are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DiskSource {
-    /// A file.
-    File {
-        /// The image.
-        path: PathBuf,
-    },
-    /// A block device of the host.
-    Block {
-        /// The device.
-        path: PathBuf,
-    },
-    /// A folder that QEMU shows as a FAT file system.
-    Dir {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// Storage reached over the network.
-    Network {
-        /// `rbd`, `nbd`, `iscsi`, `https` …
-        protocol: String,
-        /// The image's name there.
-        name: Option<String>,
-        /// The servers.
-        hosts: Vec<Host>,
-        /// Whether a secret is needed.
-        authenticated: bool,
-        /// Whether the connection is encrypted.
-        tls: bool,
-    },
-    /// A volume of a libvirt storage pool.
-    Volume {
-        /// The pool.
-        pool: String,
-        /// The volume.
-        volume: String,
-    },
-    /// An NVMe namespace of the host.
-    Nvme {
-        /// As PCI address and namespace.
-        address: String,
-    },
-    /// A vhost-user or vhost-vdpa backend: another process owns the disk.
-    Vhost {
-        /// The socket or device.
-        path: PathBuf,
-    },
-    /// No medium.
-    Empty,
-    /// A kind that this version does not know.
-    Other {
-        /// libvirt's word.
-        kind: String,
-    },
-}
-
-/// A server of a network source.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Host {
-    /// Name or address.
-    pub name: Option<String>,
-    /// Port.
-    pub port: Option<u16>,
-    /// `tcp`, `unix`, `rdma`.
-    pub transport: Option<String>,
-    /// The socket, for `unix`.
-    pub socket: Option<PathBuf>,
-}
-
-/// One layer below a disk's image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layer {
-    /// Where it is.
-    pub source: DiskSource,
-    /// Its image format.
-    pub format: Option<String>,
-}
-
 /// One block device of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DefinedDisk {
@@ -223,12 +151,18 @@ pub struct DefinedDisk {
     pub transient: bool,
     /// The layers below, nearest first, as far as the definition tells (a live one tells all).
     pub backing: Vec<Layer>,
+    /// Whether the definition says that nothing is below these layers (or, without any, below the image).
+    pub backing_is_complete: bool,
+    /// The part of the source that is the image; none for all of it.
+    pub slice: Option<Slice>,
+    /// The user and group that its `<source>` is labelled with, as the definition spells them.
+    pub dac_label: Option<String>,
     /// The raw file that holds a qcow2 image's data.
     pub data_file: Option<Layer>,
     /// libvirt's name of the running device (a live definition only, or one that a user gave).
     pub alias: Option<String>,
-    /// How it is encrypted, for example `luks`.
-    pub encryption: Option<String>,
+    /// How it is encrypted.
+    pub encryption: Option<Encryption>,
 }
 
 impl Definition {
@@ -276,6 +210,7 @@ impl Definition {
                 .iter()
                 .filter(|label| label.attribute("model") == Some("dac"))
                 .find_map(|label| parse_owner(&text_of(*label, "label")?)),
+            dac_label: read_dac_label(domain),
             seclabel_models: labels
                 .iter()
                 .filter(|label| label.attribute("type") != Some("none"))
@@ -348,6 +283,7 @@ impl DefinedDisk {
             }
         };
         let source_node = child(node, "source");
+        let Backing { layers: backing, is_complete: backing_is_complete } = read_backing(node);
         Ok(DefinedDisk {
             target: target.to_owned(),
             device,
@@ -358,40 +294,14 @@ impl DefinedDisk {
             read_only: child(node, "readonly").is_some(),
             shareable: child(node, "shareable").is_some(),
             transient: child(node, "transient").is_some(),
-            backing: read_backing(node),
+            backing,
+            backing_is_complete,
+            slice: read_slice(source_node),
+            dac_label: source_node.and_then(read_dac_label),
             data_file: source_node.and_then(|source| child(source, "dataStore")).map(read_layer),
             alias: child(node, "alias").and_then(|alias| alias.attribute("name")).map(str::to_owned),
-            encryption: [Some(node), source_node]
-                .into_iter()
-                .flatten()
-                .find_map(|holder| child(holder, "encryption"))
-                .map(|encryption| encryption.attribute("format").unwrap_or("unknown").to_owned()),
+            encryption: read_encryption(node),
         })
-    }
-}
-
-impl DiskSource {
-    /// The local path, if it has one.
-    pub fn path(&self) -> Option<&PathBuf> {
-        match self {
-            DiskSource::File { path } | DiskSource::Block { path } => Some(path),
-            _ => None,
-        }
-    }
-
-    /// libvirt's word for the kind.
-    pub fn kind(&self) -> &str {
-        match self {
-            DiskSource::File { .. } => "file",
-            DiskSource::Block { .. } => "block",
-            DiskSource::Dir { .. } => "dir",
-            DiskSource::Network { .. } => "network",
-            DiskSource::Volume { .. } => "volume",
-            DiskSource::Nvme { .. } => "nvme",
-            DiskSource::Vhost { .. } => "vhost",
-            DiskSource::Empty => "empty",
-            DiskSource::Other { kind } => kind,
-        }
     }
 }
 
@@ -476,19 +386,6 @@ fn check_target(target: &str) -> Result<()> {
     }
 }
 
-pub(super) fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
-    node.children().find(|node| node.is_element() && node.tag_name().name() == name)
-}
-
-pub(super) fn children<'a, 'i: 'a>(node: Node<'a, 'i>, name: &'static str) -> impl Iterator<Item = Node<'a, 'i>> {
-    node.children().filter(move |node| node.is_element() && node.tag_name().name() == name)
-}
-
-fn text_of(node: Node, name: &str) -> Option<String> {
-    let text = child(node, name)?.text()?.trim();
-    (!text.is_empty()).then(|| text.to_owned())
-}
-
 fn memory_bytes(domain: Node) -> Result<u64> {
     let Some(node) = child(domain, "memory") else {
         return Ok(0);
@@ -533,82 +430,6 @@ fn read_tpm(node: Node) -> Tpm {
             .and_then(|source| source.attribute("path"))
             .map(PathBuf::from),
         encrypted: backend.is_some_and(|backend| child(backend, "encryption").is_some()),
-    }
-}
-
-fn read_source(kind: Option<&str>, source: Option<Node>) -> DiskSource {
-    let attribute = |name: &str| source.and_then(|source| source.attribute(name));
-    let path = |name: &str| attribute(name).map(PathBuf::from);
-    match kind.unwrap_or("file") {
-        "file" => path("file").map_or(DiskSource::Empty, |path| DiskSource::File { path }),
-        "block" => path("dev").map_or(DiskSource::Empty, |path| DiskSource::Block { path }),
-        "dir" => path("dir").map_or(DiskSource::Empty, |path| DiskSource::Dir { path }),
-        "volume" => match (attribute("pool"), attribute("volume")) {
-            (Some(pool), Some(volume)) => DiskSource::Volume { pool: pool.to_owned(), volume: volume.to_owned() },
-            _ => DiskSource::Empty,
-        },
-        "network" => match attribute("protocol") {
-            None => DiskSource::Empty,
-            Some(protocol) => DiskSource::Network {
-                protocol: protocol.to_owned(),
-                name: attribute("name").map(str::to_owned),
-                hosts: source.into_iter().flat_map(|source| children(source, "host")).map(read_host).collect(),
-                authenticated: source.is_some_and(|source| {
-                    child(source, "auth").is_some() || source.parent().is_some_and(|disk| child(disk, "auth").is_some())
-                }),
-                tls: attribute("tls") == Some("yes"),
-            },
-        },
-        "nvme" => DiskSource::Nvme { address: nvme_address(source) },
-        "vhostuser" => DiskSource::Vhost { path: path("path").unwrap_or_default() },
-        "vhostvdpa" => DiskSource::Vhost { path: path("dev").unwrap_or_default() },
-        other => DiskSource::Other { kind: other.to_owned() },
-    }
-}
-
-fn nvme_address(source: Option<Node>) -> String {
-    let Some(source) = source else {
-        return String::new();
-    };
-    let part = |name: &str| {
-        child(source, "address").and_then(|address| address.attribute(name)).unwrap_or("?").trim_start_matches("0x")
-    };
-    format!(
-        "{}:{}:{}.{} namespace {}",
-        part("domain"),
-        part("bus"),
-        part("slot"),
-        part("function"),
-        source.attribute("namespace").unwrap_or("?")
-    )
-}
-
-fn read_host(node: Node) -> Host {
-    Host {
-        name: node.attribute("name").map(str::to_owned),
-        port: node.attribute("port").and_then(|port| port.parse().ok()),
-        transport: node.attribute("transport").map(str::to_owned),
-        socket: node.attribute("socket").map(PathBuf::from),
-    }
-}
-
-/// `<backingStore>` holds the next one inside itself.
-fn read_backing(disk: Node) -> Vec<Layer> {
-    let mut layers = Vec::new();
-    let mut next = child(disk, "backingStore");
-    while let Some(store) = next {
-        if child(store, "source").is_some() {
-            layers.push(read_layer(store));
-        }
-        next = child(store, "backingStore");
-    }
-    layers
-}
-
-fn read_layer(node: Node) -> Layer {
-    Layer {
-        source: read_source(node.attribute("type"), child(node, "source")),
-        format: child(node, "format").and_then(|format| format.attribute("type")).map(str::to_owned),
     }
 }
 

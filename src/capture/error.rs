@@ -150,6 +150,70 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// An image or storage that cannot be opened while its machine is off.
+    #[error("{image}: {reason}")]
+    UnsupportedImage {
+        /// Its path or address.
+        image: String,
+        /// Why.
+        reason: String,
+    },
+    /// An image that does not record which format its backing file has: to guess it would be unsafe.
+    #[error("{image} does not record which format its backing file {backing} has, and guessing would be unsafe")]
+    NoBackingFormat {
+        /// The image.
+        image: String,
+        /// Its own format.
+        format: String,
+        /// Its backing file, as it spells it.
+        backing: String,
+    },
+    /// The program that serves the disks of a machine that is off is not installed.
+    #[error("qemu-storage-daemon is missing, which reads the disks of a machine that is off")]
+    NoStorageDaemon {
+        /// The package that has it.
+        package: &'static str,
+    },
+    /// QEMU's user may not read what a disk needs.
+    #[error("disk {disk} of {machine} cannot be read as QEMU's user: {message}")]
+    DiskNotReadable {
+        /// The machine.
+        machine: String,
+        /// The disk's target; several with commas.
+        disk: String,
+        /// What QEMU said.
+        message: String,
+        /// Whether only the header of an image names what cannot be read.
+        is_of_header: bool,
+    },
+    /// A label that names a user or group that this host does not know.
+    #[error("QEMU of {machine} runs as '{label}', which this host does not know")]
+    UnknownOwner {
+        /// The machine.
+        machine: String,
+        /// The label.
+        label: String,
+    },
+    /// Somebody has an image of a machine that is off open for writing.
+    #[error("an image of {machine} is in use{}: {message}", holders_text(.holders))]
+    ImageHeld {
+        /// The machine.
+        machine: String,
+        /// The processes that have it open, as far as they can be found.
+        holders: Vec<String>,
+        /// What QEMU said.
+        message: String,
+    },
+    /// A secret that a disk is opened with cannot be had.
+    #[error("the secret of disk {disk} of {machine} cannot be read: {message}")]
+    SecretUnavailable {
+        /// The machine.
+        machine: String,
+        /// The disk's target.
+        disk: String,
+        /// What libvirt said.
+        message: String,
+    },
     /// A machine that was off has been started while it was being captured.
     #[error("{machine} was started while it was being captured")]
     StartedMeanwhile {
@@ -261,7 +325,9 @@ impl Error {
         match self {
             Error::Libvirt { meaning, .. } => meaning.clone(),
             Error::NoSuchMachine { .. } => LibvirtErrorKind::NotFound,
-            Error::ForeignJob { .. } | Error::OtherJob { .. } | Error::Held { .. } => LibvirtErrorKind::Busy,
+            Error::ForeignJob { .. } | Error::OtherJob { .. } | Error::Held { .. } | Error::ImageHeld { .. } => {
+                LibvirtErrorKind::Busy
+            }
             Error::NotLocal { .. } => LibvirtErrorKind::Unsupported,
             Error::TimedOut { .. } | Error::Silent { .. } | Error::Interrupted => LibvirtErrorKind::NoAnswer,
             _ => LibvirtErrorKind::Other,
@@ -357,6 +423,13 @@ fn disk_in(message: &str) -> Option<String> {
     let (_, rest) = message.split_once("for disk '")?;
     let (disk, _) = rest.split_once('\'')?;
     Some(disk.to_owned())
+}
+
+fn holders_text(holders: &[String]) -> String {
+    match holders {
+        [] => String::new(),
+        holders => format!(" by {}", holders.join(", ")),
+    }
 }
 
 fn until_text(until: &Option<String>) -> String {

@@ -5,9 +5,13 @@ use std::ffi::{CStr, CString, c_char};
 use std::mem::MaybeUninit;
 use std::ptr;
 
+use virt::connect::Connect;
 use virt::domain::Domain;
 use virt::error::Error;
 use virt_sys as sys;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::source::{SecretName, SecretRef, SecretUsage};
 
 type Result<T> = std::result::Result<T, Error>;
 
@@ -203,6 +207,42 @@ impl CheckpointRef {
 
     fn own(raw: sys::virDomainCheckpointPtr) -> Result<CheckpointRef> {
         if raw.is_null() { Err(Error::last_error()) } else { Ok(CheckpointRef { raw }) }
+    }
+}
+
+/// The value of a secret; libvirt keeps that of a private one to itself.
+pub(super) fn secret_value(connect: &Connect, secret: &SecretRef) -> Result<Zeroizing<Vec<u8>>> {
+    let usage = match secret.usage {
+        SecretUsage::Volume => sys::VIR_SECRET_USAGE_TYPE_VOLUME,
+        SecretUsage::Ceph => sys::VIR_SECRET_USAGE_TYPE_CEPH,
+        SecretUsage::Iscsi => sys::VIR_SECRET_USAGE_TYPE_ISCSI,
+    };
+    let name = match &secret.name {
+        SecretName::Uuid(name) | SecretName::Usage(name) => CString::new(name.as_str())?,
+    };
+    // SAFETY: the connection and the name live until the call returns.
+    let found = unsafe {
+        match secret.name {
+            SecretName::Uuid(_) => sys::virSecretLookupByUUIDString(connect.as_ptr(), name.as_ptr()),
+            SecretName::Usage(_) => sys::virSecretLookupByUsage(connect.as_ptr(), usage as i32, name.as_ptr()),
+        }
+    };
+    if found.is_null() {
+        return Err(Error::last_error());
+    }
+    let mut length = 0;
+    // SAFETY: the secret is ours until it is freed, once; the value has as many bytes as libvirt says, and is ours to free.
+    unsafe {
+        let value = sys::virSecretGetValue(found, &mut length, 0);
+        let error = Error::last_error();
+        sys::virSecretFree(found);
+        if value.is_null() {
+            return Err(error);
+        }
+        let copy = Zeroizing::new(std::slice::from_raw_parts(value, length).to_vec());
+        std::slice::from_raw_parts_mut(value, length).zeroize();
+        libc_free(value.cast());
+        Ok(copy)
     }
 }
 

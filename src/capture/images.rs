@@ -1,23 +1,20 @@
-//! Image files by their own words, as `qemu-img info` tells them. The format always comes from the definition or from
-//! the layer above: nothing is probed.
+//! Image files: which file a layer is, and the bitmaps in it.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::error::{Error, Result};
 use crate::bounded::{self, Group};
 
 /// How long `qemu-img` may take: it reads or writes a few blocks.
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// More layers than this are a loop.
-const MAX_LAYERS: usize = 256;
 
 /// Which file a layer of a disk is, and since when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,23 +34,6 @@ pub struct ImageIdentity {
     /// When the file was made, where the file system knows: a number there is given again after the file is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub born_ns: Option<i64>,
-}
-
-/// One layer of an image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageLayer {
-    /// The file.
-    pub path: PathBuf,
-    /// Its format.
-    pub format: String,
-    /// What the guest sees.
-    pub capacity_bytes: u64,
-    /// Its bitmaps.
-    pub bitmaps: Vec<Bitmap>,
-    /// Whether it can keep bitmaps: qcow2 from version 3 on, without a raw data file.
-    pub keeps_bitmaps: bool,
-    /// Whether its data are in a raw file of their own.
-    pub has_data_file: bool,
 }
 
 /// A bitmap in a qcow2 image.
@@ -77,24 +57,9 @@ impl Bitmap {
     }
 }
 
-/// Reads an image and every layer below it, topmost first. Works beside a running machine.
-pub fn read_layers(path: &Path, format: &str) -> Result<Vec<ImageLayer>> {
-    let mut layers: Vec<ImageLayer> = Vec::new();
-    let mut next = Some((path.to_owned(), format.to_owned()));
-    while let Some((path, format)) = next {
-        if layers.len() == MAX_LAYERS {
-            return Err(failed(&path, "its backing files form a loop".to_owned()));
-        }
-        let told = qemu_img_info(&path, &format)?;
-        next = told.backing(&path)?;
-        layers.push(told.into_layer(path, format));
-    }
-    Ok(layers)
-}
-
 /// How large the disk is that can be read at an NBD URI.
 pub fn size_of_export(nbd_uri: &str) -> Result<u64> {
-    Ok(qemu_img_info(Path::new(nbd_uri), "raw")?.virtual_size)
+    Ok(qemu_img_info(Command::new("qemu-img"), nbd_uri, Some("raw"), nbd_uri)?.virtual_size)
 }
 
 /// Which file this is now.
@@ -127,9 +92,13 @@ pub fn remove_bitmap(path: &Path, name: &str) -> Result<()> {
     qemu_img_bitmap("--remove", path, name)
 }
 
+/// The image is opened without what is below it, which its header may name wrongly.
 fn qemu_img_bitmap(action: &str, path: &Path, name: &str) -> Result<()> {
+    let is_device = fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
+    let driver = if is_device { "host_device" } else { "file" };
+    let image = json!({ "driver": "qcow2", "file": { "driver": driver, "filename": path }, "backing": null });
     let mut command = Command::new("qemu-img");
-    command.args(["bitmap", action, "-f", "qcow2", "--"]).arg(path).arg(name);
+    command.args(["bitmap", action, "--"]).arg(format!("json:{image}")).arg(name);
     let output = run(command, path)?;
     if !output.status.success() {
         return Err(failed(path, String::from_utf8_lossy(&output.stderr).trim().to_owned()));
@@ -137,16 +106,18 @@ fn qemu_img_bitmap(action: &str, path: &Path, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// What `qemu-img info` says of an image.
 #[derive(Deserialize)]
-struct ImageInfo {
+pub(super) struct Info {
+    /// What the guest sees.
     #[serde(rename = "virtual-size")]
-    virtual_size: u64,
-    #[serde(rename = "full-backing-filename")]
-    full_backing: Option<String>,
+    pub(super) virtual_size: u64,
+    /// The layer below, as the header spells it.
     #[serde(rename = "backing-filename")]
-    backing: Option<String>,
+    pub(super) backing: Option<String>,
+    /// Its format, if that is recorded.
     #[serde(rename = "backing-filename-format")]
-    backing_format: Option<String>,
+    pub(super) backing_format: Option<String>,
     #[serde(rename = "format-specific")]
     specific: Option<Specific>,
 }
@@ -159,62 +130,30 @@ struct Specific {
 
 #[derive(Deserialize, Default)]
 struct SpecificData {
-    compat: Option<String>,
     #[serde(rename = "data-file")]
     data_file: Option<String>,
-    #[serde(default)]
-    bitmaps: Vec<InfoBitmap>,
 }
 
-#[derive(Deserialize)]
-struct InfoBitmap {
-    name: String,
-    flags: Vec<String>,
-}
-
-impl ImageInfo {
-    /// The layer below: its path and format.
-    fn backing(&self, path: &Path) -> Result<Option<(PathBuf, String)>> {
-        let Some(backing) = self.full_backing.as_ref().or(self.backing.as_ref()) else {
-            return Ok(None);
-        };
-        if !backing.starts_with('/') {
-            // A network layer: nothing to look at, and only others can change it.
-            return Ok(None);
-        }
-        let Some(format) = &self.backing_format else {
-            return Err(failed(
-                path,
-                format!(
-                    "it does not say which format its backing file {backing} has, and guessing would be unsafe; \
-                     `qemu-img rebase -u -F FORMAT -b BACKING` writes it down"
-                ),
-            ));
-        };
-        Ok(Some((PathBuf::from(backing), format.clone())))
-    }
-
-    fn into_layer(self, path: PathBuf, format: String) -> ImageLayer {
-        let data = self.specific.map(|specific| specific.data).unwrap_or_default();
-        ImageLayer {
-            path,
-            capacity_bytes: self.virtual_size,
-            keeps_bitmaps: format == "qcow2" && data.data_file.is_none() && data.compat.as_deref() != Some("0.10"),
-            has_data_file: data.data_file.is_some(),
-            format,
-            bitmaps: data.bitmaps.into_iter().map(|bitmap| Bitmap { name: bitmap.name, flags: bitmap.flags }).collect(),
-        }
+impl Info {
+    /// The file that holds its data.
+    pub(super) fn data_file(&self) -> Option<&str> {
+        self.specific.as_ref()?.data.data_file.as_deref()
     }
 }
 
-fn qemu_img_info(path: &Path, format: &str) -> Result<ImageInfo> {
-    let mut command = Command::new("qemu-img");
-    command.args(["info", "--force-share", "--output=json", "-f", format, "--"]).arg(path);
-    let output = run(command, path)?;
+/// Asks a `qemu-img` about an image; messages name it `subject`.
+pub(super) fn qemu_img_info(mut qemu_img: Command, image: &str, format: Option<&str>, subject: &str) -> Result<Info> {
+    let subject = Path::new(subject);
+    qemu_img.args(["info", "--force-share", "--output=json"]);
+    if let Some(format) = format {
+        qemu_img.args(["-f", format]);
+    }
+    qemu_img.arg("--").arg(image);
+    let output = run(qemu_img, subject)?;
     if !output.status.success() {
-        return Err(failed(path, String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+        return Err(failed(subject, String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
-    serde_json::from_slice(&output.stdout).map_err(|error| failed(path, error.to_string()))
+    serde_json::from_slice(&output.stdout).map_err(|error| failed(subject, error.to_string()))
 }
 
 /// Storage may hang, and the program with it.

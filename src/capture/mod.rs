@@ -1,12 +1,13 @@
 //! The moment of capture: everything that talks to libvirt and QEMU.
 //!
 //! A *capture* is an open moment of one machine: a libvirt backup job - or, for a machine that is off, one read-only
-//! `qemu-nbd` a disk - whose disks can be read over NBD until it is closed or its lease ends. This layer opens and closes
+//! `qemu-storage-daemon` - whose disks can be read over NBD until it is closed or its lease ends. This layer opens and closes
 //! captures and knows nothing of what reads them.
 //!
 //! | module | its subject |
 //! | --- | --- |
 //! | [`definition`] | domain XML, read (pure) |
+//! | [`source`] | where a disk's contents are, layer by layer (pure) |
 //! | `copies` | firmware variables, TPM state, kernel and initrd, copied at the moment of capture |
 //! | [`mod@rewrite`] | domain XML, changed for a restore (pure) |
 //! | [`references`] | what a definition refers to on its host (pure) |
@@ -19,9 +20,18 @@
 //! | [`checkpoint`] | checkpoints and their bitmaps: list, test, delete, bring back |
 //! | [`guard`] | the record of a capture's guard process |
 //! | [`job`] | the backup job: begin, find, end |
-//! | [`qemu_nbd`] | the disks of a machine that is off |
+//! | `open_off` | opens a capture of a machine that is off |
+//! | [`storage_daemon`] | serves the disks of a machine that is off |
+//! | [`qemu_user`] | whom QEMU runs as, and programs as that user |
+//! | [`image_lookup`] | images looked into for a block graph |
 //! | [`image_server`] | any image as the guest sees it, for the time of one command |
-//! | [`images`] | image files by their own words: layers, bitmaps, identity |
+//! | [`block_graph`] | the nodes that QEMU opens for a disk (pure) |
+//! | [`network_storage`] | network storage as QEMU's options (pure) |
+//! | [`backing_string`] | what a header calls the layer below it (pure) |
+//! | [`image_header`] | headers of image files: what they name (pure) |
+//! | [`holders`] | who has a file open |
+//! | `open_request` | what a capture is asked for |
+//! | [`images`] | image files: which file it is, and its bitmaps |
 //! | [`runtime`] | the folders: state, sockets, scratch files |
 //! | [`safe_path`] | files in folders that QEMU's user can write: opened without being led elsewhere |
 //! | [`tpm`] | where the state of an emulated TPM is |
@@ -37,6 +47,8 @@
 //! and sockets there. Jobs, checkpoints and processes that are not ours are never touched.
 
 pub mod agent;
+pub mod backing_string;
+pub mod block_graph;
 pub mod checkpoint;
 pub mod close;
 pub mod connection;
@@ -45,24 +57,33 @@ pub mod definition;
 mod error;
 mod ffi;
 pub mod guard;
+pub mod holders;
+pub mod image_header;
+pub mod image_lookup;
 pub mod image_server;
 pub mod images;
 pub mod job;
 pub mod limits;
 pub mod machine;
+pub mod network_storage;
 pub mod offline_fingerprint;
 pub mod open;
+mod open_off;
+mod open_request;
 pub mod pools;
-pub mod qemu_nbd;
+pub mod qemu_user;
 pub mod references;
 pub mod rewrite;
 pub mod runtime;
 pub mod safe_path;
 mod signals;
+pub mod source;
 pub mod state;
+pub mod storage_daemon;
 pub mod suggest;
 pub mod survey;
 pub mod tpm;
+mod xml;
 
 pub use agent::{Consistency, FreezeMode, FreezeOptions};
 pub use close::{CloseRequest, ClosedCapture, clear_leftovers, close_capture};

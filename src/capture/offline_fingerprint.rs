@@ -25,12 +25,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::connection::embedded_root;
-use super::definition::{Definition, DiskSource};
+use super::definition::Definition;
 use super::error::{Error, Result};
 use super::machine::{Machine, Which};
-use super::qemu_nbd;
 use super::runtime::our_uid;
 use super::state::{CaptureState, ServerProcess, start_ticks};
+use super::storage_daemon;
 
 /// As much of an image as is compared: qcow2's header with its extensions is in the first cluster, which has 64 KiB.
 const HEADER_BYTES: usize = 64 << 10;
@@ -86,9 +86,8 @@ pub enum ComparisonDepth {
 }
 
 impl OfflineFingerprint {
-    /// Notes how things are, before the disks can be read. `state` has the machine's disks with their layers; `sources` are
-    /// where they are.
-    pub(super) fn note(machine: &Machine, state: &CaptureState, sources: &[DiskSource]) -> OfflineFingerprint {
+    /// Notes how things are, before the disks can be read. `state` has the machine's disks with their layers.
+    pub(super) fn note(machine: &Machine, state: &CaptureState) -> OfflineFingerprint {
         let mut still = OfflineFingerprint {
             uuid: state.uuid.clone(),
             foreign_processes: processes_of(&state.uuid),
@@ -97,11 +96,11 @@ impl OfflineFingerprint {
             off_reason: machine.off_reason().unwrap_or_default(),
             ..OfflineFingerprint::default()
         };
-        for (disk, source) in state.disks.iter().zip(sources) {
+        for disk in &state.disks {
             // Of what is on the network there is only the address.
             let layers = disk.image.iter().map(|layer| Path::new(&layer.path));
             let noted = layers.filter(|path| path.is_absolute()).filter(|path| still.add(path)).count();
-            still.has_unobservable_disk |= source.path().is_none() || noted < disk.image.len();
+            still.has_unobservable_disk |= noted < disk.image.len();
         }
         still
     }
@@ -109,8 +108,8 @@ impl OfflineFingerprint {
     /// Notes the other files that the servers have open - raw data files, extents, but not their logs in the capture's own
     /// folder - and the definition, once libvirt has given it.
     pub(super) fn note_opened(&mut self, state: &CaptureState, own: &Path) {
-        for disk in &state.disks {
-            for file in qemu_nbd::servers_on(&disk.socket).into_iter().flat_map(open_files) {
+        for server in &state.servers {
+            for file in storage_daemon::servers_on(&server.socket).into_iter().flat_map(open_files) {
                 if !file.starts_with(own) && self.storage.iter().all(|witness| witness.path != file) {
                     self.add(&file);
                 }
@@ -212,6 +211,7 @@ impl Parts {
             has_agent_channel: false,
             agent_connected: false,
             dac_owner: None,
+            dac_label: None,
             seclabel_models: Vec::new(),
             ..definition.clone()
         })

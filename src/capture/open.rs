@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  machine lock → clear leftovers → which disks, from which parents
-//!    → state file «opening» → folders → [freeze → begin → thaw | qemu-nbd a disk] → copies → state file «open»
+//!    → state file «opening» → folders → [freeze → begin → thaw | qemu-storage-daemon] → copies → state file «open»
 //! ```
 //! Any failure on the way is undone by closing what the state file says.
 
@@ -15,16 +15,17 @@ use std::time::Duration;
 use chrono::{DateTime, FixedOffset, Local, TimeDelta};
 use rustix::fs::{FlockOperation, flock};
 
-use super::agent::{Consistency, FreezeMode, FreezeOptions};
+use super::agent::{Consistency, FreezeMode};
 use super::close::{self, CloseRequest};
 use super::copies;
-use super::definition::{DefinedDisk, Definition, Device, DiskSource};
+use super::definition::{Definition, Device, DiskSource};
 use super::error::{Error, LibvirtErrorKind, Result};
-use super::images::{self, ImageIdentity};
+use super::image_lookup::read_header;
 use super::job::{self, JobDisk, JobRequest, NewCheckpoint};
 use super::machine::{Machine, MachineState, PausedReason, Which};
-use super::offline_fingerprint::OfflineFingerprint;
-use super::qemu_nbd::{self, ServeRequest};
+use super::open_off::open_off;
+pub use super::open_request::{DiskRequest, OpenRequest};
+use super::open_request::{format_of, live_identity, read_mode, targets_with_new_bitmap, wanted_disks};
 use super::runtime::{self, RuntimeDirs};
 use super::state::{
     CaptureFile, CaptureKind, CaptureState, CapturedDisk, Phase, ReadMode, STATE_VERSION, ServerProcess, SkippedDisk,
@@ -36,81 +37,6 @@ const MACHINE_LOCK_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long libvirt may be at work on something else for the machine.
 const OTHER_JOB_PATIENCE: Duration = Duration::from_secs(30);
-
-/// What to capture, and how.
-#[derive(Debug, Clone)]
-pub struct OpenRequest {
-    /// The disks to capture. All others are left out.
-    pub disks: Vec<DiskRequest>,
-    /// Disks that are left out for a reason that the caller wants to be remembered.
-    pub skipped: Vec<SkippedDisk>,
-    /// The name of a checkpoint to make at the same instant, covering the captured disks that can keep a bitmap. A machine
-    /// that is off does not change: it gets one only where a disk that can keep a bitmap has no parent's that can be used.
-    pub checkpoint: Option<String>,
-    /// Whether to freeze the guest's file systems.
-    pub freeze: FreezeOptions,
-    /// How long the capture stays open at most.
-    pub lease: Duration,
-    /// Whether a guard ends the capture with its lease.
-    pub guarded: bool,
-    /// Whether the capture belongs to this process: when the process is gone, anybody may clear it away.
-    pub owned: bool,
-    /// The repository whose chain is continued; only remembered.
-    pub repository: Option<String>,
-    /// The restore point that is continued; only remembered.
-    pub parent_point: Option<String>,
-    /// Where scratch files go, if not where the runtime says.
-    pub scratch_dir: Option<PathBuf>,
-}
-
-/// A disk to capture.
-#[derive(Debug, Clone)]
-pub struct DiskRequest {
-    /// Its target.
-    pub target: String,
-    /// The checkpoint since which changes are wanted. When its bitmap cannot be used, the disk is captured in full, and the
-    /// reason is told.
-    pub parent: Option<String>,
-    /// Why it has no parent, where one could be expected; becomes the reason of the full read.
-    pub full_reason: Option<String>,
-}
-
-impl Default for OpenRequest {
-    fn default() -> OpenRequest {
-        OpenRequest {
-            disks: Vec::new(),
-            skipped: Vec::new(),
-            checkpoint: None,
-            freeze: FreezeOptions::default(),
-            lease: Duration::from_secs(6 * 3600),
-            guarded: false,
-            owned: false,
-            repository: None,
-            parent_point: None,
-            scratch_dir: None,
-        }
-    }
-}
-
-impl OpenRequest {
-    /// When a server of a machine that is off ends by itself: a guard renews the lease, which a server could not.
-    pub(super) fn server_lease(&self) -> Duration {
-        const GUARDED: Duration = Duration::from_secs(30 * 24 * 3600);
-        if self.guarded { GUARDED } else { self.lease }
-    }
-}
-
-impl DiskRequest {
-    /// A disk to read in full.
-    pub fn full(target: impl Into<String>) -> DiskRequest {
-        DiskRequest { target: target.into(), parent: None, full_reason: None }
-    }
-
-    /// A disk to read what changed since a checkpoint.
-    pub fn since(target: impl Into<String>, checkpoint: impl Into<String>) -> DiskRequest {
-        DiskRequest { target: target.into(), parent: Some(checkpoint.into()), full_reason: None }
-    }
-}
 
 /// Opens a capture. Clears first what an earlier run left; fails with [`Error::Held`] when a live capture of the machine is in
 /// the way and with [`Error::ForeignJob`] when somebody else's backup job is.
@@ -138,7 +64,7 @@ pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequ
     };
     if let Err(error) = opened {
         // Its QEMU has the images open: whatever failed, this is why.
-        let was_started = state.kind == CaptureKind::QemuNbd && machine.is_running().unwrap_or(false);
+        let was_started = state.kind == CaptureKind::Offline && machine.is_running().unwrap_or(false);
         if machine.limits().is_silent(machine.uuid()) {
             // What it was asked to begin may come about later: the state tells the next run of it.
             tracing::warn!("capture {} is left to the next run, which clears it", state.id);
@@ -241,6 +167,7 @@ fn new_state(machine: &Machine, definition: &Definition, request: &OpenRequest, 
         missing: Vec::new(),
         stillness: None,
         socket_folder: PathBuf::new(),
+        servers: Vec::new(),
         job_socket: None,
         scratch_folder: None,
         committed_point: None,
@@ -390,9 +317,9 @@ fn running_disks(
         let info = machine.disk_info(&disk.target)?;
         // A volume is the file or device that it is now.
         let source = machine.resolve(&disk.source).unwrap_or_else(|_| disk.source.clone());
-        let layers = source.path().map(|path| images::read_layers(path, format_of(disk)));
-        let keeps_bitmaps = match &layers {
-            Some(Ok(layers)) => disk.keeps_bitmaps() && layers.first().is_some_and(|layer| layer.keeps_bitmaps),
+        let header = source.path().filter(|_| disk.slice.is_none()).map(|path| read_header(path, format_of(disk)));
+        let keeps_bitmaps = match &header {
+            Some(Ok(header)) => disk.keeps_bitmaps() && header.keeps_bitmaps,
             Some(Err(error)) => {
                 tracing::debug!("{error}");
                 disk.keeps_bitmaps()
@@ -413,66 +340,10 @@ fn running_disks(
             parent_checkpoint: parent,
             has_new_bitmap: request.checkpoint.is_some() && keeps_bitmaps,
             scratch: Some(scratch.join(format!("{}.qcow2", disk.target))),
-            server: None,
             image: live_identity(disk, &source),
         });
     }
     Ok(disks)
-}
-
-/// The image and its layers as the live definition names them, which is what QEMU really has open.
-fn live_identity(disk: &DefinedDisk, source: &DiskSource) -> Vec<ImageIdentity> {
-    let top = (source, format_of(disk));
-    let below = disk.backing.iter().map(|layer| (&layer.source, layer.format.as_deref().unwrap_or("raw")));
-    std::iter::once(top).chain(below).map(|(source, format)| identity_of(source, format)).collect()
-}
-
-/// A file's identity; of what is no local file, or cannot be seen, only the address.
-fn identity_of(source: &DiskSource, format: &str) -> ImageIdentity {
-    let address = match source {
-        DiskSource::File { path } | DiskSource::Block { path } => match images::identify(path, format) {
-            Ok(identity) => return identity,
-            Err(error) => {
-                tracing::debug!("{error}");
-                path.to_string_lossy().into_owned()
-            }
-        },
-        DiskSource::Network { protocol, name, .. } => {
-            format!("{protocol}:{}", name.as_deref().unwrap_or_default())
-        }
-        DiskSource::Volume { pool, volume } => format!("volume:{pool}/{volume}"),
-        other => other.kind().to_owned(),
-    };
-    ImageIdentity {
-        path: address,
-        format: format.to_owned(),
-        device: 0,
-        inode: 0,
-        size_bytes: 0,
-        modified_ns: 0,
-        born_ns: None,
-    }
-}
-
-fn wanted_disks<'a>(
-    definition: &'a Definition,
-    request: &'a OpenRequest,
-) -> impl Iterator<Item = (&'a DefinedDisk, &'a DiskRequest)> {
-    definition.disks.iter().filter_map(|disk| {
-        let wanted = request.disks.iter().find(|wanted| wanted.target == disk.target)?;
-        Some((disk, wanted))
-    })
-}
-
-fn format_of(disk: &DefinedDisk) -> &str {
-    disk.format.as_deref().unwrap_or("raw")
-}
-
-fn read_mode(parent: Option<&String>) -> ReadMode {
-    match parent {
-        Some(_) => ReadMode::Changed,
-        None => ReadMode::Full,
-    }
 }
 
 /// For each checkpoint asked for, the disks whose bitmap can be used.
@@ -619,179 +490,4 @@ fn leave_out_of_checkpoint(state: &mut CaptureState, reason: &str) -> bool {
         state.checkpoint = None;
     }
     true
-}
-
-fn open_off(
-    runtime: &RuntimeDirs,
-    machine: &Machine,
-    definition: &Definition,
-    request: &OpenRequest,
-    file: &CaptureFile,
-    state: &mut CaptureState,
-) -> Result<()> {
-    state.kind = CaptureKind::QemuNbd;
-    state.consistency = Consistency::Offline;
-    state.socket_folder = runtime.socket_folder().join(file.id());
-    // Known before it is there: whoever clears after a kill goes by the state.
-    file.save(state)?;
-    runtime::make_qemu_folder(&state.socket_folder, runtime::our_owner())?;
-    let mut sources = Vec::new();
-    for (disk, wanted) in wanted_disks(definition, request) {
-        let off = off_disk(machine, disk, wanted, &state.socket_folder)?;
-        runtime::check_socket_path(&off.captured.socket)?;
-        state.disks.push(CapturedDisk { has_new_bitmap: off.keeps_bitmaps, ..off.captured });
-        sources.push(off.source);
-    }
-    start_chain(request, file, state)?;
-    // Before anybody can read; our own bitmaps are in the images by now.
-    let mut still = OfflineFingerprint::note(machine, state, &sources);
-    for (at, source) in sources.into_iter().enumerate() {
-        let disk = &state.disks[at];
-        let server = qemu_nbd::serve(&ServeRequest {
-            target: disk.target.clone(),
-            source,
-            format: disk.format.clone(),
-            bitmap: disk.parent_checkpoint.clone(),
-            socket: disk.socket.clone(),
-            log: file.folder().join(format!("qemu-nbd-{}.log", disk.target)),
-            lease: request.server_lease(),
-            dies_with_us: request.owned,
-        })?;
-        state.disks[at].server = Some(server);
-        file.save(state)?;
-        if state.disks[at].capacity_bytes == 0 {
-            // libvirt does not know how large what is on the network is.
-            state.disks[at].capacity_bytes = images::size_of_export(&state.disks[at].nbd_uri)?;
-        }
-    }
-    failpoint::hit(Failpoint::Begun);
-    state.captured_at = Local::now().fixed_offset();
-    // From the first server on, QEMU's locks keep the machine from starting; before it, it may just have been started.
-    if machine.is_running()? {
-        return Err(Error::StartedMeanwhile { machine: machine.name().to_owned() });
-    }
-    if machine.has_saved_memory().unwrap_or(false) {
-        state.freeze_note =
-            Some("the machine is suspended to disk; its saved memory is not part of the backup".to_owned());
-        state.consistency = Consistency::Crash;
-    }
-    state.definition_xml = machine.definition_xml(Which::Inactive, true)?;
-    still.note_opened(state, file.folder());
-    state.stillness = Some(still);
-    copies::copy_files(definition, file, state);
-    Ok(())
-}
-
-/// Puts new bitmaps into the images of a machine that is off, where a disk that could have one has none to continue: what the
-/// guest writes from its next start on is then known. Entered with `has_new_bitmap` saying which disks could have one.
-fn start_chain(request: &OpenRequest, file: &CaptureFile, state: &mut CaptureState) -> Result<()> {
-    let starts = state.disks.iter().any(|disk| disk.has_new_bitmap && disk.parent_checkpoint.is_none());
-    let name = request.checkpoint.as_ref().filter(|_| starts);
-    match name {
-        Some(name) => {
-            state.checkpoint = Some(name.clone());
-            state.checkpoint_disks = targets_with_new_bitmap(state);
-        }
-        None => state.disks.iter_mut().for_each(|disk| disk.has_new_bitmap = false),
-    }
-    // What is begun is known before it begins: every socket, and every bitmap.
-    file.save(state)?;
-    failpoint::hit(Failpoint::CaptureNoted);
-    let Some(name) = name else {
-        return Ok(());
-    };
-    for disk in state.disks.iter_mut().filter(|disk| disk.has_new_bitmap) {
-        let Some(image) = disk.image.first() else { continue };
-        if let Err(error) = images::add_bitmap(Path::new(&image.path), name) {
-            // Somebody has it open, or it may not be written: it is read in full next time.
-            tracing::debug!("{error}");
-            disk.has_new_bitmap = false;
-        }
-    }
-    state.checkpoint_disks = targets_with_new_bitmap(state);
-    if state.checkpoint_disks.is_empty() {
-        state.checkpoint = None;
-    }
-    file.save(state)?;
-    failpoint::hit(Failpoint::BitmapsAdded);
-    Ok(())
-}
-
-fn targets_with_new_bitmap(state: &CaptureState) -> Vec<String> {
-    state.disks.iter().filter(|disk| disk.has_new_bitmap).map(|disk| disk.target.clone()).collect()
-}
-
-/// A disk of a machine that is off, to be served.
-struct OffDisk {
-    captured: CapturedDisk,
-    source: DiskSource,
-    keeps_bitmaps: bool,
-}
-
-fn off_disk(machine: &Machine, disk: &DefinedDisk, wanted: &DiskRequest, sockets: &Path) -> Result<OffDisk> {
-    if let Some(kind) = &disk.encryption {
-        return Err(Error::DiskNotCapturable {
-            machine: machine.name().to_owned(),
-            disk: disk.target.clone(),
-            reason: format!("it is encrypted ({kind}), which needs the machine to run"),
-        });
-    }
-    let source = machine.resolve(&disk.source)?;
-    let layers = match source.path() {
-        Some(path) => images::read_layers(path, format_of(disk))?,
-        None => Vec::new(),
-    };
-    let mut bitmap = None;
-    let mut reason = wanted.full_reason.clone();
-    if let Some(parent) = &wanted.parent {
-        let found = layers.first().and_then(|layer| layer.bitmaps.iter().find(|bitmap| bitmap.name == *parent));
-        match found {
-            Some(found) if found.is_usable() => bitmap = Some(parent.clone()),
-            Some(_) => reason = Some(format!("the bitmap {parent} was not closed properly")),
-            None => reason = Some(format!("the bitmap {parent} is not in the image")),
-        }
-    }
-    let socket = sockets.join(&disk.target);
-    let capacity = match layers.first() {
-        Some(layer) => layer.capacity_bytes,
-        None => machine.disk_info(&disk.target).map_or(0, |info| info.capacity_bytes),
-    };
-    let image = if layers.is_empty() {
-        vec![identity_of(&source, format_of(disk))]
-    } else {
-        layers.iter().map(|layer| images::identify(&layer.path, &layer.format)).collect::<Result<_>>()?
-    };
-    let captured = CapturedDisk {
-        target: disk.target.clone(),
-        nbd_uri: runtime::nbd_uri(&socket, &disk.target),
-        socket,
-        export: disk.target.clone(),
-        capacity_bytes: capacity,
-        format: format_of(disk).to_owned(),
-        read_mode: read_mode(bitmap.as_ref()),
-        read_mode_reason: reason,
-        parent_checkpoint: bitmap.clone(),
-        dirty_context: bitmap.as_deref().map(qemu_nbd::dirty_context),
-        has_new_bitmap: false,
-        scratch: None,
-        server: None,
-        image,
-    };
-    let keeps_bitmaps = disk.keeps_bitmaps() && layers.first().is_some_and(|layer| layer.keeps_bitmaps);
-    Ok(OffDisk { captured, source, keeps_bitmaps })
-}
-
-impl Machine {
-    /// A volume of a storage pool as the file or device that it is.
-    pub fn resolve(&self, source: &DiskSource) -> Result<DiskSource> {
-        let DiskSource::Volume { pool, volume } = source else {
-            return Ok(source.clone());
-        };
-        let action = || format!("look up volume {volume} of storage pool {pool}");
-        let (pool, volume) = (pool.clone(), volume.clone());
-        let path = self.call(action, move |domain| super::connection::volume_path(domain, &pool, &volume))?;
-        let is_block =
-            fs::metadata(&path).is_ok_and(|found| std::os::unix::fs::FileTypeExt::is_block_device(&found.file_type()));
-        Ok(if is_block { DiskSource::Block { path } } else { DiskSource::File { path } })
-    }
 }

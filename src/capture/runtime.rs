@@ -126,8 +126,15 @@ pub(super) fn check_socket_path(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes a folder that belongs to QEMU's user alone (root can enter it anyway). Its parents are made for everybody to pass.
+/// Makes a folder that belongs to QEMU's user alone (root can enter it anyway). Its parents are made for everybody to pass,
+/// and every folder on the way must let that user pass.
 pub(super) fn make_qemu_folder(path: &Path, owner: (u32, u32)) -> Result<()> {
+    make_daemon_folder(path, owner)?;
+    check_reachable(path, owner)
+}
+
+/// The same for a process of that user which may pass every folder.
+pub(super) fn make_daemon_folder(path: &Path, owner: (u32, u32)) -> Result<()> {
     if let Some(parent) = path.parent() {
         make_passable_folders(parent)?;
     }
@@ -144,7 +151,7 @@ pub(super) fn make_qemu_folder(path: &Path, owner: (u32, u32)) -> Result<()> {
     if owner.0 != our_uid() {
         fchown(&folder, Some(owner.0), Some(owner.1)).map_err(Error::io("hand over", path))?;
     }
-    check_reachable(path, owner)
+    Ok(())
 }
 
 /// Whether a user can pass every folder on the way.

@@ -88,6 +88,9 @@ pub struct CaptureState {
     pub stillness: Option<OfflineFingerprint>,
     /// The folder with the sockets.
     pub socket_folder: PathBuf,
+    /// The processes that serve the disks of a machine that is off.
+    #[serde(default)]
+    pub servers: Vec<DiskServer>,
     /// The job's socket.
     pub job_socket: Option<PathBuf>,
     /// The folder with the scratch files.
@@ -105,8 +108,9 @@ pub struct CaptureState {
 pub enum CaptureKind {
     /// A libvirt backup job of a running machine.
     Job,
-    /// A `qemu-nbd` for each disk of a machine that is off.
-    QemuNbd,
+    /// A `qemu-storage-daemon` for the disks of a machine that is off.
+    #[serde(alias = "qemu_nbd")]
+    Offline,
 }
 
 /// How far a capture has come.
@@ -158,13 +162,20 @@ pub struct CapturedDisk {
     pub has_new_bitmap: bool,
     /// Where the job keeps what the guest overwrites.
     pub scratch: Option<PathBuf>,
-    /// The process that serves it, for a machine that is off.
-    pub server: Option<ServerProcess>,
     /// The image, and every layer below it, as they were.
     pub image: Vec<ImageIdentity>,
 }
 
-/// A process, told from later ones with its number: a `qemu-nbd` that we started (under `timeout`, whose number this is), or
+/// A process that serves disks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskServer {
+    /// The process.
+    pub process: ServerProcess,
+    /// Its socket.
+    pub socket: PathBuf,
+}
+
+/// A process, told from later ones with its number: a `qemu-storage-daemon` that we started (under `timeout`, whose number this is), or
 /// the owner of a capture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerProcess {

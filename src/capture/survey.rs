@@ -7,19 +7,23 @@ use std::time::Duration;
 
 use chrono::{DateTime, FixedOffset};
 
+use super::block_graph;
 use super::close::capture_of_socket;
 use super::connection::Hypervisor;
-use super::definition::{DefinedDisk, Device, DiskSource, child, children, parse_owner, parse_xml};
+use super::definition::{DefinedDisk, Definition, Device, DiskSource, Encryption, child, children, parse_xml};
 use super::error::{Error, LibvirtErrorKind, Result};
-use super::images::{self, ImageLayer};
+use super::ffi;
+use super::image_header::Header;
+use super::image_lookup::HostImages;
 use super::machine::{Machine, MachineState, PausedReason, Which};
 use super::open::{domain_folder, lock_machine};
-use super::qemu_nbd::is_ours;
+use super::qemu_user::{QemuUser, base_owner};
 use super::runtime::{self, RuntimeDirs};
-use super::state::{CaptureFile, CapturedDisk, Phase};
+use super::state::{CaptureFile, DiskServer, Phase};
+use super::storage_daemon::is_ours;
 
 /// The programs of QEMU's that captures need beside QEMU itself.
-const PROGRAMS: [&str; 2] = ["qemu-img", "qemu-nbd"];
+const PROGRAMS: [&str; 3] = ["qemu-img", "qemu-nbd", "qemu-storage-daemon"];
 
 /// How long a guest agent may take for an answer that needs no thought.
 const AGENT_PATIENCE: Duration = Duration::from_secs(5);
@@ -138,6 +142,8 @@ pub struct DiskSurvey {
     pub storage: DiskStorage,
     /// How it is encrypted.
     pub encryption: Option<String>,
+    /// Why libvirt does not give the passphrase away, without which it can be read only while the machine runs.
+    pub secret_error: Option<String>,
     /// What the guest sees; none when that is not known.
     pub capacity_bytes: Option<u64>,
 }
@@ -208,8 +214,8 @@ impl Machine {
             (true, MachineState::Running, false) => AgentSurvey::Disconnected,
             (true, ..) => AgentSurvey::NotAsked,
         };
-        let looked: Vec<(DiskSurvey, Option<ImageLayer>)> =
-            definition.disks.iter().map(|disk| look_at_disk(self, disk)).collect();
+        let looked: Vec<(DiskSurvey, Option<Header>)> =
+            definition.disks.iter().map(|disk| look_at_disk(self, &definition, disk)).collect();
         let broken_bitmaps = match is_running {
             true => self.broken_while_running(),
             false => self.broken_while_off(&looked),
@@ -273,8 +279,8 @@ impl Machine {
             if !state.uuid.eq_ignore_ascii_case(self.uuid()) {
                 continue;
             }
-            let serves = |disk: &CapturedDisk| disk.server.as_ref().is_some_and(|server| is_ours(server, &disk.socket));
-            let holds_off = state.disks.iter().any(serves);
+            let serves = |server: &DiskServer| is_ours(&server.process, &server.socket);
+            let holds_off = state.servers.iter().any(serves);
             if state.phase != Phase::Open || state.is_expired() || state.is_orphaned() {
                 left_over = Some(JobSurvey::LeftOver { capture: state.id, holds_off });
             } else {
@@ -297,7 +303,7 @@ impl Machine {
     }
 
     /// In the images: bitmaps that were open when QEMU died, and those that died with it.
-    fn broken_while_off(&self, disks: &[(DiskSurvey, Option<ImageLayer>)]) -> Result<Vec<BrokenBitmap>> {
+    fn broken_while_off(&self, disks: &[(DiskSurvey, Option<Header>)]) -> Result<Vec<BrokenBitmap>> {
         let mut broken = Vec::new();
         for (disk, top) in disks {
             let open = top.iter().flat_map(|top| &top.bitmaps).filter(|bitmap| !bitmap.was_closed());
@@ -331,21 +337,33 @@ impl MachineSurvey {
     }
 }
 
-fn look_at_disk(machine: &Machine, disk: &DefinedDisk) -> (DiskSurvey, Option<ImageLayer>) {
+fn secret_error(machine: &Machine, encryption: &Encryption) -> Option<String> {
+    let Some(secret) = &encryption.secret else {
+        return Some("the definition names no secret".to_owned());
+    };
+    let secret = secret.clone();
+    let value =
+        machine.call(|| "read the secret".to_owned(), move |domain| ffi::secret_value(&domain.connect()?, &secret));
+    value.err().map(|error| error.to_string())
+}
+
+fn look_at_disk(machine: &Machine, definition: &Definition, disk: &DefinedDisk) -> (DiskSurvey, Option<Header>) {
     let exclusion = disk.exclusion();
     let source = machine.resolve(&disk.source).unwrap_or_else(|_| disk.source.clone());
     let format = disk.format.as_deref().unwrap_or("raw");
-    let layers = source.path().filter(|_| exclusion.is_none()).map(|path| images::read_layers(path, format));
-    let (storage, top) = match layers.transpose() {
-        Err(error) => (DiskStorage::Unreadable(error.to_string()), None),
-        Ok(layers) => {
-            let top = layers.and_then(|layers| layers.into_iter().next());
+    let user = QemuUser::of(machine, definition, std::iter::once(disk));
+    let chain = user.and_then(|user| block_graph::chain(disk, &HostImages { machine, user }));
+    let (storage, top) = match (exclusion, chain) {
+        (Some(_), _) => (DiskStorage::Format(format.to_owned()), None),
+        (None, Err(error)) => (DiskStorage::Unreadable(error.to_string()), None),
+        (None, Ok(layers)) => {
+            let top = layers.into_iter().next().map(|layer| layer.header).filter(|_| source.path().is_some());
             let storage = match &top {
                 Some(top) if top.keeps_bitmaps && disk.keeps_bitmaps() => DiskStorage::KeepsBitmaps,
-                Some(top) if top.format == "qcow2" && (top.has_data_file || disk.data_file.is_some()) => {
+                Some(top) if format == "qcow2" && (top.data_file.is_some() || disk.data_file.is_some()) => {
                     DiskStorage::DataFile
                 }
-                Some(top) if top.format == "qcow2" => DiskStorage::OldQcow2,
+                Some(_) if format == "qcow2" => DiskStorage::OldQcow2,
                 None if disk.keeps_bitmaps() => DiskStorage::KeepsBitmaps,
                 _ => DiskStorage::Format(format.to_owned()),
             };
@@ -359,7 +377,8 @@ fn look_at_disk(machine: &Machine, disk: &DefinedDisk) -> (DiskSurvey, Option<Im
         path: source.path().cloned(),
         is_file: matches!(source, DiskSource::File { .. }),
         storage,
-        encryption: disk.encryption.clone(),
+        encryption: disk.encryption.as_ref().map(|encryption| encryption.format.clone()),
+        secret_error: disk.encryption.as_ref().and_then(|encryption| secret_error(machine, encryption)),
         capacity_bytes: machine.disk_info(&disk.target).ok().map(|info| info.capacity_bytes),
     };
     (survey, top)
@@ -390,17 +409,10 @@ struct Security {
 
 fn read_security(capabilities: &str) -> Result<Security> {
     let document = parse_xml(capabilities)?;
-    let mut security = Security::default();
-    for secmodel in child(document.root_element(), "host").into_iter().flat_map(|host| children(host, "secmodel")) {
-        match child(secmodel, "model").and_then(|model| model.text()) {
-            Some(model) if confines(model) => security.confined_by = Some(model.to_owned()),
-            Some("dac") => {
-                let mut labels = children(secmodel, "baselabel").filter_map(|label| label.text());
-                security.qemu_owner = labels.find_map(parse_owner);
-            }
-            _ => {}
-        }
-    }
+    let models = child(document.root_element(), "host").into_iter().flat_map(|host| children(host, "secmodel"));
+    let mut names = models.filter_map(|secmodel| child(secmodel, "model")?.text());
+    let confined_by = names.find(|model| confines(model)).map(str::to_owned);
+    let security = Security { confined_by, qemu_owner: base_owner(capabilities)? };
     Ok(security)
 }
 

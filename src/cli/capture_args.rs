@@ -38,6 +38,11 @@ pub struct CaptureArgs {
     #[arg(long, default_value = "6h", value_name = "TIME", value_parser = duration)]
     pub lease: Duration,
 
+    /// The file with the passphrase of an encrypted disk of a machine that is stopped, if libvirt keeps it private:
+    /// vda=/root/vda.key (may be repeated).
+    #[arg(long, value_name = "DISK=FILE", value_parser = disk_file)]
+    pub luks_key_file: Vec<(String, PathBuf)>,
+
     #[command(flatten)]
     pub scratch: ScratchArgs,
 }
@@ -107,6 +112,13 @@ impl LimitReadArgs {
     }
 }
 
+/// `vda=/root/vda.key`; the path becomes absolute.
+fn disk_file(text: &str) -> Result<(String, PathBuf), String> {
+    let parts = text.split_once('=').filter(|(disk, file)| !disk.is_empty() && !file.is_empty());
+    let (disk, file) = parts.ok_or_else(|| "a disk and a file, as vda=/root/vda.key".to_owned())?;
+    Ok((disk.to_owned(), std::path::absolute(file).map_err(|error| error.to_string())?))
+}
+
 /// When to freeze.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FreezeChoice {
@@ -134,6 +146,7 @@ impl CaptureArgs {
             lease: self.lease,
             scratch: self.scratch.folder()?,
             owned: false,
+            luks_key_files: self.luks_key_file.iter().cloned().collect(),
         })
     }
 }

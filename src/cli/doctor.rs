@@ -1,6 +1,7 @@
 //! `kvmb doctor`
 
 use crate::capture::runtime::free_bytes;
+use crate::capture::storage_daemon::package;
 use crate::capture::survey::{AgentSurvey, DiskStorage, DiskSurvey, JobSurvey, missing_programs};
 use crate::cli::Context;
 use crate::cli::capture_args::ScratchArgs;
@@ -209,13 +210,13 @@ fn words(finding: &Finding, shell: &ShellCommands) -> Words {
         CheckSubject::EncryptedAndOff(disk) => Words::new(
             "disk",
             format!(
-                "it is encrypted ({}): it can be read only while the machine runs",
-                disk.encryption.as_deref().unwrap_or("unknown")
+                "it is encrypted ({}), and libvirt does not give its passphrase away: {}",
+                disk.encryption.as_deref().unwrap_or("unknown"),
+                disk.secret_error.as_deref().unwrap_or_default()
             ),
         )
         .hint(format!(
-            "{}; or leave it out: --exclude-disk {}",
-            shell.virsh(&format!("start {name}")),
+            "back it up while it runs, or with --luks-key-file {0}=FILE; or leave it out: --exclude-disk {0}",
             disk.target
         )),
         CheckSubject::Bitmap { bitmap, is_on } => {
@@ -265,10 +266,14 @@ fn programs(missing: &[&'static str]) -> Check {
 
 fn programs_words(missing: &[&'static str]) -> Words {
     if missing.is_empty() {
-        return Words::new("programs", "qemu-img and qemu-nbd are there");
+        return Words::new("programs", "qemu-img, qemu-nbd and qemu-storage-daemon are there");
     }
+    let package = match missing {
+        ["qemu-storage-daemon"] => package(),
+        _ => "qemu-utils",
+    };
     Words::new("programs", format!("not on the path: {}", missing.join(", ")))
-        .hint("apt install qemu-utils (Debian, Ubuntu); dnf install qemu-img (Fedora, RHEL)")
+        .hint(format!("apt install {package} (Debian, Ubuntu); dnf install qemu-img (Fedora, RHEL)"))
 }
 
 fn confinement(by: &str, has_open_folder: Option<bool>) -> Words {

@@ -237,6 +237,7 @@ fn exact_hint(error: &ops::Error) -> Option<String> {
             let path = shlex::try_quote(path.to_str()?).ok()?.into_owned();
             return Some(format!("is a disk not mounted? mkdir -p {path}; or choose another folder with --into DIR"));
         }
+        ops::Error::Capture(error) => return exact_capture_hint(error),
         ops::Error::NoDevice { disk, path, capacity_bytes } => {
             return Some(format!(
                 "{}or restore it elsewhere: --to {disk}=PATH, --into DIR",
@@ -285,6 +286,29 @@ fn exact_hint(error: &ops::Error) -> Option<String> {
         sftp::Error::Login { .. } => Some(format!(
             "let a key of this host in with 'kvmb remote setup -r {url}', or give the password with --ssh-password-file FILE"
         )),
+        _ => None,
+    }
+}
+
+fn exact_capture_hint(error: &capture::Error) -> Option<String> {
+    use capture::Error;
+    let quoted = |text: &str| shlex::try_quote(text).ok().map(|text| text.into_owned());
+    match error {
+        Error::NoBackingFormat { image, format, backing } => Some(format!(
+            "record it, if you know it ('qemu-img info' of the backing file shows it): qemu-img rebase -u -f {format} -F FORMAT \
+             -b {} {}; or give the machine's definition a <backingStore> with its format",
+            quoted(backing)?,
+            quoted(image)?
+        )),
+        Error::NoStorageDaemon { package } => Some(format!("install it: apt install {package}")),
+        Error::UnsupportedImage { reason, .. }
+            if reason.contains("Unknown driver") || reason.contains("does not accept value") =>
+        {
+            Some("install QEMU's driver for this storage: apt install qemu-block-extra".to_owned())
+        }
+        Error::SecretUnavailable { disk, machine, .. } => {
+            Some(format!("back {machine} up while it runs, or give the passphrase: --luks-key-file {disk}=FILE"))
+        }
         _ => None,
     }
 }
@@ -477,6 +501,24 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
             (Code::Freeze, Some("look at the guest agent in the guest, or use --freeze auto"))
         }
         Error::Io { source, .. } => explain_io(source),
+        Error::UnsupportedImage { .. } | Error::NoBackingFormat { .. } | Error::NoStorageDaemon { .. } => {
+            (Code::Unsupported, Some("back the machine up while it runs"))
+        }
+        Error::DiskNotReadable { is_of_header: true, .. } => (
+            Code::Permission,
+            Some(
+                "only the image's header names this file, so it is read with the permissions of QEMU's user: name it in the \
+                 definition (<dataStore>), let that user read it, or back the machine up while it runs",
+            ),
+        ),
+        Error::DiskNotReadable { .. } => (Code::Permission, Some("let QEMU's user read it, as it does when it runs")),
+        Error::UnknownOwner { .. } => {
+            (Code::Unsupported, Some("use numbers in the definition: <label>+107:+107</label>"))
+        }
+        Error::SecretUnavailable { .. } => (Code::Permission, None),
+        Error::ImageHeld { .. } => {
+            (Code::Busy, Some("end what has the image open, or wait for it, then back the machine up again"))
+        }
         Error::UnsafePath { .. } => {
             (Code::Permission, Some("remove what is there, or move the file to a folder that only root can write"))
         }

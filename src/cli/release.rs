@@ -15,7 +15,7 @@ use serde_json::json;
 
 /// End captures.
 ///
-/// Ends the backup job or the qemu-nbd processes of a capture and removes its sockets and scratch files. Whether its point
+/// Ends the backup job or the qemu-storage-daemon of a capture and removes its sockets and scratch files. Whether its point
 /// was stored it knows from the capture itself: if not, the capture's checkpoint is rolled back. With names it prints an
 /// 'action' record for each; in a pipe it prints the records that it reads. Harmless when there is nothing to end.
 #[derive(Debug, clap::Args)]

@@ -18,7 +18,7 @@ use std::time::Duration;
 /// Open a capture: every disk of a machine frozen at one instant, readable over NBD.
 ///
 /// No libvirt snapshot is made, and no disk is changed: a running machine gets a libvirt backup job (pull mode), one that
-/// is off a read-only qemu-nbd for each disk. The capture stays open until 'kvmb release' or the end of its lease. With -r
+/// is stopped a read-only qemu-storage-daemon. The capture stays open until 'kvmb release' or the end of its lease. With -r
 /// it continues the chain in that repository: it makes a checkpoint, and only what changed has to be read. Prints a
 /// 'disk' record, with the NBD URI, for each captured disk.
 #[derive(Debug, clap::Args)]

@@ -217,7 +217,7 @@ fn of_disk(disk: &DiskSurvey, is_on: bool) -> (Status, CheckSubject) {
     if disk.exclusion.is_some() {
         return (if disk.is_drive { Status::Ok } else { Status::Warning }, subject);
     }
-    if disk.encryption.is_some() && !is_on {
+    if disk.secret_error.is_some() && !is_on {
         return (Status::Critical, CheckSubject::EncryptedAndOff(disk.clone()));
     }
     let status = match &disk.storage {
@@ -254,6 +254,7 @@ mod tests {
             is_file: true,
             storage: DiskStorage::KeepsBitmaps,
             encryption: None,
+            secret_error: None,
             capacity_bytes: Some(10 << 30),
         }
     }
@@ -349,7 +350,11 @@ mod tests {
         let left_out = |is_drive| DiskSurvey { exclusion: Some("x"), is_drive, ..disk("vdb") };
         assert_eq!(judged(left_out(false)), Some(Status::Warning));
         assert_eq!(judged(left_out(true)), None);
-        let encrypted = DiskSurvey { encryption: Some("luks".into()), ..disk("vda") };
+        let encrypted = DiskSurvey {
+            encryption: Some("luks".into()),
+            secret_error: Some("secret is private".into()),
+            ..disk("vda")
+        };
         let off = |state| MachineSurvey { state, disks: vec![encrypted.clone()], ..machine() };
         assert_eq!(bad_of(&off(MachineState::Running)), []);
         assert_eq!(bad_of(&off(MachineState::Off))[0].0, Status::Critical);

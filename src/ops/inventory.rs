@@ -97,7 +97,7 @@ pub fn captured(state: &CaptureState) -> Result<Vec<record::Disk>> {
             uuid: state.uuid.clone(),
             state: match state.kind {
                 capture::CaptureKind::Job => "running".into(),
-                capture::CaptureKind::QemuNbd => capture::machine::MachineState::Off.as_str().to_owned(),
+                capture::CaptureKind::Offline => capture::machine::MachineState::Off.as_str().to_owned(),
             },
             disk: disk.target.clone(),
             source: described.map_or(record::Source::Unknown, |disk| source(&disk.source)),

@@ -12,6 +12,7 @@ use crate::capture::{
     clear_leftovers, open_capture,
 };
 use crate::failpoint::{self, Failpoint};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ pub struct SnapshotRequest {
     pub scratch: Option<PathBuf>,
     /// Whether the capture ends with this process, whatever its lease.
     pub owned: bool,
+    /// Files with the passphrases of encrypted images, by target, for a machine that is off.
+    pub luks_key_files: BTreeMap<String, PathBuf>,
 }
 
 /// Opens a capture. With a repository it continues that repository's chain: a new checkpoint is made in the same instant,
@@ -70,6 +73,7 @@ pub fn snapshot(
         repository: open.map(|open| open.repo.id().to_owned()),
         parent_point: chain.map(|chain| chain.point.id.to_string()),
         scratch_dir: request.scratch.clone(),
+        luks_key_files: request.luks_key_files.clone(),
     };
     let state = open_capture(runtime, machine, &request)?;
     let guarded = CaptureFile::open(runtime, &state.id).map_err(Error::from).and_then(|file| guard::start(&file));
@@ -107,7 +111,8 @@ pub fn choose(
     definition: &Definition,
     request: &SnapshotRequest,
 ) -> Result<(Vec<String>, Vec<SkippedDisk>)> {
-    for name in request.disks.iter().flatten().chain(&request.exclude) {
+    let named = request.disks.iter().flatten().chain(&request.exclude).chain(request.luks_key_files.keys());
+    for name in named {
         if definition.disk(name).is_none() {
             return Err(Error::NoSuchDisk { subject: format!("machine {machine}"), disk: name.clone() });
         }

@@ -112,12 +112,12 @@ fn every_kind_of_disk_is_read() {
     assert_eq!(vda.backing.len(), 2);
     assert_eq!(vda.backing[1].source, DiskSource::Block { path: "/dev/vg/base".into() });
     assert_eq!(vda.serial.as_deref(), Some("S-1"));
-    let DiskSource::Network { protocol, hosts, authenticated, .. } = &definition.disk("vdc").unwrap().source else {
+    let DiskSource::Network { protocol, hosts, options, .. } = &definition.disk("vdc").unwrap().source else {
         panic!("vdc is a network disk");
     };
-    assert_eq!((protocol.as_str(), hosts.len(), *authenticated), ("rbd", 2, true));
+    assert_eq!((protocol.as_str(), hosts.len(), options.auth.is_some()), ("rbd", 2, true));
     assert!(matches!(definition.disk("vdd").unwrap().source, DiskSource::Network { tls: true, .. }));
-    assert_eq!(definition.disk("vdi").unwrap().encryption.as_deref(), Some("luks"));
+    assert_eq!(definition.disk("vdi").unwrap().encryption.as_ref().map(|found| found.format.as_str()), Some("luks"));
     assert!(definition.disk("vdj").unwrap().data_file.is_some());
     assert!(!definition.disk("vdj").unwrap().keeps_bitmaps());
     assert_eq!(definition.disk("sdb").unwrap().device, Device::Lun);

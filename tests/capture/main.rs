@@ -12,3 +12,4 @@ mod hostile_files;
 mod libvirtd;
 mod offline_changes;
 mod open_and_close;
+mod stopped_machines;

@@ -24,7 +24,7 @@ use kvmb::capture::rewrite::{Changes, NewDisk, NewDiskKind, rewrite};
 use kvmb::capture::state::{CaptureFile, CaptureKind, CaptureState, FileRole, ReadMode};
 use kvmb::capture::{
     CloseRequest, Definition, DiskRequest, Error, Hypervisor, LibvirtErrorKind, Machine, OpenRequest, RuntimeDirs,
-    close_capture, open_capture, qemu_nbd,
+    close_capture, open_capture, storage_daemon,
 };
 
 const MIB: usize = 1 << 20;
@@ -221,22 +221,23 @@ fn a_machine_that_is_off_is_served_until_its_lease_ends() {
     write_off(&vm.image("vda"), "qcow2", "write -P 0x11 1M 2M");
     write_off(&vm.image("vdb"), "raw", "write -P 0x22 0 1M");
     let state = lab.open(&vm, lab.request(&["vda", "vdb"])).unwrap();
-    assert_eq!(state.kind, CaptureKind::QemuNbd);
+    assert_eq!(state.kind, CaptureKind::Offline);
     assert_eq!(state.consistency, Consistency::Offline);
     assert!(lab.read(&state, "vda") == pattern(32, &[(1, 2, 0x11)]));
     assert!(lab.read(&state, "vdb") == pattern(8, &[(0, 1, 0x22)]));
     assert!(vm.machine.start_paused().is_err());
-    let servers: Vec<u32> = state.disks.iter().flat_map(|disk| qemu_nbd::servers_on(&disk.socket)).collect();
-    // Each `qemu-nbd` and the `timeout` that watches it.
-    assert_eq!(servers.len(), 4);
+    let servers: Vec<u32> =
+        state.servers.iter().flat_map(|server| storage_daemon::servers_on(&server.socket)).collect();
+    // The daemon for both disks, and the `timeout` that watches it.
+    assert_eq!(servers.len(), 2);
     assert!(lab.close(&state, &CloseRequest::default()).ended);
     lab.assert_nothing_left(&vm);
 
     let mut request = lab.request(&["vda"]);
     request.lease = Duration::from_secs(1);
     let state = lab.open(&vm, request.clone()).unwrap();
-    let server = state.disks[0].server.clone().unwrap();
-    wait_until(|| !qemu_nbd::is_ours(&server, &state.disks[0].socket));
+    let server = state.servers[0].clone();
+    wait_until(|| !storage_daemon::is_ours(&server.process, &server.socket));
     let again = lab.open(&vm, request).unwrap();
     assert_ne!(again.id, state.id);
     lab.close(&again, &CloseRequest::default());
@@ -468,7 +469,7 @@ fn a_backing_file_of_unknown_format_is_refused() {
     let xml = vm.machine.definition_xml(Which::Inactive, true).unwrap();
     let vm = vm.redefined(&xml.replace("vda.img", "overlay.qcow2"));
     let error = lab.open(&vm, lab.request(&["vda"])).unwrap_err();
-    assert!(error.to_string().contains("rebase"), "{error}");
+    assert!(matches!(error, Error::NoBackingFormat { .. }), "{error}");
     lab.assert_nothing_left(&vm);
 }
 
@@ -887,8 +888,8 @@ impl Vm {
     }
 
     fn bitmaps(&self, target: &str) -> Vec<String> {
-        let layers = kvmb::capture::images::read_layers(&self.image(target), "qcow2").unwrap();
-        layers[0].bitmaps.iter().map(|bitmap| bitmap.name.clone()).collect()
+        let header = kvmb::capture::image_lookup::read_header(&self.image(target), "qcow2").unwrap();
+        header.bitmaps.iter().map(|bitmap| bitmap.name.clone()).collect()
     }
 
     /// A human monitor command over our own QMP socket.

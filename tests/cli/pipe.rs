@@ -483,7 +483,7 @@ fn a_capture_is_held_until_it_is_released_or_its_lease_ends() {
 
     // A forgotten capture of a machine that is off ends by itself, so that the machine can start.
     env.kvmb(["snapshot", vm2.name(), "--lease", "1s"]).run().assert_ok();
-    let servers = || env.leftovers().iter().any(|left| left.contains("qemu-nbd --read-only"));
+    let servers = || env.leftovers().iter().any(|left| left.contains("qemu-storage-daemon"));
     wait_until("the servers have ended", Duration::from_secs(10), || !servers());
     vm2.start_paused();
     vm2.stop();

@@ -206,7 +206,7 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
         flag if flag.starts_with("--keep-") => "7",
         "--log-format" => "text",
         "--zabbix" => "values",
-        "--to" => "vda=/x",
+        "--to" | "--luks-key-file" => "vda=/x",
         "SHELL" => "bash",
         "--format" | "--output" => {
             if flag == "--output" {

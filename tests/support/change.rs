@@ -136,7 +136,7 @@ impl Machine<'_> {
     pub fn servers(&self) -> Vec<i32> {
         process::of(&self.env().path(""))
             .iter()
-            .filter(|p| p.command_line.contains("qemu-nbd"))
+            .filter(|p| p.command_line.contains("qemu-nbd") || p.command_line.contains("qemu-storage-daemon"))
             .map(|p| p.pid)
             .collect()
     }

@@ -1,0 +1,54 @@
+//! Who has a file open.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// The processes that have one of these files open for writing, as far as we may see: `name (process 123)`.
+pub fn writers_of<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<String> {
+    let identity = |found: fs::Metadata| (found.dev(), found.ino());
+    let wanted: HashSet<(u64, u64)> = paths.filter_map(|path| fs::metadata(path).ok().map(identity)).collect();
+    let mut holders = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let descriptors = fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
+        let holds = |descriptor: fs::DirEntry| {
+            let is_wanted = fs::metadata(descriptor.path()).is_ok_and(|found| wanted.contains(&identity(found)));
+            is_wanted && is_for_writing(pid, &descriptor.file_name().to_string_lossy())
+        };
+        if pid != std::process::id() && descriptors.into_iter().any(holds) {
+            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            holders.push(format!("{} (process {pid})", name.trim()));
+        }
+    }
+    holders
+}
+
+/// By the access mode in the kernel's flags of a descriptor, which are octal.
+fn is_for_writing(pid: u32, descriptor: &str) -> bool {
+    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).unwrap_or_default();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    flags.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok()).is_some_and(|flags| flags & 0o3 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn who_writes_a_file_is_named_and_who_reads_it_is_not() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let hold = |file: File| Command::new("sleep").arg("100").stdout(Stdio::from(file)).spawn().unwrap();
+        let mut reader = hold(File::open(file.path()).unwrap());
+        let mut writer = hold(File::options().append(true).open(file.path()).unwrap());
+        let found = writers_of([file.path()].into_iter());
+        assert_eq!(found, [format!("sleep (process {})", writer.id())]);
+        for child in [&mut reader, &mut writer] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
