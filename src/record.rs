@@ -265,6 +265,11 @@ pub struct Point {
     /// before it may not be (by `push` and `backup`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chain_damage: Vec<Damage>,
+    /// The older points that lack chunks which the repository has lost, of any machine (by `push` and `backup`, when they meet
+    /// one). This point is whole: what it shares with them was read again, and is there again. A `failure` with the code
+    /// `damage` follows the record.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged_points: Vec<DamagedPoint>,
     /// Whether `verify` found it whole, and what it read: `full`, `sample` or `quick`; false where damage was found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified: Option<Value>,
@@ -322,6 +327,17 @@ pub struct LeftOut {
     pub path: Option<String>,
     /// Why it was left out.
     pub reason: String,
+}
+
+/// A point that lacks chunks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DamagedPoint {
+    /// Its id.
+    pub point: String,
+    /// Its machine's name.
+    pub machine: String,
+    /// The disks, by target name; none when the point's own description cannot be read.
+    pub disks: Vec<String>,
 }
 
 /// A damaged piece of a point.
@@ -568,6 +584,13 @@ pub enum ParseError {
         /// Which field, and why.
         source: serde_json::Error,
     },
+}
+
+impl Point {
+    /// Whether damage was found, of this point or of one before it.
+    pub fn is_damage_known(&self) -> bool {
+        !(self.damage.is_empty() && self.chain_damage.is_empty() && self.damaged_points.is_empty())
+    }
 }
 
 impl Record {

@@ -270,7 +270,7 @@ impl BackupArgs {
                 match result {
                     Ok(point) => {
                         session.stored(point.clone());
-                        session.report_missing_parts(about, &point);
+                        session.report_shortcomings(about, &point);
                     }
                     Err(error) => session.fail(about, error),
                 }

@@ -5,7 +5,7 @@ use crate::cli::exit_code::ExitCode;
 use crate::config;
 use crate::nbd;
 use crate::ops;
-use crate::record::{Failure, Point};
+use crate::record::{DamagedPoint, Failure, Point};
 use crate::repo;
 use crate::schedule;
 use crate::storage;
@@ -168,6 +168,25 @@ impl CliError {
         );
         let hint = "its disks are in the point; put a regular file there that kvmb can read, then back it up again";
         (!reasons.is_empty()).then(|| error.hint(hint))
+    }
+
+    /// What is wrong with the repository that a new point was stored in, if it has lost what older points need.
+    pub fn of_damaged_points(point: &Point) -> Option<CliError> {
+        let named = |damaged: &DamagedPoint| {
+            let (machine, id) = (&damaged.machine, damaged.point.get(..8).unwrap_or(&damaged.point));
+            match damaged.disks.is_empty() {
+                true => format!("{machine}@{id}"),
+                false => format!("{machine}@{id} ({})", damaged.disks.join(" ")),
+            }
+        };
+        let points: Vec<String> = point.damaged_points.iter().map(named).collect();
+        let message = format!(
+            "the repository has lost chunks of older points: {}; the new point of {} is whole",
+            points.join(", "),
+            point.machine
+        );
+        let hint = "run 'kvmb verify': what the new point shares with the others is there again";
+        (!points.is_empty()).then(|| CliError::new(Code::Damage, message).hint(hint))
     }
 
     /// The failure record of it.

@@ -96,7 +96,7 @@ impl<'c> HistoryRecorder<'c> {
 
 fn outcome(result: Result<&Point, &CliError>) -> RunOutcome {
     match result {
-        Ok(point) if point.damage.is_empty() && point.chain_damage.is_empty() => RunOutcome::Done,
+        Ok(point) if !point.is_damage_known() => RunOutcome::Done,
         Ok(_) => RunOutcome::Damage,
         Err(error) if error.code == Code::Interrupted => RunOutcome::Interrupted,
         Err(error) => match error.code.exit_code() {

@@ -98,7 +98,7 @@ impl<'c> HookRunner<'c> {
         facts.push(("KVMB_DURATION_SECONDS", seconds(began.elapsed())));
         let (record, done) = match &result {
             Ok(point) => {
-                let done = point.damage.is_empty() && point.chain_damage.is_empty();
+                let done = !point.is_damage_known();
                 facts.push(("KVMB_STATUS", status_of(if done { ExitCode::Done } else { ExitCode::Damage }).to_owned()));
                 facts.push(("KVMB_POINT", point.point.clone()));
                 let sum =
@@ -252,9 +252,7 @@ fn summary(records: &[Record]) -> String {
                 Some(machine) => format!("{machine}: {}", failure.error),
                 None => failure.error.clone(),
             }),
-            Record::Point(point) if !point.damage.is_empty() || !point.chain_damage.is_empty() => {
-                Some(format!("{}: damage was found", point.machine))
-            }
+            Record::Point(point) if point.is_damage_known() => Some(format!("{}: damage was found", point.machine)),
             _ => None,
         })
         .collect();

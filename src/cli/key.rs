@@ -7,9 +7,9 @@ use crate::cli::prompt;
 use crate::cli::repo_args::{DefaultRepo, Purpose, RepoArgs};
 use crate::cli::secret;
 use crate::cli::session::Session;
-use crate::ops::Error;
+use crate::ops::{self, Error};
 use crate::record::{Action, Check, Record, Status};
-use crate::repo::Password;
+use crate::repo::{LockMode, Password};
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -157,7 +157,8 @@ impl AddArgs {
         let mut extra = json!({});
         let known = crate::repo::Repository::open(self.repo.storage(context)?, &new).is_ok();
         if !known && !self.dry_run {
-            extra = json!({ "key": repo.add_key(&new)?.to_string() });
+            let permit = ops::locked_repo::lock(&repo, LockMode::Shared, &context.stop)?.permit();
+            extra = json!({ "key": repo.add_key(&new, &permit)?.to_string() });
             note_exported(context, &self.repo)?;
         }
         session.done(Record::Action(Action {

@@ -158,7 +158,8 @@ impl PruneArgs {
             }
         }
         for judged in prune.points().iter().filter(|judged| judged.verdict.keep || self.dry_run) {
-            session.done(self.forget_record(judged));
+            // Nothing is done with it.
+            session.pass(&self.forget_record(judged));
         }
         if self.dry_run {
             session.done(self.prune_record(&repo, &policy, prune.summary()));

@@ -166,7 +166,7 @@ impl Stage<'_> {
             Ok(point) => {
                 session.stored(Point { batch, batch_machines, ..point.clone() });
                 // The record of the point has told `release` which capture to end.
-                session.report_missing_parts(About { capture: None, ..about }, &point);
+                session.report_shortcomings(About { capture: None, ..about }, &point);
             }
             Err(error) => session.fail(about, error),
         }

@@ -126,8 +126,12 @@ impl Session {
         self.tally.failed(ExitCode::Damage);
     }
 
-    /// Reports, after a new point, what that lacks of its machine: the machine is stored, and the run is not all done.
-    pub fn report_missing_parts(&mut self, about: About, point: &Point) {
+    /// Reports, after a new point, what older points lack, and what this one lacks of its machine: the machine is stored, and
+    /// the run is not all done.
+    pub fn report_shortcomings(&mut self, about: About, point: &Point) {
+        if let Some(error) = CliError::of_damaged_points(point) {
+            self.fail(about.clone(), error);
+        }
         if let Some(error) = CliError::of_missing_parts(point) {
             self.fail(about, error);
         }

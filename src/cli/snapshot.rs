@@ -68,7 +68,7 @@ impl SnapshotArgs {
                 let machine = hypervisor.machine(&selection.machine)?;
                 about = About::machine(hypervisor.uri(), machine.name());
                 let request = self.capture.request(selection.disks.clone())?;
-                let state = snapshot(&runtime, &machine, &request, open.as_ref())?;
+                let state = snapshot(&runtime, &machine, &request, open.as_ref().map(LockedRepo::view))?;
                 for missing in &state.missing {
                     let (machine, part) = (&state.machine, missing.role.words());
                     context.monitor.warn(&format!("{machine} is captured without its {part}: {}", missing.reason));

@@ -1,6 +1,6 @@
 //! One machine, from capture to committed point: snapshot, push and release in the commit order.
 
-use super::locked_repo::LockedRepo;
+use super::locked_repo::{PendingRepo, RepoView};
 use super::push::{PushRequest, Trust, push};
 use super::release::release;
 use super::snapshot::{SnapshotRequest, snapshot};
@@ -63,13 +63,13 @@ impl Backup<'_> {
     ) -> std::result::Result<record::Point, (Error, Option<CaptureKind>)> {
         let before = |error| (error, None);
         self.stop.check().map_err(before)?;
-        let open = LockedRepo::settling(self.repo, self.stop).map_err(before)?;
+        let pending = PendingRepo::begin(self.repo, self.stop).map_err(before)?;
         failpoint::hit(Failpoint::RepositoryOpened);
-        let state = self.capture(machine, request, &open).map_err(before)?;
+        let state = self.capture(machine, request, pending.view()).map_err(before)?;
         let kind = state.kind;
         let during = |error| (error, Some(kind));
         let file = CaptureFile::open(self.runtime, &state.id).map_err(|error| during(error.into()))?;
-        let stored = self.store(&open, &file, &state);
+        let stored = self.store(pending, &file, &state);
         let released = release(self.runtime, None, file);
         if let Err(error) = released {
             // The next run clears it; a point that is stored stays stored.
@@ -81,11 +81,11 @@ impl Backup<'_> {
         Ok(point)
     }
 
-    fn capture(&self, machine: &str, request: &SnapshotRequest, open: &LockedRepo) -> Result<CaptureState> {
+    fn capture(&self, machine: &str, request: &SnapshotRequest, view: &RepoView) -> Result<CaptureState> {
         let hypervisor = (self.connect)()?;
         // Nobody else can use this capture: it need not wait for its lease when we are killed.
         let request = SnapshotRequest { owned: true, ..request.clone() };
-        let state = snapshot(self.runtime, &hypervisor.machine(machine)?, &request, Some(open))?;
+        let state = snapshot(self.runtime, &hypervisor.machine(machine)?, &request, Some(view))?;
         hypervisor.close();
         if let Some(note) = &state.freeze_note {
             tracing::info!("{}: not frozen: {note}", state.machine);
@@ -93,7 +93,7 @@ impl Backup<'_> {
         Ok(state)
     }
 
-    fn store(&self, open: &LockedRepo, file: &CaptureFile, state: &CaptureState) -> Result<record::Point> {
+    fn store(&self, pending: PendingRepo, file: &CaptureFile, state: &CaptureState) -> Result<record::Point> {
         file.lock_shared()?;
         let request = PushRequest {
             file,
@@ -114,7 +114,9 @@ impl Backup<'_> {
             drain_capture(self.runtime, Some(&hypervisor), file)?;
             Ok(())
         };
-        let point = push(open, &request, self.monitor, self.stop, &mut after_read);
+        // Nothing is stored before the lock is certain; whoever locked at the same moment is waited for.
+        let open = pending.settle(self.stop);
+        let point = open.and_then(|open| push(&open, &request, self.monitor, self.stop, &mut after_read));
         file.unlock();
         point
     }

@@ -6,7 +6,7 @@
 //! the name of a checkpoint of that one's chain, which says when to distrust it and when to delete it: it is passed over too.
 
 use super::Result;
-use super::locked_repo::LockedRepo;
+use super::locked_repo::RepoView;
 use super::manifest::{Manifest, ManifestDisk};
 use super::points::PointRef;
 use crate::capture::CapturedDisk;
@@ -46,7 +46,7 @@ pub fn checkpoint_name(repository: &str, now: Time) -> String {
 /// images hold is that point and what changed since, whichever host it was made on. When none is known or alive, the newest
 /// of this host is proposed; another host may have another machine with the same UUID.
 pub fn find(
-    open: &LockedRepo,
+    open: &RepoView,
     uuid: &str,
     machine: &str,
     known: &[String],

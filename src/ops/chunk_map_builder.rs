@@ -152,7 +152,7 @@ mod tests {
 
     fn base(map: &ChunkMap) -> Option<Base<'_>> {
         let capacity_bytes = map.len() << 20;
-        Some(Base { bitmap: "", map, capacity_bytes, audit: 0.0, read_all: false })
+        Some(Base { bitmap: "", map, lost: &[], capacity_bytes, audit: 0.0, read_all: false })
     }
 
     fn geometry(chunks: u64) -> Geometry {

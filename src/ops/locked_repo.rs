@@ -3,8 +3,9 @@
 use super::manifest::Manifest;
 use super::points::{self, Description, OpenPoint, PointRef};
 use super::{Result, Stop};
-use crate::repo::{self, Id, Index, LockMode, PackRecovery, PendingLock, RepoLock, Repository};
+use crate::repo::{self, Id, Index, LockMode, PendingLock, Permit, RepoLock, Repository};
 use rand::Rng;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,6 +15,9 @@ const LOCK_WAIT: Duration = Duration::from_secs(60);
 
 /// How long to wait between two tries, at random: who needs the repository for himself must find the gaps of others.
 const LOCK_RETRY: std::ops::Range<Duration> = Duration::from_millis(300)..Duration::from_millis(1500);
+
+/// How often to look whether the lock is lost.
+const WATCH: Duration = Duration::from_millis(100);
 
 /// Takes a lock, waiting for whoever is in the way; Ctrl-C ends the waiting.
 pub fn lock(repo: &Repository, mode: LockMode, stop: &Stop) -> Result<RepoLock> {
@@ -37,56 +41,133 @@ fn patiently<T>(stop: &Stop, take: impl Fn() -> repo::Result<T>) -> Result<T> {
     }
 }
 
-/// A repository that can be read and added to while this lives.
+/// What a repository has: its index and its points, as of a moment at which it was locked.
 #[derive(Debug)]
-pub struct LockedRepo {
+pub struct RepoView {
     /// The repository.
     pub repo: Repository,
-    /// Its index as of the moment it was locked.
+    /// Its index.
     pub index: Arc<Index>,
-    settling: Mutex<Option<PendingLock>>,
-    lock: OnceLock<RepoLock>,
     points: OnceLock<Vec<PointRef>>,
     /// What was read last: the point that was looked for is the one that is opened.
     described: Mutex<Option<(Id, Description)>>,
 }
 
-impl LockedRepo {
-    /// Locks, then loads the index.
-    pub fn shared(repo: &Repository, stop: &Stop) -> Result<LockedRepo> {
-        let open = LockedRepo::settling(repo, stop)?;
-        open.settle()?;
-        Ok(open)
+/// A repository whose lock has yet to settle. It can be read, and not be added to.
+#[derive(Debug)]
+pub struct PendingRepo {
+    view: RepoView,
+    lock: PendingOrSettled,
+}
+
+#[derive(Debug)]
+enum PendingOrSettled {
+    Pending(PendingLock),
+    Settled(Permit),
+}
+
+/// A repository that can be read and added to while this lives.
+#[derive(Debug)]
+pub struct LockedRepo {
+    /// What it has.
+    pub view: RepoView,
+    /// The right to add to it.
+    pub permit: Permit,
+}
+
+impl PendingRepo {
+    /// Locks, then loads the index while the lock settles.
+    pub fn begin(repo: &Repository, stop: &Stop) -> Result<PendingRepo> {
+        let lock = patiently(stop, || repo.begin_lock(LockMode::Shared))?;
+        if repo.has_orphans() {
+            // What an ended run has stored is named before anything else is looked for, and that needs a certain lock.
+            drop(lock);
+            let LockedRepo { view, permit } = LockedRepo::shared(repo, stop)?;
+            return Ok(PendingRepo { view, lock: PendingOrSettled::Settled(permit) });
+        }
+        Ok(PendingRepo { view: RepoView::load(repo)?, lock: PendingOrSettled::Pending(lock) })
     }
 
-    /// The same, but the lock settles while the caller goes on, who must not write an index before [`LockedRepo::settle`].
-    pub fn settling(repo: &Repository, stop: &Stop) -> Result<LockedRepo> {
-        let settling = patiently(stop, || repo.begin_lock(LockMode::Shared))?;
-        let adoption = repo.begin_recovery();
+    /// What the repository has.
+    pub fn view(&self) -> &RepoView {
+        &self.view
+    }
+
+    /// Waits until the lock is certain. If somebody else locked at the same moment it waits for him as well, and looks again
+    /// at what the repository has then.
+    pub fn settle(self, stop: &Stop) -> Result<LockedRepo> {
+        let PendingRepo { view, lock } = self;
+        let settled = match lock {
+            PendingOrSettled::Settled(permit) => Ok(permit),
+            PendingOrSettled::Pending(lock) => lock.settle().map(|lock| lock.permit()),
+        };
+        match settled {
+            Ok(permit) => Ok(LockedRepo { view, permit }),
+            Err(repo::Error::Locked { holder, .. }) => {
+                tracing::debug!("the repository was locked at the same moment {holder}");
+                LockedRepo::shared(&view.repo, stop)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl LockedRepo {
+    /// Locks, with patience, names what ended runs have stored, and loads the index.
+    pub fn shared(repo: &Repository, stop: &Stop) -> Result<LockedRepo> {
+        let permit = lock(repo, LockMode::Shared, stop)?.permit();
+        let recovery = repo.begin_recovery();
+        let mut view = RepoView::load(repo)?;
+        if let Some(recovery) = recovery {
+            let recovered = recovery.finish(&view.index, &permit, &stop.flag())?;
+            stop.check()?;
+            if recovered > 0 {
+                tracing::info!("{recovered} packs of a run that was ended are used");
+                view.index = Arc::new(repo.load_index()?);
+            }
+        }
+        Ok(LockedRepo { view, permit })
+    }
+
+    /// What it has.
+    pub fn view(&self) -> &RepoView {
+        &self.view
+    }
+}
+
+/// Runs `work` with a flag that is raised when `stop` is, or when the lock is lost: then that is the error, however the work
+/// ended.
+pub fn while_locked<T>(permit: &Permit, stop: &Stop, work: impl FnOnce(&Stop) -> Result<T>) -> Result<T> {
+    let (inner, done) = (Stop::default(), AtomicBool::new(false));
+    let result = thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                if stop.requested() || permit.check().is_err() {
+                    inner.raise();
+                    return;
+                }
+                thread::park_timeout(WATCH);
+            }
+        });
+        let result = work(&inner);
+        done.store(true, Ordering::Relaxed);
+        watcher.thread().unpark();
+        result
+    });
+    stop.check()?;
+    permit.check()?;
+    result
+}
+
+impl RepoView {
+    fn load(repo: &Repository) -> Result<RepoView> {
         // Together, for a server is far away. Points that cannot be listed are a matter for who asks for them.
         let (index, points) = thread::scope(|scope| {
             let points = scope.spawn(|| points::list(repo).ok());
             (repo.load_index(), points.join().ok().flatten())
         });
         let points = points.map_or_else(OnceLock::new, |(points, _)| points.into());
-        let (index, settling) = (Arc::new(index?), Mutex::new(Some(settling)));
-        let (lock, described) = (OnceLock::new(), Mutex::default());
-        let mut open = LockedRepo { repo: repo.clone(), index, settling, lock, points, described };
-        if let Some(adoption) = adoption {
-            open.adopt(adoption, stop)?;
-        }
-        Ok(open)
-    }
-
-    /// Makes use of what a run before this one has stored and not named.
-    fn adopt(&mut self, adoption: PackRecovery, stop: &Stop) -> Result<()> {
-        let adopted = adoption.finish(&self.index, self.settled_lock()?, &stop.flag())?;
-        stop.check()?;
-        if adopted > 0 {
-            tracing::info!("{adopted} packs of a run that was ended are used");
-            self.index = Arc::new(self.repo.load_index()?);
-        }
-        Ok(())
+        Ok(RepoView { repo: repo.clone(), index: Arc::new(index?), points, described: Mutex::default() })
     }
 
     /// Its points, oldest first, as of the moment it was locked: since then none can be gone.
@@ -114,28 +195,5 @@ impl LockedRepo {
             _ => points::describe(&self.repo, &self.index, point)?,
         };
         points::open(&self.repo, &self.index, point, described)
-    }
-
-    /// Waits until the lock is certain; fails when somebody else locked at the same moment.
-    pub fn settle(&self) -> Result<()> {
-        let mut settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(settling) = settling.take() {
-            let lock = settling.settle()?;
-            self.lock.get_or_init(|| lock);
-        }
-        Ok(())
-    }
-
-    /// Fails when the lock may have been lost: then nothing may be committed.
-    pub fn check_lock(&self) -> Result<()> {
-        Ok(self.settled_lock()?.check()?)
-    }
-
-    fn settled_lock(&self) -> Result<&RepoLock> {
-        self.settle()?;
-        self.lock.get().ok_or_else(|| {
-            let reason = "somebody else locked it at the same moment".to_owned();
-            repo::Error::LockLost { url: self.repo.url(), reason }.into()
-        })
     }
 }

@@ -35,6 +35,7 @@ pub mod inventory;
 pub mod latest_points;
 pub mod lineage;
 pub mod locked_repo;
+mod lost_chunks;
 pub mod manifest;
 pub mod monitor;
 pub mod offline_watch;

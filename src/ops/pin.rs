@@ -8,19 +8,19 @@
 use super::locked_repo::lock;
 use super::points::{PINNED_TAG, PointRef};
 use super::{Error, Result, Stop};
-use crate::repo::{Id, LockMode, RepoLock, Repository};
+use crate::repo::{Id, LockMode, Permit, Repository};
 
 /// Changes pins in one repository, while it holds a lock there.
 #[derive(Debug)]
 pub struct Pinner<'a> {
     repo: &'a Repository,
-    lock: RepoLock,
+    permit: Permit,
 }
 
 impl<'a> Pinner<'a> {
     /// Takes the lock that a backup takes: pinning adds a file and removes the one that it replaces, and disturbs no backup.
     pub fn open(repo: &'a Repository, stop: &Stop) -> Result<Pinner<'a>> {
-        Ok(Pinner { repo, lock: lock(repo, LockMode::Shared, stop)? })
+        Ok(Pinner { repo, permit: lock(repo, LockMode::Shared, stop)?.permit() })
     }
 
     /// Pins or unpins a point; returns its new id.
@@ -34,10 +34,9 @@ impl<'a> Pinner<'a> {
             false => snapshot.tags.retain(|tag| tag != PINNED_TAG),
         }
         snapshot.original.get_or_insert(point.id);
-        self.lock.check()?;
         // In this order a crash leaves two snapshots of one point, never none.
-        let id = self.repo.save_snapshot(&snapshot)?;
-        match self.repo.remove_snapshot(&point.id) {
+        let id = self.repo.save_snapshot(&snapshot, &self.permit)?;
+        match self.repo.remove_snapshot(&point.id, &self.permit) {
             Err(error) if !error.is_not_found() => {
                 Err(Error::RemovalRefused { url: self.repo.url(), source: Box::new(error) })
             }

@@ -529,6 +529,7 @@ pub fn to_record(repo: &Repository, id: &Id, snapshot: &Snapshot, manifest: &Man
         left_out: manifest.left_out.clone(),
         duration_seconds: Some(manifest.duration_seconds),
         chain_damage: Vec::new(),
+        damaged_points: Vec::new(),
         verified: None,
         damage: Vec::new(),
         restored_to: None,

@@ -18,8 +18,8 @@ use crate::failpoint::{self, Failpoint};
 use crate::ops::copy::plan::Copies;
 use crate::record::Time;
 use crate::repo::{
-    self, Id, Index, LockMode, MaxUnused, PruneEvent, PruneLimits, PrunePlan, PruneSummary, RepoLock, Repository,
-    is_no_space,
+    self, Id, Index, LockMode, MaxUnused, Permit, PruneEvent, PruneLimits, PrunePlan, PruneSummary, RepoLock,
+    Repository, is_no_space,
 };
 use crate::retention::{Candidate, Policy, RetentionDecision, judge};
 use std::collections::HashSet;
@@ -90,7 +90,7 @@ pub struct Prune<'a> {
     repo: &'a Repository,
     max_unused: MaxUnused,
     /// None for a rehearsal.
-    exclusive: Option<RepoLock>,
+    exclusive: Option<Permit>,
     /// None for the real thing, and on a medium that cannot be written.
     _shared: Option<RepoLock>,
     points: Vec<JudgedPoint>,
@@ -109,7 +109,7 @@ impl<'a> Prune<'a> {
     ) -> Result<Prune<'a>> {
         let (exclusive, shared) = match request.dry_run {
             true => (None, points::lock_for_reading(repo, monitor, stop)?),
-            false => (Some(lock(repo, LockMode::Exclusive, stop)?), None),
+            false => (Some(lock(repo, LockMode::Exclusive, stop)?.permit()), None),
         };
         let index = Arc::new(repo.load_index().map_err(damaged)?);
         let (found, unreadable_snapshots) = points::list(repo)?;
@@ -141,17 +141,16 @@ impl<'a> Prune<'a> {
     /// Forgets the points that go (`forgotten` hears of each) and frees the space. A rehearsal does nothing.
     pub fn run(&self, monitor: &dyn Monitor, stop: &Stop, forgotten: &mut dyn FnMut(&JudgedPoint)) -> Result<Pruned> {
         let mut pruned = Pruned { summary: *self.plan.summary(), was_short_of_room: false };
-        let Some(lock) = &self.exclusive else {
+        let Some(permit) = &self.exclusive else {
             return Ok(pruned);
         };
         let flag = stop.flag();
         let watch = Watch::new(self.repo, self.plan.summary(), monitor);
         let refused = |error| refused(self.repo, error);
-        self.plan.remove_unnamed(lock, &|event| watch.hear(event), &flag).map_err(refused)?;
+        self.plan.remove_unnamed(permit, &|event| watch.hear(event), &flag).map_err(refused)?;
         for judged in self.points.iter().filter(|judged| !judged.verdict.keep) {
             stop.check()?;
-            lock.check()?;
-            match self.repo.remove_snapshot(&judged.point.id) {
+            match self.repo.remove_snapshot(&judged.point.id, permit) {
                 Err(error) if !error.is_not_found() => return Err(refused(error)),
                 _ => forgotten(judged),
             }
@@ -159,7 +158,7 @@ impl<'a> Prune<'a> {
         }
         stop.check()?;
         failpoint::hit(Failpoint::PointsForgotten);
-        let mut done = self.plan.execute(lock, &|event| watch.hear(event), &flag);
+        let mut done = self.plan.execute(permit, &|event| watch.hear(event), &flag);
         let mut last = *self.plan.summary();
         let mut was_full = false;
         // Where there was room for a part of the copies only, there is more now.
@@ -175,8 +174,8 @@ impl<'a> Prune<'a> {
             let index = Arc::new(self.repo.load_index()?);
             let plan = make_plan(self.repo, index, self.max_unused, room_bytes, &HashSet::new(), stop)?;
             done = plan
-                .remove_unnamed(lock, &|_| {}, &flag)
-                .and_then(|()| plan.execute(lock, &|event| watch.hear(event), &flag));
+                .remove_unnamed(permit, &|_| {}, &flag)
+                .and_then(|()| plan.execute(permit, &|event| watch.hear(event), &flag));
             // What the full disk stopped was not done.
             pruned.summary = match was_full {
                 true => PruneSummary { size_bytes: pruned.summary.size_bytes, ..*plan.summary() },

@@ -6,7 +6,8 @@
 use super::chain::mismatch;
 use super::chunk_map::{Geometry, ZeroIds};
 use super::guard::guarded;
-use super::locked_repo::LockedRepo;
+use super::locked_repo::{LockedRepo, RepoView, while_locked};
+use super::lost_chunks::{damaged_points, lost_chunks};
 use super::manifest::{
     DEFINITION, EarlierHost, LIVE_DEFINITION, MANIFEST, Manifest, ManifestDisk, ManifestFile, Role, VERSION,
 };
@@ -25,6 +26,7 @@ use crate::repo::{BlobKind, Content, Id, Node, Snapshot, Writer, WriterOptions, 
 use crate::units::ChunkSize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// The largest blob that a small file is cut into.
@@ -79,26 +81,29 @@ pub fn push(
     after_read: AfterRead,
 ) -> Result<record::Point> {
     let (capture, host) = (request.capture, super::inventory::host_name());
-    let base = base_point(open, capture)?;
+    let LockedRepo { view, permit } = open;
+    let base = base_point(view, capture)?;
     let earlier = match &base {
         Some(base) if base.manifest.host == host => None,
-        _ => newest_point(open, capture, &host)?,
+        _ => newest_point(view, capture, &host)?,
     };
     let reference = base.as_ref().or(earlier.as_ref());
     let definition = Definition::parse(capture.definition_of_disks()).map_err(crate::capture::Error::from)?;
 
-    let writer = Writer::new(&open.repo, Arc::clone(&open.index), WriterOptions::default());
-    let reading = Reading { request, base: base.as_ref(), reference, writer: &writer, monitor };
+    let writer = Writer::new(&view.repo, Arc::clone(&view.index), WriterOptions::default(), permit);
+    let reading =
+        Reading { request, base: base.as_ref(), reference, writer: &writer, monitor, has_lost: AtomicBool::new(false) };
     if capture.disks.iter().any(|disk| disk.read_mode == ReadMode::Full) {
-        // A long read is not begun in vain; a short one takes as long as the lock to settle.
-        open.check_lock()?;
-        open.repo.storage().warm_up(open.repo.storage().parallel());
+        view.repo.storage().warm_up(view.repo.storage().parallel());
     }
-    let read = guarded(request.file, capture, stop, |stop| {
-        while_unchanged(capture, stop, |stop| {
-            capture.disks.iter().map(|disk| reading.disk(disk, stop)).collect::<Result<Vec<_>>>()
+    let read = while_locked(permit, stop, |stop| {
+        guarded(request.file, capture, stop, |stop| {
+            while_unchanged(capture, stop, |stop| {
+                capture.disks.iter().map(|disk| reading.disk(disk, stop)).collect::<Result<Vec<_>>>()
+            })
         })
     })?;
+    let has_lost = reading.has_lost.load(Ordering::Relaxed);
     failpoint::hit(Failpoint::AllRead);
     after_read()?;
     failpoint::hit(Failpoint::JobEnded);
@@ -162,9 +167,7 @@ pub fn push(
     folder.add_file(MANIFEST, &manifest.to_json())?;
     let tree = folder.finish(&capture.machine)?;
 
-    open.check_lock()?;
     writer.finish()?;
-    open.check_lock()?;
     failpoint::hit(Failpoint::IndexStored);
     stop.check()?;
     let mut snapshot = Snapshot::new(tree, vec![format!("/{}", capture.machine)]);
@@ -173,40 +176,47 @@ pub fn push(
     snapshot.hostname = host;
     snapshot.tags = vec![TAG.into(), format!("{MACHINE_TAG}{}", capture.machine)];
     snapshot.program_version = program();
-    let id = open.repo.save_snapshot(&snapshot)?;
+    let id = view.repo.save_snapshot(&snapshot, permit)?;
     failpoint::hit(Failpoint::PointStored);
     request.file.commit(&id.to_string())?;
     failpoint::hit(Failpoint::CommitNoted);
 
-    let mut record = points::to_record(&open.repo, &id, &snapshot, &manifest);
+    let mut record = points::to_record(&view.repo, &id, &snapshot, &manifest);
     record.capture = Some(capture.id.clone());
+    if has_lost {
+        // The point is committed: that others cannot be looked at now is no failure of it.
+        record.damaged_points = damaged_points(view).unwrap_or_else(|error| {
+            monitor.warn(&format!("which points lack chunks cannot be told: {error}; 'kvmb verify' says it"));
+            Vec::new()
+        });
+    }
     record.chain_damage = read.into_iter().flat_map(|disk| disk.chain_damage).collect();
     Ok(record)
 }
 
 /// The point that the capture continues; none when it does not, or the point is gone or damaged.
-fn base_point(open: &LockedRepo, capture: &CaptureState) -> Result<Option<OpenPoint>> {
+fn base_point(view: &RepoView, capture: &CaptureState) -> Result<Option<OpenPoint>> {
     let Some(id) = capture.parent_point.as_ref().and_then(|id| id.parse::<Id>().ok()) else {
         return Ok(None);
     };
-    let Some(point) = open.points()?.iter().find(|point| point.is_or_was(&id)) else {
+    let Some(point) = view.points()?.iter().find(|point| point.is_or_was(&id)) else {
         return Ok(None);
     };
     // A damaged point is no base; verify reports it.
-    Ok(open.point(point).ok())
+    Ok(view.point(point).ok())
 }
 
 /// The newest point of the machine under its name: its disks' chunk sizes are kept, and unchanged folders used again. One of
 /// this host if there is one, for another host may have another machine with the same UUID.
-fn newest_point(open: &LockedRepo, capture: &CaptureState, host: &str) -> Result<Option<OpenPoint>> {
+fn newest_point(view: &RepoView, capture: &CaptureState, host: &str) -> Result<Option<OpenPoint>> {
     /// So many points of other machines of the same name are passed over.
     const DEPTH: usize = 20;
-    let named = open.points()?.iter().rev().filter(|point| point.machine() == capture.machine);
+    let named = view.points()?.iter().rev().filter(|point| point.machine() == capture.machine);
     let (here, elsewhere): (Vec<&PointRef>, Vec<&PointRef>) = named.partition(|point| point.snapshot.hostname == host);
     for points in [here, elsewhere] {
         for point in points.into_iter().take(DEPTH) {
-            match open.manifest(point) {
-                Ok(manifest) if manifest.uuid == capture.uuid => return Ok(open.point(point).ok()),
+            match view.manifest(point) {
+                Ok(manifest) if manifest.uuid == capture.uuid => return Ok(view.point(point).ok()),
                 // A damaged point is no reference; verify reports it.
                 _ => {}
             }
@@ -277,6 +287,8 @@ struct Reading<'a> {
     reference: Option<&'a OpenPoint>,
     writer: &'a Writer,
     monitor: &'a dyn Monitor,
+    /// Whether a parent's chunk was met that the repository does not have.
+    has_lost: AtomicBool,
 }
 
 impl Reading<'_> {
@@ -301,8 +313,13 @@ impl Reading<'_> {
             Err(reason) => self.in_full(&whole, reason, Vec::new(), &*progress, stop),
             Ok((bitmap, then, map)) => {
                 let (audit, due) = (self.request.trust.audit, self.is_due(then));
-                let base =
-                    Base { bitmap, map: &map, capacity_bytes: then.capacity_bytes, audit, read_all: due.is_some() };
+                let (lost, capacity_bytes) = (lost_chunks(&map, self.writer), then.capacity_bytes);
+                if !lost.is_empty() {
+                    let count: u64 = lost.iter().map(|(_, count)| count).sum();
+                    self.has_lost.store(true, Ordering::Relaxed);
+                    self.monitor.warn(&format!("{label}: the repository has lost {count} chunks; they are read again"));
+                }
+                let base = Base { bitmap, map: &map, lost: &lost, capacity_bytes, audit, read_all: due.is_some() };
                 let task = DiskTask { base: Some(base), ..whole };
                 match store_disk(&task, self.writer, &*progress, stop)? {
                     StoreOutcome::Stored(stored) => {

@@ -2,7 +2,7 @@
 
 use super::chain::{self, Chain};
 use super::guard;
-use super::locked_repo::LockedRepo;
+use super::locked_repo::RepoView;
 use super::{Error, Result};
 use crate::capture::machine::Which;
 use crate::capture::runtime::free_bytes;
@@ -44,7 +44,7 @@ pub fn snapshot(
     runtime: &RuntimeDirs,
     machine: &Machine,
     request: &SnapshotRequest,
-    open: Option<&LockedRepo>,
+    open: Option<&RepoView>,
 ) -> Result<CaptureState> {
     let definition = machine.definition(Which::Live)?;
     let (disks, skipped) = choose(machine.name(), &definition, request)?;

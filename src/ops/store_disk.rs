@@ -13,6 +13,7 @@
 use super::audit;
 use super::chunk_map::{ChunkMap, Geometry, MappedChunk, ZERO_BLOB_BYTES};
 use super::chunk_map_builder::{Assembled, ChunkMapBuilder, Piece, RunKind};
+use super::lost_chunks::{CleanPart, cut};
 use super::{Error, Progress, Result, Stop, threads};
 use crate::failpoint::{self, Failpoint};
 use crate::nbd::{self, DiskReader, NbdUri, ReadOptions};
@@ -96,6 +97,8 @@ pub struct Base<'a> {
     pub bitmap: &'a str,
     /// The parent's chunks.
     pub map: &'a ChunkMap,
+    /// Chunks of it that the repository has lost, as (first, count), ascending: they are read whatever the bitmap says.
+    pub lost: &'a [(u64, u64)],
     /// The size that the disk had then.
     pub capacity_bytes: u64,
     /// The share of clean chunks that is read all the same, and compared.
@@ -206,8 +209,19 @@ impl StoreWorker<'_, '_> {
                 nbd::Chunk::Clean { first, count, zero } => {
                     let known = self.skips.map_or(0, |base| base.comparable(self.geometry));
                     let same = known.saturating_sub(first).min(count);
-                    if same > 0 {
-                        self.add(Piece::new(first, same, RunKind::Clean { zero }));
+                    // What is zero now is not read: where the parent had data, that is found without.
+                    let lost = self.skips.filter(|_| !zero).map_or(&[][..], |base| base.lost);
+                    for part in cut(first, same, lost) {
+                        match part {
+                            CleanPart::Known(first, count) => {
+                                self.add(Piece::new(first, count, RunKind::Clean { zero }));
+                            }
+                            CleanPart::Lost(first, count) => {
+                                for index in first..first + count {
+                                    self.store(index, second_look.read(index)?)?;
+                                }
+                            }
+                        }
                     }
                     match count - same {
                         0 => {}
@@ -293,7 +307,8 @@ mod tests {
     #[test]
     fn a_disk_of_another_size_is_comparable_up_to_the_common_whole_chunks() {
         let map = ChunkMap::default();
-        let base = |capacity_bytes| Base { bitmap: "", map: &map, capacity_bytes, audit: 0.0, read_all: false };
+        let base =
+            |capacity_bytes| Base { bitmap: "", map: &map, lost: &[], capacity_bytes, audit: 0.0, read_all: false };
         let geometry = Geometry { capacity_bytes: (5 << 20) + 512, chunk_bytes: 1 << 20 };
         assert_eq!(base((5 << 20) + 512).comparable(geometry), 6);
         assert_eq!(base(9 << 20).comparable(geometry), 5);

@@ -121,6 +121,7 @@ impl<'a> Verifier<'a> {
             left_out: Vec::new(),
             duration_seconds: None,
             chain_damage: Vec::new(),
+            damaged_points: Vec::new(),
             verified: Some(false.into()),
             damage: vec![Damage { disk: None, offset_bytes: None, length_bytes: None, file: None, error: reason }],
             restored_to: None,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::crypto::OVERHEAD;
 use super::pack::{self, PackEntry};
-use super::{BlobKind, Error, Flaw, Id, Repository, Result};
+use super::{BlobKind, Error, Flaw, Id, Permit, Repository, Result};
 use crate::storage::FileKind;
 
 /// Where one blob is.
@@ -135,9 +135,9 @@ impl PendingIndex {
         !self.is_empty() && self.blobs + blobs > MAX_BLOBS_PER_FILE
     }
 
-    pub(super) fn save(self, repo: &Repository) -> Result<Id> {
+    pub(super) fn save(self, repo: &Repository, permit: &Permit) -> Result<Id> {
         let file = IndexFile { supersedes: Vec::new(), packs: self.packs };
-        repo.save_unpacked(FileKind::Index, &file)
+        permit.store(repo, FileKind::Index, &file)
     }
 }
 

@@ -24,7 +24,8 @@
 //! process that has ever held a lock here therefore ignores SIGHUP for the rest of its life, as restic does.
 //!
 //! A lock is refreshed every 5 minutes: a new file is written, then the old one removed. If that fails for 22.5 minutes,
-//! or if our file is gone (`restic unlock --remove-all`), the lock is lost and [`RepoLock::check`] says so.
+//! or if our file is gone (`restic unlock --remove-all`), the lock is lost: [`Permit`] says no from then on, and without one
+//! nothing can be written or removed.
 
 use std::fmt;
 use std::sync::atomic::AtomicBool;
@@ -103,22 +104,47 @@ pub struct LockTiming {
 }
 
 impl Default for LockTiming {
+    /// restic's times; a build with debug assertions takes `$KVMB_TEST_LOCK_LIFE`, in seconds, for the life of a lock.
     fn default() -> Self {
-        LockTiming {
-            settle: Duration::from_millis(200),
-            refresh: Duration::from_secs(5 * 60),
-            distrust: Duration::from_secs(22 * 60 + 30),
-            stale: Duration::from_secs(30 * 60),
-            retry: Duration::from_secs(5),
+        let life = std::env::var("KVMB_TEST_LOCK_LIFE").ok().filter(|_| cfg!(debug_assertions));
+        if let Some(life) = life.and_then(|life| life.parse().ok()).map(Duration::from_secs) {
+            let timing = LockTiming { refresh: life / 6, distrust: life * 3 / 4, stale: life, ..LockTiming::RESTIC };
+            return timing;
         }
+        LockTiming::RESTIC
     }
 }
 
-/// A held lock. Dropping it removes it.
+impl LockTiming {
+    const RESTIC: LockTiming = LockTiming {
+        settle: Duration::from_millis(200),
+        refresh: Duration::from_secs(5 * 60),
+        distrust: Duration::from_secs(22 * 60 + 30),
+        stale: Duration::from_secs(30 * 60),
+        retry: Duration::from_secs(5),
+    };
+}
+
+/// How often the lock's file is looked at: whoever removed it may be removing packs.
+const WATCH: Duration = Duration::from_secs(2);
+
+/// A held lock. Dropping it and its permits removes it.
 #[derive(Debug)]
 pub struct RepoLock {
+    held: Arc<Held>,
+}
+
+/// The right to change a repository, which only a lock that has settled gives. Whatever writes or removes packs, indexes and
+/// snapshots asks for one. It keeps the lock.
+#[derive(Debug, Clone)]
+pub struct Permit {
+    held: Arc<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
     shared: Arc<LockShared>,
-    refresher: Option<JoinHandle<()>>,
+    refresher: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
@@ -189,7 +215,7 @@ impl RepoLock {
             thread::Builder::new().name("repo-lock".to_owned()).spawn(move || shared.refresh_until_ended())
         };
         match refresher {
-            Ok(refresher) => Ok(RepoLock { shared, refresher: Some(refresher) }),
+            Ok(refresher) => Ok(RepoLock { held: Arc::new(Held { shared, refresher: Mutex::new(Some(refresher)) }) }),
             Err(_) => {
                 let _ = shared.remove(&file);
                 Err(Error::WorkerGone)
@@ -197,28 +223,52 @@ impl RepoLock {
         }
     }
 
-    /// Whether the lock still holds. Ask before every step that cannot be undone.
+    /// The right to change the repository.
+    pub fn permit(&self) -> Permit {
+        Permit { held: Arc::clone(&self.held) }
+    }
+
+    /// Whether the lock still holds.
     pub fn check(&self) -> Result<()> {
-        let shared = &self.shared;
-        let state = shared.state();
-        let age = state.refreshed.age();
-        let reason = match &state.lost {
-            Some(reason) => reason.clone(),
-            None if age > shared.timing.distrust => {
-                format!("it could not be refreshed for {} minutes", age.as_secs() / 60)
-            }
-            None => return Ok(()),
-        };
-        Err(Error::LockLost { url: shared.repo.url(), reason })
+        self.held.shared.check()
     }
 
     /// Ends the lock and says if its file could not be removed; dropping does the same and says nothing.
-    pub fn release(mut self) -> Result<()> {
-        self.end()
+    pub fn release(self) -> Result<()> {
+        self.held.end()
+    }
+}
+
+impl Permit {
+    /// Whether the lock still holds, as far as this process knows: at most [`WATCH`] ago its file was there.
+    pub fn check(&self) -> Result<()> {
+        self.held.shared.check()
     }
 
-    fn end(&mut self) -> Result<()> {
-        let Some(refresher) = self.refresher.take() else {
+    /// The same, after a look at the lock's file. Asked before whatever cannot be taken back.
+    pub fn confirm(&self) -> Result<()> {
+        self.check()?;
+        self.held.shared.look()?;
+        self.check()
+    }
+
+    /// Stores an index or a snapshot. If the lock was lost meanwhile, nobody saw the file in time, and it is taken back.
+    pub(super) fn store(&self, repo: &Repository, kind: FileKind, value: &impl Serialize) -> Result<Id> {
+        self.confirm()?;
+        let id = repo.save_unpacked(kind, value)?;
+        self.check().inspect_err(|_| {
+            if let Err(error) = repo.storage().remove(kind, &id.to_string()) {
+                tracing::warn!(%kind, %id, %error, "cannot take back what was stored without a lock");
+            }
+        })?;
+        Ok(id)
+    }
+}
+
+impl Held {
+    fn end(&self) -> Result<()> {
+        let refresher = self.refresher.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(refresher) = refresher else {
             return Ok(());
         };
         self.shared.state().ended = true;
@@ -229,7 +279,7 @@ impl RepoLock {
     }
 }
 
-impl Drop for RepoLock {
+impl Drop for Held {
     fn drop(&mut self) {
         if let Err(error) = self.end() {
             tracing::warn!(%error, "cannot remove the repository's lock");
@@ -246,11 +296,41 @@ impl LockShared {
         remove(&self.repo, file)
     }
 
+    fn check(&self) -> Result<()> {
+        let state = self.state();
+        let age = state.refreshed.age();
+        let reason = match &state.lost {
+            Some(reason) => reason.clone(),
+            None if state.ended => "it was released".to_owned(),
+            None if age > self.timing.distrust => format!("it could not be refreshed for {} s", age.as_secs()),
+            None => return Ok(()),
+        };
+        Err(Error::LockLost { url: self.repo.url(), reason })
+    }
+
+    /// Looks whether the file is still there.
+    fn look(&self) -> Result<()> {
+        let file = self.state().file;
+        match self.repo.storage().size(FileKind::Lock, &file.to_string()) {
+            Err(error) if error.is_not_found() => {
+                let mut state = self.state();
+                // Unless it was refreshed at the same moment.
+                if state.file == file && !state.ended {
+                    state.lost.get_or_insert_with(|| "somebody removed it".to_owned());
+                }
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+            Ok(_) => Ok(()),
+        }
+    }
+
     fn refresh_until_ended(&self) {
         // After a failure sooner than usual: there is time for a dozen tries.
         let soon = self.timing.refresh / 10;
-        let mut pause = self.timing.refresh;
+        let mut due = Instant::now() + self.timing.refresh;
         loop {
+            let pause = due.saturating_duration_since(Instant::now()).min(WATCH);
             let (state, _) = self
                 .ended
                 .wait_timeout_while(self.state(), pause, |state| !state.ended)
@@ -260,13 +340,20 @@ impl LockShared {
             }
             let file = state.file;
             drop(state);
-            pause = match self.refresh(&file) {
-                Ok(()) => self.timing.refresh,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot refresh the repository's lock");
-                    soon
+            if Instant::now() < due {
+                if let Err(error) = self.look() {
+                    tracing::debug!(%error, "cannot look at the repository's lock");
                 }
-            };
+                continue;
+            }
+            due = Instant::now()
+                + match self.refresh(&file) {
+                    Ok(()) => self.timing.refresh,
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot refresh the repository's lock");
+                        soon
+                    }
+                };
         }
     }
 
@@ -316,7 +403,7 @@ fn survive_hangups() {
 
 /// A lock whose file is made and which has not looked again yet: whoever made one at the same moment may be in the way. It
 /// looks by itself when it is time. What is read meanwhile is read under the lock; what cannot be undone must wait for
-/// [`PendingLock::settle`].
+/// [`PendingLock::settle`]: only a settled lock gives a [`Permit`].
 #[derive(Debug)]
 pub struct PendingLock {
     /// Until it is settled.

@@ -7,7 +7,7 @@
 //!
 //! # Order of things
 //! A prune beside a backup loses data unless both hold locks. So: [`Repository::lock`], then
-//! [`Repository::load_index`], then write; [`RepoLock::check`] before the snapshot is saved. In between, whoever writes names
+//! [`Repository::load_index`], then write: with the lock's [`Permit`], without which nothing can be written. In between, whoever writes names
 //! what runs that ended badly have stored: [`Repository::begin_recovery`].
 //!
 //! # Memory
@@ -66,7 +66,7 @@ pub use error::{Error, Flaw, Result};
 pub use id::{Id, ParseIdError};
 pub use index::{BlobLocation, Index};
 pub use key::KeyInfo;
-pub use lock::{LockInfo, LockMode, LockTiming, PendingLock, RepoLock};
+pub use lock::{LockInfo, LockMode, LockTiming, PendingLock, Permit, RepoLock};
 pub use orphaned_packs::PackRecovery;
 pub use pack::BlobKind;
 pub use prune::{
@@ -166,7 +166,8 @@ impl Repository {
     }
 
     /// Lets another password open the repository.
-    pub fn add_key(&self, password: &Password) -> Result<Id> {
+    pub fn add_key(&self, password: &Password, permit: &Permit) -> Result<Id> {
+        permit.confirm()?;
         KeyFile::add(&*self.inner.storage, &self.inner.key, password)
     }
 
@@ -223,12 +224,13 @@ impl Repository {
     }
 
     /// Stores a snapshot: the commit of a backup. All that it refers to must be durable before.
-    pub fn save_snapshot(&self, snapshot: &Snapshot) -> Result<Id> {
-        self.save_unpacked(FileKind::Snapshot, snapshot)
+    pub fn save_snapshot(&self, snapshot: &Snapshot, permit: &Permit) -> Result<Id> {
+        permit.store(self, FileKind::Snapshot, snapshot)
     }
 
     /// Removes a snapshot; its data stays until a prune.
-    pub fn remove_snapshot(&self, id: &Id) -> Result<()> {
+    pub fn remove_snapshot(&self, id: &Id, permit: &Permit) -> Result<()> {
+        permit.confirm()?;
         Ok(self.inner.storage.remove(FileKind::Snapshot, &id.to_string())?)
     }
 

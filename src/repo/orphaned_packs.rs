@@ -39,7 +39,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::crypto::OVERHEAD;
 use super::index::PendingIndex;
 use super::pack::{self, PackEntry};
-use super::{BlobKind, Error, Flaw, Id, Index, RepoCacheDir, RepoLock, Repository, Result};
+use super::{BlobKind, Error, Flaw, Id, Index, Permit, RepoCacheDir, Repository, Result};
 use crate::atomic_file;
 use crate::storage::{self, FileKind};
 
@@ -119,6 +119,12 @@ impl std::fmt::Debug for PackRecovery<'_> {
 }
 
 impl Repository {
+    /// Whether there are notes of packs of this host's runs, living ones or not.
+    pub fn has_orphans(&self) -> bool {
+        let notes = self.host_folder().map(|folder| fs::read_dir(folder.path().join(FOLDER)));
+        notes.is_some_and(|notes| notes.is_ok_and(|mut notes| notes.next().is_some()))
+    }
+
     /// Looks for what runs of this host have stored and not named; none if there is nothing, as after most runs. Ask before
     /// the index is loaded, so that what another thread has just named is in it.
     pub fn begin_recovery(&self) -> Option<PackRecovery<'_>> {
@@ -140,7 +146,7 @@ impl Repository {
 impl PackRecovery<'_> {
     /// Names in a new index file the packs that `index` does not, and returns how many they are: if any, the index is to be
     /// loaded again. The lock must be held since before `index` was loaded. `stop` ends it with nothing done.
-    pub fn finish(self, index: &Index, lock: &RepoLock, stop: &AtomicBool) -> Result<usize> {
+    pub fn finish(self, index: &Index, permit: &Permit, stop: &AtomicBool) -> Result<usize> {
         let named: HashSet<Id> = index.packs().collect();
         let noted: HashSet<Id> = self.left.iter().flat_map(|left| &left.packs).copied().collect();
         let mut unnamed: Vec<Id> = noted.difference(&named).copied().collect();
@@ -154,8 +160,7 @@ impl PackRecovery<'_> {
         for (pack, entries) in unnamed.into_iter().zip(headers) {
             let Some(entries) = entries? else { continue };
             if pending.is_full_with(entries.len()) {
-                lock.check()?;
-                std::mem::take(&mut pending).save(self.repo)?;
+                std::mem::take(&mut pending).save(self.repo, permit)?;
             }
             pending.add(pack, entries.iter().map(|(kind, entry)| (*kind, entry)));
             adopted += 1;
@@ -164,8 +169,7 @@ impl PackRecovery<'_> {
             return Ok(0);
         }
         if !pending.is_empty() {
-            lock.check()?;
-            pending.save(self.repo)?;
+            pending.save(self.repo, permit)?;
         }
         for left in &self.left {
             if let Err(error) = fs::remove_file(&left.path) {

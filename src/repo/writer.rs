@@ -21,7 +21,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 use sha2::{Digest, Sha256};
 
 use super::crypto::{IV_LENGTH, OVERHEAD};
@@ -29,7 +29,7 @@ use super::index::PendingIndex;
 use super::orphaned_packs::Notes;
 use super::pack::{FinishedPack, PackBuilder};
 use super::reader::VerifiedBlob;
-use super::{BlobKind, Error, Id, Index, Repository, Result};
+use super::{BlobKind, Error, Id, Index, Permit, Repository, Result};
 use crate::storage::FileKind;
 
 /// The only blob of zeros that restic restores as a hole.
@@ -39,6 +39,11 @@ pub const ZERO_BLOB_BYTES: usize = 512 << 10;
 const SMALL_STREAM_BYTES: usize = 1 << 20;
 /// A compressed stream from this size on gets a pack of its own instead of being copied.
 const OWN_PACK_BYTES: usize = 4 << 20;
+
+/// Between two looks at the lock while a pack cannot be handed over.
+const LOOK: Duration = Duration::from_millis(100);
+/// Between two looks at the threads that store packs.
+const TICK: Duration = Duration::from_millis(2);
 
 /// The id of the blob of [`ZERO_BLOB_BYTES`] zeros.
 pub fn zero_blob_id() -> Id {
@@ -110,6 +115,7 @@ impl std::fmt::Debug for Writer {
 /// What callers and writer threads share.
 struct WriterShared {
     repo: Repository,
+    permit: Permit,
     options: WriterOptions,
     /// How many packs are stored at the same time.
     writers: usize,
@@ -154,10 +160,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Writer {
-    /// Begins to write. `index` says what the repository has already: load it after taking the repository's lock.
-    pub fn new(repo: &Repository, index: Arc<Index>, options: WriterOptions) -> Writer {
+    /// Begins to write. `index` says what the repository has already: load it after taking the repository's lock, which gives
+    /// the permit. Once that is lost nothing is written, and every call fails with [`Error::LockLost`].
+    pub fn new(repo: &Repository, index: Arc<Index>, options: WriterOptions, permit: &Permit) -> Writer {
         let shared = Arc::new(WriterShared {
             repo: repo.clone(),
+            permit: permit.clone(),
             writers: repo.storage().parallel().max(1),
             options,
             pending: Mutex::new(PendingBlob { index: PendingIndex::default(), since: Instant::now() }),
@@ -310,13 +318,14 @@ impl Writer {
             }
         }
         self.queue = None;
+        self.shared.wait_for(&self.workers)?;
         for worker in self.workers.drain(..) {
             worker.join().map_err(|_| Error::WorkerGone)?;
         }
         self.shared.check()?;
         let rest = std::mem::take(&mut lock(&self.shared.pending).index);
         if !rest.is_empty() {
-            rest.save(&self.shared.repo)?;
+            rest.save(&self.shared.repo, &self.shared.permit)?;
         }
         if let Noted::Packs(notes) = std::mem::take(&mut *lock(&self.shared.notes))
             && let Err(error) = notes.remove()
@@ -417,7 +426,18 @@ impl Writer {
 
     fn send(&self, pack: PackBuilder) -> Result<()> {
         match &self.queue {
-            Some(queue) => queue.send(pack).map_err(|_| Error::WorkerGone),
+            Some(queue) => {
+                let mut pack = pack;
+                // Whoever stores packs may be stuck when the lock is lost.
+                while let Err(error) = queue.send_timeout(pack, LOOK) {
+                    self.shared.check()?;
+                    pack = match error {
+                        SendTimeoutError::Timeout(pack) => pack,
+                        SendTimeoutError::Disconnected(_) => return Err(Error::WorkerGone),
+                    };
+                }
+                Ok(())
+            }
             None => Err(Error::WorkerGone),
         }
     }
@@ -427,6 +447,10 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.shared.abandoned.store(true, Ordering::Relaxed);
         self.queue = None;
+        if self.shared.wait_for(&self.workers).is_err() {
+            // They write nothing more, and end by themselves.
+            return;
+        }
         for worker in self.workers.drain(..) {
             let _ = worker.join();
         }
@@ -434,8 +458,20 @@ impl Drop for Writer {
 }
 
 impl WriterShared {
-    /// The error of a writer thread, if there was one.
+    /// Waits for the end of the workers, but not any longer when the lock is lost: they may wait for a slow place.
+    fn wait_for(&self, workers: &[JoinHandle<()>]) -> Result<()> {
+        let mut is_lost = self.permit.check();
+        while !workers.iter().all(JoinHandle::is_finished) {
+            is_lost?;
+            thread::sleep(TICK);
+            is_lost = self.permit.check();
+        }
+        Ok(())
+    }
+
+    /// The error of a writer thread, if there was one, or that the lock is lost.
     fn check(&self) -> Result<()> {
+        self.permit.check()?;
         if !self.failed.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -477,7 +513,12 @@ impl WriterShared {
     fn store_pack(&self, pack: PackBuilder) -> Result<()> {
         let pack = pack.finish(self.repo.key())?;
         let name = pack.id.to_string();
-        self.repo.storage().write(FileKind::Pack, &name, &pack.bytes)?;
+        self.permit.check()?;
+        let written =
+            self.repo.storage().write_gated(FileKind::Pack, &name, &pack.bytes, &|_| self.permit.check().is_ok());
+        // That is the cause of whatever came of it.
+        self.permit.check()?;
+        written?;
         self.packs.fetch_add(1, Ordering::Relaxed);
         self.note(&pack.id);
         self.name(&pack)?;
@@ -521,7 +562,7 @@ impl WriterShared {
         pending.index.add(pack.id, pack.entries.iter().map(|entry| (pack.kind, entry)));
         drop(pending);
         match due {
-            Some(index) if !index.is_empty() => index.save(&self.repo).map(drop),
+            Some(index) if !index.is_empty() => index.save(&self.repo, &self.permit).map(drop),
             _ => Ok(()),
         }
     }

@@ -5,8 +5,11 @@
 
 use std::sync::Arc;
 
-use super::{FileInfo, FileKind, Result, Storage};
+use super::{FileInfo, FileKind, Gate, Result, Storage};
 use crate::rate_limiter::RateLimiter;
+
+/// However slow the pace, whoever has a gate is asked about this often.
+const STEP_BYTES: usize = 16 << 10;
 
 /// Writes at a pace.
 #[derive(Debug)]
@@ -48,7 +51,17 @@ impl Storage for LimitStorage {
     }
 
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
-        self.inner.write_paced(kind, name, contents, &|bytes| self.upload.acquire(bytes))
+        self.write_gated(kind, name, contents, &|_| true)
+    }
+
+    fn write_gated(&self, kind: FileKind, name: &str, contents: &[u8], gate: Gate) -> Result<()> {
+        self.inner.write_gated(kind, name, contents, &|bytes| {
+            gate(0)
+                && (0..bytes).step_by(STEP_BYTES).all(|done| {
+                    self.upload.acquire(STEP_BYTES.min(bytes - done));
+                    gate(STEP_BYTES.min(bytes - done))
+                })
+        })
     }
 
     fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {

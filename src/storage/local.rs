@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::{Error, FileInfo, FileKind, Result, Storage};
+use super::{Error, FileInfo, FileKind, Gate, Result, Storage};
 use crate::atomic_file;
 
 /// What a temporary name contains.
@@ -242,30 +242,40 @@ impl Storage for LocalStorage {
     }
 
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
-        self.write_paced(kind, name, contents, &|_| {})
+        self.write_gated(kind, name, contents, &|_| true)
     }
 
-    fn write_paced(&self, kind: FileKind, name: &str, contents: &[u8], pace: &dyn Fn(usize)) -> Result<()> {
+    fn write_gated(&self, kind: FileKind, name: &str, contents: &[u8], gate: Gate) -> Result<()> {
         let folder = self.folder(kind, name);
         let path = self.path(kind, name);
         let temporary = temporary_beside(&path);
-        let write = || -> io::Result<()> {
+        let write = || -> io::Result<bool> {
             let mut file = self.open_temporary(&folder, &temporary)?;
             for piece in contents.chunks(PIECE_BYTES) {
-                pace(piece.len());
+                if !gate(piece.len()) {
+                    return Ok(false);
+                }
                 file.write_all(piece)?;
             }
             file.sync_all()?;
             drop(file);
+            // That took its time too.
+            if !gate(0) {
+                return Ok(false);
+            }
             fs::rename(&temporary, &path)?;
-            atomic_file::sync_folder(&folder)
+            atomic_file::sync_folder(&folder)?;
+            Ok(true)
         };
-        let written = write().map_err(|e| {
+        let written = write();
+        if !matches!(written, Ok(true)) {
             let _ = fs::remove_file(&temporary);
-            self.error("write", kind, name, &path, e)
-        });
+        }
         self.sweep(&folder);
-        written
+        match written.map_err(|error| self.error("write", kind, name, &path, error))? {
+            true => Ok(()),
+            false => Err(Error::Interrupted),
+        }
     }
 
     fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {

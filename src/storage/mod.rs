@@ -243,6 +243,9 @@ fn shortage(source: &std::io::Error) -> &'static str {
 /// The result of a call on a [`Storage`].
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// Asked before so many bytes are written: whether they may be.
+pub type Gate<'a> = &'a (dyn Fn(usize) -> bool + Sync);
+
 /// A place for repository files. All calls may come from several threads at once.
 pub trait Storage: Send + Sync + fmt::Debug {
     /// The repository's address as a user would write it, without any secret.
@@ -270,11 +273,13 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// visible under its name before. Writing a name that exists replaces it: names are hashes of the content.
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()>;
 
-    /// The same at a pace: `rate_limiter` is called before each piece of that many bytes goes out, and may take its time. A place
-    /// that can only write in one go calls it once.
-    fn write_paced(&self, kind: FileKind, name: &str, contents: &[u8], pace: &dyn Fn(usize)) -> Result<()> {
-        pace(contents.len());
-        self.write(kind, name, contents)
+    /// The same through a gate, which is asked before each piece of that many bytes goes out, and may take its time. Before
+    /// the file gets its name it is asked once more, about nothing. Where it says no, writing ends with [`Error::Interrupted`]. A place that can only write in one go asks once.
+    fn write_gated(&self, kind: FileKind, name: &str, contents: &[u8], gate: Gate) -> Result<()> {
+        match gate(contents.len()) {
+            true => self.write(kind, name, contents),
+            false => Err(Error::Interrupted),
+        }
     }
 
     /// As [`Storage::write`], but fails with [`Error::Exists`] where the name is taken: of several creators exactly one

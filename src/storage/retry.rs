@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use backon::{BlockingRetryable, ExponentialBuilder};
 
-use super::{Error, FileInfo, FileKind, Result, Storage};
+use super::{Error, FileInfo, FileKind, Gate, Result, Storage};
 
 /// Nobody waits longer than this without a look at the stop flag.
 const TICK: Duration = Duration::from_millis(50);
@@ -146,6 +146,10 @@ impl Storage for RetryStorage {
     }
 
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
+        self.write_gated(kind, name, contents, &|_| true)
+    }
+
+    fn write_gated(&self, kind: FileKind, name: &str, contents: &[u8], gate: Gate) -> Result<()> {
         self.persist(|again| {
             // The config's name says nothing of its content.
             let is_whole = again
@@ -155,7 +159,7 @@ impl Storage for RetryStorage {
                     size => size.is_ok_and(|size| size == contents.len() as u64),
                 };
             if !is_whole {
-                self.inner.write(kind, name, contents)?;
+                self.inner.write_gated(kind, name, contents, gate)?;
             }
             // What was cut may have made the file, or its folder, and not have come to that.
             if again { self.inner.sync_folder(kind, name) } else { Ok(()) }

@@ -13,7 +13,8 @@ use crate::support::backups::{MIB, backup, init, new_folder, noise, text};
 use crate::support::storage::LoopDevice;
 use crate::support::{Disk, Env, Machine, Output, PASSWORD, wait_until};
 use kvmb::repo::{
-    BlobKind, Content, Id, Node, NodeKind, Password, Repository, Tree, Writer, WriterOptions, read_tree, write_tree,
+    BlobKind, Content, Id, LockMode, Node, NodeKind, Password, Repository, Tree, Writer, WriterOptions, read_tree,
+    write_tree,
 };
 use kvmb::storage::LocalStorage;
 use rustix::fs::{CWD, Mode, mkfifoat};
@@ -317,13 +318,14 @@ fn tampered(env: &Env, point: &str, change: impl FnOnce(&mut Value)) -> String {
     let mut json: Value = serde_json::from_slice(&bytes).unwrap();
     change(&mut json);
     let bytes = serde_json::to_vec(&json).unwrap();
-    let writer = Writer::new(&repo, index, WriterOptions::default());
+    let permit = repo.lock(LockMode::Shared, std::time::Duration::ZERO).unwrap().permit();
+    let writer = Writer::new(&repo, index, WriterOptions::default(), &permit);
     let blob = writer.put(BlobKind::Data, &bytes).unwrap().id;
     *manifest = Node::file("point.json", snapshot.time, bytes.len() as u64, Content::from_iter([blob]));
     let folder = write_tree(&writer, &nodes).unwrap();
     snapshot.tree = write_tree(&writer, &[Node::dir(machine, snapshot.time, folder)]).unwrap();
     writer.finish().unwrap();
-    repo.save_snapshot(&snapshot).unwrap().to_string()
+    repo.save_snapshot(&snapshot, &permit).unwrap().to_string()
 }
 
 fn folder_of(root: &Tree) -> (String, Id) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::support::chains::*;
 use crate::support::{Disk, Env, Machine, Output, PASSWORD};
-use kvmb::repo::{Password, Repository};
+use kvmb::repo::{LockMode, Password, Repository};
 use kvmb::storage::LocalStorage;
 use serde_json::Value;
 use std::sync::Arc;
@@ -195,15 +195,17 @@ fn a_clock_that_was_wrong_costs_no_honest_point() {
     // Two of them were taken when the clock was ten years ahead.
     let opened =
         Repository::open(Arc::new(LocalStorage::new(&repo)), &Password::new(PASSWORD.to_owned())).expect("open");
+    let permit = opened.lock(LockMode::Shared, std::time::Duration::ZERO).expect("lock").permit();
     for (id, _) in &mut points[..2] {
         let stored =
             opened.snapshots().expect("list").snapshots.into_iter().find(|stored| stored.id.to_string() == *id);
         let mut snapshot = stored.expect("the point").snapshot;
         snapshot.time += chrono::Duration::days(3650);
-        let future = opened.save_snapshot(&snapshot).expect("save");
-        opened.remove_snapshot(&id.parse().expect("an id")).expect("remove");
+        let future = opened.save_snapshot(&snapshot, &permit).expect("save");
+        opened.remove_snapshot(&id.parse().expect("an id"), &permit).expect("remove");
         *id = future.to_string();
     }
+    drop(permit);
     let output = env.kvmb(["prune", "-r", &repo, "--keep-last", "1"]).run().assert_ok();
     let stays = kept(&output);
     assert_eq!(stays.len(), 3, "{output}");

@@ -3,6 +3,7 @@
 // A test stops at what it does not expect.
 
 mod creation;
+mod lock_lost;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -378,3 +378,43 @@ fn every_bit_of_a_small_pack_counts() {
     fs::write(&file, &whole).expect("write");
     assert!(repo.read_blob(&index, &wanted).expect("whole") == noise(1, 512));
 }
+
+#[test]
+fn chunks_that_the_index_lost_are_read_again_and_the_points_that_lack_them_are_named() {
+    let env = Env::new("lost chunks");
+    init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(64 * MIB)).start_paused();
+    let bystander = env.machine("bystander").disk(Disk::raw(MIB)).define();
+    machine.write_bytes("vda", 0, &noise(1, 40 * MIB));
+    bystander.write_bytes("vda", 0, &noise(2, MIB));
+    let (first, second) = (backup(&machine), backup(&machine));
+    backup(&bystander);
+    // A pack is lost, and a repair takes it out of the index.
+    let packs = names_in(&env.path("repo/data")).into_iter().flat_map(|fan| {
+        let fan = env.path("repo/data").join(fan);
+        names_in(&fan).into_iter().map(move |name| fan.join(name)).collect::<Vec<_>>()
+    });
+    let largest = packs.max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap();
+    fs::remove_file(largest).unwrap();
+    env.restic(env.repo()).call(["rebuild-index"]).run().assert_ok();
+
+    machine.write("vda", 50 * MIB, 65536, 0x33);
+    let output = env.kvmb(["backup", "vm", "-r", &env.repo()]).run().assert_code(4);
+    let point = output.record_of("point");
+    assert_eq!(point["disks"][0]["read_mode"], "changed", "{output}");
+    let named: BTreeSet<&str> =
+        point["damaged_points"].as_array().unwrap().iter().map(|damaged| text(damaged, "point")).collect();
+    assert_eq!(named, BTreeSet::from([text(&first, "point"), text(&second, "point")]), "{output}");
+    assert_eq!(point["damaged_points"][0]["disks"], serde_json::json!(["vda"]), "{output}");
+    let failure = output.record_of("failure");
+    assert_eq!((text(&failure, "code"), text(&failure, "machine")), ("damage", "vm"), "{output}");
+    env.kvmb(["verify", "vm@latest", "-r", &env.repo()]).run().assert_ok();
+    crate::support::backups::assert_restores_to(&env, text(&point, "point"), &machine.models());
+
+    // Nothing is lost any more.
+    machine.write("vda", 51 * MIB, 65536, 0x34);
+    let next = backup(&machine);
+    assert!(next.get("damaged_points").is_none(), "{next}");
+    env.restic(env.repo()).check();
+    env.assert_nothing_left();
+}

@@ -28,16 +28,16 @@ fn off() -> AtomicBool {
 fn try_prune(repo: &Repository, forgotten: &[Id], max_unused: MaxUnused) -> kvmb::repo::Result<PruneSummary> {
     // The time that a lock needs to be seen is no matter here.
     let timing = LockTiming { settle: Duration::from_millis(1), ..Default::default() };
-    let lock = repo.lock_with(LockMode::Exclusive, Duration::ZERO, timing)?;
+    let permit = repo.lock_with(LockMode::Exclusive, Duration::ZERO, timing)?.permit();
     let index = Arc::new(repo.load_index()?);
     let forgotten: HashSet<Id> = forgotten.iter().copied().collect();
     let limits = PruneLimits { max_unused, room_bytes: None };
     let plan = PrunePlan::make(repo, index, &forgotten, limits, &|_| {}, &off())?.unwrap();
-    plan.remove_unnamed(&lock, &|_| {}, &off())?;
+    plan.remove_unnamed(&permit, &|_| {}, &off())?;
     for id in &forgotten {
-        repo.remove_snapshot(id).or_else(|error| if error.is_not_found() { Ok(()) } else { Err(error) })?;
+        repo.remove_snapshot(id, &permit).or_else(|error| if error.is_not_found() { Ok(()) } else { Err(error) })?;
     }
-    plan.execute(&lock, &|_| {}, &off())?;
+    plan.execute(&permit, &|_| {}, &off())?;
     Ok(*plan.summary())
 }
 
@@ -401,8 +401,8 @@ fn a_damaged_blob_that_would_be_copied_ends_the_prune_and_its_pack_stays() {
     let original: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
     let repo = Repository::create(Arc::clone(&original), &password()).unwrap();
     let scene = Scene::fill(&repo);
-    repo.remove_snapshot(&scene.id(0)).unwrap();
-    repo.remove_snapshot(&scene.id(3)).unwrap();
+    repo.remove_snapshot(&scene.id(0), &crate::support::repo::permit(&repo)).unwrap();
+    repo.remove_snapshot(&scene.id(3), &crate::support::repo::permit(&repo)).unwrap();
     // Point 1 needs the first half of what the first backup stored, and nobody the second.
     let index = repo.load_index().unwrap();
     let first = Id::hash(&scene.points[1].2[..crate::support::repo::CHUNK]);
@@ -423,8 +423,8 @@ fn on_a_full_disk_what_needs_no_copy_goes_and_the_rest_when_there_is_room() {
     let faulty = Arc::new(FaultStorage::new(memory));
     let repo = Repository::create(Arc::clone(&faulty) as Arc<dyn Storage>, &password()).unwrap();
     let scene = Scene::fill(&repo);
-    repo.remove_snapshot(&scene.id(0)).unwrap();
-    repo.remove_snapshot(&scene.id(3)).unwrap();
+    repo.remove_snapshot(&scene.id(0), &crate::support::repo::permit(&repo)).unwrap();
+    repo.remove_snapshot(&scene.id(3), &crate::support::repo::permit(&repo)).unwrap();
     faulty.add(InjectedFault::every(Operation::Write, FaultEffect::NoSpace).on(FileKind::Pack));
     let pruned = free(&repo).unwrap();
     assert!(pruned.was_short_of_room && pruned.summary.unused_bytes > 0, "{pruned:?}");
@@ -441,7 +441,7 @@ fn a_lock_that_is_lost_ends_the_prune_before_anything_is_removed() {
     let home = Home::new();
     let repo = home.create();
     let scene = Scene::fill(&repo);
-    repo.remove_snapshot(&scene.id(0)).unwrap();
+    repo.remove_snapshot(&scene.id(0), &crate::support::repo::permit(&repo)).unwrap();
     let timing = kvmb::repo::LockTiming { refresh: Duration::from_millis(50), ..Default::default() };
     let lock = repo.lock_with(LockMode::Exclusive, Duration::ZERO, timing).unwrap();
     let index = Arc::new(repo.load_index().unwrap());
@@ -450,7 +450,7 @@ fn a_lock_that_is_lost_ends_the_prune_before_anything_is_removed() {
     home.restic(&["unlock", "--remove-all"]);
     crate::support::repo::until(|| lock.check().is_err());
     let before = files(&**repo.storage());
-    let error = plan.remove_unnamed(&lock, &|_| {}, &off()).unwrap_err();
+    let error = plan.remove_unnamed(&lock.permit(), &|_| {}, &off()).unwrap_err();
     assert!(matches!(error, Error::LockLost { .. }), "{error}");
     assert_eq!(files(&**repo.storage()), before);
 }
@@ -494,7 +494,7 @@ fn where_nothing_may_be_removed_backups_go_on_and_prune_says_so() {
                 continue;
             }
             _ => {
-                repo.remove_snapshot(&victim).unwrap();
+                repo.remove_snapshot(&victim, &crate::support::repo::permit(&repo)).unwrap();
                 free(&repo).unwrap_err()
             }
         };

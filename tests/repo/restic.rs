@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::support::repo::{Home, PASSWORD, bytes_of, disk, password, read_disk, time, write_disk};
+use crate::support::repo::{Home, PASSWORD, bytes_of, disk, password, permit, read_disk, time, write_disk};
 use kvmb::repo::{
     BlobKind, CheckOptions, Content, Error, Id, LockMode, Node, NodeKind, Password, Repository, Snapshot, Writer,
     WriterOptions, check, read_tree, write_tree, zero_blob_id,
@@ -167,7 +167,7 @@ fn restic_restores_unusual_names() {
     let folder = "fol\"der\n";
     let tree = write_tree(&writer, &[Node::dir(folder, time(), inner)]).unwrap();
     writer.finish().unwrap();
-    repo.save_snapshot(&Snapshot::new(tree, vec!["/x".into()])).unwrap();
+    repo.save_snapshot(&Snapshot::new(tree, vec!["/x".into()]), &permit(&repo)).unwrap();
     home.restic(&["check", "--read-data"]);
     let target = home.path("restored");
     home.restic(&["restore", "latest", "--target", target.to_str().unwrap()]);
@@ -194,7 +194,7 @@ fn passwords_added_by_either_open_for_both() {
     assert_eq!(keys.iter().map(|key| key.current).collect::<Vec<_>>(), [false, true]);
     assert!(keys.iter().all(|key| !key.hostname.is_empty() && !key.username.is_empty()));
 
-    let third = opened.add_key(&Password::new("third".into())).unwrap();
+    let third = opened.add_key(&Password::new("third".into()), &permit(&opened)).unwrap();
     let listed = home.restic_with(&["key", "list"], &[("RESTIC_PASSWORD", "third")]);
     assert!(listed.contains(&third.short()), "{listed}");
     let error = Repository::open(home.storage(), &Password::new("fourth".into())).unwrap_err();
@@ -271,7 +271,7 @@ fn a_crash_leaves_a_clean_repository() {
     write_disk(&repo, "vm1", &disk(2 << 20, 0));
     let options = WriterOptions { pack_bytes: 1 << 20, index_interval: Duration::ZERO, ..Default::default() };
     let index = Arc::new(repo.load_index().unwrap());
-    let writer = Writer::new(&repo, index, options);
+    let writer = Writer::new(&repo, index, options, &permit(&repo));
     for seed in 10..20 {
         for chunk in disk(1 << 20, seed).chunks(1 << 18) {
             writer.put(BlobKind::Data, chunk).unwrap();

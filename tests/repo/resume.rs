@@ -192,7 +192,12 @@ fn remembered(home: &Home) -> Repository {
 /// A writer that has stored these blobs, each in a pack of its own, and named none.
 fn writer_with_packs(repo: &Repository, seeds: std::ops::Range<u64>) -> (Writer, Vec<Id>) {
     let index = Arc::new(repo.load_index().unwrap());
-    let writer = Writer::new(repo, index, WriterOptions { pack_bytes: 1, ..Default::default() });
+    let writer = Writer::new(
+        repo,
+        index,
+        WriterOptions { pack_bytes: 1, ..Default::default() },
+        &crate::support::repo::permit(repo),
+    );
     let count = seeds.end - seeds.start;
     let ids = seeds.map(|seed| writer.put(BlobKind::Data, &noise(seed, 100_000)).unwrap().id).collect();
     crate::support::repo::until(|| writer.summary().packs == count && noted_in(repo) >= count as usize);
@@ -210,7 +215,7 @@ fn adopt(repo: &Repository) -> (usize, Index) {
     let lock = repo.lock(LockMode::Shared, Duration::from_secs(10)).unwrap();
     let index = repo.load_index().unwrap();
     let adopted = match repo.begin_recovery() {
-        Some(adoption) => adoption.finish(&index, &lock, &AtomicBool::new(false)).unwrap(),
+        Some(adoption) => adoption.finish(&index, &lock.permit(), &AtomicBool::new(false)).unwrap(),
         None => 0,
     };
     (adopted, repo.load_index().unwrap())
@@ -283,7 +288,8 @@ fn an_adoption_that_is_stopped_or_whose_index_cannot_be_saved_changes_nothing() 
     drop(writer);
     let lock = repo.lock(LockMode::Shared, Duration::from_secs(10)).unwrap();
     let index = repo.load_index().unwrap();
-    let adopt_until = |stop: bool| repo.begin_recovery().unwrap().finish(&index, &lock, &AtomicBool::new(stop));
+    let adopt_until =
+        |stop: bool| repo.begin_recovery().unwrap().finish(&index, &lock.permit(), &AtomicBool::new(stop));
     assert_eq!(adopt_until(true).unwrap(), 0);
     for (operation, effect) in [(Operation::Write, FaultEffect::NoSpace), (Operation::ReadRange, FaultEffect::Cut)] {
         faulty.add(InjectedFault::every(operation, effect));

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use crate::support::{Env, PASSWORD};
 use chrono::{DateTime, Datelike, Duration, FixedOffset, NaiveDate, TimeZone, Utc, Weekday};
-use kvmb::repo::{BlobKind, Content, Id, Node, Password, Repository, Snapshot, Writer, WriterOptions, write_tree};
+use kvmb::repo::{
+    BlobKind, Content, Id, LockMode, Node, Password, Repository, Snapshot, Writer, WriterOptions, write_tree,
+};
 use kvmb::storage::LocalStorage;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -79,7 +81,8 @@ fn fill(env: &Env, times: &[DateTime<FixedOffset>]) -> BTreeMap<Id, DateTime<Fix
         "captured_at": "2026-10-25T12:00:00+01:00", "consistency": "crash", "duration_seconds": 0.0, "disks": [], "files": [],
     });
     let manifest = manifest.to_string();
-    let writer = Writer::new(&repo, Arc::new(repo.load_index().unwrap()), WriterOptions::default());
+    let permit = repo.lock(LockMode::Shared, std::time::Duration::ZERO).unwrap().permit();
+    let writer = Writer::new(&repo, Arc::new(repo.load_index().unwrap()), WriterOptions::default(), &permit);
     let blob = writer.put(BlobKind::Data, manifest.as_bytes()).unwrap().id;
     let file = Node::file("point.json", times[0], manifest.len() as u64, Content::from_iter([blob]));
     let folder = write_tree(&writer, &[file]).unwrap();
@@ -89,7 +92,7 @@ fn fill(env: &Env, times: &[DateTime<FixedOffset>]) -> BTreeMap<Id, DateTime<Fix
         let mut snapshot = Snapshot::new(root, vec!["/vm1".into()]);
         snapshot.time = *time;
         snapshot.tags = vec!["kvmb".into(), "machine=vm1".into()];
-        (repo.save_snapshot(&snapshot).unwrap(), *time)
+        (repo.save_snapshot(&snapshot, &permit).unwrap(), *time)
     };
     times.iter().map(save).collect()
 }
@@ -175,11 +178,13 @@ fn restic_and_kvmb_keep_the_same_points_for_the_same_reasons() {
         ("2024-02-29T12:00:00Z", "--keep-within 1y --keep-daily 2"),
     ] {
         let newest: DateTime<Utc> = newest.parse().unwrap();
+        let permit = repo.lock(LockMode::Shared, std::time::Duration::ZERO).unwrap().permit();
         for (id, _) in ids.iter().filter(|(_, time)| **time > newest) {
-            if repo.remove_snapshot(id).is_ok() {
+            if repo.remove_snapshot(id, &permit).is_ok() {
                 left -= 1;
             }
         }
+        drop(permit);
         compare(rules, left);
     }
     assert!(removed > 300, "{removed}");

@@ -112,8 +112,11 @@ fn an_upload_at_a_low_pace_is_not_the_servers_fault() {
     let hostile = Hostile::start(&env);
     let storage = storage(&env, &hostile);
     storage.create_layout().unwrap();
-    let pace = |_| thread::sleep(PROGRESS + Duration::from_secs(1));
-    storage.write_paced(FileKind::Pack, NAME, &[5; 300_000], &pace).unwrap();
+    let gate = |_| {
+        thread::sleep(PROGRESS + Duration::from_secs(1));
+        true
+    };
+    storage.write_gated(FileKind::Pack, NAME, &[5; 300_000], &gate).unwrap();
 }
 
 #[test]

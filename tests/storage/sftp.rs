@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -133,19 +133,25 @@ fn an_upload_at_a_pace_goes_out_piece_by_piece() {
     let storage = storage(&env, &sshd);
     storage.create_layout().unwrap();
     let contents = vec![7; 3 << 20];
-    let passed = Cell::new(0);
+    let passed = AtomicU64::new(0);
     let arrived = || -> u64 {
         let files = fs::read_dir(sshd.home().join("repo/index")).unwrap();
         files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
     };
-    let pace = |bytes: usize| {
+    let gate = |bytes: usize| {
         assert!(bytes < 256 << 10, "{bytes} at once");
         // What was let through is there before the next piece may go.
-        wait_until("the last piece has arrived", Duration::from_secs(20), || arrived() >= passed.get());
-        passed.set(passed.get() + bytes as u64);
+        wait_until("the last piece has arrived", Duration::from_secs(20), || {
+            arrived() >= passed.load(Ordering::Relaxed)
+        });
+        passed.fetch_add(bytes as u64, Ordering::Relaxed);
+        true
     };
-    storage.write_paced(FileKind::Index, NAME, &contents, &pace).unwrap();
-    assert_eq!(passed.get(), contents.len() as u64);
+    storage.write_gated(FileKind::Index, NAME, &contents, &gate).unwrap();
+    assert_eq!(passed.load(Ordering::Relaxed), contents.len() as u64);
+    let stopped = storage.write_gated(FileKind::Snapshot, NAME, &contents, &|_| false);
+    assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
+    assert_eq!(fs::read_dir(sshd.home().join("repo/snapshots")).unwrap().count(), 0, "nothing is left of it");
     assert_eq!(storage.read(FileKind::Index, NAME).unwrap(), contents);
 }
 

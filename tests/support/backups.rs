@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kvmb::failpoint::Failpoint;
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use serde_json::Value;
@@ -82,6 +83,16 @@ pub fn names_in(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
+}
+
+/// Starts a `kvmb` that stops itself at a step.
+pub fn stopped_at(call: Call, step: Failpoint) -> Running {
+    let mut running = call.env("KVMB_TEST_STOP_AT", step.name()).spawn();
+    wait_until("it has reached the step", Duration::from_secs(60), || {
+        assert!(!running.has_ended(), "it is done already");
+        running.is_stopped()
+    });
+    running
 }
 
 /// Starts a `kvmb` that stops itself in the middle of reading a capture of `machine`, when it has stored a first chunk.

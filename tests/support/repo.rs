@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, FixedOffset};
 use kvmb::repo::{
-    BlobKind, CheckOptions, Content, Id, Index, Node, NodeKind, Password, Repository, Snapshot, Tree, Writer,
-    WriterOptions, check, read_blobs, read_tree, write_tree,
+    BlobKind, CheckOptions, Content, Id, Index, LockMode, LockTiming, Node, NodeKind, Password, Permit, Repository,
+    Snapshot, Tree, Writer, WriterOptions, check, read_blobs, read_tree, write_tree,
 };
 use kvmb::storage::{LocalStorage, Storage};
 use rand::rngs::StdRng;
@@ -168,7 +168,7 @@ pub fn disk(length: usize, seed: u64) -> Vec<u8> {
 pub fn writer(repo: &Repository) -> Writer {
     let index = Arc::new(repo.load_index().unwrap());
     let options = WriterOptions { pack_bytes: 1 << 20, ..Default::default() };
-    Writer::new(repo, index, options)
+    Writer::new(repo, index, options, &permit(repo))
 }
 
 /// A snapshot of a machine with one disk, as kvmb lays it out.
@@ -189,7 +189,7 @@ pub fn write_disk(repo: &Repository, machine: &str, disk: &[u8]) -> Id {
     writer.finish().unwrap();
     let mut snapshot = Snapshot::new(root, vec![format!("/{machine}")]);
     snapshot.tags = vec!["kvmb".into(), format!("machine={machine}")];
-    repo.save_snapshot(&snapshot).unwrap()
+    repo.save_snapshot(&snapshot, &permit(repo)).unwrap()
 }
 
 pub fn try_read_disk(repo: &Repository, snapshot: &Snapshot, machine: &str) -> kvmb::repo::Result<Vec<u8>> {
@@ -246,4 +246,10 @@ pub fn try_bytes_of(
     content.iter().for_each(|id| bytes.extend_from_slice(&blobs[&id]));
     assert_eq!(bytes.len() as u64, *size_bytes);
     Ok(bytes)
+}
+
+/// The right to change a repository, of a lock that nobody else is after.
+pub fn permit(repo: &Repository) -> Permit {
+    let timing = LockTiming { settle: Duration::ZERO, ..LockTiming::default() };
+    repo.lock_with(LockMode::Shared, Duration::from_secs(10), timing).unwrap().permit()
 }

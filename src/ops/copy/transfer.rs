@@ -11,7 +11,7 @@
 use crate::ops::copy::plan::{Copies, persistent_id};
 use crate::ops::inventory::host_name;
 use crate::ops::lineage::{Origin, lineages};
-use crate::ops::locked_repo::LockedRepo;
+use crate::ops::locked_repo::{LockedRepo, while_locked};
 use crate::ops::points::{self, PointRef};
 use crate::ops::verify::damage_of;
 use crate::ops::{Error, Monitor, Result, Stop, threads};
@@ -61,8 +61,9 @@ impl Copier {
             monitor.warn(&format!("snapshot {} cannot be read: {}", snapshot.id, snapshot.error));
         }
         let target = LockedRepo::shared(target, stop)?;
-        let there = Copies::of(target.points()?.iter().cloned());
-        let writer = Writer::new(&target.repo, Arc::clone(&target.index), WriterOptions::default());
+        let there = Copies::of(target.view.points()?.iter().cloned());
+        let writer =
+            Writer::new(&target.view.repo, Arc::clone(&target.view.index), WriterOptions::default(), &target.permit);
         Ok(Copier {
             source: source.clone(),
             index,
@@ -99,7 +100,8 @@ impl Copier {
         };
         let of_machine: Vec<&PointRef> =
             known.iter().filter(|(_, origin)| machine.has(origin)).map(|(point, _)| *point).collect();
-        let origin_there = |point: &PointRef| points::read_origin(&self.target.repo, &self.target.index, point);
+        let origin_there =
+            |point: &PointRef| points::read_origin(&self.target.view.repo, &self.target.view.index, point);
         let awaits = self.there.await_copy((machine, &of_machine), policy, now, origin_there)?;
         Ok(of_machine.into_iter().zip(awaits).filter(|(_, awaits)| *awaits).map(|(point, _)| point.clone()).collect())
     }
@@ -127,18 +129,18 @@ impl Copier {
         if let Some(there) = self.there.copy_of(point) {
             tracing::info!("point {} of {} is there already", point.id.short(), point.machine());
             copied.already_there = true;
-            let record = points::to_record(&self.target.repo, &there.id, &there.snapshot, &manifest);
+            let record = points::to_record(&self.target.view.repo, &there.id, &there.snapshot, &manifest);
             return Ok(record::Point { copied: Some(copied), ..record });
         }
         let before = self.writer.summary();
         let missing = self.missing(point, stop)?;
         self.transfer(point, missing, monitor, stop)?;
         let snapshot = Snapshot { parent: None, original: Some(persistent_id(point)), ..point.snapshot.clone() };
-        let id = self.target.repo.save_snapshot(&snapshot)?;
+        let id = self.target.view.repo.save_snapshot(&snapshot, &self.target.permit)?;
         let after = self.writer.summary();
         copied.new_bytes = after.new_bytes - before.new_bytes;
         copied.stored_bytes = after.stored_bytes - before.stored_bytes;
-        let record = points::to_record(&self.target.repo, &id, &snapshot, &manifest);
+        let record = points::to_record(&self.target.view.repo, &id, &snapshot, &manifest);
         self.there.add(PointRef { id, snapshot });
         Ok(record::Point { copied: Some(copied), ..record })
     }
@@ -190,7 +192,7 @@ impl Copier {
         let broken = Mutex::new(BTreeMap::new());
         let from = (&self.source, &self.index);
         for (kind, ids) in [(BlobKind::Data, missing.data), (BlobKind::Tree, missing.trees)] {
-            copy_blobs(from, kind, ids, &self.writer, threads::for_disks(), &stop.flag(), |id, stored| match stored {
+            let tell = |id, stored: repo::Result<_>| match stored {
                 Ok(_) => {
                     let found = self.index.get(kind, &id).filter(|_| kind == BlobKind::Data);
                     progress.advance(found.map_or(0, |found| u64::from(found.raw_length)));
@@ -198,8 +200,10 @@ impl Copier {
                 Err(error) => {
                     broken.lock().unwrap_or_else(PoisonError::into_inner).insert(id, error.to_string());
                 }
+            };
+            while_locked(&self.target.permit, stop, |stop| {
+                Ok(copy_blobs(from, kind, ids, &self.writer, threads::for_disks(), &stop.flag(), tell)?)
             })?;
-            stop.check()?;
         }
         let broken = broken.into_inner().unwrap_or_else(PoisonError::into_inner);
         if !broken.is_empty() {
@@ -211,7 +215,6 @@ impl Copier {
             });
         }
         self.writer.flush()?;
-        self.target.check_lock()?;
         stop.check()?;
         self.whole.extend(missing.seen);
         Ok(())

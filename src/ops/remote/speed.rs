@@ -96,7 +96,7 @@ pub fn at_length(route: &SshTarget, access: &SshContext, folder: &str, size_byte
             true => Ok(()),
             false => {
                 begun.fetch_max(number + 1, Ordering::Relaxed);
-                files.store(folder, &part(&name(number)), &name(number), &pack, &|_| {})
+                files.store(folder, &part(&name(number)), &name(number), &pack, &|_| true)
             }
         })?;
         let download = for_each_pack(packs, &|files, number| match is_stopped() {

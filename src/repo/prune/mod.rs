@@ -38,7 +38,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Error, Id, Index, RepoLock, Repository, Result};
+use super::{Error, Id, Index, Permit, Repository, Result};
 use crate::storage::{self, FileKind};
 
 pub use plan::PruneSummary;
@@ -201,33 +201,34 @@ impl PrunePlan {
     }
 
     /// Removes what interrupted runs left: packs that no index names, and unfinished files. It needs no room, and makes some.
-    pub fn remove_unnamed(&self, lock: &RepoLock, watch: PruneWatch, stop: &AtomicBool) -> Result<()> {
+    pub fn remove_unnamed(&self, permit: &Permit, watch: PruneWatch, stop: &AtomicBool) -> Result<()> {
+        permit.confirm()?;
         self.repo.storage().remove_leftovers()?;
-        self.remove(FileKind::Pack, &self.unnamed, lock, stop, &|bytes| watch(PruneEvent::UnnamedRemoved { bytes }))
+        self.remove(FileKind::Pack, &self.unnamed, permit, stop, &|bytes| watch(PruneEvent::UnnamedRemoved { bytes }))
     }
 
     /// Does the rest. The snapshots that the plan calls forgotten must be gone. `stop` ends it between two steps or files:
     /// the next prune goes on.
-    pub fn execute(&self, lock: &RepoLock, watch: PruneWatch, stop: &AtomicBool) -> Result<()> {
+    pub fn execute(&self, permit: &Permit, watch: PruneWatch, stop: &AtomicBool) -> Result<()> {
         let is_over = || stop.load(Ordering::Relaxed);
         if is_over() {
             return Ok(());
         }
-        repack::copy(&self.repo, &self.index, &self.packs, watch, stop)?;
+        repack::copy((&self.repo, permit), &self.index, &self.packs, watch, stop)?;
         if is_over() {
             return Ok(());
         }
         watch(PruneEvent::AllCopied);
         let old: Vec<(Id, u64)> =
-            rewrite::index(&self.repo, &self.index, &self.packs)?.into_iter().map(|id| (id, 0)).collect();
+            rewrite::index(&self.repo, &self.index, &self.packs, permit)?.into_iter().map(|id| (id, 0)).collect();
         watch(PruneEvent::IndexStored);
-        self.remove(FileKind::Index, &old, lock, stop, &|_| watch(PruneEvent::IndexRemoved))?;
+        self.remove(FileKind::Index, &old, permit, stop, &|_| watch(PruneEvent::IndexRemoved))?;
         if is_over() {
             return Ok(());
         }
         watch(PruneEvent::OldIndexGone);
         let gone = self.packs.files_that_go(&self.index);
-        self.remove(FileKind::Pack, &gone, lock, stop, &|bytes| watch(PruneEvent::PackRemoved { bytes }))
+        self.remove(FileKind::Pack, &gone, permit, stop, &|bytes| watch(PruneEvent::PackRemoved { bytes }))
     }
 
     /// Removes files, given with their sizes, several at a time. The first error ends it.
@@ -235,16 +236,17 @@ impl PrunePlan {
         &self,
         kind: FileKind,
         files: &[(Id, u64)],
-        lock: &RepoLock,
+        permit: &Permit,
         stop: &AtomicBool,
         removed: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
+        permit.confirm()?;
         let failed = AtomicBool::new(false);
         let results = self.repo.for_each(files, |(id, bytes)| -> Result<()> {
             if stop.load(Ordering::Relaxed) || failed.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            let result = lock.check().and_then(|()| match self.repo.storage().remove(kind, &id.to_string()) {
+            let result = permit.check().and_then(|()| match self.repo.storage().remove(kind, &id.to_string()) {
                 Err(error) if !error.is_not_found() => Err(Error::from(error)),
                 _ => Ok(()),
             });

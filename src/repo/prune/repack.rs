@@ -9,12 +9,12 @@ use std::thread;
 use super::plan::Packs;
 use super::{PruneEvent, PruneWatch};
 use crate::repo::reader::{self, BlobRequest};
-use crate::repo::{BlobKind, Error, Index, Repository, Result, Writer, WriterOptions};
+use crate::repo::{BlobKind, Error, Index, Permit, Repository, Result, Writer, WriterOptions};
 use crate::storage::FileKind;
 
 /// Copies what the plan says into new packs, and stores their index.
 pub(super) fn copy(
-    repo: &Repository,
+    (repo, permit): (&Repository, &Permit),
     index: &Index,
     packs: &Packs,
     watch: PruneWatch,
@@ -25,7 +25,7 @@ pub(super) fn copy(
         return Ok(());
     }
     // The writer must not find the blobs in the index: they are to be stored once more.
-    let writer = Writer::new(repo, Arc::new(Index::default()), WriterOptions::default());
+    let writer = Writer::new(repo, Arc::new(Index::default()), WriterOptions::default(), permit);
     let (kinds, blobs): (Vec<BlobKind>, Vec<BlobRequest>) = wanted.into_iter().unzip();
     let ranges = reader::ranges(&blobs);
     let next = AtomicUsize::new(0);

@@ -6,11 +6,11 @@ use std::collections::HashSet;
 
 use super::plan::Packs;
 use crate::repo::index::{IndexFile, PendingIndex, SourceFile};
-use crate::repo::{Id, Index, Repository, Result};
+use crate::repo::{Id, Index, Permit, Repository, Result};
 use crate::storage::FileKind;
 
 /// Stores what stays of the old index files, one of them in memory at a time; returns those that can go now.
-pub(super) fn index(repo: &Repository, index: &Index, packs: &Packs) -> Result<Vec<Id>> {
+pub(super) fn index(repo: &Repository, index: &Index, packs: &Packs, permit: &Permit) -> Result<Vec<Id>> {
     let old: Vec<&SourceFile> = packs.old_index_files(index);
     let old_ids: HashSet<Id> = old.iter().map(|file| file.id).collect();
     let new_files = index.sources().iter().filter(|file| !old_ids.contains(&file.id));
@@ -27,13 +27,13 @@ pub(super) fn index(repo: &Repository, index: &Index, packs: &Packs) -> Result<V
                 continue;
             }
             if pending.is_full_with(pack.blobs.len()) {
-                std::mem::take(&mut pending).save(repo)?;
+                std::mem::take(&mut pending).save(repo, permit)?;
             }
             pending.add_again(pack);
         }
     }
     if !pending.is_empty() {
-        pending.save(repo)?;
+        pending.save(repo, permit)?;
     }
     Ok(old.into_iter().map(|file| file.id).chain(index.superseded().iter().copied()).collect())
 }

@@ -31,6 +31,8 @@ pub enum SftpStatus {
     Quota,
     /// Nothing can be written there. No server says so; the file system's flags do.
     ReadOnly,
+    /// None of the server's: the writer's gate said no.
+    Stopped,
     /// Anything else; OpenSSH has one word, "Failure", for a full disk, a quota, a file that exists and much more.
     Other(String),
 }
@@ -77,6 +79,7 @@ impl std::fmt::Display for SftpStatus {
             SftpStatus::NoSpace => "no space left",
             SftpStatus::Quota => "the quota leaves no room",
             SftpStatus::ReadOnly => "read-only file system",
+            SftpStatus::Stopped => "interrupted",
             SftpStatus::Other(words) => words,
         })
     }
@@ -98,6 +101,7 @@ impl SftpFault {
     pub fn explain(self, url: &str, action: &'static str, path: &str) -> storage::Error {
         let refusal = match self {
             SftpFault::Server(error) => return storage::Error::Server { url: url.to_owned(), source: Box::new(error) },
+            SftpFault::Refused(SftpStatus::Stopped) => return storage::Error::Interrupted,
             SftpFault::Refused(refusal) => refusal,
         };
         let kind = match refusal {
@@ -108,6 +112,7 @@ impl SftpFault {
             SftpStatus::NoSpace => ErrorKind::StorageFull,
             SftpStatus::Quota => ErrorKind::QuotaExceeded,
             SftpStatus::ReadOnly => ErrorKind::ReadOnlyFilesystem,
+            SftpStatus::Stopped => ErrorKind::Interrupted,
             SftpStatus::Other(_) => ErrorKind::Other,
         };
         let path = PathBuf::from(path);

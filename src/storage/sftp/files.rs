@@ -9,6 +9,7 @@
 
 use super::wire::{Field, Names, PacketReader, PacketType, Reply, Sent, SftpChannel, Stat};
 use super::{Connection, Login, Result, SftpFault, SftpStatus, SshContext, SshTarget, authenticate, connect};
+use crate::storage::Gate;
 use std::cell::Cell;
 use std::iter;
 use std::ops::Range;
@@ -239,7 +240,7 @@ impl SftpClient {
     pub fn write_new(&self, path: &str, contents: &[u8]) -> SftpResult<()> {
         let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::EXCLUSIVE)?;
         let file = self.handle(file)?;
-        self.write_through(&file, 0, contents, &|_| {})
+        self.write_through(&file, 0, contents, &|_| true)
     }
 
     /// Writes at the end of a file of this length, which is made if it is not there. Some servers look for the end, others write
@@ -247,21 +248,14 @@ impl SftpClient {
     pub fn append(&self, path: &str, length: u64, contents: &[u8]) -> SftpResult<()> {
         let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::APPEND)?;
         let file = self.handle(file)?;
-        self.write_through(&file, length, contents, &|_| {})
+        self.write_through(&file, length, contents, &|_| true)
     }
 
     /// Writes a file as `temporary`, has the server put it on its disk, names it `path`, whatever has that name already, and
-    /// has the entries of `folder` put there too. `pace` is called before each piece goes out.
+    /// has the entries of `folder` put there too. The gate is asked before each piece goes out.
     ///
     /// What fails may leave `temporary` behind.
-    pub fn store(
-        &self,
-        folder: &str,
-        temporary: &str,
-        path: &str,
-        contents: &[u8],
-        pace: &dyn Fn(usize),
-    ) -> SftpResult<()> {
+    pub fn store(&self, folder: &str, temporary: &str, path: &str, contents: &[u8], gate: Gate) -> SftpResult<()> {
         let file = self.send_open(temporary, flags::WRITE | flags::CREATE | flags::EXCLUSIVE)?;
         let folder = self.send_open_folder_to_sync(folder)?;
         // A refusal may wait until the folder's answer is read; nothing more comes on a connection that is gone.
@@ -270,7 +264,12 @@ impl SftpClient {
             file => file,
         };
         let folder = self.opened_folder(folder)?;
-        let written = file.and_then(|file| self.write_through(&file, 0, contents, pace));
+        let written = file.and_then(|file| self.write_through(&file, 0, contents, gate));
+        // That took its time too.
+        let written = written.and_then(|()| match gate(0) {
+            true => Ok(()),
+            false => Err(SftpFault::Refused(SftpStatus::Stopped)),
+        });
         if let Err(fault) = written {
             if let (Some(folder), SftpFault::Refused(_)) = (&folder, &fault) {
                 self.leave(folder)?;
@@ -416,10 +415,13 @@ impl SftpClient {
     }
 
     /// Writes from `offset` on, syncs and closes without waiting in between.
-    fn write_through(&self, file: &Handle, mut offset: u64, contents: &[u8], pace: &dyn Fn(usize)) -> SftpResult<()> {
-        let mut sent = Vec::new();
+    fn write_through(&self, file: &Handle, mut offset: u64, contents: &[u8], gate: Gate) -> SftpResult<()> {
+        let (mut sent, mut stopped) = (Vec::new(), false);
         for piece in contents.chunks(self.pieces()?.write) {
-            pace(piece.len());
+            if !gate(piece.len()) {
+                stopped = true;
+                break;
+            }
             sent.push(self.wire.send(PacketType::Write, &[file.part(), Field::Long(offset), Field::Text(piece)])?);
             offset += piece.len() as u64;
         }
@@ -429,7 +431,8 @@ impl SftpClient {
         sent.push(self.wire.send(PacketType::Close, &[file.part()])?);
         // All of them are answered, and the first refusal is the cause of the others.
         let answers: Vec<SftpResult<()>> = sent.into_iter().map(|sent| self.done(sent)).collect();
-        answers.into_iter().collect()
+        let answer: SftpResult<()> = answers.into_iter().collect();
+        if stopped { answer.and(Err(SftpFault::Refused(SftpStatus::Stopped))) } else { answer }
     }
 
     /// Reads what is opened for that, and closes it however that went.

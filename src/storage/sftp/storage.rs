@@ -7,7 +7,7 @@
 
 use super::files::PIECE_BYTES;
 use super::{Pool, SftpAddress, SftpClient, SftpFault, SftpStatus, SshContext, SshTarget};
-use crate::storage::{Error, FileInfo, FileKind, Result, Storage};
+use crate::storage::{Error, FileInfo, FileKind, Gate, Result, Storage};
 use std::io::ErrorKind;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -147,14 +147,14 @@ impl SftpStorage {
         kind: FileKind,
         name: &str,
         contents: &[u8],
-        pace: &dyn Fn(usize),
+        gate: Gate,
     ) -> std::result::Result<(), SftpFault> {
         let (folder, path) = (self.folder(kind, name), self.path(kind, name));
         let temporary = temporary_beside(&path);
-        let stored = match files.store(&folder, &temporary, &path, contents, pace) {
+        let stored = match files.store(&folder, &temporary, &path, contents, gate) {
             Err(fault) if fault.is_not_found() => {
                 self.make_missing_folder(files, kind, &folder)?;
-                files.store(&folder, &temporary, &path, contents, pace)
+                files.store(&folder, &temporary, &path, contents, gate)
             }
             other => other,
         };
@@ -310,12 +310,12 @@ impl Storage for SftpStorage {
     }
 
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
-        self.write_paced(kind, name, contents, &|_| {})
+        self.write_gated(kind, name, contents, &|_| true)
     }
 
-    fn write_paced(&self, kind: FileKind, name: &str, contents: &[u8], pace: &dyn Fn(usize)) -> Result<()> {
+    fn write_gated(&self, kind: FileKind, name: &str, contents: &[u8], gate: Gate) -> Result<()> {
         let path = self.path(kind, name);
-        let written = self.pool.with(|files| self.write_file(files, kind, name, contents, pace));
+        let written = self.pool.with(|files| self.write_file(files, kind, name, contents, gate));
         self.sweep();
         written.map_err(|fault| self.error("write", kind, name, &path, fault))
     }

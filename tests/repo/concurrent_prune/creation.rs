@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::backups::{MIB, names_in, noise};
+use crate::support::backups::{MIB, names_in, noise, stopped_at};
 use crate::support::call::Running;
-use crate::support::{Call, Disk, Env, Output, wait_until};
+use crate::support::{Call, Disk, Env, Output};
 use kvmb::failpoint::Failpoint;
 use rustix::process::Signal;
 
@@ -108,16 +108,7 @@ fn first_backups_at_once_share_the_repository_that_one_of_them_creates() {
 
 /// Starts a call and stops it between config and key.
 fn stopped_in_creation(call: Call) -> Running {
-    stopped_at(Failpoint::ConfigCreated, call)
-}
-
-fn stopped_at(step: Failpoint, call: Call) -> Running {
-    let mut running = call.env("KVMB_TEST_STOP_AT", step.name()).spawn();
-    wait_until("it has reached the step", Duration::from_secs(30), || {
-        assert!(!running.has_ended());
-        running.is_stopped()
-    });
-    running
+    stopped_at(call, Failpoint::ConfigCreated)
 }
 
 #[test]
@@ -146,7 +137,7 @@ fn an_init_that_was_killed_between_config_and_key_is_finished_by_the_next() {
 fn an_init_that_was_killed_after_its_key_has_made_the_repository() {
     let env = Env::new("killed init with key");
     let init = || env.kvmb(["init", "-r", &env.repo()]);
-    let running = stopped_at(Failpoint::KeyCreated, init());
+    let running = stopped_at(init(), Failpoint::KeyCreated);
     running.kill();
     running.wait();
     assert_eq!(init().run().assert_ok().record_of("action")["changed"], false);
