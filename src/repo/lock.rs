@@ -240,7 +240,7 @@ impl RepoLock {
 }
 
 impl Permit {
-    /// Whether the lock still holds, as far as this process knows: at most [`WATCH`] ago its file was there.
+    /// Whether the lock still holds, as far as this process knows: at most `WATCH` ago its file was there.
     pub fn check(&self) -> Result<()> {
         self.held.shared.check()
     }
