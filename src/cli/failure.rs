@@ -596,6 +596,9 @@ fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
             ),
         },
         Error::Storage(storage::Error::Io { source, .. }) => explain_io(source),
+        Error::RepositoryGone { .. } => {
+            (Code::NoRepository, Some("check that its disk or network share is still mounted, then run it again"))
+        }
         Error::LockLost { .. } => (Code::Busy, Some("nothing was committed; run it again")),
         Error::Damaged { kind: storage::FileKind::Config, .. } | Error::ConfigMissing { .. } | Error::NoKey { .. } => (
             Code::Damage,

@@ -145,6 +145,12 @@ pub enum Error {
         /// By whom, since when.
         holder: Box<LockInfo>,
     },
+    /// The repository was there and is not any more.
+    #[error("the repository in {url} has disappeared")]
+    RepositoryGone {
+        /// Where it was.
+        url: String,
+    },
     /// Our lock is gone, or was not refreshed for so long that others may ignore it.
     #[error("the lock on the repository in {url} was lost: {reason}")]
     LockLost {

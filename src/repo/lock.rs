@@ -161,8 +161,19 @@ struct LockShared {
 struct LockState {
     file: Id,
     refreshed: Moment,
-    lost: Option<String>,
+    lost: Option<Loss>,
     ended: bool,
+}
+
+/// How a lock was lost.
+#[derive(Debug, Clone)]
+enum Loss {
+    /// Its file is gone.
+    Removed,
+    /// The whole repository is gone: its disk was taken out, or its share unmounted.
+    RepositoryGone,
+    /// The process slept for so long that others may ignore the lock.
+    NotRefreshed,
 }
 
 /// A moment on both clocks: one stands still while the machine sleeps, the other jumps when it is set.
@@ -300,7 +311,9 @@ impl LockShared {
         let state = self.state();
         let age = state.refreshed.age();
         let reason = match &state.lost {
-            Some(reason) => reason.clone(),
+            Some(Loss::RepositoryGone) => return Err(Error::RepositoryGone { url: self.repo.url() }),
+            Some(Loss::Removed) => "somebody removed it".to_owned(),
+            Some(Loss::NotRefreshed) => "it was not refreshed in time".to_owned(),
             None if state.ended => "it was released".to_owned(),
             None if age > self.timing.distrust => format!("it could not be refreshed for {} s", age.as_secs()),
             None => return Ok(()),
@@ -308,15 +321,24 @@ impl LockShared {
         Err(Error::LockLost { url: self.repo.url(), reason })
     }
 
+    /// What it means that the lock's file is gone.
+    fn loss(&self) -> Loss {
+        match self.repo.storage().size(FileKind::Config, "") {
+            Err(error) if error.is_not_found() => Loss::RepositoryGone,
+            _ => Loss::Removed,
+        }
+    }
+
     /// Looks whether the file is still there.
     fn look(&self) -> Result<()> {
         let file = self.state().file;
         match self.repo.storage().size(FileKind::Lock, &file.to_string()) {
             Err(error) if error.is_not_found() => {
+                let loss = self.loss();
                 let mut state = self.state();
                 // Unless it was refreshed at the same moment.
                 if state.file == file && !state.ended {
-                    state.lost.get_or_insert_with(|| "somebody removed it".to_owned());
+                    state.lost.get_or_insert(loss);
                 }
                 Ok(())
             }
@@ -360,7 +382,8 @@ impl LockShared {
     fn refresh(&self, old: &Id) -> Result<()> {
         let storage = self.repo.storage();
         let gone = || {
-            self.state().lost = Some("somebody removed it".to_owned());
+            let loss = self.loss();
+            self.state().lost = Some(loss);
         };
         match storage.size(FileKind::Lock, &old.to_string()) {
             Err(e) if e.is_not_found() => {
@@ -371,7 +394,7 @@ impl LockShared {
         };
         // A lock that slept beyond the time at which others ignore it must not come back to life.
         if self.state().refreshed.age() > self.timing.distrust {
-            self.state().lost = Some("it was not refreshed in time".to_owned());
+            self.state().lost = Some(Loss::NotRefreshed);
             return Ok(());
         }
         let (file, refreshed) = write(&self.repo, self.mode)?;

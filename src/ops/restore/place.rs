@@ -6,6 +6,7 @@
 //! | a block device, or any path below `/dev` | that device; it must be there |
 //! | a volume of a storage pool | that volume, made again if need be |
 //! | network storage | nowhere |
+//! | a slice of a file or device | nowhere: the rest of it may belong to others |
 
 use super::plan::{ImageFormat, RestoreRequest, TargetKind, refuse_without_folder};
 use crate::capture::pools::VolumePlace;
@@ -65,6 +66,9 @@ impl Placing<'_> {
             }
             (None, None, _) if self.request.as_name.is_some() => {
                 Err(self.nowhere("a machine under another name needs images of its own"))
+            }
+            (None, None, _) if self.described.is_some_and(|disk| disk.slice.is_some()) => {
+                Err(self.nowhere("it was a slice of a file or device, whose other parts a restore must not replace"))
             }
             (None, None, Some(DiskSource::File { path })) => self.named(path.clone(), false),
             (None, None, Some(DiskSource::Block { path })) => self.named(path.clone(), true),
@@ -148,5 +152,34 @@ pub(super) fn resolved(path: &Path) -> PathBuf {
     match (path.parent().map(fs::canonicalize), path.file_name()) {
         (Some(Ok(folder)), Some(name)) => folder.join(name),
         _ => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::Definition;
+
+    const SLICED: &str = "<domain type='qemu'><name>vm</name><uuid>3f6c4d4e-9a0e-4b8e-9a51-2f2f7a6f2a11</uuid>\
+        <devices><disk type='file' device='disk'><driver name='qemu' type='raw'/>\
+        <source file='/images/all.raw'><slices><slice type='storage' offset='1048576' size='4194304'/></slices></source>\
+        <target dev='vda' bus='virtio'/></disk></devices></domain>";
+
+    #[test]
+    fn a_slice_is_never_restored_over_the_file_that_it_is_a_part_of() {
+        let definition = Definition::parse(SLICED).unwrap();
+        let place = |request: &RestoreRequest| {
+            let (machine, disk, format) = ("vm", "vda", ImageFormat::Raw);
+            let described = definition.disk(disk);
+            Placing { request, hypervisor: None, machine, disk, described, capacity_bytes: 4 << 20, format }.place()
+        };
+        for overwrite in [false, true] {
+            let request = RestoreRequest { overwrite, ..RestoreRequest::default() };
+            assert!(matches!(place(&request), Err(Error::BadTarget { .. })), "overwrite: {overwrite}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let into = Some(folder.path().to_owned());
+        let path = place(&RestoreRequest { into, ..RestoreRequest::default() }).unwrap().path;
+        assert_eq!(path, folder.path().join("vm-vda.raw"));
     }
 }
