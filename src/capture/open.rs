@@ -82,7 +82,6 @@ pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequ
         undo(runtime, machine, file);
         return Err(error);
     }
-    failpoint::hit(Failpoint::CaptureOpen);
     file.unlock();
     Ok(state)
 }

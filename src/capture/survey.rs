@@ -20,7 +20,7 @@ use super::open::{domain_folder, lock_machine};
 use super::qemu_user::{QemuUser, base_owner};
 use super::runtime::{self, RuntimeDirs};
 use super::state::{CaptureFile, DiskServer, Phase};
-use super::storage_daemon::is_ours;
+use super::storage_daemon::{is_on_path, is_ours};
 
 /// The programs of QEMU's that captures need beside QEMU itself.
 const PROGRAMS: [&str; 3] = ["qemu-img", "qemu-nbd", "qemu-storage-daemon"];
@@ -176,10 +176,7 @@ pub struct BrokenBitmap {
 
 /// The programs that are not on the path.
 pub fn missing_programs() -> Vec<&'static str> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    let found = |program: &str| folders.iter().any(|folder| folder.join(program).is_file());
-    PROGRAMS.into_iter().filter(|program| !found(program)).collect()
+    PROGRAMS.into_iter().filter(|program| !is_on_path(program)).collect()
 }
 
 impl Hypervisor {

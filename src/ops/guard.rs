@@ -117,6 +117,10 @@ pub fn guarded<T>(
     if !is_available() {
         return work(stop);
     }
+    let verdict = || file.guard().and_then(|guard| guard.verdict);
+    if let Some(verdict) = verdict() {
+        return Err(error_of(verdict, capture));
+    }
     let (inner, done) = (Stop::default(), AtomicBool::new(false));
     let result = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| watch(file, stop, &inner, &done));
@@ -125,7 +129,6 @@ pub fn guarded<T>(
         watcher.thread().unpark();
         result
     });
-    let verdict = || file.guard().and_then(|guard| guard.verdict);
     match result {
         Ok(result) => Ok(result),
         Err(error) => {

@@ -81,6 +81,7 @@ pub fn snapshot(
         // Whoever reads starts it again.
         tracing::warn!("capture {} has no guard: {error}", state.id);
     }
+    failpoint::hit(Failpoint::CaptureOpen);
     Ok(state)
 }
 

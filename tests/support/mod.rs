@@ -243,6 +243,16 @@ impl Env {
         self.program("unshare").args(["--uts", "sh", "-c", script, "sh", host]).args(args)
     }
 
+    /// kvmb with these arguments on a host that lacks these programs, wherever it looks for them; root only.
+    pub fn kvmb_without<A: AsRef<OsStr>>(&self, programs: &[&str], args: impl IntoIterator<Item = A>) -> Call {
+        let script = "for name in $1; do
+            for folder in $(echo \"$PATH\" | tr : ' '); do
+                ! test -f \"$folder/$name\" || mount --bind /dev/null \"$folder/$name\"
+            done
+        done; shift; exec kvmb \"$@\"";
+        self.program("unshare").args(["--mount", "sh", "-c", script, "sh", &programs.join(" ")]).args(args)
+    }
+
     /// A script for `/bin/sh`, with `kvmb` on its path. `$R` is [`Env::repo`].
     pub fn sh(&self, script: &str) -> Call {
         self.program("/bin/sh").env("R", self.repo()).args(["-c", script])
