@@ -127,7 +127,7 @@ pub enum Error {
         until: Option<String>,
     },
     /// No capture has this id or belongs to this machine.
-    #[error("there is no capture '{name}'")]
+    #[error("there is no capture '{name}': it was released, or its lease ended")]
     NoSuchCapture {
         /// What was asked for.
         name: String,

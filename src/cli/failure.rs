@@ -522,7 +522,7 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
             ),
         ),
         Error::Held { .. } => (Code::Busy, Some("end it with 'kvmb release MACHINE', or wait for its lease to end")),
-        Error::NoSuchCapture { .. } => (Code::NotFound, Some("capture the machine anew with 'kvmb snapshot'")),
+        Error::NoSuchCapture { .. } => (Code::NotFound, Some("capture the machine again with 'kvmb snapshot'")),
         Error::NothingToCapture { .. } => (Code::NoDisks, Some("'kvmb disks MACHINE' says why each disk is left out")),
         Error::FreezeFailed { .. } => {
             (Code::Freeze, Some("look at the guest agent in the guest, or use --freeze auto"))

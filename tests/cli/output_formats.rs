@@ -132,7 +132,10 @@ fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
     }
     pty.wait().assert_ok();
     env.kvmb(["points", "-r", &repo]).env("KVMB_PASSWORD", "second").run().assert_ok();
-    env.kvmb(["points", "-r", &repo]).env("KVMB_PASSWORD_COMMAND", "printf 'second\\nnot this\\n'").run().assert_ok();
+    // As restic reads it: all of it, without the white space around it.
+    env.kvmb(["points", "-r", &repo]).env("KVMB_PASSWORD_COMMAND", "printf '\\n second \\n'").run().assert_ok();
+    let two_lines = env.kvmb(["points", "-r", &repo]).env("KVMB_PASSWORD_COMMAND", "printf 'second\\nthird\\n'");
+    assert_eq!(two_lines.run().assert_code(1).record_of("failure")["code"], "wrong_password");
 
     // Nobody to ask, or somebody who does not want to be asked.
     let output = env.kvmb(["points", "-r", &repo]).run().assert_code(2);
