@@ -10,7 +10,6 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -894,7 +893,7 @@ impl Vm {
 
     /// A human monitor command over our own QMP socket.
     fn monitor(&self, command: &str, ends: bool) -> String {
-        let stream = UnixStream::connect(self.folder.join("qmp")).unwrap();
+        let stream = crate::support::qmp::connect_when_it_listens(&self.folder.join("qmp"));
         let mut writer = stream.try_clone().unwrap();
         let mut lines = BufReader::new(stream).lines();
         lines.next().unwrap().unwrap();

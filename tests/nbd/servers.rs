@@ -108,7 +108,7 @@ impl Qemu {
                 .arg("-qmp")
                 .arg(format!("unix:{},server=on,wait=off", folder.join("socket").display()));
         });
-        let stream = UnixStream::connect(server.path("socket")).unwrap();
+        let stream = crate::support::qmp::connect_when_it_listens(&server.path("socket"));
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut qemu = Qemu { server, monitor: BufReader::new(stream) };
         let mut greeting = String::new();

@@ -7,6 +7,18 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+/// Connects to a socket of QEMU's: its file is there a moment before anybody listens.
+pub fn connect_when_it_listens(socket: &Path) -> UnixStream {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => return stream,
+            Err(error) if Instant::now() > end => panic!("cannot reach the monitor {}: {error}", socket.display()),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
 /// A connection to a monitor socket.
 pub struct Qmp {
     reader: BufReader<UnixStream>,
@@ -15,16 +27,7 @@ pub struct Qmp {
 impl Qmp {
     /// Connects and says hello.
     pub fn connect(socket: &Path) -> Qmp {
-        let end = Instant::now() + Duration::from_secs(10);
-        let stream = loop {
-            match UnixStream::connect(socket) {
-                Ok(stream) => break stream,
-                Err(error) if Instant::now() > end => {
-                    panic!("cannot reach the monitor {}: {error}", socket.display())
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(20)),
-            }
-        };
+        let stream = connect_when_it_listens(socket);
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("timeout");
         let mut qmp = Qmp { reader: BufReader::new(stream) };
         let greeting = qmp.read_line();
