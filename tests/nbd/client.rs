@@ -608,22 +608,22 @@ fn the_reader_stops_when_it_is_told_to() {
 
 #[test]
 fn a_consumer_that_stalls_bounds_what_is_read_and_one_that_hoards_is_not_stuck() {
-    let log = tempfile::tempdir().unwrap();
-    let log = log.path().join("log");
-    let server = Server::nbdkit(&["--filter=log", "pattern", "1G", &format!("logfile={}", log.display())]);
-    let reads = || {
-        let log = std::fs::read_to_string(&log).unwrap();
-        log.lines().filter(|line| line.contains(" Read id=") && line.contains("count=0x100000")).count()
-    };
     for in_order in [true, false] {
-        let before = reads();
+        let log = tempfile::tempdir().unwrap();
+        let log = log.path().join("log");
+        // One each: nbdkit's log filter now and then crashes the server when a client with requests under way is gone.
+        let server = Server::nbdkit(&["--filter=log", "pattern", "1G", &format!("logfile={}", log.display())]);
+        let reads = || {
+            let log = std::fs::read_to_string(&log).unwrap();
+            log.lines().filter(|line| line.contains(" Read id=") && line.contains("count=0x100000")).count()
+        };
         let reader =
             DiskReader::open(&server.uri(), ReadOptions { in_flight: 6, connections: 3, ..options(MIB) }).unwrap();
         let mut chunks = if in_order { reader.chunks_in_order() } else { reader.chunks() };
         let mut hoard: Vec<_> = chunks.by_ref().take(10).collect();
         std::thread::sleep(Duration::from_millis(300));
         // 10 are here; 6 more may be on their way or wait.
-        let read = reads() - before;
+        let read = reads();
         assert!((10..=16).contains(&read), "{read}");
         hoard.extend(chunks.by_ref().take(100));
         assert_eq!(hoard.len(), 110);

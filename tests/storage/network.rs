@@ -282,25 +282,32 @@ fn over_a_distance_a_file_takes_few_round_trips() {
     let contents = vec![5; 300_000];
     // Makes the folder.
     storage.write(FileKind::Pack, NAME, &contents).unwrap();
-    let turns = |what: &str, wanted: u64, call: &dyn Fn()| {
+    // A busy host splits what belongs together, and then counts more turns than were waited for; never fewer.
+    let turns = |what: &str, wanted: u64, call: &dyn Fn(&str)| {
         // What nobody waits for passes too.
         let settle = || std::thread::sleep(Duration::from_millis(400));
-        let before = proxy.turns();
-        call();
-        settle();
-        assert_eq!(proxy.turns() - before, wanted, "{what}");
+        let measured = ["bb", "cc", "dd"].map(|folder| {
+            let name = format!("{folder}{}", &NAME[2..]);
+            let before = proxy.turns();
+            call(&name);
+            settle();
+            proxy.turns() - before
+        });
+        assert_eq!(measured.iter().min(), Some(&wanted), "{what}: {measured:?}");
     };
-    const OTHER: &str = "bb0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
-    turns("write into a new folder", 6, &|| storage.write(FileKind::Pack, OTHER, &contents).unwrap());
+    turns("write into a new folder", 6, &|name| storage.write(FileKind::Pack, name, &contents).unwrap());
     // Of a file that was read the last turn is that it is closed, which nobody waits for.
-    turns("write", 3, &|| storage.write(FileKind::Pack, NAME, &contents).unwrap());
-    turns("read_range", 3, &|| drop(storage.read_range(FileKind::Pack, NAME, 10, 200_000).unwrap()));
-    turns("read", 4, &|| drop(storage.read(FileKind::Pack, NAME).unwrap()));
-    storage.write(FileKind::Lock, NAME, &contents[..100]).unwrap();
-    turns("read a short one", 3, &|| assert!(storage.read(FileKind::Lock, NAME).unwrap() == contents[..100]));
-    turns("remove a lock", 1, &|| storage.remove(FileKind::Lock, NAME).unwrap());
-    turns("list", 3, &|| drop(storage.list(FileKind::Index).unwrap()));
-    turns("size", 1, &|| assert_eq!(storage.size(FileKind::Pack, NAME).unwrap(), contents.len() as u64));
-    turns("remove", 2, &|| storage.remove(FileKind::Pack, NAME).unwrap());
+    turns("write", 3, &|name| storage.write(FileKind::Pack, name, &contents).unwrap());
+    turns("read_range", 3, &|name| drop(storage.read_range(FileKind::Pack, name, 10, 200_000).unwrap()));
+    turns("read", 4, &|name| drop(storage.read(FileKind::Pack, name).unwrap()));
+    for folder in ["bb", "cc", "dd"] {
+        storage.write(FileKind::Lock, &format!("{folder}{}", &NAME[2..]), &contents[..100]).unwrap();
+    }
+    turns("read a short one", 3, &|name| assert!(storage.read(FileKind::Lock, name).unwrap() == contents[..100]));
+    turns("remove a lock", 1, &|name| storage.remove(FileKind::Lock, name).unwrap());
+    turns("list", 3, &|_| drop(storage.list(FileKind::Index).unwrap()));
+    turns("size", 1, &|name| assert_eq!(storage.size(FileKind::Pack, name).unwrap(), contents.len() as u64));
+    turns("remove", 2, &|name| storage.remove(FileKind::Pack, name).unwrap());
+    storage.remove(FileKind::Pack, NAME).unwrap();
     assert!(storage.read_range(FileKind::Pack, NAME, 0, 1).unwrap_err().is_not_found());
 }
