@@ -150,7 +150,7 @@ impl Connection {
         self.broken.get()
     }
 
-    /// Something new is asked for, or the server has made progress: the time that it may take begins anew.
+    /// Something new is asked for, or the server has made progress: the time that it may take starts again.
     pub fn restart_progress(&self) {
         self.progress.restart();
     }

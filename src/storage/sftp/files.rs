@@ -148,7 +148,7 @@ impl SftpClient {
         self.wire.connection().is_openssh()
     }
 
-    /// Something new is asked for: the time that the server may take begins anew.
+    /// Something new is asked for: the time that the server may take starts again.
     pub fn restart_progress(&self) {
         self.wire.connection().restart_progress();
     }
