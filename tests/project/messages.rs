@@ -284,7 +284,7 @@ fn server() -> String {
 
 fn of_servers() -> Vec<sftp::Error> {
     use sftp::Error;
-    let (algorithm, fingerprint) = || -> (String, String) { ("ssh-ed25519".into(), "SHA256:abc".into()) }();
+    let (algorithm, fingerprint) = ("ssh-ed25519".to_owned(), "SHA256:abc".to_owned());
     let path = || PathBuf::from("/root/.ssh/known_hosts");
     vec![
         Error::SshConfig { path: "/root/.ssh/config".into(), reason: "ProxyJump is not supported".into() },
