@@ -212,7 +212,7 @@ impl Manifest {
         }
         for file in &manifest.files {
             let name = match file.role {
-                Role::Tpm => file.name.strip_prefix(crate::capture::tpm::FOLDER).unwrap_or_default(),
+                Role::Tpm => file.name.strip_prefix(crate::capture::domain_xml::tpm::FOLDER).unwrap_or_default(),
                 _ => &file.name,
             };
             if !is_plain_name(name) {
