@@ -12,8 +12,8 @@
 //! | [`copy`] | points from one repository to another, and which are there or are yet to come |
 //! | [`backup`] | the three above for one machine, in the commit order |
 //! | [`chain`] | what a backup can continue, disk by disk, and why not |
-//! | [`lineage`] | which points are one machine's |
-//! | [`points`] | find restore points, by id or by time |
+//! | [`points`] | find restore points, by id or by time, and open them; which are one machine's |
+//! | [`repo_lock`], [`locked_repo`] | locks of a repository, and what it has while one is held |
 //! | [`latest_points`] | the newest point of each machine, quickly |
 //! | [`verify`], [`verify_sampling`] | prove points, all of them or a part at a time |
 //! | [`pin`] | keep a point whatever the retention says |
@@ -33,7 +33,6 @@ pub mod guard;
 pub mod hash;
 pub mod inventory;
 pub mod latest_points;
-pub mod lineage;
 pub mod locked_repo;
 mod lost_chunks;
 pub mod manifest;
@@ -45,6 +44,7 @@ pub mod prune;
 pub mod push;
 pub mod release;
 pub mod remote;
+pub mod repo_lock;
 pub mod restore;
 pub mod snapshot;
 pub mod store_disk;
