@@ -3,6 +3,7 @@
 use super::manifest::Manifest;
 use super::points::{self, Description, OpenPoint, PointRef};
 use super::{Result, Stop};
+use crate::failpoint::{self, Failpoint};
 use crate::repo::{self, Id, Index, LockMode, PendingLock, Permit, RepoLock, Repository};
 use rand::Rng;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +22,9 @@ const WATCH: Duration = Duration::from_millis(100);
 
 /// Takes a lock, waiting for whoever is in the way; Ctrl-C ends the waiting.
 pub fn lock(repo: &Repository, mode: LockMode, stop: &Stop) -> Result<RepoLock> {
-    patiently(stop, || repo.lock(mode, Duration::ZERO))
+    let lock = patiently(stop, || repo.lock(mode, Duration::ZERO))?;
+    failpoint::hit(Failpoint::LockTaken);
+    Ok(lock)
 }
 
 fn patiently<T>(stop: &Stop, take: impl Fn() -> repo::Result<T>) -> Result<T> {
@@ -123,7 +126,7 @@ impl LockedRepo {
             stop.check()?;
             if recovered > 0 {
                 tracing::info!("{recovered} packs of a run that was ended are used");
-                view.index = Arc::new(repo.load_index()?);
+                view.index = repo.load_index()?;
             }
         }
         Ok(LockedRepo { view, permit })
@@ -167,7 +170,7 @@ impl RepoView {
             (repo.load_index(), points.join().ok().flatten())
         });
         let points = points.map_or_else(OnceLock::new, |(points, _)| points.into());
-        Ok(RepoView { repo: repo.clone(), index: Arc::new(index?), points, described: Mutex::default() })
+        Ok(RepoView { repo: repo.clone(), index: index?, points, described: Mutex::default() })
     }
 
     /// Its points, oldest first, as of the moment it was locked: since then none can be gone.

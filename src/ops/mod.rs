@@ -47,6 +47,7 @@ pub mod release;
 pub mod remote;
 pub mod restore;
 pub mod snapshot;
+mod storable;
 pub mod store_disk;
 mod threads;
 pub mod verify;

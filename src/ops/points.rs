@@ -17,6 +17,7 @@ use crate::storage;
 use crate::units::ShortDuration;
 use chrono::{DateTime, Duration, FixedOffset, Local, NaiveDate, NaiveDateTime};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// The tag that marks kvmb's snapshots among others in a repository.
 pub const TAG: &str = "kvmb";
@@ -150,7 +151,7 @@ pub fn lock_for_reading(repo: &Repository, monitor: &dyn Monitor, stop: &Stop) -
 }
 
 /// Loads the index as far as it can be read; what it lost shows up in the points that are hit.
-pub fn load_index_for_reading(repo: &Repository, monitor: &dyn Monitor) -> Result<Index> {
+pub fn load_index_for_reading(repo: &Repository, monitor: &dyn Monitor) -> Result<Arc<Index>> {
     let (index, damaged) = repo.load_index_with_damage()?;
     for (_, error) in damaged {
         monitor.warn(&error.to_string());

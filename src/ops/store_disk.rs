@@ -83,9 +83,9 @@ pub struct DiskTask<'a> {
 
 impl DiskTask<'_> {
     /// Waits until so many bytes may be read. What is read ahead is little, so it serves as well just after reading.
-    pub(super) fn keep_pace(&self, bytes: usize) {
+    pub(super) fn keep_pace(&self, bytes: usize, stop: &Stop) {
         if let Some(pace) = self.pace {
-            pace.acquire(bytes);
+            pace.acquire_while(bytes, || !stop.requested());
         }
     }
 }
@@ -203,7 +203,7 @@ impl StoreWorker<'_, '_> {
                     self.add(Piece::new(first, count, RunKind::Chunk(MappedChunk::Zero)))
                 }
                 nbd::Chunk::Data { index, bytes, .. } => {
-                    self.task.keep_pace(bytes.len());
+                    self.task.keep_pace(bytes.len(), self.stop);
                     self.store(index, &bytes)?;
                 }
                 nbd::Chunk::Clean { first, count, zero } => {

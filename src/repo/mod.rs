@@ -13,7 +13,7 @@
 //! # Memory
 //! | what | how much |
 //! | --- | --- |
-//! | [`Index`] | 48 bytes a blob |
+//! | [`Index`] | 50 bytes a blob, once for all who use the [`Repository`] |
 //! | [`Content`] | 32 bytes a blob, a run of the same id counts as one |
 //! | [`Writer`] | about `(3 + Storage::parallel) · pack_bytes`, two chunks a calling thread, 40-80 bytes a new blob |
 //! | [`read_blobs`] | 8 MiB and a blob (sealed and plain) a thread, 32 bytes an id |
@@ -31,6 +31,8 @@ pub mod foreign;
 mod host;
 mod id;
 mod index;
+mod index_cache;
+mod index_table;
 mod key;
 mod lock;
 mod orphaned_packs;
@@ -56,6 +58,7 @@ use crate::storage::{FileKind, Storage};
 use config::RepoConfig;
 use creation::Created;
 use crypto::{OpenError, SealKey};
+use index_cache::IndexCache;
 use key::KeyFile;
 
 pub use check::{CheckOptions, CheckReport, RepoDamage, check};
@@ -65,6 +68,7 @@ pub use crypto::Password;
 pub use error::{Error, Flaw, Result};
 pub use id::{Id, ParseIdError};
 pub use index::{BlobLocation, Index};
+pub use index_cache::IndexWithDamage;
 pub use key::KeyInfo;
 pub use lock::{LockInfo, LockMode, LockTiming, PendingLock, Permit, RepoLock};
 pub use orphaned_packs::PackRecovery;
@@ -102,6 +106,13 @@ struct Inner {
     key: SealKey,
     key_id: Id,
     config: RepoConfig,
+    index_cache: IndexCache,
+}
+
+impl Inner {
+    fn new(storage: Arc<dyn Storage>, url: String, (key_id, key, config): (Id, SealKey, RepoConfig)) -> Arc<Inner> {
+        Arc::new(Inner { storage, url, key, key_id, config, index_cache: IndexCache::default() })
+    }
 }
 
 impl fmt::Debug for Repository {
@@ -119,7 +130,7 @@ impl Repository {
     pub fn create(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
         let url = storage.url();
         let Created { key, key_id, config } = creation::create(&*storage, password)?;
-        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), host_folder: None })
+        Ok(Repository { inner: Inner::new(storage, url, (key_id, key, config)), host_folder: None })
     }
 
     /// Whether there is a repository. Where the folders of one are missing, there is none.
@@ -135,8 +146,8 @@ impl Repository {
     /// seconds.
     pub fn open(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
         let url = storage.url();
-        let (key_id, key, config) = creation::wait_for_creator(|| open_config(&*storage, &url, password))?;
-        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), host_folder: None })
+        let opened = creation::wait_for_creator(&*storage, || open_config(&*storage, &url, password))?;
+        Ok(Repository { inner: Inner::new(storage, url, opened), host_folder: None })
     }
 
     /// The same repository, of which this host remembers something from run to run, below kvmb's data folder.
@@ -199,18 +210,26 @@ impl Repository {
         RepoLock::acquire(self.clone(), mode, wait, timing)
     }
 
-    /// Reads every index file. Do it after locking.
-    pub fn load_index(&self) -> Result<Index> {
-        let (index, mut damaged) = Index::load(self)?;
+    /// What the index files name. Do it after locking. Only those are read that are new since this process read them last:
+    /// all machines of a run share one index.
+    pub fn load_index(&self) -> Result<Arc<Index>> {
+        let (index, mut damaged) = self.inner.index_cache.load(self)?;
         match damaged.is_empty() {
             true => Ok(index),
             false => Err(damaged.swap_remove(0).1),
         }
     }
 
-    /// Reads every index file that can be read, and says which cannot: for `verify` and for rescuing what is left.
-    pub fn load_index_with_damage(&self) -> Result<(Index, Vec<(Id, Error)>)> {
-        Index::load(self)
+    /// As [`Repository::load_index`], and reads every file again: for whoever removes what no index file names.
+    pub fn reload_index(&self) -> Result<Arc<Index>> {
+        self.inner.index_cache.clear();
+        self.load_index()
+    }
+
+    /// As [`Repository::load_index`], from the index files that can be read; says which cannot: for `verify` and for rescuing
+    /// what is left.
+    pub fn load_index_with_damage(&self) -> Result<IndexWithDamage> {
+        self.inner.index_cache.load(self)
     }
 
     /// All snapshots, oldest first; those that cannot be read are listed apart.
