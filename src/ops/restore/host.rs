@@ -3,9 +3,9 @@
 //! libvirt takes such a definition and refuses to start the machine; so it is said before anything is written, with what
 //! solves it.
 
-use super::plan::PlannedDisk;
+use super::planned::PlannedDisk;
+use crate::capture::domain_xml::references::{Reference, references};
 use crate::capture::pools::VolumePlace;
-use crate::capture::references::{Reference, references};
 use crate::capture::{self, Hypervisor};
 use crate::ops::Result;
 use std::collections::BTreeSet;

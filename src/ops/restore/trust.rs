@@ -5,10 +5,10 @@
 //! has it, and name and UUID must be the definition's. ([`Manifest::parse`](crate::ops::manifest::Manifest::parse) has
 //! looked at what can be judged without the definition: sizes, and names that lead elsewhere.)
 
-use super::plan::RestoreRequest;
+use super::request::RestoreRequest;
 use crate::capture::connection::nvram_folder;
-use crate::capture::definition::{Definition, Device};
-use crate::capture::tpm;
+use crate::capture::domain_xml::definition::{Definition, Device};
+use crate::capture::domain_xml::tpm;
 use crate::ops::manifest::{Manifest, ManifestDisk, ManifestFile, Role};
 use crate::ops::points::OpenPoint;
 use crate::ops::{Error, Result};

@@ -1,0 +1,330 @@
+//! Opens a capture of a machine that is off.
+//!
+//! ```text
+//!  definition + headers → layers → block graph ─┬─ what the definition names ──► daemon with leave to read ──► socket «nbd»
+//!                                               └─ what only headers name ─────► daemon without it ──────────► socket «side»
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::{OpenOptionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use chrono::Local;
+use zeroize::Zeroizing;
+
+use super::plan::{DiskRequest, OpenRequest, format_of, identity_at, read_mode, targets_with_new_bitmap, wanted_disks};
+use crate::capture::agent::Consistency;
+use crate::capture::copies;
+use crate::capture::domain_xml::definition::{DefinedDisk, Definition};
+use crate::capture::domain_xml::source::SecretRef;
+use crate::capture::error::{Error, Result};
+use crate::capture::ffi;
+use crate::capture::holders;
+use crate::capture::images;
+use crate::capture::machine::{Machine, Which};
+use crate::capture::offline::block_graph::{self, Found, Graph, Storage};
+use crate::capture::offline::image_lookup::HostImages;
+use crate::capture::offline::offline_fingerprint::OfflineFingerprint;
+use crate::capture::offline::qemu_user::{Privilege, QemuUser};
+use crate::capture::offline::storage_daemon::{self, Export, Refused, SERVER_SOCKETS, ServeRequest};
+use crate::capture::runtime::{self, RuntimeDirs};
+use crate::capture::state::{CaptureFile, CaptureKind, CaptureState, CapturedDisk, DiskServer};
+use crate::failpoint::{self, Failpoint};
+
+/// A disk that is going to be served.
+struct OffDisk {
+    captured: CapturedDisk,
+    layers: Vec<Found>,
+    graph: Graph,
+    keeps_bitmaps: bool,
+}
+
+/// Opens the disks of a machine that is off; `state` says what is there, whatever happens.
+pub(super) fn open_off(
+    runtime: &RuntimeDirs,
+    machine: &Machine,
+    definition: &Definition,
+    request: &OpenRequest,
+    file: &CaptureFile,
+    state: &mut CaptureState,
+) -> Result<()> {
+    state.kind = CaptureKind::Offline;
+    state.consistency = Consistency::Offline;
+    state.socket_folder = runtime.socket_folder().join(file.id());
+    // Known before it is there: whoever clears after a kill goes by the state.
+    file.save(state)?;
+    let user = QemuUser::of(machine, definition, wanted_disks(definition, request).map(|(disk, _)| disk))?;
+    runtime::make_daemon_folder(&state.socket_folder, user.owner)?;
+    let images = HostImages { machine, user };
+    let mut disks = Vec::new();
+    for (at, (disk, wanted)) in wanted_disks(definition, request).enumerate() {
+        let off = off_disk(&images, at, disk, wanted, &state.socket_folder)?;
+        runtime::check_socket_path(&off.captured.socket)?;
+        state.disks.push(CapturedDisk { has_new_bitmap: off.keeps_bitmaps, ..off.captured.clone() });
+        disks.push(off);
+    }
+    start_chain(request, file, state)?;
+    // Before anybody can read; our own bitmaps are in the images by now.
+    let mut still = OfflineFingerprint::note(machine, state);
+    let opening = Opening { machine, request, file, user, disks: &disks };
+    opening.serve(state)?;
+    failpoint::hit(Failpoint::Begun);
+    state.captured_at = Local::now().fixed_offset();
+    // From the first server on, QEMU's locks keep the machine from starting; before it, it may just have been started.
+    if machine.is_running()? {
+        return Err(Error::StartedMeanwhile { machine: machine.name().to_owned() });
+    }
+    if machine.has_saved_memory().unwrap_or(false) {
+        state.freeze_note =
+            Some("the machine is suspended to disk; its saved memory is not part of the backup".to_owned());
+        state.consistency = Consistency::Crash;
+    }
+    state.definition_xml = machine.definition_xml(Which::Inactive, true)?;
+    still.note_opened(state, file.folder());
+    state.stillness = Some(still);
+    copies::copy_files(definition, file, state);
+    Ok(())
+}
+
+/// What the daemons of one capture are started with.
+struct Opening<'a> {
+    machine: &'a Machine,
+    request: &'a OpenRequest,
+    file: &'a CaptureFile,
+    user: QemuUser,
+    disks: &'a [OffDisk],
+}
+
+impl Opening<'_> {
+    /// Starts the daemons: the one without privileges first, since the other reads from it.
+    fn serve(&self, state: &mut CaptureState) -> Result<()> {
+        for privilege in [Privilege::None, Privilege::ReadAll] {
+            self.start(privilege, state)?;
+        }
+        for disk in state.disks.iter_mut().filter(|disk| disk.capacity_bytes == 0) {
+            disk.capacity_bytes = images::size_of_export(&disk.nbd_uri)?;
+        }
+        Ok(())
+    }
+
+    fn start(&self, privilege: Privilege, state: &mut CaptureState) -> Result<()> {
+        let is_side = privilege == Privilege::None;
+        let (mut nodes, mut exports, mut secrets) = (Vec::new(), Vec::new(), Vec::new());
+        for (disk, captured) in self.disks.iter().zip(&state.disks) {
+            if disk.graph.is_unprivileged == is_side {
+                nodes.extend(disk.graph.nodes.iter().cloned());
+                exports.push(Export {
+                    name: captured.export.clone(),
+                    node: disk.graph.top.clone(),
+                    bitmap: captured.parent_checkpoint.clone(),
+                });
+                secrets.extend(disk.graph.secrets.iter().map(|(id, secret)| (captured.target.as_str(), id, secret)));
+            } else if is_side {
+                for side in &disk.graph.sides {
+                    nodes.push(side.node.clone());
+                    exports.push(Export { name: side.name.clone(), node: side.name.clone(), bitmap: None });
+                }
+            }
+        }
+        if exports.is_empty() {
+            return Ok(());
+        }
+        let socket = socket_of(&state.socket_folder, is_side);
+        let mut files = SecretFiles::default();
+        for (target, id, secret) in secrets {
+            let value = self.secret_value(target, id, secret)?;
+            files.add(state.socket_folder.join(format!("{id}.secret")), id, &value, self.user)?;
+        }
+        let served = storage_daemon::serve(&ServeRequest {
+            nodes,
+            exports,
+            secrets: files.0.clone(),
+            socket: socket.clone(),
+            log: self.file.folder().join(if is_side { "side.log" } else { "disks.log" }),
+            lease: self.request.server_lease(),
+            dies_with_us: self.request.owned,
+            user: self.user,
+            privilege,
+        })?;
+        drop(files);
+        let process = served.map_err(|refused| self.explain(refused, is_side))?;
+        state.servers.push(DiskServer { process, socket });
+        self.file.save(state)
+    }
+
+    fn secret_value(&self, target: &str, id: &str, secret: &SecretRef) -> Result<Zeroizing<Vec<u8>>> {
+        if id.ends_with("-key")
+            && let Some(path) = self.request.luks_key_files.get(target)
+        {
+            return fs::read(path).map(Zeroizing::new).map_err(Error::io("read", path));
+        }
+        let secret = secret.clone();
+        let action = || format!("read the secret of disk {target}");
+        self.machine.call(action, move |domain| ffi::secret_value(&domain.connect()?, &secret)).map_err(|error| {
+            if error.is_no_answer() {
+                return error;
+            }
+            Error::SecretUnavailable {
+                machine: self.machine.name().to_owned(),
+                disk: target.to_owned(),
+                message: error.to_string(),
+            }
+        })
+    }
+
+    /// Why a daemon could not open everything.
+    fn explain(&self, Refused(message): Refused, is_side: bool) -> Error {
+        let machine = self.machine.name().to_owned();
+        let concerned = self.disks.iter().filter(|disk| match is_side {
+            true => disk.graph.is_unprivileged || !disk.graph.sides.is_empty(),
+            false => !disk.graph.is_unprivileged,
+        });
+        // The message names a file, and so its disk.
+        let names = |disk: &&OffDisk| disk.layers.iter().flat_map(Found::paths).any(|path| names_file(&message, path));
+        let all: Vec<&OffDisk> = concerned.collect();
+        let named: Vec<&OffDisk> = all.iter().copied().filter(names).collect();
+        let disks = if named.is_empty() { &all } else { &named };
+        let disk = disks.iter().map(|disk| disk.captured.target.as_str()).collect::<Vec<_>>().join(", ");
+        if message.contains("Permission denied") {
+            return Error::DiskNotReadable { machine, disk, message, is_of_header: is_side };
+        }
+        if message.contains("another process using the image") {
+            let paths = disks.iter().flat_map(|disk| disk.layers.iter().flat_map(Found::paths));
+            return Error::ImageHeld { machine, holders: holders::writers_of(paths), message };
+        }
+        if message.contains("Unknown driver") || message.contains("does not accept value") {
+            let image = disks.iter().map(|disk| disk.layers[0].storage.address()).collect::<Vec<_>>().join(", ");
+            return Error::UnsupportedImage { image, reason: message };
+        }
+        let subject = if disk.is_empty() { machine } else { format!("{machine}/{disk}") };
+        Error::Program { program: storage_daemon::PROGRAM, subject, message }
+    }
+}
+
+fn names_file(message: &str, path: &Path) -> bool {
+    message.contains(&format!("'{}'", path.display())) || message.contains(&format!("[{}]", path.display()))
+}
+
+fn socket_of(folder: &Path, is_side: bool) -> PathBuf {
+    folder.join(SERVER_SOCKETS[usize::from(is_side)])
+}
+
+/// Files with secrets, by the names of their objects; gone when this is.
+#[derive(Default)]
+struct SecretFiles(Vec<(String, PathBuf)>);
+
+impl SecretFiles {
+    fn add(&mut self, path: PathBuf, id: &str, value: &[u8], user: QemuUser) -> Result<()> {
+        let created = OpenOptions::new().write(true).create_new(true).mode(0o400).open(&path);
+        let mut file = created.map_err(Error::io("create", &path))?;
+        self.0.push((id.to_owned(), path.clone()));
+        if user != QemuUser::ourselves() {
+            fchown(&file, Some(user.owner.0), Some(user.owner.1)).map_err(Error::io("hand over", &path))?;
+        }
+        file.write_all(value).map_err(Error::io("write", &path))
+    }
+}
+
+impl Drop for SecretFiles {
+    fn drop(&mut self) {
+        for (_, path) in &self.0 {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Puts new bitmaps into the images of a machine that is off, where a disk that could have one has none to continue: what the
+/// guest writes from its next start on is then known. Entered with `has_new_bitmap` saying which disks could have one.
+fn start_chain(request: &OpenRequest, file: &CaptureFile, state: &mut CaptureState) -> Result<()> {
+    let starts = state.disks.iter().any(|disk| disk.has_new_bitmap && disk.parent_checkpoint.is_none());
+    let name = request.checkpoint.as_ref().filter(|_| starts);
+    match name {
+        Some(name) => {
+            state.checkpoint = Some(name.clone());
+            state.checkpoint_disks = targets_with_new_bitmap(state);
+        }
+        None => state.disks.iter_mut().for_each(|disk| disk.has_new_bitmap = false),
+    }
+    // What is begun is known before it begins: every socket, and every bitmap.
+    file.save(state)?;
+    failpoint::hit(Failpoint::CaptureNoted);
+    let Some(name) = name else {
+        return Ok(());
+    };
+    for disk in state.disks.iter_mut().filter(|disk| disk.has_new_bitmap) {
+        let Some(image) = disk.image.first() else { continue };
+        if let Err(error) = images::add_bitmap(Path::new(&image.path), name) {
+            // Somebody has it open, or it may not be written: it is read in full next time.
+            tracing::debug!("{error}");
+            disk.has_new_bitmap = false;
+        }
+    }
+    state.checkpoint_disks = targets_with_new_bitmap(state);
+    if state.checkpoint_disks.is_empty() {
+        state.checkpoint = None;
+    }
+    file.save(state)?;
+    failpoint::hit(Failpoint::BitmapsAdded);
+    Ok(())
+}
+
+fn off_disk(
+    images: &HostImages,
+    at: usize,
+    disk: &DefinedDisk,
+    wanted: &DiskRequest,
+    sockets: &Path,
+) -> Result<OffDisk> {
+    let layers = block_graph::chain(disk, images)?;
+    let graph = block_graph::build(&format!("d{at}"), &layers, &socket_of(sockets, true))?;
+    let top = &layers[0];
+    let mut bitmap = None;
+    let mut reason = wanted.full_reason.clone();
+    if let Some(parent) = &wanted.parent {
+        match top.header.bitmaps.iter().find(|bitmap| bitmap.name == *parent) {
+            Some(found) if found.is_usable() => bitmap = Some(parent.clone()),
+            Some(_) => reason = Some(format!("the bitmap {parent} was not closed properly")),
+            None => reason = Some(format!("the bitmap {parent} is not in the image")),
+        }
+    }
+    let socket = socket_of(sockets, graph.is_unprivileged);
+    let keeps_bitmaps =
+        disk.keeps_bitmaps() && top.header.keeps_bitmaps && top.slice.is_none() && top.encryption.is_none();
+    let captured = CapturedDisk {
+        target: disk.target.clone(),
+        nbd_uri: runtime::nbd_uri(&socket, &disk.target),
+        socket,
+        export: disk.target.clone(),
+        capacity_bytes: capacity_of(top),
+        format: format_of(disk).to_owned(),
+        read_mode: read_mode(bitmap.as_ref()),
+        read_mode_reason: reason,
+        dirty_context: bitmap.as_deref().map(storage_daemon::dirty_context),
+        parent_checkpoint: bitmap,
+        has_new_bitmap: false,
+        scratch: None,
+        image: layers.iter().flat_map(identities_of).collect(),
+    };
+    Ok(OffDisk { captured, keeps_bitmaps: keeps_bitmaps && top.storage.path().is_some(), layers, graph })
+}
+
+fn identities_of(layer: &Found) -> Vec<images::ImageIdentity> {
+    let identity = |storage: &Storage, format: &str| identity_at(storage.path(), storage.address(), format);
+    let mut identities = vec![identity(&layer.storage, &layer.format)];
+    identities.extend(layer.data_file.iter().map(|data| identity(&data.storage, "raw")));
+    identities
+}
+
+/// What the guest sees; 0 where only the daemon can tell.
+fn capacity_of(top: &Found) -> u64 {
+    const SECTOR_BYTES: u64 = 512;
+    if let Some(capacity_bytes) = top.header.capacity_bytes {
+        return capacity_bytes;
+    }
+    if top.format != "raw" || top.encryption.is_some() {
+        return 0;
+    }
+    let length = || File::open(top.storage.path()?).ok()?.seek(SeekFrom::End(0)).ok();
+    top.slice.map(|slice| slice.size_bytes).or_else(length).map_or(0, |bytes| bytes.next_multiple_of(SECTOR_BYTES))
+}

@@ -1,0 +1,290 @@
+//! Opens a capture of a running machine: a libvirt backup job, and a checkpoint at the same instant.
+
+use super::plan::{
+    DiskRequest, OpenRequest, format_of, live_identity, read_mode, targets_with_new_bitmap, wanted_disks,
+};
+use crate::capture::agent::FreezeMode;
+use crate::capture::copies;
+use crate::capture::domain_folder::{domain_folder, is_domain_folder};
+use crate::capture::domain_xml::definition::Definition;
+use crate::capture::error::{Error, LibvirtErrorKind, Result};
+use crate::capture::job::{self, JobDisk, JobRequest, NewCheckpoint};
+use crate::capture::machine::{Machine, MachineState, PausedReason};
+use crate::capture::offline::image_lookup::read_header;
+use crate::capture::runtime::{self, RuntimeDirs};
+use crate::capture::state::{CaptureFile, CaptureState, CapturedDisk, ReadMode};
+use crate::failpoint::{self, Failpoint};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+/// How long libvirt may be at work on something else for the machine.
+const OTHER_JOB_PATIENCE: Duration = Duration::from_secs(30);
+
+pub(super) fn open_running(
+    runtime: &RuntimeDirs,
+    machine: &Machine,
+    live: &Definition,
+    request: &OpenRequest,
+    file: &CaptureFile,
+    state: &mut CaptureState,
+) -> Result<()> {
+    wait_for_other_job(machine)?;
+    if matches!(machine.state(), Ok(MachineState::Paused(PausedReason::Migration))) {
+        return Err(Error::NotResumed { machine: machine.name().to_owned() });
+    }
+    let owner = live.dac_owner.unwrap_or_else(runtime::our_owner);
+    let socket = job_socket(runtime, machine, live, file.id())?;
+    runtime::check_socket_path(&socket)?;
+    let scratch = request.scratch_dir.as_deref().unwrap_or_else(|| runtime.scratch_folder()).join(file.id());
+    state.socket_folder = socket.parent().unwrap_or(Path::new("/")).to_owned();
+    state.job_socket = Some(socket.clone());
+    state.scratch_folder = Some(scratch.clone());
+    state.disks = running_disks(machine, live, request, &socket, &scratch)?;
+    if let Some(name) = &request.checkpoint {
+        let covered: Vec<String> = targets_with_new_bitmap(state);
+        if !covered.is_empty() {
+            state.checkpoint = Some(name.clone());
+            state.checkpoint_disks = covered;
+        }
+    }
+    // If we are killed from here on, this is what the next run goes by: a thaw that is not needed does no harm.
+    state.thaw_due = request.freeze.mode != FreezeMode::Never && live.agent_connected;
+    file.save(state)?;
+    if !is_domain_folder(&state.socket_folder) {
+        runtime::make_qemu_folder(&state.socket_folder, owner)?;
+    }
+    runtime::make_qemu_folder(&scratch, owner)?;
+    failpoint::hit(Failpoint::CaptureNoted);
+    let begun = begin(machine, request, file, state)?;
+    state.captured_at = begun.captured_at;
+    state.consistency = begun.consistency;
+    state.freeze_note = begun.freeze_note;
+    state.thaw_due = begun.thaw_due;
+    state.definition_xml = begun.definition_xml;
+    state.live_definition_xml = begun.live_definition_xml;
+    for disk in &mut state.disks {
+        // While the job runs it stays what it is; it may have grown just before.
+        disk.capacity_bytes = machine.disk_info(&disk.target)?.capacity_bytes;
+    }
+    copies::copy_files(live, file, state);
+    Ok(())
+}
+
+/// Waits for a snapshot, a migration … to be done, and so for the next one to begin with a guest that is not frozen.
+fn wait_for_other_job(machine: &Machine) -> Result<()> {
+    let wait = machine.limits().wait(OTHER_JOB_PATIENCE);
+    loop {
+        match machine.expect_no_job() {
+            Err(Error::OtherJob { .. }) if !wait.is_over() => {
+                wait.check_stop()?;
+                thread::sleep(Duration::from_millis(100));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Where the job's socket goes. Under AppArmor or SELinux QEMU may only make one in the folder that libvirt keeps for the
+/// running machine.
+fn job_socket(runtime: &RuntimeDirs, machine: &Machine, live: &Definition, id: &str) -> Result<PathBuf> {
+    let confined = live.seclabel_models.iter().any(|model| matches!(model.as_str(), "apparmor" | "selinux"));
+    if confined {
+        match domain_folder(machine) {
+            Some(folder) => return Ok(folder.join(format!("kvmb-{id}"))),
+            None => tracing::warn!(
+                "{} is confined by a security module, but libvirt's folder for it was not found",
+                machine.name()
+            ),
+        }
+    }
+    Ok(runtime.socket_folder().join(id).join("nbd"))
+}
+
+fn running_disks(
+    machine: &Machine,
+    live: &Definition,
+    request: &OpenRequest,
+    socket: &Path,
+    scratch: &Path,
+) -> Result<Vec<CapturedDisk>> {
+    let parents = Parents::look_up(machine, request)?;
+    let mut disks = Vec::new();
+    for (disk, wanted) in wanted_disks(live, request) {
+        let info = machine.disk_info(&disk.target)?;
+        // A volume is the file or device that it is now.
+        let source = machine.resolve(&disk.source).unwrap_or_else(|_| disk.source.clone());
+        let header = source.path().filter(|_| disk.slice.is_none()).map(|path| read_header(path, format_of(disk)));
+        let keeps_bitmaps = match &header {
+            Some(Ok(header)) => disk.keeps_bitmaps() && header.keeps_bitmaps,
+            Some(Err(error)) => {
+                tracing::debug!("{error}");
+                disk.keeps_bitmaps()
+            }
+            None => disk.keeps_bitmaps(),
+        };
+        let (parent, reason) = parents.choose(wanted);
+        disks.push(CapturedDisk {
+            target: disk.target.clone(),
+            nbd_uri: runtime::nbd_uri(socket, &disk.target),
+            socket: socket.to_owned(),
+            export: disk.target.clone(),
+            capacity_bytes: info.capacity_bytes,
+            format: format_of(disk).to_owned(),
+            read_mode: read_mode(parent.as_ref()),
+            read_mode_reason: reason,
+            dirty_context: parent.as_ref().map(|_| job::dirty_context(&disk.target)),
+            parent_checkpoint: parent,
+            has_new_bitmap: request.checkpoint.is_some() && keeps_bitmaps,
+            scratch: Some(scratch.join(format!("{}.qcow2", disk.target))),
+            image: live_identity(disk, &source),
+        });
+    }
+    Ok(disks)
+}
+
+/// For each checkpoint asked for, the disks whose bitmap can be used.
+struct Parents {
+    usable: std::collections::HashMap<String, Vec<String>>,
+}
+
+impl Parents {
+    fn look_up(machine: &Machine, request: &OpenRequest) -> Result<Parents> {
+        let mut usable = std::collections::HashMap::new();
+        for parent in request.disks.iter().filter_map(|disk| disk.parent.as_ref()) {
+            if usable.contains_key(parent) {
+                continue;
+            }
+            let mut sizes = machine.usable_bitmaps(parent)?;
+            if sizes.is_empty() {
+                bring_back(machine, parent, request);
+                sizes = machine.usable_bitmaps(parent)?;
+            }
+            usable.insert(parent.clone(), sizes.into_keys().collect());
+        }
+        Ok(Parents { usable })
+    }
+
+    /// The parent to use for a disk, or why there is none.
+    fn choose(&self, wanted: &DiskRequest) -> (Option<String>, Option<String>) {
+        let Some(parent) = &wanted.parent else {
+            return (None, wanted.full_reason.clone());
+        };
+        let usable = self.usable.get(parent).is_some_and(|disks| disks.contains(&wanted.target));
+        if usable { (Some(parent.clone()), None) } else { (None, Some(format!("the bitmap {parent} cannot be used"))) }
+    }
+}
+
+/// A checkpoint may be forgotten while its bitmaps live on (undefine, rename, another host): try to make it known again.
+fn bring_back(machine: &Machine, checkpoint: &str, request: &OpenRequest) {
+    match machine.checkpoints() {
+        Ok(names) if !names.iter().any(|name| name == checkpoint) => {}
+        _ => return,
+    }
+    let mut disks: Vec<&str> = request
+        .disks
+        .iter()
+        .filter(|disk| disk.parent.as_deref() == Some(checkpoint))
+        .map(|disk| disk.target.as_str())
+        .collect();
+    while !disks.is_empty() {
+        let Err(error) = machine.redefine_checkpoint(checkpoint, &disks) else {
+            return;
+        };
+        tracing::debug!("{error}");
+        // One disk without its bitmap does not keep the others from theirs.
+        let LibvirtErrorKind::BitmapBroken { disk: Some(broken) } = error.meaning() else {
+            return;
+        };
+        let before = disks.len();
+        disks.retain(|disk| *disk != broken);
+        if disks.len() == before {
+            return;
+        }
+    }
+}
+
+/// Begins the job. A bitmap that turns out to be broken after all costs its disk a full read, not the backup.
+fn begin(machine: &Machine, request: &OpenRequest, file: &CaptureFile, state: &mut CaptureState) -> Result<job::Begun> {
+    loop {
+        let wanted = job_request(state);
+        let error = match machine.begin_backup(&wanted, request.freeze) {
+            Ok(begun) => return Ok(begun),
+            Err(error) => error,
+        };
+        let reason = error.to_string();
+        let gave_way = match error.meaning() {
+            LibvirtErrorKind::BitmapBroken { disk } => {
+                read_in_full(state, |at| disk.as_ref().is_none_or(|disk| *disk == at.target), &reason)
+            }
+            LibvirtErrorKind::CheckpointMissing => read_in_full(state, |_| true, &reason),
+            LibvirtErrorKind::BitmapUnsupported => leave_out_of_checkpoint(state, &reason),
+            _ => false,
+        };
+        if !gave_way {
+            return Err(error);
+        }
+        tracing::warn!("{error}");
+        file.save(state)?;
+    }
+}
+
+fn job_request(state: &CaptureState) -> JobRequest {
+    JobRequest {
+        socket: state.job_socket.clone().unwrap_or_default(),
+        disks: state
+            .disks
+            .iter()
+            .map(|disk| JobDisk {
+                target: disk.target.clone(),
+                scratch: disk.scratch.clone().unwrap_or_default(),
+                parent: disk.parent_checkpoint.clone(),
+            })
+            .collect(),
+        skipped: state.skipped.iter().map(|skipped| skipped.target.clone()).collect(),
+        checkpoint: state
+            .checkpoint
+            .as_ref()
+            .map(|name| NewCheckpoint { name: name.clone(), disks: state.checkpoint_disks.clone() }),
+    }
+}
+
+/// Says whether that changed anything.
+fn read_in_full(state: &mut CaptureState, which: impl Fn(&CapturedDisk) -> bool, reason: &str) -> bool {
+    let mut changed = false;
+    for disk in &mut state.disks {
+        if disk.parent_checkpoint.is_some() && which(disk) {
+            disk.parent_checkpoint = None;
+            disk.dirty_context = None;
+            disk.read_mode = ReadMode::Full;
+            disk.read_mode_reason = Some(reason.to_owned());
+            changed = true;
+        }
+    }
+    changed
+}
+
+/// Takes the disk that libvirt names out of the new checkpoint; every disk when it names none. Says whether that changed
+/// anything.
+fn leave_out_of_checkpoint(state: &mut CaptureState, reason: &str) -> bool {
+    if state.checkpoint_disks.is_empty() {
+        return false;
+    }
+    let named: Vec<String> = state
+        .checkpoint_disks
+        .iter()
+        .filter(|target| {
+            reason.split(|character: char| !character.is_ascii_alphanumeric()).any(|word| word == target.as_str())
+        })
+        .cloned()
+        .collect();
+    let out = if named.is_empty() { state.checkpoint_disks.clone() } else { named };
+    state.checkpoint_disks.retain(|target| !out.contains(target));
+    for disk in &mut state.disks {
+        disk.has_new_bitmap &= !out.contains(&disk.target);
+    }
+    if state.checkpoint_disks.is_empty() {
+        state.checkpoint = None;
+    }
+    true
+}
