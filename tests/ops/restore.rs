@@ -6,11 +6,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::support::backups::{MIB, backup, images_of, init, names_in, new_folder, noise, stopped_at, text};
+use crate::support::backups::{MIB, backup, images_of, init, names_in, new_folder, noise, text};
 use crate::support::call::{Call, Output, Running};
 use crate::support::tmpfs::Tmpfs;
-use crate::support::{Disk, DiskModel, Env, Machine, wait_until};
-use kvmb::failpoint::Failpoint;
+use crate::support::{Disk, Env, Machine, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -488,48 +487,4 @@ fn an_image_that_has_its_room_is_restored_whatever_others_take_meanwhile() {
         let (path, format) = (restored["path"].as_str().unwrap(), restored["format"].as_str().unwrap());
         machine.models()[disk].assert_image_equals(path.as_ref(), format);
     }
-}
-
-/// Killed at any step, every disk is the old one or the new one, and never a part of one.
-#[test]
-fn killed_at_any_step_of_a_restore_each_disk_is_whole_and_the_next_one_finishes() {
-    let env = Env::new("killed restore");
-    let machine = machine_with_a_point(&env);
-    let then = machine.models();
-    for (seed, step) in (10..).zip(Failpoint::RESTORE) {
-        machine.write_bytes("vda", 0, &noise(seed, MIB));
-        machine.write_bytes("vdb", 0, &noise(seed + 100, MIB));
-        let now = machine.models();
-        machine.disconnect();
-        let running = stopped_at(restore(&env, &["vm1", "--overwrite"]), step);
-        running.kill();
-        running.wait();
-        let mut placed = 0;
-        for target in machine.targets() {
-            let (image, format) = (machine.image(&target), machine.format(&target));
-            let found = DiskModel::from_image(image, format);
-            let is_new = then[&target].first_difference(&found).is_none();
-            let is_old = now[&target].first_difference(&found).is_none();
-            assert!(is_new || is_old, "{step:?}: {target} is neither old nor new");
-            placed += usize::from(is_new);
-        }
-        let expected = match step {
-            Failpoint::RestoreWritten => 0,
-            Failpoint::RestorePlacedFirst => 1,
-            _ => 2,
-        };
-        assert_eq!(placed, expected, "{step:?}");
-        restore(&env, &["vm1", "--overwrite"]).run().assert_ok();
-        for target in machine.targets() {
-            then[&target].assert_image_equals(machine.image(&target), machine.format(&target));
-            machine.believe_image(&target);
-        }
-        assert_eq!(
-            hidden_files(&env.disks()).iter().filter(|name| !name.ends_with(".replaced")).count(),
-            0,
-            "{step:?}"
-        );
-    }
-    backup(&machine);
-    env.assert_nothing_left();
 }
