@@ -4,7 +4,7 @@
 //! lock makes certain, and reads only those that are new since. When files are gone, after a prune, all are read again.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::index::LoadedFile;
 use super::{Error, Id, Index, Repository, Result};
@@ -16,40 +16,47 @@ pub type IndexWithDamage = (Arc<Index>, Vec<(Id, Error)>);
 /// Index files that were read.
 type LoadedFiles = Vec<(Id, LoadedFile)>;
 
-/// What was read last, if all of it could be read.
-#[derive(Default)]
-pub(super) struct IndexCache {
-    last: Mutex<Option<Arc<Index>>>,
-}
-
-impl IndexCache {
-    /// Forgets what was read.
-    pub(super) fn clear(&self) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+impl Repository {
+    /// What the index files name. Do it after locking. Only those are read that are new since this process read them last:
+    /// all machines of a run share one index.
+    pub fn load_index(&self) -> Result<Arc<Index>> {
+        let (index, mut damaged) = self.load_index_with_damage()?;
+        match damaged.is_empty() {
+            true => Ok(index),
+            false => Err(damaged.swap_remove(0).1),
+        }
     }
 
-    /// The index as of now. Several who ask at the same moment read it once.
-    pub(super) fn load(&self, repo: &Repository) -> Result<IndexWithDamage> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+    /// As [`Repository::load_index`], and reads every file again: for whoever removes what no index file names.
+    pub fn reload_index(&self) -> Result<Arc<Index>> {
+        *self.last_index().lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.load_index()
+    }
+
+    /// As [`Repository::load_index`], from the index files that can be read; says which cannot: for `verify` and for rescuing
+    /// what is left. Several who ask at the same moment read it once.
+    pub fn load_index_with_damage(&self) -> Result<IndexWithDamage> {
+        let mut last = self.last_index().lock().unwrap_or_else(PoisonError::into_inner);
         // Listed while nobody else loads: what is new has been named before the caller asked.
-        let names = repo.list(FileKind::Index)?;
-        let (index, damaged) = match last.as_ref().and_then(|known| Some((known, new_since(known, &names)?))) {
-            Some((known, new)) if new.is_empty() => return Ok((Arc::clone(known), Vec::new())),
-            Some((known, new)) => match read(repo, &new) {
+        let names = self.list(FileKind::Index)?;
+        let known = last.clone().and_then(|last| last.downcast::<Index>().ok());
+        let (index, damaged) = match known.and_then(|known| Some((new_since(&known, &names)?, known))) {
+            Some((new, known)) if new.is_empty() => return Ok((known, Vec::new())),
+            Some((new, known)) => match read(self, &new) {
                 (files, damaged) if files.iter().all(|(_, file)| file.supersedes.is_empty()) => {
-                    (Index::extended(known, files), damaged)
+                    (Index::extended(&known, files), damaged)
                 }
-                _ => read_all(repo, &names),
+                _ => read_all(self, &names),
             },
             None => {
                 // It would only take memory meanwhile.
                 *last = None;
-                read_all(repo, &names)
+                read_all(self, &names)
             }
         };
         let index = Arc::new(index);
         if damaged.is_empty() {
-            *last = Some(Arc::clone(&index));
+            *last = Some(Arc::clone(&index) as _);
         }
         Ok((index, damaged))
     }
