@@ -408,6 +408,13 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
         Error::Repo(error) => explain_repo(error),
         Error::Io { source, .. } => explain_io(source),
         Error::DiskMap { .. } => (Code::Disk, None),
+        Error::DiskTooLarge { has_holes: false, .. } => (
+            Code::Disk,
+            Some("use larger chunks, up to 4M: kvmb backup --chunk-size 4M; or leave it out: --exclude-disk"),
+        ),
+        Error::DiskTooLarge { .. } => {
+            (Code::Disk, Some("leave it out with --exclude-disk, or split it into smaller disks"))
+        }
         Error::NoFolder { .. } => (Code::NotFound, None),
         Error::Program { .. } => (Code::Failed, None),
         Error::NotCaptured { .. } => {

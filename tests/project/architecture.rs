@@ -40,7 +40,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("capture", &["bounded", "failpoint", "atomic_file"]),
     ("repo", &["storage", "failpoint", "atomic_file"]),
     ("retention", &["record", "units"]),
-    ("schedule", &["units", "clock", "atomic_file"]),
+    ("schedule", &["bounded", "units", "clock", "atomic_file"]),
     ("log", &["record"]),
     ("history", &["record", "atomic_file"]),
     ("config", &["bounded", "units", "retention", "schedule"]),

@@ -4,8 +4,10 @@
 //! reads those images is started as that user too - network storage knows it - and with one capability: to read what it is
 //! not permitted to read. `setpriv` of util-linux sets that up.
 
+use crate::bounded::{self, Group};
 use std::fs;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::capture::domain_xml::definition::{DefinedDisk, Definition, child, children, parse_owner, parse_xml};
 use crate::capture::error::{Error, Result};
@@ -119,8 +121,14 @@ fn id_of(database: &str, name: &str) -> Option<u32> {
     }
 }
 
+/// How long a look-up of a user may take.
+const GETENT_LIMIT: Duration = Duration::from_secs(20);
+
 fn getent(database: &str, key: &str) -> Option<String> {
-    let output = Command::new("getent").args([database, key]).stdin(Stdio::null()).output().ok()?;
+    let mut command = Command::new("getent");
+    command.args([database, key]).stdout(Stdio::piped()).stderr(Stdio::null());
+    // It may ask a directory service that does not answer.
+    let output = bounded::output(command, Group::Own, GETENT_LIMIT, &bounded::ending()).ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
