@@ -18,6 +18,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use virt::connect::Connect;
 use virt::domain::Domain;
+use virt::error::ErrorNumber;
 
 use super::error::{Error, LibvirtContext, LibvirtErrorKind, Result};
 use super::ffi;
@@ -211,8 +212,8 @@ impl Hypervisor {
         let define = move |connect: &Connect| match connect
             .define_domain_xml_flags(&xml, virt_sys::VIR_DOMAIN_DEFINE_VALIDATE)
         {
-            // VIR_ERR_XML_INVALID_SCHEMA: the machine ran with this definition before, so let libvirt judge it itself.
-            Err(error) if error.code().to_raw() == virt_sys::VIR_ERR_XML_INVALID_SCHEMA => {
+            // The machine ran with this definition before, so let libvirt judge it itself.
+            Err(error) if error.code().is(ErrorNumber::XmlInvalidSchema) => {
                 tracing::debug!("libvirt's schema does not know this definition: {error}");
                 connect.define_domain_xml_flags(&xml, 0)
             }

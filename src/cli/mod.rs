@@ -5,6 +5,7 @@
 pub mod complete;
 pub mod environment;
 pub mod exit_code;
+mod explain;
 pub mod failure;
 pub mod input;
 pub mod interrupt;

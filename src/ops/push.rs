@@ -19,7 +19,7 @@ use crate::capture::state::{CaptureKind, FileRole, ReadMode};
 use crate::capture::tpm::FOLDER as TPM_FOLDER;
 use crate::capture::{CaptureFile, CaptureState, CapturedDisk, Definition};
 use crate::failpoint::{self, Failpoint};
-use crate::nbd::{NbdUri, UriError};
+use crate::nbd::NbdUri;
 use crate::rate_limiter::RateLimiter;
 use crate::record::{self, Damage, LeftOut};
 use crate::repo::{BlobKind, Content, Id, Node, Snapshot, Writer, WriterOptions, write_tree};
@@ -294,10 +294,8 @@ struct Reading<'a> {
 impl Reading<'_> {
     /// Reads what changed of a disk where that is certain, else everything.
     fn disk(&self, disk: &CapturedDisk, stop: &Stop) -> Result<ReadDisk> {
-        let uri: NbdUri = disk
-            .nbd_uri
-            .parse()
-            .map_err(|error: UriError| Error::DiskMap { disk: disk.target.clone(), reason: error.to_string() })?;
+        let uri: NbdUri =
+            disk.nbd_uri.parse().map_err(|source| Error::NbdAddress { disk: disk.target.clone(), source })?;
         let label = format!("{}/{}", self.request.capture.machine, disk.target);
         let progress = self.monitor.start("reading", &label, disk.capacity_bytes);
         let chunk_bytes = self.chunk_bytes(disk);

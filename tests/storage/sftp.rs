@@ -15,7 +15,7 @@ use crate::support::sshd::{SSH_PASSWORD, Sshd, USER};
 use crate::support::{Env, wait_until};
 use kvmb::storage::sftp::{self, Credentials, Secret, SftpAddress, SftpStorage, ShownKey, SshContext};
 use kvmb::storage::testing::{conformance, folder_conformance};
-use kvmb::storage::{Error, FileKind, LocalStorage, Storage};
+use kvmb::storage::{Error, FileAction, FileKind, LocalStorage, Storage};
 
 pub(crate) const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
 
@@ -259,7 +259,7 @@ fn a_disk_that_the_server_can_only_read_says_so() {
     sshd.stop();
     sshd.run();
     let error = storage(&env, &sshd).write(FileKind::Snapshot, NAME, b"x").unwrap_err();
-    let Error::Io { action: "write", source, .. } = &error else { panic!("{error:?}") };
+    let Error::Io { action: FileAction::Write, source, .. } = &error else { panic!("{error:?}") };
     assert_eq!(source.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{error}");
 }
 
@@ -272,7 +272,7 @@ fn what_the_server_forbids_is_a_lasting_error_that_says_what() {
     storage.create_layout().unwrap();
     storage.write(FileKind::Snapshot, NAME, b"x").unwrap();
     let error = storage.remove(FileKind::Snapshot, NAME).unwrap_err();
-    let Error::Io { action: "remove", source, path } = &error else { panic!("{error:?}") };
+    let Error::Io { action: FileAction::Remove, source, path } = &error else { panic!("{error:?}") };
     assert_eq!(source.kind(), std::io::ErrorKind::PermissionDenied);
     assert!(path.starts_with("sftp:") && !error.is_transient(), "{error}");
     assert_eq!(storage.read(FileKind::Snapshot, NAME).unwrap(), b"x");

@@ -10,9 +10,9 @@ pub use speed::Speed;
 
 use super::Error;
 use crate::repo;
-use crate::storage;
 use crate::storage::sftp::fault::SftpFault;
 use crate::storage::sftp::{self, SftpAddress};
+use crate::storage::{self, FileAction};
 
 /// A failure on the way to the server.
 fn unreachable_host(target: &SftpAddress) -> impl Fn(sftp::Error) -> Error {
@@ -23,7 +23,7 @@ fn unreachable_host(target: &SftpAddress) -> impl Fn(sftp::Error) -> Error {
 }
 
 /// A failure with a file there.
-fn failed(target: &SftpAddress, action: &'static str, path: &str) -> impl Fn(SftpFault) -> Error {
+fn failed(target: &SftpAddress, action: FileAction, path: &str) -> impl Fn(SftpFault) -> Error {
     let path = path.to_owned();
     move |fault| repo::Error::Storage(fault.explain(&target.to_string(), action, &path)).into()
 }

@@ -216,8 +216,10 @@ impl<'e> Life<'e> {
             }
             // A raw image on a file system without holes would keep its content.
             2 | 3 if machine.format(&disk) == "qcow2" && whole.0 + whole.1 <= capacity => {
-                machine.discard(&disk, whole.0, whole.1);
-                "discarded"
+                match machine.try_discard(&disk, whole.0, whole.1) {
+                    true => "discarded",
+                    false => "not discarded, although asked for",
+                }
             }
             4 => {
                 machine.write(&disk, offset, length, 0);
