@@ -1,6 +1,6 @@
 //! What the schedules of this host run next, and for which machines.
 
-use crate::cli::schedule::installed;
+use crate::cli::commands::schedule::installed;
 use crate::cli::{Cli, Command, Context};
 use crate::ops::Monitor;
 use crate::ops::points::name_matches;

@@ -3,10 +3,10 @@
 
 use crate::capture::Hypervisor;
 use crate::cli::Context;
+use crate::cli::commands::restore::RestoreArgs;
 use crate::cli::failure::CliError;
 use crate::cli::prompt;
 use crate::cli::repo_args::DefaultRepo;
-use crate::cli::restore::RestoreArgs;
 use crate::cli::session::Session;
 use crate::cli::stderr::say;
 use crate::cli::table::{age, bytes, moment};

@@ -2,6 +2,9 @@
 
 use crate::cli::Context;
 use crate::cli::capture_args::{AuditArgs, CaptureArgs, ChunkArgs, LimitReadArgs};
+use crate::cli::commands::snapshot::selections;
+use crate::cli::commands::status;
+use crate::cli::commands::verify::verify_sample;
 use crate::cli::complete;
 use crate::cli::copy_args::CopyToArgs;
 use crate::cli::dry_run::{DryRunTarget, show_dry_run};
@@ -11,10 +14,7 @@ use crate::cli::hooks::HookRunner;
 use crate::cli::machine_args::{self, Selection};
 use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::{About, Session};
-use crate::cli::snapshot::selections;
-use crate::cli::status;
 use crate::cli::value_parsers::{duration, percent};
-use crate::cli::verify::verify_sample;
 use crate::ops::backup::Backup;
 use crate::ops::copy::transfer::Copier;
 use crate::ops::points::{self, PointName};
