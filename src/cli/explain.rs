@@ -142,7 +142,7 @@ fn of_io(error: &io::Error) -> Explanation {
 
 fn not_started(program: &str, error: &io::Error) -> Explanation {
     match error.kind() {
-        io::ErrorKind::NotFound => (Code::NotFound, hint(missing_program(program))),
+        io::ErrorKind::NotFound => (Code::Failed, hint(missing_program(program))),
         _ => of_io(error),
     }
 }
