@@ -4,7 +4,6 @@ mod story;
 
 pub use story::Story;
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::Duration;
