@@ -57,7 +57,8 @@ impl StandIns {
     }
 
     fn exchange(&self, text: &str) -> String {
-        let stand_in = |character| self.0.iter().find(|(known, _)| *known == character).map_or(character, |pair| pair.1);
+        let stand_in =
+            |character| self.0.iter().find(|(known, _)| *known == character).map_or(character, |pair| pair.1);
         text.chars().map(stand_in).collect()
     }
 }

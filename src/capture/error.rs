@@ -1,6 +1,6 @@
 //! What can go wrong between us, libvirt and QEMU.
 
-use super::suggest::suggestion;
+use crate::suggest::suggestion;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;

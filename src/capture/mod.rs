@@ -12,7 +12,6 @@
 //! | [`limits`] | how long libvirt may take; machines that do not answer |
 //! | [`pools`] | volumes of storage pools, for a restore |
 //! | [`machine`] | one domain: state, definition, disk sizes |
-//! | [`suggest`] | names that were meant by one that nobody has (pure) |
 //! | [`agent`] | freeze and thaw the guest's file systems |
 //! | [`checkpoint`] | checkpoints and their bitmaps: list, test, delete, bring back |
 //! | [`guard`] | the record of a capture's guard process |
@@ -59,7 +58,6 @@ pub mod runtime;
 pub mod safe_path;
 mod signals;
 pub mod state;
-pub mod suggest;
 pub mod survey;
 
 pub use crate::capture::domain_xml::definition::{DefinedDisk, Definition, Device, DiskSource};

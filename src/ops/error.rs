@@ -1,7 +1,7 @@
 //! What can go wrong in a workflow.
 
-use crate::capture::suggest::suggestion;
 use crate::record::{Damage, Time};
+use crate::suggest::suggestion;
 use crate::{capture, nbd, repo, storage};
 use std::path::{Path, PathBuf};
 

@@ -289,7 +289,10 @@ fn of_servers() -> Vec<sftp::Error> {
     let (algorithm, fingerprint) = ("ssh-ed25519".to_owned(), "SHA256:abc".to_owned());
     let path = || PathBuf::from("/root/.ssh/known_hosts");
     vec![
-        Error::SshConfig { path: "/root/.ssh/config".into(), reason: "ProxyJump is not supported".into() },
+        Error::SshConfig {
+            path: "/root/.ssh/config".into(),
+            reason: "ssh cannot read its configuration: line 3: Bad configuration option: prot".into(),
+        },
         Error::Resolve { host: "bakcup".into(), source: io::Error::other("Name or service not known") },
         Error::Unreachable { server: server(), source: io::Error::from_raw_os_error(111) },
         Error::Handshake { server: server(), reason: "no common method".into() },

@@ -55,7 +55,8 @@ impl Proxy {
             let said = Arc::clone(&said);
             // It ends when the program has closed its standard error.
             thread::spawn(move || {
-                for line in BufReader::new(errors).lines().map_while(Result::ok).filter(|line| !line.trim().is_empty()) {
+                for line in BufReader::new(errors).lines().map_while(Result::ok).filter(|line| !line.trim().is_empty())
+                {
                     tracing::debug!("proxy: {line}");
                     *said.lock().unwrap_or_else(PoisonError::into_inner) = line.trim().chars().take(500).collect();
                 }

@@ -120,7 +120,8 @@ fn target_of(options: &HostOptions, target: &SftpAddress, access: &SshContext) -
         None => system_names.map(|name| access.system_folder.join(name)).to_vec(),
     };
     // The defaults of ssh are shown as if they were configured; what libssh2 cannot use is left out of them.
-    let named: Vec<&str> = options.all("identityfile").iter().map(String::as_str).filter(|file| *file != "none").collect();
+    let named: Vec<&str> =
+        options.all("identityfile").iter().map(String::as_str).filter(|file| *file != "none").collect();
     let is_default = named.iter().all(|file| file.starts_with("~/.ssh/id_"));
     let mut identities: Vec<PathBuf> = match options.all("identityfile").is_empty() || (is_default && named.len() > 3) {
         true => ssh.iter().flat_map(|ssh| DEFAULT_IDENTITIES.map(|name| ssh.join(name))).collect(),
