@@ -96,7 +96,8 @@ impl KeyWalk {
                     }
                 }
                 (None, None) => {
-                    let names: Vec<&str> = known.map(|known| known.keys().map(String::as_str).collect()).unwrap_or_default();
+                    let names: Vec<&str> =
+                        known.map(|known| known.keys().map(String::as_str).collect()).unwrap_or_default();
                     self.faults.push(KeyError {
                         nearest: nearest_word(&key, names).map(str::to_owned),
                         ..KeyError::rule(&name(&inner), "is not known")
