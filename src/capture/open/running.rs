@@ -9,7 +9,7 @@ use crate::capture::domain_folder::{domain_folder, is_domain_folder};
 use crate::capture::domain_xml::definition::Definition;
 use crate::capture::error::{Error, LibvirtErrorKind, Result};
 use crate::capture::job::{self, JobDisk, JobRequest, NewCheckpoint};
-use crate::capture::machine::{Machine, MachineState, PausedReason};
+use crate::capture::machine::{Machine, MachineState, PausedReason, Which};
 use crate::capture::offline::image_lookup::read_header;
 use crate::capture::runtime::{self, RuntimeDirs};
 use crate::capture::state::{CaptureFile, CaptureState, CapturedDisk, ReadMode};

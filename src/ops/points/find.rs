@@ -176,7 +176,7 @@ pub fn no_such_point<'a>(repo: &Repository, machines: impl Iterator<Item = &'a s
     let (machine, _) = wanted.rsplit_once('@').unwrap_or((&wanted, ""));
     let near = match machines.contains(machine) {
         true => Vec::new(),
-        false => similar_names(machine, machines.into_iter()),
+        false => similar_names(machine, machines),
     };
     Error::NoSuchPoint { wanted, repo: repo.url(), near }
 }
