@@ -56,6 +56,7 @@ fuzz: ## feed random bytes to everything that parses what others made (cargo ins
 model-night: export KVMB_TEST_QUICK_KEYS := 1
 model-night: export KVMB_MODEL_SEED := random
 model-night: export KVMB_MODEL_STEPS ?= 4000
+model-night: export KVMB_MODEL_SHRINK ?= 20
 model-night: parts ## the model test with seeds that nobody has seen and 4,000 steps: some hours (root)
 	$(CARGO) nextest run --locked --profile night --no-capture --test ops -E 'test(/^model::/)'
 

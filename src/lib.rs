@@ -6,6 +6,8 @@
 //! | layer | what |
 //! | --- | --- |
 //! | [`record`] | what commands say to each other: the wire format, field by field |
+//! | [`mod@glob`] | names that a pattern matches |
+//! | [`suggest`] | what was meant by a word that nobody knows |
 //! | [`units`] | lengths of time, sizes and shares, as people write them |
 //! | [`clock`] | what a clock on the wall shows when clocks change |
 //! | [`failpoint`] | the steps of a backup and of a prune by name, for tests that interrupt it at each |
@@ -33,6 +35,7 @@ pub mod clock;
 pub mod config;
 pub mod failpoint;
 pub mod fuzzing;
+pub mod glob;
 pub mod history;
 pub mod log;
 pub mod nbd;
@@ -43,4 +46,5 @@ pub mod repo;
 pub mod retention;
 pub mod schedule;
 pub mod storage;
+pub mod suggest;
 pub mod units;

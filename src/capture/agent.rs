@@ -108,7 +108,7 @@ pub(super) fn try_freeze<'a>(machine: &'a Machine, live: &Definition, timeout: D
         return FreezeOutcome::Frozen(guest);
     };
     match error.meaning() {
-        LibvirtErrorKind::AgentFailed | LibvirtErrorKind::AgentMissing | LibvirtErrorKind::Unsupported => {
+        LibvirtErrorKind::AgentFailed | LibvirtErrorKind::Unsupported => {
             guest.forget();
             FreezeOutcome::NotFrozen(error.to_string())
         }
@@ -182,7 +182,10 @@ impl Machine {
                 Ok(_) => return Ok(()),
                 Err(error)
                     if tried < TRIES
-                        && matches!(error.meaning(), LibvirtErrorKind::AgentTimeout | LibvirtErrorKind::Other) =>
+                        && matches!(
+                            error.meaning(),
+                            LibvirtErrorKind::AgentSilent | LibvirtErrorKind::Internal | LibvirtErrorKind::Other
+                        ) =>
                 {
                     tracing::warn!("{error}; trying again");
                     thread::sleep(Duration::from_millis(200));

@@ -33,9 +33,7 @@ impl Machine {
             Err(error)
                 if matches!(
                     error.meaning(),
-                    LibvirtErrorKind::BitmapBroken { .. }
-                        | LibvirtErrorKind::InvalidState
-                        | LibvirtErrorKind::Unsupported
+                    LibvirtErrorKind::BitmapBroken | LibvirtErrorKind::InvalidState | LibvirtErrorKind::Unsupported
                 ) =>
             {
                 tracing::debug!("{error}");
@@ -85,7 +83,10 @@ impl Machine {
             Err(error) if error.meaning() == LibvirtErrorKind::CheckpointMissing => return Ok(false),
             Err(error) => error,
         };
-        let broken = matches!(error.meaning(), LibvirtErrorKind::BitmapBroken { .. } | LibvirtErrorKind::Other);
+        let broken = matches!(
+            error.meaning(),
+            LibvirtErrorKind::BitmapBroken | LibvirtErrorKind::Internal | LibvirtErrorKind::Other
+        );
         if !broken || !self.is_running()? {
             return Err(error);
         }

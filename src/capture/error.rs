@@ -1,40 +1,33 @@
 //! What can go wrong between us, libvirt and QEMU.
 
-use super::suggest::suggestion;
+use crate::suggest::suggestion;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
+use virt::enumutil::Enum;
+use virt::error::{ErrorDomain, ErrorNumber};
 
 /// The result of a call of this layer.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What an error of libvirt means to us.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LibvirtErrorKind {
     /// There is no such machine.
     NotFound,
     /// The checkpoint is not known (any more).
     CheckpointMissing,
-    /// The bitmap behind a checkpoint is missing or broken.
-    BitmapBroken {
-        /// The disk, when libvirt names it.
-        disk: Option<String>,
-    },
-    /// A bitmap of this name exists already.
-    BitmapExists,
-    /// The image cannot keep a bitmap (raw, qcow2 version 2).
-    BitmapUnsupported,
+    /// The bitmap behind a checkpoint is missing or broken, of at least one disk.
+    BitmapBroken,
     /// There is no backup job.
     NoBackupJob,
     /// libvirt, QEMU or the machine cannot do that.
     Unsupported,
     /// Another job holds the machine.
     Busy,
-    /// The guest agent did not answer in time.
-    AgentTimeout,
-    /// There is no guest agent, or it is not connected.
-    AgentMissing,
+    /// The guest agent is not connected, vanished, or did not answer in time.
+    AgentSilent,
     /// The guest agent answered with an error.
     AgentFailed,
     /// The connection allows reading only, or the user may not do this.
@@ -45,6 +38,8 @@ pub enum LibvirtErrorKind {
     InvalidState,
     /// There was no answer: the limit was over, or the program was told to end.
     NoAnswer,
+    /// Something failed in libvirt or QEMU that has no number of its own.
+    Internal,
     /// Anything else; the message says what.
     Other,
 }
@@ -59,9 +54,7 @@ pub enum Error {
         action: String,
         /// What it means to us.
         meaning: LibvirtErrorKind,
-        /// libvirt's error number.
-        code: u32,
-        /// libvirt's message.
+        /// libvirt's message, in the language of its daemon: nothing is decided by it.
         message: String,
     },
     /// libvirt or QEMU did not answer in time. What was asked for may still come about.
@@ -157,6 +150,14 @@ pub enum Error {
         image: String,
         /// Why.
         reason: String,
+    },
+    /// This host's QEMU has no driver for a disk's storage.
+    #[error("{image}: QEMU has no driver for it ({message})")]
+    NoBlockDriver {
+        /// Its path or address.
+        image: String,
+        /// What QEMU said.
+        message: String,
     },
     /// An image that does not record which format its backing file has: to guess it would be unsafe.
     #[error("{image} does not record which format its backing file {backing} has, and guessing would be unsafe")]
@@ -267,6 +268,14 @@ pub enum Error {
         /// libvirt's message.
         message: String,
     },
+    /// A program could not be started.
+    #[error("cannot start {program}: {source}")]
+    NotStarted {
+        /// Its name.
+        program: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// `qemu-nbd` or `qemu-img` failed.
     #[error("{program} failed for {subject}: {message}")]
     Program {
@@ -323,7 +332,7 @@ impl Error {
     /// What libvirt's error means; [`LibvirtErrorKind::Other`] when it is not libvirt's.
     pub fn meaning(&self) -> LibvirtErrorKind {
         match self {
-            Error::Libvirt { meaning, .. } => meaning.clone(),
+            Error::Libvirt { meaning, .. } => *meaning,
             Error::NoSuchMachine { .. } => LibvirtErrorKind::NotFound,
             Error::ForeignJob { .. } | Error::OtherJob { .. } | Error::Held { .. } | Error::ImageHeld { .. } => {
                 LibvirtErrorKind::Busy
@@ -331,14 +340,6 @@ impl Error {
             Error::NotLocal { .. } => LibvirtErrorKind::Unsupported,
             Error::TimedOut { .. } | Error::Silent { .. } | Error::Interrupted => LibvirtErrorKind::NoAnswer,
             _ => LibvirtErrorKind::Other,
-        }
-    }
-
-    /// libvirt's error number, if it is libvirt's.
-    pub fn code(&self) -> Option<u32> {
-        match self {
-            Error::Libvirt { code, .. } => Some(*code),
-            _ => None,
         }
     }
 
@@ -353,13 +354,12 @@ impl Error {
     }
 
     pub(super) fn libvirt(action: impl Into<String>, error: &virt::error::Error) -> Error {
-        let code = error.code().to_raw();
-        Error::Libvirt {
-            action: action.into(),
-            meaning: meaning(code, error.message()),
-            code,
-            message: error.message().to_owned(),
-        }
+        let meaning = match (error.code(), error.domain()) {
+            (Enum::Known(number), Enum::Known(domain)) => meaning(number, domain),
+            (Enum::Known(number), Enum::Unknown(_)) => meaning(number, ErrorDomain::None),
+            (Enum::Unknown(_), _) => LibvirtErrorKind::Other,
+        };
+        Error::Libvirt { action: action.into(), meaning, message: error.message().to_owned() }
     }
 
     /// Whether there was no answer: the limit was over, or the program was told to end.
@@ -384,45 +384,131 @@ impl<T> LibvirtContext<T> for std::result::Result<T, virt::error::Error> {
     }
 }
 
-/// libvirt's numbers (`virErrorNumber`), and its words where one number means several things.
-fn meaning(code: u32, message: &str) -> LibvirtErrorKind {
-    if message.contains("Bitmap already exists") {
-        return LibvirtErrorKind::BitmapExists;
-    }
-    if message.contains("unsupported for storage type") || message.contains("qcow2 v2 files") {
-        return LibvirtErrorKind::BitmapUnsupported;
-    }
-    if message.contains("client socket is closed") {
-        return LibvirtErrorKind::NoConnection;
-    }
-    match code {
-        // No domain, network, storage pool, volume, network filter or secret of that name.
-        42 | 43 | 49 | 50 | 61 | 66 => LibvirtErrorKind::NotFound,
-        103 => LibvirtErrorKind::CheckpointMissing,
-        104 => LibvirtErrorKind::NoBackupJob,
-        109 => LibvirtErrorKind::BitmapBroken { disk: disk_in(message) },
-        3 | 67 | 84 => LibvirtErrorKind::Unsupported,
-        68 => LibvirtErrorKind::Busy,
-        112 => LibvirtErrorKind::AgentTimeout,
-        86 | 97 if message.contains("not connected") || message.contains("not available") => {
-            LibvirtErrorKind::AgentMissing
+/// What libvirt's number means to us, and where it comes from. Its messages are in the language of its daemon and decide
+/// nothing: what a number leaves open is found out by asking libvirt for more.
+fn meaning(number: ErrorNumber, domain: ErrorDomain) -> LibvirtErrorKind {
+    match number {
+        ErrorNumber::NoDomain
+        | ErrorNumber::NoNetwork
+        | ErrorNumber::NoStoragePool
+        | ErrorNumber::NoStorageVolume
+        | ErrorNumber::NoNwfilter
+        | ErrorNumber::NoSecret => LibvirtErrorKind::NotFound,
+        ErrorNumber::NoDomainCheckpoint => LibvirtErrorKind::CheckpointMissing,
+        ErrorNumber::NoDomainBackup => LibvirtErrorKind::NoBackupJob,
+        ErrorNumber::CheckpointInconsistent => LibvirtErrorKind::BitmapBroken,
+        ErrorNumber::NoSupport
+        | ErrorNumber::ConfigUnsupported
+        | ErrorNumber::ArgumentUnsupported
+        | ErrorNumber::OperationUnsupported => LibvirtErrorKind::Unsupported,
+        ErrorNumber::OperationTimeout => LibvirtErrorKind::Busy,
+        ErrorNumber::AgentCommandTimeout | ErrorNumber::AgentUnsynced | ErrorNumber::AgentUnresponsive => {
+            LibvirtErrorKind::AgentSilent
         }
-        86 | 97 => LibvirtErrorKind::AgentTimeout,
-        113 => LibvirtErrorKind::AgentFailed,
-        29 | 45 | 79 | 88 | 94 => LibvirtErrorKind::ReadOnlyUri,
-        5 | 37 | 38 | 39 => LibvirtErrorKind::NoConnection,
-        8 if message.contains("QEMU guest agent is not configured") => LibvirtErrorKind::AgentMissing,
-        55 => LibvirtErrorKind::InvalidState,
-        _ if message.contains("not found in backing chain") => LibvirtErrorKind::BitmapBroken { disk: None },
-        _ => LibvirtErrorKind::Other,
+        ErrorNumber::AgentCommandFailed => LibvirtErrorKind::AgentFailed,
+        ErrorNumber::OperationDenied
+        | ErrorNumber::AuthFailed
+        | ErrorNumber::AuthCancelled
+        | ErrorNumber::AccessDenied
+        | ErrorNumber::AuthUnavailable => LibvirtErrorKind::ReadOnlyUri,
+        ErrorNumber::NoConnect | ErrorNumber::Rpc => LibvirtErrorKind::NoConnection,
+        ErrorNumber::OperationInvalid => LibvirtErrorKind::InvalidState,
+        // The connection's own layer has no numbers for what happens to it.
+        ErrorNumber::InternalError | ErrorNumber::SystemError
+            if matches!(domain, ErrorDomain::Rpc | ErrorDomain::Remote) =>
+        {
+            LibvirtErrorKind::NoConnection
+        }
+        ErrorNumber::InternalError => LibvirtErrorKind::Internal,
+        ErrorNumber::SystemError
+        | ErrorNumber::Ok
+        | ErrorNumber::NoMemory
+        | ErrorNumber::UnknownHost
+        | ErrorNumber::InvalidConn
+        | ErrorNumber::InvalidDomain
+        | ErrorNumber::InvalidArg
+        | ErrorNumber::OperationFailed
+        | ErrorNumber::GetFailed
+        | ErrorNumber::PostFailed
+        | ErrorNumber::HttpError
+        | ErrorNumber::SExprSerial
+        | ErrorNumber::NoXen
+        | ErrorNumber::XenCall
+        | ErrorNumber::OsType
+        | ErrorNumber::NoKernel
+        | ErrorNumber::NoRoot
+        | ErrorNumber::NoSource
+        | ErrorNumber::NoTarget
+        | ErrorNumber::NoName
+        | ErrorNumber::NoOs
+        | ErrorNumber::NoDevice
+        | ErrorNumber::NoXenStore
+        | ErrorNumber::DriverFull
+        | ErrorNumber::CallFailed
+        | ErrorNumber::XmlError
+        | ErrorNumber::DomExist
+        | ErrorNumber::OpenFailed
+        | ErrorNumber::ReadFailed
+        | ErrorNumber::ParseFailed
+        | ErrorNumber::ConfSyntax
+        | ErrorNumber::WriteFailed
+        | ErrorNumber::XmlDetail
+        | ErrorNumber::InvalidNetwork
+        | ErrorNumber::NetworkExist
+        | ErrorNumber::GnutlsError
+        | ErrorNumber::InvalidMac
+        | ErrorNumber::InvalidStoragePool
+        | ErrorNumber::InvalidStorageVol
+        | ErrorNumber::InvalidNodeDevice
+        | ErrorNumber::NoNodeDevice
+        | ErrorNumber::NoSecurityModel
+        | ErrorNumber::NoInterface
+        | ErrorNumber::InvalidInterface
+        | ErrorNumber::MultipleInterfaces
+        | ErrorNumber::InvalidNwfilter
+        | ErrorNumber::BuildFirewall
+        | ErrorNumber::InvalidSecret
+        | ErrorNumber::MigratePersistFailed
+        | ErrorNumber::HookScriptFailed
+        | ErrorNumber::InvalidDomainSnapshot
+        | ErrorNumber::NoDomainSnapshot
+        | ErrorNumber::InvalidStream
+        | ErrorNumber::StorageProbeFailed
+        | ErrorNumber::StoragePoolBuilt
+        | ErrorNumber::SnapshotRevertRisky
+        | ErrorNumber::OperationAborted
+        | ErrorNumber::NoDomainMetadata
+        | ErrorNumber::MigrateUnsafe
+        | ErrorNumber::Overflow
+        | ErrorNumber::BlockCopyActive
+        | ErrorNumber::Ssh
+        | ErrorNumber::ResourceBusy
+        | ErrorNumber::DbusService
+        | ErrorNumber::StorageVolExist
+        | ErrorNumber::CpuIncompatible
+        | ErrorNumber::XmlInvalidSchema
+        | ErrorNumber::MigrateFinishOk
+        | ErrorNumber::NoServer
+        | ErrorNumber::NoClient
+        | ErrorNumber::Libssh
+        | ErrorNumber::DeviceMissing
+        | ErrorNumber::InvalidNwfilterBinding
+        | ErrorNumber::NoNwfilterBinding
+        | ErrorNumber::InvalidDomainCheckpoint
+        | ErrorNumber::InvalidNetworkPort
+        | ErrorNumber::NetworkPortExists
+        | ErrorNumber::NoNetworkPort
+        | ErrorNumber::NoHostname
+        | ErrorNumber::MultipleDomains
+        | ErrorNumber::NoNetworkMetadata
+        | ErrorNumber::InvalidEncrKeySecret
+        | ErrorNumber::NoNetworkStart
+        | ErrorNumber::NoStorage
+        | ErrorNumber::NoNode
+        | ErrorNumber::NoInterfaceStart
+        | ErrorNumber::NoNwfilterStart
+        | ErrorNumber::NoSecretStart => LibvirtErrorKind::Other,
     }
-}
-
-/// «missing or broken bitmap 'X' for disk 'vda'» → `vda`
-fn disk_in(message: &str) -> Option<String> {
-    let (_, rest) = message.split_once("for disk '")?;
-    let (disk, _) = rest.split_once('\'')?;
-    Some(disk.to_owned())
 }
 
 fn holders_text(holders: &[String]) -> String {
@@ -444,19 +530,17 @@ impl fmt::Display for LibvirtErrorKind {
         f.write_str(match self {
             LibvirtErrorKind::NotFound => "not found",
             LibvirtErrorKind::CheckpointMissing => "checkpoint missing",
-            LibvirtErrorKind::BitmapBroken { .. } => "bitmap missing or broken",
-            LibvirtErrorKind::BitmapExists => "bitmap exists",
-            LibvirtErrorKind::BitmapUnsupported => "image cannot keep a bitmap",
+            LibvirtErrorKind::BitmapBroken => "bitmap missing or broken",
             LibvirtErrorKind::NoBackupJob => "no backup job",
             LibvirtErrorKind::Unsupported => "unsupported",
             LibvirtErrorKind::Busy => "busy",
-            LibvirtErrorKind::AgentTimeout => "guest agent timed out",
-            LibvirtErrorKind::AgentMissing => "no guest agent",
+            LibvirtErrorKind::AgentSilent => "no answer of the guest agent",
             LibvirtErrorKind::AgentFailed => "guest agent failed",
             LibvirtErrorKind::ReadOnlyUri => "not permitted",
             LibvirtErrorKind::NoConnection => "no connection",
             LibvirtErrorKind::InvalidState => "invalid state",
             LibvirtErrorKind::NoAnswer => "no answer",
+            LibvirtErrorKind::Internal => "internal error",
             LibvirtErrorKind::Other => "error",
         })
     }
@@ -467,8 +551,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broken_bitmap_names_its_disk() {
-        let message = "checkpoint inconsistent: missing or broken bitmap 'kvmb-1' for disk 'vda'";
-        assert_eq!(meaning(109, message), LibvirtErrorKind::BitmapBroken { disk: Some("vda".into()) });
+    fn a_socket_that_fails_is_a_lost_connection_and_a_file_is_not() {
+        assert_eq!(meaning(ErrorNumber::SystemError, ErrorDomain::Rpc), LibvirtErrorKind::NoConnection);
+        assert_eq!(meaning(ErrorNumber::InternalError, ErrorDomain::Rpc), LibvirtErrorKind::NoConnection);
+        assert_eq!(meaning(ErrorNumber::SystemError, ErrorDomain::Storage), LibvirtErrorKind::Other);
+        assert_eq!(meaning(ErrorNumber::InternalError, ErrorDomain::Qemu), LibvirtErrorKind::Internal);
     }
 }

@@ -55,7 +55,7 @@ impl ImageServer {
             .stdout(Stdio::null())
             .stderr(errors)
             .spawn()
-            .map_err(|error| failed(image, error.to_string()))?;
+            .map_err(|source| Error::NotStarted { program: "qemu-nbd", source })?;
         let mut server = ImageServer { child, socket, _folder: folder };
         let deadline = Instant::now() + START_PATIENCE;
         // A connection made only to look would be its last client.

@@ -162,7 +162,7 @@ fn run(mut command: Command, path: &Path) -> Result<Output> {
     bounded::output(command, Group::Own, LIMIT, &bounded::ending()).map_err(|error| match error.kind() {
         ErrorKind::TimedOut => Error::TimedOut { action: format!("look at {}", path.display()), limit: LIMIT },
         ErrorKind::Interrupted => Error::Interrupted,
-        _ => failed(path, error.to_string()),
+        _ => Error::NotStarted { program: "qemu-img", source: error },
     })
 }
 

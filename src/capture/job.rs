@@ -146,7 +146,6 @@ impl Machine {
         let xml = self.call(|| format!("look for a backup job of {}", self.name()), ffi::backup_xml);
         match xml {
             Ok(xml) => read_job(&xml).map(Some),
-            Err(error) if is_wedged(&error.to_string()) => Err(self.wedged(error.to_string())),
             Err(error)
                 if matches!(
                     error.meaning(),
@@ -166,7 +165,9 @@ impl Machine {
         match self.call(|| format!("look for a job of {}", self.name()), ffi::has_job) {
             Ok(false) => Ok(()),
             Ok(true) => Err(Error::OtherJob { machine: self.name().to_owned() }),
-            Err(error) if is_wedged(&error.to_string()) => Err(self.wedged(error.to_string())),
+            Err(error) if error.meaning() == LibvirtErrorKind::Internal && self.has_lost_its_job()? => {
+                Err(Error::Wedged { machine: self.name().to_owned(), message: error.to_string() })
+            }
             Err(error) if matches!(error.meaning(), LibvirtErrorKind::InvalidState | LibvirtErrorKind::Unsupported) => {
                 Ok(())
             }
@@ -194,21 +195,21 @@ impl Machine {
         Ok(true)
     }
 
+    /// Whether libvirt cannot say how far the machine's job is although it knows of no backup: it was killed in the middle of
+    /// beginning one.
+    fn has_lost_its_job(&self) -> Result<bool> {
+        Ok(self.is_running()? && self.running_backup()?.is_none())
+    }
+
     fn begin_error(&self, error: Error) -> Error {
-        match is_wedged(&error.to_string()) {
-            true => self.wedged(error.to_string()),
-            false => error,
+        if !matches!(error.meaning(), LibvirtErrorKind::Internal | LibvirtErrorKind::Busy) {
+            return error;
+        }
+        match self.expect_no_job() {
+            Err(wedged @ Error::Wedged { .. }) => wedged,
+            _ => error,
         }
     }
-
-    fn wedged(&self, message: String) -> Error {
-        Error::Wedged { machine: self.name().to_owned(), message }
-    }
-}
-
-/// What libvirt says when it was killed in the middle of beginning a job.
-fn is_wedged(message: &str) -> bool {
-    message.contains("backup job data missing")
 }
 
 /// Whether a definition has every disk that is read, each with the image that the running machine has for it.

@@ -13,7 +13,6 @@
 //! | [`limits`] | how long libvirt may take; machines that do not answer |
 //! | [`pools`] | volumes of storage pools, for a restore |
 //! | [`machine`] | one domain: state, definition, disk sizes |
-//! | [`suggest`] | names that were meant by one that nobody has (pure) |
 //! | `machine_lock` | one command at a time opens or clears captures of a machine |
 //! | `domain_folder` | the folder that libvirt keeps for a running machine |
 //! | [`agent`] | freeze and thaw the guest's file systems |
@@ -63,7 +62,6 @@ pub mod runtime;
 pub mod safe_path;
 mod signals;
 pub mod state;
-pub mod suggest;
 pub mod survey;
 
 pub use crate::capture::domain_xml::definition::{DefinedDisk, Definition, Device, DiskSource};

@@ -259,7 +259,10 @@ impl Machine {
     fn survey_job(&self, runtime: &RuntimeDirs) -> JobSurvey {
         match self.find_capture(runtime).and_then(|captured| Ok((captured, self.running_backup()?))) {
             Ok((Some(captured), _)) => captured,
-            Ok((None, None)) => JobSurvey::Free,
+            Ok((None, None)) => match self.expect_no_job() {
+                Err(Error::Wedged { message, .. }) => JobSurvey::Wedged { message },
+                _ => JobSurvey::Free,
+            },
             Ok((None, Some(job))) => match &job.socket {
                 Some(socket) => match capture_of_socket(runtime, socket) {
                     Some(capture) => JobSurvey::LeftOver { capture, holds_off: false },
@@ -267,7 +270,6 @@ impl Machine {
                 },
                 None => JobSurvey::Foreign { job: format!("of disks {}", job.disks.join(", ")) },
             },
-            Err(Error::Wedged { message, .. }) => JobSurvey::Wedged { message },
             Err(error) => JobSurvey::Unknown { error: error.to_string() },
         }
     }

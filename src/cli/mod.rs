@@ -7,6 +7,7 @@ mod context;
 mod data_folder;
 pub mod environment;
 pub mod exit_code;
+mod explain;
 pub mod failure;
 mod global_args;
 pub mod input;

@@ -53,17 +53,14 @@ fn bare(fingerprint: &str) -> String {
     fingerprint.strip_prefix("SHA256:").unwrap_or(fingerprint).trim_end_matches('=').to_owned()
 }
 
-/// Who we are, for servers: by the number, for variables outlive a change of user. They are good for users of a directory
-/// service only.
+/// Who we are, for servers: by the number, for variables outlive a change of user.
 fn user_name() -> String {
-    let number = rustix::process::geteuid().as_raw().to_string();
-    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let named = users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == number).then(|| name.to_owned())
-    });
-    named.or_else(|| secret::variable("USER")).or_else(|| secret::variable("LOGNAME")).unwrap_or(number)
+    let number = rustix::process::geteuid().as_raw();
+    let named = uzers::get_user_by_uid(number).map(|user| user.name().to_string_lossy().into_owned());
+    named
+        .or_else(|| secret::variable("USER"))
+        .or_else(|| secret::variable("LOGNAME"))
+        .unwrap_or_else(|| number.to_string())
 }
 
 /// The key that kvmb logs in with by itself.

@@ -4,9 +4,10 @@
 //! value in it: what does not become a [`Config`] there is at fault, and so is known by its full key. The same trial tells
 //! whether a repaired value would be right.
 
-use super::repairs::{nearest_key, repairs};
+use super::repairs::repairs;
 use super::schema::{self, is_comment};
 use super::{Config, KeyError, SECRET_KEYS};
+use crate::suggest::nearest_word;
 use serde_json::{Map, Value};
 
 /// Why a text is no configuration.
@@ -65,9 +66,10 @@ impl KeyWalk {
                     }
                 }
                 (None, None) => {
-                    let names = known.map(|known| known.keys().map(String::as_str).collect()).unwrap_or_default();
+                    let names: Vec<&str> =
+                        known.map(|known| known.keys().map(String::as_str).collect()).unwrap_or_default();
                     self.faults.push(KeyError {
-                        nearest: nearest_key(&key, names),
+                        nearest: nearest_word(&key, names).map(str::to_owned),
                         ..KeyError::rule(&name(&inner), "is not known")
                     });
                 }

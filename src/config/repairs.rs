@@ -1,17 +1,7 @@
 //! The nearest right spelling of what is wrong: usual slips undone one by one. The caller keeps the first that is right.
 
+use crate::suggest::{nearest_word, similar_words};
 use serde_json::{Value, json};
-
-/// How alike two words must be to be taken for each other.
-const ALIKE: f64 = 0.7;
-
-/// The key that was probably meant.
-pub fn nearest_key(wrong: &str, known: Vec<&str>) -> Option<String> {
-    let plain = |text: &str| text.to_lowercase().replace('-', "_");
-    let likeness = |key: &str| strsim::jaro_winkler(&plain(wrong), &plain(key));
-    let nearest = known.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
-    (likeness(nearest) > ALIKE).then(|| nearest.to_owned())
-}
 
 /// What may have been meant by a value, most likely first; most of it is as wrong as before.
 pub fn repairs(value: &Value, schema: &Value) -> Vec<Value> {
@@ -76,10 +66,7 @@ fn words_of(schema: &Value, wrong: &str) -> Vec<Value> {
     }
     let mut words = Vec::new();
     collect(schema, &mut words);
-    let likeness = |word: &String| strsim::jaro_winkler(word, wrong);
-    words.retain(|word| likeness(word) > ALIKE);
-    words.sort_by(|a, b| likeness(b).total_cmp(&likeness(a)));
-    words.into_iter().map(Value::from).collect()
+    similar_words(wrong, words.iter().map(String::as_str)).into_iter().map(Value::from).collect()
 }
 
 /// A time of day, a nickname without its @ or misspelt, and what other dialects of cron add or leave out.
@@ -89,10 +76,8 @@ fn times_of_cron(lower: &str, text: &str) -> Vec<String> {
         let number = |text: &str| text.trim_start_matches('0').parse::<u8>().unwrap_or(0);
         found.push(format!("{} {} * * *", number(minute), number(hour)));
     }
-    let likeness = |name: &&&str| strsim::jaro_winkler(name, lower.trim_start_matches('@'));
     let names = ["hourly", "daily", "weekly", "monthly", "yearly", "reboot"];
-    let nearest = names.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    found.extend(nearest.filter(|name| likeness(name) > ALIKE).map(|name| format!("@{name}")));
+    found.extend(nearest_word(lower.trim_start_matches('@'), names).map(|name| format!("@{name}")));
     let fields: Vec<&str> = text.split_whitespace().map(|field| if field == "?" { "*" } else { field }).collect();
     found.push(fields.join(" "));
     found.push(format!("{} *", fields.join(" ")));

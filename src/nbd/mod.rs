@@ -1,5 +1,7 @@
 //! The NBD client: how the bytes of a disk come out of QEMU.
 //!
+//! It is a client of our own, because there is no library with several meta contexts at once and many requests on the way.
+//!
 //! The protocol is the one of NetworkBlockDevice's `doc/proto.md`; the comments cite its sections. Sizes are bytes.
 //!
 //! | file | what |

@@ -1,7 +1,7 @@
 //! What can go wrong in a workflow.
 
-use crate::capture::suggest::suggestion;
 use crate::record::{Damage, Time};
+use crate::suggest::suggestion;
 use crate::{capture, nbd, repo, storage};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +24,14 @@ pub enum Error {
         disk: String,
         /// Why.
         source: nbd::Error,
+    },
+    /// Where a disk is to be read is no address.
+    #[error("disk {disk}: {source}")]
+    NbdAddress {
+        /// The disk's target name.
+        disk: String,
+        /// Why not.
+        source: nbd::UriError,
     },
     /// What was read of a disk does not add up.
     #[error("disk {disk}: {reason}")]
@@ -70,13 +78,13 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
-    /// A program of QEMU's failed.
-    #[error("{program} failed: {message}")]
-    Program {
+    /// A program could not be started.
+    #[error("cannot start {program}: {source}")]
+    NotStarted {
         /// Its name.
         program: &'static str,
-        /// What it said.
-        message: String,
+        /// Why.
+        source: std::io::Error,
     },
     /// A disk record without a capture.
     #[error("disk {disk} of {machine} is not captured")]

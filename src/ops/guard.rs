@@ -80,14 +80,10 @@ pub fn is_available() -> bool {
 pub fn start(file: &CaptureFile) -> Result<()> {
     let Some(mut command) = command(file, &[]) else { return Ok(()) };
     let spawned = command.spawn();
-    let mut child = spawned.map_err(|error| program_failed(&error.to_string()))?;
+    let mut child = spawned.map_err(|source| Error::NotStarted { program: "kvmb guard", source })?;
     // Somebody has to take the exit status, or it stays a zombie for as long as we run.
     std::thread::spawn(move || child.wait());
     Ok(())
-}
-
-fn program_failed(message: &str) -> Error {
-    Error::Program { program: "kvmb guard", message: message.to_owned() }
 }
 
 fn command(file: &CaptureFile, arguments: &[&str]) -> Option<Command> {

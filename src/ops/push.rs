@@ -21,7 +21,7 @@ use crate::capture::domain_xml::tpm::FOLDER as TPM_FOLDER;
 use crate::capture::state::{CaptureKind, FileRole, ReadMode};
 use crate::capture::{CaptureFile, CaptureState, CapturedDisk, Definition};
 use crate::failpoint::{self, Failpoint};
-use crate::nbd::{NbdUri, UriError};
+use crate::nbd::NbdUri;
 use crate::rate_limiter::RateLimiter;
 use crate::record::{self, Damage, LeftOut};
 use crate::repo::{BlobKind, Content, Id, Node, Snapshot, Writer, WriterOptions, write_tree};
@@ -321,8 +321,7 @@ struct ReadDisk {
 
 /// Where a disk can be read.
 fn nbd_uri(disk: &CapturedDisk) -> Result<NbdUri> {
-    let parsed = disk.nbd_uri.parse();
-    parsed.map_err(|error: UriError| Error::DiskMap { disk: disk.target.clone(), reason: error.to_string() })
+    disk.nbd_uri.parse().map_err(|source| Error::NbdAddress { disk: disk.target.clone(), source })
 }
 
 /// What the disks of one capture are read with.

@@ -128,7 +128,7 @@ impl SealKey {
         let tag = self
             .cipher()
             .encrypt_in_place_detached(Nonce::from_slice(&iv), b"", &mut buffer[IV_LENGTH..])
-            .map_err(|e| Error::Random(e.to_string()))?;
+            .map_err(|e| Error::Encrypt(e.to_string()))?;
         buffer.extend_from_slice(&tag);
         Ok(())
     }
@@ -158,7 +158,7 @@ impl SealKey {
 
 /// Random bytes from the system, for keys and salts.
 pub(super) fn fill_random(bytes: &mut [u8]) -> Result<()> {
-    rand::rngs::OsRng.try_fill_bytes(bytes).map_err(|e| Error::Random(e.to_string()))
+    rand::rngs::OsRng.try_fill_bytes(bytes).map_err(|e| Error::Random(std::io::Error::other(e)))
 }
 
 impl From<OpenError> for Flaw {

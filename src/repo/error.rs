@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{BlobKind, Id, LockInfo};
-use crate::storage::{self, FileKind};
+use crate::storage::{self, FileAction, FileKind};
 
 /// An error of the repository layer. It names what it is about by kind and id.
 #[derive(Debug, thiserror::Error)]
@@ -161,10 +161,16 @@ pub enum Error {
     },
     /// The compressor gave up.
     #[error("cannot compress: {0}")]
-    Compress(std::io::Error),
+    Compress(#[source] std::io::Error),
+    /// The cipher gave up.
+    #[error("cannot encrypt: {0}")]
+    Encrypt(String),
+    /// No key can be derived from a password.
+    #[error("cannot derive a key from the password: scrypt refuses its parameters")]
+    KeyDerivation,
     /// The system has no random numbers for a key.
     #[error("the system gives no random numbers: {0}")]
-    Random(String),
+    Random(#[source] std::io::Error),
     /// Writing in the background failed; every later call on the same writer says so.
     #[error(transparent)]
     Writer(Arc<Error>),
@@ -235,7 +241,7 @@ impl Error {
     /// Whether the place of the files does not let us remove one.
     pub fn is_refused_removal(&self) -> bool {
         use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-        matches!(self.root(), Error::Storage(storage::Error::Io { action: "remove", source, .. })
+        matches!(self.root(), Error::Storage(storage::Error::Io { action: FileAction::Remove, source, .. })
             if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem))
     }
 

@@ -1,7 +1,5 @@
 //! Who and where we are, for locks, keys and snapshots.
 
-use std::fs;
-
 /// The host's name, as `os.Hostname` of Go gives it to restic.
 pub(super) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
@@ -12,15 +10,10 @@ pub(super) fn user_and_group() -> (u32, u32) {
     (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw())
 }
 
-/// The user's name out of `/etc/passwd`, else out of the environment, else empty.
+/// The user's name by the system's databases, else out of the environment, else empty.
 pub(super) fn user_name() -> String {
-    let (uid, _) = user_and_group();
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let named = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
-    });
+    let user = uzers::get_user_by_uid(user_and_group().0);
+    let named = user.map(|user| user.name().to_string_lossy().into_owned());
     named.or_else(|| std::env::var("USER").ok()).unwrap_or_default()
 }
 

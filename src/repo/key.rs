@@ -92,7 +92,7 @@ impl KeyFile {
             salt,
             data: Vec::new(),
         };
-        let key = file.derive(password).ok_or_else(|| Error::Random("scrypt refuses its parameters".to_owned()))?;
+        let key = file.derive(password).ok_or(Error::KeyDerivation)?;
         file.data = key.seal(&master.to_json())?;
         let not_json = |e: serde_json::Error| Flaw::NotJson(e.to_string());
         let json = serde_json::to_vec(&file).map_err(|e| Error::damaged(FileKind::Key, "new", not_json(e)))?;

@@ -14,6 +14,7 @@
 use super::error::{CronError, CronField, NICKNAMES};
 use super::field::Values;
 use crate::clock::{LARGEST_CHANGE_MINUTES, moments_of};
+use crate::suggest::nearest_word;
 use chrono::{DateTime, Duration, NaiveDateTime, TimeZone, Utc};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -65,8 +66,7 @@ impl fmt::Display for Cron {
 }
 
 fn unknown_nickname(word: &str) -> CronError {
-    let close = |name: &str| strsim::damerau_levenshtein(name, &word.to_ascii_lowercase()) <= 2;
-    let nearest = NICKNAMES.iter().map(|(name, _)| *name).find(|name| close(name));
+    let nearest = nearest_word(word, NICKNAMES.map(|(name, _)| name));
     CronError::Nickname { word: word.to_owned(), nearest }
 }
 

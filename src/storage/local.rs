@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use super::{Error, FileInfo, FileKind, Gate, Result, Storage};
+use super::{Error, FileAction, FileInfo, FileKind, Gate, Result, Storage};
 use crate::atomic_file;
 
 /// What a temporary name contains.
@@ -60,16 +60,16 @@ impl LocalStorage {
         }
     }
 
-    fn error(&self, action: &'static str, kind: FileKind, name: &str, path: &Path, source: io::Error) -> Error {
+    fn error(&self, action: FileAction, kind: FileKind, name: &str, path: &Path, source: io::Error) -> Error {
         match source.kind() {
-            ErrorKind::NotFound if action != "write" => {
+            ErrorKind::NotFound if action != FileAction::Write => {
                 Error::NotFound { url: self.url(), kind, name: name.to_owned() }
             }
             _ => self.io_error(action, path, source),
         }
     }
 
-    fn io_error(&self, action: &'static str, path: &Path, source: io::Error) -> Error {
+    fn io_error(&self, action: FileAction, path: &Path, source: io::Error) -> Error {
         match source.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
                 Error::NoSpace { url: self.url(), path: path.to_owned(), source }
@@ -81,7 +81,7 @@ impl LocalStorage {
     /// Makes one folder; that it is there already is fine.
     fn create_folder(&self, path: &Path) -> Result<()> {
         match DirBuilder::new().mode(0o700).create(path) {
-            Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(self.io_error("create", path, e)),
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(self.io_error(FileAction::Create, path, e)),
             _ => Ok(()),
         }
     }
@@ -126,8 +126,8 @@ impl LocalStorage {
     fn list_folder(&self, folder: &Path, found: &mut Vec<FileInfo>) -> Result<()> {
         let fail = |e: io::Error| match e.kind() {
             // Not a part of it: all of it.
-            ErrorKind::NotFound if !self.root.is_dir() => self.io_error("find", &self.root, e),
-            _ => self.io_error("list", folder, e),
+            ErrorKind::NotFound if !self.root.is_dir() => self.io_error(FileAction::Find, &self.root, e),
+            _ => self.io_error(FileAction::List, folder, e),
         };
         for entry in fs::read_dir(folder).map_err(fail)? {
             let entry = entry.map_err(fail)?;
@@ -140,7 +140,7 @@ impl LocalStorage {
             let metadata = match fs::metadata(entry.path()) {
                 // Removed since, by a prune or an unlock.
                 Err(e) if e.kind() == ErrorKind::NotFound => continue,
-                other => other.map_err(|e| self.io_error("read", &entry.path(), e))?,
+                other => other.map_err(|e| self.io_error(FileAction::Read, &entry.path(), e))?,
             };
             if metadata.is_file() {
                 found.push(FileInfo { name, size_bytes: metadata.len() });
@@ -160,7 +160,7 @@ impl Storage for LocalStorage {
             .recursive(true)
             .mode(0o700)
             .create(&self.root)
-            .map_err(|e| self.io_error("create", &self.root, e))?;
+            .map_err(|e| self.io_error(FileAction::Create, &self.root, e))?;
         for kind in FileKind::ALL {
             if kind != FileKind::Config {
                 self.create_folder(&self.root.join(kind.folder()))?;
@@ -171,7 +171,7 @@ impl Storage for LocalStorage {
             self.create_folder(&data.join(hex::encode([fan])))?;
         }
         for folder in [&data, &self.root] {
-            atomic_file::sync_folder(folder).map_err(|e| self.io_error("sync", folder, e))?;
+            atomic_file::sync_folder(folder).map_err(|e| self.io_error(FileAction::Sync, folder, e))?;
         }
         Ok(())
     }
@@ -183,11 +183,11 @@ impl Storage for LocalStorage {
             FileKind::Config => match fs::metadata(&top) {
                 Ok(metadata) => found.push(FileInfo { name: String::new(), size_bytes: metadata.len() }),
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
-                Err(e) => return Err(self.io_error("read", &top, e)),
+                Err(e) => return Err(self.io_error(FileAction::Read, &top, e)),
             },
             FileKind::Lock if !top.exists() => {}
             FileKind::Pack => {
-                let fail = |e| self.io_error("list", &top, e);
+                let fail = |e| self.io_error(FileAction::List, &top, e);
                 for entry in fs::read_dir(&top).map_err(fail)? {
                     let entry = entry.map_err(fail)?;
                     let is_fan = entry.file_name().len() == 2;
@@ -209,14 +209,16 @@ impl Storage for LocalStorage {
 
     fn size(&self, kind: FileKind, name: &str) -> Result<u64> {
         let path = self.path(kind, name);
-        fs::metadata(&path).map(|metadata| metadata.len()).map_err(|e| self.error("read", kind, name, &path, e))
+        fs::metadata(&path)
+            .map(|metadata| metadata.len())
+            .map_err(|e| self.error(FileAction::Read, kind, name, &path, e))
     }
 
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
         let path = self.path(kind, name);
         let (mut bytes, longest_bytes) = (Vec::new(), kind.longest_bytes());
         let mut read = || atomic_file::open(&path)?.take(longest_bytes + 1).read_to_end(&mut bytes);
-        let length = read().map_err(|e| self.error("read", kind, name, &path, e))?;
+        let length = read().map_err(|e| self.error(FileAction::Read, kind, name, &path, e))?;
         match length as u64 > longest_bytes {
             true => Err(Error::too_long(self.url(), kind, name)),
             false => Ok(bytes),
@@ -225,7 +227,7 @@ impl Storage for LocalStorage {
 
     fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
         let path = self.path(kind, name);
-        let fail = |e| self.error("read", kind, name, &path, e);
+        let fail = |e| self.error(FileAction::Read, kind, name, &path, e);
         let too_short = || Error::TooShort {
             url: self.url(),
             kind,
@@ -278,7 +280,7 @@ impl Storage for LocalStorage {
             let _ = fs::remove_file(&temporary);
         }
         self.sweep(&folder);
-        match written.map_err(|error| self.error("write", kind, name, &path, error))? {
+        match written.map_err(|error| self.error(FileAction::Write, kind, name, &path, error))? {
             true => Ok(()),
             false => Err(Error::Interrupted),
         }
@@ -299,14 +301,14 @@ impl Storage for LocalStorage {
         let _ = fs::remove_file(&temporary);
         created.map_err(|error| match error.kind() {
             ErrorKind::AlreadyExists => Error::Exists { url: self.url(), kind, name: name.to_owned() },
-            _ => self.error("write", kind, name, &path, error),
+            _ => self.error(FileAction::Write, kind, name, &path, error),
         })
     }
 
     fn remove_exact(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<bool> {
         let path = self.path(kind, name);
         let aside = temporary_beside(&path);
-        let fail = |error| self.error("remove", kind, name, &path, error);
+        let fail = |error| self.error(FileAction::Remove, kind, name, &path, error);
         fs::rename(&path, &aside).map_err(fail)?;
         // Nobody can change what is there now: it is that, and not what was there a moment ago, that is compared.
         let found = fs::read(&aside).map_err(fail)?;
@@ -316,15 +318,15 @@ impl Storage for LocalStorage {
         }
         fs::remove_file(&aside).map_err(fail)?;
         let folder = self.folder(kind, name);
-        atomic_file::sync_folder(&folder).map_err(|e| self.io_error("sync", &folder, e))?;
+        atomic_file::sync_folder(&folder).map_err(|e| self.io_error(FileAction::Sync, &folder, e))?;
         Ok(is_it)
     }
 
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
         let path = self.path(kind, name);
-        fs::remove_file(&path).map_err(|e| self.error("remove", kind, name, &path, e))?;
+        fs::remove_file(&path).map_err(|e| self.error(FileAction::Remove, kind, name, &path, e))?;
         let folder = self.folder(kind, name);
-        atomic_file::sync_folder(&folder).map_err(|e| self.io_error("sync", &folder, e))
+        atomic_file::sync_folder(&folder).map_err(|e| self.io_error(FileAction::Sync, &folder, e))
     }
 
     fn sync_folder(&self, kind: FileKind, name: &str) -> Result<()> {
@@ -333,7 +335,7 @@ impl Storage for LocalStorage {
         let above = folder.parent().filter(|_| kind == FileKind::Pack);
         for folder in [Some(folder.as_path()), above].into_iter().flatten() {
             match atomic_file::sync_folder(folder) {
-                Err(e) if e.kind() != ErrorKind::NotFound => return Err(self.io_error("sync", folder, e)),
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(self.io_error(FileAction::Sync, folder, e)),
                 _ => {}
             }
         }
@@ -352,7 +354,8 @@ impl Storage for LocalStorage {
     }
 
     fn free_bytes(&self) -> Result<Option<u64>> {
-        let stat = rustix::fs::statvfs(&self.root).map_err(|e| self.io_error("examine", &self.root, e.into()))?;
+        let stat =
+            rustix::fs::statvfs(&self.root).map_err(|e| self.io_error(FileAction::Examine, &self.root, e.into()))?;
         Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
     }
 }

@@ -4,6 +4,7 @@
 //! it is small on purpose, so that a decorator (retry, limit) or a test (record, delay, corrupt) can stand in between.
 //! Every implementation and every decorator passes the same conformance suite.
 
+mod action;
 pub mod limit;
 pub mod local;
 pub mod retry;
@@ -11,6 +12,7 @@ pub mod sftp;
 pub mod testing;
 mod url;
 
+pub use action::FileAction;
 pub use limit::LimitStorage;
 pub use local::LocalStorage;
 pub use retry::{RetryPolicy, RetryStorage};
@@ -168,8 +170,8 @@ pub enum Error {
     /// A call failed, of this host's system or of the server's.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// The verb: "read", "write", "list" …
-        action: &'static str,
+        /// What was tried.
+        action: FileAction,
         /// The file or folder.
         path: PathBuf,
         /// Why.

@@ -9,24 +9,27 @@
 //! | --- | --- |
 //! | `KVMB_MODEL_SEED` | another sequence than CI's; `random` is one that nobody has seen |
 //! | `KVMB_MODEL_STEPS` | another length |
+//! | `KVMB_MODEL_ONLY` | only these steps: `3,17,90` |
+//! | `KVMB_MODEL_SHRINK` | after a failure, so many lives more to find the steps that it needs |
 //!
-//! `KVMB_MODEL_SEED=random KVMB_MODEL_STEPS=5000 cargo nextest run --test model embedded --no-capture` is a good night's work.
-//! A failure prints the seed and the story until then. The same seed is the same story, but for what a kill at a moment of
-//! the clock comes to.
+//! `make model-night` is a good night's work. A failure prints the seed and the story until then. The same seed is the same story,
+//! but for what a kill at a moment of the clock comes to; each step draws its own numbers, whichever others are left out.
 
 use crate::support::Env;
 use crate::vm_lifecycle::{Life, Story};
 
 #[test]
 fn every_point_of_a_random_life_with_the_embedded_driver_is_right() {
-    let story = Story::new(20_261_125, 220);
-    let env = Env::new("model");
-    Life::begin(&env, &story).live(&story);
+    Story::new(20_261_125, 220).live(|story| {
+        let env = Env::new("model");
+        Life::begin(&env).live(story);
+    });
 }
 
 #[test]
 fn every_point_of_a_random_life_with_a_libvirtd_that_is_killed_is_right() {
-    let story = Story::new(7_112_026, 60);
-    let env = Env::with_libvirtd("model libvirtd");
-    Life::begin(&env, &story).with_a_mortal_libvirtd().live(&story);
+    Story::new(7_112_026, 60).live(|story| {
+        let env = Env::with_libvirtd("model libvirtd");
+        Life::begin(&env).with_a_mortal_libvirtd().live(story);
+    });
 }

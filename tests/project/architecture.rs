@@ -5,13 +5,14 @@
 //! | layer | may import | why |
 //! | --- | --- | --- |
 //! | `record`, `nbd` | nothing | neighbours that can be replaced or tested one by one |
-//! | `storage` | `rate_limiter`, `atomic_file` | a neighbour of these; uploads may be limited |
+//! | `storage` | `bounded`, `glob`, `rate_limiter`, `atomic_file` | a neighbour of these; uploads may be limited |
+//! | `glob`, `suggest` | nothing | how names are matched, and what was meant by a wrong one, the same everywhere |
 //! | `units` | nothing | how people write numbers, the same everywhere |
 //! | `clock` | nothing | when a time of day is, the same for schedules and for names of points |
 //! | `atomic_file` | nothing | files that others read at any moment |
 //! | `rate_limiter` | nothing | disks and uploads are limited alike |
 //! | `failpoint` | nothing | names that the tests share with `capture`, `repo` and `ops` |
-//! | `capture` | `failpoint`, `atomic_file` | a neighbour of the above |
+//! | `capture` | `failpoint`, `atomic_file`, `glob`, `suggest` | a neighbour of the above |
 //! | `repo` | `storage`, `failpoint`, `atomic_file` | a repository does not know what it stores, nor from where |
 //! | `retention`, `schedule`, `log`, `history` | `units`, `clock`, `record`, `atomic_file` | pure rules, or one outer thing each |
 //! | `config` | `units`, `retention`, `schedule` | the file names rules, it does not apply them |
@@ -30,25 +31,29 @@ use serde_json::Value;
 const LAYERS: &[(&str, &[&str])] = &[
     ("record", &[]),
     ("bounded", &[]),
+    ("glob", &[]),
+    ("suggest", &[]),
     ("rate_limiter", &[]),
-    ("storage", &["rate_limiter", "atomic_file"]),
+    ("storage", &["bounded", "glob", "rate_limiter", "atomic_file"]),
     ("nbd", &[]),
     ("units", &[]),
     ("clock", &[]),
     ("atomic_file", &[]),
     ("failpoint", &[]),
-    ("capture", &["bounded", "failpoint", "atomic_file"]),
+    ("capture", &["bounded", "failpoint", "atomic_file", "glob", "suggest"]),
     ("repo", &["storage", "failpoint", "atomic_file"]),
     ("retention", &["record", "units"]),
-    ("schedule", &["bounded", "units", "clock", "atomic_file"]),
+    ("schedule", &["bounded", "units", "clock", "atomic_file", "suggest"]),
     ("log", &["record"]),
     ("history", &["record", "atomic_file"]),
-    ("config", &["bounded", "units", "retention", "schedule"]),
+    ("config", &["bounded", "units", "retention", "schedule", "suggest"]),
     (
         "ops",
         &[
             "record",
             "bounded",
+            "glob",
+            "suggest",
             "units",
             "clock",
             "failpoint",
@@ -68,6 +73,8 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "record",
             "bounded",
+            "glob",
+            "suggest",
             "units",
             "failpoint",
             "rate_limiter",

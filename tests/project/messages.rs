@@ -11,7 +11,7 @@ use kvmb::ops;
 use kvmb::record::Damage;
 use kvmb::repo::{self, BlobKind, Flaw, Id, LockInfo};
 use kvmb::schedule;
-use kvmb::storage::{self, FileKind, sftp};
+use kvmb::storage::{self, FileAction, FileKind, sftp};
 
 const REPO: &str = "/backup/kvm";
 const SERVER: &str = "sftp://kvm@backup.example.com//backup/kvm";
@@ -32,6 +32,10 @@ fn denied() -> io::Error {
     io::Error::from_raw_os_error(13)
 }
 
+fn missing() -> io::Error {
+    io::Error::from_raw_os_error(2)
+}
+
 fn full() -> io::Error {
     io::Error::from_raw_os_error(28)
 }
@@ -47,8 +51,7 @@ pub fn of_captures() -> Vec<capture::Error> {
         LibvirtErrorKind::NotFound,
         LibvirtErrorKind::Unsupported,
         LibvirtErrorKind::Busy,
-        LibvirtErrorKind::AgentTimeout,
-        LibvirtErrorKind::AgentMissing,
+        LibvirtErrorKind::AgentSilent,
         LibvirtErrorKind::ReadOnlyUri,
         LibvirtErrorKind::NoConnection,
         LibvirtErrorKind::Other,
@@ -57,7 +60,6 @@ pub fn of_captures() -> Vec<capture::Error> {
         .map(|meaning| Error::Libvirt {
             action: "begin the backup of web1".into(),
             message: format!("(what libvirt says: {meaning:?})"),
-            code: 1,
             meaning,
         })
         .into();
@@ -79,7 +81,7 @@ pub fn of_captures() -> Vec<capture::Error> {
         Error::BadState { capture: "web1-a1b2c3d4".into(), message: "expected value at line 1 column 1".into() },
         Error::DiskNotCapturable { machine: machine(), disk: disk(), reason: "it is empty".into() },
         Error::UnsupportedImage { image: image().display().to_string(), reason: "its format is unknown".into() },
-        Error::UnsupportedImage { image: "rbd:pool/web1".into(), reason: "Unknown driver 'rbd'".into() },
+        Error::NoBlockDriver { image: "rbd:pool/web1".into(), message: "Unknown driver 'rbd'".into() },
         Error::NoBackingFormat {
             image: image().display().to_string(),
             format: "qcow2".into(),
@@ -112,11 +114,7 @@ pub fn of_captures() -> Vec<capture::Error> {
         Error::FreezeFailed { machine: machine(), reason: "the guest agent does not answer".into() },
         Error::JobStuck { machine: machine(), waited: Duration::from_secs(60) },
         Error::Wedged { machine: machine(), message: "cannot acquire state change lock".into() },
-        Error::Program {
-            program: "qemu-img",
-            subject: disk(),
-            message: "No such file or directory (os error 2)".into(),
-        },
+        Error::NotStarted { program: "qemu-img", source: missing() },
         Error::Program { program: "qemu-img", subject: disk(), message: "Image is corrupt".into() },
         Error::SocketPathTooLong { path: "/run/kvmb/s".into() },
         Error::UnsafeFolder { path: "/run/kvmb".into(), reason: "it belongs to user 1000".into() },
@@ -155,7 +153,8 @@ pub fn of_operations() -> Vec<ops::Error> {
         Error::DiskMap { disk: disk(), reason: "the map ends before the disk does".into() },
         Error::Io { action: "write", path: image(), source: full() },
         Error::NoFolder { path: "/srv/my images".into() },
-        Error::Program { program: "qemu-img", message: "No such file or directory (os error 2)".into() },
+        Error::NotStarted { program: "qemu-img", source: missing() },
+        Error::NbdAddress { disk: disk(), source: nbd::UriError::NoSocket("nbd+unix:///vda".into()) },
         Error::NotCaptured { machine: machine(), disk: disk() },
         Error::CaptureIncomplete { capture: "web1-a1b2c3d4".into(), arrived: 1, expected: 2 },
         Error::CaptureExpired {
@@ -178,7 +177,8 @@ pub fn of_operations() -> Vec<ops::Error> {
         Error::RemovalRefused {
             url: REPO.into(),
             source: Box::new(
-                storage::Error::Io { action: "remove", path: "/backup/kvm/data/a1".into(), source: denied() }.into(),
+                storage::Error::Io { action: FileAction::Remove, path: "/backup/kvm/data/a1".into(), source: denied() }
+                    .into(),
             ),
         },
         Error::Exists { path: image() },
@@ -244,7 +244,9 @@ pub fn of_repositories() -> Vec<repo::Error> {
         Error::RepositoryGone { url: url() },
         Error::LockLost { url: url(), reason: "its file was removed".into() },
         Error::Compress(io::Error::other("out of memory")),
-        Error::Random("no entropy".into()),
+        Error::Encrypt("aead::Error".into()),
+        Error::KeyDerivation,
+        Error::Random(io::Error::other("no entropy")),
         Error::WorkerGone,
     ];
     let of_places = [
@@ -254,11 +256,11 @@ pub fn of_repositories() -> Vec<repo::Error> {
         storage::Error::TooShort { url: url(), kind: FileKind::Pack, name: id().short(), wanted_bytes: 4096 },
         storage::Error::TooLong { url: url(), kind: FileKind::Lock, name: id().short(), longest_bytes: 4096 },
         storage::Error::NoSpace { url: url(), path: "/backup/kvm/data/a1".into(), source: full() },
-        io("find", io::Error::from_raw_os_error(2)),
-        io("list", io::Error::from_raw_os_error(2)),
-        io("write", denied()),
+        io(FileAction::Find, io::Error::from_raw_os_error(2)),
+        io(FileAction::List, io::Error::from_raw_os_error(2)),
+        io(FileAction::Write, denied()),
         storage::Error::GaveUp {
-            source: Box::new(io("read", io::Error::from_raw_os_error(5))),
+            source: Box::new(io(FileAction::Read, io::Error::from_raw_os_error(5))),
             after: Duration::from_secs(900),
         },
         storage::Error::GaveUp {
@@ -287,7 +289,10 @@ fn of_servers() -> Vec<sftp::Error> {
     let (algorithm, fingerprint) = ("ssh-ed25519".to_owned(), "SHA256:abc".to_owned());
     let path = || PathBuf::from("/root/.ssh/known_hosts");
     vec![
-        Error::SshConfig { path: "/root/.ssh/config".into(), reason: "ProxyJump is not supported".into() },
+        Error::SshConfig {
+            path: "/root/.ssh/config".into(),
+            reason: "ssh cannot read its configuration: line 3: Bad configuration option: prot".into(),
+        },
         Error::Resolve { host: "bakcup".into(), source: io::Error::other("Name or service not known") },
         Error::Unreachable { server: server(), source: io::Error::from_raw_os_error(111) },
         Error::Handshake { server: server(), reason: "no common method".into() },

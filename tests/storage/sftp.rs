@@ -15,7 +15,7 @@ use crate::support::sshd::{SSH_PASSWORD, Sshd, USER};
 use crate::support::{Env, wait_until};
 use kvmb::storage::sftp::{self, Credentials, Secret, SftpAddress, SftpStorage, ShownKey, SshContext};
 use kvmb::storage::testing::{conformance, folder_conformance};
-use kvmb::storage::{Error, FileKind, LocalStorage, Storage};
+use kvmb::storage::{Error, FileAction, FileKind, LocalStorage, Storage};
 
 pub(crate) const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
 
@@ -259,7 +259,7 @@ fn a_disk_that_the_server_can_only_read_says_so() {
     sshd.stop();
     sshd.run();
     let error = storage(&env, &sshd).write(FileKind::Snapshot, NAME, b"x").unwrap_err();
-    let Error::Io { action: "write", source, .. } = &error else { panic!("{error:?}") };
+    let Error::Io { action: FileAction::Write, source, .. } = &error else { panic!("{error:?}") };
     assert_eq!(source.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{error}");
 }
 
@@ -272,7 +272,7 @@ fn what_the_server_forbids_is_a_lasting_error_that_says_what() {
     storage.create_layout().unwrap();
     storage.write(FileKind::Snapshot, NAME, b"x").unwrap();
     let error = storage.remove(FileKind::Snapshot, NAME).unwrap_err();
-    let Error::Io { action: "remove", source, path } = &error else { panic!("{error:?}") };
+    let Error::Io { action: FileAction::Remove, source, path } = &error else { panic!("{error:?}") };
     assert_eq!(source.kind(), std::io::ErrorKind::PermissionDenied);
     assert!(path.starts_with("sftp:") && !error.is_transient(), "{error}");
     assert_eq!(storage.read(FileKind::Snapshot, NAME).unwrap(), b"x");
@@ -504,6 +504,54 @@ fn ssh_config_names_the_server_the_user_and_the_key() {
     fs::write(env.path("home/.ssh/config"), config).unwrap();
     storage_at(&format!("sftp://{USER}@[::1]:{}/six", sshd.port()), &access(&env)).create_layout().unwrap();
     assert!(sshd.home().join("six/data").is_dir());
+}
+
+#[test]
+fn a_server_behind_another_is_reached_by_a_jump_and_by_a_command() {
+    let (env, gate_env) = (Env::new("sftp-behind"), Env::new("sftp-gate"));
+    let (sshd, gate) = (env.sshd(), gate_env.sshd());
+    sshd.befriend();
+    gate.authorize(&env.path("home/.ssh/id_ed25519"));
+    let ssh = env.path("home/.ssh").display().to_string();
+    let gate_line = format!("[127.0.0.1]:{} {}\n", gate.port(), gate.host_key("ed25519"));
+    let known = fs::read_to_string(sshd.known_hosts()).unwrap();
+    fs::write(sshd.known_hosts(), known + &gate_line).unwrap();
+    let configure = |way: &str| {
+        let config = format!(
+            "Host vault\n HostName 127.0.0.1\n Port {}\n User {USER}\n {way}\nHost gate\n HostName 127.0.0.1\n Port {}\n \
+             User {USER}\n IdentityFile {ssh}/id_ed25519\n UserKnownHostsFile {ssh}/known_hosts\n",
+            sshd.port(),
+            gate.port()
+        );
+        fs::write(env.path("home/.ssh/config"), config).unwrap();
+    };
+    let tunnels = || gate.log().matches("Accepted publickey").count();
+    let command = format!("ProxyCommand ssh -F {ssh}/config -o BatchMode=yes -W %h:%p gate");
+    for (way, folder) in [("ProxyJump gate", "jump"), (command.as_str(), "command")] {
+        configure(way);
+        let before = tunnels();
+        let storage = storage_at(&format!("sftp:vault:{folder}"), &access(&env));
+        storage.create_layout().unwrap();
+        storage.write(FileKind::Pack, &"ab".repeat(32), &vec![7; 3 << 20]).unwrap();
+        assert_eq!(storage.read(FileKind::Pack, &"ab".repeat(32)).unwrap().len(), 3 << 20);
+        assert!(tunnels() > before, "{way}: {}", gate.log());
+        assert!(sshd.home().join(folder).join("data").is_dir());
+        drop(storage);
+        env.assert_nothing_left();
+    }
+    configure("ProxyJump gate");
+    let url = format!("sftp:vault:{}", "jump");
+    env.kvmb(["init", "-r", &url]).run().assert_ok();
+    // The host between does not let us in: it is said who did not.
+    fs::remove_file(gate.authorized_keys()).unwrap();
+    let error = server_error(storage_at("sftp:vault:refused", &access(&env)).create_layout());
+    assert!(
+        error.to_string().contains("the proxy says: ") && error.to_string().contains("Permission denied"),
+        "{error}"
+    );
+    gate.stop();
+    let error = server_error(storage_at("sftp:vault:stopped", &access(&env)).create_layout());
+    assert!(error.to_string().contains("the proxy says: "), "{error}");
 }
 
 #[test]

@@ -4,10 +4,7 @@
 //! reads those images is started as that user too - network storage knows it - and with one capability: to read what it is
 //! not permitted to read. `setpriv` of util-linux sets that up.
 
-use crate::bounded::{self, Group};
 use std::fs;
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use crate::capture::domain_xml::definition::{DefinedDisk, Definition, child, children, parse_owner, parse_xml};
 use crate::capture::error::{Error, Result};
@@ -105,31 +102,19 @@ fn can_pass_on_reading() -> bool {
 
 /// The groups of a user are known by its name only.
 fn is_in_passwd(user: u32) -> bool {
-    getent("passwd", &user.to_string()).is_some()
+    uzers::get_user_by_uid(user).is_some()
 }
 
 /// A label of names, as `qemu:kvm`.
 fn named_owner(label: &str) -> Option<(u32, u32)> {
     let (user, group) = label.split_once(':')?;
-    Some((id_of("passwd", user)?, id_of("group", group)?))
+    let user = number(user).or_else(|| Some(uzers::get_user_by_name(user)?.uid()))?;
+    let group = number(group).or_else(|| Some(uzers::get_group_by_name(group)?.gid()))?;
+    Some((user, group))
 }
 
-fn id_of(database: &str, name: &str) -> Option<u32> {
-    match name.strip_prefix('+').unwrap_or(name).parse() {
-        Ok(number) => Some(number),
-        Err(_) => getent(database, name)?.split(':').nth(2)?.parse().ok(),
-    }
-}
-
-/// How long a look-up of a user may take.
-const GETENT_LIMIT: Duration = Duration::from_secs(20);
-
-fn getent(database: &str, key: &str) -> Option<String> {
-    let mut command = Command::new("getent");
-    command.args([database, key]).stdout(Stdio::piped()).stderr(Stdio::null());
-    // It may ask a directory service that does not answer.
-    let output = bounded::output(command, Group::Own, GETENT_LIMIT, &bounded::ending()).ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+fn number(label: &str) -> Option<u32> {
+    label.strip_prefix('+').unwrap_or(label).parse().ok()
 }
 
 #[cfg(test)]

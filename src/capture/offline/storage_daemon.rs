@@ -97,7 +97,7 @@ pub fn serve(request: &ServeRequest) -> Result<std::result::Result<ServerProcess
         .current_dir("/")
         .env("LC_ALL", "C")
         .spawn()
-        .map_err(|error| failed(error.to_string()))?;
+        .map_err(|source| Error::NotStarted { program: "setsid", source })?;
     let deadline = Instant::now() + START_PATIENCE;
     // The file is written when everything is open.
     while !fs::metadata(&ready).is_ok_and(|found| found.len() > 0) {

@@ -195,7 +195,7 @@ impl Opening<'_> {
         }
         if message.contains("Unknown driver") || message.contains("does not accept value") {
             let image = disks.iter().map(|disk| disk.layers[0].storage.address()).collect::<Vec<_>>().join(", ");
-            return Error::UnsupportedImage { image, reason: message };
+            return Error::NoBlockDriver { image, message };
         }
         let subject = if disk.is_empty() { machine } else { format!("{machine}/{disk}") };
         Error::Program { program: storage_daemon::PROGRAM, subject, message }

@@ -9,7 +9,7 @@ use crate::capture::domain_folder::{domain_folder, is_domain_folder};
 use crate::capture::domain_xml::definition::Definition;
 use crate::capture::error::{Error, LibvirtErrorKind, Result};
 use crate::capture::job::{self, JobDisk, JobRequest, NewCheckpoint};
-use crate::capture::machine::{Machine, MachineState, PausedReason};
+use crate::capture::machine::{Machine, MachineState, PausedReason, Which};
 use crate::capture::offline::image_lookup::read_header;
 use crate::capture::runtime::{self, RuntimeDirs};
 use crate::capture::state::{CaptureFile, CaptureState, CapturedDisk, ReadMode};
@@ -181,26 +181,35 @@ fn bring_back(machine: &Machine, checkpoint: &str, request: &OpenRequest) {
         Ok(names) if !names.iter().any(|name| name == checkpoint) => {}
         _ => return,
     }
-    let mut disks: Vec<&str> = request
+    let disks: Vec<&str> = request
         .disks
         .iter()
         .filter(|disk| disk.parent.as_deref() == Some(checkpoint))
         .map(|disk| disk.target.as_str())
         .collect();
-    while !disks.is_empty() {
-        let Err(error) = machine.redefine_checkpoint(checkpoint, &disks) else {
-            return;
-        };
-        tracing::debug!("{error}");
-        // One disk without its bitmap does not keep the others from theirs.
-        let LibvirtErrorKind::BitmapBroken { disk: Some(broken) } = error.meaning() else {
-            return;
-        };
-        let before = disks.len();
-        disks.retain(|disk| *disk != broken);
-        if disks.len() == before {
-            return;
+    let is_broken = |disks: &[&str]| match machine.redefine_checkpoint(checkpoint, disks) {
+        Ok(()) => false,
+        Err(error) => {
+            tracing::debug!("{error}");
+            error.meaning() == LibvirtErrorKind::BitmapBroken
         }
+    };
+    if disks.is_empty() || !is_broken(&disks) {
+        return;
+    }
+    // One disk without its bitmap does not keep the others from theirs: those whose bitmap is there are found one by one.
+    let mut whole = Vec::new();
+    for disk in disks {
+        if machine.redefine_checkpoint(checkpoint, &[disk]).is_ok() {
+            whole.push(disk);
+            if let Err(error) = machine.forget_checkpoint(checkpoint) {
+                tracing::debug!("{error}");
+                return;
+            }
+        }
+    }
+    if !whole.is_empty() {
+        is_broken(&whole);
     }
 }
 
@@ -214,12 +223,26 @@ fn begin(machine: &Machine, request: &OpenRequest, file: &CaptureFile, state: &m
         };
         let reason = error.to_string();
         let gave_way = match error.meaning() {
-            LibvirtErrorKind::BitmapBroken { disk } => {
-                read_in_full(state, |at| disk.as_ref().is_none_or(|disk| *disk == at.target), &reason)
+            LibvirtErrorKind::BitmapBroken => {
+                let broken = broken_bitmaps(machine, state);
+                // None is broken any more, or libvirt does not say which: none is trusted.
+                read_in_full(state, |at| broken.is_empty() || broken.contains(&at.target), &reason)
             }
             LibvirtErrorKind::CheckpointMissing => read_in_full(state, |_| true, &reason),
-            LibvirtErrorKind::BitmapUnsupported => leave_out_of_checkpoint(state, &reason),
-            _ => false,
+            LibvirtErrorKind::Unsupported | LibvirtErrorKind::Internal => {
+                let uncertain = uncertain_bitmaps(machine, state);
+                leave_out_of_checkpoint(state, &uncertain)
+            }
+            LibvirtErrorKind::NotFound
+            | LibvirtErrorKind::NoBackupJob
+            | LibvirtErrorKind::Busy
+            | LibvirtErrorKind::AgentSilent
+            | LibvirtErrorKind::AgentFailed
+            | LibvirtErrorKind::ReadOnlyUri
+            | LibvirtErrorKind::NoConnection
+            | LibvirtErrorKind::InvalidState
+            | LibvirtErrorKind::NoAnswer
+            | LibvirtErrorKind::Other => false,
         };
         if !gave_way {
             return Err(error);
@@ -264,21 +287,35 @@ fn read_in_full(state: &mut CaptureState, which: impl Fn(&CapturedDisk) -> bool,
     changed
 }
 
-/// Takes the disk that libvirt names out of the new checkpoint; every disk when it names none. Says whether that changed
-/// anything.
-fn leave_out_of_checkpoint(state: &mut CaptureState, reason: &str) -> bool {
-    if state.checkpoint_disks.is_empty() {
+/// The disks that are to be continued from a checkpoint, and whose bitmap of it libvirt does not call usable.
+fn broken_bitmaps(machine: &Machine, state: &CaptureState) -> Vec<String> {
+    let is_broken = |disk: &&CapturedDisk| {
+        let Some(parent) = &disk.parent_checkpoint else { return false };
+        machine.usable_bitmaps(parent).is_ok_and(|usable| !usable.contains_key(&disk.target))
+    };
+    state.disks.iter().filter(is_broken).map(|disk| disk.target.clone()).collect()
+}
+
+/// The disks of the new checkpoint whose image does not say itself that QEMU can keep bitmaps in it: it could not be looked
+/// into, or has been replaced.
+fn uncertain_bitmaps(machine: &Machine, state: &CaptureState) -> Vec<String> {
+    let Ok(live) = machine.definition(Which::Live) else { return Vec::new() };
+    let is_certain = |target: &String| {
+        let Some(disk) = live.disk(target).filter(|disk| disk.slice.is_none() && disk.keeps_bitmaps()) else {
+            return false;
+        };
+        let source = machine.resolve(&disk.source).unwrap_or_else(|_| disk.source.clone());
+        let header = source.path().and_then(|path| read_header(path, format_of(disk)).ok());
+        header.is_some_and(|header| header.keeps_bitmaps)
+    };
+    state.checkpoint_disks.iter().filter(|target| !is_certain(target)).cloned().collect()
+}
+
+/// Takes disks out of the new checkpoint. Says whether that changed anything.
+fn leave_out_of_checkpoint(state: &mut CaptureState, out: &[String]) -> bool {
+    if out.is_empty() {
         return false;
     }
-    let named: Vec<String> = state
-        .checkpoint_disks
-        .iter()
-        .filter(|target| {
-            reason.split(|character: char| !character.is_ascii_alphanumeric()).any(|word| word == target.as_str())
-        })
-        .cloned()
-        .collect();
-    let out = if named.is_empty() { state.checkpoint_disks.clone() } else { named };
     state.checkpoint_disks.retain(|target| !out.contains(target));
     for disk in &mut state.disks {
         disk.has_new_bitmap &= !out.contains(&disk.target);

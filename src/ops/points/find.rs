@@ -3,12 +3,12 @@
 use super::lineage::{Origin, lineages};
 use super::open::read_origin;
 use super::point_ref::PointRef;
-use crate::capture::connection::{glob_matches, is_glob};
-use crate::capture::suggest::similar_names;
 use crate::clock::last_moment_until;
+use crate::glob::{self, is_glob};
 use crate::ops::inventory::host_name;
 use crate::ops::{Error, Result};
 use crate::repo::{DamagedSnapshot, Id, Repository};
+use crate::suggest::similar_names;
 use crate::units::ShortDuration;
 use chrono::{DateTime, Duration, FixedOffset, Local, NaiveDate, NaiveDateTime};
 use std::collections::{BTreeMap, BTreeSet};
@@ -176,7 +176,7 @@ pub fn no_such_point<'a>(repo: &Repository, machines: impl Iterator<Item = &'a s
     let (machine, _) = wanted.rsplit_once('@').unwrap_or((&wanted, ""));
     let near = match machines.contains(machine) {
         true => Vec::new(),
-        false => similar_names(machine, machines.into_iter()),
+        false => similar_names(machine, machines),
     };
     Error::NoSuchPoint { wanted, repo: repo.url(), near }
 }
@@ -206,7 +206,7 @@ pub fn find_surely(
 
 /// Whether a name or glob (`web*`) means this machine.
 pub fn name_matches(pattern: &str, machine: &str) -> bool {
-    pattern == machine || (is_glob(pattern) && glob_matches(pattern, machine))
+    pattern == machine || (is_glob(pattern) && glob::matches(pattern, machine))
 }
 
 #[cfg(test)]

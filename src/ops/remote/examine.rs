@@ -3,6 +3,7 @@
 use super::failures::{failed, unreachable_host};
 use super::speed::{self, Speed};
 use crate::ops::{Error, Result};
+use crate::storage::FileAction;
 use crate::storage::sftp::authenticate::{Login, authenticate};
 use crate::storage::sftp::connect::connect;
 use crate::storage::sftp::credential_cache::CredentialCache;
@@ -176,7 +177,7 @@ fn walk(
     let mut target = target.clone();
     let mut beside = None;
     if let Some(below) = below
-        && is_taken(&files, &target.path).map_err(failed(&target, "list", &target.path))?
+        && is_taken(&files, &target.path).map_err(failed(&target, FileAction::List, &target.path))?
     {
         beside = Some(target.path.clone());
         target.path = format!("{}/{below}", target.path);
@@ -185,18 +186,18 @@ fn walk(
     let (folder, place) = find_place(&files, target)?;
     let probe = format!("{folder}/kvmb-tmp-{:016x}", rand::random::<u64>());
     let now = SystemTime::now();
-    files.write_new(&probe, b"kvmb remote test").map_err(failed(target, "write to", &folder))?;
-    let written = files.stat(&probe).map_err(failed(target, "read", &probe))?.modified;
+    files.write_new(&probe, b"kvmb remote test").map_err(failed(target, FileAction::Write, &folder))?;
+    let written = files.stat(&probe).map_err(failed(target, FileAction::Read, &probe))?.modified;
     let removable = match files.remove(&probe) {
         Ok(()) => true,
         Err(SftpFault::Refused(SftpStatus::Permission)) => false,
-        Err(fault) => return Err(failed(target, "remove", &probe)(fault)),
+        Err(fault) => return Err(failed(target, FileAction::Remove, &probe)(fault)),
     };
     let path = files.real_path(&folder).unwrap_or(folder.clone());
     told(ExamineStep::Path, Ok(ExamineFinding::Path { path, place, removable, beside }));
 
     *step = ExamineStep::Space;
-    let free_bytes = files.free_bytes(&folder).map_err(failed(target, "examine", &folder))?;
+    let free_bytes = files.free_bytes(&folder).map_err(failed(target, FileAction::Examine, &folder))?;
     told(ExamineStep::Space, Ok(ExamineFinding::Space { free_bytes }));
 
     *step = ExamineStep::Speed;
@@ -208,7 +209,10 @@ fn walk(
         if access.stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
-        told(ExamineStep::Speed, measured.map(ExamineFinding::Speed).map_err(failed(target, "measure in", &folder)));
+        told(
+            ExamineStep::Speed,
+            measured.map(ExamineFinding::Speed).map_err(failed(target, FileAction::Measure, &folder)),
+        );
     }
 
     let ours = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -228,7 +232,7 @@ fn find_place(files: &SftpClient, target: &SftpAddress) -> Result<(String, Folde
         Ok(_) if files.stat(&format!("{root}/config")).is_ok() => return Ok((root.to_owned(), FolderKind::Repository)),
         Ok(_) => return Ok((root.to_owned(), FolderKind::Folder)),
         Err(SftpFault::Refused(SftpStatus::NotFound)) => {}
-        Err(fault) => return Err(failed(target, "examine", root)(fault)),
+        Err(fault) => return Err(failed(target, FileAction::Examine, root)(fault)),
     }
     let mut above = root;
     while let Some((parent, _)) = above.rsplit_once('/') {

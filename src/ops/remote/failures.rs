@@ -2,7 +2,7 @@
 
 use crate::ops::Error;
 use crate::repo;
-use crate::storage;
+use crate::storage::{self, FileAction};
 use crate::storage::sftp::fault::SftpFault;
 use crate::storage::sftp::{self, SftpAddress};
 
@@ -15,7 +15,7 @@ pub(super) fn unreachable_host(target: &SftpAddress) -> impl Fn(sftp::Error) -> 
 }
 
 /// A failure with a file there.
-pub(super) fn failed(target: &SftpAddress, action: &'static str, path: &str) -> impl Fn(SftpFault) -> Error {
+pub(super) fn failed(target: &SftpAddress, action: FileAction, path: &str) -> impl Fn(SftpFault) -> Error {
     let path = path.to_owned();
     move |fault| repo::Error::Storage(fault.explain(&target.to_string(), action, &path)).into()
 }

@@ -11,6 +11,7 @@
 
 use super::failures::{failed, unreachable_host};
 use crate::ops::{Error, Result};
+use crate::storage::FileAction;
 use crate::storage::sftp::connect::connect;
 use crate::storage::sftp::connection::Connection;
 use crate::storage::sftp::files::SftpClient;
@@ -111,7 +112,8 @@ pub fn setup(
     let others = SshContext { own_key: None, ..access.clone() };
     let route = SshTarget::find(target, &others).map_err(&unreachable_host)?;
     let (files, _) = SftpClient::open(&route, &others, None).map_err(&unreachable_host)?;
-    let added = own_key::authorize(&files, &key).map_err(failed(target, "add the key to", own_key::AUTHORIZED_KEYS))?;
+    let added =
+        own_key::authorize(&files, &key).map_err(failed(target, FileAction::AddKey, own_key::AUTHORIZED_KEYS))?;
     drop(files);
     match is_let_in()? {
         None => told(authorized(added)),

@@ -29,8 +29,14 @@ const KEY_EXCHANGES: &str = "curve25519-sha256,curve25519-sha256@libssh.org,ecdh
 /// Connects and proves the server; the login is still to come.
 pub fn connect(route: &SshTarget, access: &SshContext) -> Result<Connection> {
     let known = KnownKeys::read(route)?;
-    let socket = dial(route, access)?;
-    let connection = Connection::new(socket, route, access)?;
+    let connection = match &route.proxy {
+        Some(proxy) => {
+            let unreachable = |source| Error::Unreachable { server: route.server(), source };
+            let (socket, process) = proxy.start(&route.host, route.port).map_err(unreachable)?;
+            Connection::through(socket, process, route, access)?
+        }
+        None => Connection::new(dial(route, access)?, route, access)?,
+    };
     let handshake =
         |error: ssh2::Error| Error::Handshake { server: route.server(), reason: error.message().to_owned() };
     let session = connection.session();

@@ -4,14 +4,17 @@
 //! every moment whether the program shall end, and whether the other side has been silent, or made no progress, for too long. A call that was
 //! given up leaves the protocol in the middle of a sentence, so the connection is cut and never used again.
 
+use super::proxy::ProxyProcess;
 use super::{Error, Progress, Result, SshContext, SshTarget, SshTimeouts, known_hosts};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{RecvFlags, recv, sockopt};
+use rustix::net::{RecvFlags, Shutdown, recv, shutdown, sockopt};
 use ssh_key::PublicKey;
 use ssh2::{BlockDirections, ErrorCode, Session};
 use std::cell::Cell;
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -36,7 +39,11 @@ const LAST_WORDS_MS: u32 = 2000;
 pub struct Connection {
     session: Session,
     /// A second handle of the session's socket, to wait for it and to cut it.
-    socket: TcpStream,
+    socket: OwnedFd,
+    /// The address that was connected to; none behind a proxy.
+    address: Option<SocketAddr>,
+    /// The program that carries the connection, where one does.
+    proxy: Option<ProxyProcess>,
     server: String,
     stop: Arc<AtomicBool>,
     patience: SshTimeouts,
@@ -54,8 +61,7 @@ impl std::fmt::Debug for Connection {
 impl Connection {
     /// Wraps a connected socket.
     pub fn new(socket: TcpStream, route: &SshTarget, access: &SshContext) -> Result<Connection> {
-        let server = route.server();
-        let prepare = || -> io::Result<TcpStream> {
+        let prepare = || -> io::Result<(OwnedFd, Option<SocketAddr>)> {
             socket.set_nodelay(true)?;
             // Routers forget connections that are idle, and a peer that is gone is noticed.
             sockopt::set_socket_keepalive(&socket, true)?;
@@ -63,11 +69,35 @@ impl Connection {
             sockopt::set_tcp_keepidle(&socket, interval)?;
             sockopt::set_tcp_keepintvl(&socket, interval)?;
             sockopt::set_tcp_keepcnt(&socket, 4)?;
-            socket.try_clone()
+            Ok((socket.try_clone()?.into(), socket.peer_addr().ok()))
         };
-        let second = prepare().map_err(|source| Error::Unreachable { server: server.clone(), source })?;
+        let (second, address) = prepare().map_err(|source| unreachable_server(route, source))?;
+        let mut connection = Connection::wrap(socket, second, route, access)?;
+        connection.address = address;
+        Ok(connection)
+    }
+
+    /// Wraps the socket of a program that carries the connection.
+    pub fn through(
+        socket: UnixStream,
+        proxy: ProxyProcess,
+        route: &SshTarget,
+        access: &SshContext,
+    ) -> Result<Connection> {
+        let second = socket.try_clone().map_err(|source| unreachable_server(route, source))?;
+        let mut connection = Connection::wrap(socket, second.into(), route, access)?;
+        connection.proxy = Some(proxy);
+        Ok(connection)
+    }
+
+    fn wrap(
+        socket: impl AsRawFd + 'static,
+        second: OwnedFd,
+        route: &SshTarget,
+        access: &SshContext,
+    ) -> Result<Connection> {
         let handshake =
-            |error: ssh2::Error| Error::Handshake { server: server.clone(), reason: error.message().into() };
+            |error: ssh2::Error| Error::Handshake { server: route.server(), reason: error.message().into() };
         let mut session = Session::new().map_err(handshake)?;
         session.set_timeout(LAST_WORDS_MS);
         session.set_blocking(false);
@@ -75,7 +105,9 @@ impl Connection {
         Ok(Connection {
             session,
             socket: second,
-            server,
+            address: None,
+            proxy: None,
+            server: route.server(),
             stop: Arc::clone(&access.stop),
             patience: route.patience,
             progress: Progress::default(),
@@ -93,9 +125,9 @@ impl Connection {
         &self.server
     }
 
-    /// The address that was connected to.
+    /// The address that was connected to; none behind a proxy.
     pub fn address(&self) -> Option<SocketAddr> {
-        self.socket.peer_addr().ok()
+        self.address
     }
 
     /// Whether the server says that it is OpenSSH.
@@ -250,13 +282,17 @@ impl Connection {
     /// Cuts the connection and says how it went.
     pub fn lost(&self, reason: &str) -> Error {
         self.cut();
-        Error::Lost { server: self.server.clone(), reason: reason.to_owned() }
+        let reason = match self.proxy.as_ref().and_then(ProxyProcess::said) {
+            Some(said) => format!("{reason}; the proxy says: {said}"),
+            None => reason.to_owned(),
+        };
+        Error::Lost { server: self.server.clone(), reason }
     }
 
     /// From here on no call waits for the network, nor does the clearing of what is open.
     pub fn cut(&self) {
         self.broken.set(true);
-        let _ = self.socket.shutdown(Shutdown::Both);
+        let _ = shutdown(&self.socket, Shutdown::Both);
     }
 }
 
@@ -270,6 +306,10 @@ impl Drop for Connection {
         // What is cut answers at once; so libssh2 frees everything without a "would block".
         self.session.set_blocking(true);
     }
+}
+
+fn unreachable_server(route: &SshTarget, source: io::Error) -> Error {
+    Error::Unreachable { server: route.server(), source }
 }
 
 fn glance() -> rustix::event::Timespec {

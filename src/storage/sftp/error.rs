@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Why a server cannot be used. `server` is always `host:port` as it was dialled.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// `~/.ssh/config` or `/etc/ssh/ssh_config` cannot be read, or wants what kvmb cannot do.
+    /// `~/.ssh/config` or a file that it includes cannot be read.
     #[error("{}: {reason}", path.display())]
     SshConfig {
         /// The file.

@@ -1,7 +1,7 @@
 //! What a server's answer "no" means, and what it looks like to the layers above.
 
 use super::Error;
-use crate::storage;
+use crate::storage::{self, FileAction};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
@@ -98,7 +98,7 @@ impl SftpFault {
     }
 
     /// The storage's error for it. `path` is what the message names.
-    pub fn explain(self, url: &str, action: &'static str, path: &str) -> storage::Error {
+    pub fn explain(self, url: &str, action: FileAction, path: &str) -> storage::Error {
         let refusal = match self {
             SftpFault::Server(error) => return storage::Error::Server { url: url.to_owned(), source: Box::new(error) },
             SftpFault::Refused(SftpStatus::Stopped) => return storage::Error::Interrupted,

@@ -11,6 +11,7 @@
 
 use super::{Error, Result, SshTarget};
 use crate::atomic_file;
+use crate::glob::matches_wildcards;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, Mac};
@@ -202,9 +203,9 @@ fn covers(entry: &Entry, line: &str, name: &str) -> bool {
                 let pattern = pattern.to_lowercase();
                 match pattern.strip_prefix('!') {
                     // Whatever else matches.
-                    Some(negated) if matches(negated, name) => return false,
+                    Some(negated) if matches_wildcards(negated, name) => return false,
                     Some(_) => {}
-                    None => covered |= matches(&pattern, name),
+                    None => covered |= matches_wildcards(&pattern, name),
                 }
             }
             covered
@@ -224,22 +225,6 @@ fn is_hash_of(entry: &Entry, line: &str, name: &str) -> bool {
         Ok(matches!(hosts.check(name, &key), ssh2::CheckResult::Match))
     };
     check().unwrap_or(false)
-}
-
-/// Whether a name fits a pattern with `*` and `?`.
-fn matches(pattern: &str, name: &str) -> bool {
-    match pattern.chars().next() {
-        None => name.is_empty(),
-        Some('*') => {
-            let rest = &pattern[1..];
-            name.char_indices().map(|(at, _)| at).chain([name.len()]).any(|at| matches(rest, &name[at..]))
-        }
-        Some(first) => {
-            let mut chars = name.chars();
-            let fits = chars.next().is_some_and(|c| first == '?' || first == c);
-            fits && matches(&pattern[first.len_utf8()..], chars.as_str())
-        }
-    }
 }
 
 #[cfg(test)]

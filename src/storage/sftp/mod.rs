@@ -4,7 +4,9 @@
 //! | --- | --- |
 //! | [`target`] | the address, as restic reads it |
 //! | [`ssh_context`] | what this layer is told about the host and its user |
-//! | [`ssh_target`] | what `ssh_config` makes of an address |
+//! | [`mod@ssh_config`] | what OpenSSH's client is configured to do for a host |
+//! | [`ssh_target`] | what that makes of an address |
+//! | [`proxy`] | the program that carries a connection, where the way is not direct |
 //! | [`known_hosts`] | which servers are who they say they are |
 //! | [`connection`] | one SSH connection on which nothing waits for ever |
 //! | [`progress`] | whether its server is stuck |
@@ -28,6 +30,8 @@ pub mod known_hosts;
 pub mod own_key;
 pub mod pool;
 pub mod progress;
+pub mod proxy;
+pub mod ssh_config;
 pub mod ssh_context;
 pub mod ssh_target;
 pub mod storage;

@@ -1,15 +1,12 @@
 //! From an address to a server: what `~/.ssh/config` and `/etc/ssh/ssh_config` make of it, as `ssh` users expect.
 //!
-//! The address wins over the user's file, that over the system's; within them the first value counts, and identity files
-//! add up. `Match all` is read as `Host *`; other `Match` blocks are left out, with a warning, for they may run commands.
-//! What would lead the connection elsewhere (`ProxyJump`, `ProxyCommand`) is refused rather than overlooked.
+//! [`super::ssh_config`] asks `ssh` itself; the address wins over what it says. Only the tokens (`%h` …) of files and of a
+//! `ProxyCommand` are left to us.
 
-use super::{Error, Result, SftpAddress, SshContext, SshTimeouts};
-use crate::atomic_file;
-use ssh2_config::{HostParams, ParseRule, SshConfig};
-use std::collections::HashMap;
+use super::proxy::Proxy;
+use super::ssh_config::HostOptions;
+use super::{Result, SftpAddress, SshContext, SshTimeouts};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// The keys that `ssh` tries when none is configured.
 const DEFAULT_IDENTITIES: [&str; 3] = ["id_rsa", "id_ecdsa", "id_ed25519"];
@@ -39,6 +36,8 @@ pub struct SshTarget {
     pub forbidden: Vec<&'static str>,
     /// `ipv4`, `ipv6` or both.
     pub family: Family,
+    /// How it is reached, if not directly.
+    pub proxy: Option<Proxy>,
     /// Whether the name of a server is hashed where its key is noted.
     pub hash_known_hosts: bool,
     /// How long to wait for what.
@@ -57,17 +56,9 @@ pub enum Family {
 }
 
 impl SshTarget {
-    /// Reads the configuration files.
+    /// Asks `ssh` what is configured.
     pub fn find(target: &SftpAddress, access: &SshContext) -> Result<SshTarget> {
-        let user_file = access.home.as_ref().map(|home| home.join(".ssh/config"));
-        let system_file = access.system_folder.join("ssh_config");
-        let mut options = HostOptions::default();
-        for file in user_file.iter().chain([&system_file]) {
-            if let Some(params) = read_config(file, &target.host, access)? {
-                options.add(file, params);
-            }
-        }
-        options.route(target, access)
+        Ok(target_of(&HostOptions::of(target, access)?, target, access))
     }
 
     /// The same way, but with this key and nothing else.
@@ -95,220 +86,107 @@ impl SshTarget {
     }
 }
 
-/// What the files say about one host; the first value of each counts.
-#[derive(Debug, Default)]
-struct HostOptions {
-    host_name: Option<String>,
-    port: Option<u16>,
-    user: Option<String>,
-    identities: Vec<PathBuf>,
-    public_key_allowed: Option<bool>,
-    proxy_jump: Option<(PathBuf, String)>,
-    connect_timeout: Option<Duration>,
-    server_alive_interval: Option<Duration>,
-    /// Other options in lower case, with the file that they are from.
-    others: HashMap<String, (PathBuf, Vec<String>)>,
-}
-
-impl HostOptions {
-    fn add(&mut self, file: &Path, params: HostParams) {
-        self.host_name = self.host_name.take().or(params.host_name);
-        self.port = self.port.or(params.port);
-        self.user = self.user.take().or(params.user);
-        self.identities.extend(params.identity_file.unwrap_or_default());
-        self.public_key_allowed = self.public_key_allowed.or(params.pubkey_authentication);
-        self.connect_timeout = self.connect_timeout.or(params.connect_timeout);
-        self.server_alive_interval = self.server_alive_interval.or(params.server_alive_interval);
-        if self.proxy_jump.is_none() {
-            self.proxy_jump = params.proxy_jump.map(|jump| (file.to_owned(), jump.join(",")));
-        }
-        for (name, values) in params.unsupported_fields.into_iter().chain(params.ignored_fields) {
-            self.others.entry(name.to_lowercase()).or_insert_with(|| (file.to_owned(), values));
-        }
-    }
-
-    fn word(&self, name: &str) -> Option<String> {
-        self.others.get(name)?.1.first().map(|word| word.to_lowercase())
-    }
-
-    fn route(self, target: &SftpAddress, access: &SshContext) -> Result<SshTarget> {
-        self.refuse_detours()?;
-        let user = target.user.clone().or_else(|| self.user.clone()).unwrap_or_else(|| access.user.clone());
-        let port = target.port.or(self.port).unwrap_or(22);
-        let tokens = |host: &str| Tokens {
-            home: access.home.clone(),
-            local_user: access.user.clone(),
-            host: host.to_owned(),
-            original: target.host.clone(),
-            user: user.clone(),
-            port,
-        };
-        let host = match &self.host_name {
-            // Only %h and %% mean something here.
-            Some(name) => tokens(&target.host).expand(name),
-            None => target.host.clone(),
-        };
-        let tokens = tokens(&host);
-        // An alias stands alone, whatever the port: so does ssh have it.
-        let alias = self.others.get("hostkeyalias").and_then(|(_, values)| values.first());
-        let known_as = match alias {
-            Some(alias) => alias.to_lowercase(),
-            None if port == 22 => host.to_lowercase(),
-            None => format!("[{}]:{port}", host.to_lowercase()),
-        };
-
-        let files = |option: &str, defaults: [PathBuf; 2]| -> Vec<PathBuf> {
-            match self.others.get(option) {
-                Some((_, values)) if values.iter().any(|value| value == "none") => Vec::new(),
-                Some((_, values)) => values.iter().map(|value| tokens.path(value)).collect(),
-                None => defaults.to_vec(),
-            }
-        };
-        let ssh = access.home.as_ref().map(|home| home.join(".ssh"));
-        let user_known_hosts = match &ssh {
-            Some(ssh) => files("userknownhostsfile", ["known_hosts", "known_hosts2"].map(|name| ssh.join(name))),
-            None => Vec::new(),
-        };
-        let system = ["ssh_known_hosts", "ssh_known_hosts2"].map(|name| access.system_folder.join(name));
-        let system_known_hosts = files("globalknownhostsfile", system);
-
-        let is_none = |path: &PathBuf| path.file_name().is_some_and(|name| name == "none");
-        let mut identities: Vec<PathBuf> = match self.identities.is_empty() {
-            true => ssh.iter().flat_map(|ssh| DEFAULT_IDENTITIES.map(|name| ssh.join(name))).collect(),
-            false => {
-                let named = self.identities.iter().filter(|path| !is_none(path));
-                named.map(|path| tokens.path(&path.to_string_lossy())).collect()
-            }
-        };
-        // The key that was made for this very purpose saves the others from being tried in vain.
-        if let Some(own) = &access.own_key {
-            identities.insert(0, own.clone());
-        }
-
-        let agent_socket = match self.others.get("identityagent").and_then(|(_, values)| values.first()) {
-            Some(none) if none.eq_ignore_ascii_case("none") => None,
-            Some(word) if word == "SSH_AUTH_SOCK" => access.agent_socket.clone(),
-            Some(path) => Some(tokens.path(path)),
-            None => access.agent_socket.clone(),
-        };
-        let mut forbidden = Vec::new();
-        if self.public_key_allowed == Some(false) {
-            forbidden.push("publickey");
-        }
-        for (option, way) in
-            [("passwordauthentication", "password"), ("kbdinteractiveauthentication", "keyboard-interactive")]
-        {
-            if self.word(option).as_deref() == Some("no") {
-                forbidden.push(way);
-            }
-        }
-        let family = match self.word("addressfamily").as_deref() {
-            Some("inet") => Family::V4,
-            Some("inet6") => Family::V6,
-            _ => Family::Any,
-        };
-        Ok(SshTarget {
-            host,
-            port,
-            user,
-            known_as,
-            user_known_hosts,
-            system_known_hosts,
-            identities,
-            identities_only: self.word("identitiesonly").as_deref() == Some("yes"),
-            agent_socket,
-            forbidden,
-            family,
-            hash_known_hosts: self.word("hashknownhosts").as_deref() == Some("yes"),
-            patience: self.patience(access.patience),
-        })
-    }
-
-    /// A server is given up when so many keep-alives in a row came to nothing; 0 turns that off for ssh, but not here, where
-    /// nobody may watch.
-    fn patience(&self, usual: SshTimeouts) -> SshTimeouts {
-        let mut patience = usual;
-        let set = |time: Option<Duration>| time.filter(|time| !time.is_zero());
-        if let Some(connect) = set(self.connect_timeout) {
-            patience.connect = connect;
-        }
-        if let Some(interval) = set(self.server_alive_interval) {
-            let count = self.word("serveralivecountmax").and_then(|count| count.parse().ok()).unwrap_or(3);
-            patience.keep_alive = interval;
-            patience.silence = interval.saturating_mul(u32::max(count, 1));
-        }
-        patience
-    }
-
-    fn refuse_detours(&self) -> Result<()> {
-        let refused = |file: &Path, reason: String| Err(Error::SshConfig { path: file.to_owned(), reason });
-        if let Some((file, jump)) = &self.proxy_jump
-            && jump != "none"
-        {
-            return refused(file, format!("kvmb connects directly and knows no ProxyJump ({jump})"));
-        }
-        if let Some((file, command)) = self.others.get("proxycommand")
-            && command.first().is_none_or(|first| first != "none")
-        {
-            return refused(file, format!("kvmb connects directly and knows no ProxyCommand ({})", command.join(" ")));
-        }
-        if let Some((file, _)) = self.others.get("match") {
-            return refused(file, "a file that it includes has a Match block, which kvmb cannot read".to_owned());
-        }
-        Ok(())
-    }
-}
-
-/// The options of a file for one host; none if there is no such file.
-fn read_config(file: &Path, host: &str, access: &SshContext) -> Result<Option<HostParams>> {
-    let bad = |reason: String| Error::SshConfig { path: file.to_owned(), reason };
-    let text = match atomic_file::read_to_string(file) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(|error| bad(error.to_string()))?,
+/// What the options for one host make of the address, which wins over them.
+fn target_of(options: &HostOptions, target: &SftpAddress, access: &SshContext) -> SshTarget {
+    let user = target.user.clone().or_else(|| options.text("user").map(str::to_owned));
+    let user = user.unwrap_or_else(|| access.user.clone());
+    let port = target.port.or_else(|| options.number("port")).unwrap_or(22);
+    let host = options.text("hostname").map_or_else(|| target.host.clone(), str::to_owned);
+    // An alias stands alone, whatever the port: so does ssh have it.
+    let known_as = match options.text("hostkeyalias") {
+        Some(alias) => alias.to_lowercase(),
+        None if port == 22 => host.to_lowercase(),
+        None => format!("[{}]:{port}", host.to_lowercase()),
     };
-    let (text, skipped) = without_match_blocks(&text);
-    for line in skipped {
-        tracing::warn!("{}: the block '{line}' is left out: kvmb does not read Match", file.display());
+    let tokens = Tokens {
+        home: access.home.clone(),
+        local_user: access.user.clone(),
+        host: host.clone(),
+        original: target.host.clone(),
+        known_as: known_as.clone(),
+        user: user.clone(),
+        port,
+    };
+    let ssh = access.home.as_ref().map(|home| home.join(".ssh"));
+    let paths = |values: Vec<&str>| -> Vec<PathBuf> { values.into_iter().map(|value| tokens.path(value)).collect() };
+    let user_names = ["known_hosts", "known_hosts2"];
+    let user_known_hosts = match options.files("userknownhostsfile", &options.ssh_home.join(".ssh"), user_names) {
+        Some(files) => paths(files),
+        None => ssh.iter().flat_map(|ssh| user_names.map(|name| ssh.join(name))).collect(),
+    };
+    let system_names = ["ssh_known_hosts", "ssh_known_hosts2"];
+    let system_known_hosts = match options.files("globalknownhostsfile", Path::new("/etc/ssh"), system_names) {
+        Some(files) => paths(files),
+        None => system_names.map(|name| access.system_folder.join(name)).to_vec(),
+    };
+    // The defaults of ssh are shown as if they were configured; what libssh2 cannot use is left out of them.
+    let named: Vec<&str> =
+        options.all("identityfile").iter().map(String::as_str).filter(|file| *file != "none").collect();
+    let is_default = named.iter().all(|file| file.starts_with("~/.ssh/id_"));
+    let mut identities: Vec<PathBuf> = match options.all("identityfile").is_empty() || (is_default && named.len() > 3) {
+        true => ssh.iter().flat_map(|ssh| DEFAULT_IDENTITIES.map(|name| ssh.join(name))).collect(),
+        false => paths(named),
+    };
+    // The key that was made for this very purpose saves the others from being tried in vain.
+    if let Some(own) = &access.own_key {
+        identities.insert(0, own.clone());
     }
-    let mut config = SshConfig::default();
-    if let Some(home) = &access.home {
-        config = config.home_dir(home);
+    let agent_socket = match options.all("identityagent").first().map(String::as_str) {
+        Some("none") => None,
+        Some("SSH_AUTH_SOCK") | None => access.agent_socket.clone(),
+        Some(path) => Some(tokens.path(path)),
+    };
+    let ways = [
+        ("pubkeyauthentication", "publickey"),
+        ("passwordauthentication", "password"),
+        ("kbdinteractiveauthentication", "keyboard-interactive"),
+    ];
+    let family = match options.text("addressfamily") {
+        Some("inet") => Family::V4,
+        Some("inet6") => Family::V6,
+        _ => Family::Any,
+    };
+    SshTarget {
+        proxy: proxy_of(options, &tokens, access),
+        host,
+        port,
+        user,
+        known_as,
+        user_known_hosts,
+        system_known_hosts,
+        identities,
+        identities_only: options.is("identitiesonly", true),
+        agent_socket,
+        forbidden: ways.iter().filter(|(option, _)| options.is(option, false)).map(|(_, way)| *way).collect(),
+        family,
+        hash_known_hosts: options.is("hashknownhosts", true),
+        patience: timeouts_of(options, access.patience),
     }
-    let rules = ParseRule::ALLOW_UNKNOWN_FIELDS | ParseRule::ALLOW_UNSUPPORTED_FIELDS;
-    let config = config.parse(&mut text.as_bytes(), rules).map_err(|error| bad(error.to_string()))?;
-    Ok(Some(config.query(host)))
 }
 
-/// The parser takes the lines of a `Match` block for those of the `Host` before it, so they must not reach it.
-fn without_match_blocks(text: &str) -> (String, Vec<String>) {
-    let mut kept = String::new();
-    let mut skipped = Vec::new();
-    let mut skipping = false;
-    for line in text.lines() {
-        let words: Vec<String> = line
-            .split(|c: char| c.is_whitespace() || c == '=')
-            .filter(|w| !w.is_empty())
-            .map(str::to_lowercase)
-            .collect();
-        match words.first().map(String::as_str) {
-            Some("match") if words.get(1).is_some_and(|word| word == "all") => {
-                skipping = false;
-                kept.push_str("Host *\n");
-                continue;
-            }
-            Some("match") => {
-                skipping = true;
-                skipped.push(line.trim().to_owned());
-            }
-            Some("host") => skipping = false,
-            _ => {}
-        }
-        if !skipping {
-            kept.push_str(line);
-            kept.push('\n');
-        }
+fn proxy_of(options: &HostOptions, tokens: &Tokens, access: &SshContext) -> Option<Proxy> {
+    if let Some(hosts) = options.text("proxyjump") {
+        // ssh itself looks below the home folder of the password database.
+        let elsewhere = access.home.as_ref().filter(|home| **home != options.ssh_home);
+        let config = elsewhere.map(|home| home.join(".ssh/config")).filter(|file| file.exists());
+        return Some(Proxy::Jump { hosts: tokens.expand(hosts), config });
     }
-    (kept, skipped)
+    options.text("proxycommand").map(|line| Proxy::Command(tokens.expand(line)))
+}
+
+/// A server is given up when so many keep-alives in a row came to nothing; 0 turns that off for ssh, but not here, where
+/// nobody may watch.
+fn timeouts_of(options: &HostOptions, usual: SshTimeouts) -> SshTimeouts {
+    let mut patience = usual;
+    if let Some(connect) = options.seconds("connecttimeout") {
+        patience.connect = connect;
+    }
+    if let Some(interval) = options.seconds("serveraliveinterval") {
+        let count: u32 = options.number("serveralivecountmax").unwrap_or(3);
+        patience.keep_alive = interval;
+        patience.silence = interval.saturating_mul(count.max(1));
+    }
+    patience
 }
 
 /// What `%` sequences mean in `ssh_config`.
@@ -317,6 +195,7 @@ struct Tokens {
     local_user: String,
     host: String,
     original: String,
+    known_as: String,
     user: String,
     port: u16,
 }
@@ -331,6 +210,9 @@ impl Tokens {
                 ('%', Some('%')) => expanded.push('%'),
                 ('%', Some('h')) => expanded.push_str(&self.host),
                 ('%', Some('n')) => expanded.push_str(&self.original),
+                ('%', Some('k' | 'K')) => expanded.push_str(&self.known_as),
+                ('%', Some('i')) => expanded.push_str(&rustix::process::getuid().as_raw().to_string()),
+                ('%', Some('l')) => expanded.push_str(&rustix::system::uname().nodename().to_string_lossy()),
                 ('%', Some('p')) => expanded.push_str(&self.port.to_string()),
                 ('%', Some('r')) => expanded.push_str(&self.user),
                 ('%', Some('u')) => expanded.push_str(&self.local_user),
@@ -416,21 +298,35 @@ mod tests {
     }
 
     #[test]
-    fn a_detour_is_refused_and_not_overlooked() {
-        for config in ["ProxyJump gate\n", "Host *\n ProxyCommand nc %h %p\n"] {
-            let error = route("sftp://host//srv", config, "").unwrap_err().to_string();
-            assert!(error.contains("connects directly") && error.contains("/.ssh/config"), "{error}");
-        }
+    fn a_detour_is_found_and_none_is_one() {
+        let jump = route("sftp://host//srv", "ProxyJump me@gate:2200\n", "").unwrap();
+        let Some(Proxy::Jump { hosts, config: Some(_) }) = jump.proxy else { panic!("{jump:?}") };
+        assert_eq!(hosts, "me@gate:2200");
+        let command = route("sftp://kvm@host:7//srv", "Host *\n ProxyCommand nc -X %r %h %p 100%%\n", "").unwrap();
+        assert_eq!(command.proxy, Some(Proxy::Command("nc -X kvm host 7 100%".to_owned())));
         for config in ["ProxyJump none\n", "Host other\n ProxyJump gate\n", "ProxyCommand none\n"] {
-            route("sftp://host//srv", config, "").unwrap();
+            assert_eq!(route("sftp://host//srv", config, "").unwrap().proxy, None);
         }
     }
 
     #[test]
-    fn lines_of_a_match_block_do_not_become_the_host_blocks_before_it() {
-        let config = "Host a\n User one\nMatch host b\n Port 2222\nHost c\n Port 3\nMatch all\n User all\n";
+    fn match_blocks_and_included_files_count() {
+        let config = "Host a\n User one\nMatch host b user kvm\n Port 2222\nMatch exec true host d\n Port 4\nHost c\n Port 3\n\
+                      Match all\n User all\n";
         assert_eq!(route("sftp://a//srv", config, "").unwrap().port, 22);
+        assert_eq!(route("sftp://kvm@b//srv", config, "").unwrap().port, 2222);
+        assert_eq!(route("sftp://d//srv", config, "").unwrap().port, 4);
         let found = route("sftp://c//srv", config, "").unwrap();
         assert_eq!((found.port, found.user.as_str()), (3, "all"));
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("more"), "Host b\n Port 5\n").unwrap();
+        let config = format!("Include {}/*\nHost c\n Port 6\n", folder.path().display());
+        assert_eq!(route("sftp://b//srv", &config, "").unwrap().port, 5);
+    }
+
+    #[test]
+    fn what_ssh_cannot_read_is_an_error() {
+        let error = route("sftp://a//srv", "NoSuchOption yes\n", "").unwrap_err().to_string();
+        assert!(error.contains("/.ssh/config: ") && error.to_lowercase().contains("nosuchoption"), "{error}");
     }
 }

@@ -7,7 +7,7 @@
 
 use super::files::PIECE_BYTES;
 use super::{Pool, SftpAddress, SftpClient, SftpFault, SftpStatus, SshContext, SshTarget};
-use crate::storage::{Error, FileInfo, FileKind, Gate, Result, Storage};
+use crate::storage::{Error, FileAction, FileInfo, FileKind, Gate, Result, Storage};
 use std::io::ErrorKind;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -63,16 +63,16 @@ impl SftpStorage {
     }
 
     /// What a fault with one file means.
-    fn error(&self, action: &'static str, kind: FileKind, name: &str, path: &str, fault: SftpFault) -> Error {
+    fn error(&self, action: FileAction, kind: FileKind, name: &str, path: &str, fault: SftpFault) -> Error {
         match fault {
-            fault if fault.is_not_found() && action != "write" => {
+            fault if fault.is_not_found() && action != FileAction::Write => {
                 Error::NotFound { url: self.url(), kind, name: name.to_owned() }
             }
             fault => self.fault(action, path, fault),
         }
     }
 
-    fn fault(&self, action: &'static str, path: &str, fault: SftpFault) -> Error {
+    fn fault(&self, action: FileAction, path: &str, fault: SftpFault) -> Error {
         fault.explain(&self.url(), action, &self.shown(path))
     }
 
@@ -198,7 +198,8 @@ impl SftpStorage {
 
     /// The files of one folder.
     fn list_folder(&self, folder: &str) -> Result<Vec<FileInfo>> {
-        let entries = self.pool.with(|files| files.list(folder)).map_err(|fault| self.fault("list", folder, fault))?;
+        let entries =
+            self.pool.with(|files| files.list(folder)).map_err(|fault| self.fault(FileAction::List, folder, fault))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut found = Vec::with_capacity(entries.len());
         for entry in entries.into_iter().filter(|entry| !entry.stat.is_folder) {
@@ -216,7 +217,8 @@ impl SftpStorage {
     /// The packs, from their many folders, on all connections.
     fn list_packs(&self) -> Result<Vec<FileInfo>> {
         let data = format!("{}/{}", self.target.path, FileKind::Pack.folder());
-        let fans = self.pool.with(|files| files.list(&data)).map_err(|fault| self.fault("list", &data, fault))?;
+        let fans =
+            self.pool.with(|files| files.list(&data)).map_err(|fault| self.fault(FileAction::List, &data, fault))?;
         let fans: Vec<String> = fans
             .into_iter()
             .filter(|entry| entry.stat.is_folder && entry.name.len() == 2)
@@ -262,7 +264,7 @@ impl Storage for SftpStorage {
             }
             files.sync_folder(root)
         };
-        self.pool.with(make).map_err(|fault| self.fault("create", root, fault))
+        self.pool.with(make).map_err(|fault| self.fault(FileAction::Create, root, fault))
     }
 
     fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>> {
@@ -271,7 +273,7 @@ impl Storage for SftpStorage {
             FileKind::Config => match self.pool.with(|files| files.stat(&path)) {
                 Ok(stat) => Ok(vec![FileInfo { name: String::new(), size_bytes: stat.size_bytes }]),
                 Err(fault) if fault.is_not_found() => Ok(Vec::new()),
-                Err(fault) => Err(self.fault("read", &path, fault)),
+                Err(fault) => Err(self.fault(FileAction::Read, &path, fault)),
             },
             FileKind::Pack => self.list_packs(),
             FileKind::Lock => match self.list_folder(&path) {
@@ -285,20 +287,20 @@ impl Storage for SftpStorage {
     fn size(&self, kind: FileKind, name: &str) -> Result<u64> {
         let path = self.path(kind, name);
         let stat = self.pool.with(|files| files.stat(&path));
-        stat.map(|stat| stat.size_bytes).map_err(|fault| self.error("read", kind, name, &path, fault))
+        stat.map(|stat| stat.size_bytes).map_err(|fault| self.error(FileAction::Read, kind, name, &path, fault))
     }
 
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>> {
         let path = self.path(kind, name);
         let read = self.pool.with(|files| files.read(&path, kind.longest_bytes()));
-        let read = read.map_err(|fault| self.error("read", kind, name, &path, fault))?;
+        let read = read.map_err(|fault| self.error(FileAction::Read, kind, name, &path, fault))?;
         read.ok_or_else(|| Error::too_long(self.url(), kind, name))
     }
 
     fn read_range(&self, kind: FileKind, name: &str, offset: u64, length: usize) -> Result<Vec<u8>> {
         let path = self.path(kind, name);
         let read = self.pool.with(|files| files.read_range(&path, offset, length));
-        match read.map_err(|fault| self.error("read", kind, name, &path, fault))? {
+        match read.map_err(|fault| self.error(FileAction::Read, kind, name, &path, fault))? {
             Some(bytes) => Ok(bytes),
             None => Err(Error::TooShort {
                 url: self.url(),
@@ -317,7 +319,7 @@ impl Storage for SftpStorage {
         let path = self.path(kind, name);
         let written = self.pool.with(|files| self.write_file(files, kind, name, contents, gate));
         self.sweep();
-        written.map_err(|fault| self.error("write", kind, name, &path, fault))
+        written.map_err(|fault| self.error(FileAction::Write, kind, name, &path, fault))
     }
 
     fn create(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()> {
@@ -333,7 +335,7 @@ impl Storage for SftpStorage {
             };
             created.map_err(|fault| self.explain_write(files, &temporary, contents.len(), fault))
         };
-        match self.pool.with(create).map_err(|fault| self.error("write", kind, name, &path, fault))? {
+        match self.pool.with(create).map_err(|fault| self.error(FileAction::Write, kind, name, &path, fault))? {
             true => Ok(()),
             false => Err(Error::Exists { url: self.url(), kind, name: name.to_owned() }),
         }
@@ -353,7 +355,7 @@ impl Storage for SftpStorage {
             }
             files.sync_folder(&folder).map(|()| is_it)
         };
-        self.pool.with(remove).map_err(|fault| self.error("remove", kind, name, &path, fault))
+        self.pool.with(remove).map_err(|fault| self.error(FileAction::Remove, kind, name, &path, fault))
     }
 
     fn remove(&self, kind: FileKind, name: &str) -> Result<()> {
@@ -364,7 +366,7 @@ impl Storage for SftpStorage {
             FileKind::Lock => files.remove(&path),
             _ => files.remove_synced(&path, &folder),
         });
-        removed.map_err(|fault| self.error("remove", kind, name, &path, fault))
+        removed.map_err(|fault| self.error(FileAction::Remove, kind, name, &path, fault))
     }
 
     fn sync_folder(&self, kind: FileKind, name: &str) -> Result<()> {
@@ -374,7 +376,7 @@ impl Storage for SftpStorage {
             // A folder of packs may be new itself.
             if kind == FileKind::Pack { files.sync_folder(parent(&folder)) } else { Ok(()) }
         };
-        self.pool.with(sync).map_err(|fault| self.fault("sync", &folder, fault))
+        self.pool.with(sync).map_err(|fault| self.fault(FileAction::Sync, &folder, fault))
     }
 
     fn remove_leftovers(&self) -> Result<()> {
@@ -396,12 +398,12 @@ impl Storage for SftpStorage {
 
     fn is_taken(&self) -> Result<bool> {
         let root = &self.target.path;
-        self.pool.with(|files| is_taken(files, root)).map_err(|fault| self.fault("list", root, fault))
+        self.pool.with(|files| is_taken(files, root)).map_err(|fault| self.fault(FileAction::List, root, fault))
     }
 
     fn free_bytes(&self) -> Result<Option<u64>> {
         let root = &self.target.path;
-        self.pool.with(|files| files.free_bytes(root)).map_err(|fault| self.fault("examine", root, fault))
+        self.pool.with(|files| files.free_bytes(root)).map_err(|fault| self.fault(FileAction::Examine, root, fault))
     }
 }
 

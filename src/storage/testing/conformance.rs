@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use crate::storage::{Error, FileKind, Storage};
+use crate::storage::{Error, FileAction, FileKind, Storage};
 
 /// Puts an **empty** place through everything that [`Storage`] promises; panics where it does not keep it.
 ///
@@ -39,7 +39,7 @@ pub fn folder_conformance(storage: &dyn Storage, root: &Path) {
 
 fn nothing_is_written_where_the_root_is_gone(storage: &dyn Storage, root: &Path) {
     let error = storage.write(FileKind::Index, &name(1), b"x").expect_err("there is no root");
-    assert!(matches!(error, Error::Io { action: "write", .. }) && !error.is_transient(), "{error:?}");
+    assert!(matches!(error, Error::Io { action: FileAction::Write, .. }) && !error.is_transient(), "{error:?}");
     assert!(!root.exists(), "it may be the mount point of a disk");
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::storage::{Error, FileInfo, FileKind, Result, Storage};
+use crate::storage::{Error, FileAction, FileInfo, FileKind, Result, Storage};
 
 /// Which call on a [`Storage`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,7 +179,7 @@ impl FaultStorage {
         name: &str,
         call: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
-        let io = |source| Error::Io { action: "reach", path: PathBuf::from(name), source };
+        let io = |source| Error::Io { action: FileAction::Reach, path: PathBuf::from(name), source };
         let failure = || io(std::io::Error::other("failure wanted by a test"));
         let cut = || io(std::io::ErrorKind::ConnectionReset.into());
         for effect in effects {
@@ -194,7 +194,7 @@ impl FaultStorage {
                     });
                 }
                 FaultEffect::Refuse => {
-                    let action = if operation == Operation::Remove { "remove" } else { "reach" };
+                    let action = if operation == Operation::Remove { FileAction::Remove } else { FileAction::Reach };
                     let source = std::io::ErrorKind::PermissionDenied.into();
                     return Err(Error::Io { action, path: PathBuf::from(name), source });
                 }

@@ -1,12 +1,15 @@
 //! A machine's life at random: what the model test is made of.
 
-use std::cell::RefCell;
+mod story;
+
+pub use story::Story;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::Duration;
 
+use rand::RngCore;
 use rand::rngs::StdRng;
-use rand::{RngCore, SeedableRng};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -22,44 +25,6 @@ const FIXED: [&str; 3] = ["vda", "vdb", "vdc"];
 const PLUGGABLE: [&str; 2] = ["sda", "sdb"];
 
 type Models = BTreeMap<String, DiskModel>;
-
-/// What happened, told when it ends badly.
-pub struct Story {
-    seed: u64,
-    steps: usize,
-    lines: RefCell<Vec<String>>,
-}
-
-impl Story {
-    /// A story of this seed and length, unless the environment wants another.
-    pub fn new(seed: u64, steps: usize) -> Story {
-        let wanted = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let seed = match wanted("KVMB_MODEL_SEED").as_deref() {
-            None => seed,
-            Some("random") => u64::from(rand::random::<u32>()),
-            Some(seed) => seed.parse().expect("KVMB_MODEL_SEED is a number, or random"),
-        };
-        let steps =
-            wanted("KVMB_MODEL_STEPS").map_or(steps, |steps| steps.parse().expect("KVMB_MODEL_STEPS is a number"));
-        println!("KVMB_MODEL_SEED={seed} KVMB_MODEL_STEPS={steps}");
-        Story { seed, steps, lines: RefCell::default() }
-    }
-
-    fn tell(&self, line: String) {
-        println!("{line}");
-        self.lines.borrow_mut().push(line);
-    }
-}
-
-impl Drop for Story {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            let lines = self.lines.borrow();
-            let last: Vec<&str> = lines[lines.len().saturating_sub(60)..].iter().map(String::as_str).collect();
-            eprintln!("KVMB_MODEL_SEED={} KVMB_MODEL_STEPS={}; its end:\n{}", self.seed, self.steps, last.join("\n"));
-        }
-    }
-}
 
 /// A repository and what is known of it.
 struct Repo {
@@ -85,7 +50,7 @@ pub struct Life<'e> {
 
 impl<'e> Life<'e> {
     /// A machine with a qcow2 image of a round and one of an odd size, and a raw one; on.
-    pub fn begin(env: &'e Env, story: &Story) -> Life<'e> {
+    pub fn begin(env: &'e Env) -> Life<'e> {
         let repo = |name: &str| Repo {
             path: init_at(env, name),
             points: Vec::new(),
@@ -100,8 +65,7 @@ impl<'e> Life<'e> {
             .disk(Disk::qcow2(5 * MIB + 3 * CLUSTER).option("cluster_size=4k"))
             .disk(Disk::raw(2 * MIB + SECTOR))
             .start_paused();
-        let random = StdRng::seed_from_u64(story.seed);
-        Life { env, machine, repos, random, has_leftovers: false, kills_libvirtd: false }
+        Life { env, machine, repos, random: story::random(0, 0), has_leftovers: false, kills_libvirtd: false }
     }
 
     /// Its libvirt is a daemon, which is killed as well.
@@ -111,10 +75,12 @@ impl<'e> Life<'e> {
 
     /// Lives through the story, and proves what is left in the end.
     pub fn live(mut self, story: &Story) {
-        for number in 1..=story.steps {
+        for number in story.steps() {
+            self.random = story::random(story.seed(), number);
             let told = self.step(story);
             story.tell(format!("{number}: {told}"));
         }
+        self.random = story::random(story.seed(), 0);
         for at in 0..self.repos.len() {
             let told = self.back_up(at, &[]);
             story.tell(format!("the end: {told}"));
@@ -136,7 +102,7 @@ impl<'e> Life<'e> {
         }
     }
 
-    /// One number below `end`: always one draw, so that the same seed is the same story.
+    /// One number below `end`: always one draw, so that the same seed and step draw the same.
     fn below(&mut self, end: u64) -> u64 {
         self.random.next_u64() % end
     }
@@ -216,8 +182,10 @@ impl<'e> Life<'e> {
             }
             // A raw image on a file system without holes would keep its content.
             2 | 3 if machine.format(&disk) == "qcow2" && whole.0 + whole.1 <= capacity => {
-                machine.discard(&disk, whole.0, whole.1);
-                "discarded"
+                match machine.try_discard(&disk, whole.0, whole.1) {
+                    true => "discarded",
+                    false => "not discarded, although asked for",
+                }
             }
             4 => {
                 machine.write(&disk, offset, length, 0);

@@ -4,13 +4,13 @@
 use super::judge::{LatestCopy, MachineFacts, Standing, judge, judge_copies};
 use super::scheduled::{self, Scheduled};
 use super::thresholds::{ThresholdArgs, Thresholds};
-use crate::capture::connection::is_glob;
 use crate::cli::commands::key;
 use crate::cli::context::Context;
 use crate::cli::data_folder::data_folder;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::repo_args::{DefaultRepo, RepoArgs};
 use crate::config::Config;
+use crate::glob::is_glob;
 use crate::history::{History, Memory};
 use crate::ops::Monitor;
 use crate::ops::inventory::host_name;

@@ -1,0 +1,146 @@
+//! The way to a server that cannot be reached directly: a program whose standard input and output are the connection
+//! (`ProxyCommand` of `ssh_config`), or `ssh` itself on a host between (`ProxyJump`).
+//!
+//! The program gets one end of a socket pair, and libssh2 the other. It runs in a process group of its own: Ctrl-C at a terminal
+//! must not take away the connection over which a lock is still to be removed. So it cannot ask at the terminal either.
+
+use std::io::{self, BufRead, BufReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+/// How a server is reached if not directly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proxy {
+    /// A line for the shell.
+    Command(String),
+    /// Hosts between, the nearest first, as `ssh -J` takes them.
+    Jump {
+        /// `[user@]host[:port]` with commas between.
+        hosts: String,
+        /// The file that `ssh` reads about them, where it is not its own.
+        config: Option<PathBuf>,
+    },
+}
+
+/// A program that carries a connection; it ends with this value.
+#[derive(Debug)]
+pub struct ProxyProcess {
+    child: Child,
+    said: Arc<Mutex<String>>,
+    /// Reads its standard error.
+    listener: Option<JoinHandle<()>>,
+}
+
+/// A program whose connection has ended may still be writing why.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+impl Proxy {
+    /// Starts the program; the socket leads to this host and port.
+    pub fn start(&self, host: &str, port: u16) -> io::Result<(UnixStream, ProxyProcess)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let input: OwnedFd = theirs.try_clone()?.into();
+        let mut command = self.command(host, port);
+        command.stdin(input).stdout(OwnedFd::from(theirs)).stderr(Stdio::piped()).process_group(0);
+        let mut child = command.spawn()?;
+        let said = Arc::new(Mutex::new(String::new()));
+        let listener = child.stderr.take().map(|errors| {
+            let said = Arc::clone(&said);
+            // It ends when the program has closed its standard error.
+            thread::spawn(move || {
+                for line in BufReader::new(errors).lines().map_while(Result::ok).filter(|line| !line.trim().is_empty())
+                {
+                    tracing::debug!("proxy: {line}");
+                    *said.lock().unwrap_or_else(PoisonError::into_inner) = line.trim().chars().take(500).collect();
+                }
+            })
+        });
+        Ok((ours, ProxyProcess { child, said, listener }))
+    }
+
+    fn command(&self, host: &str, port: u16) -> Command {
+        match self {
+            Proxy::Command(line) => {
+                let mut command = Command::new("/bin/sh");
+                command.args(["-c", &format!("exec {line}")]);
+                command
+            }
+            Proxy::Jump { hosts, config } => {
+                let (before, last) = match hosts.rsplit_once(',') {
+                    Some((before, last)) => (Some(before), last),
+                    None => (None, hosts.as_str()),
+                };
+                let mut command = Command::new("ssh");
+                command.args(["-o", "BatchMode=yes", "-o", "ClearAllForwardings=yes"]);
+                if let Some(config) = config {
+                    command.arg("-F").arg(config);
+                }
+                if let Some(before) = before {
+                    command.args(["-J", before]);
+                }
+                let to = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+                command.args(["-W", &to, "--", &jump_address(last)]);
+                command
+            }
+        }
+    }
+}
+
+/// `[user@]host[:port]` as a URI, which alone lets `ssh` take a port along.
+fn jump_address(host: &str) -> String {
+    if host.starts_with("ssh://") { host.to_owned() } else { format!("ssh://{host}") }
+}
+
+impl ProxyProcess {
+    /// The last line that it wrote to its standard error.
+    pub fn said(&self) -> Option<String> {
+        let end = Instant::now() + LAST_WORDS;
+        while self.listener.as_ref().is_some_and(|listener| !listener.is_finished()) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        (!said.is_empty()).then_some(said)
+    }
+}
+
+impl Drop for ProxyProcess {
+    fn drop(&mut self) {
+        // It has not been waited for, so that the number is still its own.
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    #[test]
+    fn the_program_is_the_connection_and_ends_with_it() {
+        let (mut socket, process) = Proxy::Command("cat".to_owned()).start("host", 22).unwrap();
+        socket.write_all(b"there and back").unwrap();
+        let mut back = [0; 14];
+        socket.read_exact(&mut back).unwrap();
+        assert_eq!(&back, b"there and back");
+        drop(process);
+        assert_eq!(socket.read(&mut back).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_jump_goes_by_all_hosts_and_forwards_to_the_server() {
+        let jump = Proxy::Jump { hosts: "me@one:2200,two".to_owned(), config: Some("/c".into()) };
+        let command = jump.command("::1", 22);
+        let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
+        assert_eq!(words[4..], ["-F", "/c", "-J", "me@one:2200", "-W", "[::1]:22", "--", "ssh://two"]);
+    }
+}

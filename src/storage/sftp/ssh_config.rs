@@ -1,0 +1,134 @@
+//! What OpenSSH's client makes of its configuration for one host: `ssh -G` prints every option with its value, so that `Include`,
+//! `Match` and whatever comes next mean what they mean to `ssh`.
+//!
+//! `ssh` reads the files of the user that the password database knows. Where this host's context names other folders, a file that
+//! includes theirs is given to it instead. Without OpenSSH's client nothing is configured.
+
+use std::collections::HashMap;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use uzers::os::unix::UserExt;
+
+use super::{Error, Result, SftpAddress, SshContext};
+use crate::bounded::{self, Group};
+
+/// Where OpenSSH's client looks.
+const SYSTEM_FOLDER: &str = "/etc/ssh";
+
+/// A `Match exec` or the look-up of a name may take its time.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The options for one host; none at all where there is no OpenSSH client.
+#[derive(Debug, Default)]
+pub struct HostOptions {
+    /// The option's name in lower case → its lines.
+    lines: HashMap<String, Vec<String>>,
+    /// The home folder as `ssh` knows it.
+    pub ssh_home: PathBuf,
+}
+
+impl HostOptions {
+    /// Asks `ssh`.
+    pub fn of(target: &SftpAddress, access: &SshContext) -> Result<HostOptions> {
+        let ssh_home = passwd_home();
+        let user_file = access.home.as_ref().map(|home| home.join(".ssh/config"));
+        let bad = |reason: String| Error::SshConfig { path: user_file.clone().unwrap_or_default(), reason };
+        let mut command = Command::new("ssh");
+        command.arg("-G").stdout(Stdio::piped()).stderr(Stdio::piped()).env("LC_ALL", "C");
+        // It lives until ssh has read it.
+        let mut composed = None;
+        if access.home.as_deref() != Some(&ssh_home) || access.system_folder != Path::new(SYSTEM_FOLDER) {
+            let mut file = tempfile::NamedTempFile::new().map_err(|error| bad(error.to_string()))?;
+            let text = compose(user_file.as_deref(), &access.system_folder, &access.user);
+            file.write_all(text.as_bytes()).map_err(|error| bad(error.to_string()))?;
+            command.arg("-F").arg(file.path());
+            composed = Some(file);
+        }
+        if let Some(user) = &target.user {
+            command.args(["-l", user]);
+        }
+        if let Some(port) = target.port {
+            command.args(["-p", &port.to_string()]);
+        }
+        command.args(["--", &target.host]);
+        let output = match bounded::output(command, Group::Own, LIMIT, &access.stop) {
+            Ok(output) => output,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                if user_file.as_ref().is_some_and(|file| file.exists()) {
+                    tracing::warn!("OpenSSH's client is not installed: its configuration is not read");
+                }
+                return Ok(HostOptions { ssh_home, ..HostOptions::default() });
+            }
+            Err(error) => return Err(bad(format!("ssh does not say what it configures: {error}"))),
+        };
+        drop(composed);
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(bad(format!("ssh cannot read its configuration: {}", said.trim().replace(['\r', '\n'], "; "))));
+        }
+        Ok(HostOptions { lines: read(&String::from_utf8_lossy(&output.stdout)), ssh_home })
+    }
+
+    /// The values of an option that may be given several times.
+    pub fn all(&self, name: &str) -> &[String] {
+        self.lines.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// The value of an option; none where it is not set.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.all(name).first().map(String::as_str).filter(|value| *value != "none")
+    }
+
+    /// A number.
+    pub fn number<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
+        self.text(name)?.parse().ok()
+    }
+
+    /// Seconds; 0 is nothing.
+    pub fn seconds(&self, name: &str) -> Option<Duration> {
+        self.number(name).map(Duration::from_secs).filter(|time| !time.is_zero())
+    }
+
+    /// Whether an option is turned on, or off where that is the question.
+    pub fn is(&self, name: &str, wanted: bool) -> bool {
+        let words: [&str; 2] = if wanted { ["yes", "true"] } else { ["no", "false"] };
+        self.text(name).is_some_and(|value| words.contains(&value))
+    }
+
+    /// Files by the name of their option: none where `ssh` shows its own defaults.
+    pub fn files(&self, name: &str, folder: &Path, defaults: [&str; 2]) -> Option<Vec<&str>> {
+        let value = self.all(name).first()?;
+        let of_ssh = defaults.map(|name| folder.join(name).display().to_string()).join(" ");
+        match value.as_str() {
+            "none" => Some(Vec::new()),
+            value if value == of_ssh => None,
+            value => Some(value.split_whitespace().collect()),
+        }
+    }
+}
+
+/// The home folder of whoever we are, by the password database.
+fn passwd_home() -> PathBuf {
+    let user = uzers::get_user_by_uid(rustix::process::getuid().as_raw());
+    user.map_or_else(|| PathBuf::from("/"), |user| user.home_dir().to_owned())
+}
+
+/// A configuration of these files, the user's first.
+fn compose(user_file: Option<&Path>, system_folder: &Path, user: &str) -> String {
+    let system_file = system_folder.join("ssh_config");
+    let included = user_file.into_iter().chain([system_file.as_path()]);
+    let lines: String = included.map(|file| format!("Include \"{}\"\n", file.display())).collect();
+    format!("{lines}Host *\n User {user}\n")
+}
+
+/// `name value`, a line each.
+fn read(text: &str) -> HashMap<String, Vec<String>> {
+    let mut lines: HashMap<String, Vec<String>> = HashMap::new();
+    for (name, value) in text.lines().filter_map(|line| line.split_once(' ')) {
+        lines.entry(name.to_owned()).or_default().push(value.trim().to_owned());
+    }
+    lines
+}

@@ -1,0 +1,59 @@
+//! What was meant by a word that nobody knows, for «did you mean».
+
+/// How alike a word must be to one of a few known words to be taken for it.
+const WORD_LIKENESS: f64 = 0.7;
+
+/// How alike a name must be to one of any number of names to be mentioned.
+const NAME_LIKENESS: f64 = 0.8;
+
+/// How many names are mentioned at most.
+const MOST_NAMES: usize = 3;
+
+/// The known words that were probably meant, the likeliest first. Case does not matter, nor whether `-` or `_` is between.
+pub fn similar_words<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    ranked(wrong, known, WORD_LIKENESS)
+}
+
+/// The known word that was probably meant.
+pub fn nearest_word<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    similar_words(wrong, known).into_iter().next()
+}
+
+/// What somebody who wrote `name` may have meant, the likeliest first.
+pub fn similar_names<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    ranked(name, names, NAME_LIKENESS).into_iter().take(MOST_NAMES).map(str::to_owned).collect()
+}
+
+/// The names that may have been meant, for the end of a message.
+pub fn suggestion(near: &[String]) -> String {
+    match near {
+        [] => String::new(),
+        near => format!("; there is {}", near.join(", ")),
+    }
+}
+
+fn ranked<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>, least: f64) -> Vec<&'a str> {
+    let plain = |text: &str| text.to_lowercase().replace('-', "_");
+    let wrong = plain(wrong);
+    let likeness = |word: &str| strsim::jaro_winkler(&wrong, &plain(word));
+    let known = known.into_iter().map(|word| (likeness(word), word));
+    let mut near: Vec<(f64, &str)> = known.filter(|(like, _)| *like > least).collect();
+    near.sort_by(|a, b| b.0.total_cmp(&a.0));
+    near.into_iter().map(|(_, word)| word).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_meant_comes_first_and_what_is_far_off_not_at_all() {
+        let names = ["web-1", "web-2", "db"];
+        assert_eq!(similar_names("wbe-1", names)[0], "web-1");
+        assert_eq!(similar_names("WEB-2", names)[0], "web-2");
+        assert_eq!(suggestion(&similar_names("mail", names)), "");
+        assert_eq!(suggestion(&["web-1".into(), "web-2".into()]), "; there is web-1, web-2");
+        assert_eq!(nearest_word("Backup-Host", ["backup_path", "backup_host"]), Some("backup_host"));
+        assert_eq!(nearest_word("zzz", ["backup_path", "backup_host"]), None);
+    }
+}
