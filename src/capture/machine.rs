@@ -285,6 +285,14 @@ impl Machine {
         self.call(|| format!("list the snapshots of {}", self.name), names)
     }
 
+    /// The names of its snapshots that are inside of its images.
+    pub fn internal_snapshots(&self) -> Result<Vec<String>> {
+        let flags = virt_sys::VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL;
+        let names =
+            move |domain: &Domain| domain.list_all_snapshots(flags)?.iter().map(|snapshot| snapshot.name()).collect();
+        self.call(|| format!("list the snapshots of {}", self.name), names)
+    }
+
     /// Memory and processors.
     pub fn info(&self) -> Result<MachineInfo> {
         let (max_memory_kib, vcpus) = self.call(|| format!("ask for the size of {}", self.name), ffi::info)?;

@@ -8,7 +8,10 @@
 //! | --- | --- |
 //! | [`definition`] | domain XML, read (pure) |
 //! | [`source`] | where a disk's contents are, layer by layer (pure) |
-//! | `copies` | firmware variables, TPM state, kernel and initrd, copied at the moment of capture |
+//! | [`copies`] | firmware variables, TPM state, kernel, initrd and other files, copied at the moment of capture |
+//! | `left_out` | what a backup leaves out, and why |
+//! | `network_file` | small files on network storage |
+//! | [`outside_files`] | the files that a definition mentions (pure) |
 //! | [`mod@rewrite`] | domain XML, changed for a restore (pure) |
 //! | [`references`] | what a definition refers to on its host (pure) |
 //! | [`connection`] | the hypervisor: open, list, look up, define |
@@ -25,6 +28,7 @@
 //! | [`qemu_user`] | whom QEMU runs as, and programs as that user |
 //! | [`image_lookup`] | images looked into for a block graph |
 //! | [`image_server`] | any image as the guest sees it, for the time of one command |
+//! | [`block_job`] | block jobs of running machines |
 //! | [`block_graph`] | the nodes that QEMU opens for a disk (pure) |
 //! | [`network_storage`] | network storage as QEMU's options (pure) |
 //! | [`backing_string`] | what a header calls the layer below it (pure) |
@@ -49,10 +53,11 @@
 pub mod agent;
 pub mod backing_string;
 pub mod block_graph;
+pub mod block_job;
 pub mod checkpoint;
 pub mod close;
 pub mod connection;
-mod copies;
+pub mod copies;
 pub mod definition;
 mod error;
 mod ffi;
@@ -63,13 +68,16 @@ pub mod image_lookup;
 pub mod image_server;
 pub mod images;
 pub mod job;
+mod left_out;
 pub mod limits;
 pub mod machine;
+mod network_file;
 pub mod network_storage;
 pub mod offline_fingerprint;
 pub mod open;
 mod open_off;
 mod open_request;
+pub mod outside_files;
 pub mod pools;
 pub mod qemu_user;
 pub mod references;

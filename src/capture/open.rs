@@ -48,16 +48,15 @@ pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequ
     if !super::connection::is_local_uri(machine.uri()) {
         return Err(Error::NotLocal { uri: machine.uri().to_owned() });
     }
-    if request.disks.is_empty() {
-        return Err(Error::NothingToCapture { machine: machine.name().to_owned() });
-    }
     let definition = machine.definition(Which::Live)?;
     for wanted in &request.disks {
         check_capturable(machine, &definition, &wanted.target)?;
     }
     let file = CaptureFile::create(runtime)?;
     let mut state = new_state(machine, &definition, request, file.id());
-    let opened = if machine.is_running()? {
+    let opened = if request.disks.is_empty() {
+        open_definition(machine, &definition, &file, &mut state)
+    } else if machine.is_running()? {
         open_running(runtime, machine, &definition, request, &file, &mut state)
     } else {
         open_off(runtime, machine, &definition, request, &file, &mut state)
@@ -157,13 +156,15 @@ fn new_state(machine: &Machine, definition: &Definition, request: &OpenRequest, 
         repository: request.repository.clone(),
         parent_point: request.parent_point.clone(),
         disks: Vec::new(),
-        skipped: skipped_disks(definition, request),
+        skipped: skipped_disks(machine, definition, request),
         definition_xml: String::new(),
         live_definition_xml: None,
         autostart: machine.autostart().unwrap_or(false),
         snapshots: machine.snapshots().unwrap_or_default(),
         copies: Vec::new(),
         missing: Vec::new(),
+        outside: Vec::new(),
+        outside_left_out: Vec::new(),
         stillness: None,
         socket_folder: PathBuf::new(),
         servers: Vec::new(),
@@ -181,20 +182,15 @@ fn lease_end(from: DateTime<FixedOffset>, lease: Duration) -> DateTime<FixedOffs
         .unwrap_or(DateTime::<chrono::Utc>::MAX_UTC.fixed_offset())
 }
 
-fn skipped_disks(definition: &Definition, request: &OpenRequest) -> Vec<SkippedDisk> {
-    definition
-        .disks
-        .iter()
-        .filter(|disk| !request.disks.iter().any(|wanted| wanted.target == disk.target))
-        .map(|disk| {
-            request.skipped.iter().find(|skipped| skipped.target == disk.target).cloned().unwrap_or_else(|| {
-                SkippedDisk {
-                    target: disk.target.clone(),
-                    reason: disk.exclusion().unwrap_or("not selected").to_owned(),
-                }
-            })
-        })
-        .collect()
+fn skipped_disks(machine: &Machine, definition: &Definition, request: &OpenRequest) -> Vec<SkippedDisk> {
+    let is_wanted = |target: &str| request.disks.iter().any(|wanted| wanted.target == target);
+    let of_live = definition.disks.iter().filter(|disk| !is_wanted(&disk.target)).map(|disk| {
+        let known = request.skipped.iter().find(|skipped| skipped.target == disk.target);
+        let reason = || machine.skip_reason(disk).unwrap_or_else(|| "not selected".to_owned());
+        known.cloned().unwrap_or_else(|| machine.skipped(disk, reason()))
+    });
+    let absent = request.skipped.iter().filter(|skipped| definition.disk(&skipped.target).is_none());
+    of_live.chain(absent.cloned()).collect()
 }
 
 fn undo(runtime: &RuntimeDirs, machine: &Machine, file: CaptureFile) {
@@ -202,6 +198,18 @@ fn undo(runtime: &RuntimeDirs, machine: &Machine, file: CaptureFile) {
     if let Err(error) = close::close_with_machine(runtime, Some(machine), file, &CloseRequest::default()) {
         tracing::error!("capture {id} could not be undone: {error}");
     }
+}
+
+/// Keeps the definition, and what belongs to it, of a machine that has no disk to capture.
+fn open_definition(machine: &Machine, live: &Definition, file: &CaptureFile, state: &mut CaptureState) -> Result<()> {
+    let is_running = machine.is_running()?;
+    state.kind = CaptureKind::Definition;
+    state.consistency = if is_running { Consistency::Crash } else { Consistency::Offline };
+    file.save(state)?;
+    state.captured_at = Local::now().fixed_offset();
+    state.definition_xml = machine.definition_xml(Which::Inactive, true)?;
+    copies::copy_files(machine, live, is_running, file, state);
+    Ok(())
 }
 
 fn open_running(
@@ -213,6 +221,7 @@ fn open_running(
     state: &mut CaptureState,
 ) -> Result<()> {
     wait_for_other_job(machine)?;
+    machine.expect_no_block_job(request.disks.iter().map(|disk| disk.target.as_str()))?;
     if matches!(machine.state(), Ok(MachineState::Paused(PausedReason::Migration))) {
         return Err(Error::NotResumed { machine: machine.name().to_owned() });
     }
@@ -250,7 +259,7 @@ fn open_running(
         // While the job runs it stays what it is; it may have grown just before.
         disk.capacity_bytes = machine.disk_info(&disk.target)?.capacity_bytes;
     }
-    copies::copy_files(live, file, state);
+    copies::copy_files(machine, live, true, file, state);
     Ok(())
 }
 
@@ -424,6 +433,8 @@ fn begin(machine: &Machine, request: &OpenRequest, file: &CaptureFile, state: &m
             _ => false,
         };
         if !gave_way {
+            // One that was begun meanwhile is why.
+            machine.expect_no_block_job(state.disks.iter().map(|disk| disk.target.as_str()))?;
             return Err(error);
         }
         tracing::warn!("{error}");
@@ -443,7 +454,7 @@ fn job_request(state: &CaptureState) -> JobRequest {
                 parent: disk.parent_checkpoint.clone(),
             })
             .collect(),
-        skipped: state.skipped.iter().map(|skipped| skipped.target.clone()).collect(),
+        skipped: state.skipped.iter().filter(|s| !s.is_absent).map(|skipped| skipped.target.clone()).collect(),
         checkpoint: state
             .checkpoint
             .as_ref()

@@ -21,6 +21,7 @@ pub mod table;
 
 mod backup;
 mod capture_args;
+mod capture_hints;
 mod capture_stream;
 mod completions;
 mod config;

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`changes`] | what is to be changed |
 //! | `copy` | what a copy must not share with the original |
+//! | `files` | files that the definition mentions and that are elsewhere now |
 //! | `live` | what only the definition of a running machine has |
 //! | `networks` | networks and bridges that have other names here |
 //! | `qemu_arguments` | arguments of QEMU's that a copy must not share |
@@ -15,6 +16,7 @@
 
 pub mod changes;
 mod copy;
+mod files;
 mod live;
 mod networks;
 mod qemu_arguments;
@@ -57,6 +59,7 @@ pub fn rewrite_with_notes(xml: &str, changes: &Changes) -> Result<Rewritten> {
     let mut splices = Splices::new(xml);
     identity(&mut splices, domain, changes);
     firmware(&mut splices, domain, changes)?;
+    files::move_files(&mut splices, domain, changes)?;
     disks(&mut splices, domain, changes)?;
     if changes.new_macs {
         addresses(&mut splices, domain);

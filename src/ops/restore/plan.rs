@@ -71,6 +71,8 @@ pub struct RestoreRequest {
     pub discard_saved_memory: bool,
     /// Whether drives whose medium is not on this host are left empty.
     pub drop_missing_media: bool,
+    /// The folder for the files that the definition mentions; none leaves them where they are.
+    pub with_files: Option<PathBuf>,
     /// What networks of the definition are called here.
     pub networks: BTreeMap<String, String>,
     /// What bridges and network devices of the definition are called here.
@@ -188,10 +190,12 @@ pub fn plan(
     hypervisor: Option<&Hypervisor>,
 ) -> Result<RestorePlan> {
     let into = request.into.as_ref().map(|folder| std::path::absolute(folder).map_err(Error::io("find", folder)));
-    let request = &RestoreRequest { into: into.transpose()?, ..request.clone() };
+    let with_files = request.with_files.as_ref();
+    let with_files = with_files.map(|folder| std::path::absolute(folder).map_err(Error::io("find", folder)));
+    let request = &RestoreRequest { into: into.transpose()?, with_files: with_files.transpose()?, ..request.clone() };
     let (xml, is_live) = point.definition_of_disks(repo, index)?;
     let definition = Definition::parse(&xml).map_err(capture::Error::from)?;
-    trust::check(point, &definition, request)?;
+    trust::check(point, &xml, &definition, request)?;
     let machine = request.as_name.clone().unwrap_or_else(|| point.manifest.machine.clone());
     let subject = format!("point {}", point.id.short());
     for disk in request.only_disks.iter().chain(request.to.keys()) {
@@ -217,10 +221,16 @@ pub fn plan(
     };
     let beside = disks.first().and_then(|disk| disk.path.parent()).map(Path::to_owned);
     let small = SmallFiles { request, definition: &definition, machine: &machine, uuid: &uuid, define, beside };
-    let (files, moved) = match whole {
+    let (mut files, mut moved) = match whole {
         true => small.plan(&point.manifest)?,
         false => (Vec::new(), Changes::default()),
     };
+    if let Some(folder) = request.with_files.as_deref().filter(|_| whole) {
+        let read = |name: &str| point.read_file(repo, index, name);
+        let (outside, moved_files) = small.plan_outside(&point.manifest, folder, &read)?;
+        files.extend(outside);
+        moved.files = moved_files;
+    }
 
     let changes = Changes {
         name: request.as_name.clone(),
@@ -235,13 +245,16 @@ pub fn plan(
     };
     let written = files.iter().map(|file| file.path.clone()).collect();
     let (rewritten, missing) =
-        for_this_host(&xml, changes, &machine, &disks, &written, request, hypervisor.filter(|_| define))?;
+        for_this_host(&xml, changes, &machine, point, &disks, &written, request, hypervisor.filter(|_| define))?;
     if let Some(missing) = missing.iter().find(|missing| define && (request.start || missing.prevents_definition)) {
         let (what, solve) = (missing.what.clone(), missing.solve.clone());
         return Err(Error::MissingHere { machine, what, solve, is_start: request.start });
     }
     let folder = request.into.as_deref().or(small.beside.as_deref()).filter(|_| whole && !define);
     let definition_file = folder.map(|folder| folder.join(format!("{machine}.xml")));
+    if disks.is_empty() && !define && definition_file.is_none() {
+        return Err(Error::Nowhere { machine });
+    }
     if let Some(path) = definition_file.as_ref().filter(|path| path.exists() && !request.overwrite) {
         return Err(Error::Exists { path: path.clone() });
     }
@@ -311,10 +324,12 @@ fn plan_disk(
 }
 
 /// The definition for this host, and what this host lacks of it.
+#[allow(clippy::too_many_arguments)]
 fn for_this_host(
     xml: &str,
     mut changes: Changes,
     machine: &str,
+    point: &OpenPoint,
     disks: &[PlannedDisk],
     written: &BTreeSet<PathBuf>,
     request: &RestoreRequest,
@@ -323,7 +338,7 @@ fn for_this_host(
     loop {
         let rewritten = rewrite_with_notes(xml, &changes).map_err(capture::Error::from)?;
         let missing = match hypervisor {
-            Some(hypervisor) => host::missing(&rewritten.xml, machine, disks, written, hypervisor)?,
+            Some(hypervisor) => host::missing(&rewritten.xml, machine, point, disks, written, hypervisor)?,
             None => Vec::new(),
         };
         let media: BTreeSet<String> = missing.iter().filter_map(|missing| missing.medium_of.clone()).collect();
