@@ -2,10 +2,6 @@
 
 use std::fmt;
 
-use super::error::{Error, LibvirtErrorKind, Result};
-use super::ffi;
-use super::machine::Machine;
-
 /// A block job that is no backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockJob {
@@ -30,7 +26,7 @@ pub enum BlockJobKind {
 
 impl BlockJob {
     /// Of libvirt's numbers; none for a backup, which is looked for as such.
-    fn from_numbers(kind: i32, position: u64, end: u64) -> Option<BlockJob> {
+    pub(super) fn from_numbers(kind: i32, position: u64, end: u64) -> Option<BlockJob> {
         let kind = match kind {
             1 => BlockJobKind::Pull,
             2 => BlockJobKind::Copy,
@@ -57,37 +53,6 @@ impl fmt::Display for BlockJob {
         };
         let state = if self.is_ready { ", ready to pivot" } else { "" };
         write!(f, "{kind}{state}")
-    }
-}
-
-impl Machine {
-    /// The block job of a disk.
-    pub fn block_job(&self, disk: &str) -> Result<Option<BlockJob>> {
-        let (action, target) = (|| format!("look for a block job of {}'s disk {disk}", self.name()), disk.to_owned());
-        match self.call(action, move |domain| ffi::block_job(domain, &target)) {
-            Ok(found) => Ok(found.and_then(|(kind, position, end)| BlockJob::from_numbers(kind, position, end))),
-            // It is off, or its driver knows no such jobs.
-            Err(error) if matches!(error.meaning(), LibvirtErrorKind::InvalidState | LibvirtErrorKind::Unsupported) => {
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Fails when a block job is at work on one of these disks.
-    pub(super) fn expect_no_block_job<'a>(&self, disks: impl Iterator<Item = &'a str>) -> Result<()> {
-        for disk in disks {
-            if let Some(job) = self.block_job(disk)? {
-                return Err(Error::BlockJob { machine: self.name().to_owned(), disk: disk.to_owned(), job });
-            }
-        }
-        Ok(())
-    }
-
-    /// The value of a secret.
-    pub(super) fn secret_value(&self, secret: &super::source::SecretRef) -> Result<zeroize::Zeroizing<Vec<u8>>> {
-        let secret = secret.clone();
-        self.call(|| "read a secret".to_owned(), move |domain| ffi::secret_value(&domain.connect()?, &secret))
     }
 }
 

@@ -8,22 +8,22 @@
 //! | | without it |
 //! | --- | --- |
 //! | firmware variables, TPM state, kernel, initrd | the machine is not whole ([`MissingPart`]) |
-//! | what else the definition mentions ([`super::outside_files`]) | the host may have it, or a package ([`OutsideLeftOut`]) |
+//! | what else the definition mentions ([`outside_files`](super::domain_xml::outside_files)) | the host may have it, or a package ([`OutsideLeftOut`]) |
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::definition::{Definition, DiskSource, Nvram};
 use super::error::{Error, Result};
 use super::machine::Machine;
 use super::network_file;
-use super::offline_fingerprint;
-use super::outside_files::{OutsideFile, outside_files};
 use super::safe_path::{self, OpenFolder};
 use super::state::{CaptureFile, CaptureState, CopiedFile, FileRole, MissingPart, OutsideCopy, OutsideLeftOut};
-use super::tpm::{self, StatePlace};
+use crate::capture::domain_xml::definition::{Definition, DiskSource, Nvram};
+use crate::capture::domain_xml::outside_files::{OutsideFile, outside_files};
+use crate::capture::domain_xml::tpm::{self, StatePlace};
+use crate::capture::offline::offline_fingerprint;
 
 /// Firmware variables have 64 MiB at most (those of AArch64), and qcow2 adds a little.
 const LARGEST_NVRAM_BYTES: u64 = 128 << 20;

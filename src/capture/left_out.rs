@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::copies;
-use super::definition::{DefinedDisk, Definition, Device, DiskSource};
 use super::error::Result;
 use super::machine::{Machine, Which};
 use super::state::{MissingPart, OutsideLeftOut, SkippedDisk};
 use crate::bounded;
+use crate::capture::domain_xml::definition::{DefinedDisk, Definition, Device, DiskSource};
 
 /// How long storage that is only looked at may take: a dead one never answers.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);

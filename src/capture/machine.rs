@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use virt::domain::Domain;
 use virt::error::Error as VirtError;
+use zeroize::Zeroizing;
 
 use super::connection::Link;
-use super::definition::Definition;
 use super::error::{Error, LibvirtContext, Result};
 use super::ffi;
 use super::limits::Limits;
+use crate::capture::domain_xml::definition::Definition;
+use crate::capture::domain_xml::source::SecretRef;
 
 /// A machine that libvirt knows. Cheap to clone; keeps its connection open.
 #[derive(Clone)]
@@ -327,6 +329,12 @@ impl Machine {
         let (capacity_bytes, allocated_bytes, physical_bytes) =
             self.call(action, move |domain| ffi::block_info(domain, &disk))?;
         Ok(DiskInfo { capacity_bytes, allocated_bytes, physical_bytes })
+    }
+
+    /// The value of a secret.
+    pub(super) fn secret_value(&self, secret: &SecretRef) -> Result<Zeroizing<Vec<u8>>> {
+        let secret = secret.clone();
+        self.call(|| "read a secret".to_owned(), move |domain| ffi::secret_value(&domain.connect()?, &secret))
     }
 
     /// Starts it.

@@ -12,9 +12,9 @@ use zeroize::Zeroizing;
 use super::connection::Hypervisor;
 use super::error::{Error, Result};
 use super::ffi;
-use super::network_storage::network_options;
-use super::source::{DiskSource, SecretRef};
 use crate::bounded::{self, Group};
+use crate::capture::domain_xml::source::{DiskSource, SecretRef};
+use crate::capture::offline::network_storage::network_options;
 
 /// How long a server may take for a few megabytes.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -1,6 +1,6 @@
 //! The command line: the only layer that knows the terminal and the environment.
 //!
-//! One file a subcommand: its arguments, whose doc comments are its help, and a short `run`.
+//! `commands` has one file a subcommand: its arguments, whose doc comments are its help, and a short `run`.
 
 pub mod complete;
 pub mod environment;
@@ -19,40 +19,17 @@ pub mod ssh_access;
 pub mod stderr;
 pub mod table;
 
-mod backup;
 mod capture_args;
 mod capture_hints;
 mod capture_stream;
-mod completions;
-mod config;
+mod commands;
 mod copy_args;
-mod disks;
-mod doctor;
 mod dry_run;
-mod guard;
-mod hash;
 mod history_recorder;
 mod hooks;
-mod init;
-mod key;
 mod log_args;
 mod machine_args;
-mod man;
-mod pin;
-mod points;
-mod prune;
-mod push;
-mod release;
-mod remote;
-mod restore;
-mod restore_dialog;
-mod schedule;
-mod snapshot;
-mod status;
-mod unlock;
 mod value_parsers;
-mod verify;
-mod vms;
 
 use crate::capture::{self, Hypervisor, Limits, RuntimeDirs};
 use crate::config::{Config, Loaded};
@@ -60,6 +37,10 @@ use crate::ops::{self, Stop};
 use crate::storage::Storage;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use commands::{
+    backup, completions, config, disks, doctor, guard, hash, init, key, man, pin, points, prune, push, release, remote,
+    restore, schedule, snapshot, status, unlock, verify, vms,
+};
 use exit_code::{Exit, ExitCode, PluginState};
 use failure::CliError;
 use log_args::LogArgs;

@@ -35,8 +35,7 @@ fn a_machine_without_disks_keeps_its_definition() {
     let of = |name: &str| points.iter().find(|point| point["machine"] == name).unwrap();
     assert_eq!((of("router")["disks"].clone(), of("web")["disks"].as_array().unwrap().len()), (json!([]), 1));
     assert_eq!(of("router")["consistency"], "offline");
-    let parts: Vec<&str> =
-        of("router")["files"].as_array().unwrap().iter().map(|file| text(file, "part")).collect();
+    let parts: Vec<&str> = of("router")["files"].as_array().unwrap().iter().map(|file| text(file, "part")).collect();
     assert_eq!(parts, ["nvram", "loader"]);
     assert_eq!(of("router")["left_out"][0]["disk"], "sda");
     env.assert_nothing_left();
@@ -82,7 +81,8 @@ fn a_machine_without_disks_keeps_its_definition() {
     let into = new_folder(&env, "into").display().to_string();
     restore(&env, &["router", "--no-define", "--into", &into]).assert_ok();
     assert!(fs::read_to_string(format!("{into}/router.xml")).unwrap().contains(&format!("{into}/router_VARS.fd")));
-    restore(&env, &["router", "--as", "router2", "--into", &new_folder(&env, "copy").display().to_string()]).assert_ok();
+    restore(&env, &["router", "--as", "router2", "--into", &new_folder(&env, "copy").display().to_string()])
+        .assert_ok();
     env.assert_nothing_left();
 }
 
@@ -169,7 +169,12 @@ fn an_image_that_another_program_has_open_makes_its_machine_busy() {
     // Another machine that runs on it.
     let thief = env.machine("thief").disk(Disk::existing(machine.image("vda"), "qcow2")).start_paused();
     let pid = thief.qemu_pid().unwrap();
-    assert_busy(&env, "vm1", &format!("(process {pid})"), &format!("shut down the machine that uses it ('ps -fp {pid}'"));
+    assert_busy(
+        &env,
+        "vm1",
+        &format!("(process {pid})"),
+        &format!("shut down the machine that uses it ('ps -fp {pid}'"),
+    );
     thief.stop();
     backup(&machine);
     env.assert_nothing_left();

@@ -67,9 +67,7 @@ fn what_is_left_out_by_rule_is_named_everywhere_and_costs_nothing() {
         large.display()
     );
     File::create(env.path("extra.img")).and_then(|file| file.set_len(MIB)).unwrap();
-    let machine = defined(&env, |xml| {
-        xml.replace("</devices>", &devices).replace("</qemu:commandline>", &arguments)
-    });
+    let machine = defined(&env, |xml| xml.replace("</devices>", &devices).replace("</qemu:commandline>", &arguments));
     let point = back_up(&env, "vm1").assert_ok().record_of("point");
     let reasons = left_out(&point);
     let expected = [
@@ -92,7 +90,10 @@ fn what_is_left_out_by_rule_is_named_everywhere_and_costs_nothing() {
         assert!(disks.stderr().contains(words), "no {words}: {disks}");
     }
     let optional = disks.records().into_iter().find(|disk| disk["disk"] == "sdb").unwrap();
-    assert_eq!((&optional["included"], &optional["skip_reason"]), (&json!(false), &json!("optional, its image is missing")));
+    assert_eq!(
+        (&optional["included"], &optional["skip_reason"]),
+        (&json!(false), &json!("optional, its image is missing"))
+    );
     let doctor = env.kvmb(["doctor", "vm1"]).run().assert_ok();
     let parts = doctor.records_of("check").into_iter().filter(|check| check["check"] == "part");
     assert_eq!(parts.filter(|check| check["status"] == "warning").count(), 3, "{doctor}");
@@ -136,14 +137,17 @@ fn the_state_of_a_tpm_in_one_file_is_stored_and_comes_back() {
     set_mode(&state, 0o600);
     let tpm = |path: &Path| {
         let path = path.display();
-        format!("<tpm model='tpm-crb'><backend type='emulator' version='2.0'><source type='file' path='{path}'/></backend></tpm></devices>")
+        format!(
+            "<tpm model='tpm-crb'><backend type='emulator' version='2.0'><source type='file' path='{path}'/></backend></tpm></devices>"
+        )
     };
     let machine = defined(&env, |xml| xml.replace("</devices>", &tpm(&state)));
     let definition = machine.definition();
     let point = back_up(&env, "vm1").assert_ok().record_of("point");
     assert_eq!(point["files"], json!([{ "part": "tpm", "path": state.display().to_string(), "size_bytes": 8192 }]));
+    // libvirt removes it with the definition.
     env.virsh(&["undefine", "--checkpoints-metadata", "vm1"]);
-    fs::remove_file(&state).unwrap();
+    assert!(!state.exists());
     fs::remove_file(machine.image("vda")).unwrap();
     restore(&env, &["vm1"]).assert_ok();
     assert_eq!(fs::read(&state).unwrap(), noise(1, 8192));
@@ -188,13 +192,11 @@ fn firmware_variables_on_a_device_or_on_the_network_go_back_to_where_they_were()
     let env = Env::new("NVRAM places");
     init(&env);
     let code = file(&env, "code.fd", 1, 4096);
-    let os = |nvram: &str| {
-        format!("<loader readonly='yes' type='pflash'>{}</loader>{nvram}</os>", code.display())
-    };
+    let os = |nvram: &str| format!("<loader readonly='yes' type='pflash'>{}</loader>{nvram}</os>", code.display());
     let (backing, served) = (file(&env, "vars.img", 2, MIB), file(&env, "served.img", 3, MIB));
     let device = LoopDevice::on(&backing);
     let socket = env.path("qmp/vars.sock");
-    let _server = NetworkStorage::of(&served, &socket);
+    let server = NetworkStorage::of(&served, &socket);
     let named = file(&env, "named.fd", 4, 4096);
     let machine = defined(&env, |xml| xml);
     let plain = machine.definition();
@@ -215,7 +217,11 @@ fn firmware_variables_on_a_device_or_on_the_network_go_back_to_where_they_were()
         env.define_xml(&plain.replace("</os>", &os(&nvram)));
         let definition = machine.definition();
         let point = back_up(&env, "vm1").assert_ok().record_of("point");
-        assert_eq!((&point["files"][0]["part"], &point["files"][0]["size_bytes"]), (&json!("nvram"), &json!(length)), "{nvram}");
+        assert_eq!(
+            (&point["files"][0]["part"], &point["files"][0]["size_bytes"]),
+            (&json!("nvram"), &json!(length)),
+            "{nvram}"
+        );
         let dumped = env.restic(env.repo()).dump(text(&point, "point"), "/vm1/nvram");
         assert_eq!(dumped, noise(seed, length), "{nvram}");
         // What is there is replaced only when that is said.
@@ -243,6 +249,7 @@ fn firmware_variables_on_a_device_or_on_the_network_go_back_to_where_they_were()
     let output = back_up(&env, "vm1").assert_code(3);
     assert_eq!(left_out(&output.record_of("point"))[0].0, "nvram");
     assert!(!Path::new(elsewhere).exists());
+    drop(server);
     env.assert_nothing_left();
 }
 
@@ -253,17 +260,28 @@ fn machine_with_files(env: &Env) -> Machine<'_> {
     let (table, inner, argument) = (path("fw/slic.bin", 4), path("fw/ignition", 5), path("fw/other,1", 6));
     set_mode(&env.path("fw/ignition"), 0o600);
     defined(env, |xml| {
-        xml.replace("</os>", &format!("<loader readonly='yes' type='pflash'>{loader}</loader><nvram>{variables}</nvram></os>"))
-            .replace("<acpi/>", &format!("<acpi><table type='slic'>{table}</table></acpi>"))
-            .replace("<features>", &format!("<sysinfo type='fwcfg'><entry name='opt/a' file='{inner}'/></sysinfo><features>"))
-            .replace("</devices>", &format!("<interface type='user'><model type='virtio'/><rom file='{rom}'/></interface></devices>"))
-            .replace(
-                "</qemu:commandline>",
-                &format!(
-                    "<qemu:arg value='-fw_cfg'/><qemu:arg value='name=opt/b,file={}'/></qemu:commandline>",
-                    argument.replace(',', ",,")
-                ),
-            )
+        xml.replace(
+            "</os>",
+            &format!(
+                "<loader readonly='yes' type='pflash'>{loader}</loader><nvram>{variables}</nvram>\
+                 <acpi><table type='slic'>{table}</table></acpi></os>"
+            ),
+        )
+        .replace(
+            "<features>",
+            &format!("<sysinfo type='fwcfg'><entry name='opt/a' file='{inner}'/></sysinfo><features>"),
+        )
+        .replace(
+            "</devices>",
+            &format!("<interface type='user'><model type='virtio'/><rom file='{rom}'/></interface></devices>"),
+        )
+        .replace(
+            "</qemu:commandline>",
+            &format!(
+                "<qemu:arg value='-fw_cfg'/><qemu:arg value='name=opt/b,file={}'/></qemu:commandline>",
+                argument.replace(',', ",,")
+            ),
+        )
     })
 }
 
@@ -291,9 +309,10 @@ fn files_that_the_definition_mentions_are_stored_and_come_back_where_they_are_wa
     // They are lost: what is missing is said, with the flag that brings it back, and all of it comes back.
     fs::rename(env.path("fw"), env.path("lost")).unwrap();
     let planned = restore(&env, &["vm1", "--overwrite", "--dry-run"]).assert_ok();
-    let missing = planned.records_of("action").into_iter().filter(|action| {
-        action["hint"].as_str().is_some_and(|hint| hint.contains("--with-files DIR"))
-    });
+    let missing = planned
+        .records_of("action")
+        .into_iter()
+        .filter(|action| action["hint"].as_str().is_some_and(|hint| hint.contains("--with-files DIR")));
     assert_eq!(missing.count(), 5, "{planned}");
     let folder = new_folder(&env, "files");
     set_mode(&folder, 0o755);

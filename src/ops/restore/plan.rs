@@ -7,8 +7,8 @@ use super::place::{Placing, Volume, resolved};
 use super::qcow2::Layout;
 use super::small_files::SmallFiles;
 use super::{notes, trust};
+use crate::capture::domain_xml::rewrite::Rewritten;
 use crate::capture::machine::Which;
-use crate::capture::rewrite::Rewritten;
 use crate::capture::{
     self, Changes, DefinedDisk, Definition, DiskSource, Hypervisor, Machine, NewDisk, NewDiskKind, rewrite_with_notes,
 };
@@ -215,6 +215,9 @@ pub fn plan(
 
     let whole = request.only_disks.is_empty();
     let define = request.define && whole;
+    if disks.is_empty() && !define && request.into.is_none() {
+        return Err(Error::Nowhere { machine });
+    }
     let uuid = match &request.as_name {
         Some(_) => uuid::Uuid::new_v4().to_string(),
         None => point.manifest.uuid.clone(),
@@ -252,9 +255,6 @@ pub fn plan(
     }
     let folder = request.into.as_deref().or(small.beside.as_deref()).filter(|_| whole && !define);
     let definition_file = folder.map(|folder| folder.join(format!("{machine}.xml")));
-    if disks.is_empty() && !define && definition_file.is_none() {
-        return Err(Error::Nowhere { machine });
-    }
     if let Some(path) = definition_file.as_ref().filter(|path| path.exists() && !request.overwrite) {
         return Err(Error::Exists { path: path.clone() });
     }

@@ -6,8 +6,8 @@
 use super::place::is_below_dev;
 use super::plan::{RestoreRequest, refuse_without_folder};
 use super::small_file;
-use crate::capture::definition::Nvram;
-use crate::capture::tpm::{self, StatePlace};
+use crate::capture::domain_xml::definition::Nvram;
+use crate::capture::domain_xml::tpm::{self, StatePlace};
 use crate::capture::{Changes, Definition, DiskSource};
 use crate::ops::manifest::{Manifest, ManifestFile, Role};
 use crate::ops::{Error, Result};

@@ -7,9 +7,9 @@
 
 use super::plan::RestoreRequest;
 use crate::capture::connection::nvram_folder;
-use crate::capture::definition::{Definition, Device};
-use crate::capture::outside_files::outside_files;
-use crate::capture::tpm;
+use crate::capture::domain_xml::definition::{Definition, Device};
+use crate::capture::domain_xml::outside_files::outside_files;
+use crate::capture::domain_xml::tpm;
 use crate::ops::manifest::{Manifest, ManifestDisk, ManifestFile, Role};
 use crate::ops::points::OpenPoint;
 use crate::ops::{Error, Result};

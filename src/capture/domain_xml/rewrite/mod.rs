@@ -1,0 +1,254 @@
+//! A machine's definition, changed for a restore.
+//!
+//! Pure text splicing at the places that the parser found: what is not to be changed keeps every byte - comments,
+//! metadata of other tools, elements that this version does not know. An inactive definition without changes comes out as it
+//! went in. What only a running machine has is taken out of a live one.
+//!
+//! | module | its subject |
+//! | --- | --- |
+//! | [`changes`] | what is to be changed |
+//! | `copy` | what a copy must not share with the original |
+//! | `files` | files that the definition mentions and that are elsewhere now |
+//! | `live` | what only the definition of a running machine has |
+//! | `networks` | networks and bridges that have other names here |
+//! | `qemu_arguments` | arguments of QEMU's that a copy must not share |
+//! | `splices` | replacing parts of an XML text |
+
+pub mod changes;
+mod copy;
+mod files;
+mod live;
+mod networks;
+mod qemu_arguments;
+mod splices;
+
+use roxmltree::Node;
+
+pub use changes::{Changes, NewDisk, NewDiskKind};
+
+use super::definition::{Definition, DefinitionError, Result, child, children, parse_document};
+use crate::capture::job::escape;
+use splices::{Splices, children_named, element, path_text};
+
+/// A definition after its changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rewritten {
+    /// The definition.
+    pub xml: String,
+    /// What of the original is not in a copy, or is another thing there; one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Applies the changes to a definition.
+pub fn rewrite(xml: &str, changes: &Changes) -> Result<String> {
+    Ok(rewrite_with_notes(xml, changes)?.xml)
+}
+
+/// The same, and says what of the original a copy does not have.
+pub fn rewrite_with_notes(xml: &str, changes: &Changes) -> Result<Rewritten> {
+    // Everything that is wrong with the definition itself is said before it is touched.
+    let before = Definition::parse(xml)?;
+    let named = changes.disks.keys().chain(&changes.drop_disks);
+    if let Some(missing) = named.into_iter().find(|&name| before.disk(name).is_none()) {
+        return Err(DefinitionError::NoSuchDisk(missing.clone()));
+    }
+    let document = parse_document(xml)?;
+    let domain = document.root_element();
+    let mut splices = Splices::new(xml);
+    identity(&mut splices, domain, changes);
+    firmware(&mut splices, domain, changes)?;
+    files::move_files(&mut splices, domain, changes)?;
+    disks(&mut splices, domain, changes)?;
+    if changes.new_macs {
+        addresses(&mut splices, domain);
+    }
+    networks::rename(&mut splices, domain, changes);
+    let notes = match changes.own_resources {
+        true => copy::own_resources(&mut splices, domain, changes),
+        false => Vec::new(),
+    };
+    if domain.attribute("id").is_some() {
+        live::take_out(&mut splices, domain);
+    }
+    let xml = splices.apply();
+    check(&xml, changes)?;
+    Ok(Rewritten { xml, notes })
+}
+
+/// Reads the result again: what was to be changed is what it says now.
+fn check(xml: &str, changes: &Changes) -> Result<()> {
+    let after = Definition::parse(xml)?;
+    let wrong = |what| Err(DefinitionError::BadValue { what, value: "after the change".to_owned() });
+    // Reading trims, and so does nobody else: a name with blanks around it is not a name that libvirt would keep.
+    if changes.name.as_ref().is_some_and(|name| after.name != *name) {
+        return wrong("the name");
+    }
+    for (target, new) in &changes.disks {
+        let disk = after.disk(target);
+        if !changes.unmoved.contains(target) && disk.and_then(|disk| disk.path()) != Some(&new.path) {
+            return wrong("a disk's path");
+        }
+    }
+    Ok(())
+}
+
+fn identity(splices: &mut Splices, domain: Node, changes: &Changes) {
+    let name = child(domain, "name");
+    if let (Some(node), Some(new)) = (name, &changes.name) {
+        splices.replace(node.range(), element("name", new));
+    }
+    let Some(new) = &changes.uuid else { return };
+    match (child(domain, "uuid"), name) {
+        (Some(node), _) => splices.replace(node.range(), element("uuid", new)),
+        (None, Some(name)) => splices.insert_after(name, &element("uuid", new)),
+        (None, None) => {}
+    }
+    if let Some(genid) = child(domain, "genid") {
+        let fresh = uuid::Uuid::new_v4().to_string();
+        splices.replace(genid.range(), element("genid", &fresh));
+    }
+    // libvirt insists that the UUID in the SMBIOS data, if any, is the machine's.
+    let entries = children(domain, "sysinfo")
+        .flat_map(|sysinfo| children(sysinfo, "system"))
+        .flat_map(|system| children(system, "entry"))
+        .filter(|entry| entry.attribute("name") == Some("uuid"));
+    for entry in entries {
+        let text = format!("<entry name='uuid'>{}</entry>", escape(new));
+        splices.replace(entry.range(), text);
+    }
+}
+
+/// MAC addresses of its own for every interface.
+fn addresses(splices: &mut Splices, domain: Node) {
+    let interfaces = child(domain, "devices").into_iter().flat_map(|devices| children(devices, "interface"));
+    for mac in interfaces.filter_map(|interface| child(interface, "mac")) {
+        splices.set_attribute(mac, "address", &random_mac());
+    }
+}
+
+/// A locally administered address with the prefix that libvirt itself gives QEMU's interfaces.
+fn random_mac() -> String {
+    let [a, b, c]: [u8; 3] = rand::random();
+    format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
+}
+
+fn firmware(splices: &mut Splices, domain: Node, changes: &Changes) -> Result<()> {
+    if let Some(os) = child(domain, "os") {
+        for (name, new) in [("kernel", &changes.kernel), ("initrd", &changes.initrd)] {
+            if let (Some(node), Some(path)) = (child(os, name), new) {
+                splices.replace(node.range(), element(name, path_text(path)?));
+            }
+        }
+        if let (Some(node), Some(path)) = (child(os, "nvram"), &changes.nvram) {
+            let kept: String = node
+                .attributes()
+                .filter(|attribute| attribute.name() != "type")
+                .map(|attribute| format!(" {}", &splices.xml[attribute.range()]))
+                .collect();
+            let text = format!("<nvram{kept}>{}</nvram>", escape(path_text(path)?));
+            splices.replace(node.range(), text);
+        }
+    }
+    let tpm_source = child(domain, "devices")
+        .and_then(|devices| child(devices, "tpm"))
+        .and_then(|tpm| child(tpm, "backend"))
+        .and_then(|backend| child(backend, "source"));
+    if let (Some(source), Some(path)) = (tpm_source, &changes.tpm_state) {
+        splices.set_attribute(source, "path", path_text(path)?);
+    }
+    Ok(())
+}
+
+fn disks(splices: &mut Splices, domain: Node, changes: &Changes) -> Result<()> {
+    let Some(devices) = child(domain, "devices") else {
+        return Ok(());
+    };
+    for disk in children(devices, "disk") {
+        let Some(target) = child(disk, "target").and_then(|target| target.attribute("dev")) else {
+            continue;
+        };
+        if changes.drop_disks.contains(target) {
+            splices.remove(disk);
+        } else if changes.eject.contains(target) {
+            children_named(disk, "source").into_iter().for_each(|source| splices.remove(source));
+        } else if let Some(new) = changes.disks.get(target) {
+            flatten(splices, disk);
+            if changes.unmoved.contains(target) || !move_disk(splices, disk, new)? {
+                flatten_source(splices, disk);
+            }
+            let is_unmoved = changes.unmoved.contains(target);
+            set_format(splices, disk, &new.format, is_unmoved);
+        }
+    }
+    Ok(())
+}
+
+/// Takes out what was below or beside the old image: the new one is one flat, plain image.
+fn flatten(splices: &mut Splices, disk: Node) {
+    for gone in ["backingStore", "mirror", "encryption", "auth"] {
+        for node in children_named(disk, gone) {
+            splices.remove(node);
+        }
+    }
+}
+
+/// The same of what stands inside of a source that stays.
+fn flatten_source(splices: &mut Splices, disk: Node) {
+    let Some(source) = child(disk, "source") else { return };
+    let gone = |node: &Node| matches!(node.tag_name().name(), "encryption" | "dataStore" | "slices");
+    let (parts, all): (Vec<Node>, usize) =
+        (source.children().filter(gone).collect(), source.children().filter(Node::is_element).count());
+    match parts.len() == all {
+        // Without children it is written as libvirt would.
+        true if all > 0 => splices.make_empty(source),
+        _ => parts.into_iter().for_each(|part| splices.remove(part)),
+    }
+}
+
+/// Points a disk to its new image; false for one that stays where it was, which keeps every byte.
+fn move_disk(splices: &mut Splices, disk: Node, new: &NewDisk) -> Result<bool> {
+    let (kind, attribute) = match new.kind {
+        NewDiskKind::File => ("file", "file"),
+        NewDiskKind::Block => ("block", "dev"),
+    };
+    let path = path_text(&new.path)?;
+    let old_kind = disk.attribute("type").unwrap_or("file");
+    let old = child(disk, "source");
+    if old_kind == kind && old.and_then(|source| source.attribute(attribute)) == Some(path) {
+        return Ok(false);
+    }
+    splices.set_attribute(disk, "type", kind);
+    let policy = old.and_then(|source| source.attribute_node("startupPolicy"));
+    let policy = policy.map_or(String::new(), |policy| format!(" {}", &splices.xml[policy.range()]));
+    let text = format!("<source {attribute}='{}'{policy}/>", escape(path));
+    match (old, child(disk, "driver")) {
+        // Who may open the old image says nothing of the new one.
+        (Some(old), _) => splices.replace(old.range(), text),
+        (None, Some(driver)) => splices.insert_after(driver, &text),
+        (None, None) => splices.insert_first(disk, &text),
+    }
+    Ok(true)
+}
+
+fn set_format(splices: &mut Splices, disk: Node, format: &str, is_unmoved: bool) {
+    // Without a format libvirt takes the image for a raw one.
+    let is_understood = is_unmoved && format == "raw";
+    let Some(driver) = child(disk, "driver") else {
+        if !is_understood {
+            splices.insert_first(disk, &format!("<driver name='qemu' type='{}'/>", escape(format)));
+        }
+        return;
+    };
+    if driver.attribute("type") != Some(format) && !(driver.attribute("type").is_none() && is_understood) {
+        splices.set_attribute(driver, "type", format);
+    }
+    if format != "qcow2" {
+        // libvirt accepts these for qcow2 only.
+        if let Some(attribute) = driver.attribute_node("discard_no_unref") {
+            splices.remove_attribute(attribute);
+        }
+        for node in children_named(driver, "metadata_cache") {
+            splices.remove(node);
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! Headers of image files: what an image says of itself, read without QEMU (pure).
+//!
+//! QEMU opens whatever a header names while it opens the image. So a header is read here first, and what it names is then
+//! opened on purpose, or not at all ([`super::block_graph`]). Formats: qcow2 (`docs/interop/qcow2.txt` of QEMU), its first
+//! version, qed (`docs/interop/qed_spec.txt`) and vmdk; an image of any other format names no other file.
+
+use std::io;
+
+use crate::capture::images::Bitmap;
+
+/// As much of a header as is looked at.
+const HEADER_BYTES: usize = 64 << 10;
+/// QEMU's limit for a directory of bitmaps.
+const MAX_DIRECTORY_BYTES: u64 = 64 << 20;
+/// QEMU's limit for the name of a backing file.
+const MAX_BACKING_BYTES: usize = 1023;
+
+/// What an image says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Header {
+    /// The size that the guest sees; none where the format does not say it at its beginning.
+    pub capacity_bytes: Option<u64>,
+    /// The layer below.
+    pub backing: Option<BackingName>,
+    /// The file that holds a qcow2 image's data.
+    pub data_file: Option<String>,
+    /// Whether it names the files that hold its data (vmdk).
+    pub has_extents: bool,
+    /// Whether QEMU can keep bitmaps in it.
+    pub keeps_bitmaps: bool,
+    /// The bitmaps in it.
+    pub bitmaps: Vec<Bitmap>,
+}
+
+/// The layer below, by a header's own words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackingName {
+    /// A path, a URL or a `json:` description.
+    pub name: String,
+    /// Its format, where that is recorded.
+    pub format: Option<String>,
+}
+
+/// Something that can be read at any place. A read past its end gives less than was asked for.
+pub trait ReadAt {
+    /// Up to `length` bytes from `offset` on.
+    fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>>;
+}
+
+/// Reads the header of an image of this format.
+pub fn read(image: &dyn ReadAt, format: &str) -> io::Result<Header> {
+    match format {
+        "qcow2" => read_qcow2(image),
+        "qcow" => read_qcow(image),
+        "qed" => read_qed(image),
+        "vmdk" => read_vmdk(image),
+        _ => Ok(Header::default()),
+    }
+}
+
+fn read_qcow2(image: &dyn ReadAt) -> io::Result<Header> {
+    let bytes = Bytes(image.read_at(0, HEADER_BYTES)?);
+    let version = bytes.u32(4)?;
+    if bytes.slice(0, 4)? != b"QFI\xfb" || !(2..=3).contains(&version) {
+        return Err(broken("it is no qcow2 image"));
+    }
+    let is_new = version >= 3;
+    let incompatible = if is_new { bytes.u64(72)? } else { 0 };
+    let autoclear = if is_new { bytes.u64(88)? } else { 0 };
+    let has_data_file = incompatible & 4 != 0;
+    let extensions = bytes.extensions(if is_new { bytes.u32(100)? as usize } else { 72 })?;
+    let extension = |magic: u32| extensions.iter().find(|(kind, _)| *kind == magic).map(|(_, content)| *content);
+    let text = |content: &[u8]| String::from_utf8_lossy(content).into_owned();
+    let backing = backing_name(image, bytes.u64(8)?, bytes.u32(16)? as usize)?;
+    // The bit says that whoever wrote the image last knew of bitmaps.
+    let directory = extension(0x2385_2875).filter(|_| autoclear & 1 != 0);
+    Ok(Header {
+        capacity_bytes: Some(bytes.u64(24)?),
+        backing: backing.map(|name| BackingName { name, format: extension(0xe279_2aca).map(text) }),
+        data_file: has_data_file.then(|| extension(0x4441_5441).map(text).unwrap_or_default()),
+        has_extents: false,
+        keeps_bitmaps: is_new && !has_data_file,
+        bitmaps: directory.map(|directory| read_bitmaps(image, directory)).transpose()?.unwrap_or_default(),
+    })
+}
+
+fn read_bitmaps(image: &dyn ReadAt, extension: &[u8]) -> io::Result<Vec<Bitmap>> {
+    let extension = Bytes(extension.to_vec());
+    let (count, size, offset) = (extension.u32(0)?, extension.u64(8)?, extension.u64(16)?);
+    if size > MAX_DIRECTORY_BYTES {
+        return Err(broken("its directory of bitmaps is too large"));
+    }
+    let directory = Bytes(image.read_at(offset, size as usize)?);
+    let (mut bitmaps, mut at) = (Vec::new(), 0);
+    for _ in 0..count {
+        let flags = directory.u32(at + 12)?;
+        let (name_bytes, extra_bytes) = (directory.u16(at + 18)? as usize, directory.u32(at + 20)? as usize);
+        let name = directory.slice(at + 24 + extra_bytes, name_bytes)?;
+        let known = [(1, "in-use"), (2, "auto")];
+        bitmaps.push(Bitmap {
+            name: String::from_utf8_lossy(name).into_owned(),
+            flags: known.into_iter().filter(|(bit, _)| flags & bit != 0).map(|(_, word)| word.to_owned()).collect(),
+        });
+        at += (24 + extra_bytes + name_bytes).next_multiple_of(8);
+    }
+    Ok(bitmaps)
+}
+
+fn read_qcow(image: &dyn ReadAt) -> io::Result<Header> {
+    let bytes = Bytes(image.read_at(0, 48)?);
+    if bytes.slice(0, 4)? != b"QFI\xfb" || bytes.u32(4)? != 1 {
+        return Err(broken("it is no qcow image"));
+    }
+    let backing = backing_name(image, bytes.u64(8)?, bytes.u32(16)? as usize)?;
+    Ok(Header {
+        capacity_bytes: Some(bytes.u64(24)?),
+        backing: backing.map(|name| BackingName { name, format: None }),
+        ..Header::default()
+    })
+}
+
+fn read_qed(image: &dyn ReadAt) -> io::Result<Header> {
+    /// `QED_F_BACKING_FILE`, `QED_F_BACKING_FORMAT_NO_PROBE`
+    const HAS_BACKING: u64 = 1;
+    const BACKING_IS_RAW: u64 = 4;
+    let bytes = Bytes(image.read_at(0, 64)?);
+    if bytes.slice(0, 4)? != b"QED\0" {
+        return Err(broken("it is no qed image"));
+    }
+    // All numbers of this format are little-endian.
+    let features = bytes.u64(16)?.swap_bytes();
+    let backing = match features & HAS_BACKING {
+        0 => None,
+        _ => backing_name(image, bytes.u32(56)?.swap_bytes().into(), bytes.u32(60)?.swap_bytes() as usize)?,
+    };
+    let format = (features & BACKING_IS_RAW != 0).then(|| "raw".to_owned());
+    Ok(Header {
+        capacity_bytes: Some(bytes.u64(48)?.swap_bytes()),
+        backing: backing.map(|name| BackingName { name, format }),
+        ..Header::default()
+    })
+}
+
+/// A vmdk image is a text that names extents, or one sparse extent with that text inside.
+fn read_vmdk(image: &dyn ReadAt) -> io::Result<Header> {
+    const SECTOR_BYTES: u64 = 512;
+    let bytes = Bytes(image.read_at(0, HEADER_BYTES)?);
+    let (descriptor, has_extents) = match bytes.slice(0, 4)? {
+        b"KDMV" => {
+            let number = |at| bytes.u64(at).map(u64::swap_bytes);
+            let (offset, length) = (number(28)?, number(36)?);
+            let length_bytes = length.saturating_mul(SECTOR_BYTES).min(HEADER_BYTES as u64) as usize;
+            let text = match offset {
+                0 => Vec::new(),
+                offset => image.read_at(offset.saturating_mul(SECTOR_BYTES), length_bytes)?,
+            };
+            // Without a capacity it is only a cover around its text.
+            (text, number(12)? == 0)
+        }
+        b"COWD" => (Vec::new(), false),
+        _ => (bytes.0.clone(), true),
+    };
+    let descriptor = String::from_utf8_lossy(&descriptor);
+    let parent = descriptor.lines().find_map(|line| line.strip_prefix("parentFileNameHint=\"")?.split('"').next());
+    Ok(Header {
+        backing: parent.map(|name| BackingName { name: name.to_owned(), format: None }),
+        has_extents,
+        ..Header::default()
+    })
+}
+
+fn backing_name(image: &dyn ReadAt, offset: u64, length: usize) -> io::Result<Option<String>> {
+    if offset == 0 || length == 0 {
+        return Ok(None);
+    }
+    if length > MAX_BACKING_BYTES {
+        return Err(broken("the name of its backing file is too long"));
+    }
+    let name = image.read_at(offset, length)?;
+    if name.len() < length {
+        return Err(broken("its header is cut off"));
+    }
+    Ok(Some(String::from_utf8_lossy(&name).into_owned()))
+}
+
+fn broken(reason: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason)
+}
+
+/// The beginning of an image; numbers are big-endian.
+struct Bytes(Vec<u8>);
+
+impl Bytes {
+    fn slice(&self, at: usize, length: usize) -> io::Result<&[u8]> {
+        let end = at.checked_add(length);
+        end.and_then(|end| self.0.get(at..end)).ok_or_else(|| broken("its header is cut off"))
+    }
+
+    fn number<const N: usize>(&self, at: usize) -> io::Result<[u8; N]> {
+        self.slice(at, N)?.try_into().map_err(|_| broken("its header is cut off"))
+    }
+
+    fn u16(&self, at: usize) -> io::Result<u16> {
+        Ok(u16::from_be_bytes(self.number(at)?))
+    }
+
+    fn u32(&self, at: usize) -> io::Result<u32> {
+        Ok(u32::from_be_bytes(self.number(at)?))
+    }
+
+    fn u64(&self, at: usize) -> io::Result<u64> {
+        Ok(u64::from_be_bytes(self.number(at)?))
+    }
+
+    /// The extensions of a qcow2 header, each with its kind.
+    fn extensions(&self, mut at: usize) -> io::Result<Vec<(u32, &[u8])>> {
+        let mut extensions = Vec::new();
+        while at + 8 <= self.0.len() {
+            let (kind, length) = (self.u32(at)?, self.u32(at + 4)? as usize);
+            if kind == 0 {
+                break;
+            }
+            extensions.push((kind, self.slice(at + 8, length)?));
+            at += 8 + length.next_multiple_of(8);
+        }
+        Ok(extensions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    impl ReadAt for Vec<u8> {
+        fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(self.len());
+            Ok(self[from..from.saturating_add(length).min(self.len())].to_vec())
+        }
+    }
+
+    /// An image as `qemu-img` makes it.
+    fn made(arguments: &[&str]) -> Vec<u8> {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        let made = Command::new("qemu-img")
+            .args(["create", "-q", "-u"])
+            .args(arguments)
+            .arg(&image)
+            .arg("4M")
+            .current_dir(folder.path())
+            .status();
+        assert!(made.unwrap().success());
+        std::fs::read(image).unwrap()
+    }
+
+    #[test]
+    fn a_qcow2_header_says_what_qemu_img_wrote() {
+        let plain = read(&made(&["-f", "qcow2"]), "qcow2").unwrap();
+        assert_eq!(plain, Header { capacity_bytes: Some(4 << 20), keeps_bitmaps: true, ..Header::default() });
+        let old = read(&made(&["-f", "qcow2", "-o", "compat=0.10"]), "qcow2").unwrap();
+        assert!(!old.keeps_bitmaps && old.capacity_bytes == Some(4 << 20));
+        let backing = |name: &str, format: Option<&str>| {
+            Some(BackingName { name: name.to_owned(), format: format.map(str::to_owned) })
+        };
+        let above = read(&made(&["-f", "qcow2", "-b", "/a/b.raw", "-F", "raw"]), "qcow2").unwrap();
+        assert_eq!(above.backing, backing("/a/b.raw", Some("raw")));
+        let qed = read(&made(&["-f", "qed", "-b", "/a/b.raw", "-F", "raw"]), "qed").unwrap();
+        assert_eq!((qed.capacity_bytes, qed.backing), (Some(4 << 20), backing("/a/b.raw", Some("raw"))));
+        let qcow = read(&made(&["-f", "qcow", "-b", "b", "-F", "raw"]), "qcow").unwrap();
+        assert_eq!((qcow.capacity_bytes, qcow.backing), (Some(4 << 20), backing("b", None)));
+    }
+
+    #[test]
+    fn bitmaps_and_data_files_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        let qemu_img = |arguments: &[&str]| {
+            let done = Command::new("qemu-img").args(arguments).current_dir(folder.path()).status();
+            assert!(done.unwrap().success(), "{arguments:?}");
+        };
+        qemu_img(&["create", "-q", "-f", "qcow2", "image", "4M"]);
+        qemu_img(&["bitmap", "--add", "image", "one"]);
+        qemu_img(&["bitmap", "--add", "--disable", "image", "another-bitmap"]);
+        let header = read(&std::fs::read(&image).unwrap(), "qcow2").unwrap();
+        let flags = |name: &str| header.bitmaps.iter().find(|bitmap| bitmap.name == name).unwrap().flags.clone();
+        assert_eq!(header.bitmaps.len(), 2);
+        assert_eq!((flags("one"), flags("another-bitmap")), (vec!["auto".to_owned()], vec![]));
+        qemu_img(&["create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", "image", "4M"]);
+        let header = read(&std::fs::read(&image).unwrap(), "qcow2").unwrap();
+        assert_eq!((header.data_file.as_deref(), header.keeps_bitmaps), (Some("data.raw"), false));
+    }
+
+    #[test]
+    fn a_vmdk_image_names_its_extents_and_its_parent() {
+        let of =
+            |subformat: &str| read(&made(&["-f", "vmdk", "-o", &format!("subformat={subformat}")]), "vmdk").unwrap();
+        assert!(of("monolithicFlat").has_extents && of("twoGbMaxExtentSparse").has_extents);
+        assert_eq!(of("monolithicSparse"), Header::default());
+        let child = b"# Disk DescriptorFile\nparentFileNameHint=\"/a/base.vmdk\"\n".to_vec();
+        let backing = BackingName { name: "/a/base.vmdk".into(), format: None };
+        assert_eq!(read(&child, "vmdk").unwrap().backing, Some(backing));
+    }
+
+    #[test]
+    fn what_is_cut_off_or_another_format_is_an_error() {
+        let image = made(&["-f", "qcow2", "-b", "/a/b.raw", "-F", "raw"]);
+        for length in [0, 4, 60, 103] {
+            assert!(read(&image[..length].to_vec(), "qcow2").is_err(), "{length}");
+        }
+        for format in ["qcow2", "qcow", "qed"] {
+            assert!(read(&vec![0; 4096], format).is_err(), "{format}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Images of this host, looked into for the block graph of a disk.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::fs::OFlags;
+use serde_json::{Map, Value, json};
+
+use super::backing_string::Place;
+use super::block_graph::Look;
+use super::image_header::{self, BackingName, Header, ReadAt};
+use super::qemu_user::{Privilege, QemuUser};
+use crate::capture::domain_xml::source::{DiskSource, Slice};
+use crate::capture::error::{Error, Result};
+use crate::capture::images;
+use crate::capture::machine::Machine;
+
+/// Looks into images for one machine, as its QEMU's user where root may not.
+pub struct HostImages<'a> {
+    /// The machine.
+    pub machine: &'a Machine,
+    /// QEMU's user.
+    pub user: QemuUser,
+}
+
+impl Look for HostImages<'_> {
+    fn resolve(&self, source: &DiskSource) -> Result<DiskSource> {
+        self.machine.resolve(source)
+    }
+
+    fn header(&self, place: &Place, format: &str, slice: Option<Slice>) -> Result<Header> {
+        match place {
+            Place::Path(path) => local_header(path, format, slice, self.user),
+            // What is raw names nothing.
+            Place::Network(_) if format == "raw" => Ok(Header::default()),
+            Place::Network(options) => network_header(options, format, slice, self.user),
+        }
+    }
+
+    fn is_device(&self, path: &Path) -> bool {
+        fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
+    }
+}
+
+/// What an image of this host says of itself.
+pub fn read_header(path: &Path, format: &str) -> Result<Header> {
+    local_header(path, format, None, QemuUser::ourselves())
+}
+
+fn local_header(path: &Path, format: &str, slice: Option<Slice>, user: QemuUser) -> Result<Header> {
+    let offset_bytes = slice.map_or(0, |slice| slice.offset_bytes);
+    let read = |image: &dyn ReadAt| image_header::read(&Part { image, offset_bytes }, format);
+    let header = match open(path) {
+        Ok(file) => read(&file),
+        // Storage on the network that does not trust root.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => read(&AsUser { path, user }),
+        Err(error) => Err(error),
+    };
+    header.map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => {
+            Error::UnsupportedImage { image: path.display().to_string(), reason: format!("{error} ({format})") }
+        }
+        _ => Error::io("open", path)(error),
+    })
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    let kind = file.metadata()?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(io::Error::other("it is neither a file nor a block device"));
+    }
+    Ok(file)
+}
+
+impl ReadAt for File {
+    fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let (mut bytes, mut filled) = (vec![0; length], 0);
+        while filled < length {
+            match FileExt::read_at(self, &mut bytes[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        bytes.truncate(filled);
+        Ok(bytes)
+    }
+}
+
+/// An image that begins somewhere in a file.
+struct Part<'a> {
+    image: &'a dyn ReadAt,
+    offset_bytes: u64,
+}
+
+impl ReadAt for Part<'_> {
+    fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        self.image.read_at(offset.saturating_add(self.offset_bytes), length)
+    }
+}
+
+/// A file that is read as another user.
+struct AsUser<'a> {
+    path: &'a Path,
+    user: QemuUser,
+}
+
+impl ReadAt for AsUser<'_> {
+    fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let mut input = std::ffi::OsString::from("if=");
+        input.push(self.path);
+        let mut command = as_user(self.user, "dd");
+        command.arg(input).args([format!("skip={offset}"), format!("count={length}")]);
+        let output = command.args(["iflag=skip_bytes,count_bytes,fullblock", "bs=64K", "status=none"]).output()?;
+        if !output.status.success() {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        Ok(output.stdout)
+    }
+}
+
+fn as_user(user: QemuUser, program: &str) -> Command {
+    let mut words = user.launcher(Privilege::ReadAll);
+    words.push(program.to_owned());
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).stdin(Stdio::null()).current_dir("/").env("LC_ALL", "C");
+    command
+}
+
+/// An image on the network is opened by QEMU alone, without what is below it.
+fn network_header(options: &Map<String, Value>, format: &str, slice: Option<Slice>, user: QemuUser) -> Result<Header> {
+    let mut file = Value::Object(options.clone());
+    if let Some(slice) = slice {
+        file = json!({ "driver": "raw", "offset": slice.offset_bytes, "size": slice.size_bytes, "file": file });
+    }
+    let mut image = json!({ "driver": format, "file": file });
+    if matches!(format, "qcow2" | "qcow" | "qed" | "vmdk") {
+        image["backing"] = Value::Null;
+    }
+    let address = Value::Object(options.clone()).to_string();
+    let info = images::qemu_img_info(as_user(user, "qemu-img"), &format!("json:{image}"), None, &address)?;
+    if info.data_file().is_some() {
+        let reason = "an image on the network with a data file can be read only while the machine runs".to_owned();
+        return Err(Error::UnsupportedImage { image: address, reason });
+    }
+    Ok(Header {
+        capacity_bytes: Some(info.virtual_size),
+        backing: info.backing.map(|name| BackingName { name, format: info.backing_format }),
+        ..Header::default()
+    })
+}
+
+impl Machine {
+    /// A volume of a storage pool as the file or device that it is.
+    pub fn resolve(&self, source: &DiskSource) -> Result<DiskSource> {
+        let DiskSource::Volume { pool, volume } = source else {
+            return Ok(source.clone());
+        };
+        let action = || format!("look up volume {volume} of storage pool {pool}");
+        let (pool, volume) = (pool.clone(), volume.clone());
+        let path = self.call(action, move |domain| crate::capture::connection::volume_path(domain, &pool, &volume))?;
+        let is_block = fs::metadata(&path).is_ok_and(|found| found.file_type().is_block_device());
+        Ok(if is_block { DiskSource::Block { path } } else { DiskSource::File { path } })
+    }
+}

@@ -1,0 +1,148 @@
+//! Whom QEMU runs as, and how a program is started as that user.
+//!
+//! libvirt gives the images of a machine that is off back to root, mode 0600, and QEMU itself runs as a user of its own. What
+//! reads those images is started as that user too - network storage knows it - and with one capability: to read what it is
+//! not permitted to read. `setpriv` of util-linux sets that up.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use crate::capture::domain_xml::definition::{DefinedDisk, Definition, child, children, parse_owner, parse_xml};
+use crate::capture::error::{Error, Result};
+use crate::capture::machine::Machine;
+use crate::capture::runtime::{our_owner, our_uid};
+
+/// `CAP_DAC_READ_SEARCH` in the kernel's numbering.
+const DAC_READ_SEARCH: u64 = 2;
+
+/// The user and group that a machine's QEMU runs as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QemuUser {
+    /// User and group.
+    pub owner: (u32, u32),
+}
+
+/// What a program that is started as QEMU's user may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Privilege {
+    /// Read every file, as root can.
+    ReadAll,
+    /// What that user can.
+    None,
+}
+
+impl QemuUser {
+    /// The user of a machine: by the label of the first of these disks that has one, else of its definition, else of the host.
+    /// Somebody who is not root is always oneself, and so is one whose libvirt changes no owners.
+    pub fn of<'a>(
+        machine: &Machine,
+        definition: &'a Definition,
+        disks: impl Iterator<Item = &'a DefinedDisk>,
+    ) -> Result<QemuUser> {
+        if our_uid() != 0 {
+            return Ok(QemuUser { owner: our_owner() });
+        }
+        let labels = disks.filter_map(|disk| disk.dac_label.as_deref());
+        if let Some(label) = labels.chain(definition.dac_label.as_deref()).next() {
+            let owner = parse_owner(label)
+                .or_else(|| named_owner(label))
+                .ok_or_else(|| Error::UnknownOwner { machine: machine.name().to_owned(), label: label.to_owned() })?;
+            return Ok(QemuUser { owner });
+        }
+        let action = || "ask libvirt what the host can do".to_owned();
+        let capabilities = machine.call(action, |domain| domain.connect()?.capabilities())?;
+        Ok(QemuUser { owner: base_owner(&capabilities)?.unwrap_or_else(our_owner) })
+    }
+
+    /// This process's own user.
+    pub fn ourselves() -> QemuUser {
+        QemuUser { owner: our_owner() }
+    }
+
+    /// What to write before a program and its arguments so that it runs as this user; nothing where that is who we are.
+    pub fn launcher(self, privilege: Privilege) -> Vec<String> {
+        if self.owner.0 == our_uid() {
+            return Vec::new();
+        }
+        let capabilities = match privilege {
+            Privilege::ReadAll if can_pass_on_reading() => "-all,+dac_read_search",
+            _ => "-all",
+        };
+        let groups = if is_in_passwd(self.owner.0) { "--init-groups" } else { "--clear-groups" };
+        vec![
+            "setpriv".to_owned(),
+            format!("--reuid={}", self.owner.0),
+            format!("--regid={}", self.owner.1),
+            groups.to_owned(),
+            "--no-new-privs".to_owned(),
+            format!("--inh-caps={capabilities}"),
+            format!("--ambient-caps={capabilities}"),
+            format!("--bounding-set={capabilities}"),
+            "--".to_owned(),
+        ]
+    }
+}
+
+/// QEMU's user and group by the host's capabilities.
+pub(crate) fn base_owner(capabilities: &str) -> Result<Option<(u32, u32)>> {
+    let document = parse_xml(capabilities)?;
+    let mut models = child(document.root_element(), "host").into_iter().flat_map(|host| children(host, "secmodel"));
+    let dac = models.find(|model| child(*model, "model").and_then(|name| name.text()) == Some("dac"));
+    let mut labels = dac.into_iter().flat_map(|dac| children(dac, "baselabel")).filter_map(|label| label.text());
+    Ok(labels.find_map(parse_owner))
+}
+
+/// Whether we have the capability ourselves; a container may lack it.
+fn can_pass_on_reading() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let permitted = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
+    permitted
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .is_some_and(|all| all >> DAC_READ_SEARCH & 1 == 1)
+}
+
+/// The groups of a user are known by its name only.
+fn is_in_passwd(user: u32) -> bool {
+    getent("passwd", &user.to_string()).is_some()
+}
+
+/// A label of names, as `qemu:kvm`.
+fn named_owner(label: &str) -> Option<(u32, u32)> {
+    let (user, group) = label.split_once(':')?;
+    Some((id_of("passwd", user)?, id_of("group", group)?))
+}
+
+fn id_of(database: &str, name: &str) -> Option<u32> {
+    match name.strip_prefix('+').unwrap_or(name).parse() {
+        Ok(number) => Some(number),
+        Err(_) => getent(database, name)?.split(':').nth(2)?.parse().ok(),
+    }
+}
+
+fn getent(database: &str, key: &str) -> Option<String> {
+    let output = Command::new("getent").args([database, key]).stdin(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_found_by_number_and_by_name() {
+        assert_eq!(named_owner("root:root"), Some((0, 0)));
+        assert_eq!(named_owner("root:+107"), Some((0, 107)));
+        assert_eq!(named_owner("no-such-user:root"), None);
+        let capabilities = "<capabilities><host><secmodel><model>apparmor</model></secmodel><secmodel>\
+                            <model>dac</model><baselabel type='kvm'>+64055:+109</baselabel></secmodel></host></capabilities>";
+        assert_eq!(base_owner(capabilities).unwrap(), Some((64055, 109)));
+        assert_eq!(base_owner("<capabilities/>").unwrap(), None);
+    }
+
+    #[test]
+    fn nobody_is_launched_as_itself_with_more_than_it_has() {
+        assert!(QemuUser::ourselves().launcher(Privilege::ReadAll).is_empty());
+        let other = QemuUser { owner: (our_uid() + 64055, 1) };
+        assert!(other.launcher(Privilege::None).contains(&"--bounding-set=-all".to_owned()));
+    }
+}

@@ -1,0 +1,397 @@
+//! `kvmb backup`
+
+use crate::cli::Context;
+use crate::cli::capture_args::{AuditArgs, CaptureArgs, ChunkArgs, LimitReadArgs};
+use crate::cli::commands::snapshot::selections;
+use crate::cli::commands::status;
+use crate::cli::commands::verify::verify_sample;
+use crate::cli::complete;
+use crate::cli::copy_args::CopyToArgs;
+use crate::cli::dry_run::{DryRunTarget, show_dry_run};
+use crate::cli::failure::{CliError, Code};
+use crate::cli::history_recorder::HistoryRecorder;
+use crate::cli::hooks::HookRunner;
+use crate::cli::machine_args::{self, Selection};
+use crate::cli::repo_args::{Purpose, RepoArgs};
+use crate::cli::session::{About, Session};
+use crate::cli::value_parsers::{duration, percent};
+use crate::ops::backup::Backup;
+use crate::ops::copy::transfer::Copier;
+use crate::ops::points::{self, PointName};
+use crate::ops::push::Trust;
+use crate::ops::verify::{Verifier, VerifyDepth};
+use crate::ops::{self, Monitor};
+use crate::rate_limiter::RateLimiter;
+use crate::record::{Point, Time};
+use crate::repo::{LockMode, Repository};
+use chrono::Local;
+use std::sync::{Mutex, OnceLock, mpsc};
+use std::time::Duration;
+
+/// Back up machines, running or not: snapshot, push and release in one.
+///
+/// The first backup of a machine reads everything; each later one only what changed since, where that is certain. Every
+/// point is complete by itself. Prints a 'point' record for each. Without -r the points go to this host's own repository, /var/lib/kvmb/repo, made on
+/// first use.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb backup vm1
+  kvmb backup --all -r /backup/kvm --verify
+  kvmb backup --all -r /backup/kvm --verify-sample 5%
+  kvmb backup vm1 -r /backup/kvm --copy-to /mnt/nas/kvm --limit-upload 10M
+  kvmb backup 'web*' -r /backup/kvm --exclude-disk vdb --jobs 2
+  kvmb vms --json | jq -c 'select(.state == \"running\")' | kvmb backup -r /backup/kvm")]
+pub struct BackupArgs {
+    /// Names or globs; none reads 'machine' or 'disk' records from standard input or, when none come, takes the machines
+    /// that selected_vms of the configuration says.
+    #[arg(value_name = "NAME", add = complete::machines())]
+    names: Vec<String>,
+
+    /// Every machine that libvirt knows.
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+
+    #[command(flatten)]
+    audit: AuditArgs,
+
+    #[command(flatten)]
+    chunks: ChunkArgs,
+
+    /// Read everything, not only what changed, and compare: a difference that the dirty bitmap did not tell of is
+    /// reported as damage to the chain (exit code 4) and healed by the new point.
+    #[arg(long)]
+    full: bool,
+
+    /// Do as --full does for a disk that was last read in full so long ago: 30d.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    full_every: Option<Duration>,
+
+    /// How many machines at once.
+    #[arg(short, long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    jobs: u16,
+
+    /// Read each new point back and prove it.
+    #[arg(long, overrides_with = "no_verify")]
+    verify: bool,
+
+    /// Do not, although the configuration says so.
+    #[arg(long)]
+    no_verify: bool,
+
+    /// After the run, read this share of all chunks of the repository back and prove it: 5%. The next run goes on where this one
+    /// ended, so that twenty of them prove all. With a second repository (--copy-to), of that one as well.
+    #[arg(long, value_name = "P%", value_parser = percent)]
+    verify_sample: Option<f64>,
+
+    /// Say what would be done, and do nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+
+    #[command(flatten)]
+    capture: CaptureArgs,
+
+    #[command(flatten)]
+    limit: LimitReadArgs,
+
+    #[command(flatten)]
+    copy: CopyToArgs,
+}
+
+/// How deep --verify proves a new point.
+const PROOF: VerifyDepth = VerifyDepth::Full;
+
+/// What all machines of one run share.
+#[derive(Clone, Copy)]
+struct BackupRun<'a> {
+    repo: &'a Repository,
+    runtime: &'a crate::capture::RuntimeDirs,
+    pace: Option<&'a RateLimiter>,
+}
+
+/// The repositories that a run has opened.
+#[derive(Default)]
+struct OpenedRepos {
+    first: OnceLock<Repository>,
+    second: OnceLock<Repository>,
+}
+
+impl BackupArgs {
+    /// The names and globs that it was given.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Whether it takes every machine.
+    pub fn takes_all(&self) -> bool {
+        self.all
+    }
+
+    /// The repository that it was given.
+    pub fn named_repo(&self) -> Option<String> {
+        self.repo.repo.clone()
+    }
+
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        if self.dry_run {
+            let selected = self.selected(context, session)?;
+            let copy_to = self.copy.tiers(context, &self.repo)?.1.map(|second| second.url()).transpose()?;
+            let to = DryRunTarget { repo: self.repo.url()?, copy_to };
+            show_dry_run(context, selected, &self.capture, Some(&to), session);
+            return Ok(());
+        }
+        let hooks = HookRunner::new(context, self.repo.url()?);
+        let began_at = HistoryRecorder::now();
+        let opened = OpenedRepos::default();
+        let done = hooks.around_run(session, |session| {
+            let (first, second) = self.copy.tiers(context, &self.repo)?;
+            // To make a key of a password takes as long as to reach libvirt.
+            let (selected, opening) = std::thread::scope(|scope| {
+                let opening = first.can_open_unasked(context).then(|| scope.spawn(|| first.open(context)));
+                (self.selected(context, session), opening.map(|opening| opening.join()))
+            });
+            let opening = opening.map(|opening| opening.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            if let Some(Ok(repo)) = &opening {
+                opened.first.get_or_init(|| repo.clone());
+            }
+            let selected = selected?;
+            if selected.is_empty() {
+                return Ok(());
+            }
+            let repo = opening.unwrap_or_else(|| first.open_or_create_default(context));
+            // Wrong usage is told before a machine is touched; that the second repository cannot be had, after the backup.
+            let repo = repo.and_then(|repo| {
+                second.as_ref().map(|second| second.password(context, Purpose::Open)).transpose()?;
+                Ok(repo)
+            });
+            let repo = repo.inspect_err(|error| none_stored(context, &first, &selected, began_at, error))?;
+            let repo = opened.first.get_or_init(|| repo);
+            self.run_all(context, repo, &hooks, selected.clone(), session)?;
+            if let Some(second) = second
+                && !context.stop.requested()
+            {
+                copy_all(context, repo, &second, &opened.second, &selected, session)?;
+            }
+            self.verify_samples(context, &opened, session)
+        });
+        self.update_monitoring(context, opened);
+        done
+    }
+
+    /// Writes the metrics of the configuration, if it wants any, from the repositories that the run has open.
+    fn update_monitoring(&self, context: &Context, opened: OpenedRepos) {
+        if context.config().status.prometheus_textfile.is_none() {
+            return;
+        }
+        let write = || {
+            let (first, second) = self.copy.tiers(context, &self.repo)?;
+            let not_opened = || CliError::failed("the run did not come to open it");
+            let repo = match opened.first.into_inner() {
+                Some(repo) => Ok(repo),
+                // A hook ended the run before, perhaps; nobody is asked for a password only for this.
+                None if first.can_open_unasked(context) => first.in_a_hurry().open(context),
+                None => Err(not_opened()),
+            };
+            let second = match second {
+                Some(second) => {
+                    Some((second.storage(context)?.url(), opened.second.into_inner().ok_or_else(not_opened)))
+                }
+                None => None,
+            };
+            status::write_textfile(context, first.storage(context)?.url(), repo, second);
+            Ok::<_, CliError>(())
+        };
+        if let Err(error) = write() {
+            context.monitor.warn(&format!("the metrics are not up to date: {error}"));
+        }
+    }
+
+    /// Proves a part of the repositories that this run has written to, all that others wrote there included.
+    fn verify_samples(&self, context: &Context, opened: &OpenedRepos, session: &mut Session) -> Result<(), CliError> {
+        let Some(share) = self.verify_sample.filter(|share| *share > 0.0) else {
+            return Ok(());
+        };
+        for repo in [&opened.first, &opened.second].into_iter().filter_map(OnceLock::get) {
+            context.stop.check()?;
+            if let Err(error) = verify_sample(context, repo, share, session) {
+                session.fail(About::default(), error);
+            }
+        }
+        Ok(())
+    }
+
+    fn selected(&self, context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
+        match (self.all, self.names.is_empty()) {
+            (true, _) => all_machines(context),
+            (_, false) => selections(context, &self.names, session),
+            (_, true) => machine_args::from_stdin_or_config(context, session),
+        }
+    }
+
+    fn run_all(
+        &self,
+        context: &Context,
+        repo: &Repository,
+        hooks: &HookRunner,
+        selected: Vec<Selection>,
+        session: &mut Session,
+    ) -> Result<(), CliError> {
+        let (runtime, pace) = (context.runtime()?, self.limit.pace(context));
+        let place = BackupRun { repo, runtime: &runtime, pace: pace.as_ref() };
+        let history = HistoryRecorder::of(context, &repo.url());
+        let queue = Mutex::new(selected.into_iter());
+        let (sender, results) = mpsc::channel();
+        std::thread::scope(|scope| {
+            for _ in 0..self.jobs {
+                let (sender, queue, history) = (sender.clone(), &queue, &history);
+                scope.spawn(move || {
+                    loop {
+                        let next = queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();
+                        let Some(selection) = next else { break };
+                        let began_at = HistoryRecorder::now();
+                        let result = hooks.around_machine(&selection, || self.one(context, place, &selection));
+                        history.run(&selection.name, &selection.machine, began_at, result.as_ref());
+                        if let Ok(point) = result.as_ref()
+                            && point.verified.is_some()
+                        {
+                            history.verification(point, PROOF);
+                        }
+                        // The receiver lives as long as the scope.
+                        let _ = sender.send((selection, result));
+                    }
+                });
+            }
+            drop(sender);
+            for (selection, result) in results {
+                let (connect, machine) = (selection.connect, Some(selection.name));
+                let about = About { connect, machine, ..About::default() };
+                match result {
+                    Ok(point) => {
+                        session.stored(point.clone());
+                        session.report_shortcomings(about, &point);
+                    }
+                    Err(error) => session.fail(about, error),
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn one(
+        &self,
+        context: &Context,
+        BackupRun { repo, runtime, pace }: BackupRun,
+        selection: &Selection,
+    ) -> Result<Point, CliError> {
+        let connect = || context.open_hypervisor(selection.connect.as_deref());
+        let request = self.capture.request(selection.disks.clone())?;
+        let (monitor, stop, trust, chunk_size) =
+            (&context.monitor, &context.stop, self.trust(), self.chunks.chunk_size);
+        let backup = Backup { runtime, connect: &connect, repo, trust, pace, chunk_size, monitor, stop };
+        let point = backup.run(&selection.machine, &request)?;
+        if !self.verify || self.no_verify {
+            return Ok(point);
+        }
+        Ok(verify_points(context, repo, point)?)
+    }
+
+    fn trust(&self) -> Trust {
+        Trust { read_all: self.full, read_all_every: self.full_every, ..self.audit.trust() }
+    }
+}
+
+/// Copies to the second repository what it does not have yet of these machines' points. They may have failed this time: then
+/// it is what earlier runs could not copy.
+fn copy_all(
+    context: &Context,
+    first: &Repository,
+    second: &RepoArgs,
+    opened: &OnceLock<Repository>,
+    selected: &[Selection],
+    session: &mut Session,
+) -> Result<(), CliError> {
+    let (monitor, stop) = (&context.monitor, &context.stop);
+    let about = |selection: &Selection| About {
+        connect: selection.connect.clone(),
+        machine: Some(selection.name.clone()),
+        ..About::default()
+    };
+    let began_at = HistoryRecorder::now();
+    let repo = second.open(context).map(|repo| opened.get_or_init(|| repo));
+    let mut copier = match repo.and_then(|repo| Ok(Copier::open(first, repo, monitor, stop)?)) {
+        Ok(copier) => copier,
+        Err(error) => {
+            none_stored(context, second, selected, began_at, &error);
+            selected.iter().for_each(|selection| session.fail(about(selection), error.clone()));
+            return Ok(());
+        }
+    };
+    let url = second.storage(context)?.url();
+    let (history, policy) = (HistoryRecorder::of(context, &url), context.config().retention.of(&url));
+    for selection in selected {
+        let uncopied = match copier.uncopied(&selection.machine, policy, Local::now().fixed_offset()) {
+            Ok(uncopied) => uncopied,
+            Err(ops::Error::Interrupted) => return Err(ops::Error::Interrupted.into()),
+            Err(error) => {
+                session.fail(about(selection), error);
+                continue;
+            }
+        };
+        for point in uncopied {
+            let began_at = HistoryRecorder::now();
+            match copier.copy(&point, monitor, stop) {
+                Ok(copy) => {
+                    history.run(&selection.name, &selection.machine, began_at, Ok(&copy));
+                    session.stored(copy);
+                }
+                Err(error) => {
+                    // The next point may be whole; after anything else, the next run goes on here: a later point is not
+                    // copied before this one, which would then look as if it had been there.
+                    let is_of_this_point = matches!(error, ops::Error::Damaged { .. } | ops::Error::BadPoint { .. });
+                    let error = CliError::from(error);
+                    history.run(&selection.name, &selection.machine, began_at, Err(&error));
+                    if error.code == Code::Interrupted {
+                        return Err(error);
+                    }
+                    session.fail(about(selection), error);
+                    if !is_of_this_point {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Notes that a run came to nothing for all of its machines.
+fn none_stored(context: &Context, repo: &RepoArgs, selected: &[Selection], began_at: Time, error: &CliError) {
+    let Ok(storage) = repo.storage(context) else { return };
+    let history = HistoryRecorder::of(context, &storage.url());
+    for selection in selected {
+        history.run(&selection.name, &selection.machine, began_at, Err(error));
+    }
+}
+
+fn all_machines(context: &Context) -> Result<Vec<Selection>, CliError> {
+    let hypervisor = context.hypervisor(None)?;
+    let machines = hypervisor.machines(&[])?;
+    if machines.is_empty() {
+        // As when no machine is named: a schedule that asks the wrong libvirt must not look like a backup.
+        return Err(CliError::usage(format!("there is no machine to back up: {} has none", hypervisor.uri()))
+            .hint("name the connection that has the machines: kvmb -c URI backup --all"));
+    }
+    Ok(machine_args::select(&hypervisor, &machines))
+}
+
+/// Reads a new point back.
+fn verify_points(context: &Context, repo: &Repository, point: Point) -> ops::Result<Point> {
+    let _lock = ops::repo_lock::lock(repo, LockMode::Shared, &context.stop)?;
+    let index = repo.load_index()?;
+    let (known, _) = points::list(repo)?;
+    let found = points::find(repo, &known, &PointName::Plain(point.point.clone()))?;
+    let proven = Verifier::new(repo, &index, PROOF)?.verify(&found, &context.monitor, &context.stop)?;
+    Ok(Point { verified: proven.verified, damage: proven.damage, ..point })
+}

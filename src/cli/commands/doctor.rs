@@ -1,0 +1,433 @@
+//! `kvmb doctor`
+
+use crate::capture::offline::storage_daemon::package;
+use crate::capture::runtime::free_bytes;
+use crate::capture::survey::{AgentSurvey, DiskStorage, DiskSurvey, JobSurvey, missing_programs};
+use crate::cli::Context;
+use crate::cli::capture_args::ScratchArgs;
+use crate::cli::commands::key;
+use crate::cli::complete;
+use crate::cli::failure::CliError;
+use crate::cli::machine_args;
+use crate::cli::session::{About, Session};
+use crate::cli::table::bytes;
+use crate::ops::doctor::{CheckSubject, Finding, judge_host, judge_machine};
+use crate::ops::inventory::host_name;
+use crate::record::{Check, Status};
+use std::borrow::Cow;
+use std::path::Path;
+
+/// Tell what will stand in the way of backups, and the command that mends it.
+///
+/// Looks at this host and at the machines, and changes nothing. Prints a 'check' record for each thing: 'ok', 'warning' (it
+/// works, but not as well as it could), 'critical' or 'unknown'. Fails (exit code 1) when something is critical.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb doctor
+  kvmb doctor vm1 'web*'
+  kvmb doctor --json | jq -r 'select(.status != \"ok\") | [.target, .detail, .hint] | @tsv'")]
+pub struct DoctorArgs {
+    /// Names or globs of machines; none means all.
+    #[arg(value_name = "NAME", add = complete::machines())]
+    names: Vec<String>,
+
+    #[command(flatten)]
+    scratch: ScratchArgs,
+}
+
+impl DoctorArgs {
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let hypervisor = match context.hypervisor(None) {
+            Ok(hypervisor) => hypervisor,
+            Err(error) => {
+                session.check(refused("connection", error));
+                session.check(programs(&missing_programs()));
+                return check_key(session);
+            }
+        };
+        let host = hypervisor.survey()?;
+        let mut checks: Vec<Check> =
+            judge_host(&host, &missing_programs()).into_iter().map(|finding| check(finding, context)).collect();
+        let runtime = match (context.runtime(), self.scratch.folder()?) {
+            (Ok(runtime), Some(folder)) => Some(runtime.with_scratch_folder(folder)),
+            (Ok(runtime), None) => Some(runtime),
+            (Err(error), _) => {
+                checks.push(refused("folders", error));
+                None
+            }
+        };
+        let machines = match &self.names[..] {
+            [] => hypervisor.machines(&[])?,
+            names => machine_args::find(&hypervisor, names, session),
+        };
+        for check in checks {
+            session.check(check);
+        }
+        check_key(session)?;
+        let Some(runtime) = runtime else { return Ok(()) };
+        let room = free_bytes(runtime.scratch_folder()).ok();
+        let scratch = room.map(|free_bytes| (runtime.scratch_folder().to_owned(), free_bytes));
+        for machine in &machines {
+            match machine.survey(&runtime, &host) {
+                Ok(survey) => {
+                    for finding in judge_machine(&survey, scratch.clone()) {
+                        session.check(check(finding, context));
+                    }
+                }
+                Err(error) => session.fail(About::machine(&host.uri, machine.name()), error),
+            }
+            if session.is_pointless() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_key(session: &mut Session) -> Result<(), CliError> {
+    if let Some((_, check)) = key::kept_elsewhere()? {
+        session.check(check);
+    }
+    Ok(())
+}
+
+/// What could not even be looked at.
+fn refused(check: &str, error: CliError) -> Check {
+    let refused = Check::new(check, host_name(), Status::Critical, error.message);
+    match error.hint {
+        Some(hint) => refused.hint(hint),
+        None => refused,
+    }
+}
+
+/// What a person is told, and how it is mended.
+struct Words {
+    check: &'static str,
+    detail: String,
+    hint: Option<String>,
+}
+
+impl Words {
+    fn new(check: &'static str, detail: impl Into<String>) -> Words {
+        Words { check, detail: detail.into(), hint: None }
+    }
+
+    fn hint(self, hint: impl Into<String>) -> Words {
+        Words { hint: Some(hint.into()), ..self }
+    }
+}
+
+fn check(finding: Finding, context: &Context) -> Check {
+    let machine = finding.machine.as_deref().unwrap_or_default();
+    let Words { check, detail, hint } =
+        words(&finding, &ShellCommands { machine, connect: context.global.connect.as_deref() });
+    let target = match (&finding.machine, &finding.disk) {
+        (Some(machine), Some(disk)) => format!("{machine}/{disk}"),
+        (Some(machine), None) => machine.clone(),
+        (None, _) => host_name(),
+    };
+    Check { hint, ..Check::new(check, target, finding.status, detail) }
+}
+
+/// Commands that can be pasted into a shell, whatever a machine is called.
+struct ShellCommands<'a> {
+    machine: &'a str,
+    connect: Option<&'a str>,
+}
+
+impl ShellCommands<'_> {
+    fn machine(&self) -> Cow<'_, str> {
+        quoted(self.machine)
+    }
+
+    fn virsh(&self, command: &str) -> String {
+        match self.connect {
+            Some(uri) => format!("virsh -c {} {command}", quoted(uri)),
+            None => format!("virsh {command}"),
+        }
+    }
+}
+
+/// A word for a shell. One with a zero byte cannot be one.
+fn quoted(word: &str) -> Cow<'_, str> {
+    shlex::try_quote(word).unwrap_or(Cow::Borrowed("…"))
+}
+
+fn quoted_path(path: Option<&Path>) -> String {
+    path.map_or_else(|| "IMAGE".to_owned(), |path| quoted(&path.to_string_lossy()).into_owned())
+}
+
+fn words(finding: &Finding, shell: &ShellCommands) -> Words {
+    let is_well = finding.status == Status::Ok;
+    let name = shell.machine();
+    match &finding.subject {
+        CheckSubject::Connection { uri } if is_well => Words::new("connection", uri),
+        CheckSubject::Connection { uri } => {
+            Words::new("connection", format!("{uri} is not a QEMU hypervisor of this host"))
+                .hint("run kvmb on the host that runs the machines")
+        }
+        CheckSubject::Libvirt { version } => versioned("libvirt", Some(*version), finding.status),
+        CheckSubject::Qemu { version } => versioned("qemu", *version, finding.status),
+        CheckSubject::Programs { missing } => programs_words(missing),
+        CheckSubject::Confinement { by, has_open_folder } => confinement(by, *has_open_folder),
+        CheckSubject::Folders { closed: None, .. } => {
+            Words::new("folders", "QEMU's user can pass to the folders of sockets and scratch files")
+        }
+        CheckSubject::Folders { closed: Some(folder), user } => {
+            let user = user.map_or_else(|| "a user".to_owned(), |user| format!("user {user}"));
+            Words::new("folders", format!("QEMU runs as {user}, which cannot pass {}", folder.display())).hint(format!(
+                "chmod o+x {}; or choose other folders: --scratch DIR, $KVMB_RUNTIME_DIR",
+                quoted_path(Some(folder))
+            ))
+        }
+        CheckSubject::Scratch(room) => {
+            let free = format!("{} free in {}", bytes(room.free_bytes), room.folder.display());
+            match finding.status {
+                Status::Ok => Words::new("scratch", free),
+                Status::Critical => {
+                    Words::new("scratch", format!("only {free}; {} are needed", bytes(room.needed_bytes)))
+                        .hint("make room, or choose another folder: --scratch DIR, $KVMB_SCRATCH")
+                }
+                _ => {
+                    Words::new("scratch", format!("{free}: little for what the guest overwrites during a long backup"))
+                        .hint("make room, or choose another folder: --scratch DIR, $KVMB_SCRATCH")
+                }
+            }
+        }
+        CheckSubject::Agent(agent) => agent_words(agent, &name),
+        CheckSubject::Job(job) => job_words(job, shell),
+        CheckSubject::StoppedByIoError => {
+            Words::new("machine", "it is paused: a disk of its failed, or had no room left")
+                .hint(format!("make room, then: {}", shell.virsh(&format!("resume {name}"))))
+        }
+        CheckSubject::SavedMemory => {
+            Words::new("machine", "its memory is saved on disk: it is not backed up before it has been started").hint(
+                format!(
+                    "{}, or discard its memory: {}",
+                    shell.virsh(&format!("start {name}")),
+                    shell.virsh(&format!("managedsave-remove {name}"))
+                ),
+            )
+        }
+        CheckSubject::NoDisks => Words::new("machine", "it has no disk to back up: a backup keeps its definition"),
+        CheckSubject::MissingPart(part) => {
+            let (what, reason) = (part.role.words(), &part.reason);
+            Words::new("part", format!("a backup would lack its {what}: {reason}"))
+                .hint("put a regular file there that kvmb can read; until then the exit code of a backup is 3")
+        }
+        CheckSubject::OutsideLeftOut(file) => {
+            let part = file.part.replace('_', " ");
+            Words::new("part", format!("left out: {part} {}: {}", file.origin.display(), file.reason))
+                .hint("keep a copy of it elsewhere, or take it out of the definition")
+        }
+        CheckSubject::InternalSnapshots { names, has_checkpoints } => {
+            let names = names.join(", ");
+            let state = match has_checkpoints {
+                true => {
+                    "the dirty bitmaps of its checkpoints block reverting to them, and a try leaves the machine off"
+                }
+                false => "dirty bitmaps, which a backup makes, block reverting to them",
+            };
+            Words::new("snapshot", format!("it has internal snapshots ({names}): {state}")).hint(revert_hint(shell))
+        }
+        CheckSubject::Checkpoints => Words::new(
+            "checkpoint",
+            format!(
+                "it has checkpoints: libvirt undefines it only with {}",
+                shell.virsh(&format!("undefine {name} --checkpoints-metadata"))
+            ),
+        ),
+        CheckSubject::Disk(disk) => disk_words(disk, shell),
+        CheckSubject::EncryptedAndOff(disk) => Words::new(
+            "disk",
+            format!(
+                "it is encrypted ({}), and libvirt does not give its passphrase away: {}",
+                disk.encryption.as_deref().unwrap_or("unknown"),
+                disk.secret_error.as_deref().unwrap_or_default()
+            ),
+        )
+        .hint(format!(
+            "back it up while it runs, or with --luks-key-file {0}=FILE; or leave it out: --exclude-disk {0}",
+            disk.target
+        )),
+        CheckSubject::Bitmap { bitmap, is_on } => {
+            let broken = Words::new(
+                "bitmap",
+                format!("its bitmap {} is lost or was not closed properly: it cannot tell what changed", bitmap.name),
+            );
+            let checkpoint = quoted(&bitmap.name);
+            let forget = shell.virsh(&format!("checkpoint-delete --metadata {name} {checkpoint}"));
+            match (&bitmap.image, is_on) {
+                _ if bitmap.name.starts_with(crate::capture::checkpoint::PREFIX) => {
+                    broken.hint(format!("kvmb backup {name} reads the disk in full once and clears it"))
+                }
+                (Some(image), false) => {
+                    broken.hint(format!("qemu-img bitmap --remove -f qcow2 {} {checkpoint}", quoted_path(Some(image))))
+                }
+                (None, false) => broken.hint(forget),
+                // libvirt deletes only what is still there.
+                (_, true) => broken
+                    .hint(format!("{} || {forget}", shell.virsh(&format!("checkpoint-delete {name} {checkpoint}")))),
+            }
+        }
+    }
+}
+
+/// How to go back to an internal snapshot.
+fn revert_hint(shell: &ShellCommands) -> String {
+    let name = shell.machine();
+    format!(
+        "before reverting, delete its checkpoints while it runs: for c in $({}); do {}; done; the next backup reads its disks in full",
+        shell.virsh(&format!("checkpoint-list --name {name}")),
+        shell.virsh(&format!("checkpoint-delete {name} \"$c\""))
+    )
+}
+
+fn versioned(program: &'static str, version: Option<(u32, u32, u32)>, status: Status) -> Words {
+    let shown = if program == "qemu" { "QEMU" } else { program };
+    let Some((major, minor, patch)) = version else {
+        return Words::new(program, format!("libvirt finds no {shown}"))
+            .hint("install QEMU: apt install qemu-system-x86");
+    };
+    let words = format!("{shown} {major}.{minor}.{patch}");
+    match status {
+        Status::Ok => Words::new(program, words),
+        Status::Critical => Words::new(program, format!("{words} is too old to back up a running machine"))
+            .hint(format!("upgrade {shown}: Debian 12 and Ubuntu 24.04 bring one that will do")),
+        _ => Words::new(program, format!("{words} is older than any that kvmb is made for"))
+            .hint(format!("upgrade {shown}: Debian 12 and Ubuntu 24.04 bring one that will do")),
+    }
+}
+
+fn programs(missing: &[&'static str]) -> Check {
+    let Words { check, detail, hint } = programs_words(missing);
+    let status = if missing.is_empty() { Status::Ok } else { Status::Critical };
+    Check { hint, ..Check::new(check, host_name(), status, detail) }
+}
+
+fn programs_words(missing: &[&'static str]) -> Words {
+    if missing.is_empty() {
+        return Words::new("programs", "qemu-img, qemu-nbd and qemu-storage-daemon are there");
+    }
+    let package = match missing {
+        ["qemu-storage-daemon"] => package(),
+        _ => "qemu-utils",
+    };
+    Words::new("programs", format!("not on the path: {}", missing.join(", ")))
+        .hint(format!("apt install {package} (Debian, Ubuntu); dnf install qemu-img (Fedora, RHEL)"))
+}
+
+fn confinement(by: &str, has_open_folder: Option<bool>) -> Words {
+    let words =
+        Words::new("confinement", format!("{by} confines its QEMU; kvmb's socket goes where libvirt permits it"));
+    match (has_open_folder, by) {
+        (Some(true), _) => words,
+        (None, _) => Words {
+            detail: format!("{by} confines the machines; kvmb's sockets go where libvirt permits them"),
+            ..words
+        },
+        (Some(false), by) => Words {
+            detail: format!("{by} confines its QEMU, and libvirt's folder for it was not found: it may get no socket"),
+            ..words
+        }
+        .hint(match by {
+            "apparmor" => {
+                "permit QEMU the folder in /etc/apparmor.d/local/abstractions/libvirt-qemu: '/run/kvmb-nbd/** rw,'"
+            }
+            _ => "semanage fcontext -a -t qemu_var_run_t '/run/kvmb-nbd(/.*)?'; restorecon -R /run/kvmb-nbd",
+        }),
+    }
+}
+
+fn agent_words(agent: &AgentSurvey, name: &str) -> Words {
+    match agent {
+        AgentSurvey::Answers => Words::new("agent", "the guest agent answers"),
+        AgentSurvey::NotAsked => Words::new("agent", "the guest agent is asked only while the machine runs"),
+        AgentSurvey::NoChannel => Words::new(
+            "agent",
+            "it has no channel for a guest agent: its points are as after a power cut",
+        )
+        .hint(format!(
+            "virt-xml {name} --add-device --channel unix,target.type=virtio,target.name=org.qemu.guest_agent.0; \
+                 start it anew, with qemu-guest-agent in the guest"
+        )),
+        AgentSurvey::Disconnected => {
+            Words::new("agent", "no guest agent runs in the guest: its points are as after a power cut")
+                .hint("in the guest: apt install qemu-guest-agent; systemctl enable --now qemu-guest-agent")
+        }
+        AgentSurvey::Silent(error) => {
+            Words::new("agent", format!("the guest agent does not answer, and freezing will fail ({error})"))
+                .hint("in the guest: systemctl restart qemu-guest-agent")
+        }
+    }
+}
+
+fn job_words(job: &JobSurvey, shell: &ShellCommands) -> Words {
+    let name = shell.machine();
+    match job {
+        JobSurvey::Free => Words::new("job", "nothing holds it"),
+        JobSurvey::LeftOver { capture, holds_off } => {
+            let left = format!("capture {capture} of an earlier run is left; the next backup clears it");
+            match holds_off {
+                true => Words::new("job", format!("{left}, and the machine cannot start before"))
+                    .hint(format!("kvmb release {name}")),
+                false => Words::new("job", left),
+            }
+        }
+        JobSurvey::Captured { capture, until, holds_off, is_guarded } => {
+            let meanwhile = match (holds_off, is_guarded) {
+                (true, _) => "; the machine cannot start meanwhile",
+                (false, false) => "; its guard process is gone, nobody watches the scratch space",
+                (false, true) => "",
+            };
+            let until = until.to_rfc3339();
+            Words::new("job", format!("it is held by capture {capture} until {until}{meanwhile}"))
+                .hint(format!("kvmb release {name}"))
+        }
+        JobSurvey::Foreign { job } => Words::new("job", format!("a backup job that is not kvmb's holds it ({job})"))
+            .hint(format!("let it finish, or end it: {}", shell.virsh(&format!("domjobabort {name}")))),
+        JobSurvey::Block { disk, job } => {
+            let job_command = |flag: &str| shell.virsh(&format!("blockjob {name} {} --{flag}", quoted(disk)));
+            let words =
+                Words::new("job", format!("disk {disk} has a block job ({job}): it is not backed up meanwhile"));
+            match job.waits_for_pivot() {
+                true => words.hint(format!("{}; or {}", job_command("pivot"), job_command("abort"))),
+                false => words.hint(format!("wait for its end, or: {}", job_command("abort"))),
+            }
+        }
+        JobSurvey::Wedged { message } => {
+            Words::new("job", format!("libvirt has lost track of a backup job of its ({message})")).hint(format!(
+                "nothing else heals it: {}; then systemctl restart libvirtd (or virtqemud)",
+                shell.virsh(&format!("destroy {name}"))
+            ))
+        }
+        JobSurvey::Unknown { error } => Words::new("job", error),
+    }
+}
+
+fn disk_words(disk: &DiskSurvey, shell: &ShellCommands) -> Words {
+    let name = shell.machine();
+    let path = quoted_path(disk.path.as_deref());
+    if let Some(reason) = &disk.exclusion {
+        let left_out = Words::new("disk", format!("left out: {reason}"));
+        return match disk.is_drive {
+            true => left_out,
+            false => left_out.hint("back its content up inside the guest, or where it belongs to"),
+        };
+    }
+    let in_full =
+        |what: &str| Words::new("disk", format!("{what} keeps no dirty bitmap: it is read in full each time"));
+    let edit = || format!("set its type and path: {}", shell.virsh(&format!("edit {name}")));
+    match &disk.storage {
+        DiskStorage::KeepsBitmaps => Words::new("disk", "only what changed is read"),
+        DiskStorage::OldQcow2 => in_full("a qcow2 image of version 2")
+            .hint(format!("while it is off: qemu-img amend -f qcow2 -o compat=1.1 {path}")),
+        DiskStorage::DataFile => in_full("a qcow2 image with a data file of its own")
+            .hint(format!("while it is off: qemu-img convert -f qcow2 -O qcow2 {path} NEW.qcow2; {}", edit())),
+        DiskStorage::Format(format) if disk.is_file => in_full(&format!("a {format} image"))
+            .hint(format!("while it is off: qemu-img convert -f {format} -O qcow2 {path} NEW.qcow2; {}", edit())),
+        DiskStorage::Format(format) => in_full(&format!("{format} on what is no file")),
+        DiskStorage::Unreadable(error) => Words::new("disk", format!("its image cannot be looked at: {error}"))
+            .hint(format!("is its storage there? {}", shell.virsh(&format!("domblklist {name}")))),
+    }
+}

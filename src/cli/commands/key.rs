@@ -1,0 +1,179 @@
+//! `kvmb key`
+
+use crate::atomic_file;
+use crate::cli::Context;
+use crate::cli::failure::CliError;
+use crate::cli::prompt;
+use crate::cli::repo_args::{DefaultRepo, Purpose, RepoArgs};
+use crate::cli::secret;
+use crate::cli::session::Session;
+use crate::ops::{self, Error};
+use crate::record::{Action, Check, Record, Status};
+use crate::repo::{LockMode, Password};
+use serde_json::json;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Keep a copy of the generated key, or add a password.
+///
+/// Without a key that opens it, a repository is lost. A key file that lives only on the host that is backed up dies with it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb key export /mnt/usb/kvmb.key
+  kvmb key add -r /backup/kvm
+  kvmb key add -r /backup/kvm --new-password-file /root/second.pass")]
+pub struct KeyArgs {
+    #[command(subcommand)]
+    command: KeyCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum KeyCommand {
+    Export(ExportArgs),
+    Add(AddArgs),
+}
+
+/// Write the password that opens the repository to a file of mode 0600, to be kept elsewhere.
+///
+/// Prints an 'action' record.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb key export /mnt/usb/kvmb.key
+  kvmb key export kvmb.key -r /backup/kvm --dry-run")]
+struct ExportArgs {
+    /// The file to make; it must not exist.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    /// Say what would be done, and do nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+}
+
+/// Add another password that opens the repository.
+///
+/// Prints an 'action' record.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb key add -r /backup/kvm
+  kvmb key add -r /backup/kvm --new-password-file /root/second.pass")]
+struct AddArgs {
+    /// A file that holds the new password, read as restic reads it; without it, a question on a terminal.
+    #[arg(long, value_name = "FILE")]
+    new_password_file: Option<PathBuf>,
+
+    /// Say what would be done, and do nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+}
+
+impl KeyArgs {
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        match self.command {
+            KeyCommand::Export(args) => args.run(context, session),
+            KeyCommand::Add(args) => args.run(context, session),
+        }
+    }
+}
+
+/// The key that kvmb made by itself must not be only on the host whose backups it opens: whether it is kept elsewhere too,
+/// and the check that says so; none where kvmb made no key.
+pub fn kept_elsewhere() -> Result<Option<(bool, Check)>, CliError> {
+    let default = DefaultRepo::locate()?;
+    if !default.exists() {
+        return Ok(None);
+    }
+    let folder = default.folder.to_string_lossy().into_owned();
+    let kept = default.is_key_kept_elsewhere();
+    let check = match kept {
+        true => Check::new("key", folder, Status::Ok, "its key was exported, or it has another password"),
+        false => Check::new("key", folder, Status::Warning, "its key is only on this host, and dies with it")
+            .hint("kvmb key export /mnt/usb/kvmb.key"),
+    };
+    Ok(Some((kept, check)))
+}
+
+/// Notes that the default repository's key is kept elsewhere too.
+fn note_exported(context: &Context, repo: &RepoArgs) -> Result<(), CliError> {
+    let default = DefaultRepo::locate()?;
+    if Path::new(&repo.storage(context)?.url()) == default.folder {
+        let mark = default.exported_mark();
+        fs::write(&mark, "").map_err(Error::io("write", &mark))?;
+    }
+    Ok(())
+}
+
+impl ExportArgs {
+    fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let password = self.repo.password(context, Purpose::Open)?;
+        // Only a password that opens the repository is worth keeping.
+        let opened = crate::repo::Repository::open(self.repo.storage(context)?, &password)?;
+        let exists =
+            || CliError::from(Error::Exists { path: self.file.clone() }).hint("name a file that is not there yet");
+        if self.dry_run {
+            if self.file.exists() {
+                return Err(exists());
+            }
+        } else {
+            let line = zeroize::Zeroizing::new([password.as_bytes(), b"\n"].concat());
+            match atomic_file::create(&self.file, &line, 0o600) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(exists()),
+                other => other.map_err(Error::io("create", &self.file))?,
+            }
+            note_exported(context, &self.repo)?;
+        }
+        session.done(Record::Action(Action {
+            action: "key".into(),
+            target: self.file.to_string_lossy().into_owned(),
+            changed: true,
+            reason: match self.dry_run {
+                true => "would hold the password of the repository",
+                false => "holds the password of the repository: keep it away from this host",
+            }
+            .into(),
+            dry_run: self.dry_run,
+            extra: json!({ "repo": opened.url() }).as_object().cloned().unwrap_or_default(),
+        }));
+        Ok(())
+    }
+}
+
+impl AddArgs {
+    fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let repo = self.repo.open(context)?;
+        let new = match &self.new_password_file {
+            Some(file) => secret::from_file(file, context.password_limit())?,
+            None if prompt::possible(context) => Password::new(prompt::new_password("New password")?),
+            None => {
+                return Err(CliError::usage("no new password was given").hint("use --new-password-file FILE"));
+            }
+        };
+        let mut extra = json!({});
+        let known = crate::repo::Repository::open(self.repo.storage(context)?, &new).is_ok();
+        if !known && !self.dry_run {
+            let permit = ops::repo_lock::lock(&repo, LockMode::Shared, &context.stop)?.permit();
+            extra = json!({ "key": repo.add_key(&new, &permit)?.to_string() });
+            note_exported(context, &self.repo)?;
+        }
+        session.done(Record::Action(Action {
+            action: "key".into(),
+            target: repo.url(),
+            changed: !known,
+            reason: match (known, self.dry_run) {
+                (true, _) => "this password opens the repository already",
+                (false, true) => "a password would be added",
+                (false, false) => "a password was added",
+            }
+            .into(),
+            dry_run: self.dry_run,
+            extra: extra.as_object().cloned().unwrap_or_default(),
+        }));
+        Ok(())
+    }
+}

@@ -1,0 +1,26 @@
+//! One file a subcommand: its arguments, whose doc comments are its help, and a short `run`.
+
+pub mod backup;
+pub mod completions;
+pub mod config;
+pub mod disks;
+pub mod doctor;
+pub mod guard;
+pub mod hash;
+pub mod init;
+pub mod key;
+pub mod man;
+pub mod pin;
+pub mod points;
+pub mod prune;
+pub mod push;
+pub mod release;
+pub mod remote;
+pub mod restore;
+mod restore_dialog;
+pub mod schedule;
+pub mod snapshot;
+pub mod status;
+pub mod unlock;
+pub mod verify;
+pub mod vms;

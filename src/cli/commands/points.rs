@@ -1,0 +1,77 @@
+//! `kvmb points`
+
+use crate::cli::Context;
+use crate::cli::complete;
+use crate::cli::failure::{CliError, Code};
+use crate::cli::repo_args::RepoArgs;
+use crate::cli::session::{About, Session};
+use crate::cli::value_parsers::duration;
+use crate::ops::points;
+use crate::ops::repo_lock::lock_for_reading;
+use crate::record::Record;
+use crate::repo::DamagedSnapshot;
+use chrono::Local;
+use std::time::Duration;
+
+/// List the restore points in a repository, oldest first.
+///
+/// Prints a 'point' record for each.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb points -r /backup/kvm
+  kvmb points vm1 'web*' -r /backup/kvm
+  kvmb points --within 24h --json | jq -r .machine
+  kvmb points --json | jq -r .point | xargs kvmb verify")]
+pub struct PointsArgs {
+    /// Names or globs of machines; none means all.
+    #[arg(value_name = "NAME", add = complete::point_machines())]
+    names: Vec<String>,
+
+    /// Only the points that were captured no longer ago than this: 12h, 7d.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    within: Option<Duration>,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+}
+
+impl PointsArgs {
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let repo = self.repo.open(context)?;
+        let _lock = lock_for_reading(&repo, &context.monitor, &context.stop)?;
+        let index = points::load_index_for_reading(&repo, &context.monitor)?;
+        let (found, damaged) = points::list(&repo)?;
+        for name in &self.names {
+            if !found.iter().any(|point| points::name_matches(name, point.machine())) {
+                let error = points::no_such_point(&repo, found.iter().map(|point| point.machine()), name.clone());
+                session.fail(About { machine: Some(name.clone()), ..About::default() }, error);
+            }
+        }
+        let oldest = self.within.map(|within| Local::now() - within);
+        for point in found {
+            let wanted = |name: &String| points::name_matches(name, point.machine());
+            let is_named = self.names.is_empty() || self.names.iter().any(wanted);
+            if !is_named || oldest.is_some_and(|oldest| point.snapshot.time < oldest) {
+                continue;
+            }
+            match points::read_manifest(&repo, &index, &point) {
+                Ok(manifest) => {
+                    let record = points::to_record(&repo, &point.id, &point.snapshot, &manifest);
+                    session.done(Record::Point(record));
+                }
+                Err(error) => {
+                    let about = About { machine: Some(point.machine().to_owned()), ..About::default() };
+                    session.fail(about, error);
+                }
+            }
+            if session.is_pointless() {
+                break;
+            }
+        }
+        for DamagedSnapshot { id, error } in damaged {
+            let message = format!("snapshot {id} cannot be read: {error}");
+            session.fail(About::default(), CliError::new(Code::Damage, message));
+        }
+        Ok(())
+    }
+}

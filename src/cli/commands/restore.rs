@@ -1,0 +1,240 @@
+//! `kvmb restore`
+
+use crate::capture::Hypervisor;
+use crate::cli::Context;
+use crate::cli::commands::restore_dialog as dialog;
+use crate::cli::complete;
+use crate::cli::failure::CliError;
+use crate::cli::input::stdin_records;
+use crate::cli::prompt;
+use crate::cli::repo_args::RepoArgs;
+use crate::cli::session::{About, Session};
+use crate::ops::Monitor;
+use crate::ops::points::{self, PointName, PointRef};
+use crate::ops::repo_lock::lock_for_reading;
+use crate::ops::restore::plan::{ImageFormat, RestoreRequest, plan, refuse_running};
+use crate::ops::restore::restore;
+use crate::record::{Point, Record};
+use crate::repo::{Index, Repository};
+use clap::ValueEnum;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Bring a machine back: its disks and its definition.
+///
+/// Every chunk's SHA-256 is compared on the way. New images are written beside their places and proven before anything old
+/// is replaced; a running machine is never written over. Prints the 'point' record with 'restored_to'. Without arguments on a
+/// terminal it asks.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb restore vm1 -r /backup/kvm --overwrite                   back in its place, from the newest point
+  kvmb restore vm1@2026-11-20 -r /backup/kvm --as vm1-copy --into /var/lib/libvirt/images --start
+  kvmb restore 4f2a91c7 --disk vda --into /tmp --format raw     one disk as a raw image
+  kvmb restore vm1 --into /mnt/rescue --no-define               without libvirt")]
+pub struct RestoreArgs {
+    /// A machine's newest point (NAME), a point by time (NAME@2026-11-20, NAME@-2h), or a point by its id.
+    #[arg(value_name = "POINT|NAME[@TIME]", add = complete::points())]
+    pub(super) point: Option<String>,
+
+    /// Restore as another machine: with this name, a new UUID and new MAC addresses.
+    #[arg(long = "as", value_name = "NAME")]
+    pub(super) as_name: Option<String>,
+
+    /// The folder for the images; without it they go where they were.
+    #[arg(long, value_name = "DIR")]
+    pub(super) into: Option<PathBuf>,
+
+    /// A file or block device for one disk: vda=/dev/vg0/vm1 (may be repeated).
+    #[arg(long, value_name = "DISK=PATH", value_parser = disk_path, add = complete::disk_paths())]
+    pub(super) to: Vec<(String, PathBuf)>,
+
+    /// Only this disk, and no definition (may be repeated).
+    #[arg(long, value_name = "DISK", add = complete::disks())]
+    pub(super) disk: Vec<String>,
+
+    /// The format of the images; without it, the machine's.
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(super) format: Option<FormatChoice>,
+
+    /// Do not define the machine: write its definition beside the images instead.
+    #[arg(long)]
+    pub(super) no_define: bool,
+
+    /// Start the machine in the end.
+    #[arg(long, conflicts_with = "no_define")]
+    pub(super) start: bool,
+
+    /// Replace images and a definition that exist.
+    #[arg(long)]
+    pub(super) overwrite: bool,
+
+    /// Remove the saved memory of the machine that is replaced (needs --overwrite).
+    #[arg(long, requires = "overwrite")]
+    pub(super) discard_saved_memory: bool,
+
+    /// Restore the files that the definition mentions - loader, option ROMs, ACPI tables, fw_cfg files - into this folder, and have the
+    /// definition name them there.
+    #[arg(long, value_name = "DIR")]
+    pub(super) with_files: Option<PathBuf>,
+
+    /// Leave CD and floppy drives empty whose medium is not on this host.
+    #[arg(long)]
+    pub(super) drop_missing_media: bool,
+
+    /// Connect to network NEW of this host what was connected to network OLD (may be repeated).
+    #[arg(long, value_name = "OLD=NEW")]
+    pub(super) network: Vec<String>,
+
+    /// Connect to bridge or network device NEW of this host what was connected to OLD (may be repeated).
+    #[arg(long, value_name = "OLD=NEW")]
+    pub(super) bridge: Vec<String>,
+
+    /// Say what would be written, and write nothing.
+    #[arg(short = 'n', long)]
+    pub(super) dry_run: bool,
+
+    #[command(flatten)]
+    pub(super) repo: RepoArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum FormatChoice {
+    Qcow2,
+    Raw,
+}
+
+fn disk_path(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((disk, path)) if !disk.is_empty() && !path.is_empty() => Ok((disk.to_owned(), path.into())),
+        _ => Err("a disk and a path: vda=/path".to_owned()),
+    }
+}
+
+/// The names of `--network` and `--bridge`.
+fn renamed(pairs: &[String]) -> Result<BTreeMap<String, String>, CliError> {
+    let pair = |text: &String| match text.split_once('=') {
+        Some((old, new)) if !old.is_empty() && !new.is_empty() => Ok((old.to_owned(), new.to_owned())),
+        _ => Err(CliError::usage(format!("{text:?} is not a pair of names: OLD=NEW"))),
+    };
+    pairs.iter().map(pair).collect()
+}
+
+impl RestoreArgs {
+    pub fn run(mut self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        if let Some(name) = self.point.take() {
+            let repo = self.repo.open(context)?;
+            self.restore(context, &repo, &PointName::parse(&name, chrono::Local::now()), session)?;
+            return Ok(());
+        }
+        if prompt::possible(context) {
+            return dialog::ask(self, context, session);
+        }
+        for record in stdin_records("restore", "point", &context.stop)? {
+            match record? {
+                Record::Point(point) => {
+                    let about = About { machine: Some(point.machine.clone()), ..About::default() };
+                    if let Err(error) = self.restore_record(context, point, session) {
+                        session.fail(about, error);
+                    }
+                }
+                Record::Failure(failure) => session.pass_failure(failure),
+                other => session.pass(&other),
+            }
+        }
+        Ok(())
+    }
+
+    fn restore_record(&self, context: &Context, point: Point, session: &mut Session) -> Result<(), CliError> {
+        let url = if self.repo.is_named() { self.repo.url()? } else { point.repo };
+        let repo = RepoArgs { repo: Some(url), ..self.repo.clone() }.open(context)?;
+        self.restore(context, &repo, &PointName::Plain(point.point), session)
+    }
+
+    pub(super) fn request(&self, connect: Option<String>) -> Result<RestoreRequest, CliError> {
+        Ok(RestoreRequest {
+            as_name: self.as_name.clone(),
+            into: self.into.clone(),
+            to: self.to.iter().cloned().collect::<BTreeMap<_, _>>(),
+            only_disks: self.disk.clone(),
+            format: self.format.map(|format| match format {
+                FormatChoice::Qcow2 => ImageFormat::Qcow2,
+                FormatChoice::Raw => ImageFormat::Raw,
+            }),
+            define: !self.no_define,
+            connect,
+            start: self.start,
+            overwrite: self.overwrite,
+            discard_saved_memory: self.discard_saved_memory,
+            drop_missing_media: self.drop_missing_media,
+            with_files: self.with_files.clone(),
+            networks: renamed(&self.network)?,
+            bridges: renamed(&self.bridge)?,
+        })
+    }
+
+    pub(super) fn restore(
+        &self,
+        context: &Context,
+        repo: &Repository,
+        name: &PointName,
+        session: &mut Session,
+    ) -> Result<(), CliError> {
+        let _lock = lock_for_reading(repo, &context.monitor, &context.stop)?;
+        let index = points::load_index_for_reading(repo, &context.monitor)?;
+        let (known, damaged) = points::list(repo)?;
+        let point = points::find_surely(repo, &known, &damaged, name)?;
+        let about = About { machine: Some(point.machine().to_owned()), ..About::default() };
+        if let Err(error) = self.restore_point(context, repo, &index, &point, session) {
+            session.fail(about, error);
+        }
+        Ok(())
+    }
+
+    /// The hypervisor that gets the definition. One that gets none is asked all the same what it knows of images that are
+    /// written over; it need not be there for that.
+    fn hypervisor(&self, context: &Context) -> Result<Option<Hypervisor>, CliError> {
+        let defines = !self.no_define && self.disk.is_empty();
+        if !defines && (self.into.is_some() || Hypervisor::would_be_embedded(context.global.connect.as_deref())) {
+            return Ok(None);
+        }
+        match context.hypervisor(None) {
+            Ok(hypervisor) => Ok(Some(hypervisor)),
+            Err(error) if defines => Err(error),
+            Err(error) => {
+                tracing::debug!("{error}");
+                Ok(None)
+            }
+        }
+    }
+
+    fn restore_point(
+        &self,
+        context: &Context,
+        repo: &Repository,
+        index: &Index,
+        point: &PointRef,
+        session: &mut Session,
+    ) -> Result<(), CliError> {
+        let opened = points::open_with_damage(repo, index, point)?;
+        let hypervisor = self.hypervisor(context)?;
+        let connect = hypervisor.as_ref().map(|hypervisor| hypervisor.uri().to_owned());
+        let planned = plan(repo, index, &opened, &self.request(connect)?, hypervisor.as_ref())?;
+        if let Some(hypervisor) = &hypervisor {
+            refuse_running(hypervisor, &planned)?;
+        }
+        drop(hypervisor);
+        for left_out in opened.manifest.left_out.iter().filter(|left_out| left_out.is_required()) {
+            let (part, machine) = (left_out.part.as_deref().unwrap_or_default(), &opened.manifest.machine);
+            context.monitor.warn(&format!("the point has no {part} of {machine}: {}", left_out.reason));
+        }
+        if self.dry_run {
+            planned.notes.iter().for_each(|note| context.monitor.warn(note));
+            planned.actions().into_iter().for_each(|action| session.done(Record::Action(action)));
+            return Ok(());
+        }
+        let connect = || context.open_hypervisor(None);
+        let restored = restore(repo, index, &opened, &planned, &connect, &context.monitor, &context.stop)?;
+        session.done(Record::Point(restored));
+        Ok(())
+    }
+}

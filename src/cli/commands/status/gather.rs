@@ -1,0 +1,380 @@
+//! Gathers what is known: from libvirt which machines there are, from the configuration or the schedule which of them are
+//! to be backed up, from the repositories their points, and from this host's history how the last runs went.
+
+use super::judge::{LatestCopy, MachineFacts, Standing, judge, judge_copies};
+use super::scheduled::{self, Scheduled};
+use super::thresholds::{ThresholdArgs, Thresholds};
+use crate::capture::connection::is_glob;
+use crate::cli::Context;
+use crate::cli::commands::key;
+use crate::cli::failure::{CliError, Code};
+use crate::cli::repo_args::{DefaultRepo, RepoArgs, data_folder};
+use crate::config::Config;
+use crate::history::{History, Memory};
+use crate::ops::Monitor;
+use crate::ops::inventory::host_name;
+use crate::ops::latest_points::{LatestPoints, Newest};
+use crate::ops::points::name_matches;
+use crate::record::{Check, Status, Time};
+use crate::repo::Repository;
+use chrono::Local;
+use std::collections::BTreeSet;
+
+/// A repository that is to be asked: opened, or why it cannot be.
+pub type Asked = Result<Repository, CliError>;
+
+/// What is to be gathered.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// Names and globs of machines; none means all.
+    pub names: &'a [String],
+    /// How old is too old.
+    pub thresholds: &'a ThresholdArgs,
+    /// The first repository's address.
+    pub repo: String,
+    /// The repository itself.
+    pub first: Asked,
+    /// The second one's address, and that itself.
+    pub second: Option<(String, Asked)>,
+}
+
+/// What was found.
+#[derive(Debug)]
+pub struct Report {
+    /// When.
+    pub at: Time,
+    /// The first repository.
+    pub repo: String,
+    /// Whether it could be asked.
+    pub reachable: bool,
+    /// Whether it, or the second one, has snapshot files that cannot be read, of whichever machine.
+    pub damaged: bool,
+    /// How old is too old.
+    pub thresholds: Thresholds,
+    /// The machines, each with its check.
+    pub machines: Vec<(MachineFacts, Check)>,
+    /// The second repository, and the newest copy of each machine there.
+    pub second: Option<(String, Vec<LatestCopy>)>,
+    /// Whether the key that kvmb made is kept elsewhere too; none where it made none.
+    pub key_kept: Option<bool>,
+    /// The checks of other things.
+    pub others: Vec<Check>,
+}
+
+/// Opens a repository in order to be asked. Wrong usage is an error; that it cannot be had is an answer.
+pub fn ask(context: &Context, repo: &RepoArgs) -> Result<Asked, CliError> {
+    if !repo.is_named() && !DefaultRepo::locate()?.exists() {
+        // Nobody is to be asked for the password of what is not there.
+        let url = repo.storage(context)?.url();
+        return Ok(Err(crate::repo::Error::NoRepository { url }.into()));
+    }
+    match repo.open(context) {
+        Err(error) if matches!(error.code, Code::Usage | Code::Interrupted) => Err(error),
+        answer => Ok(answer),
+    }
+}
+
+/// A machine that libvirt knows.
+struct Known {
+    name: String,
+    uuid: String,
+}
+
+/// Which machines are to be backed up.
+enum SelectedMachines<'a> {
+    /// Those that were named here.
+    Named(&'a [String]),
+    /// Those that the configuration takes.
+    Configured(&'a Selected),
+    /// Those that the schedules name.
+    Scheduled(Vec<String>),
+    /// All.
+    All,
+}
+
+/// `selected_vms` of the configuration.
+struct Selected {
+    taken: Vec<String>,
+    left_out: Vec<String>,
+}
+
+impl Selected {
+    fn new(config: &Config) -> Selected {
+        let chosen = |wanted: bool| {
+            let chosen = config.selected_vms.iter().filter(|(_, taken)| **taken == wanted);
+            chosen.map(|(name, _)| name.text().to_owned()).collect()
+        };
+        Selected { taken: chosen(true), left_out: chosen(false) }
+    }
+
+    fn takes(&self, machine: &str) -> bool {
+        let any = |patterns: &[String]| patterns.iter().any(|pattern| name_matches(pattern, machine));
+        any(&self.taken) && !any(&self.left_out)
+    }
+}
+
+impl<'a> SelectedMachines<'a> {
+    fn new(selected: &'a Selected, names: &'a [String], schedules: &[Scheduled]) -> SelectedMachines<'a> {
+        let scheduled: Vec<String> = schedules.iter().flat_map(|schedule| schedule.names().iter().cloned()).collect();
+        match () {
+            () if !names.is_empty() => SelectedMachines::Named(names),
+            () if !selected.taken.is_empty() => SelectedMachines::Configured(selected),
+            () if scheduled.is_empty() || schedules.iter().any(Scheduled::takes_all) => SelectedMachines::All,
+            () => SelectedMachines::Scheduled(scheduled),
+        }
+    }
+
+    fn takes(&self, name: &str, uuid: &str) -> bool {
+        let any = |patterns: &[String]| patterns.iter().any(|pattern| name_matches(pattern, name) || pattern == uuid);
+        match self {
+            SelectedMachines::All => true,
+            SelectedMachines::Named(names) => any(names),
+            SelectedMachines::Scheduled(names) => any(names),
+            SelectedMachines::Configured(selected) => selected.takes(name),
+        }
+    }
+
+    /// The names that are no patterns: a machine of this name is expected.
+    fn expected(&self) -> Vec<&String> {
+        let names: &[String] = match self {
+            SelectedMachines::All => &[],
+            SelectedMachines::Named(names) => names,
+            SelectedMachines::Scheduled(names) => names,
+            SelectedMachines::Configured(selected) => &selected.taken,
+        };
+        names.iter().filter(|name| !is_glob(name) && self.takes(name, name)).collect()
+    }
+}
+
+/// Gathers and judges.
+pub fn gather(context: &Context, request: Request) -> Result<Report, CliError> {
+    let at = Local::now().fixed_offset();
+    let Request { names, thresholds, repo, first, second } = request;
+    let schedules = scheduled::all(context);
+    let gap = schedules.iter().filter_map(Scheduled::longest_gap).min();
+    let configured = context.config().backup_freq.as_ref().and_then(|cron| cron.value().longest_gap());
+    let thresholds = thresholds.thresholds(gap.or(configured))?;
+    let mut others = Vec::new();
+    let known = match context.hypervisor(None).and_then(|hypervisor| Ok(hypervisor.machines(&[])?)) {
+        Ok(machines) => {
+            let known = |machine: &crate::capture::Machine| Known {
+                name: machine.name().to_owned(),
+                uuid: machine.uuid().to_owned(),
+            };
+            Some(machines.iter().map(known).collect::<Vec<_>>())
+        }
+        Err(error) => {
+            let detail = format!("which machines there are is not known: {}", error.message);
+            others.push(Check { hint: error.hint, ..Check::new("connection", host_name(), Status::Unknown, detail) });
+            None
+        }
+    };
+    let (mut stored, repository) = look(context, &repo, &first);
+    let selected = Selected::new(context.config());
+    let wanted = SelectedMachines::new(&selected, names, &schedules);
+    let memories = remembered(context, &repo);
+    let mut facts = subjects(known.as_deref(), &wanted, stored.as_mut(), &memories)?;
+    for facts in &mut facts {
+        if facts.standing == Standing::Selected {
+            let is_configured = selected.takes(&facts.machine);
+            let takes = schedules.iter().filter(|schedule| schedule.takes(&facts.machine, is_configured));
+            facts.next_run = takes.filter_map(Scheduled::next_run).min();
+        }
+    }
+    let mut damaged = damaged_files(stored.as_ref());
+    others.push(repository_check(&repo, repository, damaged, &schedules));
+    let second = match second {
+        None => None,
+        Some((url, asked)) => {
+            let (copies, damaged_there, check) = copies(context, &url, &asked, &facts, &thresholds, at)?;
+            damaged += damaged_there;
+            others.push(check);
+            Some((url, copies))
+        }
+    };
+    let key = key::kept_elsewhere()?;
+    let key_kept = key.as_ref().map(|(kept, _)| *kept);
+    others.extend(key.map(|(_, check)| check));
+    let judged = |facts: MachineFacts| {
+        let check = judge(&facts, &thresholds, at, &repo);
+        (facts, check)
+    };
+    let machines = facts.into_iter().map(judged).collect();
+    let reachable = stored.is_some();
+    Ok(Report { at, reachable, damaged: damaged > 0, repo, thresholds, machines, second, key_kept, others })
+}
+
+/// Looks into a repository; why it cannot be, where it cannot.
+fn look<'r>(context: &Context, url: &str, asked: &'r Asked) -> (Option<LatestPoints<'r>>, Option<CliError>) {
+    let looked = match asked {
+        Ok(repo) => LatestPoints::look(repo, &context.monitor).map_err(CliError::from),
+        Err(error) => Err(error.clone()),
+    };
+    match looked {
+        Ok(stored) => (Some(stored), None),
+        Err(error) => {
+            tracing::debug!("{url}: {error}");
+            (None, Some(error))
+        }
+    }
+}
+
+fn repository_check(url: &str, unreachable: Option<CliError>, damaged: usize, schedules: &[Scheduled]) -> Check {
+    if let Some(error) = unreachable {
+        return Check { hint: error.hint, ..Check::new("repository", url, Status::Critical, error.message) };
+    }
+    if damaged > 0 {
+        let detail = format!("{damaged} of its snapshot files cannot be read");
+        return Check::new("repository", url, Status::Critical, detail).hint("kvmb verify --all says what is hit");
+    }
+    let check = Check::new("repository", url, Status::Ok, "its points can be listed");
+    match schedules.iter().filter_map(|schedule| schedule.repo.as_deref()).find(|repo| *repo != url) {
+        // A newly installed monitor that looks elsewhere would never know.
+        Some(other) => check.hint(format!("the schedule stores in {other}: -r {other} asks that")),
+        None => check,
+    }
+}
+
+fn remembered(context: &Context, url: &str) -> Vec<Memory> {
+    let Ok(folder) = data_folder() else { return Vec::new() };
+    let (memories, errors) = History::of(&folder, url).all();
+    errors.iter().for_each(|error| context.monitor.warn(&error.to_string()));
+    memories
+}
+
+/// The machines that a status is about, in the order of their names, with all that is known of each.
+fn subjects(
+    known: Option<&[Known]>,
+    wanted: &SelectedMachines,
+    mut stored: Option<&mut LatestPoints>,
+    memories: &[Memory],
+) -> Result<Vec<MachineFacts>, CliError> {
+    let memory_of = |uuid: &str| memories.iter().find(|memory| memory.uuid == uuid);
+    let mut facts: Vec<MachineFacts> = Vec::new();
+    let mut seen = BTreeSet::new();
+    let is_named = matches!(wanted, SelectedMachines::Named(_));
+    for machine in known.unwrap_or_default() {
+        seen.insert(machine.uuid.clone());
+        let takes = wanted.takes(&machine.name, &machine.uuid);
+        if is_named && !takes {
+            continue;
+        }
+        let newest = match stored.as_deref_mut() {
+            Some(stored) => stored.newest_of(&machine.name, &machine.uuid)?,
+            None => memory_of(&machine.uuid).and_then(of_memory),
+        };
+        let standing = match takes {
+            true => Standing::Selected,
+            false if newest.is_some() => Standing::LeftOut,
+            false => continue,
+        };
+        facts.push(of_machine(&machine.name, Some(&machine.uuid), standing, newest));
+    }
+    let others = match stored.as_deref_mut() {
+        Some(stored) => stored.newest_of_all()?,
+        None => memories.iter().filter_map(of_memory).collect(),
+    };
+    let this_host = host_name();
+    for newest in others {
+        if seen.contains(&newest.uuid) {
+            continue;
+        }
+        let is_here = newest.host == this_host;
+        let takes = wanted.takes(&newest.machine, &newest.uuid);
+        let is_expected = wanted.expected().contains(&&newest.machine);
+        let standing = match (known.is_some(), is_here, takes) {
+            (_, false, true) if is_named => Standing::Elsewhere,
+            (_, false, _) => continue,
+            (_, true, false) if is_named => continue,
+            (true, true, true) if is_expected && !is_named => Standing::Missing,
+            (true, true, _) => Standing::Gone,
+            (false, true, true) => Standing::Selected,
+            (false, true, false) => Standing::LeftOut,
+        };
+        // Two names of one machine: the newer point is its newest.
+        match facts.iter_mut().find(|facts| facts.uuid.as_ref() == Some(&newest.uuid)) {
+            Some(facts) if facts.newest.as_ref().is_some_and(|known| known.captured_at >= newest.captured_at) => {}
+            Some(facts) => *facts = of_machine(&newest.machine, Some(&newest.uuid), standing, Some(newest.clone())),
+            None => facts.push(of_machine(&newest.machine, Some(&newest.uuid), standing, Some(newest.clone()))),
+        }
+    }
+    for name in wanted.expected() {
+        if !facts.iter().any(|facts| facts.machine == *name || facts.uuid.as_ref() == Some(name)) {
+            facts.push(of_machine(name, None, Standing::Missing, None));
+        }
+    }
+    for facts in &mut facts {
+        facts.from_repository = stored.is_some();
+        facts.memory = facts.uuid.as_deref().and_then(memory_of).cloned();
+        let remembered = facts.memory.iter().flat_map(|memory| &memory.damaged).map(|damage| damage.point.clone());
+        let still_there = |point: &String| stored.as_ref().is_none_or(|stored| stored.has(point));
+        facts.damaged = remembered.filter(still_there).collect();
+        let unreadable = stored.iter().flat_map(|stored| &stored.unreadable);
+        for (_, point) in unreadable.filter(|(machine, _)| *machine == facts.machine) {
+            if !facts.damaged.contains(point) {
+                facts.damaged.push(point.clone());
+            }
+        }
+    }
+    facts.sort_by(|a, b| (&a.machine, &a.uuid).cmp(&(&b.machine, &b.uuid)));
+    Ok(facts)
+}
+
+fn of_machine(name: &str, uuid: Option<&String>, standing: Standing, newest: Option<Newest>) -> MachineFacts {
+    MachineFacts {
+        machine: name.to_owned(),
+        uuid: uuid.cloned(),
+        standing,
+        newest,
+        from_repository: true,
+        memory: None,
+        damaged: Vec::new(),
+        next_run: None,
+    }
+}
+
+/// The newest point that this host remembers; whoever stored it, did so from here.
+fn of_memory(memory: &Memory) -> Option<Newest> {
+    let point = memory.newest_point.as_ref()?;
+    Some(Newest {
+        machine: memory.machine.clone(),
+        uuid: memory.uuid.clone(),
+        host: host_name(),
+        point: point.point.clone(),
+        captured_at: point.captured_at,
+        points: 0,
+    })
+}
+
+/// How many snapshot files cannot be read.
+fn damaged_files(stored: Option<&LatestPoints>) -> usize {
+    stored.map_or(0, |stored| stored.damaged.len())
+}
+
+/// The newest copies of the machines that should have fresh ones, and how many snapshot files beside them cannot be read.
+fn copies(
+    context: &Context,
+    url: &str,
+    asked: &Asked,
+    facts: &[MachineFacts],
+    thresholds: &Thresholds,
+    now: Time,
+) -> Result<(Vec<LatestCopy>, usize, Check), CliError> {
+    let (mut stored, unreachable) = look(context, url, asked);
+    let memories = remembered(context, url);
+    let mut copies = Vec::new();
+    for facts in facts.iter().filter(|facts| facts.standing.counts() && facts.newest.is_some()) {
+        let Some(uuid) = &facts.uuid else { continue };
+        let newest = match &mut stored {
+            Some(stored) => stored.newest_of(&facts.machine, uuid)?,
+            None => memories.iter().find(|memory| memory.uuid == *uuid).and_then(of_memory),
+        };
+        let captured_at = newest.map(|newest| newest.captured_at);
+        copies.push(LatestCopy { machine: facts.machine.clone(), uuid: uuid.clone(), captured_at });
+    }
+    let why = unreachable.as_ref().map(|error| error.message.as_str());
+    let damaged = damaged_files(stored.as_ref());
+    let mut check = judge_copies(&copies, why, damaged, thresholds, now, url);
+    check.hint = unreachable.and_then(|error| error.hint).or(check.hint);
+    Ok((copies, damaged, check))
+}

@@ -1,0 +1,134 @@
+//! What the schedules of this host run next, and for which machines.
+
+use crate::cli::commands::schedule::installed;
+use crate::cli::{Cli, Command, Context};
+use crate::ops::Monitor;
+use crate::ops::points::name_matches;
+use crate::record::Time;
+use crate::schedule::{Cron, ScheduleLocation};
+use chrono::Local;
+use clap::Parser;
+use std::path::Path;
+use std::time::Duration;
+
+/// A schedule that is installed.
+#[derive(Debug)]
+pub struct Scheduled {
+    cron: Cron,
+    takes: Takes,
+    /// The repository that it names.
+    pub repo: Option<String>,
+}
+
+/// The machines of a schedule.
+#[derive(Debug, PartialEq, Eq)]
+enum Takes {
+    /// Every one; so does an entry that nobody can read any more.
+    All,
+    /// Those with these names, or whose names fit these globs.
+    Named(Vec<String>),
+    /// Those of the configuration.
+    Configured,
+}
+
+/// All schedules; what cannot be looked at is told of.
+pub fn all(context: &Context) -> Vec<Scheduled> {
+    let found = installed().unwrap_or_else(|error| {
+        context.monitor.warn(&format!("what is scheduled is not known: {error}"));
+        Vec::new()
+    });
+    found.into_iter().filter_map(|(place, installed)| Some(scheduled(place, installed.job?))).collect()
+}
+
+fn scheduled(place: ScheduleLocation, (cron, command): (Cron, String)) -> Scheduled {
+    let (takes, repo) = match backup_of(place, &command) {
+        Some(Cli { command: Command::Backup(backup), .. }) => {
+            let takes = match backup.names() {
+                _ if backup.takes_all() => Takes::All,
+                [] => Takes::Configured,
+                names => Takes::Named(names.to_vec()),
+            };
+            (takes, backup.named_repo())
+        }
+        _ => (Takes::All, None),
+    };
+    Scheduled { cron, takes, repo }
+}
+
+/// The call of kvmb in the command of an entry, behind all that makes it wait and be modest.
+fn backup_of(place: ScheduleLocation, command: &str) -> Option<Cli> {
+    let words = shlex::split(command)?;
+    // A variable may end in the same word.
+    let is_kvmb = |word: &String| !word.contains('=') && Path::new(word).file_name().is_some_and(|name| name == "kvmb");
+    let start = words.iter().position(is_kvmb)?;
+    let words = words.into_iter().skip(start).filter(|word| word != ">/dev/null");
+    let words = words.map(|word| match place {
+        ScheduleLocation::Systemd => word.replace("$$", "$").replace("%%", "%"),
+        ScheduleLocation::User | ScheduleLocation::System => word,
+    });
+    Cli::try_parse_from(words).ok()
+}
+
+impl Scheduled {
+    /// Whether its runs take a machine; `configured` says whether those of the configuration do.
+    pub fn takes(&self, machine: &str, configured: bool) -> bool {
+        match &self.takes {
+            Takes::All => true,
+            Takes::Named(names) => names.iter().any(|name| name_matches(name, machine)),
+            Takes::Configured => configured,
+        }
+    }
+
+    /// The names and globs that it names itself; none where it takes all, or what the configuration says.
+    pub fn names(&self) -> &[String] {
+        match &self.takes {
+            Takes::Named(names) => names,
+            Takes::All | Takes::Configured => &[],
+        }
+    }
+
+    /// Whether it takes every machine.
+    pub fn takes_all(&self) -> bool {
+        self.takes == Takes::All
+    }
+
+    /// When it runs next.
+    pub fn next_run(&self) -> Option<Time> {
+        self.cron.next_runs(&Local::now(), 1).first().map(chrono::DateTime::fixed_offset)
+    }
+
+    /// The longest time between two of its runs.
+    pub fn longest_gap(&self) -> Option<Duration> {
+        self.cron.longest_gap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(place: ScheduleLocation, command: &str) -> Scheduled {
+        scheduled(place, ("0 2 * * *".parse().unwrap(), command.to_owned()))
+    }
+
+    #[test]
+    fn the_machines_of_an_entry_are_read_from_its_command() {
+        let cron = "/usr/bin/flock -n -o -E 5 /var/lib/kvmb/schedule.lock /usr/bin/nice /usr/bin/ionice -c 3 \
+                    /usr/bin/env KVMB_RUNTIME_DIR=/run/kvmb /usr/bin/kvmb --config /etc/kvmb/config.json backup -r /backup/kvm vm1 'web*' 'a b' >/dev/null";
+        let found = read(ScheduleLocation::User, cron);
+        assert_eq!(
+            (found.names(), found.repo.as_deref()),
+            (&["vm1", "web*", "a b"].map(String::from)[..], Some("/backup/kvm"))
+        );
+        assert!(found.takes("web7", false) && !found.takes("vm2", true));
+        let found = read(ScheduleLocation::Systemd, "/usr/bin/kvmb backup --verify \"it$$is 5%%\"");
+        assert!(found.takes("it$is 5%", false));
+        assert!(read(ScheduleLocation::System, "/usr/bin/kvmb backup --all >/dev/null").takes_all());
+        let found = read(ScheduleLocation::User, "/usr/bin/kvmb backup >/dev/null");
+        assert!(found.takes("vm1", true) && !found.takes("vm1", false) && !found.takes_all());
+        // What somebody has made something else of may take any.
+        for command in ["/root/backup.sh", "kvmb backup 'unclosed", "kvmb vms", "kvmb backup --no-such-flag"] {
+            assert!(read(ScheduleLocation::User, command).takes("vm1", false), "{command}");
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! `kvmb verify`
+
+use crate::cli::Context;
+use crate::cli::complete;
+use crate::cli::failure::{CliError, Code};
+use crate::cli::history_recorder::HistoryRecorder;
+use crate::cli::input::stdin_records;
+use crate::cli::repo_args::RepoArgs;
+use crate::cli::session::{About, Session};
+use crate::cli::stderr::report;
+use crate::ops::points::{self, PointName, PointRef};
+use crate::ops::repo_lock::lock_for_reading;
+use crate::ops::verify::{Verifier, VerifyDepth};
+use crate::ops::verify_sampling::SampleCursor;
+use crate::record::{Check, Point, Record, Status};
+use crate::repo::{self, DamagedSnapshot, Id, Index, RepoLock, Repository};
+use crate::units::Share;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Prove restore points: read them back from the repository and compare every SHA-256.
+///
+/// Prints each 'point' record with 'verified' (how it was proven, or false) and 'damage': the disks and ranges that are hit. Exit
+/// code 4 when there is damage.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kvmb verify vm1@latest -r /backup/kvm
+  kvmb verify --all -r /backup/kvm --sample 5%
+  kvmb points vm1 -r /backup/kvm | kvmb verify -r /backup/kvm --quick")]
+pub struct VerifyArgs {
+    /// Points: an id or its beginning, NAME@latest, NAME@2026-11-20, NAME@-2h; none reads 'point' records from standard input.
+    #[arg(value_name = "POINT", add = complete::points())]
+    points: Vec<String>,
+
+    /// Every point in the repository.
+    #[arg(long, conflicts_with = "points")]
+    all: bool,
+
+    /// Read only this share of the chunks: 5%. The next run goes on where this one ended, so that twenty of them prove all.
+    #[arg(long, value_name = "P%", value_parser = percent)]
+    sample: Option<f64>,
+
+    /// Read no chunks: structure, index, and the presence and length of every pack.
+    #[arg(long, conflicts_with = "sample")]
+    quick: bool,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let share = text.parse::<Share>().ok().filter(|share| share.0 > 0.0);
+    share.map(|share| share.0).ok_or_else(|| "a share above 0% and up to 100%".to_owned())
+}
+
+/// The selection of points that is every one of a repository.
+const ALL: &str = "--all";
+
+/// A repository that was opened for a command, with its lock held.
+struct Open {
+    repo: Repository,
+    index: Index,
+    points: Vec<PointRef>,
+    damaged: Vec<DamagedSnapshot>,
+    damaged_indexes: Vec<(Id, repo::Error)>,
+    _lock: Option<RepoLock>,
+}
+
+fn open(context: &Context, repo: Repository) -> Result<Open, CliError> {
+    let lock = lock_for_reading(&repo, &context.monitor, &context.stop)?;
+    let (index, damaged_indexes) = repo.load_index_with_damage()?;
+    let (points, damaged) = points::list(&repo)?;
+    Ok(Open { repo, index, points, damaged, damaged_indexes, _lock: lock })
+}
+
+impl VerifyArgs {
+    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let mut wanted: BTreeMap<String, Vec<Point>> = BTreeMap::new();
+        if self.points.is_empty() && !self.all {
+            for record in stdin_records("verify", "points", &context.stop)? {
+                match record? {
+                    Record::Point(point) => {
+                        let url = if self.repo.is_named() { self.repo.url()? } else { point.repo.clone() };
+                        wanted.entry(url).or_default().push(point);
+                    }
+                    Record::Failure(failure) => session.pass_failure(failure),
+                    other => session.pass(&other),
+                }
+            }
+            for (url, points) in wanted {
+                let repo = RepoArgs { repo: Some(url), ..self.repo.clone() };
+                match repo.open(context).and_then(|repo| open(context, repo)) {
+                    Ok(open) => self.verify_records(context, &open, points, session)?,
+                    Err(error) => session.fail(About::default(), error),
+                }
+            }
+            return Ok(());
+        }
+        let open = open(context, self.repo.open(context)?)?;
+        if self.all {
+            let points = all_points(&open, session);
+            return self.verify_points(context, &open, ALL, points, true, session);
+        }
+        let (mut chosen, mut names) = (Vec::new(), self.points.clone());
+        names.sort();
+        for name in &self.points {
+            let name = PointName::parse(name, chrono::Local::now());
+            match points::find_surely(&open.repo, &open.points, &open.damaged, &name) {
+                Ok(point) => chosen.push((point, None)),
+                Err(error) => session.fail(About::default(), error),
+            }
+        }
+        let are_all = chosen.len() == names.len();
+        self.verify_points(context, &open, &names.join(" "), chosen, are_all, session)
+    }
+
+    fn verify_records(
+        &self,
+        context: &Context,
+        open: &Open,
+        records: Vec<Point>,
+        session: &mut Session,
+    ) -> Result<(), CliError> {
+        let machines: BTreeSet<String> = records.iter().map(|record| record.machine.clone()).collect();
+        let (mut chosen, mut are_all) = (Vec::new(), true);
+        for record in records {
+            let name = PointName::Plain(record.point.clone());
+            match points::find_surely(&open.repo, &open.points, &open.damaged, &name) {
+                Ok(point) => chosen.push((point, Some(record))),
+                Err(error) => {
+                    session.fail(About { machine: Some(record.machine), ..About::default() }, error);
+                    are_all = false;
+                }
+            }
+        }
+        let selection = format!("points of {}", Vec::from_iter(machines).join(" "));
+        self.verify_points(context, open, &selection, chosen, are_all, session)
+    }
+
+    /// Proves points as deep as asked for. `selection` names them, for the next sample; `are_all` says whether none of them is
+    /// missing.
+    fn verify_points(
+        &self,
+        context: &Context,
+        open: &Open,
+        selection: &str,
+        points: Vec<VerifyItem>,
+        are_all: bool,
+        session: &mut Session,
+    ) -> Result<(), CliError> {
+        let round = self.sample.map(|share| SampleCursor::go_on(&open.repo, selection, share));
+        let depth = match &round {
+            Some(round) => VerifyDepth::Sample(round.sector()),
+            None if self.quick => VerifyDepth::Quick,
+            None => VerifyDepth::Full,
+        };
+        let proven = verify_each(context, open, depth, points, Show::All, session)?;
+        if let Some(round) = round.filter(|_| are_all && proven.is_complete) {
+            round.done(&context.monitor);
+        }
+        Ok(())
+    }
+}
+
+/// A point to be proven, and the record that asked for it: what that said beyond ours is passed on.
+type VerifyItem = (PointRef, Option<Point>);
+
+/// Every point of a repository that can be named; what cannot be is told.
+fn all_points(open: &Open, session: &mut Session) -> Vec<VerifyItem> {
+    for DamagedSnapshot { id, error } in &open.damaged {
+        let message = format!("snapshot {id} cannot be read: {error}");
+        session.fail(About::default(), CliError::new(Code::Damage, message));
+    }
+    for (_, error) in &open.damaged_indexes {
+        session.fail(About::default(), CliError::new(Code::Damage, error.to_string()));
+    }
+    open.points.iter().map(|point| (point.clone(), None)).collect()
+}
+
+/// Proves the next sample of all points of a repository, and says in a check how it went; the points that are hit by
+/// damage, and no others, are printed.
+pub fn verify_sample(context: &Context, repo: &Repository, share: f64, session: &mut Session) -> Result<(), CliError> {
+    let open = open(context, repo.clone())?;
+    let unreadable = open.damaged.len() + open.damaged_indexes.len();
+    let points = all_points(&open, session);
+    let count = points.len();
+    let round = SampleCursor::go_on(&open.repo, ALL, share);
+    let proven = verify_each(context, &open, VerifyDepth::Sample(round.sector()), points, Show::Damaged, session)?;
+    let percent = share * 100.0;
+    let (status, detail) = match (proven.damaged, proven.is_complete) {
+        (0, true) if unreadable == 0 => (Status::Ok, format!("{percent}% of the chunks of {count} points are proven")),
+        (0, false) if unreadable == 0 => (Status::Unknown, format!("not all of {count} points could be looked at")),
+        (damaged, _) => (Status::Critical, format!("{damaged} of {count} points are damaged")),
+    };
+    let check = Check::new("sample", repo.url(), status, detail);
+    session.check(match status {
+        Status::Critical => check.hint("'kvmb verify --all' says all that is hit, and what is whole"),
+        _ => check,
+    });
+    if proven.is_complete {
+        round.done(&context.monitor);
+    }
+    Ok(())
+}
+
+/// Which points are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Show {
+    All,
+    Damaged,
+}
+
+/// What proving points came to.
+struct VerifyTotals {
+    /// How many are hit by damage.
+    damaged: usize,
+    /// Whether each was looked at.
+    is_complete: bool,
+}
+
+/// Proves points, one after the other, and notes what that came to.
+fn verify_each(
+    context: &Context,
+    open: &Open,
+    depth: VerifyDepth,
+    points: Vec<VerifyItem>,
+    show: Show,
+    session: &mut Session,
+) -> Result<VerifyTotals, CliError> {
+    let mut verifier = Verifier::new(&open.repo, &open.index, depth)?;
+    let history = HistoryRecorder::of(context, &open.repo.url());
+    let mut all = VerifyTotals { damaged: 0, is_complete: true };
+    for (point, came) in points {
+        let proven = match verifier.verify(&point, &context.monitor, &context.stop) {
+            Ok(proven) => proven,
+            Err(error @ crate::ops::Error::Interrupted) => return Err(error.into()),
+            Err(error) => {
+                session.fail(About { machine: Some(point.machine().to_owned()), ..About::default() }, error);
+                all.is_complete = false;
+                continue;
+            }
+        };
+        history.verification(&proven, depth);
+        all.damaged += usize::from(!proven.damage.is_empty());
+        show_verified(proven, came, show, session);
+        if session.is_pointless() {
+            all.is_complete = false;
+            break;
+        }
+    }
+    Ok(all)
+}
+
+fn show_verified(proven: Point, came: Option<Point>, show: Show, session: &mut Session) {
+    let (point, machine) = (proven.point.get(..8).unwrap_or_default().to_owned(), proven.machine.clone());
+    let printed = match came {
+        Some(came) => Point { verified: proven.verified, damage: proven.damage, ..came },
+        None => proven,
+    };
+    if printed.damage.is_empty() {
+        if show == Show::All {
+            session.done(Record::Point(printed));
+        }
+        return;
+    }
+    for damage in printed.damage.iter().take(10) {
+        let place = match (&damage.disk, damage.offset_bytes, damage.length_bytes) {
+            (Some(disk), Some(offset), Some(length)) => format!(", disk {disk}, bytes {offset} to {}", offset + length),
+            _ => String::new(),
+        };
+        report(&format!("point {point} of {machine} is damaged{place}: {}", damage.error), None);
+    }
+    session.pass(&Record::Point(printed));
+    session.damage();
+}

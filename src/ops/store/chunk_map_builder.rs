@@ -1,0 +1,208 @@
+//! Puts the pieces of a disk that the workers finish in any order into one chunk map.
+
+use super::task::{Base, StoredDisk};
+use crate::ops::chunk_map::{ChunkCursor, Geometry, MappedChunk};
+use std::collections::BTreeMap;
+
+/// What a run of chunks turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RunKind {
+    /// All of them this.
+    Chunk(MappedChunk),
+    /// As in the parent, says the bitmap.
+    Clean {
+        /// They read as zeros now.
+        zero: bool,
+    },
+}
+
+/// A run of chunks, dealt with.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub first: u64,
+    pub count: u64,
+    pub what: RunKind,
+    pub read_bytes: u64,
+    pub new_bytes: u64,
+    pub stored_bytes: u64,
+}
+
+impl Piece {
+    /// A run that cost nothing so far.
+    pub fn new(first: u64, count: u64, what: RunKind) -> Piece {
+        Piece { first, count, what, read_bytes: 0, new_bytes: 0, stored_bytes: 0 }
+    }
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Assembled {
+    /// Every chunk came once.
+    Whole {
+        /// The disk.
+        stored: StoredDisk,
+        /// The runs that were taken from the parent and are not zero now, as (first, count).
+        clean: Vec<(u64, u64)>,
+    },
+    /// This chunk had data in the parent, is clean, and is zero now.
+    Vanished(u64),
+    /// Some chunk never came, or came from nowhere.
+    Incomplete(String),
+}
+
+/// The map in the making.
+#[derive(Debug)]
+pub(super) struct ChunkMapBuilder<'a> {
+    geometry: Geometry,
+    stored: StoredDisk,
+    next: u64,
+    early: BTreeMap<u64, Piece>,
+    parent: Option<ChunkCursor<'a>>,
+    clean: Vec<(u64, u64)>,
+    vanished: Option<u64>,
+    orphan: Option<u64>,
+}
+
+impl<'a> ChunkMapBuilder<'a> {
+    /// An empty map; clean pieces are taken from `base`.
+    pub fn new(geometry: Geometry, base: Option<Base<'a>>) -> ChunkMapBuilder<'a> {
+        ChunkMapBuilder {
+            geometry,
+            stored: StoredDisk { is_unchanged: base.is_some(), ..StoredDisk::default() },
+            next: 0,
+            early: BTreeMap::new(),
+            parent: base.map(|base| base.map.cursor()),
+            clean: Vec::new(),
+            vanished: None,
+            orphan: None,
+        }
+    }
+
+    /// Adds a piece; those that come early wait for their turn.
+    pub fn add(&mut self, piece: Piece) {
+        self.stored.read_bytes += piece.read_bytes;
+        self.stored.new_bytes += piece.new_bytes;
+        self.stored.stored_bytes += piece.stored_bytes;
+        self.early.insert(piece.first, piece);
+        while let Some(piece) = self.early.remove(&self.next) {
+            self.append(&piece);
+            self.next += piece.count;
+        }
+    }
+
+    fn append(&mut self, piece: &Piece) {
+        let zero = match piece.what {
+            RunKind::Chunk(chunk) => {
+                self.stored.is_unchanged = false;
+                return self.stored.map.push(chunk, piece.count);
+            }
+            RunKind::Clean { zero } => zero,
+        };
+        let taken = self.parent.as_mut().and_then(|parent| parent.take(piece.first, piece.count));
+        let Some(taken) = taken else {
+            self.orphan.get_or_insert(piece.first);
+            return;
+        };
+        let mut index = piece.first;
+        for (chunk, count) in taken {
+            if zero && chunk != MappedChunk::Zero {
+                self.vanished.get_or_insert(index);
+            }
+            self.stored.map.push(chunk, count);
+            index += count;
+        }
+        match self.clean.last_mut() {
+            _ if zero => {}
+            Some((first, count)) if *first + *count == piece.first => *count += piece.count,
+            _ => self.clean.push((piece.first, piece.count)),
+        }
+    }
+
+    /// The whole map, or what is wrong with it.
+    pub fn finish(mut self) -> Assembled {
+        if let Some(index) = self.orphan {
+            return Assembled::Incomplete(format!("chunk {index} is clean and the parent has none such"));
+        }
+        if self.next != self.geometry.chunks() || !self.early.is_empty() {
+            return Assembled::Incomplete(format!("{} of {} chunks came", self.next, self.geometry.chunks()));
+        }
+        if let Some(index) = self.vanished {
+            return Assembled::Vanished(index);
+        }
+        self.stored.capacity_bytes = self.geometry.capacity_bytes;
+        Assembled::Whole { stored: self.stored, clean: self.clean }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::chunk_map::ChunkMap;
+    use crate::repo::Id;
+
+    fn blob(n: u8) -> MappedChunk {
+        MappedChunk::Blob(Id::hash(&[n]))
+    }
+
+    fn map(runs: &[(MappedChunk, u64)]) -> ChunkMap {
+        let mut map = ChunkMap::default();
+        runs.iter().for_each(|(chunk, count)| map.push(*chunk, *count));
+        map
+    }
+
+    fn base(map: &ChunkMap) -> Option<Base<'_>> {
+        let capacity_bytes = map.len() << 20;
+        Some(Base { bitmap: "", map, lost: &[], capacity_bytes, audit: 0.0, read_all: false })
+    }
+
+    fn geometry(chunks: u64) -> Geometry {
+        Geometry { capacity_bytes: chunks << 20, chunk_bytes: 1 << 20 }
+    }
+
+    #[test]
+    fn pieces_in_any_order_give_one_map() {
+        let parent = map(&[(MappedChunk::Zero, 3), (blob(1), 1), (blob(2), 4)]);
+        let mut assembler = ChunkMapBuilder::new(geometry(8), base(&parent));
+        assembler.add(Piece::new(6, 2, RunKind::Clean { zero: false }));
+        assembler.add(Piece::new(5, 1, RunKind::Chunk(blob(9))));
+        assembler.add(Piece::new(2, 3, RunKind::Clean { zero: false }));
+        assembler.add(Piece::new(0, 2, RunKind::Chunk(blob(8))));
+        let Assembled::Whole { stored, clean } = assembler.finish() else { panic!("it is whole") };
+        let wanted =
+            map(&[(blob(8), 2), (MappedChunk::Zero, 1), (blob(1), 1), (blob(2), 1), (blob(9), 1), (blob(2), 2)]);
+        assert_eq!(stored.map, wanted);
+        assert_eq!(clean, [(2, 3), (6, 2)]);
+        assert!(!stored.is_unchanged);
+    }
+
+    #[test]
+    fn a_gap_or_a_short_parent_is_no_map() {
+        let mut assembler = ChunkMapBuilder::new(geometry(4), None);
+        assembler.add(Piece::new(0, 1, RunKind::Chunk(MappedChunk::Zero)));
+        assembler.add(Piece::new(2, 2, RunKind::Chunk(MappedChunk::Zero)));
+        assert!(matches!(assembler.finish(), Assembled::Incomplete(_)));
+        let parent = map(&[(MappedChunk::Zero, 3)]);
+        let mut assembler = ChunkMapBuilder::new(geometry(4), base(&parent));
+        assembler.add(Piece::new(0, 4, RunKind::Clean { zero: true }));
+        assert!(matches!(assembler.finish(), Assembled::Incomplete(_)));
+    }
+
+    #[test]
+    fn clean_data_that_became_zero_is_noticed() {
+        let parent = map(&[(MappedChunk::Zero, 2), (blob(1), 2)]);
+        let mut assembler = ChunkMapBuilder::new(geometry(4), base(&parent));
+        assembler.add(Piece::new(0, 3, RunKind::Clean { zero: true }));
+        assembler.add(Piece::new(3, 1, RunKind::Clean { zero: false }));
+        assert!(matches!(assembler.finish(), Assembled::Vanished(2)));
+    }
+
+    #[test]
+    fn nothing_dirty_is_unchanged() {
+        let parent = map(&[(MappedChunk::Zero, 2), (blob(1), 2)]);
+        let mut assembler = ChunkMapBuilder::new(geometry(4), base(&parent));
+        assembler.add(Piece::new(0, 2, RunKind::Clean { zero: true }));
+        assembler.add(Piece::new(2, 2, RunKind::Clean { zero: false }));
+        let Assembled::Whole { stored, .. } = assembler.finish() else { panic!("it is whole") };
+        assert!(stored.is_unchanged && stored.map == parent);
+    }
+}
