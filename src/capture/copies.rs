@@ -23,7 +23,7 @@ use super::state::{CaptureFile, CaptureState, CopiedFile, FileRole, MissingPart,
 use crate::capture::domain_xml::definition::{Definition, DiskSource, Nvram};
 use crate::capture::domain_xml::outside_files::{OutsideFile, outside_files};
 use crate::capture::domain_xml::tpm::{self, StatePlace};
-use crate::capture::offline::offline_fingerprint;
+use crate::capture::offline::offline_changes;
 
 /// Firmware variables have 64 MiB at most (those of AArch64), and qcow2 adds a little.
 const LARGEST_NVRAM_BYTES: u64 = 128 << 20;
@@ -267,7 +267,7 @@ impl Situation<'_> {
         is_missing
             && is_made
             && !self.is_running
-            && !offline_fingerprint::was_ever_started(self.machine.uri(), self.machine.name())
+            && !offline_changes::was_ever_started(self.machine.uri(), self.machine.name())
     }
 }
 

@@ -8,10 +8,10 @@ use virt::domain::Domain;
 use virt::error::Error as VirtError;
 use zeroize::Zeroizing;
 
-use super::connection::Link;
 use super::error::{Error, LibvirtContext, Result};
 use super::ffi;
 use super::limits::Limits;
+use super::link::Link;
 use crate::capture::domain_xml::definition::Definition;
 use crate::capture::domain_xml::source::SecretRef;
 

@@ -10,10 +10,11 @@ use chrono::{DateTime, FixedOffset};
 use super::block_job::BlockJob;
 use super::close::capture_of_socket;
 use super::connection::Hypervisor;
+use super::domain_folder::domain_folder;
 use super::error::{Error, LibvirtErrorKind, Result};
 use super::ffi;
 use super::machine::{Machine, MachineState, PausedReason, Which};
-use super::open::{domain_folder, lock_machine};
+use super::machine_lock::lock_machine;
 use super::runtime::{self, RuntimeDirs};
 use super::state::{CaptureFile, DiskServer, MissingPart, OutsideLeftOut, Phase};
 use crate::capture::domain_xml::definition::{

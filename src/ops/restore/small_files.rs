@@ -4,7 +4,9 @@
 //! The places come from the definition and from the user, never from the manifest.
 
 use super::place::is_below_dev;
-use super::plan::{RestoreRequest, refuse_without_folder};
+use super::planned::PlannedFile;
+use super::preconditions::refuse_without_folder;
+use super::request::RestoreRequest;
 use super::small_file;
 use crate::capture::domain_xml::definition::Nvram;
 use crate::capture::domain_xml::tpm::{self, StatePlace};
@@ -15,25 +17,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-
-/// One small file of the plan.
-#[derive(Debug)]
-pub struct PlannedFile {
-    /// Its name in the point.
-    pub name: String,
-    /// Where it goes.
-    pub path: PathBuf,
-    /// The folder above it that the user of the command named, if it is below one.
-    pub below: Option<PathBuf>,
-    /// Network storage that it goes to instead of a file.
-    pub network: Option<DiskSource>,
-    /// Whether it goes to a block device, which must be there.
-    pub is_on_device: bool,
-    /// Whether its folder is made if it is missing.
-    pub makes_folder: bool,
-    /// Its permissions; none are those of what it replaces, or mode 0600.
-    pub mode: Option<u32>,
-}
 
 /// What decides on their places.
 pub(super) struct SmallFiles<'a> {

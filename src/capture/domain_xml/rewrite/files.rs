@@ -6,7 +6,7 @@ use super::changes::Changes;
 use super::splices::{Splices, children_named, path_text};
 use crate::capture::domain_xml::definition::{Result, child};
 use crate::capture::domain_xml::outside_files::{Mention, OutsideKind, Place, escaped, mentions};
-use crate::capture::job::escape;
+use crate::capture::domain_xml::xml::escape;
 
 /// Points the definition to them.
 pub(super) fn move_files(splices: &mut Splices, domain: Node, changes: &Changes) -> Result<()> {

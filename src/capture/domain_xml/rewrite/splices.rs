@@ -6,7 +6,7 @@ use std::path::Path;
 use roxmltree::{Attribute, Node};
 
 use crate::capture::domain_xml::definition::{DefinitionError, Result, children};
-use crate::capture::job::escape;
+use crate::capture::domain_xml::xml::escape;
 
 /// Replacements of parts of a text, collected in any order.
 pub(super) struct Splices<'x> {
