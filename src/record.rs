@@ -432,7 +432,8 @@ pub struct Action {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Check {
     /// What was looked at. `doctor`: `connection`, `libvirt`, `qemu`, `programs`, `confinement`, `folders`, `key` of the
-    /// host; `machine`, `job`, `agent`, `confinement`, `folders`, `scratch`, `part`, `snapshot`, `checkpoint` of a machine; `disk`, `bitmap` of a disk.
+    /// host; `machine`, `job`, `agent`, `confinement`, `folders`, `scratch`, `part`, `snapshot`, `checkpoint` of a machine; `disk`,
+    /// `bitmap` of a disk.
     /// `remote test`: `reach`, `host_key`, `login`, `path`, `space`, `speed`, `clock`. `status`: `backup` of a machine;
     /// `connection` of the host; `repository`, `copy` (the second repository), `key`. `backup`: `sample`.
     pub check: String,
