@@ -16,3 +16,4 @@ mod odd_machines;
 mod odd_parts;
 mod restore;
 mod vm_lifecycle;
+mod zoo;
