@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
+use super::capture_hints;
 use super::failure::Code;
 use crate::capture::{self, LibvirtErrorKind};
 use crate::nbd;
@@ -55,6 +56,10 @@ pub fn of_ops(error: &ops::Error) -> Explanation {
             }),
         ),
         Error::NotStarted { program, source } => not_started(program, source),
+        Error::NoDeviceOfFile { .. } => {
+            (Code::NotFound, hint("make the device available, or choose a folder with --into DIR"))
+        }
+        Error::Nowhere { .. } => (Code::Usage, hint("choose a folder with --into DIR")),
         Error::DiskTooLarge { has_holes: false, .. } => {
             let words = "use larger chunks, up to 4M: kvmb backup --chunk-size 4M; or leave it out: --exclude-disk";
             (Code::Disk, hint(words))
@@ -188,9 +193,11 @@ fn of_capture(error: &capture::Error) -> Explanation {
         Error::Interrupted => (Code::Interrupted, None),
         Error::NoSuchMachine { .. } => (Code::NotFound, hint("'kvmb vms' lists the machines")),
         Error::NotLocal { .. } => (Code::Unsupported, hint("run kvmb on the host that runs the machine")),
-        Error::ForeignJob { .. } => {
-            (Code::Busy, hint("let the other backup finish, or end it with 'virsh domjobabort MACHINE'"))
-        }
+        Error::ForeignJob { .. }
+        | Error::OtherJob { .. }
+        | Error::BlockJob { .. }
+        | Error::SavedMemory { .. }
+        | Error::ImageHeld { .. } => (Code::Busy, capture_hints::way_out(error).map(Cow::from)),
         Error::StartedMeanwhile { .. } => (Code::Changed, hint("back it up again, as a machine that runs")),
         Error::ChangedMeanwhile { .. } => (
             Code::Changed,
@@ -199,7 +206,6 @@ fn of_capture(error: &capture::Error) -> Explanation {
             ),
         ),
         Error::NotResumed { .. } => (Code::Unsupported, hint("resume it first: virsh resume MACHINE")),
-        Error::OtherJob { .. } => (Code::Busy, hint("wait until it is done; 'virsh domjobinfo MACHINE' shows it")),
         Error::Wedged { .. } => (
             Code::Failed,
             hint(
@@ -238,9 +244,6 @@ fn of_capture(error: &capture::Error) -> Explanation {
             Code::Permission,
             hint(format!("back {machine} up while it runs, or give the passphrase: --luks-key-file {disk}=FILE")),
         ),
-        Error::ImageHeld { .. } => {
-            (Code::Busy, hint("end what has the image open, or wait for it, then back the machine up again"))
-        }
         Error::UnsafePath { .. } => {
             (Code::Permission, hint("remove what is there, or move the file to a folder that only root can write"))
         }
@@ -253,6 +256,7 @@ fn of_capture(error: &capture::Error) -> Explanation {
         | Error::JobStuck { .. }
         | Error::Program { .. }
         | Error::SocketPathTooLong { .. }
+        | Error::TooLarge { .. }
         | Error::UnsafeFolder { .. } => (Code::Failed, None),
     }
 }

@@ -34,7 +34,7 @@ pub enum Code {
     NoSpace,
     /// libvirt, QEMU, an image or a driver cannot do that.
     Unsupported,
-    /// No disk of the machine can be backed up.
+    /// No disk was chosen of a machine that has some.
     NoDisks,
     /// A disk record without a capture.
     NotCaptured,
@@ -83,7 +83,7 @@ impl Code {
         (Code::Permission, "permission", "not permitted"),
         (Code::NoSpace, "no_space", "not enough room"),
         (Code::Unsupported, "unsupported", "libvirt, QEMU, an image or a driver cannot do that"),
-        (Code::NoDisks, "no_disks", "no disk of the machine can be backed up"),
+        (Code::NoDisks, "no_disks", "no disk was chosen of a machine that has some"),
         (Code::NotCaptured, "not_captured", "a disk record without a capture"),
         (Code::Incomplete, "incomplete", "not all disks of a capture came"),
         (
@@ -184,7 +184,7 @@ impl CliError {
 
     /// That a new point lacks parts that its machine needs; none when it lacks none.
     pub fn of_missing_parts(point: &Point) -> Option<CliError> {
-        let reasons = point.left_out.iter().filter(|left_out| left_out.part.is_some());
+        let reasons = point.left_out.iter().filter(|left_out| left_out.is_required());
         let reasons: Vec<&str> = reasons.map(|left_out| left_out.reason.as_str()).collect();
         let error = CliError::new(
             Code::PartMissing,

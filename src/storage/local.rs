@@ -204,7 +204,7 @@ impl Storage for LocalStorage {
     fn modified_at(&self, kind: FileKind, name: &str) -> Result<Option<SystemTime>> {
         let path = self.path(kind, name);
         let modified = fs::metadata(&path).and_then(|metadata| metadata.modified());
-        modified.map(Some).map_err(|e| self.error("read", kind, name, &path, e))
+        modified.map(Some).map_err(|e| self.error(FileAction::Read, kind, name, &path, e))
     }
 
     fn size(&self, kind: FileKind, name: &str) -> Result<u64> {
