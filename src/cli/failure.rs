@@ -549,6 +549,10 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
         Error::UnsafePath { .. } => {
             (Code::Permission, Some("remove what is there, or move the file to a folder that only root can write"))
         }
+        Error::ScratchHidden { .. } => (
+            Code::NotFound,
+            Some("choose a folder on a file system that was mounted before (--scratch DIR), or restart the machine"),
+        ),
         Error::Unreachable { .. } => {
             (Code::Permission, Some("choose a folder that QEMU's user may enter: --scratch DIR"))
         }

@@ -12,6 +12,7 @@ mod copy;
 mod failure_modes;
 mod hosts;
 mod model;
+mod other_hosts;
 mod restore;
 mod vm_lifecycle;
 mod zoo;
