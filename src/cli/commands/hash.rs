@@ -1,8 +1,8 @@
 //! `kvmb hash`
 
 use crate::capture::{CaptureFile, CaptureState, DiskRequest, OpenRequest, RuntimeDirs, open_capture};
-use crate::cli::Context;
 use crate::cli::capture_args::LimitReadArgs;
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};
