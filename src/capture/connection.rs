@@ -14,6 +14,7 @@ use super::link::{Link, default_uri, embedded_root, is_local_uri};
 use super::machine::Machine;
 use crate::glob::{self, is_glob};
 use crate::suggest::similar_names;
+use crate::capture::domain_xml::source::SecretRef;
 
 /// An open connection to libvirt.
 #[derive(Debug, Clone)]
@@ -171,6 +172,19 @@ impl Hypervisor {
                 Ok(false)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Whether libvirt knows a secret; true where it cannot tell.
+    pub fn has_secret(&self, secret: &SecretRef) -> Result<bool> {
+        let (action, wanted) = (|| "look up a secret".to_owned(), secret.clone());
+        match self.link.call(action, move |connect| ffi::find_secret(connect, &wanted)) {
+            Ok(()) => Ok(true),
+            Err(error) => match error.meaning() {
+                LibvirtErrorKind::NotFound => Ok(false),
+                LibvirtErrorKind::Unsupported => Ok(true),
+                _ => Err(error),
+            },
         }
     }
 

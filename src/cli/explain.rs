@@ -247,6 +247,10 @@ fn of_capture(error: &capture::Error) -> Explanation {
         Error::UnsafePath { .. } => {
             (Code::Permission, hint("remove what is there, or move the file to a folder that only root can write"))
         }
+        Error::ScratchHidden { .. } => (
+            Code::NotFound,
+            hint("choose a folder on a file system that was mounted before (--scratch DIR), or restart the machine"),
+        ),
         Error::Unreachable { .. } => {
             (Code::Permission, hint("choose a folder that QEMU's user may enter: --scratch DIR"))
         }

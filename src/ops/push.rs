@@ -138,6 +138,7 @@ pub fn push(
             format: disk.format.clone(),
             source: described.map_or(record::Source::Unknown, |d| super::inventory::source(&d.source)),
             layers: disk.image.iter().filter_map(|layer| serde_json::to_value(layer).ok()).collect(),
+            owner: disk.owner,
             in_checkpoint: match capture.checkpoint {
                 Some(_) => disk.has_new_bitmap,
                 None => checkpoint.is_some() && read.continues,
