@@ -1,6 +1,7 @@
 //! Failures at the edge: here an error gets its kind, its hint and its exit code, once.
 
 use crate::capture::{self, LibvirtErrorKind};
+use crate::cli::capture_hints;
 use crate::cli::exit_code::ExitCode;
 use crate::config;
 use crate::nbd;
@@ -37,7 +38,7 @@ pub enum Code {
     NoSpace,
     /// libvirt, QEMU, an image or a driver cannot do that.
     Unsupported,
-    /// No disk of the machine can be backed up.
+    /// No disk was chosen of a machine that has some.
     NoDisks,
     /// A disk record without a capture.
     NotCaptured,
@@ -86,7 +87,7 @@ impl Code {
         (Code::Permission, "permission", "not permitted"),
         (Code::NoSpace, "no_space", "not enough room"),
         (Code::Unsupported, "unsupported", "libvirt, QEMU, an image or a driver cannot do that"),
-        (Code::NoDisks, "no_disks", "no disk of the machine can be backed up"),
+        (Code::NoDisks, "no_disks", "no disk was chosen of a machine that has some"),
         (Code::NotCaptured, "not_captured", "a disk record without a capture"),
         (Code::Incomplete, "incomplete", "not all disks of a capture came"),
         (
@@ -160,7 +161,7 @@ impl CliError {
 
     /// That a new point lacks parts that its machine needs; none when it lacks none.
     pub fn of_missing_parts(point: &Point) -> Option<CliError> {
-        let reasons = point.left_out.iter().filter(|left_out| left_out.part.is_some());
+        let reasons = point.left_out.iter().filter(|left_out| left_out.is_required());
         let reasons: Vec<&str> = reasons.map(|left_out| left_out.reason.as_str()).collect();
         let error = CliError::new(
             Code::PartMissing,
@@ -261,7 +262,7 @@ fn exact_hint(error: &ops::Error) -> Option<String> {
         {
             return Some(missing_program(program));
         }
-        ops::Error::Capture(error) => return exact_capture_hint(error),
+        ops::Error::Capture(error) => return capture_hints::exact_hint(error),
         ops::Error::Repo(error) => error.root(),
         _ => return None,
     };
@@ -315,29 +316,6 @@ fn missing_program(program: &str) -> String {
         _ => return format!("install {program}, or put it into a folder of PATH"),
     };
     format!("install {program}: package {package}")
-}
-
-fn exact_capture_hint(error: &capture::Error) -> Option<String> {
-    use capture::Error;
-    let quoted = |text: &str| shlex::try_quote(text).ok().map(|text| text.into_owned());
-    match error {
-        Error::NoBackingFormat { image, format, backing } => Some(format!(
-            "record it, if you know it ('qemu-img info' of the backing file shows it): qemu-img rebase -u -f {format} -F FORMAT \
-             -b {} {}; or give the machine's definition a <backingStore> with its format",
-            quoted(backing)?,
-            quoted(image)?
-        )),
-        Error::NoStorageDaemon { package } => Some(format!("install it: apt install {package}")),
-        Error::UnsupportedImage { reason, .. }
-            if reason.contains("Unknown driver") || reason.contains("does not accept value") =>
-        {
-            Some("install QEMU's driver for this storage: apt install qemu-block-extra".to_owned())
-        }
-        Error::SecretUnavailable { disk, machine, .. } => {
-            Some(format!("back {machine} up while it runs, or give the passphrase: --luks-key-file {disk}=FILE"))
-        }
-        _ => None,
-    }
 }
 
 /// The beginning of a hint: the command that creates a logical volume of that path.
@@ -462,6 +440,10 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
             (Code::Running, Some("shut it down first; a running machine is never written over"))
         }
         Error::NoDevice { .. } | Error::NoVolume { .. } | Error::MissingHere { .. } => (Code::NotFound, None),
+        Error::NoDeviceOfFile { .. } => {
+            (Code::NotFound, Some("make the device available, or choose a folder with --into DIR"))
+        }
+        Error::Nowhere { .. } => (Code::Usage, Some("choose a folder with --into DIR")),
         Error::SavedMemory { .. } => (Code::Busy, None),
         Error::NoRoom { .. } => (Code::NoSpace, Some("make room, or choose another place")),
         Error::KeyNotTaken { .. } => (Code::Login, None),
@@ -509,9 +491,8 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
         Error::Interrupted => (Code::Interrupted, None),
         Error::NoSuchMachine { .. } => (Code::NotFound, Some("'kvmb vms' lists the machines")),
         Error::NotLocal { .. } => (Code::Unsupported, Some("run kvmb on the host that runs the machine")),
-        Error::ForeignJob { .. } => {
-            (Code::Busy, Some("let the other backup finish, or end it with 'virsh domjobabort MACHINE'"))
-        }
+        Error::ForeignJob { .. } | Error::OtherJob { .. } | Error::BlockJob { .. } => (Code::Busy, None),
+        Error::SavedMemory { .. } | Error::ImageHeld { .. } => (Code::Busy, None),
         Error::StartedMeanwhile { .. } => (Code::Changed, Some("back it up again, as a machine that runs")),
         Error::ChangedMeanwhile { .. } => (
             Code::Changed,
@@ -520,7 +501,6 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
             ),
         ),
         Error::NotResumed { .. } => (Code::Unsupported, Some("resume it first: virsh resume MACHINE")),
-        Error::OtherJob { .. } => (Code::Busy, Some("wait until it is done; 'virsh domjobinfo MACHINE' shows it")),
         Error::Wedged { .. } => (
             Code::Failed,
             Some(
@@ -550,9 +530,6 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
             (Code::Unsupported, Some("use numbers in the definition: <label>+107:+107</label>"))
         }
         Error::SecretUnavailable { .. } => (Code::Permission, None),
-        Error::ImageHeld { .. } => {
-            (Code::Busy, Some("end what has the image open, or wait for it, then back the machine up again"))
-        }
         Error::UnsafePath { .. } => {
             (Code::Permission, Some("remove what is there, or move the file to a folder that only root can write"))
         }

@@ -74,7 +74,7 @@ pub fn restore(
         plan::refuse_running(hypervisor, plan)?;
     }
     let place = |file: Finished| {
-        let placed = file.place();
+        let placed = file.place(connect);
         failpoint::hit(Failpoint::RestorePlacedFirst);
         placed
     };
@@ -210,10 +210,10 @@ enum Finished {
 }
 
 impl Finished {
-    fn place(self) -> Result<Placed> {
+    fn place(self, connect: &dyn Fn() -> capture::Result<Hypervisor>) -> Result<Placed> {
         match self {
             Finished::Disk(written) => written.place(),
-            Finished::Small(file) => file.place(),
+            Finished::Small(file) => file.place(connect),
         }
     }
 }

@@ -1,0 +1,71 @@
+//! What to do about what goes wrong with a capture: hints that name machine, disk and process.
+
+use crate::capture::Error;
+use crate::capture::holders::Holder;
+
+/// A hint that names what it is about: the command to copy.
+pub fn exact_hint(error: &Error) -> Option<String> {
+    let quoted = |text: &str| shlex::try_quote(text).ok().map(|text| text.into_owned());
+    match error {
+        Error::NoBackingFormat { image, format, backing } => Some(format!(
+            "record it, if you know it ('qemu-img info' of the backing file shows it): qemu-img rebase -u -f {format} -F FORMAT \
+             -b {} {}; or give the machine's definition a <backingStore> with its format",
+            quoted(backing)?,
+            quoted(image)?
+        )),
+        Error::NoStorageDaemon { package } => Some(format!("install it: apt install {package}")),
+        Error::UnsupportedImage { reason, .. }
+            if reason.contains("Unknown driver") || reason.contains("does not accept value") =>
+        {
+            Some("install QEMU's driver for this storage: apt install qemu-block-extra".to_owned())
+        }
+        Error::BlockJob { machine, disk, job } => {
+            let (machine, disk) = (quoted(machine)?, quoted(disk)?);
+            Some(match job.waits_for_pivot() {
+                true => format!(
+                    "end it: 'virsh blockjob {machine} {disk} --pivot' goes over to what it made, 'virsh blockjob {machine} \
+                     {disk} --abort' stays with what is"
+                ),
+                false => format!(
+                    "wait until it is done ('virsh blockjob {machine} {disk} --info'), or end it: virsh blockjob {machine} {disk} \
+                     --abort"
+                ),
+            })
+        }
+        Error::SavedMemory { machine } => {
+            let machine = quoted(machine)?;
+            Some(format!(
+                "start it ('virsh start {machine}') and back it up while it runs, or discard its memory: virsh \
+                 managedsave-remove {machine}"
+            ))
+        }
+        Error::OtherJob { machine } => {
+            Some(format!("wait until it is done ('virsh domjobinfo {}' shows it)", quoted(machine)?))
+        }
+        Error::ForeignJob { machine, .. } => {
+            Some(format!("let the other backup finish, or end it: virsh domjobabort {}", quoted(machine)?))
+        }
+        Error::ImageHeld { machine, holders, .. } => Some(image_held(&quoted(machine)?, holders)),
+        Error::SecretUnavailable { disk, machine, .. } => {
+            Some(format!("back {machine} up while it runs, or give the passphrase: --luks-key-file {disk}=FILE"))
+        }
+        _ => None,
+    }
+}
+
+/// What to do about the processes that have an image open.
+fn image_held(machine: &str, holders: &[Holder]) -> String {
+    let pids: Vec<String> = holders.iter().map(|holder| holder.pid.to_string()).collect();
+    let again = format!("then: kvmb backup {machine}");
+    match (holders.is_empty(), holders.iter().any(Holder::is_qemu)) {
+        (true, _) => format!("no process of this host has it open: look on the hosts that share its storage; {again}"),
+        (false, true) => {
+            format!("shut down the machine that uses it ('ps -fp {}' shows which); {again}", pids.join(","))
+        }
+        (false, false) => format!(
+            "wait until it is done ('ps -fp {}' shows what it is), or end it: kill {}; {again}",
+            pids.join(","),
+            pids.join(" ")
+        ),
+    }
+}
