@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use super::PruneLimits;
-use super::mark::Marks;
 use crate::repo::index::{MAX_BLOBS_PER_FILE, SourceFile};
 use crate::repo::index_table::IndexEntry;
 use crate::repo::reader::BlobRequest;
