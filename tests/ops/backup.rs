@@ -559,18 +559,3 @@ fn the_machines_of_one_run_share_one_index() {
     let read: usize = output.stderr().lines().filter(|line| line.contains("reading index")).filter_map(files).sum();
     assert!(before >= 3 && (before..=before + 3).contains(&read), "{before} were there, {read} were read\n{output}");
 }
-
-#[test]
-fn a_disk_whose_list_of_chunks_cannot_be_stored_is_refused_before_it_is_read() {
-    let env = Env::new("too large");
-    init(&env);
-    let machine = env.machine("vm1").disk(Disk::qcow2(70 << 40)).define();
-    let output = env.kvmb(["backup", "vm1", "-r", &env.repo()]).run().assert_code(1);
-    let failure = output.record_of("failure");
-    assert_eq!(failure["code"], "disk", "{output}");
-    assert!(text(&failure, "error").contains("disk vda is too large"), "{output}");
-    assert!(text(&failure, "hint").contains("--chunk-size 4M"), "{output}");
-    drop(machine);
-    assert_eq!(names_in(&PathBuf::from(env.repo()).join("snapshots")), [""; 0]);
-    env.assert_nothing_left();
-}

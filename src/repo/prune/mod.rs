@@ -76,7 +76,7 @@ impl PrunePlan {
             }
             watch(PruneEvent::SnapshotMarked);
         }
-        let (packs, unnamed, summary) = plan::plan(repo, &index, marks, limits, stop)?;
+        let (packs, unnamed, summary) = plan(repo, &index, marks, limits, stop)?;
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
@@ -146,6 +146,30 @@ impl PrunePlan {
         });
         results.into_iter().collect()
     }
+}
+
+/// Decides what becomes of each pack, and opens what would be the last copy of a blob.
+fn plan(
+    repo: &Repository,
+    index: &Index,
+    marks: mark::Marks,
+    limits: PruneLimits,
+    stop: &AtomicBool,
+) -> Result<(plan::Packs, plan::Unnamed, PruneSummary)> {
+    let mut found = PruneSummary::default();
+    let files = repo.storage().list(FileKind::Pack)?;
+    let (mut packs, unnamed) = plan::Packs::find(index, files, &mut found);
+    for kind in plan::KINDS {
+        packs.choose_places(index, kind, marks.of(kind))?;
+    }
+    drop(marks);
+    let mut summary = found;
+    duplicates::keep_whole_copies(repo, index, &mut packs, stop, |packs| {
+        summary = found;
+        packs.decide(limits, &mut summary);
+    })?;
+    summary.old_index_files = packs.old_index_files(index).len() as u64;
+    Ok((packs, unnamed, summary))
 }
 
 /// Whether an error says that there is no room.

@@ -2,15 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::sync::atomic::AtomicBool;
 
-use super::mark::Marks;
-use super::{PruneLimits, duplicates};
+use super::PruneLimits;
 use crate::repo::index::{MAX_BLOBS_PER_FILE, SourceFile};
 use crate::repo::index_table::IndexEntry;
 use crate::repo::reader::BlobRequest;
-use crate::repo::{BlobKind, Error, Id, Index, Repository, Result};
-use crate::storage::{FileInfo, FileKind};
+use crate::repo::{BlobKind, Error, Id, Index, Result};
+use crate::storage::FileInfo;
 
 /// What a prune comes to, or would.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -109,7 +107,7 @@ impl Pack {
 /// Packs that no index names, with their sizes.
 pub(super) type Unnamed = Vec<(Id, u64)>;
 
-const KINDS: [BlobKind; 2] = [BlobKind::Data, BlobKind::Tree];
+pub(super) const KINDS: [BlobKind; 2] = [BlobKind::Data, BlobKind::Tree];
 
 /// The positions of all places of the blob that this place is one of.
 fn copies(table: &[IndexEntry], position: usize) -> Range<usize> {
@@ -119,32 +117,9 @@ fn copies(table: &[IndexEntry], position: usize) -> Range<usize> {
     position - before..position + after
 }
 
-pub(super) fn plan(
-    repo: &Repository,
-    index: &Index,
-    marks: Marks,
-    limits: PruneLimits,
-    stop: &AtomicBool,
-) -> Result<(Packs, Unnamed, PruneSummary)> {
-    let mut found = PruneSummary::default();
-    let files = repo.storage().list(FileKind::Pack)?;
-    let (mut packs, unnamed) = Packs::find(index, files, &mut found);
-    for kind in KINDS {
-        packs.choose_places(index, kind, marks.of(kind))?;
-    }
-    drop(marks);
-    let mut summary = found;
-    duplicates::keep_whole_copies(repo, index, &mut packs, stop, |packs| {
-        summary = found;
-        packs.decide(limits, &mut summary);
-    })?;
-    summary.old_index_files = packs.old_index_files(index).len() as u64;
-    Ok((packs, unnamed, summary))
-}
-
 impl Packs {
     /// Matches the files with what the index names; the files that it does not name come apart.
-    fn find(index: &Index, files: Vec<FileInfo>, summary: &mut PruneSummary) -> (Packs, Unnamed) {
+    pub(super) fn find(index: &Index, files: Vec<FileInfo>, summary: &mut PruneSummary) -> (Packs, Unnamed) {
         let numbers: HashMap<Id, usize> = index.pack_ids().iter().enumerate().map(|(n, id)| (*id, n)).collect();
         let nothing = Pack {
             size_bytes: None,
@@ -183,7 +158,7 @@ impl Packs {
 
     /// Chooses one place for each needed blob: a blob that is in two packs is needed from the one with less waste, so that
     /// after an interrupted prune the copies win.
-    fn choose_places(&mut self, index: &Index, kind: BlobKind, marks: &[bool]) -> Result<()> {
+    pub(super) fn choose_places(&mut self, index: &Index, kind: BlobKind, marks: &[bool]) -> Result<()> {
         let table = index.table(kind);
         let mut is_needed = false;
         for (position, entry) in table.iter().enumerate() {
@@ -259,7 +234,7 @@ impl Packs {
     /// Packs of which nothing is needed go; of the others those with the greatest share of waste are copied, until what is
     /// left of it is little enough, or there is no room for more copies. Trees are small and read often: waste among them
     /// always goes.
-    fn decide(&mut self, PruneLimits { max_unused, room_bytes }: PruneLimits, summary: &mut PruneSummary) {
+    pub(super) fn decide(&mut self, PruneLimits { max_unused, room_bytes }: PruneLimits, summary: &mut PruneSummary) {
         summary.used_bytes = self.packs.iter().map(|pack| pack.used_bytes).sum();
         let limit_bytes = max_unused.limit_bytes(summary.used_bytes);
         let mut wasteful = Vec::new();
