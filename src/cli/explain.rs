@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
-use super::failure::Code;
+use super::failure_code::Code;
 use crate::capture::{self, LibvirtErrorKind};
 use crate::nbd;
 use crate::ops;

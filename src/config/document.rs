@@ -6,39 +6,9 @@
 
 use super::repairs::repairs;
 use super::schema::{self, is_comment};
-use super::{Config, SECRET_KEYS};
+use super::{Config, KeyError, SECRET_KEYS};
 use crate::suggest::nearest_word;
 use serde_json::{Map, Value};
-use std::fmt;
-
-/// What is wrong with one key.
-#[derive(Debug, Clone, PartialEq)]
-pub struct KeyError {
-    /// The key, from the top: `ssh.port`, `hooks.before_run.0.command`.
-    pub key: String,
-    /// Its value; none where it is secret, or where the key is what is wrong.
-    pub value: Option<Value>,
-    /// The rule that is broken, as the end of a sentence that the key begins.
-    pub rule: String,
-    /// The nearest right spelling, of the value or, where that is what is wrong, of the key.
-    pub nearest: Option<String>,
-}
-
-impl KeyError {
-    /// A key that breaks a rule, whatever its value is.
-    pub fn rule(key: &str, rule: &str) -> KeyError {
-        KeyError { key: key.to_owned(), value: None, rule: rule.to_owned(), nearest: None }
-    }
-}
-
-impl fmt::Display for KeyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.value {
-            Some(value) => write!(f, "the key \"{}\" is {value} and {}", self.key, self.rule),
-            None => write!(f, "the key \"{}\" {}", self.key, self.rule),
-        }
-    }
-}
 
 /// Why a text is no configuration.
 #[derive(Debug, Clone, PartialEq)]

@@ -13,12 +13,13 @@
 
 pub mod document;
 pub mod file;
+mod key_error;
 pub mod repairs;
 pub mod rules;
 pub mod schema;
 
-pub use document::KeyError;
 pub use file::{Error, Loaded, load};
+pub use key_error::KeyError;
 
 use crate::retention::Policy;
 use crate::schedule::Cron;

@@ -236,17 +236,22 @@ fn the_reader_of_imports_sees_all_forms() {
 }
 
 /// A source file of the library or the program.
-struct Source {
+pub(crate) struct Source {
     /// Its path below `src/`.
-    name: String,
+    pub(crate) name: String,
     text: String,
     /// The text without comments and without what stands in quotes.
-    code: String,
+    pub(crate) code: String,
 }
 
 impl Source {
+    /// A file that is not there, for the tests of the tests.
+    pub(crate) fn of_code(name: &str, code: &str) -> Source {
+        Source { name: name.to_owned(), text: String::new(), code: code.to_owned() }
+    }
+
     /// The top module that it belongs to; `lib.rs` and `main.rs` have none.
-    fn layer(&self) -> Option<&str> {
+    pub(crate) fn layer(&self) -> Option<&str> {
         let first = self.name.split('/').next().expect("a name");
         let layer = first.strip_suffix(".rs").unwrap_or(first);
         (!["lib", "main"].contains(&layer)).then_some(layer)
@@ -263,7 +268,7 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn sources() -> Vec<Source> {
+pub(crate) fn sources() -> Vec<Source> {
     let top = root().join("src");
     let mut found = Vec::new();
     let mut folders = vec![top.clone()];
@@ -389,7 +394,7 @@ fn first_name(text: &str) -> Option<String> {
 }
 
 /// The words of code; a macro's `!` and a call's empty `()` belong to the word.
-fn words(code: &str) -> BTreeSet<String> {
+pub(crate) fn words(code: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut rest = code;
     while let Some(start) = rest.find(is_word) {
@@ -410,6 +415,6 @@ fn is_word(character: char) -> bool {
 }
 
 #[track_caller]
-fn assert_none(faults: &[String]) {
+pub(crate) fn assert_none(faults: &[String]) {
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }

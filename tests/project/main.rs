@@ -6,6 +6,7 @@ mod support;
 
 mod ansible;
 mod architecture;
+mod cycles;
 mod generated;
 mod messages;
 mod packaging;

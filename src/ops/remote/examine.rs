@@ -1,7 +1,7 @@
 //! A look at the server, step by step, in the order in which a backup would need it.
 
+use super::failures::{failed, unreachable_host};
 use super::speed::{self, Speed};
-use super::{failed, unreachable_host};
 use crate::ops::{Error, Result};
 use crate::storage::FileAction;
 use crate::storage::sftp::authenticate::{Login, authenticate};

@@ -9,7 +9,7 @@
 //! Each step looks first, so that a second run changes nothing. In the end the key alone must lead to SFTP: a server that
 //! keeps its lists elsewhere is found out now, and not by cron.
 
-use super::{failed, unreachable_host};
+use super::failures::{failed, unreachable_host};
 use crate::ops::{Error, Result};
 use crate::storage::FileAction;
 use crate::storage::sftp::connect::connect;

@@ -4,10 +4,11 @@
 use super::judge::{LatestCopy, MachineFacts, Standing, judge, judge_copies};
 use super::scheduled::{self, Scheduled};
 use super::thresholds::{ThresholdArgs, Thresholds};
-use crate::cli::Context;
 use crate::cli::commands::key;
+use crate::cli::context::Context;
+use crate::cli::data_folder::data_folder;
 use crate::cli::failure::{CliError, Code};
-use crate::cli::repo_args::{DefaultRepo, RepoArgs, data_folder};
+use crate::cli::repo_args::{DefaultRepo, RepoArgs};
 use crate::config::Config;
 use crate::glob::is_glob;
 use crate::history::{History, Memory};

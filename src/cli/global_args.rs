@@ -1,0 +1,58 @@
+//! What every command understands.
+
+use crate::cli::complete::connections::connections;
+use crate::cli::log_args::LogArgs;
+use crate::cli::output::Format;
+use crate::config::Loaded;
+use clap::{ArgAction, Args};
+use std::path::{Path, PathBuf};
+
+/// What every command understands.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub struct Global {
+    /// The libvirt connection, as virsh takes it.
+    ///
+    /// Without it: $LIBVIRT_DEFAULT_URI, else what libvirt chooses: qemu:///system for root, qemu:///session for others.
+    #[arg(short, long, value_name = "URI", global = true, add = connections())]
+    pub connect: Option<String>,
+
+    /// How records are printed.
+    #[arg(short, long, value_enum, default_value_t, global = true, value_name = "FORMAT")]
+    pub output: Format,
+
+    /// Short for --output jsonl.
+    #[arg(long, global = true, conflicts_with = "output")]
+    pub json: bool,
+
+    /// The configuration file.
+    ///
+    /// Without it: $KVMB_CONFIG, ~/.kvm_backup_config.json, /etc/kvmb/config.json, the first that there is.
+    #[arg(long, value_name = "FILE", env = "KVMB_CONFIG", hide_env_values = true, global = true)]
+    pub config: Option<PathBuf>,
+
+    /// The log.
+    #[command(flatten)]
+    pub log: LogArgs,
+
+    /// Tell more on standard error; twice, still more.
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+
+    /// No progress, no warnings, no questions.
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+impl Global {
+    /// The format of records.
+    pub fn format(&self) -> Format {
+        if self.json { Format::Jsonl } else { self.output }
+    }
+
+    /// The configuration that applies.
+    pub fn load_config(&self) -> Result<Loaded, crate::config::Error> {
+        let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+        crate::config::load(self.config.as_deref(), home.as_deref().map(Path::new))
+    }
+}
