@@ -7,6 +7,10 @@
 //! The fields below *are* the documentation of the wire format; `tests/records.rs` holds what the commands print
 //! against it.
 
+mod parts;
+
+pub use parts::{LeftOut, PointFile};
+
 use chrono::{DateTime, FixedOffset};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -255,7 +259,10 @@ pub struct Point {
     pub batch_machines: Option<usize>,
     /// Its disks.
     pub disks: Vec<PointDisk>,
-    /// What of the machine is not in the point: disks, and other parts (firmware variables, TPM state, kernel, initrd).
+    /// The files of the host that are in the point beside the disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<PointFile>,
+    /// What of the machine is not in the point: disks, and other parts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<LeftOut>,
     /// How long it took to store.
@@ -310,23 +317,6 @@ pub struct PointDisk {
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,
-}
-
-/// Something of a machine that is not in its point.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct LeftOut {
-    /// The disk's target name, if it is a disk.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub disk: Option<String>,
-    /// Another part of the machine, which it needs: `nvram` (firmware variables), `tpm`, `kernel` or `initrd`. Then a `failure` with
-    /// the code `part_missing` follows the record of the new point, and the exit code is not 0.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub part: Option<String>,
-    /// The file or folder of that part.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
-    /// Why it was left out.
-    pub reason: String,
 }
 
 /// A point that lacks chunks.
@@ -442,7 +432,8 @@ pub struct Action {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Check {
     /// What was looked at. `doctor`: `connection`, `libvirt`, `qemu`, `programs`, `confinement`, `folders`, `key` of the
-    /// host; `machine`, `job`, `agent`, `confinement`, `folders`, `scratch` of a machine; `disk`, `bitmap` of a disk.
+    /// host; `machine`, `job`, `agent`, `confinement`, `folders`, `scratch`, `part`, `snapshot`, `checkpoint` of a machine; `disk`,
+    /// `bitmap` of a disk.
     /// `remote test`: `reach`, `host_key`, `login`, `path`, `space`, `speed`, `clock`. `status`: `backup` of a machine;
     /// `connection` of the host; `repository`, `copy` (the second repository), `key`. `backup`: `sample`.
     pub check: String,

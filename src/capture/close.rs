@@ -209,6 +209,7 @@ fn drain(
             Some(machine) => end_job(machine, state, closed)?,
         },
         CaptureKind::Offline => end_servers(state, closed)?,
+        CaptureKind::Definition => {}
     }
     remove_sockets(runtime, state)?;
     if let Some(scratch) = &state.scratch_folder {

@@ -1,20 +1,29 @@
 //! What belongs to the moment of a capture and is no disk: firmware variables, TPM state, kernel and initial RAM disk of a
-//! direct boot.
+//! direct boot, and the other files that the definition mentions.
 //!
 //! The files are where QEMU's or swtpm's user can write, so they are opened as [`super::safe_path`] does, and no more than a
 //! limit is read. A file that cannot be had never costs the machine its backup: the disks are captured without it, and the
-//! state says what is missing ([`MissingPart`]).
+//! state says what is missing.
+//!
+//! | | without it |
+//! | --- | --- |
+//! | firmware variables, TPM state, kernel, initrd | the machine is not whole ([`MissingPart`]) |
+//! | what else the definition mentions ([`outside_files`](super::domain_xml::outside_files)) | the host may have it, or a package ([`OutsideLeftOut`]) |
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use super::error::{Error, Result};
+use super::machine::Machine;
+use super::network_file;
 use super::safe_path::{self, OpenFolder};
-use super::state::{CaptureFile, CaptureKind, CaptureState, CopiedFile, FileRole, MissingPart};
-use crate::capture::domain_xml::definition::Definition;
-use crate::capture::domain_xml::tpm;
+use super::state::{CaptureFile, CaptureState, CopiedFile, FileRole, MissingPart, OutsideCopy, OutsideLeftOut};
+use crate::capture::domain_xml::definition::{Definition, DiskSource, Nvram};
+use crate::capture::domain_xml::outside_files::{OutsideFile, outside_files};
+use crate::capture::domain_xml::tpm::{self, StatePlace};
+use crate::capture::offline::offline_changes;
 
 /// Firmware variables have 64 MiB at most (those of AArch64), and qcow2 adds a little.
 const LARGEST_NVRAM_BYTES: u64 = 128 << 20;
@@ -24,66 +33,251 @@ const LARGEST_BOOT_FILE_BYTES: u64 = 256 << 20;
 const LARGEST_TPM_FILE_BYTES: u64 = 64 << 20;
 /// swtpm has three files of state.
 const MOST_TPM_FILES: usize = 32;
+/// A file that the definition mentions.
+const LARGEST_OUTSIDE_FILE_BYTES: u64 = 64 << 20;
+/// They are copied into memory first, all together.
+const MOST_OUTSIDE_BYTES: u64 = 512 << 20;
+
+/// The folder of files that the definition mentions, in a capture and in a point.
+pub const OUTSIDE_FOLDER: &str = "files/";
+
+/// The state of a machine that decides on what may be missing.
+#[derive(Clone, Copy)]
+struct Situation<'a> {
+    machine: &'a Machine,
+    is_running: bool,
+}
+
+/// A file to be copied, or to be looked at.
+struct Part {
+    role: FileRole,
+    /// Its name in the capture's folder.
+    name: String,
+    source: DiskSource,
+    limit_bytes: u64,
+}
 
 /// Copies the files that the definition in the state names - it is the one that a restore goes by - into the capture's folder,
 /// and notes in the state what was copied and what could not be. The live definition is asked where that one leaves the choice
 /// to libvirt.
-pub(super) fn copy_files(live: &Definition, file: &CaptureFile, state: &mut CaptureState) {
+pub(super) fn copy_files(
+    machine: &Machine,
+    live: &Definition,
+    is_running: bool,
+    file: &CaptureFile,
+    state: &mut CaptureState,
+) {
     let stored = Definition::parse(&state.definition_xml);
     let definition = stored.as_ref().unwrap_or(live);
-    let nvram = [definition, live].into_iter().find_map(|definition| definition.nvram.as_ref()?.path.as_deref());
-    let wanted = [
-        (FileRole::Nvram, nvram, LARGEST_NVRAM_BYTES),
-        (FileRole::Kernel, definition.kernel.as_deref(), LARGEST_BOOT_FILE_BYTES),
-        (FileRole::Initrd, definition.initrd.as_deref(), LARGEST_BOOT_FILE_BYTES),
-    ];
-    for (role, origin, limit_bytes) in wanted {
-        let Some(origin) = origin else { continue };
-        let source = safe_path::open_file(origin, role == FileRole::Nvram);
-        let copied = source.and_then(|source| copy(source, origin, &file.folder().join(role.as_str()), limit_bytes));
+    let situation = Situation { machine, is_running };
+    for part in parts(definition, live) {
+        let copied = copy_part(machine, &part, &file.folder().join(&part.name));
         match copied {
-            // libvirt makes the variables' file at the first start.
-            Err(error) if role == FileRole::Nvram && is_not_there_yet(&error, state) => {
-                tracing::debug!("{} has no firmware variables yet", state.machine);
+            Err(error) if situation.is_not_made_yet(part.role, definition, &error) => {
+                tracing::debug!("{} has no {} yet", state.machine, part.role.words());
             }
-            copied => note(state, role, role.as_str(), origin, copied),
+            copied => note(state, part.role, &part.name, Path::new(&part.source.address()), copied),
         }
     }
-    copy_tpm(definition, file, state);
+    copy_tpm(definition, situation, file, state);
+    copy_outside(file, state);
+}
+
+/// What a backup will not have, looked at and left as it is: required parts, and others.
+pub(super) fn missing_parts(
+    machine: &Machine,
+    live: &Definition,
+    is_running: bool,
+    xml: &str,
+) -> (Vec<MissingPart>, Vec<OutsideLeftOut>) {
+    let stored = Definition::parse(xml);
+    let definition = stored.as_ref().unwrap_or(live);
+    let situation = Situation { machine, is_running };
+    let mut missing = Vec::new();
+    let mut look = |role: FileRole, origin: PathBuf, looked: Result<()>| match looked {
+        Err(error) if !situation.is_not_made_yet(role, definition, &error) => {
+            missing.push(MissingPart { role, origin, reason: error.to_string() });
+        }
+        _ => {}
+    };
+    for part in parts(definition, live) {
+        // What is on the network is asked for when it is needed.
+        if let Some(path) = part.source.path() {
+            let looked = safe_path::open_file(path, part.role == FileRole::Nvram);
+            look(part.role, path.clone(), looked.and_then(|file| size_of(file, path, part.limit_bytes).map(drop)));
+        }
+    }
+    match tpm::state_place(definition, machine.uri(), machine.uuid()) {
+        Some(StatePlace::File(path)) => {
+            let looked = safe_path::open_file(&path, true);
+            let sized = looked.and_then(|file| size_of(file, &path, LARGEST_TPM_FILE_BYTES).map(drop));
+            look(FileRole::Tpm, path, sized);
+        }
+        Some(StatePlace::Folder(path)) => {
+            let looked = OpenFolder::open(&path).map(drop);
+            look(FileRole::Tpm, path, looked);
+        }
+        None => {}
+    }
+    let mut left_out = Vec::new();
+    for OutsideFile { kind, path } in outside_files(xml).unwrap_or_default() {
+        let looked = match kind.is_stored() {
+            true => safe_path::open_file(&path, false)
+                .and_then(|file| size_of(file, &path, LARGEST_OUTSIDE_FILE_BYTES).map(drop))
+                .map_err(|error| error.to_string()),
+            false => Err(NOT_STORED.to_owned()),
+        };
+        if let Err(reason) = looked {
+            left_out.push(OutsideLeftOut { part: kind.word().to_owned(), origin: path, reason });
+        }
+    }
+    (missing, left_out)
+}
+
+/// Why what QEMU writes to, and what is no disk of the definition, is left out.
+const NOT_STORED: &str = "it is no disk of the definition, and the machine may write it at any moment";
+
+/// The parts that are one file each.
+fn parts(definition: &Definition, live: &Definition) -> Vec<Part> {
+    let nvram = [definition, live].into_iter().find_map(|definition| definition.nvram.as_ref()?.source.clone());
+    let file = |path: &Option<PathBuf>| path.clone().map(|path| DiskSource::File { path });
+    let wanted = [
+        (FileRole::Nvram, nvram, LARGEST_NVRAM_BYTES),
+        (FileRole::Kernel, file(&definition.kernel), LARGEST_BOOT_FILE_BYTES),
+        (FileRole::Initrd, file(&definition.initrd), LARGEST_BOOT_FILE_BYTES),
+    ];
+    let part = |(role, source, limit_bytes): (FileRole, Option<DiskSource>, u64)| {
+        Some(Part { role, name: role.as_str().to_owned(), source: source?, limit_bytes })
+    };
+    wanted.into_iter().filter_map(part).collect()
+}
+
+fn copy_part(machine: &Machine, part: &Part, to: &Path) -> Result<()> {
+    let source = machine.resolve(&part.source)?;
+    match source.path() {
+        Some(path) => {
+            let opened = safe_path::open_file(path, part.role == FileRole::Nvram)?;
+            copy(opened, path, to, part.limit_bytes).map(drop)
+        }
+        None => network_file::fetch(&source, &|secret| machine.secret_value(secret), to, part.limit_bytes),
+    }
 }
 
 /// The state of an emulated TPM, file by file: without it a guest that sealed its keys there does not open its disks.
-fn copy_tpm(definition: &Definition, file: &CaptureFile, state: &mut CaptureState) {
-    let Some(path) = tpm::state_folder(definition, &state.connect, &state.uuid) else {
-        return;
+fn copy_tpm(definition: &Definition, situation: Situation, file: &CaptureFile, state: &mut CaptureState) {
+    let place = tpm::state_place(definition, &state.connect, &state.uuid);
+    let is_not_made_yet = |error: &Error| situation.is_not_made_yet(FileRole::Tpm, definition, error);
+    let copies = file.folder().join(tpm::FOLDER);
+    if place.is_some()
+        && let Err(error) = fs::create_dir_all(&copies)
+    {
+        return note(state, FileRole::Tpm, "", &copies, Err(Error::io("create", &copies)(error)));
+    }
+    let path = match place {
+        None => return,
+        Some(StatePlace::File(path)) => {
+            let copied = safe_path::open_file(&path, true)
+                .and_then(|source| copy(source, &path, &file.folder().join(tpm::SINGLE_FILE), LARGEST_TPM_FILE_BYTES));
+            return match copied {
+                Err(error) if is_not_made_yet(&error) => {}
+                copied => note(state, FileRole::Tpm, tpm::SINGLE_FILE, &path, copied.map(drop)),
+            };
+        }
+        Some(StatePlace::Folder(path)) => path,
     };
     let opened = OpenFolder::open(&path).and_then(|folder| Ok((tpm::state_files(&folder)?, folder)));
     let (names, folder) = match opened {
         Ok(opened) => opened,
-        // swtpm makes it at the first start.
-        Err(error) if is_not_there_yet(&error, state) => return,
+        Err(error) if is_not_made_yet(&error) => return,
         Err(error) => return note(state, FileRole::Tpm, "", &path, Err(error)),
     };
     if names.len() > MOST_TPM_FILES {
         let reason = format!("it has {} files, more than {MOST_TPM_FILES}", names.len());
         return note(state, FileRole::Tpm, "", &path, Err(Error::UnsafePath { path: path.clone(), reason }));
     }
-    let copies = file.folder().join(tpm::FOLDER);
-    if let Err(error) = fs::create_dir_all(&copies) {
-        return note(state, FileRole::Tpm, "", &path, Err(Error::io("create", copies)(error)));
-    }
     for name in names {
         let origin = path.join(&name);
         let source = folder.place(name.as_ref()).and_then(|place| place.open(false));
         let copied = source.and_then(|source| copy(source, &origin, &copies.join(&name), LARGEST_TPM_FILE_BYTES));
-        note(state, FileRole::Tpm, &format!("{}{name}", tpm::FOLDER), &origin, copied);
+        note(state, FileRole::Tpm, &format!("{}{name}", tpm::FOLDER), &origin, copied.map(drop));
     }
 }
 
-/// Whether a file is missing because libvirt makes it when the machine, which is off, is first started.
-fn is_not_there_yet(error: &Error, state: &CaptureState) -> bool {
-    let is_missing = matches!(error, Error::Io { source, .. } if source.kind() == ErrorKind::NotFound);
-    is_missing && state.kind != CaptureKind::Job
+/// The other files that the definition mentions.
+fn copy_outside(file: &CaptureFile, state: &mut CaptureState) {
+    let files = outside_files(&state.definition_xml).unwrap_or_default();
+    let folder = file.folder().join(OUTSIDE_FOLDER);
+    let mut copied_bytes = 0;
+    for OutsideFile { kind, path } in files {
+        let part = kind.word().to_owned();
+        let copied = match kind.is_stored() {
+            false => Err(NOT_STORED.to_owned()),
+            true => {
+                let name = name_of_copy(&path, &state.outside);
+                let limit_bytes = LARGEST_OUTSIDE_FILE_BYTES.min(MOST_OUTSIDE_BYTES - copied_bytes);
+                copy_one_outside(&path, &folder, &name, limit_bytes)
+                    .map(|(size_bytes, mode)| {
+                        copied_bytes += size_bytes;
+                        let name = format!("{OUTSIDE_FOLDER}{name}");
+                        OutsideCopy { part: part.clone(), name, origin: path.clone(), mode }
+                    })
+                    .map_err(|error| error.to_string())
+            }
+        };
+        match copied {
+            Ok(copy) => state.outside.push(copy),
+            Err(reason) => {
+                tracing::debug!(
+                    "{}: captured without the {} {}: {reason}",
+                    state.machine,
+                    kind.words(),
+                    path.display()
+                );
+                state.outside_left_out.push(OutsideLeftOut { part, origin: path, reason });
+            }
+        }
+    }
+}
+
+/// The size and the permissions of what was copied.
+fn copy_one_outside(path: &Path, folder: &Path, name: &str, limit_bytes: u64) -> Result<(u64, u32)> {
+    let source = safe_path::open_file(path, false)?;
+    let mode = source.metadata().map_err(Error::io("look at", path))?.mode() & 0o777;
+    fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    Ok((copy(source, path, &folder.join(name), limit_bytes)?, mode))
+}
+
+/// A name that no other copy has.
+fn name_of_copy(path: &Path, others: &[OutsideCopy]) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let is_taken = |name: &str| others.iter().any(|copy| copy.name == format!("{OUTSIDE_FOLDER}{name}"));
+    let numbered = (2..).map(|number| format!("{number}-{name}"));
+    std::iter::once(name.clone()).chain(numbered).find(|name| !is_taken(name)).unwrap_or(name)
+}
+
+impl Situation<'_> {
+    /// Whether a file is missing because libvirt makes it when the machine, which was never started, is first started.
+    fn is_not_made_yet(&self, role: FileRole, definition: &Definition, error: &Error) -> bool {
+        let is_missing = matches!(error, Error::Io { source, .. } if source.kind() == ErrorKind::NotFound);
+        let is_made = match role {
+            FileRole::Nvram => definition.nvram.as_ref().is_some_and(|nvram| has_template(nvram, definition)),
+            FileRole::Tpm => true,
+            FileRole::Kernel | FileRole::Initrd => false,
+        };
+        is_missing
+            && is_made
+            && !self.is_running
+            && !offline_changes::was_ever_started(self.machine.uri(), self.machine.name())
+    }
+}
+
+/// Whether libvirt has something to make variables from: a template, or firmware that it chose or knows.
+fn has_template(nvram: &Nvram, definition: &Definition) -> bool {
+    match (&nvram.template, &definition.loader) {
+        (Some(template), _) => template.exists(),
+        (None, Some(loader)) => loader.starts_with("/usr"),
+        (None, None) => true,
+    }
 }
 
 fn note(state: &mut CaptureState, role: FileRole, name: &str, origin: &Path, copied: Result<()>) {
@@ -98,18 +292,23 @@ fn note(state: &mut CaptureState, role: FileRole, name: &str, origin: &Path, cop
     }
 }
 
-/// Copies what is open for reading into a new private file; one that is larger than the limit is refused.
-fn copy(mut source: File, origin: &Path, copy: &Path, limit_bytes: u64) -> Result<()> {
-    let too_large = |size_bytes: u64| Error::UnsafePath {
-        path: origin.to_owned(),
-        reason: format!("it has {size_bytes} bytes, and at most {limit_bytes} are stored"),
-    };
-    // A device says how large it is nowhere else.
+/// The size of what is open, which a device says nowhere else; one that is larger than the limit is refused.
+fn size_of(mut source: File, origin: &Path, limit_bytes: u64) -> Result<(File, u64)> {
     let size_bytes = source.seek(SeekFrom::End(0)).map_err(Error::io("size", origin))?;
     if size_bytes > limit_bytes {
-        return Err(too_large(size_bytes));
+        return Err(too_large(origin, size_bytes, limit_bytes));
     }
     source.rewind().map_err(Error::io("read", origin))?;
+    Ok((source, size_bytes))
+}
+
+fn too_large(origin: &Path, size_bytes: u64, limit_bytes: u64) -> Error {
+    Error::TooLarge { path: origin.to_owned(), size_bytes, limit_bytes }
+}
+
+/// Copies what is open for reading into a new private file; one that is larger than the limit is refused. How large it is.
+fn copy(source: File, origin: &Path, copy: &Path, limit_bytes: u64) -> Result<u64> {
+    let (source, _) = size_of(source, origin, limit_bytes)?;
     let copied = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -119,8 +318,8 @@ fn copy(mut source: File, origin: &Path, copy: &Path, limit_bytes: u64) -> Resul
         .and_then(|mut copy| io::copy(&mut source.take(limit_bytes + 1), &mut copy))
         .map_err(Error::io("copy", origin));
     let refused = match copied {
-        Ok(copied_bytes) if copied_bytes > limit_bytes => too_large(copied_bytes),
-        Ok(_) => return Ok(()),
+        Ok(copied_bytes) if copied_bytes > limit_bytes => too_large(origin, copied_bytes, limit_bytes),
+        Ok(copied_bytes) => return Ok(copied_bytes),
         Err(error) => error,
     };
     // A part of it is no copy.

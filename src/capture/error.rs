@@ -1,5 +1,7 @@
 //! What can go wrong between us, libvirt and QEMU.
 
+use super::block_job::BlockJob;
+use super::holders::Holder;
 use crate::suggest::suggestion;
 use std::fmt;
 use std::io;
@@ -109,6 +111,22 @@ pub enum Error {
         /// The machine.
         machine: String,
     },
+    /// A block job is at work on a disk: libvirt permits one at a time.
+    #[error("disk {disk} of {machine} has a block job ({job})")]
+    BlockJob {
+        /// The machine.
+        machine: String,
+        /// The disk's target.
+        disk: String,
+        /// The job.
+        job: BlockJob,
+    },
+    /// The memory of a machine that is off is saved on disk, with what its guest has not written to the disks yet.
+    #[error("the memory of {machine} is saved on disk, and a backup of its disks alone would not fit it")]
+    SavedMemory {
+        /// The machine.
+        machine: String,
+    },
     /// A live capture of ours is in the way.
     #[error("{machine} is held by capture {capture}{}", until_text(.until))]
     Held {
@@ -201,7 +219,7 @@ pub enum Error {
         /// The machine.
         machine: String,
         /// The processes that have it open, as far as they can be found.
-        holders: Vec<String>,
+        holders: Vec<Holder>,
         /// What QEMU said.
         message: String,
     },
@@ -236,8 +254,8 @@ pub enum Error {
         /// The machine.
         machine: String,
     },
-    /// No disk is left to capture.
-    #[error("{machine} has no disk to capture")]
+    /// No disk was chosen of a machine that has some.
+    #[error("no disk of {machine} was chosen that can be backed up")]
     NothingToCapture {
         /// The machine.
         machine: String,
@@ -308,6 +326,16 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A file that is larger than what is stored of its kind.
+    #[error("{} has {size_bytes} bytes, and at most {limit_bytes} are stored", .path.display())]
+    TooLarge {
+        /// The file or device.
+        path: PathBuf,
+        /// Its size.
+        size_bytes: u64,
+        /// What is stored.
+        limit_bytes: u64,
+    },
     /// A folder that QEMU's user cannot enter.
     #[error("QEMU runs as user {uid}, which cannot enter {}", .path.display())]
     Unreachable {
@@ -334,9 +362,12 @@ impl Error {
         match self {
             Error::Libvirt { meaning, .. } => *meaning,
             Error::NoSuchMachine { .. } => LibvirtErrorKind::NotFound,
-            Error::ForeignJob { .. } | Error::OtherJob { .. } | Error::Held { .. } | Error::ImageHeld { .. } => {
-                LibvirtErrorKind::Busy
-            }
+            Error::ForeignJob { .. }
+            | Error::OtherJob { .. }
+            | Error::BlockJob { .. }
+            | Error::SavedMemory { .. }
+            | Error::Held { .. }
+            | Error::ImageHeld { .. } => LibvirtErrorKind::Busy,
             Error::NotLocal { .. } => LibvirtErrorKind::Unsupported,
             Error::TimedOut { .. } | Error::Silent { .. } | Error::Interrupted => LibvirtErrorKind::NoAnswer,
             _ => LibvirtErrorKind::Other,
@@ -511,10 +542,10 @@ fn meaning(number: ErrorNumber, domain: ErrorDomain) -> LibvirtErrorKind {
     }
 }
 
-fn holders_text(holders: &[String]) -> String {
+fn holders_text(holders: &[Holder]) -> String {
     match holders {
         [] => String::new(),
-        holders => format!(" by {}", holders.join(", ")),
+        holders => format!(" by {}", holders.iter().map(Holder::to_string).collect::<Vec<_>>().join(", ")),
     }
 }
 

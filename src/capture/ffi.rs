@@ -64,6 +64,19 @@ pub(super) fn has_job(domain: &Domain) -> Result<bool> {
     Ok(matches!(info.type_.unsigned_abs(), sys::VIR_DOMAIN_JOB_BOUNDED | sys::VIR_DOMAIN_JOB_UNBOUNDED))
 }
 
+/// Kind (`virDomainBlockJobType`), position and end of the block job of a disk; none without one.
+pub(super) fn block_job(domain: &Domain, disk: &str) -> Result<Option<(i32, u64, u64)>> {
+    let disk = CString::new(disk)?;
+    let mut info = MaybeUninit::<sys::virDomainBlockJobInfo>::zeroed();
+    // SAFETY: all-zero is a valid value of this plain structure, which the call fills in when there is a job.
+    let (found, info) = unsafe {
+        let found = sys::virDomainGetBlockJobInfo(domain.as_ptr(), disk.as_ptr(), info.as_mut_ptr(), 0);
+        (found, info.assume_init())
+    };
+    check(found)?;
+    Ok((found > 0).then_some((info.type_, info.cur, info.end)))
+}
+
 /// Freezes all file systems of the guest; how many there are.
 pub(super) fn freeze(domain: &Domain) -> Result<u32> {
     // SAFETY: a null list of zero entries means all; the domain lives until the call returns.

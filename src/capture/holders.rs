@@ -1,12 +1,35 @@
 //! Who has a file open.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// The processes that have one of these files open for writing, as far as we may see: `name (process 123)`.
-pub fn writers_of<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<String> {
+/// A process that has a file open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its name, as the kernel has it.
+    pub name: String,
+    /// Its number.
+    pub pid: u32,
+}
+
+impl Holder {
+    /// Whether it runs a machine.
+    pub fn is_qemu(&self) -> bool {
+        ["qemu-system", "qemu-kvm", "kvm"].iter().any(|name| self.name.starts_with(name))
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (process {})", self.name, self.pid)
+    }
+}
+
+/// The processes that have one of these files open for writing, as far as we may see.
+pub fn writers_of<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<Holder> {
     let identity = |found: fs::Metadata| (found.dev(), found.ino());
     let wanted: HashSet<(u64, u64)> = paths.filter_map(|path| fs::metadata(path).ok().map(identity)).collect();
     let mut holders = Vec::new();
@@ -19,7 +42,7 @@ pub fn writers_of<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<String> {
         };
         if pid != std::process::id() && descriptors.into_iter().any(holds) {
             let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            holders.push(format!("{} (process {pid})", name.trim()));
+            holders.push(Holder { name: name.trim().to_owned(), pid });
         }
     }
     holders
@@ -45,6 +68,7 @@ mod tests {
         let mut reader = hold(File::open(file.path()).unwrap());
         let mut writer = hold(File::options().append(true).open(file.path()).unwrap());
         let found = writers_of([file.path()].into_iter());
+        let found: Vec<String> = found.iter().map(Holder::to_string).collect();
         assert_eq!(found, [format!("sleep (process {})", writer.id())]);
         for child in [&mut reader, &mut writer] {
             child.kill().unwrap();

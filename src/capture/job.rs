@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, FixedOffset, Local};
 
 use super::agent::{self, Consistency, FreezeMode, FreezeOptions, FreezeOutcome};
+use super::block_job::BlockJob;
 use super::checkpoint::checkpoint_xml;
 use super::domain_xml::xml::escape;
 use super::error::{Error, LibvirtErrorKind, Result};
@@ -173,6 +174,29 @@ impl Machine {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The block job of a disk.
+    pub fn block_job(&self, disk: &str) -> Result<Option<BlockJob>> {
+        let (action, target) = (|| format!("look for a block job of {}'s disk {disk}", self.name()), disk.to_owned());
+        match self.call(action, move |domain| ffi::block_job(domain, &target)) {
+            Ok(found) => Ok(found.and_then(|(kind, position, end)| BlockJob::from_numbers(kind, position, end))),
+            // It is off, or its driver knows no such jobs.
+            Err(error) if matches!(error.meaning(), LibvirtErrorKind::InvalidState | LibvirtErrorKind::Unsupported) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Fails when a block job is at work on one of these disks.
+    pub(super) fn expect_no_block_job<'a>(&self, disks: impl Iterator<Item = &'a str>) -> Result<()> {
+        for disk in disks {
+            if let Some(job) = self.block_job(disk)? {
+                return Err(Error::BlockJob { machine: self.name().to_owned(), disk: disk.to_owned(), job });
+            }
+        }
+        Ok(())
     }
 
     /// Ends the backup job and waits until it is gone; false when there was none. Whose job it is, the caller has checked.

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use virt::domain::Domain;
 use virt::error::Error as VirtError;
+use zeroize::Zeroizing;
 
 use super::error::{Error, LibvirtContext, Result};
 use super::ffi;
 use super::limits::Limits;
 use super::link::Link;
 use crate::capture::domain_xml::definition::Definition;
+use crate::capture::domain_xml::source::SecretRef;
 
 /// A machine that libvirt knows. Cheap to clone; keeps its connection open.
 #[derive(Clone)]
@@ -285,6 +287,14 @@ impl Machine {
         self.call(|| format!("list the snapshots of {}", self.name), names)
     }
 
+    /// The names of its snapshots that are inside of its images.
+    pub fn internal_snapshots(&self) -> Result<Vec<String>> {
+        let flags = virt_sys::VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL;
+        let names =
+            move |domain: &Domain| domain.list_all_snapshots(flags)?.iter().map(|snapshot| snapshot.name()).collect();
+        self.call(|| format!("list the snapshots of {}", self.name), names)
+    }
+
     /// Memory and processors.
     pub fn info(&self) -> Result<MachineInfo> {
         let (max_memory_kib, vcpus) = self.call(|| format!("ask for the size of {}", self.name), ffi::info)?;
@@ -319,6 +329,12 @@ impl Machine {
         let (capacity_bytes, allocated_bytes, physical_bytes) =
             self.call(action, move |domain| ffi::block_info(domain, &disk))?;
         Ok(DiskInfo { capacity_bytes, allocated_bytes, physical_bytes })
+    }
+
+    /// The value of a secret.
+    pub(super) fn secret_value(&self, secret: &SecretRef) -> Result<Zeroizing<Vec<u8>>> {
+        let secret = secret.clone();
+        self.call(|| "read a secret".to_owned(), move |domain| ffi::secret_value(&domain.connect()?, &secret))
     }
 
     /// Starts it.

@@ -7,7 +7,9 @@
 //! | module | its subject |
 //! | --- | --- |
 //! | [`domain_xml`] | domain XML: read, changed for a restore (pure) |
-//! | `copies` | firmware variables, TPM state, kernel and initrd, copied at the moment of capture |
+//! | [`copies`] | firmware variables, TPM state, kernel, initrd and other files, copied at the moment of capture |
+//! | `left_out` | what a backup leaves out, and why |
+//! | `network_file` | small files on network storage |
 //! | [`connection`] | the hypervisor: open, list, look up, define |
 //! | `link` | a connection to libvirt, which a hypervisor and its machines share |
 //! | [`limits`] | how long libvirt may take; machines that do not answer |
@@ -20,6 +22,7 @@
 //! | [`guard`] | the record of a capture's guard process |
 //! | [`job`] | the backup job: begin, find, end |
 //! | [`image_server`] | any image as the guest sees it, for the time of one command |
+//! | [`block_job`] | block jobs of running machines |
 //! | [`offline`] | a machine that is off: its images as QEMU would open them, and the program that serves them |
 //! | [`holders`] | who has a file open |
 //! | [`images`] | image files: which file it is, and its bitmaps |
@@ -37,10 +40,11 @@
 //! and sockets there. Jobs, checkpoints and processes that are not ours are never touched.
 
 pub mod agent;
+pub mod block_job;
 pub mod checkpoint;
 pub mod close;
 pub mod connection;
-mod copies;
+pub mod copies;
 mod domain_folder;
 pub mod domain_xml;
 mod error;
@@ -50,10 +54,12 @@ pub mod holders;
 pub mod image_server;
 pub mod images;
 pub mod job;
+mod left_out;
 pub mod limits;
 mod link;
 pub mod machine;
 mod machine_lock;
+mod network_file;
 pub mod offline;
 pub mod open;
 pub mod pools;

@@ -83,6 +83,12 @@ pub struct CaptureState {
     /// Files that belong to the machine and could not be copied.
     #[serde(default)]
     pub missing: Vec<MissingPart>,
+    /// Files that the definition mentions, copied at that moment.
+    #[serde(default)]
+    pub outside: Vec<OutsideCopy>,
+    /// Those that were not copied.
+    #[serde(default)]
+    pub outside_left_out: Vec<OutsideLeftOut>,
     /// What shows whether a machine that is off stays as it is.
     #[serde(default)]
     pub stillness: Option<OfflineFingerprint>,
@@ -111,6 +117,8 @@ pub enum CaptureKind {
     /// A `qemu-storage-daemon` for the disks of a machine that is off.
     #[serde(alias = "qemu_nbd")]
     Offline,
+    /// Not at all: the machine has no disk to capture, and only its definition is kept.
+    Definition,
 }
 
 /// How far a capture has come.
@@ -181,6 +189,36 @@ pub struct SkippedDisk {
     /// Its target.
     pub target: String,
     /// Why.
+    pub reason: String,
+    /// The image or medium, if it has one.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// Whether the running machine does not have it at all: only its definition for the next start does.
+    #[serde(default)]
+    pub is_absent: bool,
+}
+
+/// A file that the definition mentions, copied when the capture was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutsideCopy {
+    /// What it is, a word of [`OutsideKind`](super::outside_files::OutsideKind).
+    pub part: String,
+    /// Its name in the capture's folder, and in a point.
+    pub name: String,
+    /// Where it was copied from.
+    pub origin: PathBuf,
+    /// Its permissions.
+    pub mode: u32,
+}
+
+/// A file that the definition mentions, and that a capture does not have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutsideLeftOut {
+    /// What it is, as [`OutsideCopy::part`].
+    pub part: String,
+    /// Where it is.
+    pub origin: PathBuf,
+    /// Why it was not copied.
     pub reason: String,
 }
 

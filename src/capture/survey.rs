@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, FixedOffset};
 
+use super::block_job::BlockJob;
 use super::close::capture_of_socket;
 use super::connection::Hypervisor;
 use super::domain_folder::domain_folder;
@@ -15,7 +16,7 @@ use super::ffi;
 use super::machine::{Machine, MachineState, PausedReason, Which};
 use super::machine_lock::lock_machine;
 use super::runtime::{self, RuntimeDirs};
-use super::state::{CaptureFile, DiskServer, Phase};
+use super::state::{CaptureFile, DiskServer, MissingPart, OutsideLeftOut, Phase};
 use crate::capture::domain_xml::definition::{
     DefinedDisk, Definition, Device, DiskSource, Encryption, child, children, parse_xml,
 };
@@ -71,6 +72,14 @@ pub struct MachineSurvey {
     pub disks: Vec<DiskSurvey>,
     /// Bitmaps that record changes and can no longer be used.
     pub broken_bitmaps: Vec<BrokenBitmap>,
+    /// Parts that it needs and that a backup would not have.
+    pub missing: Vec<MissingPart>,
+    /// Other files that its definition mentions and that a backup would not have.
+    pub outside_left_out: Vec<OutsideLeftOut>,
+    /// The names of its libvirt snapshots inside of its images.
+    pub internal_snapshots: Vec<String>,
+    /// Whether it has checkpoints.
+    pub has_checkpoints: bool,
 }
 
 /// The guest agent of a machine.
@@ -93,6 +102,13 @@ pub enum AgentSurvey {
 pub enum JobSurvey {
     /// Nothing.
     Free,
+    /// A block job of a disk.
+    Block {
+        /// The disk's target.
+        disk: String,
+        /// The job.
+        job: BlockJob,
+    },
     /// A capture of ours, until its lease ends.
     Captured {
         /// Its id.
@@ -134,7 +150,7 @@ pub struct DiskSurvey {
     /// Its target.
     pub target: String,
     /// Why it is left out of a backup.
-    pub exclusion: Option<&'static str>,
+    pub exclusion: Option<String>,
     /// Whether that is a matter of course: a drive for media.
     pub is_drive: bool,
     /// The path of its image or device.
@@ -227,12 +243,17 @@ impl Machine {
             .filter(|_| is_running)
             .map(|model| (model.clone(), domain_folder(self).is_some()));
         let owner = definition.dac_owner.or(host.qemu_owner);
+        let (missing, outside_left_out) = self.missing_parts()?;
         Ok(MachineSurvey {
             name: self.name().to_owned(),
             has_saved_memory: !is_running && self.has_saved_memory().unwrap_or(false),
             state,
             agent,
-            job: self.survey_job(runtime),
+            job: self.survey_job(runtime, &definition),
+            missing,
+            outside_left_out,
+            internal_snapshots: self.internal_snapshots().unwrap_or_default(),
+            has_checkpoints: self.checkpoints().is_ok_and(|names| !names.is_empty()),
             confined,
             closed_folder: owner.and_then(|owner| closed_folder(runtime, owner)),
             qemu_user: owner.map(|(user, _)| user),
@@ -256,12 +277,12 @@ impl Machine {
         }
     }
 
-    fn survey_job(&self, runtime: &RuntimeDirs) -> JobSurvey {
+    fn survey_job(&self, runtime: &RuntimeDirs, definition: &Definition) -> JobSurvey {
         match self.find_capture(runtime).and_then(|captured| Ok((captured, self.running_backup()?))) {
             Ok((Some(captured), _)) => captured,
             Ok((None, None)) => match self.expect_no_job() {
                 Err(Error::Wedged { message, .. }) => JobSurvey::Wedged { message },
-                _ => JobSurvey::Free,
+                _ => self.survey_block_jobs(definition),
             },
             Ok((None, Some(job))) => match &job.socket {
                 Some(socket) => match capture_of_socket(runtime, socket) {
@@ -272,6 +293,17 @@ impl Machine {
             },
             Err(error) => JobSurvey::Unknown { error: error.to_string() },
         }
+    }
+
+    fn survey_block_jobs(&self, definition: &Definition) -> JobSurvey {
+        for disk in definition.disks.iter().filter(|disk| disk.exclusion().is_none()) {
+            match self.block_job(&disk.target) {
+                Ok(None) => {}
+                Ok(Some(job)) => return JobSurvey::Block { disk: disk.target.clone(), job },
+                Err(error) => return JobSurvey::Unknown { error: error.to_string() },
+            }
+        }
+        JobSurvey::Free
     }
 
     fn find_capture(&self, runtime: &RuntimeDirs) -> Result<Option<JobSurvey>> {
@@ -350,12 +382,12 @@ fn secret_error(machine: &Machine, encryption: &Encryption) -> Option<String> {
 }
 
 fn look_at_disk(machine: &Machine, definition: &Definition, disk: &DefinedDisk) -> (DiskSurvey, Option<Header>) {
-    let exclusion = disk.exclusion();
+    let exclusion = machine.skip_reason(disk);
     let source = machine.resolve(&disk.source).unwrap_or_else(|_| disk.source.clone());
     let format = disk.format.as_deref().unwrap_or("raw");
     let user = QemuUser::of(machine, definition, std::iter::once(disk));
     let chain = user.and_then(|user| block_graph::chain(disk, &HostImages { machine, user }));
-    let (storage, top) = match (exclusion, chain) {
+    let (storage, top) = match (&exclusion, chain) {
         (Some(_), _) => (DiskStorage::Format(format.to_owned()), None),
         (None, Err(error)) => (DiskStorage::Unreadable(error.to_string()), None),
         (None, Ok(layers)) => {

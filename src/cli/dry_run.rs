@@ -9,6 +9,10 @@ use crate::cli::session::{About, Session};
 use crate::ops::snapshot;
 use crate::record::{Action, Record};
 use serde_json::json;
+use std::path::Path;
+
+/// What 'snapshot' says of a machine without disks.
+pub const NO_DISK_TO_CAPTURE: &str = "it has no disk to capture; 'kvmb backup' keeps its definition";
 
 /// Where points would go.
 #[derive(Debug)]
@@ -49,11 +53,17 @@ fn planned(
     let machine = hypervisor.machine(&selection.machine)?;
     let definition = machine.definition(Which::Live)?;
     let request = capture.request(selection.disks.clone())?;
-    let (disks, skipped) = snapshot::choose(machine.name(), &definition, &request)?;
-    let skipped: Vec<_> = skipped.iter().map(|disk| json!({ "disk": disk.target, "reason": disk.reason })).collect();
+    let (disks, skipped) = snapshot::choose(&machine, &definition, &request)?;
+    let mut skipped: Vec<_> =
+        skipped.iter().map(|disk| json!({ "disk": disk.target, "reason": disk.reason })).collect();
+    let (missing, outside) = machine.missing_parts()?;
+    let part = |part: &str, path: &Path, reason: &str| json!({ "part": part, "path": path, "reason": reason });
+    skipped.extend(missing.iter().map(|missing| part(missing.role.as_str(), &missing.origin, &missing.reason)));
+    skipped.extend(outside.iter().map(|other| part(&other.part, &other.origin, &other.reason)));
     let count = format!("{} disk{}", disks.len(), if disks.len() == 1 { "" } else { "s" });
     let reason = match (disks.len(), to) {
-        (0, _) => "it has no disk that can be backed up".to_owned(),
+        (0, Some(to)) => format!("its definition, which has no disk to back up, would be stored in {}", to.repo),
+        (0, None) => NO_DISK_TO_CAPTURE.to_owned(),
         (_, Some(to)) => format!("{count} would be backed up to {}", to.repo),
         (_, None) => format!("{count} would be captured"),
     };
@@ -67,7 +77,7 @@ fn planned(
     Ok(Action {
         action: command.to_owned(),
         target: machine.name().to_owned(),
-        changed: !disks.is_empty(),
+        changed: !disks.is_empty() || to.is_some(),
         reason,
         dry_run: true,
         extra: extra.as_object().cloned().unwrap_or_default(),

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
+use super::capture_hints;
 use super::failure_code::Code;
 use crate::capture::{self, LibvirtErrorKind};
 use crate::nbd;
@@ -103,6 +104,10 @@ pub fn of_ops(error: &ops::Error) -> Explanation {
             let create = create_device(path, *capacity_bytes);
             (Code::NotFound, hint(format!("{create}or restore it elsewhere: --to {disk}=PATH, --into DIR")))
         }
+        Error::NoDeviceOfFile { .. } => {
+            (Code::NotFound, hint("make the device available, or choose a folder with --into DIR"))
+        }
+        Error::Nowhere { .. } => (Code::Usage, hint("choose a folder with --into DIR")),
         Error::NoVolume { solve, .. } => {
             (Code::NotFound, hint(format!("{solve}, or choose a folder with --into DIR")))
         }
@@ -181,9 +186,11 @@ fn of_capture(error: &capture::Error) -> Explanation {
         Error::Interrupted => (Code::Interrupted, None),
         Error::NoSuchMachine { .. } => (Code::NotFound, hint("'kvmb vms' lists the machines")),
         Error::NotLocal { .. } => (Code::Unsupported, hint("run kvmb on the host that runs the machine")),
-        Error::ForeignJob { .. } => {
-            (Code::Busy, hint("let the other backup finish, or end it with 'virsh domjobabort MACHINE'"))
-        }
+        Error::ForeignJob { machine, .. } => (Code::Busy, capture_hints::foreign_job(machine)),
+        Error::OtherJob { machine } => (Code::Busy, capture_hints::other_job(machine)),
+        Error::BlockJob { machine, disk, job } => (Code::Busy, capture_hints::block_job(machine, disk, job)),
+        Error::SavedMemory { machine } => (Code::Busy, capture_hints::saved_memory(machine)),
+        Error::ImageHeld { machine, holders, .. } => (Code::Busy, capture_hints::image_held(machine, holders)),
         Error::StartedMeanwhile { .. } => (Code::Changed, hint("back it up again, as a machine that runs")),
         Error::ChangedMeanwhile { .. } => (
             Code::Changed,
@@ -192,7 +199,6 @@ fn of_capture(error: &capture::Error) -> Explanation {
             ),
         ),
         Error::NotResumed { .. } => (Code::Unsupported, hint("resume it first: virsh resume MACHINE")),
-        Error::OtherJob { .. } => (Code::Busy, hint("wait until it is done; 'virsh domjobinfo MACHINE' shows it")),
         Error::Wedged { .. } => (
             Code::Failed,
             hint(
@@ -231,9 +237,6 @@ fn of_capture(error: &capture::Error) -> Explanation {
             Code::Permission,
             hint(format!("back {machine} up while it runs, or give the passphrase: --luks-key-file {disk}=FILE")),
         ),
-        Error::ImageHeld { .. } => {
-            (Code::Busy, hint("end what has the image open, or wait for it, then back the machine up again"))
-        }
         Error::UnsafePath { .. } => {
             (Code::Permission, hint("remove what is there, or move the file to a folder that only root can write"))
         }
@@ -246,6 +249,7 @@ fn of_capture(error: &capture::Error) -> Explanation {
         | Error::JobStuck { .. }
         | Error::Program { .. }
         | Error::SocketPathTooLong { .. }
+        | Error::TooLarge { .. }
         | Error::UnsafeFolder { .. } => (Code::Failed, None),
     }
 }

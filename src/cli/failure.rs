@@ -51,7 +51,7 @@ impl CliError {
 
     /// That a new point lacks parts that its machine needs; none when it lacks none.
     pub fn of_missing_parts(point: &Point) -> Option<CliError> {
-        let reasons = point.left_out.iter().filter(|left_out| left_out.part.is_some());
+        let reasons = point.left_out.iter().filter(|left_out| left_out.is_required());
         let reasons: Vec<&str> = reasons.map(|left_out| left_out.reason.as_str()).collect();
         let error = CliError::new(
             Code::PartMissing,

@@ -25,7 +25,7 @@ pub enum Code {
     NoSpace,
     /// libvirt, QEMU, an image or a driver cannot do that.
     Unsupported,
-    /// No disk of the machine can be backed up.
+    /// No disk was chosen of a machine that has some.
     NoDisks,
     /// A disk record without a capture.
     NotCaptured,
@@ -74,7 +74,7 @@ impl Code {
         (Code::Permission, "permission", "not permitted"),
         (Code::NoSpace, "no_space", "not enough room"),
         (Code::Unsupported, "unsupported", "libvirt, QEMU, an image or a driver cannot do that"),
-        (Code::NoDisks, "no_disks", "no disk of the machine can be backed up"),
+        (Code::NoDisks, "no_disks", "no disk was chosen of a machine that has some"),
         (Code::NotCaptured, "not_captured", "a disk record without a capture"),
         (Code::Incomplete, "incomplete", "not all disks of a capture came"),
         (

@@ -36,17 +36,25 @@ struct Batches {
 
 impl Batches {
     fn note(&mut self, record: &Record) {
+        let text = |text: &str| Some(text.to_owned());
         let (batch, expected, machine) = match record {
-            Record::Disk(disk) => (&disk.batch, disk.batch_machines, &disk.uuid),
-            Record::Point(point) => (&point.batch, point.batch_machines, &point.uuid),
+            Record::Disk(disk) => (disk.batch.clone(), disk.batch_machines, text(&disk.uuid)),
+            Record::Point(point) => (point.batch.clone(), point.batch_machines, text(&point.uuid)),
+            // A machine without disks.
+            Record::Action(action) => {
+                let field = |key: &str| action.extra.get(key);
+                let words = |key: &str| field(key).and_then(|value| value.as_str()).and_then(text);
+                let expected = field("batch_machines").and_then(|count| usize::try_from(count.as_u64()?).ok());
+                (words("batch"), expected, words("uuid"))
+            }
             Record::Failure(_) => {
                 self.any_failure = true;
                 return;
             }
             _ => return,
         };
-        if let (Some(batch), Some(expected)) = (batch, expected) {
-            self.machines.entry(batch.clone()).or_insert((expected, BTreeSet::new())).1.insert(machine.clone());
+        if let (Some(batch), Some(expected), Some(machine)) = (batch, expected, machine) {
+            self.machines.entry(batch).or_insert((expected, BTreeSet::new())).1.insert(machine);
         }
     }
 

@@ -105,7 +105,7 @@ fn gather(
             Record::Disk(disk) => {
                 let same = |s: &&mut Selection| s.machine == disk.uuid && s.connect.as_ref() == Some(&disk.connect);
                 let known = selections.iter_mut().find(same);
-                // A machine with no disk to back up is a failure of that machine, not nothing at all.
+                // A machine with no disk to back up is one of them all the same.
                 let named = disk.included.then_some(disk.disk);
                 match known {
                     // A selection without disks is the whole machine already.

@@ -26,6 +26,7 @@ pub mod stderr;
 pub mod table;
 
 mod capture_args;
+mod capture_hints;
 mod capture_stream;
 mod commands;
 mod copy_args;

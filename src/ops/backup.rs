@@ -85,7 +85,12 @@ impl Backup<'_> {
         let hypervisor = (self.connect)()?;
         // Nobody else can use this capture: it need not wait for its lease when we are killed.
         let request = SnapshotRequest { owned: true, ..request.clone() };
-        let state = snapshot(self.runtime, &hypervisor.machine(machine)?, &request, Some(view))?;
+        let machine = hypervisor.machine(machine)?;
+        let state = snapshot(self.runtime, &machine, &request, Some(view))?;
+        if state.checkpoint.is_some() && state.parent_point.is_none() {
+            self.monitor.warn(&about_checkpoints(&state.machine, &machine.internal_snapshots().unwrap_or_default()));
+        }
+        drop(machine);
         hypervisor.close();
         if let Some(note) = &state.freeze_note {
             tracing::info!("{}: not frozen: {note}", state.machine);
@@ -119,6 +124,18 @@ impl Backup<'_> {
         let point = open.and_then(|open| push(&open, &request, self.monitor, self.stop, &mut after_read));
         file.unlock();
         point
+    }
+}
+
+/// What libvirt refuses from now on, said once: when the first checkpoint is made.
+fn about_checkpoints(machine: &str, internal_snapshots: &[String]) -> String {
+    let undefine = format!("{machine} has a libvirt checkpoint now: 'virsh undefine' needs --checkpoints-metadata");
+    match internal_snapshots {
+        [] => format!("{undefine}, and internal snapshots cannot be reverted to ('kvmb doctor' says how)"),
+        names => format!(
+            "{undefine}, and its internal snapshots ({}) cannot be reverted to: a try leaves the machine off ('kvmb doctor' says how)",
+            names.join(", ")
+        ),
     }
 }
 

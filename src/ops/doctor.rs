@@ -3,6 +3,7 @@
 //! Pure: [`capture::survey`](crate::capture::survey) looks, and whoever shows the findings has the words for them.
 
 use super::snapshot::scratch_needed;
+use crate::capture::state::{MissingPart, OutsideLeftOut};
 use crate::capture::survey::{
     AgentSurvey, BrokenBitmap, DiskStorage, DiskSurvey, HostSurvey, JobSurvey, MachineSurvey,
 };
@@ -81,8 +82,21 @@ pub enum CheckSubject {
     StoppedByIoError,
     /// The machine's memory is saved on disk.
     SavedMemory,
-    /// No disk can be backed up.
+    /// No disk can be backed up: a backup keeps the definition.
     NoDisks,
+    /// A part that the machine needs, and that a backup would not have.
+    MissingPart(MissingPart),
+    /// A file that its definition mentions, and that a backup would not have.
+    OutsideLeftOut(OutsideLeftOut),
+    /// Snapshots inside of its images, which cannot be reverted to while there are bitmaps.
+    InternalSnapshots {
+        /// Their names.
+        names: Vec<String>,
+        /// Whether there are bitmaps now.
+        has_checkpoints: bool,
+    },
+    /// Checkpoints, which keep the machine from being undefined.
+    Checkpoints,
     /// A disk.
     Disk(DiskSurvey),
     /// An encrypted disk, which can be read only through its running machine.
@@ -148,7 +162,7 @@ pub fn judge_machine(machine: &MachineSurvey, scratch: Option<(PathBuf, u64)>) -
     found.push((if machine.closed_folder.is_some() { Status::Critical } else { Status::Ok }, folders));
     let included = || machine.disks.iter().filter(|disk| disk.exclusion.is_none());
     if included().next().is_none() {
-        found.push((Status::Critical, CheckSubject::NoDisks));
+        found.push((Status::Ok, CheckSubject::NoDisks));
     } else if let Some((folder, free_bytes)) = scratch {
         let capacity_bytes = included().filter_map(|disk| disk.capacity_bytes).sum();
         let needed_bytes = scratch_needed(capacity_bytes);
@@ -158,6 +172,16 @@ pub fn judge_machine(machine: &MachineSurvey, scratch: Option<(PathBuf, u64)>) -
             _ => Status::Ok,
         };
         found.push((status, CheckSubject::Scratch(FreeSpace { folder, free_bytes, needed_bytes })));
+    }
+    found.extend(machine.missing.iter().map(|part| (Status::Warning, CheckSubject::MissingPart(part.clone()))));
+    let left_out = machine.outside_left_out.iter();
+    found.extend(left_out.map(|file| (Status::Warning, CheckSubject::OutsideLeftOut(file.clone()))));
+    if !machine.internal_snapshots.is_empty() {
+        let (names, has_checkpoints) = (machine.internal_snapshots.clone(), machine.has_checkpoints);
+        found.push((Status::Warning, CheckSubject::InternalSnapshots { names, has_checkpoints }));
+    }
+    if machine.has_checkpoints {
+        found.push((Status::Ok, CheckSubject::Checkpoints));
     }
     let of_machine = |(status, subject)| Finding { machine: Some(machine.name.clone()), disk: None, status, subject };
     let mut findings: Vec<Finding> = found.into_iter().map(of_machine).collect();
@@ -197,7 +221,10 @@ fn of_job(job: &JobSurvey) -> Status {
     match job {
         // What a killed run left, the next one clears; until then it may keep the machine from starting.
         JobSurvey::Free | JobSurvey::LeftOver { holds_off: false, .. } => Status::Ok,
-        JobSurvey::LeftOver { .. } | JobSurvey::Captured { .. } | JobSurvey::Foreign { .. } => Status::Warning,
+        JobSurvey::LeftOver { .. }
+        | JobSurvey::Captured { .. }
+        | JobSurvey::Foreign { .. }
+        | JobSurvey::Block { .. } => Status::Warning,
         JobSurvey::Wedged { .. } => Status::Critical,
         JobSurvey::Unknown { .. } => Status::Unknown,
     }
@@ -232,6 +259,7 @@ fn of_disk(disk: &DiskSurvey, is_on: bool) -> (Status, CheckSubject) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::block_job::{BlockJob, BlockJobKind};
     use crate::capture::machine::{MachineState, PausedReason};
 
     fn host() -> HostSurvey {
@@ -271,6 +299,10 @@ mod tests {
             qemu_user: Some(64055),
             disks: vec![disk("vda")],
             broken_bitmaps: Vec::new(),
+            missing: Vec::new(),
+            outside_left_out: Vec::new(),
+            internal_snapshots: Vec::new(),
+            has_checkpoints: true,
         }
     }
 
@@ -325,6 +357,8 @@ mod tests {
         let held = |job: JobSurvey| bad_of(&MachineSurvey { job, ..machine() }).first().map(|(status, _)| *status);
         assert_eq!(held(JobSurvey::Wedged { message: "x".into() }), Some(Status::Critical));
         assert_eq!(held(JobSurvey::Foreign { job: "x".into() }), Some(Status::Warning));
+        let job = BlockJob { kind: BlockJobKind::Copy, is_ready: true };
+        assert_eq!(held(JobSurvey::Block { disk: "vda".into(), job }), Some(Status::Warning));
         assert_eq!(held(JobSurvey::Unknown { error: "x".into() }), Some(Status::Unknown));
         let left = |holds_off| held(JobSurvey::LeftOver { capture: "c-00000001".into(), holds_off });
         assert_eq!((left(false), left(true)), (None, Some(Status::Warning)));
@@ -347,7 +381,7 @@ mod tests {
         assert_eq!(judged(with(DiskStorage::OldQcow2)), Some(Status::Warning));
         assert_eq!(judged(with(DiskStorage::Format("raw".into()))), Some(Status::Warning));
         assert_eq!(judged(with(DiskStorage::Unreadable("gone".into()))), Some(Status::Critical));
-        let left_out = |is_drive| DiskSurvey { exclusion: Some("x"), is_drive, ..disk("vdb") };
+        let left_out = |is_drive| DiskSurvey { exclusion: Some("x".into()), is_drive, ..disk("vdb") };
         assert_eq!(judged(left_out(false)), Some(Status::Warning));
         assert_eq!(judged(left_out(true)), None);
         let encrypted = DiskSurvey {
@@ -359,6 +393,6 @@ mod tests {
         assert_eq!(bad_of(&off(MachineState::Running)), []);
         assert_eq!(bad_of(&off(MachineState::Off))[0].0, Status::Critical);
         let none = MachineSurvey { disks: vec![left_out(true)], ..machine() };
-        assert_eq!(bad_of(&none), [(Status::Critical, CheckSubject::NoDisks)]);
+        assert_eq!(bad_of(&none), [], "its definition is kept");
     }
 }

@@ -240,6 +240,20 @@ pub enum Error {
         /// How large it must be.
         capacity_bytes: u64,
     },
+    /// The same for what is no disk.
+    #[error("{name} cannot be restored: there is no device {}", path.display())]
+    NoDeviceOfFile {
+        /// What would be written.
+        name: String,
+        /// The device.
+        path: PathBuf,
+    },
+    /// There is nothing that says where a machine without disks goes.
+    #[error("the definition of {machine}, which has no disk, would be written nowhere")]
+    Nowhere {
+        /// The machine.
+        machine: String,
+    },
     /// A volume of a storage pool that is not there and cannot be made.
     #[error("disk {disk} cannot be restored to volume {volume}: {reason}")]
     NoVolume {

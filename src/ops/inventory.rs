@@ -54,7 +54,7 @@ fn one_disk(
         Err(error) if error.is_no_answer() => return Err(error.into()),
         info => info.ok(),
     };
-    let exclusion = disk.exclusion();
+    let skip_reason = machine.skip_reason(disk);
     let path = machine.resolve(&disk.source).ok().and_then(|source| source.path().cloned());
     Ok(record::Disk {
         connect: hypervisor.uri().to_owned(),
@@ -68,8 +68,8 @@ fn one_disk(
         bus: disk.bus.clone(),
         capacity_bytes: info.as_ref().map(|info| info.capacity_bytes),
         allocated_bytes: info.as_ref().map(|info| info.allocated_bytes),
-        included: exclusion.is_none(),
-        skip_reason: exclusion.map(str::to_owned),
+        included: skip_reason.is_none(),
+        skip_reason,
         capture: None,
         capture_disks: None,
         batch: None,
@@ -97,7 +97,9 @@ pub fn captured(state: &CaptureState) -> Result<Vec<record::Disk>> {
             uuid: state.uuid.clone(),
             state: match state.kind {
                 capture::CaptureKind::Job => "running".into(),
-                capture::CaptureKind::Offline => capture::machine::MachineState::Off.as_str().to_owned(),
+                capture::CaptureKind::Offline | capture::CaptureKind::Definition => {
+                    capture::machine::MachineState::Off.as_str().to_owned()
+                }
             },
             disk: disk.target.clone(),
             source: described.map_or(record::Source::Unknown, |disk| source(&disk.source)),

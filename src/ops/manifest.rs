@@ -1,9 +1,10 @@
 //! `point.json`: what a point says of itself - all that kvmb needs to continue it and to restore it.
 //!
 //! Version 1. A reader refuses a version that it does not know and ignores fields that it does not know. So fields were added
-//! without a new version: `earlier_hosts`, `left_out`, `autostart` and `snapshots`, which the first points do not have.
+//! without a new version: `earlier_hosts`, `left_out`, `autostart`, `snapshots` and
+//! `outside_files`, which the first points do not have.
 
-use crate::record::{LeftOut, PointDisk, Source, Time};
+use crate::record::{LeftOut, PointDisk, PointFile, Source, Time};
 use serde::{Deserialize, Serialize};
 
 /// The version that this program writes, and the newest that it reads.
@@ -53,6 +54,9 @@ pub struct Manifest {
     pub disks: Vec<ManifestDisk>,
     /// The other files of the point's folder.
     pub files: Vec<ManifestFile>,
+    /// Files that the definition mentions - loader, option ROMs, `fw_cfg` files -, as they were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outside_files: Vec<ManifestOutsideFile>,
     /// What of the machine is not in the point, and why. Points of kvmb 0.1.0 do not say it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<LeftOut>,
@@ -145,6 +149,18 @@ pub enum Role {
     Tpm,
 }
 
+impl Role {
+    /// Its word in records.
+    pub fn word(self) -> &'static str {
+        match self {
+            Role::Nvram => "nvram",
+            Role::Kernel => "kernel",
+            Role::Initrd => "initrd",
+            Role::Tpm => "tpm",
+        }
+    }
+}
+
 /// One of the small files of a point.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ManifestFile {
@@ -156,6 +172,21 @@ pub struct ManifestFile {
     pub path: String,
     /// Its size.
     pub size_bytes: u64,
+}
+
+/// A file of the host that the definition mentions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ManifestOutsideFile {
+    /// Its name in the point's folder, `files/…`.
+    pub name: String,
+    /// What it is to the machine: `loader`, `option_rom`, `acpi_table`, `fw_cfg` …
+    pub part: String,
+    /// Where it was on the host, as the definition has it.
+    pub path: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Its permissions.
+    pub mode: u32,
 }
 
 /// Why a manifest cannot be read.
@@ -219,6 +250,12 @@ impl Manifest {
                 return Err(ManifestError::File(file.name.clone()));
             }
         }
+        for file in &manifest.outside_files {
+            let name = file.name.strip_prefix(crate::capture::copies::OUTSIDE_FOLDER).unwrap_or_default();
+            if !is_plain_name(name) {
+                return Err(ManifestError::File(file.name.clone()));
+            }
+        }
         for disk in &manifest.disks {
             let zero_blob = super::chunk_map::ZERO_BLOB_BYTES;
             let chunk = u64::from(disk.chunk_bytes);
@@ -229,6 +266,14 @@ impl Manifest {
             }
         }
         Ok(manifest)
+    }
+
+    /// The files of the point that are no disks, as a point record shows them.
+    pub fn file_records(&self) -> Vec<PointFile> {
+        let file = |part: &str, path: &str, size_bytes| PointFile { part: part.into(), path: path.into(), size_bytes };
+        let parts = self.files.iter().map(|known| file(known.role.word(), &known.path, known.size_bytes));
+        let outside = self.outside_files.iter().map(|known| file(&known.part, &known.path, known.size_bytes));
+        parts.chain(outside).collect()
     }
 
     /// The bytes of `point.json`.

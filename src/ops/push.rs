@@ -8,7 +8,8 @@ use super::chunk_map::{Geometry, ZeroIds};
 use super::guard::guarded;
 use super::locked_repo::{LockedRepo, RepoView};
 use super::manifest::{
-    DEFINITION, EarlierHost, LIVE_DEFINITION, MANIFEST, Manifest, ManifestDisk, ManifestFile, Role, VERSION,
+    DEFINITION, EarlierHost, LIVE_DEFINITION, MANIFEST, Manifest, ManifestDisk, ManifestFile, ManifestOutsideFile,
+    Role, VERSION,
 };
 use super::offline_watch::while_unchanged;
 use super::points::{self, MACHINE_TAG, OpenPoint, PointRef, TAG, disk_file};
@@ -16,6 +17,7 @@ use super::repo_lock::while_locked;
 use super::store::{Base, DiskTask, StoreOutcome, StoredDisk, store_disk};
 use super::store::{damaged_points, lost_chunks};
 use super::{Error, Monitor, Progress, Result, Stop};
+use crate::capture::copies::OUTSIDE_FOLDER;
 use crate::capture::domain_xml::tpm::FOLDER as TPM_FOLDER;
 use crate::capture::state::{CaptureKind, FileRole, ReadMode};
 use crate::capture::{CaptureFile, CaptureState, CapturedDisk, Definition};
@@ -26,6 +28,7 @@ use crate::record::{self, Damage, LeftOut};
 use crate::repo::{BlobKind, Content, Id, Node, Snapshot, Writer, WriterOptions, write_tree};
 use crate::units::ChunkSize;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -137,6 +140,7 @@ pub fn push(
         });
     }
     let files = folder.add_copies(request.file, capture)?;
+    let outside_files = folder.add_outside(request.file, capture)?;
     folder.add_file(DEFINITION, capture.definition_xml.as_bytes())?;
     if let Some(live) = &capture.live_definition_xml {
         folder.add_file(LIVE_DEFINITION, live.as_bytes())?;
@@ -161,6 +165,7 @@ pub fn push(
         duration_seconds: (elapsed.num_milliseconds().max(0) as f64) / 1000.0,
         disks,
         files,
+        outside_files,
         left_out: left_out(capture),
         autostart: Some(capture.autostart),
         snapshots: capture.snapshots.clone(),
@@ -444,19 +449,22 @@ impl Reading<'_> {
 
 /// What of the machine the capture does not have.
 fn left_out(capture: &CaptureState) -> Vec<LeftOut> {
+    let text = |path: &Path| Some(path.to_string_lossy().into_owned());
     let disks = capture.skipped.iter().map(|skipped| LeftOut {
         disk: Some(skipped.target.clone()),
         part: None,
-        path: None,
+        path: skipped.path.as_deref().and_then(text),
         reason: skipped.reason.clone(),
     });
-    let parts = capture.missing.iter().map(|missing| LeftOut {
+    let part = |part: &str, path: &Path, reason: &str| LeftOut {
         disk: None,
-        part: Some(missing.role.as_str().to_owned()),
-        path: Some(missing.origin.to_string_lossy().into_owned()),
-        reason: missing.reason.clone(),
-    });
-    disks.chain(parts).collect()
+        part: Some(part.to_owned()),
+        path: text(path),
+        reason: reason.to_owned(),
+    };
+    let parts = capture.missing.iter().map(|missing| part(missing.role.as_str(), &missing.origin, &missing.reason));
+    let others = capture.outside_left_out.iter().map(|other| part(&other.part, &other.origin, &other.reason));
+    disks.chain(parts).chain(others).collect()
 }
 
 /// Who wrote a point.
@@ -508,6 +516,30 @@ impl<'a> PointFolder<'a> {
         if !tpm.nodes.is_empty() {
             let subtree = write_tree(self.writer, &tpm.nodes)?;
             self.nodes.push(Node::dir(TPM_FOLDER.trim_end_matches('/'), self.time, subtree));
+        }
+        Ok(files)
+    }
+
+    /// The files that the definition mentions, in a folder of their own.
+    fn add_outside(&mut self, file: &CaptureFile, capture: &CaptureState) -> Result<Vec<ManifestOutsideFile>> {
+        let mut files = Vec::new();
+        let mut folder = PointFolder::new(self.writer, self.time);
+        for copy in &capture.outside {
+            let path = file.folder().join(&copy.name);
+            let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+            folder.add_file(copy.name.strip_prefix(OUTSIDE_FOLDER).unwrap_or(&copy.name), &bytes)?;
+            files.push(ManifestOutsideFile {
+                name: copy.name.clone(),
+                part: copy.part.clone(),
+                path: copy.origin.to_string_lossy().into_owned(),
+                size_bytes: bytes.len() as u64,
+                mode: copy.mode,
+            });
+        }
+        if !folder.nodes.is_empty() {
+            folder.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+            let subtree = write_tree(self.writer, &folder.nodes)?;
+            self.nodes.push(Node::dir(OUTSIDE_FOLDER.trim_end_matches('/'), self.time, subtree));
         }
         Ok(files)
     }

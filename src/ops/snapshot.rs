@@ -8,7 +8,7 @@ use crate::capture::machine::Which;
 use crate::capture::runtime::free_bytes;
 use crate::capture::state::SkippedDisk;
 use crate::capture::{
-    CaptureFile, CaptureState, Definition, DiskRequest, FreezeOptions, Machine, OpenRequest, RuntimeDirs,
+    self, CaptureFile, CaptureState, Definition, DiskRequest, FreezeOptions, Machine, OpenRequest, RuntimeDirs,
     clear_leftovers, open_capture,
 };
 use crate::failpoint::{self, Failpoint};
@@ -47,13 +47,17 @@ pub fn snapshot(
     open: Option<&RepoView>,
 ) -> Result<CaptureState> {
     let definition = machine.definition(Which::Live)?;
-    let (disks, skipped) = choose(machine.name(), &definition, request)?;
+    let (disks, mut skipped) = choose(machine, &definition, request)?;
     // First of all: what is left may fill the scratch space, or hold a checkpoint that was never committed.
     clear_leftovers(runtime, machine)?;
+    let has_disks = !disks.is_empty();
     if machine.is_running()? {
-        refuse_without_scratch(runtime, machine, &disks, request)?;
+        skipped.extend(machine.absent_disks(&definition)?);
+        if has_disks {
+            refuse_without_scratch(runtime, machine, &disks, request)?;
+        }
     }
-    let chain = match open {
+    let chain = match open.filter(|_| has_disks) {
         Some(open) => {
             let is_alive = |name: &str| machine.has_bitmap(name);
             chain::find(open, machine.uuid(), machine.name(), &machine.checkpoints()?, is_alive)?
@@ -65,7 +69,7 @@ pub fn snapshot(
     let request = OpenRequest {
         disks: disks.into_iter().map(|disk| disk_request(disk, chain.as_ref(), open.is_some())).collect(),
         skipped,
-        checkpoint: open.map(|open| chain::checkpoint_name(open.repo.id(), now)),
+        checkpoint: open.filter(|_| has_disks).map(|open| chain::checkpoint_name(open.repo.id(), now)),
         freeze: request.freeze,
         lease: request.lease,
         guarded: guard::is_available(),
@@ -76,6 +80,10 @@ pub fn snapshot(
         luks_key_files: request.luks_key_files.clone(),
     };
     let state = open_capture(runtime, machine, &request)?;
+    if !has_disks {
+        // There is nothing to be kept open.
+        return Ok(state);
+    }
     let guarded = CaptureFile::open(runtime, &state.id).map_err(Error::from).and_then(|file| guard::start(&file));
     if let Err(error) = guarded {
         // Whoever reads starts it again.
@@ -106,33 +114,46 @@ fn disk_request(disk: String, chain: Option<&Chain>, is_chained: bool) -> DiskRe
     }
 }
 
-/// The disks to capture, and the others with the reason.
+/// Whether a machine has no disk to capture: a backup keeps its definition.
+pub fn is_without_disks(machine: &Machine, request: &SnapshotRequest) -> Result<bool> {
+    let definition = machine.definition(Which::Live)?;
+    Ok(choose(machine, &definition, request)?.0.is_empty())
+}
+
+/// The disks to capture, and the others with the reason. None at all is for a machine of which none can be backed up, or whose
+/// disks are all left out on request; that no disk was chosen of one that has some is an error.
 pub fn choose(
-    machine: &str,
+    machine: &Machine,
     definition: &Definition,
     request: &SnapshotRequest,
 ) -> Result<(Vec<String>, Vec<SkippedDisk>)> {
     let named = request.disks.iter().flatten().chain(&request.exclude).chain(request.luks_key_files.keys());
     for name in named {
         if definition.disk(name).is_none() {
-            return Err(Error::NoSuchDisk { subject: format!("machine {machine}"), disk: name.clone() });
+            return Err(Error::NoSuchDisk { subject: format!("machine {}", machine.name()), disk: name.clone() });
         }
     }
-    let (mut chosen, mut skipped) = (Vec::new(), Vec::new());
+    let (mut chosen, mut skipped, mut is_any_possible) = (Vec::new(), Vec::new(), false);
     for disk in &definition.disks {
         let asked = request.disks.as_ref().is_none_or(|names| names.contains(&disk.target));
-        let reason = match (disk.exclusion(), asked, request.exclude.contains(&disk.target)) {
+        let own_reason = machine.skip_reason(disk);
+        is_any_possible |= own_reason.is_none();
+        let reason = match (own_reason, asked, request.exclude.contains(&disk.target)) {
             // Named and impossible: let the capture refuse it rather than leave it out in silence.
             (Some(_), true, _) if request.disks.is_some() => None,
             (Some(reason), ..) => Some(reason),
-            (None, false, _) => Some("not asked for"),
-            (None, true, true) => Some("left out on request"),
+            (None, false, _) => Some("not asked for".to_owned()),
+            (None, true, true) => Some("left out on request".to_owned()),
             (None, true, false) => None,
         };
         match reason {
-            Some(reason) => skipped.push(SkippedDisk { target: disk.target.clone(), reason: reason.to_owned() }),
+            Some(reason) => skipped.push(machine.skipped(disk, reason)),
             None => chosen.push(disk.target.clone()),
         }
+    }
+    // Records named no disk that can be backed up, of a machine that has one: something was lost on the way.
+    if chosen.is_empty() && is_any_possible && request.disks.as_ref().is_some_and(Vec::is_empty) {
+        return Err(capture::Error::NothingToCapture { machine: machine.name().to_owned() }.into());
     }
     Ok((chosen, skipped))
 }

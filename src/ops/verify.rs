@@ -118,6 +118,7 @@ impl<'a> Verifier<'a> {
             batch: None,
             batch_machines: None,
             disks: Vec::new(),
+            files: Vec::new(),
             left_out: Vec::new(),
             duration_seconds: None,
             chain_damage: Vec::new(),

@@ -2,7 +2,7 @@
 //!
 //! One file a noun of the format: [`Id`], key, config, [`RepoLock`], pack, [`Index`], [`Tree`], [`Content`],
 //! [`Snapshot`]; and what moves data: [`Writer`], [`read_blobs`], [`copy_blobs`], [`check()`], [`PrunePlan`]. All files go through a
-//! [`Storage`]. Blobs and files are opened (their code compared) and their SHA-256 is compared before anybody sees a byte
+//! [`Storage`](crate::storage::Storage). Blobs and files are opened (their code compared) and their SHA-256 is compared before anybody sees a byte
 //! of them: what comes out of here is right, or it is a typed [`Error`].
 //!
 //! It is written here and not by a library, because none takes chunks of a fixed size, continues a parent's list of them, and reports

@@ -102,7 +102,7 @@ fn every_kind_of_disk_is_read() {
     assert_eq!(definition.dac_owner, Some((64055, 993)));
     assert_eq!(definition.seclabel_models, ["dac", "apparmor"]);
     let nvram = definition.nvram.as_ref().unwrap();
-    assert_eq!(nvram.path, Some("/var/lib/libvirt/qemu/nvram/web_VARS.fd".into()));
+    assert_eq!(nvram.path(), Some("/var/lib/libvirt/qemu/nvram/web_VARS.fd".as_ref()));
     assert_eq!(nvram.format.as_deref(), Some("qcow2"));
     let tpm = definition.tpm.as_ref().unwrap();
     assert_eq!((tpm.backend.as_str(), tpm.version.as_deref()), ("emulator", Some("2.0")));
@@ -197,7 +197,7 @@ fn a_copy_gets_an_identity_of_its_own() {
     assert!(!rewritten.contains("52:54:00:00:00:01"));
     assert!(rewritten.contains("<mac address='52:54:00:"));
     let nvram = definition.nvram.unwrap();
-    assert_eq!(nvram.path, changes.nvram);
+    assert_eq!(nvram.path(), changes.nvram.as_deref());
     assert_eq!(nvram.format.as_deref(), Some("qcow2"));
     assert_eq!(nvram.template, Some("/usr/share/OVMF/OVMF_VARS_4M.fd".into()));
     assert_eq!(definition.kernel, changes.kernel);

@@ -93,8 +93,16 @@ fn what_is_planted_in_the_place_of_a_file_is_not_read() {
         assert!(began.elapsed() < Duration::from_secs(30), "{output}");
         output
     };
-    // Nothing there: libvirt makes it at the first start, and nothing is missing.
+    // Nothing there, and nothing that libvirt could make it from.
+    assert_partial(&env, back_up(), "nvram", "No such file");
+    // With a template libvirt makes it at the first start, and nothing is missing.
+    let template = env.path("template.fd");
+    fs::write(&template, noise(7, 4096)).unwrap();
+    let without = machine.definition();
+    let element = format!("<nvram template='{}'", template.display());
+    env.define_xml(&without.replace("<nvram", &element));
     assert_eq!(back_up().assert_ok().record_of("point").get("left_out"), None);
+    env.define_xml(&without);
 
     symlink(&secret, &variables).unwrap();
     let point = assert_partial(&env, back_up(), "nvram", "symbolic link");

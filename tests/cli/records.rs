@@ -22,12 +22,14 @@ struct Field {
 
 type Fields = BTreeMap<String, Field>;
 
-/// The structs of `src/record.rs`, and the variants of its enums (as `Source::File`), with their fields.
+/// The structs of `src/record.rs` and `src/record/parts.rs`, and the variants of its enums (as `Source::File`), with their fields.
 fn documented() -> BTreeMap<String, Fields> {
-    let source = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record.rs"));
+    let record = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record.rs"));
+    let parts = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record/parts.rs"));
     let (mut structs, mut path, mut documentation, mut attributes) =
         (BTreeMap::new(), Vec::<String>::new(), String::new(), String::new());
-    for line in source.lines().take_while(|line| !line.starts_with("impl ")) {
+    let types = |source: &'static str| source.lines().take_while(|line| !line.starts_with("impl "));
+    for line in types(record).chain(types(parts)) {
         let text = line.trim();
         let opened = |head: &str| text.strip_prefix(head).and_then(|rest| rest.strip_suffix(" {")).map(str::to_owned);
         if let Some(words) = text.strip_prefix("///") {
@@ -281,6 +283,7 @@ fn every_record_that_a_command_prints_is_as_documented() {
     let rare = [
         ("Point", "chain_damage"),
         ("Point", "damaged_points"),
+        ("Point", "files"),
         ("Damage", "file"),
         ("LeftOut", "part"),
         ("LeftOut", "path"),

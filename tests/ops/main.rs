@@ -12,6 +12,8 @@ mod copy;
 mod failure_modes;
 mod hosts;
 mod model;
+mod odd_machines;
+mod odd_parts;
 mod restore;
 mod vm_lifecycle;
 mod zoo;

@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kvmb::capture::block_job::{BlockJob, BlockJobKind};
+use kvmb::capture::holders::Holder;
 use kvmb::capture::{self, LibvirtErrorKind};
 use kvmb::config::{self, document::DocumentError};
 use kvmb::nbd;
@@ -103,9 +105,26 @@ pub fn of_captures() -> Vec<capture::Error> {
         Error::UnknownOwner { machine: machine(), label: "qemu:qemu".into() },
         Error::ImageHeld {
             machine: machine(),
-            holders: vec!["qemu-img (1234)".into()],
+            holders: vec![Holder { name: "qemu-img".into(), pid: 1234 }],
             message: "Failed to get lock".into(),
         },
+        Error::ImageHeld {
+            machine: machine(),
+            holders: vec![Holder { name: "qemu-system-x86".into(), pid: 1234 }],
+            message: "Failed to get lock".into(),
+        },
+        Error::ImageHeld { machine: machine(), holders: Vec::new(), message: "Failed to get lock".into() },
+        Error::BlockJob {
+            machine: machine(),
+            disk: disk(),
+            job: BlockJob { kind: BlockJobKind::Copy, is_ready: true },
+        },
+        Error::BlockJob {
+            machine: machine(),
+            disk: disk(),
+            job: BlockJob { kind: BlockJobKind::Pull, is_ready: false },
+        },
+        Error::SavedMemory { machine: machine() },
         Error::SecretUnavailable { machine: machine(), disk: disk(), message: "secret is private".into() },
         Error::StartedMeanwhile { machine: machine() },
         Error::ChangedMeanwhile { machine: machine(), what: "the size of vda".into() },
@@ -119,6 +138,7 @@ pub fn of_captures() -> Vec<capture::Error> {
         Error::SocketPathTooLong { path: "/run/kvmb/s".into() },
         Error::UnsafeFolder { path: "/run/kvmb".into(), reason: "it belongs to user 1000".into() },
         Error::UnsafePath { path: "/srv/images/web1.img".into(), reason: "it is a symbolic link".into() },
+        Error::TooLarge { path: "/srv/images/web1.fd".into(), size_bytes: 1 << 30, limit_bytes: 128 << 20 },
         Error::Unreachable { path: "/root".into(), uid: 64055 },
         Error::Io { action: "read", path: image(), source: denied() },
     ]);
@@ -190,6 +210,8 @@ pub fn of_operations() -> Vec<ops::Error> {
         Error::KeyNotTaken { account: "kvm@backup.example.com".into(), line: "ssh-ed25519 AAAA kvmb@host1".into() },
         Error::NoDevice { disk: disk(), path: "/dev/vg0/web1".into(), capacity_bytes: 20 << 30 },
         Error::NoDevice { disk: disk(), path: "/dev/nvme7n1".into(), capacity_bytes: 20 << 30 },
+        Error::NoDeviceOfFile { name: "nvram".into(), path: "/dev/vg0/web1-vars".into() },
+        Error::Nowhere { machine: machine() },
         Error::NoVolume {
             disk: disk(),
             volume: "pool/web1".into(),

@@ -4,7 +4,7 @@
 //! or size is refused, and a disk's target - it becomes a file name - must be a plain word.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use roxmltree::{Document, Node, ParsingOptions};
 
@@ -71,6 +71,8 @@ pub struct Definition {
     pub vcpus: u32,
     /// Every disk in the definition's order, those that cannot be backed up too.
     pub disks: Vec<DefinedDisk>,
+    /// The firmware, if the definition names a file.
+    pub loader: Option<PathBuf>,
     /// UEFI variables.
     pub nvram: Option<Nvram>,
     /// An emulated TPM.
@@ -91,15 +93,22 @@ pub struct Definition {
     pub seclabel_models: Vec<String>,
 }
 
-/// The file that keeps UEFI variables.
+/// What keeps UEFI variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nvram {
-    /// The file; none when libvirt will choose it at the first start.
-    pub path: Option<PathBuf>,
+    /// The file, device or network storage; none when libvirt will choose a file at the first start.
+    pub source: Option<DiskSource>,
     /// Its format, `raw` unless told otherwise.
     pub format: Option<String>,
     /// What it was made from.
     pub template: Option<PathBuf>,
+}
+
+impl Nvram {
+    /// The local file or device, if it is one.
+    pub fn path(&self) -> Option<&Path> {
+        self.source.as_ref()?.path().map(PathBuf::as_path)
+    }
 }
 
 /// A TPM device.
@@ -111,6 +120,8 @@ pub struct Tpm {
     pub version: Option<String>,
     /// Where the emulator's state lies, if the definition says (libvirt 10.10).
     pub state_path: Option<PathBuf>,
+    /// Whether that is one file or device, not a folder.
+    pub state_is_file: bool,
     /// Whether the state is encrypted with a libvirt secret.
     pub encrypted: bool,
 }
@@ -163,6 +174,8 @@ pub struct DefinedDisk {
     pub alias: Option<String>,
     /// How it is encrypted.
     pub encryption: Option<Encryption>,
+    /// Whether the machine starts without it when its source is missing (`startupPolicy='optional'`).
+    pub is_optional: bool,
 }
 
 impl Definition {
@@ -200,6 +213,7 @@ impl Definition {
                 }
             },
             disks,
+            loader: os.and_then(|os| text_of(os, "loader")).map(PathBuf::from),
             nvram: os.and_then(|os| child(os, "nvram")).map(read_nvram),
             tpm: devices.and_then(|devices| child(devices, "tpm")).map(read_tpm),
             kernel: os.and_then(|os| text_of(os, "kernel")).map(PathBuf::from),
@@ -301,6 +315,7 @@ impl DefinedDisk {
             data_file: source_node.and_then(|source| child(source, "dataStore")).map(read_layer),
             alias: child(node, "alias").and_then(|alias| alias.attribute("name")).map(str::to_owned),
             encryption: read_encryption(node),
+            is_optional: source_node.and_then(|source| source.attribute("startupPolicy")) == Some("optional"),
         })
     }
 }
@@ -409,12 +424,13 @@ fn memory_bytes(domain: Node) -> Result<u64> {
 }
 
 fn read_nvram(node: Node) -> Nvram {
-    let own_text = node.text().map(str::trim).filter(|text| !text.is_empty()).map(PathBuf::from);
-    let from_source = child(node, "source")
-        .and_then(|source| source.attribute("file").or(source.attribute("dev")))
-        .map(PathBuf::from);
+    let own_text = node.text().map(str::trim).filter(|text| !text.is_empty());
+    let source = match (own_text, child(node, "source")) {
+        (Some(path), _) => Some(DiskSource::File { path: path.into() }),
+        (None, source) => source.map(|source| read_source(node.attribute("type"), Some(source))),
+    };
     Nvram {
-        path: own_text.or(from_source),
+        source: source.filter(|source| *source != DiskSource::Empty),
         format: node.attribute("format").map(str::to_owned),
         template: node.attribute("template").map(PathBuf::from),
     }
@@ -422,13 +438,12 @@ fn read_nvram(node: Node) -> Nvram {
 
 fn read_tpm(node: Node) -> Tpm {
     let backend = child(node, "backend");
+    let source = backend.and_then(|backend| child(backend, "source"));
     Tpm {
         backend: backend.and_then(|backend| backend.attribute("type")).unwrap_or("unknown").to_owned(),
         version: backend.and_then(|backend| backend.attribute("version")).map(str::to_owned),
-        state_path: backend
-            .and_then(|backend| child(backend, "source"))
-            .and_then(|source| source.attribute("path"))
-            .map(PathBuf::from),
+        state_path: source.and_then(|source| source.attribute("path")).map(PathBuf::from),
+        state_is_file: source.and_then(|source| source.attribute("type")) == Some("file"),
         encrypted: backend.is_some_and(|backend| child(backend, "encryption").is_some()),
     }
 }

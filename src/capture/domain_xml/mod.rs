@@ -3,12 +3,14 @@
 //! | module | its subject |
 //! | --- | --- |
 //! | [`definition`] | domain XML, read (pure) |
+//! | [`outside_files`] | the files that a definition mentions (pure) |
 //! | [`references`] | what a definition refers to on its host (pure) |
 //! | [`mod@rewrite`] | domain XML, changed for a restore (pure) |
 //! | [`source`] | where a disk's contents are, layer by layer (pure) |
 //! | [`tpm`] | where the state of an emulated TPM is |
 
 pub mod definition;
+pub mod outside_files;
 pub mod references;
 pub mod rewrite;
 pub mod source;

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use roxmltree::Node;
 
-use super::definition::{Definition, Device, DiskSource, Result, child, children, parse_document};
+use super::definition::{Definition, Device, DiskSource, Result, child, parse_document};
+use super::outside_files::mentions;
 
 /// Something outside of the definition that the machine needs to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,25 +65,14 @@ pub fn references(xml: &str) -> Result<Vec<Reference>> {
     let domain = document.root_element();
     let definition = Definition::parse(xml)?;
     let mut found = Vec::new();
-    if let Some(os) = child(domain, "os") {
-        let files = [("loader", "loader"), ("kernel", "kernel"), ("initrd", "initrd"), ("dtb", "device tree")];
-        for (name, what) in files {
-            found.extend(text(os, name).map(|path| Reference::File { what, path }));
-        }
+    for (path, what) in [(&definition.kernel, "kernel"), (&definition.initrd, "initrd")] {
+        found.extend(path.iter().map(|path| Reference::File { what, path: path.clone() }));
     }
-    let tables =
-        child(domain, "features").into_iter().chain(child(domain, "os")).filter_map(|node| child(node, "acpi"));
-    for path in tables.filter_map(|acpi| text(acpi, "table")) {
-        found.push(Reference::File { what: "ACPI table", path });
-    }
-    let entries = children(domain, "sysinfo").flat_map(|sysinfo| children(sysinfo, "entry"));
-    for path in entries.filter_map(|entry| entry.attribute("file")) {
-        found.push(Reference::File { what: "fw_cfg file", path: path.into() });
-    }
+    let files = mentions(domain).into_iter().filter(|mention| mention.kind.is_stored());
+    found.extend(files.map(|file| Reference::File { what: file.kind.words(), path: file.path }));
     let Some(devices) = child(domain, "devices") else { return Ok(found) };
     found.extend(text(devices, "emulator").map(Reference::Emulator));
-    let optional: Vec<&str> = children(devices, "disk").filter(is_optional).filter_map(target_of).collect();
-    for disk in definition.disks.iter().filter(|disk| !optional.contains(&&*disk.target)) {
+    for disk in definition.disks.iter().filter(|disk| !disk.is_optional) {
         let is_medium = matches!(disk.device, Device::Cdrom | Device::Floppy);
         let name = disk.target.clone();
         found.extend(match disk.source.clone() {
@@ -119,9 +109,6 @@ fn device_references(device: Node, found: &mut Vec<Reference>) {
         }
         _ => {}
     }
-    if let Some(path) = child(device, "rom").and_then(|rom| rom.attribute("file")) {
-        found.push(Reference::File { what: "option ROM", path: path.into() });
-    }
 }
 
 /// As the kernel writes it.
@@ -129,14 +116,6 @@ fn pci_address(address: Node) -> Option<String> {
     let number = |name: &str| u32::from_str_radix(address.attribute(name)?.trim_start_matches("0x"), 16).ok();
     let domain = number("domain").unwrap_or(0);
     Some(format!("{domain:04x}:{:02x}:{:02x}.{:x}", number("bus")?, number("slot")?, number("function")?))
-}
-
-fn is_optional(disk: &Node) -> bool {
-    child(*disk, "source").and_then(|source| source.attribute("startupPolicy")) == Some("optional")
-}
-
-fn target_of<'a>(disk: Node<'a, '_>) -> Option<&'a str> {
-    child(disk, "target")?.attribute("dev")
 }
 
 fn text(node: Node, name: &str) -> Option<PathBuf> {

@@ -12,14 +12,27 @@ use crate::capture::safe_path::OpenFolder;
 /// What the names of copied state files begin with, in a capture and in a point.
 pub const FOLDER: &str = "tpm/";
 
-/// The folder of a machine's TPM state; none without an emulated TPM. The place that the definition names, or the one that
-/// the driver behind `uri` chooses for the UUID.
-pub fn state_folder(definition: &Definition, uri: &str, uuid: &str) -> Option<PathBuf> {
+/// The name of the copy of a state that is one file.
+pub const SINGLE_FILE: &str = "tpm/state";
+
+/// Where the state of an emulated TPM is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StatePlace {
+    /// A folder of files.
+    Folder(PathBuf),
+    /// One file or block device.
+    File(PathBuf),
+}
+
+/// Where a machine's TPM state is; none without an emulated TPM. The place that the definition names, or the folder that the
+/// driver behind `uri` chooses for the UUID.
+pub fn state_place(definition: &Definition, uri: &str, uuid: &str) -> Option<StatePlace> {
     let tpm = definition.tpm.as_ref().filter(|tpm| tpm.backend == "emulator")?;
-    match &tpm.state_path {
-        Some(path) => Some(path.clone()),
-        None => Some(storage(uri)?.join(uuid.to_ascii_lowercase()).join(version_folder(tpm))),
-    }
+    Some(match &tpm.state_path {
+        Some(path) if tpm.state_is_file => StatePlace::File(path.clone()),
+        Some(path) => StatePlace::Folder(path.clone()),
+        None => StatePlace::Folder(storage(uri)?.join(uuid.to_ascii_lowercase()).join(version_folder(tpm))),
+    })
 }
 
 /// The names of a TPM's state files. What has such a name and is no file is named too: whoever opens it finds out.
@@ -61,8 +74,10 @@ mod tests {
                  <tpm model='tpm-crb'>{backend}</tpm></devices></domain>"
             );
             let definition = Definition::parse(&xml).unwrap();
-            state_folder(&definition, uri, "C7A5FDBD-EDAF-9455-926A-D65C16DB1809")
-                .map(|folder| folder.to_string_lossy().into_owned())
+            match state_place(&definition, uri, "C7A5FDBD-EDAF-9455-926A-D65C16DB1809")? {
+                StatePlace::Folder(path) => Some(path.to_string_lossy().into_owned()),
+                StatePlace::File(path) => Some(format!("file {}", path.display())),
+            }
         };
         let emulated = "<backend type='emulator' version='2.0'/>";
         let uuid = "c7a5fdbd-edaf-9455-926a-d65c16db1809";
@@ -72,6 +87,8 @@ mod tests {
         assert_eq!(folder(old, "qemu:///system"), Some(format!("/var/lib/libvirt/swtpm/{uuid}/tpm1.2")));
         let placed = "<backend type='emulator'><source type='dir' path='/tpm/a'/></backend>";
         assert_eq!(folder(placed, "qemu:///system"), Some("/tpm/a".into()));
+        let file = "<backend type='emulator'><source type='file' path='/tpm/a.bin'/></backend>";
+        assert_eq!(folder(file, "qemu:///system"), Some("file /tpm/a.bin".into()));
         assert_eq!(folder("<backend type='passthrough'/>", "qemu:///system"), None);
     }
 }

@@ -17,7 +17,7 @@ pub mod block_graph;
 pub mod image_header;
 pub mod image_lookup;
 pub mod network_storage;
-mod offline_changes;
+pub mod offline_changes;
 pub mod offline_fingerprint;
 pub mod qemu_user;
 pub mod storage_daemon;

@@ -219,6 +219,11 @@ fn was_started(log: &Path, before: Option<&Stamp>) -> bool {
     read.is_err() || news.matches(": starting up").count() > news.matches(": shutting down, reason=failed").count()
 }
 
+/// Whether libvirt's log of a machine shows that it ever ran.
+pub fn was_ever_started(uri: &str, machine: &str) -> bool {
+    log_path(uri, machine).is_some_and(|log| was_started(&log, None))
+}
+
 /// Where libvirt logs what becomes of a machine.
 fn log_path(uri: &str, machine: &str) -> Option<PathBuf> {
     let folder = match embedded_root(uri) {

@@ -1,6 +1,6 @@
 //! What shows whether the files of a machine that is off were written.
 //!
-//! See [`super::offline_changes`] for what is made of it.
+//! See `offline_changes` for what is made of it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -12,6 +12,7 @@ mod running;
 
 use super::agent::Consistency;
 use super::close::{self, CloseRequest};
+use super::copies;
 use super::domain_xml::definition::{Definition, Device, DiskSource};
 use super::error::{Error, Result};
 use super::link::is_local_uri;
@@ -40,16 +41,15 @@ pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequ
     if !is_local_uri(machine.uri()) {
         return Err(Error::NotLocal { uri: machine.uri().to_owned() });
     }
-    if request.disks.is_empty() {
-        return Err(Error::NothingToCapture { machine: machine.name().to_owned() });
-    }
     let definition = machine.definition(Which::Live)?;
     for wanted in &request.disks {
         check_capturable(machine, &definition, &wanted.target)?;
     }
     let file = CaptureFile::create(runtime)?;
     let mut state = new_state(machine, &definition, request, file.id());
-    let opened = if machine.is_running()? {
+    let opened = if request.disks.is_empty() {
+        open_definition(machine, &definition, &file, &mut state)
+    } else if machine.is_running()? {
         open_running(runtime, machine, &definition, request, &file, &mut state)
     } else {
         open_off(runtime, machine, &definition, request, &file, &mut state)
@@ -119,13 +119,15 @@ fn new_state(machine: &Machine, definition: &Definition, request: &OpenRequest, 
         repository: request.repository.clone(),
         parent_point: request.parent_point.clone(),
         disks: Vec::new(),
-        skipped: skipped_disks(definition, request),
+        skipped: skipped_disks(machine, definition, request),
         definition_xml: String::new(),
         live_definition_xml: None,
         autostart: machine.autostart().unwrap_or(false),
         snapshots: machine.snapshots().unwrap_or_default(),
         copies: Vec::new(),
         missing: Vec::new(),
+        outside: Vec::new(),
+        outside_left_out: Vec::new(),
         stillness: None,
         socket_folder: PathBuf::new(),
         servers: Vec::new(),
@@ -143,20 +145,15 @@ fn lease_end(from: DateTime<FixedOffset>, lease: Duration) -> DateTime<FixedOffs
         .unwrap_or(DateTime::<chrono::Utc>::MAX_UTC.fixed_offset())
 }
 
-fn skipped_disks(definition: &Definition, request: &OpenRequest) -> Vec<SkippedDisk> {
-    definition
-        .disks
-        .iter()
-        .filter(|disk| !request.disks.iter().any(|wanted| wanted.target == disk.target))
-        .map(|disk| {
-            request.skipped.iter().find(|skipped| skipped.target == disk.target).cloned().unwrap_or_else(|| {
-                SkippedDisk {
-                    target: disk.target.clone(),
-                    reason: disk.exclusion().unwrap_or("not selected").to_owned(),
-                }
-            })
-        })
-        .collect()
+fn skipped_disks(machine: &Machine, definition: &Definition, request: &OpenRequest) -> Vec<SkippedDisk> {
+    let is_wanted = |target: &str| request.disks.iter().any(|wanted| wanted.target == target);
+    let of_live = definition.disks.iter().filter(|disk| !is_wanted(&disk.target)).map(|disk| {
+        let known = request.skipped.iter().find(|skipped| skipped.target == disk.target);
+        let reason = || machine.skip_reason(disk).unwrap_or_else(|| "not selected".to_owned());
+        known.cloned().unwrap_or_else(|| machine.skipped(disk, reason()))
+    });
+    let absent = request.skipped.iter().filter(|skipped| definition.disk(&skipped.target).is_none());
+    of_live.chain(absent.cloned()).collect()
 }
 
 fn undo(runtime: &RuntimeDirs, machine: &Machine, file: CaptureFile) {
@@ -164,4 +161,16 @@ fn undo(runtime: &RuntimeDirs, machine: &Machine, file: CaptureFile) {
     if let Err(error) = close::close_with_machine(runtime, Some(machine), file, &CloseRequest::default()) {
         tracing::error!("capture {id} could not be undone: {error}");
     }
+}
+
+/// Keeps the definition, and what belongs to it, of a machine that has no disk to capture.
+fn open_definition(machine: &Machine, live: &Definition, file: &CaptureFile, state: &mut CaptureState) -> Result<()> {
+    let is_running = machine.is_running()?;
+    state.kind = CaptureKind::Definition;
+    state.consistency = if is_running { Consistency::Crash } else { Consistency::Offline };
+    file.save(state)?;
+    state.captured_at = Local::now().fixed_offset();
+    state.definition_xml = machine.definition_xml(Which::Inactive, true)?;
+    copies::copy_files(machine, live, is_running, file, state);
+    Ok(())
 }

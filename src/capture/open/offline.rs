@@ -49,6 +49,9 @@ pub(super) fn open_off(
     file: &CaptureFile,
     state: &mut CaptureState,
 ) -> Result<()> {
+    if machine.has_saved_memory().unwrap_or(false) {
+        return Err(Error::SavedMemory { machine: machine.name().to_owned() });
+    }
     state.kind = CaptureKind::Offline;
     state.consistency = Consistency::Offline;
     state.socket_folder = runtime.socket_folder().join(file.id());
@@ -75,15 +78,10 @@ pub(super) fn open_off(
     if machine.is_running()? {
         return Err(Error::StartedMeanwhile { machine: machine.name().to_owned() });
     }
-    if machine.has_saved_memory().unwrap_or(false) {
-        state.freeze_note =
-            Some("the machine is suspended to disk; its saved memory is not part of the backup".to_owned());
-        state.consistency = Consistency::Crash;
-    }
     state.definition_xml = machine.definition_xml(Which::Inactive, true)?;
     still.note_opened(state, file.folder());
     state.stillness = Some(still);
-    copies::copy_files(definition, file, state);
+    copies::copy_files(machine, definition, false, file, state);
     Ok(())
 }
 

@@ -30,6 +30,7 @@ pub(super) fn open_running(
     state: &mut CaptureState,
 ) -> Result<()> {
     wait_for_other_job(machine)?;
+    machine.expect_no_block_job(request.disks.iter().map(|disk| disk.target.as_str()))?;
     if matches!(machine.state(), Ok(MachineState::Paused(PausedReason::Migration))) {
         return Err(Error::NotResumed { machine: machine.name().to_owned() });
     }
@@ -67,7 +68,7 @@ pub(super) fn open_running(
         // While the job runs it stays what it is; it may have grown just before.
         disk.capacity_bytes = machine.disk_info(&disk.target)?.capacity_bytes;
     }
-    copies::copy_files(live, file, state);
+    copies::copy_files(machine, live, true, file, state);
     Ok(())
 }
 
@@ -245,6 +246,8 @@ fn begin(machine: &Machine, request: &OpenRequest, file: &CaptureFile, state: &m
             | LibvirtErrorKind::Other => false,
         };
         if !gave_way {
+            // One that was begun meanwhile is why.
+            machine.expect_no_block_job(state.disks.iter().map(|disk| disk.target.as_str()))?;
             return Err(error);
         }
         tracing::warn!("{error}");
@@ -264,7 +267,7 @@ fn job_request(state: &CaptureState) -> JobRequest {
                 parent: disk.parent_checkpoint.clone(),
             })
             .collect(),
-        skipped: state.skipped.iter().map(|skipped| skipped.target.clone()).collect(),
+        skipped: state.skipped.iter().filter(|s| !s.is_absent).map(|skipped| skipped.target.clone()).collect(),
         checkpoint: state
             .checkpoint
             .as_ref()

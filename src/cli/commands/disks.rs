@@ -7,12 +7,14 @@ use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::machine_args;
 use crate::cli::session::{About, Session};
-use crate::ops::inventory;
-use crate::record::Record;
+use crate::ops::{Monitor, inventory};
+use crate::record::{Disk, Record};
 
 /// List the disks of machines.
 ///
-/// Prints a 'disk' record for each; one that a backup leaves out - a cdrom, a floppy, a passed-through device - says why.
+/// Prints a 'disk' record for each; one that a backup leaves out - a cdrom, a floppy, a passed-through device - says why. Files
+/// beside the disks that a backup would not have - firmware variables that cannot be read, a drive of QEMU's command line - are named
+/// on standard error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb disks vm1
@@ -32,14 +34,14 @@ impl DisksArgs {
             let listed: Vec<_> = machines.iter().map(|machine| list(&hypervisor, machine)).collect();
             drop(machines);
             hypervisor.close();
-            listed.into_iter().for_each(|one| print(one, session));
+            listed.into_iter().for_each(|one| print(one, context, session));
             return Ok(());
         }
         for record in stdin_records("disks", "machines", &context.stop)? {
             match record? {
                 Record::Machine(record) => {
                     let listed = of_record(context, &record);
-                    print(listed, session);
+                    print(listed, context, session);
                 }
                 Record::Failure(failure) => session.pass_failure(failure),
                 other => session.pass(&other),
@@ -52,11 +54,36 @@ impl DisksArgs {
     }
 }
 
-type Listed = (About, Result<Vec<crate::record::Disk>, CliError>);
+type Listed = (About, Result<Inventory, CliError>);
+
+/// The disks of a machine, and what else of it a backup would not have, one sentence each.
+struct Inventory {
+    disks: Vec<Disk>,
+    left_out: Vec<String>,
+}
 
 fn list(hypervisor: &Hypervisor, machine: &Machine) -> Listed {
     let about = About::machine(hypervisor.uri(), machine.name());
-    (about, inventory::disks(hypervisor, machine).map_err(CliError::from))
+    (about, inventory_of(hypervisor, machine))
+}
+
+fn inventory_of(hypervisor: &Hypervisor, machine: &Machine) -> Result<Inventory, CliError> {
+    let disks = inventory::disks(hypervisor, machine)?;
+    let mut left_out = Vec::new();
+    // The files of another host cannot be looked at.
+    if hypervisor.is_local() {
+        let (missing, outside) = machine.missing_parts()?;
+        let name = machine.name();
+        let required = missing
+            .iter()
+            .map(|part| format!("a backup of {name} would lack its {}: {}", part.role.words(), part.reason));
+        let others = outside.iter().map(|file| {
+            let part = file.part.replace('_', " ");
+            format!("a backup of {name} leaves out the {part} {}: {}", file.origin.display(), file.reason)
+        });
+        left_out.extend(required.chain(others));
+    }
+    Ok(Inventory { disks, left_out })
 }
 
 /// Opens libvirt for this one machine only: the stage before may still need it.
@@ -64,14 +91,17 @@ fn of_record(context: &Context, record: &crate::record::Machine) -> Listed {
     let about = About::machine(&record.connect, &record.machine);
     let listed = context.hypervisor(Some(&record.connect)).and_then(|hypervisor| {
         let machine = hypervisor.machine(&record.uuid)?;
-        Ok(inventory::disks(&hypervisor, &machine)?)
+        inventory_of(&hypervisor, &machine)
     });
     (about, listed)
 }
 
-fn print((about, listed): Listed, session: &mut Session) {
+fn print((about, listed): Listed, context: &Context, session: &mut Session) {
     match listed {
-        Ok(disks) => disks.into_iter().for_each(|disk| session.done(Record::Disk(disk))),
+        Ok(Inventory { disks, left_out }) => {
+            disks.into_iter().for_each(|disk| session.done(Record::Disk(disk)));
+            left_out.iter().for_each(|sentence| context.monitor.warn(sentence));
+        }
         Err(error) => session.fail(about, error),
     }
 }

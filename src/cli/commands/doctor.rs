@@ -201,11 +201,42 @@ fn words(finding: &Finding, shell: &ShellCommands) -> Words {
                 .hint(format!("make room, then: {}", shell.virsh(&format!("resume {name}"))))
         }
         CheckSubject::SavedMemory => {
-            Words::new("machine", "it is suspended to disk: a backup holds its disks without its memory")
-                .hint(shell.virsh(&format!("start {name}")))
+            Words::new("machine", "its memory is saved on disk: it is not backed up before it has been started").hint(
+                format!(
+                    "{}, or discard its memory: {}",
+                    shell.virsh(&format!("start {name}")),
+                    shell.virsh(&format!("managedsave-remove {name}"))
+                ),
+            )
         }
-        CheckSubject::NoDisks => Words::new("machine", "none of its disks can be backed up")
-            .hint(format!("'kvmb disks {name}' says why each is left out")),
+        CheckSubject::NoDisks => Words::new("machine", "it has no disk to back up: a backup keeps its definition"),
+        CheckSubject::MissingPart(part) => {
+            let (what, reason) = (part.role.words(), &part.reason);
+            Words::new("part", format!("a backup would lack its {what}: {reason}"))
+                .hint("put a regular file there that kvmb can read; until then the exit code of a backup is 3")
+        }
+        CheckSubject::OutsideLeftOut(file) => {
+            let part = file.part.replace('_', " ");
+            Words::new("part", format!("left out: {part} {}: {}", file.origin.display(), file.reason))
+                .hint("keep a copy of it elsewhere, or take it out of the definition")
+        }
+        CheckSubject::InternalSnapshots { names, has_checkpoints } => {
+            let names = names.join(", ");
+            let state = match has_checkpoints {
+                true => {
+                    "the dirty bitmaps of its checkpoints block reverting to them, and a try leaves the machine off"
+                }
+                false => "dirty bitmaps, which a backup makes, block reverting to them",
+            };
+            Words::new("snapshot", format!("it has internal snapshots ({names}): {state}")).hint(revert_hint(shell))
+        }
+        CheckSubject::Checkpoints => Words::new(
+            "checkpoint",
+            format!(
+                "it has checkpoints: libvirt undefines it only with {}",
+                shell.virsh(&format!("undefine {name} --checkpoints-metadata"))
+            ),
+        ),
         CheckSubject::Disk(disk) => disk_words(disk, shell),
         CheckSubject::EncryptedAndOff(disk) => Words::new(
             "disk",
@@ -240,6 +271,16 @@ fn words(finding: &Finding, shell: &ShellCommands) -> Words {
             }
         }
     }
+}
+
+/// How to go back to an internal snapshot.
+fn revert_hint(shell: &ShellCommands) -> String {
+    let name = shell.machine();
+    format!(
+        "before reverting, delete its checkpoints while it runs: for c in $({}); do {}; done; the next backup reads its disks in full",
+        shell.virsh(&format!("checkpoint-list --name {name}")),
+        shell.virsh(&format!("checkpoint-delete {name} \"$c\""))
+    )
 }
 
 fn versioned(program: &'static str, version: Option<(u32, u32, u32)>, status: Status) -> Words {
@@ -345,6 +386,15 @@ fn job_words(job: &JobSurvey, shell: &ShellCommands) -> Words {
         }
         JobSurvey::Foreign { job } => Words::new("job", format!("a backup job that is not kvmb's holds it ({job})"))
             .hint(format!("let it finish, or end it: {}", shell.virsh(&format!("domjobabort {name}")))),
+        JobSurvey::Block { disk, job } => {
+            let job_command = |flag: &str| shell.virsh(&format!("blockjob {name} {} --{flag}", quoted(disk)));
+            let words =
+                Words::new("job", format!("disk {disk} has a block job ({job}): it is not backed up meanwhile"));
+            match job.waits_for_pivot() {
+                true => words.hint(format!("{}; or {}", job_command("pivot"), job_command("abort"))),
+                false => words.hint(format!("wait for its end, or: {}", job_command("abort"))),
+            }
+        }
         JobSurvey::Wedged { message } => {
             Words::new("job", format!("libvirt has lost track of a backup job of its ({message})")).hint(format!(
                 "nothing else heals it: {}; then systemctl restart libvirtd (or virtqemud)",
@@ -358,7 +408,7 @@ fn job_words(job: &JobSurvey, shell: &ShellCommands) -> Words {
 fn disk_words(disk: &DiskSurvey, shell: &ShellCommands) -> Words {
     let name = shell.machine();
     let path = quoted_path(disk.path.as_deref());
-    if let Some(reason) = disk.exclusion {
+    if let Some(reason) = &disk.exclusion {
         let left_out = Words::new("disk", format!("left out: {reason}"));
         return match disk.is_drive {
             true => left_out,

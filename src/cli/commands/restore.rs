@@ -74,6 +74,11 @@ pub struct RestoreArgs {
     #[arg(long, requires = "overwrite")]
     discard_saved_memory: bool,
 
+    /// Restore the files that the definition mentions - loader, option ROMs, ACPI tables, fw_cfg files - into this folder, and have the
+    /// definition name them there.
+    #[arg(long, value_name = "DIR")]
+    pub(super) with_files: Option<PathBuf>,
+
     /// Leave CD and floppy drives empty whose medium is not on this host.
     #[arg(long)]
     drop_missing_media: bool,
@@ -229,6 +234,7 @@ impl RestoreArgs {
             overwrite: self.overwrite,
             discard_saved_memory: self.discard_saved_memory,
             drop_missing_media: self.drop_missing_media,
+            with_files: self.with_files.clone(),
             networks: renamed(&self.network)?,
             bridges: renamed(&self.bridge)?,
         })
@@ -285,7 +291,7 @@ impl RestoreArgs {
             refuse_running(hypervisor, &planned)?;
         }
         drop(hypervisor);
-        for left_out in opened.manifest.left_out.iter().filter(|left_out| left_out.part.is_some()) {
+        for left_out in opened.manifest.left_out.iter().filter(|left_out| left_out.is_required()) {
             let (part, machine) = (left_out.part.as_deref().unwrap_or_default(), &opened.manifest.machine);
             context.monitor.warn(&format!("the point has no {part} of {machine}: {}", left_out.reason));
         }

@@ -4,15 +4,16 @@ use crate::capture::{self, CaptureFile, CloseRequest, RuntimeDirs, close_capture
 use crate::cli::capture_args::CaptureArgs;
 use crate::cli::complete;
 use crate::cli::context::Context;
-use crate::cli::dry_run::show_dry_run;
+use crate::cli::dry_run::{NO_DISK_TO_CAPTURE, show_dry_run};
 use crate::cli::failure::CliError;
 use crate::cli::machine_args::{self, Selection};
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::locked_repo::LockedRepo;
-use crate::ops::snapshot::snapshot;
+use crate::ops::snapshot::{is_without_disks, snapshot};
 use crate::ops::{Monitor, inventory};
-use crate::record::{Disk, Record};
+use crate::record::{Action, Disk, Record};
+use serde_json::json;
 use std::time::Duration;
 
 /// Open a capture: every disk of a machine frozen at one instant, readable over NBD.
@@ -20,7 +21,8 @@ use std::time::Duration;
 /// No libvirt snapshot is made, and no disk is changed: a running machine gets a libvirt backup job (pull mode), one that
 /// is stopped a read-only qemu-storage-daemon. The capture stays open until 'kvmb release' or the end of its lease. With -r
 /// it continues the chain in that repository: it makes a checkpoint, and only what changed has to be read. Prints a
-/// 'disk' record, with the NBD URI, for each captured disk.
+/// 'disk' record, with the NBD URI, for each captured disk. A machine without disks has nothing to capture, and an 'action' record
+/// says so.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb snapshot vm1 -r /backup/kvm | kvmb hash | kvmb push -r /backup/kvm | kvmb release
@@ -62,21 +64,35 @@ impl SnapshotArgs {
         for selection in selections {
             let mut about =
                 About { connect: selection.connect.clone(), machine: Some(selection.name.clone()), ..About::default() };
-            let opened = (|| -> Result<Vec<Disk>, CliError> {
+            let opened = (|| -> Result<Opened, CliError> {
                 crate::ops::Stop::check(&context.stop)?;
                 let hypervisor = context.hypervisor(selection.connect.as_deref())?;
                 let machine = hypervisor.machine(&selection.machine)?;
                 about = About::machine(hypervisor.uri(), machine.name());
                 let request = self.capture.request(selection.disks.clone())?;
+                if is_without_disks(&machine, &request)? {
+                    let (connect, uuid) = (hypervisor.uri(), machine.uuid());
+                    let extra =
+                        json!({ "connect": connect, "uuid": uuid, "batch": batch, "batch_machines": batch_machines });
+                    return Ok(Opened::Nothing(Action {
+                        action: "snapshot".into(),
+                        target: machine.name().to_owned(),
+                        changed: false,
+                        reason: NO_DISK_TO_CAPTURE.to_owned(),
+                        dry_run: false,
+                        extra: extra.as_object().cloned().unwrap_or_default(),
+                    }));
+                }
                 let state = snapshot(&runtime, &machine, &request, open.as_ref().map(LockedRepo::view))?;
                 for missing in &state.missing {
                     let (machine, part) = (&state.machine, missing.role.words());
                     context.monitor.warn(&format!("{machine} is captured without its {part}: {}", missing.reason));
                 }
-                Ok(inventory::captured(&state)?)
+                Ok(Opened::Disks(inventory::captured(&state)?))
             })();
             match opened {
-                Ok(disks) => {
+                Ok(Opened::Nothing(action)) => session.done(Record::Action(action)),
+                Ok(Opened::Disks(disks)) => {
                     let capture = disks.first().and_then(|disk| disk.capture.clone());
                     opened_ones.push(About { capture, ..about });
                     for disk in disks {
@@ -92,6 +108,14 @@ impl SnapshotArgs {
         }
         Ok(())
     }
+}
+
+/// What was opened of a machine.
+enum Opened {
+    /// Its disks.
+    Disks(Vec<Disk>),
+    /// It has none.
+    Nothing(Action),
 }
 
 /// Interrupted: what was opened is ended again, unless a later stage goes on reading it, which then ends it.

@@ -255,6 +255,7 @@ pub fn to_record(repo: &Repository, id: &Id, snapshot: &Snapshot, manifest: &Man
         batch: None,
         batch_machines: None,
         disks: manifest.disks.iter().map(ManifestDisk::to_record).collect(),
+        files: manifest.file_records(),
         left_out: manifest.left_out.clone(),
         duration_seconds: Some(manifest.duration_seconds),
         chain_damage: Vec::new(),

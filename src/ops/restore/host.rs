@@ -8,6 +8,7 @@ use crate::capture::domain_xml::references::{Reference, references};
 use crate::capture::pools::VolumePlace;
 use crate::capture::{self, Hypervisor};
 use crate::ops::Result;
+use crate::ops::points::OpenPoint;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,7 @@ pub struct Missing {
 pub(super) fn missing(
     xml: &str,
     machine: &str,
+    point: &OpenPoint,
     disks: &[PlannedDisk],
     written: &BTreeSet<PathBuf>,
     hypervisor: &Hypervisor,
@@ -35,7 +37,7 @@ pub(super) fn missing(
     if !hypervisor.is_local() {
         return Ok(Vec::new());
     }
-    let host = Host { machine, written, hypervisor };
+    let host = Host { machine, point, written, hypervisor };
     let is_restored = |reference: &Reference| match reference {
         Reference::Disk { disk, .. } | Reference::Volume { disk, .. } => disks.iter().any(|known| known.disk == *disk),
         _ => false,
@@ -52,6 +54,7 @@ pub(super) fn missing(
 
 struct Host<'a> {
     machine: &'a str,
+    point: &'a OpenPoint,
     written: &'a BTreeSet<PathBuf>,
     hypervisor: &'a Hypervisor,
 }
@@ -87,7 +90,12 @@ impl Host<'_> {
                     "loader" => "install the firmware (Debian, Ubuntu: ovmf or qemu-efi-aarch64; Fedora: edk2-ovmf)",
                     _ => "put it there",
                 };
-                let edit = format!("{package}, or afterwards change the definition: virsh edit {}", self.machine);
+                let is_stored =
+                    |path: &Path| self.point.manifest.outside_files.iter().any(|file| Path::new(&file.path) == path);
+                let edit = match is_stored(path) {
+                    true => format!("{package}, or restore it from the point: --with-files DIR"),
+                    false => format!("{package}, or afterwards change the definition: virsh edit {}", self.machine),
+                };
                 found(format!("the {what} {}", path.display()), edit)
             }
             Reference::Folder(path) if lacks(path) => found(

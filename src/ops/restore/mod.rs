@@ -71,7 +71,7 @@ pub fn restore(
     if let Some(hypervisor) = &hypervisor {
         plan::refuse_running(hypervisor, plan)?;
     }
-    let placed = files.into_iter().map(Finished::place).collect::<Result<Vec<Placed>>>()?;
+    let placed = files.into_iter().map(|file| file.place(connect)).collect::<Result<Vec<Placed>>>()?;
     let machine = match hypervisor {
         Some(hypervisor) => Some((hypervisor.define(&plan.definition)?, hypervisor)),
         None => None,
@@ -200,10 +200,10 @@ enum Finished {
 }
 
 impl Finished {
-    fn place(self) -> Result<Placed> {
+    fn place(self, connect: &dyn Fn() -> capture::Result<Hypervisor>) -> Result<Placed> {
         match self {
             Finished::Disk(written) => written.place(),
-            Finished::Small(file) => file.place(),
+            Finished::Small(file) => file.place(connect),
         }
     }
 }

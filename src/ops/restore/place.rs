@@ -130,7 +130,7 @@ impl Placing<'_> {
 }
 
 /// Whether a path is one that only devices can have. (`/dev/shm` is a folder for files in memory by its purpose.)
-fn is_below_dev(path: &Path) -> bool {
+pub(super) fn is_below_dev(path: &Path) -> bool {
     path.starts_with("/dev") && !path.starts_with("/dev/shm")
 }
 

@@ -62,10 +62,12 @@ pub fn plan(
     hypervisor: Option<&Hypervisor>,
 ) -> Result<RestorePlan> {
     let into = request.into.as_ref().map(|folder| std::path::absolute(folder).map_err(Error::io("find", folder)));
-    let request = &RestoreRequest { into: into.transpose()?, ..request.clone() };
+    let with_files = request.with_files.as_ref();
+    let with_files = with_files.map(|folder| std::path::absolute(folder).map_err(Error::io("find", folder)));
+    let request = &RestoreRequest { into: into.transpose()?, with_files: with_files.transpose()?, ..request.clone() };
     let (xml, is_live) = point.definition_of_disks(repo, index)?;
     let definition = Definition::parse(&xml).map_err(capture::Error::from)?;
-    trust::check(point, &definition, request)?;
+    trust::check(point, &xml, &definition, request)?;
     let machine = request.as_name.clone().unwrap_or_else(|| point.manifest.machine.clone());
     let subject = format!("point {}", point.id.short());
     for disk in request.only_disks.iter().chain(request.to.keys()) {
@@ -85,16 +87,25 @@ pub fn plan(
 
     let whole = request.only_disks.is_empty();
     let define = request.define && whole;
+    if disks.is_empty() && !define && request.into.is_none() {
+        return Err(Error::Nowhere { machine });
+    }
     let uuid = match &request.as_name {
         Some(_) => uuid::Uuid::new_v4().to_string(),
         None => point.manifest.uuid.clone(),
     };
     let beside = disks.first().and_then(|disk| disk.path.parent()).map(Path::to_owned);
     let small = SmallFiles { request, definition: &definition, machine: &machine, uuid: &uuid, define, beside };
-    let (files, moved) = match whole {
+    let (mut files, mut moved) = match whole {
         true => small.plan(&point.manifest)?,
         false => (Vec::new(), Changes::default()),
     };
+    if let Some(folder) = request.with_files.as_deref().filter(|_| whole) {
+        let read = |name: &str| point.read_file(repo, index, name);
+        let (outside, moved_files) = small.plan_outside(&point.manifest, folder, &read)?;
+        files.extend(outside);
+        moved.files = moved_files;
+    }
 
     let changes = Changes {
         name: request.as_name.clone(),
@@ -109,7 +120,7 @@ pub fn plan(
     };
     let written = files.iter().map(|file| file.path.clone()).collect();
     let (rewritten, missing) =
-        for_this_host(&xml, changes, &machine, &disks, &written, request, hypervisor.filter(|_| define))?;
+        for_this_host(&xml, changes, &machine, point, &disks, &written, request, hypervisor.filter(|_| define))?;
     if let Some(missing) = missing.iter().find(|missing| define && (request.start || missing.prevents_definition)) {
         let (what, solve) = (missing.what.clone(), missing.solve.clone());
         return Err(Error::MissingHere { machine, what, solve, is_start: request.start });
@@ -185,10 +196,12 @@ fn plan_disk(
 }
 
 /// The definition for this host, and what this host lacks of it.
+#[allow(clippy::too_many_arguments)]
 fn for_this_host(
     xml: &str,
     mut changes: Changes,
     machine: &str,
+    point: &OpenPoint,
     disks: &[PlannedDisk],
     written: &BTreeSet<PathBuf>,
     request: &RestoreRequest,
@@ -197,7 +210,7 @@ fn for_this_host(
     loop {
         let rewritten = rewrite_with_notes(xml, &changes).map_err(capture::Error::from)?;
         let missing = match hypervisor {
-            Some(hypervisor) => host::missing(&rewritten.xml, machine, disks, written, hypervisor)?,
+            Some(hypervisor) => host::missing(&rewritten.xml, machine, point, disks, written, hypervisor)?,
             None => Vec::new(),
         };
         let media: BTreeSet<String> = missing.iter().filter_map(|missing| missing.medium_of.clone()).collect();

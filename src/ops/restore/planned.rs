@@ -2,8 +2,8 @@
 
 use super::qcow2::Layout;
 use super::request::ImageFormat;
+use crate::capture::DiskSource;
 use crate::ops::chunk_map::{ChunkMap, Geometry, MappedChunk};
-use crate::ops::manifest::Role;
 use std::path::PathBuf;
 
 /// Whether a disk goes to a file or to a device.
@@ -92,10 +92,16 @@ pub struct Volume {
 pub struct PlannedFile {
     /// Its name in the point.
     pub name: String,
-    /// What it is for.
-    pub role: Role,
     /// Where it goes.
     pub path: PathBuf,
     /// The folder above it that the user of the command named, if it is below one.
     pub below: Option<PathBuf>,
+    /// Network storage that it goes to instead of a file.
+    pub network: Option<DiskSource>,
+    /// Whether it goes to a block device, which must be there.
+    pub is_on_device: bool,
+    /// Whether its folder is made if it is missing.
+    pub makes_folder: bool,
+    /// Its permissions; none are those of what it replaces, or mode 0600.
+    pub mode: Option<u32>,
 }

@@ -47,6 +47,8 @@ pub struct RestoreRequest {
     pub discard_saved_memory: bool,
     /// Whether drives whose medium is not on this host are left empty.
     pub drop_missing_media: bool,
+    /// The folder for the files that the definition mentions; none leaves them where they are.
+    pub with_files: Option<PathBuf>,
     /// What networks of the definition are called here.
     pub networks: BTreeMap<String, String>,
     /// What bridges and network devices of the definition are called here.

@@ -1,4 +1,4 @@
-//! Where firmware variables, TPM state, kernel and initrd are written.
+//! Where firmware variables, TPM state, kernel, initrd and other small files are written.
 //!
 //! libvirt gives their folders to the users that QEMU and swtpm run as, who can put a link there: each folder on the way is
 //! opened by [`crate::capture::safe_path`], held open until the restore is over, and never looked up by its path again.
@@ -6,7 +6,7 @@
 use super::planned::PlannedFile;
 use super::target::{Destination, Looks, PartialFile, Placed};
 use crate::capture::safe_path::{self, OpenFolder, ResolvedPath};
-use crate::ops::manifest::Role;
+use crate::capture::{self, DiskSource, Hypervisor};
 use crate::ops::{Error, Result};
 use std::ffi::OsString;
 use std::fs::File;
@@ -20,16 +20,22 @@ pub(super) enum SmallFile {
     Beside { temporary: PartialFile, at: Destination, overwrite: bool, looks: Looks },
     /// To be written over a device, which is large enough.
     Device { device: File, bytes: Vec<u8>, at: Destination },
+    /// To be written onto network storage.
+    Network { source: DiskSource, bytes: Vec<u8> },
 }
 
 impl SmallFile {
     /// Writes a file of a point beside its place.
     pub(super) fn create(file: &PlannedFile, bytes: Vec<u8>, overwrite: bool) -> Result<SmallFile> {
+        if let Some(source) = &file.network {
+            return Ok(SmallFile::Network { source: source.clone(), bytes });
+        }
         let place = place_of(file)?;
         let at = Destination::anchored(&place);
         if !place.is_device() {
             refuse_device(&place)?;
-            return SmallFile::beside(at, &bytes, overwrite, Looks::OfReplaced);
+            let looks = file.mode.map_or(Looks::OfReplaced, Looks::Mode);
+            return SmallFile::beside(at, &bytes, overwrite, looks);
         }
         let mut device = place.open_device()?;
         let size_bytes = device.seek(SeekFrom::End(0)).map_err(Error::io("size", &at.path))?;
@@ -52,9 +58,13 @@ impl SmallFile {
         Ok(SmallFile::Beside { temporary, at, overwrite, looks })
     }
 
-    /// Puts it in its place.
-    pub(super) fn place(self) -> Result<Placed> {
+    /// Puts it in its place; onto the network by way of this hypervisor.
+    pub(super) fn place(self, connect: &dyn Fn() -> capture::Result<Hypervisor>) -> Result<Placed> {
         match self {
+            SmallFile::Network { source, bytes } => {
+                connect()?.write_network_file(&source, &bytes)?;
+                Ok(Placed::in_place(Destination::new(Path::new(&source.address()))))
+            }
             SmallFile::Beside { temporary, at, overwrite, looks } => Placed::put(temporary, at, overwrite, looks),
             SmallFile::Device { device, bytes, at } => {
                 let written = device.write_all_at(&bytes, 0).and_then(|()| device.sync_all());
@@ -105,7 +115,7 @@ impl NewFolders {
     /// Makes those that are missing, as libvirt makes them: swtpm's user passes through those above its own.
     pub(super) fn create(files: &[PlannedFile]) -> Result<NewFolders> {
         let mut made = NewFolders(Vec::new());
-        for file in files.iter().filter(|file| file.role == Role::Tpm) {
+        for file in files.iter().filter(|file| file.makes_folder) {
             let wanted = file.path.parent().unwrap_or(Path::new("/"));
             let (mut folder, mut missing) = nearest(wanted, file.below.as_deref())?;
             while !missing.is_empty() {

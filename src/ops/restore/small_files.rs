@@ -1,15 +1,21 @@
-//! Where a restore puts what is no disk: firmware variables, TPM state, kernel and initial RAM disk.
+//! Where a restore puts what is no disk: firmware variables, TPM state, kernel and initial RAM disk, and the files that the
+//! definition mentions.
 //!
 //! The places come from the definition and from the user, never from the manifest.
 
+use super::place::is_below_dev;
 use super::planned::PlannedFile;
 use super::preconditions::refuse_without_folder;
 use super::request::RestoreRequest;
 use super::small_file;
-use crate::capture::domain_xml::tpm;
-use crate::capture::{Changes, Definition};
+use crate::capture::domain_xml::definition::Nvram;
+use crate::capture::domain_xml::tpm::{self, StatePlace};
+use crate::capture::{Changes, Definition, DiskSource};
 use crate::ops::manifest::{Manifest, ManifestFile, Role};
 use crate::ops::{Error, Result};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// What decides on their places.
@@ -33,10 +39,11 @@ impl SmallFiles<'_> {
             let Some(planned) = self.place(file)? else { continue };
             match file.role {
                 Role::Tpm => {
-                    let folder = planned.path.parent().filter(|folder| Some(*folder) != self.tpm_folder_before());
-                    moved.tpm_state = folder.map(Path::to_owned);
+                    let state = if self.has_tpm_file() { Some(&*planned.path) } else { planned.path.parent() };
+                    moved.tpm_state = state.filter(|state| Some(*state) != self.tpm_state_before()).map(Path::to_owned);
                 }
-                Role::Nvram => moved.nvram = self.moved(file, &planned),
+                Role::Nvram if planned.network.is_none() => moved.nvram = self.moved(file, &planned),
+                Role::Nvram => {}
                 Role::Kernel => moved.kernel = self.moved(file, &planned),
                 Role::Initrd => moved.initrd = self.moved(file, &planned),
             }
@@ -44,9 +51,42 @@ impl SmallFiles<'_> {
             files.push(planned);
         }
         let has_variables = manifest.files.iter().any(|file| file.role == Role::Nvram);
-        if let (Some(_), false, Some(original)) = (&self.request.as_name, has_variables, self.nvram()) {
+        if let (Some(_), false, Some(original)) =
+            (&self.request.as_name, has_variables, self.nvram().and_then(Nvram::path))
+        {
             // libvirt makes new ones at the first start: those of the original are not shared.
-            moved.nvram = Some(self.nvram_of_copy(original));
+            moved.nvram = Some(self.nvram_of_copy(original)?);
+        }
+        Ok((files, moved))
+    }
+
+    /// The files that the definition mentions, into a folder that the user named: those that are written, and what they are called
+    /// there. One that is there already, byte for byte, is not written again.
+    pub(super) fn plan_outside(
+        &self,
+        manifest: &Manifest,
+        folder: &Path,
+        read: &dyn Fn(&str) -> Result<Vec<u8>>,
+    ) -> Result<(Vec<PlannedFile>, BTreeMap<PathBuf, PathBuf>)> {
+        let (mut files, mut moved) = (Vec::new(), BTreeMap::new());
+        for file in &manifest.outside_files {
+            let path = folder.join(Path::new(&file.name).file_name().unwrap_or_default());
+            let planned = PlannedFile {
+                below: Some(folder.to_owned()),
+                // Nobody but root may change what a machine is started with.
+                mode: Some(file.mode & 0o755),
+                ..PlannedFile::new(&file.name, path.clone())
+            };
+            if path != Path::new(&file.path) {
+                moved.insert(PathBuf::from(&file.path), path.clone());
+            }
+            refuse_without_folder(&path)?;
+            let place = small_file::place_of(&planned)?;
+            let is_there_already = place.open(false).is_ok_and(|there| holds(there, &read(&file.name)));
+            if !is_there_already {
+                self.check(&planned)?;
+                files.push(planned);
+            }
         }
         Ok((files, moved))
     }
@@ -55,24 +95,38 @@ impl SmallFiles<'_> {
     fn place(&self, file: &ManifestFile) -> Result<Option<PlannedFile>> {
         let original = Path::new(&file.path);
         let into = self.request.into.as_deref();
-        let (path, below) = match (file.role, into) {
+        let at = |path: PathBuf, below: Option<&Path>| PlannedFile {
+            below: below.map(Path::to_owned),
+            ..PlannedFile::new(&file.name, path)
+        };
+        Ok(Some(match (file.role, into) {
+            (Role::Tpm, _) if self.has_tpm_file() => {
+                let (path, below) = self.tpm_file()?;
+                let is_on_device = is_below_dev(&path);
+                PlannedFile { is_on_device, ..at(path, below) }
+            }
             (Role::Tpm, _) => {
                 let (folder, below) = self.tpm_folder()?;
-                (folder.join(original.file_name().unwrap_or_default()), below)
+                let path = folder.join(original.file_name().unwrap_or_default());
+                PlannedFile { makes_folder: true, ..at(path, below) }
             }
-            (Role::Nvram, _) => match self.request.as_name.is_some() || into.is_some() {
-                true => (self.nvram_of_copy(original), into),
-                false => (original.to_owned(), None),
-            },
+            (Role::Nvram, _) if self.request.as_name.is_some() || into.is_some() => {
+                at(self.nvram_of_copy(original)?, into)
+            }
+            (Role::Nvram, _) => {
+                let source = self.nvram().and_then(|nvram| nvram.source.clone());
+                let is_block = matches!(source, Some(DiskSource::Block { .. }));
+                let is_on_device = is_block || is_below_dev(original);
+                let network = source.filter(|source| matches!(source, DiskSource::Network { .. }));
+                PlannedFile { network, is_on_device, ..at(original.to_owned(), None) }
+            }
             (Role::Kernel | Role::Initrd, Some(folder)) => {
-                (folder.join(format!("{}-{}", self.machine, file.name)), Some(folder))
+                at(folder.join(format!("{}-{}", self.machine, file.name)), Some(folder))
             }
             // A kernel that is still there is the host's; one that is gone is put back.
             (Role::Kernel | Role::Initrd, None) if original.exists() => return Ok(None),
-            (Role::Kernel | Role::Initrd, None) => (original.to_owned(), None),
-        };
-        let (name, role, below) = (file.name.clone(), file.role, below.map(Path::to_owned));
-        Ok(Some(PlannedFile { name, role, path, below }))
+            (Role::Kernel | Role::Initrd, None) => at(original.to_owned(), None),
+        }))
     }
 
     /// The new path of a file, where it is another one.
@@ -80,30 +134,53 @@ impl SmallFiles<'_> {
         (planned.path != Path::new(&file.path)).then(|| planned.path.clone())
     }
 
-    fn nvram(&self) -> Option<&Path> {
-        self.definition.nvram.as_ref()?.path.as_deref()
+    fn nvram(&self) -> Option<&Nvram> {
+        self.definition.nvram.as_ref()
     }
 
     /// The firmware variables of a machine that is not in its old place.
-    fn nvram_of_copy(&self, original: &Path) -> PathBuf {
+    fn nvram_of_copy(&self, original: &Path) -> Result<PathBuf> {
         let name = format!("{}_VARS.fd", self.machine);
-        match &self.request.into {
-            Some(folder) => folder.join(name),
-            None => original.with_file_name(name),
+        match (&self.request.into, original.is_absolute() && !is_below_dev(original), &self.beside) {
+            (Some(folder), ..) => Ok(folder.join(name)),
+            (None, true, _) => Ok(original.with_file_name(name)),
+            // They were on a device or on the network.
+            (None, false, Some(folder)) => Ok(folder.join(name)),
+            (None, false, None) => Err(Error::NoFolder { path: name.into() }),
         }
     }
 
-    /// The folder of the TPM's state that the definition names, if it names one.
-    fn tpm_folder_before(&self) -> Option<&Path> {
+    /// Whether the TPM's state is one file.
+    fn has_tpm_file(&self) -> bool {
+        self.definition.tpm.as_ref().is_some_and(|tpm| tpm.state_is_file)
+    }
+
+    /// The file of the TPM's state, and the folder above that the user named.
+    fn tpm_file(&self) -> Result<(PathBuf, Option<&Path>)> {
+        let before = self.tpm_state_before().unwrap_or(Path::new("/"));
+        let name = format!("{}.tpm", self.machine);
+        match (self.request.into.as_deref(), &self.request.as_name, &self.beside) {
+            (Some(into), ..) => Ok((into.join(name), Some(into))),
+            (None, None, _) => Ok((before.to_owned(), None)),
+            (None, Some(_), _) if !is_below_dev(before) => Ok((before.with_file_name(name), None)),
+            (None, Some(_), Some(folder)) => Ok((folder.join(name), None)),
+            (None, Some(_), None) => Err(Error::NoFolder { path: name.into() }),
+        }
+    }
+
+    /// Where the definition has the TPM's state, if it says.
+    fn tpm_state_before(&self) -> Option<&Path> {
         self.definition.tpm.as_ref()?.state_path.as_deref()
     }
 
     /// Where a TPM's state goes, and the folder above that the user named: to where the definition or libvirt will look for
     /// it; without libvirt beside the images.
     fn tpm_folder(&self) -> Result<(PathBuf, Option<&Path>)> {
-        let named = self.tpm_folder_before();
+        let named = self.tpm_state_before();
         let connect = self.request.connect.as_deref().filter(|_| self.define && named.is_none());
-        let chosen = connect.and_then(|uri| tpm::state_folder(self.definition, uri, self.uuid));
+        let chosen = connect.and_then(|uri| match tpm::state_place(self.definition, uri, self.uuid)? {
+            StatePlace::Folder(folder) | StatePlace::File(folder) => Some(folder),
+        });
         let beside = format!("{}-tpm", self.machine);
         match (chosen, self.request.into.as_deref(), named) {
             (Some(folder), ..) => Ok((folder, None)),
@@ -119,15 +196,40 @@ impl SmallFiles<'_> {
 
     /// Refuses what must not be written over, and a place that cannot be trusted.
     fn check(&self, planned: &PlannedFile) -> Result<()> {
-        if planned.role != Role::Tpm {
+        if planned.network.is_some() {
+            // What is on the network is there.
+            return match self.request.overwrite {
+                true => Ok(()),
+                false => Err(Error::Exists { path: planned.path.clone() }),
+            };
+        }
+        if !planned.makes_folder {
             refuse_without_folder(&planned.path)?;
         } else if !planned.path.parent().is_some_and(Path::exists) {
             return Ok(());
         }
-        let is_there = small_file::place_of(planned)?.kind().is_some();
-        match is_there && !self.request.overwrite {
+        let place = small_file::place_of(planned)?;
+        if planned.is_on_device && !place.is_device() {
+            return Err(Error::NoDeviceOfFile { name: planned.name.clone(), path: planned.path.clone() });
+        }
+        match place.kind().is_some() && !self.request.overwrite {
             true => Err(Error::Exists { path: planned.path.clone() }),
             false => Ok(()),
         }
     }
+}
+
+impl PlannedFile {
+    /// A file that goes there.
+    fn new(name: &str, path: PathBuf) -> PlannedFile {
+        let name = name.to_owned();
+        PlannedFile { name, path, below: None, network: None, is_on_device: false, makes_folder: false, mode: None }
+    }
+}
+
+/// Whether a file holds these bytes.
+fn holds(file: File, bytes: &Result<Vec<u8>>) -> bool {
+    let Ok(bytes) = bytes else { return false };
+    let mut there = Vec::new();
+    file.take(bytes.len() as u64 + 1).read_to_end(&mut there).is_ok() && there == *bytes
 }

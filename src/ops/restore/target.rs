@@ -101,6 +101,8 @@ pub enum Looks {
     OfReplaced,
     /// Its own: mode 0600, ours.
     Private,
+    /// Its own: these permissions, ours.
+    Mode(u32),
 }
 
 /// A file that took its place; what it replaced comes back unless [`Placed::keep`] is called.
@@ -276,6 +278,10 @@ impl Placed {
         let old = if overwrite { fs::symlink_metadata(&at.reach).ok() } else { None };
         let folder = at.folder().to_owned();
         let path = at.path.clone();
+        if let Looks::Mode(mode) = looks {
+            let permissions = fs::Permissions::from_mode(mode);
+            temporary.file.set_permissions(permissions).map_err(Error::io("set the mode of", &path))?;
+        }
         let placed = match old {
             Some(old) => {
                 // What is no file has no looks that a file could have.

@@ -8,6 +8,7 @@
 use super::request::RestoreRequest;
 use crate::capture::connection::nvram_folder;
 use crate::capture::domain_xml::definition::{Definition, Device};
+use crate::capture::domain_xml::outside_files::outside_files;
 use crate::capture::domain_xml::tpm;
 use crate::ops::manifest::{Manifest, ManifestDisk, ManifestFile, Role};
 use crate::ops::points::OpenPoint;
@@ -16,8 +17,9 @@ use std::collections::BTreeSet;
 use std::path::{Component, Path};
 
 /// Refuses a point whose manifest does not fit its definition, as far as the request makes use of it.
-pub(super) fn check(point: &OpenPoint, definition: &Definition, request: &RestoreRequest) -> Result<()> {
-    let reason = match misfit(&point.manifest, definition, request) {
+pub(super) fn check(point: &OpenPoint, xml: &str, definition: &Definition, request: &RestoreRequest) -> Result<()> {
+    let found = misfit(&point.manifest, definition, request);
+    let reason = match found.or_else(|| request.with_files.as_ref().and_then(|_| misfit_outside(point, xml))) {
         Some(reason) => reason,
         None => match point.manifest.files.iter().find(|file| !has_its_size(point, file)) {
             Some(file) => format!("the file {:?} has another size than the one in the point", file.name),
@@ -25,6 +27,21 @@ pub(super) fn check(point: &OpenPoint, definition: &Definition, request: &Restor
         },
     };
     Err(Error::UntrustedPoint { point: point.id.to_string(), reason })
+}
+
+/// A file that the definition mentions is one that it really mentions; where it goes, the user says.
+fn misfit_outside(point: &OpenPoint, xml: &str) -> Option<String> {
+    let known = outside_files(xml).unwrap_or_default();
+    let mut seen = BTreeSet::new();
+    for file in &point.manifest.outside_files {
+        if known.iter().all(|known| known.path != Path::new(&file.path)) {
+            return Some(format!("the definition does not mention the file {:?}", file.path));
+        }
+        if !seen.insert(&file.name) {
+            return Some(format!("the file {:?} is described twice", file.name));
+        }
+    }
+    None
 }
 
 fn has_its_size(point: &OpenPoint, file: &ManifestFile) -> bool {
@@ -71,9 +88,9 @@ fn misfit(manifest: &Manifest, definition: &Definition, request: &RestoreRequest
 fn is_of(definition: &Definition, uuid: &str, file: &ManifestFile, request: &RestoreRequest) -> bool {
     let path = Path::new(&file.path);
     let (name, known) = match file.role {
-        Role::Nvram => match definition.nvram.as_ref().and_then(|nvram| nvram.path.as_deref()) {
+        Role::Nvram => match definition.nvram.as_ref().and_then(|nvram| nvram.source.as_ref()) {
             None => return file.name == "nvram" && is_libvirts_choice(definition, path, request),
-            named => ("nvram", named),
+            Some(source) => return file.name == "nvram" && file.path == source.address(),
         },
         Role::Kernel => ("kernel", definition.kernel.as_deref()),
         Role::Initrd => ("initrd", definition.initrd.as_deref()),
@@ -99,14 +116,17 @@ fn is_libvirts_choice(definition: &Definition, path: &Path, request: &RestoreReq
 /// own that only the host knows.
 fn is_tpm_state(definition: &Definition, uuid: &str, file: &ManifestFile) -> bool {
     let path = Path::new(&file.path);
-    let Some(tpm) = definition.tpm.as_ref().filter(|tpm| tpm.backend == "emulator") else { return false };
+    let Some(state) = definition.tpm.as_ref().filter(|tpm| tpm.backend == "emulator") else { return false };
     let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
         return false;
     };
+    if let (Some(known), true) = (&state.state_path, state.state_is_file) {
+        return path == known && file.name == tpm::SINGLE_FILE;
+    }
     let is_plain = path.is_absolute() && path.components().all(|component| component != Component::ParentDir);
-    let is_its_folder = match &tpm.state_path {
+    let is_its_folder = match &state.state_path {
         Some(known) => folder == known,
-        None => folder.ends_with(Path::new(&uuid.to_ascii_lowercase()).join(tpm::version_folder(tpm))),
+        None => folder.ends_with(Path::new(&uuid.to_ascii_lowercase()).join(tpm::version_folder(state))),
     };
     is_plain && is_its_folder && !name.starts_with('.') && file.name == format!("{}{name}", tpm::FOLDER)
 }

@@ -219,7 +219,9 @@ impl<'e> Zoo<'e> {
         let library = self.env.libvirt_root().join("lib");
         let mut files = Vec::new();
         let xml = self.definition(machine);
-        if let Some(path) = Definition::parse(&xml).expect("XML").nvram.and_then(|nvram| nvram.path) {
+        if let Some(path) =
+            Definition::parse(&xml).expect("XML").nvram.and_then(|nvram| nvram.path().map(Path::to_owned))
+        {
             files.push(path.strip_prefix(LIBRARY).map_or(path.clone(), |below| library.join(below)));
         }
         for version in ["tpm1.2", "tpm2"] {

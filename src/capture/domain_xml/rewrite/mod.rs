@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`changes`] | what is to be changed |
 //! | `copy` | what a copy must not share with the original |
+//! | `files` | files that the definition mentions and that are elsewhere now |
 //! | `live` | what only the definition of a running machine has |
 //! | `networks` | networks and bridges that have other names here |
 //! | `qemu_arguments` | arguments of QEMU's that a copy must not share |
@@ -15,12 +16,11 @@
 
 pub mod changes;
 mod copy;
+mod files;
 mod live;
 mod networks;
 mod qemu_arguments;
 mod splices;
-
-use std::path::Path;
 
 use roxmltree::Node;
 
@@ -28,7 +28,7 @@ pub use changes::{Changes, NewDisk, NewDiskKind};
 
 use super::definition::{Definition, DefinitionError, Result, child, children, parse_document};
 use crate::capture::domain_xml::xml::escape;
-use splices::{Splices, children_named, element};
+use splices::{Splices, children_named, element, path_text};
 
 /// A definition after its changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +57,7 @@ pub fn rewrite_with_notes(xml: &str, changes: &Changes) -> Result<Rewritten> {
     let mut splices = Splices::new(xml);
     identity(&mut splices, domain, changes);
     firmware(&mut splices, domain, changes)?;
+    files::move_files(&mut splices, domain, changes)?;
     disks(&mut splices, domain, changes)?;
     if changes.new_macs {
         addresses(&mut splices, domain);
@@ -256,9 +257,4 @@ fn set_format(splices: &mut Splices, disk: Node, format: &str, is_unmoved: bool)
             splices.remove(node);
         }
     }
-}
-
-fn path_text(path: &Path) -> Result<&str> {
-    path.to_str()
-        .ok_or_else(|| DefinitionError::BadValue { what: "the path", value: path.to_string_lossy().into_owned() })
 }

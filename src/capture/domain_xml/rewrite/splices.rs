@@ -1,10 +1,11 @@
 //! Replacing parts of an XML text at the places that the parser found: every other byte stays.
 
 use std::ops::Range;
+use std::path::Path;
 
 use roxmltree::{Attribute, Node};
 
-use crate::capture::domain_xml::definition::children;
+use crate::capture::domain_xml::definition::{DefinitionError, Result, children};
 use crate::capture::domain_xml::xml::escape;
 
 /// Replacements of parts of a text, collected in any order.
@@ -115,4 +116,10 @@ pub(super) fn element(name: &str, text: &str) -> String {
 
 pub(super) fn children_named<'a, 'i: 'a>(node: Node<'a, 'i>, name: &'static str) -> Vec<Node<'a, 'i>> {
     children(node, name).collect()
+}
+
+/// libvirt takes paths as UTF-8 text only.
+pub(super) fn path_text(path: &Path) -> Result<&str> {
+    path.to_str()
+        .ok_or_else(|| DefinitionError::BadValue { what: "the path", value: path.to_string_lossy().into_owned() })
 }

@@ -1,0 +1,71 @@
+//! Block jobs: what libvirt is doing with one disk of a running machine. A disk has one at a time, and a backup is one.
+
+use std::fmt;
+
+/// A block job that is no backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockJob {
+    /// What it does.
+    pub kind: BlockJobKind,
+    /// Whether it has done its work and waits to be ended.
+    pub is_ready: bool,
+}
+
+/// What a block job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockJobKind {
+    /// Copies a backing file into the image (`virsh blockpull`).
+    Pull,
+    /// Copies the disk elsewhere (`virsh blockcopy`, storage migration).
+    Copy,
+    /// Writes the image into its backing file (`virsh blockcommit`).
+    Commit,
+    /// Anything else.
+    Other,
+}
+
+impl BlockJob {
+    /// Of libvirt's numbers; none for a backup, which is looked for as such.
+    pub(super) fn from_numbers(kind: i32, position: u64, end: u64) -> Option<BlockJob> {
+        let kind = match kind {
+            1 => BlockJobKind::Pull,
+            2 => BlockJobKind::Copy,
+            3 | 4 => BlockJobKind::Commit,
+            5 => return None,
+            _ => BlockJobKind::Other,
+        };
+        Some(BlockJob { kind, is_ready: end > 0 && position == end })
+    }
+
+    /// Whether it ends by a decision: to go over to what it made, or to drop that.
+    pub fn waits_for_pivot(&self) -> bool {
+        self.is_ready && matches!(self.kind, BlockJobKind::Copy | BlockJobKind::Commit)
+    }
+}
+
+impl fmt::Display for BlockJob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            BlockJobKind::Pull => "block pull",
+            BlockJobKind::Copy => "block copy",
+            BlockJobKind::Commit => "block commit",
+            BlockJobKind::Other => "of another kind",
+        };
+        let state = if self.is_ready { ", ready to pivot" } else { "" };
+        write!(f, "{kind}{state}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_are_named_as_virsh_names_them() {
+        let named = |kind, position, end| BlockJob::from_numbers(kind, position, end).map(|job| job.to_string());
+        assert_eq!(named(1, 5, 10).as_deref(), Some("block pull"));
+        assert_eq!(named(2, 10, 10).as_deref(), Some("block copy, ready to pivot"));
+        assert_eq!(named(4, 0, 0).as_deref(), Some("block commit"));
+        assert_eq!(named(5, 0, 1), None);
+    }
+}

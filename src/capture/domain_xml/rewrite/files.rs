@@ -1,0 +1,42 @@
+//! Files that a definition mentions and that are elsewhere now.
+
+use roxmltree::Node;
+
+use super::changes::Changes;
+use super::splices::{Splices, children_named, path_text};
+use crate::capture::domain_xml::definition::{Result, child};
+use crate::capture::domain_xml::outside_files::{Mention, OutsideKind, Place, escaped, mentions};
+use crate::capture::domain_xml::xml::escape;
+
+/// Points the definition to them.
+pub(super) fn move_files(splices: &mut Splices, domain: Node, changes: &Changes) -> Result<()> {
+    for Mention { kind, path, place } in mentions(domain) {
+        let Some(new) = changes.files.get(&path) else { continue };
+        let new = path_text(new)?;
+        match place {
+            Place::Text(node) => {
+                let text = node.first_child().map_or(node.range(), |text| text.range());
+                splices.replace(text, escape(new));
+            }
+            Place::Attribute(node, name) => splices.set_attribute(node, name, new),
+            Place::Argument(node, "") => splices.set_attribute(node, "value", new),
+            Place::Argument(node, key) => {
+                let value = node.attribute("value").unwrap_or_default();
+                let (old, new) = (escaped(path_text(&path)?), escaped(new));
+                splices.set_attribute(
+                    node,
+                    "value",
+                    &value.replacen(&format!("{key}{old}"), &format!("{key}{new}"), 1),
+                );
+            }
+        }
+        if kind == OutsideKind::Loader && matches!(place, Place::Text(_)) {
+            // libvirt would look for firmware of its own, and refuse another file.
+            if let Some(os) = child(domain, "os").filter(|os| os.has_attribute("firmware")) {
+                splices.drop_attribute(os, "firmware");
+                children_named(os, "firmware").into_iter().for_each(|node| splices.remove(node));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! Machines that are odd as a whole: without disks, held by a block job, by saved memory or by another program.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::support::backups::{MIB, backup, init, new_folder, noise, text};
+use crate::support::{Disk, Env, Machine, Output, set_mode, wait_until};
+use serde_json::{Value, json};
+
+/// A machine that boots from the network: firmware variables, an empty drive, and no disk.
+fn router(env: &Env) -> Machine<'_> {
+    let file = |name: &str, seed: u64| {
+        let path = env.path(name);
+        fs::write(&path, noise(seed, 4096)).unwrap();
+        set_mode(&path, 0o644);
+        path.display().to_string()
+    };
+    let (code, variables) = (file("code.fd", 1), file("router_VARS.fd", 2));
+    env.machine("router")
+        .os_xml(&format!("<loader readonly='yes' type='pflash'>{code}</loader><nvram>{variables}</nvram>"))
+        .devices_xml("<disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>")
+        .define()
+}
+
+#[test]
+fn a_machine_without_disks_keeps_its_definition() {
+    let env = Env::new("diskless");
+    let repo = init(&env);
+    let (router, web) = (router(&env), env.machine("web").disk(Disk::qcow2(MIB)).define());
+    set_mode(web.image("vda"), 0o600);
+    let definition = router.definition();
+    let output = env.kvmb(["backup", "--all", "-r", &repo]).run().assert_ok();
+    let points = output.records_of("point");
+    let of = |name: &str| points.iter().find(|point| point["machine"] == name).unwrap();
+    assert_eq!((of("router")["disks"].clone(), of("web")["disks"].as_array().unwrap().len()), (json!([]), 1));
+    assert_eq!(of("router")["consistency"], "offline");
+    let parts: Vec<&str> = of("router")["files"].as_array().unwrap().iter().map(|file| text(file, "part")).collect();
+    assert_eq!(parts, ["nvram", "loader"]);
+    assert_eq!(of("router")["left_out"][0]["disk"], "sda");
+    env.assert_nothing_left();
+
+    // Listed, verified, copied, and read by restic.
+    let listed = env.kvmb(["points", "router", "-r", &repo]).run().assert_ok().record_of("point");
+    assert_eq!(listed["files"], of("router")["files"]);
+    let second = env.repo_named("second");
+    env.kvmb(["init", "-r", &second]).run().assert_ok();
+    let piped = env.sh("kvmb points router -r $R | kvmb push -r second | kvmb verify -r second").run().assert_ok();
+    assert_eq!(piped.record_of("point")["verified"], "full");
+    let restic = env.restic(env.repo());
+    restic.check();
+    let dump = |name: &str| restic.dump(text(of("router"), "point"), &format!("/router/{name}"));
+    assert_eq!(dump("nvram"), noise(2, 4096));
+    assert_eq!(dump("files/code.fd"), noise(1, 4096));
+
+    // There is nothing to capture, and a pipe says so and goes on with the others.
+    let action = env.kvmb(["snapshot", "router", "-r", &repo]).run().assert_ok().record_of("action");
+    assert_eq!((&action["changed"], &action["target"]), (&json!(false), &json!("router")));
+    let pipe = "kvmb snapshot router web -r $R | kvmb hash | kvmb push -r $R | kvmb release | kvmb verify -r $R";
+    let output = env.sh(pipe).run().assert_ok();
+    assert_eq!((output.record_of("point")["machine"].clone(), output.records_of("action").len()), (json!("web"), 1));
+    let piped = env.sh("kvmb disks router | kvmb backup -r $R").run().assert_ok();
+    assert_eq!(piped.record_of("point")["disks"], json!([]));
+
+    // Running, and with every disk left out on request.
+    router.start_paused();
+    let point = backup(&router);
+    assert_eq!((&point["disks"], &point["consistency"]), (&json!([]), &json!("crash")));
+    router.stop();
+    let point = env.kvmb(["backup", "web", "--exclude-disk", "vda", "-r", &repo]).run().assert_ok().record_of("point");
+    assert_eq!((&point["disks"], &point["left_out"][0]["reason"]), (&json!([]), &json!("left out on request")));
+
+    // Lost and brought back.
+    restore(&env, &["router"]).assert_code(1).assert_stderr_has("exists already");
+    env.virsh(&["undefine", "--nvram", "router"]);
+    restore(&env, &["router"]).assert_ok();
+    assert_eq!(router.definition(), definition);
+    assert_eq!(fs::read(env.path("router_VARS.fd")).unwrap(), noise(2, 4096));
+    restore(&env, &["router", "--overwrite"]).assert_ok();
+    restore(&env, &["router", "--no-define"]).assert_code(2).assert_stderr_has("--into DIR");
+    let into = new_folder(&env, "into").display().to_string();
+    restore(&env, &["router", "--no-define", "--into", &into]).assert_ok();
+    assert!(fs::read_to_string(format!("{into}/router.xml")).unwrap().contains(&format!("{into}/router_VARS.fd")));
+    restore(&env, &["router", "--as", "router2", "--into", &new_folder(&env, "copy").display().to_string()])
+        .assert_ok();
+    env.assert_nothing_left();
+}
+
+fn restore(env: &Env, args: &[&str]) -> Output {
+    env.kvmb(["restore", "-r", &env.repo()]).args(args).run()
+}
+
+/// The failure of a backup that found the machine held.
+#[track_caller]
+fn assert_busy(env: &Env, machine: &str, error: &str, hint: &str) -> Value {
+    let failure = env.kvmb(["backup", machine, "-r", &env.repo()]).run().assert_code(5).record_of("failure");
+    assert_eq!(failure["code"], "busy", "{failure}");
+    assert!(text(&failure, "error").contains(error), "no {error:?} in {failure}");
+    assert!(text(&failure, "hint").contains(hint), "no {hint:?} in {failure}");
+    env.assert_nothing_left();
+    failure
+}
+
+#[test]
+fn a_block_job_makes_a_machine_busy_and_the_hint_ends_it() {
+    let env = Env::new("block job");
+    let repo = init(&env);
+    let machine = env.machine("vm1").disk(Disk::qcow2(4 * MIB)).disk(Disk::qcow2(MIB)).start_paused();
+    let other = env.machine("other").disk(Disk::qcow2(MIB)).define();
+    machine.write("vda", 0, 2 * MIB, 0x11);
+    let copy = env.disks().join("copy.qcow2").display().to_string();
+    env.virsh(&["blockcopy", "vm1", "vda", "--dest", &copy, "--format", "qcow2", "--transient-job"]);
+    wait_until("the copy is ready", Duration::from_secs(20), || {
+        machine.qmp("query-block-jobs", json!({})).as_array().unwrap().iter().any(|job| job["ready"] == true)
+    });
+    let failure = assert_busy(&env, "vm1", "disk vda of vm1 has a block job (block copy, ready to pivot)", "--pivot");
+    assert!(machine.checkpoints().is_empty());
+    let check = env.kvmb(["doctor", "vm1"]).run().records_of("check").into_iter().find(|check| check["check"] == "job");
+    assert!(text(&check.unwrap(), "detail").contains("block copy"));
+    // The others go on, and a disk without a job can be had.
+    let output = env.kvmb(["backup", "--all", "-r", &repo]).run().assert_code(3);
+    assert_eq!(output.record_of("point")["machine"], other.name());
+    env.kvmb(["backup", "vm1", "--exclude-disk", "vda", "-r", &repo]).run().assert_ok();
+    // As the hint says.
+    let abort = text(&failure, "hint").split('\'').find(|command| command.ends_with("--abort")).unwrap().to_owned();
+    env.sh(&abort).run().assert_ok();
+    backup(&machine);
+    env.assert_nothing_left();
+}
+
+/// A program that has an image open for writing, as QEMU opens it.
+struct Writer(Child);
+
+impl Writer {
+    fn of(env: &Env, image: &std::path::Path) -> Writer {
+        let socket = env.path("holder.sock");
+        let mut command = Command::new("qemu-nbd");
+        command.args(["--persistent", "--format=qcow2", "--socket"]).args([&socket, image]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("qemu-nbd");
+        wait_until("it has the image", Duration::from_secs(10), || socket.exists());
+        Writer(child)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn an_image_that_another_program_has_open_makes_its_machine_busy() {
+    let env = Env::new("image held");
+    init(&env);
+    let machine = env.machine("vm1").disk(Disk::qcow2(MIB)).define();
+    set_mode(machine.image("vda"), 0o600);
+    let writer = Writer::of(&env, machine.image("vda"));
+    let pid = writer.0.id().to_string();
+    let failure = {
+        let output = env.kvmb(["backup", "vm1", "-r", &env.repo()]).run().assert_code(5);
+        output.record_of("failure")
+    };
+    assert_eq!(failure["code"], "busy", "{failure}");
+    assert!(text(&failure, "error").contains(&format!("qemu-nbd (process {pid})")), "{failure}");
+    assert!(text(&failure, "hint").contains(&format!("kill {pid}; then: kvmb backup vm1")), "{failure}");
+    drop(writer);
+    backup(&machine);
+    // Another machine that runs on it.
+    let thief = env.machine("thief").disk(Disk::existing(machine.image("vda"), "qcow2")).start_paused();
+    let pid = thief.qemu_pid().unwrap();
+    assert_busy(
+        &env,
+        "vm1",
+        &format!("(process {pid})"),
+        &format!("shut down the machine that uses it ('ps -fp {pid}'"),
+    );
+    thief.stop();
+    backup(&machine);
+    env.assert_nothing_left();
+}
+
+#[test]
+fn a_machine_that_was_renamed_while_it_was_off_keeps_its_chain() {
+    let env = Env::new("renamed");
+    let repo = init(&env);
+    let mut machine = env.machine("vm1").disk(Disk::qcow2(8 * MIB)).define();
+    set_mode(machine.image("vda"), 0o600);
+    machine.write("vda", 0, 4 * MIB, 0x11);
+    let first = backup(&machine);
+    machine.redefine(|xml| xml.replace("<name>vm1</name>", "<name>vm2</name>"));
+    let off = env.kvmb(["backup", "vm2", "-r", &repo]).run().assert_ok().record_of("point");
+    assert_eq!((&off["parent"], &off["disks"][0]["read_mode"]), (&first["point"], &json!("changed")));
+    machine.start_paused_as("vm2");
+    machine.write("vda", 0, 512, 0x22);
+    let running = env.kvmb(["backup", "vm2", "-r", &repo]).run().assert_ok().record_of("point");
+    assert_eq!((&running["parent"], &running["disks"][0]["read_mode"]), (&off["point"], &json!("changed")));
+    env.kvmb(["verify", "vm1", "vm2", "-r", &repo]).run().assert_ok();
+    env.assert_nothing_left();
+}
