@@ -15,7 +15,7 @@ DEBUG := $(CARGO_TARGET_DIR)/debug/kvmb
 KVMB ?= $(RELEASE)
 GUEST := $(CARGO_TARGET_DIR)/test-parts/guest
 
-.PHONY: all build test fuzz model-night demo bench lint generated install deb clean help parts parts-remove program
+.PHONY: all build test test-old-qemu fuzz model-night demo bench lint generated install deb clean help parts parts-remove program
 
 all: build
 
@@ -44,6 +44,10 @@ $(LAYER_TESTS): test-%: parts # run the tests of one layer: make test-repo
 	$(CARGO) test --locked --lib $*::
 	if $(NEXTEST); then $(CARGO) nextest run --locked --test $*; \
 	else $(CARGO) test --locked --no-fail-fast --test $* -- --test-threads=2; fi
+
+test-old-qemu: parts ## back up and restore with libvirt 9.0 and QEMU 7.2, those of plain Debian 12 (root, network; some minutes)
+	$(CARGO) build --locked
+	KVMB=$(DEBUG) .ci/test-old-qemu
 
 # Each target a minute; what is found goes to fuzz/artifacts, and belongs into fuzz/seeds when it is fixed.
 FUZZ_SECONDS ?= 60

@@ -11,7 +11,7 @@
 //! ```
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -119,13 +119,32 @@ pub enum Group {
 
 /// Runs a program to its end and collects what it prints; standard input is empty. One that takes too long is killed, and
 /// left behind where not even that ends it.
-pub fn output(mut command: Command, group: Group, limit: Duration, stop: &AtomicBool) -> io::Result<Output> {
+pub fn output(command: Command, group: Group, limit: Duration, stop: &AtomicBool) -> io::Result<Output> {
+    output_of(command, None, group, limit, stop)
+}
+
+/// As [`output`], with this for its standard input, if there is any.
+pub fn output_of(
+    mut command: Command,
+    input: Option<Vec<u8>>,
+    group: Group,
+    limit: Duration,
+    stop: &AtomicBool,
+) -> io::Result<Output> {
     if group == Group::Own {
         command.process_group(0);
     }
-    let child = command.stdin(Stdio::null()).spawn()?;
+    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    let mut child = command.spawn()?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    call(limit, stop, move || child.wait_with_output()).unwrap_or_else(|why| {
+    let run = move || {
+        if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
+            // It reads all of it before it says anything; one that does not has failed, and says why.
+            let _ = stdin.write_all(&input);
+        }
+        child.wait_with_output()
+    };
+    call(limit, stop, run).unwrap_or_else(|why| {
         // It has not been waited for, so that the number is still its own.
         if let Some(pid) = pid {
             let _ = match group {

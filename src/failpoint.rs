@@ -1,9 +1,10 @@
-//! The steps of the commit order and of a prune by name, so that tests can interrupt a run at every one of them.
+//! The steps of the commit order, and of the other commands that change something, by name, so that tests can interrupt a run
+//! at every one of them.
 //!
 //! A build with debug assertions stops itself (SIGSTOP) at the step that `$KVMB_TEST_STOP_AT` names, once: a test then kills it
 //! there, or cuts the storage off and lets it go on. In a release build [`hit`] is empty.
 
-/// The steps of a backup and of a prune, in the order in which a run passes them.
+/// The steps of each command that changes a repository or a host, in the order in which a run passes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failpoint {
     /// The config of a new repository is there, its key is not.
@@ -66,6 +67,30 @@ pub enum Failpoint {
     PackRemoved,
     /// All packs that go are gone.
     PacksGone,
+    /// The repository is locked by a command that is no backup and no copy.
+    LockTaken,
+    /// A pinned or unpinned point is in the repository, and the one that it replaces as well.
+    PinStored,
+    /// Another key is in the repository.
+    KeyAdded,
+    /// The exported key is in its file; that it was exported is not noted.
+    KeyExported,
+    /// A copy has locked both repositories.
+    CopyBegun,
+    /// What a point needs is in the second repository, with an index.
+    CopyTransferred,
+    /// The copied point is committed.
+    CopyStored,
+    /// All that is restored is complete, and nothing has taken its place.
+    RestoreWritten,
+    /// The first file has taken its place.
+    RestorePlacedFirst,
+    /// All files have.
+    RestorePlaced,
+    /// The definition is libvirt's; what was replaced is still there.
+    RestoreDefined,
+    /// What was replaced is gone.
+    RestoreKept,
 }
 
 impl Failpoint {
@@ -106,6 +131,22 @@ impl Failpoint {
         Failpoint::OldIndexGone,
         Failpoint::PackRemoved,
         Failpoint::PacksGone,
+    ];
+
+    /// Those of the commands that add a key, export one, or pin a point.
+    pub const SMALL_CHANGES: [Failpoint; 4] =
+        [Failpoint::LockTaken, Failpoint::PinStored, Failpoint::KeyAdded, Failpoint::KeyExported];
+
+    /// Those of a copy from one repository to another.
+    pub const COPY: [Failpoint; 3] = [Failpoint::CopyBegun, Failpoint::CopyTransferred, Failpoint::CopyStored];
+
+    /// Those of a restore.
+    pub const RESTORE: [Failpoint; 5] = [
+        Failpoint::RestoreWritten,
+        Failpoint::RestorePlacedFirst,
+        Failpoint::RestorePlaced,
+        Failpoint::RestoreDefined,
+        Failpoint::RestoreKept,
     ];
 
     /// Its name: what `$KVMB_TEST_STOP_AT` says.

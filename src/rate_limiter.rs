@@ -39,9 +39,14 @@ impl RateLimiter {
 
     /// Waits until so many bytes more may pass. Returns at once when it is time to stop: whoever calls looks for himself.
     pub fn acquire(&self, bytes: usize) {
+        self.acquire_while(bytes, || true);
+    }
+
+    /// The same for as long as `goes_on` says so: a run that has failed waits no longer.
+    pub fn acquire_while(&self, bytes: usize, goes_on: impl Fn() -> bool) {
         let mut left = bytes as u64;
         while let Some(piece) = NonZeroU32::new(left.min(u64::from(self.piece.get())) as u32) {
-            if self.stop.load(Ordering::Relaxed) {
+            if self.stop.load(Ordering::Relaxed) || !goes_on() {
                 return;
             }
             match self.limiter.check_n(piece) {
@@ -91,6 +96,19 @@ mod tests {
             scope.spawn(|| pace.acquire(1 << 40));
             thread::sleep(Duration::from_millis(50));
             stop.store(true, Ordering::Relaxed);
+        });
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn a_run_that_has_failed_waits_no_longer() {
+        let (pace, _) = pace(1);
+        pace.acquire(1);
+        let (began, failed) = (Instant::now(), AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| pace.acquire_while(1 << 40, || !failed.load(Ordering::Relaxed)));
+            thread::sleep(Duration::from_millis(50));
+            failed.store(true, Ordering::Relaxed);
         });
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     }

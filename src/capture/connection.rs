@@ -12,6 +12,7 @@ use super::ffi;
 use super::limits::Limits;
 use super::link::{Link, default_uri, embedded_root, is_local_uri};
 use super::machine::Machine;
+use crate::capture::domain_xml::source::SecretRef;
 use crate::glob::{self, is_glob};
 use crate::suggest::similar_names;
 
@@ -171,6 +172,19 @@ impl Hypervisor {
                 Ok(false)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Whether libvirt knows a secret; true where it cannot tell.
+    pub fn has_secret(&self, secret: &SecretRef) -> Result<bool> {
+        let (action, wanted) = (|| "look up a secret".to_owned(), secret.clone());
+        match self.link.call(action, move |connect| ffi::find_secret(connect, &wanted)) {
+            Ok(()) => Ok(true),
+            Err(error) => match error.meaning() {
+                LibvirtErrorKind::NotFound => Ok(false),
+                LibvirtErrorKind::Unsupported => Ok(true),
+                _ => Err(error),
+            },
         }
     }
 

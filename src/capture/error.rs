@@ -127,6 +127,16 @@ pub enum Error {
         /// The machine.
         machine: String,
     },
+    /// QEMU sees other mounts than we do.
+    #[error(
+        "QEMU of {machine} does not see the folder {}: its file system was mounted after the machine was started", .folder.display()
+    )]
+    ScratchHidden {
+        /// The machine.
+        machine: String,
+        /// The folder for scratch files.
+        folder: PathBuf,
+    },
     /// A live capture of ours is in the way.
     #[error("{machine} is held by capture {capture}{}", until_text(.until))]
     Held {
@@ -294,7 +304,7 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// `qemu-nbd` or `qemu-img` failed.
+    /// `qemu-storage-daemon` or `qemu-img` failed.
     #[error("{program} failed for {subject}: {message}")]
     Program {
         /// Which program.

@@ -223,12 +223,13 @@ impl CheckpointRef {
     }
 }
 
-/// The value of a secret; libvirt keeps that of a private one to itself.
-pub(super) fn secret_value(connect: &Connect, secret: &SecretRef) -> Result<Zeroizing<Vec<u8>>> {
+/// Looks a secret up; whoever gets it frees it.
+fn lookup_secret(connect: &Connect, secret: &SecretRef) -> Result<sys::virSecretPtr> {
     let usage = match secret.usage {
         SecretUsage::Volume => sys::VIR_SECRET_USAGE_TYPE_VOLUME,
         SecretUsage::Ceph => sys::VIR_SECRET_USAGE_TYPE_CEPH,
         SecretUsage::Iscsi => sys::VIR_SECRET_USAGE_TYPE_ISCSI,
+        SecretUsage::Vtpm => sys::VIR_SECRET_USAGE_TYPE_VTPM,
     };
     let name = match &secret.name {
         SecretName::Uuid(name) | SecretName::Usage(name) => CString::new(name.as_str())?,
@@ -240,9 +241,20 @@ pub(super) fn secret_value(connect: &Connect, secret: &SecretRef) -> Result<Zero
             SecretName::Usage(_) => sys::virSecretLookupByUsage(connect.as_ptr(), usage as i32, name.as_ptr()),
         }
     };
-    if found.is_null() {
-        return Err(Error::last_error());
-    }
+    if found.is_null() { Err(Error::last_error()) } else { Ok(found) }
+}
+
+/// Whether there is such a secret; an error when there is none.
+pub(super) fn find_secret(connect: &Connect, secret: &SecretRef) -> Result<()> {
+    let found = lookup_secret(connect, secret)?;
+    // SAFETY: the secret is ours, and is freed once.
+    unsafe { sys::virSecretFree(found) };
+    Ok(())
+}
+
+/// The value of a secret; libvirt keeps that of a private one to itself.
+pub(super) fn secret_value(connect: &Connect, secret: &SecretRef) -> Result<Zeroizing<Vec<u8>>> {
+    let found = lookup_secret(connect, secret)?;
     let mut length = 0;
     // SAFETY: the secret is ours until it is freed, once; the value has as many bytes as libvirt says, and is ours to free.
     unsafe {

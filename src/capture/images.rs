@@ -36,6 +36,23 @@ pub struct ImageIdentity {
     pub born_ns: Option<i64>,
 }
 
+/// Who may use an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageOwner {
+    /// The user's number.
+    pub user: u32,
+    /// The group's number.
+    pub group: u32,
+    /// The permissions, as the lower nine bits of a mode.
+    pub mode: u32,
+}
+
+/// Who may use an image now; none for what is no file.
+pub fn owner_of(path: &Path) -> Option<ImageOwner> {
+    let found = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+    Some(ImageOwner { user: found.uid(), group: found.gid(), mode: found.mode() & 0o777 })
+}
+
 /// A bitmap in a qcow2 image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bitmap {

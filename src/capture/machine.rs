@@ -233,6 +233,17 @@ impl Machine {
         self.domain.id()
     }
 
+    /// The process of its QEMU, by its command line; none when it is off or not of this host.
+    pub(super) fn qemu_pid(&self) -> Option<u32> {
+        let is_its = |pid: &u32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut arguments = line.split(|&byte| byte == 0);
+            arguments.any(|argument| argument == b"-uuid") && arguments.next() == Some(self.uuid.as_bytes())
+        };
+        let processes = std::fs::read_dir("/proc").ok()?.flatten();
+        processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(is_its)
+    }
+
     /// Whether QEMU runs for it, paused or not.
     pub fn is_running(&self) -> Result<bool> {
         let action = || format!("ask whether {} runs", self.name);

@@ -21,7 +21,6 @@
 //! | [`checkpoint`] | checkpoints and their bitmaps: list, test, delete, bring back |
 //! | [`guard`] | the record of a capture's guard process |
 //! | [`job`] | the backup job: begin, find, end |
-//! | [`image_server`] | any image as the guest sees it, for the time of one command |
 //! | [`block_job`] | block jobs of running machines |
 //! | [`offline`] | a machine that is off: its images as QEMU would open them, and the program that serves them |
 //! | [`holders`] | who has a file open |
@@ -51,7 +50,6 @@ mod error;
 mod ffi;
 pub mod guard;
 pub mod holders;
-pub mod image_server;
 pub mod images;
 pub mod job;
 mod left_out;

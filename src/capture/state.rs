@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::agent::Consistency;
 use super::error::{Error, Result};
-use super::images::ImageIdentity;
+use super::images::{ImageIdentity, ImageOwner};
 use super::runtime::RuntimeDirs;
 use crate::atomic_file;
 use crate::capture::offline::offline_fingerprint::OfflineFingerprint;
@@ -172,6 +172,9 @@ pub struct CapturedDisk {
     pub scratch: Option<PathBuf>,
     /// The image, and every layer below it, as they were.
     pub image: Vec<ImageIdentity>,
+    /// Who may use the image, where libvirt leaves that alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<ImageOwner>,
 }
 
 /// A process that serves disks.

@@ -27,7 +27,7 @@ use crate::capture::offline::qemu_user::{QemuUser, base_owner};
 use crate::capture::offline::storage_daemon::{is_on_path, is_ours};
 
 /// The programs of QEMU's that captures need beside QEMU itself.
-const PROGRAMS: [&str; 3] = ["qemu-img", "qemu-nbd", "qemu-storage-daemon"];
+const PROGRAMS: [&str; 2] = ["qemu-img", "qemu-storage-daemon"];
 
 /// How long a guest agent may take for an answer that needs no thought.
 const AGENT_PATIENCE: Duration = Duration::from_secs(5);

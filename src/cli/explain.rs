@@ -56,6 +56,17 @@ pub fn of_ops(error: &ops::Error) -> Explanation {
             }),
         ),
         Error::NotStarted { program, source } => not_started(program, source),
+        Error::NoDeviceOfFile { .. } => {
+            (Code::NotFound, hint("make the device available, or choose a folder with --into DIR"))
+        }
+        Error::Nowhere { .. } => (Code::Usage, hint("choose a folder with --into DIR")),
+        Error::DiskTooLarge { has_holes: false, .. } => {
+            let words = "use larger chunks, up to 4M: kvmb backup --chunk-size 4M; or leave it out: --exclude-disk";
+            (Code::Disk, hint(words))
+        }
+        Error::DiskTooLarge { .. } => {
+            (Code::Disk, hint("leave it out with --exclude-disk, or split it into smaller disks"))
+        }
         Error::NotCaptured { .. } => {
             (Code::NotCaptured, hint("put 'kvmb snapshot' before: kvmb snapshot VM | kvmb push -r REPO"))
         }
@@ -104,10 +115,6 @@ pub fn of_ops(error: &ops::Error) -> Explanation {
             let create = create_device(path, *capacity_bytes);
             (Code::NotFound, hint(format!("{create}or restore it elsewhere: --to {disk}=PATH, --into DIR")))
         }
-        Error::NoDeviceOfFile { .. } => {
-            (Code::NotFound, hint("make the device available, or choose a folder with --into DIR"))
-        }
-        Error::Nowhere { .. } => (Code::Usage, hint("choose a folder with --into DIR")),
         Error::NoVolume { solve, .. } => {
             (Code::NotFound, hint(format!("{solve}, or choose a folder with --into DIR")))
         }
@@ -186,11 +193,11 @@ fn of_capture(error: &capture::Error) -> Explanation {
         Error::Interrupted => (Code::Interrupted, None),
         Error::NoSuchMachine { .. } => (Code::NotFound, hint("'kvmb vms' lists the machines")),
         Error::NotLocal { .. } => (Code::Unsupported, hint("run kvmb on the host that runs the machine")),
-        Error::ForeignJob { machine, .. } => (Code::Busy, capture_hints::foreign_job(machine)),
-        Error::OtherJob { machine } => (Code::Busy, capture_hints::other_job(machine)),
-        Error::BlockJob { machine, disk, job } => (Code::Busy, capture_hints::block_job(machine, disk, job)),
-        Error::SavedMemory { machine } => (Code::Busy, capture_hints::saved_memory(machine)),
-        Error::ImageHeld { machine, holders, .. } => (Code::Busy, capture_hints::image_held(machine, holders)),
+        Error::ForeignJob { .. }
+        | Error::OtherJob { .. }
+        | Error::BlockJob { .. }
+        | Error::SavedMemory { .. }
+        | Error::ImageHeld { .. } => (Code::Busy, capture_hints::way_out(error).map(Cow::from)),
         Error::StartedMeanwhile { .. } => (Code::Changed, hint("back it up again, as a machine that runs")),
         Error::ChangedMeanwhile { .. } => (
             Code::Changed,
@@ -240,6 +247,10 @@ fn of_capture(error: &capture::Error) -> Explanation {
         Error::UnsafePath { .. } => {
             (Code::Permission, hint("remove what is there, or move the file to a folder that only root can write"))
         }
+        Error::ScratchHidden { .. } => (
+            Code::NotFound,
+            hint("choose a folder on a file system that was mounted before (--scratch DIR), or restart the machine"),
+        ),
         Error::Unreachable { .. } => {
             (Code::Permission, hint("choose a folder that QEMU's user may enter: --scratch DIR"))
         }

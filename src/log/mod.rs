@@ -14,6 +14,7 @@ pub mod rotating;
 
 use line::{LogLine, Style};
 use rotating::RotatingFile;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use tracing_subscriber::layer::SubscriberExt;
@@ -90,6 +91,8 @@ pub fn start(plan: LogSettings<'_>) -> Started {
     let filter = |level: Level| EnvFilter::new(level.directive());
     let stderr = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
+        // Colours are for people: not for cron's mail, not for a pipe.
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
         .with_target(false)
         // It would complain on standard error that standard error is closed, and panic.
         .log_internal_errors(false)

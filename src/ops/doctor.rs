@@ -337,8 +337,8 @@ mod tests {
             assert_eq!(found, [(status, CheckSubject::Qemu { version })]);
         }
         assert_eq!(judged(HostSurvey { is_local: false, ..host() })[0].0, Status::Critical);
-        let missing = bad(judge_host(&host(), &["qemu-nbd"]));
-        assert_eq!(missing, [(Status::Critical, CheckSubject::Programs { missing: vec!["qemu-nbd"] })]);
+        let missing = bad(judge_host(&host(), &["qemu-img"]));
+        assert_eq!(missing, [(Status::Critical, CheckSubject::Programs { missing: vec!["qemu-img"] })]);
     }
 
     #[test]

@@ -41,6 +41,24 @@ pub enum Error {
         /// What is missing.
         reason: String,
     },
+    /// The list of a disk's chunks would not fit into the repository's format.
+    #[error(
+        "disk {disk} is too large for chunks of {} KiB: the list of the chunks of its {} TiB{} would be longer than the 4 GiB \
+         that the repository format allows",
+        chunk_bytes / 1024,
+        capacity_bytes >> 40,
+        if *.has_holes { ", a large part of them holes," } else { "" }
+    )]
+    DiskTooLarge {
+        /// The disk's target name.
+        disk: String,
+        /// Its size.
+        capacity_bytes: u64,
+        /// The size of its chunks.
+        chunk_bytes: u32,
+        /// Whether the holes make it so long: then larger chunks do not help.
+        has_holes: bool,
+    },
     /// The repository.
     #[error(transparent)]
     Repo(Box<repo::Error>),

@@ -45,7 +45,7 @@ pub fn hash_export(
         match chunk.map_err(Error::disk(disk))? {
             Chunk::Data { bytes, .. } => {
                 if let Some(pace) = pace {
-                    pace.acquire(bytes.len());
+                    pace.acquire_while(bytes.len(), || !stop.requested());
                 }
                 hasher.update(&bytes[..]);
                 hashed += bytes.len() as u64;

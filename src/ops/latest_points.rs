@@ -11,6 +11,7 @@ use crate::ops::points::lineage::Origin;
 use crate::record::Time;
 use crate::repo::{DamagedSnapshot, Id, Index, Repository};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 /// The newest point of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub struct Newest {
 #[derive(Debug)]
 pub struct LatestPoints<'r> {
     repo: &'r Repository,
-    index: Index,
+    index: Arc<Index>,
     /// The points of each name on each host, oldest first.
     by_name: BTreeMap<(String, String), Vec<PointRef>>,
     /// What was read of manifests; none of those that are damaged.

@@ -90,7 +90,7 @@ impl LockedRepo {
             stop.check()?;
             if recovered > 0 {
                 tracing::info!("{recovered} packs of a run that was ended are used");
-                view.index = Arc::new(repo.load_index()?);
+                view.index = repo.load_index()?;
             }
         }
         Ok(LockedRepo { view, permit })
@@ -110,7 +110,7 @@ impl RepoView {
             (repo.load_index(), points.join().ok().flatten())
         });
         let points = points.map_or_else(OnceLock::new, |(points, _)| points.into());
-        Ok(RepoView { repo: repo.clone(), index: Arc::new(index?), points, described: Mutex::default() })
+        Ok(RepoView { repo: repo.clone(), index: index?, points, described: Mutex::default() })
     }
 
     /// Its points, oldest first, as of the moment it was locked: since then none can be gone.

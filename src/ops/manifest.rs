@@ -1,9 +1,10 @@
 //! `point.json`: what a point says of itself - all that kvmb needs to continue it and to restore it.
 //!
 //! Version 1. A reader refuses a version that it does not know and ignores fields that it does not know. So fields were added
-//! without a new version: `earlier_hosts`, `left_out`, `autostart`, `snapshots` and
-//! `outside_files`, which the first points do not have.
+//! without a new version: `earlier_hosts`, `left_out`, `autostart`, `snapshots`, `outside_files` and a disk's `owner`, which the
+//! first points do not have.
 
+use crate::capture::images::ImageOwner;
 use crate::record::{LeftOut, PointDisk, PointFile, Source, Time};
 use serde::{Deserialize, Serialize};
 
@@ -93,6 +94,9 @@ pub struct ManifestDisk {
     /// The image and its backing layers as they were: what tells that the target now means another image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<serde_json::Value>,
+    /// Who may use the image, where libvirt leaves that alone (`relabel='no'`): a restore that makes it again needs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<ImageOwner>,
     /// Whether the point's checkpoint records this disk's changes.
     #[serde(default)]
     pub in_checkpoint: bool,

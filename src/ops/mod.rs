@@ -45,6 +45,7 @@ pub mod remote;
 pub mod repo_lock;
 pub mod restore;
 pub mod snapshot;
+mod storable;
 pub mod store;
 mod threads;
 pub mod verify;

@@ -8,6 +8,7 @@
 use super::points::{PINNED_TAG, PointRef};
 use super::repo_lock::lock;
 use super::{Error, Result, Stop};
+use crate::failpoint::{self, Failpoint};
 use crate::repo::{Id, LockMode, Permit, Repository};
 
 /// Changes pins in one repository, while it holds a lock there.
@@ -36,6 +37,7 @@ impl<'a> Pinner<'a> {
         snapshot.original.get_or_insert(point.id);
         // In this order a crash leaves two snapshots of one point, never none.
         let id = self.repo.save_snapshot(&snapshot, &self.permit)?;
+        failpoint::hit(Failpoint::PinStored);
         match self.repo.remove_snapshot(&point.id, &self.permit) {
             Err(error) if !error.is_not_found() => {
                 Err(Error::RemovalRefused { url: self.repo.url(), source: Box::new(error) })

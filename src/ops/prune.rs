@@ -111,7 +111,7 @@ impl<'a> Prune<'a> {
             true => (None, lock_for_reading(repo, monitor, stop)?),
             false => (Some(lock(repo, LockMode::Exclusive, stop)?.permit()), None),
         };
-        let index = Arc::new(repo.load_index().map_err(damaged)?);
+        let index = repo.reload_index().map_err(damaged)?;
         let (found, unreadable_snapshots) = points::list(repo)?;
         if let Some(snapshot) = unreadable_snapshots.into_iter().next() {
             return Err(damaged(snapshot.error));
@@ -171,7 +171,7 @@ impl<'a> Prune<'a> {
             };
             stop.check()?;
             was_full = done.is_err();
-            let index = Arc::new(self.repo.load_index()?);
+            let index = self.repo.reload_index()?;
             let plan = make_plan(self.repo, index, self.max_unused, room_bytes, &HashSet::new(), stop)?;
             done = plan
                 .remove_unnamed(permit, &|_| {}, &flag)
@@ -379,7 +379,7 @@ fn judge_points(
 /// The second tier, with its index as soon as that is needed.
 struct OpenSecondTier<'a> {
     tier: SecondTier<'a>,
-    index: Option<Index>,
+    index: Option<Arc<Index>>,
     monitor: &'a dyn Monitor,
 }
 

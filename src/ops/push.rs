@@ -14,6 +14,7 @@ use super::manifest::{
 use super::offline_watch::while_unchanged;
 use super::points::{self, MACHINE_TAG, OpenPoint, PointRef, TAG, disk_file};
 use super::repo_lock::while_locked;
+use super::storable::check_storable;
 use super::store::{Base, DiskTask, StoreOutcome, StoredDisk, store_disk};
 use super::store::{damaged_points, lost_chunks};
 use super::{Error, Monitor, Progress, Result, Stop};
@@ -86,23 +87,35 @@ pub fn push(
 ) -> Result<record::Point> {
     let (capture, host) = (request.capture, super::inventory::host_name());
     let LockedRepo { view, permit } = open;
-    let base = base_point(view, capture)?;
-    let earlier = match &base {
-        Some(base) if base.manifest.host == host => None,
+    let (base, is_base_damaged) = base_point(view, capture, &host)?;
+    let (earlier, is_earlier_damaged) = match &base {
+        Some(base) if base.manifest.host == host => (None, false),
         _ => newest_point(view, capture, &host)?,
     };
+    if is_base_damaged || is_earlier_damaged {
+        monitor.warn(&format!("the newest point of {} is damaged, and not continued", capture.machine));
+    }
     let reference = base.as_ref().or(earlier.as_ref());
     let definition = Definition::parse(capture.definition_of_disks()).map_err(crate::capture::Error::from)?;
 
     let writer = Writer::new(&view.repo, Arc::clone(&view.index), WriterOptions::default(), permit);
-    let reading =
-        Reading { request, base: base.as_ref(), reference, writer: &writer, monitor, has_lost: AtomicBool::new(false) };
+    let reading = Reading {
+        request,
+        base: base.as_ref(),
+        reference,
+        writer: &writer,
+        monitor,
+        has_lost: AtomicBool::new(is_base_damaged || is_earlier_damaged),
+    };
     if capture.disks.iter().any(|disk| disk.read_mode == ReadMode::Full) {
         view.repo.storage().warm_up(view.repo.storage().parallel());
     }
     let read = while_locked(permit, stop, |stop| {
         guarded(request.file, capture, stop, |stop| {
             while_unchanged(capture, stop, |stop| {
+                // Whoever waits for a slow upload sees it as well.
+                writer.end_with(stop.flag());
+                capture.disks.iter().try_for_each(|disk| reading.check_storable(disk, stop))?;
                 capture.disks.iter().map(|disk| reading.disk(disk, stop)).collect::<Result<Vec<_>>>()
             })
         })
@@ -125,6 +138,7 @@ pub fn push(
             format: disk.format.clone(),
             source: described.map_or(record::Source::Unknown, |d| super::inventory::source(&d.source)),
             layers: disk.image.iter().filter_map(|layer| serde_json::to_value(layer).ok()).collect(),
+            owner: disk.owner,
             in_checkpoint: match capture.checkpoint {
                 Some(_) => disk.has_new_bitmap,
                 None => checkpoint.is_some() && read.continues,
@@ -200,35 +214,60 @@ pub fn push(
     Ok(record)
 }
 
-/// The point that the capture continues; none when it does not, or the point is gone or damaged.
-fn base_point(view: &RepoView, capture: &CaptureState) -> Result<Option<OpenPoint>> {
+/// The point that the capture continues, none when it does not or the point is gone; and whether it, or the
+/// newest one of the machine, is there and damaged.
+fn base_point(view: &RepoView, capture: &CaptureState, host: &str) -> Result<(Option<OpenPoint>, bool)> {
     let Some(id) = capture.parent_point.as_ref().and_then(|id| id.parse::<Id>().ok()) else {
-        return Ok(None);
+        return Ok((None, false));
     };
     let Some(point) = view.points()?.iter().find(|point| point.is_or_was(&id)) else {
-        return Ok(None);
+        return Ok((None, false));
     };
-    // A damaged point is no base; verify reports it.
-    Ok(view.point(point).ok())
+    let base = whole(view.point(point))?;
+    let mut is_damaged = base.is_none();
+    // The newest one would have been continued, were it whole.
+    let of_machine = |other: &&PointRef| other.machine() == capture.machine && other.snapshot.hostname == host;
+    if let Some(newest) = view.points()?.iter().rev().find(of_machine).filter(|newest| newest.id != point.id) {
+        is_damaged |= whole(view.manifest(newest))?.is_none();
+    }
+    Ok((base, is_damaged))
+}
+
+/// None for what is damaged: that is no base and no reference. A repository that cannot be reached is an error.
+fn whole<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(Error::Repo(error)) if error.is_unreachable() => Err((*error).into()),
+        Err(Error::Interrupted) => Err(Error::Interrupted),
+        Err(error) => {
+            tracing::warn!(%error, "a point is damaged");
+            Ok(None)
+        }
+    }
 }
 
 /// The newest point of the machine under its name: its disks' chunk sizes are kept, and unchanged folders used again. One of
-/// this host if there is one, for another host may have another machine with the same UUID.
-fn newest_point(view: &RepoView, capture: &CaptureState, host: &str) -> Result<Option<OpenPoint>> {
+/// this host if there is one, for another host may have another machine with the same UUID. And whether a damaged one was met.
+fn newest_point(view: &RepoView, capture: &CaptureState, host: &str) -> Result<(Option<OpenPoint>, bool)> {
     /// So many points of other machines of the same name are passed over.
     const DEPTH: usize = 20;
     let named = view.points()?.iter().rev().filter(|point| point.machine() == capture.machine);
     let (here, elsewhere): (Vec<&PointRef>, Vec<&PointRef>) = named.partition(|point| point.snapshot.hostname == host);
+    let mut has_damage = false;
     for points in [here, elsewhere] {
         for point in points.into_iter().take(DEPTH) {
-            match view.manifest(point) {
-                Ok(manifest) if manifest.uuid == capture.uuid => return Ok(view.point(point).ok()),
-                // A damaged point is no reference; verify reports it.
-                _ => {}
+            match whole(view.manifest(point))? {
+                Some(manifest) if manifest.uuid == capture.uuid => {
+                    let found = whole(view.point(point))?;
+                    has_damage |= found.is_none();
+                    return Ok((found, has_damage));
+                }
+                Some(_) => {}
+                None => has_damage = true,
             }
         }
     }
-    Ok(None)
+    Ok((None, has_damage))
 }
 
 /// The hosts that the machine was on before this one: those of the points that are known of it, and that of the point that it
@@ -286,6 +325,11 @@ struct ReadDisk {
     chain_damage: Vec<Damage>,
 }
 
+/// Where a disk can be read.
+fn nbd_uri(disk: &CapturedDisk) -> Result<NbdUri> {
+    disk.nbd_uri.parse().map_err(|source| Error::NbdAddress { disk: disk.target.clone(), source })
+}
+
 /// What the disks of one capture are read with.
 struct Reading<'a> {
     request: &'a PushRequest<'a>,
@@ -298,10 +342,15 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
+    /// Refuses what could not be stored after all the reading.
+    fn check_storable(&self, disk: &CapturedDisk, stop: &Stop) -> Result<()> {
+        let geometry = Geometry { capacity_bytes: disk.capacity_bytes, chunk_bytes: self.chunk_bytes(disk) };
+        check_storable(&disk.target, &nbd_uri(disk)?, geometry, stop)
+    }
+
     /// Reads what changed of a disk where that is certain, else everything.
     fn disk(&self, disk: &CapturedDisk, stop: &Stop) -> Result<ReadDisk> {
-        let uri: NbdUri =
-            disk.nbd_uri.parse().map_err(|source| Error::NbdAddress { disk: disk.target.clone(), source })?;
+        let uri = nbd_uri(disk)?;
         let label = format!("{}/{}", self.request.capture.machine, disk.target);
         let progress = self.monitor.start("reading", &label, disk.capacity_bytes);
         let chunk_bytes = self.chunk_bytes(disk);

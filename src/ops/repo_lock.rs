@@ -1,6 +1,7 @@
 //! Locks of a repository: taken with a limit, and watched while something is written.
 
 use super::{Error, Monitor, Result, Stop};
+use crate::failpoint::{self, Failpoint};
 use crate::repo::{self, LockMode, Permit, RepoLock, Repository};
 use crate::storage;
 use rand::Rng;
@@ -19,7 +20,9 @@ const WATCH: Duration = Duration::from_millis(100);
 
 /// Takes a lock, waiting for whoever is in the way; Ctrl-C ends the waiting.
 pub fn lock(repo: &Repository, mode: LockMode, stop: &Stop) -> Result<RepoLock> {
-    patiently(stop, || repo.lock(mode, Duration::ZERO))
+    let lock = patiently(stop, || repo.lock(mode, Duration::ZERO))?;
+    failpoint::hit(Failpoint::LockTaken);
+    Ok(lock)
 }
 
 pub(super) fn patiently<T>(stop: &Stop, take: impl Fn() -> repo::Result<T>) -> Result<T> {

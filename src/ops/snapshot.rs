@@ -74,6 +74,7 @@ pub fn snapshot(
         lease: request.lease,
         guarded: guard::is_available(),
         owned: request.owned,
+        moving: false,
         repository: open.map(|open| open.repo.id().to_owned()),
         parent_point: chain.map(|chain| chain.point.id.to_string()),
         scratch_dir: request.scratch.clone(),

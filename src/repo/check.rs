@@ -5,7 +5,9 @@ use std::ffi::OsString;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{BlobKind, Error, Flaw, Id, Index, NodeKind, Repository, Result, StoredSnapshot, pack, read_tree};
+use super::{
+    BlobKind, Error, Flaw, Id, Index, NodeKind, Repository, Result, StoredSnapshot, index_cache, pack, read_tree,
+};
 use crate::storage::FileKind;
 
 /// How thorough to be.
@@ -137,7 +139,8 @@ pub struct CheckReport {
 /// not be asked at all. Hold a lock meanwhile. `stop` ends it early with what was found so far.
 pub fn check(repo: &Repository, options: CheckOptions, stop: &AtomicBool) -> Result<CheckReport> {
     let mut report = CheckReport::default();
-    let (index, damaged) = repo.load_index_with_damage()?;
+    // From the files, whatever this process has read of them before.
+    let (index, damaged) = index_cache::read_all(repo, &repo.list(FileKind::Index)?);
     let damaged = damaged.into_iter();
     report.damage.extend(damaged.map(|(id, error)| RepoDamage::Index { id, error }));
     report.blobs = index.len() as u64;

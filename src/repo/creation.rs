@@ -23,6 +23,8 @@ use crate::storage::{self, FileKind, Storage};
 
 /// How long a creator may take between the config and the key before others count it as dead.
 pub(super) const BEING_CREATED: Duration = Duration::from_secs(10);
+/// A config that was last written so long ago is not being created any more: nobody waits for it.
+const ABANDONED: Duration = Duration::from_secs(60);
 /// A config that is being compared is absent for a moment.
 const BEING_COMPARED: Duration = Duration::from_secs(2);
 /// Between two looks at a repository that is being created.
@@ -68,6 +70,9 @@ impl Presence {
                 return Ok(now);
             }
             if last.as_ref() != Some(&now) {
+                if matches!(now, Presence::Unfinished { .. }) && is_abandoned(storage) {
+                    return Ok(now);
+                }
                 (began, last) = (Instant::now(), Some(now));
             } else if began.elapsed() >= BEING_CREATED {
                 return Ok(now);
@@ -75,6 +80,12 @@ impl Presence {
             thread::sleep(LOOK);
         }
     }
+}
+
+/// Whether the config is too old for a repository that is being created. In doubt it is not.
+fn is_abandoned(storage: &dyn Storage) -> bool {
+    let modified_at = storage.modified_at(FileKind::Config, "").ok().flatten();
+    modified_at.and_then(|at| at.elapsed().ok()).is_some_and(|age| age >= ABANDONED)
 }
 
 fn read_config(storage: &dyn Storage) -> storage::Result<Option<Vec<u8>>> {
@@ -165,7 +176,7 @@ fn attempt(storage: &dyn Storage, config: &[u8], key: &SealedKeyFile) -> Result<
 }
 
 /// Repeats `open` while it finds a repository that is being created.
-pub(super) fn wait_for_creator<T>(open: impl Fn() -> Result<T>) -> Result<T> {
+pub(super) fn wait_for_creator<T>(storage: &dyn Storage, open: impl Fn() -> Result<T>) -> Result<T> {
     let began = Instant::now();
     loop {
         let result = open();
@@ -175,7 +186,7 @@ pub(super) fn wait_for_creator<T>(open: impl Fn() -> Result<T>) -> Result<T> {
             Err(Error::Damaged { kind: FileKind::Config, flaw: Flaw::TooShort, .. }) => BEING_CREATED,
             _ => return result,
         };
-        if began.elapsed() >= patience {
+        if began.elapsed() >= patience || (patience == BEING_CREATED && is_abandoned(storage)) {
             return result;
         }
         thread::sleep(LOOK);

@@ -37,6 +37,11 @@ impl Id {
         &self.0
     }
 
+    /// The first 8 bytes as a number: ids ascend as these do.
+    pub(super) fn first_bits(&self) -> u64 {
+        self.0.first_chunk().copied().map_or(0, u64::from_be_bytes)
+    }
+
     /// The first 8 hex digits, for people.
     pub fn short(&self) -> String {
         hex::encode(&self.0[..4])

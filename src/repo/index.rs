@@ -1,6 +1,6 @@
 //! Which blob lies where.
 //!
-//! In memory: one sorted table for each kind of blob with 48 bytes a blob, and the packs' names apart. On disk: JSON, at
+//! In memory: one sorted table for each kind of blob with 50 bytes a blob, and the packs' names apart. On disk: JSON, at
 //! most 50,000 blobs a file.
 
 use std::collections::{HashMap, HashSet};
@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use super::crypto::OVERHEAD;
+use super::index_table::{IndexEntry, IndexTable};
 use super::pack::{self, PackEntry};
 use super::{BlobKind, Error, Flaw, Id, Permit, Repository, Result};
 use crate::storage::FileKind;
@@ -31,31 +32,21 @@ pub struct BlobLocation {
 #[derive(Debug, Default)]
 pub struct Index {
     packs: Vec<Id>,
-    data: Vec<IndexEntry>,
-    trees: Vec<IndexEntry>,
+    data: IndexTable,
+    trees: IndexTable,
     files: Vec<SourceFile>,
     superseded: Vec<Id>,
+    /// Whether an index file says to replace others, there or not.
+    has_replacements: bool,
 }
 
 /// An index file, and what of it is in the tables.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct SourceFile {
     pub(super) id: Id,
     /// The numbers of the packs that it names.
     pub(super) packs: Vec<u32>,
     pub(super) blobs: usize,
-}
-
-/// One place of a blob, 48 bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct IndexEntry {
-    pub(super) id: Id,
-    /// The number of the pack.
-    pub(super) pack: u32,
-    pub(super) offset: u32,
-    pub(super) length: u32,
-    /// 0 for a blob that is not compressed: restic leaves the field out then, and never compresses nothing.
-    raw_length: u32,
 }
 
 /// The JSON of an index file.
@@ -142,15 +133,15 @@ impl PendingIndex {
 }
 
 /// One index file, already in the form of the table.
-struct LoadedFile {
-    supersedes: Vec<Id>,
+pub(super) struct LoadedFile {
+    pub(super) supersedes: Vec<Id>,
     packs: Vec<Id>,
     data: Vec<IndexEntry>,
     trees: Vec<IndexEntry>,
 }
 
 impl LoadedFile {
-    fn load(repo: &Repository, id: &Id) -> Result<Self> {
+    pub(super) fn load(repo: &Repository, id: &Id) -> Result<Self> {
         LoadedFile::of(repo.load_unpacked(FileKind::Index, id)?, id)
     }
 
@@ -191,47 +182,36 @@ impl LoadedFile {
 pub(super) fn is_readable(json: &[u8]) -> bool {
     let id = Id::hash(json);
     let loaded = serde_json::from_slice::<IndexFile>(json).ok().and_then(|file| LoadedFile::of(file, &id).ok());
-    loaded.map(|file| Index::join(vec![(id, file)])).is_some()
+    loaded.map(|file| Index::of(vec![(id, file)])).is_some()
 }
 
 impl Index {
-    /// Reads all index files; those that cannot be read are named in the second part.
-    pub(super) fn load(repo: &Repository) -> Result<(Index, Vec<(Id, Error)>)> {
-        let ids = repo.list(FileKind::Index)?;
-        let mut files = Vec::new();
-        let mut damaged = Vec::new();
-        let results = repo.for_each(&ids, |id| LoadedFile::load(repo, id));
-        for (id, result) in ids.into_iter().zip(results) {
-            match result {
-                Ok(file) => files.push((id, file)),
-                Err(error) => damaged.push((id, error)),
-            }
-        }
+    /// What these index files name, but those that another one says to replace.
+    pub(super) fn of(files: Vec<(Id, LoadedFile)>) -> Index {
         let superseded: HashSet<Id> = files.iter().flat_map(|(_, file)| file.supersedes.iter().copied()).collect();
         let (gone, files): (Vec<_>, Vec<_>) = files.into_iter().partition(|(id, _)| superseded.contains(id));
-        let mut index = Index::join(files);
+        let mut index = Index::extended(&Index::default(), files);
         index.superseded = gone.into_iter().map(|(id, _)| id).collect();
-        Ok((index, damaged))
+        index.has_replacements = !superseded.is_empty();
+        index
     }
 
-    fn join(files: Vec<(Id, LoadedFile)>) -> Index {
+    /// What `known` has and what these index files name, which are new and replace none.
+    pub(super) fn extended(known: &Index, files: Vec<(Id, LoadedFile)>) -> Index {
         let total = |part: fn(&LoadedFile) -> &Vec<IndexEntry>| files.iter().map(|(_, file)| part(file).len()).sum();
-        let mut index = Index {
-            packs: Vec::new(),
-            data: Vec::with_capacity(total(|file| &file.data)),
-            trees: Vec::with_capacity(total(|file| &file.trees)),
-            files: Vec::with_capacity(files.len()),
-            superseded: Vec::new(),
-        };
-        let mut numbers: HashMap<Id, u32> = HashMap::new();
+        let mut packs = known.packs.clone();
+        let mut data = Vec::with_capacity(total(|file| &file.data));
+        let mut trees = Vec::with_capacity(total(|file| &file.trees));
+        let mut sources = known.files.clone();
+        let mut numbers: HashMap<Id, u32> = packs.iter().copied().zip(0..).collect();
         for (id, file) in files {
             let of_pack: Vec<u32> = file
                 .packs
                 .iter()
                 .map(|pack| {
                     *numbers.entry(*pack).or_insert_with(|| {
-                        index.packs.push(*pack);
-                        index.packs.len() as u32 - 1
+                        packs.push(*pack);
+                        packs.len() as u32 - 1
                     })
                 })
                 .collect();
@@ -240,30 +220,35 @@ impl Index {
                 entry
             };
             let blobs = file.data.len() + file.trees.len();
-            index.data.extend(file.data.into_iter().map(renumber));
-            index.trees.extend(file.trees.into_iter().map(renumber));
-            index.files.push(SourceFile { id, packs: of_pack, blobs });
+            data.extend(file.data.into_iter().map(renumber));
+            trees.extend(file.trees.into_iter().map(renumber));
+            sources.push(SourceFile { id, packs: of_pack, blobs });
         }
-        for table in [&mut index.data, &mut index.trees] {
-            table.sort_unstable();
-            table.dedup();
+        Index {
+            packs,
+            data: IndexTable::merged(known.data.entries(), data),
+            trees: IndexTable::merged(known.trees.entries(), trees),
+            files: sources,
+            superseded: known.superseded.clone(),
+            has_replacements: known.has_replacements,
         }
-        index
     }
 
-    /// Every place of every blob of a kind, sorted by the blobs' ids.
-    pub(super) fn table(&self, kind: BlobKind) -> &[IndexEntry] {
+    fn table_of(&self, kind: BlobKind) -> &IndexTable {
         match kind {
             BlobKind::Data => &self.data,
             BlobKind::Tree => &self.trees,
         }
     }
 
+    /// Every place of every blob of a kind, sorted by the blobs' ids.
+    pub(super) fn table(&self, kind: BlobKind) -> &[IndexEntry] {
+        self.table_of(kind).entries()
+    }
+
     /// Where in the table the places of a blob begin.
     pub(super) fn position(&self, kind: BlobKind, id: &Id) -> Option<usize> {
-        let table = self.table(kind);
-        let start = table.partition_point(|entry| entry.id < *id);
-        table.get(start).filter(|entry| entry.id == *id).map(|_| start)
+        self.table_of(kind).position(id)
     }
 
     pub(super) fn location(&self, entry: &IndexEntry) -> BlobLocation {
@@ -281,10 +266,8 @@ impl Index {
     }
 
     /// Every place of a blob: two backups that ran at once may both have stored it.
-    pub fn locations<'a>(&'a self, kind: BlobKind, id: &'a Id) -> impl Iterator<Item = BlobLocation> + 'a {
-        let table = self.table(kind);
-        let start = table.partition_point(|entry| entry.id < *id);
-        table[start..].iter().take_while(move |entry| entry.id == *id).map(|entry| self.location(entry))
+    pub fn locations(&self, kind: BlobKind, id: &Id) -> impl Iterator<Item = BlobLocation> + use<'_> {
+        self.table_of(kind).places(id).iter().map(|entry| self.location(entry))
     }
 
     /// Where a blob is.
@@ -294,12 +277,12 @@ impl Index {
 
     /// Whether a blob is known.
     pub fn contains(&self, kind: BlobKind, id: &Id) -> bool {
-        self.get(kind, id).is_some()
+        self.position(kind, id).is_some()
     }
 
     /// How many places of blobs are known.
     pub fn len(&self) -> usize {
-        self.data.len() + self.trees.len()
+        self.data.entries().len() + self.trees.entries().len()
     }
 
     /// Whether none is.
@@ -320,6 +303,11 @@ impl Index {
     /// Index files that another one says to replace, and that are there all the same.
     pub(super) fn superseded(&self) -> &[Id] {
         &self.superseded
+    }
+
+    /// Whether an index file says to replace others, there or not.
+    pub(super) fn has_replacements(&self) -> bool {
+        self.has_replacements
     }
 
     /// The packs by their numbers.
@@ -347,7 +335,7 @@ impl Index {
             compressed: u64,
         }
         let mut sums = vec![Sum::default(); self.packs.len()];
-        for entry in self.data.iter().chain(&self.trees) {
+        for entry in self.data.entries().iter().chain(self.trees.entries()) {
             let sum = &mut sums[entry.pack as usize];
             sum.end = sum.end.max(u64::from(entry.offset) + u64::from(entry.length));
             sum.blobs += 1;
@@ -355,31 +343,5 @@ impl Index {
         }
         let sizes = sums.iter().map(|sum| sum.end + pack::header_bytes(sum.blobs, sum.compressed));
         self.packs.iter().copied().zip(sizes).collect()
-    }
-}
-
-impl Repository {
-    /// Reads every index file. Do it after locking.
-    pub fn load_index(&self) -> Result<Index> {
-        let (index, mut damaged) = Index::load(self)?;
-        match damaged.is_empty() {
-            true => Ok(index),
-            false => Err(damaged.swap_remove(0).1),
-        }
-    }
-
-    /// Reads every index file that can be read, and says which cannot: for `verify` and for rescuing what is left.
-    pub fn load_index_with_damage(&self) -> Result<(Index, Vec<(Id, Error)>)> {
-        Index::load(self)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_blob_costs_48_bytes() {
-        assert_eq!(size_of::<IndexEntry>(), 48);
     }
 }

@@ -16,7 +16,7 @@
 //! # Memory
 //! | what | how much |
 //! | --- | --- |
-//! | [`Index`] | 48 bytes a blob |
+//! | [`Index`] | 50 bytes a blob, once for all who use the [`Repository`] |
 //! | [`Content`] | 32 bytes a blob, a run of the same id counts as one |
 //! | [`Writer`] | about `(3 + Storage::parallel) · pack_bytes`, two chunks a calling thread, 40-80 bytes a new blob |
 //! | [`read_blobs`] | 8 MiB and a blob (sealed and plain) a thread, 32 bytes an id |
@@ -35,6 +35,8 @@ pub mod foreign;
 mod host;
 mod id;
 mod index;
+mod index_cache;
+mod index_table;
 mod key;
 mod keys;
 mod lock;
@@ -61,6 +63,7 @@ pub use crypto::Password;
 pub use error::{Error, Flaw, Result};
 pub use id::{Id, ParseIdError};
 pub use index::{BlobLocation, Index};
+pub use index_cache::IndexWithDamage;
 pub use key::KeyInfo;
 pub use lock::{LockMode, LockTiming, PendingLock, Permit, RepoLock};
 pub use lock_info::LockInfo;

@@ -246,6 +246,30 @@ pub(super) fn ranges(wanted: &[BlobRequest]) -> Vec<Range<usize>> {
     ranges
 }
 
+/// Reads blobs that lie together in one pack, and verifies each; the results stand in their order.
+pub(super) fn verify_together(repo: &Repository, kinds: &[BlobKind], blobs: &[BlobRequest]) -> Vec<Result<()>> {
+    let [first, ..] = blobs else { return Vec::new() };
+    let start = u64::from(first.location.offset);
+    let ends = blobs.iter().map(|blob| u64::from(blob.location.offset) + u64::from(blob.location.length));
+    let length = ends.max().unwrap_or(start) - start;
+    let pack = first.location.pack.to_string();
+    let mut bytes = repo.storage().read_range(FileKind::Pack, &pack, start, length as usize).ok();
+    let mut plain = Vec::new();
+    let verify = |(kind, blob): (&BlobKind, &BlobRequest)| {
+        let location = &blob.location;
+        let at = (u64::from(location.offset) - start) as usize;
+        let sealed = bytes.as_mut().and_then(|bytes| bytes.get_mut(at..at + location.length as usize));
+        let opened = sealed.and_then(|sealed| repo.key().open_in_place(sealed).ok());
+        match opened {
+            Some(opened) => verify_blobs(*kind, &blob.id, location, opened, &mut plain).map(drop),
+            // Alone, for its own error: the pack may have lost its end, or the place is not reached.
+            None => fetch(repo, *kind, &blob.id, location)
+                .and_then(|opened| verify_blobs(*kind, &blob.id, location, opened.bytes(), &mut plain).map(drop)),
+        }
+    };
+    kinds.iter().zip(blobs).map(verify).collect()
+}
+
 struct ReadJob<'a, F> {
     source: BlobSource<'a>,
     wanted: Vec<BlobRequest>,

@@ -1,9 +1,10 @@
 //! An open repository: its keys, its configuration, and its small files.
 
+use std::any::Any;
 use std::fmt;
 use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::config::RepoConfig;
 use super::creation::{self, Created};
@@ -34,6 +35,17 @@ struct Inner {
     key: SealKey,
     key_id: Id,
     config: RepoConfig,
+    /// The index as it was last read; the index keeps it here, and knows its type.
+    last_index: LastIndex,
+}
+
+/// Something that all clones of a repository share.
+pub(super) type LastIndex = Mutex<Option<Arc<dyn Any + Send + Sync>>>;
+
+impl Inner {
+    fn new(storage: Arc<dyn Storage>, url: String, (key_id, key, config): (Id, SealKey, RepoConfig)) -> Arc<Inner> {
+        Arc::new(Inner { storage, url, key, key_id, config, last_index: LastIndex::default() })
+    }
 }
 
 impl fmt::Debug for Repository {
@@ -51,7 +63,7 @@ impl Repository {
     pub fn create(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
         let url = storage.url();
         let Created { key, key_id, config } = creation::create(&*storage, password)?;
-        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), host_folder: None })
+        Ok(Repository { inner: Inner::new(storage, url, (key_id, key, config)), host_folder: None })
     }
 
     /// Whether there is a repository. Where the folders of one are missing, there is none.
@@ -67,8 +79,8 @@ impl Repository {
     /// seconds.
     pub fn open(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
         let url = storage.url();
-        let (key_id, key, config) = creation::wait_for_creator(|| open_config(&*storage, &url, password))?;
-        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), host_folder: None })
+        let opened = creation::wait_for_creator(&*storage, || open_config(&*storage, &url, password))?;
+        Ok(Repository { inner: Inner::new(storage, url, opened), host_folder: None })
     }
 
     /// The same repository, of which this host remembers something from run to run, below kvmb's data folder.
@@ -95,6 +107,10 @@ impl Repository {
     /// Where its files are.
     pub fn storage(&self) -> &Arc<dyn Storage> {
         &self.inner.storage
+    }
+
+    pub(super) fn last_index(&self) -> &LastIndex {
+        &self.inner.last_index
     }
 
     pub(super) fn key_id(&self) -> &Id {

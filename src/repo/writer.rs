@@ -30,7 +30,7 @@ use super::orphaned_packs::Notes;
 use super::pack::{FinishedPack, PackBuilder};
 use super::reader::VerifiedBlob;
 use super::{BlobKind, Error, Id, Index, Permit, Repository, Result};
-use crate::storage::FileKind;
+use crate::storage::{self, FileKind};
 
 /// The only blob of zeros that restic restores as a hole.
 pub const ZERO_BLOB_BYTES: usize = 512 << 10;
@@ -126,6 +126,8 @@ struct WriterShared {
     failed: AtomicBool,
     failure: OnceLock<Arc<Error>>,
     abandoned: AtomicBool,
+    /// The flag that ends all waiting, if one was given.
+    stop: OnceLock<Arc<AtomicBool>>,
     new_blobs: AtomicU64,
     new_bytes: AtomicU64,
     stored_bytes: AtomicU64,
@@ -174,6 +176,7 @@ impl Writer {
             failed: AtomicBool::new(false),
             failure: OnceLock::new(),
             abandoned: AtomicBool::new(false),
+            stop: OnceLock::new(),
             new_blobs: AtomicU64::new(0),
             new_bytes: AtomicU64::new(0),
             stored_bytes: AtomicU64::new(0),
@@ -203,6 +206,12 @@ impl Writer {
         };
         self.workers = (0..self.shared.writers).map(worker).collect();
         self.queue = Some(queue);
+    }
+
+    /// Ends all waiting and writing when this flag is raised: every call then fails. The first flag counts.
+    pub fn end_with(&self, stop: Arc<AtomicBool>) {
+        // Another one would be ignored, as it says.
+        let _ = self.shared.stop.set(stop);
     }
 
     /// Whether the repository has this blob, or will have it when this writer is done.
@@ -458,7 +467,8 @@ impl Drop for Writer {
 }
 
 impl WriterShared {
-    /// Waits for the end of the workers, but not any longer when the lock is lost: they may wait for a slow place.
+    /// Waits for the end of the workers, but not any longer when the lock is lost: they may wait for a slow place. When it is
+    /// time to stop they end soon, at the next piece that goes out.
     fn wait_for(&self, workers: &[JoinHandle<()>]) -> Result<()> {
         let mut is_lost = self.permit.check();
         while !workers.iter().all(JoinHandle::is_finished) {
@@ -469,9 +479,18 @@ impl WriterShared {
         Ok(())
     }
 
-    /// The error of a writer thread, if there was one, or that the lock is lost.
+    /// Whether nothing that is still on its way will be needed.
+    fn is_over(&self) -> bool {
+        let is_stopped = self.stop.get().is_some_and(|stop| stop.load(Ordering::Relaxed));
+        is_stopped || self.abandoned.load(Ordering::Relaxed) || self.failed.load(Ordering::Acquire)
+    }
+
+    /// The error of a writer thread, if there was one, that the lock is lost, or that it is time to stop.
     fn check(&self) -> Result<()> {
         self.permit.check()?;
+        if self.stop.get().is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            return Err(storage::Error::Interrupted.into());
+        }
         if !self.failed.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -501,7 +520,7 @@ impl WriterShared {
     fn store_packs(&self, packs: &Receiver<PackBuilder>) {
         // To the end even after a failure: callers may be waiting to send.
         for pack in packs {
-            if self.failed.load(Ordering::Acquire) || self.abandoned.load(Ordering::Relaxed) {
+            if self.is_over() {
                 continue;
             }
             if let Err(error) = self.store_pack(pack) {
@@ -514,8 +533,8 @@ impl WriterShared {
         let pack = pack.finish(self.repo.key())?;
         let name = pack.id.to_string();
         self.permit.check()?;
-        let written =
-            self.repo.storage().write_gated(FileKind::Pack, &name, &pack.bytes, &|_| self.permit.check().is_ok());
+        let goes_on = |_| self.permit.check().is_ok() && !self.is_over();
+        let written = self.repo.storage().write_gated(FileKind::Pack, &name, &pack.bytes, &goes_on);
         // That is the cause of whatever came of it.
         self.permit.check()?;
         written?;

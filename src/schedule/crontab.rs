@@ -6,10 +6,10 @@
 //! crontab is not the same as none.
 
 use super::Error;
-use super::entry::program;
+use super::entry::{CHILD_LIMIT, program};
+use crate::bounded::{self, Group};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
@@ -196,21 +196,15 @@ fn failed(argument: &str, output: &Output) -> Error {
 fn run(arguments: &[&str], input: Option<&[u8]>) -> Result<Output, Error> {
     let crontab = program("crontab")?;
     let io = |error: std::io::Error| Error::Program { program: "crontab".into(), message: error.to_string() };
-    let mut child = Command::new(crontab)
+    let mut command = Command::new(crontab);
+    command
         .args(arguments)
         // List the header too: it is known by its words, and not by being the first three comments.
         .env("CRONTAB_NOHEADER", "N")
         .env("LC_ALL", "C")
-        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(io)?;
-    if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-        // It reads all of it before it says anything; one that does not has failed, and says why.
-        let _ = stdin.write_all(input);
-    }
-    child.wait_with_output().map_err(io)
+        .stderr(Stdio::piped());
+    bounded::output_of(command, input.map(<[u8]>::to_vec), Group::Own, CHILD_LIMIT, &bounded::ending()).map_err(io)
 }
 
 #[cfg(test)]

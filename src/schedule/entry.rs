@@ -96,6 +96,9 @@ pub(super) fn text(path: &Path) -> Result<String, Error> {
     Ok(text.to_owned())
 }
 
+/// How long a program that keeps schedules may take.
+pub(super) const CHILD_LIMIT: Duration = Duration::from_secs(30);
+
 /// The full path of a program, from `$PATH`.
 pub(super) fn program(name: &'static str) -> Result<String, Error> {
     let path = std::env::var_os("PATH").unwrap_or_default();

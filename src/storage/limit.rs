@@ -4,6 +4,7 @@
 //! what a backup reads from a repository is little.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::{FileInfo, FileKind, Gate, Result, Storage};
 use crate::rate_limiter::RateLimiter;
@@ -38,6 +39,10 @@ impl Storage for LimitStorage {
         self.inner.list(kind)
     }
 
+    fn modified_at(&self, kind: FileKind, name: &str) -> Result<Option<SystemTime>> {
+        self.inner.modified_at(kind, name)
+    }
+
     fn size(&self, kind: FileKind, name: &str) -> Result<u64> {
         self.inner.size(kind, name)
     }
@@ -58,7 +63,7 @@ impl Storage for LimitStorage {
         self.inner.write_gated(kind, name, contents, &|bytes| {
             gate(0)
                 && (0..bytes).step_by(STEP_BYTES).all(|done| {
-                    self.upload.acquire(STEP_BYTES.min(bytes - done));
+                    self.upload.acquire_while(STEP_BYTES.min(bytes - done), || gate(0));
                     gate(STEP_BYTES.min(bytes - done))
                 })
         })

@@ -14,7 +14,7 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::{Error, FileAction, FileInfo, FileKind, Gate, Result, Storage};
 use crate::atomic_file;
@@ -199,6 +199,12 @@ impl Storage for LocalStorage {
             _ => self.list_folder(&top, &mut found)?,
         }
         Ok(found)
+    }
+
+    fn modified_at(&self, kind: FileKind, name: &str) -> Result<Option<SystemTime>> {
+        let path = self.path(kind, name);
+        let modified = fs::metadata(&path).and_then(|metadata| metadata.modified());
+        modified.map(Some).map_err(|e| self.error(FileAction::Read, kind, name, &path, e))
     }
 
     fn size(&self, kind: FileKind, name: &str) -> Result<u64> {

@@ -22,7 +22,7 @@ pub use url::open;
 use std::fmt;
 use std::io::ErrorKind;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// What kind of file: decides the folder. The names on disk are restic's
 /// (`doc/design.rst`, "Repository Format").
@@ -264,6 +264,11 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// The size of one file, or [`Error::NotFound`].
     fn size(&self, kind: FileKind, name: &str) -> Result<u64>;
+
+    /// When a file was last written, by the clock of this host; none where the place has a clock of its own.
+    fn modified_at(&self, _kind: FileKind, _name: &str) -> Result<Option<SystemTime>> {
+        Ok(None)
+    }
 
     /// A whole file; one that is longer than any of its kind is [`Error::TooLong`].
     fn read(&self, kind: FileKind, name: &str) -> Result<Vec<u8>>;

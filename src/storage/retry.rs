@@ -18,7 +18,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use backon::{BlockingRetryable, ExponentialBuilder};
 
@@ -131,6 +131,10 @@ impl Storage for RetryStorage {
 
     fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>> {
         self.persist(|_| self.inner.list(kind))
+    }
+
+    fn modified_at(&self, kind: FileKind, name: &str) -> Result<Option<SystemTime>> {
+        self.persist(|_| self.inner.modified_at(kind, name))
     }
 
     fn size(&self, kind: FileKind, name: &str) -> Result<u64> {

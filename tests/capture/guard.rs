@@ -197,3 +197,28 @@ fn doctor_sees_that_a_guard_is_gone() {
     env.kvmb(["release", "--all"]).run().assert_ok();
     finish(&env, &[]);
 }
+
+#[test]
+fn a_backup_whose_upload_is_slow_ends_soon_after_its_guard_ended_the_job() {
+    let env = Env::new("guard slow upload");
+    let repo = init(&env);
+    let (_scratch, folder) = small_scratch(&env);
+    let machine = noisy(&env, "vm");
+    for at in 0..8 {
+        machine.write_bytes("vda", at * 8 * MIB, &crate::support::backups::noise(at, 8 * MIB));
+    }
+    let backup = ["backup", "vm", "-r", &repo, "--limit-upload", "100K", "--scratch", &folder];
+    let mut running = env.kvmb(backup).spawn();
+    let data = PathBuf::from(&repo).join("data");
+    let uploads =
+        || fs::read_dir(&data).unwrap().flatten().any(|fan| fs::read_dir(fan.path()).unwrap().next().is_some());
+    wait_until("it uploads", Duration::from_secs(60), || running.has_ended() || uploads());
+    fill_scratch(&machine);
+    let began = Instant::now();
+    let failure = running.wait().assert_code(1).record_of("failure");
+    // A pack would take 160 seconds.
+    assert!(began.elapsed() < Duration::from_secs(20), "it took {:?} to end", began.elapsed());
+    assert_eq!(failure["code"], "no_space", "{failure}");
+    assert_eq!(machine.status(), "prelaunch", "the guest suffered");
+    finish(&env, &[&repo]);
+}

@@ -314,7 +314,7 @@ fn a_restored_tpm_state_stays_in_its_folder() {
 /// Stores a point with another manifest; its id.
 fn tampered(env: &Env, point: &str, change: impl FnOnce(&mut Value)) -> String {
     let repo = Repository::open(Arc::new(LocalStorage::new(env.repo())), &Password::new(PASSWORD.to_owned())).unwrap();
-    let index = Arc::new(repo.load_index().unwrap());
+    let index = repo.load_index().unwrap();
     let id: Id = point.parse().unwrap();
     let mut snapshot = repo.snapshots().unwrap().snapshots.into_iter().find(|stored| stored.id == id).unwrap().snapshot;
     let root = read_tree(&repo, &index, &snapshot.tree).unwrap();

@@ -302,3 +302,17 @@ fn assert_as_usual(machine: &Machine) {
     assert!(!machine.is_captured(), "a job is left");
     assert_eq!(machine.status(), "prelaunch");
 }
+
+#[test]
+fn a_checkpoint_that_somebody_else_has_deleted_is_no_obstacle_to_its_release() {
+    let env = Env::with_libvirtd("checkpoint gone");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    let captured = env.kvmb(["snapshot", "vm", "-r", &repo]).run().assert_ok();
+    let made = ours(&machine);
+    assert_eq!(made.len(), 1, "{captured}");
+    machine.disconnect();
+    env.virsh(&["checkpoint-delete", "vm", &made[0]]);
+    env.kvmb(["release"]).stdin(captured.stdout()).run().assert_ok();
+    finish(&env, &[&repo]);
+}

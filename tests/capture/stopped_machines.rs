@@ -201,6 +201,10 @@ fn what_only_a_header_names_is_read_with_the_permissions_of_qemus_user() {
             let failure = output.record_of("failure");
             assert_eq!(failure["code"], "permission", "{output}");
             assert!(failure["hint"].as_str().expect("a hint").contains("header names"), "{output}");
+            // Without a capture too.
+            let disks = env.kvmb(["disks", machine]).run().assert_ok();
+            let output = env.kvmb(["hash"]).stdin(&disks.stdout).run().assert_code(1);
+            assert_eq!(output.record_of("failure")["code"], "permission", "{output}");
         }
         // The definition says that it belongs to the machine.
         restored("given", &top, "qcow2");
@@ -329,4 +333,16 @@ fn a_slice_is_all_there_is_of_a_running_machines_disk_too() {
     let point = backup(&machine, &repo);
     assert_eq!(disk_of(&point, "vda")["capacity_bytes"], 4 * MIB);
     assert_restores(&env, &repo, &point, &wanted);
+    // And of what is hashed, with its machine on or off.
+    let sum = run("sha256sum", &[text(&part)]);
+    for (is_on, consistency) in [(true, "moving"), (false, "offline")] {
+        if !is_on {
+            machine.stop();
+        }
+        let disks = env.kvmb(["disks", "vm"]).run().assert_ok();
+        let disk = env.kvmb(["hash"]).stdin(&disks.stdout).run().assert_ok().record_of("disk");
+        assert_eq!(disk["consistency"], consistency, "{disk}");
+        assert_eq!(disk["sha256"].as_str(), sum.split_whitespace().next(), "{disk}");
+    }
+    env.assert_nothing_left();
 }

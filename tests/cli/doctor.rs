@@ -37,9 +37,12 @@ fn a_good_machine_on_a_good_host_has_only_its_agent_against_it() {
     let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).start_paused();
     let output = doctor(&env, &[]).assert_ok();
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    for (name, words) in
-        [("connection", "qemu:///embed"), ("libvirt", "libvirt "), ("qemu", "QEMU "), ("programs", "qemu-nbd")]
-    {
+    for (name, words) in [
+        ("connection", "qemu:///embed"),
+        ("libvirt", "libvirt "),
+        ("qemu", "QEMU "),
+        ("programs", "qemu-storage-daemon"),
+    ] {
         assert_check(&output, name, &host, "ok", words, "");
     }
     for name in ["job", "folders", "scratch"] {
@@ -135,7 +138,7 @@ fn what_makes_a_backup_impossible_is_critical_and_the_exit_code_says_so() {
     // QEMU's other programs.
     let output = env.kvmb_without(&["qemu-img", "qemu-nbd"], ["doctor", "good"]).run().assert_code(1);
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    assert_check(&output, "programs", &host, "critical", "qemu-img, qemu-nbd", "apt install qemu-utils");
+    assert_check(&output, "programs", &host, "critical", "qemu-img", "apt install qemu-utils");
 
     // Another hypervisor, and none.
     let output = doctor(&env, &["-c", "test:///default"]).assert_code(1);

@@ -541,3 +541,36 @@ fn what_is_left_out_is_named_and_no_machine_at_all_is_no_success() {
     drop(machine);
     env.assert_nothing_left();
 }
+
+#[test]
+fn the_machines_of_one_run_share_one_index() {
+    let env = Env::new("sharedindex");
+    init(&env);
+    let machines = ["vm1", "vm2", "vm3"].map(|name| env.machine(name).disk(Disk::raw(2 * MIB)).define());
+    for (seed, machine) in (1..).zip(&machines) {
+        machine.write_bytes("vda", 0, &noise(seed, MIB));
+        backup(machine);
+    }
+    let before = names_in(&PathBuf::from(env.repo()).join("index")).len();
+    let output = env.kvmb(["-vv", "backup", "vm?", "--jobs", "2", "--verify", "-r", &env.repo()]).run().assert_ok();
+    assert_eq!(output.records_of("point").len(), 3);
+    // Each file that was there, and each that a machine has added meanwhile, once.
+    let files = |line: &str| line.split_once("files=")?.1.split(' ').next()?.parse::<usize>().ok();
+    let read: usize = output.stderr().lines().filter(|line| line.contains("reading index")).filter_map(files).sum();
+    assert!(before >= 3 && (before..=before + 3).contains(&read), "{before} were there, {read} were read\n{output}");
+}
+
+#[test]
+fn a_disk_whose_list_of_chunks_cannot_be_stored_is_refused_before_it_is_read() {
+    let env = Env::new("too large");
+    init(&env);
+    let machine = env.machine("vm1").disk(Disk::qcow2(70 << 40)).define();
+    let output = env.kvmb(["backup", "vm1", "-r", &env.repo()]).run().assert_code(1);
+    let failure = output.record_of("failure");
+    assert_eq!(failure["code"], "disk", "{output}");
+    assert!(text(&failure, "error").contains("disk vda is too large"), "{output}");
+    assert!(text(&failure, "hint").contains("--chunk-size 4M"), "{output}");
+    drop(machine);
+    assert_eq!(names_in(&PathBuf::from(env.repo()).join("snapshots")), [""; 0]);
+    env.assert_nothing_left();
+}

@@ -70,6 +70,19 @@ impl Scene {
             | Failpoint::OldIndexGone
             | Failpoint::PackRemoved
             | Failpoint::PacksGone => false,
+            // Of other commands.
+            Failpoint::LockTaken
+            | Failpoint::PinStored
+            | Failpoint::KeyAdded
+            | Failpoint::KeyExported
+            | Failpoint::CopyBegun
+            | Failpoint::CopyTransferred
+            | Failpoint::CopyStored
+            | Failpoint::RestoreWritten
+            | Failpoint::RestorePlacedFirst
+            | Failpoint::RestorePlaced
+            | Failpoint::RestoreDefined
+            | Failpoint::RestoreKept => false,
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::support::chains::{
 };
 use crate::support::sshd::USER;
 use crate::support::{Disk, DiskModel, Env, Machine, Output, PASSWORD};
+use kvmb::failpoint::Failpoint;
 use kvmb::ops::Silent;
 use kvmb::ops::copy::transfer::Copier;
 use kvmb::repo::{BlobKind, Password, Repository};
@@ -470,4 +471,33 @@ fn a_pipe_stores_in_two_repositories_and_lets_go_of_the_machine() {
     let script = format!("sed s/{}/{gone}/ one | kvmb push -r {second}", id_of(&points(&env, &first)[0]));
     assert_eq!(env.sh(&script).run().assert_code(1).record_of("failure")["code"], "not_found");
     finish(&env, &[&first, &second]);
+}
+
+#[test]
+fn killed_at_any_step_of_a_copy_both_repositories_are_whole_and_the_next_one_finishes() {
+    let env = Env::new("killed copies");
+    let machine = two_disks(&env, "vm1");
+    let first = init_at(&env, "first");
+    let originals = three_points(&machine, &first, &[]);
+    let records = env.kvmb(["points", "-r", &first]).run().assert_ok();
+    for step in Failpoint::COPY {
+        let second = init_at(&env, &format!("second-{}", step.name()));
+        let copy = || env.kvmb(["push", "-r", &second]).stdin(records.stdout());
+        let running = crate::support::backups::stopped_at(copy(), step);
+        running.kill();
+        running.wait();
+        // Its locks are still there.
+        for repo in [&first, &second] {
+            env.restic(repo).call(["check", "--read-data", "--no-lock"]).run().assert_ok();
+        }
+        let there = points(&env, &second);
+        assert_eq!(there.len(), usize::from(step == Failpoint::CopyStored), "{step:?}");
+        let copies = copy().run().assert_ok().records_of("point");
+        let known = copies.iter().filter(|copy| copy["copied"]["already_there"] == true).count();
+        assert_eq!((copies.len(), known), (3, there.len()), "{step:?}");
+        for (copy, (_, disks)) in copies.iter().zip(&originals) {
+            assert_restores(&env, &second, copy, disks);
+        }
+        env.restic(&second).check();
+    }
 }

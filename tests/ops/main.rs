@@ -14,6 +14,7 @@ mod hosts;
 mod model;
 mod odd_machines;
 mod odd_parts;
+mod other_hosts;
 mod restore;
 mod vm_lifecycle;
 mod zoo;

@@ -43,7 +43,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("capture", &["bounded", "failpoint", "atomic_file", "glob", "suggest"]),
     ("repo", &["storage", "failpoint", "atomic_file"]),
     ("retention", &["record", "units"]),
-    ("schedule", &["units", "clock", "atomic_file", "suggest"]),
+    ("schedule", &["bounded", "units", "clock", "atomic_file", "suggest"]),
     ("log", &["record"]),
     ("history", &["record", "atomic_file"]),
     ("config", &["bounded", "units", "retention", "schedule", "suggest"]),

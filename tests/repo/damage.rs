@@ -418,3 +418,38 @@ fn chunks_that_the_index_lost_are_read_again_and_the_points_that_lack_them_are_n
     env.restic(env.repo()).check();
     env.assert_nothing_left();
 }
+
+#[test]
+fn a_parent_whose_trees_are_lost_is_named_and_the_machine_is_read_in_full() {
+    for running in [true, false] {
+        let env = Env::new("lost trees");
+        init(&env);
+        let built = env.machine("vm").disk(Disk::qcow2(8 * MIB));
+        let machine = if running { built.start_paused() } else { built.define() };
+        machine.write_bytes("vda", 0, &noise(1, 4 * MIB));
+        let first = backup(&machine);
+        machine.write_bytes("vda", 0, &noise(2, MIB));
+        let second = backup(&machine);
+        let root = PathBuf::from(env.repo());
+        let storage = Arc::new(LocalStorage::new(&root));
+        let repo = Repository::open(storage, &Password::new(crate::support::PASSWORD.to_owned())).expect("open");
+        let tree = repo.snapshot(&text(&second, "point").parse().unwrap()).unwrap().tree;
+        let pack = repo.load_index().unwrap().get(BlobKind::Tree, &tree).unwrap().pack.to_string();
+        fs::remove_file(root.join("data").join(&pack[..2]).join(&pack)).unwrap();
+
+        machine.write_bytes("vda", 6 * MIB, &noise(3, MIB));
+        let output = env.kvmb(["backup", "vm", "-r", &env.repo()]).run().assert_code(4);
+        let point = output.record_of("point");
+        let named: Vec<&str> =
+            point["damaged_points"].as_array().unwrap().iter().map(|damaged| text(damaged, "point")).collect();
+        assert_eq!(named, [text(&second, "point")], "{output}");
+        assert_eq!(text(&output.record_of("failure"), "code"), "damage", "{output}");
+        for point in [&first, &point] {
+            env.kvmb(["verify", text(point, "point"), "-r", &env.repo()]).run().assert_ok();
+        }
+        crate::support::backups::assert_restores_to(&env, text(&point, "point"), &machine.models());
+        let next = backup(&machine);
+        assert!(next.get("damaged_points").is_none(), "{next}");
+        env.assert_nothing_left();
+    }
+}

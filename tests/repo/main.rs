@@ -6,6 +6,7 @@ mod support;
 
 mod concurrent_prune;
 mod damage;
+mod interrupted_changes;
 mod prune;
 mod restic;
 mod resume;

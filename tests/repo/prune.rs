@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::support::repo::{Home, disk, password, read_disk, time, try_read_disk, write_disk};
+use crate::support::repo::{
+    Home, disk, password, read_disk, time, try_read_disk, write_disk, write_disk_with, writer_that_knows,
+};
 use kvmb::ops::prune::{Living, Prune, PruneRequest, Pruned};
 use kvmb::ops::{self, Silent, Stop};
 use kvmb::repo::{
@@ -29,7 +31,7 @@ fn try_prune(repo: &Repository, forgotten: &[Id], max_unused: MaxUnused) -> kvmb
     // The time that a lock needs to be seen is no matter here.
     let timing = LockTiming { settle: Duration::from_millis(1), ..Default::default() };
     let permit = repo.lock_with(LockMode::Exclusive, Duration::ZERO, timing)?.permit();
-    let index = Arc::new(repo.load_index()?);
+    let index = repo.load_index()?;
     let forgotten: HashSet<Id> = forgotten.iter().copied().collect();
     let limits = PruneLimits { max_unused, room_bytes: None };
     let plan = PrunePlan::make(repo, index, &forgotten, limits, &|_| {}, &off())?.unwrap();
@@ -217,6 +219,44 @@ fn what_two_backups_stored_twice_is_kept_once() {
         assert!(read_disk(&repo, &repo.snapshot(&id).unwrap(), "vm1") == bytes);
     }
     home.restic(&["check", "--read-data"]);
+}
+
+/// Two backups that ran at once stored the same, and then packs were damaged: what could be read can be read still.
+#[test]
+fn of_two_copies_the_one_that_can_be_opened_is_kept() {
+    let original: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+    let repo = Repository::create(Arc::clone(&original), &password()).unwrap();
+    let bytes = halves(1, 2);
+    let blind = || writer_that_knows(&repo, Arc::default());
+    let first = write_disk(&repo, "vm1", &bytes);
+    let before: BTreeSet<_> = files(&*original).into_keys().filter(|(kind, _)| *kind == FileKind::Pack).collect();
+    // The second one's packs have waste in them, so that by the sizes alone the first one's are kept; one is shared.
+    let waste = write_disk_with(&repo, blind(), "vm2", &halves(3, 2));
+    let second = write_disk_with(&repo, blind(), "vm1", &[bytes.clone(), disk(MIB / 2, 9)].concat());
+    let trial = Trial::of(&*original);
+    let (memory, repo) = (&trial.memory, &trial.repo);
+    let mut cases = 0;
+    for (kind, name) in files(&*original).into_keys().filter(|(kind, _)| *kind == FileKind::Pack) {
+        let whole = original.read(kind, &name).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 3] ^= 1;
+        for harm in [Some(flipped), Some(whole[..whole.len() / 3].to_vec()), None] {
+            trial.reset(&*original);
+            memory.replace(kind, &name, harm);
+            let readable = |repo: &Repository| -> BTreeSet<Id> {
+                let list = repo.snapshots().unwrap().snapshots.into_iter();
+                let machine = |id: &Id| if *id == waste { "vm2" } else { "vm1" };
+                list.filter(|s| try_read_disk(repo, &s.snapshot, machine(&s.id)).is_ok()).map(|s| s.id).collect()
+            };
+            let before_it = readable(repo);
+            // An error says that a blob which is needed has no whole copy.
+            cases += usize::from(try_prune(repo, &[waste], MaxUnused::Share(0.0)).is_ok());
+            let after = readable(repo);
+            let lost: Vec<_> = before_it.iter().filter(|id| **id != waste && !after.contains(id)).collect();
+            assert!(lost.is_empty(), "{name}: {lost:?} of {first} and {second} cannot be read any more");
+        }
+    }
+    assert!(before.len() >= 2 && cases >= 2 * before.len(), "{cases} cases, {} packs", before.len());
 }
 
 /// Removes the locks that could not be removed in the end: that is no matter of the prune.
@@ -444,7 +484,7 @@ fn a_lock_that_is_lost_ends_the_prune_before_anything_is_removed() {
     repo.remove_snapshot(&scene.id(0), &crate::support::repo::permit(&repo)).unwrap();
     let timing = kvmb::repo::LockTiming { refresh: Duration::from_millis(50), ..Default::default() };
     let lock = repo.lock_with(LockMode::Exclusive, Duration::ZERO, timing).unwrap();
-    let index = Arc::new(repo.load_index().unwrap());
+    let index = repo.load_index().unwrap();
     let none = HashSet::new();
     let plan = PrunePlan::make(&repo, index, &none, PruneLimits::default(), &|_| {}, &off()).unwrap().unwrap();
     home.restic(&["unlock", "--remove-all"]);
@@ -557,7 +597,7 @@ fn a_hundred_thousand_packs_are_listed_and_planned_in_a_moment() {
     assert_eq!(packs(&repo), 100_000 + real);
     let listed = start.elapsed();
     let start = Instant::now();
-    let index = Arc::new(repo.load_index().unwrap());
+    let index = repo.load_index().unwrap();
     let none = HashSet::new();
     let plan = PrunePlan::make(&repo, index, &none, PruneLimits::default(), &|_| {}, &off()).unwrap().unwrap();
     let planned = start.elapsed();
@@ -571,7 +611,7 @@ fn a_stop_before_the_plan_is_no_plan() {
     let home = Home::new();
     let repo = home.create();
     write_disk(&repo, "vm1", &halves(1, 2));
-    let index = Arc::new(repo.load_index().unwrap());
+    let index = repo.load_index().unwrap();
     let stop = AtomicBool::new(true);
     let plan = PrunePlan::make(&repo, index, &HashSet::new(), PruneLimits::default(), &|_| {}, &stop).unwrap();
     assert!(plan.is_none());

@@ -270,7 +270,7 @@ fn a_crash_leaves_a_clean_repository() {
     let repo = home.create();
     write_disk(&repo, "vm1", &disk(2 << 20, 0));
     let options = WriterOptions { pack_bytes: 1 << 20, index_interval: Duration::ZERO, ..Default::default() };
-    let index = Arc::new(repo.load_index().unwrap());
+    let index = repo.load_index().unwrap();
     let writer = Writer::new(&repo, index, options, &permit(&repo));
     for seed in 10..20 {
         for chunk in disk(1 << 20, seed).chunks(1 << 18) {

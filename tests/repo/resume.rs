@@ -191,7 +191,7 @@ fn remembered(home: &Home) -> Repository {
 
 /// A writer that has stored these blobs, each in a pack of its own, and named none.
 fn writer_with_packs(repo: &Repository, seeds: std::ops::Range<u64>) -> (Writer, Vec<Id>) {
-    let index = Arc::new(repo.load_index().unwrap());
+    let index = repo.load_index().unwrap();
     let writer = Writer::new(
         repo,
         index,
@@ -211,7 +211,7 @@ fn noted_in(repo: &Repository) -> usize {
 }
 
 /// Adopts what there is; how much, and the index after it.
-fn adopt(repo: &Repository) -> (usize, Index) {
+fn adopt(repo: &Repository) -> (usize, Arc<Index>) {
     let lock = repo.lock(LockMode::Shared, Duration::from_secs(10)).unwrap();
     let index = repo.load_index().unwrap();
     let adopted = match repo.begin_recovery() {

@@ -82,7 +82,7 @@ fn fill(env: &Env, times: &[DateTime<FixedOffset>]) -> BTreeMap<Id, DateTime<Fix
     });
     let manifest = manifest.to_string();
     let permit = repo.lock(LockMode::Shared, std::time::Duration::ZERO).unwrap().permit();
-    let writer = Writer::new(&repo, Arc::new(repo.load_index().unwrap()), WriterOptions::default(), &permit);
+    let writer = Writer::new(&repo, repo.load_index().unwrap(), WriterOptions::default(), &permit);
     let blob = writer.put(BlobKind::Data, manifest.as_bytes()).unwrap().id;
     let file = Node::file("point.json", times[0], manifest.len() as u64, Content::from_iter([blob]));
     let folder = write_tree(&writer, &[file]).unwrap();

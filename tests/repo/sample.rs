@@ -21,7 +21,7 @@ fn machine<'e>(env: &'e Env, name: &str, seed: u64) -> Machine<'e> {
 }
 
 /// The chunks of disks.
-fn chunks(repo: &str) -> (Vec<Id>, Index) {
+fn chunks(repo: &str) -> (Vec<Id>, Arc<Index>) {
     let repo = Repository::open(Arc::new(LocalStorage::new(repo)), &Password::new(PASSWORD.to_owned())).unwrap();
     let index = repo.load_index().unwrap();
     let chunks = index.blobs(BlobKind::Data).filter(|(_, place)| u64::from(place.raw_length) == MIB);

@@ -443,3 +443,22 @@ fn the_configuration_says_when_and_which_machines() {
     install(&[]).assert_code(2).assert_stderr_has("selected_vms");
     assert_eq!(install(&["--all"]).assert_ok().record_of("action")["cron"], "0 2 * * *");
 }
+
+#[test]
+fn a_crontab_that_hangs_is_not_waited_for_when_the_run_is_told_to_end() {
+    let host = Host::new("hanging crontab");
+    let folder = host.env.path("fake");
+    fs::create_dir(&folder).unwrap();
+    let (crontab, mark) = (folder.join("crontab"), folder.join("called"));
+    fs::write(&crontab, format!("#!/bin/sh\n: >'{}'\nsleep 600\n", mark.display())).unwrap();
+    fs::set_permissions(&crontab, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}:/usr/sbin:/usr/bin:/sbin:/bin", host.env.path("bin").display(), folder.display());
+    let running = host.schedule(&["show"]).env("PATH", path).spawn();
+    wait_until("crontab is called", Duration::from_secs(20), || mark.exists());
+    let began = Instant::now();
+    // Its process, and not the shells around it.
+    running.interrupt();
+    let output = running.wait();
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert_eq!(output.code(), 130, "{output}");
+}

@@ -166,14 +166,22 @@ pub fn disk(length: usize, seed: u64) -> Vec<u8> {
 }
 
 pub fn writer(repo: &Repository) -> Writer {
-    let index = Arc::new(repo.load_index().unwrap());
+    writer_that_knows(repo, repo.load_index().unwrap())
+}
+
+/// One that takes what is not in this index for new.
+pub fn writer_that_knows(repo: &Repository, index: Arc<Index>) -> Writer {
     let options = WriterOptions { pack_bytes: 1 << 20, ..Default::default() };
     Writer::new(repo, index, options, &permit(repo))
 }
 
 /// A snapshot of a machine with one disk, as kvmb lays it out.
 pub fn write_disk(repo: &Repository, machine: &str, disk: &[u8]) -> Id {
-    let writer = writer(repo);
+    write_disk_with(repo, writer(repo), machine, disk)
+}
+
+/// The same, with this writer.
+pub fn write_disk_with(repo: &Repository, writer: Writer, machine: &str, disk: &[u8]) -> Id {
     let mut content = Content::new();
     for chunk in disk.chunks(CHUNK) {
         let is_zero = chunk.len() == CHUNK && chunk.iter().all(|byte| *byte == 0);

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use roxmltree::{Document, Node, ParsingOptions};
 
-use super::source::{Backing, read_backing, read_dac_label, read_encryption, read_layer, read_slice, read_source};
+use super::source::{
+    Backing, keeps_owner, read_backing, read_dac_label, read_encryption, read_layer, read_slice, read_source,
+};
 pub use super::source::{DiskSource, Encryption, Host, Layer, Slice};
 use super::xml::text_of;
 pub(crate) use super::xml::{child, children};
@@ -168,6 +170,8 @@ pub struct DefinedDisk {
     pub slice: Option<Slice>,
     /// The user and group that its `<source>` is labelled with, as the definition spells them.
     pub dac_label: Option<String>,
+    /// Whether libvirt leaves owner and mode of the image alone (`<seclabel model='dac' relabel='no'/>`).
+    pub keeps_owner: bool,
     /// The raw file that holds a qcow2 image's data.
     pub data_file: Option<Layer>,
     /// libvirt's name of the running device (a live definition only, or one that a user gave).
@@ -312,6 +316,7 @@ impl DefinedDisk {
             backing_is_complete,
             slice: read_slice(source_node),
             dac_label: source_node.and_then(read_dac_label),
+            keeps_owner: source_node.is_some_and(keeps_owner),
             data_file: source_node.and_then(|source| child(source, "dataStore")).map(read_layer),
             alias: child(node, "alias").and_then(|alias| alias.attribute("name")).map(str::to_owned),
             encryption: read_encryption(node),

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use roxmltree::Node;
 
-use super::definition::{Definition, Device, DiskSource, Result, child, parse_document};
+use super::definition::{DefinedDisk, Definition, Device, DiskSource, Result, child, parse_document};
 use super::outside_files::mentions;
+use super::source::{SecretName, SecretRef, SecretUsage};
 
 /// Something outside of the definition that the machine needs to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +57,14 @@ pub enum Reference {
     Filter(String),
     /// A PCI device, as `0000:01:00.0`.
     Pci(String),
+    /// A USB device by vendor and product, as `1050:0407`.
+    Usb(String),
+    /// A mediated device, by its UUID.
+    Mdev(String),
+    /// A device file that QEMU opens: an input device, a TPM, a serial port …
+    DeviceFile(PathBuf),
+    /// A secret of libvirt's, by its UUID or, as `volume:NAME`, by what it is for.
+    Secret(SecretRef),
 }
 
 /// All that a definition refers to. A medium or disk that libvirt starts the machine without (`startupPolicy='optional'`) is
@@ -75,6 +84,7 @@ pub fn references(xml: &str) -> Result<Vec<Reference>> {
     for disk in definition.disks.iter().filter(|disk| !disk.is_optional) {
         let is_medium = matches!(disk.device, Device::Cdrom | Device::Floppy);
         let name = disk.target.clone();
+        found.extend(secrets_of(disk).map(Reference::Secret));
         found.extend(match disk.source.clone() {
             DiskSource::File { path } | DiskSource::Block { path } if is_medium => {
                 Some(Reference::Medium { disk: name, path })
@@ -87,6 +97,16 @@ pub fn references(xml: &str) -> Result<Vec<Reference>> {
     }
     devices.children().filter(Node::is_element).for_each(|device| device_references(device, &mut found));
     Ok(found)
+}
+
+/// The secrets that it takes to open a disk.
+fn secrets_of(disk: &DefinedDisk) -> impl Iterator<Item = SecretRef> {
+    let login = match &disk.source {
+        DiskSource::Network { options, .. } => options.auth.as_ref().and_then(|auth| auth.secret.clone()),
+        _ => None,
+    };
+    let key = disk.encryption.as_ref().and_then(|encryption| encryption.secret.clone());
+    login.into_iter().chain(key)
 }
 
 fn device_references(device: Node, found: &mut Vec<Reference>) {
@@ -104,11 +124,43 @@ fn device_references(device: Node, found: &mut Vec<Reference>) {
             found.extend(filter.map(|filter| Reference::Filter(filter.to_owned())));
         }
         "filesystem" => found.extend(attribute("dir").map(|path| Reference::Folder(path.into()))),
-        "hostdev" if device.attribute("type") == Some("pci") => {
-            found.extend(source.and_then(|source| child(source, "address")).and_then(pci_address).map(Reference::Pci));
+        "hostdev" => host_device(device, found),
+        "vsock" => found.push(Reference::DeviceFile("/dev/vhost-vsock".into())),
+        "input" => {
+            let path = attribute("evdev").or_else(|| attribute("dev"));
+            found.extend(path.map(|path| Reference::DeviceFile(path.into())));
+        }
+        "tpm" => {
+            let backend = child(device, "backend");
+            let path = backend.and_then(|backend| child(backend, "device")?.attribute("path"));
+            found.extend(path.map(|path| Reference::DeviceFile(path.into())));
+            let secret = backend.and_then(|backend| child(backend, "encryption")?.attribute("secret"));
+            found.extend(secret.map(|uuid| {
+                Reference::Secret(SecretRef { usage: SecretUsage::Vtpm, name: SecretName::Uuid(uuid.to_owned()) })
+            }));
+        }
+        "serial" | "parallel" | "console" | "channel" if device.attribute("type") == Some("dev") => {
+            found.extend(attribute("path").map(|path| Reference::DeviceFile(path.into())));
         }
         _ => {}
     }
+}
+
+fn host_device(device: Node, found: &mut Vec<Reference>) {
+    let Some(source) = child(device, "source") else { return };
+    let address = child(source, "address");
+    let number =
+        |name: &str| child(source, name)?.attribute("id").map(|id| id.trim_start_matches("0x").to_ascii_lowercase());
+    // libvirt starts the machine without it.
+    let is_optional = source.attribute("startupPolicy") == Some("optional");
+    found.extend(match device.attribute("type") {
+        Some("pci") => address.and_then(pci_address).map(Reference::Pci),
+        Some("mdev") => address.and_then(|at| at.attribute("uuid")).map(|uuid| Reference::Mdev(uuid.to_owned())),
+        Some("usb") if !is_optional => number("vendor")
+            .zip(number("product"))
+            .map(|(vendor, product)| Reference::Usb(format!("{vendor}:{product}"))),
+        _ => None,
+    });
 }
 
 /// As the kernel writes it.
@@ -122,4 +174,31 @@ fn text(node: Node, name: &str) -> Option<PathBuf> {
     let text = child(node, name)?.text()?.trim();
     // libvirt knows some loaders by a plain name.
     text.starts_with('/').then(|| PathBuf::from(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_and_secrets_of_the_host_are_found() {
+        let xml = "<domain type='kvm'><name>vm</name><devices>\
+            <hostdev mode='subsystem' type='usb'><source><vendor id='0x1050'/><product id='0x04A7'/></source></hostdev>\
+            <hostdev mode='subsystem' type='usb'><source startupPolicy='optional'><vendor id='0x1'/><product id='0x2'/>\
+            </source></hostdev>\
+            <hostdev mode='subsystem' type='mdev' model='vfio-pci'><source><address uuid='c2177883'/></source></hostdev>\
+            <input type='evdev'><source dev='/dev/input/event99'/></input>\
+            <disk type='network' device='disk'><source protocol='rbd' name='p/i'><auth username='a'>\
+            <secret type='ceph' usage='client.a'/></auth></source><target dev='vda'/></disk>\
+            <tpm model='tpm-crb'><backend type='emulator'><encryption secret='7b2a'/></backend></tpm></devices></domain>";
+        let secret = |usage, name| Reference::Secret(SecretRef { usage, name });
+        let expected = [
+            secret(SecretUsage::Ceph, SecretName::Usage("client.a".into())),
+            Reference::Usb("1050:04a7".into()),
+            Reference::Mdev("c2177883".into()),
+            Reference::DeviceFile("/dev/input/event99".into()),
+            secret(SecretUsage::Vtpm, SecretName::Uuid("7b2a".into())),
+        ];
+        assert_eq!(references(xml).unwrap(), expected);
+    }
 }

@@ -128,6 +128,8 @@ pub enum SecretUsage {
     Ceph,
     /// iSCSI.
     Iscsi,
+    /// The state of an emulated TPM.
+    Vtpm,
 }
 
 /// What names a secret.
@@ -373,6 +375,13 @@ pub(crate) fn read_layer(node: Node) -> Layer {
         encryption: read_encryption(node),
         data_file: source.and_then(|source| child(source, "dataStore")).map(|store| Box::new(read_layer(store))),
     }
+}
+
+/// Whether libvirt leaves owner and mode of the image alone.
+pub(super) fn keeps_owner(source: Node) -> bool {
+    let mut labels =
+        children(source, "seclabel").filter(|label| matches!(label.attribute("model"), None | Some("dac")));
+    labels.any(|label| label.attribute("relabel") == Some("no"))
 }
 
 /// The user and group that a `<disk>`'s or `<domain>`'s DAC label names, as `user:group`.

@@ -49,14 +49,15 @@ pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequ
     let mut state = new_state(machine, &definition, request, file.id());
     let opened = if request.disks.is_empty() {
         open_definition(machine, &definition, &file, &mut state)
-    } else if machine.is_running()? {
+    } else if machine.is_running()? && !request.moving {
         open_running(runtime, machine, &definition, request, &file, &mut state)
     } else {
         open_off(runtime, machine, &definition, request, &file, &mut state)
     };
     if let Err(error) = opened {
         // Its QEMU has the images open: whatever failed, this is why.
-        let was_started = state.kind == CaptureKind::Offline && machine.is_running().unwrap_or(false);
+        let is_off = state.kind == CaptureKind::Offline && !request.moving;
+        let was_started = is_off && machine.is_running().unwrap_or(false);
         if machine.limits().is_silent(machine.uuid()) {
             // What it was asked to begin may come about later: the state tells the next run of it.
             tracing::warn!("capture {} is left to the next run, which clears it", state.id);

@@ -11,6 +11,7 @@ use std::os::unix::fs::{OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use chrono::Local;
+use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::plan::{DiskRequest, OpenRequest, format_of, identity_at, read_mode, targets_with_new_bitmap, wanted_disks};
@@ -69,18 +70,20 @@ pub(super) fn open_off(
     }
     start_chain(request, file, state)?;
     // Before anybody can read; our own bitmaps are in the images by now.
-    let mut still = OfflineFingerprint::note(machine, state);
+    let still = (!request.moving).then(|| OfflineFingerprint::note(machine, state));
     let opening = Opening { machine, request, file, user, disks: &disks };
     opening.serve(state)?;
     failpoint::hit(Failpoint::Begun);
     state.captured_at = Local::now().fixed_offset();
     // From the first server on, QEMU's locks keep the machine from starting; before it, it may just have been started.
-    if machine.is_running()? {
+    if !request.moving && machine.is_running()? {
         return Err(Error::StartedMeanwhile { machine: machine.name().to_owned() });
     }
     state.definition_xml = machine.definition_xml(Which::Inactive, true)?;
-    still.note_opened(state, file.folder());
-    state.stillness = Some(still);
+    state.stillness = still.map(|mut still| {
+        still.note_opened(state, file.folder());
+        still
+    });
     copies::copy_files(machine, definition, false, file, state);
     Ok(())
 }
@@ -127,6 +130,9 @@ impl Opening<'_> {
         }
         if exports.is_empty() {
             return Ok(());
+        }
+        if self.request.moving {
+            nodes.iter_mut().for_each(|node| node["force-share"] = Value::Bool(true));
         }
         let socket = socket_of(&state.socket_folder, is_side);
         let mut files = SecretFiles::default();
@@ -302,6 +308,7 @@ fn off_disk(
         parent_checkpoint: bitmap,
         has_new_bitmap: false,
         scratch: None,
+        owner: top.storage.path().filter(|_| disk.keeps_owner).and_then(images::owner_of),
         image: layers.iter().flat_map(identities_of).collect(),
     };
     Ok(OffDisk { captured, keeps_bitmaps: keeps_bitmaps && top.storage.path().is_some(), layers, graph })

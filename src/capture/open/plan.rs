@@ -27,6 +27,8 @@ pub struct OpenRequest {
     pub guarded: bool,
     /// Whether the capture belongs to this process: when the process is gone, anybody may clear it away.
     pub owned: bool,
+    /// Whether the images are read as they are, although the machine may be writing to them: no moment is captured.
+    pub moving: bool,
     /// The repository whose chain is continued; only remembered.
     pub repository: Option<String>,
     /// The restore point that is continued; only remembered.
@@ -59,6 +61,7 @@ impl Default for OpenRequest {
             lease: Duration::from_secs(6 * 3600),
             guarded: false,
             owned: false,
+            moving: false,
             repository: None,
             parent_point: None,
             scratch_dir: None,

@@ -8,12 +8,15 @@ use crate::capture::copies;
 use crate::capture::domain_folder::{domain_folder, is_domain_folder};
 use crate::capture::domain_xml::definition::Definition;
 use crate::capture::error::{Error, LibvirtErrorKind, Result};
+use crate::capture::images::owner_of;
 use crate::capture::job::{self, JobDisk, JobRequest, NewCheckpoint};
 use crate::capture::machine::{Machine, MachineState, PausedReason, Which};
 use crate::capture::offline::image_lookup::read_header;
 use crate::capture::runtime::{self, RuntimeDirs};
 use crate::capture::state::{CaptureFile, CaptureState, CapturedDisk, ReadMode};
 use crate::failpoint::{self, Failpoint};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -138,6 +141,7 @@ fn running_disks(
             parent_checkpoint: parent,
             has_new_bitmap: request.checkpoint.is_some() && keeps_bitmaps,
             scratch: Some(scratch.join(format!("{}.qcow2", disk.target))),
+            owner: source.path().filter(|_| disk.keeps_owner).and_then(|path| owner_of(path)),
             image: live_identity(disk, &source),
         });
     }
@@ -248,11 +252,21 @@ fn begin(machine: &Machine, request: &OpenRequest, file: &CaptureFile, state: &m
         if !gave_way {
             // One that was begun meanwhile is why.
             machine.expect_no_block_job(state.disks.iter().map(|disk| disk.target.as_str()))?;
-            return Err(error);
+            return Err(scratch_hidden(machine, state).unwrap_or(error));
         }
         tracing::warn!("{error}");
         file.save(state)?;
     }
+}
+
+/// Whether the folder for scratch files is on a file system that was mounted after the machine was started: libvirt starts QEMU
+/// with mounts of its own.
+fn scratch_hidden(machine: &Machine, state: &CaptureState) -> Option<Error> {
+    let folder = state.scratch_folder.as_ref()?;
+    let pid = machine.qemu_pid()?;
+    let seen = Path::new("/proc").join(pid.to_string()).join("root").join(folder.strip_prefix("/").ok()?);
+    let is_hidden = matches!(fs::metadata(seen), Err(error) if error.kind() == ErrorKind::NotFound);
+    is_hidden.then(|| Error::ScratchHidden { machine: machine.name().to_owned(), folder: folder.clone() })
 }
 
 fn job_request(state: &CaptureState) -> JobRequest {

@@ -307,7 +307,7 @@ fn programs(missing: &[&'static str]) -> Check {
 
 fn programs_words(missing: &[&'static str]) -> Words {
     if missing.is_empty() {
-        return Words::new("programs", "qemu-img, qemu-nbd and qemu-storage-daemon are there");
+        return Words::new("programs", "qemu-img and qemu-storage-daemon are there");
     }
     let package = match missing {
         ["qemu-storage-daemon"] => package(),

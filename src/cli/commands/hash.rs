@@ -1,20 +1,21 @@
 //! `kvmb hash`
 
-use crate::capture::image_server::ImageServer;
-use crate::capture::{CaptureFile, RuntimeDirs};
+use crate::capture::{CaptureFile, CaptureState, DiskRequest, OpenRequest, RuntimeDirs, open_capture};
 use crate::cli::capture_args::LimitReadArgs;
 use crate::cli::context::Context;
-use crate::cli::failure::{CliError, Code};
+use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};
 use crate::nbd::{NbdUri, UriError};
 use crate::ops::guard::guarded;
 use crate::ops::hash::{hash_export, hash_file};
 use crate::ops::offline_watch::while_unchanged;
+use crate::ops::release::release;
 use crate::ops::{Monitor, Stop};
 use crate::rate_limiter::RateLimiter;
 use crate::record::{Disk, Record};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::Duration;
 
 /// Add the SHA-256 of each disk as the guest sees it.
 ///
@@ -82,36 +83,53 @@ fn add_hash(
 ) -> Result<(), CliError> {
     let label = format!("{}/{}", disk.machine, disk.disk);
     let mut state = None;
-    let (uri, held, _server): (String, Option<CaptureFile>, Option<ImageServer>) = match (&disk.nbd, &disk.capture) {
+    let mut own = None;
+    let (uri, held): (String, Option<CaptureFile>) = match (&disk.nbd, &disk.capture) {
         (Some(nbd), Some(capture)) => {
             let file = CaptureFile::open(runtime, capture)?;
             file.lock_shared()?;
             state = Some(file.load()?);
-            (nbd.clone(), Some(file), None)
+            (nbd.clone(), Some(file))
         }
-        (Some(nbd), None) => (nbd.clone(), None, None),
+        (Some(nbd), None) => (nbd.clone(), None),
         (None, _) => {
-            let path = disk.path.as_ref().ok_or_else(|| {
-                let message = format!("{label} is no file or device of this host");
-                CliError::new(Code::Unsupported, message).hint("capture it first: kvmb snapshot VM | kvmb hash")
-            })?;
             let moving = disk.state != crate::capture::machine::MachineState::Off.as_str();
             if moving {
                 context.monitor.warn(&format!("{label} is hashed without a capture while its machine may write to it"));
             }
             disk.consistency = Some(if moving { "moving" } else { "offline" }.into());
-            let server = ImageServer::read_only(Path::new(path), &disk.format, moving)?;
-            (server.uri(), None, Some(server))
+            let opened = open(context, runtime, disk, moving)?;
+            let uri = opened.disk(&disk.disk).map(|disk| disk.nbd_uri.clone()).unwrap_or_default();
+            own = Some(opened);
+            (uri, None)
         }
     };
     let uri: NbdUri = uri.parse().map_err(|error: UriError| CliError::usage(format!("{label}: {error}")))?;
-    let captured_bytes = state.as_ref().and_then(|state| Some(state.disk(&disk.disk)?.capacity_bytes));
+    let captured_bytes = state.as_ref().or(own.as_ref()).and_then(|state| Some(state.disk(&disk.disk)?.capacity_bytes));
     let hash = |stop: &Stop| hash_export(&uri, captured_bytes, &label, &disk.disk, pace, &context.monitor, stop);
-    let (sha256, size_bytes) = match (&state, &held) {
-        (Some(state), Some(file)) => guarded(file, state, &context.stop, |stop| while_unchanged(state, stop, hash))?,
-        _ => hash(&context.stop)?,
+    let hashed = match (&state, &held, &own) {
+        (Some(state), Some(file), _) => guarded(file, state, &context.stop, |stop| while_unchanged(state, stop, hash)),
+        (_, _, Some(own)) => {
+            let hashed = while_unchanged(own, &context.stop, hash);
+            release(runtime, None, CaptureFile::open(runtime, &own.id)?)?;
+            hashed
+        }
+        _ => hash(&context.stop),
     };
+    let (sha256, size_bytes) = hashed?;
     disk.sha256 = Some(sha256);
     disk.capacity_bytes = Some(size_bytes);
     Ok(())
+}
+
+/// Opens a disk that no capture holds: as a capture of this process's own, or - of a machine that runs - as its images are.
+fn open(context: &Context, runtime: &RuntimeDirs, disk: &Disk, moving: bool) -> Result<CaptureState, CliError> {
+    /// It ends with this process anyway.
+    const LEASE: Duration = Duration::from_secs(30 * 24 * 3600);
+    let hypervisor = context.hypervisor(Some(&disk.connect))?;
+    let wanted = DiskRequest { target: disk.disk.clone(), parent: None, full_reason: None };
+    let request = OpenRequest { disks: vec![wanted], owned: true, moving, lease: LEASE, ..OpenRequest::default() };
+    let state = open_capture(runtime, &hypervisor.machine(&disk.uuid)?, &request)?;
+    hypervisor.close();
+    Ok(state)
 }

@@ -7,11 +7,13 @@ use crate::cli::prompt;
 use crate::cli::repo_args::{DefaultRepo, Purpose, RepoArgs};
 use crate::cli::secret;
 use crate::cli::session::Session;
+use crate::failpoint::{self, Failpoint};
 use crate::ops::{self, Error};
 use crate::record::{Action, Check, Record, Status};
 use crate::repo::{LockMode, Password};
 use serde_json::json;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Keep a copy of the generated key, or add a password.
@@ -109,6 +111,14 @@ fn note_exported(context: &Context, repo: &RepoArgs) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Whether a regular file, which nobody else can read, has exactly these contents.
+fn holds(file: &Path, contents: &[u8]) -> bool {
+    let is_private = fs::symlink_metadata(file).is_ok_and(|metadata| {
+        metadata.is_file() && metadata.permissions().mode() & 0o077 == 0 && metadata.len() == contents.len() as u64
+    });
+    is_private && fs::read(file).is_ok_and(|found| zeroize::Zeroizing::new(found).as_slice() == contents)
+}
+
 impl ExportArgs {
     fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let password = self.repo.password(context, Purpose::Open)?;
@@ -116,25 +126,33 @@ impl ExportArgs {
         let opened = crate::repo::Repository::open(self.repo.storage(context)?, &password)?;
         let exists =
             || CliError::from(Error::Exists { path: self.file.clone() }).hint("name a file that is not there yet");
+        let line = zeroize::Zeroizing::new([password.as_bytes(), b"\n"].concat());
+        // An export that was interrupted before it was noted is finished by the next.
+        let is_there = holds(&self.file, &line);
         if self.dry_run {
-            if self.file.exists() {
+            if self.file.exists() && !is_there {
                 return Err(exists());
             }
         } else {
-            let line = zeroize::Zeroizing::new([password.as_bytes(), b"\n"].concat());
             match atomic_file::create(&self.file, &line, 0o600) {
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(exists()),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    if !is_there {
+                        return Err(exists());
+                    }
+                }
                 other => other.map_err(Error::io("create", &self.file))?,
             }
+            failpoint::hit(Failpoint::KeyExported);
             note_exported(context, &self.repo)?;
         }
         session.done(Record::Action(Action {
             action: "key".into(),
             target: self.file.to_string_lossy().into_owned(),
-            changed: true,
-            reason: match self.dry_run {
-                true => "would hold the password of the repository",
-                false => "holds the password of the repository: keep it away from this host",
+            changed: !is_there,
+            reason: match (is_there, self.dry_run) {
+                (true, _) => "holds the password of the repository already: keep it away from this host",
+                (false, true) => "would hold the password of the repository",
+                (false, false) => "holds the password of the repository: keep it away from this host",
             }
             .into(),
             dry_run: self.dry_run,
@@ -159,6 +177,7 @@ impl AddArgs {
         if !known && !self.dry_run {
             let permit = ops::repo_lock::lock(&repo, LockMode::Shared, &context.stop)?.permit();
             extra = json!({ "key": repo.add_key(&new, &permit)?.to_string() });
+            failpoint::hit(Failpoint::KeyAdded);
             note_exported(context, &self.repo)?;
         }
         session.done(Record::Action(Action {

@@ -16,6 +16,7 @@ use crate::record::{Check, Point, Record, Status};
 use crate::repo::{self, DamagedSnapshot, Id, Index, RepoLock, Repository};
 use crate::units::Share;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Prove restore points: read them back from the repository and compare every SHA-256.
 ///
@@ -58,7 +59,7 @@ const ALL: &str = "--all";
 /// A repository that was opened for a command, with its lock held.
 struct Open {
     repo: Repository,
-    index: Index,
+    index: Arc<Index>,
     points: Vec<PointRef>,
     damaged: Vec<DamagedSnapshot>,
     damaged_indexes: Vec<(Id, repo::Error)>,

@@ -8,6 +8,7 @@
 //! Packs, index, snapshot file, each durable before the next, as a backup stores a point. The checkpoint that the manifest
 //! names belongs to the chain of the repository that the point was first stored in, and [`crate::ops::chain`] leaves it alone.
 
+use crate::failpoint::{self, Failpoint};
 use crate::ops::copy::plan::{Copies, persistent_id};
 use crate::ops::inventory::host_name;
 use crate::ops::locked_repo::LockedRepo;
@@ -29,7 +30,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Debug)]
 pub struct Copier {
     source: Repository,
-    index: Index,
+    index: Arc<Index>,
     _source_lock: Option<RepoLock>,
     /// The points of the source, oldest first.
     points: Vec<PointRef>,
@@ -65,6 +66,7 @@ impl Copier {
         let there = Copies::of(target.view.points()?.iter().cloned());
         let writer =
             Writer::new(&target.view.repo, Arc::clone(&target.view.index), WriterOptions::default(), &target.permit);
+        failpoint::hit(Failpoint::CopyBegun);
         Ok(Copier {
             source: source.clone(),
             index,
@@ -136,8 +138,10 @@ impl Copier {
         let before = self.writer.summary();
         let missing = self.missing(point, stop)?;
         self.transfer(point, missing, monitor, stop)?;
+        failpoint::hit(Failpoint::CopyTransferred);
         let snapshot = Snapshot { parent: None, original: Some(persistent_id(point)), ..point.snapshot.clone() };
         let id = self.target.view.repo.save_snapshot(&snapshot, &self.target.permit)?;
+        failpoint::hit(Failpoint::CopyStored);
         let after = self.writer.summary();
         copied.new_bytes = after.new_bytes - before.new_bytes;
         copied.stored_bytes = after.stored_bytes - before.stored_bytes;
@@ -191,7 +195,7 @@ impl Copier {
         let label = format!("{}@{}", point.machine(), point.id.short());
         let progress = monitor.start("copying", &label, missing.bytes);
         let broken = Mutex::new(BTreeMap::new());
-        let from = (&self.source, &self.index);
+        let from = (&self.source, &*self.index);
         for (kind, ids) in [(BlobKind::Data, missing.data), (BlobKind::Tree, missing.trees)] {
             let tell = |id, stored: repo::Result<_>| match stored {
                 Ok(_) => {

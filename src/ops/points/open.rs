@@ -9,6 +9,7 @@ use crate::ops::{Error, Monitor, Result};
 use crate::record;
 use crate::repo::{self, Content, Id, Index, NodeKind, Repository, Snapshot, read_tree};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The largest small file (manifest, definition, firmware variables) that is read into memory.
 const LARGEST_SMALL_FILE_BYTES: u64 = 256 << 20;
@@ -31,7 +32,7 @@ pub struct OpenPoint {
 }
 
 /// Loads the index as far as it can be read; what it lost shows up in the points that are hit.
-pub fn load_index_for_reading(repo: &Repository, monitor: &dyn Monitor) -> Result<Index> {
+pub fn load_index_for_reading(repo: &Repository, monitor: &dyn Monitor) -> Result<Arc<Index>> {
     let (index, damaged) = repo.load_index_with_damage()?;
     for (_, error) in damaged {
         monitor.warn(&error.to_string());

@@ -5,11 +5,13 @@
 
 use super::planned::PlannedDisk;
 use crate::capture::domain_xml::references::{Reference, references};
+use crate::capture::domain_xml::source::SecretName;
 use crate::capture::pools::VolumePlace;
 use crate::capture::{self, Hypervisor};
 use crate::ops::Result;
 use crate::ops::points::OpenPoint;
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Something that the machine needs and this host does not have.
@@ -125,6 +127,28 @@ impl Host<'_> {
                 format!("the PCI device {address}"),
                 format!("afterwards take it out of the definition: virsh edit {}", self.machine),
             ),
+            Reference::Usb(device) if !has_usb_device(device) => found(
+                format!("the USB device {device}"),
+                format!("plug it in, or afterwards take it out of the definition: virsh edit {}", self.machine),
+            ),
+            Reference::Mdev(uuid) if !Path::new("/sys/bus/mdev/devices").join(uuid).exists() => found(
+                format!("the mediated device {uuid}"),
+                format!(
+                    "create it ('mdevctl start --uuid {uuid}'), or afterwards take it out of the definition: virsh edit {}",
+                    self.machine
+                ),
+            ),
+            Reference::DeviceFile(path) if !path.exists() => found(
+                format!("the device {}", path.display()),
+                format!("load its driver, or afterwards take it out of the definition: virsh edit {}", self.machine),
+            ),
+            Reference::Secret(secret) if !self.hypervisor.has_secret(secret)? => found(
+                match &secret.name {
+                    SecretName::Uuid(uuid) => format!("the secret {uuid}"),
+                    SecretName::Usage(usage) => format!("the secret for {usage}"),
+                },
+                "define it with 'virsh secret-define' and 'virsh secret-set-value'".into(),
+            ),
             _ => None,
         })
     }
@@ -147,6 +171,15 @@ impl Host<'_> {
         let medium_of = is_medium.then(|| disk.to_owned());
         Ok(Some(Missing { what, solve: solve.into(), medium_of, prevents_definition: false }))
     }
+}
+
+/// Whether a device with this vendor and product is plugged in.
+fn has_usb_device(device: &str) -> bool {
+    let devices = fs::read_dir("/sys/bus/usb/devices").into_iter().flatten().flatten();
+    devices.map(|entry| entry.path()).any(|folder| {
+        let number = |file: &str| fs::read_to_string(folder.join(file)).unwrap_or_default().trim().to_owned();
+        format!("{}:{}", number("idVendor"), number("idProduct")) == *device
+    })
 }
 
 fn has_network_device(name: &str) -> bool {

@@ -22,6 +22,7 @@ use super::chunk_map::{ChunkMap, Geometry, MappedChunk};
 use super::points::OpenPoint;
 use super::{Error, Monitor, Progress, Result, Stop, threads};
 use crate::capture::{self, Hypervisor, Machine};
+use crate::failpoint::{self, Failpoint};
 use crate::record::{self, Damage, RestoredDisk, RestoredTo};
 use crate::repo::{Id, Index, Repository, read_blobs};
 use plan::RestorePlan;
@@ -62,6 +63,7 @@ pub fn restore(
     }
     let files = write_all(&RestoreSource { repo, index, point }, plan, monitor, stop).map_err(meant)?;
     stop.check()?;
+    failpoint::hit(Failpoint::RestoreWritten);
 
     // From here on things change places; each guard puts back what it moved unless it is told to keep it.
     if plan.discard_saved_memory {
@@ -71,14 +73,22 @@ pub fn restore(
     if let Some(hypervisor) = &hypervisor {
         plan::refuse_running(hypervisor, plan)?;
     }
-    let placed = files.into_iter().map(|file| file.place(connect)).collect::<Result<Vec<Placed>>>()?;
+    let place = |file: Finished| {
+        let placed = file.place(connect);
+        failpoint::hit(Failpoint::RestorePlacedFirst);
+        placed
+    };
+    let placed = files.into_iter().map(place).collect::<Result<Vec<Placed>>>()?;
+    failpoint::hit(Failpoint::RestorePlaced);
     let machine = match hypervisor {
         Some(hypervisor) => Some((hypervisor.define(&plan.definition)?, hypervisor)),
         None => None,
     };
+    failpoint::hit(Failpoint::RestoreDefined);
     placed.into_iter().for_each(Placed::keep);
     folders.keep();
     volumes.keep();
+    failpoint::hit(Failpoint::RestoreKept);
 
     let mut restored = RestoredTo {
         machine: None,

@@ -192,6 +192,8 @@ fn plan_disk(
         chunk_bytes,
         map: point.chunk_map(disk)?,
         overwrite: request.overwrite,
+        // In another place the definition says nothing of who may use it.
+        owner: disk.owner.filter(|_| place.is_unmoved),
     })
 }
 

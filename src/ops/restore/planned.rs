@@ -3,6 +3,7 @@
 use super::qcow2::Layout;
 use super::request::ImageFormat;
 use crate::capture::DiskSource;
+use crate::capture::images::ImageOwner;
 use crate::ops::chunk_map::{ChunkMap, Geometry, MappedChunk};
 use std::path::PathBuf;
 
@@ -40,6 +41,8 @@ pub struct PlannedDisk {
     pub map: ChunkMap,
     /// Whether what is there may be replaced.
     pub overwrite: bool,
+    /// Who may use an image that is made where none is: libvirt leaves that alone.
+    pub owner: Option<ImageOwner>,
 }
 
 impl PlannedDisk {

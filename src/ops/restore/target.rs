@@ -11,6 +11,7 @@ use super::preconditions::{refuse_in_use, refuse_too_small};
 use super::qcow2::Layout;
 use super::request::ImageFormat;
 use crate::atomic_file;
+use crate::capture::images::ImageOwner;
 use crate::capture::safe_path::{OpenFolder, ResolvedPath};
 use crate::ops::{Error, Result};
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
@@ -138,10 +139,15 @@ impl PartialFile {
 
     /// Gives it the owner and mode of another file.
     fn look_like(&self, old: &fs::Metadata, path: &Path) -> Result<()> {
+        self.give_to(ImageOwner { user: old.uid(), group: old.gid(), mode: old.mode() & 0o777 }, path)
+    }
+
+    /// Gives it this owner and mode.
+    fn give_to(&self, owner: ImageOwner, path: &Path) -> Result<()> {
         self.file
-            .set_permissions(fs::Permissions::from_mode(old.mode() & 0o777))
+            .set_permissions(fs::Permissions::from_mode(owner.mode & 0o777))
             .map_err(Error::io("set the mode of", path))?;
-        fchown(&self.file, Some(old.uid()), Some(old.gid())).map_err(Error::io("set the owner of", path))
+        fchown(&self.file, Some(owner.user), Some(owner.group)).map_err(Error::io("set the owner of", path))
     }
 }
 
@@ -172,6 +178,9 @@ impl TargetDisk {
             TargetKind::Device => (None, open_device(disk)?),
             TargetKind::File => {
                 let temporary = PartialFile::create(&Destination::new(&path))?;
+                if let Some(owner) = disk.owner {
+                    temporary.give_to(owner, &path)?;
+                }
                 let file = temporary.file.try_clone().map_err(Error::io("open", &path))?;
                 (Some(temporary), file)
             }

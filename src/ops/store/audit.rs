@@ -41,7 +41,7 @@ impl<'a> ChunkReader<'a> {
             }
         };
         self.buffer.resize(self.geometry.length(index) as usize, 0);
-        self.task.keep_pace(self.buffer.len());
+        self.task.keep_pace(self.buffer.len(), self.stop);
         client.read(self.geometry.offset(index), &mut self.buffer).map_err(&failed)?;
         Ok(&self.buffer)
     }

@@ -99,7 +99,7 @@ impl StoreWorker<'_, '_> {
                     self.add(Piece::new(first, count, RunKind::Chunk(MappedChunk::Zero)))
                 }
                 nbd::Chunk::Data { index, bytes, .. } => {
-                    self.task.keep_pace(bytes.len());
+                    self.task.keep_pace(bytes.len(), self.stop);
                     self.store(index, &bytes)?;
                 }
                 nbd::Chunk::Clean { first, count, zero } => {

@@ -2,7 +2,7 @@
 
 use crate::nbd::NbdUri;
 use crate::ops::chunk_map::{ChunkMap, Geometry};
-use crate::ops::{Error, Result};
+use crate::ops::{Error, Result, Stop};
 use crate::rate_limiter::RateLimiter;
 
 /// What storing one disk came to.
@@ -64,9 +64,9 @@ pub struct DiskTask<'a> {
 
 impl DiskTask<'_> {
     /// Waits until so many bytes may be read. What is read ahead is little, so it serves as well just after reading.
-    pub(super) fn keep_pace(&self, bytes: usize) {
+    pub(super) fn keep_pace(&self, bytes: usize, stop: &Stop) {
         if let Some(pace) = self.pace {
-            pace.acquire(bytes);
+            pace.acquire_while(bytes, || !stop.requested());
         }
     }
 }

@@ -19,7 +19,7 @@
 //! **Damage.** An index file or a snapshot that cannot be read, a tree that is missing or broken, a blob that no index
 //! names, a needed pack that is gone or too short: each is an error of the plan, before anything is removed. What looks
 //! unneeded in a damaged repository may be what a rescue needs. Blobs that are copied are proven first (their SHA-256);
-//! those that stay where they are, are not read.
+//! those that stay where they are, are not read, unless another copy of them goes ([`duplicates`]).
 //!
 //! **restic's snapshots** count like kvmb's: all trees of all snapshots are read.
 //!
@@ -27,6 +27,7 @@
 //! (32 bytes a chunk of the largest disk), and while copying a [`Writer`](super::Writer), 8 MiB a reading thread and 90
 //! bytes a copied blob. For 10 TiB in chunks of 1 MiB: about 0.7 GiB.
 
+mod duplicates;
 mod event;
 mod limits;
 mod mark;
@@ -75,8 +76,10 @@ impl PrunePlan {
             }
             watch(PruneEvent::SnapshotMarked);
         }
-        let files = repo.storage().list(FileKind::Pack)?;
-        let (packs, unnamed, summary) = plan::plan(&index, marks, files, limits.max_unused, limits.room_bytes)?;
+        let (packs, unnamed, summary) = plan::plan(repo, &index, marks, limits, stop)?;
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         Ok(Some(PrunePlan { repo: repo.clone(), index, unnamed, packs, summary }))
     }
 

@@ -1,13 +1,16 @@
 //! Which packs stay, which go, and which are copied first.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
-use super::MaxUnused;
 use super::mark::Marks;
-use crate::repo::index::{IndexEntry, MAX_BLOBS_PER_FILE, SourceFile};
+use super::{PruneLimits, duplicates};
+use crate::repo::index::{MAX_BLOBS_PER_FILE, SourceFile};
+use crate::repo::index_table::IndexEntry;
 use crate::repo::reader::BlobRequest;
-use crate::repo::{BlobKind, Error, Id, Index, Result};
-use crate::storage::FileInfo;
+use crate::repo::{BlobKind, Error, Id, Index, Repository, Result};
+use crate::storage::{FileInfo, FileKind};
 
 /// What a prune comes to, or would.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -108,20 +111,33 @@ pub(super) type Unnamed = Vec<(Id, u64)>;
 
 const KINDS: [BlobKind; 2] = [BlobKind::Data, BlobKind::Tree];
 
+/// The positions of all places of the blob that this place is one of.
+fn copies(table: &[IndexEntry], position: usize) -> Range<usize> {
+    let id = table[position].id;
+    let before = table[..position].iter().rev().take_while(|entry| entry.id == id).count();
+    let after = table[position..].iter().take_while(|entry| entry.id == id).count();
+    position - before..position + after
+}
+
 pub(super) fn plan(
+    repo: &Repository,
     index: &Index,
     marks: Marks,
-    files: Vec<FileInfo>,
-    max_unused: MaxUnused,
-    room_bytes: Option<u64>,
+    limits: PruneLimits,
+    stop: &AtomicBool,
 ) -> Result<(Packs, Unnamed, PruneSummary)> {
-    let mut summary = PruneSummary::default();
-    let (mut packs, unnamed) = Packs::find(index, files, &mut summary);
+    let mut found = PruneSummary::default();
+    let files = repo.storage().list(FileKind::Pack)?;
+    let (mut packs, unnamed) = Packs::find(index, files, &mut found);
     for kind in KINDS {
         packs.choose_places(index, kind, marks.of(kind))?;
     }
     drop(marks);
-    packs.decide(max_unused, room_bytes, &mut summary);
+    let mut summary = found;
+    duplicates::keep_whole_copies(repo, index, &mut packs, stop, |packs| {
+        summary = found;
+        packs.decide(limits, &mut summary);
+    })?;
     summary.old_index_files = packs.old_index_files(index).len() as u64;
     Ok((packs, unnamed, summary))
 }
@@ -196,15 +212,60 @@ impl Packs {
         Ok(())
     }
 
+    /// The chosen places of needed blobs that stay while another copy, which is there as well, goes: kind and position.
+    pub(super) fn last_copies(&self, index: &Index) -> Vec<(BlobKind, usize)> {
+        let mut last = Vec::new();
+        for (kind, places) in [(BlobKind::Data, &self.data), (BlobKind::Tree, &self.trees)] {
+            let table = index.table(kind);
+            for (position, entry) in table.iter().enumerate().filter(|(position, _)| places[*position]) {
+                let goes = |number: usize| {
+                    let pack = &self.packs[table[number].pack as usize];
+                    number != position && pack.fate != Fate::Stay && pack.holds(&table[number])
+                };
+                if self.stays(entry.pack) && copies(table, position).any(goes) {
+                    last.push((kind, position));
+                }
+            }
+        }
+        last
+    }
+
+    /// Takes a blob from another place than this one, and from none of those that are known to be damaged. False if there is
+    /// none.
+    pub(super) fn choose_other(
+        &mut self,
+        index: &Index,
+        kind: BlobKind,
+        position: usize,
+        damaged: &HashSet<(BlobKind, usize)>,
+    ) -> bool {
+        let table = index.table(kind);
+        let is_candidate = |other: &usize| {
+            !damaged.contains(&(kind, *other)) && self.packs[table[*other].pack as usize].holds(&table[*other])
+        };
+        let Some(other) = copies(table, position).find(is_candidate) else { return false };
+        for (place, used) in [(position, false), (other, true)] {
+            let entry = &table[place];
+            let pack = &mut self.packs[entry.pack as usize];
+            match used {
+                true => pack.used_bytes += u64::from(entry.length),
+                false => pack.used_bytes -= u64::from(entry.length),
+            }
+            self.places(kind)[place] = used;
+        }
+        true
+    }
+
     /// Packs of which nothing is needed go; of the others those with the greatest share of waste are copied, until what is
     /// left of it is little enough, or there is no room for more copies. Trees are small and read often: waste among them
     /// always goes.
-    fn decide(&mut self, max_unused: MaxUnused, room_bytes: Option<u64>, summary: &mut PruneSummary) {
+    fn decide(&mut self, PruneLimits { max_unused, room_bytes }: PruneLimits, summary: &mut PruneSummary) {
         summary.used_bytes = self.packs.iter().map(|pack| pack.used_bytes).sum();
         let limit_bytes = max_unused.limit_bytes(summary.used_bytes);
         let mut wasteful = Vec::new();
         for (number, pack) in self.packs.iter_mut().enumerate() {
             let unused_bytes = pack.blob_bytes - pack.used_bytes;
+            pack.fate = Fate::Stay;
             if pack.used_bytes == 0 {
                 pack.fate = Fate::Go;
                 summary.removed_packs += u64::from(pack.size_bytes.is_some());

@@ -206,3 +206,36 @@ fn a_repository_that_lost_its_keys_is_no_unfinished_init() {
     assert_eq!(output.record_of("failure")["code"], "damage", "{output}");
     assert_eq!(fs::read(env.path("repo/config")).unwrap(), config, "it was not touched");
 }
+
+#[test]
+fn an_old_config_that_was_never_finished_is_not_waited_for() {
+    let env = Env::new("old config");
+    let (folder, url) = (env.path("repo"), env.repo());
+    for length in [0, 100, u64::MAX] {
+        env.kvmb(["init", "-r", &url]).run().assert_ok();
+        let key = fs::read_dir(folder.join("keys")).unwrap().next().unwrap().unwrap();
+        fs::remove_file(key.path()).unwrap();
+        let config = fs::File::options().write(true).open(folder.join("config")).unwrap();
+        config.set_len(length.min(config.metadata().unwrap().len())).unwrap();
+        config.set_modified(std::time::SystemTime::now() - Duration::from_secs(3600)).unwrap();
+        for (arguments, code) in [(["points", "-r", &url], 1), (["init", "-r", &url], 0)] {
+            let output = env.kvmb(arguments).run().assert_code(code);
+            assert!(output.took < PATIENCE, "it waited: {output}");
+        }
+        assert_one_master_key(&env, &folder, &url);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}
+
+#[test]
+fn an_old_short_config_beside_data_is_reported_at_once() {
+    let env = Env::new("old short config");
+    let url = env.repo();
+    env.kvmb(["init", "-r", &url]).run().assert_ok();
+    let config = fs::File::options().write(true).open(env.path("repo/config")).unwrap();
+    config.set_len(10).unwrap();
+    config.set_modified(std::time::SystemTime::now() - Duration::from_secs(3600)).unwrap();
+    let output = env.kvmb(["init", "-r", &url]).run().assert_code(4);
+    assert_eq!(output.record_of("failure")["code"], "damage", "{output}");
+    assert!(output.took < PATIENCE, "it waited: {output}");
+}

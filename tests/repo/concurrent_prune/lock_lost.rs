@@ -20,7 +20,7 @@ const END: Duration = Duration::from_secs(5);
 fn files(repo: &Path) -> BTreeSet<String> {
     let of = |folder: &str| names_in(&repo.join(folder));
     let packs = names_in(&repo.join("data")).into_iter().flat_map(|fan| names_in(&repo.join("data").join(fan)));
-    packs.chain(of("index")).chain(of("snapshots")).filter(|name| !name.contains("tmp")).collect()
+    packs.chain(of("index")).chain(of("snapshots")).chain(of("keys")).filter(|name| !name.contains("tmp")).collect()
 }
 
 fn mortal(call: Call) -> Call {
@@ -115,4 +115,36 @@ fn an_incremental_backup_waits_for_a_prune_that_locked_at_the_same_moment() {
         prune.wait().assert_ok();
     }
     env.kvmb(["verify", "vm@latest", "-r", &repo]).run().assert_ok();
+}
+
+#[test]
+fn a_copy_a_pin_and_a_new_key_are_not_stored_without_a_lock() {
+    let (env, other) = (Env::new("others slept"), Env::new("others slept beside"));
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::raw(MIB)).define();
+    machine.write_bytes("vda", 0, &noise(1, MIB));
+    let point = backups::backup(&machine);
+    let id = backups::text(&point, "point");
+    let second = env.repo_named("second");
+    env.kvmb(["init", "-r", &second]).run().assert_ok();
+    std::fs::write(env.path("new.pass"), "another password\n").unwrap();
+    crate::support::set_mode(&env.path("new.pass"), 0o600);
+    let copied = env.kvmb(["points", "-r", &repo, "-o", "jsonl"]).run().assert_ok();
+    let copy = env.kvmb(["push", "-r", &second]).stdin(copied.stdout());
+    let key = env.kvmb(["key", "add", "-r", &repo, "--new-password-file"]).arg(env.path("new.pass"));
+    let pin = env.kvmb(["pin", id, "-r", &repo]);
+    let running = [
+        (backups::stopped_at(mortal(copy), Failpoint::CopyBegun), &second),
+        (backups::stopped_at(mortal(key), Failpoint::LockTaken), &repo),
+        (backups::stopped_at(mortal(pin), Failpoint::LockTaken), &repo),
+    ];
+    thread::sleep(Duration::from_secs(LIFE + 1));
+    for repo in [&repo, &second] {
+        mortal(other.kvmb(["prune", "-r", repo])).run().assert_ok();
+    }
+    for (running, repo) in running {
+        assert_ends_busy(Path::new(repo), running);
+    }
+    env.restic(&repo).check();
+    env.restic(&second).check();
 }

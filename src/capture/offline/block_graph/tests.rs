@@ -190,6 +190,14 @@ fn network_disks_are_named_as_libvirt_names_them() {
         "<source protocol='https' name='a/b.img' query='k=v'><host name='h' port='443'/><ssl verify='no'/></source>";
     let wanted = json!({ "driver": "https", "url": "https://h:443/a/b.img?k=v", "sslverify": false });
     assert_eq!(of(https).unwrap(), (wanted, 0));
-    assert!(of("<source protocol='nbd' name='x' tls='yes'><host name='h'/></source>").is_err());
+    // What cannot be opened as libvirt would is not opened otherwise.
+    let cookies = "<cookies><cookie name='a'>b</cookie></cookies>";
+    for unsupported in [
+        "<source protocol='nbd' name='x' tls='yes'><host name='h'/></source>".to_owned(),
+        format!("<source protocol='https' name='x'><host name='h'/>{cookies}</source>"),
+    ] {
+        let error = of(&unsupported).unwrap_err().to_string();
+        assert!(error.contains("can be read only while the machine runs"), "{error}");
+    }
     assert!(of("<source protocol='vxhs' name='x'><host name='h'/></source>").is_err());
 }

@@ -1,0 +1,73 @@
+//! Whether a disk's list of chunks fits into a restic tree, before an hour is spent on reading it.
+//!
+//! The list is one blob of JSON with 67 bytes a chunk, or for each 512 KiB of a chunk of zeros, and no blob is larger than
+//! 4 GiB. So a disk of 30 TiB always fits; beyond, it depends on its chunks and its holes.
+
+use super::chunk_map::{Geometry, ZERO_BLOB_BYTES};
+use super::{Error, Result, Stop};
+use crate::nbd::{Client, ClientOptions, NbdUri, extents};
+
+/// What a blob's id takes in the list: 64 digits, two quotes, a comma.
+const ITEM_BYTES: u64 = 67;
+
+/// Kept free for the other fields of the tree.
+const RESERVED_BYTES: u64 = 64 << 10;
+
+/// The longest list that a tree can hold.
+const LONGEST_BYTES: u64 = u32::MAX as u64 - RESERVED_BYTES;
+
+/// The length of the list of a disk of which so many bytes are known to be zero, at least.
+fn shortest_list_bytes(geometry: Geometry, zero_bytes: u64) -> u64 {
+    let zeros = zero_bytes / u64::from(geometry.chunk_bytes) * (u64::from(geometry.chunk_bytes) / ZERO_BLOB_BYTES);
+    let data = (geometry.capacity_bytes - zero_bytes.min(geometry.capacity_bytes)) / u64::from(geometry.chunk_bytes);
+    (zeros + data).saturating_mul(ITEM_BYTES)
+}
+
+/// Refuses a disk that cannot be stored whatever it holds, or with the holes that it has.
+pub(super) fn check_storable(disk: &str, uri: &NbdUri, geometry: Geometry, stop: &Stop) -> Result<()> {
+    let refuse = |has_holes| Error::DiskTooLarge {
+        disk: disk.to_owned(),
+        capacity_bytes: geometry.capacity_bytes,
+        chunk_bytes: geometry.chunk_bytes,
+        has_holes,
+    };
+    if shortest_list_bytes(geometry, 0) > LONGEST_BYTES {
+        return Err(refuse(false));
+    }
+    if shortest_list_bytes(geometry, geometry.capacity_bytes) <= LONGEST_BYTES {
+        return Ok(());
+    }
+    let failed = Error::disk(disk);
+    let options = ClientOptions { stop: stop.flag(), ..ClientOptions::default() };
+    let mut client = Client::connect(uri, &options).map_err(&failed)?;
+    let mut zero_bytes = 0;
+    for extent in extents(&mut client, None) {
+        let extent = extent.map_err(&failed)?;
+        // Only whole chunks are zero for certain.
+        zero_bytes += if extent.zero { extent.length } else { 0 };
+        if shortest_list_bytes(geometry, zero_bytes) > LONGEST_BYTES {
+            return Err(refuse(true));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIB: u64 = 1 << 40;
+
+    #[test]
+    fn what_a_list_takes_depends_on_the_chunks_and_the_holes() {
+        let list = |tib: u64, chunk_kib: u32, zero_tib: u64| {
+            let geometry = Geometry { capacity_bytes: tib * TIB, chunk_bytes: chunk_kib << 10 };
+            shortest_list_bytes(geometry, zero_tib * TIB)
+        };
+        assert!(list(30, 512, 30) <= LONGEST_BYTES && list(31, 512, 0) > LONGEST_BYTES);
+        assert!(list(60, 1024, 0) <= LONGEST_BYTES && list(62, 1024, 0) > LONGEST_BYTES);
+        assert!(list(240, 4096, 0) <= LONGEST_BYTES && list(250, 4096, 0) > LONGEST_BYTES);
+        // Holes are written in pieces of 512 KiB, whatever the chunks.
+        assert!(list(60, 4096, 26) <= LONGEST_BYTES && list(60, 4096, 27) > LONGEST_BYTES);
+    }
+}
