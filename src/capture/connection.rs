@@ -12,9 +12,9 @@ use super::ffi;
 use super::limits::Limits;
 use super::link::{Link, default_uri, embedded_root, is_local_uri};
 use super::machine::Machine;
+use crate::capture::domain_xml::source::SecretRef;
 use crate::glob::{self, is_glob};
 use crate::suggest::similar_names;
-use crate::capture::domain_xml::source::SecretRef;
 
 /// An open connection to libvirt.
 #[derive(Debug, Clone)]

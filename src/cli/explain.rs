@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::capture_hints;
-use super::failure::Code;
+use super::failure_code::Code;
 use crate::capture::{self, LibvirtErrorKind};
 use crate::nbd;
 use crate::ops;

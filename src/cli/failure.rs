@@ -1,8 +1,9 @@
 //! Failures at the edge: here an error gets its kind, its hint and its exit code, once.
 
+pub use super::failure_code::Code;
+
 use super::explain::{self, Explanation};
 use crate::capture;
-use crate::cli::exit_code::ExitCode;
 use crate::config;
 use crate::ops;
 use crate::record::{DamagedPoint, Failure, Point};
@@ -10,140 +11,6 @@ use crate::repo;
 use crate::schedule;
 use std::borrow::Cow;
 use std::fmt;
-
-/// The kinds of failure: the `code` of a failure record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Code {
-    /// Wrong arguments or configuration, or records that make no sense.
-    Usage,
-    /// Told to stop.
-    Interrupted,
-    /// libvirt cannot be reached.
-    Connection,
-    /// No such machine, disk, point or capture.
-    NotFound,
-    /// Another run holds the machine or the repository.
-    Busy,
-    /// What would be written exists.
-    Exists,
-    /// The machine is running.
-    Running,
-    /// Not permitted.
-    Permission,
-    /// Not enough room.
-    NoSpace,
-    /// libvirt, QEMU, an image or a driver cannot do that.
-    Unsupported,
-    /// No disk was chosen of a machine that has some.
-    NoDisks,
-    /// A disk record without a capture.
-    NotCaptured,
-    /// Not all disks of a capture came.
-    Incomplete,
-    /// A point was stored without a part that the machine needs.
-    PartMissing,
-    /// The capture's lease is over.
-    Expired,
-    /// A machine that is off was started or changed while it was read.
-    Changed,
-    /// Something did not answer within its limit.
-    Timeout,
-    /// The guest could not be frozen.
-    Freeze,
-    /// There is no repository.
-    NoRepository,
-    /// The password opens no key of the repository.
-    WrongPassword,
-    /// The backup server cannot be reached.
-    Unreachable,
-    /// The backup server's host key is unknown, or not the known one.
-    HostKey,
-    /// The backup server does not let us in.
-    Login,
-    /// Damage in the repository.
-    Damage,
-    /// Reading or writing a disk over NBD.
-    Disk,
-    /// A hook failed.
-    Hook,
-    /// Anything else.
-    Failed,
-}
-
-impl Code {
-    /// Every code with its word and the sentence that the manual gives it.
-    pub const ALL: [(Code, &'static str, &'static str); 27] = [
-        (Code::Usage, "usage", "wrong arguments or configuration, or records that make no sense"),
-        (Code::Interrupted, "interrupted", "told to stop"),
-        (Code::Connection, "connection", "libvirt cannot be reached"),
-        (Code::NotFound, "not_found", "no such machine, disk, point or capture"),
-        (Code::Busy, "busy", "another run holds the machine or the repository"),
-        (Code::Exists, "exists", "what would be written is there already"),
-        (Code::Running, "running", "the machine is running"),
-        (Code::Permission, "permission", "not permitted"),
-        (Code::NoSpace, "no_space", "not enough room"),
-        (Code::Unsupported, "unsupported", "libvirt, QEMU, an image or a driver cannot do that"),
-        (Code::NoDisks, "no_disks", "no disk was chosen of a machine that has some"),
-        (Code::NotCaptured, "not_captured", "a disk record without a capture"),
-        (Code::Incomplete, "incomplete", "not all disks of a capture came"),
-        (
-            Code::PartMissing,
-            "part_missing",
-            "the point was stored without firmware variables, TPM state, kernel or initrd of the machine",
-        ),
-        (Code::Expired, "expired", "the lease of the capture is over"),
-        (Code::Changed, "changed", "a machine that is off was started or changed while it was read"),
-        (Code::Timeout, "timeout", "libvirt, QEMU or a password command did not answer in time"),
-        (Code::Freeze, "freeze", "the guest's file systems could not be frozen"),
-        (Code::NoRepository, "no_repository", "there is no repository"),
-        (Code::WrongPassword, "wrong_password", "the password opens no key of the repository"),
-        (Code::Unreachable, "unreachable", "the backup server cannot be reached"),
-        (Code::HostKey, "host_key", "the host key of the backup server is unknown, changed or revoked"),
-        (Code::Login, "login", "the backup server does not let kvmb in"),
-        (Code::Damage, "damage", "damage in the repository"),
-        (Code::Disk, "disk", "reading or writing a disk failed"),
-        (Code::Hook, "hook", "a hook of the configuration failed, and nothing was backed up"),
-        (Code::Failed, "failed", "anything else"),
-    ];
-
-    /// The word in the record.
-    pub fn word(self) -> &'static str {
-        Code::ALL.iter().find(|(code, ..)| *code == self).map_or("failed", |(_, word, _)| word)
-    }
-
-    /// What the exit code is when nothing else happened.
-    pub fn exit_code(self) -> ExitCode {
-        match self {
-            Code::Usage => ExitCode::Usage,
-            Code::Busy => ExitCode::Busy,
-            Code::Damage => ExitCode::Damage,
-            Code::Interrupted
-            | Code::Connection
-            | Code::NotFound
-            | Code::Exists
-            | Code::Running
-            | Code::Permission
-            | Code::NoSpace
-            | Code::Unsupported
-            | Code::NoDisks
-            | Code::NotCaptured
-            | Code::Incomplete
-            | Code::PartMissing
-            | Code::Expired
-            | Code::Changed
-            | Code::Timeout
-            | Code::Freeze
-            | Code::NoRepository
-            | Code::WrongPassword
-            | Code::Unreachable
-            | Code::HostKey
-            | Code::Login
-            | Code::Disk
-            | Code::Hook
-            | Code::Failed => ExitCode::Failed,
-        }
-    }
-}
 
 /// An error on its way to the user.
 #[derive(Debug, Clone)]

@@ -9,6 +9,7 @@ pub mod environment;
 pub mod exit_code;
 mod explain;
 pub mod failure;
+mod failure_code;
 mod global_args;
 pub mod input;
 pub mod interrupt;

@@ -540,8 +540,7 @@ fn a_server_behind_another_is_reached_by_a_jump_and_by_a_command() {
         env.assert_nothing_left();
     }
     configure("ProxyJump gate");
-    let url = format!("sftp:vault:{}", "jump");
-    env.kvmb(["init", "-r", &url]).run().assert_ok();
+    env.kvmb(["init", "-r", "sftp:vault:repo"]).run().assert_ok();
     // The host between does not let us in: it is said who did not.
     fs::remove_file(gate.authorized_keys()).unwrap();
     let error = server_error(storage_at("sftp:vault:refused", &access(&env)).create_layout());

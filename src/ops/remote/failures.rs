@@ -2,9 +2,9 @@
 
 use crate::ops::Error;
 use crate::repo;
-use crate::storage::{self, FileAction};
 use crate::storage::sftp::fault::SftpFault;
 use crate::storage::sftp::{self, SftpAddress};
+use crate::storage::{self, FileAction};
 
 /// A failure on the way to the server.
 pub(super) fn unreachable_host(target: &SftpAddress) -> impl Fn(sftp::Error) -> Error {
