@@ -1,4 +1,4 @@
-//! The NBD client: how the bytes of a disk come out of QEMU.
+//! NBD: the client by which the bytes of a disk come out of QEMU, and the server that hands out those of a point.
 //!
 //! The protocol is the one of NetworkBlockDevice's `doc/proto.md`; the comments cite its sections. Sizes are bytes.
 //!
@@ -11,6 +11,7 @@
 //! | `client.rs` | one connection: requests, several in flight, and their checked replies |
 //! | `extents.rs` | the map of a disk: merged, clipped, cut to chunks; pure but for asking |
 //! | `reader.rs` | the fast path: map and data of a whole disk over several connections |
+//! | `server.rs` | the server: read-only exports, and overlays that forget what was written |
 //!
 //! # The extent replies that a client has to cope with
 //!
@@ -56,11 +57,13 @@ mod extents;
 mod handshake;
 mod link;
 mod reader;
+mod server;
 mod uri;
 pub mod wire;
 
 pub use client::{Client, ClientOptions, ContextStatus};
 pub use extents::{ChunkRun, ChunkRuns, ChunkState, Extent, Extents, chunk_runs, extents};
+pub use server::{Change, Export, Exports, Overlay, Piece, Server, zero_flags};
 pub use reader::{Chunk, ChunkBytes, Chunks, DiskReader, ReadOptions};
 pub use uri::{NbdUri, UriError};
 pub use wire::{RequestType, StatusExtent, Violation};
