@@ -72,7 +72,7 @@ lint: ## formatting, clippy, rustdoc: no warning is left
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 
-generated: ## write completions/, man/ and config.schema.json anew, from what the commands say of themselves
+generated: ## write completions/, man/, config.schema.json and the pinned help and messages again, from the program
 	$(CARGO) build --locked
 	mkdir -p completions man
 	rm -f man/*.1
@@ -81,6 +81,7 @@ generated: ## write completions/, man/ and config.schema.json anew, from what th
 	$(DEBUG) completions zsh >completions/_kvmb
 	$(DEBUG) completions fish >completions/kvmb.fish
 	$(DEBUG) config schema >config.schema.json
+	KVMB_UPDATE_SNAPSHOTS=1 $(CARGO) test --locked --test project snapshots::
 
 install: program ## install below $(DESTDIR)$(PREFIX)
 	install -D -m 755 $(KVMB) $(DESTDIR)$(PREFIX)/bin/kvmb

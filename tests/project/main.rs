@@ -7,6 +7,8 @@ mod support;
 mod ansible;
 mod architecture;
 mod generated;
+mod messages;
 mod packaging;
 mod readme;
+mod snapshots;
 mod support_self;

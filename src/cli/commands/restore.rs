@@ -2,12 +2,12 @@
 
 use crate::capture::Hypervisor;
 use crate::cli::Context;
+use crate::cli::commands::restore_dialog as dialog;
 use crate::cli::complete;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::prompt;
 use crate::cli::repo_args::RepoArgs;
-use crate::cli::restore_dialog as dialog;
 use crate::cli::session::{About, Session};
 use crate::ops::Monitor;
 use crate::ops::points::{self, PointName, PointRef};

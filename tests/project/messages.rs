@@ -1,0 +1,359 @@
+//! One sample of every error that has a message of its own, for the pinned list of messages.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kvmb::capture::{self, LibvirtErrorKind};
+use kvmb::config::{self, document::DocumentError};
+use kvmb::nbd;
+use kvmb::ops;
+use kvmb::record::Damage;
+use kvmb::repo::{self, BlobKind, Flaw, Id, LockInfo};
+use kvmb::schedule;
+use kvmb::storage::{self, FileKind, sftp};
+
+const REPO: &str = "/backup/kvm";
+const SERVER: &str = "sftp://kvm@backup.example.com//backup/kvm";
+
+fn machine() -> String {
+    "web1".to_owned()
+}
+
+fn disk() -> String {
+    "vda".to_owned()
+}
+
+fn image() -> PathBuf {
+    "/var/lib/libvirt/images/web1.qcow2".into()
+}
+
+fn denied() -> io::Error {
+    io::Error::from_raw_os_error(13)
+}
+
+fn full() -> io::Error {
+    io::Error::from_raw_os_error(28)
+}
+
+fn id() -> Id {
+    Id::hash(b"a point")
+}
+
+/// Errors of libvirt, QEMU and captures.
+pub fn of_captures() -> Vec<capture::Error> {
+    use capture::Error;
+    let kinds = [
+        LibvirtErrorKind::NotFound,
+        LibvirtErrorKind::Unsupported,
+        LibvirtErrorKind::Busy,
+        LibvirtErrorKind::AgentTimeout,
+        LibvirtErrorKind::AgentMissing,
+        LibvirtErrorKind::ReadOnlyUri,
+        LibvirtErrorKind::NoConnection,
+        LibvirtErrorKind::Other,
+    ];
+    let mut all: Vec<Error> = kinds
+        .map(|meaning| Error::Libvirt {
+            action: "begin the backup of web1".into(),
+            message: format!("(what libvirt says: {meaning:?})"),
+            code: 1,
+            meaning,
+        })
+        .into();
+    all.extend([
+        Error::TimedOut { action: "begin the backup of web1".into(), limit: Duration::from_secs(60) },
+        Error::Silent { action: "begin the backup of web1".into(), machine: machine() },
+        Error::Interrupted,
+        Error::NoSuchMachine { name: "wbe1".into(), uri: "qemu:///system".into(), near: vec![machine()] },
+        Error::NotLocal { uri: "qemu+ssh://host/system".into() },
+        Error::ForeignJob { machine: machine(), job: "pull mode".into() },
+        Error::OtherJob { machine: machine() },
+        Error::Held { machine: machine(), capture: "web1-a1b2c3d4".into(), until: None },
+        Error::Held {
+            machine: machine(),
+            capture: "web1-a1b2c3d4".into(),
+            until: Some("2026-11-20T20:00:00+01:00".into()),
+        },
+        Error::NoSuchCapture { name: "web1-a1b2c3d4".into() },
+        Error::BadState { capture: "web1-a1b2c3d4".into(), message: "expected value at line 1 column 1".into() },
+        Error::DiskNotCapturable { machine: machine(), disk: disk(), reason: "it is empty".into() },
+        Error::UnsupportedImage { image: image().display().to_string(), reason: "its format is unknown".into() },
+        Error::UnsupportedImage { image: "rbd:pool/web1".into(), reason: "Unknown driver 'rbd'".into() },
+        Error::NoBackingFormat {
+            image: image().display().to_string(),
+            format: "qcow2".into(),
+            backing: "base image.img".into(),
+        },
+        Error::NoStorageDaemon { package: "qemu-utils" },
+        Error::DiskNotReadable {
+            machine: machine(),
+            disk: disk(),
+            message: "Permission denied".into(),
+            is_of_header: false,
+        },
+        Error::DiskNotReadable {
+            machine: machine(),
+            disk: disk(),
+            message: "Permission denied".into(),
+            is_of_header: true,
+        },
+        Error::UnknownOwner { machine: machine(), label: "qemu:qemu".into() },
+        Error::ImageHeld {
+            machine: machine(),
+            holders: vec!["qemu-img (1234)".into()],
+            message: "Failed to get lock".into(),
+        },
+        Error::SecretUnavailable { machine: machine(), disk: disk(), message: "secret is private".into() },
+        Error::StartedMeanwhile { machine: machine() },
+        Error::ChangedMeanwhile { machine: machine(), what: "the size of vda".into() },
+        Error::NotResumed { machine: machine() },
+        Error::NothingToCapture { machine: machine() },
+        Error::FreezeFailed { machine: machine(), reason: "the guest agent does not answer".into() },
+        Error::JobStuck { machine: machine(), waited: Duration::from_secs(60) },
+        Error::Wedged { machine: machine(), message: "cannot acquire state change lock".into() },
+        Error::Program {
+            program: "qemu-img",
+            subject: disk(),
+            message: "No such file or directory (os error 2)".into(),
+        },
+        Error::Program { program: "qemu-img", subject: disk(), message: "Image is corrupt".into() },
+        Error::SocketPathTooLong { path: "/run/kvmb/s".into() },
+        Error::UnsafeFolder { path: "/run/kvmb".into(), reason: "it belongs to user 1000".into() },
+        Error::UnsafePath { path: "/srv/images/web1.img".into(), reason: "it is a symbolic link".into() },
+        Error::Unreachable { path: "/root".into(), uid: 64055 },
+        Error::Io { action: "read", path: image(), source: denied() },
+    ]);
+    all
+}
+
+/// Errors of what kvmb does with machines, disks and points.
+pub fn of_operations() -> Vec<ops::Error> {
+    use ops::Error;
+    let point = || id().short();
+    let disk_error = |source| Error::Disk { disk: disk(), source };
+    let request = |error| nbd::Error::Request {
+        command: nbd::RequestType::Read,
+        offset: 65536,
+        length: 4096,
+        error,
+        message: String::new(),
+    };
+    let damage = Damage {
+        disk: Some(disk()),
+        offset_bytes: Some(1 << 20),
+        length_bytes: Some(1 << 20),
+        file: None,
+        error: "its content does not match its name".into(),
+    };
+    vec![
+        Error::Interrupted,
+        disk_error(nbd::Error::Disconnected),
+        disk_error(nbd::Error::Timeout { after: Duration::from_secs(60) }),
+        disk_error(request(5)),
+        disk_error(request(28)),
+        Error::DiskMap { disk: disk(), reason: "the map ends before the disk does".into() },
+        Error::Io { action: "write", path: image(), source: full() },
+        Error::NoFolder { path: "/srv/my images".into() },
+        Error::Program { program: "qemu-img", message: "No such file or directory (os error 2)".into() },
+        Error::NotCaptured { machine: machine(), disk: disk() },
+        Error::CaptureIncomplete { capture: "web1-a1b2c3d4".into(), arrived: 1, expected: 2 },
+        Error::CaptureExpired {
+            capture: "web1-a1b2c3d4".into(),
+            machine: machine(),
+            lease_ends_at: "2026-11-20T20:00:00+01:00".parse().unwrap(),
+        },
+        Error::NoSuchDisk { subject: machine(), disk: "vdz".into() },
+        Error::NoSuchPoint { wanted: "wbe1@latest".into(), repo: REPO.into(), near: vec![machine()] },
+        Error::AmbiguousPoint { wanted: "a1".into(), count: 2 },
+        Error::AmbiguousMachine {
+            machine: machine(),
+            newest: vec![("host1".into(), point()), ("host2".into(), point())],
+        },
+        Error::BadPoint { point: point(), reason: "it has no point.json".into() },
+        Error::UntrustedPoint { point: point(), reason: "disk vdb is not in the definition".into() },
+        Error::UnreadableSnapshot { snapshot: point(), reason: "its authentication code is wrong".into() },
+        Error::Damaged { point: point(), damage: vec![damage.clone(), damage] },
+        Error::Unprunable { source: Box::new(repo::Error::BlobMissing { kind: BlobKind::Data, id: id() }) },
+        Error::RemovalRefused {
+            url: REPO.into(),
+            source: Box::new(
+                storage::Error::Io { action: "remove", path: "/backup/kvm/data/a1".into(), source: denied() }.into(),
+            ),
+        },
+        Error::Exists { path: image() },
+        Error::MachineExists { machine: machine() },
+        Error::NameTaken { machine: machine(), uuid: "c7a5fdbd-edaf-9455-926a-d65c16db1809".into() },
+        Error::MachineRunning { machine: machine() },
+        Error::ImageInUse { disk: disk(), path: image() },
+        Error::NoRoom { path: "/srv/images".into(), free_bytes: 1 << 30, wanted_bytes: 20 << 30 },
+        Error::KeyNotTaken { account: "kvm@backup.example.com".into(), line: "ssh-ed25519 AAAA kvmb@host1".into() },
+        Error::NoDevice { disk: disk(), path: "/dev/vg0/web1".into(), capacity_bytes: 20 << 30 },
+        Error::NoDevice { disk: disk(), path: "/dev/nvme7n1".into(), capacity_bytes: 20 << 30 },
+        Error::NoVolume {
+            disk: disk(),
+            volume: "pool/web1".into(),
+            reason: "there is no pool of that name".into(),
+            solve: "start the pool: virsh pool-start pool".into(),
+        },
+        Error::SavedMemory { machine: machine() },
+        Error::MissingHere {
+            machine: machine(),
+            what: "the network br7".into(),
+            solve: "create the network".into(),
+            is_start: true,
+        },
+        Error::BadTarget { disk: disk(), path: "/srv".into(), reason: "it is a folder".into() },
+    ]
+}
+
+/// Errors of repositories, the places they are in, and backup servers.
+pub fn of_repositories() -> Vec<repo::Error> {
+    use repo::Error;
+    let url = || REPO.to_owned();
+    let holder = |time: chrono::DateTime<chrono::FixedOffset>| LockInfo {
+        time,
+        exclusive: true,
+        hostname: "host2".into(),
+        username: "root".into(),
+        pid: 1234,
+        uid: 0,
+        gid: 0,
+    };
+    let io = |action, source| storage::Error::Io { action, path: "/backup/kvm/data".into(), source };
+    let mut all = vec![
+        Error::NoRepository { url: url() },
+        Error::NoRepository { url: "sftp://kvm@backup.example.com/kvm".into() },
+        Error::Unfinished { url: url() },
+        Error::ConfigMissing { url: url() },
+        Error::AlreadyExists { url: url(), found: FileKind::Key },
+        Error::UnsupportedVersion { url: url(), version: 1 },
+        Error::WrongPassword { url: url(), damaged: vec![] },
+        Error::WrongPassword { url: url(), damaged: vec![id()] },
+        Error::NoKey { url: url(), damaged: vec![id()] },
+        Error::Damaged { kind: FileKind::Config, name: "config".into(), flaw: Flaw::Unauthentic },
+        Error::Damaged { kind: FileKind::Lock, name: id().short(), flaw: Flaw::TooShort },
+        Error::Damaged { kind: FileKind::Pack, name: id().short(), flaw: Flaw::NotItsName },
+        Error::BlobMissing { kind: BlobKind::Data, id: id() },
+        Error::PackLost { id: id(), blob: id(), kind: BlobKind::Tree },
+        Error::BlobDamaged { kind: BlobKind::Data, id: id(), pack: id(), flaw: Flaw::NotDecompressable },
+        Error::TreeMalformed { id: id(), reason: "its names are not in order".into() },
+        Error::BlobTooLarge { kind: BlobKind::Tree, size_bytes: 1 << 33 },
+        Error::Locked { url: url(), holder: Box::new(holder("2026-01-02T03:04:05Z".parse().unwrap())) },
+        Error::Locked { url: url(), holder: Box::new(holder("2096-01-02T03:04:05Z".parse().unwrap())) },
+        Error::RepositoryGone { url: url() },
+        Error::LockLost { url: url(), reason: "its file was removed".into() },
+        Error::Compress(io::Error::other("out of memory")),
+        Error::Random("no entropy".into()),
+        Error::WorkerGone,
+    ];
+    let of_places = [
+        storage::Error::BadUrl { url: "ftp://host/kvm".into(), reason: "an unknown kind of address".into() },
+        storage::Error::NotFound { url: url(), kind: FileKind::Index, name: id().short() },
+        storage::Error::Exists { url: url(), kind: FileKind::Lock, name: id().short() },
+        storage::Error::TooShort { url: url(), kind: FileKind::Pack, name: id().short(), wanted_bytes: 4096 },
+        storage::Error::TooLong { url: url(), kind: FileKind::Lock, name: id().short(), longest_bytes: 4096 },
+        storage::Error::NoSpace { url: url(), path: "/backup/kvm/data/a1".into(), source: full() },
+        io("find", io::Error::from_raw_os_error(2)),
+        io("list", io::Error::from_raw_os_error(2)),
+        io("write", denied()),
+        storage::Error::GaveUp {
+            source: Box::new(io("read", io::Error::from_raw_os_error(5))),
+            after: Duration::from_secs(900),
+        },
+        storage::Error::GaveUp {
+            source: Box::new(storage::Error::Server {
+                url: SERVER.into(),
+                source: Box::new(sftp::Error::Silent { server: server(), after: Duration::from_secs(1) }),
+            }),
+            after: Duration::from_secs(1),
+        },
+    ];
+    all.extend(of_places.into_iter().map(Error::from));
+    all.extend(
+        of_servers()
+            .into_iter()
+            .map(|source| Error::from(storage::Error::Server { url: SERVER.into(), source: Box::new(source) })),
+    );
+    all
+}
+
+fn server() -> String {
+    "backup.example.com:22".to_owned()
+}
+
+fn of_servers() -> Vec<sftp::Error> {
+    use sftp::Error;
+    let (algorithm, fingerprint) = ("ssh-ed25519".to_owned(), "SHA256:abc".to_owned());
+    let path = || PathBuf::from("/root/.ssh/known_hosts");
+    vec![
+        Error::SshConfig { path: "/root/.ssh/config".into(), reason: "ProxyJump is not supported".into() },
+        Error::Resolve { host: "bakcup".into(), source: io::Error::other("Name or service not known") },
+        Error::Unreachable { server: server(), source: io::Error::from_raw_os_error(111) },
+        Error::Handshake { server: server(), reason: "no common method".into() },
+        Error::Lost { server: server(), reason: "connection reset".into() },
+        Error::Silent { server: server(), after: Duration::from_secs(30) },
+        Error::Stuck { server: server(), after: Duration::from_secs(300) },
+        Error::KnownHosts { action: "read", path: path(), source: denied() },
+        Error::HostKeyUnknown {
+            server: server(),
+            algorithm: algorithm.clone(),
+            fingerprint: fingerprint.clone(),
+            certified: false,
+        },
+        Error::HostKeyChanged {
+            server: server(),
+            name: "backup.example.com".into(),
+            algorithm: algorithm.clone(),
+            fingerprint: fingerprint.clone(),
+            path: path(),
+            line: 3,
+        },
+        Error::HostKeyRevoked { server: server(), algorithm, fingerprint, path: path(), line: 3 },
+        Error::Secret("the password command failed".into()),
+        Error::Login { server: server(), user: "kvm".into(), tried: vec![], offered: "publickey".into() },
+        Error::Login {
+            server: server(),
+            user: "kvm".into(),
+            tried: vec!["/root/.ssh/id_ed25519 (refused)".into()],
+            offered: "publickey".into(),
+        },
+        Error::NoSftp { server: server(), user: "kvm".into(), reason: "subsystem refused".into() },
+    ]
+}
+
+/// Errors of schedules.
+pub fn of_schedules() -> Vec<schedule::Error> {
+    use schedule::Error;
+    vec![
+        Error::NoProgram { name: "crontab" },
+        Error::NoProgram { name: "systemctl" },
+        Error::NoProgram { name: "flock" },
+        Error::Unspeakable { what: "a line break".into() },
+        Error::TooLong { bytes: 1200, most: 998 },
+        Error::Unpaired { line: 4, text: "# kvmb begin".into() },
+        Error::CarriageReturns,
+        Error::Program { program: "crontab -".into(), message: "errors in crontab file".into() },
+        Error::Changed,
+        Error::Io { action: "write", path: "/etc/cron.d/kvmb".into(), source: denied() },
+    ]
+}
+
+/// Errors of configuration files.
+pub fn of_configurations() -> Vec<config::Error> {
+    use config::Error;
+    let path = || PathBuf::from("/etc/kvmb/config.json");
+    let faulty = r#"{"backup_freq": "0 2 30 2 *", "selected_vm": {}, "jobs": 0, "backup_host": "a b"}"#;
+    let Err(DocumentError::Faults(faults)) = config::document::read(faulty) else {
+        panic!("this configuration has faults");
+    };
+    vec![
+        Error::Missing { path: path() },
+        Error::Io { path: path(), source: denied() },
+        Error::ForeignOwner { path: path(), owner: 1000 },
+        Error::Writable { path: path(), mode: 0o666 },
+        Error::Readable { path: path(), mode: 0o644, key: "password_command" },
+        Error::NotJson { path: path(), reason: "expected value at line 1 column 1".into() },
+        Error::Faults { path: path(), faults },
+    ]
+}
