@@ -106,8 +106,8 @@ fn is_in_passwd(user: u32) -> bool {
     getent("passwd", &user.to_string()).is_some()
 }
 
-/// A label of names, as `qemu:kvm`.
-fn named_owner(label: &str) -> Option<(u32, u32)> {
+/// A user and a group of this host, by name or number, as `qemu:kvm` or `+107:+107`.
+pub fn named_owner(label: &str) -> Option<(u32, u32)> {
     let (user, group) = label.split_once(':')?;
     Some((id_of("passwd", user)?, id_of("group", group)?))
 }

@@ -63,8 +63,8 @@ pub mod wire;
 
 pub use client::{Client, ClientOptions, ContextStatus};
 pub use extents::{ChunkRun, ChunkRuns, ChunkState, Extent, Extents, chunk_runs, extents};
-pub use server::{Change, Export, Exports, Overlay, Piece, Server, zero_flags};
 pub use reader::{Chunk, ChunkBytes, Chunks, DiskReader, ReadOptions};
+pub use server::{Change, Export, Exports, Overlay, Piece, Server, zero_flags};
 pub use uri::{NbdUri, UriError};
 pub use wire::{RequestType, StatusExtent, Violation};
 

@@ -13,4 +13,5 @@ mod failure_modes;
 mod hosts;
 mod model;
 mod restore;
+mod serve;
 mod vm_lifecycle;

@@ -105,12 +105,7 @@ impl Overlay {
         Overlay { base, file, ranges: RwLock::default() }
     }
 
-    fn read_file(
-        &self,
-        mut at: u64,
-        end: u64,
-        deliver: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
-    ) -> io::Result<()> {
+    fn read_file(&self, mut at: u64, end: u64, deliver: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> io::Result<()> {
         let mut buffer = vec![0; BUFFER_BYTES.min((end - at) as usize)];
         while at < end {
             let length = buffer.len().min((end - at) as usize);

@@ -92,8 +92,7 @@ pub(super) struct ChunkCache {
 
 impl ChunkCache {
     pub(super) fn new(repo: Repository, index: Index, stop: Stop) -> ChunkCache {
-        let shared =
-            Arc::new(Shared { repo, index, slots: Mutex::default(), changed: Condvar::new(), stop });
+        let shared = Arc::new(Shared { repo, index, slots: Mutex::default(), changed: Condvar::new(), stop });
         let (ahead, wanted) = bounded::<Vec<Id>>(READERS);
         for _ in 0..READERS {
             let (wanted, shared) = (wanted.clone(), Arc::clone(&shared));

@@ -27,7 +27,8 @@ use chunk_cache::ChunkCache;
 use point_disk::{DamageLog, PointDisk};
 use socket::PrivateSocket;
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A point that is ready to be served.
@@ -89,12 +90,29 @@ fn overlay_file(folder: &Path) -> Result<fs::File> {
     tempfile::tempfile_in(folder).map_err(Error::io("create a file in", folder))
 }
 
-/// A folder for the socket of one server, which its owner can pass.
-pub fn socket_folder(runtime: &RuntimeDirs, id: &str) -> Result<std::path::PathBuf> {
-    use std::os::unix::fs::DirBuilderExt;
+/// The folder of one server's socket, removed with it.
+#[derive(Debug)]
+pub struct SocketFolder(PathBuf);
+
+impl SocketFolder {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for SocketFolder {
+    fn drop(&mut self) {
+        // 'release' may have been faster.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Makes a folder for the socket of one server, which everybody can pass: the socket itself is private.
+pub fn new_socket_folder(runtime: &RuntimeDirs, id: &str) -> Result<SocketFolder> {
     let folder = runtime.socket_folder().join(id);
     fs::DirBuilder::new().mode(0o711).create(&folder).map_err(Error::io("create", &folder))?;
-    Ok(folder)
+    Ok(SocketFolder(folder))
 }
 
 /// The record of a served disk.

@@ -198,9 +198,10 @@ impl Export for PointDisk {
             let (chunk, run_end) = self.run_at(self.chunk_of(at));
             let until = self.end_of_chunk(run_end - 1).min(end);
             let (length, flags) = ((until - at) as u32, zero_flags(chunk == MappedChunk::Zero));
+            let is_full = extents.len() == limit;
             match extents.last_mut() {
                 Some(last) if last.flags == flags => last.length += length,
-                _ if extents.len() == limit => break,
+                _ if is_full => break,
                 _ => extents.push(StatusExtent { length, flags }),
             }
             at = until;
