@@ -95,7 +95,7 @@ pub enum Error {
     },
     /// A domain definition that cannot be used.
     #[error("the machine's definition cannot be read: {0}")]
-    Definition(#[from] super::definition::DefinitionError),
+    Definition(#[from] crate::capture::domain_xml::definition::DefinitionError),
     /// A capture needs the hypervisor of this host.
     #[error("{uri} is not a QEMU hypervisor of this host; captures are made on the host that runs the machine")]
     NotLocal {
