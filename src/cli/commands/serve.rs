@@ -1,6 +1,6 @@
 //! `kvmb serve`
 
-use crate::capture::qemu_user::named_owner;
+use crate::capture::offline::qemu_user::named_owner;
 use crate::capture::state::ServerProcess;
 use crate::cli::Context;
 use crate::cli::complete;
@@ -11,6 +11,7 @@ use crate::cli::session::{About, Session};
 use crate::cli::value_parsers::duration;
 use crate::ops::manifest::ManifestDisk;
 use crate::ops::points::{self, OpenPoint, PointName};
+use crate::ops::repo_lock::lock_for_reading;
 use crate::ops::serve::registry::ServedState;
 use crate::ops::serve::socket::PrivateSocket;
 use crate::ops::serve::{ServeRequest, ServedPoint, new_socket_folder, to_record};
@@ -76,7 +77,7 @@ impl ServeArgs {
 
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
-        let _lock = points::lock_for_reading(&repo, &context.monitor, &context.stop)?;
+        let _lock = lock_for_reading(&repo, &context.monitor, &context.stop)?;
         let index = points::load_index_for_reading(&repo, &context.monitor)?;
         let (found, damaged) = points::list(&repo)?;
         let name = PointName::parse(&self.point, Local::now());
