@@ -3,7 +3,7 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -68,13 +68,19 @@ pub(super) fn serve(stream: UnixStream, exports: &Exports, stop: &Arc<AtomicBool
     let replies = Link::new(replies, TRANSFER_LIMIT, Arc::clone(stop))?;
     let connection = Connection { agreed, replies: Mutex::new(replies), whole: Mutex::default() };
     let (sender, receiver) = bounded::<Received>(QUEUE);
+    let is_broken = AtomicBool::new(false);
     thread::scope(|scope| {
         for _ in 0..WORKERS {
-            let (receiver, connection, ours) = (receiver.clone(), &connection, &ours);
+            let (receiver, connection, ours, is_broken) = (receiver.clone(), &connection, &ours, &is_broken);
             scope.spawn(move || {
                 for (request, data) in receiver {
+                    // Nobody takes replies any more; the queue is emptied, so that the one that fills it sees the end.
+                    if is_broken.load(Ordering::Relaxed) {
+                        continue;
+                    }
                     if let Err(error) = connection.answer(&request, &data) {
                         tracing::debug!("an NBD client: {error}");
+                        is_broken.store(true, Ordering::Relaxed);
                         // The one that receives sees the end as well.
                         let _ = ours.shutdown(Shutdown::Both);
                     }
