@@ -1,7 +1,7 @@
 //! `kvmb serve`
 
 use crate::capture::offline::qemu_user::named_owner;
-use crate::capture::state::ServerProcess;
+use crate::capture::process::ServerProcess;
 use crate::cli::Context;
 use crate::cli::complete;
 use crate::cli::detach;

@@ -3,7 +3,7 @@
 use super::super::{Error, Result};
 use crate::atomic_file;
 use crate::capture::RuntimeDirs;
-use crate::capture::state::ServerProcess;
+use crate::capture::process::ServerProcess;
 use crate::record::Time;
 use serde::{Deserialize, Serialize};
 use std::fs;
