@@ -270,7 +270,7 @@ fn many_clients_and_those_that_do_not_take_their_replies_keep_nobody_waiting() {
     for _ in 0..8 {
         let mut stream = simple_client(&running, "pattern", 3);
         for cookie in 0..16 {
-            stream.write_all(&wire::encode_request(RequestType::Read, 0, cookie, 0, 8_000_000)).unwrap();
+            stream.write_all(&wire::encode_request(RequestType::Read, 0, cookie, 0, 500_000)).unwrap();
         }
         greedy.push(stream);
     }
