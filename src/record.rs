@@ -121,7 +121,13 @@ pub struct Disk {
     /// How many machines that run covers: a stream that ends before all of them came was cut off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_machines: Option<usize>,
-    /// Where the captured content can be read: an NBD URI.
+    /// The point that it is a disk of (by `serve`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub point: Option<String>,
+    /// The detached server that serves it, which `release` ends (by `serve --detach`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub served: Option<String>,
+    /// Where the captured content, or that of the point, can be read: an NBD URI.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nbd: Option<String>,
     /// The moment that the content is of.

@@ -291,6 +291,16 @@ pub fn detach_from_terminal() {
     unsafe { close_range(3, std::ffi::c_uint::MAX, 0) };
 }
 
+/// Makes two processes of this one: the parent gets the child's number. Only for a process with a single thread: the child
+/// would have no other, and whatever the others held would stay locked.
+pub fn fork() -> std::io::Result<Option<rustix::process::Pid>> {
+    // SAFETY: it has no arguments, and with a single thread the child may do whatever the parent may.
+    match unsafe { libc_fork() } {
+        -1 => Err(std::io::Error::last_os_error()),
+        number => Ok(rustix::process::Pid::from_raw(number)),
+    }
+}
+
 fn check(result: i32) -> Result<()> {
     if result < 0 { Err(Error::last_error()) } else { Ok(()) }
 }
@@ -310,6 +320,8 @@ fn take_string(text: *mut c_char) -> Result<String> {
 
 unsafe extern "C" {
     unsafe fn close_range(first: std::ffi::c_uint, last: std::ffi::c_uint, flags: std::ffi::c_int) -> std::ffi::c_int;
+    #[link_name = "fork"]
+    unsafe fn libc_fork() -> std::ffi::c_int;
     #[link_name = "free"]
     unsafe fn libc_free(pointer: *mut std::ffi::c_void);
 }

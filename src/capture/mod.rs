@@ -74,7 +74,7 @@ pub use agent::{Consistency, FreezeMode, FreezeOptions};
 pub use close::{CloseRequest, ClosedCapture, clear_leftovers, close_capture};
 pub use connection::{Hypervisor, complete_path, quiet_libvirt_log};
 pub use error::{Error, LibvirtErrorKind, Result};
-pub use ffi::detach_from_terminal;
+pub use ffi::{detach_from_terminal, fork};
 pub use limits::Limits;
 pub use machine::Machine;
 pub use open::{DiskRequest, OpenRequest, open_capture};

@@ -27,7 +27,7 @@ impl ServerProcess {
     }
 
     /// Sends it SIGTERM, unless it is gone, or this process.
-    pub(super) fn ask_to_end(&self) {
+    pub fn ask_to_end(&self) {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
         if let Some(pid) = pid
             && self.is_alive()

@@ -79,6 +79,14 @@ impl Exit {
     }
 }
 
+impl From<u8> for Exit {
+    /// How another process of ours ended; a number that is none of ours means that it failed.
+    fn from(number: u8) -> Exit {
+        let known = ExitCode::ALL.iter().find(|(code, _)| *code as u8 == number);
+        Exit::Code(known.map_or(ExitCode::Failed, |(code, _)| *code))
+    }
+}
+
 /// Counts how the machines of one command fared, and sums it up as one exit code.
 #[derive(Debug, Default)]
 pub struct Tally {

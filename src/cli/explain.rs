@@ -56,6 +56,7 @@ pub fn of_ops(error: &ops::Error) -> Explanation {
             }),
         ),
         Error::NotStarted { program, source } => not_started(program, source),
+        Error::ServerStuck { pid, .. } => (Code::Timeout, hint(format!("look at what it waits for, or end it: kill -9 {pid}"))),
         Error::NoDeviceOfFile { .. } => {
             (Code::NotFound, hint("make the device available, or choose a folder with --into DIR"))
         }

@@ -5,6 +5,7 @@
 pub mod complete;
 mod context;
 mod data_folder;
+mod detach;
 pub mod environment;
 pub mod exit_code;
 mod explain;
@@ -44,7 +45,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use commands::{
     backup, completions, config, disks, doctor, guard, hash, init, key, man, pin, points, prune, push, release, remote,
-    restore, schedule, snapshot, status, unlock, verify, vms,
+    restore, schedule, serve, snapshot, status, unlock, verify, vms,
 };
 use context::Context;
 use exit_code::{Exit, ExitCode, PluginState};
@@ -93,6 +94,7 @@ enum Command {
     Release(release::ReleaseArgs),
     Verify(verify::VerifyArgs),
     Restore(restore::RestoreArgs),
+    Serve(serve::ServeArgs),
     Points(points::PointsArgs),
     Pin(pin::PinArgs),
     Unlock(unlock::UnlockArgs),
@@ -128,6 +130,16 @@ pub fn main() -> Exit {
         ops::guard::set_program(program);
     }
     let (name, effect) = cli.command.name_and_effect();
+    if cli.command.wants_to_detach() {
+        match detach::split() {
+            Ok(None) => {}
+            Ok(Some(exit)) => return exit,
+            Err(error) => {
+                stderr::report(&format!("cannot go on in the background: {error}"), None);
+                return Exit::Code(ExitCode::Failed);
+            }
+        }
+    }
     let run = Run::begin(name, effect);
     log_args::start(&run, &cli.global.log, (cli.global.quiet, cli.global.verbose), &settings.loaded.config.log);
     let context = Context::new(cli.global, settings, run, command);
@@ -219,6 +231,7 @@ impl Command {
             Command::Release(_) => ("release", ClosedPipe::Changes),
             Command::Verify(_) => ("verify", ClosedPipe::Reads),
             Command::Restore(_) => ("restore", ClosedPipe::Changes),
+            Command::Serve(_) => ("serve", ClosedPipe::Changes),
             Command::Points(_) => ("points", ClosedPipe::Reads),
             Command::Pin(_) => ("pin", ClosedPipe::Changes),
             Command::Unlock(_) => ("unlock", ClosedPipe::Changes),
@@ -235,6 +248,11 @@ impl Command {
             Command::Status(_) => ("status", ClosedPipe::Reads),
             Command::Config(_) => ("config", ClosedPipe::Reads),
         }
+    }
+
+    /// Whether it goes on in the background when it is ready.
+    fn wants_to_detach(&self) -> bool {
+        matches!(self, Command::Serve(args) if args.wants_to_detach())
     }
 
     /// Whether the configuration has to be right.
@@ -256,6 +274,7 @@ impl Command {
             Command::Release(args) => args.run(context, session),
             Command::Verify(args) => args.run(context, session),
             Command::Restore(args) => args.run(context, session),
+            Command::Serve(args) => args.run(context, session),
             Command::Points(args) => args.run(context, session),
             Command::Pin(args) => args.run(context, session),
             Command::Unlock(args) => args.run(context, session),

@@ -41,6 +41,8 @@ pub struct Output {
     format: Format,
     effect: ClosedPipe,
     held: Vec<Record>,
+    /// Nothing is printed any more.
+    ended: bool,
     closed: bool,
     failed: bool,
 }
@@ -53,19 +55,23 @@ impl Output {
             Format::Auto => Format::Jsonl,
             chosen => chosen,
         };
-        Output { format, effect, held: Vec::new(), closed: false, failed: false }
+        Output { format, effect, held: Vec::new(), ended: false, closed: false, failed: false }
     }
 
     /// Prints a record, at once where the format allows it.
     pub fn record(&mut self, record: &Record) {
         match self.format {
+            _ if self.ended => {}
             Format::Jsonl => self.write((record.to_line() + "\n").as_bytes()),
             _ => self.held.push(record.clone()),
         }
     }
 
-    /// Prints what was held back: the table, or the array.
+    /// Prints what was held back: the table, or the array. What comes after it is not printed.
     pub fn finish(&mut self) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
         let held = std::mem::take(&mut self.held);
         match self.format {
             Format::Json => {

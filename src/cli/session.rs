@@ -145,6 +145,11 @@ impl Session {
         self.print(&Record::Check(check));
     }
 
+    /// Ends the output before the command: what happens later is on standard error and in the exit code.
+    pub fn end_output(&mut self) {
+        self.output.finish();
+    }
+
     /// Counts damage that a record told of.
     pub fn damage(&mut self) {
         self.count_failure(ExitCode::Damage);
@@ -185,8 +190,8 @@ impl Session {
     /// What the command would exit with if it ended now.
     pub fn outcome(&self) -> ExitCode {
         match (self.tally.code(), super::interrupt::exit_code()) {
-            // Interrupted too late: everything was done already.
-            (ExitCode::Done, _) | (_, None) => self.tally.code(),
+            // Interrupted too late: everything was done already. And damage stays what it is.
+            (ExitCode::Done | ExitCode::Damage, _) | (_, None) => self.tally.code(),
             // Whatever failed, failed because of it.
             (_, Some(interrupted)) => interrupted,
         }

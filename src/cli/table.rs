@@ -186,6 +186,9 @@ fn disk_note(disk: &Disk) -> String {
         None => {}
     }
     notes.extend(disk.capture.as_ref().map(|id| format!("captured {id}")));
+    if disk.point.is_some() {
+        notes.extend(disk.nbd.clone());
+    }
     notes.extend(disk.consistency.clone());
     notes.extend(disk.read_mode.as_ref().map(|mode| format!("reads {mode}")));
     notes.extend(disk.sha256.as_ref().map(|sum| format!("sha256 {sum}")));

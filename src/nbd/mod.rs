@@ -1,4 +1,4 @@
-//! The NBD client: how the bytes of a disk come out of QEMU.
+//! NBD: the client by which the bytes of a disk come out of QEMU, and the server that hands out those of a point.
 //!
 //! It is a client of our own, because there is no library with several meta contexts at once and many requests on the way.
 //!
@@ -13,6 +13,7 @@
 //! | `client.rs` | one connection: requests, several in flight, and their checked replies |
 //! | `extents.rs` | the map of a disk: merged, clipped, cut to chunks; pure but for asking |
 //! | `reader.rs` | the fast path: map and data of a whole disk over several connections |
+//! | `server.rs` | the server: read-only exports, and overlays that forget what was written |
 //!
 //! # The extent replies that a client has to cope with
 //!
@@ -58,12 +59,14 @@ mod extents;
 mod handshake;
 mod link;
 mod reader;
+mod server;
 mod uri;
 pub mod wire;
 
 pub use client::{Client, ClientOptions, ContextStatus};
 pub use extents::{ChunkRun, ChunkRuns, ChunkState, Extent, Extents, chunk_runs, extents};
 pub use reader::{Chunk, ChunkBytes, Chunks, DiskReader, ReadOptions};
+pub use server::{Change, Export, Exports, Overlay, Piece, Server, zero_flags};
 pub use uri::{NbdUri, UriError};
 pub use wire::{RequestType, StatusExtent, Violation};
 

@@ -31,6 +31,14 @@ pub const TRANSMISSION_HAS_FLAGS: u16 = 1;
 pub const TRANSMISSION_READ_ONLY: u16 = 1 << 1;
 /// "Transmission flags": `NBD_CMD_FLUSH` is known.
 pub const TRANSMISSION_FLUSH: u16 = 1 << 2;
+/// "Transmission flags": `NBD_CMD_FLAG_FUA` is known.
+pub const TRANSMISSION_FUA: u16 = 1 << 3;
+/// "Transmission flags": `NBD_CMD_TRIM` is known.
+pub const TRANSMISSION_TRIM: u16 = 1 << 5;
+/// "Transmission flags": `NBD_CMD_FLAG_DF` is known.
+pub const TRANSMISSION_DF: u16 = 1 << 7;
+/// "Transmission flags": `NBD_CMD_CACHE` is known.
+pub const TRANSMISSION_CACHE: u16 = 1 << 10;
 /// "Transmission flags": `NBD_CMD_WRITE_ZEROES` is known.
 pub const TRANSMISSION_WRITE_ZEROES: u16 = 1 << 6;
 /// "Transmission flags": several connections see the same bytes.
@@ -41,14 +49,22 @@ pub const OPT_EXPORT_NAME: u32 = 1;
 /// "Option types".
 pub const OPT_ABORT: u32 = 2;
 /// "Option types".
+pub const OPT_LIST: u32 = 3;
+/// "Option types".
+pub const OPT_INFO: u32 = 6;
+/// "Option types".
 pub const OPT_GO: u32 = 7;
 /// "Option types".
 pub const OPT_STRUCTURED_REPLY: u32 = 8;
+/// "Option types".
+pub const OPT_LIST_META_CONTEXT: u32 = 9;
 /// "Option types".
 pub const OPT_SET_META_CONTEXT: u32 = 10;
 
 /// "Option reply types".
 pub const REP_ACK: u32 = 1;
+/// "Option reply types": one export of a list.
+pub const REP_SERVER: u32 = 2;
 /// "Option reply types".
 pub const REP_INFO: u32 = 3;
 /// "Option reply types".
@@ -57,14 +73,26 @@ pub const REP_META_CONTEXT: u32 = 4;
 pub const REP_ERROR_BIT: u32 = 1 << 31;
 /// "Option reply types": the option is not known.
 pub const REP_ERR_UNSUP: u32 = REP_ERROR_BIT | 1;
+/// "Option reply types": the option's data makes no sense.
+pub const REP_ERR_INVALID: u32 = REP_ERROR_BIT | 3;
 /// "Option reply types": there is no such export.
 pub const REP_ERR_UNKNOWN: u32 = REP_ERROR_BIT | 6;
 
 /// `NBD_OPT_GO`: size and transmission flags.
 pub const INFO_EXPORT: u16 = 0;
+/// `NBD_OPT_GO`: the export's name.
+pub const INFO_NAME: u16 = 1;
+/// `NBD_OPT_GO`: what the export is, for people.
+pub const INFO_DESCRIPTION: u16 = 2;
 /// `NBD_OPT_GO`: minimum, preferred and maximum block size.
 pub const INFO_BLOCK_SIZE: u16 = 3;
 
+/// "Command flags": durable before it is answered.
+pub const CMD_FLAG_FUA: u16 = 1;
+/// "Command flags": the zeros are to take room.
+pub const CMD_FLAG_NO_HOLE: u16 = 1 << 1;
+/// "Command flags": the reply in one piece.
+pub const CMD_FLAG_DF: u16 = 1 << 2;
 /// "Command flags": one extent is enough.
 pub const CMD_FLAG_REQ_ONE: u16 = 1 << 3;
 
@@ -80,7 +108,13 @@ pub const REPLY_OFFSET_HOLE: u16 = 2;
 pub const REPLY_BLOCK_STATUS: u16 = 5;
 /// "Structured reply types": this bit makes a chunk an error.
 pub const REPLY_ERROR_BIT: u16 = 1 << 15;
+/// "Structured reply types": the whole request failed.
+pub const REPLY_ERROR: u16 = REPLY_ERROR_BIT | 1;
+/// "Structured reply types": the request failed at an offset.
+pub const REPLY_ERROR_OFFSET: u16 = REPLY_ERROR_BIT | 2;
 
+/// "`base:allocation` metadata context": takes no room.
+pub const STATE_HOLE: u32 = 1;
 /// "`base:allocation` metadata context": reads as zeros.
 pub const STATE_ZERO: u32 = 1 << 1;
 /// QEMU's `doc/interop/nbd.rst`, "qemu:dirty-bitmap": written since the bitmap was made.
@@ -100,6 +134,14 @@ pub const MAX_REQUEST_BYTES: u32 = 32 * 1024 * 1024;
 /// "Block size constraints": what to align to if a server does not say that less will do.
 pub const DEFAULT_MIN_BLOCK_BYTES: u32 = 512;
 
+/// `EPERM` of "Error values".
+pub const EPERM: u32 = 1;
+/// `EIO` of "Error values".
+pub const EIO: u32 = 5;
+/// `ENOSPC` of "Error values".
+pub const ENOSPC: u32 = 28;
+/// `EOVERFLOW` of "Error values".
+pub const EOVERFLOW: u32 = 75;
 /// `ESHUTDOWN` of "Error values": the server is about to go.
 pub const ESHUTDOWN: u32 = 108;
 /// `EINVAL` of "Error values".
@@ -164,6 +206,12 @@ pub enum Violation {
     /// A reply does not begin as it must.
     #[error("a reply begins with {0:#010x}")]
     ReplyMagic(u32),
+    /// A request does not begin as it must.
+    #[error("a request begins with {0:#010x}")]
+    RequestMagic(u32),
+    /// A client answers the greeting with flags that were not offered.
+    #[error("the greeting is answered with the flags {0:#010x}")]
+    ClientFlags(u32),
     /// A reply to a request that is not under way.
     #[error("a reply to request {0}, which is not under way")]
     Cookie(u64),
@@ -417,12 +465,12 @@ pub fn printable(bytes: &[u8]) -> String {
 /// "Error values" in words.
 pub fn error_name(error: u32) -> String {
     match error {
-        1 => "operation not permitted".to_owned(),
-        5 => "input/output error".to_owned(),
+        EPERM => "operation not permitted".to_owned(),
+        EIO => "input/output error".to_owned(),
         12 => "out of memory".to_owned(),
         EINVAL => "invalid argument".to_owned(),
-        28 => "no space left".to_owned(),
-        75 => "value too large".to_owned(),
+        ENOSPC => "no space left".to_owned(),
+        EOVERFLOW => "value too large".to_owned(),
         95 => "not supported".to_owned(),
         ESHUTDOWN => "the server is shutting down".to_owned(),
         other => format!("error {other}"),

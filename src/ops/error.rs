@@ -86,6 +86,14 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The server of a point did not end when it was told to.
+    #[error("server {served}, process {pid}, does not end")]
+    ServerStuck {
+        /// Its id.
+        served: String,
+        /// Its process.
+        pid: u32,
+    },
     /// A disk record without a capture.
     #[error("disk {disk} of {machine} is not captured")]
     NotCaptured {

@@ -19,6 +19,7 @@
 //! | [`verify`], [`verify_sampling`] | prove points, all of them or a part at a time |
 //! | [`pin`] | keep a point whatever the retention says |
 //! | [`prune`] | apply retention, free the space |
+//! | [`serve`] | the disks of a point over NBD |
 //! | [`restore`] | bring a machine back: the one restore path |
 //! | [`manifest`], [`chunk_map`] | what a point says of itself, and a disk as a list of chunks |
 
@@ -44,6 +45,7 @@ pub mod release;
 pub mod remote;
 pub mod repo_lock;
 pub mod restore;
+pub mod serve;
 pub mod snapshot;
 mod storable;
 pub mod store;

@@ -244,6 +244,7 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run("kvmb prune -r $R --keep-last 2 --dry-run", 0);
     run("kvmb prune -r $R --keep-last 2 --max-unused 0%", 0);
     run("kvmb verify --all --quick -r $R", 0);
+    run("kvmb serve kvmb-test-vm2 -r $R --detach | kvmb release", 0);
     run("kvmb restore kvmb-test-vm2 -r $R --as copy --into into --dry-run", 0);
     run("kvmb restore kvmb-test-vm2 -r $R --as copy --into into", 0);
     run("kvmb restore kvmb-test-vm2 -r $R --as copy2 --into into --no-define", 0);

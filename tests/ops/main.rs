@@ -16,5 +16,6 @@ mod odd_machines;
 mod odd_parts;
 mod other_hosts;
 mod restore;
+mod serve;
 mod vm_lifecycle;
 mod zoo;

@@ -207,6 +207,7 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
         "--log-format" => "text",
         "--zabbix" => "values",
         "--to" | "--luks-key-file" => "vda=/x",
+        "--owner" => "root:root",
         "SHELL" => "bash",
         "--format" | "--output" => {
             if flag == "--output" {

@@ -105,8 +105,8 @@ fn is_in_passwd(user: u32) -> bool {
     uzers::get_user_by_uid(user).is_some()
 }
 
-/// A label of names, as `qemu:kvm`.
-fn named_owner(label: &str) -> Option<(u32, u32)> {
+/// A user and a group of this host, by name or number, as `qemu:kvm` or `+107:+107`.
+pub fn named_owner(label: &str) -> Option<(u32, u32)> {
     let (user, group) = label.split_once(':')?;
     let user = number(user).or_else(|| Some(uzers::get_user_by_name(user)?.uid()))?;
     let group = number(group).or_else(|| Some(uzers::get_group_by_name(group)?.gid()))?;

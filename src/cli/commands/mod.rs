@@ -19,6 +19,7 @@ pub mod remote;
 pub mod restore;
 mod restore_dialog;
 pub mod schedule;
+pub mod serve;
 pub mod snapshot;
 pub mod status;
 pub mod unlock;

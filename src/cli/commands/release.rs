@@ -9,11 +9,13 @@ use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};
 use crate::ops::Stop;
 use crate::ops::release::release;
+use crate::ops::serve::registry::ServedState;
 use crate::record::{Action, Record};
 use crate::{capture, ops};
 use serde_json::json;
+use std::collections::BTreeSet;
 
-/// End captures.
+/// Close captures opened by 'snapshot', and points served by 'serve --detach'.
 ///
 /// Ends the backup job or the qemu-storage-daemon of a capture and removes its sockets and scratch files. Whether its point
 /// was stored it knows from the capture itself: if not, the capture's checkpoint is rolled back. With names it prints an
@@ -45,6 +47,9 @@ impl ReleaseArgs {
                 let name = file.id().to_owned();
                 self.release_file(&runtime, &name, file, session);
             }
+            for state in ServedState::list(&runtime)? {
+                self.release_named(&runtime, &state.id, session);
+            }
         } else if self.names.is_empty() {
             self.release_stream(&runtime, session)?;
         } else {
@@ -61,9 +66,12 @@ impl ReleaseArgs {
     fn release_named(&self, runtime: &RuntimeDirs, name: &str, session: &mut Session) {
         match CaptureFile::open(runtime, name) {
             Ok(file) => self.release_file(runtime, name, file, session),
-            Err(capture::Error::NoSuchCapture { .. }) => {
-                session.done(self.action(name, false, "there is no capture", None))
-            }
+            Err(capture::Error::NoSuchCapture { .. }) => match self.end_served(runtime, name) {
+                Ok(0) => session.done(self.action(name, false, "there is no capture, and no served point", None)),
+                Ok(_) if self.dry_run => session.done(self.action(name, true, "its server would be ended", None)),
+                Ok(_) => session.done(self.action(name, true, "the server of its point was ended", None)),
+                Err(error) => session.fail(About { machine: Some(name.to_owned()), ..About::default() }, error),
+            },
             Err(error) => session.fail(About { machine: Some(name.to_owned()), ..About::default() }, error),
         }
     }
@@ -82,6 +90,15 @@ impl ReleaseArgs {
             }
             Err(error) => session.fail(About { machine: Some(name.to_owned()), ..About::default() }, error),
         }
+    }
+
+    /// Ends the detached servers that a name means, and says how many there are.
+    fn end_served(&self, runtime: &RuntimeDirs, name: &str) -> ops::Result<usize> {
+        let served = ServedState::named(runtime, name)?;
+        if !self.dry_run {
+            served.iter().try_for_each(|state| state.end(runtime))?;
+        }
+        Ok(served.len())
     }
 
     fn action(&self, target: &str, changed: bool, reason: &str, closed: Option<&ClosedCapture>) -> Record {
@@ -106,13 +123,16 @@ impl ReleaseArgs {
 
     /// In a pipe: ends a capture when all that belongs to it has passed, and prints what it read behind that.
     fn release_stream(&self, runtime: &RuntimeDirs, session: &mut Session) -> Result<(), CliError> {
-        let mut stream = CaptureStream::default();
+        let (mut stream, mut served) = (CaptureStream::default(), BTreeSet::new());
         let mut broken = None;
         // Told to stop, it still hears the stages before it to their end: what they leave is its work.
         for record in stdin_records("release", "captures", &Stop::default())? {
             match record {
                 Ok(Record::Disk(disk)) => match disk.capture.clone() {
-                    None => session.pass(&Record::Disk(disk)),
+                    None => {
+                        served.extend(disk.served.clone());
+                        session.pass(&Record::Disk(disk));
+                    }
                     Some(capture) => {
                         if let Some(disks) = stream.add(&capture, disk) {
                             self.end(runtime, &capture, session);
@@ -145,6 +165,12 @@ impl ReleaseArgs {
                     broken = Some(error);
                     break;
                 }
+            }
+        }
+        // The stage before may still read other disks of the same point until its output ends.
+        for id in served {
+            if let Err(error) = self.end_served(runtime, &id) {
+                session.fail(About::default(), error);
             }
         }
         for (capture, disks) in stream.incomplete() {

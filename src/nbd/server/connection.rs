@@ -1,0 +1,286 @@
+//! One client: `doc/proto.md`, "Transmission phase", from the server's side.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+
+use super::super::link::Link;
+use super::super::wire::{
+    CMD_FLAG_DF, CMD_FLAG_FUA, CMD_FLAG_NO_HOLE, CMD_FLAG_REQ_ONE, EINVAL, EIO, ENOSPC, EOVERFLOW, EPERM,
+    MAX_REQUEST_BYTES, Violation,
+};
+use super::super::{Error, Result};
+use super::handshake::{self, ALLOCATION_CONTEXT, Agreed};
+use super::message::{
+    Position, Request, encode_block_status, encode_data_header, encode_end, encode_error, encode_error_at, encode_hole,
+    encode_simple_reply,
+};
+use super::{Change, Exports, Piece};
+
+/// How long a client may take to choose an export.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a client may let the rest of a request, or the taking of a reply, wait.
+const TRANSFER_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a client may be silent between two requests: a machine reads when it likes.
+const IDLE_LIMIT: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// How long the connections may take to end once the server is to end.
+pub(super) const ENDING_LIMIT: Duration = Duration::from_secs(5);
+
+/// How many requests of one client are worked on at once.
+const WORKERS: usize = 4;
+
+/// How many more are received before they are.
+const QUEUE: usize = 16;
+
+/// A reply that must not be cut is at most this long; "the server MUST NOT" refuse up to 64 KiB.
+const MAX_WHOLE_REPLY_BYTES: u32 = 2 << 20;
+
+/// As many extents are in one answer.
+const MAX_EXTENTS: usize = 8192;
+
+const CMD_READ: u16 = 0;
+const CMD_WRITE: u16 = 1;
+const CMD_DISCONNECT: u16 = 2;
+const CMD_FLUSH: u16 = 3;
+const CMD_TRIM: u16 = 4;
+const CMD_CACHE: u16 = 5;
+const CMD_WRITE_ZEROES: u16 = 6;
+const CMD_BLOCK_STATUS: u16 = 7;
+
+/// A request, and the data that came with it.
+type Received = (Request, Vec<u8>);
+
+/// Serves one client until it leaves, breaks the protocol, or `stop` is raised.
+pub(super) fn serve(stream: UnixStream, exports: &Exports, stop: &Arc<AtomicBool>) -> Result<()> {
+    let failed = |source| Error::Io { action: "share the connection of", source };
+    let (ours, replies) = (stream.try_clone().map_err(failed)?, stream.try_clone().map_err(failed)?);
+    let mut link = Link::new(stream, HANDSHAKE_LIMIT, Arc::clone(stop))?;
+    let Some(agreed) = handshake::negotiate(&mut link, exports)? else { return Ok(()) };
+    let replies = Link::new(replies, TRANSFER_LIMIT, Arc::clone(stop))?;
+    let connection = Connection { agreed, replies: Mutex::new(replies), whole: Mutex::default() };
+    let (sender, receiver) = bounded::<Received>(QUEUE);
+    let is_broken = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            let (receiver, connection, ours, is_broken) = (receiver.clone(), &connection, &ours, &is_broken);
+            scope.spawn(move || {
+                for (request, data) in receiver {
+                    // Nobody takes replies any more; the queue is emptied, so that the one that fills it sees the end.
+                    if is_broken.load(Ordering::Relaxed) {
+                        continue;
+                    }
+                    if let Err(error) = connection.answer(&request, &data) {
+                        tracing::debug!("an NBD client: {error}");
+                        is_broken.store(true, Ordering::Relaxed);
+                        // The one that receives sees the end as well.
+                        let _ = ours.shutdown(Shutdown::Both);
+                    }
+                }
+            });
+        }
+        // Dropped with its end: the workers then answer what is left, and end.
+        let sender = sender;
+        let result = receive(&mut link, stop, |received| {
+            // They live as long as there is a sender.
+            let _ = sender.send(received);
+        });
+        if result.is_err() {
+            let _ = ours.shutdown(Shutdown::Both);
+        }
+        result
+    })
+}
+
+/// Receives requests until the client says that it leaves.
+fn receive(link: &mut Link, stop: &Arc<AtomicBool>, mut take: impl FnMut(Received)) -> Result<()> {
+    loop {
+        link.reconfigure(IDLE_LIMIT, Arc::clone(stop));
+        let request = match link.receive_array() {
+            Err(Error::Disconnected) => return Ok(()),
+            header => Request::decode(&header?)?,
+        };
+        if request.command == CMD_DISCONNECT {
+            return Ok(());
+        }
+        let mut data = Vec::new();
+        if request.command == CMD_WRITE {
+            if request.length > MAX_REQUEST_BYTES {
+                // The data that follows cannot be skipped within reason.
+                return Err(Violation::Length { what: "a write", length: request.length.into() }.into());
+            }
+            link.reconfigure(TRANSFER_LIMIT, Arc::clone(stop));
+            data = vec![0; request.length as usize];
+            link.receive(&mut data)?;
+        }
+        take((request, data));
+    }
+}
+
+/// Why a request is answered with an error: its number and a sentence.
+type Refusal = (u32, &'static str);
+
+struct Connection {
+    agreed: Agreed,
+    /// Held for one message at a time.
+    replies: Mutex<Link>,
+    /// For replies that must not be cut: one at a time, so that a client cannot have us hold many.
+    whole: Mutex<Vec<u8>>,
+}
+
+impl Connection {
+    fn answer(&self, request: &Request, data: &[u8]) -> Result<()> {
+        if let Err((error, message)) = self.check(request) {
+            return self.fail(request, error, message);
+        }
+        match request.command {
+            CMD_READ if !self.agreed.structured_replies => self.read_simply(request),
+            CMD_READ if request.flags & CMD_FLAG_DF != 0 => self.read_whole(request),
+            CMD_READ => self.read_in_pieces(request),
+            CMD_BLOCK_STATUS => self.block_status(request),
+            CMD_WRITE => self.write(request, Change::Data(data)),
+            CMD_TRIM | CMD_WRITE_ZEROES => self.write(request, Change::Zeros(request.length.into())),
+            // Nothing survives the server, and the cache is its own affair.
+            _ => self.send(&[&encode_simple_reply(request.cookie, 0)]),
+        }
+    }
+
+    /// What is wrong with a request, before anything is done for it.
+    fn check(&self, request: &Request) -> std::result::Result<(), Refusal> {
+        let export = &self.agreed.export;
+        let (is_write, known_flags) = match request.command {
+            CMD_READ if self.agreed.structured_replies => (false, CMD_FLAG_DF),
+            CMD_READ | CMD_CACHE => (false, 0),
+            CMD_BLOCK_STATUS if self.agreed.has_allocation => (false, CMD_FLAG_REQ_ONE),
+            CMD_BLOCK_STATUS => return Err((EINVAL, "no metadata context was chosen")),
+            CMD_FLUSH if export.is_writable() => return Ok(()),
+            CMD_WRITE | CMD_TRIM => (true, CMD_FLAG_FUA),
+            CMD_WRITE_ZEROES => (true, CMD_FLAG_FUA | CMD_FLAG_NO_HOLE),
+            _ => return Err((EINVAL, "the command is not known")),
+        };
+        if is_write && !export.is_writable() {
+            return Err((EPERM, "the export is read-only"));
+        }
+        if request.flags & !known_flags != 0 {
+            return Err((EINVAL, "a flag is not known"));
+        }
+        let end = request.offset.checked_add(request.length.into());
+        if request.length == 0 || end.is_none_or(|end| end > export.size_bytes()) {
+            let error = if is_write { ENOSPC } else { EINVAL };
+            return Err((error, "the request is empty, or passes the end of the export"));
+        }
+        match request.command {
+            CMD_READ if request.length > MAX_REQUEST_BYTES => Err((EINVAL, "the request is too long")),
+            CMD_READ if request.flags & CMD_FLAG_DF != 0 && request.length > MAX_WHOLE_REPLY_BYTES => {
+                Err((EOVERFLOW, "too long for one piece"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends one message, whole.
+    fn send(&self, parts: &[&[u8]]) -> Result<()> {
+        let mut replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
+        replies.extend_deadline();
+        parts.iter().try_for_each(|part| replies.send(part))
+    }
+
+    fn fail(&self, request: &Request, error: u32, message: &str) -> Result<()> {
+        match (request.command, self.agreed.structured_replies) {
+            (CMD_READ | CMD_BLOCK_STATUS, true) => self.send(&[&encode_error(request.cookie, error, message)]),
+            _ => self.send(&[&encode_simple_reply(request.cookie, error)]),
+        }
+    }
+
+    /// Each piece as it comes; those that cannot be had are errors at their place.
+    fn read_in_pieces(&self, request: &Request) -> Result<()> {
+        let (cookie, mut offset, end) = (request.cookie, request.offset, request.offset + u64::from(request.length));
+        let mut is_over = false;
+        self.read(request, |piece| {
+            let at = offset;
+            offset += u64::from(piece.length_bytes());
+            match piece {
+                Piece::Zeros(length) => self.send(&[&encode_hole(cookie, at, length)]),
+                Piece::Data(bytes) => {
+                    is_over = offset == end;
+                    let position = if is_over { Position::Last } else { Position::Middle };
+                    self.send(&[&encode_data_header(cookie, position, at, bytes.len()), bytes])
+                }
+                Piece::Unreadable { reason, .. } => self.send(&[&encode_error_at(cookie, EIO, at, reason)]),
+            }
+        })?;
+        if is_over { Ok(()) } else { self.send(&[&encode_end(cookie)]) }
+    }
+
+    /// All of it in one chunk, or an error.
+    fn read_whole(&self, request: &Request) -> Result<()> {
+        self.collect(request, |bytes| {
+            self.send(&[&encode_data_header(request.cookie, Position::Last, request.offset, bytes.len()), bytes])
+        })
+    }
+
+    /// "Simple reply message": whether all of it can be had stands before the first byte.
+    fn read_simply(&self, request: &Request) -> Result<()> {
+        self.collect(request, |bytes| self.send(&[&encode_simple_reply(request.cookie, 0), bytes]))
+    }
+
+    fn collect(&self, request: &Request, reply: impl Fn(&[u8]) -> Result<()>) -> Result<()> {
+        let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        whole.clear();
+        let mut failure = None;
+        self.read(request, |piece| {
+            match piece {
+                Piece::Zeros(length) => {
+                    let filled = whole.len() + length as usize;
+                    whole.resize(filled, 0);
+                }
+                Piece::Data(bytes) => whole.extend_from_slice(bytes),
+                Piece::Unreadable { reason, .. } => drop(failure.get_or_insert_with(|| reason.to_owned())),
+            }
+            Ok(())
+        })?;
+        match failure {
+            Some(reason) => self.fail(request, EIO, &reason),
+            None => reply(&whole),
+        }
+    }
+
+    fn read(&self, request: &Request, mut take: impl FnMut(Piece<'_>) -> Result<()>) -> Result<()> {
+        let mut broken = None;
+        let read = self.agreed.export.read(request.offset, request.length, &mut |piece| {
+            take(piece).map_err(|error| {
+                broken = Some(error);
+                io::Error::from(io::ErrorKind::BrokenPipe)
+            })
+        });
+        match (broken, read) {
+            (Some(error), _) => Err(error),
+            // An export that cannot go on has promised pieces that never come.
+            (None, Err(source)) => Err(Error::Io { action: "read for", source }),
+            (None, Ok(())) => Ok(()),
+        }
+    }
+
+    fn block_status(&self, request: &Request) -> Result<()> {
+        let limit = if request.flags & CMD_FLAG_REQ_ONE != 0 { 1 } else { MAX_EXTENTS };
+        let extents = self.agreed.export.extents(request.offset, request.length, limit);
+        self.send(&[&encode_block_status(request.cookie, ALLOCATION_CONTEXT, &extents)])
+    }
+
+    fn write(&self, request: &Request, change: Change<'_>) -> Result<()> {
+        let error = match self.agreed.export.write(request.offset, change) {
+            Ok(()) => 0,
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => ENOSPC,
+            Err(_) => EIO,
+        };
+        self.send(&[&encode_simple_reply(request.cookie, error)])
+    }
+}

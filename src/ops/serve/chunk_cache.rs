@@ -1,0 +1,208 @@
+//! The chunks of a served point: read once, verified, kept while they are used.
+//!
+//! ```text
+//! absent ─ wanted or read ahead ─→ loading ─┬─→ loaded ─ not used for long ─→ absent
+//!    ↑                                      ├─→ damaged: it stays that, and is reported once
+//!    └──────── the repository is unreachable ┘
+//! ```
+//! Whoever wants a chunk that is loading waits for it: it is never read twice at once.
+
+use super::super::Stop;
+use crate::repo::{self, Id, Index, Repository, read_blobs};
+use crossbeam_channel::{Sender, bounded};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// How much of the chunks is kept.
+const KEPT_BYTES: usize = 48 << 20;
+
+/// So many threads read ahead.
+const READERS: usize = 2;
+
+/// How often somebody who waits for a chunk looks at the stop flag.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Why a chunk cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Unavailable {
+    /// It is damaged, or gone.
+    Damaged(Arc<str>),
+    /// The repository cannot be reached now.
+    Unreachable(String),
+    /// The server ends.
+    Stopping,
+}
+
+enum Slot {
+    Loading,
+    Loaded { bytes: Arc<Vec<u8>>, last_use: u64 },
+    Damaged(Arc<str>),
+}
+
+#[derive(Default)]
+struct Slots {
+    by_id: HashMap<Id, Slot>,
+    by_use: BTreeMap<u64, Id>,
+    uses: u64,
+    loaded_bytes: usize,
+}
+
+impl Slots {
+    /// The bytes of a loaded chunk, which are used now.
+    fn touch(&mut self, id: &Id) -> Option<Arc<Vec<u8>>> {
+        let Some(Slot::Loaded { bytes, last_use }) = self.by_id.get_mut(id) else { return None };
+        self.uses += 1;
+        self.by_use.remove(last_use);
+        self.by_use.insert(self.uses, *id);
+        *last_use = self.uses;
+        Some(Arc::clone(bytes))
+    }
+
+    fn store(&mut self, id: Id, bytes: Arc<Vec<u8>>) {
+        self.uses += 1;
+        self.loaded_bytes += bytes.len();
+        self.by_use.insert(self.uses, id);
+        self.by_id.insert(id, Slot::Loaded { bytes, last_use: self.uses });
+        while self.loaded_bytes > KEPT_BYTES {
+            let Some((_, oldest)) = self.by_use.pop_first() else { break };
+            if let Some(Slot::Loaded { bytes, .. }) = self.by_id.remove(&oldest) {
+                self.loaded_bytes -= bytes.len();
+            }
+        }
+    }
+}
+
+struct Shared {
+    repo: Repository,
+    index: Arc<Index>,
+    slots: Mutex<Slots>,
+    changed: Condvar,
+    stop: Stop,
+}
+
+/// Verified chunks of one repository.
+pub(super) struct ChunkCache {
+    shared: Arc<Shared>,
+    /// Chunks to read ahead; the threads end when this is dropped.
+    ahead: Sender<Vec<Id>>,
+}
+
+impl ChunkCache {
+    pub(super) fn new(repo: Repository, index: Arc<Index>, stop: Stop) -> ChunkCache {
+        let shared = Arc::new(Shared { repo, index, slots: Mutex::default(), changed: Condvar::new(), stop });
+        let (ahead, wanted) = bounded::<Vec<Id>>(READERS);
+        for _ in 0..READERS {
+            let (wanted, shared) = (wanted.clone(), Arc::clone(&shared));
+            thread::spawn(move || wanted.iter().for_each(|ids| shared.load_all(ids)));
+        }
+        ChunkCache { shared, ahead }
+    }
+
+    /// A chunk, as the repository's index and its SHA-256 say that it is.
+    pub(super) fn get(&self, id: &Id) -> Result<Arc<Vec<u8>>, Unavailable> {
+        self.shared.get(id)
+    }
+
+    /// Whether a chunk is there, or on its way.
+    pub(super) fn is_known(&self, id: &Id) -> bool {
+        self.shared.slots().by_id.contains_key(id)
+    }
+
+    /// Has those of the chunks read that are not there. It does not wait: when the readers are busy, nobody reads ahead.
+    pub(super) fn read_ahead(&self, ids: impl IntoIterator<Item = Id>) {
+        let mut slots = self.shared.slots();
+        let mut wanted = Vec::new();
+        for id in ids {
+            if !slots.by_id.contains_key(&id) {
+                slots.by_id.insert(id, Slot::Loading);
+                wanted.push(id);
+            }
+        }
+        drop(slots);
+        if wanted.is_empty() {
+            return;
+        }
+        if let Err(busy) = self.ahead.try_send(wanted) {
+            self.shared.forget(&busy.into_inner());
+        }
+    }
+}
+
+impl Shared {
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, id: &Id) -> Result<Arc<Vec<u8>>, Unavailable> {
+        let mut slots = self.slots();
+        loop {
+            if let Some(bytes) = slots.touch(id) {
+                return Ok(bytes);
+            }
+            match slots.by_id.get(id) {
+                Some(Slot::Damaged(reason)) => return Err(Unavailable::Damaged(Arc::clone(reason))),
+                Some(_) if self.stop.requested() => return Err(Unavailable::Stopping),
+                Some(_) => {
+                    slots = self.changed.wait_timeout(slots, TICK).unwrap_or_else(PoisonError::into_inner).0;
+                }
+                None => break,
+            }
+        }
+        slots.by_id.insert(*id, Slot::Loading);
+        drop(slots);
+        self.put(*id, self.repo.read_blob(&self.index, id))
+    }
+
+    /// Puts what reading a chunk came to in its place, and wakes whoever waits for it.
+    fn put(&self, id: Id, read: repo::Result<Vec<u8>>) -> Result<Arc<Vec<u8>>, Unavailable> {
+        let mut slots = self.slots();
+        let result = match read {
+            Ok(bytes) => {
+                let bytes = Arc::new(bytes);
+                slots.store(id, Arc::clone(&bytes));
+                Ok(bytes)
+            }
+            Err(error) if error.is_unreachable() => {
+                slots.by_id.remove(&id);
+                Err(Unavailable::Unreachable(error.to_string()))
+            }
+            Err(error) => {
+                let reason: Arc<str> = error.to_string().into();
+                slots.by_id.insert(id, Slot::Damaged(Arc::clone(&reason)));
+                Err(Unavailable::Damaged(reason))
+            }
+        };
+        drop(slots);
+        self.changed.notify_all();
+        result
+    }
+
+    /// Reads chunks that were marked as loading: neighbours in a pack at once.
+    fn load_all(&self, ids: Vec<Id>) {
+        let flag = self.stop.flag();
+        let read = read_blobs(&self.repo, &self.index, ids.clone(), 1, &flag, |id, blob| {
+            // Whoever wants it asks for it.
+            let _ = self.put(id, blob.map(<[u8]>::to_vec));
+            ControlFlow::Continue(())
+        });
+        if let Err(error) = read {
+            tracing::debug!("reading ahead: {error}");
+        }
+        self.forget(&ids);
+    }
+
+    /// Chunks that are still marked as loading are not: whoever waits for one reads it.
+    fn forget(&self, ids: &[Id]) {
+        let mut slots = self.slots();
+        for id in ids {
+            if matches!(slots.by_id.get(id), Some(Slot::Loading)) {
+                slots.by_id.remove(id);
+            }
+        }
+        drop(slots);
+        self.changed.notify_all();
+    }
+}

@@ -1,0 +1,113 @@
+//! The points that are served on this host by detached processes: a file each, in the state folder.
+
+use super::super::{Error, Result};
+use crate::atomic_file;
+use crate::capture::RuntimeDirs;
+use crate::capture::process::ServerProcess;
+use crate::record::Time;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What the names of the files begin with.
+const PREFIX: &str = "served-";
+
+/// How long a server may take to end.
+const ENDING_LIMIT: Duration = Duration::from_secs(10);
+
+/// A point that is served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedState {
+    /// What `release` ends it by: `s-1a2b3c4d`.
+    pub id: String,
+    /// The machine.
+    pub machine: String,
+    /// The point.
+    pub point: String,
+    /// The repository.
+    pub repo: String,
+    /// The socket.
+    pub socket: PathBuf,
+    /// The server.
+    pub process: ServerProcess,
+    /// When it ends if nobody is connected.
+    pub lease_ends_at: Time,
+}
+
+impl ServedState {
+    /// Writes it, or writes it anew.
+    pub fn save(&self, runtime: &RuntimeDirs) -> Result<()> {
+        let path = path_of(runtime, &self.id);
+        let json = serde_json::to_vec(self).map_err(|error| Error::io("write", &path)(error.into()))?;
+        atomic_file::write(&path, &json, 0o600).map_err(Error::io("write", &path))
+    }
+
+    /// Those whose server is alive; what a killed one left is removed.
+    pub fn list(runtime: &RuntimeDirs) -> Result<Vec<ServedState>> {
+        let folder = runtime.state_folder();
+        let mut found = Vec::new();
+        for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
+            let entry = entry.map_err(Error::io("list", folder))?;
+            if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+                continue;
+            }
+            let Some(state) = load(&entry.path())? else { continue };
+            match state.process.is_alive() {
+                true => found.push(state),
+                false => state.clear(runtime)?,
+            }
+        }
+        Ok(found)
+    }
+
+    /// Those that a name means: an id, or a machine.
+    pub fn named(runtime: &RuntimeDirs, name: &str) -> Result<Vec<ServedState>> {
+        let all = ServedState::list(runtime)?;
+        Ok(all.into_iter().filter(|state| state.id == name || state.machine == name).collect())
+    }
+
+    /// Ends the server, and waits for its end.
+    pub fn end(&self, runtime: &RuntimeDirs) -> Result<()> {
+        self.process.ask_to_end();
+        let deadline = Instant::now() + ENDING_LIMIT;
+        while self.process.is_alive() {
+            if Instant::now() > deadline {
+                return Err(Error::ServerStuck { served: self.id.clone(), pid: self.process.pid });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.clear(runtime)
+    }
+
+    /// Removes what it left.
+    pub fn clear(&self, runtime: &RuntimeDirs) -> Result<()> {
+        // Only what lies in our own folder is known to be ours.
+        if let Some(folder) = self.socket.parent().filter(|folder| folder.parent() == Some(runtime.socket_folder())) {
+            remove(fs::remove_dir_all(folder), folder)?;
+        }
+        let path = path_of(runtime, &self.id);
+        remove(fs::remove_file(&path), &path)
+    }
+}
+
+fn path_of(runtime: &RuntimeDirs, id: &str) -> PathBuf {
+    runtime.state_folder().join(format!("{PREFIX}{id}.json"))
+}
+
+fn load(path: &Path) -> Result<Option<ServedState>> {
+    match fs::read(path) {
+        // What cannot be understood belongs to another version.
+        Ok(json) => Ok(serde_json::from_slice(&json).ok()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("read", path)(error)),
+    }
+}
+
+fn remove(removed: std::io::Result<()>, path: &Path) -> Result<()> {
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}

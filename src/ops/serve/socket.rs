@@ -1,0 +1,60 @@
+//! The socket of a served point: private from its first moment.
+
+use super::super::{Error, Result};
+use crate::capture::runtime::MAX_SOCKET_PATH_BYTES;
+use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid, chownat};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// A listening socket, whose file is removed with it.
+#[derive(Debug)]
+pub struct PrivateSocket {
+    path: PathBuf,
+    pub(super) listener: UnixListener,
+}
+
+impl PrivateSocket {
+    /// Listens at a path, for its owner alone (mode 0600): this user, or the given user and group. A socket that nobody
+    /// listens on any more is replaced; anything else that has the name is not.
+    pub fn bind(path: &Path, owner: Option<(u32, u32)>) -> Result<PrivateSocket> {
+        if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
+            return Err(crate::capture::Error::SocketPathTooLong { path: path.to_owned() }.into());
+        }
+        remove_abandoned(path)?;
+        let failed = Error::io("listen on", path);
+        // From the first moment on nobody else can connect.
+        let before = rustix::process::umask(Mode::from_raw_mode(0o177));
+        let bound = UnixListener::bind(path);
+        rustix::process::umask(before);
+        let socket = PrivateSocket { path: path.to_owned(), listener: bound.map_err(failed)? };
+        if let Some((user, group)) = owner {
+            let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
+            chownat(CWD, path, user, group, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|error| Error::io("hand over", path)(error.into()))?;
+        }
+        Ok(socket)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for PrivateSocket {
+    fn drop(&mut self) {
+        // Nobody can connect any more, with or without the name.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn remove_abandoned(path: &Path) -> Result<()> {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    let is_abandoned = || UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+    if is_socket && is_abandoned() {
+        std::fs::remove_file(path).map_err(Error::io("remove", path))?;
+    }
+    Ok(())
+}
