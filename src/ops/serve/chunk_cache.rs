@@ -10,6 +10,7 @@
 use super::super::Stop;
 use crate::repo::{self, Id, Index, Repository, read_blobs};
 use crossbeam_channel::{Sender, bounded};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -116,8 +117,8 @@ impl ChunkCache {
         let mut slots = self.shared.slots();
         let mut wanted = Vec::new();
         for id in ids {
-            if !slots.by_id.contains_key(&id) {
-                slots.by_id.insert(id, Slot::Loading);
+            if let Entry::Vacant(slot) = slots.by_id.entry(id) {
+                slot.insert(Slot::Loading);
                 wanted.push(id);
             }
         }

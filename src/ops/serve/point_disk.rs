@@ -17,21 +17,28 @@ const STREAMS: usize = 16;
 
 /// The damage that was met, until somebody takes it to report it.
 #[derive(Debug, Default)]
-pub(super) struct DamageLog(Mutex<(BTreeSet<(String, u64)>, Vec<Damage>)>);
+pub(super) struct DamageLog(Mutex<NotedDamage>);
+
+#[derive(Debug, Default)]
+struct NotedDamage {
+    /// The disks and offsets that were noted.
+    places: BTreeSet<(String, u64)>,
+    new: Vec<Damage>,
+}
 
 impl DamageLog {
     /// Notes damage; each place once.
     fn note(&self, damage: Damage) {
         let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let place = (damage.disk.clone().unwrap_or_default(), damage.offset_bytes.unwrap_or_default());
-        if log.0.insert(place) {
-            log.1.push(damage);
+        if log.places.insert(place) {
+            log.new.push(damage);
         }
     }
 
     /// What was noted since the last time.
     pub(super) fn take(&self) -> Vec<Damage> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).1)
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).new)
     }
 }
 
