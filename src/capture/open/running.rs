@@ -250,8 +250,15 @@ fn begin(machine: &Machine, request: &OpenRequest, file: &CaptureFile, state: &m
             | LibvirtErrorKind::Other => false,
         };
         if !gave_way {
+            // Who does not answer is not asked more.
+            if error.is_no_answer() {
+                return Err(error);
+            }
             // One that was begun meanwhile is why.
-            machine.expect_no_block_job(state.disks.iter().map(|disk| disk.target.as_str()))?;
+            let disks = state.disks.iter().map(|disk| disk.target.as_str());
+            if let Err(held @ Error::BlockJob { .. }) = machine.expect_no_block_job(disks) {
+                return Err(held);
+            }
             return Err(scratch_hidden(machine, state).unwrap_or(error));
         }
         tracing::warn!("{error}");
