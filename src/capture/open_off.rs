@@ -78,8 +78,7 @@ pub(super) fn open_off(
         return Err(Error::StartedMeanwhile { machine: machine.name().to_owned() });
     }
     if machine.has_saved_memory().unwrap_or(false) {
-        state.freeze_note =
-            Some("the machine is suspended to disk; its saved memory is not part of the backup".to_owned());
+        state.freeze_note = Some("the machine is suspended to disk; its saved memory is not backed up".to_owned());
         state.consistency = Consistency::Crash;
     }
     state.definition_xml = machine.definition_xml(Which::Inactive, true)?;

@@ -13,7 +13,7 @@ pub fn similar_names<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Ve
 pub fn suggestion(near: &[String]) -> String {
     match near {
         [] => String::new(),
-        near => format!("; there is {}", near.join(", ")),
+        near => format!("; similar: {}", near.join(", ")),
     }
 }
 

@@ -53,7 +53,7 @@ fn planned(
     let skipped: Vec<_> = skipped.iter().map(|disk| json!({ "disk": disk.target, "reason": disk.reason })).collect();
     let count = format!("{} disk{}", disks.len(), if disks.len() == 1 { "" } else { "s" });
     let reason = match (disks.len(), to) {
-        (0, _) => "it has no disk that can be backed up".to_owned(),
+        (0, _) => "no disk can be backed up".to_owned(),
         (_, Some(to)) => format!("{count} would be backed up to {}", to.repo),
         (_, None) => format!("{count} would be captured"),
     };

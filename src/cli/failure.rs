@@ -76,37 +76,37 @@ pub enum Code {
 impl Code {
     /// Every code with its word and the sentence that the manual gives it.
     pub const ALL: [(Code, &'static str, &'static str); 27] = [
-        (Code::Usage, "usage", "wrong arguments or configuration, or records that make no sense"),
-        (Code::Interrupted, "interrupted", "told to stop"),
+        (Code::Usage, "usage", "wrong arguments, configuration or input records"),
+        (Code::Interrupted, "interrupted", "interrupted by the user or the system"),
         (Code::Connection, "connection", "libvirt cannot be reached"),
         (Code::NotFound, "not_found", "no such machine, disk, point or capture"),
         (Code::Busy, "busy", "another run holds the machine or the repository"),
-        (Code::Exists, "exists", "what would be written is there already"),
+        (Code::Exists, "exists", "the file or machine to be written already exists"),
         (Code::Running, "running", "the machine is running"),
         (Code::Permission, "permission", "not permitted"),
-        (Code::NoSpace, "no_space", "not enough room"),
-        (Code::Unsupported, "unsupported", "libvirt, QEMU, an image or a driver cannot do that"),
+        (Code::NoSpace, "no_space", "not enough free space"),
+        (Code::Unsupported, "unsupported", "not supported by libvirt, QEMU, the image format or a driver"),
         (Code::NoDisks, "no_disks", "no disk of the machine can be backed up"),
-        (Code::NotCaptured, "not_captured", "a disk record without a capture"),
-        (Code::Incomplete, "incomplete", "not all disks of a capture came"),
+        (Code::NotCaptured, "not_captured", "a disk record has no capture"),
+        (Code::Incomplete, "incomplete", "not all disks of a capture arrived"),
         (
             Code::PartMissing,
             "part_missing",
-            "the point was stored without firmware variables, TPM state, kernel or initrd of the machine",
+            "the point lacks firmware variables, TPM state, kernel or initrd of the machine",
         ),
-        (Code::Expired, "expired", "the lease of the capture is over"),
-        (Code::Changed, "changed", "a machine that is off was started or changed while it was read"),
+        (Code::Expired, "expired", "the lease of the capture has expired"),
+        (Code::Changed, "changed", "a stopped machine was started or changed while it was being read"),
         (Code::Timeout, "timeout", "libvirt, QEMU or a password command did not answer in time"),
         (Code::Freeze, "freeze", "the guest's file systems could not be frozen"),
         (Code::NoRepository, "no_repository", "there is no repository"),
-        (Code::WrongPassword, "wrong_password", "the password opens no key of the repository"),
+        (Code::WrongPassword, "wrong_password", "no key of the repository matches the password"),
         (Code::Unreachable, "unreachable", "the backup server cannot be reached"),
         (Code::HostKey, "host_key", "the host key of the backup server is unknown, changed or revoked"),
-        (Code::Login, "login", "the backup server does not let kvmb in"),
+        (Code::Login, "login", "the backup server refused the login"),
         (Code::Damage, "damage", "damage in the repository"),
         (Code::Disk, "disk", "reading or writing a disk failed"),
-        (Code::Hook, "hook", "a hook of the configuration failed, and nothing was backed up"),
-        (Code::Failed, "failed", "anything else"),
+        (Code::Hook, "hook", "a hook failed and nothing was backed up"),
+        (Code::Failed, "failed", "any other failure"),
     ];
 
     /// The word in the record.
@@ -164,9 +164,9 @@ impl CliError {
         let reasons: Vec<&str> = reasons.map(|left_out| left_out.reason.as_str()).collect();
         let error = CliError::new(
             Code::PartMissing,
-            format!("{} was stored without a part that it needs: {}", point.machine, reasons.join("; ")),
+            format!("the point of {} lacks a part that the machine needs: {}", point.machine, reasons.join("; ")),
         );
-        let hint = "its disks are in the point; put a regular file there that kvmb can read, then back it up again";
+        let hint = "the disks are in the point; make sure that the file exists and kvmb can read it, then back up the machine again";
         (!reasons.is_empty()).then(|| error.hint(hint))
     }
 
@@ -181,11 +181,11 @@ impl CliError {
         };
         let points: Vec<String> = point.damaged_points.iter().map(named).collect();
         let message = format!(
-            "the repository has lost chunks of older points: {}; the new point of {} is whole",
+            "the repository has lost data of older points: {}; the new point of {} is intact",
             points.join(", "),
             point.machine
         );
-        let hint = "run 'kvmb verify': what the new point shares with the others is there again";
+        let hint = "run 'kvmb verify --all'; data that the new point shares with older ones has been stored again";
         (!points.is_empty()).then(|| CliError::new(Code::Damage, message).hint(hint))
     }
 
@@ -231,21 +231,23 @@ impl From<repo::Error> for CliError {
 fn exact_hint(error: &ops::Error) -> Option<String> {
     let error = match error {
         ops::Error::KeyNotTaken { line, .. } => {
-            return Some(format!("have this line added to the list that the server reads: {line}"));
+            return Some(format!("ask the administrator to add this line to authorized_keys: {line}"));
         }
         ops::Error::NoFolder { path } => {
             let path = shlex::try_quote(path.to_str()?).ok()?.into_owned();
-            return Some(format!("is a disk not mounted? mkdir -p {path}; or choose another folder with --into DIR"));
+            return Some(format!(
+                "check that its file system is mounted; create it with 'mkdir -p {path}', or choose another folder with --into DIR"
+            ));
         }
         ops::Error::NoDevice { disk, path, capacity_bytes } => {
             return Some(format!(
-                "{}or restore it elsewhere: --to {disk}=PATH, --into DIR",
+                "{}or use another destination: --to {disk}=PATH, --into DIR",
                 create_device(path, *capacity_bytes)
             ));
         }
         ops::Error::NoVolume { solve, .. } => return Some(format!("{solve}, or choose a folder with --into DIR")),
         ops::Error::MissingHere { solve, is_start, .. } => {
-            let without = if *is_start { "; without --start it is restored all the same" } else { "" };
+            let without = if *is_start { "; or restore without --start" } else { "" };
             return Some(format!("{solve}{without}"));
         }
         ops::Error::SavedMemory { machine } => {
@@ -268,16 +270,16 @@ fn exact_hint(error: &ops::Error) -> Option<String> {
     let error = match error {
         repo::Error::Locked { holder, .. } if holder.time > chrono::Local::now() + chrono::Duration::minutes(5) => {
             return Some(format!(
-                "its time is in the future: a clock is wrong, and the lock never becomes stale. Check the clocks of this host and of \
-                 {}; when no other program works on the repository: kvmb unlock --remove-all",
+                "the lock is dated in the future and never becomes stale: check the clocks of this host and of {}; if no other \
+                 program uses the repository, run 'kvmb unlock --remove-all'",
                 holder.hostname
             ));
         }
         repo::Error::NoRepository { url } => {
             let folder = SftpAddress::parse(url).ok().filter(SftpAddress::is_relative)?.path;
             return Some(format!(
-                "make one with 'kvmb init'; or is {folder:?} not below the folder that the login leads to? A folder of the \
-                 server's root begins with two slashes (sftp://user@host//folder)"
+                "run 'kvmb init -r REPO' to create one; {folder:?} is relative to the login folder: an absolute path starts with \
+                 two slashes (sftp://user@host//folder)"
             ));
         }
         repo::Error::Storage(storage::Error::GaveUp { source, .. }) => &**source,
@@ -288,17 +290,17 @@ fn exact_hint(error: &ops::Error) -> Option<String> {
     let url = shlex::try_quote(url).ok()?;
     match &**source {
         sftp::Error::HostKeyUnknown { fingerprint, .. } => Some(format!(
-            "compare it with the server's own ('ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' there); if it is the same: \
+            "compare it with the output of 'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' on the server; if it matches: \
              kvmb remote test -r {url} --accept-host-key {fingerprint}"
         )),
         sftp::Error::HostKeyChanged { name, path, .. } => Some(format!(
-            "ask the server's administrator; only if the change is right: ssh-keygen -R {} -f {}",
+            "ask the administrator of the server; only if the change is expected: ssh-keygen -R {} -f {}",
             shlex::try_quote(name).ok()?,
             shlex::try_quote(&path.to_string_lossy()).ok()?
         )),
-        sftp::Error::Login { .. } => Some(format!(
-            "let a key of this host in with 'kvmb remote setup -r {url}', or give the password with --ssh-password-file FILE"
-        )),
+        sftp::Error::Login { .. } => {
+            Some(format!("run 'kvmb remote setup -r {url}' to set up a key, or use --ssh-password-file FILE"))
+        }
         _ => None,
     }
 }
@@ -312,7 +314,7 @@ fn missing_program(program: &str) -> String {
         "qemu-storage-daemon" => "qemu-utils or qemu-system-common (Debian, Ubuntu), qemu-img (Fedora, RHEL)",
         "setsid" | "timeout" | "sh" => "util-linux, coreutils",
         "ssh" | "ssh-keygen" | "ssh-copy-id" => "openssh-client (Debian, Ubuntu), openssh-clients (Fedora, RHEL)",
-        _ => return format!("install {program}, or put it into a folder of PATH"),
+        _ => return format!("install {program}, or add its folder to PATH"),
     };
     format!("install {program}: package {package}")
 }
@@ -322,8 +324,8 @@ fn exact_capture_hint(error: &capture::Error) -> Option<String> {
     let quoted = |text: &str| shlex::try_quote(text).ok().map(|text| text.into_owned());
     match error {
         Error::NoBackingFormat { image, format, backing } => Some(format!(
-            "record it, if you know it ('qemu-img info' of the backing file shows it): qemu-img rebase -u -f {format} -F FORMAT \
-             -b {} {}; or give the machine's definition a <backingStore> with its format",
+            "if you know the format ('qemu-img info' shows that of the backing file), record it: qemu-img rebase -u -f {format} -F FORMAT \
+             -b {} {}; or add a <backingStore> with the format to the definition of the machine",
             quoted(backing)?,
             quoted(image)?
         )),
@@ -333,9 +335,9 @@ fn exact_capture_hint(error: &capture::Error) -> Option<String> {
         {
             Some("install QEMU's driver for this storage: apt install qemu-block-extra".to_owned())
         }
-        Error::SecretUnavailable { disk, machine, .. } => {
-            Some(format!("back {machine} up while it runs, or give the passphrase: --luks-key-file {disk}=FILE"))
-        }
+        Error::SecretUnavailable { disk, machine, .. } => Some(format!(
+            "back up {machine} while it is running, or provide the passphrase: --luks-key-file {disk}=FILE"
+        )),
         _ => None,
     }
 }
@@ -354,8 +356,8 @@ fn create_device(path: &Path, capacity_bytes: u64) -> String {
     };
     let quoted = |name: &str| shlex::try_quote(name).map(Cow::into_owned).ok();
     match names.and_then(|(group, volume)| Some((quoted(&group)?, quoted(&volume)?))) {
-        Some((group, volume)) => format!("create it: lvcreate -L {capacity_bytes}b -n {volume} {group}; "),
-        None => format!("make a device of at least {capacity_bytes} bytes available there; "),
+        Some((group, volume)) => format!("run 'lvcreate -L {capacity_bytes}b -n {volume} {group}'; "),
+        None => format!("provide a device of at least {capacity_bytes} bytes there; "),
     }
 }
 
@@ -372,12 +374,12 @@ pub fn of_config(error: config::Error) -> Vec<CliError> {
     let path = error.path().display().to_string();
     let hint = match &error {
         Error::Faults { faults, .. } => return faults.iter().map(|fault| of_fault(&path, fault)).collect(),
-        Error::Missing { .. } => "mend --config or $KVMB_CONFIG, or leave them out".into(),
-        Error::Io { .. } => "let the user that runs kvmb read it".into(),
+        Error::Missing { .. } => "correct or omit --config or $KVMB_CONFIG".into(),
+        Error::Io { .. } => "give the user that runs kvmb read access".into(),
         Error::ForeignOwner { .. } => format!("sudo chown root '{path}'"),
         Error::Writable { .. } => format!("chmod go-w '{path}'"),
         Error::Readable { .. } => format!("chmod 600 '{path}'"),
-        Error::NotJson { .. } => "see example_config.json, or 'kvmb config schema'".into(),
+        Error::NotJson { .. } => "see example_config.json, or run 'kvmb config schema'".into(),
     };
     vec![CliError::usage(error.to_string()).hint(hint)]
 }
@@ -386,7 +388,7 @@ fn of_fault(path: &str, fault: &config::KeyError) -> CliError {
     let error = CliError::usage(format!("{path}: {fault}"));
     match &fault.nearest {
         Some(nearest) => error.hint(format!("did you mean {nearest}?")),
-        None => error.hint("'kvmb config schema' describes all keys"),
+        None => error.hint("run 'kvmb config schema' for a description of all keys"),
     }
 }
 
@@ -399,10 +401,13 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
         Error::Interrupted => (Code::Interrupted, None),
         Error::Capture(error) => explain_capture(error),
         Error::Disk { source, .. } => match source {
-            nbd::Error::NoSuchExport { .. } | nbd::Error::Connect { .. } | nbd::Error::Disconnected => {
-                (Code::Disk, Some("has the capture ended? 'kvmb release' it and capture the machine anew"))
+            nbd::Error::NoSuchExport { .. } | nbd::Error::Connect { .. } | nbd::Error::Disconnected => (
+                Code::Disk,
+                Some("the capture may have been closed; run 'kvmb release MACHINE' and capture the machine again"),
+            ),
+            nbd::Error::Request { error: NO_SPACE, .. } => {
+                (Code::NoSpace, Some("free some space and try again; no partial data was kept"))
             }
-            nbd::Error::Request { error: NO_SPACE, .. } => (Code::NoSpace, Some("make room; nothing half was kept")),
             _ => (Code::Disk, None),
         },
         Error::Repo(error) => explain_repo(error),
@@ -411,54 +416,58 @@ fn explain(error: &ops::Error) -> (Code, Option<&'static str>) {
         Error::NoFolder { .. } => (Code::NotFound, None),
         Error::Program { .. } => (Code::Failed, None),
         Error::NotCaptured { .. } => {
-            (Code::NotCaptured, Some("put 'kvmb snapshot' before: kvmb snapshot VM | kvmb push -r REPO"))
+            (Code::NotCaptured, Some("run 'kvmb snapshot' first: kvmb snapshot VM | kvmb push -r REPO"))
         }
         Error::CaptureIncomplete { .. } => {
-            (Code::Incomplete, Some("a stage before this one failed or left a disk out"))
+            (Code::Incomplete, Some("an earlier command in the pipe failed or left out a disk"))
         }
         Error::CaptureExpired { .. } => {
-            (Code::Expired, Some("capture the machine anew, with a longer --lease if need be"))
+            (Code::Expired, Some("capture the machine again, with a longer --lease if necessary"))
         }
         Error::NoSuchDisk { .. } => {
-            (Code::NotFound, Some("'kvmb disks MACHINE' lists a machine's disks, 'kvmb points' a point's"))
+            (Code::NotFound, Some("run 'kvmb disks MACHINE' or 'kvmb points' to list the disks"))
         }
-        Error::NoSuchPoint { .. } => (Code::NotFound, Some("'kvmb points -r REPO' lists what there is")),
-        Error::AmbiguousPoint { .. } => (Code::Usage, Some("give more digits of the id")),
-        Error::AmbiguousMachine { .. } => (Code::Usage, Some("name the point by its id")),
-        Error::BadPoint { .. } => {
-            (Code::Damage, Some("'kvmb verify' says what else is hit; older points may be whole"))
+        Error::NoSuchPoint { .. } => (Code::NotFound, Some("run 'kvmb points -r REPO' to list the points")),
+        Error::AmbiguousPoint { .. } => (Code::Usage, Some("enter more digits of the ID")),
+        Error::AmbiguousMachine { .. } => (Code::Usage, Some("use the ID of the point")),
+        Error::BadPoint { .. } => (
+            Code::Damage,
+            Some("run 'kvmb verify --all' to find out what else is affected; older points may be intact"),
+        ),
+        Error::UntrustedPoint { .. } => {
+            (Code::Damage, Some("restore another point; run 'kvmb points -r REPO' to list them"))
         }
-        Error::UntrustedPoint { .. } => (Code::Damage, Some("restore another point: 'kvmb points -r REPO' lists them")),
         Error::UnreadableSnapshot { .. } => {
-            (Code::Damage, Some("'kvmb points -r REPO' lists those that can be read; name one of them by its id"))
+            (Code::Damage, Some("run 'kvmb points -r REPO' to list the readable points, and use the ID of one of them"))
         }
-        Error::Damaged { .. } => {
-            (Code::Damage, Some("nothing of it was handed out; 'kvmb verify' says which points are whole"))
-        }
+        Error::Damaged { .. } => (
+            Code::Damage,
+            Some("no damaged data was returned; run 'kvmb verify --all' to find out which points are intact"),
+        ),
         Error::Unprunable { .. } => (
             Code::Damage,
             Some(
-                "'kvmb verify --all' says which points are hit; forget those ('restic forget ID'), or heal the repository",
+                "run 'kvmb verify --all' to see which points are affected; remove those ('restic forget ID') or repair the repository",
             ),
         ),
         Error::RemovalRefused { .. } => (
             Code::Permission,
-            Some("an append-only repository keeps everything: prune it on its server, as a user who may remove files"),
+            Some("the repository is append-only: run 'kvmb prune' on the server, as a user who may remove files"),
         ),
         Error::Exists { .. } | Error::MachineExists { .. } => {
             (Code::Exists, Some("restore beside it with --as NAME --into DIR, or replace it with --overwrite"))
         }
         Error::NameTaken { .. } => {
-            (Code::Exists, Some("restore under another name with --as NAME, or undefine that machine first"))
+            (Code::Exists, Some("restore under another name with --as NAME, or undefine the other machine first"))
         }
         Error::MachineRunning { .. } | Error::ImageInUse { .. } => {
-            (Code::Running, Some("shut it down first; a running machine is never written over"))
+            (Code::Running, Some("shut down the machine first; a running machine is never overwritten"))
         }
         Error::NoDevice { .. } | Error::NoVolume { .. } | Error::MissingHere { .. } => (Code::NotFound, None),
         Error::SavedMemory { .. } => (Code::Busy, None),
-        Error::NoRoom { .. } => (Code::NoSpace, Some("make room, or choose another place")),
+        Error::NoRoom { .. } => (Code::NoSpace, Some("free some space, or choose another folder with --into DIR")),
         Error::KeyNotTaken { .. } => (Code::Login, None),
-        Error::BadTarget { .. } => (Code::Failed, Some("choose a place with --into DIR or --to DISK=PATH")),
+        Error::BadTarget { .. } => (Code::Failed, Some("choose another destination with --into DIR or --to DISK=PATH")),
     }
 }
 
@@ -466,9 +475,11 @@ fn explain_io(error: &std::io::Error) -> (Code, Option<&'static str>) {
     use std::io::ErrorKind;
     match error.kind() {
         ErrorKind::NotFound => (Code::NotFound, None),
-        ErrorKind::PermissionDenied => (Code::Permission, Some("run kvmb as root, or give its user access")),
+        ErrorKind::PermissionDenied => (Code::Permission, Some("run kvmb as root, or give your user access")),
         ErrorKind::ReadOnlyFilesystem => (Code::Permission, Some("the file system is mounted read-only")),
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => (Code::NoSpace, Some("make room; nothing half was kept")),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            (Code::NoSpace, Some("free some space and try again; no partial data was kept"))
+        }
         _ => (Code::Failed, None),
     }
 }
@@ -478,79 +489,87 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
     match error {
         Error::Libvirt { meaning, .. } => match meaning {
             LibvirtErrorKind::NotFound | LibvirtErrorKind::CheckpointMissing => (Code::NotFound, None),
-            LibvirtErrorKind::Busy => {
-                (Code::Busy, Some("another job holds the machine; see 'virsh domjobinfo MACHINE'"))
-            }
+            LibvirtErrorKind::Busy => (Code::Busy, Some("another job is running; 'virsh domjobinfo MACHINE' shows it")),
             LibvirtErrorKind::Unsupported => (Code::Unsupported, None),
-            LibvirtErrorKind::ReadOnlyUri => (Code::Permission, Some("run kvmb as root, or join the group libvirt")),
+            LibvirtErrorKind::ReadOnlyUri => {
+                (Code::Permission, Some("run kvmb as root, or add your user to the libvirt group"))
+            }
             LibvirtErrorKind::NoConnection => (
                 Code::Connection,
-                Some("is libvirtd running? name another connection with -c URI ('virsh uri' shows yours)"),
+                Some(
+                    "check that libvirtd is running, or choose another connection with -c URI ('virsh uri' shows the default)",
+                ),
             ),
             LibvirtErrorKind::AgentTimeout | LibvirtErrorKind::AgentMissing | LibvirtErrorKind::AgentFailed => {
-                (Code::Freeze, Some("look at the guest agent in the guest, or back up with --freeze never"))
+                (Code::Freeze, Some("check the guest agent in the guest, or use --freeze never"))
             }
             _ => (Code::Failed, None),
         },
         Error::TimedOut { .. } | Error::Silent { .. } => (
             Code::Timeout,
             Some(
-                "does its QEMU or libvirtd hang? look at the storage of the machine ('ps' shows a QEMU that waits for it as \
-                 state D); the next backup clears what was left",
+                "check whether QEMU or libvirtd hangs, often because of the storage ('ps' shows state D); the next backup cleans up",
             ),
         ),
         Error::Interrupted => (Code::Interrupted, None),
-        Error::NoSuchMachine { .. } => (Code::NotFound, Some("'kvmb vms' lists the machines")),
+        Error::NoSuchMachine { .. } => (Code::NotFound, Some("run 'kvmb vms' to list the machines")),
         Error::NotLocal { .. } => (Code::Unsupported, Some("run kvmb on the host that runs the machine")),
         Error::ForeignJob { .. } => {
-            (Code::Busy, Some("let the other backup finish, or end it with 'virsh domjobabort MACHINE'"))
+            (Code::Busy, Some("wait for the other backup, or cancel it with 'virsh domjobabort MACHINE'"))
         }
-        Error::StartedMeanwhile { .. } => (Code::Changed, Some("back it up again, as a machine that runs")),
+        Error::StartedMeanwhile { .. } => (Code::Changed, Some("back it up again now that it is running")),
         Error::ChangedMeanwhile { .. } => (
             Code::Changed,
             Some(
-                "nothing was stored; make sure that nothing writes to its disks (another host?), then back it up again",
+                "nothing was stored; make sure that no other program or host writes to its disks, then back it up again",
             ),
         ),
         Error::NotResumed { .. } => (Code::Unsupported, Some("resume it first: virsh resume MACHINE")),
-        Error::OtherJob { .. } => (Code::Busy, Some("wait until it is done; 'virsh domjobinfo MACHINE' shows it")),
+        Error::OtherJob { .. } => {
+            (Code::Busy, Some("wait for it to finish; 'virsh domjobinfo MACHINE' shows its progress"))
+        }
         Error::Wedged { .. } => (
             Code::Failed,
             Some(
-                "the machine runs on; when it suits, shut it down from inside (or 'virsh destroy MACHINE'), then restart \
-                 libvirtd, then start the machine",
+                "the machine keeps running; at the next opportunity, shut it down in the guest (or 'virsh destroy MACHINE'), restart \
+                 libvirtd, and start the machine",
             ),
         ),
-        Error::Held { .. } => (Code::Busy, Some("end it with 'kvmb release MACHINE', or wait for its lease to end")),
-        Error::NoSuchCapture { .. } => (Code::NotFound, Some("capture the machine again with 'kvmb snapshot'")),
-        Error::NothingToCapture { .. } => (Code::NoDisks, Some("'kvmb disks MACHINE' says why each disk is left out")),
-        Error::FreezeFailed { .. } => {
-            (Code::Freeze, Some("look at the guest agent in the guest, or use --freeze auto"))
+        Error::Held { .. } => {
+            (Code::Busy, Some("wait for it to finish; 'kvmb release MACHINE' closes a capture that was abandoned"))
         }
+        Error::NoSuchCapture { .. } => (Code::NotFound, Some("capture the machine again with 'kvmb snapshot'")),
+        Error::NothingToCapture { .. } => {
+            (Code::NoDisks, Some("run 'kvmb disks MACHINE' to see why each disk is excluded"))
+        }
+        Error::FreezeFailed { .. } => (Code::Freeze, Some("check the guest agent in the guest, or use --freeze auto")),
         Error::Io { source, .. } => explain_io(source),
         Error::UnsupportedImage { .. } | Error::NoBackingFormat { .. } | Error::NoStorageDaemon { .. } => {
-            (Code::Unsupported, Some("back the machine up while it runs"))
+            (Code::Unsupported, Some("back up the machine while it is running"))
         }
         Error::DiskNotReadable { is_of_header: true, .. } => (
             Code::Permission,
             Some(
-                "only the image's header names this file, so it is read with the permissions of QEMU's user: name it in the \
-                 definition (<dataStore>), let that user read it, or back the machine up while it runs",
+                "only the image header refers to this file, so it is opened as QEMU's user: add it to the \
+                 definition (<dataStore>), let that user read it, or back up the machine while it is running",
             ),
         ),
-        Error::DiskNotReadable { .. } => (Code::Permission, Some("let QEMU's user read it, as it does when it runs")),
+        Error::DiskNotReadable { .. } => {
+            (Code::Permission, Some("give QEMU's user read access, as it has while the machine is running"))
+        }
         Error::UnknownOwner { .. } => {
-            (Code::Unsupported, Some("use numbers in the definition: <label>+107:+107</label>"))
+            (Code::Unsupported, Some("use numeric IDs in the definition: <label>+107:+107</label>"))
         }
         Error::SecretUnavailable { .. } => (Code::Permission, None),
-        Error::ImageHeld { .. } => {
-            (Code::Busy, Some("end what has the image open, or wait for it, then back the machine up again"))
-        }
+        Error::ImageHeld { .. } => (
+            Code::Busy,
+            Some("stop the program that has the image open, or wait for it, then back up the machine again"),
+        ),
         Error::UnsafePath { .. } => {
-            (Code::Permission, Some("remove what is there, or move the file to a folder that only root can write"))
+            (Code::Permission, Some("remove it, or move the file to a folder that only root can write to"))
         }
         Error::Unreachable { .. } => {
-            (Code::Permission, Some("choose a folder that QEMU's user may enter: --scratch DIR"))
+            (Code::Permission, Some("choose a folder that QEMU's user can access: --scratch DIR"))
         }
         _ => (Code::Failed, None),
     }
@@ -559,60 +578,64 @@ fn explain_capture(error: &capture::Error) -> (Code, Option<&'static str>) {
 fn explain_repo(error: &repo::Error) -> (Code, Option<&'static str>) {
     use repo::Error;
     match error.root() {
-        Error::NoRepository { .. } => (Code::NoRepository, Some("make one with 'kvmb init -r REPO'")),
-        Error::WrongPassword { .. } => (Code::WrongPassword, Some("give the right one with --password-file FILE")),
+        Error::NoRepository { .. } => (Code::NoRepository, Some("run 'kvmb init -r REPO' to create one")),
+        Error::WrongPassword { .. } => {
+            (Code::WrongPassword, Some("use --password-file FILE to provide the right password"))
+        }
         Error::UnsupportedVersion { .. } => (
             Code::Unsupported,
-            Some("kvmb knows restic's repository version 2; 'restic migrate upgrade_repo_v2' converts version 1"),
+            Some(
+                "kvmb supports version 2 of the repository format; 'restic migrate upgrade_repo_v2' converts version 1",
+            ),
         ),
-        Error::Locked { .. } => {
-            (Code::Busy, Some("wait for the other program; 'kvmb unlock' removes locks of dead ones"))
-        }
-        Error::Unfinished { .. } => (Code::NoRepository, Some("finish it with 'kvmb init -r REPO'")),
+        Error::Locked { .. } => (Code::Busy, Some("wait for the other program; 'kvmb unlock' removes stale locks")),
+        Error::Unfinished { .. } => (Code::NoRepository, Some("run 'kvmb init -r REPO' to complete it")),
         Error::AlreadyExists { .. } => (Code::Exists, None),
         Error::Storage(storage::Error::NoSpace { .. }) => {
-            (Code::NoSpace, Some("make room in the repository; the points that are there are whole"))
+            (Code::NoSpace, Some("free some space for the repository; existing points are intact"))
         }
         Error::Storage(storage::Error::Io { action: "find", source, .. })
             if source.kind() == std::io::ErrorKind::NotFound =>
         {
-            (Code::NotFound, Some("the repository's folder is gone: is it still mounted?"))
+            (Code::NotFound, Some("the folder of the repository is missing; check that its file system is mounted"))
         }
         // A folder that every repository has.
         Error::Storage(storage::Error::Io { action: "list", source, .. })
             if source.kind() == std::io::ErrorKind::NotFound =>
         {
-            (Code::Damage, Some("a part of the repository is missing: is all of it mounted or copied?"))
+            (Code::Damage, Some("a part of the repository is missing; check that it was mounted or copied completely"))
         }
         Error::Storage(storage::Error::TooShort { .. } | storage::Error::TooLong { .. }) => {
-            (Code::Damage, Some("'kvmb verify' says which points are hit"))
+            (Code::Damage, Some("run 'kvmb verify --all' to see which points are affected"))
         }
         Error::Storage(storage::Error::Server { source, .. }) => explain_server(source),
         Error::Storage(storage::Error::GaveUp { source, .. }) => match &**source {
             storage::Error::Server { source, .. } => explain_server(source),
             _ => (
                 Code::Failed,
-                Some("run it again when the connection is back: what an index names already is not sent again"),
+                Some("run the command again when the connection is back; data that was stored is not sent again"),
             ),
         },
         Error::Storage(storage::Error::Io { source, .. }) => explain_io(source),
         Error::RepositoryGone { .. } => {
-            (Code::NoRepository, Some("check that its disk or network share is still mounted, then run it again"))
+            (Code::NoRepository, Some("check that its file system is still mounted, then run the command again"))
         }
-        Error::LockLost { .. } => (Code::Busy, Some("nothing was committed; run it again")),
+        Error::LockLost { .. } => (Code::Busy, Some("nothing was stored; run the command again")),
         Error::Damaged { kind: storage::FileKind::Config, .. } | Error::ConfigMissing { .. } | Error::NoKey { .. } => (
             Code::Damage,
-            Some("without its config and key files nobody can read a repository: restore them from a copy"),
+            Some("a repository cannot be read without its config and key files; restore them from a copy"),
         ),
         Error::Damaged { kind: storage::FileKind::Lock, .. } => {
-            (Code::Busy, Some("when no other program works on the repository: kvmb unlock --remove-all"))
+            (Code::Busy, Some("if no other program uses the repository, run 'kvmb unlock --remove-all'"))
         }
         Error::Damaged { .. }
         | Error::BlobMissing { .. }
         | Error::BlobDamaged { .. }
         | Error::PackLost { .. }
         | Error::BlobUnreadable { .. }
-        | Error::TreeMalformed { .. } => (Code::Damage, Some("'kvmb verify' says which points are hit")),
+        | Error::TreeMalformed { .. } => {
+            (Code::Damage, Some("run 'kvmb verify --all' to see which points are affected"))
+        }
         _ => (Code::Failed, None),
     }
 }
@@ -622,18 +645,18 @@ fn explain_schedule(error: &schedule::Error) -> (Code, Option<&'static str>) {
     match error {
         Error::NoProgram { name: "crontab" } => (Code::NotFound, Some("install cron, or use --systemd")),
         Error::NoProgram { name: "systemctl" } => {
-            (Code::NotFound, Some("this host has no systemd: leave out --systemd"))
+            (Code::NotFound, Some("this host does not use systemd; omit --systemd"))
         }
         Error::NoProgram { .. } => (Code::NotFound, Some("install util-linux and coreutils")),
-        Error::Unspeakable { .. } => (Code::Usage, Some("name the machine by a glob, with ? for that character")),
-        Error::TooLong { .. } => {
-            (Code::Usage, Some("use globs or --all, or let selected_vms of the configuration say which machines"))
+        Error::Unspeakable { .. } => {
+            (Code::Usage, Some("use a glob for the machine name, with ? in place of that character"))
         }
-        Error::Unpaired { .. } => (Code::Failed, Some("mend it with 'crontab -e'; nothing was changed")),
+        Error::TooLong { .. } => (Code::Usage, Some("use globs, --all, or selected_vms in the configuration")),
+        Error::Unpaired { .. } => (Code::Failed, Some("fix the crontab with 'crontab -e'; nothing was changed")),
         Error::CarriageReturns => {
-            (Code::Failed, Some("take them out with 'crontab -e', or use --system; nothing was changed"))
+            (Code::Failed, Some("remove them with 'crontab -e', or use --system; nothing was changed"))
         }
-        Error::Changed => (Code::Busy, Some("nothing was changed; run it again")),
+        Error::Changed => (Code::Busy, Some("nothing was changed; run the command again")),
         Error::Program { .. } => (Code::Failed, None),
         Error::Io { source, .. } => explain_io(source),
     }
@@ -643,25 +666,27 @@ fn explain_server(error: &sftp::Error) -> (Code, Option<&'static str>) {
     use sftp::Error;
     match error {
         Error::SshConfig { .. } => (Code::Usage, None),
-        Error::Resolve { .. } => (Code::Unreachable, Some("is the name right? aliases of ~/.ssh/config may be used")),
+        Error::Resolve { .. } => {
+            (Code::Unreachable, Some("check the host name; aliases from ~/.ssh/config can be used"))
+        }
         Error::Unreachable { .. } | Error::Silent { .. } => {
-            (Code::Unreachable, Some("is the server up, its SSH port the right one, and no firewall in between?"))
+            (Code::Unreachable, Some("check that the server is up, the SSH port is right and no firewall blocks it"))
         }
         Error::Stuck { .. } => (
             Code::Unreachable,
-            Some(
-                "is the server's disk stuck or overloaded? ssh.progress_timeout of the configuration is how long to wait",
-            ),
+            Some("check the disks of the server; ssh.progress_timeout in the configuration sets how long to wait"),
         ),
-        Error::Handshake { .. } => (Code::Unreachable, Some("is it an SSH server that listens there?")),
-        Error::Lost { .. } => (Code::Unreachable, Some("run it again: what was stored already is found and used")),
+        Error::Handshake { .. } => (Code::Unreachable, Some("check that an SSH server listens on this port")),
+        Error::Lost { .. } => {
+            (Code::Unreachable, Some("run the command again; data that was stored is not sent again"))
+        }
         Error::KnownHosts { source, .. } => explain_io(source),
         Error::HostKeyUnknown { .. } | Error::HostKeyChanged { .. } => (Code::HostKey, None),
-        Error::HostKeyRevoked { .. } => (Code::HostKey, Some("do not connect: ask the server's administrator")),
+        Error::HostKeyRevoked { .. } => (Code::HostKey, Some("do not connect; ask the administrator of the server")),
         Error::Secret(_) => (Code::Usage, None),
         Error::Login { .. } => (Code::Login, None),
         Error::NoSftp { .. } => {
-            (Code::Unsupported, Some("sshd_config of the server needs: Subsystem sftp internal-sftp"))
+            (Code::Unsupported, Some("add this line to sshd_config on the server: Subsystem sftp internal-sftp"))
         }
     }
 }

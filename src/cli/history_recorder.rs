@@ -22,7 +22,7 @@ impl<'c> HistoryRecorder<'c> {
         let history = match data_folder() {
             Ok(folder) => Some(History::of(&folder, repo)),
             Err(error) => {
-                tracing::warn!("no history is kept: {error}");
+                tracing::warn!("cannot record the history: {error}");
                 None
             }
         };
@@ -89,7 +89,7 @@ impl<'c> HistoryRecorder<'c> {
             Ok(()) => {}
             // libvirt did not know it either.
             Err(history::Error::NoUuid { .. }) => {}
-            Err(error) => tracing::warn!(machine, "the history is not kept: {error}"),
+            Err(error) => tracing::warn!(machine, "cannot record the history: {error}"),
         }
     }
 }

@@ -55,9 +55,9 @@ use std::time::{Duration, Instant};
 
 /// Back up and restore KVM/libvirt virtual machines.
 ///
-/// kvmb is a toolbox: small commands that read and write JSON records, one a line, so that a backup can be a shell pipe,
-/// an Ansible play, or one 'kvmb backup'. Restore points are kept in a restic repository, which the stock restic program
-/// can list, check, mount and restore as well.
+/// kvmb consists of small commands that read and write JSON records, one per line. A backup can be a shell pipe, an
+/// Ansible play or a single 'kvmb backup'. Restore points are kept in a restic repository, so the restic program
+/// can also list, check, mount and restore them.
 #[derive(Debug, Parser)]
 #[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true, subcommand_value_name = "COMMAND", after_help = after_help())]
 pub struct Cli {
@@ -74,33 +74,35 @@ fn after_help() -> String {
 
 const EXAMPLES: &str = "\
 Examples:
-  kvmb vms                                        the machines of this host
-  kvmb backup vm1 -r /backup/kvm                  a full backup of one machine, running or not
+  kvmb vms                                        list the machines of this host
+  kvmb backup vm1 -r /backup/kvm                  back up one machine, running or not
   kvmb snapshot vm1 -r R | kvmb hash | kvmb push -r R | kvmb release | kvmb verify -r R
-                                                  the same as a pipe, with a checksum of each disk
+                                                  the same as a pipe, with a checksum for each disk
   kvmb restore vm1@latest -r R --as vm1-copy --into /var/lib/libvirt/images --start";
 
 /// What every command understands.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Options of every command")]
+#[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// The libvirt connection, as virsh takes it.
+    /// The libvirt connection, as for virsh.
     ///
-    /// Without it: $LIBVIRT_DEFAULT_URI, else what libvirt chooses: qemu:///system for root, qemu:///session for others.
+    /// Default: $LIBVIRT_DEFAULT_URI, otherwise what libvirt chooses: qemu:///system for root, qemu:///session for
+    /// other users.
     #[arg(short, long, value_name = "URI", global = true, add = complete::connections())]
     pub connect: Option<String>,
 
-    /// How records are printed.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t, global = true, value_name = "FORMAT")]
     pub output: Format,
 
-    /// Short for --output jsonl.
+    /// Same as --output jsonl.
     #[arg(long, global = true, conflicts_with = "output")]
     pub json: bool,
 
-    /// The configuration file.
+    /// Configuration file.
     ///
-    /// Without it: $KVMB_CONFIG, ~/.kvm_backup_config.json, /etc/kvmb/config.json, the first that there is.
+    /// Default: $KVMB_CONFIG, otherwise the first of ~/.kvm_backup_config.json and /etc/kvmb/config.json that
+    /// exists.
     #[arg(long, value_name = "FILE", env = "KVMB_CONFIG", hide_env_values = true, global = true)]
     pub config: Option<PathBuf>,
 
@@ -108,11 +110,11 @@ pub struct Global {
     #[command(flatten)]
     pub log: LogArgs,
 
-    /// Tell more on standard error; twice, still more.
+    /// Increase verbosity (repeat for more).
     #[arg(short, long, action = ArgAction::Count, global = true)]
     pub verbose: u8,
 
-    /// No progress, no warnings, no questions.
+    /// Do not show progress or warnings, and do not ask questions.
     #[arg(short, long, global = true)]
     pub quiet: bool,
 }

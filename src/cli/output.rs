@@ -12,9 +12,9 @@ pub enum Format {
     /// A table on a terminal, JSON Lines otherwise.
     #[default]
     Auto,
-    /// A table, for people.
+    /// A table.
     Table,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Jsonl,
     /// One JSON array, for Ansible's `from_json`.
     Json,

@@ -181,7 +181,7 @@ fn address(source: &Source) -> String {
 fn disk_note(disk: &Disk) -> String {
     let mut notes = Vec::new();
     match &disk.skip_reason {
-        Some(reason) => notes.push(format!("left out: {reason}")),
+        Some(reason) => notes.push(format!("excluded: {reason}")),
         None if !disk.included => notes.push("left out".into()),
         None => {}
     }

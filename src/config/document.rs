@@ -98,7 +98,7 @@ impl KeyWalk {
                     let names = known.map(|known| known.keys().map(String::as_str).collect()).unwrap_or_default();
                     self.faults.push(KeyError {
                         nearest: nearest_key(&key, names),
-                        ..KeyError::rule(&name(&inner), "is not known")
+                        ..KeyError::rule(&name(&inner), "is unknown")
                     });
                 }
             }

@@ -30,7 +30,7 @@ fn patiently<T>(stop: &Stop, take: impl Fn() -> repo::Result<T>) -> Result<T> {
         let next = Instant::now() + rand::rng().random_range(LOCK_RETRY);
         match take() {
             Err(repo::Error::Locked { holder, .. }) if next < deadline => {
-                tracing::debug!("waiting for the repository, which is locked {holder}");
+                tracing::debug!("waiting for the repository, locked {holder}");
             }
             other => return Ok(other?),
         }
@@ -122,7 +122,7 @@ impl LockedRepo {
             let recovered = recovery.finish(&view.index, &permit, &stop.flag())?;
             stop.check()?;
             if recovered > 0 {
-                tracing::info!("{recovered} packs of a run that was ended are used");
+                tracing::info!("reusing {recovered} packs of an interrupted run");
                 view.index = Arc::new(repo.load_index()?);
             }
         }

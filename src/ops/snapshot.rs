@@ -87,22 +87,22 @@ pub fn snapshot(
 
 fn disk_request(disk: String, chain: Option<&Chain>, is_chained: bool) -> DiskRequest {
     let Some(chain) = chain else {
-        let full_reason = is_chained.then(|| "the repository has no point of the machine to continue".to_owned());
+        let full_reason = is_chained.then(|| "first backup of the machine in this repository".to_owned());
         return DiskRequest { target: disk, parent: None, full_reason };
     };
     match chain.manifest.disks.iter().find(|known| known.disk == disk) {
         Some(_) if chain.distrusted.contains_key(&disk) => {
             let point = &chain.distrusted[&disk];
-            let full_reason = Some(format!("its bitmap was found wrong by point {point}"));
+            let full_reason = Some(format!("point {point} found its dirty bitmap to be wrong"));
             DiskRequest { target: disk, parent: None, full_reason }
         }
         Some(known) if known.in_checkpoint => DiskRequest::since(disk, &chain.checkpoint),
         Some(_) => DiskRequest {
             target: disk,
             parent: None,
-            full_reason: Some("it has no bitmap from the parent point".into()),
+            full_reason: Some("no dirty bitmap from the parent point".into()),
         },
-        None => DiskRequest { target: disk, parent: None, full_reason: Some("it is not in the parent point".into()) },
+        None => DiskRequest { target: disk, parent: None, full_reason: Some("not in the parent point".into()) },
     }
 }
 
@@ -126,7 +126,7 @@ pub fn choose(
             (Some(_), true, _) if request.disks.is_some() => None,
             (Some(reason), ..) => Some(reason),
             (None, false, _) => Some("not asked for"),
-            (None, true, true) => Some("left out on request"),
+            (None, true, true) => Some("excluded on request"),
             (None, true, false) => None,
         };
         match reason {

@@ -178,7 +178,7 @@ impl<'a> Verifier<'a> {
 
     /// Whether the index knows a place of the blob in a pack that is there and long enough.
     fn located(&self, id: &Id) -> std::result::Result<(), String> {
-        let mut why = "no index knows the chunk".to_owned();
+        let mut why = "the chunk is not in any index".to_owned();
         for found in self.index.locations(BlobKind::Data, id) {
             let end = u64::from(found.offset) + u64::from(found.length);
             match self.pack_sizes.get(&found.pack) {

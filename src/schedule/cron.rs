@@ -245,7 +245,7 @@ mod tests {
                 "'@dayly' is no time: cron knows @reboot, @yearly, @annually, @monthly, @weekly, @daily, @midnight, \
                  @hourly; did you mean @daily?",
             ),
-            ("0 0 30 feb *", "it never comes: no year has such a day"),
+            ("0 0 30 feb *", "this date never occurs"),
         ] {
             assert_eq!(Cron::from_str(expression).unwrap_err().to_string(), expected);
         }

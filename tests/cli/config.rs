@@ -132,7 +132,7 @@ fn what_is_wrong_is_all_told_with_key_value_rule_and_the_nearest_right_spelling(
     };
     has(["\"backup_host\"", "\"back_up\"", "a host name", "did you mean \"back-up\"?"]);
     has(["\"backup_path\"", "\"backup/kvm\"", "an absolute path", "did you mean \"/backup/kvm\"?"]);
-    has(["\"backupfreq\"", "is not known", "", "did you mean backup_freq?"]);
+    has(["\"backupfreq\"", "is unknown", "", "did you mean backup_freq?"]);
     has(["\"ssh.port\"", "\"22\"", "a whole number from 1 to 65535", "did you mean 22?"]);
     has(["\"lease\"", "\"6 hours\"", "90s, 30m, 2h, 3d, 1w", "did you mean \"6h\"?"]);
     has(["\"log.max_size\"", "\"10 MB\"", "512K, 10M", "did you mean \"10M\"?"]);
@@ -146,7 +146,7 @@ fn what_is_wrong_is_all_told_with_key_value_rule_and_the_nearest_right_spelling(
     assert!(output.records().iter().all(|check| check["type"] == "check" && check["status"] == "critical"), "{output}");
     env.configure(&json!({"backup_freq": "@daily", "selected_vms": {"vm1": true}}));
     let check = env.kvmb(["config", "check"]).run().assert_ok().record_of("check");
-    assert_eq!((&check["status"], &check["detail"]), (&json!("ok"), &json!("2 keys, nothing wrong")));
+    assert_eq!((&check["status"], &check["detail"]), (&json!("ok"), &json!("2 keys, no problems")));
     // What may come later is a warning.
     env.configure(&json!({"password_file": "/no/such", "hooks": {"after_run": [{"command": ["no-such-program"]}]}}));
     let output = env.kvmb(["config", "check"]).run().assert_ok();
@@ -171,7 +171,7 @@ fn a_file_that_others_may_write_is_refused_and_so_is_a_secret_that_all_may_read(
     mode(&file, 0o644);
     show().assert_ok();
     chown(&file, Some(65534), None).unwrap();
-    show().assert_code(2).assert_stderr_has("belongs to the user with the number 65534");
+    show().assert_code(2).assert_stderr_has("belongs to user 65534");
     chown(&file, Some(0), None).unwrap();
 
     for secret in [json!({"password_command": "echo hunter2"}), json!({"ssh": {"password_command": "echo hunter2"}})] {
@@ -221,7 +221,7 @@ fn backup_without_names_takes_the_selected_machines() {
     let output = backup("kvmb backup --dry-run").assert_code(3);
     assert_eq!(output.record_of("failure")["machine"], "kvmb-test-gone");
     env.configure(&json!({"selected_vms": {"kvmb-test-a": false}}));
-    backup("kvmb backup").assert_code(2).assert_stderr_has("selected_vms of the configuration takes none");
+    backup("kvmb backup").assert_code(2).assert_stderr_has("selected_vms of the configuration selects none");
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn a_good_machine_on_a_good_host_has_only_its_agent_against_it() {
     for name in ["job", "folders", "scratch"] {
         assert_check(&output, name, "vm", "ok", "", "");
     }
-    assert_check(&output, "disk", "vm/vda", "ok", "only what changed", "");
+    assert_check(&output, "disk", "vm/vda", "ok", "only changes", "");
     assert_check(&output, "agent", "vm", "warning", "no channel", "virt-xml vm --add-device --channel");
     let warned = output.records_of("check").iter().filter(|check| check["status"] != "ok").count();
     assert_eq!(warned, 1, "{output}");
@@ -66,7 +66,7 @@ fn disks_that_are_read_in_full_or_left_out_are_told_and_the_hint_mends_an_old_qc
         .devices_xml("<disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>")
         .start_paused();
     let output = doctor(&env, &["vm"]).assert_ok();
-    assert_check(&output, "disk", "vm/vda", "ok", "only what changed", "");
+    assert_check(&output, "disk", "vm/vda", "ok", "only changes", "");
     assert_check(
         &output,
         "disk",
@@ -83,7 +83,7 @@ fn disks_that_are_read_in_full_or_left_out_are_told_and_the_hint_mends_an_old_qc
     let hint = check(&output, "disk", "vm/vdc")["hint"].as_str().expect("a hint").to_owned();
     let (_, command) = hint.split_once(": ").expect("a command");
     env.sh(command).run().assert_ok();
-    assert_check(&doctor(&env, &["vm"]).assert_ok(), "disk", "vm/vdc", "ok", "only what changed", "");
+    assert_check(&doctor(&env, &["vm"]).assert_ok(), "disk", "vm/vdc", "ok", "only changes", "");
     machine.start_paused();
     backup(&machine, &repo);
     crate::support::chains::assert_changed(&backup(&machine, &repo), "vdc", 0);
@@ -102,7 +102,7 @@ fn what_makes_a_backup_impossible_is_critical_and_the_exit_code_says_so() {
         .define();
     let good = env.machine("good").disk(Disk::qcow2(MIB)).define();
     let output = doctor(&env, &[]).assert_code(1);
-    assert_check(&output, "disk", "gone/vda", "critical", "its image cannot be looked at", "domblklist gone");
+    assert_check(&output, "disk", "gone/vda", "critical", "its image cannot be read", "domblklist gone");
     assert_check(&output, "machine", "diskless", "critical", "none of its disks", "kvmb disks diskless");
     assert_check(&output, "disk", "sealed/vda", "critical", "encrypted (luks)", "--luks-key-file vda=FILE");
     doctor(&env, &["good"]).assert_ok();
@@ -166,7 +166,7 @@ fn what_holds_a_machine_is_told() {
     killed.kill();
     killed.wait();
     let output = doctor(&env, &["vm"]).assert_ok();
-    assert_check(&output, "job", "vm", "ok", "the next backup clears it", "");
+    assert_check(&output, "job", "vm", "ok", "the next backup closes it", "");
     backup(&machine, &repo);
 
     let xml = env.path("foreign.xml");
@@ -178,13 +178,13 @@ fn what_holds_a_machine_is_told() {
     .expect("write");
     env.virsh(&["backup-begin", "vm", &xml.display().to_string()]);
     let output = doctor(&env, &["vm"]).assert_ok();
-    assert_check(&output, "job", "vm", "warning", "not kvmb's", "virsh domjobabort vm");
+    assert_check(&output, "job", "vm", "warning", "of another program", "virsh domjobabort vm");
     // The embedded libvirt of virsh may be gone in the midst of the job's end, and leave behind one that QEMU does not know: then the
     // hint is given again, and helps.
     crate::support::wait_until("the job is gone", Duration::from_secs(20), || {
         env.try_virsh(&["domjobabort", "vm"]);
         let job = check(&doctor(&env, &["vm"]).assert_ok(), "job", "vm");
-        job["status"] == "ok" && job["detail"] == "nothing holds it"
+        job["status"] == "ok" && job["detail"] == "no backup job running"
     });
     env.assert_nothing_left();
 }
@@ -270,7 +270,7 @@ fn an_agent_that_does_not_run_in_the_guest_is_told() {
         "agent",
         "linux",
         "warning",
-        "no guest agent runs",
+        "the guest agent is not running",
         "systemctl enable --now qemu-guest-agent",
     );
 }

@@ -58,9 +58,9 @@ fn machines_are_listed_running_and_off() {
     assert_eq!(failures[0]["code"], "not_found");
     assert_eq!(failures[0]["connect"], env.uri());
     assert!(failures[0]["error"].as_str().unwrap().contains("kvmb-test-web1"), "no near name: {some}");
-    assert_eq!(failures[0]["hint"], "'kvmb vms' lists the machines");
+    assert_eq!(failures[0]["hint"], "run 'kvmb vms' to list the machines");
     some.assert_stderr_has("kvmb: error: no machine is called 'kvmb-test-web3'")
-        .assert_stderr_has("kvmb: hint: 'kvmb vms' lists the machines");
+        .assert_stderr_has("kvmb: hint: run 'kvmb vms' to list the machines");
     env.kvmb(["vms", "nothing"]).run().assert_code(1);
 
     // The three forms of output, and a table for people.

@@ -215,13 +215,17 @@ fn single_disks_go_where_they_are_told() {
         [path("c.img"), path("../").join(folder.file_name().expect("name")).join("c.img"), env.path("alias/c.img")]
     {
         let other = format!("vdb={}", other.display());
-        refused(&["vm1", "--no-define", "--to", &to("vda", "c.img"), "--to", &other], "failed", "goes there as well");
+        refused(
+            &["vm1", "--no-define", "--to", &to("vda", "c.img"), "--to", &other],
+            "failed",
+            "would be written there as well",
+        );
     }
     let definition = to("vda", "vm1.xml");
     refused(
         &["vm1", "--no-define", "--into", &folder.display().to_string(), "--to", &definition],
         "failed",
-        "goes there as well",
+        "would be written there as well",
     );
     env.kvmb(["restore", "-r", &env.repo(), "vm1", "--to", "vda"]).run().assert_code(2);
     env.kvmb(["restore", "-r", &env.repo(), "vm1", "--start", "--no-define"]).run().assert_code(2);

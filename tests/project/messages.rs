@@ -109,7 +109,7 @@ pub fn of_captures() -> Vec<capture::Error> {
         Error::ChangedMeanwhile { machine: machine(), what: "the size of vda".into() },
         Error::NotResumed { machine: machine() },
         Error::NothingToCapture { machine: machine() },
-        Error::FreezeFailed { machine: machine(), reason: "the guest agent does not answer".into() },
+        Error::FreezeFailed { machine: machine(), reason: "the guest agent does not respond".into() },
         Error::JobStuck { machine: machine(), waited: Duration::from_secs(60) },
         Error::Wedged { machine: machine(), message: "cannot acquire state change lock".into() },
         Error::Program {

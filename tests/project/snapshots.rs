@@ -61,7 +61,7 @@ fn the_short_help_texts_are_pinned() {
     collect(&kvmb::cli::command(), &[], &mut pages);
     assert!(pages.len() > 25, "{:?}", pages.keys());
     // What every command has is shown once, with the program itself.
-    let own = |words: &str, page: &str| match page.split_once("Options of every command:\n") {
+    let own = |words: &str, page: &str| match page.split_once("Global options:\n") {
         Some((before, after)) if !words.is_empty() => {
             before.to_owned() + after.split_once("\n\n").map_or("", |(_, rest)| rest)
         }

@@ -12,14 +12,15 @@ use crate::record::Record;
 
 /// List the disks of machines.
 ///
-/// Prints a 'disk' record for each; one that a backup leaves out - a cdrom, a floppy, a passed-through device - says why.
+/// Prints a 'disk' record for each disk. For devices that are not backed up, such as CD-ROM drives, floppy drives
+/// and passed-through devices, the record gives the reason.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb disks vm1
   kvmb vms 'web*' | kvmb disks
   kvmb disks vm1 | kvmb hash")]
 pub struct DisksArgs {
-    /// Names or globs; none reads 'machine' records from standard input.
+    /// Machine names or globs. Without names, 'machine' records are read from standard input.
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 }

@@ -14,9 +14,9 @@ use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Keep a copy of the generated key, or add a password.
+/// Export the repository key, or add a password.
 ///
-/// Without a key that opens it, a repository is lost. A key file that lives only on the host that is backed up dies with it.
+/// Without a key a repository cannot be opened. Keep a copy of the key away from the host that is backed up.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb key export /mnt/usb/kvmb.key
@@ -33,19 +33,19 @@ enum KeyCommand {
     Add(AddArgs),
 }
 
-/// Write the password that opens the repository to a file of mode 0600, to be kept elsewhere.
+/// Write the repository password to a file, to be kept elsewhere.
 ///
-/// Prints an 'action' record.
+/// The file has mode 0600. Prints an 'action' record.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb key export /mnt/usb/kvmb.key
   kvmb key export kvmb.key -r /backup/kvm --dry-run")]
 struct ExportArgs {
-    /// The file to make; it must not exist.
+    /// File to create. It must not exist.
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// Say what would be done, and do nothing.
+    /// Show what would be done without doing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
 
@@ -53,7 +53,7 @@ struct ExportArgs {
     repo: RepoArgs,
 }
 
-/// Add another password that opens the repository.
+/// Add a password to the repository.
 ///
 /// Prints an 'action' record.
 #[derive(Debug, clap::Args)]
@@ -61,11 +61,11 @@ struct ExportArgs {
   kvmb key add -r /backup/kvm
   kvmb key add -r /backup/kvm --new-password-file /root/second.pass")]
 struct AddArgs {
-    /// A file that holds the new password, read as restic reads it; without it, a question on a terminal.
+    /// File with the new password. Default: prompt on a terminal.
     #[arg(long, value_name = "FILE")]
     new_password_file: Option<PathBuf>,
 
-    /// Say what would be done, and do nothing.
+    /// Show what would be done without doing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
 
@@ -92,9 +92,11 @@ pub fn kept_elsewhere() -> Result<Option<(bool, Check)>, CliError> {
     let folder = default.folder.to_string_lossy().into_owned();
     let kept = default.is_key_kept_elsewhere();
     let check = match kept {
-        true => Check::new("key", folder, Status::Ok, "its key was exported, or it has another password"),
-        false => Check::new("key", folder, Status::Warning, "its key is only on this host, and dies with it")
-            .hint("kvmb key export /mnt/usb/kvmb.key"),
+        true => Check::new("key", folder, Status::Ok, "the key was exported, or a second password was added"),
+        false => {
+            Check::new("key", folder, Status::Warning, "the key exists only on this host and would be lost with it")
+                .hint("kvmb key export /mnt/usb/kvmb.key")
+        }
     };
     Ok(Some((kept, check)))
 }
@@ -115,7 +117,7 @@ impl ExportArgs {
         // Only a password that opens the repository is worth keeping.
         let opened = crate::repo::Repository::open(self.repo.storage(context)?, &password)?;
         let exists =
-            || CliError::from(Error::Exists { path: self.file.clone() }).hint("name a file that is not there yet");
+            || CliError::from(Error::Exists { path: self.file.clone() }).hint("choose a file that does not exist");
         if self.dry_run {
             if self.file.exists() {
                 return Err(exists());
@@ -133,8 +135,8 @@ impl ExportArgs {
             target: self.file.to_string_lossy().into_owned(),
             changed: true,
             reason: match self.dry_run {
-                true => "would hold the password of the repository",
-                false => "holds the password of the repository: keep it away from this host",
+                true => "the repository password would be written",
+                false => "contains the repository password; keep it away from this host",
             }
             .into(),
             dry_run: self.dry_run,
@@ -151,7 +153,7 @@ impl AddArgs {
             Some(file) => secret::from_file(file, context.password_limit())?,
             None if prompt::possible(context) => Password::new(prompt::new_password("New password")?),
             None => {
-                return Err(CliError::usage("no new password was given").hint("use --new-password-file FILE"));
+                return Err(CliError::usage("no new password").hint("use --new-password-file FILE"));
             }
         };
         let mut extra = json!({});
@@ -166,7 +168,7 @@ impl AddArgs {
             target: repo.url(),
             changed: !known,
             reason: match (known, self.dry_run) {
-                (true, _) => "this password opens the repository already",
+                (true, _) => "this password already opens the repository",
                 (false, true) => "a password would be added",
                 (false, false) => "a password was added",
             }

@@ -22,11 +22,11 @@ use std::time::Duration;
   kvmb points --within 24h --json | jq -r .machine
   kvmb points --json | jq -r .point | xargs kvmb verify")]
 pub struct PointsArgs {
-    /// Names or globs of machines; none means all.
+    /// Machine names or globs. Default: all machines.
     #[arg(value_name = "NAME", add = complete::point_machines())]
     names: Vec<String>,
 
-    /// Only the points that were captured no longer ago than this: 12h, 7d.
+    /// Only points captured within this time (example: 12h, 7d).
     #[arg(long, value_name = "TIME", value_parser = duration)]
     within: Option<Duration>,
 

@@ -19,71 +19,72 @@ use clap::ValueEnum;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// Bring a machine back: its disks and its definition.
+/// Restore a machine: its disks and its definition.
 ///
-/// Every chunk's SHA-256 is compared on the way. New images are written beside their places and proven before anything old
-/// is replaced; a running machine is never written over. Prints the 'point' record with 'restored_to'. Without arguments on a
-/// terminal it asks.
+/// The SHA-256 of every chunk is compared during the restore. New images are written next to the old ones, and
+/// verified before anything is replaced. A running machine is never overwritten. Prints the 'point' record with
+/// 'restored_to'. Without arguments on a terminal, kvmb asks for the machine, the point and the destination.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  kvmb restore vm1 -r /backup/kvm --overwrite                   back in its place, from the newest point
+  kvmb restore vm1 -r /backup/kvm --overwrite                   restore the latest point to its original place
   kvmb restore vm1@2026-11-20 -r /backup/kvm --as vm1-copy --into /var/lib/libvirt/images --start
-  kvmb restore 4f2a91c7 --disk vda --into /tmp --format raw     one disk as a raw image
-  kvmb restore vm1 --into /mnt/rescue --no-define               without libvirt")]
+  kvmb restore 4f2a91c7 --disk vda --into /tmp --format raw     restore one disk as a raw image
+  kvmb restore vm1 --into /mnt/rescue --no-define               restore without libvirt")]
 pub struct RestoreArgs {
-    /// A machine's newest point (NAME), a point by time (NAME@2026-11-20, NAME@-2h), or a point by its id.
+    /// What to restore: the latest point of a machine (NAME), a point by time (NAME@2026-11-20, NAME@-2h) or a
+    /// point by its ID.
     #[arg(value_name = "POINT|NAME[@TIME]", add = complete::points())]
     pub(super) point: Option<String>,
 
-    /// Restore as another machine: with this name, a new UUID and new MAC addresses.
+    /// Restore as a new machine with this name, a new UUID and new MAC addresses.
     #[arg(long = "as", value_name = "NAME")]
     pub(super) as_name: Option<String>,
 
-    /// The folder for the images; without it they go where they were.
+    /// Folder for the images. Default: their original location.
     #[arg(long, value_name = "DIR")]
     pub(super) into: Option<PathBuf>,
 
-    /// A file or block device for one disk: vda=/dev/vg0/vm1 (may be repeated).
+    /// Restore a disk to this file or block device, as DISK=PATH (can be repeated). Example: vda=/dev/vg0/vm1.
     #[arg(long, value_name = "DISK=PATH", value_parser = disk_path, add = complete::disk_paths())]
     pub(super) to: Vec<(String, PathBuf)>,
 
-    /// Only this disk, and no definition (may be repeated).
+    /// Restore only this disk, without the definition (can be repeated).
     #[arg(long, value_name = "DISK", add = complete::disks())]
     pub(super) disk: Vec<String>,
 
-    /// The format of the images; without it, the machine's.
+    /// Image format. Default: the format in the definition of the machine.
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(super) format: Option<FormatChoice>,
 
-    /// Do not define the machine: write its definition beside the images instead.
+    /// Do not define the machine in libvirt. Write its definition to a file next to the images instead.
     #[arg(long)]
     pub(super) no_define: bool,
 
-    /// Start the machine in the end.
+    /// Start the machine after the restore.
     #[arg(long, conflicts_with = "no_define")]
     pub(super) start: bool,
 
-    /// Replace images and a definition that exist.
+    /// Replace existing images and an existing definition.
     #[arg(long)]
     pub(super) overwrite: bool,
 
-    /// Remove the saved memory of the machine that is replaced (needs --overwrite).
+    /// Discard the saved memory of the machine that is replaced (requires --overwrite).
     #[arg(long, requires = "overwrite")]
     pub(super) discard_saved_memory: bool,
 
-    /// Leave CD and floppy drives empty whose medium is not on this host.
+    /// Leave CD-ROM and floppy drives empty if their medium is not on this host.
     #[arg(long)]
     pub(super) drop_missing_media: bool,
 
-    /// Connect to network NEW of this host what was connected to network OLD (may be repeated).
+    /// Connect interfaces of network OLD to network NEW of this host (can be repeated).
     #[arg(long, value_name = "OLD=NEW")]
     pub(super) network: Vec<String>,
 
-    /// Connect to bridge or network device NEW of this host what was connected to OLD (may be repeated).
+    /// Connect interfaces of bridge or device OLD to bridge or device NEW of this host (can be repeated).
     #[arg(long, value_name = "OLD=NEW")]
     pub(super) bridge: Vec<String>,
 
-    /// Say what would be written, and write nothing.
+    /// Show what would be written without writing it.
     #[arg(short = 'n', long)]
     pub(super) dry_run: bool,
 
@@ -108,7 +109,7 @@ fn disk_path(text: &str) -> Result<(String, PathBuf), String> {
 fn renamed(pairs: &[String]) -> Result<BTreeMap<String, String>, CliError> {
     let pair = |text: &String| match text.split_once('=') {
         Some((old, new)) if !old.is_empty() && !new.is_empty() => Ok((old.to_owned(), new.to_owned())),
-        _ => Err(CliError::usage(format!("{text:?} is not a pair of names: OLD=NEW"))),
+        _ => Err(CliError::usage(format!("expected OLD=NEW instead of {text:?}"))),
     };
     pairs.iter().map(pair).collect()
 }

@@ -22,16 +22,15 @@ const IMAGES: &str = "/var/lib/libvirt/images";
 /// Asks for all that is missing, shows what will be written, and restores.
 pub fn ask(mut args: RestoreArgs, context: &Context, session: &mut Session) -> Result<(), CliError> {
     if !args.repo.is_named() && !DefaultRepo::locate()?.exists() {
-        say("No repository is named, and this host has none of its own.");
+        say("This host has no repository of its own. Which one should be used?");
         args.repo.repo = Some(prompt::text("Repository (a folder, or sftp://user@host//folder)", "")?);
     }
     let repo = args.repo.open(context)?;
     let (known, damaged) = points::list(&repo)?;
     if !damaged.is_empty() {
-        say(&format!("Snapshots that cannot be read, and are not in these lists: {}", damaged.len()));
+        say(&format!("Snapshots that cannot be read (not listed): {}", damaged.len()));
     }
-    let machine =
-        ask_machine(&known)?.ok_or_else(|| CliError::failed(format!("there are no points in {}", repo.url())))?;
+    let machine = ask_machine(&known)?.ok_or_else(|| CliError::failed(format!("no points in {}", repo.url())))?;
     let point = ask_point(&known, &machine)?;
     ask_place(&mut args, context, &machine)?;
 
@@ -43,10 +42,10 @@ pub fn ask(mut args: RestoreArgs, context: &Context, session: &mut Session) -> R
     drop(libvirt);
     summarize(&opened, &planned);
     let equivalent = command_line(&args, context, &point.id.short());
-    if !prompt::confirm("Go on?")? {
+    if !prompt::confirm("Continue?")? {
         return Err(CliError::failed("nothing was done").hint(equivalent));
     }
-    say(&format!("kvmb: the same without questions: {equivalent}"));
+    say(&format!("kvmb: to run this without questions: {equivalent}"));
     args.restore(context, &repo, &PointName::Plain(point.id.to_string()), session)
 }
 
@@ -60,7 +59,7 @@ fn ask_machine(known: &[PointRef]) -> Result<Option<String>, CliError> {
     let label = |(name, points): (&&str, &Vec<&PointRef>)| {
         let newest = points.last().map(|point| age(now(), point.snapshot.time)).unwrap_or_default();
         let count = format!("{} point{}", points.len(), if points.len() == 1 { "" } else { "s" });
-        format!("{name:width$}  {count}, the newest {newest} old")
+        format!("{name:width$}  {count}, latest {newest} ago")
     };
     let labels: Vec<String> = machines.iter().map(label).collect();
     if labels.is_empty() {
@@ -104,16 +103,16 @@ fn look(context: &Context, machine: &str) -> There {
 fn ask_place(args: &mut RestoreArgs, context: &Context, machine: &str) -> Result<(), CliError> {
     let there = look(context, machine);
     let in_place = match there {
-        There::Running => "in its place - it is running: shut it down first",
-        There::Off => "in its place - what is there now is replaced",
-        There::Nowhere | There::Unknown => "in its place - the machine is not here",
+        There::Running => "to its original place (it is running: shut it down first)",
+        There::Off => "to its original place (replaces the existing machine)",
+        There::Nowhere | There::Unknown => "to its original place (the machine does not exist on this host)",
     };
     let places =
-        ["beside the original, as another machine", in_place, "only the images and the definition, into a folder"];
+        ["as a new machine, next to the original", in_place, "only the images and the definition, to a folder"];
     // Without libvirt only a folder is left.
     let first = if matches!(there, There::Unknown) { 2 } else { 0 };
     if first == 2 {
-        say("libvirt cannot be reached: the images and the definition can be had as files.");
+        say("libvirt is not available; only the images and the definition can be restored, as files.");
     }
     match first
         + prompt::select("Restore", &places[first..].iter().map(|place| (*place).to_owned()).collect::<Vec<_>>())?
@@ -130,7 +129,7 @@ fn ask_place(args: &mut RestoreArgs, context: &Context, machine: &str) -> Result
         }
     }
     if !args.no_define {
-        args.start = prompt::confirm("Start it in the end?")?;
+        args.start = prompt::confirm("Start the machine after the restore?")?;
     }
     Ok(())
 }

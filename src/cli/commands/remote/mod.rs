@@ -11,9 +11,9 @@ use crate::cli::ssh_access;
 use crate::storage::sftp::{SftpAddress, SshContext};
 use clap::Args;
 
-/// Make friends with a backup server, and look whether all is well there.
+/// Set up and test a backup server (SSH).
 ///
-/// The server needs nothing but SSH with SFTP. Without -r it is the backup_host of the configuration.
+/// The server needs only SSH with SFTP. Default: the backup_host of the configuration.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm     once, on a terminal
@@ -41,9 +41,9 @@ impl RemoteArgs {
 /// The server that is meant.
 #[derive(Debug, Args)]
 struct ServerArgs {
-    /// Trust the server if its host key has this SHA-256, and note the key in known_hosts.
+    /// Accept the host key with this SHA-256 fingerprint, and add it to known_hosts.
     ///
-    /// 'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' on the server itself prints it.
+    /// Run 'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' on the server to show its fingerprint.
     #[arg(long, value_name = "FINGERPRINT")]
     accept_host_key: Option<String>,
 
@@ -69,8 +69,8 @@ impl ServerArgs {
             None => self.repo.url()?,
         };
         if !url.starts_with("sftp:") {
-            return Err(CliError::usage(format!("{url} is no repository on a server"))
-                .hint("name it with -r sftp://user@host//folder"));
+            return Err(CliError::usage(format!("{url} is not a repository on a server"))
+                .hint("specify it with -r sftp://user@host//folder"));
         }
         // The storage knows what is no address, and does not repeat a password.
         context.storage(&url, self.repo.ssh_password_file.as_deref())?;
