@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::definition::Definition;
 use super::error::{LibvirtErrorKind, Result};
 use super::ffi;
 use super::machine::{Machine, MachineState};
 use super::signals::Shield;
+use crate::capture::domain_xml::definition::Definition;
 
 /// What a capture's contents can be relied on for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,12 +5,12 @@
 
 use std::collections::HashMap;
 
-use super::definition::{child, children, parse_xml};
 use super::error::{LibvirtErrorKind, Result};
 use super::ffi;
-use super::image_lookup::read_header;
 use super::job::escape;
 use super::machine::{Machine, Which};
+use crate::capture::domain_xml::definition::{child, children, parse_xml};
+use crate::capture::offline::image_lookup::read_header;
 
 /// What the names of our checkpoints begin with.
 pub const PREFIX: &str = "kvmb-";

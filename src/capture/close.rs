@@ -13,13 +13,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::connection::Hypervisor;
 use super::error::{Error, LibvirtErrorKind, Result};
-use super::image_lookup::read_header;
 use super::images;
 use super::machine::{Machine, MachineState, PausedReason, Which};
 use super::open::{is_domain_folder, lock_machine};
 use super::runtime::RuntimeDirs;
 use super::state::{CaptureFile, CaptureKind, CaptureState, Phase, is_capture_id, remove_nameless};
-use super::storage_daemon::{self, SERVER_SOCKETS};
+use crate::capture::offline::image_lookup::read_header;
+use crate::capture::offline::storage_daemon::{self, SERVER_SOCKETS};
 use crate::failpoint::{self, Failpoint};
 
 /// How to close.

@@ -205,7 +205,7 @@ impl Hypervisor {
     /// only when the schema - not the definition's meaning - is what libvirt complains of.
     pub fn define(&self, xml: &str) -> Result<Machine> {
         if xml.contains('\0') {
-            return Err(super::definition::DefinitionError::Xml("a zero byte".to_owned()).into());
+            return Err(crate::capture::domain_xml::definition::DefinitionError::Xml("a zero byte".to_owned()).into());
         }
         let xml = xml.to_owned();
         let define = move |connect: &Connect| match connect

@@ -10,11 +10,11 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use super::definition::Definition;
 use super::error::{Error, Result};
 use super::safe_path::{self, OpenFolder};
 use super::state::{CaptureFile, CaptureKind, CaptureState, CopiedFile, FileRole, MissingPart};
-use super::tpm;
+use crate::capture::domain_xml::definition::Definition;
+use crate::capture::domain_xml::tpm;
 
 /// Firmware variables have 64 MiB at most (those of AArch64), and qcow2 adds a little.
 const LARGEST_NVRAM_BYTES: u64 = 128 << 20;

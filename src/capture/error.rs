@@ -95,7 +95,7 @@ pub enum Error {
     },
     /// A domain definition that cannot be used.
     #[error("the machine's definition cannot be read: {0}")]
-    Definition(#[from] super::definition::DefinitionError),
+    Definition(#[from] crate::capture::domain_xml::definition::DefinitionError),
     /// A capture needs the hypervisor of this host.
     #[error("{uri} is not the QEMU hypervisor of this host; a machine can only be captured on the host that runs it")]
     NotLocal {

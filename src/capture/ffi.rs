@@ -11,7 +11,7 @@ use virt::error::Error;
 use virt_sys as sys;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::source::{SecretName, SecretRef, SecretUsage};
+use crate::capture::domain_xml::source::{SecretName, SecretRef, SecretUsage};
 
 type Result<T> = std::result::Result<T, Error>;
 

@@ -1,6 +1,6 @@
 //! A `qemu-nbd` for the time of one command: any image format as the guest sees it.
 //!
-//! Unlike the servers of a capture ([`super::storage_daemon`]) it ends with whoever started it: it serves until its last client
+//! Unlike the servers of a capture ([`crate::capture::offline::storage_daemon`]) it ends with whoever started it: it serves until its last client
 //! leaves, and a dropped [`ImageServer`] ends it at once.
 
 use std::os::unix::ffi::OsStrExt;

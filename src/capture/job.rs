@@ -11,10 +11,10 @@ use chrono::{DateTime, FixedOffset, Local};
 
 use super::agent::{self, Consistency, FreezeMode, FreezeOptions, FreezeOutcome};
 use super::checkpoint::checkpoint_xml;
-use super::definition::{Definition, child, children, parse_xml};
 use super::error::{Error, LibvirtErrorKind, Result};
 use super::ffi;
 use super::machine::{Machine, Which};
+use crate::capture::domain_xml::definition::{Definition, child, children, parse_xml};
 use crate::failpoint::{self, Failpoint};
 
 /// How long a job may take to end after it was told to; it takes 15 ms, and longer on a machine under load.

@@ -8,10 +8,10 @@ use virt::domain::Domain;
 use virt::error::Error as VirtError;
 
 use super::connection::Link;
-use super::definition::Definition;
 use super::error::{Error, LibvirtContext, Result};
 use super::ffi;
 use super::limits::Limits;
+use crate::capture::domain_xml::definition::Definition;
 
 /// A machine that libvirt knows. Cheap to clone; keeps its connection open.
 #[derive(Clone)]

@@ -6,11 +6,8 @@
 //!
 //! | module | its subject |
 //! | --- | --- |
-//! | [`definition`] | domain XML, read (pure) |
-//! | [`source`] | where a disk's contents are, layer by layer (pure) |
+//! | [`domain_xml`] | domain XML: read, changed for a restore (pure) |
 //! | `copies` | firmware variables, TPM state, kernel and initrd, copied at the moment of capture |
-//! | [`mod@rewrite`] | domain XML, changed for a restore (pure) |
-//! | [`references`] | what a definition refers to on its host (pure) |
 //! | [`connection`] | the hypervisor: open, list, look up, define |
 //! | [`limits`] | how long libvirt may take; machines that do not answer |
 //! | [`pools`] | volumes of storage pools, for a restore |
@@ -21,22 +18,14 @@
 //! | [`guard`] | the record of a capture's guard process |
 //! | [`job`] | the backup job: begin, find, end |
 //! | `open_off` | opens a capture of a machine that is off |
-//! | [`storage_daemon`] | serves the disks of a machine that is off |
-//! | [`qemu_user`] | whom QEMU runs as, and programs as that user |
-//! | [`image_lookup`] | images looked into for a block graph |
 //! | [`image_server`] | any image as the guest sees it, for the time of one command |
-//! | [`block_graph`] | the nodes that QEMU opens for a disk (pure) |
-//! | [`network_storage`] | network storage as QEMU's options (pure) |
-//! | [`backing_string`] | what a header calls the layer below it (pure) |
-//! | [`image_header`] | headers of image files: what they name (pure) |
+//! | [`offline`] | a machine that is off: its images as QEMU would open them, and the program that serves them |
 //! | [`holders`] | who has a file open |
 //! | `open_request` | what a capture is asked for |
 //! | [`images`] | image files: which file it is, and its bitmaps |
 //! | [`runtime`] | the folders: state, sockets, scratch files |
 //! | [`safe_path`] | files in folders that QEMU's user can write: opened without being led elsewhere |
-//! | [`tpm`] | where the state of an emulated TPM is |
 //! | [`state`] | what is known of an open capture, on disk |
-//! | [`offline_fingerprint`] | whether a machine that is off stayed as it was while it was read |
 //! | [`open`] | opens a capture |
 //! | [`close`] | closes captures, and clears what a killed run left |
 //! | [`survey`] | what a backup would meet, looked at and left as it is |
@@ -47,53 +36,41 @@
 //! and sockets there. Jobs, checkpoints and processes that are not ours are never touched.
 
 pub mod agent;
-pub mod backing_string;
-pub mod block_graph;
 pub mod checkpoint;
 pub mod close;
 pub mod connection;
 mod copies;
-pub mod definition;
+pub mod domain_xml;
 mod error;
 mod ffi;
 pub mod guard;
 pub mod holders;
-pub mod image_header;
-pub mod image_lookup;
 pub mod image_server;
 pub mod images;
 pub mod job;
 pub mod limits;
 pub mod machine;
-pub mod network_storage;
-pub mod offline_fingerprint;
+pub mod offline;
 pub mod open;
 mod open_off;
 mod open_request;
 pub mod pools;
-pub mod qemu_user;
-pub mod references;
-pub mod rewrite;
 pub mod runtime;
 pub mod safe_path;
 mod signals;
-pub mod source;
 pub mod state;
-pub mod storage_daemon;
 pub mod suggest;
 pub mod survey;
-pub mod tpm;
-mod xml;
 
+pub use crate::capture::domain_xml::definition::{DefinedDisk, Definition, Device, DiskSource};
+pub use crate::capture::domain_xml::rewrite::{Changes, NewDisk, NewDiskKind, rewrite, rewrite_with_notes};
 pub use agent::{Consistency, FreezeMode, FreezeOptions};
 pub use close::{CloseRequest, ClosedCapture, clear_leftovers, close_capture};
 pub use connection::{Hypervisor, complete_path, quiet_libvirt_log};
-pub use definition::{DefinedDisk, Definition, Device, DiskSource};
 pub use error::{Error, LibvirtErrorKind, Result};
 pub use ffi::detach_from_terminal;
 pub use limits::Limits;
 pub use machine::Machine;
 pub use open::{DiskRequest, OpenRequest, open_capture};
-pub use rewrite::{Changes, NewDisk, NewDiskKind, rewrite, rewrite_with_notes};
 pub use runtime::RuntimeDirs;
 pub use state::{CaptureFile, CaptureKind, CaptureState, CapturedDisk};

@@ -18,9 +18,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::agent::{Consistency, FreezeMode};
 use super::close::{self, CloseRequest};
 use super::copies;
-use super::definition::{Definition, Device, DiskSource};
 use super::error::{Error, LibvirtErrorKind, Result};
-use super::image_lookup::read_header;
 use super::job::{self, JobDisk, JobRequest, NewCheckpoint};
 use super::machine::{Machine, MachineState, PausedReason, Which};
 use super::open_off::open_off;
@@ -30,6 +28,8 @@ use super::runtime::{self, RuntimeDirs};
 use super::state::{
     CaptureFile, CaptureKind, CaptureState, CapturedDisk, Phase, ReadMode, STATE_VERSION, ServerProcess, SkippedDisk,
 };
+use crate::capture::domain_xml::definition::{Definition, Device, DiskSource};
+use crate::capture::offline::image_lookup::read_header;
 use crate::failpoint::{self, Failpoint};
 
 /// How long another command may be busy with the same machine: opening takes seconds at most.

@@ -14,24 +14,24 @@ use chrono::Local;
 use zeroize::Zeroizing;
 
 use super::agent::Consistency;
-use super::block_graph::{self, Found, Graph, Storage};
 use super::copies;
-use super::definition::{DefinedDisk, Definition};
 use super::error::{Error, Result};
 use super::ffi;
 use super::holders;
-use super::image_lookup::HostImages;
 use super::images;
 use super::machine::{Machine, Which};
-use super::offline_fingerprint::OfflineFingerprint;
 use super::open_request::{
     DiskRequest, OpenRequest, format_of, identity_at, read_mode, targets_with_new_bitmap, wanted_disks,
 };
-use super::qemu_user::{Privilege, QemuUser};
 use super::runtime::{self, RuntimeDirs};
-use super::source::SecretRef;
 use super::state::{CaptureFile, CaptureKind, CaptureState, CapturedDisk, DiskServer};
-use super::storage_daemon::{self, Export, Refused, SERVER_SOCKETS, ServeRequest};
+use crate::capture::domain_xml::definition::{DefinedDisk, Definition};
+use crate::capture::domain_xml::source::SecretRef;
+use crate::capture::offline::block_graph::{self, Found, Graph, Storage};
+use crate::capture::offline::image_lookup::HostImages;
+use crate::capture::offline::offline_fingerprint::OfflineFingerprint;
+use crate::capture::offline::qemu_user::{Privilege, QemuUser};
+use crate::capture::offline::storage_daemon::{self, Export, Refused, SERVER_SOCKETS, ServeRequest};
 use crate::failpoint::{self, Failpoint};
 
 /// A disk that is going to be served.

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::agent::FreezeOptions;
-use super::definition::{DefinedDisk, Definition, DiskSource, Layer};
 use super::images::{self, ImageIdentity};
 use super::state::{CaptureState, ReadMode, SkippedDisk};
+use crate::capture::domain_xml::definition::{DefinedDisk, Definition, DiskSource, Layer};
 
 /// What to capture, and how.
 #[derive(Debug, Clone)]

@@ -6,9 +6,9 @@ use virt::storage_pool::StoragePool;
 use virt::storage_vol::StorageVol;
 
 use super::connection::Hypervisor;
-use super::definition::{child, parse_xml};
 use super::error::{LibvirtErrorKind, Result};
 use super::job::escape;
+use crate::capture::domain_xml::definition::{child, parse_xml};
 
 /// Where a volume of a storage pool is on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,9 +17,9 @@ use serde::{Deserialize, Serialize};
 use super::agent::Consistency;
 use super::error::{Error, Result};
 use super::images::ImageIdentity;
-use super::offline_fingerprint::OfflineFingerprint;
 use super::runtime::RuntimeDirs;
 use crate::atomic_file;
+use crate::capture::offline::offline_fingerprint::OfflineFingerprint;
 
 /// The version of the state file that this program writes and reads.
 pub const STATE_VERSION: u32 = 1;

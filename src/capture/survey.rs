@@ -7,20 +7,22 @@ use std::time::Duration;
 
 use chrono::{DateTime, FixedOffset};
 
-use super::block_graph;
 use super::close::capture_of_socket;
 use super::connection::Hypervisor;
-use super::definition::{DefinedDisk, Definition, Device, DiskSource, Encryption, child, children, parse_xml};
 use super::error::{Error, LibvirtErrorKind, Result};
 use super::ffi;
-use super::image_header::Header;
-use super::image_lookup::HostImages;
 use super::machine::{Machine, MachineState, PausedReason, Which};
 use super::open::{domain_folder, lock_machine};
-use super::qemu_user::{QemuUser, base_owner};
 use super::runtime::{self, RuntimeDirs};
 use super::state::{CaptureFile, DiskServer, Phase};
-use super::storage_daemon::{is_on_path, is_ours};
+use crate::capture::domain_xml::definition::{
+    DefinedDisk, Definition, Device, DiskSource, Encryption, child, children, parse_xml,
+};
+use crate::capture::offline::block_graph;
+use crate::capture::offline::image_header::Header;
+use crate::capture::offline::image_lookup::HostImages;
+use crate::capture::offline::qemu_user::{QemuUser, base_owner};
+use crate::capture::offline::storage_daemon::{is_on_path, is_ours};
 
 /// The programs of QEMU's that captures need beside QEMU itself.
 const PROGRAMS: [&str; 3] = ["qemu-img", "qemu-nbd", "qemu-storage-daemon"];

@@ -231,6 +231,11 @@ impl ChunkCursor<'_> {
     }
 }
 
+/// Whether all bytes are zero. Most data shows that it is not in the first few.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(256).all(|piece| piece.iter().fold(0, |or, byte| or | byte) == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,5 +308,13 @@ mod tests {
         map.push(MappedChunk::Zero, geometry.chunks());
         assert_eq!(map.runs().count(), 1);
         assert_eq!(map.to_content(geometry, ZeroIds::of(geometry)).runs().count(), 1);
+    }
+
+    #[test]
+    fn one_bit_is_not_zero() {
+        let mut bytes = vec![0; 100_000];
+        assert!(is_zero(&bytes) && is_zero(&[]));
+        bytes[99_999] = 1;
+        assert!(!is_zero(&bytes));
     }
 }

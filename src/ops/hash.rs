@@ -1,6 +1,6 @@
 //! SHA-256 of disks as the guest sees them, and of files.
 
-use super::store_disk::check_size;
+use super::store::check_size;
 use super::{Error, Monitor, Result, Stop};
 use crate::bounded::{self, GaveUp};
 use crate::nbd::{Chunk, DiskReader, NbdUri, ReadOptions};

@@ -1,7 +1,7 @@
 //! Machines and disks as records.
 
 use super::Result;
-use crate::capture::definition::Host;
+use crate::capture::domain_xml::definition::Host;
 use crate::capture::machine::Which;
 use crate::capture::state::ReadMode;
 use crate::capture::{self, CaptureState, Definition, Hypervisor, Machine};

@@ -5,9 +5,9 @@
 //! machine had the name later. No lock is taken: nothing is handed out, and a prune beside it may go on.
 
 use super::inventory::host_name;
-use super::lineage::Origin;
 use super::points::{self, PointRef};
 use super::{Error, Monitor, Result};
+use crate::ops::points::lineage::Origin;
 use crate::record::Time;
 use crate::repo::{DamagedSnapshot, Id, Index, Repository};
 use std::collections::{BTreeMap, HashMap};

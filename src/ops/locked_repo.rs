@@ -2,44 +2,11 @@
 
 use super::manifest::Manifest;
 use super::points::{self, Description, OpenPoint, PointRef};
+use super::repo_lock::{lock, patiently};
 use super::{Result, Stop};
-use crate::repo::{self, Id, Index, LockMode, PendingLock, Permit, RepoLock, Repository};
-use rand::Rng;
-use std::sync::atomic::{AtomicBool, Ordering};
+use crate::repo::{self, Id, Index, LockMode, PendingLock, Permit, Repository};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
-
-/// How long to wait for a repository that somebody else needs for himself.
-const LOCK_WAIT: Duration = Duration::from_secs(60);
-
-/// How long to wait between two tries, at random: who needs the repository for himself must find the gaps of others.
-const LOCK_RETRY: std::ops::Range<Duration> = Duration::from_millis(300)..Duration::from_millis(1500);
-
-/// How often to look whether the lock is lost.
-const WATCH: Duration = Duration::from_millis(100);
-
-/// Takes a lock, waiting for whoever is in the way; Ctrl-C ends the waiting.
-pub fn lock(repo: &Repository, mode: LockMode, stop: &Stop) -> Result<RepoLock> {
-    patiently(stop, || repo.lock(mode, Duration::ZERO))
-}
-
-fn patiently<T>(stop: &Stop, take: impl Fn() -> repo::Result<T>) -> Result<T> {
-    let deadline = Instant::now() + LOCK_WAIT;
-    loop {
-        let next = Instant::now() + rand::rng().random_range(LOCK_RETRY);
-        match take() {
-            Err(repo::Error::Locked { holder, .. }) if next < deadline => {
-                tracing::debug!("waiting for the repository, locked {holder}");
-            }
-            other => return Ok(other?),
-        }
-        while Instant::now() < next {
-            stop.check()?;
-            thread::sleep(Duration::from_millis(50));
-        }
-    }
-}
 
 /// What a repository has: its index and its points, as of a moment at which it was locked.
 #[derive(Debug)]
@@ -133,30 +100,6 @@ impl LockedRepo {
     pub fn view(&self) -> &RepoView {
         &self.view
     }
-}
-
-/// Runs `work` with a flag that is raised when `stop` is, or when the lock is lost: then that is the error, however the work
-/// ended.
-pub fn while_locked<T>(permit: &Permit, stop: &Stop, work: impl FnOnce(&Stop) -> Result<T>) -> Result<T> {
-    let (inner, done) = (Stop::default(), AtomicBool::new(false));
-    let result = thread::scope(|scope| {
-        let watcher = scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                if stop.requested() || permit.check().is_err() {
-                    inner.raise();
-                    return;
-                }
-                thread::park_timeout(WATCH);
-            }
-        });
-        let result = work(&inner);
-        done.store(true, Ordering::Relaxed);
-        watcher.thread().unpark();
-        result
-    });
-    stop.check()?;
-    permit.check()?;
-    result
 }
 
 impl RepoView {

@@ -32,7 +32,7 @@ pub struct Manifest {
     /// The libvirt host.
     pub host: String,
     /// Other hosts that the machine was on before, as its chain shows: a point here continued one of theirs, by bitmaps that are
-    /// in the images ([`super::lineage`]). Points of kvmb 0.1.0 do not say it.
+    /// in the images ([`crate::ops::points::lineage`]). Points of kvmb 0.1.0 do not say it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier_hosts: Vec<EarlierHost>,
     /// The libvirt connection URI.
@@ -212,7 +212,7 @@ impl Manifest {
         }
         for file in &manifest.files {
             let name = match file.role {
-                Role::Tpm => file.name.strip_prefix(crate::capture::tpm::FOLDER).unwrap_or_default(),
+                Role::Tpm => file.name.strip_prefix(crate::capture::domain_xml::tpm::FOLDER).unwrap_or_default(),
                 _ => &file.name,
             };
             if !is_plain_name(name) {

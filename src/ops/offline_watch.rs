@@ -1,11 +1,11 @@
 //! Keeps an eye on a machine that is off while its capture is read.
 //!
 //! Where no lock keeps it from starting, it may be started, and then what is read is of no one moment
-//! ([`crate::capture::offline_fingerprint`]). The last look, after the last byte, decides; the looks before it only spare reading
+//! ([`crate::capture::offline::offline_fingerprint`]). The last look, after the last byte, decides; the looks before it only spare reading
 //! hours of what cannot be stored.
 
 use super::{Result, Stop};
-use crate::capture::offline_fingerprint::{ComparisonDepth, OfflineFingerprint};
+use crate::capture::offline::offline_fingerprint::{ComparisonDepth, OfflineFingerprint};
 use crate::capture::{self, CaptureState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

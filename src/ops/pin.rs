@@ -5,8 +5,8 @@
 //! one, as with `restic tag`. What refers to points by id - the user, a capture that continues one, the `parent` in later
 //! manifests - finds them by either. Data, manifest, checkpoint and chain are not touched.
 
-use super::locked_repo::lock;
 use super::points::{PINNED_TAG, PointRef};
+use super::repo_lock::lock;
 use super::{Error, Result, Stop};
 use crate::repo::{Id, LockMode, Permit, Repository};
 

@@ -3,19 +3,19 @@
 //! All is decided under the repository's exclusive lock before anything is changed: the verdict on each point, and what
 //! of the packs is needed then. Where the repository is damaged, nothing is removed at all.
 //!
-//! A machine is its UUID on a host, and on those that it came from ([`super::lineage`]): two machines with one UUID do not
+//! A machine is its UUID on a host, and on those that it came from ([`crate::ops::points::lineage`]): two machines with one UUID do not
 //! share what a rule keeps. It is *gone* when the newest of its points was taken on this host and this host's libvirt does
 //! not know its UUID. Of machines of other hosts nothing is known here: the policy applies to them, and it counts from their newest
 //! point, so that a machine that is not backed up any more keeps what the policy left it.
 
-use super::lineage::{Lineage, Origin, lineages};
-use super::locked_repo::lock;
 use super::manifest::Manifest;
 use super::points::{self, PointRef};
+use super::repo_lock::{lock, lock_for_reading};
 use super::verify::{Verifier, VerifyDepth};
 use super::{Error, Monitor, Progress, Result, Silent, Stop};
 use crate::failpoint::{self, Failpoint};
 use crate::ops::copy::plan::Copies;
+use crate::ops::points::lineage::{Lineage, Origin, lineages};
 use crate::record::Time;
 use crate::repo::{
     self, Id, Index, LockMode, MaxUnused, Permit, PruneEvent, PruneLimits, PrunePlan, PruneSummary, RepoLock,
@@ -108,7 +108,7 @@ impl<'a> Prune<'a> {
         stop: &Stop,
     ) -> Result<Prune<'a>> {
         let (exclusive, shared) = match request.dry_run {
-            true => (None, points::lock_for_reading(repo, monitor, stop)?),
+            true => (None, lock_for_reading(repo, monitor, stop)?),
             false => (Some(lock(repo, LockMode::Exclusive, stop)?.permit()), None),
         };
         let index = Arc::new(repo.load_index().map_err(damaged)?);

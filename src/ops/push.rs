@@ -6,17 +6,18 @@
 use super::chain::mismatch;
 use super::chunk_map::{Geometry, ZeroIds};
 use super::guard::guarded;
-use super::locked_repo::{LockedRepo, RepoView, while_locked};
-use super::lost_chunks::{damaged_points, lost_chunks};
+use super::locked_repo::{LockedRepo, RepoView};
 use super::manifest::{
     DEFINITION, EarlierHost, LIVE_DEFINITION, MANIFEST, Manifest, ManifestDisk, ManifestFile, Role, VERSION,
 };
 use super::offline_watch::while_unchanged;
 use super::points::{self, MACHINE_TAG, OpenPoint, PointRef, TAG, disk_file};
-use super::store_disk::{Base, DiskTask, StoreOutcome, StoredDisk, store_disk};
+use super::repo_lock::while_locked;
+use super::store::{Base, DiskTask, StoreOutcome, StoredDisk, store_disk};
+use super::store::{damaged_points, lost_chunks};
 use super::{Error, Monitor, Progress, Result, Stop};
+use crate::capture::domain_xml::tpm::FOLDER as TPM_FOLDER;
 use crate::capture::state::{CaptureKind, FileRole, ReadMode};
-use crate::capture::tpm::FOLDER as TPM_FOLDER;
 use crate::capture::{CaptureFile, CaptureState, CapturedDisk, Definition};
 use crate::failpoint::{self, Failpoint};
 use crate::nbd::{NbdUri, UriError};

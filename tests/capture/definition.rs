@@ -4,8 +4,8 @@
 
 use std::path::PathBuf;
 
-use kvmb::capture::definition::{Definition, DefinitionError, Device, DiskSource};
-use kvmb::capture::rewrite::{Changes, NewDisk, NewDiskKind, rewrite};
+use kvmb::capture::domain_xml::definition::{Definition, DefinitionError, Device, DiskSource};
+use kvmb::capture::domain_xml::rewrite::{Changes, NewDisk, NewDiskKind, rewrite};
 use proptest::prelude::*;
 
 /// A running machine's definition with one disk of every kind.

@@ -3,9 +3,9 @@
 //!
 //! Each shape is a part of a definition. In place nothing of it may change, not a byte; a copy must not have what is listed.
 
-use kvmb::capture::definition::{Definition, DiskSource};
-use kvmb::capture::references::references;
-use kvmb::capture::rewrite::{Changes, NewDisk, NewDiskKind, Rewritten, rewrite_with_notes};
+use kvmb::capture::domain_xml::definition::{Definition, DiskSource};
+use kvmb::capture::domain_xml::references::references;
+use kvmb::capture::domain_xml::rewrite::{Changes, NewDisk, NewDiskKind, Rewritten, rewrite_with_notes};
 
 const UUID: &str = "52e8dc38-9c15-45ff-84fc-563d001b34c9";
 const COPY_UUID: &str = "00000000-1111-2222-3333-444444444444";

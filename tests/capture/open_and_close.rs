@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 
 use kvmb::capture::agent::{Consistency, FreezeMode, FreezeOptions};
 use kvmb::capture::close::{clear_leftovers, drain_capture};
+use kvmb::capture::domain_xml::rewrite::{Changes, NewDisk, NewDiskKind, rewrite};
 use kvmb::capture::job::{JobDisk, JobRequest};
 use kvmb::capture::machine::{MachineState, PausedReason, Which};
-use kvmb::capture::rewrite::{Changes, NewDisk, NewDiskKind, rewrite};
+use kvmb::capture::offline::storage_daemon;
 use kvmb::capture::state::{CaptureFile, CaptureKind, CaptureState, FileRole, ReadMode};
 use kvmb::capture::{
     CloseRequest, Definition, DiskRequest, Error, Hypervisor, LibvirtErrorKind, Machine, OpenRequest, RuntimeDirs,
-    close_capture, open_capture, storage_daemon,
+    close_capture, open_capture,
 };
 
 const MIB: usize = 1 << 20;
@@ -887,7 +888,7 @@ impl Vm {
     }
 
     fn bitmaps(&self, target: &str) -> Vec<String> {
-        let header = kvmb::capture::image_lookup::read_header(&self.image(target), "qcow2").unwrap();
+        let header = kvmb::capture::offline::image_lookup::read_header(&self.image(target), "qcow2").unwrap();
         header.bitmaps.iter().map(|bitmap| bitmap.name.clone()).collect()
     }
 

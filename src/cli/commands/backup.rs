@@ -393,7 +393,7 @@ fn all_machines(context: &Context) -> Result<Vec<Selection>, CliError> {
 
 /// Reads a new point back.
 fn verify_points(context: &Context, repo: &Repository, point: Point) -> ops::Result<Point> {
-    let _lock = ops::locked_repo::lock(repo, LockMode::Shared, &context.stop)?;
+    let _lock = ops::repo_lock::lock(repo, LockMode::Shared, &context.stop)?;
     let index = repo.load_index()?;
     let (known, _) = points::list(repo)?;
     let found = points::find(repo, &known, &PointName::Plain(point.point.clone()))?;

@@ -1,7 +1,7 @@
 //! `kvmb doctor`
 
+use crate::capture::offline::storage_daemon::package;
 use crate::capture::runtime::free_bytes;
-use crate::capture::storage_daemon::package;
 use crate::capture::survey::{AgentSurvey, DiskStorage, DiskSurvey, JobSurvey, missing_programs};
 use crate::cli::Context;
 use crate::cli::capture_args::ScratchArgs;

@@ -159,7 +159,7 @@ impl AddArgs {
         let mut extra = json!({});
         let known = crate::repo::Repository::open(self.repo.storage(context)?, &new).is_ok();
         if !known && !self.dry_run {
-            let permit = ops::locked_repo::lock(&repo, LockMode::Shared, &context.stop)?.permit();
+            let permit = ops::repo_lock::lock(&repo, LockMode::Shared, &context.stop)?.permit();
             extra = json!({ "key": repo.add_key(&new, &permit)?.to_string() });
             note_exported(context, &self.repo)?;
         }

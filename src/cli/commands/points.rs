@@ -7,6 +7,7 @@ use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::cli::value_parsers::duration;
 use crate::ops::points;
+use crate::ops::repo_lock::lock_for_reading;
 use crate::record::Record;
 use crate::repo::DamagedSnapshot;
 use chrono::Local;
@@ -37,7 +38,7 @@ pub struct PointsArgs {
 impl PointsArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
-        let _lock = points::lock_for_reading(&repo, &context.monitor, &context.stop)?;
+        let _lock = lock_for_reading(&repo, &context.monitor, &context.stop)?;
         let index = points::load_index_for_reading(&repo, &context.monitor)?;
         let (found, damaged) = points::list(&repo)?;
         for name in &self.names {

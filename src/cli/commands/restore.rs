@@ -11,6 +11,7 @@ use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::Monitor;
 use crate::ops::points::{self, PointName, PointRef};
+use crate::ops::repo_lock::lock_for_reading;
 use crate::ops::restore::plan::{ImageFormat, RestoreRequest, plan, refuse_running};
 use crate::ops::restore::restore;
 use crate::record::{Point, Record};
@@ -173,7 +174,7 @@ impl RestoreArgs {
         name: &PointName,
         session: &mut Session,
     ) -> Result<(), CliError> {
-        let _lock = points::lock_for_reading(repo, &context.monitor, &context.stop)?;
+        let _lock = lock_for_reading(repo, &context.monitor, &context.stop)?;
         let index = points::load_index_for_reading(repo, &context.monitor)?;
         let (known, damaged) = points::list(repo)?;
         let point = points::find_surely(repo, &known, &damaged, name)?;

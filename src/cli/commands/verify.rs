@@ -9,6 +9,7 @@ use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::cli::stderr::report;
 use crate::ops::points::{self, PointName, PointRef};
+use crate::ops::repo_lock::lock_for_reading;
 use crate::ops::verify::{Verifier, VerifyDepth};
 use crate::ops::verify_sampling::SampleCursor;
 use crate::record::{Check, Point, Record, Status};
@@ -66,7 +67,7 @@ struct Open {
 }
 
 fn open(context: &Context, repo: Repository) -> Result<Open, CliError> {
-    let lock = points::lock_for_reading(&repo, &context.monitor, &context.stop)?;
+    let lock = lock_for_reading(&repo, &context.monitor, &context.stop)?;
     let (index, damaged_indexes) = repo.load_index_with_damage()?;
     let (points, damaged) = points::list(&repo)?;
     Ok(Open { repo, index, points, damaged, damaged_indexes, _lock: lock })

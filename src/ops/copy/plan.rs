@@ -4,7 +4,7 @@
 //! backup would have copied, and nothing is copied again that the second repository's retention removed.
 
 use crate::ops::Result;
-use crate::ops::lineage::{Lineage, Origin};
+use crate::ops::points::lineage::{Lineage, Origin};
 use crate::ops::points::{self, PointRef};
 use crate::record::Time;
 use crate::repo::{Id, Repository, Snapshot};

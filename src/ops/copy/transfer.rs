@@ -10,9 +10,10 @@
 
 use crate::ops::copy::plan::{Copies, persistent_id};
 use crate::ops::inventory::host_name;
-use crate::ops::lineage::{Origin, lineages};
-use crate::ops::locked_repo::{LockedRepo, while_locked};
+use crate::ops::locked_repo::LockedRepo;
+use crate::ops::points::lineage::{Origin, lineages};
 use crate::ops::points::{self, PointRef};
+use crate::ops::repo_lock::{lock_for_reading, while_locked};
 use crate::ops::verify::damage_of;
 use crate::ops::{Error, Monitor, Result, Stop, threads};
 use crate::record;
@@ -54,7 +55,7 @@ struct Missing {
 impl Copier {
     /// Locks both repositories, then loads what they know.
     pub fn open(source: &Repository, target: &Repository, monitor: &dyn Monitor, stop: &Stop) -> Result<Copier> {
-        let source_lock = points::lock_for_reading(source, monitor, stop)?;
+        let source_lock = lock_for_reading(source, monitor, stop)?;
         let index = points::load_index_for_reading(source, monitor)?;
         let (points, damaged) = points::list(source)?;
         for snapshot in damaged {

@@ -4,8 +4,8 @@
 //! solves it.
 
 use super::plan::PlannedDisk;
+use crate::capture::domain_xml::references::{Reference, references};
 use crate::capture::pools::VolumePlace;
-use crate::capture::references::{Reference, references};
 use crate::capture::{self, Hypervisor};
 use crate::ops::Result;
 use std::collections::BTreeSet;

@@ -7,8 +7,8 @@ use super::place::{Placing, Volume, resolved};
 use super::qcow2::Layout;
 use super::small_files::SmallFiles;
 use super::{notes, trust};
+use crate::capture::domain_xml::rewrite::Rewritten;
 use crate::capture::machine::Which;
-use crate::capture::rewrite::Rewritten;
 use crate::capture::{
     self, Changes, DefinedDisk, Definition, DiskSource, Hypervisor, Machine, NewDisk, NewDiskKind, rewrite_with_notes,
 };

@@ -4,7 +4,8 @@
 
 use super::plan::{RestoreRequest, refuse_without_folder};
 use super::small_file;
-use crate::capture::{Changes, Definition, tpm};
+use crate::capture::domain_xml::tpm;
+use crate::capture::{Changes, Definition};
 use crate::ops::manifest::{Manifest, ManifestFile, Role};
 use crate::ops::{Error, Result};
 use std::path::{Path, PathBuf};

@@ -7,8 +7,8 @@
 
 use super::plan::RestoreRequest;
 use crate::capture::connection::nvram_folder;
-use crate::capture::definition::{Definition, Device};
-use crate::capture::tpm;
+use crate::capture::domain_xml::definition::{Definition, Device};
+use crate::capture::domain_xml::tpm;
 use crate::ops::manifest::{Manifest, ManifestDisk, ManifestFile, Role};
 use crate::ops::points::OpenPoint;
 use crate::ops::{Error, Result};

@@ -4,10 +4,10 @@
 
 use std::path::PathBuf;
 
-use super::connection::embedded_root;
 use super::definition::{Definition, Tpm};
-use super::error::Result;
-use super::safe_path::OpenFolder;
+use crate::capture::connection::embedded_root;
+use crate::capture::error::Result;
+use crate::capture::safe_path::OpenFolder;
 
 /// What the names of copied state files begin with, in a capture and in a point.
 pub const FOLDER: &str = "tpm/";

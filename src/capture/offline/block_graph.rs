@@ -18,11 +18,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::backing_string::{self, Place};
-use super::definition::DefinedDisk;
-use super::error::{Error, Result};
 use super::image_header::{BackingName, Header};
 use super::network_storage::network_options;
-use super::source::{DiskSource, Encryption, Layer, SecretRef, Slice};
+use crate::capture::domain_xml::definition::DefinedDisk;
+use crate::capture::domain_xml::source::{DiskSource, Encryption, Layer, SecretRef, Slice};
+use crate::capture::error::{Error, Result};
 
 /// More layers than this are a loop; QEMU's own limit is 200.
 const MAX_LAYERS: usize = 200;

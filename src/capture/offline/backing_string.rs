@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 
-use super::source::Slice;
+use crate::capture::domain_xml::source::Slice;
 
 /// Where a layer is.
 #[derive(Debug, Clone, PartialEq, Eq)]

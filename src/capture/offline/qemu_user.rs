@@ -7,10 +7,10 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use super::definition::{DefinedDisk, Definition, child, children, parse_owner, parse_xml};
-use super::error::{Error, Result};
-use super::machine::Machine;
-use super::runtime::{our_owner, our_uid};
+use crate::capture::domain_xml::definition::{DefinedDisk, Definition, child, children, parse_owner, parse_xml};
+use crate::capture::error::{Error, Result};
+use crate::capture::machine::Machine;
+use crate::capture::runtime::{our_owner, our_uid};
 
 /// `CAP_DAC_READ_SEARCH` in the kernel's numbering.
 const DAC_READ_SEARCH: u64 = 2;
@@ -84,7 +84,7 @@ impl QemuUser {
 }
 
 /// QEMU's user and group by the host's capabilities.
-pub(super) fn base_owner(capabilities: &str) -> Result<Option<(u32, u32)>> {
+pub(crate) fn base_owner(capabilities: &str) -> Result<Option<(u32, u32)>> {
     let document = parse_xml(capabilities)?;
     let mut models = child(document.root_element(), "host").into_iter().flat_map(|host| children(host, "secmodel"));
     let dac = models.find(|model| child(*model, "model").and_then(|name| name.text()) == Some("dac"));

@@ -6,7 +6,7 @@
 
 use std::io;
 
-use super::images::Bitmap;
+use crate::capture::images::Bitmap;
 
 /// As much of a header as is looked at.
 const HEADER_BYTES: usize = 64 << 10;

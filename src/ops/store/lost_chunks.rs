@@ -4,15 +4,15 @@
 //! A clean chunk is taken over from the parent unread, so it is looked up when the parent's list is: one that is unknown is
 //! read as if it had changed. The new point is whole then. The older points lack what nobody can read again.
 
-use super::Result;
-use super::chunk_map::{ChunkMap, MappedChunk};
-use super::locked_repo::RepoView;
-use super::points::{OpenPoint, disk_file};
+use crate::ops::Result;
+use crate::ops::chunk_map::{ChunkMap, MappedChunk};
+use crate::ops::locked_repo::RepoView;
+use crate::ops::points::{OpenPoint, disk_file};
 use crate::record::DamagedPoint;
 use crate::repo::{BlobKind, Index, Writer};
 
 /// The chunks of a map that the repository does not have, as (first, count), ascending.
-pub(super) fn lost_chunks(map: &ChunkMap, writer: &Writer) -> Vec<(u64, u64)> {
+pub(crate) fn lost_chunks(map: &ChunkMap, writer: &Writer) -> Vec<(u64, u64)> {
     let is_lost = |chunk: &MappedChunk| match chunk {
         MappedChunk::Blob(id) => !writer.has(BlobKind::Data, id),
         MappedChunk::Zero => false,
@@ -51,12 +51,12 @@ pub(super) fn cut(first: u64, count: u64, lost: &[(u64, u64)]) -> Vec<CleanPart>
 }
 
 /// The points that lack chunks, as of the moment that `view` shows, and the disks that the chunks are of.
-pub(super) fn damaged_points(view: &RepoView) -> Result<Vec<DamagedPoint>> {
+pub(crate) fn damaged_points(view: &RepoView) -> Result<Vec<DamagedPoint>> {
     let mut damaged = Vec::new();
     for point in view.points()? {
         let open = match view.point(point) {
             Ok(open) => Some(open),
-            Err(super::Error::Repo(error)) if error.is_unreachable() => return Err((*error).into()),
+            Err(crate::ops::Error::Repo(error)) if error.is_unreachable() => return Err((*error).into()),
             // Nothing of it can be read.
             Err(_) => None,
         };

@@ -6,7 +6,7 @@
 use roxmltree::Node;
 
 use super::splices::Splices;
-use crate::capture::definition::children;
+use crate::capture::domain_xml::definition::children;
 
 /// Options that always name something which two machines cannot have: a monitor, a port, a file to write.
 const ALWAYS: [&str; 22] = [

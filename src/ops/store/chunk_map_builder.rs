@@ -1,7 +1,7 @@
 //! Puts the pieces of a disk that the workers finish in any order into one chunk map.
 
-use super::chunk_map::{ChunkCursor, Geometry, MappedChunk};
-use super::store_disk::{Base, StoredDisk};
+use super::task::{Base, StoredDisk};
+use crate::ops::chunk_map::{ChunkCursor, Geometry, MappedChunk};
 use std::collections::BTreeMap;
 
 /// What a run of chunks turned out to be.
@@ -136,8 +136,8 @@ impl<'a> ChunkMapBuilder<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::chunk_map::ChunkMap;
     use super::*;
+    use crate::ops::chunk_map::ChunkMap;
     use crate::repo::Id;
 
     fn blob(n: u8) -> MappedChunk {

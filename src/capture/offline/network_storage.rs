@@ -3,8 +3,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::error::{Error, Result};
-use super::source::{DiskSource, Host, SecretRef};
+use crate::capture::domain_xml::source::{DiskSource, Host, SecretRef};
+use crate::capture::error::{Error, Result};
 
 /// The options of a network source; the secrets that they refer to are added, each named after the node that will be called
 /// `node`.

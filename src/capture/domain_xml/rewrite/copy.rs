@@ -11,7 +11,7 @@ use roxmltree::Node;
 use super::changes::Changes;
 use super::qemu_arguments;
 use super::splices::{Splices, children_named};
-use crate::capture::definition::{child, children};
+use crate::capture::domain_xml::definition::{child, children};
 
 /// The path of a Unix socket has 107 bytes at most.
 const LONGEST_SOCKET_PATH: usize = 107;

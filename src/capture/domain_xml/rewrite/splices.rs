@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use roxmltree::{Attribute, Node};
 
-use crate::capture::definition::children;
+use crate::capture::domain_xml::definition::children;
 use crate::capture::job::escape;
 
 /// Replacements of parts of a text, collected in any order.

@@ -225,7 +225,7 @@ impl DiskSource {
     }
 }
 
-pub(super) fn read_source(kind: Option<&str>, source: Option<Node>) -> DiskSource {
+pub(crate) fn read_source(kind: Option<&str>, source: Option<Node>) -> DiskSource {
     let attribute = |name: &str| source.and_then(|source| source.attribute(name));
     let path = |name: &str| attribute(name).map(PathBuf::from);
     match kind.unwrap_or("file") {
@@ -322,7 +322,7 @@ fn read_secret(secret: Node, usage: SecretUsage) -> Option<SecretRef> {
 }
 
 /// How an image is encrypted, as its `<source>` says or, in older definitions, the `<disk>`.
-pub(super) fn read_encryption(holder: Node) -> Option<Encryption> {
+pub(crate) fn read_encryption(holder: Node) -> Option<Encryption> {
     let places = [child(holder, "source"), Some(holder)];
     let encryption = places.into_iter().flatten().find_map(|place| child(place, "encryption"))?;
     Some(Encryption {
@@ -333,7 +333,7 @@ pub(super) fn read_encryption(holder: Node) -> Option<Encryption> {
 }
 
 /// The part of a `<source>` that is the image.
-pub(super) fn read_slice(source: Option<Node>) -> Option<Slice> {
+pub(crate) fn read_slice(source: Option<Node>) -> Option<Slice> {
     let slices = child(source?, "slices")?;
     let slice = children(slices, "slice").find(|slice| slice.attribute("type").unwrap_or("storage") == "storage")?;
     let number = |name: &str| slice.attribute(name).and_then(|text| text.parse().ok());
@@ -342,15 +342,15 @@ pub(super) fn read_slice(source: Option<Node>) -> Option<Slice> {
 
 /// What a definition says of the layers below a disk's image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Backing {
+pub(crate) struct Backing {
     /// The layers, nearest first.
-    pub(super) layers: Vec<Layer>,
+    pub(crate) layers: Vec<Layer>,
     /// Whether the definition says that nothing is below the last of them.
-    pub(super) is_complete: bool,
+    pub(crate) is_complete: bool,
 }
 
 /// `<backingStore>` holds the next one inside itself; an empty one says that there is no more.
-pub(super) fn read_backing(disk: Node) -> Backing {
+pub(crate) fn read_backing(disk: Node) -> Backing {
     let mut backing = Backing::default();
     let mut next = child(disk, "backingStore");
     while let Some(store) = next {
@@ -364,7 +364,7 @@ pub(super) fn read_backing(disk: Node) -> Backing {
     backing
 }
 
-pub(super) fn read_layer(node: Node) -> Layer {
+pub(crate) fn read_layer(node: Node) -> Layer {
     let source = child(node, "source");
     Layer {
         source: read_source(node.attribute("type"), source),
@@ -376,7 +376,7 @@ pub(super) fn read_layer(node: Node) -> Layer {
 }
 
 /// The user and group that a `<disk>`'s or `<domain>`'s DAC label names, as `user:group`.
-pub(super) fn read_dac_label(holder: Node) -> Option<String> {
+pub(crate) fn read_dac_label(holder: Node) -> Option<String> {
     let mut labels = children(holder, "seclabel").filter(|label| label.attribute("model") == Some("dac"));
     labels.find_map(|label| text_of(label, "label"))
 }

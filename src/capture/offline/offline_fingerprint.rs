@@ -24,13 +24,13 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::connection::embedded_root;
-use super::definition::Definition;
-use super::error::{Error, Result};
-use super::machine::{Machine, Which};
-use super::runtime::our_uid;
-use super::state::{CaptureState, ServerProcess, start_ticks};
 use super::storage_daemon;
+use crate::capture::connection::embedded_root;
+use crate::capture::domain_xml::definition::Definition;
+use crate::capture::error::{Error, Result};
+use crate::capture::machine::{Machine, Which};
+use crate::capture::runtime::our_uid;
+use crate::capture::state::{CaptureState, ServerProcess, start_ticks};
 
 /// As much of an image as is compared: qcow2's header with its extensions is in the first cluster, which has 64 KiB.
 const HEADER_BYTES: usize = 64 << 10;
@@ -87,7 +87,7 @@ pub enum ComparisonDepth {
 
 impl OfflineFingerprint {
     /// Notes how things are, before the disks can be read. `state` has the machine's disks with their layers.
-    pub(super) fn note(machine: &Machine, state: &CaptureState) -> OfflineFingerprint {
+    pub(crate) fn note(machine: &Machine, state: &CaptureState) -> OfflineFingerprint {
         let mut still = OfflineFingerprint {
             uuid: state.uuid.clone(),
             foreign_processes: processes_of(&state.uuid),
@@ -107,7 +107,7 @@ impl OfflineFingerprint {
 
     /// Notes the other files that the servers have open - raw data files, extents, but not their logs in the capture's own
     /// folder - and the definition, once libvirt has given it.
-    pub(super) fn note_opened(&mut self, state: &CaptureState, own: &Path) {
+    pub(crate) fn note_opened(&mut self, state: &CaptureState, own: &Path) {
         for server in &state.servers {
             for file in storage_daemon::servers_on(&server.socket).into_iter().flat_map(open_files) {
                 if !file.starts_with(own) && self.storage.iter().all(|witness| witness.path != file) {

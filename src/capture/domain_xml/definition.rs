@@ -11,7 +11,7 @@ use roxmltree::{Document, Node, ParsingOptions};
 use super::source::{Backing, read_backing, read_dac_label, read_encryption, read_layer, read_slice, read_source};
 pub use super::source::{DiskSource, Encryption, Host, Layer, Slice};
 use super::xml::text_of;
-pub(super) use super::xml::{child, children};
+pub(crate) use super::xml::{child, children};
 
 /// No definition is larger; libvirt's own limit for a string in its protocol is 4 MiB.
 const MAX_XML_BYTES: usize = 16 << 20;
@@ -306,7 +306,7 @@ impl DefinedDisk {
 }
 
 /// Parses a document that must be a `<domain>`, within limits.
-pub(super) fn parse_document(xml: &str) -> Result<Document<'_>> {
+pub(crate) fn parse_document(xml: &str) -> Result<Document<'_>> {
     let document = parse_xml(xml)?;
     let root = document.root_element().tag_name().name();
     if root != "domain" {
@@ -316,7 +316,7 @@ pub(super) fn parse_document(xml: &str) -> Result<Document<'_>> {
 }
 
 /// Parses any document of libvirt's, within limits.
-pub(super) fn parse_xml(xml: &str) -> Result<Document<'_>> {
+pub(crate) fn parse_xml(xml: &str) -> Result<Document<'_>> {
     if xml.len() > MAX_XML_BYTES {
         return Err(DefinitionError::Absurd(format!("a definition of {} bytes is not one", xml.len())));
     }
@@ -434,7 +434,7 @@ fn read_tpm(node: Node) -> Tpm {
 }
 
 /// `+64055:+64055`; names instead of numbers are looked up by nobody here, so they are none.
-pub(super) fn parse_owner(label: &str) -> Option<(u32, u32)> {
+pub(crate) fn parse_owner(label: &str) -> Option<(u32, u32)> {
     let (user, group) = label.split_once(':')?;
     let number = |text: &str| text.strip_prefix('+').unwrap_or(text).parse().ok();
     Some((number(user)?, number(group)?))

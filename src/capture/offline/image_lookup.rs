@@ -11,12 +11,12 @@ use serde_json::{Map, Value, json};
 
 use super::backing_string::Place;
 use super::block_graph::Look;
-use super::error::{Error, Result};
 use super::image_header::{self, BackingName, Header, ReadAt};
-use super::images;
-use super::machine::Machine;
 use super::qemu_user::{Privilege, QemuUser};
-use super::source::{DiskSource, Slice};
+use crate::capture::domain_xml::source::{DiskSource, Slice};
+use crate::capture::error::{Error, Result};
+use crate::capture::images;
+use crate::capture::machine::Machine;
 
 /// Looks into images for one machine, as its QEMU's user where root may not.
 pub struct HostImages<'a> {
@@ -163,7 +163,7 @@ impl Machine {
         };
         let action = || format!("look up volume {volume} of storage pool {pool}");
         let (pool, volume) = (pool.clone(), volume.clone());
-        let path = self.call(action, move |domain| super::connection::volume_path(domain, &pool, &volume))?;
+        let path = self.call(action, move |domain| crate::capture::connection::volume_path(domain, &pool, &volume))?;
         let is_block = fs::metadata(&path).is_ok_and(|found| found.file_type().is_block_device());
         Ok(if is_block { DiskSource::Block { path } } else { DiskSource::File { path } })
     }

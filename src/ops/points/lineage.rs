@@ -14,8 +14,8 @@
 //! its time when the points that were its proof are gone. Where a proof is lost all the same, there are two machines, and
 //! retention keeps more than it would.
 
-use super::manifest::{EarlierHost, Manifest};
-use super::points::PointRef;
+use crate::ops::manifest::{EarlierHost, Manifest};
+use crate::ops::points::PointRef;
 use crate::record::Time;
 use crate::repo::Id;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -37,7 +37,7 @@ pub struct Origin {
 impl Origin {
     /// Of a machine that was never elsewhere.
     #[cfg(test)]
-    pub(super) fn new(uuid: &str, host: &str, taken_at: Time) -> Origin {
+    pub(crate) fn new(uuid: &str, host: &str, taken_at: Time) -> Origin {
         let (uuid, host) = (uuid.to_owned(), host.to_owned());
         Origin { uuid, host, earlier_hosts: Vec::new(), parent: None, taken_at }
     }

@@ -7,10 +7,10 @@
 //! everything from some byte on; what lies wholly behind that byte reads as zeros and is found by the assembler, and the
 //! chunk that the byte is in is exactly this one.
 
-use super::chunk_map::{Geometry, MappedChunk};
-use super::store_disk::{Base, DiskTask, StoreOutcome, StoredDisk, is_zero};
-use super::{Error, Result, Stop};
+use super::task::{Base, DiskTask, StoreOutcome, StoredDisk};
 use crate::nbd::{ChunkState, Client, ClientOptions, chunk_runs, extents};
+use crate::ops::chunk_map::{Geometry, MappedChunk, is_zero};
+use crate::ops::{Error, Result, Stop};
 use crate::repo::Id;
 use rand::Rng;
 use std::collections::BTreeSet;

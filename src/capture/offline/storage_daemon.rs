@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::error::{Error, Result};
 use super::qemu_user::{Privilege, QemuUser};
-use super::state::{ServerProcess, start_ticks};
+use crate::capture::error::{Error, Result};
+use crate::capture::state::{ServerProcess, start_ticks};
 
 /// The program.
 pub const PROGRAM: &str = "qemu-storage-daemon";
@@ -162,7 +162,7 @@ fn failed(message: String) -> Error {
 }
 
 /// Whether a program is found.
-pub(super) fn is_on_path(program: &str) -> bool {
+pub(crate) fn is_on_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use roxmltree::Node;
 
 use super::splices::{Splices, children_named};
-use crate::capture::definition::{child, children};
+use crate::capture::domain_xml::definition::{child, children};
 
 /// Takes out what libvirt adds to the definition of a running machine.
 pub(super) fn take_out(splices: &mut Splices, domain: Node) {

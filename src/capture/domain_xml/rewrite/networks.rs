@@ -4,7 +4,7 @@ use roxmltree::Node;
 
 use super::changes::Changes;
 use super::splices::Splices;
-use crate::capture::definition::{child, children};
+use crate::capture::domain_xml::definition::{child, children};
 
 /// Renames what the interfaces are connected to.
 pub(super) fn rename(splices: &mut Splices, domain: Node, changes: &Changes) {

@@ -1,0 +1,21 @@
+//! A machine that is off: its images, looked into as little as it takes and served to be read.
+//!
+//! | module | its subject |
+//! | --- | --- |
+//! | [`backing_string`] | what a header calls the layer below it (pure) |
+//! | [`block_graph`] | the nodes that QEMU opens for a disk (pure) |
+//! | [`image_header`] | headers of image files: what they name (pure) |
+//! | [`image_lookup`] | images looked into for a block graph |
+//! | [`network_storage`] | network storage as QEMU's options (pure) |
+//! | [`offline_fingerprint`] | whether a machine that is off stayed as it was while it was read |
+//! | [`qemu_user`] | whom QEMU runs as, and programs as that user |
+//! | [`storage_daemon`] | serves the disks of a machine that is off |
+
+pub mod backing_string;
+pub mod block_graph;
+pub mod image_header;
+pub mod image_lookup;
+pub mod network_storage;
+pub mod offline_fingerprint;
+pub mod qemu_user;
+pub mod storage_daemon;

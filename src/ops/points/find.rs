@@ -1,0 +1,244 @@
+//! Which point is meant by the name that a user gives.
+
+use super::lineage::{Origin, lineages};
+use super::open::read_origin;
+use super::point_ref::PointRef;
+use crate::capture::connection::{glob_matches, is_glob};
+use crate::capture::suggest::similar_names;
+use crate::clock::last_moment_until;
+use crate::ops::inventory::host_name;
+use crate::ops::{Error, Result};
+use crate::repo::{DamagedSnapshot, Id, Repository};
+use crate::units::ShortDuration;
+use chrono::{DateTime, Duration, FixedOffset, Local, NaiveDate, NaiveDateTime};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How a user names a point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PointName {
+    /// An id or its beginning, or a machine's name, which means its newest point.
+    Plain(String),
+    /// The newest point of a machine at or before a moment (none: its newest).
+    At {
+        /// The machine.
+        machine: String,
+        /// The moment.
+        moment: Option<DateTime<FixedOffset>>,
+    },
+}
+
+impl PointName {
+    /// Understands `ID`, `NAME`, `NAME@latest`, `NAME@2026-11-20`, `NAME@2026-11-20T14:30`, `NAME@-2h`; times without an
+    /// offset are local, and a date means its end. What stands after an `@` and is no time belongs to the name.
+    pub fn parse(text: &str, now: DateTime<Local>) -> PointName {
+        if let Some((machine, time)) = text.rsplit_once('@')
+            && !machine.is_empty()
+        {
+            if time == "latest" {
+                return PointName::At { machine: machine.to_owned(), moment: None };
+            }
+            if let Some(moment) = parse_moment(time, now) {
+                return PointName::At { machine: machine.to_owned(), moment: Some(moment) };
+            }
+        }
+        PointName::Plain(text.to_owned())
+    }
+}
+
+fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset>> {
+    if let Some(span) = text.strip_prefix('-') {
+        let ago = Duration::from_std(span.parse::<ShortDuration>().ok()?.0).ok()?;
+        return Some((now - ago).fixed_offset());
+    }
+    if let Ok(moment) = DateTime::parse_from_rfc3339(text) {
+        return Some(moment);
+    }
+    let local = |naive| last_moment_until(&Local, naive).map(|moment| moment.fixed_offset());
+    for form in ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"] {
+        if let Ok(naive) = NaiveDateTime::parse_from_str(text, form) {
+            // A table shows no parts of a second: what it shows must find its point.
+            return local(naive + Duration::nanoseconds(999_999_999));
+        }
+    }
+    for form in ["%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M"] {
+        if let Ok(naive) = NaiveDateTime::parse_from_str(text, form) {
+            // "14:30" is the whole minute: a point of 14:30:20 is meant by it.
+            return local(naive + Duration::seconds(59) + Duration::nanoseconds(999_999_999));
+        }
+    }
+    let date = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?;
+    local(date.and_hms_nano_opt(23, 59, 59, 999_999_999)?)
+}
+
+/// The one point that `name` means. A machine's name means the machine of this host; where this host has none of that name and
+/// several others have, it is [`Error::AmbiguousMachine`].
+pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<PointRef> {
+    let missing = |wanted: String| no_such_point(repo, points.iter().map(PointRef::machine), wanted);
+    match name {
+        PointName::At { machine, moment } => newest_named(repo, points, machine, *moment)?.ok_or_else(|| {
+            missing(match moment {
+                Some(moment) => format!("{machine}@{}", moment.to_rfc3339()),
+                None => format!("{machine}@latest"),
+            })
+        }),
+        PointName::Plain(text) => {
+            if let Some(point) = newest_named(repo, points, text, None)? {
+                return Ok(point);
+            }
+            let looks_like_id = text.len() >= 4 && text.bytes().all(|b| b.is_ascii_hexdigit());
+            let beginning = text.to_ascii_lowercase();
+            let begins = |id: &Id| looks_like_id && id.to_string().starts_with(&beginning);
+            let mut matching: Vec<&PointRef> = points.iter().filter(|point| begins(&point.id)).collect();
+            if matching.is_empty() {
+                matching =
+                    points.iter().filter(|point| point.snapshot.original.is_some_and(|id| begins(&id))).collect();
+            }
+            match matching[..] {
+                [] => Err(missing(text.clone())),
+                [point] => Ok(point.clone()),
+                _ => Err(Error::AmbiguousPoint { wanted: text.clone(), count: matching.len() }),
+            }
+        }
+    }
+}
+
+/// The newest point of a machine at or before a moment; without one the newest whose date is not in the future, if there is
+/// one.
+fn newest_named(
+    repo: &Repository,
+    points: &[PointRef],
+    machine: &str,
+    moment: Option<DateTime<FixedOffset>>,
+) -> Result<Option<PointRef>> {
+    /// Clocks differ by seconds without being wrong.
+    const SKEW: Duration = Duration::minutes(5);
+    let named: Vec<&PointRef> = points.iter().filter(|point| point.machine() == machine).collect();
+    let mut newest_first = of_one_machine(repo, named, machine)?.into_iter().rev();
+    if let Some(moment) = moment {
+        return Ok(newest_first.find(|point| point.snapshot.time <= moment).cloned());
+    }
+    let now = Local::now() + SKEW;
+    let newest = newest_first.clone().next();
+    Ok(newest_first.find(|point| point.snapshot.time <= now).or(newest).cloned())
+}
+
+/// Of the points with a machine's name, those of the machine that is meant, oldest first.
+fn of_one_machine<'p>(repo: &Repository, named: Vec<&'p PointRef>, machine: &str) -> Result<Vec<&'p PointRef>> {
+    let is_of_one_host = named.windows(2).all(|pair| pair[0].snapshot.hostname == pair[1].snapshot.hostname);
+    if is_of_one_host {
+        return Ok(named);
+    }
+    // Only their manifests say whether it is one machine that moved.
+    let (index, _) = repo.load_index_with_damage()?;
+    let mut origins = Vec::new();
+    for point in &named {
+        origins.push(read_origin(repo, &index, point)?);
+    }
+    let known = named.iter().zip(&origins).filter_map(|(point, origin)| Some((*point, origin.as_ref()?)));
+    let machines = lineages(known);
+    let hosts_of = |(point, origin): (&'p PointRef, Option<Origin>)| {
+        let its = origin.as_ref().and_then(|origin| machines.iter().find(|machine| machine.has(origin)));
+        // A damaged one may be anybody's of its host.
+        let hosts = its.map_or_else(|| BTreeSet::from([point.snapshot.hostname.clone()]), |its| its.hosts.clone());
+        (point, hosts)
+    };
+    let groups: Vec<(&PointRef, BTreeSet<String>)> = named.into_iter().zip(origins).map(hosts_of).collect();
+    let this_host = host_name();
+    let is_here = groups.iter().any(|(_, hosts)| hosts.contains(&this_host));
+    let first = groups.first().map(|(_, hosts)| hosts.clone()).unwrap_or_default();
+    match is_here {
+        true => {
+            let here = groups.into_iter().filter(|(_, hosts)| hosts.contains(&this_host));
+            Ok(here.map(|(point, _)| point).collect())
+        }
+        false if groups.iter().all(|(_, hosts)| *hosts == first) => {
+            Ok(groups.into_iter().map(|(point, _)| point).collect())
+        }
+        false => {
+            // The newest of each, for whoever looks for one.
+            let newest: BTreeMap<BTreeSet<String>, &PointRef> =
+                groups.into_iter().map(|(point, hosts)| (hosts, point)).collect();
+            let describe = |(hosts, point): (BTreeSet<String>, &PointRef)| {
+                (
+                    Vec::from_iter(hosts).join(", "),
+                    format!("{} of {}", point.id.short(), point.snapshot.time.to_rfc3339()),
+                )
+            };
+            let machine = machine.to_owned();
+            Err(Error::AmbiguousMachine { machine, newest: newest.into_iter().map(describe).collect() })
+        }
+    }
+}
+
+/// That there is no such point, with those of the `machines` in the repository that may have been meant.
+pub fn no_such_point<'a>(repo: &Repository, machines: impl Iterator<Item = &'a str>, wanted: String) -> Error {
+    let machines: BTreeSet<&str> = machines.collect();
+    let (machine, _) = wanted.rsplit_once('@').unwrap_or((&wanted, ""));
+    let near = match machines.contains(machine) {
+        true => Vec::new(),
+        false => similar_names(machine, machines.into_iter()),
+    };
+    Error::NoSuchPoint { wanted, repo: repo.url(), near }
+}
+
+/// [`find`] where snapshot files are damaged: each of them may be a newer point of the machine that is asked for, and an older
+/// one is not what was meant. A point can then still be had by its id.
+pub fn find_surely(
+    repo: &Repository,
+    points: &[PointRef],
+    damaged: &[DamagedSnapshot],
+    name: &PointName,
+) -> Result<PointRef> {
+    let found = find(repo, points, name);
+    let unreadable = |snapshot: &DamagedSnapshot| Error::UnreadableSnapshot {
+        snapshot: snapshot.id.to_string(),
+        reason: snapshot.error.to_string(),
+    };
+    match (name, &found) {
+        (PointName::Plain(text), Ok(point)) if point.machine() != text => found,
+        (PointName::Plain(text), Err(_)) => {
+            let meant = damaged.iter().find(|snapshot| text.len() >= 4 && snapshot.id.to_string().starts_with(text));
+            meant.or(damaged.first()).map_or(found, |snapshot| Err(unreadable(snapshot)))
+        }
+        _ => damaged.first().map_or(found, |snapshot| Err(unreadable(snapshot))),
+    }
+}
+
+/// Whether a name or glob (`web*`) means this machine.
+pub fn name_matches(pattern: &str, machine: &str) -> bool {
+    pattern == machine || (is_glob(pattern) && glob_matches(pattern, machine))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chrono::TimeZone;
+
+    #[test]
+    fn points_are_named_as_the_manual_says() {
+        let now = Local.with_ymd_and_hms(2026, 11, 20, 15, 0, 0).unwrap();
+        let at = |text: &str| match PointName::parse(text, now) {
+            PointName::At { machine, moment } => {
+                (machine, moment.map(|m| m.with_timezone(&Local).format("%F %T").to_string()))
+            }
+            PointName::Plain(text) => (text, Some("plain".into())),
+        };
+        let cases = [
+            ("vm1@latest", "vm1", None),
+            ("vm1@2026-11-20", "vm1", Some("2026-11-20 23:59:59")),
+            ("vm1@2026-11-20T14:30", "vm1", Some("2026-11-20 14:30:59")),
+            ("vm1@2026-11-20T14:30:05", "vm1", Some("2026-11-20 14:30:05")),
+            ("vm1@-2h", "vm1", Some("2026-11-20 13:00:00")),
+            ("vm1@-3d", "vm1", Some("2026-11-17 15:00:00")),
+            ("a@b@-3d", "a@b", Some("2026-11-17 15:00:00")),
+            ("vm1", "vm1", Some("plain")),
+            ("a@b", "a@b", Some("plain")),
+            ("vm1@-2x", "vm1@-2x", Some("plain")),
+            ("vm1@-é", "vm1@-é", Some("plain")),
+            ("@latest", "@latest", Some("plain")),
+        ];
+        for (text, machine, moment) in cases {
+            assert_eq!(at(text), (machine.to_owned(), moment.map(str::to_owned)), "{text}");
+        }
+    }
+}

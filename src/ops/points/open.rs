@@ -1,0 +1,267 @@
+//! Opens a point: what it says of itself, and the contents of its disks.
+
+use super::lineage::Origin;
+use super::point_ref::{PINNED_TAG, PointRef};
+use crate::capture::{self, Definition};
+use crate::ops::chunk_map::{ChunkMap, Geometry, ZeroIds};
+use crate::ops::manifest::{DEFINITION, LIVE_DEFINITION, MANIFEST, Manifest, ManifestDisk};
+use crate::ops::{Error, Monitor, Result};
+use crate::record;
+use crate::repo::{self, Content, Id, Index, NodeKind, Repository, Snapshot, read_tree};
+use std::collections::BTreeMap;
+
+/// The largest small file (manifest, definition, firmware variables) that is read into memory.
+const LARGEST_SMALL_FILE_BYTES: u64 = 256 << 20;
+
+/// A point that was opened: its description and the contents of its disks.
+#[derive(Debug)]
+pub struct OpenPoint {
+    /// Which one.
+    pub id: Id,
+    /// The snapshot file.
+    pub snapshot: Snapshot,
+    /// `point.json`.
+    pub manifest: Manifest,
+    /// Every file of the point's folder and of its disks' folders: the path within the point, the size, the content.
+    pub files: BTreeMap<String, (u64, Content)>,
+    /// The tree of each disk's folder, for a later point that changes nothing in it.
+    pub disk_trees: BTreeMap<String, Id>,
+    /// Disks whose content cannot be known any more, and why; only [`open_with_damage`] lets such a point through.
+    pub broken: BTreeMap<String, String>,
+}
+
+/// Loads the index as far as it can be read; what it lost shows up in the points that are hit.
+pub fn load_index_for_reading(repo: &Repository, monitor: &dyn Monitor) -> Result<Index> {
+    let (index, damaged) = repo.load_index_with_damage()?;
+    for (_, error) in damaged {
+        monitor.warn(&error.to_string());
+    }
+    Ok(index)
+}
+
+/// Reads a point's manifest, and nothing else of it.
+pub fn read_manifest(repo: &Repository, index: &Index, point: &PointRef) -> Result<Manifest> {
+    Ok(describe(repo, index, point)?.manifest)
+}
+
+/// What a point says of its machine; none where the point is damaged, which verify reports.
+pub fn read_origin(repo: &Repository, index: &Index, point: &PointRef) -> Result<Option<Origin>> {
+    match read_manifest(repo, index, point) {
+        Ok(manifest) => Ok(Some(Origin::of(&manifest))),
+        Err(Error::BadPoint { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What a point says of itself, without the contents of its disks.
+#[derive(Debug)]
+pub struct Description {
+    /// `point.json`.
+    pub manifest: Manifest,
+    top: Top,
+}
+
+/// The machine's folder of a point.
+#[derive(Debug)]
+struct Top {
+    files: FileContents,
+    folders: BTreeMap<String, Id>,
+}
+
+type FileContents = BTreeMap<String, (u64, Content)>;
+
+fn bad(point: &PointRef) -> impl Fn(String) -> Error + Copy + '_ {
+    |reason| Error::BadPoint { point: point.id.to_string(), reason }
+}
+
+/// What cannot be read is damaged, unless the repository as a whole cannot be reached.
+fn unreadable(what: &str, error: repo::Error, bad: impl Fn(String) -> Error) -> Error {
+    match error.is_unreachable() {
+        true => error.into(),
+        false => bad(format!("{what}: {error}")),
+    }
+}
+
+fn read_top(repo: &Repository, index: &Index, point: &PointRef) -> Result<Top> {
+    let bad = bad(point);
+    let tree = |id: &Id, what: &str| read_tree(repo, index, id).map_err(|error| unreadable(what, error, bad));
+    let root = tree(&point.snapshot.tree, "its root tree")?;
+    let subtree = match &root.nodes[..] {
+        [node] => match node.kind {
+            NodeKind::Dir { subtree } => subtree,
+            _ => return Err(bad("its root is not a machine's folder".into())),
+        },
+        _ => return Err(bad("its root is not one machine's folder".into())),
+    };
+    let mut top = Top { files: BTreeMap::new(), folders: BTreeMap::new() };
+    for node in tree(&subtree, "the machine's folder")?.nodes {
+        let name = node.name.to_string_lossy().into_owned();
+        match node.kind {
+            NodeKind::File { size_bytes, content } => drop(top.files.insert(name, (size_bytes, content))),
+            NodeKind::Dir { subtree } => drop(top.folders.insert(name, subtree)),
+            NodeKind::Other(_) => {}
+        }
+    }
+    Ok(top)
+}
+
+/// Reads a point's manifest. What is missing or does not fit is [`Error::BadPoint`].
+pub fn describe(repo: &Repository, index: &Index, point: &PointRef) -> Result<Description> {
+    let bad = bad(point);
+    let top = read_top(repo, index, point)?;
+    let json = read_small(repo, index, &top.files, MANIFEST, bad)?;
+    let manifest = Manifest::parse(&json).map_err(|error| bad(error.to_string()))?;
+    Ok(Description { manifest, top })
+}
+
+/// Opens a point that was described: reads the folders of its disks.
+pub fn open(repo: &Repository, index: &Index, point: &PointRef, described: Description) -> Result<OpenPoint> {
+    let opened = open_described(repo, index, point, described)?;
+    match opened.broken.values().next() {
+        Some(reason) => Err(Error::BadPoint { point: point.id.to_string(), reason: reason.clone() }),
+        None => Ok(opened),
+    }
+}
+
+/// Opens a point for whoever can do with a part: a disk whose list of chunks is lost is in [`OpenPoint::broken`], and
+/// [`OpenPoint::chunk_map`] of it is the error.
+pub fn open_with_damage(repo: &Repository, index: &Index, point: &PointRef) -> Result<OpenPoint> {
+    open_described(repo, index, point, describe(repo, index, point)?)
+}
+
+fn open_described(repo: &Repository, index: &Index, point: &PointRef, described: Description) -> Result<OpenPoint> {
+    let Description { manifest, top: Top { mut files, folders } } = described;
+    let (mut disk_trees, mut broken) = (BTreeMap::new(), BTreeMap::new());
+    for (name, subtree) in folders {
+        match read_tree(repo, index, &subtree) {
+            Ok(folder) => {
+                for file in folder.nodes {
+                    if let NodeKind::File { size_bytes, content } = file.kind {
+                        files.insert(format!("{name}/{}", file.name.to_string_lossy()), (size_bytes, content));
+                    }
+                }
+                disk_trees.insert(name, subtree);
+            }
+            Err(error) if error.is_unreachable() => return Err(error.into()),
+            Err(error) => drop(broken.insert(name.clone(), format!("the folder of {name}: {error}"))),
+        }
+    }
+    let mut opened = OpenPoint { id: point.id, snapshot: point.snapshot.clone(), manifest, files, disk_trees, broken };
+    for disk in &opened.manifest.disks {
+        if let Err(Error::BadPoint { reason, .. }) = opened.chunk_map(disk) {
+            opened.broken.insert(disk.disk.clone(), reason);
+        }
+    }
+    Ok(opened)
+}
+
+fn read_small(
+    repo: &Repository,
+    index: &Index,
+    files: &FileContents,
+    name: &str,
+    bad: impl Fn(String) -> Error,
+) -> Result<Vec<u8>> {
+    let (size, content) = files.get(name).ok_or_else(|| bad(format!("{name} is missing")))?;
+    if *size > LARGEST_SMALL_FILE_BYTES {
+        return Err(bad(format!("{name} is {size} bytes long")));
+    }
+    let mut bytes = Vec::new();
+    for id in content.iter() {
+        bytes.extend(repo.read_blob(index, &id).map_err(|error| unreadable(name, error, &bad))?);
+        if bytes.len() as u64 > *size {
+            break;
+        }
+    }
+    if bytes.len() as u64 != *size {
+        return Err(bad(format!("{name} should have {size} bytes and has {}", bytes.len())));
+    }
+    Ok(bytes)
+}
+
+/// The name of a disk's file within the point.
+pub fn disk_file(disk: &str) -> String {
+    format!("{disk}/{disk}.raw")
+}
+
+impl OpenPoint {
+    /// One of the small files.
+    pub fn read_file(&self, repo: &Repository, index: &Index, name: &str) -> Result<Vec<u8>> {
+        let bad = |reason| Error::BadPoint { point: self.id.to_string(), reason };
+        read_small(repo, index, &self.files, name, bad)
+    }
+
+    /// The machine's definition.
+    pub fn definition(&self, repo: &Repository, index: &Index) -> Result<String> {
+        String::from_utf8(self.read_file(repo, index, DEFINITION)?)
+            .map_err(|_| Error::BadPoint { point: self.id.to_string(), reason: format!("{DEFINITION} is not UTF-8") })
+    }
+
+    /// The definition that has all disks of the point, and whether it is that of the running machine: one that was attached
+    /// to it alone is in no other.
+    pub fn definition_of_disks(&self, repo: &Repository, index: &Index) -> Result<(String, bool)> {
+        let inactive = self.definition(repo, index)?;
+        if !self.files.contains_key(LIVE_DEFINITION) {
+            return Ok((inactive, false));
+        }
+        let live = String::from_utf8(self.read_file(repo, index, LIVE_DEFINITION)?).map_err(|_| Error::BadPoint {
+            point: self.id.to_string(),
+            reason: format!("{LIVE_DEFINITION} is not UTF-8"),
+        })?;
+        let definition = Definition::parse(&live).map_err(capture::Error::from)?;
+        match self.manifest.disks.iter().all(|disk| definition.disk(&disk.disk).is_some()) {
+            true => Ok((live, true)),
+            false => Ok((inactive, false)),
+        }
+    }
+
+    /// The chunks of one of the manifest's disks.
+    pub fn chunk_map(&self, disk: &ManifestDisk) -> Result<ChunkMap> {
+        let bad = |reason| Error::BadPoint { point: self.id.to_string(), reason };
+        if let Some(reason) = self.broken.get(&disk.disk) {
+            return Err(bad(reason.clone()));
+        }
+        let name = disk_file(&disk.disk);
+        let (size, content) = self.files.get(&name).ok_or_else(|| bad(format!("{name} is missing")))?;
+        if *size != disk.capacity_bytes {
+            return Err(bad(format!("{name} has {size} bytes and the manifest says {}", disk.capacity_bytes)));
+        }
+        let geometry = Geometry { capacity_bytes: disk.capacity_bytes, chunk_bytes: disk.chunk_bytes };
+        ChunkMap::from_content(content, geometry, ZeroIds::of(geometry))
+            .map_err(|error| bad(format!("{name}: {error}")))
+    }
+
+    /// The point as a record.
+    pub fn to_record(&self, repo: &Repository) -> record::Point {
+        to_record(repo, &self.id, &self.snapshot, &self.manifest)
+    }
+}
+
+/// A point as a record.
+pub fn to_record(repo: &Repository, id: &Id, snapshot: &Snapshot, manifest: &Manifest) -> record::Point {
+    record::Point {
+        point: id.to_string(),
+        repo: repo.url(),
+        machine: manifest.machine.clone(),
+        uuid: manifest.uuid.clone(),
+        host: manifest.host.clone(),
+        captured_at: manifest.captured_at,
+        consistency: manifest.consistency.clone(),
+        parent: manifest.parent.clone(),
+        original: snapshot.original.map(|id| id.to_string()),
+        copied: None,
+        pinned: snapshot.tags.iter().any(|tag| tag == PINNED_TAG),
+        capture: None,
+        batch: None,
+        batch_machines: None,
+        disks: manifest.disks.iter().map(ManifestDisk::to_record).collect(),
+        left_out: manifest.left_out.clone(),
+        duration_seconds: Some(manifest.duration_seconds),
+        chain_damage: Vec::new(),
+        damaged_points: Vec::new(),
+        verified: None,
+        damage: Vec::new(),
+        restored_to: None,
+        extra: Default::default(),
+    }
+}

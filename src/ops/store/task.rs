@@ -1,0 +1,137 @@
+//! What is to be read of a disk, and what storing it came to.
+
+use crate::nbd::NbdUri;
+use crate::ops::chunk_map::{ChunkMap, Geometry};
+use crate::ops::{Error, Result};
+use crate::rate_limiter::RateLimiter;
+
+/// What storing one disk came to.
+#[derive(Debug, Default)]
+pub struct StoredDisk {
+    /// The disk's chunks.
+    pub map: ChunkMap,
+    /// The disk's size as the capture has it.
+    pub capacity_bytes: u64,
+    /// What was read over NBD.
+    pub read_bytes: u64,
+    /// What of it was new to the repository.
+    pub new_bytes: u64,
+    /// What that takes there.
+    pub stored_bytes: u64,
+    /// Whether its bitmap said that nothing changed since the parent; false without a bitmap.
+    pub is_unchanged: bool,
+    /// Chunks that differ from the parent although the bitmap called them clean, as (first, count).
+    pub bitmap_mismatches: Vec<(u64, u64)>,
+}
+
+/// How storing a disk ended.
+#[derive(Debug)]
+pub enum StoreOutcome {
+    /// It is stored.
+    Stored(StoredDisk),
+    /// The bitmap cannot be relied on: the disk must be read in full.
+    BitmapInvalid {
+        /// Why.
+        reason: String,
+        /// What it was caught lying about: the parent is suspect there.
+        bitmap_mismatches: Vec<(u64, u64)>,
+    },
+}
+
+impl StoreOutcome {
+    /// BitmapInvalid, without proof of a lie.
+    pub(super) fn untrusted(reason: impl Into<String>) -> StoreOutcome {
+        StoreOutcome::BitmapInvalid { reason: reason.into(), bitmap_mismatches: Vec::new() }
+    }
+}
+
+/// What is to be read of a disk.
+#[derive(Debug)]
+pub struct DiskTask<'a> {
+    /// The disk's target name.
+    pub disk: &'a str,
+    /// Where it can be read.
+    pub uri: &'a NbdUri,
+    /// The size that the capture says.
+    pub capacity_bytes: u64,
+    /// The size of its chunks.
+    pub chunk_bytes: u32,
+    /// What the disk continues; none reads everything.
+    pub base: Option<Base<'a>>,
+    /// How fast it may be read.
+    pub pace: Option<&'a RateLimiter>,
+}
+
+impl DiskTask<'_> {
+    /// Waits until so many bytes may be read. What is read ahead is little, so it serves as well just after reading.
+    pub(super) fn keep_pace(&self, bytes: usize) {
+        if let Some(pace) = self.pace {
+            pace.acquire(bytes);
+        }
+    }
+}
+
+/// What a disk continues: the parent's chunks, and the bitmap that says what changed since.
+#[derive(Debug, Clone, Copy)]
+pub struct Base<'a> {
+    /// The meta context of the dirty bitmap.
+    pub bitmap: &'a str,
+    /// The parent's chunks.
+    pub map: &'a ChunkMap,
+    /// Chunks of it that the repository has lost, as (first, count), ascending: they are read whatever the bitmap says.
+    pub lost: &'a [(u64, u64)],
+    /// The size that the disk had then.
+    pub capacity_bytes: u64,
+    /// The share of clean chunks that is read all the same, and compared.
+    pub audit: f64,
+    /// Whether everything is read all the same, and compared.
+    pub read_all: bool,
+}
+
+impl Base<'_> {
+    /// How many chunks, from the first, are the same range of the disk then and now: beyond, everything counts as changed.
+    pub(super) fn comparable(&self, geometry: Geometry) -> u64 {
+        match self.capacity_bytes == geometry.capacity_bytes {
+            true => geometry.chunks(),
+            false => self.capacity_bytes.min(geometry.capacity_bytes) / u64::from(geometry.chunk_bytes),
+        }
+    }
+}
+
+/// Refuses to read what has another size than the disk that was captured. QEMU and libvirt count in sectors of 512 bytes or
+/// not, so that is no difference.
+pub fn check_size(disk: &str, offered_bytes: u64, capacity_bytes: u64) -> Result<()> {
+    const SECTOR_BYTES: u64 = 512;
+    if offered_bytes.div_ceil(SECTOR_BYTES) == capacity_bytes.div_ceil(SECTOR_BYTES) {
+        return Ok(());
+    }
+    let reason = format!("its NBD server offers {offered_bytes} bytes, and {capacity_bytes} bytes were captured");
+    Err(Error::DiskMap { disk: disk.to_owned(), reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_offers_another_size_is_not_read() {
+        for (offered, captured) in [(0, 0), (512, 512), (1024, 1000), (1000, 1024)] {
+            assert!(check_size("vda", offered, captured).is_ok());
+        }
+        for (offered, captured) in [(512, 0), (0, 512), (1024, 512), (1 << 60, 1 << 30)] {
+            let error = check_size("vda", offered, captured).unwrap_err().to_string();
+            assert!(error.contains(&format!("offers {offered} bytes, and {captured} bytes were captured")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_disk_of_another_size_is_comparable_up_to_the_common_whole_chunks() {
+        let map = ChunkMap::default();
+        let base =
+            |capacity_bytes| Base { bitmap: "", map: &map, lost: &[], capacity_bytes, audit: 0.0, read_all: false };
+        let geometry = Geometry { capacity_bytes: (5 << 20) + 512, chunk_bytes: 1 << 20 };
+        assert_eq!(base((5 << 20) + 512).comparable(geometry), 6);
+        assert_eq!(base(9 << 20).comparable(geometry), 5);
+        assert_eq!(base((2 << 20) + 1024).comparable(geometry), 2);
+    }
+}
