@@ -27,6 +27,6 @@ mod tests {
         assert_eq!(similar_names("wbe-1", names.into_iter())[0], "web-1");
         assert_eq!(similar_names("WEB-2", names.into_iter())[0], "web-2");
         assert_eq!(suggestion(&similar_names("mail", names.into_iter())), "");
-        assert_eq!(suggestion(&["web-1".into(), "web-2".into()]), "; there is web-1, web-2");
+        assert_eq!(suggestion(&["web-1".into(), "web-2".into()]), "; similar: web-1, web-2");
     }
 }

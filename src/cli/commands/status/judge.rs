@@ -412,13 +412,9 @@ mod tests {
     #[test]
     fn an_unreachable_repository_is_never_ok() {
         let unasked = |hours| MachineFacts { from_repository: false, ..facts(hours) };
-        assert_judged(
-            &unasked(Some(5)),
-            "unknown",
-            "cannot be asked; as far as this host knows, the newest point is 5 h",
-        );
+        assert_judged(&unasked(Some(5)), "unknown", "is unreachable; according to this host, the newest point is 5 h");
         assert_judged(&unasked(Some(51)), "critical", "2 days old");
-        assert_judged(&unasked(None), "critical", "never backed up; the repository");
+        assert_judged(&unasked(None), "critical", "according to this host, never backed up");
     }
 
     #[test]
@@ -443,9 +439,9 @@ mod tests {
             MachineFacts { memory: Some(memory(1000, |m| m.note_whole(proof))), ..facts(Some(1)) }
         };
         assert_judged(&proven(719), "ok", "1 h old");
-        assert_judged(&proven(721), "warning", "no point of it was proven for 4 weeks");
+        assert_judged(&proven(721), "warning", "no point verified in the last 4 weeks");
         let never = MachineFacts { memory: Some(memory(1000, |_| ())), ..facts(Some(1)) };
-        assert_judged(&never, "warning", "ever proven");
+        assert_judged(&never, "warning", "ever verified");
         // Without a memory nobody can know since when.
         assert_judged(&facts(Some(1)), "ok", "");
         assert_judged(&MachineFacts { damaged: vec!["p".into()], ..facts(Some(1)) }, "critical", "1 point is damaged");
@@ -453,7 +449,7 @@ mod tests {
 
     #[test]
     fn what_is_gone_or_left_out_is_a_note() {
-        for (standing, words) in [(Standing::Gone, "any more"), (Standing::LeftOut, "not among")] {
+        for (standing, words) in [(Standing::Gone, "any more"), (Standing::LeftOut, "not selected")] {
             assert_judged(&MachineFacts { standing, ..facts(Some(1000)) }, "ok", words);
         }
         assert_judged(&MachineFacts { standing: Standing::Missing, ..facts(Some(1)) }, "warning", "does not know it");
