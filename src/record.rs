@@ -273,6 +273,9 @@ pub struct Point {
     /// How `verify` verified it: `full`, `sample` or `quick`; false if damage was found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified: Option<Value>,
+    /// When it was verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified_at: Option<Time>,
     /// What `verify` or `restore` found damaged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damage: Vec<Damage>,
@@ -423,7 +426,7 @@ pub struct Action {
     /// and `machine`, `point` (stored from it, or null), `deleted_checkpoints`, `resumed` (the machine had been paused by a
     /// full scratch file system). `backup`, `snapshot`, `push`: `connect`, `repo`, `copy_to` (the second repository), `capture`,
     /// `point` (to be copied), `disks` (to be stored), `skipped` (each with `disk` and `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`. `forget` (by `prune`, one for each point; the
-    /// target is its id, `changed` whether it is removed): `machine`, `uuid`, `host`, `captured_at`, and `rules`: the rules that keep
+    /// target is its id, `changed` whether it is removed): `keep`, `machine`, `uuid`, `host`, `captured_at`, and `rules`: the rules that keep
     /// it - `last` `hourly` `daily` `weekly` `monthly` `yearly` `within`, `pinned`, `last_good`, `awaits_copy`, `machine_gone`,
     /// `future`, `no_policy` - or `expired`. `prune` (the target is the repository): `size_bytes` before, `freed_bytes`, `unused_bytes` (unused
     /// data that stays in packs), `removed_packs`, `repacked_packs`, `copied_bytes`. `pin`, `unpin` (the target is the

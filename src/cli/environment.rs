@@ -32,5 +32,7 @@ pub const FOREIGN: &[(&str, &str)] = &[
     ("LIBVIRT_DEFAULT_URI", "the libvirt connection if `--connect` is not given"),
     ("SSH_AUTH_SOCK", "the ssh agent"),
     ("JOURNAL_STREAM", "set by systemd: kvmb logs to the journal"),
+    ("NO_COLOR", "no colour, if it is not empty"),
+    ("CLICOLOR_FORCE", "colour even where there is no terminal, if it is neither empty nor 0"),
     ("TZ", "the time zone of times in tables, and of times given without an offset"),
 ];

@@ -8,6 +8,7 @@ use crate::history::{self, History, KnownPoint, MachineRun, Memory, RunOutcome, 
 use crate::ops::verify;
 use crate::record::{Point, Time};
 use chrono::Local;
+use std::collections::BTreeMap;
 
 /// The history of one repository.
 #[derive(Debug)]
@@ -81,6 +82,12 @@ impl<'c> HistoryRecorder<'c> {
         if let Some(uuid) = uuid {
             self.change(&point.machine, &uuid, note);
         }
+    }
+
+    /// The deepest verification of each point that this host knows, by the id of the point.
+    pub fn verified_points(&self) -> BTreeMap<String, Verification> {
+        let memories = self.history.iter().flat_map(|history| history.all().0);
+        memories.flat_map(|memory| memory.verified_points).map(|known| (known.point.clone(), known)).collect()
     }
 
     fn change(&self, machine: &str, uuid: &str, change: impl FnOnce(&mut Memory)) {

@@ -1,8 +1,8 @@
 //! Where this run's log goes, and what every run says in it.
 
 use crate::cli::exit_code::ExitCode;
-use crate::cli::stderr::{self, say};
 use crate::cli::{Global, Run};
+use crate::cli::{color, stderr};
 use crate::config::Log;
 use crate::log::{self, FilePlan, Level, LogSettings, line};
 use clap::{Args, ValueEnum};
@@ -63,10 +63,11 @@ pub fn start(run: &Run, global: &Global, config: &Log) {
     };
     let (max_bytes, keep) = (config.max_size.value().0, config.keep.get());
     let file = (run.keeps_log && !places.is_empty()).then_some(FilePlan { places, style, max_bytes, keep });
-    let started = log::start(LogSettings { run: &run.id, command: run.command, level, file, journal });
+    let color = color::on_stderr();
+    let started = log::start(LogSettings { run: &run.id, command: run.command, level, color, file, journal });
     stderr::set_in_journal(started.journal);
     if let Some((path, error)) = started.fault.filter(|_| !global.quiet) {
-        say(&format!("kvmb: warning: no log is kept: cannot write {}: {error}", path.display()));
+        stderr::warning(&format!("no log is kept: cannot write {}: {error}", path.display()));
     }
     if run.keeps_log {
         tracing::info!("kvmb {} {} begins", env!("CARGO_PKG_VERSION"), run.command);

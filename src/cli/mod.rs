@@ -2,6 +2,7 @@
 //!
 //! `commands` has one file a subcommand: its arguments, whose doc comments are its help, and a short `run`.
 
+pub mod color;
 pub mod complete;
 pub mod environment;
 pub mod exit_code;
@@ -36,6 +37,7 @@ use crate::ops::{self, Stop};
 use crate::storage::Storage;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use color::ColorChoice;
 use commands::{
     backup, completions, config, disks, doctor, guard, hash, init, key, man, pin, points, prune, push, release, remote,
     restore, schedule, snapshot, status, unlock, verify, vms,
@@ -109,6 +111,10 @@ pub struct Global {
     /// The log.
     #[command(flatten)]
     pub log: LogArgs,
+
+    /// When to use colour.
+    #[arg(long, value_enum, default_value_t, global = true, value_name = "WHEN")]
+    pub color: ColorChoice,
 
     /// Increase verbosity (repeat for more).
     #[arg(short, long, action = ArgAction::Count, global = true)]
@@ -239,6 +245,7 @@ pub fn main() -> Exit {
         Ok(parsed) => parsed,
         Err(exit) => return exit,
     };
+    color::set(cli.global.color);
     // Before any thread: the environment is about to change.
     capture::quiet_libvirt_log();
     capture::complete_path();

@@ -69,6 +69,8 @@ pub struct LogSettings<'a> {
     pub command: &'static str,
     /// What goes to standard error.
     pub level: Level,
+    /// Whether standard error gets colour.
+    pub color: bool,
     /// The file; none for a run that keeps no log.
     pub file: Option<FilePlan>,
     /// Whether the journal gets it all.
@@ -90,7 +92,8 @@ pub fn start(plan: LogSettings<'_>) -> Started {
     let filter = |level: Level| EnvFilter::new(level.directive());
     let stderr = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_target(false)
+        .event_format(line::StderrLine { color: plan.color })
+        .with_ansi(plan.color)
         // It would complain on standard error that standard error is closed, and panic.
         .log_internal_errors(false)
         .with_filter(EnvFilter::new(format!("{},{TOLD}=off", plan.level.directive())));

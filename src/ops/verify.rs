@@ -96,6 +96,7 @@ impl<'a> Verifier<'a> {
             self.damage_of_disk(disk, map, &mut record.damage);
         }
         self.damage_of_small_files(&opened, &mut record.damage);
+        record.verified_at = Some(chrono::Local::now().fixed_offset());
         record.verified = Some(if record.damage.is_empty() { self.depth.word().into() } else { false.into() });
         Ok(record)
     }
@@ -122,6 +123,7 @@ impl<'a> Verifier<'a> {
             duration_seconds: None,
             chain_damage: Vec::new(),
             damaged_points: Vec::new(),
+            verified_at: None,
             verified: Some(false.into()),
             damage: vec![Damage { disk: None, offset_bytes: None, length_bytes: None, file: None, error: reason }],
             restored_to: None,

@@ -48,7 +48,7 @@ fn a_terminal_gets_tables_and_a_pipe_gets_records() {
         (vec!["vms"], ["MACHINE", "STATE", "kvmb-test-vm1", "shut off"]),
         (vec!["disks", "kvmb-test-vm1"], ["CAPACITY", "SOURCE", "vda", "1.00 MiB"]),
         (vec!["points", "-r", &repo], ["CAPTURED", "AGE", "kvmb-test-vm1", "offline"]),
-        (vec!["verify", "--all", "-r", &repo], ["POINT", "STATE", "kvmb-test-vm1", "verified (full)"]),
+        (vec!["verify", "--all", "-r", &repo], ["POINT", "VERIFIED", "kvmb-test-vm1", "full"]),
         (vec!["hash", "password"], ["SHA-256", "SIZE", "FILE", "password"]),
         (vec!["init", "-r", &repo], ["ACTION", "CHANGED", "no", "the repository already exists"]),
         (vec!["release", "kvmb-test-vm1"], ["ACTION", "REASON", "release", "no open capture"]),
@@ -362,4 +362,22 @@ fn codes_are_one_list_each_and_the_help_has_it() {
     words.sort_unstable();
     words.dedup();
     assert_eq!(words.len(), Code::ALL.len(), "a word stands for two things");
+}
+
+#[test]
+fn colour_is_for_terminals_and_for_whoever_asks() {
+    let env = Env::new("colour");
+    let call = |flags: &[&str]| {
+        let output = env.kvmb(["points", "-r", "/nowhere"]).args(flags).run().assert_code(1);
+        output.stderr().contains("\u{1b}[31merror:\u{1b}[0m")
+    };
+    assert!(!call(&[]) && !call(&["--color", "never"]));
+    assert!(call(&["--color", "always"]));
+    let forced = env.kvmb(["points", "-r", "/nowhere"]).env("NO_COLOR", "").env("CLICOLOR_FORCE", "1").run();
+    forced.assert_code(1).assert_stderr_has("\u{1b}[31merror:");
+    // The log of a run goes to standard error too.
+    let output = env.kvmb(["-vv", "points", "-r", "/nowhere"]).run().assert_code(1);
+    assert!(!output.stderr().contains('\u{1b}'), "{output}");
+    let table = env.kvmb(["doctor", "-o", "table", "--color", "always"]).run();
+    assert!(table.stdout().starts_with("\u{1b}[1mCHECK\u{1b}[0m"), "{table}");
 }

@@ -12,3 +12,4 @@ mod packaging;
 mod readme;
 mod snapshots;
 mod support_self;
+mod wording;

@@ -398,5 +398,6 @@ fn verify_points(context: &Context, repo: &Repository, point: Point) -> ops::Res
     let (known, _) = points::list(repo)?;
     let found = points::find(repo, &known, &PointName::Plain(point.point.clone()))?;
     let proven = Verifier::new(repo, &index, PROOF)?.verify(&found, &context.monitor, &context.stop)?;
-    Ok(Point { verified: proven.verified, damage: proven.damage, ..point })
+    let Point { verified, verified_at, damage, .. } = proven;
+    Ok(Point { verified, verified_at, damage, ..point })
 }

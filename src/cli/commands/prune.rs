@@ -198,13 +198,14 @@ impl PruneArgs {
             "uuid": judged.manifest.uuid,
             "host": judged.manifest.host,
             "captured_at": judged.manifest.captured_at,
+            "keep": judged.verdict.keep,
             "rules": reasons.iter().map(|reason| reason.word()).collect::<Vec<_>>(),
         });
         Record::Action(Action {
             action: "forget".into(),
             target: judged.point.id.to_string(),
             changed: !judged.verdict.keep,
-            reason: if judged.verdict.keep { format!("stays: {why}") } else { format!("goes: {why}") },
+            reason: if judged.verdict.keep { format!("keep: {why}") } else { format!("remove: {why}") },
             dry_run: self.dry_run,
             extra: fields.as_object().cloned().unwrap_or_default(),
         })

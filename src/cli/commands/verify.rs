@@ -254,7 +254,10 @@ fn verify_each(
 fn show_verified(proven: Point, came: Option<Point>, show: Show, session: &mut Session) {
     let (point, machine) = (proven.point.get(..8).unwrap_or_default().to_owned(), proven.machine.clone());
     let printed = match came {
-        Some(came) => Point { verified: proven.verified, damage: proven.damage, ..came },
+        Some(came) => {
+            let Point { verified, verified_at, damage, .. } = proven;
+            Point { verified, verified_at, damage, ..came }
+        }
         None => proven,
     };
     if printed.damage.is_empty() {

@@ -412,11 +412,7 @@ mod tests {
     #[test]
     fn an_unreachable_repository_is_never_ok() {
         let unasked = |hours| MachineFacts { from_repository: false, ..facts(hours) };
-        assert_judged(
-            &unasked(Some(5)),
-            "unknown",
-            "is unreachable; according to this host, the newest point is 5 h",
-        );
+        assert_judged(&unasked(Some(5)), "unknown", "is unreachable; according to this host, the newest point is 5 h");
         assert_judged(&unasked(Some(51)), "critical", "2 days old");
         assert_judged(&unasked(None), "critical", "according to this host, never backed up");
     }
