@@ -5,9 +5,9 @@
 
 use std::collections::HashMap;
 
+use super::domain_xml::xml::escape;
 use super::error::{LibvirtErrorKind, Result};
 use super::ffi;
-use super::job::escape;
 use super::machine::{Machine, Which};
 use crate::capture::domain_xml::definition::{child, children, parse_xml};
 use crate::capture::offline::image_lookup::read_header;

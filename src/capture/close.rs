@@ -12,10 +12,11 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::connection::Hypervisor;
+use super::domain_folder::is_domain_folder;
 use super::error::{Error, LibvirtErrorKind, Result};
 use super::images;
 use super::machine::{Machine, MachineState, PausedReason, Which};
-use super::open::{is_domain_folder, lock_machine};
+use super::machine_lock::lock_machine;
 use super::runtime::RuntimeDirs;
 use super::state::{CaptureFile, CaptureKind, CaptureState, Phase, is_capture_id, remove_nameless};
 use crate::capture::offline::image_lookup::read_header;

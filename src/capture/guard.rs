@@ -13,7 +13,8 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
-use super::state::{CaptureFile, ServerProcess};
+use super::process::ServerProcess;
+use super::state::CaptureFile;
 use crate::atomic_file;
 
 /// A guard, and what it decided.

@@ -11,6 +11,7 @@ use chrono::{DateTime, FixedOffset, Local};
 
 use super::agent::{self, Consistency, FreezeMode, FreezeOptions, FreezeOutcome};
 use super::checkpoint::checkpoint_xml;
+use super::domain_xml::xml::escape;
 use super::error::{Error, LibvirtErrorKind, Result};
 use super::ffi;
 use super::machine::{Machine, Which};
@@ -286,23 +287,4 @@ fn path_text(path: &std::path::Path) -> Result<&str> {
         path: path.to_owned(),
         reason: "its name is not UTF-8, which libvirt cannot take".to_owned(),
     })
-}
-
-/// Text for the inside of an XML element or of a quoted value.
-pub(super) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped += "&amp;",
-            '<' => escaped += "&lt;",
-            '>' => escaped += "&gt;",
-            '\'' => escaped += "&apos;",
-            '"' => escaped += "&quot;",
-            '\n' => escaped += "&#10;",
-            '\t' => escaped += "&#9;",
-            '\r' => escaped += "&#13;",
-            other => escaped.push(other),
-        }
-    }
-    escaped
 }

@@ -7,10 +7,10 @@ use std::time::Duration;
 use virt::domain::Domain;
 use virt::error::Error as VirtError;
 
-use super::connection::Link;
 use super::error::{Error, LibvirtContext, Result};
 use super::ffi;
 use super::limits::Limits;
+use super::link::Link;
 use crate::capture::domain_xml::definition::Definition;
 
 /// A machine that libvirt knows. Cheap to clone; keeps its connection open.

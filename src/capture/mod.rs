@@ -9,24 +9,26 @@
 //! | [`domain_xml`] | domain XML: read, changed for a restore (pure) |
 //! | `copies` | firmware variables, TPM state, kernel and initrd, copied at the moment of capture |
 //! | [`connection`] | the hypervisor: open, list, look up, define |
+//! | `link` | a connection to libvirt, which a hypervisor and its machines share |
 //! | [`limits`] | how long libvirt may take; machines that do not answer |
 //! | [`pools`] | volumes of storage pools, for a restore |
 //! | [`machine`] | one domain: state, definition, disk sizes |
 //! | [`suggest`] | names that were meant by one that nobody has (pure) |
+//! | `machine_lock` | one command at a time opens or clears captures of a machine |
+//! | `domain_folder` | the folder that libvirt keeps for a running machine |
 //! | [`agent`] | freeze and thaw the guest's file systems |
 //! | [`checkpoint`] | checkpoints and their bitmaps: list, test, delete, bring back |
 //! | [`guard`] | the record of a capture's guard process |
 //! | [`job`] | the backup job: begin, find, end |
-//! | `open_off` | opens a capture of a machine that is off |
 //! | [`image_server`] | any image as the guest sees it, for the time of one command |
 //! | [`offline`] | a machine that is off: its images as QEMU would open them, and the program that serves them |
 //! | [`holders`] | who has a file open |
-//! | `open_request` | what a capture is asked for |
 //! | [`images`] | image files: which file it is, and its bitmaps |
+//! | [`process`] | processes, told from later ones with the same number |
 //! | [`runtime`] | the folders: state, sockets, scratch files |
 //! | [`safe_path`] | files in folders that QEMU's user can write: opened without being led elsewhere |
 //! | [`state`] | what is known of an open capture, on disk |
-//! | [`open`] | opens a capture |
+//! | [`open`] | opens a capture: what is asked for, a machine that runs, one that is off |
 //! | [`close`] | closes captures, and clears what a killed run left |
 //! | [`survey`] | what a backup would meet, looked at and left as it is |
 //!
@@ -40,6 +42,7 @@ pub mod checkpoint;
 pub mod close;
 pub mod connection;
 mod copies;
+mod domain_folder;
 pub mod domain_xml;
 mod error;
 mod ffi;
@@ -49,12 +52,13 @@ pub mod image_server;
 pub mod images;
 pub mod job;
 pub mod limits;
+mod link;
 pub mod machine;
+mod machine_lock;
 pub mod offline;
 pub mod open;
-mod open_off;
-mod open_request;
 pub mod pools;
+pub mod process;
 pub mod runtime;
 pub mod safe_path;
 mod signals;

@@ -6,8 +6,8 @@ use virt::storage_pool::StoragePool;
 use virt::storage_vol::StorageVol;
 
 use super::connection::Hypervisor;
+use super::domain_xml::xml::escape;
 use super::error::{LibvirtErrorKind, Result};
-use super::job::escape;
 use crate::capture::domain_xml::definition::{child, parse_xml};
 
 /// Where a volume of a storage pool is on this host.

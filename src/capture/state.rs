@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, FixedOffset, Local};
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
 use super::agent::Consistency;
@@ -20,6 +19,7 @@ use super::images::ImageIdentity;
 use super::runtime::RuntimeDirs;
 use crate::atomic_file;
 use crate::capture::offline::offline_fingerprint::OfflineFingerprint;
+use crate::capture::process::ServerProcess;
 
 /// The version of the state file that this program writes and reads.
 pub const STATE_VERSION: u32 = 1;
@@ -173,52 +173,6 @@ pub struct DiskServer {
     pub process: ServerProcess,
     /// Its socket.
     pub socket: PathBuf,
-}
-
-/// A process, told from later ones with its number: a `qemu-storage-daemon` that we started (under `timeout`, whose number this is), or
-/// the owner of a capture.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServerProcess {
-    /// The process.
-    pub pid: u32,
-    /// Its start time in the kernel's ticks, which tells it from a later process with the same number.
-    pub started_ticks: u64,
-}
-
-impl ServerProcess {
-    /// This process.
-    pub fn this() -> ServerProcess {
-        let pid = std::process::id();
-        ServerProcess { pid, started_ticks: start_ticks(pid).unwrap_or(0) }
-    }
-
-    /// Whether it still runs.
-    pub fn is_alive(&self) -> bool {
-        start_ticks(self.pid) == Some(self.started_ticks)
-    }
-
-    /// Sends it SIGTERM, unless it is gone, or this process.
-    pub(super) fn ask_to_end(&self) {
-        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
-        if let Some(pid) = pid
-            && self.is_alive()
-            && self.pid != std::process::id()
-        {
-            // It may end just now.
-            let _ = kill_process(pid, Signal::TERM);
-        }
-    }
-}
-
-/// When a process started: field 22 of its `stat`, counted after the name in parentheses. A zombie has ended.
-pub(super) fn start_ticks(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace();
-    if fields.next() == Some("Z") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
 }
 
 /// A disk that a capture leaves out.
@@ -528,22 +482,4 @@ pub(super) fn remove_nameless(runtime: &RuntimeDirs) {
 pub fn is_capture_id(name: &str) -> bool {
     name.strip_prefix("c-")
         .is_some_and(|digits| digits.len() == 8 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_is_told_from_one_that_is_gone() {
-        assert!(ServerProcess::this().is_alive());
-        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
-        let process = ServerProcess { pid: child.id(), started_ticks: start_ticks(child.id()).unwrap() };
-        let another = ServerProcess { started_ticks: process.started_ticks + 1, ..process.clone() };
-        assert!(process.is_alive() && !another.is_alive());
-        child.kill().unwrap();
-        // Waited for, or still a zombie: it has ended.
-        child.wait().unwrap();
-        assert!(!process.is_alive());
-    }
 }

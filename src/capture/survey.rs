@@ -9,10 +9,11 @@ use chrono::{DateTime, FixedOffset};
 
 use super::close::capture_of_socket;
 use super::connection::Hypervisor;
+use super::domain_folder::domain_folder;
 use super::error::{Error, LibvirtErrorKind, Result};
 use super::ffi;
 use super::machine::{Machine, MachineState, PausedReason, Which};
-use super::open::{domain_folder, lock_machine};
+use super::machine_lock::lock_machine;
 use super::runtime::{self, RuntimeDirs};
 use super::state::{CaptureFile, DiskServer, Phase};
 use crate::capture::domain_xml::definition::{

@@ -13,4 +13,4 @@ pub mod references;
 pub mod rewrite;
 pub mod source;
 pub mod tpm;
-mod xml;
+pub(super) mod xml;

@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 
 use super::definition::{Definition, Tpm};
-use crate::capture::connection::embedded_root;
 use crate::capture::error::Result;
+use crate::capture::link::embedded_root;
 use crate::capture::safe_path::OpenFolder;
 
 /// What the names of copied state files begin with, in a capture and in a point.

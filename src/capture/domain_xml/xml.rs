@@ -1,4 +1,4 @@
-//! Elements of an XML document, found by name.
+//! XML: elements found by name, and text written so that it stays text.
 
 use roxmltree::Node;
 
@@ -13,4 +13,23 @@ pub(crate) fn children<'a, 'i: 'a>(node: Node<'a, 'i>, name: &'static str) -> im
 pub(crate) fn text_of(node: Node, name: &str) -> Option<String> {
     let text = child(node, name)?.text()?.trim();
     (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// Text for the inside of an XML element or of a quoted value.
+pub(crate) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped += "&amp;",
+            '<' => escaped += "&lt;",
+            '>' => escaped += "&gt;",
+            '\'' => escaped += "&apos;",
+            '"' => escaped += "&quot;",
+            '\n' => escaped += "&#10;",
+            '\t' => escaped += "&#9;",
+            '\r' => escaped += "&#13;",
+            other => escaped.push(other),
+        }
+    }
+    escaped
 }

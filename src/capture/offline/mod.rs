@@ -7,7 +7,8 @@
 //! | [`image_header`] | headers of image files: what they name (pure) |
 //! | [`image_lookup`] | images looked into for a block graph |
 //! | [`network_storage`] | network storage as QEMU's options (pure) |
-//! | [`offline_fingerprint`] | whether a machine that is off stayed as it was while it was read |
+//! | `offline_changes` | whether a machine that is off stayed as it was while it was read |
+//! | [`offline_fingerprint`] | what shows whether its files were written |
 //! | [`qemu_user`] | whom QEMU runs as, and programs as that user |
 //! | [`storage_daemon`] | serves the disks of a machine that is off |
 
@@ -16,6 +17,7 @@ pub mod block_graph;
 pub mod image_header;
 pub mod image_lookup;
 pub mod network_storage;
+mod offline_changes;
 pub mod offline_fingerprint;
 pub mod qemu_user;
 pub mod storage_daemon;

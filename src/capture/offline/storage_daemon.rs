@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::qemu_user::{Privilege, QemuUser};
 use crate::capture::error::{Error, Result};
-use crate::capture::state::{ServerProcess, start_ticks};
+use crate::capture::process::{ServerProcess, start_ticks};
 
 /// The program.
 pub const PROGRAM: &str = "qemu-storage-daemon";

@@ -3,7 +3,7 @@
 //! libvirt takes such a definition and refuses to start the machine; so it is said before anything is written, with what
 //! solves it.
 
-use super::plan::PlannedDisk;
+use super::planned::PlannedDisk;
 use crate::capture::domain_xml::references::{Reference, references};
 use crate::capture::pools::VolumePlace;
 use crate::capture::{self, Hypervisor};

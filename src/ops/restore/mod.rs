@@ -9,7 +9,10 @@ mod image_file;
 mod notes;
 mod place;
 pub mod plan;
+mod planned;
+mod preconditions;
 mod qcow2;
+mod request;
 mod small_file;
 mod small_files;
 pub mod target;
@@ -21,12 +24,15 @@ use super::{Error, Monitor, Progress, Result, Stop, threads};
 use crate::capture::{self, Hypervisor, Machine};
 use crate::record::{self, Damage, RestoredDisk, RestoredTo};
 use crate::repo::{Id, Index, Repository, read_blobs};
-use plan::{PlannedDisk, RestorePlan, TargetKind};
+use plan::RestorePlan;
+use planned::{PlannedDisk, TargetKind};
 use small_file::{NewFolders, SmallFile};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Mutex;
 use target::{Placed, TargetDisk, WrittenDisk};
+
+pub use request::{ImageFormat, RestoreRequest};
 
 /// Carries a plan out.
 ///

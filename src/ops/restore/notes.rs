@@ -1,6 +1,7 @@
 //! What a restored machine has otherwise than the one that was backed up: said before anything is written.
 
-use super::plan::{PlannedDisk, RestoreRequest};
+use super::planned::PlannedDisk;
+use super::request::RestoreRequest;
 use crate::capture::Definition;
 use crate::ops::points::OpenPoint;
 

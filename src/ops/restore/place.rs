@@ -8,24 +8,15 @@
 //! | network storage | nowhere |
 //! | a slice of a file or device | nowhere: the rest of it may belong to others |
 
-use super::plan::{ImageFormat, RestoreRequest, TargetKind, refuse_without_folder};
+use super::planned::{TargetKind, Volume};
+use super::preconditions::refuse_without_folder;
+use super::request::{ImageFormat, RestoreRequest};
 use crate::capture::pools::VolumePlace;
 use crate::capture::{DefinedDisk, DiskSource, Hypervisor};
 use crate::ops::{Error, Result};
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-
-/// A volume of a storage pool.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Volume {
-    /// The pool.
-    pub pool: String,
-    /// The volume.
-    pub volume: String,
-    /// Whether libvirt has to make it: a device that is not there.
-    pub is_new_device: bool,
-}
 
 /// The place of one disk.
 #[derive(Debug)]

@@ -1,10 +1,10 @@
 //! What a restore will write, decided before anything is touched.
 
-pub use super::small_files::PlannedFile;
-
 use super::host::{self, Missing};
-use super::place::{Placing, Volume, resolved};
-use super::qcow2::Layout;
+use super::place::{Placing, resolved};
+use super::planned::{PlannedDisk, PlannedFile, TargetKind};
+use super::preconditions::{refuse_replacing, refuse_without_room};
+use super::request::{ImageFormat, RestoreRequest};
 use super::small_files::SmallFiles;
 use super::{notes, trust};
 use crate::capture::domain_xml::rewrite::Rewritten;
@@ -12,140 +12,14 @@ use crate::capture::machine::Which;
 use crate::capture::{
     self, Changes, DefinedDisk, Definition, DiskSource, Hypervisor, Machine, NewDisk, NewDiskKind, rewrite_with_notes,
 };
-use crate::ops::chunk_map::{ChunkMap, Geometry, MappedChunk};
 use crate::ops::manifest::ManifestDisk;
 use crate::ops::points::OpenPoint;
 use crate::ops::{Error, Result};
 use crate::record::Action;
 use crate::repo::{Index, Repository};
-use rustix::fs::{FlockOperation, fcntl_lock};
-use rustix::io::Errno;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-
-/// An image format that can be restored to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ImageFormat {
-    /// The bytes as the guest sees them.
-    Raw,
-    /// QEMU's own.
-    Qcow2,
-}
-
-impl ImageFormat {
-    /// QEMU's name for it, which is its extension as well.
-    pub fn name(self) -> &'static str {
-        match self {
-            ImageFormat::Raw => "raw",
-            ImageFormat::Qcow2 => "qcow2",
-        }
-    }
-}
-
-/// What the user asked for.
-#[derive(Debug, Default, Clone)]
-pub struct RestoreRequest {
-    /// Another name for the machine, which then gets a new UUID and new MAC addresses.
-    pub as_name: Option<String>,
-    /// The folder for all images.
-    pub into: Option<PathBuf>,
-    /// A file or device for one disk.
-    pub to: BTreeMap<String, PathBuf>,
-    /// Only these disks, and no definition; empty means all.
-    pub only_disks: Vec<String>,
-    /// The format of new images; none keeps the machine's.
-    pub format: Option<ImageFormat>,
-    /// Whether libvirt gets the definition.
-    pub define: bool,
-    /// The URI of the libvirt that gets it, which has a place of its own for a TPM's state.
-    pub connect: Option<String>,
-    /// Whether the machine is started in the end.
-    pub start: bool,
-    /// Whether what exists may be replaced.
-    pub overwrite: bool,
-    /// Whether the saved memory of the machine that is replaced may be removed.
-    pub discard_saved_memory: bool,
-    /// Whether drives whose medium is not on this host are left empty.
-    pub drop_missing_media: bool,
-    /// What networks of the definition are called here.
-    pub networks: BTreeMap<String, String>,
-    /// What bridges and network devices of the definition are called here.
-    pub bridges: BTreeMap<String, String>,
-}
-
-/// Whether a disk goes to a file or to a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TargetKind {
-    /// A file, made anew.
-    File,
-    /// A block device, written in place.
-    Device,
-}
-
-/// One disk of the plan.
-#[derive(Debug)]
-pub struct PlannedDisk {
-    /// Its target name.
-    pub disk: String,
-    /// The file or device, as the definition names it.
-    pub path: PathBuf,
-    /// The same, links followed: what is written.
-    pub real_path: PathBuf,
-    /// Which of the two.
-    pub kind: TargetKind,
-    /// Whether that is the place that the definition has for it.
-    pub is_unmoved: bool,
-    /// The volume of a storage pool that it is.
-    pub volume: Option<Volume>,
-    /// The format that is written.
-    pub format: ImageFormat,
-    /// The size that the guest sees.
-    pub capacity_bytes: u64,
-    /// The size of chunks.
-    pub chunk_bytes: u32,
-    /// The chunks.
-    pub map: ChunkMap,
-    /// Whether what is there may be replaced.
-    pub overwrite: bool,
-}
-
-impl PlannedDisk {
-    /// How the disk is cut.
-    pub fn geometry(&self) -> Geometry {
-        Geometry { capacity_bytes: self.capacity_bytes, chunk_bytes: self.chunk_bytes }
-    }
-
-    /// Its chunks that are not zero, together where they lie together: from which byte of the disk, and how much.
-    pub fn data_ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let geometry = self.geometry();
-        let mut data = self.map.runs().filter(|(_, chunk, _)| *chunk != MappedChunk::Zero).peekable();
-        std::iter::from_fn(move || {
-            let (first, _, mut count) = data.next()?;
-            while let Some((_, _, more)) = data.next_if(|(next, ..)| *next == first + count) {
-                count += more;
-            }
-            let (start, end) = (geometry.offset(first), geometry.offset(first + count).min(self.capacity_bytes));
-            Some((start, end - start))
-        })
-    }
-
-    /// How much of a file or device it takes.
-    pub(super) fn length_bytes(&self) -> u64 {
-        match self.format {
-            ImageFormat::Raw => self.capacity_bytes,
-            ImageFormat::Qcow2 => Layout::new(self.geometry(), &self.map).file_bytes(),
-        }
-    }
-
-    /// What it will take on the host, about.
-    pub fn data_bytes(&self) -> u64 {
-        self.data_ranges().map(|(_, length)| length).sum()
-    }
-}
 
 /// All that will be written.
 #[derive(Debug)]
@@ -342,15 +216,6 @@ fn new_disk(disk: &PlannedDisk) -> (String, NewDisk) {
     (disk.disk.clone(), NewDisk { path: disk.path.clone(), kind, format: disk.format.name().to_owned() })
 }
 
-pub(super) fn refuse_without_folder(path: &Path) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    if folder.is_dir() {
-        return Ok(());
-    }
-    // Not made: it may be the folder of a disk that is not mounted, or mistyped.
-    Err(Error::NoFolder { path: folder.to_owned() })
-}
-
 /// Refuses when two of the things to be written (name, path) would end in one file or device.
 fn refuse_two_in_one_place<'a>(things: impl Iterator<Item = (&'a str, &'a PathBuf)>) -> Result<()> {
     let mut taken: BTreeMap<PathBuf, &str> = BTreeMap::new();
@@ -358,70 +223,6 @@ fn refuse_two_in_one_place<'a>(things: impl Iterator<Item = (&'a str, &'a PathBu
         if let Some(other) = taken.insert(resolved(path), name) {
             let reason = format!("{other} would be written there as well");
             return Err(Error::BadTarget { disk: name.to_owned(), path: path.clone(), reason });
-        }
-    }
-    Ok(())
-}
-
-fn refuse_replacing(disk: &PlannedDisk) -> Result<()> {
-    let there = disk.real_path.exists();
-    if there && !disk.overwrite {
-        return Err(Error::Exists { path: disk.path.clone() });
-    }
-    if there {
-        refuse_in_use(&disk.disk, &disk.real_path)?;
-    }
-    if there && disk.kind == TargetKind::Device {
-        refuse_too_small(disk)?;
-    }
-    Ok(())
-}
-
-/// Refuses a device that the disk does not fit on.
-pub(super) fn refuse_too_small(disk: &PlannedDisk) -> Result<()> {
-    let wanted_bytes = disk.length_bytes();
-    let size = File::open(&disk.real_path).and_then(|mut device| device.seek(SeekFrom::End(0)));
-    let size_bytes = size.map_err(Error::io("size", &disk.real_path))?;
-    if size_bytes < wanted_bytes {
-        let reason = format!("it has {size_bytes} bytes and the disk needs {wanted_bytes}");
-        return Err(Error::BadTarget { disk: disk.disk.clone(), path: disk.path.clone(), reason });
-    }
-    Ok(())
-}
-
-/// Refuses an image that a QEMU has open.
-pub(super) fn refuse_in_use(disk: &str, path: &Path) -> Result<()> {
-    if in_use_by_qemu(path)? {
-        return Err(Error::ImageInUse { disk: disk.to_owned(), path: path.to_owned() });
-    }
-    Ok(())
-}
-
-/// Whether a QEMU holds its image locks (open file description locks from byte 100 on, `block/file-posix.c`): true for
-/// whatever started it, libvirt or not. Found out by taking a lock on the whole file for a moment: a QEMU that starts in
-/// that moment fails to, which is what must happen to it.
-fn in_use_by_qemu(path: &Path) -> Result<bool> {
-    let file = File::options().read(true).write(true).open(path).map_err(Error::io("open", path))?;
-    match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(false),
-        Err(Errno::AGAIN | Errno::ACCESS) => Ok(true),
-        Err(error) => Err(Error::io("test the lock of", path)(error.into())),
-    }
-}
-
-/// Refuses when a file system has not the room for what goes to it.
-fn refuse_without_room(disks: &[PlannedDisk]) -> Result<()> {
-    let mut wanted: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
-    for disk in disks.iter().filter(|disk| disk.kind == TargetKind::File) {
-        let folder = disk.real_path.parent().unwrap_or(Path::new("/")).to_owned();
-        let device = fs::metadata(&folder).map_err(Error::io("read", &folder))?.dev();
-        wanted.entry(device).or_insert((folder, 0)).1 += disk.data_bytes();
-    }
-    for (path, wanted_bytes) in wanted.into_values() {
-        let found = rustix::fs::statvfs(&path).map_err(|error| Error::io("measure", &path)(error.into()))?;
-        let free_bytes = found.f_bavail * found.f_frsize;
-        if free_bytes < wanted_bytes {
-            return Err(Error::NoRoom { path, free_bytes, wanted_bytes });
         }
     }
     Ok(())

@@ -3,7 +3,7 @@
 //! libvirt gives their folders to the users that QEMU and swtpm run as, who can put a link there: each folder on the way is
 //! opened by [`crate::capture::safe_path`], held open until the restore is over, and never looked up by its path again.
 
-use super::small_files::PlannedFile;
+use super::planned::PlannedFile;
 use super::target::{Destination, Looks, PartialFile, Placed};
 use crate::capture::safe_path::{self, OpenFolder, ResolvedPath};
 use crate::ops::manifest::Role;

@@ -2,26 +2,15 @@
 //!
 //! The places come from the definition and from the user, never from the manifest.
 
-use super::plan::{RestoreRequest, refuse_without_folder};
+use super::planned::PlannedFile;
+use super::preconditions::refuse_without_folder;
+use super::request::RestoreRequest;
 use super::small_file;
 use crate::capture::domain_xml::tpm;
 use crate::capture::{Changes, Definition};
 use crate::ops::manifest::{Manifest, ManifestFile, Role};
 use crate::ops::{Error, Result};
 use std::path::{Path, PathBuf};
-
-/// One small file of the plan.
-#[derive(Debug)]
-pub struct PlannedFile {
-    /// Its name in the point.
-    pub name: String,
-    /// What it is for.
-    pub role: Role,
-    /// Where it goes.
-    pub path: PathBuf,
-    /// The folder above it that the user of the command named, if it is below one.
-    pub below: Option<PathBuf>,
-}
 
 /// What decides on their places.
 pub(super) struct SmallFiles<'a> {

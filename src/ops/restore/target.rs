@@ -6,8 +6,10 @@
 //! | `.kvmb-….replaced` | what an image replaced, until the definition is in; after a kill it stays, for it may be wanted |
 
 use super::image_file::ImageFile;
-use super::plan::{ImageFormat, PlannedDisk, TargetKind};
+use super::planned::{PlannedDisk, TargetKind};
+use super::preconditions::{refuse_in_use, refuse_too_small};
 use super::qcow2::Layout;
+use super::request::ImageFormat;
 use crate::atomic_file;
 use crate::capture::safe_path::{OpenFolder, ResolvedPath};
 use crate::ops::{Error, Result};
@@ -244,7 +246,7 @@ fn open_device(disk: &PlannedDisk) -> Result<File> {
     let flags = rustix::fs::OFlags::EXCL.bits() as i32;
     let opened = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&disk.real_path);
     let file = opened.map_err(Error::io("open", &disk.real_path))?;
-    super::plan::refuse_too_small(disk)?;
+    refuse_too_small(disk)?;
     Ok(file)
 }
 
@@ -252,7 +254,7 @@ impl WrittenDisk {
     /// Puts the disk in its place, unless its machine was started while it was being written.
     pub fn place(self) -> Result<Placed> {
         if self.temporary.is_some() && self.path.exists() {
-            super::plan::refuse_in_use(&self.disk, &self.path)?;
+            refuse_in_use(&self.disk, &self.path)?;
         }
         let at = Destination::new(&self.path);
         match self.temporary {

@@ -5,7 +5,7 @@
 //! has it, and name and UUID must be the definition's. ([`Manifest::parse`](crate::ops::manifest::Manifest::parse) has
 //! looked at what can be judged without the definition: sizes, and names that lead elsewhere.)
 
-use super::plan::RestoreRequest;
+use super::request::RestoreRequest;
 use crate::capture::connection::nvram_folder;
 use crate::capture::domain_xml::definition::{Definition, Device};
 use crate::capture::domain_xml::tpm;

@@ -27,7 +27,7 @@ use roxmltree::Node;
 pub use changes::{Changes, NewDisk, NewDiskKind};
 
 use super::definition::{Definition, DefinitionError, Result, child, children, parse_document};
-use crate::capture::job::escape;
+use crate::capture::domain_xml::xml::escape;
 use splices::{Splices, children_named, element};
 
 /// A definition after its changes.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use roxmltree::{Attribute, Node};
 
 use crate::capture::domain_xml::definition::children;
-use crate::capture::job::escape;
+use crate::capture::domain_xml::xml::escape;
 
 /// Replacements of parts of a text, collected in any order.
 pub(super) struct Splices<'x> {

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::agent::FreezeOptions;
-use super::images::{self, ImageIdentity};
-use super::state::{CaptureState, ReadMode, SkippedDisk};
+use crate::capture::agent::FreezeOptions;
 use crate::capture::domain_xml::definition::{DefinedDisk, Definition, DiskSource, Layer};
+use crate::capture::images::{self, ImageIdentity};
+use crate::capture::state::{CaptureState, ReadMode, SkippedDisk};
 
 /// What to capture, and how.
 #[derive(Debug, Clone)]

@@ -1,210 +1,27 @@
-//! Opens a capture of a machine, running or off.
-//!
-//! ```text
-//!  machine lock → clear leftovers → which disks, from which parents
-//!    → state file «opening» → folders → [freeze → begin → thaw | qemu-storage-daemon] → copies → state file «open»
-//! ```
-//! Any failure on the way is undone by closing what the state file says.
+//! Opens a capture of a running machine: a libvirt backup job, and a checkpoint at the same instant.
 
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use super::plan::{
+    DiskRequest, OpenRequest, format_of, live_identity, read_mode, targets_with_new_bitmap, wanted_disks,
+};
+use crate::capture::agent::FreezeMode;
+use crate::capture::copies;
+use crate::capture::domain_folder::{domain_folder, is_domain_folder};
+use crate::capture::domain_xml::definition::Definition;
+use crate::capture::error::{Error, LibvirtErrorKind, Result};
+use crate::capture::job::{self, JobDisk, JobRequest, NewCheckpoint};
+use crate::capture::machine::{Machine, MachineState, PausedReason};
+use crate::capture::offline::image_lookup::read_header;
+use crate::capture::runtime::{self, RuntimeDirs};
+use crate::capture::state::{CaptureFile, CaptureState, CapturedDisk, ReadMode};
+use crate::failpoint::{self, Failpoint};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use chrono::{DateTime, FixedOffset, Local, TimeDelta};
-use rustix::fs::{FlockOperation, flock};
-
-use super::agent::{Consistency, FreezeMode};
-use super::close::{self, CloseRequest};
-use super::copies;
-use super::error::{Error, LibvirtErrorKind, Result};
-use super::job::{self, JobDisk, JobRequest, NewCheckpoint};
-use super::machine::{Machine, MachineState, PausedReason, Which};
-use super::open_off::open_off;
-pub use super::open_request::{DiskRequest, OpenRequest};
-use super::open_request::{format_of, live_identity, read_mode, targets_with_new_bitmap, wanted_disks};
-use super::runtime::{self, RuntimeDirs};
-use super::state::{
-    CaptureFile, CaptureKind, CaptureState, CapturedDisk, Phase, ReadMode, STATE_VERSION, ServerProcess, SkippedDisk,
-};
-use crate::capture::domain_xml::definition::{Definition, Device, DiskSource};
-use crate::capture::offline::image_lookup::read_header;
-use crate::failpoint::{self, Failpoint};
-
-/// How long another command may be busy with the same machine: opening takes seconds at most.
-const MACHINE_LOCK_PATIENCE: Duration = Duration::from_secs(60);
-
 /// How long libvirt may be at work on something else for the machine.
 const OTHER_JOB_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Opens a capture. Clears first what an earlier run left; fails with [`Error::Held`] when a live capture of the machine is in
-/// the way and with [`Error::ForeignJob`] when somebody else's backup job is.
-pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequest) -> Result<CaptureState> {
-    let _lock = lock_machine(runtime, machine)?;
-    failpoint::hit(Failpoint::MachineLocked);
-    close::clear_leftovers_locked(runtime, machine)?;
-    failpoint::hit(Failpoint::LeftoversCleared);
-    if !super::connection::is_local_uri(machine.uri()) {
-        return Err(Error::NotLocal { uri: machine.uri().to_owned() });
-    }
-    if request.disks.is_empty() {
-        return Err(Error::NothingToCapture { machine: machine.name().to_owned() });
-    }
-    let definition = machine.definition(Which::Live)?;
-    for wanted in &request.disks {
-        check_capturable(machine, &definition, &wanted.target)?;
-    }
-    let file = CaptureFile::create(runtime)?;
-    let mut state = new_state(machine, &definition, request, file.id());
-    let opened = if machine.is_running()? {
-        open_running(runtime, machine, &definition, request, &file, &mut state)
-    } else {
-        open_off(runtime, machine, &definition, request, &file, &mut state)
-    };
-    if let Err(error) = opened {
-        // Its QEMU has the images open: whatever failed, this is why.
-        let was_started = state.kind == CaptureKind::Offline && machine.is_running().unwrap_or(false);
-        if machine.limits().is_silent(machine.uuid()) {
-            // What it was asked to begin may come about later: the state tells the next run of it.
-            tracing::warn!("capture {} is left to the next run, which clears it", state.id);
-            return Err(error);
-        }
-        undo(runtime, machine, file);
-        if was_started {
-            tracing::debug!("{error}");
-            return Err(Error::StartedMeanwhile { machine: machine.name().to_owned() });
-        }
-        return Err(error);
-    }
-    state.phase = Phase::Open;
-    if let Err(error) = file.save(&state) {
-        undo(runtime, machine, file);
-        return Err(error);
-    }
-    file.unlock();
-    Ok(state)
-}
-
-/// Serialises opening and clearing of captures of one machine.
-pub(super) fn lock_machine(runtime: &RuntimeDirs, machine: &Machine) -> Result<File> {
-    let path = runtime.machine_lock(machine.uuid());
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(Error::io("open", &path))?;
-    let wait = machine.limits().wait(MACHINE_LOCK_PATIENCE);
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) if !wait.is_over() => {
-                wait.check_stop()?;
-                thread::sleep(Duration::from_millis(20));
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(Error::Held {
-                    machine: machine.name().to_owned(),
-                    capture: "being opened".to_owned(),
-                    until: None,
-                });
-            }
-            Err(error) => return Err(Error::io("lock", &path)(error.into())),
-        }
-    }
-}
-
-/// Only what cannot work at all is refused here; what is sensible to leave out, the caller knows.
-fn check_capturable(machine: &Machine, definition: &Definition, target: &str) -> Result<()> {
-    let refuse = |reason: &str| Error::DiskNotCapturable {
-        machine: machine.name().to_owned(),
-        disk: target.to_owned(),
-        reason: reason.to_owned(),
-    };
-    let disk = definition.disk(target).ok_or_else(|| refuse("there is no such disk"))?;
-    let readable = disk.device == Device::Disk
-        && matches!(
-            disk.source,
-            DiskSource::File { .. } | DiskSource::Block { .. } | DiskSource::Network { .. } | DiskSource::Volume { .. }
-        );
-    match disk.exclusion() {
-        Some(reason) if !readable => Err(refuse(reason)),
-        _ => Ok(()),
-    }
-}
-
-fn new_state(machine: &Machine, definition: &Definition, request: &OpenRequest, id: &str) -> CaptureState {
-    let now = Local::now().fixed_offset();
-    CaptureState {
-        version: STATE_VERSION,
-        id: id.to_owned(),
-        machine: machine.name().to_owned(),
-        uuid: machine.uuid().to_owned(),
-        connect: machine.uri().to_owned(),
-        kind: CaptureKind::Job,
-        phase: Phase::Opening,
-        created_at: now,
-        captured_at: now,
-        lease_ends_at: lease_end(now, request.lease),
-        consistency: Consistency::Crash,
-        freeze_note: None,
-        thaw_due: false,
-        io_paused_before: close::is_paused_by_io_error(machine),
-        checkpoint: None,
-        checkpoint_disks: Vec::new(),
-        repository: request.repository.clone(),
-        parent_point: request.parent_point.clone(),
-        disks: Vec::new(),
-        skipped: skipped_disks(definition, request),
-        definition_xml: String::new(),
-        live_definition_xml: None,
-        autostart: machine.autostart().unwrap_or(false),
-        snapshots: machine.snapshots().unwrap_or_default(),
-        copies: Vec::new(),
-        missing: Vec::new(),
-        stillness: None,
-        socket_folder: PathBuf::new(),
-        servers: Vec::new(),
-        job_socket: None,
-        scratch_folder: None,
-        committed_point: None,
-        owner: request.owned.then(ServerProcess::this),
-    }
-}
-
-fn lease_end(from: DateTime<FixedOffset>, lease: Duration) -> DateTime<FixedOffset> {
-    TimeDelta::from_std(lease)
-        .ok()
-        .and_then(|lease| from.checked_add_signed(lease))
-        .unwrap_or(DateTime::<chrono::Utc>::MAX_UTC.fixed_offset())
-}
-
-fn skipped_disks(definition: &Definition, request: &OpenRequest) -> Vec<SkippedDisk> {
-    definition
-        .disks
-        .iter()
-        .filter(|disk| !request.disks.iter().any(|wanted| wanted.target == disk.target))
-        .map(|disk| {
-            request.skipped.iter().find(|skipped| skipped.target == disk.target).cloned().unwrap_or_else(|| {
-                SkippedDisk {
-                    target: disk.target.clone(),
-                    reason: disk.exclusion().unwrap_or("not selected").to_owned(),
-                }
-            })
-        })
-        .collect()
-}
-
-fn undo(runtime: &RuntimeDirs, machine: &Machine, file: CaptureFile) {
-    let id = file.id().to_owned();
-    if let Err(error) = close::close_with_machine(runtime, Some(machine), file, &CloseRequest::default()) {
-        tracing::error!("capture {id} could not be undone: {error}");
-    }
-}
-
-fn open_running(
+pub(super) fn open_running(
     runtime: &RuntimeDirs,
     machine: &Machine,
     live: &Definition,
@@ -282,25 +99,6 @@ fn job_socket(runtime: &RuntimeDirs, machine: &Machine, live: &Definition, id: &
         }
     }
     Ok(runtime.socket_folder().join(id).join("nbd"))
-}
-
-/// `…/lib/qemu/domain-<id>-<name>`, where libvirt shortens long names.
-pub(super) fn domain_folder(machine: &Machine) -> Option<PathBuf> {
-    let library = match super::connection::embedded_root(machine.uri()) {
-        Some(root) => root.join("lib/qemu"),
-        None if machine.uri().ends_with("/session") => std::env::home_dir()?.join(".config/libvirt/qemu/lib"),
-        None => PathBuf::from("/var/lib/libvirt/qemu"),
-    };
-    let prefix = format!("domain-{}-", machine.id()?);
-    fs::read_dir(library)
-        .ok()?
-        .filter_map(std::result::Result::ok)
-        .find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-        .map(|entry| entry.path())
-}
-
-pub(super) fn is_domain_folder(folder: &Path) -> bool {
-    folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("domain-"))
 }
 
 fn running_disks(

@@ -13,25 +13,23 @@ use std::path::{Path, PathBuf};
 use chrono::Local;
 use zeroize::Zeroizing;
 
-use super::agent::Consistency;
-use super::copies;
-use super::error::{Error, Result};
-use super::ffi;
-use super::holders;
-use super::images;
-use super::machine::{Machine, Which};
-use super::open_request::{
-    DiskRequest, OpenRequest, format_of, identity_at, read_mode, targets_with_new_bitmap, wanted_disks,
-};
-use super::runtime::{self, RuntimeDirs};
-use super::state::{CaptureFile, CaptureKind, CaptureState, CapturedDisk, DiskServer};
+use super::plan::{DiskRequest, OpenRequest, format_of, identity_at, read_mode, targets_with_new_bitmap, wanted_disks};
+use crate::capture::agent::Consistency;
+use crate::capture::copies;
 use crate::capture::domain_xml::definition::{DefinedDisk, Definition};
 use crate::capture::domain_xml::source::SecretRef;
+use crate::capture::error::{Error, Result};
+use crate::capture::ffi;
+use crate::capture::holders;
+use crate::capture::images;
+use crate::capture::machine::{Machine, Which};
 use crate::capture::offline::block_graph::{self, Found, Graph, Storage};
 use crate::capture::offline::image_lookup::HostImages;
 use crate::capture::offline::offline_fingerprint::OfflineFingerprint;
 use crate::capture::offline::qemu_user::{Privilege, QemuUser};
 use crate::capture::offline::storage_daemon::{self, Export, Refused, SERVER_SOCKETS, ServeRequest};
+use crate::capture::runtime::{self, RuntimeDirs};
+use crate::capture::state::{CaptureFile, CaptureKind, CaptureState, CapturedDisk, DiskServer};
 use crate::failpoint::{self, Failpoint};
 
 /// A disk that is going to be served.

@@ -1,0 +1,43 @@
+//! One command at a time opens or clears captures of a machine.
+
+use super::error::{Error, Result};
+use super::machine::Machine;
+use super::runtime::RuntimeDirs;
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::thread;
+use std::time::Duration;
+
+/// How long another command may be busy with the same machine: opening takes seconds at most.
+const LOCK_WAIT: Duration = Duration::from_secs(60);
+
+/// Serialises opening and clearing of captures of one machine.
+pub(super) fn lock_machine(runtime: &RuntimeDirs, machine: &Machine) -> Result<File> {
+    let path = runtime.machine_lock(machine.uuid());
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(Error::io("open", &path))?;
+    let wait = machine.limits().wait(LOCK_WAIT);
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if !wait.is_over() => {
+                wait.check_stop()?;
+                thread::sleep(Duration::from_millis(20));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(Error::Held {
+                    machine: machine.name().to_owned(),
+                    capture: "being opened".to_owned(),
+                    until: None,
+                });
+            }
+            Err(error) => return Err(Error::io("lock", &path)(error.into())),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Opens a capture of a machine, running or off.
+//!
+//! ```text
+//!  machine lock → clear leftovers → which disks, from which parents
+//!    → state file «opening» → folders → [freeze → begin → thaw | qemu-storage-daemon] → copies → state file «open»
+//! ```
+//! Any failure on the way is undone by closing what the state file says.
+
+mod offline;
+mod plan;
+mod running;
+
+use super::agent::Consistency;
+use super::close::{self, CloseRequest};
+use super::domain_xml::definition::{Definition, Device, DiskSource};
+use super::error::{Error, Result};
+use super::link::is_local_uri;
+use super::machine::{Machine, Which};
+use super::machine_lock::lock_machine;
+use super::process::ServerProcess;
+use super::runtime::RuntimeDirs;
+use super::state::{CaptureFile, CaptureKind, CaptureState, Phase, STATE_VERSION, SkippedDisk};
+use crate::failpoint::{self, Failpoint};
+use chrono::{DateTime, FixedOffset, Local, TimeDelta};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use offline::open_off;
+use running::open_running;
+
+pub use plan::{DiskRequest, OpenRequest};
+
+/// Opens a capture. Clears first what an earlier run left; fails with [`Error::Held`] when a live capture of the machine is in
+/// the way and with [`Error::ForeignJob`] when somebody else's backup job is.
+pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequest) -> Result<CaptureState> {
+    let _lock = lock_machine(runtime, machine)?;
+    failpoint::hit(Failpoint::MachineLocked);
+    close::clear_leftovers_locked(runtime, machine)?;
+    failpoint::hit(Failpoint::LeftoversCleared);
+    if !is_local_uri(machine.uri()) {
+        return Err(Error::NotLocal { uri: machine.uri().to_owned() });
+    }
+    if request.disks.is_empty() {
+        return Err(Error::NothingToCapture { machine: machine.name().to_owned() });
+    }
+    let definition = machine.definition(Which::Live)?;
+    for wanted in &request.disks {
+        check_capturable(machine, &definition, &wanted.target)?;
+    }
+    let file = CaptureFile::create(runtime)?;
+    let mut state = new_state(machine, &definition, request, file.id());
+    let opened = if machine.is_running()? {
+        open_running(runtime, machine, &definition, request, &file, &mut state)
+    } else {
+        open_off(runtime, machine, &definition, request, &file, &mut state)
+    };
+    if let Err(error) = opened {
+        // Its QEMU has the images open: whatever failed, this is why.
+        let was_started = state.kind == CaptureKind::Offline && machine.is_running().unwrap_or(false);
+        if machine.limits().is_silent(machine.uuid()) {
+            // What it was asked to begin may come about later: the state tells the next run of it.
+            tracing::warn!("capture {} is left to the next run, which clears it", state.id);
+            return Err(error);
+        }
+        undo(runtime, machine, file);
+        if was_started {
+            tracing::debug!("{error}");
+            return Err(Error::StartedMeanwhile { machine: machine.name().to_owned() });
+        }
+        return Err(error);
+    }
+    state.phase = Phase::Open;
+    if let Err(error) = file.save(&state) {
+        undo(runtime, machine, file);
+        return Err(error);
+    }
+    file.unlock();
+    Ok(state)
+}
+
+/// Only what cannot work at all is refused here; what is sensible to leave out, the caller knows.
+fn check_capturable(machine: &Machine, definition: &Definition, target: &str) -> Result<()> {
+    let refuse = |reason: &str| Error::DiskNotCapturable {
+        machine: machine.name().to_owned(),
+        disk: target.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let disk = definition.disk(target).ok_or_else(|| refuse("there is no such disk"))?;
+    let readable = disk.device == Device::Disk
+        && matches!(
+            disk.source,
+            DiskSource::File { .. } | DiskSource::Block { .. } | DiskSource::Network { .. } | DiskSource::Volume { .. }
+        );
+    match disk.exclusion() {
+        Some(reason) if !readable => Err(refuse(reason)),
+        _ => Ok(()),
+    }
+}
+
+fn new_state(machine: &Machine, definition: &Definition, request: &OpenRequest, id: &str) -> CaptureState {
+    let now = Local::now().fixed_offset();
+    CaptureState {
+        version: STATE_VERSION,
+        id: id.to_owned(),
+        machine: machine.name().to_owned(),
+        uuid: machine.uuid().to_owned(),
+        connect: machine.uri().to_owned(),
+        kind: CaptureKind::Job,
+        phase: Phase::Opening,
+        created_at: now,
+        captured_at: now,
+        lease_ends_at: lease_end(now, request.lease),
+        consistency: Consistency::Crash,
+        freeze_note: None,
+        thaw_due: false,
+        io_paused_before: close::is_paused_by_io_error(machine),
+        checkpoint: None,
+        checkpoint_disks: Vec::new(),
+        repository: request.repository.clone(),
+        parent_point: request.parent_point.clone(),
+        disks: Vec::new(),
+        skipped: skipped_disks(definition, request),
+        definition_xml: String::new(),
+        live_definition_xml: None,
+        autostart: machine.autostart().unwrap_or(false),
+        snapshots: machine.snapshots().unwrap_or_default(),
+        copies: Vec::new(),
+        missing: Vec::new(),
+        stillness: None,
+        socket_folder: PathBuf::new(),
+        servers: Vec::new(),
+        job_socket: None,
+        scratch_folder: None,
+        committed_point: None,
+        owner: request.owned.then(ServerProcess::this),
+    }
+}
+
+fn lease_end(from: DateTime<FixedOffset>, lease: Duration) -> DateTime<FixedOffset> {
+    TimeDelta::from_std(lease)
+        .ok()
+        .and_then(|lease| from.checked_add_signed(lease))
+        .unwrap_or(DateTime::<chrono::Utc>::MAX_UTC.fixed_offset())
+}
+
+fn skipped_disks(definition: &Definition, request: &OpenRequest) -> Vec<SkippedDisk> {
+    definition
+        .disks
+        .iter()
+        .filter(|disk| !request.disks.iter().any(|wanted| wanted.target == disk.target))
+        .map(|disk| {
+            request.skipped.iter().find(|skipped| skipped.target == disk.target).cloned().unwrap_or_else(|| {
+                SkippedDisk {
+                    target: disk.target.clone(),
+                    reason: disk.exclusion().unwrap_or("not selected").to_owned(),
+                }
+            })
+        })
+        .collect()
+}
+
+fn undo(runtime: &RuntimeDirs, machine: &Machine, file: CaptureFile) {
+    let id = file.id().to_owned();
+    if let Err(error) = close::close_with_machine(runtime, Some(machine), file, &CloseRequest::default()) {
+        tracing::error!("capture {id} could not be undone: {error}");
+    }
+}

@@ -1,0 +1,101 @@
+//! The parts of a plan: the disks and the small files that a restore will write.
+
+use super::qcow2::Layout;
+use super::request::ImageFormat;
+use crate::ops::chunk_map::{ChunkMap, Geometry, MappedChunk};
+use crate::ops::manifest::Role;
+use std::path::PathBuf;
+
+/// Whether a disk goes to a file or to a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetKind {
+    /// A file, made anew.
+    File,
+    /// A block device, written in place.
+    Device,
+}
+
+/// One disk of the plan.
+#[derive(Debug)]
+pub struct PlannedDisk {
+    /// Its target name.
+    pub disk: String,
+    /// The file or device, as the definition names it.
+    pub path: PathBuf,
+    /// The same, links followed: what is written.
+    pub real_path: PathBuf,
+    /// Which of the two.
+    pub kind: TargetKind,
+    /// Whether that is the place that the definition has for it.
+    pub is_unmoved: bool,
+    /// The volume of a storage pool that it is.
+    pub volume: Option<Volume>,
+    /// The format that is written.
+    pub format: ImageFormat,
+    /// The size that the guest sees.
+    pub capacity_bytes: u64,
+    /// The size of chunks.
+    pub chunk_bytes: u32,
+    /// The chunks.
+    pub map: ChunkMap,
+    /// Whether what is there may be replaced.
+    pub overwrite: bool,
+}
+
+impl PlannedDisk {
+    /// How the disk is cut.
+    pub fn geometry(&self) -> Geometry {
+        Geometry { capacity_bytes: self.capacity_bytes, chunk_bytes: self.chunk_bytes }
+    }
+
+    /// Its chunks that are not zero, together where they lie together: from which byte of the disk, and how much.
+    pub fn data_ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let geometry = self.geometry();
+        let mut data = self.map.runs().filter(|(_, chunk, _)| *chunk != MappedChunk::Zero).peekable();
+        std::iter::from_fn(move || {
+            let (first, _, mut count) = data.next()?;
+            while let Some((_, _, more)) = data.next_if(|(next, ..)| *next == first + count) {
+                count += more;
+            }
+            let (start, end) = (geometry.offset(first), geometry.offset(first + count).min(self.capacity_bytes));
+            Some((start, end - start))
+        })
+    }
+
+    /// How much of a file or device it takes.
+    pub(super) fn length_bytes(&self) -> u64 {
+        match self.format {
+            ImageFormat::Raw => self.capacity_bytes,
+            ImageFormat::Qcow2 => Layout::new(self.geometry(), &self.map).file_bytes(),
+        }
+    }
+
+    /// What it will take on the host, about.
+    pub fn data_bytes(&self) -> u64 {
+        self.data_ranges().map(|(_, length)| length).sum()
+    }
+}
+
+/// A volume of a storage pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// The pool.
+    pub pool: String,
+    /// The volume.
+    pub volume: String,
+    /// Whether libvirt has to make it: a device that is not there.
+    pub is_new_device: bool,
+}
+
+/// One small file of the plan.
+#[derive(Debug)]
+pub struct PlannedFile {
+    /// Its name in the point.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// Where it goes.
+    pub path: PathBuf,
+    /// The folder above it that the user of the command named, if it is below one.
+    pub below: Option<PathBuf>,
+}

@@ -1,0 +1,86 @@
+//! What must hold of a target before anything is written to it.
+
+use super::planned::{PlannedDisk, TargetKind};
+use crate::ops::{Error, Result};
+use rustix::fs::{FlockOperation, fcntl_lock};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Refuses a file whose folder is not there.
+pub(super) fn refuse_without_folder(path: &Path) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    if folder.is_dir() {
+        return Ok(());
+    }
+    // Not made: it may be the folder of a disk that is not mounted, or mistyped.
+    Err(Error::NoFolder { path: folder.to_owned() })
+}
+
+/// Refuses to replace what may not be replaced, is in use, or is too small.
+pub(super) fn refuse_replacing(disk: &PlannedDisk) -> Result<()> {
+    let there = disk.real_path.exists();
+    if there && !disk.overwrite {
+        return Err(Error::Exists { path: disk.path.clone() });
+    }
+    if there {
+        refuse_in_use(&disk.disk, &disk.real_path)?;
+    }
+    if there && disk.kind == TargetKind::Device {
+        refuse_too_small(disk)?;
+    }
+    Ok(())
+}
+
+/// Refuses a device that the disk does not fit on.
+pub(super) fn refuse_too_small(disk: &PlannedDisk) -> Result<()> {
+    let wanted_bytes = disk.length_bytes();
+    let size = File::open(&disk.real_path).and_then(|mut device| device.seek(SeekFrom::End(0)));
+    let size_bytes = size.map_err(Error::io("size", &disk.real_path))?;
+    if size_bytes < wanted_bytes {
+        let reason = format!("it has {size_bytes} bytes and the disk needs {wanted_bytes}");
+        return Err(Error::BadTarget { disk: disk.disk.clone(), path: disk.path.clone(), reason });
+    }
+    Ok(())
+}
+
+/// Refuses an image that a QEMU has open.
+pub(super) fn refuse_in_use(disk: &str, path: &Path) -> Result<()> {
+    if in_use_by_qemu(path)? {
+        return Err(Error::ImageInUse { disk: disk.to_owned(), path: path.to_owned() });
+    }
+    Ok(())
+}
+
+/// Whether a QEMU holds its image locks (open file description locks from byte 100 on, `block/file-posix.c`): true for
+/// whatever started it, libvirt or not. Found out by taking a lock on the whole file for a moment: a QEMU that starts in
+/// that moment fails to, which is what must happen to it.
+fn in_use_by_qemu(path: &Path) -> Result<bool> {
+    let file = File::options().read(true).write(true).open(path).map_err(Error::io("open", path))?;
+    match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(false),
+        Err(Errno::AGAIN | Errno::ACCESS) => Ok(true),
+        Err(error) => Err(Error::io("test the lock of", path)(error.into())),
+    }
+}
+
+/// Refuses when a file system has not the room for what goes to it.
+pub(super) fn refuse_without_room(disks: &[PlannedDisk]) -> Result<()> {
+    let mut wanted: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
+    for disk in disks.iter().filter(|disk| disk.kind == TargetKind::File) {
+        let folder = disk.real_path.parent().unwrap_or(Path::new("/")).to_owned();
+        let device = fs::metadata(&folder).map_err(Error::io("read", &folder))?.dev();
+        wanted.entry(device).or_insert((folder, 0)).1 += disk.data_bytes();
+    }
+    for (path, wanted_bytes) in wanted.into_values() {
+        let found = rustix::fs::statvfs(&path).map_err(|error| Error::io("measure", &path)(error.into()))?;
+        let free_bytes = found.f_bavail * found.f_frsize;
+        if free_bytes < wanted_bytes {
+            return Err(Error::NoRoom { path, free_bytes, wanted_bytes });
+        }
+    }
+    Ok(())
+}
