@@ -237,12 +237,12 @@ mod tests {
             ("0 2 L * *", "invalid day of the month 'L': it is a number from 1 to 31"),
             (
                 "0 0 2 * * *",
-                "it has 6 fields and needs 5 (minute, hour, day of the month, month, day of the week), or @daily and the \
-                 like",
+                "it has 6 fields; expected 5 (minute, hour, day of the month, month, day of the week), or @daily and \
+                 similar",
             ),
             (
                 "@dayly",
-                "'@dayly' is no time: cron knows @reboot, @yearly, @annually, @monthly, @weekly, @daily, @midnight, \
+                "'@dayly' is not a valid time: cron accepts @reboot, @yearly, @annually, @monthly, @weekly, @daily, @midnight, \
                  @hourly; did you mean @daily?",
             ),
             ("0 0 30 feb *", "this date never occurs"),

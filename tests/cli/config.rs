@@ -111,7 +111,7 @@ fn it_is_looked_for_in_four_places_in_turn() {
     // What was named must be there.
     let output = env.kvmb(["vms", "--config", "nowhere.json"]).run().assert_code(2);
     assert_eq!(output.record_of("failure")["code"], "usage");
-    output.assert_stderr_has("there is no configuration nowhere.json");
+    output.assert_stderr_has("configuration file nowhere.json does not exist");
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn a_file_that_others_may_write_is_refused_and_so_is_a_secret_that_all_may_read(
     let file = env.config_file();
     for bad in [0o602, 0o620, 0o666] {
         mode(&file, bad);
-        show().assert_code(2).assert_stderr_has("others may write").assert_stderr_has("hint: chmod go-w");
+        show().assert_code(2).assert_stderr_has("writable by other users").assert_stderr_has("hint: chmod go-w");
     }
     mode(&file, 0o644);
     show().assert_ok();
@@ -181,7 +181,8 @@ fn a_file_that_others_may_write_is_refused_and_so_is_a_secret_that_all_may_read(
         mode(&file, 0o640);
         show().assert_ok();
         mode(&file, 0o644);
-        let output = show().assert_code(2).assert_stderr_has("everybody may read").assert_stderr_has("hint: chmod 600");
+        let output =
+            show().assert_code(2).assert_stderr_has("readable by other users").assert_stderr_has("hint: chmod 600");
         assert!(!output.stderr().contains("hunter2"), "{output}");
     }
     env.configure(&json!({}));

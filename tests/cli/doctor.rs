@@ -46,7 +46,7 @@ fn a_good_machine_on_a_good_host_has_only_its_agent_against_it() {
         assert_check(&output, name, "vm", "ok", "", "");
     }
     assert_check(&output, "disk", "vm/vda", "ok", "only changes", "");
-    assert_check(&output, "agent", "vm", "warning", "no channel", "virt-xml vm --add-device --channel");
+    assert_check(&output, "agent", "vm", "warning", "no guest agent channel", "virt-xml vm --add-device --channel");
     let warned = output.records_of("check").iter().filter(|check| check["status"] != "ok").count();
     assert_eq!(warned, 1, "{output}");
     assert!(!machine.is_captured() && machine.checkpoints().is_empty());
@@ -72,12 +72,12 @@ fn disks_that_are_read_in_full_or_left_out_are_told_and_the_hint_mends_an_old_qc
         "disk",
         "vm/vdb",
         "warning",
-        "a raw image keeps no dirty bitmap",
+        "a raw image cannot have a dirty bitmap",
         "qemu-img convert -f raw -O qcow2",
     );
     assert_check(&output, "disk", "vm/vdc", "warning", "version 2", "qemu-img amend -f qcow2 -o compat=1.1");
-    assert_check(&output, "disk", "vm/vdd", "warning", "left out: shared with other machines", "inside the guest");
-    assert_check(&output, "disk", "vm/sda", "ok", "left out: cdrom", "");
+    assert_check(&output, "disk", "vm/vdd", "warning", "excluded: shared with other machines", "inside the guest");
+    assert_check(&output, "disk", "vm/sda", "ok", "excluded: cdrom", "");
 
     machine.stop();
     let hint = check(&output, "disk", "vm/vdc")["hint"].as_str().expect("a hint").to_owned();
@@ -103,7 +103,7 @@ fn what_makes_a_backup_impossible_is_critical_and_the_exit_code_says_so() {
     let good = env.machine("good").disk(Disk::qcow2(MIB)).define();
     let output = doctor(&env, &[]).assert_code(1);
     assert_check(&output, "disk", "gone/vda", "critical", "its image cannot be read", "domblklist gone");
-    assert_check(&output, "machine", "diskless", "critical", "none of its disks", "kvmb disks diskless");
+    assert_check(&output, "machine", "diskless", "critical", "no disk can be backed up", "kvmb disks diskless");
     assert_check(&output, "disk", "sealed/vda", "critical", "encrypted (luks)", "--luks-key-file vda=FILE");
     doctor(&env, &["good"]).assert_ok();
     // A name that nobody has is a failure.
@@ -116,11 +116,11 @@ fn what_makes_a_backup_impossible_is_critical_and_the_exit_code_says_so() {
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).expect("chmod");
     let scratch = closed.join("scratch").display().to_string();
     let output = doctor(&env, &["good", "--scratch", &scratch]).assert_code(1);
-    let words = format!("cannot pass {}", closed.display());
+    let words = format!("no access to {}", closed.display());
     assert_check(&output, "folders", "good", "critical", &words, "chmod o+x");
     good.start_paused();
     doctor(&env, &["good", "--scratch", &scratch]).assert_code(1);
-    env.kvmb(["snapshot", "good", "--scratch", &scratch]).run().assert_code(1).assert_stderr_has("cannot enter");
+    env.kvmb(["snapshot", "good", "--scratch", &scratch]).run().assert_code(1).assert_stderr_has("no access to");
     let hint = check(&output, "folders", "good")["hint"].as_str().expect("a hint").to_owned();
     env.sh(hint.split(';').next().expect("a command")).run().assert_ok();
     doctor(&env, &["good", "--scratch", &scratch]).assert_ok();
@@ -158,7 +158,7 @@ fn what_holds_a_machine_is_told() {
     let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).start_paused();
     env.kvmb(["snapshot", "vm"]).run().assert_ok();
     let output = doctor(&env, &["vm"]).assert_ok();
-    assert_check(&output, "job", "vm", "warning", "held by capture c-", "kvmb release vm");
+    assert_check(&output, "job", "vm", "warning", "is open until", "kvmb release vm");
     env.sh("kvmb release vm").run().assert_ok();
 
     let killed = crate::support::chains::stopped_at(&machine, &repo, "CaptureOpen", &[])
@@ -201,7 +201,7 @@ fn bitmaps_that_a_crash_spoilt_are_told_until_a_backup_has_cleared_them() {
     // Made in this session: gone with it.
     machine.kill();
     let output = doctor(&env, &["vm"]).assert_ok();
-    assert_check(&output, "bitmap", "vm/vda", "warning", "kvmb-", "kvmb backup vm reads the disk in full once");
+    assert_check(&output, "bitmap", "vm/vda", "warning", "kvmb-", "kvmb backup vm");
     machine.believe_image("vda");
     machine.start_after_its_end();
     let output = doctor(&env, &["vm"]).assert_ok();
@@ -252,12 +252,12 @@ fn a_guest_agent_that_answers_is_silent_or_is_missing() {
     let env = Env::new("doctor agent");
     let guest = env.linux_guest_that("linux", FreezeMode::Hangs { seconds: 600 });
     let ask = || doctor(&env, &["linux"]).assert_ok();
-    assert_check(&ask(), "agent", "linux", "ok", "answers", "");
+    assert_check(&ask(), "agent", "linux", "ok", "responds", "");
     // It hangs in its hook.
     guest.agent(r#"{"execute":"guest-fsfreeze-freeze"}"#).assert_code(1);
-    assert_check(&ask(), "agent", "linux", "warning", "does not answer", "systemctl restart qemu-guest-agent");
+    assert_check(&ask(), "agent", "linux", "warning", "does not respond", "systemctl restart qemu-guest-agent");
     guest.stop();
-    assert_check(&ask(), "agent", "linux", "unknown", "only while the machine runs", "");
+    assert_check(&ask(), "agent", "linux", "unknown", "only while the machine is running", "");
 }
 
 #[test]

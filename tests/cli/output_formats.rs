@@ -203,7 +203,7 @@ fn restore_without_arguments_leads_through_lists() {
     let mut model = vm1.model("vda");
     model.fill(0, 65536, 0x11);
     model.assert_image_equals(&restored[0].image, "qcow2");
-    env.sh(&line).run().assert_code(1).assert_stderr_has("exists already");
+    env.sh(&line).run().assert_code(1).assert_stderr_has("already exists");
 
     // In its place.
     let mut pty = env.pty(["restore", "-r", &repo]);
@@ -284,11 +284,11 @@ fn a_lost_configuration_is_no_obstacle() {
     pty.expect("wrong password for the repository");
     pty.expect_hidden("Password for", 2);
     pty.send(&fs::read_to_string(fresh.path("key")).unwrap().replace('\n', "\r"));
-    pty.expect("kvmb-test-vm1  1 point, the newest");
+    pty.expect("kvmb-test-vm1  1 point, latest");
     pty.send("\r");
     pty.expect("Point");
     pty.send("\r");
-    pty.expect("libvirt cannot be reached");
+    pty.expect("libvirt is not available");
     pty.send("\r");
     pty.expect("Folder for the images");
     pty.send(&"\u{7f}".repeat("/var/lib/libvirt/images".len()));
@@ -307,12 +307,7 @@ fn a_lost_configuration_is_no_obstacle() {
 fn errors_are_one_line_and_a_hint() {
     let env = Env::new("errors");
     for (arguments, code, message, hint) in [
-        (
-            vec!["vms", "none"],
-            1,
-            "kvmb: error: no machine is called 'none'",
-            Some("run 'kvmb vms' to list the machines"),
-        ),
+        (vec!["vms", "none"], 1, "kvmb: error: no machine named 'none'", Some("run 'kvmb vms' to list the machines")),
         (vec!["points", "-r", "/nowhere"], 1, "kvmb: error: ", Some("run 'kvmb init -r REPO' to create one")),
         (vec!["hash", "nothing"], 1, "kvmb: error: cannot read nothing: No such file or directory", None),
         (vec!["hash", "--nonsense"], 2, "kvmb: error: unexpected argument '--nonsense'", None),

@@ -81,7 +81,7 @@ fn a_machine_is_critical_until_it_is_backed_up_and_again_when_its_point_is_old()
         &status(&env, &["vm9"]).assert_code(1),
         "vm9",
         "critical",
-        "never backed up; libvirt does not know it",
+        "never backed up; the machine does not exist",
     );
     // The thresholds: of a flag, of the configuration.
     assert_machine(&status(&env, &["vm1", "--warning", "0s"]).assert_code(1), "vm1", "critical", "old");
@@ -204,7 +204,7 @@ fn a_repository_that_cannot_be_asked_is_never_well() {
     fs::rename(env.repo(), env.path("elsewhere")).unwrap();
     let output = status(&env, &[]).assert_code(1);
     assert_eq!(check(&output, "repository", &env.repo())["status"], "critical");
-    assert_machine(&output, "vm1", "unknown", "as far as this host knows, the newest point is");
+    assert_machine(&output, "vm1", "unknown", "according to this host, the newest point is");
     assert_machine(
         &output,
         "vm2",
@@ -212,7 +212,12 @@ fn a_repository_that_cannot_be_asked_is_never_well() {
         "the repository is unreachable; according to this host, never backed up",
     );
     assert_eq!(check(&output, "backup", "vm1")["known_from"], "history");
-    assert_machine(&status(&env, &["--warning", "0s"]).assert_code(1), "vm1", "critical", "cannot be asked");
+    assert_machine(
+        &status(&env, &["--warning", "0s"]).assert_code(1),
+        "vm1",
+        "critical",
+        "the repository is unreachable",
+    );
     status(&env, &["--nagios"]).assert_code(2);
     // A run that comes to nothing is remembered too.
     env.kvmb(["backup", "vm1"]).run().assert_code(1);
@@ -247,7 +252,7 @@ fn what_is_to_be_backed_up_is_what_the_configuration_says_and_the_rest_is_a_note
     let output = status(&env, &["--warning", "0s", "--critical", "1h"]).assert_ok();
     assert_machine(&output, "vm1", "warning", "old");
     assert_machine(&output, "vm2", "ok", "not selected for backup");
-    assert_machine(&output, "vm3", "ok", "does not know it any more");
+    assert_machine(&output, "vm3", "ok", "the machine no longer exists");
     assert_eq!(["vm1", "vm2", "vm3"].map(|name| standing(&output, name)), ["selected", "left_out", "gone"]);
     // One that is named is expected.
     select(json!({"vm1": true, "vm3": true, "vm4": true}));
@@ -367,7 +372,7 @@ fn nagios_gets_a_line_that_it_understands_and_its_own_exit_codes() {
     assert!(long.starts_with("[CRITICAL] vm1: never backed up (kvmb backup vm1)\n[OK] "), "{long}");
     env.kvmb(["backup", "--all"]).run().assert_ok();
     let (words, data, long) = answer(&[], 0);
-    assert!(words.starts_with("KVMB OK - 2 machines, the oldest of their newest points is "), "{words}");
+    assert!(words.starts_with("KVMB OK - 2 machines, oldest latest point is "), "{words}");
     assert_eq!(data.len(), 8);
     let hostile = HOSTILE.replace(['=', '|'], "_");
     assert!(data[&format!("{hostile}_age")].0.ends_with('s'), "{data:?}");
@@ -388,7 +393,7 @@ fn nagios_gets_a_line_that_it_understands_and_its_own_exit_codes() {
     assert!(none.stdout().starts_with("KVMB UNKNOWN - no password"), "{none}");
     env.configure(&json!({"repos": 1}));
     let (words, ..) = answer(&[], 3);
-    assert!(words.contains("\"repos\" is not known"), "{words}");
+    assert!(words.contains("\"repos\" is unknown"), "{words}");
     env.kvmb(["vms", "--nagios"]).run().assert_code(2);
 }
 
@@ -574,7 +579,7 @@ fn the_next_run_is_that_of_the_schedule_which_also_says_which_machines() {
     // Elsewhere it stores than it is looked for.
     host(&["kvmb", "schedule", "install", "--cron", "@daily", "-r", "/other", "--all"]).assert_ok();
     let output = host(&["kvmb", "status"]).assert_code(1);
-    assert_eq!(check(&output, "repository", &env.repo())["hint"], "the schedule stores in /other: -r /other asks that");
+    assert_eq!(check(&output, "repository", &env.repo())["hint"], "kvmb status -r /other");
     assert!(check(&output, "backup", "vm2")["next_run_at"].is_string(), "{output}");
 }
 

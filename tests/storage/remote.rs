@@ -175,7 +175,7 @@ fn secrets_come_from_a_file_a_command_or_a_variable_and_appear_nowhere() {
     let test = || env.kvmb(["remote", "test", "-vv", "-r", &url]);
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
     let open = test().arg("--ssh-password-file").arg(&file).run().assert_code(1);
-    assert!(check_of(&open, "login")["detail"].as_str().unwrap().contains("everybody may read"), "{open}");
+    assert!(check_of(&open, "login")["detail"].as_str().unwrap().contains("accessible to other users"), "{open}");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     for call in [
         test().arg("--ssh-password-file").arg(&file),
@@ -320,7 +320,7 @@ fn the_configured_folder_may_hold_other_things_and_then_the_repository_has_one_o
 
     let test = env.kvmb(["remote", "test"]).run().assert_ok();
     let detail = path(&test)["detail"].as_str().unwrap().to_owned();
-    assert!(detail.contains("holds other things") && detail.contains("not there yet"), "{detail}");
+    assert!(detail.contains("contains other files") && detail.contains("does not exist yet"), "{detail}");
     let init = || env.kvmb(["init", "-r", &url]).run().assert_ok();
     assert_eq!(init().assert_stderr_has(&own).record_of("action")["target"], own);
     assert_eq!(changes(&init()), [false]);

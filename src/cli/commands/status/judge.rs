@@ -406,7 +406,7 @@ mod tests {
         assert_judged(&facts(Some(27)), "warning", "27 h");
         assert_judged(&facts(Some(51)), "critical", "2 days old");
         assert_judged(&facts(None), "critical", "never backed up");
-        assert_judged(&facts(Some(-2)), "warning", "of the future");
+        assert_judged(&facts(Some(-2)), "warning", "dated in the future");
     }
 
     #[test]
@@ -449,14 +449,14 @@ mod tests {
 
     #[test]
     fn what_is_gone_or_left_out_is_a_note() {
-        for (standing, words) in [(Standing::Gone, "any more"), (Standing::LeftOut, "not selected")] {
+        for (standing, words) in [(Standing::Gone, "no longer exists"), (Standing::LeftOut, "not selected")] {
             assert_judged(&MachineFacts { standing, ..facts(Some(1000)) }, "ok", words);
         }
-        assert_judged(&MachineFacts { standing: Standing::Missing, ..facts(Some(1)) }, "warning", "does not know it");
+        assert_judged(&MachineFacts { standing: Standing::Missing, ..facts(Some(1)) }, "warning", "does not exist");
         assert_judged(
             &MachineFacts { standing: Standing::Missing, ..facts(None) },
             "critical",
-            "never backed up; libvirt",
+            "never backed up; the machine",
         );
     }
 
