@@ -1,8 +1,8 @@
 //! How to capture: the flags that `snapshot` and `backup` share.
 
 use crate::capture::{FreezeMode, FreezeOptions};
-use crate::cli::Context;
 use crate::cli::complete;
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::value_parsers::{chunk_size, duration, path_or_nothing, percent, rate};
 use crate::ops::push::Trust;

@@ -1,6 +1,6 @@
 //! The second repository of a command that copies: where points come from, or where they go.
 
-use crate::cli::Context;
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::value_parsers::{path_or_nothing, repositories};

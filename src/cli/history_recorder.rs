@@ -1,9 +1,9 @@
 //! What commands note in the history of this host, for `kvmb status`. That it cannot be written stops nothing.
 
-use crate::cli::Context;
+use crate::cli::context::Context;
+use crate::cli::data_folder::data_folder;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::{CliError, Code};
-use crate::cli::repo_args::data_folder;
 use crate::history::{self, History, KnownPoint, MachineRun, Memory, RunOutcome, Verification, VerifiedDepth};
 use crate::ops::verify;
 use crate::record::{Point, Time};

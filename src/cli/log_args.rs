@@ -1,7 +1,7 @@
 //! Where this run's log goes, and what every run says in it.
 
 use crate::cli::exit_code::ExitCode;
-use crate::cli::{Global, Run};
+use crate::cli::run::Run;
 use crate::cli::{color, stderr};
 use crate::config::Log;
 use crate::log::{self, FilePlan, Level, LogSettings, line};
@@ -39,16 +39,16 @@ const OF_HOST: &str = "/var/log/kvm_backup.log";
 /// The log of a user who cannot write that, below the home folder.
 const OF_USER: &str = "kvm_backup.log";
 
-/// Starts the log of this run.
-pub fn start(run: &Run, global: &Global, config: &Log) {
-    let level = match (global.quiet, global.verbose) {
+/// Starts the log of this run, as quiet or as verbose as was asked for.
+pub fn start(run: &Run, args: &LogArgs, (quiet, verbose): (bool, u8), config: &Log) {
+    let level = match (quiet, verbose) {
         (true, _) => Level::Quiet,
         (_, 0) => Level::Normal,
         (_, 1) => Level::Verbose,
         _ => Level::Debug,
     };
     let journal = run.keeps_log && stderr_is_journal();
-    let places = match &global.log.log_file {
+    let places = match &args.log_file {
         Some(file) => vec![file.clone()],
         None if journal => Vec::new(),
         None => {
@@ -57,7 +57,7 @@ pub fn start(run: &Run, global: &Global, config: &Log) {
             [PathBuf::from(OF_HOST)].into_iter().chain(of_user).collect()
         }
     };
-    let style = match global.log.log_format {
+    let style = match args.log_format {
         LogStyle::Text => line::Style::Text,
         LogStyle::Json => line::Style::Json,
     };
@@ -66,7 +66,7 @@ pub fn start(run: &Run, global: &Global, config: &Log) {
     let color = color::on_stderr();
     let started = log::start(LogSettings { run: &run.id, command: run.command, level, color, file, journal });
     stderr::set_in_journal(started.journal);
-    if let Some((path, error)) = started.fault.filter(|_| !global.quiet) {
+    if let Some((path, error)) = started.fault.filter(|_| !quiet) {
         stderr::warning(&format!("no log is kept: cannot write {}: {error}", path.display()));
     }
     if run.keeps_log {

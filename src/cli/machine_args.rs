@@ -1,7 +1,7 @@
 //! Which machines: from names on the command line, or from records on standard input.
 
 use crate::capture::{Hypervisor, Machine};
-use crate::cli::Context;
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};

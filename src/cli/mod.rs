@@ -4,15 +4,19 @@
 
 pub mod color;
 pub mod complete;
+mod context;
+mod data_folder;
 pub mod environment;
 pub mod exit_code;
 pub mod failure;
+mod global_args;
 pub mod input;
 pub mod interrupt;
 pub mod output;
 pub mod progress;
 pub mod prompt;
 pub mod repo_args;
+mod run;
 pub mod secret;
 pub mod session;
 pub mod settings;
@@ -31,29 +35,24 @@ mod log_args;
 mod machine_args;
 mod value_parsers;
 
-use crate::capture::{self, Hypervisor, Limits, RuntimeDirs};
-use crate::config::{Config, Loaded};
-use crate::ops::{self, Stop};
-use crate::storage::Storage;
+use crate::capture;
+use crate::config::Loaded;
+use crate::ops;
 use clap::error::ErrorKind;
-use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use color::ColorChoice;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use commands::{
     backup, completions, config, disks, doctor, guard, hash, init, key, man, pin, points, prune, push, release, remote,
     restore, schedule, snapshot, status, unlock, verify, vms,
 };
+use context::Context;
 use exit_code::{Exit, ExitCode, PluginState};
 use failure::CliError;
-use log_args::LogArgs;
+use global_args::Global;
 use output::{ClosedPipe, Format};
-use progress::Bars;
+use run::Run;
 use session::{About, Session};
 use settings::Settings;
-use std::collections::HashMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 /// Back up and restore KVM/libvirt virtual machines.
 ///
@@ -81,62 +80,6 @@ Examples:
   kvmb snapshot vm1 -r R | kvmb hash | kvmb push -r R | kvmb release | kvmb verify -r R
                                                   the same as a pipe, with a checksum for each disk
   kvmb restore vm1@latest -r R --as vm1-copy --into /var/lib/libvirt/images --start";
-
-/// What every command understands.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Global options")]
-pub struct Global {
-    /// The libvirt connection, as for virsh.
-    ///
-    /// Default: $LIBVIRT_DEFAULT_URI, otherwise what libvirt chooses: qemu:///system for root, qemu:///session for
-    /// other users.
-    #[arg(short, long, value_name = "URI", global = true, add = complete::connections())]
-    pub connect: Option<String>,
-
-    /// Output format.
-    #[arg(short, long, value_enum, default_value_t, global = true, value_name = "FORMAT")]
-    pub output: Format,
-
-    /// Same as --output jsonl.
-    #[arg(long, global = true, conflicts_with = "output")]
-    pub json: bool,
-
-    /// Configuration file.
-    ///
-    /// Default: $KVMB_CONFIG, otherwise the first of ~/.kvm_backup_config.json and /etc/kvmb/config.json that
-    /// exists.
-    #[arg(long, value_name = "FILE", env = "KVMB_CONFIG", hide_env_values = true, global = true)]
-    pub config: Option<PathBuf>,
-
-    /// The log.
-    #[command(flatten)]
-    pub log: LogArgs,
-
-    /// When to use colour.
-    #[arg(long, value_enum, default_value_t, global = true, value_name = "WHEN")]
-    pub color: ColorChoice,
-
-    /// Increase verbosity (repeat for more).
-    #[arg(short, long, action = ArgAction::Count, global = true)]
-    pub verbose: u8,
-
-    /// Do not show progress or warnings, and do not ask questions.
-    #[arg(short, long, global = true)]
-    pub quiet: bool,
-}
-
-impl Global {
-    /// The format of records.
-    pub fn format(&self) -> Format {
-        if self.json { Format::Jsonl } else { self.output }
-    }
-
-    /// The configuration that applies.
-    pub fn load_config(&self) -> Result<Loaded, crate::config::Error> {
-        let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
-        crate::config::load(self.config.as_deref(), home.as_deref().map(Path::new))
-    }
-}
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -166,78 +109,9 @@ enum Command {
     Status(status::StatusArgs),
 }
 
-/// What a command works with.
-#[derive(Debug)]
-pub struct Context {
-    /// The global flags.
-    pub global: Global,
-    /// The configuration.
-    pub settings: Settings,
-    /// This call of the program.
-    pub run: Run,
-    /// Raised by Ctrl-C.
-    pub stop: Stop,
-    /// How long libvirt may take.
-    pub limits: Limits,
-    /// Progress and warnings.
-    pub monitor: Bars,
-    /// The places of repositories that were opened, by address.
-    storages: Mutex<HashMap<String, Arc<dyn Storage>>>,
-}
-
-impl Context {
-    /// The context of one command.
-    pub fn new(global: Global, settings: Settings, run: Run) -> Context {
-        let (monitor, stop, storages) = (Bars::new(global.quiet), Stop::of_process(), Mutex::default());
-        let configured = &settings.loaded.config.limits;
-        let (call, begin) = (configured.libvirt.value().0, configured.backup_begin.value().0);
-        let limits = Limits::new(call, begin, stop.flag());
-        Context { global, settings, run, stop, limits, monitor, storages }
-    }
-
-    /// Opens libvirt, by default the connection of the command line.
-    pub fn hypervisor(&self, connect: Option<&str>) -> Result<Hypervisor, CliError> {
-        Ok(self.open_hypervisor(connect)?)
-    }
-
-    /// The same, with libvirt's own error.
-    pub fn open_hypervisor(&self, connect: Option<&str>) -> capture::Result<Hypervisor> {
-        Hypervisor::open_within(connect.or(self.global.connect.as_deref()), &self.limits)
-    }
-
-    /// How long a command that prints a password may take.
-    pub fn password_limit(&self) -> Duration {
-        self.config().limits.password.value().0
-    }
-
-    /// The configuration file, for what has no flag.
-    pub fn config(&self) -> &Config {
-        &self.settings.loaded.config
-    }
-
-    /// The place that a repository's address means; the same one for the same address, with its connections.
-    pub fn storage(&self, url: &str, ssh_password_file: Option<&Path>) -> Result<Arc<dyn Storage>, CliError> {
-        let mut storages = self.storages.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(storage) = storages.get(url) {
-            return Ok(Arc::clone(storage));
-        }
-        let access = ssh_access::access(self, ssh_password_file, None)?;
-        let storage = crate::storage::open(url, &access).map_err(repo_args::storage_error)?;
-        storages.insert(url.to_owned(), Arc::clone(&storage));
-        Ok(storage)
-    }
-
-    /// The folders of captures.
-    pub fn runtime(&self) -> Result<RuntimeDirs, CliError> {
-        Ok(RuntimeDirs::open()?
-            .with_limits(self.limits.clone())
-            .with_scratch_folder(repo_args::data_folder()?.join("scratch")))
-    }
-}
-
 /// The whole program: parses, runs, says how it went.
 pub fn main() -> Exit {
-    if let Some(code) = complete::answer() {
+    if let Some(code) = complete::answer(command) {
         return Exit::Code(code);
     }
     secret::keep_out_of_core_dumps();
@@ -254,8 +128,8 @@ pub fn main() -> Exit {
     }
     let (name, effect) = cli.command.name_and_effect();
     let run = Run::begin(name, effect);
-    log_args::start(&run, &cli.global, &settings.loaded.config.log);
-    let context = Context::new(cli.global, settings, run);
+    log_args::start(&run, &cli.global.log, (cli.global.quiet, cli.global.verbose), &settings.loaded.config.log);
+    let context = Context::new(cli.global, settings, run, command);
     if let Err(error) = interrupt::install(&context.stop) {
         stderr::report(&format!("cannot watch for signals: {error}"), None);
         return Exit::Code(ExitCode::Failed);
@@ -269,26 +143,6 @@ pub fn main() -> Exit {
     let code = session.finish();
     log_args::ended(&context.run, code);
     plugin.map_or(Exit::Code(code), Exit::Plugin)
-}
-
-/// One call of the program.
-#[derive(Debug)]
-pub struct Run {
-    /// Its id, in every line of the log.
-    pub id: String,
-    /// The command.
-    pub command: &'static str,
-    /// When it began.
-    pub began: Instant,
-    /// Whether it is worth a log: it changes something, or proves it.
-    pub keeps_log: bool,
-}
-
-impl Run {
-    fn begin(command: &'static str, effect: ClosedPipe) -> Run {
-        let keeps_log = (effect == ClosedPipe::Changes && command != "man") || command == "verify";
-        Run { id: format!("{:08x}", rand::random::<u32>()), command, began: Instant::now(), keeps_log }
-    }
 }
 
 /// The command line twice: for which configuration applies, and with that for the rest.
@@ -412,7 +266,7 @@ impl Command {
             Command::Schedule(args) => args.run(context, session),
             Command::Config(args) => args.run(context, session),
             Command::Completions(args) => args.run(session),
-            Command::Man(args) => args.run(session),
+            Command::Man(args) => args.run(session, command()),
             Command::Doctor(args) => args.run(context, session),
             Command::Guard(args) => args.run(context),
             Command::Status(args) => args.run(context, session),

@@ -1,6 +1,6 @@
 //! Questions, on a terminal only.
 
-use crate::cli::Context;
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::interrupt;
 use crate::cli::stderr::say;

@@ -1,7 +1,8 @@
 //! Which repository, and its password: the flags and variables that mean the same for every command.
 
 use crate::atomic_file;
-use crate::cli::Context;
+use crate::cli::context::Context;
+use crate::cli::data_folder::{data_folder, make_data_folder};
 use crate::cli::failure::CliError;
 use crate::cli::prompt;
 use crate::cli::secret;
@@ -13,8 +14,7 @@ use crate::storage::{self, FileKind, LimitStorage, RetryPolicy, RetryStorage, St
 use clap::Args;
 use std::fs;
 use std::num::NonZeroU32;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -132,29 +132,6 @@ impl DefaultRepo {
 fn is_being_written(file: &fs::Metadata) -> bool {
     let age = file.modified().ok().and_then(|modified| modified.elapsed().ok());
     file.len() < KEY_FILE_BYTES && age.is_some_and(|age| age < KEY_WAIT)
-}
-
-/// Where kvmb keeps what outlives a run.
-pub fn data_folder() -> Result<PathBuf, CliError> {
-    if let Some(folder) = std::env::var_os("KVMB_DATA_DIR").filter(|folder| !folder.is_empty()) {
-        return Ok(folder.into());
-    }
-    if rustix::process::geteuid().is_root() {
-        return Ok("/var/lib/kvmb".into());
-    }
-    if let Some(folder) = std::env::var_os("XDG_DATA_HOME").filter(|folder| !folder.is_empty()) {
-        return Ok(Path::new(&folder).join("kvmb"));
-    }
-    let home = std::env::var_os("HOME").ok_or_else(|| CliError::usage("neither XDG_DATA_HOME nor HOME is set"))?;
-    Ok(Path::new(&home).join(".local/share/kvmb"))
-}
-
-/// The same, made if it is not there yet.
-pub fn make_data_folder() -> Result<PathBuf, CliError> {
-    let folder = data_folder()?;
-    let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(&folder);
-    made.map_err(crate::ops::Error::io("create", &folder))?;
-    Ok(folder)
 }
 
 impl RepoArgs {

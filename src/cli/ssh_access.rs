@@ -1,17 +1,20 @@
 //! What a server's storage is told about this host, and who answers its questions.
 
-use crate::cli::Context;
+use crate::cli::context::Context;
+use crate::cli::data_folder::data_folder;
 use crate::cli::failure::CliError;
 use crate::cli::prompt;
-use crate::cli::repo_args::data_folder;
+use crate::cli::repo_args::storage_error;
 use crate::cli::secret;
 use crate::cli::stderr::say;
 use crate::cli::table::printable;
 use crate::config::Ssh;
 use crate::repo::Password;
+use crate::storage::Storage;
 use crate::storage::sftp::{Credentials, Secret, ShownKey, SshContext};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
+
 use std::time::Duration;
 
 /// How commands reach servers. Without `password_file`, the variables are asked, the configuration, and then a person;
@@ -173,5 +176,19 @@ impl Credentials for TerminalCredentials {
         say("kvmb: compare it with the output of 'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' on the server");
         let question = format!("Does it match (it will be added to {})?", key.known_hosts.display());
         prompt::confirm(&question).map_err(|error| error.message)
+    }
+}
+
+impl Context {
+    /// The place that a repository's address means; the same one for the same address, with its connections.
+    pub fn storage(&self, url: &str, ssh_password_file: Option<&Path>) -> Result<Arc<dyn Storage>, CliError> {
+        let mut storages = self.storages.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(storage) = storages.get(url) {
+            return Ok(Arc::clone(storage));
+        }
+        let ssh = access(self, ssh_password_file, None)?;
+        let storage = crate::storage::open(url, &ssh).map_err(storage_error)?;
+        storages.insert(url.to_owned(), Arc::clone(&storage));
+        Ok(storage)
     }
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::base64;
-use super::{Error, Result};
+use super::{Error, Flaw, Result};
 
 /// Bytes before the ciphertext.
 pub(super) const IV_LENGTH: usize = 16;
@@ -159,6 +159,15 @@ impl SealKey {
 /// Random bytes from the system, for keys and salts.
 pub(super) fn fill_random(bytes: &mut [u8]) -> Result<()> {
     rand::rngs::OsRng.try_fill_bytes(bytes).map_err(|e| Error::Random(e.to_string()))
+}
+
+impl From<OpenError> for Flaw {
+    fn from(error: OpenError) -> Flaw {
+        match error {
+            OpenError::TooShort => Flaw::TooShort,
+            OpenError::Unauthentic => Flaw::Unauthentic,
+        }
+    }
 }
 
 #[cfg(test)]

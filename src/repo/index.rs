@@ -358,6 +358,22 @@ impl Index {
     }
 }
 
+impl Repository {
+    /// Reads every index file. Do it after locking.
+    pub fn load_index(&self) -> Result<Index> {
+        let (index, mut damaged) = Index::load(self)?;
+        match damaged.is_empty() {
+            true => Ok(index),
+            false => Err(damaged.swap_remove(0).1),
+        }
+    }
+
+    /// Reads every index file that can be read, and says which cannot: for `verify` and for rescuing what is left.
+    pub fn load_index_with_damage(&self) -> Result<(Index, Vec<(Id, Error)>)> {
+        Index::load(self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

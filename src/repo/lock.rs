@@ -27,17 +27,15 @@
 //! or if our file is gone (`restic unlock --remove-all`), the lock is lost: [`Permit`] says no from then on, and without one
 //! nothing can be written or removed.
 
-use std::fmt;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use chrono::{DateTime, FixedOffset};
 use rand::Rng;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::{Error, Id, Repository, Result, host, time};
+use super::{Error, Id, LockInfo, Repository, Result, host, time};
 use crate::storage::{self, FileKind};
 
 /// How others may use the repository meanwhile.
@@ -47,45 +45,6 @@ pub enum LockMode {
     Shared,
     /// Nobody else: for removing data.
     Exclusive,
-}
-
-/// The JSON of a lock file.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LockInfo {
-    /// When it was last refreshed.
-    #[serde(with = "time")]
-    pub time: DateTime<FixedOffset>,
-    /// Whether nobody else may hold one.
-    pub exclusive: bool,
-    /// On which host.
-    #[serde(default)]
-    pub hostname: String,
-    /// By whom.
-    #[serde(default)]
-    pub username: String,
-    /// By which process.
-    #[serde(default)]
-    pub pid: i32,
-    /// By which user number.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub uid: u32,
-    /// By which group number.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub gid: u32,
-}
-
-impl fmt::Display for LockInfo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let exclusively = if self.exclusive { "exclusively " } else { "" };
-        write!(
-            f,
-            "{exclusively}by process {} of {} on {} since {}",
-            self.pid,
-            self.username,
-            self.hostname,
-            self.time.format("%Y-%m-%d %H:%M:%S %:z")
-        )
-    }
 }
 
 /// The times of the protocol. The default is what restic uses; tests shorten them.
@@ -542,6 +501,19 @@ pub(super) fn remove(repo: &Repository, file: &Id) -> Result<()> {
     }
 }
 
-fn is_zero(number: &u32) -> bool {
-    *number == 0
+impl Repository {
+    /// Takes the repository's lock, waiting for others up to `wait`.
+    pub fn lock(&self, mode: LockMode, wait: Duration) -> Result<RepoLock> {
+        self.lock_with(mode, wait, LockTiming::default())
+    }
+
+    /// Makes the repository's lock, which has yet to settle.
+    pub fn begin_lock(&self, mode: LockMode) -> Result<PendingLock> {
+        PendingLock::begin(self.clone(), mode, LockTiming::default())
+    }
+
+    /// As [`Repository::lock`], with other times than restic's; for tests.
+    pub fn lock_with(&self, mode: LockMode, wait: Duration, timing: LockTiming) -> Result<RepoLock> {
+        RepoLock::acquire(self.clone(), mode, wait, timing)
+    }
 }

@@ -21,6 +21,7 @@
 //! | [`write_tree`], [`read_tree`] | the tree *compressed*, and its [`Content`] |
 
 mod base64;
+mod blob_kind;
 mod check;
 mod config;
 mod content;
@@ -32,13 +33,16 @@ mod host;
 mod id;
 mod index;
 mod key;
+mod keys;
 mod lock;
+mod lock_info;
 mod orphaned_packs;
 mod pack;
 mod polynomial;
 mod prune;
 mod reader;
 mod repo_cache_dir;
+mod repository;
 mod snapshot;
 mod time;
 mod transfer;
@@ -46,18 +50,7 @@ mod tree;
 mod unlock;
 mod writer;
 
-use std::fmt;
-use std::io::Read;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
-
-use crate::storage::{FileKind, Storage};
-use config::RepoConfig;
-use creation::Created;
-use crypto::{OpenError, SealKey};
-use key::KeyFile;
-
+pub use blob_kind::BlobKind;
 pub use check::{CheckOptions, CheckReport, RepoDamage, check};
 pub use content::Content;
 pub use creation::Presence;
@@ -66,319 +59,17 @@ pub use error::{Error, Flaw, Result};
 pub use id::{Id, ParseIdError};
 pub use index::{BlobLocation, Index};
 pub use key::KeyInfo;
-pub use lock::{LockInfo, LockMode, LockTiming, PendingLock, Permit, RepoLock};
+pub use lock::{LockMode, LockTiming, PendingLock, Permit, RepoLock};
+pub use lock_info::LockInfo;
 pub use orphaned_packs::PackRecovery;
-pub use pack::BlobKind;
 pub use prune::{
     MaxUnused, ParseMaxUnusedError, PruneEvent, PruneLimits, PrunePlan, PruneSummary, PruneWatch, is_no_space,
 };
 pub use reader::read_blobs;
 pub use repo_cache_dir::RepoCacheDir;
+pub use repository::Repository;
 pub use snapshot::{DamagedSnapshot, Snapshot, SnapshotList, StoredSnapshot};
 pub use transfer::copy_blobs;
 pub use tree::{Metadata, Node, NodeKind, Tree, read_tree, write_tree};
 pub use unlock::FoundLock;
 pub use writer::{PutOutcome, WriteSummary, Writer, WriterOptions, ZERO_BLOB_BYTES, zero_blob_id};
-
-/// The first byte of what format 2 calls "unpacked": zstd-compressed JSON follows.
-const ENCODING_ZSTD: u8 = 2;
-/// The level for index, snapshot and lock files: they are small.
-const UNPACKED_LEVEL: i32 = 3;
-/// An index of 50,000 blobs has some 10 MB of JSON; nothing that is read whole may claim more than this.
-const UNPACKED_LIMIT: u64 = 1 << 30;
-/// Small files are read and removed by this many threads at once, which hides the latency of a remote storage.
-const SMALL_FILE_THREADS: usize = 8;
-
-/// An open repository. Cheap to clone; may be used from any thread.
-#[derive(Clone)]
-pub struct Repository {
-    inner: Arc<Inner>,
-    host_folder: Option<Arc<RepoCacheDir>>,
-}
-
-struct Inner {
-    storage: Arc<dyn Storage>,
-    url: String,
-    key: SealKey,
-    key_id: Id,
-    config: RepoConfig,
-}
-
-impl fmt::Debug for Repository {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Repository")
-            .field("url", &self.inner.url)
-            .field("id", &self.inner.config.id)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Repository {
-    /// Creates a repository; fails with [`Error::AlreadyExists`] where there is one, or the remains of one, also when somebody
-    /// else creates it at the same moment. Where a creation was interrupted, it is finished, after a wait of ten seconds.
-    pub fn create(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
-        let url = storage.url();
-        let Created { key, key_id, config } = creation::create(&*storage, password)?;
-        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), host_folder: None })
-    }
-
-    /// Whether there is a repository. Where the folders of one are missing, there is none.
-    pub fn presence(storage: &dyn Storage) -> Result<Presence> {
-        match storage.size(FileKind::Config, "") {
-            Err(error) if error.is_not_found() => Ok(Presence::Nothing),
-            Err(error) => Err(error.into()),
-            Ok(_) => Presence::of(storage),
-        }
-    }
-
-    /// Opens a repository with the first key that the password fits. One that is being created is waited for, up to ten
-    /// seconds.
-    pub fn open(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
-        let url = storage.url();
-        let (key_id, key, config) = creation::wait_for_creator(|| open_config(&*storage, &url, password))?;
-        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), host_folder: None })
-    }
-
-    /// The same repository, of which this host remembers something from run to run, below kvmb's data folder.
-    pub fn remembered_in(self, data_folder: &Path) -> Repository {
-        let host_folder = self.id().parse().ok().map(|id| Arc::new(RepoCacheDir::new(data_folder, id)));
-        Repository { host_folder, ..self }
-    }
-
-    /// What this host remembers of it, if it was told where.
-    pub fn host_folder(&self) -> Option<&RepoCacheDir> {
-        self.host_folder.as_deref()
-    }
-
-    /// The repository's own id, the same wherever it is copied to.
-    pub fn id(&self) -> &str {
-        &self.inner.config.id
-    }
-
-    /// Its address, without any secret.
-    pub fn url(&self) -> String {
-        self.inner.url.clone()
-    }
-
-    /// Where its files are.
-    pub fn storage(&self) -> &Arc<dyn Storage> {
-        &self.inner.storage
-    }
-
-    /// Lets another password open the repository.
-    pub fn add_key(&self, password: &Password, permit: &Permit) -> Result<Id> {
-        permit.confirm()?;
-        KeyFile::add(&*self.inner.storage, &self.inner.key, password)
-    }
-
-    /// The keys, by time; damaged ones are left out with a warning.
-    pub fn keys(&self) -> Result<Vec<KeyInfo>> {
-        let mut keys = Vec::new();
-        for id in self.list(FileKind::Key)? {
-            match KeyFile::read(&*self.inner.storage, &id) {
-                Ok(file) => keys.push(file.info(id, id == self.inner.key_id)),
-                Err(error) => tracing::warn!(key = %id, %error, "skipping a key"),
-            }
-        }
-        keys.sort_by_key(|key| (key.created, key.id));
-        Ok(keys)
-    }
-
-    /// Takes the repository's lock, waiting for others up to `wait`.
-    pub fn lock(&self, mode: LockMode, wait: Duration) -> Result<RepoLock> {
-        self.lock_with(mode, wait, LockTiming::default())
-    }
-
-    /// Makes the repository's lock, which has yet to settle.
-    pub fn begin_lock(&self, mode: LockMode) -> Result<PendingLock> {
-        PendingLock::begin(self.clone(), mode, LockTiming::default())
-    }
-
-    /// As [`Repository::lock`], with other times than restic's; for tests.
-    pub fn lock_with(&self, mode: LockMode, wait: Duration, timing: LockTiming) -> Result<RepoLock> {
-        RepoLock::acquire(self.clone(), mode, wait, timing)
-    }
-
-    /// Reads every index file. Do it after locking.
-    pub fn load_index(&self) -> Result<Index> {
-        let (index, mut damaged) = Index::load(self)?;
-        match damaged.is_empty() {
-            true => Ok(index),
-            false => Err(damaged.swap_remove(0).1),
-        }
-    }
-
-    /// Reads every index file that can be read, and says which cannot: for `verify` and for rescuing what is left.
-    pub fn load_index_with_damage(&self) -> Result<(Index, Vec<(Id, Error)>)> {
-        Index::load(self)
-    }
-
-    /// All snapshots, oldest first; those that cannot be read are listed apart.
-    pub fn snapshots(&self) -> Result<SnapshotList> {
-        SnapshotList::load(self)
-    }
-
-    /// One snapshot.
-    pub fn snapshot(&self, id: &Id) -> Result<Snapshot> {
-        Snapshot::load(self, id)
-    }
-
-    /// Stores a snapshot: the commit of a backup. All that it refers to must be durable before.
-    pub fn save_snapshot(&self, snapshot: &Snapshot, permit: &Permit) -> Result<Id> {
-        permit.store(self, FileKind::Snapshot, snapshot)
-    }
-
-    /// Removes a snapshot; its data stays until a prune.
-    pub fn remove_snapshot(&self, id: &Id, permit: &Permit) -> Result<()> {
-        permit.confirm()?;
-        Ok(self.inner.storage.remove(FileKind::Snapshot, &id.to_string())?)
-    }
-
-    /// One data blob: opened, decompressed, its length and SHA-256 compared.
-    pub fn read_blob(&self, index: &Index, id: &Id) -> Result<Vec<u8>> {
-        reader::read_blob(self, index, BlobKind::Data, id)
-    }
-
-    fn key(&self) -> &SealKey {
-        &self.inner.key
-    }
-
-    /// The ids of all files of a kind, sorted; what has no id for a name is none of ours.
-    fn list(&self, kind: FileKind) -> Result<Vec<Id>> {
-        Ok(list(&*self.inner.storage, kind)?)
-    }
-
-    /// Seals and stores an index, snapshot or lock.
-    fn save_unpacked(&self, kind: FileKind, value: &impl serde::Serialize) -> Result<Id> {
-        let json = serde_json::to_vec(value).map_err(|e| Error::damaged(kind, "new", Flaw::NotJson(e.to_string())))?;
-        let mut buffer = vec![0; crypto::IV_LENGTH];
-        buffer.push(ENCODING_ZSTD);
-        let compressed = zstd::bulk::compress(&json, UNPACKED_LEVEL).map_err(Error::Compress)?;
-        buffer.extend_from_slice(&compressed);
-        self.key().seal_in_place(&mut buffer)?;
-        let id = Id::hash(&buffer);
-        self.inner.storage.write(kind, &id.to_string(), &buffer)?;
-        Ok(id)
-    }
-
-    /// Reads an index, snapshot or lock, compares its hash and opens it.
-    fn load_unpacked<T: serde::de::DeserializeOwned>(&self, kind: FileKind, id: &Id) -> Result<T> {
-        let damaged = |flaw| Error::damaged(kind, id, flaw);
-        let mut sealed = self.inner.storage.read(kind, &id.to_string()).map_err(Error::unread)?;
-        if Id::hash(&sealed) != *id {
-            return Err(damaged(Flaw::NotItsName));
-        }
-        let plain = self.key().open_in_place(&mut sealed).map_err(|e| damaged(e.into()))?;
-        let not_json = |e: serde_json::Error| damaged(Flaw::NotJson(e.to_string()));
-        match plain.split_first() {
-            None => Err(damaged(Flaw::TooShort)),
-            Some((b'{' | b'[', _)) => serde_json::from_slice(plain).map_err(not_json),
-            Some((&ENCODING_ZSTD, compressed)) => {
-                let mut json = Vec::new();
-                zstd::Decoder::with_buffer(compressed)
-                    .and_then(|decoder| decoder.take(UNPACKED_LIMIT).read_to_end(&mut json))
-                    .map_err(|_| damaged(Flaw::NotDecompressable))?;
-                serde_json::from_slice(&json).map_err(not_json)
-            }
-            Some((other, _)) => Err(damaged(Flaw::UnknownEncoding(*other))),
-        }
-    }
-
-    /// Runs `work` for every item (a small file) on a few threads; the results stand in the order of the items.
-    fn for_each<I: Sync, T: Send>(&self, items: &[I], work: impl Fn(&I) -> T + Sync) -> Vec<T> {
-        let next = std::sync::atomic::AtomicUsize::new(0);
-        let worker = || {
-            let mut results = Vec::new();
-            while let Some((position, item)) = {
-                let position = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                items.get(position).map(|item| (position, item))
-            } {
-                results.push((position, work(item)));
-            }
-            results
-        };
-        let mut results: Vec<(usize, T)> = std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..SMALL_FILE_THREADS.min(items.len())).map(|_| scope.spawn(worker)).collect();
-            let mut results = worker();
-            for helper in helpers {
-                match helper.join() {
-                    Ok(more) => results.extend(more),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            results
-        });
-        results.sort_unstable_by_key(|(position, _)| *position);
-        results.into_iter().map(|(_, result)| result).collect()
-    }
-}
-
-impl From<OpenError> for Flaw {
-    fn from(error: OpenError) -> Flaw {
-        match error {
-            OpenError::TooShort => Flaw::TooShort,
-            OpenError::Unauthentic => Flaw::Unauthentic,
-        }
-    }
-}
-
-fn list(storage: &dyn Storage, kind: FileKind) -> crate::storage::Result<Vec<Id>> {
-    let mut ids = Vec::new();
-    for file in storage.list(kind)? {
-        match file.name.parse() {
-            Ok(id) => ids.push(id),
-            Err(_) => {
-                tracing::warn!(%kind, name = file.name, "ignoring a file with a strange name")
-            }
-        }
-    }
-    ids.sort_unstable();
-    Ok(ids)
-}
-
-/// The config, and the key that opens it. A key that fits the password but not the config is that of a creator who gave way.
-fn open_config(storage: &dyn Storage, url: &str, password: &Password) -> Result<(Id, SealKey, RepoConfig)> {
-    let url = url.to_owned();
-    let sealed = match storage.read(FileKind::Config, "") {
-        Ok(bytes) => bytes,
-        Err(e) if e.is_not_found() => {
-            let keys = storage.list(FileKind::Key).unwrap_or_default();
-            return Err(match keys.is_empty() {
-                true => Error::NoRepository { url },
-                false => Error::ConfigMissing { url },
-            });
-        }
-        Err(e) => return Err(Error::unread(e)),
-    };
-    // To make a key of a password takes as long as a connection, and the index is read by several threads.
-    storage.warm_up(2);
-    let keys = list(storage, FileKind::Key)?;
-    if keys.is_empty() && creation::is_unfinished(storage)? {
-        return Err(Error::Unfinished { url });
-    }
-    let (mut damaged, mut tried, mut unfit) = (Vec::new(), false, None);
-    for id in keys {
-        match KeyFile::read(storage, &id) {
-            Ok(file) => {
-                tried = true;
-                let Some(key) = file.unlock(password) else { continue };
-                match RepoConfig::open(&sealed, &key, &url) {
-                    Ok(config) => return Ok((id, key, config)),
-                    Err(error) => unfit = Some(error),
-                }
-            }
-            Err(error @ Error::Damaged { .. }) => {
-                tracing::warn!(key = %id, %error, "skipping a key");
-                damaged.push(id);
-            }
-            // A creator gave way.
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Err(match (unfit, tried) {
-        (Some(error), _) => error,
-        (None, true) => Error::WrongPassword { url, damaged },
-        (None, false) => Error::NoKey { url, damaged },
-    })
-}

@@ -11,10 +11,8 @@
 //!
 //! Numbers are little-endian. A pack has blobs of one kind only, and is named by its own SHA-256.
 
-use std::fmt;
-
 use super::crypto::{IV_LENGTH, OVERHEAD, SealKey};
-use super::{Error, Flaw, Id, Repository, Result};
+use super::{BlobKind, Error, Flaw, Id, Repository, Result};
 use crate::storage::FileKind;
 
 /// restic refuses longer headers.
@@ -25,30 +23,6 @@ const PLAIN_ENTRY: usize = 1 + 4 + 32;
 const COMPRESSED_ENTRY: usize = PLAIN_ENTRY + 4;
 /// No more blobs than an index file takes, so that a pack never needs two; its header is then at most 2 MiB.
 const MAX_BLOBS: usize = 50_000;
-
-/// What a blob holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum BlobKind {
-    /// Part of a file.
-    Data,
-    /// A folder's list of entries.
-    Tree,
-}
-
-impl BlobKind {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            BlobKind::Data => "data",
-            BlobKind::Tree => "tree",
-        }
-    }
-}
-
-impl fmt::Display for BlobKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// One blob in a pack.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -323,3 +323,10 @@ impl<F: Fn(Id, Result<VerifiedBlob>) -> ControlFlow<()> + Sync> ReadJob<'_, F> {
         ControlFlow::Continue(())
     }
 }
+
+impl Repository {
+    /// One data blob: opened, decompressed, its length and SHA-256 compared.
+    pub fn read_blob(&self, index: &Index, id: &Id) -> Result<Vec<u8>> {
+        read_blob(self, index, BlobKind::Data, id)
+    }
+}

@@ -4,7 +4,7 @@ use chrono::{DateTime, FixedOffset};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Error, Id, Repository, Result, host, time};
+use super::{Error, Id, Permit, Repository, Result, host, time};
 use crate::storage::FileKind;
 
 /// The JSON of a snapshot file, its fields in restic's order.
@@ -128,4 +128,27 @@ fn is_zero(number: &u32) -> bool {
 /// Go writes an empty list as `null`.
 fn null_is_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<String>, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl Repository {
+    /// All snapshots, oldest first; those that cannot be read are listed apart.
+    pub fn snapshots(&self) -> Result<SnapshotList> {
+        SnapshotList::load(self)
+    }
+
+    /// One snapshot.
+    pub fn snapshot(&self, id: &Id) -> Result<Snapshot> {
+        Snapshot::load(self, id)
+    }
+
+    /// Stores a snapshot: the commit of a backup. All that it refers to must be durable before.
+    pub fn save_snapshot(&self, snapshot: &Snapshot, permit: &Permit) -> Result<Id> {
+        permit.store(self, FileKind::Snapshot, snapshot)
+    }
+
+    /// Removes a snapshot; its data stays until a prune.
+    pub fn remove_snapshot(&self, id: &Id, permit: &Permit) -> Result<()> {
+        permit.confirm()?;
+        Ok(self.storage().remove(FileKind::Snapshot, &id.to_string())?)
+    }
 }

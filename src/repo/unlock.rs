@@ -1,6 +1,7 @@
 //! Taking away locks that nobody holds any more, with the meaning of `restic unlock`.
 
-use super::lock::{LockInfo, LockTiming, is_stale, remove};
+use super::lock::{LockTiming, is_stale, remove};
+use super::lock_info::LockInfo;
 use super::{Error, Id, Repository, Result};
 use crate::storage::FileKind;
 

@@ -14,3 +14,4 @@ mod hosts;
 mod model;
 mod restore;
 mod vm_lifecycle;
+mod zoo;

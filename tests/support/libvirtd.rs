@@ -8,16 +8,17 @@
 //! | `/var/lib/libvirt`, `/var/log/libvirt`, `/var/cache/libvirt` | `libvirt/lib`, `libvirt/log`, `libvirt/cache`: as of the embedded driver |
 //! | `/run` | `libvirt/run`: its socket, and no D-Bus, systemd or udev of the host |
 //!
-//! A network namespace keeps it from the host's firewall and bridges. Nobody else has to enter: programs find the daemon by
+//! A network namespace keeps it from the host's firewall and bridges; it has a loopback interface. Nobody else has to enter: programs find the daemon by
 //! the path of its socket, and the machines by that of their images. The machines outlive it, as they do on any host.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::{Env, parts, wait_until};
+use super::{Call, Env, parts, wait_until};
 
 /// Whoever may pass the socket's folder may do everything: nobody is asked for a password.
 const LIBVIRTD_CONF: &str = "auth_unix_rw = \"none\"\n";
@@ -28,6 +29,7 @@ const SCRIPT: &str = r#"
     mount --bind "$1/etc" /etc/libvirt
     for name in lib log cache; do mount --bind "$1/$name" "/var/$name/libvirt"; done
     mount --bind "$1/run" /run
+    ip link set lo up
     exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$1/libvirtd.pid""#;
 
 /// The daemon of an [`Env`], running or not.
@@ -38,7 +40,7 @@ pub(super) struct Libvirtd {
 
 impl Libvirtd {
     pub(super) fn new(root: PathBuf) -> Libvirtd {
-        parts::require(&["libvirtd", "unshare", "mount"]);
+        parts::require(&["libvirtd", "unshare", "mount", "ip"]);
         for folder in ["etc", "lib", "log", "cache", "run"] {
             fs::create_dir_all(root.join(folder)).expect("cannot make a folder");
         }
@@ -104,6 +106,15 @@ impl Env {
         wait_until(&format!("libvirtd answers (see {})", log.display()), Duration::from_secs(30), || {
             Path::new(&daemon.socket()).exists() && self.try_virsh(&["uri"]).code() == 0
         });
+    }
+
+    /// kvmb with these arguments where the daemon is: what libvirt chooses the place of is there under the name that libvirt has
+    /// for it.
+    pub fn kvmb_beside_libvirtd<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Call {
+        let child = self.daemon().child.lock().unwrap_or_else(PoisonError::into_inner);
+        let namespace = format!("--mount=/proc/{}/ns/mnt", child.as_ref().expect("libvirtd runs").id());
+        let call = self.program("nsenter").arg(namespace).arg(self.path("bin/kvmb")).args(args);
+        call.env("LIBVIRT_DEFAULT_URI", "qemu:///system")
     }
 
     fn daemon(&self) -> &Libvirtd {

@@ -28,7 +28,8 @@ impl DiskModel {
 
     /// What an image holds, as the guest sees it. No running machine may have it open, unless it is raw.
     pub fn from_image(path: &Path, format: &str) -> DiskModel {
-        if format == "raw" {
+        // A device knows no holes.
+        if format == "raw" && path.is_file() {
             return DiskModel::from_raw(path);
         }
         let raw = tempfile::NamedTempFile::new().expect("cannot make a file");

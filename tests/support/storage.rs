@@ -18,8 +18,12 @@ pub struct LoopDevice {
 impl LoopDevice {
     /// Over a file.
     pub fn on(file: &Path) -> LoopDevice {
-        let path = run("losetup", &["--find", "--show", &file.display().to_string()]);
-        LoopDevice { path: path.trim().to_owned() }
+        let path = run("losetup", &["--find", "--show", &file.display().to_string()]).trim().to_owned();
+        // Whom a machine that was killed left it to, as libvirt remembers it.
+        for name in ["ref_dac", "dac", "timestamp_dac"] {
+            let _ = rustix::fs::removexattr(&path, format!("trusted.libvirt.security.{name}"));
+        }
+        LoopDevice { path }
     }
 
     /// As a disk of a machine.

@@ -1,11 +1,11 @@
 //! `kvmb backup`
 
-use crate::cli::Context;
 use crate::cli::capture_args::{AuditArgs, CaptureArgs, ChunkArgs, LimitReadArgs};
 use crate::cli::commands::snapshot::selections;
 use crate::cli::commands::status;
 use crate::cli::commands::verify::verify_sample;
 use crate::cli::complete;
+use crate::cli::context::Context;
 use crate::cli::copy_args::CopyToArgs;
 use crate::cli::dry_run::{DryRunTarget, show_dry_run};
 use crate::cli::failure::{CliError, Code};
@@ -124,21 +124,6 @@ struct OpenedRepos {
 }
 
 impl BackupArgs {
-    /// The names and globs that it was given.
-    pub fn names(&self) -> &[String] {
-        &self.names
-    }
-
-    /// Whether it takes every machine.
-    pub fn takes_all(&self) -> bool {
-        self.all
-    }
-
-    /// The repository that it was given.
-    pub fn named_repo(&self) -> Option<String> {
-        self.repo.repo.clone()
-    }
-
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         if self.dry_run {
             let selected = self.selected(context, session)?;

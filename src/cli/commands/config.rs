@@ -1,6 +1,6 @@
 //! `kvmb config`
 
-use crate::cli::Context;
+use crate::cli::context::Context;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::{CliError, of_config};
 use crate::cli::session::Session;
@@ -57,7 +57,7 @@ impl ConfigArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         match self.command {
             ConfigCommand::Show => {
-                for setting in context.settings.all(&crate::cli::command()) {
+                for setting in context.settings.all(&(context.grammar)()) {
                     session.done(Record::Setting(setting));
                 }
             }

@@ -1,8 +1,8 @@
 //! `kvmb disks`
 
 use crate::capture::{Hypervisor, Machine};
-use crate::cli::Context;
 use crate::cli::complete;
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::machine_args;

@@ -3,10 +3,10 @@
 use crate::capture::offline::storage_daemon::package;
 use crate::capture::runtime::free_bytes;
 use crate::capture::survey::{AgentSurvey, DiskStorage, DiskSurvey, JobSurvey, missing_programs};
-use crate::cli::Context;
 use crate::cli::capture_args::ScratchArgs;
 use crate::cli::commands::key;
 use crate::cli::complete;
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::machine_args;
 use crate::cli::session::{About, Session};

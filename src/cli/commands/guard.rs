@@ -1,7 +1,7 @@
 //! `kvmb guard`, which kvmb starts by itself: the guard of a capture.
 
 use crate::capture::detach_from_terminal;
-use crate::cli::Context;
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::ops::guard::{Errand, do_errand, run};
 

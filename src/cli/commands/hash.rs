@@ -2,8 +2,8 @@
 
 use crate::capture::image_server::ImageServer;
 use crate::capture::{CaptureFile, RuntimeDirs};
-use crate::cli::Context;
 use crate::cli::capture_args::LimitReadArgs;
+use crate::cli::context::Context;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};

@@ -1,6 +1,6 @@
 //! `kvmb init`
 
-use crate::cli::Context;
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::Session;

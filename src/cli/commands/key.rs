@@ -1,7 +1,7 @@
 //! `kvmb key`
 
 use crate::atomic_file;
-use crate::cli::Context;
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::prompt;
 use crate::cli::repo_args::{DefaultRepo, Purpose, RepoArgs};

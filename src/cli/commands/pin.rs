@@ -1,7 +1,7 @@
 //! `kvmb pin`
 
-use crate::cli::Context;
 use crate::cli::complete;
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::repo_args::RepoArgs;

@@ -1,7 +1,7 @@
 //! `kvmb prune`
 
-use crate::cli::Context;
 use crate::cli::complete;
+use crate::cli::context::Context;
 use crate::cli::copy_args::CopyToArgs;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::repo_args::RepoArgs;

@@ -1,9 +1,9 @@
 //! `kvmb push`
 
 use crate::capture::{CaptureFile, CaptureState, RuntimeDirs};
-use crate::cli::Context;
 use crate::cli::capture_args::{AuditArgs, ChunkArgs, LimitReadArgs};
 use crate::cli::capture_stream::CaptureStream;
+use crate::cli::context::Context;
 use crate::cli::copy_args::CopyFromArgs;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::history_recorder::HistoryRecorder;

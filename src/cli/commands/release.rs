@@ -1,9 +1,9 @@
 //! `kvmb release`
 
 use crate::capture::{CaptureFile, ClosedCapture, RuntimeDirs};
-use crate::cli::Context;
 use crate::cli::capture_stream::CaptureStream;
 use crate::cli::complete;
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};

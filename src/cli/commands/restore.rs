@@ -1,14 +1,15 @@
 //! `kvmb restore`
 
 use crate::capture::Hypervisor;
-use crate::cli::Context;
 use crate::cli::commands::restore_dialog as dialog;
 use crate::cli::complete;
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::prompt;
-use crate::cli::repo_args::RepoArgs;
+use crate::cli::repo_args::{DefaultRepo, RepoArgs};
 use crate::cli::session::{About, Session};
+use crate::cli::stderr::say;
 use crate::ops::Monitor;
 use crate::ops::points::{self, PointName, PointRef};
 use crate::ops::repo_lock::lock_for_reading;
@@ -36,66 +37,66 @@ pub struct RestoreArgs {
     /// What to restore: the latest point of a machine (NAME), a point by time (NAME@2026-11-20, NAME@-2h) or a
     /// point by its ID.
     #[arg(value_name = "POINT|NAME[@TIME]", add = complete::points())]
-    pub(super) point: Option<String>,
+    point: Option<String>,
 
     /// Restore as a new machine with this name, a new UUID and new MAC addresses.
     #[arg(long = "as", value_name = "NAME")]
-    pub(super) as_name: Option<String>,
+    as_name: Option<String>,
 
     /// Folder for the images. Default: their original location.
     #[arg(long, value_name = "DIR")]
-    pub(super) into: Option<PathBuf>,
+    into: Option<PathBuf>,
 
     /// Restore a disk to this file or block device, as DISK=PATH (can be repeated). Example: vda=/dev/vg0/vm1.
     #[arg(long, value_name = "DISK=PATH", value_parser = disk_path, add = complete::disk_paths())]
-    pub(super) to: Vec<(String, PathBuf)>,
+    to: Vec<(String, PathBuf)>,
 
     /// Restore only this disk, without the definition (can be repeated).
     #[arg(long, value_name = "DISK", add = complete::disks())]
-    pub(super) disk: Vec<String>,
+    disk: Vec<String>,
 
     /// Image format. Default: the format in the definition of the machine.
     #[arg(long, value_enum, value_name = "FORMAT")]
-    pub(super) format: Option<FormatChoice>,
+    format: Option<FormatChoice>,
 
     /// Do not define the machine in libvirt. Write its definition to a file next to the images instead.
     #[arg(long)]
-    pub(super) no_define: bool,
+    no_define: bool,
 
     /// Start the machine after the restore.
     #[arg(long, conflicts_with = "no_define")]
-    pub(super) start: bool,
+    start: bool,
 
     /// Replace existing images and an existing definition.
     #[arg(long)]
-    pub(super) overwrite: bool,
+    overwrite: bool,
 
     /// Discard the saved memory of the machine that is replaced (requires --overwrite).
     #[arg(long, requires = "overwrite")]
-    pub(super) discard_saved_memory: bool,
+    discard_saved_memory: bool,
 
     /// Leave CD-ROM and floppy drives empty if their medium is not on this host.
     #[arg(long)]
-    pub(super) drop_missing_media: bool,
+    drop_missing_media: bool,
 
     /// Connect interfaces of network OLD to network NEW of this host (can be repeated).
     #[arg(long, value_name = "OLD=NEW")]
-    pub(super) network: Vec<String>,
+    network: Vec<String>,
 
     /// Connect interfaces of bridge or device OLD to bridge or device NEW of this host (can be repeated).
     #[arg(long, value_name = "OLD=NEW")]
-    pub(super) bridge: Vec<String>,
+    bridge: Vec<String>,
 
     /// Show what would be written without writing it.
     #[arg(short = 'n', long)]
-    pub(super) dry_run: bool,
+    dry_run: bool,
 
     #[command(flatten)]
-    pub(super) repo: RepoArgs,
+    repo: RepoArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum FormatChoice {
+enum FormatChoice {
     Qcow2,
     Raw,
 }
@@ -124,7 +125,7 @@ impl RestoreArgs {
             return Ok(());
         }
         if prompt::possible(context) {
-            return dialog::ask(self, context, session);
+            return self.ask(context, session);
         }
         for record in stdin_records("restore", "point", &context.stop)? {
             match record? {
@@ -141,13 +142,79 @@ impl RestoreArgs {
         Ok(())
     }
 
+    /// Asks for all that is missing, shows what will be written, and restores.
+    fn ask(mut self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        if !self.repo.is_named() && !DefaultRepo::locate()?.exists() {
+            say("This host has no repository of its own. Which one should be used?");
+            self.repo.repo = Some(prompt::text("Repository (a folder, or sftp://user@host//folder)", "")?);
+        }
+        let repo = self.repo.open(context)?;
+        let (known, damaged) = points::list(&repo)?;
+        if !damaged.is_empty() {
+            say(&format!("Snapshots that cannot be read (not listed): {}", damaged.len()));
+        }
+        let machine =
+            dialog::ask_machine(&known)?.ok_or_else(|| CliError::failed(format!("no points in {}", repo.url())))?;
+        let point = dialog::ask_point(&known, &machine)?;
+        let place = dialog::ask_place(context, &machine, !self.no_define)?;
+        self.as_name = place.as_name.or(self.as_name);
+        self.into = place.into.or(self.into);
+        self.overwrite |= place.overwrite;
+        self.no_define |= place.no_define;
+        self.start |= place.start;
+
+        let index = points::load_index_for_reading(&repo, &context.monitor)?;
+        let opened = points::open_with_damage(&repo, &index, &point)?;
+        let libvirt = (!self.no_define).then(|| context.hypervisor(None).ok()).flatten();
+        let connect = libvirt.as_ref().map(|hypervisor| hypervisor.uri().to_owned());
+        let planned = plan(&repo, &index, &opened, &self.request(connect)?, libvirt.as_ref())?;
+        drop(libvirt);
+        dialog::summarize(&opened, &planned);
+        let equivalent = self.command_line(context, &point.id.short());
+        if !prompt::confirm("Continue?")? {
+            return Err(CliError::failed("nothing was done").hint(equivalent));
+        }
+        say(&format!("kvmb: to run this without questions: {equivalent}"));
+        self.restore(context, &repo, &PointName::Plain(point.id.to_string()), session)
+    }
+
+    /// The command line that does what was chosen, without a question.
+    fn command_line(&self, context: &Context, point: &str) -> String {
+        let path = |path: &Option<std::path::PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned());
+        let mut words = vec!["kvmb".to_owned(), "restore".to_owned(), point.to_owned()];
+        let format = self.format.and_then(|format| format.to_possible_value()).map(|value| value.get_name().to_owned());
+        for (flag, value) in [
+            ("-c", context.global.connect.clone()),
+            ("-r", self.repo.repo.clone()),
+            ("--password-file", path(&self.repo.password_file)),
+            ("--ssh-password-file", path(&self.repo.ssh_password_file)),
+            ("--as", self.as_name.clone()),
+            ("--into", path(&self.into)),
+            ("--format", format),
+        ] {
+            words.extend(value.into_iter().flat_map(|value| [flag.to_owned(), value]));
+        }
+        words.extend(self.to.iter().flat_map(|(disk, path)| ["--to".to_owned(), format!("{disk}={}", path.display())]));
+        words.extend(self.disk.iter().flat_map(|disk| ["--disk".to_owned(), disk.clone()]));
+        for (flag, is_set) in [
+            ("--no-define", self.no_define),
+            ("--start", self.start),
+            ("--overwrite", self.overwrite),
+            ("--dry-run", self.dry_run),
+        ] {
+            words.extend(is_set.then(|| flag.to_owned()));
+        }
+        // A word that no shell can take does not come from a command line.
+        shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "))
+    }
+
     fn restore_record(&self, context: &Context, point: Point, session: &mut Session) -> Result<(), CliError> {
         let url = if self.repo.is_named() { self.repo.url()? } else { point.repo };
         let repo = RepoArgs { repo: Some(url), ..self.repo.clone() }.open(context)?;
         self.restore(context, &repo, &PointName::Plain(point.point), session)
     }
 
-    pub(super) fn request(&self, connect: Option<String>) -> Result<RestoreRequest, CliError> {
+    fn request(&self, connect: Option<String>) -> Result<RestoreRequest, CliError> {
         Ok(RestoreRequest {
             as_name: self.as_name.clone(),
             into: self.into.clone(),
@@ -168,7 +235,7 @@ impl RestoreArgs {
         })
     }
 
-    pub(super) fn restore(
+    fn restore(
         &self,
         context: &Context,
         repo: &Repository,

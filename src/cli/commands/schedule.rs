@@ -1,17 +1,16 @@
 //! `kvmb schedule`
 
-use crate::cli::Context;
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
-use crate::cli::repo_args::{self, DefaultRepo, RepoArgs};
+use crate::cli::repo_args::{DefaultRepo, RepoArgs};
 use crate::cli::secret::variable;
 use crate::cli::session::Session;
 use crate::cli::value_parsers::duration;
-use crate::cli::{Cli, complete};
+use crate::cli::{complete, data_folder};
 use crate::config::DEFAULT_BACKUP_FREQ;
 use crate::record::{Action, Record};
 use crate::schedule::{self, Cron, CronError, Installed, ScheduleLocation, ScheduledJob};
 use chrono::{Local, SecondsFormat};
-use clap::Parser;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -154,7 +153,7 @@ impl InstallArgs {
         let job = self.job(context, place)?;
         if !self.dry_run {
             // The lock is in there, and cron's shell makes no folders.
-            repo_args::make_data_folder()?;
+            data_folder::make_data_folder()?;
         }
         self.replace_old_entries(session)?;
         let change = place.install(&job, self.dry_run)?;
@@ -171,7 +170,7 @@ impl InstallArgs {
     fn job(&self, context: &Context, place: ScheduleLocation) -> Result<ScheduledJob, CliError> {
         let command = self.command(context)?;
         // What is wrong with it should be heard of now, and not in the night.
-        Cli::try_parse_from(&command).map_err(|error| {
+        (context.grammar)().try_get_matches_from(&command).map_err(|error| {
             let text = error.to_string();
             let first = text.lines().next().unwrap_or_default();
             CliError::usage(format!(
@@ -184,7 +183,7 @@ impl InstallArgs {
             ScheduleLocation::System => "schedule-system.lock",
             _ => "schedule.lock",
         };
-        let lock = absolute(&repo_args::data_folder()?)?.join(lock);
+        let lock = absolute(&data_folder::data_folder()?)?.join(lock);
         let environment = environment(place)?;
         Ok(ScheduledJob { cron: self.cron(context)?, command, environment, random_delay: self.random_delay, lock })
     }
@@ -399,7 +398,7 @@ fn environment(place: ScheduleLocation) -> Result<Vec<(String, String)>, CliErro
     }
     // A user's data folder may come from a variable of the session.
     if ["KVMB_DATA_DIR", "XDG_DATA_HOME"].iter().any(|name| variable(name).is_some()) {
-        variables.push(("KVMB_DATA_DIR".into(), text(&absolute(&repo_args::data_folder()?)?)?));
+        variables.push(("KVMB_DATA_DIR".into(), text(&absolute(&data_folder::data_folder()?)?)?));
     }
     Ok(variables)
 }

@@ -1,9 +1,9 @@
 //! `kvmb snapshot`
 
 use crate::capture::{self, CaptureFile, CloseRequest, RuntimeDirs, close_capture};
-use crate::cli::Context;
 use crate::cli::capture_args::CaptureArgs;
 use crate::cli::complete;
+use crate::cli::context::Context;
 use crate::cli::dry_run::show_dry_run;
 use crate::cli::failure::CliError;
 use crate::cli::machine_args::{self, Selection};

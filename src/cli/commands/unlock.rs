@@ -1,6 +1,6 @@
 //! `kvmb unlock`
 
-use crate::cli::Context;
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::Session;

@@ -1,7 +1,7 @@
 //! `kvmb verify`
 
-use crate::cli::Context;
 use crate::cli::complete;
+use crate::cli::context::Context;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::history_recorder::HistoryRecorder;
 use crate::cli::input::stdin_records;

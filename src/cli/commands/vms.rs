@@ -1,7 +1,7 @@
 //! `kvmb vms`
 
-use crate::cli::Context;
 use crate::cli::complete;
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::machine_args;
 use crate::cli::session::{About, Session};

@@ -3,9 +3,11 @@
 use super::line::CompletionLine;
 use crate::capture::machine::Which;
 use crate::capture::{CaptureFile, Hypervisor};
+use crate::cli::context::Context;
 use crate::cli::output::ClosedPipe;
 use crate::cli::repo_args::RepoArgs;
-use crate::cli::{Context, Run, secret, table};
+use crate::cli::run::Run;
+use crate::cli::{secret, table};
 use crate::ops::Silent;
 use crate::ops::points::{self, PointName, PointRef};
 use crate::record::{Time, steers_terminal};
@@ -19,10 +21,6 @@ use std::time::Duration;
 /// How long somebody who pressed a key waits for names. Mostly they are there in a tenth of a second; an embedded libvirt has
 /// to start first.
 const LIMIT: Duration = Duration::from_secs(3);
-
-/// The connections that most hosts have.
-const CONNECTIONS: [(&str, &str); 2] =
-    [("qemu:///system", "the host's machines"), ("qemu:///session", "your own machines")];
 
 /// A word and what to say of it.
 type Offer = (String, String);
@@ -95,11 +93,6 @@ pub fn captures() -> ArgValueCompleter {
     })
 }
 
-/// Connections to libvirt.
-pub fn connections() -> ArgValueCompleter {
-    completer(|_, _| Some(CONNECTIONS.map(|(uri, about)| (uri.to_owned(), about.to_owned())).to_vec()))
-}
-
 fn completer(look_up: fn(&str, CompletionLine) -> Option<Vec<Offer>>) -> ArgValueCompleter {
     ArgValueCompleter::new(move |current: &OsStr| offers(current, look_up))
 }
@@ -128,7 +121,12 @@ fn promptly<T: Send + 'static>(look_up: impl FnOnce() -> Option<T> + Send + 'sta
 }
 
 fn context(line: &CompletionLine) -> Option<Context> {
-    Some(Context::new(line.global()?, line.settings(), Run::begin("complete", ClosedPipe::Reads)))
+    Some(Context::new(
+        line.global()?,
+        line.settings(),
+        Run::begin("complete", ClosedPipe::Reads),
+        super::line::grammar()?,
+    ))
 }
 
 fn hypervisor(line: &CompletionLine) -> Option<Hypervisor> {

@@ -1,10 +1,25 @@
 //! The command line that is being typed, as far as it can be understood.
 
-use crate::cli::Global;
+use crate::cli::global_args::Global;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::settings::{self, Settings};
 use clap::{ArgMatches, Args, FromArgMatches};
 use std::ffi::OsString;
+use std::sync::OnceLock;
+
+/// The whole command line as clap knows it, which is above this: whoever has the shell answered says what it is.
+static GRAMMAR: OnceLock<fn() -> clap::Command> = OnceLock::new();
+
+/// Sets what lines are read by.
+pub(super) fn set_grammar(grammar: fn() -> clap::Command) {
+    // Set once in the life of the process.
+    let _ = GRAMMAR.set(grammar);
+}
+
+/// What lines are read by.
+pub(super) fn grammar() -> Option<fn() -> clap::Command> {
+    GRAMMAR.get().copied()
+}
 
 /// What stands on the line already.
 #[derive(Debug)]
@@ -25,7 +40,7 @@ impl CompletionLine {
     fn parse(words: Vec<OsString>) -> Option<CompletionLine> {
         // What is missing is still to be typed.
         let read = |parser: clap::Command| parser.ignore_errors(true).try_get_matches_from(&words).ok();
-        let parser = settings::without_empty_variables(crate::cli::command());
+        let parser = settings::without_empty_variables(grammar()?());
         let first = read(parser.clone())?;
         // One that is refused will be told of when the line is run.
         let loaded = Global::from_arg_matches(&first).ok()?.load_config().unwrap_or_default();
@@ -69,6 +84,7 @@ mod tests {
     use super::*;
 
     fn line(text: &str) -> CompletionLine {
+        set_grammar(crate::cli::command);
         CompletionLine::parse(text.split(' ').map(OsString::from).collect()).unwrap()
     }
 

@@ -35,19 +35,15 @@ pub mod target;
 pub mod wire;
 
 pub use error::{Error, Result};
-pub use ssh_context::{Credentials, Nobody, Secret, ShownKey, SshContext, SshTimeouts};
+pub use ssh_context::{CONNECTIONS, Credentials, Nobody, Secret, ShownKey, SshContext, SshTimeouts};
 pub use storage::SftpStorage;
 pub use target::SftpAddress;
 
-use authenticate::{Login, authenticate};
-use connect::connect;
-use connection::Connection;
-use fault::{SftpFault, SftpStatus};
-use files::SftpClient;
-use pool::Pool;
-use progress::Progress;
-use ssh_target::SshTarget;
-
-/// How many connections to one server are made at most. A server lets no more than 2 MiB be on the way on each, so over a
-/// distance several are needed; each may hold a pack in memory.
-pub const CONNECTIONS: usize = 6;
+pub(super) use authenticate::{Login, authenticate};
+pub(super) use connect::connect;
+pub(super) use connection::Connection;
+pub(super) use fault::{SftpFault, SftpStatus};
+pub(super) use files::SftpClient;
+pub(super) use pool::Pool;
+pub(super) use progress::Progress;
+pub(super) use ssh_target::SshTarget;

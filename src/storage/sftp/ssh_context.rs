@@ -7,6 +7,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
+/// How many connections to one server are made at most. A server lets no more than 2 MiB be on the way on each, so over a
+/// distance several are needed; each may hold a pack in memory.
+pub const CONNECTIONS: usize = 6;
+
 /// How to reach servers.
 #[derive(Debug, Clone)]
 pub struct SshContext {
@@ -42,7 +46,7 @@ impl SshContext {
             credentials: Arc::new(Nobody),
             stop: Arc::default(),
             patience: SshTimeouts::default(),
-            connections: super::CONNECTIONS,
+            connections: CONNECTIONS,
         }
     }
 }

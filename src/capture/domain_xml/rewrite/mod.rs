@@ -106,14 +106,18 @@ fn identity(splices: &mut Splices, domain: Node, changes: &Changes) {
         let fresh = uuid::Uuid::new_v4().to_string();
         splices.replace(genid.range(), element("genid", &fresh));
     }
-    // libvirt insists that the UUID in the SMBIOS data, if any, is the machine's.
+    // libvirt insists that the UUID in the SMBIOS data, if any, is the machine's; OpenStack makes it the serial number too, by
+    // which cloud-init tells one machine from another.
+    let old = child(domain, "uuid").and_then(|uuid| uuid.text()).unwrap_or_default().trim();
     let entries = children(domain, "sysinfo")
         .flat_map(|sysinfo| children(sysinfo, "system"))
-        .flat_map(|system| children(system, "entry"))
-        .filter(|entry| entry.attribute("name") == Some("uuid"));
+        .flat_map(|system| children(system, "entry"));
     for entry in entries {
-        let text = format!("<entry name='uuid'>{}</entry>", escape(new));
-        splices.replace(entry.range(), text);
+        let name = entry.attribute("name").unwrap_or_default();
+        let is_old = !old.is_empty() && entry.text().is_some_and(|text| text.trim().eq_ignore_ascii_case(old));
+        if name == "uuid" || is_old {
+            splices.replace(entry.range(), format!("<entry name='{}'>{}</entry>", escape(name), escape(new)));
+        }
     }
 }
 
@@ -182,10 +186,12 @@ fn disks(splices: &mut Splices, domain: Node, changes: &Changes) -> Result<()> {
     Ok(())
 }
 
-/// Takes out what was below or beside the old image: the new one is one flat, plain image.
+/// Takes out what was below or beside the old image: the new one is one flat, plain image. That there is nothing below it may
+/// be said.
 fn flatten(splices: &mut Splices, disk: Node) {
     for gone in ["backingStore", "mirror", "encryption", "auth"] {
-        for node in children_named(disk, gone) {
+        let says_that_it_is_flat = |node: &Node| gone == "backingStore" && child(*node, "source").is_none();
+        for node in children_named(disk, gone).into_iter().filter(|node| !says_that_it_is_flat(node)) {
             splices.remove(node);
         }
     }

@@ -31,14 +31,14 @@ pub struct ManArgs {
 }
 
 impl ManArgs {
-    pub fn run(self, session: &mut Session) -> Result<(), CliError> {
+    pub fn run(self, session: &mut Session, grammar: clap::Command) -> Result<(), CliError> {
         let Some(folder) = &self.folder else {
-            if let Some(main) = pages()?.into_iter().next() {
+            if let Some(main) = pages(grammar)?.into_iter().next() {
                 session.text(main.text.as_bytes());
             }
             return Ok(());
         };
-        for page in pages()? {
+        for page in pages(grammar)? {
             match self.write(&folder.join(&page.file), &page.text) {
                 Ok(action) => session.done(Record::Action(action)),
                 Err(error) => session.fail(About::default(), error),

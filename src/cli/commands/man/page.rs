@@ -44,8 +44,7 @@ pub struct Page {
 }
 
 /// Every page, that of kvmb itself first.
-pub fn pages() -> Result<Vec<Page>, CliError> {
-    let mut root = crate::cli::command();
+pub fn pages(mut root: Command) -> Result<Vec<Page>, CliError> {
     root.build();
     let mut commands = vec![&root];
     let mut at = 0;

@@ -1,7 +1,7 @@
 //! `kvmb remote setup`
 
-use super::{Server, ServerArgs};
-use crate::cli::Context;
+use super::server::{Server, ServerArgs};
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::session::Session;
 use crate::ops::inventory::host_name;

@@ -11,14 +11,14 @@ mod zabbix;
 pub use nagios::unknown;
 pub use prometheus::write_textfile;
 
-use crate::cli::Context;
 use crate::cli::complete;
+use crate::cli::context::Context;
 use crate::cli::copy_args::CopyToArgs;
 use crate::cli::exit_code::PluginState;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::Session;
-use crate::record::{Action, Record, Status};
+use crate::record::{Action, Record};
 use clap::ValueEnum;
 use gather::{Report, Request, ask, gather};
 use serde_json::Map;
@@ -164,9 +164,4 @@ fn tell(report: Report, session: &mut Session) {
         session.check(check);
     }
     report.others.into_iter().for_each(|check| session.check(check));
-}
-
-/// A status as a number, as Nagios has it.
-fn number(status: Status) -> u8 {
-    nagios::state(status) as u8
 }

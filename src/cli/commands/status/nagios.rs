@@ -113,6 +113,11 @@ fn plain(text: &str) -> String {
     crate::cli::table::printable(text).replace('|', "¦")
 }
 
+/// A status as a number, as Nagios has it.
+pub(super) fn number(status: Status) -> u8 {
+    state(status) as u8
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

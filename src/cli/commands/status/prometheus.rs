@@ -3,10 +3,10 @@
 
 use super::gather::{Asked, Report, Request, gather};
 use super::judge::{MachineFacts, status_of};
-use super::number;
+use super::nagios::number;
 use super::thresholds::ThresholdArgs;
 use crate::atomic_file;
-use crate::cli::Context;
+use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::history::{MachineRun, Memory, RunOutcome};
 use crate::ops::{Error, Monitor};

@@ -1,13 +1,13 @@
 //! What the schedules of this host run next, and for which machines.
 
 use crate::cli::commands::schedule::installed;
-use crate::cli::{Cli, Command, Context};
+use crate::cli::context::Context;
 use crate::ops::Monitor;
 use crate::ops::points::name_matches;
 use crate::record::Time;
 use crate::schedule::{Cron, ScheduleLocation};
 use chrono::Local;
-use clap::Parser;
+use clap::ArgMatches;
 use std::path::Path;
 use std::time::Duration;
 
@@ -37,26 +37,30 @@ pub fn all(context: &Context) -> Vec<Scheduled> {
         context.monitor.warn(&format!("cannot read the schedule: {error}"));
         Vec::new()
     });
-    found.into_iter().filter_map(|(place, installed)| Some(scheduled(place, installed.job?))).collect()
+    found
+        .into_iter()
+        .filter_map(|(place, installed)| Some(scheduled(place, installed.job?, (context.grammar)())))
+        .collect()
 }
 
-fn scheduled(place: ScheduleLocation, (cron, command): (Cron, String)) -> Scheduled {
-    let (takes, repo) = match backup_of(place, &command) {
-        Some(Cli { command: Command::Backup(backup), .. }) => {
-            let takes = match backup.names() {
-                _ if backup.takes_all() => Takes::All,
-                [] => Takes::Configured,
-                names => Takes::Named(names.to_vec()),
+fn scheduled(place: ScheduleLocation, (cron, command): (Cron, String), grammar: clap::Command) -> Scheduled {
+    let (takes, repo) = match backup_of(place, &command, grammar) {
+        Some(backup) => {
+            let names: Vec<String> = backup.get_many("names").into_iter().flatten().cloned().collect();
+            let takes = match names.is_empty() {
+                _ if backup.get_flag("all") => Takes::All,
+                true => Takes::Configured,
+                false => Takes::Named(names),
             };
-            (takes, backup.named_repo())
+            (takes, backup.get_one("repo").cloned())
         }
-        _ => (Takes::All, None),
+        None => (Takes::All, None),
     };
     Scheduled { cron, takes, repo }
 }
 
-/// The call of kvmb in the command of an entry, behind all that makes it wait and be modest.
-fn backup_of(place: ScheduleLocation, command: &str) -> Option<Cli> {
+/// The arguments of `kvmb backup` in the command of an entry, behind all that makes it wait and be modest.
+fn backup_of(place: ScheduleLocation, command: &str, grammar: clap::Command) -> Option<ArgMatches> {
     let words = shlex::split(command)?;
     // A variable may end in the same word.
     let is_kvmb = |word: &String| !word.contains('=') && Path::new(word).file_name().is_some_and(|name| name == "kvmb");
@@ -66,7 +70,8 @@ fn backup_of(place: ScheduleLocation, command: &str) -> Option<Cli> {
         ScheduleLocation::Systemd => word.replace("$$", "$").replace("%%", "%"),
         ScheduleLocation::User | ScheduleLocation::System => word,
     });
-    Cli::try_parse_from(words).ok()
+    let (name, arguments) = grammar.try_get_matches_from(words).ok()?.remove_subcommand()?;
+    (name == "backup").then_some(arguments)
 }
 
 impl Scheduled {
@@ -108,7 +113,7 @@ mod tests {
     use super::*;
 
     fn read(place: ScheduleLocation, command: &str) -> Scheduled {
-        scheduled(place, ("0 2 * * *".parse().unwrap(), command.to_owned()))
+        scheduled(place, ("0 2 * * *".parse().unwrap(), command.to_owned()), crate::cli::command())
     }
 
     #[test]

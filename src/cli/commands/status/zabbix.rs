@@ -4,7 +4,7 @@
 
 use super::gather::Report;
 use super::judge::{MachineFacts, rank, status_of};
-use super::number;
+use super::nagios::number;
 use crate::record::{Check, Status, without_steering};
 use serde_json::{Map, Value, json};
 

@@ -1,0 +1,30 @@
+//! Answers a shell that asks.
+
+use super::{line, scripts};
+use crate::cli::exit_code::ExitCode;
+use crate::cli::output;
+use clap_complete::CompleteEnv;
+use clap_complete::env::{Fish, Shells};
+use std::fs::File;
+
+/// The variable in which the shell's script asks.
+pub const VARIABLE: &str = "KVMB_COMPLETE";
+
+/// The shells that scripts are written for.
+pub const SHELLS: Shells<'static> = Shells(&[&scripts::BASH, &scripts::ZSH, &Fish]);
+
+/// Answers a shell, if one asks.
+pub fn answer(grammar: fn() -> clap::Command) -> Option<ExitCode> {
+    std::env::var_os(VARIABLE).filter(|shell| !shell.is_empty() && shell != "0")?;
+    // Whatever a library has to say would stand in the middle of the line that is being typed.
+    if let Ok(nowhere) = File::options().write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stderr(nowhere);
+    }
+    line::set_grammar(grammar);
+    crate::capture::quiet_libvirt_log();
+    let folder = std::env::current_dir().ok();
+    let asked = CompleteEnv::with_factory(grammar).var(VARIABLE).bin("kvmb").completer("kvmb").shells(SHELLS);
+    let answered = asked.try_complete(std::env::args_os(), folder.as_deref());
+    output::flush();
+    Some(if answered.is_ok() { ExitCode::Done } else { ExitCode::Failed })
+}

@@ -1,0 +1,72 @@
+//! What a command works with.
+
+use crate::capture::{self, Hypervisor, Limits, RuntimeDirs};
+use crate::cli::data_folder::data_folder;
+use crate::cli::failure::CliError;
+use crate::cli::global_args::Global;
+use crate::cli::progress::Bars;
+use crate::cli::run::Run;
+use crate::cli::settings::Settings;
+use crate::config::Config;
+use crate::ops::Stop;
+use crate::storage::Storage;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// What a command works with.
+#[derive(Debug)]
+pub struct Context {
+    /// The global flags.
+    pub global: Global,
+    /// The configuration.
+    pub settings: Settings,
+    /// This call of the program.
+    pub run: Run,
+    /// The command line as clap knows it, for what explains or reads one.
+    pub grammar: fn() -> clap::Command,
+    /// Raised by Ctrl-C.
+    pub stop: Stop,
+    /// How long libvirt may take.
+    pub limits: Limits,
+    /// Progress and warnings.
+    pub monitor: Bars,
+    /// The places of repositories that were opened, by address.
+    pub(super) storages: Mutex<HashMap<String, Arc<dyn Storage>>>,
+}
+
+impl Context {
+    /// The context of one command.
+    pub fn new(global: Global, settings: Settings, run: Run, grammar: fn() -> clap::Command) -> Context {
+        let (monitor, stop, storages) = (Bars::new(global.quiet), Stop::of_process(), Mutex::default());
+        let configured = &settings.loaded.config.limits;
+        let (call, begin) = (configured.libvirt.value().0, configured.backup_begin.value().0);
+        let limits = Limits::new(call, begin, stop.flag());
+        Context { global, settings, run, grammar, stop, limits, monitor, storages }
+    }
+
+    /// Opens libvirt, by default the connection of the command line.
+    pub fn hypervisor(&self, connect: Option<&str>) -> Result<Hypervisor, CliError> {
+        Ok(self.open_hypervisor(connect)?)
+    }
+
+    /// The same, with libvirt's own error.
+    pub fn open_hypervisor(&self, connect: Option<&str>) -> capture::Result<Hypervisor> {
+        Hypervisor::open_within(connect.or(self.global.connect.as_deref()), &self.limits)
+    }
+
+    /// How long a command that prints a password may take.
+    pub fn password_limit(&self) -> Duration {
+        self.config().limits.password.value().0
+    }
+
+    /// The configuration file, for what has no flag.
+    pub fn config(&self) -> &Config {
+        &self.settings.loaded.config
+    }
+
+    /// The folders of captures.
+    pub fn runtime(&self) -> Result<RuntimeDirs, CliError> {
+        Ok(RuntimeDirs::open()?.with_limits(self.limits.clone()).with_scratch_folder(data_folder()?.join("scratch")))
+    }
+}

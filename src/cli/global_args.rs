@@ -1,0 +1,65 @@
+//! What every command understands.
+
+use crate::cli::color::ColorChoice;
+use crate::cli::complete::connections::connections;
+use crate::cli::log_args::LogArgs;
+use crate::cli::output::Format;
+use crate::config::Loaded;
+use clap::{ArgAction, Args};
+use std::path::{Path, PathBuf};
+
+/// What every command understands.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// The libvirt connection, as for virsh.
+    ///
+    /// Default: $LIBVIRT_DEFAULT_URI, otherwise what libvirt chooses: qemu:///system for root, qemu:///session for
+    /// other users.
+    #[arg(short, long, value_name = "URI", global = true, add = connections())]
+    pub connect: Option<String>,
+
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t, global = true, value_name = "FORMAT")]
+    pub output: Format,
+
+    /// Same as --output jsonl.
+    #[arg(long, global = true, conflicts_with = "output")]
+    pub json: bool,
+
+    /// Configuration file.
+    ///
+    /// Default: $KVMB_CONFIG, otherwise the first of ~/.kvm_backup_config.json and /etc/kvmb/config.json that
+    /// exists.
+    #[arg(long, value_name = "FILE", env = "KVMB_CONFIG", hide_env_values = true, global = true)]
+    pub config: Option<PathBuf>,
+
+    /// The log.
+    #[command(flatten)]
+    pub log: LogArgs,
+
+    /// When to use colour.
+    #[arg(long, value_enum, default_value_t, global = true, value_name = "WHEN")]
+    pub color: ColorChoice,
+
+    /// Increase verbosity (repeat for more).
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+
+    /// Do not show progress or warnings, and do not ask questions.
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+impl Global {
+    /// The format of records.
+    pub fn format(&self) -> Format {
+        if self.json { Format::Jsonl } else { self.output }
+    }
+
+    /// The configuration that applies.
+    pub fn load_config(&self) -> Result<Loaded, crate::config::Error> {
+        let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+        crate::config::load(self.config.as_deref(), home.as_deref().map(Path::new))
+    }
+}

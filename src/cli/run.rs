@@ -1,0 +1,25 @@
+//! One call of the program.
+
+use crate::cli::output::ClosedPipe;
+use std::time::Instant;
+
+/// One call of the program.
+#[derive(Debug)]
+pub struct Run {
+    /// Its id, in every line of the log.
+    pub id: String,
+    /// The command.
+    pub command: &'static str,
+    /// When it began.
+    pub began: Instant,
+    /// Whether it is worth a log: it changes something, or proves it.
+    pub keeps_log: bool,
+}
+
+impl Run {
+    /// Begins now.
+    pub(super) fn begin(command: &'static str, effect: ClosedPipe) -> Run {
+        let keeps_log = (effect == ClosedPipe::Changes && command != "man") || command == "verify";
+        Run { id: format!("{:08x}", rand::random::<u32>()), command, began: Instant::now(), keeps_log }
+    }
+}

@@ -1,0 +1,26 @@
+//! The keys of an open repository.
+
+use super::key::KeyFile;
+use super::{Id, KeyInfo, Password, Permit, Repository, Result};
+use crate::storage::FileKind;
+
+impl Repository {
+    /// Lets another password open the repository.
+    pub fn add_key(&self, password: &Password, permit: &Permit) -> Result<Id> {
+        permit.confirm()?;
+        KeyFile::add(&**self.storage(), self.key(), password)
+    }
+
+    /// The keys, by time; damaged ones are left out with a warning.
+    pub fn keys(&self) -> Result<Vec<KeyInfo>> {
+        let mut keys = Vec::new();
+        for id in self.list(FileKind::Key)? {
+            match KeyFile::read(&**self.storage(), &id) {
+                Ok(file) => keys.push(file.info(id, id == *self.key_id())),
+                Err(error) => tracing::warn!(key = %id, %error, "skipping a key"),
+            }
+        }
+        keys.sort_by_key(|key| (key.created, key.id));
+        Ok(keys)
+    }
+}

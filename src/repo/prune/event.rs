@@ -1,0 +1,34 @@
+//! What a prune reports while it works.
+
+/// What a prune tells while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PruneEvent {
+    /// The trees of one more snapshot are read.
+    SnapshotMarked,
+    /// A pack that no index names is gone.
+    UnnamedRemoved {
+        /// Its size.
+        bytes: u64,
+    },
+    /// So many bytes were copied into new packs.
+    Copied {
+        /// Sealed.
+        bytes: u64,
+    },
+    /// All that is to be copied is durable and has an index.
+    AllCopied,
+    /// The index without the packs that go is durable.
+    IndexStored,
+    /// An old index file is gone.
+    IndexRemoved,
+    /// No index names the packs that go any more.
+    OldIndexGone,
+    /// A pack is gone.
+    PackRemoved {
+        /// Its size.
+        bytes: u64,
+    },
+}
+
+/// Called with each [`PruneEvent`], from several threads.
+pub type PruneWatch<'a> = &'a (dyn Fn(PruneEvent) + Sync);

@@ -1,0 +1,237 @@
+//! An open repository: its keys, its configuration, and its small files.
+
+use std::fmt;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::config::RepoConfig;
+use super::creation::{self, Created};
+use super::crypto::{self, SealKey};
+use super::key::KeyFile;
+use super::{Error, Flaw, Id, Password, Presence, RepoCacheDir, Result};
+use crate::storage::{FileKind, Storage};
+
+/// The first byte of what format 2 calls "unpacked": zstd-compressed JSON follows.
+const ENCODING_ZSTD: u8 = 2;
+/// The level for index, snapshot and lock files: they are small.
+const UNPACKED_LEVEL: i32 = 3;
+/// An index of 50,000 blobs has some 10 MB of JSON; nothing that is read whole may claim more than this.
+const UNPACKED_LIMIT: u64 = 1 << 30;
+/// Small files are read and removed by this many threads at once, which hides the latency of a remote storage.
+const SMALL_FILE_THREADS: usize = 8;
+
+/// An open repository. Cheap to clone; may be used from any thread.
+#[derive(Clone)]
+pub struct Repository {
+    inner: Arc<Inner>,
+    host_folder: Option<Arc<RepoCacheDir>>,
+}
+
+struct Inner {
+    storage: Arc<dyn Storage>,
+    url: String,
+    key: SealKey,
+    key_id: Id,
+    config: RepoConfig,
+}
+
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Repository")
+            .field("url", &self.inner.url)
+            .field("id", &self.inner.config.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Repository {
+    /// Creates a repository; fails with [`Error::AlreadyExists`] where there is one, or the remains of one, also when somebody
+    /// else creates it at the same moment. Where a creation was interrupted, it is finished, after a wait of ten seconds.
+    pub fn create(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
+        let url = storage.url();
+        let Created { key, key_id, config } = creation::create(&*storage, password)?;
+        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), host_folder: None })
+    }
+
+    /// Whether there is a repository. Where the folders of one are missing, there is none.
+    pub fn presence(storage: &dyn Storage) -> Result<Presence> {
+        match storage.size(FileKind::Config, "") {
+            Err(error) if error.is_not_found() => Ok(Presence::Nothing),
+            Err(error) => Err(error.into()),
+            Ok(_) => Presence::of(storage),
+        }
+    }
+
+    /// Opens a repository with the first key that the password fits. One that is being created is waited for, up to ten
+    /// seconds.
+    pub fn open(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
+        let url = storage.url();
+        let (key_id, key, config) = creation::wait_for_creator(|| open_config(&*storage, &url, password))?;
+        Ok(Repository { inner: Arc::new(Inner { storage, url, key, key_id, config }), host_folder: None })
+    }
+
+    /// The same repository, of which this host remembers something from run to run, below kvmb's data folder.
+    pub fn remembered_in(self, data_folder: &Path) -> Repository {
+        let host_folder = self.id().parse().ok().map(|id| Arc::new(RepoCacheDir::new(data_folder, id)));
+        Repository { host_folder, ..self }
+    }
+
+    /// What this host remembers of it, if it was told where.
+    pub fn host_folder(&self) -> Option<&RepoCacheDir> {
+        self.host_folder.as_deref()
+    }
+
+    /// The repository's own id, the same wherever it is copied to.
+    pub fn id(&self) -> &str {
+        &self.inner.config.id
+    }
+
+    /// Its address, without any secret.
+    pub fn url(&self) -> String {
+        self.inner.url.clone()
+    }
+
+    /// Where its files are.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.inner.storage
+    }
+
+    pub(super) fn key_id(&self) -> &Id {
+        &self.inner.key_id
+    }
+
+    pub(super) fn key(&self) -> &SealKey {
+        &self.inner.key
+    }
+
+    /// The ids of all files of a kind, sorted; what has no id for a name is none of ours.
+    pub(super) fn list(&self, kind: FileKind) -> Result<Vec<Id>> {
+        Ok(list(&*self.inner.storage, kind)?)
+    }
+
+    /// Seals and stores an index, snapshot or lock.
+    pub(super) fn save_unpacked(&self, kind: FileKind, value: &impl serde::Serialize) -> Result<Id> {
+        let json = serde_json::to_vec(value).map_err(|e| Error::damaged(kind, "new", Flaw::NotJson(e.to_string())))?;
+        let mut buffer = vec![0; crypto::IV_LENGTH];
+        buffer.push(ENCODING_ZSTD);
+        let compressed = zstd::bulk::compress(&json, UNPACKED_LEVEL).map_err(Error::Compress)?;
+        buffer.extend_from_slice(&compressed);
+        self.key().seal_in_place(&mut buffer)?;
+        let id = Id::hash(&buffer);
+        self.inner.storage.write(kind, &id.to_string(), &buffer)?;
+        Ok(id)
+    }
+
+    /// Reads an index, snapshot or lock, compares its hash and opens it.
+    pub(super) fn load_unpacked<T: serde::de::DeserializeOwned>(&self, kind: FileKind, id: &Id) -> Result<T> {
+        let damaged = |flaw| Error::damaged(kind, id, flaw);
+        let mut sealed = self.inner.storage.read(kind, &id.to_string()).map_err(Error::unread)?;
+        if Id::hash(&sealed) != *id {
+            return Err(damaged(Flaw::NotItsName));
+        }
+        let plain = self.key().open_in_place(&mut sealed).map_err(|e| damaged(e.into()))?;
+        let not_json = |e: serde_json::Error| damaged(Flaw::NotJson(e.to_string()));
+        match plain.split_first() {
+            None => Err(damaged(Flaw::TooShort)),
+            Some((b'{' | b'[', _)) => serde_json::from_slice(plain).map_err(not_json),
+            Some((&ENCODING_ZSTD, compressed)) => {
+                let mut json = Vec::new();
+                zstd::Decoder::with_buffer(compressed)
+                    .and_then(|decoder| decoder.take(UNPACKED_LIMIT).read_to_end(&mut json))
+                    .map_err(|_| damaged(Flaw::NotDecompressable))?;
+                serde_json::from_slice(&json).map_err(not_json)
+            }
+            Some((other, _)) => Err(damaged(Flaw::UnknownEncoding(*other))),
+        }
+    }
+
+    /// Runs `work` for every item (a small file) on a few threads; the results stand in the order of the items.
+    pub(super) fn for_each<I: Sync, T: Send>(&self, items: &[I], work: impl Fn(&I) -> T + Sync) -> Vec<T> {
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let worker = || {
+            let mut results = Vec::new();
+            while let Some((position, item)) = {
+                let position = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                items.get(position).map(|item| (position, item))
+            } {
+                results.push((position, work(item)));
+            }
+            results
+        };
+        let mut results: Vec<(usize, T)> = std::thread::scope(|scope| {
+            let helpers: Vec<_> = (1..SMALL_FILE_THREADS.min(items.len())).map(|_| scope.spawn(worker)).collect();
+            let mut results = worker();
+            for helper in helpers {
+                match helper.join() {
+                    Ok(more) => results.extend(more),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            results
+        });
+        results.sort_unstable_by_key(|(position, _)| *position);
+        results.into_iter().map(|(_, result)| result).collect()
+    }
+}
+
+fn list(storage: &dyn Storage, kind: FileKind) -> crate::storage::Result<Vec<Id>> {
+    let mut ids = Vec::new();
+    for file in storage.list(kind)? {
+        match file.name.parse() {
+            Ok(id) => ids.push(id),
+            Err(_) => {
+                tracing::warn!(%kind, name = file.name, "ignoring a file with a strange name")
+            }
+        }
+    }
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// The config, and the key that opens it. A key that fits the password but not the config is that of a creator who gave way.
+fn open_config(storage: &dyn Storage, url: &str, password: &Password) -> Result<(Id, SealKey, RepoConfig)> {
+    let url = url.to_owned();
+    let sealed = match storage.read(FileKind::Config, "") {
+        Ok(bytes) => bytes,
+        Err(e) if e.is_not_found() => {
+            let keys = storage.list(FileKind::Key).unwrap_or_default();
+            return Err(match keys.is_empty() {
+                true => Error::NoRepository { url },
+                false => Error::ConfigMissing { url },
+            });
+        }
+        Err(e) => return Err(Error::unread(e)),
+    };
+    // To make a key of a password takes as long as a connection, and the index is read by several threads.
+    storage.warm_up(2);
+    let keys = list(storage, FileKind::Key)?;
+    if keys.is_empty() && creation::is_unfinished(storage)? {
+        return Err(Error::Unfinished { url });
+    }
+    let (mut damaged, mut tried, mut unfit) = (Vec::new(), false, None);
+    for id in keys {
+        match KeyFile::read(storage, &id) {
+            Ok(file) => {
+                tried = true;
+                let Some(key) = file.unlock(password) else { continue };
+                match RepoConfig::open(&sealed, &key, &url) {
+                    Ok(config) => return Ok((id, key, config)),
+                    Err(error) => unfit = Some(error),
+                }
+            }
+            Err(error @ Error::Damaged { .. }) => {
+                tracing::warn!(key = %id, %error, "skipping a key");
+                damaged.push(id);
+            }
+            // A creator gave way.
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(match (unfit, tried) {
+        (Some(error), _) => error,
+        (None, true) => Error::WrongPassword { url, damaged },
+        (None, false) => Error::NoKey { url, damaged },
+    })
+}
