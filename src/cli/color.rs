@@ -24,17 +24,13 @@ pub fn set(choice: ColorChoice) {
     let _ = CHOSEN.set(choice);
 }
 
-/// Whether standard output gets colour.
-pub fn on_stdout() -> bool {
-    is_wanted(std::io::stdout().is_terminal())
-}
-
 /// Whether standard error gets colour.
 pub fn on_stderr() -> bool {
     is_wanted(std::io::stderr().is_terminal())
 }
 
-fn is_wanted(is_terminal: bool) -> bool {
+/// Whether a stream gets colour that is a terminal, or is none.
+pub fn is_wanted(is_terminal: bool) -> bool {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let is_forced = variable("CLICOLOR_FORCE").is_some_and(|value| value != "0");
     let is_dumb = variable("TERM").is_some_and(|value| value == "dumb");

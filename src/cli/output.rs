@@ -80,7 +80,8 @@ impl Output {
                 self.write(format!("[{}]\n", lines.join(",\n ")).as_bytes());
             }
             Format::Table => {
-                let options = TableOptions { width: terminal_width(), color: color::on_stdout() };
+                let options =
+                    TableOptions { width: terminal_width(), color: color::is_wanted(io::stdout().is_terminal()) };
                 self.write(table::render(&held, chrono::Local::now().fixed_offset(), options).as_bytes());
             }
             _ => {}

@@ -80,7 +80,7 @@ fn nothing_that_people_read_has_a_word_of_the_old_dialect() {
 
 /// The commands of kvmb that a hint quotes, or ends with.
 fn commands(hint: &str) -> Vec<String> {
-    let quoted = hint.split('\'').filter(|part| part.starts_with("kvmb ")).map(str::to_owned);
+    let quoted = hint.split('\'').skip(1).filter(|part| part.starts_with("kvmb ")).map(str::to_owned);
     let at_the_end = hint.rsplit_once(": kvmb ").map(|(_, rest)| format!("kvmb {rest}")).into_iter();
     quoted.chain(at_the_end).filter(|command| !command.contains('|')).collect()
 }
