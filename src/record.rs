@@ -100,13 +100,13 @@ pub struct Disk {
     /// The bus that the guest sees it on: `virtio`, `scsi` …
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bus: Option<String>,
-    /// The size that the guest sees; null when it cannot be known.
+    /// The size that the guest sees; null if unknown.
     pub capacity_bytes: Option<u64>,
-    /// The room that it takes on the host; null when it cannot be known.
+    /// The space that it uses on the host; null if unknown.
     pub allocated_bytes: Option<u64>,
-    /// Whether a backup takes it.
+    /// Whether a backup includes it.
     pub included: bool,
-    /// Why a backup leaves it out.
+    /// Why a backup excludes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skip_reason: Option<String>,
     /// The capture's id (from here on: added by `snapshot`).
@@ -118,7 +118,7 @@ pub struct Disk {
     /// The id of the `snapshot` run that opened the capture.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<String>,
-    /// How many machines that run covers: a stream that ends before all of them came was cut off.
+    /// How many machines that run covers. If fewer arrive, the stream was cut off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_machines: Option<usize>,
     /// The point that it is a disk of (by `serve`).
@@ -130,10 +130,10 @@ pub struct Disk {
     /// Where the captured content, or that of the point, can be read: an NBD URI.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nbd: Option<String>,
-    /// The moment that the content is of.
+    /// The time of the capture.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub captured_at: Option<Time>,
-    /// `filesystem` (frozen by the guest agent), `crash` (as after a power cut), `offline` (the machine was off), or
+    /// `filesystem` (frozen by the guest agent), `crash` (crash-consistent), `offline` (the machine was stopped), or
     /// `moving` (no capture: hashed while the guest may have written).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consistency: Option<String>,
@@ -143,7 +143,7 @@ pub struct Disk {
     /// The point that the capture continues.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
-    /// What a backup reads of it: `changed` or `full`.
+    /// How much of it a backup reads: `changed` or `full`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_mode: Option<String>,
     /// Why.
@@ -238,7 +238,7 @@ pub struct Point {
     pub uuid: String,
     /// The libvirt host that it was taken on.
     pub host: String,
-    /// The moment that it is of.
+    /// The time of the capture.
     pub captured_at: Time,
     /// `filesystem`, `crash` or `offline`.
     pub consistency: String,
@@ -248,10 +248,10 @@ pub struct Point {
     /// The id that it was first stored under, where a copy to another repository or a `pin` gave it another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original: Option<String>,
-    /// What copying it took (by `push` of points, and `backup --copy-to`).
+    /// Statistics of the copy (by `push` of points, and `backup --copy-to`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub copied: Option<Copied>,
-    /// Whether it stays whatever the retention says (set by `pin`).
+    /// Whether protected from pruning (set by `pin`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,
     /// The capture that it was pushed from (by `push`, so that `release` finds it).
@@ -268,24 +268,27 @@ pub struct Point {
     /// The files of the host that are in the point beside the disks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<PointFile>,
-    /// What of the machine is not in the point: disks, and other parts.
+    /// Parts of the machine that are not in the point: disks, and other parts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<LeftOut>,
     /// How long it took to store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_seconds: Option<f64>,
-    /// What differed from the parent although the dirty bitmap called it clean: this point is right, the parent and those
-    /// before it may not be (by `push` and `backup`).
+    /// Changes that the dirty bitmap missed: this point is correct, but the parent and older points may not be (by `push` and
+    /// `backup`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chain_damage: Vec<Damage>,
     /// The older points that lack chunks which the repository has lost, of any machine (by `push` and `backup`, when they meet
-    /// one). This point is whole: what it shares with them was read again, and is there again. A `failure` with the code
+    /// one). This point is intact: the data that it shares with them was read and stored again. A `failure` with the code
     /// `damage` follows the record.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damaged_points: Vec<DamagedPoint>,
-    /// Whether `verify` found it whole, and what it read: `full`, `sample` or `quick`; false where damage was found.
+    /// How `verify` verified it: `full`, `sample` or `quick`; false if damage was found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified: Option<Value>,
+    /// When it was verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified_at: Option<Time>,
     /// What `verify` or `restore` found damaged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damage: Vec<Damage>,
@@ -310,11 +313,11 @@ pub struct PointDisk {
     /// Why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_mode_reason: Option<String>,
-    /// What was read of it.
+    /// How much of it was read.
     pub read_bytes: u64,
-    /// What of that the repository did not have.
+    /// How much of that was new to the repository.
     pub new_bytes: u64,
-    /// What that takes in the repository, compressed and encrypted.
+    /// Space used by the new data, compressed and encrypted.
     pub stored_bytes: u64,
     /// SHA-256 of the whole disk as the guest saw it, if `hash` was in the pipe.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -339,19 +342,19 @@ pub struct DamagedPoint {
 /// A damaged piece of a point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Damage {
-    /// The disk that is hit; left out when the point's own description is.
+    /// The affected disk; omitted if the description of the point is damaged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
-    /// Where the hit range of the disk begins.
+    /// Offset of the damaged range of the disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offset_bytes: Option<u64>,
-    /// How long it is.
+    /// Length of the damaged range.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub length_bytes: Option<u64>,
     /// The file of the repository, if it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// What is wrong.
+    /// Description of the damage.
     pub error: String,
 }
 
@@ -362,11 +365,11 @@ pub struct Copied {
     pub from_repo: String,
     /// Its id there.
     pub from_point: String,
-    /// Whether it was there already: then nothing was done.
+    /// Whether it was already there, so that nothing was copied.
     pub already_there: bool,
     /// What the other repository did not have.
     pub new_bytes: u64,
-    /// What that takes there, compressed and encrypted.
+    /// Space used by the new data there, compressed and encrypted.
     pub stored_bytes: u64,
 }
 
@@ -401,65 +404,65 @@ pub struct RestoredDisk {
     pub capacity_bytes: u64,
 }
 
-/// Something that was changed, or would be with `--dry-run`.
+/// A change that was made, or would be made without `--dry-run`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Action {
     /// `init`, `release`, `prune`, `key` …
     pub action: String,
-    /// What it was done to.
+    /// The object of the action.
     pub target: String,
     /// Whether it changed anything.
     pub changed: bool,
-    /// Why, or why not.
+    /// The reason, also if nothing was changed.
     pub reason: String,
-    /// Whether this was only a rehearsal.
+    /// Whether this was a dry run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
     /// The subject's own fields. `init`: `repository_id`. `key`: `repo`, or `key` (the new key's id). `release`: `capture`
     /// and `machine`, `point` (stored from it, or null), `deleted_checkpoints`, `resumed` (the machine had been paused by a
     /// full scratch file system). `backup`, `snapshot`, `push`: `connect`, `repo`, `copy_to` (the second repository), `capture`,
     /// `point` (to be copied), `disks` (to be stored), `skipped` (each with `disk` and `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`. `forget` (by `prune`, one for each point; the
-    /// target is its id, `changed` whether it goes): `machine`, `uuid`, `host`, `captured_at`, and `rules`: the words of what keeps
+    /// target is its id, `changed` whether it is removed): `keep`, `machine`, `uuid`, `host`, `captured_at`, and `rules`: the rules that keep
     /// it - `last` `hourly` `daily` `weekly` `monthly` `yearly` `within`, `pinned`, `last_good`, `awaits_copy`, `machine_gone`,
-    /// `future`, `no_policy` - or `expired`. `prune` (the target is the repository): `size_bytes` before, `freed_bytes`, `unused_bytes` (what
-    /// stays although no point needs it), `removed_packs`, `repacked_packs`, `copied_bytes`. `pin`, `unpin` (the target is the
+    /// `future`, `no_policy` - or `expired`. `prune` (the target is the repository): `size_bytes` before, `freed_bytes`, `unused_bytes` (unused
+    /// data that stays in packs), `removed_packs`, `repacked_packs`, `copied_bytes`. `pin`, `unpin` (the target is the
     /// point's new id): `machine`, `captured_at`, `repo`, `previous` (its id before). `unlock` (the target is the lock's
     /// file): `repo`, `host` and `locked_at` of its holder. `remote setup`:
     /// `algorithm` and `fingerprint` of the server's host key; `authorized_keys_line` of this host's own key.
     /// `schedule`: `cron` (the expression), `command`, `next_runs` (the next three times), `entry` (the text that is, or would
-    /// be, entered).
+    /// be, installed).
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,
 }
 
-/// One thing that was looked at, and whether it is well; made by `doctor`, `status`, `remote test` and `backup
+/// The result of one check; made by `doctor`, `status`, `remote test` and `backup
 /// --verify-sample`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Check {
-    /// What was looked at. `doctor`: `connection`, `libvirt`, `qemu`, `programs`, `confinement`, `folders`, `key` of the
+    /// The subject of the check. `doctor`: `connection`, `libvirt`, `qemu`, `programs`, `confinement`, `folders`, `key` of the
     /// host; `machine`, `job`, `agent`, `confinement`, `folders`, `scratch`, `part`, `snapshot`, `checkpoint` of a machine; `disk`,
     /// `bitmap` of a disk.
     /// `remote test`: `reach`, `host_key`, `login`, `path`, `space`, `speed`, `clock`. `status`: `backup` of a machine;
     /// `connection` of the host; `repository`, `copy` (the second repository), `key`. `backup`: `sample`.
     pub check: String,
-    /// Of which host, machine, disk (`MACHINE/DISK`) or repository.
+    /// The host, machine, disk (`MACHINE/DISK`) or repository that was checked.
     pub target: String,
     /// `ok`, `warning`, `critical` or `unknown`.
     pub status: String,
     /// What was found.
     pub detail: String,
-    /// What to do about it, mostly the command that mends it.
+    /// What to do about it, usually a command.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
     /// The subject's own fields. `space`: `free_bytes`. `speed`: `upload_bytes_per_second`, `download_bytes_per_second`.
     /// `clock`: `ahead_seconds` (of the server; negative where it is behind). `backup`: `uuid`, `repo`; `standing`:
-    /// `selected`, `missing` (selected, and unknown to libvirt), `left_out`, `gone` (unknown to libvirt) or `elsewhere`
-    /// (of another host); `known_from`: `repository` or, while that cannot be asked, `history`; of the newest point
+    /// `selected`, `missing` (selected, but unknown to libvirt), `left_out`, `gone` (unknown to libvirt) or `elsewhere`
+    /// (of another host); `known_from`: `repository` or, while that is unreachable, `history`; of the newest point
     /// `newest_point` (its id), `captured_at`, `age_seconds`, and how many `points` there are; of the last run `last_result`
     /// (`done`, `failed`, `damage`, `busy` or `interrupted`), `last_run_at`, `last_code`, `last_error`,
-    /// `duration_seconds`; of the last that went well `last_success_at`, `read_bytes`, `new_bytes`, `stored_bytes`; of the
-    /// last proof `verified_at`, `verified_age_seconds`, `verified_depth` (`quick`, `sample` or `full`); `damaged_points`
+    /// `duration_seconds`; of the last successful one `last_success_at`, `read_bytes`, `new_bytes`, `stored_bytes`; of the
+    /// last verification `verified_at`, `verified_age_seconds`, `verified_depth` (`quick`, `sample` or `full`); `damaged_points`
     /// (their ids); `next_run_at`; the thresholds `warning_seconds`, `critical_seconds`, `verify_warning_seconds`. `copy`:
     /// `machines`, and of the machine whose newest copy is the oldest `captured_at`, `age_seconds`.
     #[serde(flatten)]
@@ -472,7 +475,7 @@ pub struct Check {
 pub struct Setting {
     /// The key: `jobs`, `ssh.port`.
     pub key: String,
-    /// The value that applies; null where there is none. One that may give away a password is hidden.
+    /// The effective value, or null. Values that may reveal a password are hidden.
     pub value: Value,
     /// Where it comes from: `flag`, `environment`, `file` or `default`.
     pub source: String,
@@ -497,7 +500,7 @@ pub enum Status {
     Unknown,
 }
 
-/// What went wrong with one machine (or with the whole command); the others go on.
+/// The failure of one machine (or of the whole command). Other machines continue.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 pub struct Failure {
     /// The subcommand that failed.

@@ -139,7 +139,7 @@ impl fmt::Display for Keep {
 
 /// A text that is no number of points.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no number of points: a whole number or \"unlimited\" is expected")]
+#[error("{0:?} is not a number of points: expected a whole number or \"unlimited\"")]
 pub struct ParseKeepError(String);
 
 impl FromStr for Keep {
@@ -211,7 +211,7 @@ pub struct CalendarSpan {
 
 /// A text that is no span.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no length of time: numbers with y, m (months), w, d or h are expected, such as 30d or 1y6m")]
+#[error("{0:?} is not a duration: expected numbers with y, m (months), w, d or h, such as 30d or 1y6m")]
 pub struct ParseSpanError(String);
 
 impl FromStr for CalendarSpan {
@@ -432,11 +432,11 @@ impl fmt::Display for Reason {
             Reason::Rule(rule) => rule.fmt(f),
             Reason::Oldest(rule) => write!(f, "{rule} (oldest of all)"),
             Reason::Pinned => f.write_str("pinned"),
-            Reason::LastGood => f.write_str("last good point of its machine"),
-            Reason::AwaitsCopy => f.write_str("the second repository does not have it yet"),
-            Reason::MachineGone => f.write_str("its machine no longer exists"),
-            Reason::Future => f.write_str("it is dated in the future: check the clocks"),
-            Reason::NoPolicy => f.write_str("no retention is given or configured"),
+            Reason::LastGood => f.write_str("last good point of the machine"),
+            Reason::AwaitsCopy => f.write_str("not yet in the second repository"),
+            Reason::MachineGone => f.write_str("the machine no longer exists"),
+            Reason::Future => f.write_str("dated in the future; check the clocks"),
+            Reason::NoPolicy => f.write_str("no retention rules"),
             Reason::Expired => f.write_str("no rule keeps it"),
         }
     }

@@ -28,7 +28,7 @@ pub fn similar_names<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -
 pub fn suggestion(near: &[String]) -> String {
     match near {
         [] => String::new(),
-        near => format!("; there is {}", near.join(", ")),
+        near => format!("; similar: {}", near.join(", ")),
     }
 }
 

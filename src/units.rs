@@ -54,7 +54,7 @@ pub struct Size(pub u64);
 
 impl Size {
     /// The rule, for messages.
-    pub const RULE: &'static str = "a number of bytes, with a unit if need be: 512K, 10M, 2G, 1T";
+    pub const RULE: &'static str = "a number of bytes with an optional unit: 512K, 10M, 2G, 1T";
 
     /// The units and their power of two, largest first.
     const UNITS: [(&'static str, u32); 4] = [("T", 40), ("G", 30), ("M", 20), ("K", 10)];

@@ -60,7 +60,7 @@ pub enum Error {
         message: String,
     },
     /// libvirt or QEMU did not answer in time. What was asked for may still come about.
-    #[error("{action}: no answer within {} s", .limit.as_secs())]
+    #[error("{action}: no response within {} s", .limit.as_secs())]
     TimedOut {
         /// What was tried.
         action: String,
@@ -68,7 +68,7 @@ pub enum Error {
         limit: Duration,
     },
     /// A call about this machine was given up before, and has not returned.
-    #[error("{action}: {machine} does not answer")]
+    #[error("{action}: {machine} is not responding")]
     Silent {
         /// What was to be tried.
         action: String,
@@ -79,7 +79,7 @@ pub enum Error {
     #[error("interrupted")]
     Interrupted,
     /// A name that no machine has.
-    #[error("no machine is called '{name}' on {uri}{}", suggestion(.near))]
+    #[error("no machine named '{name}' on {uri}{}", suggestion(.near))]
     NoSuchMachine {
         /// What was asked for.
         name: String,
@@ -92,13 +92,13 @@ pub enum Error {
     #[error("the machine's definition cannot be read: {0}")]
     Definition(#[from] crate::capture::domain_xml::definition::DefinitionError),
     /// A capture needs the hypervisor of this host.
-    #[error("{uri} is not a QEMU hypervisor of this host; captures are made on the host that runs the machine")]
+    #[error("{uri} is not the QEMU hypervisor of this host; a machine can only be captured on the host that runs it")]
     NotLocal {
         /// The connection.
         uri: String,
     },
     /// A backup job of somebody else is running.
-    #[error("{machine} has a backup job that is not kvmb's ({job}); it is left alone")]
+    #[error("{machine} has a backup job of another program ({job})")]
     ForeignJob {
         /// The machine.
         machine: String,
@@ -106,7 +106,7 @@ pub enum Error {
         job: String,
     },
     /// libvirt is at work on something that is no backup.
-    #[error("{machine} has a job that is no backup: it is being saved, migrated, dumped or its snapshot is made")]
+    #[error("{machine} is busy: it is being saved, migrated or dumped, or a snapshot is being created")]
     OtherJob {
         /// The machine.
         machine: String,
@@ -148,7 +148,7 @@ pub enum Error {
         until: Option<String>,
     },
     /// No capture has this id or belongs to this machine.
-    #[error("there is no capture '{name}': it was released, or its lease ended")]
+    #[error("no capture '{name}': it was released or its lease expired")]
     NoSuchCapture {
         /// What was asked for.
         name: String,
@@ -188,7 +188,7 @@ pub enum Error {
         message: String,
     },
     /// An image that does not record which format its backing file has: to guess it would be unsafe.
-    #[error("{image} does not record which format its backing file {backing} has, and guessing would be unsafe")]
+    #[error("{image} does not record the format of its backing file {backing}, and guessing it would be unsafe")]
     NoBackingFormat {
         /// The image.
         image: String,
@@ -198,7 +198,7 @@ pub enum Error {
         backing: String,
     },
     /// The program that serves the disks of a machine that is off is not installed.
-    #[error("qemu-storage-daemon is missing, which reads the disks of a machine that is off")]
+    #[error("qemu-storage-daemon is not installed; it is needed to read the disks of a stopped machine")]
     NoStorageDaemon {
         /// The package that has it.
         package: &'static str,
@@ -216,7 +216,7 @@ pub enum Error {
         is_of_header: bool,
     },
     /// A label that names a user or group that this host does not know.
-    #[error("QEMU of {machine} runs as '{label}', which this host does not know")]
+    #[error("QEMU of {machine} runs as '{label}', which is not a user of this host")]
     UnknownOwner {
         /// The machine.
         machine: String,
@@ -259,7 +259,7 @@ pub enum Error {
     },
     /// A machine that came from a saved state or a migration and was not resumed: QEMU has not taken its images over, and
     /// what it says of their bitmaps means nothing.
-    #[error("{machine} has not gone on yet since it was restored from a saved state, or migrated")]
+    #[error("{machine} is still paused after a restore or migration")]
     NotResumed {
         /// The machine.
         machine: String,
@@ -287,9 +287,7 @@ pub enum Error {
         waited: Duration,
     },
     /// libvirt lost track of a job when it was killed in the middle of beginning it.
-    #[error(
-        "libvirt has lost track of the backup job of {machine}; only stopping the machine and then restarting libvirt heals this ({message})"
-    )]
+    #[error("libvirt has lost track of the backup job of {machine} ({message})")]
     Wedged {
         /// The machine.
         machine: String,
@@ -315,13 +313,13 @@ pub enum Error {
         message: String,
     },
     /// The path of a Unix socket has 107 bytes at most.
-    #[error("the socket path {} is longer than 107 bytes; set a shorter runtime folder", .path.display())]
+    #[error("the socket path {} is longer than 107 bytes; set KVMB_RUNTIME_DIR to a shorter path", .path.display())]
     SocketPathTooLong {
         /// The path.
         path: PathBuf,
     },
     /// A folder that others could tamper with.
-    #[error("the folder {} cannot be trusted: {reason}", .path.display())]
+    #[error("the folder {} is not safe to use: {reason}", .path.display())]
     UnsafeFolder {
         /// The folder.
         path: PathBuf,
@@ -329,7 +327,7 @@ pub enum Error {
         reason: String,
     },
     /// A file or folder in a place that others than root can write, where something else was put in its stead.
-    #[error("{} cannot be trusted: {reason}", .path.display())]
+    #[error("{} is not safe to use: {reason}", .path.display())]
     UnsafePath {
         /// The file or folder.
         path: PathBuf,
@@ -347,7 +345,7 @@ pub enum Error {
         limit_bytes: u64,
     },
     /// A folder that QEMU's user cannot enter.
-    #[error("QEMU runs as user {uid}, which cannot enter {}", .path.display())]
+    #[error("QEMU runs as user {uid}, which has no access to {}", .path.display())]
     Unreachable {
         /// The first folder on the way that is closed.
         path: PathBuf,

@@ -18,28 +18,29 @@ use std::time::Duration;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Capture")]
 pub struct CaptureArgs {
-    /// Only this disk (may be repeated).
+    /// Back up only this disk (can be repeated).
     #[arg(long, value_name = "DISK", add = complete::machine_disks())]
     pub disk: Vec<String>,
 
-    /// Not this disk (may be repeated).
+    /// Exclude this disk (can be repeated).
     #[arg(long, value_name = "DISK", add = complete::machine_disks())]
     pub exclude_disk: Vec<String>,
 
-    /// Whether to freeze the guest's file systems through its agent for the moment of the capture.
+    /// Whether to freeze the guest's file systems through the guest agent during the capture.
     #[arg(long, value_enum, default_value_t = FreezeChoice::Auto, value_name = "WHEN")]
     pub freeze: FreezeChoice,
 
-    /// How long the guest agent may take to answer.
+    /// How long to wait for the guest agent.
     #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
     pub freeze_timeout: Duration,
 
-    /// How long the capture may stay open while nobody reads it; then its guard ends it.
+    /// How long a capture may stay open while no one reads it. After that, its guard process closes it.
     #[arg(long, default_value = "6h", value_name = "TIME", value_parser = duration)]
     pub lease: Duration,
 
-    /// The file with the passphrase of an encrypted disk of a machine that is stopped, if libvirt keeps it private:
-    /// vda=/root/vda.key (may be repeated).
+    /// File with the passphrase of an encrypted disk, as DISK=FILE (can be repeated).
+    ///
+    /// Only needed for a stopped machine whose secret libvirt keeps private. Example: vda=/root/vda.key.
     #[arg(long, value_name = "DISK=FILE", value_parser = disk_file)]
     pub luks_key_file: Vec<(String, PathBuf)>,
 
@@ -50,7 +51,9 @@ pub struct CaptureArgs {
 /// Where scratch files go.
 #[derive(Debug, Clone, Args)]
 pub struct ScratchArgs {
-    /// The folder for what the guest overwrites while the capture is open; without it /var/lib/kvmb/scratch.
+    /// Folder for the blocks that the guest overwrites while the capture is open.
+    ///
+    /// Default: /var/lib/kvmb/scratch.
     #[arg(
         long,
         value_name = "DIR",
@@ -76,7 +79,7 @@ impl ScratchArgs {
 /// How far dirty bitmaps are believed.
 #[derive(Debug, Clone, Args)]
 pub struct AuditArgs {
-    /// The share of unchanged chunks that is read all the same and compared: 0.1%.
+    /// Share of unchanged chunks to read again and compare, as a check of the dirty bitmap.
     #[arg(long, value_name = "P%", default_value = "0.1%", value_parser = percent, help_heading = "Capture")]
     pub audit: f64,
 }
@@ -91,8 +94,10 @@ impl AuditArgs {
 /// Into what pieces disks are cut.
 #[derive(Debug, Clone, Args)]
 pub struct ChunkArgs {
-    /// The size of the pieces in which disks are compared and stored: 512K, 1M, 2M or 4M. Without it a disk keeps what its last
-    /// point has, 1M at first. Larger ones suit disks of many terabytes; a disk whose size of chunks changes is read in full.
+    /// Chunk size: 512K, 1M, 2M or 4M.
+    ///
+    /// Disks are compared and stored in chunks. Default: the chunk size of the previous point, 1M for a new disk.
+    /// Larger chunks suit disks of many terabytes. After a change the disk is read in full once.
     #[arg(long, value_name = "SIZE", value_parser = chunk_size, help_heading = "Capture")]
     pub chunk_size: Option<ChunkSize>,
 }
@@ -100,7 +105,7 @@ pub struct ChunkArgs {
 /// How fast disks are read.
 #[derive(Debug, Clone, Args)]
 pub struct LimitReadArgs {
-    /// Read the disks no faster than this many bytes a second, all together: 500K, 10M.
+    /// Limit reads from all disks together, in bytes per second (example: 500K, 10M).
     #[arg(long, value_name = "RATE", value_parser = rate, help_heading = "Capture")]
     pub limit_read: Option<NonZeroU32>,
 }
@@ -122,11 +127,11 @@ fn disk_file(text: &str) -> Result<(String, PathBuf), String> {
 /// When to freeze.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FreezeChoice {
-    /// If there is an agent that answers; else the capture is as after a power cut.
+    /// Freeze if a guest agent answers; otherwise the capture is crash-consistent only.
     Auto,
-    /// Not at all.
+    /// Do not freeze.
     Never,
-    /// Fail without it.
+    /// Fail if the guest cannot be frozen.
     Required,
 }
 

@@ -11,11 +11,11 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Copies")]
 pub struct CopyFromArgs {
-    /// The repository that the points on standard input are in; without it, the one that each record names.
+    /// Repository to copy points from. Default: the repository that each record names.
     #[arg(long, value_name = "URL", env = "KVMB_FROM_REPO", hide_env_values = true, add = repositories())]
     from_repo: Option<String>,
 
-    /// A file with that repository's password; without it, the password of the repository that is copied to.
+    /// File with the password of that repository. Default: the password of the repository that is copied to.
     #[arg(long, value_name = "FILE", env = "KVMB_FROM_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
     from_password_file: Option<PathBuf>,
 }
@@ -33,17 +33,19 @@ impl CopyFromArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Copies")]
 pub struct CopyToArgs {
-    /// The second repository: 'backup' copies to it what it does not have yet of the machines' points, 'prune' keeps that, and
-    /// 'status' watches it.
+    /// Second repository. 'backup' copies missing points to it, 'prune' keeps points that are not copied yet, and
+    /// 'status' monitors it.
     ///
-    /// It does not have a point yet that is newer than all copies of its machine, or that its own rules ('retention' of the
-    /// configuration) would keep; what those removed there is not copied again. Without such rules every point is copied that is
-    /// not there. Uploads are then limited for this repository only (see --limit-upload). Without it: $KVMB_COPY_TO, else the backup
-    /// server of the configuration, unless backups go straight there. An empty address means none.
+    /// A point is missing there if it is newer than all copies of its machine, or if the retention rules of the
+    /// second repository (in the configuration) would keep it. Points that those rules removed are not copied
+    /// again. Without such rules, all points are copied. The upload limit then applies to this repository only.
+    ///
+    /// Default: $KVMB_COPY_TO, otherwise the backup server of the configuration, unless backups go there directly.
+    /// An empty value means no second repository.
     #[arg(long, value_name = "URL", env = "KVMB_COPY_TO", hide_env_values = true, add = repositories())]
     copy_to: Option<String>,
 
-    /// A file with that repository's password; without it, the password of the first repository.
+    /// File with the password of the second repository. Default: the password of the first repository.
     #[arg(long, value_name = "FILE", env = "KVMB_COPY_TO_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
     copy_to_password_file: Option<PathBuf>,
 }

@@ -3,7 +3,7 @@
 /// Every variable and what it stands for.
 pub const VARIABLES: &[(&str, &str)] = &[
     ("KVMB_REPO", "`--repo`"),
-    ("KVMB_PASSWORD_FILE", "`--password-file`: the password, read as restic reads it"),
+    ("KVMB_PASSWORD_FILE", "`--password-file`: the password; white space around it is ignored"),
     ("KVMB_PASSWORD_COMMAND", "a command that prints the password"),
     ("KVMB_PASSWORD", "the password itself"),
     ("KVMB_FROM_REPO", "`--from-repo`: where `push` copies points from"),
@@ -12,25 +12,27 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("KVMB_COPY_TO_PASSWORD_FILE", "`--copy-to-password-file`"),
     (
         "KVMB_SSH_PASSWORD_FILE",
-        "`--ssh-password-file`: the first line is what ssh would ask for, an account's password or a key's passphrase",
+        "`--ssh-password-file`: its first line is the SSH password or the passphrase of the key",
     ),
-    ("KVMB_SSH_PASSWORD_COMMAND", "a command whose first line of output is that"),
-    ("KVMB_SSH_PASSWORD", "that itself"),
+    ("KVMB_SSH_PASSWORD_COMMAND", "a command whose first output line is that password or passphrase"),
+    ("KVMB_SSH_PASSWORD", "that password or passphrase itself"),
     ("KVMB_CONFIG", "`--config`: the configuration file"),
     ("KVMB_LOG_FILE", "`--log-file`"),
-    ("KVMB_SCRATCH", "`--scratch`: where blocks go that the guest overwrites during a backup"),
+    ("KVMB_SCRATCH", "`--scratch`: the folder for blocks that the guest overwrites during a backup"),
     (
         "KVMB_DATA_DIR",
-        "the folder of the default repository, its key, scratch files, the history and what is remembered of repositories (`/var/lib/kvmb`; below `$XDG_DATA_HOME` for a user)",
+        "the folder of the default repository, its key, scratch files, the history and cached data (`/var/lib/kvmb`; below `$XDG_DATA_HOME` for a user)",
     ),
     ("KVMB_RUNTIME_DIR", "the folder of open captures (`/run/kvmb`; below `$XDG_RUNTIME_DIR` for a user)"),
-    ("KVMB_COMPLETE", "set by the completion scripts: the shell that asks"),
+    ("KVMB_COMPLETE", "set by the completion scripts: the shell"),
 ];
 
 /// Variables of others that kvmb minds.
 pub const FOREIGN: &[(&str, &str)] = &[
-    ("LIBVIRT_DEFAULT_URI", "the libvirt connection when there is no `--connect`"),
+    ("LIBVIRT_DEFAULT_URI", "the libvirt connection if `--connect` is not given"),
     ("SSH_AUTH_SOCK", "the ssh agent"),
-    ("JOURNAL_STREAM", "set by systemd: what kvmb logs goes to the journal"),
-    ("TZ", "the time zone of times given without an offset, and of those in tables"),
+    ("JOURNAL_STREAM", "set by systemd: kvmb logs to the journal"),
+    ("NO_COLOR", "no colour, if it is not empty"),
+    ("CLICOLOR_FORCE", "colour even where there is no terminal, if it is neither empty nor 0"),
+    ("TZ", "the time zone of times in tables, and of times given without an offset"),
 ];

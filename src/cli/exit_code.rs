@@ -28,7 +28,7 @@ impl ExitCode {
         (ExitCode::Done, "done"),
         (ExitCode::Failed, "failed"),
         (ExitCode::Usage, "wrong usage or configuration"),
-        (ExitCode::Partial, "partly done: some machines failed, or one was stored without a part that it needs"),
+        (ExitCode::Partial, "partially done: some machines failed, or a point lacks a part that the machine needs"),
         (ExitCode::Damage, "damage found"),
         (ExitCode::Busy, "busy: locked by another run"),
         (ExitCode::Interrupted, "interrupted (SIGINT), after cleaning up"),
@@ -56,7 +56,7 @@ impl PluginState {
         (PluginState::Ok, "OK"),
         (PluginState::Warning, "WARNING"),
         (PluginState::Critical, "CRITICAL"),
-        (PluginState::Unknown, "UNKNOWN; wrong usage or configuration, too"),
+        (PluginState::Unknown, "UNKNOWN; also wrong usage or configuration"),
     ];
 }
 

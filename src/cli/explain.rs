@@ -36,9 +36,9 @@ pub fn of_ops(error: &ops::Error) -> Explanation {
         Error::Capture(error) => of_capture(error),
         Error::Disk { source, .. } => match source {
             nbd::Error::NoSuchExport { .. } | nbd::Error::Connect { .. } | nbd::Error::Disconnected => {
-                (Code::Disk, hint("has the capture ended? 'kvmb release' it and capture the machine anew"))
+                (Code::Disk, hint("the capture may have been closed; run 'kvmb release MACHINE' and capture the machine again"))
             }
-            nbd::Error::Request { error: NO_SPACE, .. } => (Code::NoSpace, hint("make room; nothing half was kept")),
+            nbd::Error::Request { error: NO_SPACE, .. } => (Code::NoSpace, hint("free some space and try again; no partial data was kept")),
             nbd::Error::Request { .. }
             | nbd::Error::Negotiation { .. }
             | nbd::Error::Protocol(_)
@@ -52,7 +52,7 @@ pub fn of_ops(error: &ops::Error) -> Explanation {
         Error::NoFolder { path } => (
             Code::NotFound,
             path.to_str().and_then(quoted).map(|path| {
-                format!("is a disk not mounted? mkdir -p {path}; or choose another folder with --into DIR").into()
+                format!("check that its file system is mounted; create it with 'mkdir -p {path}', or choose another folder with --into DIR").into()
             }),
         ),
         Error::NotStarted { program, source } => not_started(program, source),
@@ -69,48 +69,48 @@ pub fn of_ops(error: &ops::Error) -> Explanation {
             (Code::Disk, hint("leave it out with --exclude-disk, or split it into smaller disks"))
         }
         Error::NotCaptured { .. } => {
-            (Code::NotCaptured, hint("put 'kvmb snapshot' before: kvmb snapshot VM | kvmb push -r REPO"))
+            (Code::NotCaptured, hint("run 'kvmb snapshot' first: kvmb snapshot VM | kvmb push -r REPO"))
         }
         Error::CaptureIncomplete { .. } => {
-            (Code::Incomplete, hint("a stage before this one failed or left a disk out"))
+            (Code::Incomplete, hint("an earlier command in the pipe failed or left out a disk"))
         }
         Error::CaptureExpired { .. } => {
-            (Code::Expired, hint("capture the machine anew, with a longer --lease if need be"))
+            (Code::Expired, hint("capture the machine again, with a longer --lease if necessary"))
         }
         Error::NoSuchDisk { .. } => {
-            (Code::NotFound, hint("'kvmb disks MACHINE' lists a machine's disks, 'kvmb points' a point's"))
+            (Code::NotFound, hint("run 'kvmb disks MACHINE' or 'kvmb points' to list the disks"))
         }
-        Error::NoSuchPoint { .. } => (Code::NotFound, hint("'kvmb points -r REPO' lists what there is")),
-        Error::AmbiguousPoint { .. } => (Code::Usage, hint("give more digits of the id")),
-        Error::AmbiguousMachine { .. } => (Code::Usage, hint("name the point by its id")),
+        Error::NoSuchPoint { .. } => (Code::NotFound, hint("run 'kvmb points -r REPO' to list the points")),
+        Error::AmbiguousPoint { .. } => (Code::Usage, hint("enter more digits of the ID")),
+        Error::AmbiguousMachine { .. } => (Code::Usage, hint("use the ID of the point")),
         Error::BadPoint { .. } => {
-            (Code::Damage, hint("'kvmb verify' says what else is hit; older points may be whole"))
+            (Code::Damage, hint("run 'kvmb verify --all' to find out what else is affected; older points may be intact"))
         }
-        Error::UntrustedPoint { .. } => (Code::Damage, hint("restore another point: 'kvmb points -r REPO' lists them")),
+        Error::UntrustedPoint { .. } => (Code::Damage, hint("restore another point; run 'kvmb points -r REPO' to list them")),
         Error::UnreadableSnapshot { .. } => {
-            (Code::Damage, hint("'kvmb points -r REPO' lists those that can be read; name one of them by its id"))
+            (Code::Damage, hint("run 'kvmb points -r REPO' to list the readable points, and use the ID of one of them"))
         }
         Error::Damaged { .. } => {
-            (Code::Damage, hint("nothing of it was handed out; 'kvmb verify' says which points are whole"))
+            (Code::Damage, hint("no damaged data was returned; run 'kvmb verify --all' to find out which points are intact"))
         }
         Error::Unprunable { .. } => (
             Code::Damage,
             hint(
-                "'kvmb verify --all' says which points are hit; forget those ('restic forget ID'), or heal the repository",
+                "run 'kvmb verify --all' to see which points are affected; remove those ('restic forget ID') or repair the repository",
             ),
         ),
         Error::RemovalRefused { .. } => (
             Code::Permission,
-            hint("an append-only repository keeps everything: prune it on its server, as a user who may remove files"),
+            hint("the repository is append-only: run 'kvmb prune' on the server, as a user who may remove files"),
         ),
         Error::Exists { .. } | Error::MachineExists { .. } => {
             (Code::Exists, hint("restore beside it with --as NAME --into DIR, or replace it with --overwrite"))
         }
         Error::NameTaken { .. } => {
-            (Code::Exists, hint("restore under another name with --as NAME, or undefine that machine first"))
+            (Code::Exists, hint("restore under another name with --as NAME, or undefine the other machine first"))
         }
         Error::MachineRunning { .. } | Error::ImageInUse { .. } => {
-            (Code::Running, hint("shut it down first; a running machine is never written over"))
+            (Code::Running, hint("shut down the machine first; a running machine is never overwritten"))
         }
         Error::NoDevice { disk, path, capacity_bytes } => {
             let create = create_device(path, *capacity_bytes);
@@ -120,7 +120,7 @@ pub fn of_ops(error: &ops::Error) -> Explanation {
             (Code::NotFound, hint(format!("{solve}, or choose a folder with --into DIR")))
         }
         Error::MissingHere { solve, is_start, .. } => {
-            let without = if *is_start { "; without --start it is restored all the same" } else { "" };
+            let without = if *is_start { "; or restore without --start" } else { "" };
             (Code::NotFound, hint(format!("{solve}{without}")))
         }
         Error::SavedMemory { machine } => (
@@ -133,11 +133,11 @@ pub fn of_ops(error: &ops::Error) -> Explanation {
                 .into()
             }),
         ),
-        Error::NoRoom { .. } => (Code::NoSpace, hint("make room, or choose another place")),
+        Error::NoRoom { .. } => (Code::NoSpace, hint("free some space, or choose another folder with --into DIR")),
         Error::KeyNotTaken { line, .. } => {
-            (Code::Login, hint(format!("have this line added to the list that the server reads: {line}")))
+            (Code::Login, hint(format!("ask the administrator to add this line to authorized_keys: {line}")))
         }
-        Error::BadTarget { .. } => (Code::Failed, hint("choose a place with --into DIR or --to DISK=PATH")),
+        Error::BadTarget { .. } => (Code::Failed, hint("choose another destination with --into DIR or --to DISK=PATH")),
     }
 }
 
@@ -145,9 +145,11 @@ fn of_io(error: &io::Error) -> Explanation {
     use io::ErrorKind;
     match error.kind() {
         ErrorKind::NotFound => (Code::NotFound, None),
-        ErrorKind::PermissionDenied => (Code::Permission, hint("run kvmb as root, or give its user access")),
+        ErrorKind::PermissionDenied => (Code::Permission, hint("run kvmb as root, or give your user access")),
         ErrorKind::ReadOnlyFilesystem => (Code::Permission, hint("the file system is mounted read-only")),
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => (Code::NoSpace, hint("make room; nothing half was kept")),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            (Code::NoSpace, hint("free some space and try again; no partial data was kept"))
+        }
         // The system has many more, and gains others.
         _ => (Code::Failed, None),
     }
@@ -165,17 +167,19 @@ fn of_capture(error: &capture::Error) -> Explanation {
     match error {
         Error::Libvirt { meaning, .. } => match meaning {
             LibvirtErrorKind::NotFound | LibvirtErrorKind::CheckpointMissing => (Code::NotFound, None),
-            LibvirtErrorKind::Busy => {
-                (Code::Busy, hint("another job holds the machine; see 'virsh domjobinfo MACHINE'"))
-            }
+            LibvirtErrorKind::Busy => (Code::Busy, hint("another job is running; 'virsh domjobinfo MACHINE' shows it")),
             LibvirtErrorKind::Unsupported => (Code::Unsupported, None),
-            LibvirtErrorKind::ReadOnlyUri => (Code::Permission, hint("run kvmb as root, or join the group libvirt")),
+            LibvirtErrorKind::ReadOnlyUri => {
+                (Code::Permission, hint("run kvmb as root, or add your user to the libvirt group"))
+            }
             LibvirtErrorKind::NoConnection => (
                 Code::Connection,
-                hint("is libvirtd running? name another connection with -c URI ('virsh uri' shows yours)"),
+                hint(
+                    "check that libvirtd is running, or choose another connection with -c URI ('virsh uri' shows the default)",
+                ),
             ),
             LibvirtErrorKind::AgentSilent | LibvirtErrorKind::AgentFailed => {
-                (Code::Freeze, hint("look at the guest agent in the guest, or back up with --freeze never"))
+                (Code::Freeze, hint("check the guest agent in the guest, or use --freeze never"))
             }
             LibvirtErrorKind::BitmapBroken
             | LibvirtErrorKind::NoBackupJob
@@ -187,44 +191,46 @@ fn of_capture(error: &capture::Error) -> Explanation {
         Error::TimedOut { .. } | Error::Silent { .. } => (
             Code::Timeout,
             hint(
-                "does its QEMU or libvirtd hang? look at the storage of the machine ('ps' shows a QEMU that waits for it as \
-                 state D); the next backup clears what was left",
+                "check whether QEMU or libvirtd hangs, often because of the storage ('ps' shows state D); the next backup cleans up",
             ),
         ),
         Error::Interrupted => (Code::Interrupted, None),
-        Error::NoSuchMachine { .. } => (Code::NotFound, hint("'kvmb vms' lists the machines")),
+        Error::NoSuchMachine { .. } => (Code::NotFound, hint("run 'kvmb vms' to list the machines")),
         Error::NotLocal { .. } => (Code::Unsupported, hint("run kvmb on the host that runs the machine")),
         Error::ForeignJob { .. }
         | Error::OtherJob { .. }
         | Error::BlockJob { .. }
         | Error::SavedMemory { .. }
         | Error::ImageHeld { .. } => (Code::Busy, capture_hints::way_out(error).map(Cow::from)),
-        Error::StartedMeanwhile { .. } => (Code::Changed, hint("back it up again, as a machine that runs")),
+        Error::StartedMeanwhile { .. } => (Code::Changed, hint("back it up again now that it is running")),
         Error::ChangedMeanwhile { .. } => (
             Code::Changed,
             hint(
-                "nothing was stored; make sure that nothing writes to its disks (another host?), then back it up again",
+                "nothing was stored; make sure that no other program or host writes to its disks, then back it up again",
             ),
         ),
         Error::NotResumed { .. } => (Code::Unsupported, hint("resume it first: virsh resume MACHINE")),
         Error::Wedged { .. } => (
             Code::Failed,
             hint(
-                "the machine runs on; when it suits, shut it down from inside (or 'virsh destroy MACHINE'), then restart \
-                 libvirtd, then start the machine",
+                "the machine keeps running; at the next opportunity, shut it down in the guest (or 'virsh destroy MACHINE'), restart \
+                 libvirtd, and start the machine",
             ),
         ),
-        Error::Held { .. } => (Code::Busy, hint("end it with 'kvmb release MACHINE', or wait for its lease to end")),
+        Error::Held { .. } => {
+            (Code::Busy, hint("wait for it to finish; 'kvmb release MACHINE' closes a capture that was abandoned"))
+        }
         Error::NoSuchCapture { .. } => (Code::NotFound, hint("capture the machine again with 'kvmb snapshot'")),
-        Error::NothingToCapture { .. } => (Code::NoDisks, hint("'kvmb disks MACHINE' says why each disk is left out")),
-        Error::FreezeFailed { .. } => {
-            (Code::Freeze, hint("look at the guest agent in the guest, or use --freeze auto"))
+        Error::NothingToCapture { .. } => {
+            (Code::NoDisks, hint("run 'kvmb disks MACHINE' to see why each disk is excluded"))
         }
+        Error::FreezeFailed { .. } => (Code::Freeze, hint("check the guest agent in the guest, or use --freeze auto")),
         Error::Io { source, .. } => of_io(source),
-        Error::UnsupportedImage { .. } => (Code::Unsupported, hint("back the machine up while it runs")),
-        Error::NoBackingFormat { image, format, backing } => {
-            (Code::Unsupported, record_format(image, format, backing).or(hint("back the machine up while it runs")))
-        }
+        Error::UnsupportedImage { .. } => (Code::Unsupported, hint("back up the machine while it is running")),
+        Error::NoBackingFormat { image, format, backing } => (
+            Code::Unsupported,
+            record_format(image, format, backing).or(hint("back up the machine while it is running")),
+        ),
         Error::NoStorageDaemon { package } => (Code::Unsupported, hint(format!("install it: apt install {package}"))),
         Error::NoBlockDriver { .. } => {
             (Code::Unsupported, hint("install QEMU's driver for this storage: apt install qemu-block-extra"))
@@ -233,27 +239,31 @@ fn of_capture(error: &capture::Error) -> Explanation {
         Error::DiskNotReadable { is_of_header: true, .. } => (
             Code::Permission,
             hint(
-                "only the image's header names this file, so it is read with the permissions of QEMU's user: name it in the \
-                 definition (<dataStore>), let that user read it, or back the machine up while it runs",
+                "only the image header refers to this file, so it is opened as QEMU's user: add it to the \
+                 definition (<dataStore>), let that user read it, or back up the machine while it is running",
             ),
         ),
-        Error::DiskNotReadable { .. } => (Code::Permission, hint("let QEMU's user read it, as it does when it runs")),
+        Error::DiskNotReadable { .. } => {
+            (Code::Permission, hint("give QEMU's user read access, as it has while the machine is running"))
+        }
         Error::UnknownOwner { .. } => {
-            (Code::Unsupported, hint("use numbers in the definition: <label>+107:+107</label>"))
+            (Code::Unsupported, hint("use numeric IDs in the definition: <label>+107:+107</label>"))
         }
         Error::SecretUnavailable { disk, machine, .. } => (
             Code::Permission,
-            hint(format!("back {machine} up while it runs, or give the passphrase: --luks-key-file {disk}=FILE")),
+            hint(format!(
+                "back up {machine} while it is running, or provide the passphrase: --luks-key-file {disk}=FILE"
+            )),
         ),
         Error::UnsafePath { .. } => {
-            (Code::Permission, hint("remove what is there, or move the file to a folder that only root can write"))
+            (Code::Permission, hint("remove it, or move the file to a folder that only root can write to"))
         }
         Error::ScratchHidden { .. } => (
             Code::NotFound,
             hint("choose a folder on a file system that was mounted before (--scratch DIR), or restart the machine"),
         ),
         Error::Unreachable { .. } => {
-            (Code::Permission, hint("choose a folder that QEMU's user may enter: --scratch DIR"))
+            (Code::Permission, hint("choose a folder that QEMU's user can access: --scratch DIR"))
         }
         Error::Definition(_)
         | Error::BadState { .. }
@@ -270,42 +280,46 @@ fn of_repo(error: &repo::Error) -> Explanation {
     use repo::Error;
     match error.root() {
         Error::NoRepository { url } => (Code::NoRepository, Some(make_repository(url))),
-        Error::WrongPassword { .. } => (Code::WrongPassword, hint("give the right one with --password-file FILE")),
+        Error::WrongPassword { .. } => {
+            (Code::WrongPassword, hint("use --password-file FILE to provide the right password"))
+        }
         Error::UnsupportedVersion { .. } => (
             Code::Unsupported,
-            hint("kvmb knows restic's repository version 2; 'restic migrate upgrade_repo_v2' converts version 1"),
+            hint(
+                "kvmb supports version 2 of the repository format; 'restic migrate upgrade_repo_v2' converts version 1",
+            ),
         ),
         Error::Locked { holder, .. } if holder.time > chrono::Local::now() + chrono::Duration::minutes(5) => (
             Code::Busy,
             hint(format!(
                 "its time is in the future: a clock is wrong, and the lock never becomes stale. Check the clocks of this host and of \
-                 {}; when no other program works on the repository: kvmb unlock --remove-all",
+                 {}; if no other program uses the repository, run 'kvmb unlock --remove-all'",
                 holder.hostname
             )),
         ),
-        Error::Locked { .. } => {
-            (Code::Busy, hint("wait for the other program; 'kvmb unlock' removes locks of dead ones"))
-        }
-        Error::Unfinished { .. } => (Code::NoRepository, hint("finish it with 'kvmb init -r REPO'")),
+        Error::Locked { .. } => (Code::Busy, hint("wait for the other program; 'kvmb unlock' removes stale locks")),
+        Error::Unfinished { .. } => (Code::NoRepository, hint("run 'kvmb init -r REPO' to complete it")),
         Error::AlreadyExists { .. } => (Code::Exists, None),
         Error::Storage(error) => of_storage(error),
         Error::RepositoryGone { .. } => {
-            (Code::NoRepository, hint("check that its disk or network share is still mounted, then run it again"))
+            (Code::NoRepository, hint("check that its file system is still mounted, then run the command again"))
         }
-        Error::LockLost { .. } => (Code::Busy, hint("nothing was committed; run it again")),
+        Error::LockLost { .. } => (Code::Busy, hint("nothing was stored; run the command again")),
         Error::Damaged { kind: storage::FileKind::Config, .. } | Error::ConfigMissing { .. } | Error::NoKey { .. } => (
             Code::Damage,
-            hint("without its config and key files nobody can read a repository: restore them from a copy"),
+            hint("a repository cannot be read without its config and key files; restore them from a copy"),
         ),
         Error::Damaged { kind: storage::FileKind::Lock, .. } => {
-            (Code::Busy, hint("when no other program works on the repository: kvmb unlock --remove-all"))
+            (Code::Busy, hint("if no other program uses the repository, run 'kvmb unlock --remove-all'"))
         }
         Error::Damaged { .. }
         | Error::BlobMissing { .. }
         | Error::BlobDamaged { .. }
         | Error::PackLost { .. }
         | Error::BlobUnreadable { .. }
-        | Error::TreeMalformed { .. } => (Code::Damage, hint("'kvmb verify' says which points are hit")),
+        | Error::TreeMalformed { .. } => {
+            (Code::Damage, hint("run 'kvmb verify --all' to see which points are affected"))
+        }
         Error::BadNode { .. }
         | Error::BlobTooLarge { .. }
         | Error::Compress(_)
@@ -322,18 +336,18 @@ fn of_storage(error: &storage::Error) -> Explanation {
     use storage::Error;
     match error {
         Error::NoSpace { .. } => {
-            (Code::NoSpace, hint("make room in the repository; the points that are there are whole"))
+            (Code::NoSpace, hint("free some space for the repository; existing points are intact"))
         }
         Error::Io { action: FileAction::Find, source, .. } if source.kind() == io::ErrorKind::NotFound => {
-            (Code::NotFound, hint("the repository's folder is gone: is it still mounted?"))
+            (Code::NotFound, hint("the folder of the repository is missing; check that its file system is mounted"))
         }
         // A folder that every repository has.
         Error::Io { action: FileAction::List, source, .. } if source.kind() == io::ErrorKind::NotFound => {
-            (Code::Damage, hint("a part of the repository is missing: is all of it mounted or copied?"))
+            (Code::Damage, hint("a part of the repository is missing; check that it was mounted or copied completely"))
         }
         Error::Io { source, .. } => of_io(source),
         Error::TooShort { .. } | Error::TooLong { .. } => {
-            (Code::Damage, hint("'kvmb verify' says which points are hit"))
+            (Code::Damage, hint("run 'kvmb verify --all' to see which points are affected"))
         }
         Error::Server { url, source } => of_server(url, source),
         Error::GaveUp { source, .. } => match &**source {
@@ -348,7 +362,7 @@ fn of_storage(error: &storage::Error) -> Explanation {
             | Error::GaveUp { .. }
             | Error::Interrupted => (
                 Code::Failed,
-                hint("run it again when the connection is back: what an index names already is not sent again"),
+                hint("run the command again when the connection is back; data that was stored is not sent again"),
             ),
         },
         Error::BadUrl { .. } | Error::NotFound { .. } | Error::Exists { .. } | Error::Interrupted => {
@@ -364,7 +378,7 @@ fn make_repository(url: &str) -> Cow<'static, str> {
              server's root begins with two slashes (sftp://user@host//folder)"
         )
         .into(),
-        None => "make one with 'kvmb init -r REPO'".into(),
+        None => "run 'kvmb init -r REPO' to create one".into(),
     }
 }
 
@@ -374,18 +388,18 @@ pub fn of_schedule(error: &schedule::Error) -> Explanation {
     match error {
         Error::NoProgram { name: "crontab" } => (Code::NotFound, hint("install cron, or use --systemd")),
         Error::NoProgram { name: "systemctl" } => {
-            (Code::NotFound, hint("this host has no systemd: leave out --systemd"))
+            (Code::NotFound, hint("this host does not use systemd; omit --systemd"))
         }
         Error::NoProgram { .. } => (Code::NotFound, hint("install util-linux and coreutils")),
-        Error::Unspeakable { .. } => (Code::Usage, hint("name the machine by a glob, with ? for that character")),
-        Error::TooLong { .. } => {
-            (Code::Usage, hint("use globs or --all, or let selected_vms of the configuration say which machines"))
+        Error::Unspeakable { .. } => {
+            (Code::Usage, hint("use a glob for the machine name, with ? in place of that character"))
         }
-        Error::Unpaired { .. } => (Code::Failed, hint("mend it with 'crontab -e'; nothing was changed")),
+        Error::TooLong { .. } => (Code::Usage, hint("use globs, --all, or selected_vms in the configuration")),
+        Error::Unpaired { .. } => (Code::Failed, hint("fix the crontab with 'crontab -e'; nothing was changed")),
         Error::CarriageReturns => {
-            (Code::Failed, hint("take them out with 'crontab -e', or use --system; nothing was changed"))
+            (Code::Failed, hint("remove them with 'crontab -e', or use --system; nothing was changed"))
         }
-        Error::Changed => (Code::Busy, hint("nothing was changed; run it again")),
+        Error::Changed => (Code::Busy, hint("nothing was changed; run the command again")),
         Error::Program { .. } => (Code::Failed, None),
         Error::Io { source, .. } => of_io(source),
     }
@@ -395,18 +409,18 @@ fn of_server(url: &str, error: &sftp::Error) -> Explanation {
     use sftp::Error;
     match error {
         Error::SshConfig { .. } => (Code::Usage, None),
-        Error::Resolve { .. } => (Code::Unreachable, hint("is the name right? aliases of ~/.ssh/config may be used")),
+        Error::Resolve { .. } => (Code::Unreachable, hint("check the host name; aliases from ~/.ssh/config can be used")),
         Error::Unreachable { .. } | Error::Silent { .. } => {
-            (Code::Unreachable, hint("is the server up, its SSH port the right one, and no firewall in between?"))
+            (Code::Unreachable, hint("check that the server is up, the SSH port is right and no firewall blocks it"))
         }
         Error::Stuck { .. } => (
             Code::Unreachable,
             hint(
-                "is the server's disk stuck or overloaded? ssh.progress_timeout of the configuration is how long to wait",
+                "check the disks of the server; ssh.progress_timeout in the configuration sets how long to wait",
             ),
         ),
-        Error::Handshake { .. } => (Code::Unreachable, hint("is it an SSH server that listens there?")),
-        Error::Lost { .. } => (Code::Unreachable, hint("run it again: what was stored already is found and used")),
+        Error::Handshake { .. } => (Code::Unreachable, hint("check that an SSH server listens on this port")),
+        Error::Lost { .. } => (Code::Unreachable, hint("run the command again; data that was stored is not sent again")),
         Error::KnownHosts { source, .. } => of_io(source),
         Error::HostKeyUnknown { fingerprint, .. } => (
             Code::HostKey,
@@ -419,7 +433,7 @@ fn of_server(url: &str, error: &sftp::Error) -> Explanation {
             }),
         ),
         Error::HostKeyChanged { name, path, .. } => (Code::HostKey, remove_key(name, path)),
-        Error::HostKeyRevoked { .. } => (Code::HostKey, hint("do not connect: ask the server's administrator")),
+        Error::HostKeyRevoked { .. } => (Code::HostKey, hint("do not connect; ask the administrator of the server")),
         Error::Secret(_) => (Code::Usage, None),
         Error::Login { .. } => (
             Code::Login,
@@ -432,7 +446,7 @@ fn of_server(url: &str, error: &sftp::Error) -> Explanation {
             }),
         ),
         Error::NoSftp { .. } => {
-            (Code::Unsupported, hint("sshd_config of the server needs: Subsystem sftp internal-sftp"))
+            (Code::Unsupported, hint("add this line to sshd_config on the server: Subsystem sftp internal-sftp"))
         }
     }
 }
@@ -446,7 +460,7 @@ fn missing_program(program: &str) -> String {
         "qemu-storage-daemon" => "qemu-utils or qemu-system-common (Debian, Ubuntu), qemu-img (Fedora, RHEL)",
         "setsid" | "timeout" | "sh" => "util-linux, coreutils",
         "ssh" | "ssh-keygen" | "ssh-copy-id" => "openssh-client (Debian, Ubuntu), openssh-clients (Fedora, RHEL)",
-        _ => return format!("install {program}, or put it into a folder of PATH"),
+        _ => return format!("install {program}, or add its folder to PATH"),
     };
     format!("install {program}: package {package}")
 }
@@ -454,14 +468,14 @@ fn missing_program(program: &str) -> String {
 fn record_format(image: &str, format: &str, backing: &str) -> Option<Cow<'static, str>> {
     let (image, backing) = (quoted(image)?, quoted(backing)?);
     hint(format!(
-        "record it, if you know it ('qemu-img info' of the backing file shows it): qemu-img rebase -u -f {format} -F FORMAT \
-         -b {backing} {image}; or give the machine's definition a <backingStore> with its format"
+        "if you know the format ('qemu-img info' shows that of the backing file), record it: qemu-img rebase -u -f {format} -F FORMAT \
+         -b {backing} {image}; or add a <backingStore> with the format to the definition of the machine"
     ))
 }
 
 fn remove_key(name: &str, known_hosts: &Path) -> Option<Cow<'static, str>> {
     let (name, path) = (quoted(name)?, quoted(&known_hosts.to_string_lossy())?);
-    hint(format!("ask the server's administrator; only if the change is right: ssh-keygen -R {name} -f {path}"))
+    hint(format!("ask the administrator of the server; only if the change is expected: ssh-keygen -R {name} -f {path}"))
 }
 
 /// The beginning of a hint: the command that creates a logical volume of that path.
@@ -477,7 +491,7 @@ fn create_device(path: &Path, capacity_bytes: u64) -> String {
         _ => None,
     };
     match names.and_then(|(group, volume)| Some((quoted(&group)?, quoted(&volume)?))) {
-        Some((group, volume)) => format!("create it: lvcreate -L {capacity_bytes}b -n {volume} {group}; "),
-        None => format!("make a device of at least {capacity_bytes} bytes available there; "),
+        Some((group, volume)) => format!("run 'lvcreate -L {capacity_bytes}b -n {volume} {group}'; "),
+        None => format!("provide a device of at least {capacity_bytes} bytes there; "),
     }
 }

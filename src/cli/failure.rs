@@ -55,9 +55,9 @@ impl CliError {
         let reasons: Vec<&str> = reasons.map(|left_out| left_out.reason.as_str()).collect();
         let error = CliError::new(
             Code::PartMissing,
-            format!("{} was stored without a part that it needs: {}", point.machine, reasons.join("; ")),
+            format!("the point of {} lacks a part that the machine needs: {}", point.machine, reasons.join("; ")),
         );
-        let hint = "its disks are in the point; put a regular file there that kvmb can read, then back it up again";
+        let hint = "the disks are in the point; make sure that the file exists and kvmb can read it, then back up the machine again";
         (!reasons.is_empty()).then(|| error.hint(hint))
     }
 
@@ -72,11 +72,11 @@ impl CliError {
         };
         let points: Vec<String> = point.damaged_points.iter().map(named).collect();
         let message = format!(
-            "the repository has lost chunks of older points: {}; the new point of {} is whole",
+            "the repository has lost data of older points: {}; the new point of {} is intact",
             points.join(", "),
             point.machine
         );
-        let hint = "run 'kvmb verify': what the new point shares with the others is there again";
+        let hint = "run 'kvmb verify --all'; data that the new point shares with older ones has been stored again";
         (!points.is_empty()).then(|| CliError::new(Code::Damage, message).hint(hint))
     }
 
@@ -128,12 +128,12 @@ pub fn of_config(error: config::Error) -> Vec<CliError> {
     let path = error.path().display().to_string();
     let hint = match &error {
         Error::Faults { faults, .. } => return faults.iter().map(|fault| of_fault(&path, fault)).collect(),
-        Error::Missing { .. } => "mend --config or $KVMB_CONFIG, or leave them out".into(),
-        Error::Io { .. } => "let the user that runs kvmb read it".into(),
+        Error::Missing { .. } => "correct or omit --config or $KVMB_CONFIG".into(),
+        Error::Io { .. } => "give the user that runs kvmb read access".into(),
         Error::ForeignOwner { .. } => format!("sudo chown root '{path}'"),
         Error::Writable { .. } => format!("chmod go-w '{path}'"),
         Error::Readable { .. } => format!("chmod 600 '{path}'"),
-        Error::NotJson { .. } => "see example_config.json, or 'kvmb config schema'".into(),
+        Error::NotJson { .. } => "see example_config.json, or run 'kvmb config schema'".into(),
     };
     vec![CliError::usage(error.to_string()).hint(hint)]
 }
@@ -142,6 +142,6 @@ fn of_fault(path: &str, fault: &config::KeyError) -> CliError {
     let error = CliError::usage(format!("{path}: {fault}"));
     match &fault.nearest {
         Some(nearest) => error.hint(format!("did you mean {nearest}?")),
-        None => error.hint("'kvmb config schema' describes all keys"),
+        None => error.hint("run 'kvmb config schema' for a description of all keys"),
     }
 }

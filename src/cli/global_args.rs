@@ -1,5 +1,6 @@
 //! What every command understands.
 
+use crate::cli::color::ColorChoice;
 use crate::cli::complete::connections::connections;
 use crate::cli::log_args::LogArgs;
 use crate::cli::output::Format;
@@ -9,25 +10,27 @@ use std::path::{Path, PathBuf};
 
 /// What every command understands.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Options of every command")]
+#[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// The libvirt connection, as virsh takes it.
+    /// The libvirt connection, as for virsh.
     ///
-    /// Without it: $LIBVIRT_DEFAULT_URI, else what libvirt chooses: qemu:///system for root, qemu:///session for others.
+    /// Default: $LIBVIRT_DEFAULT_URI, otherwise what libvirt chooses: qemu:///system for root, qemu:///session for
+    /// other users.
     #[arg(short, long, value_name = "URI", global = true, add = connections())]
     pub connect: Option<String>,
 
-    /// How records are printed.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t, global = true, value_name = "FORMAT")]
     pub output: Format,
 
-    /// Short for --output jsonl.
+    /// Same as --output jsonl.
     #[arg(long, global = true, conflicts_with = "output")]
     pub json: bool,
 
-    /// The configuration file.
+    /// Configuration file.
     ///
-    /// Without it: $KVMB_CONFIG, ~/.kvm_backup_config.json, /etc/kvmb/config.json, the first that there is.
+    /// Default: $KVMB_CONFIG, otherwise the first of ~/.kvm_backup_config.json and /etc/kvmb/config.json that
+    /// exists.
     #[arg(long, value_name = "FILE", env = "KVMB_CONFIG", hide_env_values = true, global = true)]
     pub config: Option<PathBuf>,
 
@@ -35,11 +38,15 @@ pub struct Global {
     #[command(flatten)]
     pub log: LogArgs,
 
-    /// Tell more on standard error; twice, still more.
+    /// When to use colour.
+    #[arg(long, value_enum, default_value_t, global = true, value_name = "WHEN")]
+    pub color: ColorChoice,
+
+    /// Increase verbosity (repeat for more).
     #[arg(short, long, action = ArgAction::Count, global = true)]
     pub verbose: u8,
 
-    /// No progress, no warnings, no questions.
+    /// Do not show progress or warnings, and do not ask questions.
     #[arg(short, long, global = true)]
     pub quiet: bool,
 }

@@ -8,6 +8,7 @@ use crate::history::{self, History, KnownPoint, MachineRun, Memory, RunOutcome, 
 use crate::ops::verify;
 use crate::record::{Point, Time};
 use chrono::Local;
+use std::collections::BTreeMap;
 
 /// The history of one repository.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ impl<'c> HistoryRecorder<'c> {
         let history = match data_folder() {
             Ok(folder) => Some(History::of(&folder, repo)),
             Err(error) => {
-                tracing::warn!("no history is kept: {error}");
+                tracing::warn!("cannot record the history: {error}");
                 None
             }
         };
@@ -83,13 +84,19 @@ impl<'c> HistoryRecorder<'c> {
         }
     }
 
+    /// The deepest verification of each point that this host knows, by the id of the point.
+    pub fn verified_points(&self) -> BTreeMap<String, Verification> {
+        let memories = self.history.iter().flat_map(|history| history.all().0);
+        memories.flat_map(|memory| memory.verified_points).map(|known| (known.point.clone(), known)).collect()
+    }
+
     fn change(&self, machine: &str, uuid: &str, change: impl FnOnce(&mut Memory)) {
         let Some(history) = &self.history else { return };
         match history.change(machine, uuid, HistoryRecorder::now(), change) {
             Ok(()) => {}
             // libvirt did not know it either.
             Err(history::Error::NoUuid { .. }) => {}
-            Err(error) => tracing::warn!(machine, "the history is not kept: {error}"),
+            Err(error) => tracing::warn!(machine, "cannot record the history: {error}"),
         }
     }
 }

@@ -130,7 +130,7 @@ impl<'c> HookRunner<'c> {
                 self.stop.check()?;
                 let message = format!("the hook {name} ({}) {why}", hook.command.join(" "));
                 return Err(CliError::new(Code::Hook, message)
-                    .hint("without it nothing is backed up; mend it, or take it out of the configuration"));
+                    .hint("nothing is backed up if this hook fails; fix it, or remove it from the configuration"));
             }
         }
         Ok(())
@@ -177,7 +177,7 @@ impl<'c> HookRunner<'c> {
             .env("KVMB_COMMAND", self.run.command)
             .env("KVMB_REPO", &self.repo)
             .envs(facts.iter().map(|(name, value)| (name, value)))
-            .stdin(input(records).map_err(|error| format!("cannot be given records: {error}"))?)
+            .stdin(input(records).map_err(|error| format!("cannot receive records: {error}"))?)
             // Standard output is for records.
             .stdout(io::stderr().as_fd().try_clone_to_owned().map_or_else(|_| Stdio::null(), Stdio::from))
             .process_group(0);
@@ -189,7 +189,7 @@ impl<'c> HookRunner<'c> {
                 Err(error) => break Err(format!("cannot be waited for: {error}")),
                 Ok(None) if stop.is_some_and(Stop::requested) => break Err(end(&mut child, "was interrupted")),
                 Ok(None) if began.elapsed() >= timeout => {
-                    break Err(end(&mut child, &format!("took longer than {} s and was ended", timeout.as_secs())));
+                    break Err(end(&mut child, &format!("was stopped after {} s", timeout.as_secs())));
                 }
                 Ok(None) => std::thread::sleep(LOOK_AGAIN),
             }

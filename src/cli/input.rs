@@ -66,8 +66,10 @@ impl Batches {
         }
         let (expected, came) = self.machines.values().find(|(expected, came)| came.len() < *expected)?;
         let error =
-            CliError::new(Code::Incomplete, format!("only {} of {expected} captured machines came", came.len()))
-                .hint("a stage before this one ended early or left them out; 'kvmb release' ends their captures");
+            CliError::new(Code::Incomplete, format!("only {} of {expected} captured machines arrived", came.len()))
+                .hint(
+                    "an earlier command in the pipe ended early or left them out; 'kvmb release' closes their captures",
+                );
         report(&error.message, error.hint.as_deref());
         Some(error.to_record(command))
     }
@@ -110,7 +112,7 @@ impl Read for Stdin {
 pub fn stdin_records(command: &'static str, what: &str, stop: &Stop) -> Result<Records<BufReader<Stdin>>, CliError> {
     if io::stdin().is_terminal() {
         return Err(CliError::usage(format!("no {what} given"))
-            .hint(format!("name the {what}, or pipe records in: kvmb … | kvmb …")));
+            .hint(format!("specify {what}, or pipe records into the command: kvmb … | kvmb …")));
     }
     Ok(Records::new(command, BufReader::new(Stdin { stop: stop.clone(), stopped_at: None })))
 }
@@ -150,7 +152,7 @@ impl<R: BufRead> Records<R> {
 
     fn bad(&self, why: impl std::fmt::Display) -> CliError {
         CliError::usage(format!("line {} of standard input: {why}", self.line_number))
-            .hint("kvmb reads what kvmb prints: one JSON record a line")
+            .hint("the input must be the output of kvmb: one JSON record per line")
     }
 
     fn array(&mut self, first: String) -> Result<(), CliError> {
@@ -200,8 +202,8 @@ impl<R: BufRead> Records<R> {
         }
         match self.any {
             true => Ok(self.batches.cut_off(self.command).map(Record::Failure)),
-            false => Err(CliError::usage("no names were given and no records came on standard input")
-                .hint("did the first stage of the pipe fail?")),
+            false => Err(CliError::usage("no names were given and standard input is empty")
+                .hint("check whether the first command of the pipe failed")),
         }
     }
 }

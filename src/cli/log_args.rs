@@ -2,7 +2,7 @@
 
 use crate::cli::exit_code::ExitCode;
 use crate::cli::run::Run;
-use crate::cli::stderr::{self, say};
+use crate::cli::{color, stderr};
 use crate::config::Log;
 use crate::log::{self, FilePlan, Level, LogSettings, line};
 use clap::{Args, ValueEnum};
@@ -11,14 +11,15 @@ use std::path::{Path, PathBuf};
 /// The log.
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {
-    /// The log file.
+    /// Log file.
     ///
-    /// Without it: $KVMB_LOG_FILE, that of the configuration, /var/log/kvm_backup.log or, where that cannot be written,
-    /// ~/kvm_backup.log; under systemd, the journal. Commands that change something and 'verify' keep a log.
+    /// Default: $KVMB_LOG_FILE, otherwise log.file of the configuration, otherwise /var/log/kvm_backup.log or, if
+    /// that cannot be written, ~/kvm_backup.log. Under systemd, the journal is used. Only 'verify' and commands
+    /// that change something are logged.
     #[arg(long, value_name = "FILE", env = "KVMB_LOG_FILE", hide_env_values = true, global = true)]
     pub log_file: Option<PathBuf>,
 
-    /// How its lines are written.
+    /// Format of the log.
     #[arg(long, value_enum, default_value_t = LogStyle::Text, value_name = "FORMAT", global = true)]
     pub log_format: LogStyle,
 }
@@ -28,7 +29,7 @@ pub struct LogArgs {
 pub enum LogStyle {
     /// 2025-08-06 14:30:15,123 - INFO - …, local time.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -62,10 +63,11 @@ pub fn start(run: &Run, args: &LogArgs, (quiet, verbose): (bool, u8), config: &L
     };
     let (max_bytes, keep) = (config.max_size.value().0, config.keep.get());
     let file = (run.keeps_log && !places.is_empty()).then_some(FilePlan { places, style, max_bytes, keep });
-    let started = log::start(LogSettings { run: &run.id, command: run.command, level, file, journal });
+    let color = color::on_stderr();
+    let started = log::start(LogSettings { run: &run.id, command: run.command, level, color, file, journal });
     stderr::set_in_journal(started.journal);
     if let Some((path, error)) = started.fault.filter(|_| !quiet) {
-        say(&format!("kvmb: warning: there is no log, {} cannot be written: {error}", path.display()));
+        stderr::warning(&format!("no log is kept: cannot write {}: {error}", path.display()));
     }
     if run.keeps_log {
         tracing::info!("kvmb {} {} begins", env!("CARGO_PKG_VERSION"), run.command);

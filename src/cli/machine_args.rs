@@ -79,8 +79,8 @@ fn from_config(context: &Context, session: &mut Session) -> Result<Vec<Selection
     let (taken, left_out): (Vec<_>, Vec<_>) = context.config().selected_vms.iter().partition(|(_, taken)| **taken);
     let taken: Vec<String> = taken.into_iter().map(|(name, _)| name.text().to_owned()).collect();
     if taken.is_empty() {
-        return Err(CliError::usage("no machine was named, and selected_vms of the configuration takes none")
-            .hint("name machines, or use --all"));
+        return Err(CliError::usage("no machines were given and selected_vms of the configuration selects none")
+            .hint("specify machines, or use --all"));
     }
     let hypervisor = context.hypervisor(None)?;
     let mut machines = find(&hypervisor, &taken, session);

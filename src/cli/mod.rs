@@ -2,6 +2,7 @@
 //!
 //! `commands` has one file a subcommand: its arguments, whose doc comments are its help, and a short `run`.
 
+pub mod color;
 pub mod complete;
 mod context;
 mod data_folder;
@@ -59,9 +60,9 @@ use std::io::Write;
 
 /// Back up and restore KVM/libvirt virtual machines.
 ///
-/// kvmb is a toolbox: small commands that read and write JSON records, one a line, so that a backup can be a shell pipe,
-/// an Ansible play, or one 'kvmb backup'. Restore points are kept in a restic repository, which the stock restic program
-/// can list, check, mount and restore as well.
+/// kvmb consists of small commands that read and write JSON records, one per line. A backup can be a shell pipe, an
+/// Ansible play or a single 'kvmb backup'. Restore points are kept in a restic repository, so the restic program
+/// can also list, check, mount and restore them.
 #[derive(Debug, Parser)]
 #[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true, subcommand_value_name = "COMMAND", after_help = after_help())]
 pub struct Cli {
@@ -78,10 +79,10 @@ fn after_help() -> String {
 
 const EXAMPLES: &str = "\
 Examples:
-  kvmb vms                                        the machines of this host
-  kvmb backup vm1 -r /backup/kvm                  a full backup of one machine, running or not
+  kvmb vms                                        list the machines of this host
+  kvmb backup vm1 -r /backup/kvm                  back up one machine, running or not
   kvmb snapshot vm1 -r R | kvmb hash | kvmb push -r R | kvmb release | kvmb verify -r R
-                                                  the same as a pipe, with a checksum of each disk
+                                                  the same as a pipe, with a checksum for each disk
   kvmb restore vm1@latest -r R --as vm1-copy --into /var/lib/libvirt/images --start";
 
 #[derive(Debug, Subcommand)]
@@ -123,6 +124,7 @@ pub fn main() -> Exit {
         Ok(parsed) => parsed,
         Err(exit) => return exit,
     };
+    color::set(cli.global.color);
     // Before any thread: the environment is about to change.
     capture::quiet_libvirt_log();
     capture::complete_path();

@@ -1,7 +1,8 @@
 //! The only writer of standard output: records as a table, as JSON Lines or as one JSON array.
 
+use crate::cli::color;
 use crate::cli::stderr::report;
-use crate::cli::table;
+use crate::cli::table::{self, TableOptions};
 use crate::record::Record;
 use clap::ValueEnum;
 use std::io::{self, IsTerminal, Write};
@@ -12,9 +13,9 @@ pub enum Format {
     /// A table on a terminal, JSON Lines otherwise.
     #[default]
     Auto,
-    /// A table, for people.
+    /// A table.
     Table,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Jsonl,
     /// One JSON array, for Ansible's `from_json`.
     Json,
@@ -33,6 +34,12 @@ pub enum ClosedPipe {
 pub fn flush() {
     // Whoever does not read it any more does not miss it.
     let _ = io::stdout().flush();
+}
+
+/// How many columns the terminal of standard output has; none where there is no terminal.
+fn terminal_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok().filter(|_| io::stdout().is_terminal())?;
+    Some(usize::from(size.ws_col)).filter(|width| *width > 0)
 }
 
 /// Standard output.
@@ -78,7 +85,11 @@ impl Output {
                 let lines: Vec<String> = held.iter().map(Record::to_line).collect();
                 self.write(format!("[{}]\n", lines.join(",\n ")).as_bytes());
             }
-            Format::Table => self.write(table::render(&held, chrono::Local::now().fixed_offset()).as_bytes()),
+            Format::Table => {
+                let options =
+                    TableOptions { width: terminal_width(), color: color::is_wanted(io::stdout().is_terminal()) };
+                self.write(table::render(&held, chrono::Local::now().fixed_offset(), options).as_bytes());
+            }
             _ => {}
         }
     }

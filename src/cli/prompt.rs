@@ -53,7 +53,9 @@ pub fn passphrase(question: &str) -> Result<String, CliError> {
 
 /// Asks for a new password, twice.
 pub fn new_password(question: &str) -> Result<String, CliError> {
-    ask(|| Password::new().with_prompt(question).with_confirmation("Again", "These differ; once more").interact())
+    ask(|| {
+        Password::new().with_prompt(question).with_confirmation("Again", "The passwords differ; try again").interact()
+    })
 }
 
 /// Offers a list; the answer is the index.

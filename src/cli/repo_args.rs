@@ -38,34 +38,34 @@ const KEY_WAIT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Repository")]
 pub struct RepoArgs {
-    /// The restic repository: a folder (/backup/kvm), or one of a server (sftp://user@host//backup/kvm).
+    /// Restic repository: a folder (/backup/kvm) or a folder on a server (sftp://user@host//backup/kvm).
     ///
-    /// As with restic, a server's folder after a single slash begins where the login leads to: sftp://user@host/kvm. The
-    /// host may be an alias of ~/.ssh/config.
+    /// As with restic, a path after a single slash is relative to the login folder (sftp://user@host/kvm). The host
+    /// may be an alias from ~/.ssh/config.
     ///
-    /// Without it: $KVMB_REPO, that of the configuration, else the repository of this host, /var/lib/kvmb/repo, made on
-    /// first use with a generated key file beside it.
+    /// Default: $KVMB_REPO, otherwise the repository of the configuration, otherwise /var/lib/kvmb/repo. That one
+    /// is created on first use, with a generated key file next to it.
     #[arg(short, long, value_name = "URL", env = "KVMB_REPO", hide_env_values = true, add = repositories())]
     pub repo: Option<String>,
 
-    /// A file that holds the repository's password, read as restic reads it: without blanks and line ends around it.
+    /// File with the repository password.
     ///
-    /// Without it: $KVMB_PASSWORD_FILE, the output of $KVMB_PASSWORD_COMMAND, $KVMB_PASSWORD, what the configuration
-    /// says, or a question on a terminal.
+    /// As with restic, leading and trailing white space is ignored. Default: $KVMB_PASSWORD_FILE, otherwise the
+    /// output of $KVMB_PASSWORD_COMMAND, $KVMB_PASSWORD, the configuration, or a prompt on a terminal.
     #[arg(long, value_name = "FILE", env = "KVMB_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
     pub password_file: Option<PathBuf>,
 
-    /// A file that holds in its first line what ssh would ask for: the account's password, or a key's passphrase.
+    /// File whose first line is the SSH password of the account, or the passphrase of the key.
     ///
-    /// Without it: $KVMB_SSH_PASSWORD_FILE, the output of $KVMB_SSH_PASSWORD_COMMAND, $KVMB_SSH_PASSWORD, or a question on a
-    /// terminal. With a key that needs no passphrase, or an agent, nothing is asked for.
+    /// Default: $KVMB_SSH_PASSWORD_FILE, otherwise the output of $KVMB_SSH_PASSWORD_COMMAND, $KVMB_SSH_PASSWORD, or
+    /// a prompt on a terminal. Not needed with an agent or a key without a passphrase.
     #[arg(long, value_name = "FILE", env = "KVMB_SSH_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
     pub ssh_password_file: Option<PathBuf>,
-    /// Write to the repository no faster than this many bytes a second: 500K, 10M.
+    /// Limit writes to the repository, in bytes per second (example: 500K, 10M).
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub limit_upload: Option<NonZeroU32>,
 
-    /// How long to try again when the connection to the repository is lost: 15m unless set.
+    /// How long to retry after the connection to the repository is lost (default: 15m).
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub retry_for: Option<Duration>,
 
@@ -212,7 +212,7 @@ impl RepoArgs {
             let password = self.ask_password(context, Purpose::Open)?;
             match Repository::open(Arc::clone(&storage), &password) {
                 Err(error @ repo::Error::WrongPassword { .. }) if tries < TRIES => {
-                    say(&format!("kvmb: {error}; once more"))
+                    say(&format!("kvmb: {error}; try again"))
                 }
                 other => return Ok(remembered(other?)),
             }
@@ -254,9 +254,9 @@ impl RepoArgs {
         let password = self.password(context, Purpose::Open)?;
         let made = Repository::create(self.storage(context)?, &password);
         if let Ok(made) = &made {
-            say(&format!("kvmb: made the repository {} with the key {}", made.url(), default.key_file.display()));
+            say(&format!("kvmb: created the repository {} with the key {}", made.url(), default.key_file.display()));
             say(
-                "kvmb: hint: keep a copy of the key elsewhere ('kvmb key export FILE'): without it the backups are lost",
+                "kvmb: hint: keep a copy of the key elsewhere ('kvmb key export FILE'); without it the backups cannot be read",
             );
         }
         Ok(made.map(remembered))
@@ -307,14 +307,14 @@ impl RepoArgs {
 
     fn ask_password(&self, context: &Context, purpose: Purpose) -> Result<Password, CliError> {
         if prompt::possible(context) {
-            let question = format!("Password of {}", self.url()?);
+            let question = format!("Password for {}", self.url()?);
             let password = match purpose {
                 Purpose::Open => prompt::password(&question)?,
                 Purpose::Create => prompt::new_password(&question)?,
             };
             return Ok(Password::new(password));
         }
-        Err(CliError::usage(format!("no password for {} was given", self.url()?))
+        Err(CliError::usage(format!("no password for {}", self.url()?))
             .hint("use --password-file FILE, $KVMB_PASSWORD_FILE or $KVMB_PASSWORD_COMMAND"))
     }
 }

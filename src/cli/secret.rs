@@ -51,7 +51,7 @@ fn from_file_by(path: &Path, limit: Duration, read: fn(&[u8]) -> Option<Password
     };
     let metadata = fs::metadata(path).map_err(io)?;
     if metadata.is_file() && metadata.mode() & 0o007 != 0 {
-        return Err(CliError::usage(format!("everybody may read or write the password file {}", path.display()))
+        return Err(CliError::usage(format!("password file {} is accessible to other users", path.display()))
             .hint(format!("chmod 600 '{}'", path.display())));
     }
     let content = Zeroizing::new(bounded::read(path, LONGEST_BYTES, limit, &bounded::ending()).map_err(io)?);
@@ -88,8 +88,8 @@ fn first_line(bytes: &[u8]) -> Option<Password> {
 }
 
 fn too_late(what: &str, limit: Duration) -> CliError {
-    CliError::new(Code::Timeout, format!("{what} gave no password within {} s", limit.as_secs()))
-        .hint("limits.password of the configuration says how long it is waited for")
+    CliError::new(Code::Timeout, format!("{what} did not return a password within {} s", limit.as_secs()))
+        .hint("limits.password in the configuration sets this limit")
 }
 
 /// What a command prints within the limit, as restic reads it; `origin` is where the command stands.

@@ -208,7 +208,7 @@ fn log_stored(point: &Point) {
         new_bytes = sum(|disk| disk.new_bytes),
         stored_bytes = sum(|disk| disk.stored_bytes),
         duration_seconds = point.duration_seconds,
-        "{} was stored",
+        "{} was backed up",
         point.machine
     );
 }

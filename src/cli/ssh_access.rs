@@ -126,7 +126,7 @@ impl TerminalCredentials {
 
 impl Credentials for TerminalCredentials {
     fn password(&self, account: &str) -> Result<Option<Secret>, String> {
-        self.secret(&format!("Password of {account}"))
+        self.secret(&format!("Password for {account}"))
     }
 
     fn passphrase(&self, key_file: &Path) -> Result<Option<Secret>, String> {
@@ -155,7 +155,7 @@ impl Credentials for TerminalCredentials {
     fn was_wrong(&self) -> bool {
         let typed = self.can_answer && matches!(self.given(), Ok(None));
         if typed {
-            say("kvmb: that was wrong; please try again");
+            say("kvmb: wrong password or passphrase; try again");
         }
         typed
     }
@@ -168,12 +168,10 @@ impl Credentials for TerminalCredentials {
         if !self.can_answer {
             return Ok(false);
         }
-        say(&format!("kvmb: {} is not known yet. It shows this {} key:", key.server, key.algorithm));
+        say(&format!("kvmb: the host key of {} is not known. Its {} key fingerprint is:", key.server, key.algorithm));
         say(&format!("kvmb:   {}", key.fingerprint));
-        say(
-            "kvmb: compare it with what 'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' prints on the server itself",
-        );
-        let question = format!("Is it the right one (it is then noted in {})?", key.known_hosts.display());
+        say("kvmb: compare it with the output of 'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' on the server");
+        let question = format!("Does it match (it will be added to {})?", key.known_hosts.display());
         prompt::confirm(&question).map_err(|error| error.message)
     }
 }

@@ -1,5 +1,6 @@
 //! Standard error: what people read there while a command runs.
 
+use crate::cli::color;
 use crate::cli::table::printable;
 use crate::log::TOLD;
 use std::io::Write;
@@ -29,13 +30,29 @@ pub fn error(message: &str, hint: Option<&str>) {
     if in_journal() {
         return;
     }
-    say(&format!("kvmb: error: {message}"));
+    write(&format!("kvmb: {} {}", painted("error:", RED), printable(message)));
     if let Some(hint) = hint {
         say(&format!("kvmb: hint: {hint}"));
     }
 }
 
+/// Warns people.
+pub fn warning(message: &str) {
+    write(&format!("kvmb: {} {}", painted("warning:", YELLOW), printable(message)));
+}
+
+const RED: &str = "31";
+const YELLOW: &str = "33";
+
+fn painted(word: &str, code: &str) -> String {
+    if color::on_stderr() { format!("\u{1b}[{code}m{word}\u{1b}[0m") } else { word.to_owned() }
+}
+
 /// Writes a line to standard error. One that nobody reads any more is no reason to leave a backup half done.
 pub fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{}", printable(line));
+    write(&printable(line));
+}
+
+fn write(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

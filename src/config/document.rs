@@ -70,7 +70,7 @@ impl KeyWalk {
                         known.map(|known| known.keys().map(String::as_str).collect()).unwrap_or_default();
                     self.faults.push(KeyError {
                         nearest: nearest_word(&key, names).map(str::to_owned),
-                        ..KeyError::rule(&name(&inner), "is not known")
+                        ..KeyError::rule(&name(&inner), "is unknown")
                     });
                 }
             }
@@ -128,7 +128,7 @@ fn trial(path: &[PathSegment], value: &Value) -> Result<(), String> {
 
 /// A rule of ours as it is; what serde says of other types, in the words of JSON.
 fn plain_rule(message: &str) -> String {
-    if let Some((_, rule)) = message.split_once(" is no ") {
+    if let Some((_, rule)) = message.split_once(" is not a ") {
         return format!("a {rule}");
     }
     let Some((_, expected)) = message.rsplit_once(", expected ") else {
@@ -213,15 +213,15 @@ mod tests {
             messages,
             [
                 "the key \"backup_host\" is \"my_host\" and must be a host name (letters, digits, '-' and '.'), an IPv4 or an IPv6 address",
-                "the key \"bakup_path\" is not known",
+                "the key \"bakup_path\" is unknown",
                 "the key \"ssh.port\" is 99999 and must be a whole number from 1 to 65535",
-                "the key \"ssh.prot\" is not known",
-                "the key \"backup_freq\" is \"61 2 * * *\" and must be a time as in crontab(5): the minute '61' is wrong: it goes from 0 to 59",
-                "the key \"retention.local.keep_within\" is \"soon\" and must be a length of time: numbers with y, m (months), w, d or h are expected, such as 30d or 1y6m",
-                "the key \"retention.local.keep_dayly\" is not known",
+                "the key \"ssh.prot\" is unknown",
+                "the key \"backup_freq\" is \"61 2 * * *\" and must be a time as in crontab(5): invalid minute '61': it goes from 0 to 59",
+                "the key \"retention.local.keep_within\" is \"soon\" and must be a duration: expected numbers with y, m (months), w, d or h, such as 30d or 1y6m",
+                "the key \"retention.local.keep_dayly\" is unknown",
                 "the key \"selected_vms.vm1\" is \"yes\" and must be true or false",
                 "the key \"selected_vms.a/b\" is true and must be the name of a machine or a glob ('web*', 'db[12]'), without '/'",
-                "the key \"hooks.before_run.0.timout\" is not known",
+                "the key \"hooks.before_run.0.timout\" is unknown",
             ]
         );
         let nearest: Vec<Option<&str>> = found.iter().map(|fault| fault.nearest.as_deref()).collect();

@@ -41,13 +41,13 @@ pub struct Loaded {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file that was named is not there.
-    #[error("there is no configuration {}", .path.display())]
+    #[error("configuration file {} does not exist", .path.display())]
     Missing {
         /// The file.
         path: PathBuf,
     },
     /// It cannot be read.
-    #[error("cannot read the configuration {}: {source}", .path.display())]
+    #[error("cannot read configuration file {}: {source}", .path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -55,7 +55,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// It belongs to a third party.
-    #[error("the configuration {} belongs to the user with the number {owner}, who could make kvmb run commands", .path.display())]
+    #[error("configuration file {} belongs to user {owner}, who could make kvmb run commands", .path.display())]
     ForeignOwner {
         /// The file.
         path: PathBuf,
@@ -63,7 +63,7 @@ pub enum Error {
         owner: u32,
     },
     /// Others may write it.
-    #[error("others may write the configuration {} (mode {mode:04o}), and could make kvmb run commands", .path.display())]
+    #[error("configuration file {} is writable by other users (mode {mode:04o}), who could make kvmb run commands", .path.display())]
     Writable {
         /// The file.
         path: PathBuf,
@@ -71,7 +71,7 @@ pub enum Error {
         mode: u32,
     },
     /// Everybody may read it, and it has a secret.
-    #[error("everybody may read the configuration {} (mode {mode:04o}), and its key \"{key}\" may give away a password", .path.display())]
+    #[error("configuration file {} is readable by other users (mode {mode:04o}), and its key \"{key}\" may reveal a password", .path.display())]
     Readable {
         /// The file.
         path: PathBuf,
@@ -81,7 +81,7 @@ pub enum Error {
         key: &'static str,
     },
     /// It is no JSON object.
-    #[error("the configuration {} is not JSON: {reason}", .path.display())]
+    #[error("configuration file {} is not valid JSON: {reason}", .path.display())]
     NotJson {
         /// The file.
         path: PathBuf,
@@ -89,7 +89,7 @@ pub enum Error {
         reason: String,
     },
     /// Keys or values in it are wrong.
-    #[error("the configuration {} has {} faults", .path.display(), .faults.len())]
+    #[error("configuration file {} has {} errors", .path.display(), .faults.len())]
     Faults {
         /// The file.
         path: PathBuf,

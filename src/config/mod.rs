@@ -48,85 +48,85 @@ pub struct Config {
     /// The folder on the backup server that holds the repository; if it holds other things, that is the folder kvmb in there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup_path: Option<WithText<AbsolutePath>>,
-    /// Whether backups run by themselves, at backup_freq.
+    /// Whether to schedule backups at backup_freq.
     pub auto_backup: bool,
-    /// When they run, as in crontab(5); without it, at two in the night: "0 2 * * *".
+    /// Schedule of the backups, as in crontab(5). Default: "0 2 * * *".
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup_freq: Option<WithText<Cron>>,
-    /// The machines that 'kvmb backup' takes when it is given no names: true takes a machine, false leaves it out. A
-    /// name may be a glob ("web*"); false wins over true.
+    /// The machines that 'kvmb backup' backs up when no names are given: true includes a machine, false excludes it. A
+    /// name may be a glob ("web*"); false takes precedence over true.
     pub selected_vms: BTreeMap<WithText<MachineName>, bool>,
 
-    /// The libvirt connection, as virsh takes it.
+    /// The libvirt connection, as for virsh.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect: Option<WithText<LibvirtUri>>,
-    /// The local repository: a folder. Without it, this host's own in /var/lib/kvmb/repo. Empty: none, backups go
-    /// straight to the backup server.
+    /// The local repository: a folder. Default: /var/lib/kvmb/repo. Empty: none, backups go directly to the backup
+    /// server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repo: Option<WithText<RepoAddress>>,
-    /// A file that holds the password of the local repository in its first line.
+    /// A file whose first line is the password of the local repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<WithText<AbsolutePath>>,
     /// A command whose first line of output is that password.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_command: Option<WithText<CommandLine>>,
-    /// A file that holds the password of the repository on the backup server in its first line; without it, that of the
-    /// local one.
+    /// A file whose first line is the password of the repository on the backup server. Default: the password of the
+    /// local repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remote_password_file: Option<WithText<AbsolutePath>>,
-    /// How to log in on the backup server.
+    /// How to log in to the backup server.
     pub ssh: Ssh,
 
-    /// How many machines are backed up at once.
+    /// Number of machines to back up at the same time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jobs: Option<Bounded<1, 64>>,
-    /// Whether the guest's file systems are frozen through its agent for the moment of the capture.
+    /// Whether to freeze the guest's file systems through the guest agent during the capture.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freeze: Option<FreezePolicy>,
-    /// How long the guest agent may take to answer.
+    /// How long to wait for the guest agent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freeze_timeout: Option<WithText<PositiveSpan>>,
-    /// How long a capture may stay open while nobody reads it; then its guard ends it.
+    /// How long a capture may stay open while no one reads it. After that, its guard process closes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lease: Option<WithText<PositiveSpan>>,
-    /// The folder for what guests overwrite while they are backed up; without it /var/lib/kvmb/scratch.
+    /// Folder for the blocks that guests overwrite during a backup. Default: /var/lib/kvmb/scratch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scratch: Option<WithText<AbsolutePath>>,
-    /// The share of unchanged chunks that is read all the same and compared.
+    /// Share of unchanged chunks to read again and compare, as a check of the dirty bitmap.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit: Option<WithText<ShareText>>,
-    /// The size of the pieces in which disks are compared and stored; without it a disk keeps what its last point has, 1M at first.
+    /// Size of the chunks in which disks are compared and stored. Default: that of the previous point, 1M for a new disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chunk_size: Option<WithText<ChunkSizeText>>,
-    /// A disk that was last read in full so long ago is read in full again, and compared; without it, never.
+    /// Read a disk in full, and compare, if it has not been read in full for this long. Default: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub full_every: Option<WithText<PositiveSpan>>,
-    /// Disks are read no faster than this many bytes a second, all together; without it, as fast as they can be.
+    /// Limit reads from all disks together, in bytes per second. Default: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_read: Option<WithText<PositiveSize>>,
-    /// Repositories are written to no faster than this many bytes a second.
+    /// Limit writes to repositories, in bytes per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_upload: Option<WithText<PositiveSize>>,
-    /// How long to wait for what may never answer.
+    /// Time limits for operations that may never finish.
     pub limits: Limits,
-    /// How long to try again when the connection to a repository is lost.
+    /// How long to retry after the connection to a repository is lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_for: Option<WithText<PositiveSpan>>,
-    /// Whether each new point is read back and proven.
+    /// Whether to verify each new point by reading it back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify: Option<bool>,
-    /// The share of all chunks of a repository that is read back and proven after each backup, each time the next one; without
-    /// it, none.
+    /// Share of all chunks of a repository to verify after each backup. Each run continues where the previous one ended.
+    /// Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify_sample: Option<WithText<ShareText>>,
 
-    /// Which points are kept when 'kvmb prune' is given no rules.
+    /// Retention rules for 'kvmb prune'.
     pub retention: Retention,
     /// Commands that run before and after a backup.
     pub hooks: Hooks,
-    /// Where and how kvmb keeps its log.
+    /// The log.
     pub log: Log,
-    /// When 'kvmb status' alarms, and whom a backup tells how it went.
+    /// Thresholds of 'kvmb status', and where backups write metrics.
     pub status: StatusConfig,
 }
 
@@ -172,36 +172,36 @@ impl Default for Config {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Ssh {
-    /// The port of its SSH server; without it, 22 or what ~/.ssh/config says.
+    /// SSH port. Default: the port in ~/.ssh/config, otherwise 22.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<Bounded<1, 65535>>,
-    /// The private key; without it, kvmb's own, those of the agent and of ~/.ssh.
+    /// Private key. Default: the key of kvmb, those of the agent and of ~/.ssh.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity_file: Option<WithText<AbsolutePath>>,
-    /// A file that holds the password of the login in its first line, where there is no key.
+    /// A file whose first line is the password for the login, if there is no key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<WithText<AbsolutePath>>,
     /// A command whose first line of output is that password.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_command: Option<WithText<CommandLine>>,
-    /// How many connections are open at once, 6 unless set; each may hold 16 MiB in memory.
+    /// Number of connections (default: 6). Each uses up to 16 MiB of memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Bounded<1, 16>>,
-    /// How long a server that is connected may make no progress before the connection is given up and made again; two minutes
-    /// unless set. A slow disk needs more, a link of less than 512 bytes a second too.
+    /// How long a connected server may make no progress before kvmb reconnects (default: two minutes). Increase it for a
+    /// slow disk, or a link slower than 512 bytes per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress_timeout: Option<WithText<PositiveSpan>>,
 }
 
-/// How long to wait for what may never answer. A machine whose QEMU hangs fails, and the others go on.
+/// Time limits for operations that may never finish. If the QEMU of one machine hangs, the other machines continue.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Limits {
-    /// For libvirt to answer a call.
+    /// Limit for a libvirt call.
     pub libvirt: WithText<PositiveSpan>,
-    /// For libvirt and QEMU to begin a backup.
+    /// Limit for libvirt and QEMU to start a backup.
     pub backup_begin: WithText<PositiveSpan>,
-    /// For a command that prints a password, or a password file that is a named pipe.
+    /// Limit for a command that prints a password, or a password file that is a named pipe.
     pub password: WithText<PositiveSpan>,
 }
 
@@ -215,13 +215,13 @@ impl Default for Limits {
     }
 }
 
-/// Which points are kept. Without rules, all are.
+/// Retention rules. Without rules, all points are kept.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Retention {
-    /// In the local repository, and in any other folder.
+    /// Rules for the local repository and for any other folder.
     pub local: Policy,
-    /// In the repository on the backup server. A backup does not copy there again what these rules removed.
+    /// Rules for the repository on the backup server. Points that these rules removed are not copied there again.
     pub remote: Policy,
 }
 
@@ -245,31 +245,31 @@ pub enum FreezePolicy {
     Required,
 }
 
-/// Commands that run before and after a backup. See the manual for what they find in their environment.
+/// Commands to run before and after a backup. The manual describes their environment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Hooks {
-    /// Before anything else. One that fails ends the run before any machine is touched.
+    /// Run first. If one fails, no machine is backed up.
     pub before_run: Vec<Hook>,
-    /// When all is done, however it went.
+    /// Run at the end, whatever the result.
     pub after_run: Vec<Hook>,
-    /// Before each machine. One that fails makes the backup of that machine fail.
+    /// Run before each machine. If one fails, that machine is not backed up.
     pub before_machine: Vec<Hook>,
-    /// After each machine, however it went.
+    /// Run after each machine, whatever the result.
     pub after_machine: Vec<Hook>,
 }
 
-/// A command that runs before or after a backup. No shell reads it: it is a program and its arguments.
+/// A command to run before or after a backup: a program and its arguments, without a shell.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(inline)]
 pub struct Hook {
-    /// The program and its arguments, each a text of its own.
+    /// The program and its arguments, as separate strings.
     pub command: Vec<String>,
-    /// How long it may take; then it is ended, with all that it started, and counts as failed. Without it, one minute.
+    /// Time limit (default: one minute). After that, the command and its child processes are stopped, and it has failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<WithText<PositiveSpan>>,
-    /// After which outcome it runs; of no meaning before a backup.
+    /// After which result it runs. Ignored for hooks that run before.
     pub when: When,
 }
 
@@ -291,15 +291,15 @@ pub enum When {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Log {
-    /// The file; without it /var/log/kvm_backup.log or, where that cannot be written, ~/kvm_backup.log.
+    /// Log file. Default: /var/log/kvm_backup.log or, if that cannot be written, ~/kvm_backup.log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<WithText<AbsolutePath>>,
-    /// Lines of text or of JSON.
+    /// Text or JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<LogFormat>,
-    /// A file that has grown larger than this is set aside and a new one begun.
+    /// Rotate the file when it is larger than this.
     pub max_size: WithText<PositiveSize>,
-    /// How many files that were set aside are kept.
+    /// Number of rotated files to keep.
     pub keep: Bounded<1, 1000>,
 }
 
@@ -324,19 +324,19 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct StatusConfig {
-    /// Warn of a machine whose newest point is older than this; without it, than the longest time between two runs and two
-    /// hours more.
+    /// Warn if the latest point of a machine is older than this. Default: the longest time between two runs plus two
+    /// hours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warning: Option<WithText<PositiveSpan>>,
-    /// Alarm when it is older than this; without it, than twice the warning, if there is one, else twice the longest time
-    /// between two runs and two hours more.
+    /// Report a critical state if it is older than this. Default: twice the warning if set, otherwise twice the longest
+    /// time between two runs plus two hours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub critical: Option<WithText<PositiveSpan>>,
-    /// Warn of a machine none of whose points was proven for so long; without it, 30 days.
+    /// Warn if no point of a machine has been verified for this long. Default: 30 days.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify_warning: Option<WithText<PositiveSpan>>,
-    /// The file that 'kvmb backup' writes metrics for Prometheus to after each run: one that ends in .prom in the node
-    /// exporter's textfile folder.
+    /// File to which 'kvmb backup' writes Prometheus metrics after each run. For the node exporter, use a name that ends
+    /// in .prom in its textfile folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prometheus_textfile: Option<WithText<AbsolutePath>>,
 }
@@ -380,16 +380,16 @@ impl Config {
         let mut faults = Vec::new();
         let mut fault = |key: &str, rule: &str| faults.push(KeyError::rule(key, rule));
         if self.backup_host.is_some() && self.backup_path.is_none() {
-            fault("backup_path", "must be there when there is a backup_host");
+            fault("backup_path", "is required when backup_host is set");
         }
         if self.password_file.is_some() && self.password_command.is_some() {
-            fault("password_command", "must not be there together with password_file");
+            fault("password_command", "cannot be used together with password_file");
         }
         if self.ssh.password_file.is_some() && self.ssh.password_command.is_some() {
-            fault("ssh.password_command", "must not be there together with ssh.password_file");
+            fault("ssh.password_command", "cannot be used together with ssh.password_file");
         }
         if self.repo.as_ref().is_some_and(|repo| repo.text().is_empty()) && self.backup_host.is_none() {
-            fault("backup_host", "must be there when repo is empty: backups need a place");
+            fault("backup_host", "is required when repo is empty");
         }
         let (warning, critical) = (&self.status.warning, &self.status.critical);
         if let (Some(warning), Some(critical)) = (warning, critical)

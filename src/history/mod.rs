@@ -23,6 +23,9 @@ const LONGEST_ERROR_CHARS: usize = 1000;
 /// So many damaged points of a machine are remembered, the newest.
 const MOST_DAMAGED_POINTS: usize = 32;
 
+/// So many verified points of a machine are remembered, the newest.
+const MOST_VERIFIED_POINTS: usize = 256;
+
 /// What is remembered of one machine in one repository.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Memory {
@@ -48,6 +51,9 @@ pub struct Memory {
     /// The last proof that found a point whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified: Option<Verification>,
+    /// The deepest verification of each point, the newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub verified_points: Vec<Verification>,
     /// The points that were found damaged and have not been found whole since.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damaged: Vec<Verification>,
@@ -178,6 +184,7 @@ impl Memory {
             last_run: None,
             last_success: None,
             verified: None,
+            verified_points: Vec::new(),
             damaged: Vec::new(),
         }
     }
@@ -200,11 +207,23 @@ impl Memory {
     /// Notes that a point was found whole. What a deeper proof found damaged stays damaged.
     pub fn note_whole(&mut self, proof: Verification) {
         self.damaged.retain(|damage| damage.point != proof.point || damage.depth > proof.depth);
-        self.verified = Some(proof);
+        let known = self.verified_points.iter().position(|known| known.point == proof.point);
+        if !known.is_some_and(|at| self.verified_points[at].depth > proof.depth) {
+            known.map(|at| self.verified_points.remove(at));
+            self.verified_points.push(proof.clone());
+            let too_many = self.verified_points.len().saturating_sub(MOST_VERIFIED_POINTS);
+            self.verified_points.drain(..too_many);
+        }
+        // A look at the structure is no reason to forget that the data was read.
+        let is_shallow = proof.depth == VerifiedDepth::Quick;
+        if !(is_shallow && self.verified.as_ref().is_some_and(|known| known.depth > VerifiedDepth::Quick)) {
+            self.verified = Some(proof);
+        }
     }
 
     /// Notes that a point was found damaged.
     pub fn note_damage(&mut self, proof: Verification) {
+        self.verified_points.retain(|known| known.point != proof.point);
         self.damaged.retain(|damage| damage.point != proof.point);
         self.damaged.push(proof);
         let too_many = self.damaged.len().saturating_sub(MOST_DAMAGED_POINTS);

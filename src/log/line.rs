@@ -54,18 +54,39 @@ where
     }
 }
 
+/// Writes lines for people: `kvmb: warning: message key=value`.
+#[derive(Debug, Clone, Copy)]
+pub struct StderrLine {
+    /// Whether the word before the message is coloured.
+    pub color: bool,
+}
+
+impl<S, N> FormatEvent<S, N> for StderrLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut fields = EventFields::default();
+        event.record(&mut fields);
+        let (word, code) = match *event.metadata().level() {
+            tracing::Level::ERROR => ("error:", "31"),
+            tracing::Level::WARN => ("warning:", "33"),
+            tracing::Level::INFO => ("info:", "32"),
+            _ => ("debug:", "34"),
+        };
+        match self.color {
+            true => write!(writer, "kvmb: \u{1b}[{code}m{word}\u{1b}[0m ")?,
+            false => write!(writer, "kvmb: {word} ")?,
+        }
+        writer.write_str(&fields.in_words())?;
+        writer.write_char('\n')
+    }
+}
+
 impl LogLine {
     fn text(&self, now: DateTime<Local>, level: &str, fields: &EventFields) -> String {
-        let mut line = format!("{} - {level} - [{}] {}", now.format("%Y-%m-%d %H:%M:%S,%3f"), self.run, fields.message);
-        for (key, value) in &fields.others {
-            let text = match value {
-                Value::String(text) if !text.is_empty() && !text.contains([' ', '"', '=']) => text.clone(),
-                other => other.to_string(),
-            };
-            line.push_str(&format!(" {key}={text}"));
-        }
-        // Names are not trusted: one with a line break in it could pass for a line of ours.
-        line.chars().map(|c| if steers_terminal(c) { '\u{fffd}' } else { c }).collect()
+        format!("{} - {level} - [{}] {}", now.format("%Y-%m-%d %H:%M:%S,%3f"), self.run, fields.in_words())
     }
 
     fn json(&self, now: DateTime<Local>, level: &str, fields: EventFields) -> String {
@@ -90,6 +111,20 @@ struct EventFields {
 }
 
 impl EventFields {
+    /// The message and the fields behind it, in one line.
+    fn in_words(&self) -> String {
+        let mut line = self.message.clone();
+        for (key, value) in &self.others {
+            let text = match value {
+                Value::String(text) if !text.is_empty() && !text.contains([' ', '"', '=']) => text.clone(),
+                other => other.to_string(),
+            };
+            line.push_str(&format!(" {key}={text}"));
+        }
+        // Names are not trusted: one with a line break in it could pass for a line of ours.
+        line.chars().map(|c| if steers_terminal(c) { '\u{fffd}' } else { c }).collect()
+    }
+
     fn add(&mut self, field: &Field, value: Value) {
         match (field.name(), value) {
             ("message", Value::String(text)) => self.message = text,

@@ -14,7 +14,6 @@ pub mod rotating;
 
 use line::{LogLine, Style};
 use rotating::RotatingFile;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use tracing_subscriber::layer::SubscriberExt;
@@ -70,6 +69,8 @@ pub struct LogSettings<'a> {
     pub command: &'static str,
     /// What goes to standard error.
     pub level: Level,
+    /// Whether standard error gets colour.
+    pub color: bool,
     /// The file; none for a run that keeps no log.
     pub file: Option<FilePlan>,
     /// Whether the journal gets it all.
@@ -91,9 +92,8 @@ pub fn start(plan: LogSettings<'_>) -> Started {
     let filter = |level: Level| EnvFilter::new(level.directive());
     let stderr = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        // Colours are for people: not for cron's mail, not for a pipe.
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
-        .with_target(false)
+        .event_format(line::StderrLine { color: plan.color })
+        .with_ansi(plan.color)
         // It would complain on standard error that standard error is closed, and panic.
         .log_internal_errors(false)
         .with_filter(EnvFilter::new(format!("{},{TOLD}=off", plan.level.directive())));

@@ -47,7 +47,7 @@ impl Backup<'_> {
             Err((Error::Capture(error @ (ChangedMeanwhile { .. } | StartedMeanwhile { .. })), _)) => error.to_string(),
             result => return result.map_err(|(error, _)| error),
         };
-        self.monitor.warn(&format!("{what}; it is captured again"));
+        self.monitor.warn(&format!("{what}; capturing it again"));
         self.attempt(machine, request).map_err(|(error, _)| error)
     }
 
@@ -73,7 +73,7 @@ impl Backup<'_> {
         let released = release(self.runtime, None, file);
         if let Err(error) = released {
             // The next run clears it; a point that is stored stays stored.
-            self.monitor.warn(&format!("{}: {error}; the next run clears it", state.machine));
+            self.monitor.warn(&format!("{}: {error}; the next run cleans it up", state.machine));
         }
         let mut point = stored.map_err(during)?;
         // The capture is over: nothing is left to be released.

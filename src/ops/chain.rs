@@ -94,17 +94,17 @@ pub fn mismatch(now: &CapturedDisk, then: &ManifestDisk) -> Option<String> {
     let before: Vec<ImageIdentity> =
         then.layers.iter().filter_map(|layer| serde_json::from_value(layer.clone()).ok()).collect();
     let (Some(top_now), Some(top_then)) = (now.image.first(), before.first()) else {
-        return Some("the parent point does not say which image it was of".into());
+        return Some("the parent point does not record its image".into());
     };
     let is_reborn = matches!((top_now.born_ns, top_then.born_ns), (Some(now), Some(then)) if now != then);
     if (&top_now.path, top_now.inode) != (&top_then.path, top_then.inode) || is_reborn {
-        return Some(format!("its image is another file than in the parent point ({} then)", top_then.path));
+        return Some(format!("the image is not the one of the parent point ({})", top_then.path));
     }
     let below = |layers: &[ImageIdentity]| -> Vec<(String, u64, u64, i64)> {
         layers[1..].iter().map(|l| (l.path.clone(), l.inode, l.size_bytes, l.modified_ns)).collect()
     };
     if below(&now.image) != below(&before) {
-        return Some("a backing file was changed or exchanged since the parent point".into());
+        return Some("a backing file has changed since the parent point".into());
     }
     None
 }

@@ -73,7 +73,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Something is to be written into a folder that is not there.
-    #[error("there is no folder {}", path.display())]
+    #[error("folder {} does not exist", path.display())]
     NoFolder {
         /// The folder.
         path: PathBuf,
@@ -103,7 +103,7 @@ pub enum Error {
         disk: String,
     },
     /// The stream ended before all disks of a capture had come.
-    #[error("only {arrived} of {expected} disks of capture {capture} came")]
+    #[error("only {arrived} of {expected} disks of capture {capture} arrived")]
     CaptureIncomplete {
         /// The capture's id.
         capture: String,
@@ -113,7 +113,7 @@ pub enum Error {
         expected: usize,
     },
     /// The capture's disks can no longer be read.
-    #[error("capture {capture} of {machine} ended its lease at {}", lease_ends_at.to_rfc3339())]
+    #[error("the lease of capture {capture} of {machine} expired at {}", lease_ends_at.to_rfc3339())]
     CaptureExpired {
         /// The capture's id.
         capture: String,
@@ -141,7 +141,7 @@ pub enum Error {
         near: Vec<String>,
     },
     /// More than one point does.
-    #[error("{wanted:?} is the beginning of {count} point ids")]
+    #[error("{wanted:?} matches {count} points")]
     AmbiguousPoint {
         /// What was asked for.
         wanted: String,
@@ -149,7 +149,7 @@ pub enum Error {
         count: usize,
     },
     /// Machines of several hosts have the name, and none of this one.
-    #[error("{machine:?} is the name of machines of several hosts: {}", hosts_text(.newest))]
+    #[error("several hosts have a machine named {machine:?}: {}", hosts_text(.newest))]
     AmbiguousMachine {
         /// The name.
         machine: String,
@@ -165,7 +165,7 @@ pub enum Error {
         reason: String,
     },
     /// A point whose manifest says what its definition does not.
-    #[error("point {point} is not restored, its point.json does not fit its definition: {reason}")]
+    #[error("point {point} was not restored: its point.json does not match its definition: {reason}")]
     UntrustedPoint {
         /// Its id.
         point: String,
@@ -173,7 +173,7 @@ pub enum Error {
         reason: String,
     },
     /// A snapshot file that may be the point that is meant.
-    #[error("snapshot {snapshot} cannot be read and may be the point that is meant: {reason}")]
+    #[error("snapshot {snapshot} cannot be read and might be the requested point: {reason}")]
     UnreadableSnapshot {
         /// Its id.
         snapshot: String,
@@ -189,7 +189,7 @@ pub enum Error {
         damage: Vec<Damage>,
     },
     /// A repository in which nothing may be removed, because something in it is damaged.
-    #[error("nothing is removed from a damaged repository: {source}")]
+    #[error("the repository is damaged, so nothing was removed: {source}")]
     Unprunable {
         /// What was found.
         source: Box<repo::Error>,
@@ -203,19 +203,19 @@ pub enum Error {
         source: Box<repo::Error>,
     },
     /// Something is where a restore would write.
-    #[error("{} exists already", path.display())]
+    #[error("{} already exists", path.display())]
     Exists {
         /// The file.
         path: PathBuf,
     },
     /// A machine of that name is there.
-    #[error("machine {machine} exists already")]
+    #[error("machine {machine} already exists")]
     MachineExists {
         /// The machine.
         machine: String,
     },
     /// Another machine has the name: replacing it is not what `--overwrite` means.
-    #[error("another machine is called {machine} (its UUID is {uuid})")]
+    #[error("another machine is already named {machine} (UUID {uuid})")]
     NameTaken {
         /// The name.
         machine: String,
@@ -229,7 +229,7 @@ pub enum Error {
         machine: String,
     },
     /// A running machine's image is never written over.
-    #[error("disk {disk} cannot be restored to {}: QEMU has it open, its machine is running", path.display())]
+    #[error("disk {disk} cannot be restored to {}: it is in use by a running machine", path.display())]
     ImageInUse {
         /// The disk.
         disk: String,
@@ -248,7 +248,7 @@ pub enum Error {
     },
     /// A server's list of keys has ours, and the server does not take it.
     #[error(
-        "{account} has this key in .ssh/authorized_keys now, but the server does not let it in: it may read its lists elsewhere"
+        "the key was added to .ssh/authorized_keys of {account}, but the server still refuses it; it may read the keys from another file"
     )]
     KeyNotTaken {
         /// `user@host`.
@@ -257,7 +257,7 @@ pub enum Error {
         line: String,
     },
     /// A device that is not there: a file in its place would be in memory.
-    #[error("disk {disk} cannot be restored: there is no device {}", path.display())]
+    #[error("disk {disk} cannot be restored: device {} does not exist", path.display())]
     NoDevice {
         /// The disk.
         disk: String,
@@ -293,13 +293,13 @@ pub enum Error {
         solve: String,
     },
     /// Saved memory would be woken on top of other disks than it was saved with.
-    #[error("the memory of {machine} is saved on disk and does not fit the disks that would be restored")]
+    #[error("{machine} has saved memory, which does not match the disks to be restored")]
     SavedMemory {
         /// The machine.
         machine: String,
     },
     /// The machine needs something that this host does not have.
-    #[error("{machine} would not {}: this host does not have {what}", if *is_start { "start" } else { "be taken by libvirt" })]
+    #[error("{machine} cannot {}: this host does not have {what}", if *is_start { "start" } else { "be defined" })]
     MissingHere {
         /// The machine.
         machine: String,

@@ -272,7 +272,7 @@ impl Guard {
         if !is_over {
             return Ok(true);
         }
-        tracing::info!("the lease of capture {} of {} is over", state.id, state.machine);
+        tracing::info!("the lease of capture {} of {} has expired", state.id, state.machine);
         self.record.verdict.get_or_insert(Verdict::Expired);
         self.file.note_guard(&self.record)?;
         self.send(Errand::Release, stop);

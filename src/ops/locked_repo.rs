@@ -89,7 +89,7 @@ impl LockedRepo {
             let recovered = recovery.finish(&view.index, &permit, &stop.flag())?;
             stop.check()?;
             if recovered > 0 {
-                tracing::info!("{recovered} packs of a run that was ended are used");
+                tracing::info!("reusing {recovered} packs of an interrupted run");
                 view.index = repo.load_index()?;
             }
         }

@@ -339,14 +339,16 @@ fn judge_points(
         let outlives_machine = outlives_machine(&group, request);
         let machine = group.name();
         if let (true, Living::Unknown(reason)) = (outlives_machine, &request.living) {
-            monitor.warn(&format!("all points of {machine} stay, for libvirt cannot say whether it exists: {reason}"));
+            monitor.warn(&format!(
+                "all points of {machine} are kept, because libvirt cannot tell whether the machine exists: {reason}"
+            ));
         }
         let future = group.points.iter().filter(|(point, _)| point.snapshot.time > now).count();
         if future > 0 && verifier.is_some() {
             let hosts = Vec::from_iter(group.machine.hosts.iter().map(String::as_str)).join(", ");
             let (points, are) = if future == 1 { ("point", "is") } else { ("points", "are") };
             monitor.warn(&format!(
-                "{future} {points} of {machine} {are} dated in the future, and not removed: check the clocks of {hosts} and of \
+                "{future} {points} of {machine} {are} dated in the future and not removed; check the clocks of {hosts} and of \
                  this host"
             ));
         }

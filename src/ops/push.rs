@@ -206,7 +206,7 @@ pub fn push(
     if has_lost {
         // The point is committed: that others cannot be looked at now is no failure of it.
         record.damaged_points = damaged_points(view).unwrap_or_else(|error| {
-            monitor.warn(&format!("which points lack chunks cannot be told: {error}; 'kvmb verify' says it"));
+            monitor.warn(&format!("cannot determine which points lack data: {error}; run 'kvmb verify --all'"));
             Vec::new()
         });
     }
@@ -370,7 +370,7 @@ impl Reading<'_> {
                 if !lost.is_empty() {
                     let count: u64 = lost.iter().map(|(_, count)| count).sum();
                     self.has_lost.store(true, Ordering::Relaxed);
-                    self.monitor.warn(&format!("{label}: the repository has lost {count} chunks; they are read again"));
+                    self.monitor.warn(&format!("{label}: the repository has lost {count} chunks; reading them again"));
                 }
                 let base = Base { bitmap, map: &map, lost: &lost, capacity_bytes, audit, read_all: due.is_some() };
                 let task = DiskTask { base: Some(base), ..whole };
@@ -395,7 +395,7 @@ impl Reading<'_> {
                     }
                     StoreOutcome::BitmapInvalid { reason, bitmap_mismatches } => {
                         let damage = self.chain_damage(disk, task.chunk_bytes, disk.capacity_bytes, &bitmap_mismatches);
-                        self.monitor.warn(&format!("{label}: {reason}; it is read in full"));
+                        self.monitor.warn(&format!("{label}: {reason}; reading the disk in full"));
                         let whole = DiskTask { base: None, ..task };
                         self.in_full(&whole, Some(reason), damage, &*progress, stop)
                     }
@@ -423,7 +423,7 @@ impl Reading<'_> {
         };
         let refuse = |reason: &str| Ok(Err(Some(reason.to_owned())));
         let Some(base) = self.base else {
-            return refuse("the parent point is gone from the repository, or damaged");
+            return refuse("the parent point is missing or damaged");
         };
         if base.manifest.checkpoint.as_ref() != disk.parent_checkpoint.as_ref() {
             return refuse("the bitmap was not made with the parent point");
@@ -432,7 +432,7 @@ impl Reading<'_> {
             return refuse("the parent point's checkpoint does not cover it");
         };
         if then.chunk_bytes != chunk_bytes {
-            return refuse("its chunks have another size in the parent point");
+            return refuse("the chunk size has changed");
         }
         if let Some(reason) = mismatch(disk, then) {
             return Ok(Err(Some(reason)));
@@ -447,7 +447,7 @@ impl Reading<'_> {
         }
         let every = chrono::Duration::from_std(self.request.trust.read_all_every?).ok()?;
         let due = then.read_in_full_at.is_none_or(|at| self.request.capture.captured_at - at >= every);
-        due.then(|| "it is time to read everything again".into())
+        due.then(|| "due for a full read".into())
     }
 
     fn in_full(
@@ -489,7 +489,7 @@ impl Reading<'_> {
                     offset_bytes: Some(offset),
                     length_bytes: Some(geometry.offset(first + count).min(capacity_bytes).saturating_sub(offset)),
                     file: None,
-                    error: format!("changed although the bitmap called it clean: point {parent} may be wrong here"),
+                    error: format!("changed, but the dirty bitmap missed it: point {parent} may be wrong here"),
                 }
             })
             .collect()

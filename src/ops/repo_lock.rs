@@ -31,7 +31,7 @@ pub(super) fn patiently<T>(stop: &Stop, take: impl Fn() -> repo::Result<T>) -> R
         let next = Instant::now() + rand::rng().random_range(LOCK_RETRY);
         match take() {
             Err(repo::Error::Locked { holder, .. }) if next < deadline => {
-                tracing::debug!("waiting for the repository, which is locked {holder}");
+                tracing::debug!("waiting for the repository, locked {holder}");
             }
             other => return Ok(other?),
         }

@@ -96,22 +96,22 @@ pub fn snapshot(
 
 fn disk_request(disk: String, chain: Option<&Chain>, is_chained: bool) -> DiskRequest {
     let Some(chain) = chain else {
-        let full_reason = is_chained.then(|| "the repository has no point of the machine to continue".to_owned());
+        let full_reason = is_chained.then(|| "first backup of the machine in this repository".to_owned());
         return DiskRequest { target: disk, parent: None, full_reason };
     };
     match chain.manifest.disks.iter().find(|known| known.disk == disk) {
         Some(_) if chain.distrusted.contains_key(&disk) => {
             let point = &chain.distrusted[&disk];
-            let full_reason = Some(format!("its bitmap was found wrong by point {point}"));
+            let full_reason = Some(format!("point {point} found its dirty bitmap to be wrong"));
             DiskRequest { target: disk, parent: None, full_reason }
         }
         Some(known) if known.in_checkpoint => DiskRequest::since(disk, &chain.checkpoint),
         Some(_) => DiskRequest {
             target: disk,
             parent: None,
-            full_reason: Some("it has no bitmap from the parent point".into()),
+            full_reason: Some("no dirty bitmap from the parent point".into()),
         },
-        None => DiskRequest { target: disk, parent: None, full_reason: Some("it is not in the parent point".into()) },
+        None => DiskRequest { target: disk, parent: None, full_reason: Some("not in the parent point".into()) },
     }
 }
 
@@ -122,7 +122,7 @@ pub fn is_without_disks(machine: &Machine, request: &SnapshotRequest) -> Result<
 }
 
 /// The disks to capture, and the others with the reason. None at all is for a machine of which none can be backed up, or whose
-/// disks are all left out on request; that no disk was chosen of one that has some is an error.
+/// disks are all excluded on request; that no disk was chosen of one that has some is an error.
 pub fn choose(
     machine: &Machine,
     definition: &Definition,
@@ -144,7 +144,7 @@ pub fn choose(
             (Some(_), true, _) if request.disks.is_some() => None,
             (Some(reason), ..) => Some(reason),
             (None, false, _) => Some("not asked for".to_owned()),
-            (None, true, true) => Some("left out on request".to_owned()),
+            (None, true, true) => Some("excluded on request".to_owned()),
             (None, true, false) => None,
         };
         match reason {

@@ -96,6 +96,7 @@ impl<'a> Verifier<'a> {
             self.damage_of_disk(disk, map, &mut record.damage);
         }
         self.damage_of_small_files(&opened, &mut record.damage);
+        record.verified_at = Some(chrono::Local::now().fixed_offset());
         record.verified = Some(if record.damage.is_empty() { self.depth.word().into() } else { false.into() });
         Ok(record)
     }
@@ -123,6 +124,7 @@ impl<'a> Verifier<'a> {
             duration_seconds: None,
             chain_damage: Vec::new(),
             damaged_points: Vec::new(),
+            verified_at: None,
             verified: Some(false.into()),
             damage: vec![Damage { disk: None, offset_bytes: None, length_bytes: None, file: None, error: reason }],
             restored_to: None,
@@ -179,7 +181,7 @@ impl<'a> Verifier<'a> {
 
     /// Whether the index knows a place of the blob in a pack that is there and long enough.
     fn located(&self, id: &Id) -> std::result::Result<(), String> {
-        let mut why = "no index knows the chunk".to_owned();
+        let mut why = "the chunk is not in any index".to_owned();
         for found in self.index.locations(BlobKind::Data, id) {
             let end = u64::from(found.offset) + u64::from(found.length);
             match self.pack_sizes.get(&found.pack) {

@@ -102,8 +102,9 @@ impl<'a> SampleCursor<'a> {
         });
         if let Err(error) = kept {
             let folder = host_folder.path().display();
-            monitor
-                .warn(&format!("the next sample begins at random, for nothing can be remembered in {folder}: {error}"));
+            monitor.warn(&format!(
+                "the next sample starts at a random place, because {folder} cannot be written: {error}"
+            ));
         }
     }
 }

@@ -132,7 +132,7 @@ pub(super) fn create(storage: &dyn Storage, password: &Password) -> Result<Creat
             Presence::Repository => return Err(exists(FileKind::Config)),
             Presence::Remains(kind) => return Err(exists(kind)),
             Presence::Unfinished { config } => {
-                tracing::warn!("finishing the repository in {}, whose creation was interrupted", storage.url());
+                tracing::warn!("completing the repository in {}, whose creation was interrupted", storage.url());
                 match storage.remove_exact(FileKind::Config, "", &config) {
                     Err(error) if !error.is_not_found() => return Err(error.into()),
                     _ => {}

@@ -12,25 +12,25 @@ pub enum Error {
     #[error(transparent)]
     Storage(#[from] storage::Error),
     /// There is no `config` there.
-    #[error("there is no repository in {url}")]
+    #[error("no repository in {url}")]
     NoRepository {
         /// Where.
         url: String,
     },
     /// A `config` without keys and data.
-    #[error("the repository in {url} is not finished: its creation was interrupted")]
+    #[error("the repository in {url} is incomplete: its creation was interrupted")]
     Unfinished {
         /// Where.
         url: String,
     },
     /// Keys and data are there, the `config` is not.
-    #[error("the repository in {url} has lost its config file")]
+    #[error("the config file of the repository in {url} is missing")]
     ConfigMissing {
         /// Where.
         url: String,
     },
     /// A new repository was wanted where there is something already.
-    #[error("{url} already holds a repository, or what is left of one ({found} files)")]
+    #[error("{url} already contains a repository or parts of one ({found} files)")]
     AlreadyExists {
         /// Where.
         url: String,
@@ -72,7 +72,7 @@ pub enum Error {
         flaw: Flaw,
     },
     /// No index names this blob.
-    #[error("{kind} blob {id} is missing: no index knows it")]
+    #[error("{kind} blob {id} is missing: it is not in any index")]
     BlobMissing {
         /// Data or tree.
         kind: BlobKind,
@@ -80,7 +80,7 @@ pub enum Error {
         id: Id,
     },
     /// A needed blob is in a pack that is not there, or too short for it.
-    #[error("pack {id} is gone or too short, and {kind} blob {blob} in it is needed")]
+    #[error("pack {id}, which contains {kind} blob {blob}, is missing or truncated")]
     PackLost {
         /// Which pack.
         id: Id,
@@ -146,7 +146,7 @@ pub enum Error {
         holder: Box<LockInfo>,
     },
     /// The repository was there and is not any more.
-    #[error("the repository in {url} has disappeared")]
+    #[error("the repository in {url} is no longer there")]
     RepositoryGone {
         /// Where it was.
         url: String,
@@ -169,7 +169,7 @@ pub enum Error {
     #[error("cannot derive a key from the password: scrypt refuses its parameters")]
     KeyDerivation,
     /// The system has no random numbers for a key.
-    #[error("the system gives no random numbers: {0}")]
+    #[error("cannot get random numbers from the system: {0}")]
     Random(#[source] std::io::Error),
     /// Writing in the background failed; every later call on the same writer says so.
     #[error(transparent)]

@@ -216,36 +216,36 @@ mod tests {
     #[test]
     fn an_error_names_the_field_and_the_rule() {
         for (expression, expected) in [
-            ("60 2 * * *", "the minute '60' is wrong: it goes from 0 to 59"),
-            ("0 24 * * *", "the hour '24' is wrong: it goes from 0 to 23"),
-            ("0 2 0 * *", "the day of the month '0' is wrong: it goes from 1 to 31"),
-            ("0 2 * 13 *", "the month '13' is wrong: it goes from 1 to 12"),
-            ("0 2 * * 8", "the day of the week '8' is wrong: it goes from 0 to 7"),
-            ("0 2 * * monday", "the day of the week 'monday' is wrong: names have three letters: 'mon'"),
-            ("0 2 * foo *", "the month 'foo' is wrong: it is a number from 1 to 12, or a name from jan to dec"),
-            ("x 2 * * *", "the minute 'x' is wrong: it is a number from 0 to 59"),
-            ("+5 2 * * *", "the minute '+5' is wrong: it is a number from 0 to 59"),
-            ("1,,2 2 * * *", "the minute '' is wrong: a number is missing"),
-            ("5-1 2 * * *", "the minute '5-1' is wrong: a range goes from the smaller to the larger"),
+            ("60 2 * * *", "invalid minute '60': it goes from 0 to 59"),
+            ("0 24 * * *", "invalid hour '24': it goes from 0 to 23"),
+            ("0 2 0 * *", "invalid day of the month '0': it goes from 1 to 31"),
+            ("0 2 * 13 *", "invalid month '13': it goes from 1 to 12"),
+            ("0 2 * * 8", "invalid day of the week '8': it goes from 0 to 7"),
+            ("0 2 * * monday", "invalid day of the week 'monday': names have three letters: 'mon'"),
+            ("0 2 * foo *", "invalid month 'foo': it is a number from 1 to 12, or a name from jan to dec"),
+            ("x 2 * * *", "invalid minute 'x': it is a number from 0 to 59"),
+            ("+5 2 * * *", "invalid minute '+5': it is a number from 0 to 59"),
+            ("1,,2 2 * * *", "invalid minute '': a number is missing"),
+            ("5-1 2 * * *", "invalid minute '5-1': a range goes from the smaller to the larger"),
             (
                 "0 2 * * fri-sun",
-                "the day of the week 'fri-sun' is wrong: a range goes from the smaller to the larger; as the end of a \
+                "invalid day of the week 'fri-sun': a range goes from the smaller to the larger; as the end of a \
                  range Sunday is 7",
             ),
-            ("*/0 2 * * *", "the minute '*/0' is wrong: a step is a number above 0"),
-            ("5/10 2 * * *", "the minute '5/10' is wrong: a step needs a range before it, as in '*/10'"),
-            ("0 2 L * *", "the day of the month 'L' is wrong: it is a number from 1 to 31"),
+            ("*/0 2 * * *", "invalid minute '*/0': a step is a number above 0"),
+            ("5/10 2 * * *", "invalid minute '5/10': a step needs a range before it, as in '*/10'"),
+            ("0 2 L * *", "invalid day of the month 'L': it is a number from 1 to 31"),
             (
                 "0 0 2 * * *",
-                "it has 6 fields and needs 5 (minute, hour, day of the month, month, day of the week), or @daily and the \
-                 like",
+                "it has 6 fields; expected 5 (minute, hour, day of the month, month, day of the week), or @daily and \
+                 similar",
             ),
             (
                 "@dayly",
-                "'@dayly' is no time: cron knows @reboot, @yearly, @annually, @monthly, @weekly, @daily, @midnight, \
+                "'@dayly' is not a valid time: cron accepts @reboot, @yearly, @annually, @monthly, @weekly, @daily, @midnight, \
                  @hourly; did you mean @daily?",
             ),
-            ("0 0 30 feb *", "it never comes: no year has such a day"),
+            ("0 0 30 feb *", "this date never occurs"),
         ] {
             assert_eq!(Cron::from_str(expression).unwrap_err().to_string(), expected);
         }

@@ -15,7 +15,7 @@ use std::process::{Command, Output, Stdio};
 
 /// The line before ours. A line that begins like this is a marker, whatever follows.
 const BEGIN: &str = "# BEGIN kvmb";
-const BEGIN_LINE: &str = "# BEGIN kvmb: made by 'kvmb schedule install', taken away by 'kvmb schedule remove'";
+const BEGIN_LINE: &str = "# BEGIN kvmb: created by 'kvmb schedule install', removed by 'kvmb schedule remove'";
 /// The line after ours.
 const END: &str = "# END kvmb";
 

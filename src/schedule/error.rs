@@ -8,19 +8,19 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A program that the entry needs is not there.
-    #[error("{name} was not found on the path")]
+    #[error("{name} was not found in PATH")]
     NoProgram {
         /// Its name.
         name: &'static str,
     },
     /// Something that a line of a crontab or of a unit cannot hold.
-    #[error("an entry cannot hold {what}")]
+    #[error("a schedule entry cannot contain {what}")]
     Unspeakable {
         /// What.
         what: String,
     },
     /// A command that cron would cut off.
-    #[error("the command has {bytes} bytes, and cron takes {most}")]
+    #[error("the command has {bytes} bytes; cron accepts at most {most}")]
     TooLong {
         /// How long it is.
         bytes: usize,
@@ -28,7 +28,7 @@ pub enum Error {
         most: usize,
     },
     /// The markers in a crontab do not come in pairs.
-    #[error("line {line} of the crontab, {text:?}, has lost its other half")]
+    #[error("line {line} of the crontab, {text:?}, has no matching marker line")]
     Unpaired {
         /// Where, from 1.
         line: usize,
@@ -36,7 +36,7 @@ pub enum Error {
         text: String,
     },
     /// `crontab -l` shows this crontab otherwise than it is.
-    #[error("the crontab has lines that end in a carriage return, which crontab does not show as they are")]
+    #[error("the crontab contains carriage returns, which 'crontab -l' does not show")]
     CarriageReturns,
     /// A program failed.
     #[error("{program} failed: {message}")]
@@ -47,7 +47,7 @@ pub enum Error {
         message: String,
     },
     /// Somebody else changed the crontab at the same time.
-    #[error("the crontab was changed by somebody else at the same time")]
+    #[error("another program changed the crontab at the same time")]
     Changed,
     /// A file could not be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
@@ -101,14 +101,14 @@ impl fmt::Display for CronField {
 pub enum CronError {
     /// Not five fields.
     #[error(
-        "it has {found} fields and needs 5 (minute, hour, day of the month, month, day of the week), or @daily and the like"
+        "it has {found} fields; expected 5 (minute, hour, day of the month, month, day of the week), or @daily and similar"
     )]
     FieldCount {
         /// How many it has.
         found: usize,
     },
     /// A field that breaks a rule.
-    #[error("the {field} '{value}' is wrong: {rule}")]
+    #[error("invalid {field} '{value}': {rule}")]
     Field {
         /// Which field.
         field: CronField,
@@ -118,7 +118,7 @@ pub enum CronError {
         rule: String,
     },
     /// An `@` word that cron does not know.
-    #[error("'{word}' is no time: cron knows {}{}", NICKNAMES.map(|(name, _)| name).join(", "), nearest.map(|name| format!("; did you mean {name}?")).unwrap_or_default())]
+    #[error("'{word}' is not a valid time: cron accepts {}{}", NICKNAMES.map(|(name, _)| name).join(", "), nearest.map(|name| format!("; did you mean {name}?")).unwrap_or_default())]
     Nickname {
         /// What was given.
         word: String,
@@ -126,7 +126,7 @@ pub enum CronError {
         nearest: Option<&'static str>,
     },
     /// A date that never comes.
-    #[error("it never comes: no year has such a day")]
+    #[error("this date never occurs")]
     Never,
 }
 

@@ -13,7 +13,7 @@ const SYSTEM_FILE: &str = "/etc/cron.d/kvmb";
 
 /// What comes before the entry in that file; cron's own path is short.
 const SYSTEM_HEAD: &str = "\
-# Made by 'kvmb schedule install --system', taken away by 'kvmb schedule remove --system'.
+# Created by 'kvmb schedule install --system', removed by 'kvmb schedule remove --system'.
 SHELL=/bin/sh
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 ";

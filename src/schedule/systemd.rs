@@ -63,7 +63,7 @@ impl Units {
             let _ = writeln!(environment, "Environment={}", quoted_setting(&format!("{name}={value}"))?);
         }
         let service = format!(
-            "# Made by 'kvmb schedule install --systemd', taken away by 'kvmb schedule remove --systemd'.\n\
+            "# Created by 'kvmb schedule install --systemd', removed by 'kvmb schedule remove --systemd'.\n\
              # Your own settings belong into a drop-in: systemctl edit kvmb.service\n\
              [Unit]\n\
              Description=Backup of virtual machines\n\
@@ -84,9 +84,9 @@ impl Units {
              {SANDBOX}"
         );
         let mut timer = format!(
-            "# Made by 'kvmb schedule install --systemd', taken away by 'kvmb schedule remove --systemd'.\n\
+            "# Created by 'kvmb schedule install --systemd', removed by 'kvmb schedule remove --systemd'.\n\
              [Unit]\n\
-             Description=When virtual machines are backed up\n\
+             Description=Timer for the backup of virtual machines\n\
              \n\
              [Timer]\n\
              {EXPRESSION}{}\n",

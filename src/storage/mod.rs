@@ -98,7 +98,7 @@ pub struct FileInfo {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An address that means no place.
-    #[error("{url:?} is no repository: {reason}")]
+    #[error("{url:?} is not a valid repository address: {reason}")]
     BadUrl {
         /// The address, without a password.
         url: String,
@@ -178,7 +178,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The connection stayed bad.
-    #[error("{source}; given up after {} seconds", after.as_secs())]
+    #[error("{source}; gave up after {} s", after.as_secs())]
     GaveUp {
         /// What the last try came to.
         source: Box<Error>,
@@ -239,7 +239,7 @@ impl Error {
 
 /// What there is none of: the file system may have room that the user may not have.
 fn shortage(source: &std::io::Error) -> &'static str {
-    if source.kind() == ErrorKind::QuotaExceeded { "the quota leaves no room" } else { "no space left" }
+    if source.kind() == ErrorKind::QuotaExceeded { "disk quota exceeded" } else { "no space left" }
 }
 
 /// The result of a call on a [`Storage`].

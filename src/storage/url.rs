@@ -12,7 +12,7 @@ pub fn open(url: &str, access: &SshContext) -> Result<Arc<dyn Storage>> {
         return Err(bad("it is empty"));
     }
     if has_password(url) {
-        return Err(bad("a password does not belong into an address"));
+        return Err(bad("an address must not contain a password"));
     }
     if url.starts_with("sftp:") {
         let target = SftpAddress::parse(url).map_err(bad)?;
@@ -26,7 +26,7 @@ pub fn open(url: &str, access: &SshContext) -> Result<Arc<dyn Storage>> {
         && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
         && !scheme.contains('.')
     {
-        return Err(bad(&format!("kvmb knows no {scheme} repositories; give a folder or sftp://user@host//folder")));
+        return Err(bad(&format!("{scheme} repositories are not supported; use a folder or sftp://user@host//folder")));
     }
     let path = std::path::absolute(Path::new(url)).map_err(|error| bad(&error.to_string()))?;
     Ok(Arc::new(LocalStorage::new(path)))

@@ -192,7 +192,7 @@ fn doctor_sees_that_a_guard_is_gone() {
     assert!(!detail().contains("guard"), "{}", detail());
     process::kill(pid);
     wait_until("it is dead", Duration::from_secs(5), || guards(&env) == 0);
-    assert!(detail().contains("guard process is gone"), "{}", detail());
+    assert!(detail().contains("guard process has ended"), "{}", detail());
     assert_ne!(record(&env), json!(null));
     env.kvmb(["release", "--all"]).run().assert_ok();
     finish(&env, &[]);

@@ -162,7 +162,7 @@ fn a_part_that_is_missing_in_a_pipe_or_of_a_running_machine() {
     let status = env.kvmb(["status", "vm1", "-r", &env.repo()]).run();
     let check = status.records_of("check").into_iter().find(|check| check["check"] == "backup").unwrap();
     assert_eq!(check["status"], "warning", "{check}");
-    assert!(text(&check, "detail").contains("without a part that it needs"), "{check}");
+    assert!(text(&check, "detail").contains("lacks a part that the machine needs"), "{check}");
     // A copy is as whole as the point.
     env.kvmb(["init", "-r", &env.repo_named("second")]).run().assert_ok();
     let copied = env.sh("kvmb points -r $R | kvmb push -r second").run().assert_ok();

@@ -20,7 +20,7 @@ fn killed_between_backups_it_costs_nothing() {
     machine.write("vda", 0, 512, 0x33);
     let failure = try_backup(&machine, &repo, &[]).assert_code(1).record_of("failure");
     assert_eq!(failure["code"], "connection");
-    assert!(failure["hint"].as_str().is_some_and(|hint| hint.contains("is libvirtd running")), "{failure}");
+    assert!(failure["hint"].as_str().is_some_and(|hint| hint.contains("check that libvirtd is running")), "{failure}");
     env.start_libvirtd();
     assert_changed(&proven(&machine, &repo), "vda", CHUNK);
     // Down while the machine ends and begins: libvirt starts it anew, the bitmaps are in the images.
@@ -87,7 +87,7 @@ fn killed_when_the_point_is_stored_its_checkpoint_is_settled_by_the_next_run() {
     machine.write("vda", 2 * MIB, 4 * MIB, 0x33);
     let run = stopped_at(&machine, &repo, "CommitNoted", &[]).unwrap_or_else(|output| panic!("{output}"));
     env.kill_libvirtd();
-    let output = go_on(run).assert_ok().assert_stderr_has("the next run clears it");
+    let output = go_on(run).assert_ok().assert_stderr_has("the next run cleans it up");
     let second = output.record_of("point");
     assert_eq!(second["parent"], first["point"]);
     env.start_libvirtd();
@@ -282,7 +282,7 @@ fn sigterm_ends_whatever_waits_for_a_qemu_that_hangs() {
 fn assert_is_wedged(output: &Output) {
     assert_eq!(output.code(), 1, "{output}");
     let failure = output.record_of("failure");
-    for (field, words) in [("error", "libvirt has lost track of the backup job"), ("hint", "then restart libvirtd")] {
+    for (field, words) in [("error", "libvirt has lost track of the backup job"), ("hint", "restart libvirtd")] {
         assert!(failure[field].as_str().is_some_and(|said| said.contains(words)), "{failure}");
     }
 }

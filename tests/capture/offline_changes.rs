@@ -30,7 +30,7 @@ fn write_past_locks(path: &Path, offset: u64, length: u64, pattern: u8) {
 /// Fails unless the run warned of the change and captured again, and the point is what the disk holds now.
 #[track_caller]
 fn assert_captured_again(env: &Env, repo: &str, output: Output, disk: &Path, format: &str) -> Value {
-    let output = output.assert_ok().assert_stderr_has("it is captured again");
+    let output = output.assert_ok().assert_stderr_has("capturing it again");
     let point = output.record_of("point");
     assert_restores(env, repo, &point, &BTreeMap::from([("vda".to_owned(), DiskModel::from_image(disk, format))]));
     point
@@ -187,7 +187,7 @@ fn a_disk_that_never_holds_still_is_not_stored() {
     let output = output.assert_code(3);
     let failure = output.record_of("failure");
     assert_eq!((&failure["machine"], &failure["code"]), (&"vm".into(), &"changed".into()), "{output}");
-    assert_eq!(output.stderr().matches("it is captured again").count(), 1, "{output}");
+    assert_eq!(output.stderr().matches("capturing it again").count(), 1, "{output}");
     assert_eq!(output.record_of("point")["machine"], other.name());
     finish(&env, &[&repo]);
 }
@@ -222,7 +222,7 @@ fn what_is_below_or_beside_an_image_counts() {
             }
             false => write_past_locks(path, offset, 512, 0x44),
         }
-        let output = go_on(run).assert_ok().assert_stderr_has("it is captured again");
+        let output = go_on(run).assert_ok().assert_stderr_has("capturing it again");
         assert!(output.stderr().contains(&path.display().to_string()), "{output}");
     }
     finish(&env, &[&repo]);

@@ -162,7 +162,7 @@ fn roots_images_are_read_as_qemus_user_with_one_capability() {
 
 #[test]
 fn what_only_a_header_names_is_read_with_the_permissions_of_qemus_user() {
-    let env = Env::new("header names");
+    let env = Env::new("header refers");
     let repo = init(&env);
     let path = |name: &str| env.disks().join(name);
     let (top, data) = (path("top.qcow2"), path("data.raw"));
@@ -200,7 +200,7 @@ fn what_only_a_header_names_is_read_with_the_permissions_of_qemus_user() {
             let output = backup(machine).assert_code(1);
             let failure = output.record_of("failure");
             assert_eq!(failure["code"], "permission", "{output}");
-            assert!(failure["hint"].as_str().expect("a hint").contains("header names"), "{output}");
+            assert!(failure["hint"].as_str().expect("a hint").contains("header refers"), "{output}");
             // Without a capture too.
             let disks = env.kvmb(["disks", machine]).run().assert_ok();
             let output = env.kvmb(["hash"]).stdin(&disks.stdout).run().assert_code(1);

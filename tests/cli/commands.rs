@@ -142,12 +142,12 @@ fn a_misspelt_machine_is_answered_with_the_right_one() {
         "kvmb verify wbe-1@latest -r $R",
         "kvmb restore web1 -r $R",
     ] {
-        let output = env.sh(script).run().assert_code(1).assert_stderr_has("there is web-1");
+        let output = env.sh(script).run().assert_code(1).assert_stderr_has("similar: web-1");
         assert_eq!(output.record_of("failure")["code"], "not_found", "{output}");
     }
     // Nobody is reminded of what was asked for.
     let output = env.sh("kvmb restore web-1@2001-01-01 -r $R").run().assert_code(1);
-    assert!(!output.stderr().contains("; there is"), "{output}");
+    assert!(!output.stderr().contains("; similar"), "{output}");
 }
 
 #[test]

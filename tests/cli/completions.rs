@@ -39,7 +39,7 @@ fn install(env: &Env) -> String {
 fn complete_and_run(mut shell: Pty) -> Output {
     let lines = [
         // Two words, and a name with what bash takes for the end of a word.
-        ("kvmb verif\t-r repo web-1@la\t--quic\t\r", "verified (quick)"),
+        ("kvmb verif\t-r repo web-1@la\t--quic\t\r", "VERIFIED"),
         // From libvirt.
         ("kvmb disks db\t\r", "CAPACITY"),
         // A disk of the point, then a path behind the same word.

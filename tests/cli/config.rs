@@ -111,7 +111,7 @@ fn it_is_looked_for_in_four_places_in_turn() {
     // What was named must be there.
     let output = env.kvmb(["vms", "--config", "nowhere.json"]).run().assert_code(2);
     assert_eq!(output.record_of("failure")["code"], "usage");
-    output.assert_stderr_has("there is no configuration nowhere.json");
+    output.assert_stderr_has("configuration file nowhere.json does not exist");
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn what_is_wrong_is_all_told_with_key_value_rule_and_the_nearest_right_spelling(
     };
     has(["\"backup_host\"", "\"back_up\"", "a host name", "did you mean \"back-up\"?"]);
     has(["\"backup_path\"", "\"backup/kvm\"", "an absolute path", "did you mean \"/backup/kvm\"?"]);
-    has(["\"backupfreq\"", "is not known", "", "did you mean backup_freq?"]);
+    has(["\"backupfreq\"", "is unknown", "", "did you mean backup_freq?"]);
     has(["\"ssh.port\"", "\"22\"", "a whole number from 1 to 65535", "did you mean 22?"]);
     has(["\"lease\"", "\"6 hours\"", "90s, 30m, 2h, 3d, 1w", "did you mean \"6h\"?"]);
     has(["\"log.max_size\"", "\"10 MB\"", "512K, 10M", "did you mean \"10M\"?"]);
@@ -146,7 +146,7 @@ fn what_is_wrong_is_all_told_with_key_value_rule_and_the_nearest_right_spelling(
     assert!(output.records().iter().all(|check| check["type"] == "check" && check["status"] == "critical"), "{output}");
     env.configure(&json!({"backup_freq": "@daily", "selected_vms": {"vm1": true}}));
     let check = env.kvmb(["config", "check"]).run().assert_ok().record_of("check");
-    assert_eq!((&check["status"], &check["detail"]), (&json!("ok"), &json!("2 keys, nothing wrong")));
+    assert_eq!((&check["status"], &check["detail"]), (&json!("ok"), &json!("2 keys, no problems")));
     // What may come later is a warning.
     env.configure(&json!({"password_file": "/no/such", "hooks": {"after_run": [{"command": ["no-such-program"]}]}}));
     let output = env.kvmb(["config", "check"]).run().assert_ok();
@@ -166,12 +166,12 @@ fn a_file_that_others_may_write_is_refused_and_so_is_a_secret_that_all_may_read(
     let file = env.config_file();
     for bad in [0o602, 0o620, 0o666] {
         mode(&file, bad);
-        show().assert_code(2).assert_stderr_has("others may write").assert_stderr_has("hint: chmod go-w");
+        show().assert_code(2).assert_stderr_has("writable by other users").assert_stderr_has("hint: chmod go-w");
     }
     mode(&file, 0o644);
     show().assert_ok();
     chown(&file, Some(65534), None).unwrap();
-    show().assert_code(2).assert_stderr_has("belongs to the user with the number 65534");
+    show().assert_code(2).assert_stderr_has("belongs to user 65534");
     chown(&file, Some(0), None).unwrap();
 
     for secret in [json!({"password_command": "echo hunter2"}), json!({"ssh": {"password_command": "echo hunter2"}})] {
@@ -181,7 +181,8 @@ fn a_file_that_others_may_write_is_refused_and_so_is_a_secret_that_all_may_read(
         mode(&file, 0o640);
         show().assert_ok();
         mode(&file, 0o644);
-        let output = show().assert_code(2).assert_stderr_has("everybody may read").assert_stderr_has("hint: chmod 600");
+        let output =
+            show().assert_code(2).assert_stderr_has("readable by other users").assert_stderr_has("hint: chmod 600");
         assert!(!output.stderr().contains("hunter2"), "{output}");
     }
     env.configure(&json!({}));
@@ -221,7 +222,7 @@ fn backup_without_names_takes_the_selected_machines() {
     let output = backup("kvmb backup --dry-run").assert_code(3);
     assert_eq!(output.record_of("failure")["machine"], "kvmb-test-gone");
     env.configure(&json!({"selected_vms": {"kvmb-test-a": false}}));
-    backup("kvmb backup").assert_code(2).assert_stderr_has("selected_vms of the configuration takes none");
+    backup("kvmb backup").assert_code(2).assert_stderr_has("selected_vms of the configuration selects none");
 }
 
 #[test]

@@ -48,8 +48,8 @@ fn a_good_machine_on_a_good_host_has_only_its_agent_against_it() {
     for name in ["job", "folders", "scratch"] {
         assert_check(&output, name, "vm", "ok", "", "");
     }
-    assert_check(&output, "disk", "vm/vda", "ok", "only what changed", "");
-    assert_check(&output, "agent", "vm", "warning", "no channel", "virt-xml vm --add-device --channel");
+    assert_check(&output, "disk", "vm/vda", "ok", "only changes", "");
+    assert_check(&output, "agent", "vm", "warning", "no guest agent channel", "virt-xml vm --add-device --channel");
     let warned = output.records_of("check").iter().filter(|check| check["status"] != "ok").count();
     assert_eq!(warned, 1, "{output}");
     assert!(!machine.is_captured() && machine.checkpoints().is_empty());
@@ -69,24 +69,24 @@ fn disks_that_are_read_in_full_or_left_out_are_told_and_the_hint_mends_an_old_qc
         .devices_xml("<disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>")
         .start_paused();
     let output = doctor(&env, &["vm"]).assert_ok();
-    assert_check(&output, "disk", "vm/vda", "ok", "only what changed", "");
+    assert_check(&output, "disk", "vm/vda", "ok", "only changes", "");
     assert_check(
         &output,
         "disk",
         "vm/vdb",
         "warning",
-        "a raw image keeps no dirty bitmap",
+        "a raw image cannot have a dirty bitmap",
         "qemu-img convert -f raw -O qcow2",
     );
     assert_check(&output, "disk", "vm/vdc", "warning", "version 2", "qemu-img amend -f qcow2 -o compat=1.1");
-    assert_check(&output, "disk", "vm/vdd", "warning", "left out: shared with other machines", "inside the guest");
-    assert_check(&output, "disk", "vm/sda", "ok", "left out: cdrom", "");
+    assert_check(&output, "disk", "vm/vdd", "warning", "excluded: shared with other machines", "inside the guest");
+    assert_check(&output, "disk", "vm/sda", "ok", "excluded: cdrom", "");
 
     machine.stop();
     let hint = check(&output, "disk", "vm/vdc")["hint"].as_str().expect("a hint").to_owned();
     let (_, command) = hint.split_once(": ").expect("a command");
     env.sh(command).run().assert_ok();
-    assert_check(&doctor(&env, &["vm"]).assert_ok(), "disk", "vm/vdc", "ok", "only what changed", "");
+    assert_check(&doctor(&env, &["vm"]).assert_ok(), "disk", "vm/vdc", "ok", "only changes", "");
     machine.start_paused();
     backup(&machine, &repo);
     crate::support::chains::assert_changed(&backup(&machine, &repo), "vdc", 0);
@@ -105,7 +105,7 @@ fn what_makes_a_backup_impossible_is_critical_and_the_exit_code_says_so() {
         .define();
     let good = env.machine("good").disk(Disk::qcow2(MIB)).define();
     let output = doctor(&env, &[]).assert_code(1);
-    assert_check(&output, "disk", "gone/vda", "critical", "its image cannot be looked at", "domblklist gone");
+    assert_check(&output, "disk", "gone/vda", "critical", "its image cannot be read", "domblklist gone");
     assert_check(&output, "machine", "diskless", "ok", "a backup keeps its definition", "");
     assert_check(&output, "disk", "sealed/vda", "critical", "encrypted (luks)", "--luks-key-file vda=FILE");
     doctor(&env, &["good"]).assert_ok();
@@ -119,11 +119,11 @@ fn what_makes_a_backup_impossible_is_critical_and_the_exit_code_says_so() {
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).expect("chmod");
     let scratch = closed.join("scratch").display().to_string();
     let output = doctor(&env, &["good", "--scratch", &scratch]).assert_code(1);
-    let words = format!("cannot pass {}", closed.display());
+    let words = format!("no access to {}", closed.display());
     assert_check(&output, "folders", "good", "critical", &words, "chmod o+x");
     good.start_paused();
     doctor(&env, &["good", "--scratch", &scratch]).assert_code(1);
-    env.kvmb(["snapshot", "good", "--scratch", &scratch]).run().assert_code(1).assert_stderr_has("cannot enter");
+    env.kvmb(["snapshot", "good", "--scratch", &scratch]).run().assert_code(1).assert_stderr_has("no access to");
     let hint = check(&output, "folders", "good")["hint"].as_str().expect("a hint").to_owned();
     env.sh(hint.split(';').next().expect("a command")).run().assert_ok();
     doctor(&env, &["good", "--scratch", &scratch]).assert_ok();
@@ -161,7 +161,7 @@ fn what_holds_a_machine_is_told() {
     let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).start_paused();
     env.kvmb(["snapshot", "vm"]).run().assert_ok();
     let output = doctor(&env, &["vm"]).assert_ok();
-    assert_check(&output, "job", "vm", "warning", "held by capture c-", "kvmb release vm");
+    assert_check(&output, "job", "vm", "warning", "is open until", "kvmb release vm");
     env.sh("kvmb release vm").run().assert_ok();
 
     let killed = crate::support::chains::stopped_at(&machine, &repo, "CaptureOpen", &[])
@@ -169,7 +169,7 @@ fn what_holds_a_machine_is_told() {
     killed.kill();
     killed.wait();
     let output = doctor(&env, &["vm"]).assert_ok();
-    assert_check(&output, "job", "vm", "ok", "the next backup clears it", "");
+    assert_check(&output, "job", "vm", "ok", "the next backup closes it", "");
     backup(&machine, &repo);
 
     let xml = env.path("foreign.xml");
@@ -181,13 +181,13 @@ fn what_holds_a_machine_is_told() {
     .expect("write");
     env.virsh(&["backup-begin", "vm", &xml.display().to_string()]);
     let output = doctor(&env, &["vm"]).assert_ok();
-    assert_check(&output, "job", "vm", "warning", "not kvmb's", "virsh domjobabort vm");
+    assert_check(&output, "job", "vm", "warning", "of another program", "virsh domjobabort vm");
     // The embedded libvirt of virsh may be gone in the midst of the job's end, and leave behind one that QEMU does not know: then the
     // hint is given again, and helps.
     crate::support::wait_until("the job is gone", Duration::from_secs(20), || {
         env.try_virsh(&["domjobabort", "vm"]);
         let job = check(&doctor(&env, &["vm"]).assert_ok(), "job", "vm");
-        job["status"] == "ok" && job["detail"] == "nothing holds it"
+        job["status"] == "ok" && job["detail"] == "no backup job running"
     });
     env.assert_nothing_left();
 }
@@ -204,7 +204,7 @@ fn bitmaps_that_a_crash_spoilt_are_told_until_a_backup_has_cleared_them() {
     // Made in this session: gone with it.
     machine.kill();
     let output = doctor(&env, &["vm"]).assert_ok();
-    assert_check(&output, "bitmap", "vm/vda", "warning", "kvmb-", "kvmb backup vm reads the disk in full once");
+    assert_check(&output, "bitmap", "vm/vda", "warning", "kvmb-", "kvmb backup vm");
     machine.believe_image("vda");
     machine.start_after_its_end();
     let output = doctor(&env, &["vm"]).assert_ok();
@@ -255,12 +255,12 @@ fn a_guest_agent_that_answers_is_silent_or_is_missing() {
     let env = Env::new("doctor agent");
     let guest = env.linux_guest_that("linux", FreezeMode::Hangs { seconds: 600 });
     let ask = || doctor(&env, &["linux"]).assert_ok();
-    assert_check(&ask(), "agent", "linux", "ok", "answers", "");
+    assert_check(&ask(), "agent", "linux", "ok", "responds", "");
     // It hangs in its hook.
     guest.agent(r#"{"execute":"guest-fsfreeze-freeze"}"#).assert_code(1);
-    assert_check(&ask(), "agent", "linux", "warning", "does not answer", "systemctl restart qemu-guest-agent");
+    assert_check(&ask(), "agent", "linux", "warning", "does not respond", "systemctl restart qemu-guest-agent");
     guest.stop();
-    assert_check(&ask(), "agent", "linux", "unknown", "only while the machine runs", "");
+    assert_check(&ask(), "agent", "linux", "unknown", "only while the machine is running", "");
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn an_agent_that_does_not_run_in_the_guest_is_told() {
         "agent",
         "linux",
         "warning",
-        "no guest agent runs",
+        "the guest agent is not running",
         "systemctl enable --now qemu-guest-agent",
     );
 }

@@ -58,9 +58,9 @@ fn machines_are_listed_running_and_off() {
     assert_eq!(failures[0]["code"], "not_found");
     assert_eq!(failures[0]["connect"], env.uri());
     assert!(failures[0]["error"].as_str().unwrap().contains("kvmb-test-web1"), "no near name: {some}");
-    assert_eq!(failures[0]["hint"], "'kvmb vms' lists the machines");
-    some.assert_stderr_has("kvmb: error: no machine is called 'kvmb-test-web3'")
-        .assert_stderr_has("kvmb: hint: 'kvmb vms' lists the machines");
+    assert_eq!(failures[0]["hint"], "run 'kvmb vms' to list the machines");
+    some.assert_stderr_has("kvmb: error: no machine named 'kvmb-test-web3'")
+        .assert_stderr_has("kvmb: hint: run 'kvmb vms' to list the machines");
     env.kvmb(["vms", "nothing"]).run().assert_code(1);
 
     // The three forms of output, and a table for people.
@@ -166,7 +166,7 @@ fn every_form_of_disk_is_reported_with_its_size_or_the_reason_why_it_is_left_out
     assert_eq!(passed.stdout(), foreign);
 
     let table = env.kvmb(["disks", "kvmb-test-vm1", "-o", "table"]).run().assert_ok();
-    for words in ["left out: cdrom", "nbd:export", "pool/volume", "5.00 MiB", path] {
+    for words in ["excluded: cdrom", "nbd:export", "pool/volume", "5.00 MiB", path] {
         assert!(table.stdout().contains(words), "no {words:?}: {table}");
     }
     // Nothing here can be captured, and that is a failure of this machine, by name and in a pipe.

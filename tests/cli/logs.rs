@@ -114,7 +114,7 @@ fn without_a_place_of_its_own_the_log_is_that_of_the_host_or_of_the_user() {
     assert!(lines(&env.path("home/kvm_backup.log"))[0].contains("init begins"));
     // Neither can be written: told, and no reason to fail.
     let output = in_private("mount -t tmpfs -o ro none /var/log && HOME=/no/such kvmb init -r $R --dry-run");
-    output.assert_stderr_has("kvmb: warning: there is no log, /no/such/kvm_backup.log cannot be written");
+    output.assert_stderr_has("kvmb: warning: no log is kept: cannot write /no/such/kvm_backup.log");
     // Told of the configuration's too.
     env.configure(&json!({"log": {"file": env.path("configured.log")}}));
     in_private("kvmb init -r $R --dry-run");

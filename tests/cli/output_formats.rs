@@ -48,10 +48,10 @@ fn a_terminal_gets_tables_and_a_pipe_gets_records() {
         (vec!["vms"], ["MACHINE", "STATE", "kvmb-test-vm1", "shut off"]),
         (vec!["disks", "kvmb-test-vm1"], ["CAPACITY", "SOURCE", "vda", "1.00 MiB"]),
         (vec!["points", "-r", &repo], ["CAPTURED", "AGE", "kvmb-test-vm1", "offline"]),
-        (vec!["verify", "--all", "-r", &repo], ["POINT", "STATE", "kvmb-test-vm1", "verified (full)"]),
+        (vec!["verify", "--all", "-r", &repo], ["POINT", "VERIFIED", "kvmb-test-vm1", "full"]),
         (vec!["hash", "password"], ["SHA-256", "SIZE", "FILE", "password"]),
-        (vec!["init", "-r", &repo], ["ACTION", "CHANGED", "no", "the repository exists already"]),
-        (vec!["release", "kvmb-test-vm1"], ["ACTION", "REASON", "release", "there is no capture"]),
+        (vec!["init", "-r", &repo], ["ACTION", "CHANGED", "no", "the repository already exists"]),
+        (vec!["release", "kvmb-test-vm1"], ["ACTION", "REASON", "release", "no open capture"]),
     ] {
         let screen = env.pty(&command).wait().assert_ok();
         for word in words {
@@ -99,34 +99,34 @@ fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
     // A new one is asked for twice, until both are the same.
     let mut pty = env.pty(["init", "-r", &repo]);
     for (question, times, answer) in
-        [("Password of", 1, PASSWORD), ("Again", 1, "another"), ("Password of", 2, PASSWORD), ("Again", 2, PASSWORD)]
+        [("Password for", 1, PASSWORD), ("Again", 1, "another"), ("Password for", 2, PASSWORD), ("Again", 2, PASSWORD)]
     {
         pty.expect_hidden(question, times);
         pty.send(&format!("{answer}\r"));
     }
     let screen = pty.wait().assert_ok();
-    assert!(screen.stdout().contains("These differ"), "{screen}");
-    assert!(screen.stdout().contains("the repository was made"), "{screen}");
+    assert!(screen.stdout().contains("The passwords differ"), "{screen}");
+    assert!(screen.stdout().contains("the repository was created"), "{screen}");
     assert!(!screen.stdout().contains(PASSWORD), "{screen}");
 
     let mut pty = env.pty(["points", "-r", &repo]);
-    pty.expect_hidden("Password of", 1);
+    pty.expect_hidden("Password for", 1);
     // Mistyped, it may be tried again, as with ssh.
     pty.send("wrong\r");
-    pty.expect_hidden("Password of", 2);
-    pty.expect("once more");
+    pty.expect_hidden("Password for", 2);
+    pty.expect("try again");
     pty.send(&format!("{PASSWORD}\r"));
     pty.wait().assert_ok();
     let mut pty = env.pty(["points", "-r", &repo]);
     for times in 1..=3 {
-        pty.expect_hidden("Password of", times);
+        pty.expect_hidden("Password for", times);
         pty.send("wrong\r");
     }
     let screen = pty.wait().assert_code(1);
     assert!(screen.stdout().contains("kvmb: error: ") && screen.stdout().contains("kvmb: hint: "), "{screen}");
 
     let mut pty = env.pty(["key", "add", "-r", &repo]);
-    for (question, answer) in [("Password of", PASSWORD), ("New password", "second"), ("Again", "second")] {
+    for (question, answer) in [("Password for", PASSWORD), ("New password", "second"), ("Again", "second")] {
         pty.expect_hidden(question, 1);
         pty.send(&format!("{answer}\r"));
     }
@@ -142,10 +142,10 @@ fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
     assert_eq!(output.record_of("failure")["code"], "usage");
     output.assert_stderr_has("kvmb: hint: use --password-file FILE");
     let screen = env.pty(["-q", "points", "-r", &repo]).wait().assert_code(2);
-    assert!(!screen.stdout().contains("Password of"), "{screen}");
+    assert!(!screen.stdout().contains("Password for"), "{screen}");
     // Ctrl-C at the question.
     let mut pty = env.pty(["points", "-r", &repo]);
-    pty.expect_hidden("Password of", 1);
+    pty.expect_hidden("Password for", 1);
     pty.send("\u{3}");
     pty.wait().assert_code(130);
     // An empty variable is none; a file that everybody may read is refused.
@@ -175,18 +175,18 @@ fn restore_without_arguments_leads_through_lists() {
         pty.send("vm1\r");
         pty.expect("Point");
         pty.send("\r");
-        pty.expect("beside the original");
+        pty.expect("next to the original");
         pty.send("\r");
         pty.expect("New name");
         pty.send("\r");
         pty.expect("Folder for the images");
         pty.send(&"\u{7f}".repeat("/var/lib/libvirt/images".len()));
         pty.send(&format!("{}\r", env.disks().display()));
-        pty.expect("Start it in the end?");
+        pty.expect("Start the machine after the restore?");
         pty.send("n");
         pty.expect("would be created, 1.00 MiB");
         pty.expect("would be defined");
-        pty.expect("Go on?");
+        pty.expect("Continue?");
         pty.send(answer);
         pty.wait()
     };
@@ -197,13 +197,13 @@ fn restore_without_arguments_leads_through_lists() {
     // It says how to do the same without questions, and that is so.
     let text = plain(screen.stdout());
     let line =
-        text.split("the same without questions: ").nth(1).expect("the command").lines().next().unwrap().to_owned();
+        text.split("to run this without questions: ").nth(1).expect("the command").lines().next().unwrap().to_owned();
     assert!(line.contains("--as kvmb-test-vm1-restored --into "), "{line}");
     let restored = env.disks_of("kvmb-test-vm1-restored");
     let mut model = vm1.model("vda");
     model.fill(0, 65536, 0x11);
     model.assert_image_equals(&restored[0].image, "qcow2");
-    env.sh(&line).run().assert_code(1).assert_stderr_has("exists already");
+    env.sh(&line).run().assert_code(1).assert_stderr_has("already exists");
 
     // In its place.
     let mut pty = env.pty(["restore", "-r", &repo]);
@@ -211,13 +211,13 @@ fn restore_without_arguments_leads_through_lists() {
     pty.send("vm1\r");
     pty.expect("Point");
     pty.send("\r");
-    pty.expect("beside the original");
-    pty.expect("in its place - what is there now is replaced");
+    pty.expect("next to the original");
+    pty.expect("to its original place (replaces the existing machine)");
     pty.send("\u{1b}[B\r");
-    pty.expect("Start it in the end?");
+    pty.expect("Start the machine after the restore?");
     pty.send("n");
     pty.expect("would be replaced");
-    pty.expect("Go on?");
+    pty.expect("Continue?");
     pty.send("y");
     let screen = pty.wait().assert_ok();
     assert!(plain(screen.stdout()).contains("--overwrite"), "{screen}");
@@ -239,14 +239,14 @@ fn restore_that_leads_through_lists_gives_up_a_wrong_password() {
     forget_the_password(&env);
     let mut pty = env.pty(["restore", "-r", &env.repo()]);
     for times in 1..=3 {
-        pty.expect_hidden("Password of", times);
+        pty.expect_hidden("Password for", times);
         pty.send("wrong\r");
     }
     let screen = plain(pty.wait().assert_code(1).stdout());
     let repo = env.repo();
-    assert_eq!(screen.matches(&format!("kvmb: wrong password for the repository in {repo}; once more")).count(), 2);
+    assert_eq!(screen.matches(&format!("kvmb: wrong password for the repository in {repo}; try again")).count(), 2);
     assert!(screen.contains(&format!("kvmb: error: wrong password for the repository in {repo}")), "{screen}");
-    assert!(screen.contains("kvmb: hint: give the right one with --password-file FILE"), "{screen}");
+    assert!(screen.contains("kvmb: hint: use --password-file FILE to provide the right password"), "{screen}");
     assert!(!screen.contains("Machine"), "nothing more is asked: {screen}");
 }
 
@@ -278,23 +278,23 @@ fn a_lost_configuration_is_no_obstacle() {
     let mut pty = fresh.pty_of("env", [&nowhere, "kvmb", "-c", "nonsense:///", "restore"]);
     pty.expect("Repository");
     pty.send(&format!("{}\r", fresh.path("rescued").display()));
-    pty.expect_hidden("Password of", 1);
+    pty.expect_hidden("Password for", 1);
     // Mistyped, in the dialog too.
     pty.send("wrong\r");
     pty.expect("wrong password for the repository");
-    pty.expect_hidden("Password of", 2);
+    pty.expect_hidden("Password for", 2);
     pty.send(&fs::read_to_string(fresh.path("key")).unwrap().replace('\n', "\r"));
-    pty.expect("kvmb-test-vm1  1 point, the newest");
+    pty.expect("kvmb-test-vm1  1 point, latest");
     pty.send("\r");
     pty.expect("Point");
     pty.send("\r");
-    pty.expect("libvirt cannot be reached");
+    pty.expect("libvirt is not available");
     pty.send("\r");
     pty.expect("Folder for the images");
     pty.send(&"\u{7f}".repeat("/var/lib/libvirt/images".len()));
     pty.send(&format!("{}\r", fresh.path("tmp").display()));
     pty.expect("the definition would be written");
-    pty.expect("Go on?");
+    pty.expect("Continue?");
     pty.send("y");
     let screen = plain(pty.wait().assert_ok().stdout());
     assert!(screen.contains("--no-define"), "{screen}");
@@ -307,8 +307,8 @@ fn a_lost_configuration_is_no_obstacle() {
 fn errors_are_one_line_and_a_hint() {
     let env = Env::new("errors");
     for (arguments, code, message, hint) in [
-        (vec!["vms", "none"], 1, "kvmb: error: no machine is called 'none'", Some("'kvmb vms' lists the machines")),
-        (vec!["points", "-r", "/nowhere"], 1, "kvmb: error: ", Some("make one with 'kvmb init -r REPO'")),
+        (vec!["vms", "none"], 1, "kvmb: error: no machine named 'none'", Some("run 'kvmb vms' to list the machines")),
+        (vec!["points", "-r", "/nowhere"], 1, "kvmb: error: ", Some("run 'kvmb init -r REPO' to create one")),
         (vec!["hash", "nothing"], 1, "kvmb: error: cannot read nothing: No such file or directory", None),
         (vec!["hash", "--nonsense"], 2, "kvmb: error: unexpected argument '--nonsense'", None),
         (vec!["vsm"], 2, "kvmb: error: unrecognized subcommand 'vsm'", None),
@@ -357,4 +357,22 @@ fn codes_are_one_list_each_and_the_help_has_it() {
     words.sort_unstable();
     words.dedup();
     assert_eq!(words.len(), Code::ALL.len(), "a word stands for two things");
+}
+
+#[test]
+fn colour_is_for_terminals_and_for_whoever_asks() {
+    let env = Env::new("colour");
+    let call = |flags: &[&str]| {
+        let output = env.kvmb(["points", "-r", "/nowhere"]).args(flags).run().assert_code(1);
+        output.stderr().contains("\u{1b}[31merror:\u{1b}[0m")
+    };
+    assert!(!call(&[]) && !call(&["--color", "never"]));
+    assert!(call(&["--color", "always"]));
+    let forced = env.kvmb(["points", "-r", "/nowhere"]).env("NO_COLOR", "").env("CLICOLOR_FORCE", "1").run();
+    forced.assert_code(1).assert_stderr_has("\u{1b}[31merror:");
+    // The log of a run goes to standard error too.
+    let output = env.kvmb(["-vv", "points", "-r", "/nowhere"]).run().assert_code(1);
+    assert!(!output.stderr().contains('\u{1b}'), "{output}");
+    let table = env.kvmb(["doctor", "-o", "table", "--color", "always"]).run();
+    assert!(table.stdout().starts_with("\u{1b}[1mCHECK\u{1b}[0m"), "{table}");
 }

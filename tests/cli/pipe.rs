@@ -264,7 +264,7 @@ fn a_machine_that_is_not_whole_or_failed_before_is_left_out_and_the_others_go_on
     // A machine that never came: a filter is no better than a kill.
     let output = env.sh("kvmb snapshot 'kvmb-test-*' | grep kvmb-test-vm2 | kvmb push -r $R | kvmb release").run();
     assert_eq!(failures(&output), [(String::new(), "incomplete".to_owned())], "{output}");
-    output.assert_code(3).assert_stderr_has("only 1 of 2 captured machines came");
+    output.assert_code(3).assert_stderr_has("only 1 of 2 captured machines arrived");
     env.kvmb(["release", vm1.name()]).run().assert_ok();
     env.assert_nothing_left();
 
@@ -468,7 +468,7 @@ fn a_capture_is_held_until_it_is_released_or_its_lease_ends() {
     });
     let output = env.kvmb(["push", "-r", &env.repo()]).stdin(&disks.stdout).run().assert_code(1);
     assert_eq!(failures(&output), [(vm1.name().to_owned(), "not_found".to_owned())]);
-    output.assert_stderr_has("or its lease ended");
+    output.assert_stderr_has("or its lease expired");
     env.kvmb(["backup", vm1.name(), "-r", &env.repo()]).run().assert_ok();
     env.assert_nothing_left();
     // The old records are worth nothing now.

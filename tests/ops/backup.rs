@@ -532,7 +532,7 @@ fn what_is_left_out_is_named_and_no_machine_at_all_is_no_success() {
             .collect();
         let mut sorted = left_out.clone();
         sorted.sort_unstable();
-        assert_eq!(sorted, [("sda", "cdrom"), ("vdb", "left out on request")], "{record}");
+        assert_eq!(sorted, [("sda", "cdrom"), ("vdb", "excluded on request")], "{record}");
     }
     let table = env.kvmb(["points", "-r", &env.repo(), "-o", "table"]).run().assert_ok();
     assert!(table.stdout().contains("without "), "{table}");

@@ -67,7 +67,7 @@ fn a_machine_whose_images_were_copied_to_another_host_is_read_in_full_once() {
     fs::copy(machine.image("vda"), &copy).expect("copy");
     let moved = there.machine("vm").uuid(machine.uuid()).disk(Disk::existing(&copy, "qcow2")).start_paused();
     moved.write("vda", MIB, 512, 0x33);
-    assert_full(&proven(&moved, &repo), "vda", "its image is another file than in the parent point");
+    assert_full(&proven(&moved, &repo), "vda", "the image is not the one of the parent point");
     moved.write("vda", MIB, 512, 0x34);
     assert_changed(&proven(&moved, &repo), "vda", CHUNK);
     assert_eq!(ours(&moved).len(), 1);
@@ -121,7 +121,7 @@ fn a_machine_reverted_to_an_external_snapshot_is_right_in_the_next_point() {
     machine.moved_to("vda", overlay.as_ref());
     machine.write("vda", 2 * MIB, MIB, 0x22);
     let point = proven(&machine, &repo);
-    assert_full(&point, "vda", "its image is another file than in the parent point");
+    assert_full(&point, "vda", "the image is not the one of the parent point");
     machine.write("vda", 3 * MIB, MIB, 0x33);
     proven(&machine, &repo);
     machine.stop();
@@ -212,7 +212,7 @@ fn a_disk_that_is_plugged_in_during_the_backup_is_in_the_next_point() {
     machine.write("vda", 3 * MIB, 512, 0x44);
     let point = proven(&machine, &repo);
     assert_changed(&point, "vda", CHUNK);
-    assert_full(&point, "sda", "it is not in the parent point");
+    assert_full(&point, "sda", "not in the parent point");
     // And pulled out: libvirt refuses that while its backup runs, or lets it go.
     let run = stopped_at(&machine, &repo, "FirstChunk", &["--full"]).unwrap_or_else(|output| panic!("{output}"));
     let pulled = env.try_virsh(&["detach-disk", "--live", "--config", machine.uuid(), "vda"]);
@@ -279,8 +279,8 @@ fn block_and_network_disks_are_read_in_full_and_disturb_nobody() {
         assert_restores(&env, &repo, &point, &models);
         if round > 0 {
             assert_changed(&point, "vda", CHUNK);
-            assert_full(&point, "vdb", "it has no bitmap from the parent point");
-            assert_full(&point, "vdc", "it has no bitmap from the parent point");
+            assert_full(&point, "vdb", "no dirty bitmap from the parent point");
+            assert_full(&point, "vdc", "no dirty bitmap from the parent point");
         }
         assert_eq!(ours(&machine).len(), 1);
     }

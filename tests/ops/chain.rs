@@ -20,10 +20,10 @@ fn two_repositories_do_not_disturb_each_other() {
     let machine = two_disks(&env, "vm");
     let mut points = Vec::new();
     let first = proven(&machine, &a);
-    assert_full(&first, "vda", "the repository has no point of the machine to continue");
+    assert_full(&first, "vda", "first backup of the machine in this repository");
     points.push((&a, first, machine.models()));
     let first = proven(&machine, &b);
-    assert_full(&first, "vda", "the repository has no point of the machine to continue");
+    assert_full(&first, "vda", "first backup of the machine in this repository");
     points.push((&b, first, machine.models()));
     for round in 0..3_u8 {
         machine.write("vda", 2 * MIB, 64 * 1024, 0x30 + round);
@@ -117,7 +117,7 @@ fn a_parent_point_that_was_deleted_is_not_continued() {
     assert_full(&third, "vdb", "cannot be used");
     // All points gone.
     env.restic(&*repo).call(["forget", "--prune", id_of(&first), id_of(&third)]).run().assert_ok();
-    assert_full(&proven(&machine, &repo), "vda", "the repository has no point of the machine to continue");
+    assert_full(&proven(&machine, &repo), "vda", "first backup of the machine in this repository");
     machine.write("vda", 6 * MIB, 512, 0x55);
     assert_changed(&proven(&machine, &repo), "vda", CHUNK);
     assert_eq!(ours(&machine).len(), 1);
@@ -169,7 +169,7 @@ fn a_raw_disk_is_read_in_full_and_the_qcow2_beside_it_is_not() {
         machine.write("vdb", 8 * MIB, 512, 0x44 + round);
         let point = proven(&machine, &repo);
         assert_changed(&point, "vda", CHUNK);
-        assert_full(&point, "vdb", "it has no bitmap from the parent point");
+        assert_full(&point, "vdb", "no dirty bitmap from the parent point");
         assert_eq!(disk_of(&point, "vdb")["read_bytes"], 8 * MIB + 512);
         assert_eq!(disk_of(&point, "vdb")["new_bytes"], 512);
     }
@@ -177,7 +177,7 @@ fn a_raw_disk_is_read_in_full_and_the_qcow2_beside_it_is_not() {
     machine.write("vdb", 0, 512, 0x55);
     let point = proven(&machine, &repo);
     assert_changed(&point, "vda", 0);
-    assert_full(&point, "vdb", "it has no bitmap from the parent point");
+    assert_full(&point, "vdb", "no dirty bitmap from the parent point");
     finish(&env, &[&repo]);
 }
 
@@ -192,8 +192,8 @@ fn a_disk_whose_chunks_get_another_size_is_read_in_full_once() {
         machine.write("vda", 3 * MIB, 512, 0x44);
         let output = try_backup(&machine, &repo, &["--chunk-size", size]).assert_ok();
         let point = output.record_of("point");
-        assert_full(&point, "vda", "its chunks have another size in the parent point");
-        assert_full(&point, "vdb", "its chunks have another size in the parent point");
+        assert_full(&point, "vda", "the chunk size has changed");
+        assert_full(&point, "vdb", "the chunk size has changed");
         assert_restores(&env, &repo, &point, &machine.models());
         // Without being told again, that size stays.
         machine.write("vda", 5 * MIB, 512, 0x55);
@@ -216,7 +216,7 @@ fn a_disk_whose_chunks_get_another_size_is_read_in_full_once() {
     // A machine that is off, with a chain of another size.
     machine.stop();
     let point = try_backup(&machine, &repo, &["--chunk-size", "2M"]).assert_ok().record_of("point");
-    assert_full(&point, "vda", "its chunks have another size in the parent point");
+    assert_full(&point, "vda", "the chunk size has changed");
     assert_restores(&env, &repo, &point, &machine.models());
     finish(&env, &[&repo]);
 }
@@ -244,15 +244,15 @@ fn an_old_qcow2_and_one_with_a_raw_data_file_keep_no_bitmaps_and_disturb_nobody(
     machine.write("vdc", MIB, 512, 0x44);
     let point = proven(&machine, &repo);
     assert_changed(&point, "vda", CHUNK);
-    assert_full(&point, "vdb", "it has no bitmap from the parent point");
-    assert_full(&point, "vdc", "it has no bitmap from the parent point");
+    assert_full(&point, "vdb", "no dirty bitmap from the parent point");
+    assert_full(&point, "vdc", "no dirty bitmap from the parent point");
     machine.stop();
     // Somebody writes to the data file itself: no bitmap of the image could know.
     run("qemu-io", &["-f", "raw", "-c", "write -P 0x77 2M 1M", &data.display().to_string()]);
     let mut models = machine.models();
     models.get_mut("vdc").expect("vdc").fill(2 * MIB, MIB, 0x77);
     let point = backup(&machine, &repo);
-    assert_full(&point, "vdc", "it has no bitmap from the parent point");
+    assert_full(&point, "vdc", "no dirty bitmap from the parent point");
     assert_restores(&env, &repo, &point, &models);
     finish(&env, &[&repo]);
 }
@@ -269,7 +269,7 @@ fn a_disk_that_comes_or_goes_does_not_break_the_chain_of_the_others() {
     machine.write("vda", 0, 512, 0x33);
     let point = proven(&machine, &repo);
     assert_changed(&point, "vda", CHUNK);
-    assert_full(&point, "sda", "it is not in the parent point");
+    assert_full(&point, "sda", "not in the parent point");
     machine.write("sda", MIB, 512, 0x44);
     let point = proven(&machine, &repo);
     assert_changed(&point, "vda", 0);
@@ -283,7 +283,7 @@ fn a_disk_that_comes_or_goes_does_not_break_the_chain_of_the_others() {
     machine.write("sda", 2 * MIB, MIB, 0x66);
     let point = proven(&machine, &repo);
     assert_changed(&point, "vda", 0);
-    assert_full(&point, "sda", "it is not in the parent point");
+    assert_full(&point, "sda", "not in the parent point");
     // Gone and exchanged between two backups.
     machine.detach("sda");
     machine.attach("sda", Disk::qcow2(8 * MIB).bus("scsi"));
@@ -309,7 +309,7 @@ fn an_excluded_disk_that_comes_back_is_read_in_full() {
     machine.write("vda", MIB, 512, 0x44);
     let point = proven(&machine, &repo);
     assert_changed(&point, "vda", CHUNK);
-    assert_full(&point, "vdb", "it is not in the parent point");
+    assert_full(&point, "vdb", "not in the parent point");
     assert_changed(&proven(&machine, &repo), "vdb", 0);
     finish(&env, &[&repo]);
 }
@@ -353,31 +353,31 @@ fn a_disk_that_was_shrunk_and_grown_back_is_read_in_full() {
             None => assert_changed(&point, "vda", 0),
         }
     };
-    proven(Some("the repository has no point"));
+    proven(Some("first backup of the machine"));
     machine.resize("vda", 8 * MIB);
     machine.resize("vda", 16 * MIB);
-    proven(Some("the disk was smaller meanwhile"));
+    proven(Some("the disk was shrunk in between"));
     proven(None);
     // Within the last chunk that has anything.
     machine.resize("vda", 7 * MIB + 512 * 1024);
     machine.resize("vda", 16 * MIB);
     let output = try_backup(&machine, &repo, &["--audit", "0%"]).assert_code(4);
     let point = output.record_of("point");
-    assert_full(&point, "vda", "found changed");
+    assert_full(&point, "vda", "marked clean had changed");
     assert_restores(&env, &repo, &point, &machine.models());
     // Cut at one place, written to behind it.
     machine.resize("vda", 3 * MIB);
     machine.resize("vda", 16 * MIB);
     machine.write("vda", 6 * MIB, MIB, 0x22);
-    proven(Some("the disk was smaller meanwhile"));
+    proven(Some("the disk was shrunk in between"));
     // And while it is off.
     machine.stop();
     machine.resize("vda", 2 * MIB);
     machine.resize("vda", 16 * MIB);
-    proven(Some("the disk was smaller meanwhile"));
+    proven(Some("the disk was shrunk in between"));
     machine.start_paused();
     machine.write("vda", MIB, 512, 0x33);
-    proven(Some("the disk was smaller meanwhile"));
+    proven(Some("the disk was shrunk in between"));
     proven(None);
     finish(&env, &[&repo]);
 }
@@ -399,8 +399,8 @@ fn two_disks_that_swap_their_targets_are_read_in_full() {
     machine.put_disk("vdb", &a, "qcow2", model_a);
     machine.start_paused();
     let point = proven(&machine, &repo);
-    assert_full(&point, "vda", "its image is another file than in the parent point");
-    assert_full(&point, "vdb", "its image is another file than in the parent point");
+    assert_full(&point, "vda", "the image is not the one of the parent point");
+    assert_full(&point, "vdb", "the image is not the one of the parent point");
     machine.write("vda", 0, 512, 0x33);
     assert_changed(&proven(&machine, &repo), "vda", CHUNK);
     finish(&env, &[&repo]);
@@ -424,7 +424,7 @@ fn an_image_replaced_by_another_with_the_same_bitmap_is_read_in_full() {
     machine.believe_image("vda");
     assert!(machine.model("vda") == machine.model("vdb"));
     let point = backup_with(&machine, &repo, &["--audit", "0%"]);
-    let reason = if same_number { "its image is another file" } else { "its image is another file than" };
+    let reason = if same_number { "the image is not the one" } else { "the image is not the one of" };
     assert_full(&point, "vda", reason);
     assert_changed(&point, "vdb", 0);
     assert_restores(&env, &repo, &point, &machine.models());
@@ -453,11 +453,11 @@ fn a_backing_file_that_was_changed_or_exchanged_makes_the_disk_read_in_full() {
     run("qemu-io", &["-f", "qcow2", "-c", "write -P 0x55 4M 1M", &image("base.qcow2")]);
     machine.believe_image("vda");
     let point = proven(&machine, &repo);
-    assert_full(&point, "vda", "a backing file was changed or exchanged");
+    assert_full(&point, "vda", "a backing file has changed");
     assert_changed(&point, "vdb", 0);
     machine.start_paused();
     let point = proven(&machine, &repo);
-    assert_full(&point, "vda", "a backing file was changed or exchanged");
+    assert_full(&point, "vda", "a backing file has changed");
     machine.write("vda", 2 * MIB, 512, 0x66);
     assert_changed(&proven(&machine, &repo), "vda", CHUNK);
     machine.stop();
@@ -467,7 +467,7 @@ fn a_backing_file_that_was_changed_or_exchanged_makes_the_disk_read_in_full() {
     );
     machine.believe_image("vda");
     machine.start_paused();
-    assert_full(&proven(&machine, &repo), "vda", "a backing file was changed or exchanged");
+    assert_full(&proven(&machine, &repo), "vda", "a backing file has changed");
     finish(&env, &[&repo]);
 }
 
@@ -584,7 +584,7 @@ fn a_clone_with_its_bitmaps_begins_a_chain_of_its_own() {
     let copy = copy_image(machine.image("vda"), "clone.qcow2");
     let clone = env.machine("clone").disk(Disk::existing(&copy, "qcow2")).start_paused();
     clone.write("vda", 0, 512, 0x22);
-    assert_full(&proven(&clone, &repo), "vda", "the repository has no point of the machine to continue");
+    assert_full(&proven(&clone, &repo), "vda", "first backup of the machine in this repository");
     clone.write("vda", MIB, 512, 0x33);
     assert_changed(&proven(&clone, &repo), "vda", CHUNK);
     machine.start_paused();
@@ -647,12 +647,12 @@ fn external_snapshots_and_blockcommit() {
     machine.moved_to("vda", &overlay);
     machine.write("vda", 2 * MIB, 512, 0x44);
     let point = proven(&machine, &repo);
-    assert_full(&point, "vda", "its image is another file than in the parent point");
+    assert_full(&point, "vda", "the image is not the one of the parent point");
     assert_changed(&point, "vdb", 0);
     // The bitmap of before was in what is now the backing file, and was deleted there.
     machine.write("vda", 3 * MIB, 512, 0x45);
     let point = proven(&machine, &repo);
-    assert_full(&point, "vda", "a backing file was changed");
+    assert_full(&point, "vda", "a backing file has changed");
     assert_changed(&point, "vdb", 0);
     machine.write("vda", 3 * MIB, 512, 0x46);
     assert_changed(&proven(&machine, &repo), "vda", CHUNK);
@@ -914,7 +914,7 @@ fn off_with_changes_and_its_parent_pruned_it_begins_anew() {
     let second = backup(&machine, &repo);
     env.restic(&*repo).call(["forget", "--prune", id_of(&first)]).run().assert_ok();
     let third = proven(&machine, &repo);
-    assert_full(&third, "vda", "the repository has no point of the machine to continue");
+    assert_full(&third, "vda", "first backup of the machine in this repository");
     // A new chain was begun, the old bitmap is gone.
     let checkpoint = checkpoint_in(&env, &repo, &third).expect("a checkpoint");
     assert_eq!(ours(&machine), std::slice::from_ref(&checkpoint));
@@ -941,7 +941,7 @@ fn a_chain_can_be_started_while_the_machine_is_off() {
     machine.write("vda", 0, 12 * MIB, 0x11);
     machine.write("vdb", 0, MIB, 0x22);
     let point = proven(&machine, &a);
-    assert_full(&point, "vda", "the repository has no point of the machine to continue");
+    assert_full(&point, "vda", "first backup of the machine in this repository");
     assert_eq!(ours(&machine), bitmaps(machine.image("vda")));
     assert_eq!(ours(&machine).len(), 1);
     assert_eq!(checkpoint_in(&env, &a, &point), ours(&machine).first().cloned());
@@ -956,8 +956,8 @@ fn a_chain_can_be_started_while_the_machine_is_off() {
     machine.write("vda", 3 * MIB, 512, 0x44);
     let point = proven(&machine, &a);
     assert_changed(&point, "vda", 2 * CHUNK);
-    assert_full(&point, "vdb", "it has no bitmap from the parent point");
-    assert_full(&point, "vdc", "it has no bitmap from the parent point");
+    assert_full(&point, "vdb", "no dirty bitmap from the parent point");
+    assert_full(&point, "vdc", "no dirty bitmap from the parent point");
     assert_changed(&proven(&machine, &b), "vda", CHUNK);
     assert_eq!(ours(&machine).len(), 2);
     machine.stop();
@@ -967,7 +967,7 @@ fn a_chain_can_be_started_while_the_machine_is_off() {
     machine.write("vdd", 0, MIB, 0x55);
     let point = proven(&machine, &a);
     assert_changed(&point, "vda", 0);
-    assert_full(&point, "vdd", "it is not in the parent point");
+    assert_full(&point, "vdd", "not in the parent point");
     assert_eq!(ours(&machine).len(), 2);
     assert_eq!(bitmaps(machine.image("vda")).len(), 2);
     machine.start_paused();
@@ -998,11 +998,11 @@ fn an_image_that_somebody_else_has_open_gets_no_bitmap() {
     });
     assert_eq!(bitmaps(machine.image("vda")).len(), 0);
     assert_eq!(bitmaps(machine.image("vdb")).len(), 1);
-    assert_full(&point, "vda", "the repository has no point");
+    assert_full(&point, "vda", "first backup of the machine");
     machine.start_paused();
     machine.write("vdb", 0, 512, 0x22);
     let point = proven(&machine, &repo);
-    assert_full(&point, "vda", "it has no bitmap from the parent point");
+    assert_full(&point, "vda", "no dirty bitmap from the parent point");
     assert_changed(&point, "vdb", CHUNK);
     finish(&env, &[&repo]);
 }
@@ -1048,7 +1048,7 @@ fn an_audit_of_everything_finds_it_too_and_reads_in_full() {
     machine.start_paused();
     let output = try_backup(&machine, &repo, &["--audit", "100%"]).assert_code(4);
     let point = output.record_of("point");
-    assert_full(&point, "vda", "found changed");
+    assert_full(&point, "vda", "marked clean had changed");
     assert_eq!(point["chain_damage"][0]["offset_bytes"], 5 * MIB);
     assert_eq!(disk_of(&point, "vdb")["read_mode"], "changed");
     assert_eq!(disk_of(&point, "vdb")["read_bytes"], 4 * MIB, "everything that is not zero is audited");
@@ -1085,7 +1085,7 @@ fn a_bitmap_that_was_caught_lying_is_never_believed_again() {
     assert_restores(&env, &repo, &point, &machine.models());
     let point = backup_with(&machine, &repo, &["--audit", "0%"]);
     assert_restores(&env, &repo, &point, &machine.models());
-    assert_full(&point, "vda", "found wrong by point");
+    assert_full(&point, "vda", "found its dirty bitmap to be wrong");
     assert_changed(&point, "vdb", 0);
     assert_eq!(ours(&machine).len(), 1);
     machine.start_paused();
@@ -1117,7 +1117,7 @@ fn full_every_reads_everything_when_it_is_due() {
         move || start.elapsed() > std::time::Duration::from_secs(1)
     });
     let point = backup_with(&machine, &repo, &["--full-every", "1s"]);
-    assert_full(&point, "vda", "it is time to read everything again");
+    assert_full(&point, "vda", "due for a full read");
     assert_restores(&env, &repo, &point, &machine.models());
     // It was: the clock begins anew.
     assert_changed(&backup_with(&machine, &repo, &["--full-every", "1d"]), "vda", 0);
@@ -1148,7 +1148,7 @@ fn of_several_machines_at_once_one_that_fails_does_not_stop_the_others() {
         for machine in &machines {
             let point = points.iter().find(|point| point["machine"] == machine.name()).expect("a point");
             match round {
-                0 => assert_full(point, "vda", "the repository has no point"),
+                0 => assert_full(point, "vda", "first backup of the machine"),
                 _ => assert_changed(point, "vda", CHUNK),
             }
             assert_restores(&env, &repo, point, &machine.models());

@@ -243,7 +243,7 @@ fn a_copied_point_is_no_base_for_another_repositorys_bitmap() {
     // The second repository begins a chain of its own, and has all the data already.
     machine.write("vda", 5 * MIB, MIB, 0x55);
     let own = proven(&machine, &second);
-    assert_full(&own, "vda", "no point");
+    assert_full(&own, "vda", "first backup");
     assert_eq!(disk_of(&own, "vda")["new_bytes"], MIB);
     let theirs = checkpoint_in(&env, &second, &own).expect("a checkpoint");
     assert_ne!(Some(theirs.clone()), checkpoint_in(&env, &first, &original));
@@ -345,7 +345,7 @@ fn retention_keeps_what_the_second_tier_does_not_have_yet() {
     env.kvmb(["prune", "-r", &first, "--keep-last", "1", "--gone-machines", "--copy-to", "nowhere"])
         .run()
         .assert_code(1)
-        .assert_stderr_has("nothing is removed, for nowhere cannot say which points it has");
+        .assert_stderr_has("nothing was removed, because the points in nowhere cannot be listed");
     assert_eq!(points(&env, &first).len(), 2);
     finish(&env, &[&first, &second]);
 }
@@ -423,7 +423,7 @@ fn the_backup_server_of_the_configuration_is_the_second_tier() {
     };
     machine.write("vda", 2 * MIB, 4096, 3);
     assert_eq!(run(&machine).assert_code(3).record_of("point")["repo"], first.as_str());
-    let output = prune(&[]).assert_code(1).assert_stderr_has("nothing is removed");
+    let output = prune(&[]).assert_code(1).assert_stderr_has("nothing was removed");
     assert_eq!(output.record_of("failure")["code"], "unreachable", "{output}");
     assert_eq!(points(&env, &first).len(), 3);
     sshd.run();

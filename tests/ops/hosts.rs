@@ -213,7 +213,7 @@ fn a_clock_that_was_wrong_costs_no_honest_point() {
         assert_eq!(stays[id], ["future"]);
     }
     assert_eq!(stays[&points[3].0], ["last"]);
-    output.assert_stderr_has("2 points of vm are dated in the future, and not removed: check the clocks");
+    output.assert_stderr_has("2 points of vm are dated in the future and not removed; check the clocks");
     // The newest is the newest of the honest ones; the others can be had by id.
     for name in ["vm", "vm@latest"] {
         let verified = env.kvmb(["verify", "--quick", name, "-r", &repo]).run().assert_ok().record_of("point");

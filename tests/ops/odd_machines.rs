@@ -62,13 +62,13 @@ fn a_machine_without_disks_keeps_its_definition() {
     let piped = env.sh("kvmb disks router | kvmb backup -r $R").run().assert_ok();
     assert_eq!(piped.record_of("point")["disks"], json!([]));
 
-    // Running, and with every disk left out on request.
+    // Running, and with every disk excluded on request.
     router.start_paused();
     let point = backup(&router);
     assert_eq!((&point["disks"], &point["consistency"]), (&json!([]), &json!("crash")));
     router.stop();
     let point = env.kvmb(["backup", "web", "--exclude-disk", "vda", "-r", &repo]).run().assert_ok().record_of("point");
-    assert_eq!((&point["disks"], &point["left_out"][0]["reason"]), (&json!([]), &json!("left out on request")));
+    assert_eq!((&point["disks"], &point["left_out"][0]["reason"]), (&json!([]), &json!("excluded on request")));
 
     // Lost and brought back.
     restore(&env, &["router"]).assert_code(1).assert_stderr_has("exists already");

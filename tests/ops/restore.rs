@@ -56,7 +56,7 @@ fn in_place_everything_is_as_it_was_at_the_point() {
     fs::set_permissions(machine.image("vda"), fs::Permissions::from_mode(0o640)).expect("chmod");
     std::os::unix::fs::chown(machine.image("vda"), Some(1234), Some(4321)).expect("chown");
 
-    restore(&env, &["vm1"]).run().assert_code(1).assert_stderr_has("exists already").assert_stderr_has("--overwrite");
+    restore(&env, &["vm1"]).run().assert_code(1).assert_stderr_has("already exists").assert_stderr_has("--overwrite");
     machine.assert_image_equals_model("vda");
     let record = restore(&env, &["vm1", "--overwrite"]).run().assert_ok().record_of("point");
     assert_eq!(record["restored_to"]["machine"], "vm1");
@@ -146,7 +146,7 @@ fn another_machine_shares_nothing_with_the_first() {
         (&json!("not_found"), &json!(format!("there is no folder {missing}")))
     );
     assert!(failure["hint"].as_str().unwrap().contains(&format!("mkdir -p '{missing}'")), "{failure}");
-    restore(&env, &["vm1", "--into", &into]).run().assert_code(1).assert_stderr_has("machine vm1 exists already");
+    restore(&env, &["vm1", "--into", &into]).run().assert_code(1).assert_stderr_has("machine vm1 already exists");
     assert_eq!(names_in(&folder), [""; 0]);
 
     let record = restore(&env, &["vm1@latest", "--as", "vm2", "--into", &into]).run().assert_ok().record_of("point");
@@ -175,10 +175,10 @@ fn another_machine_shares_nothing_with_the_first() {
     machine.assert_image_equals_model("vda");
 
     // Again under that name: only with the word, and never over another machine that has it by chance.
-    restore(&env, &["vm1", "--as", "vm2", "--into", &into]).run().assert_code(1).assert_stderr_has("exists already");
+    restore(&env, &["vm1", "--as", "vm2", "--into", &into]).run().assert_code(1).assert_stderr_has("already exists");
     let other = new_folder(&env, "other").display().to_string();
     let failure = restore(&env, &["vm1", "--as", "vm2", "--overwrite", "--into", &other]).run().assert_code(1);
-    let failure = failure.assert_stderr_has("another machine is called vm2").record_of("failure");
+    let failure = failure.assert_stderr_has("another machine is already named vm2").record_of("failure");
     assert_eq!(failure["code"], "exists");
     assert_eq!(names_in(Path::new(&other)), [""; 0]);
 }
@@ -215,13 +215,17 @@ fn single_disks_go_where_they_are_told() {
         [path("c.img"), path("../").join(folder.file_name().expect("name")).join("c.img"), env.path("alias/c.img")]
     {
         let other = format!("vdb={}", other.display());
-        refused(&["vm1", "--no-define", "--to", &to("vda", "c.img"), "--to", &other], "failed", "goes there as well");
+        refused(
+            &["vm1", "--no-define", "--to", &to("vda", "c.img"), "--to", &other],
+            "failed",
+            "would be written there as well",
+        );
     }
     let definition = to("vda", "vm1.xml");
     refused(
         &["vm1", "--no-define", "--into", &folder.display().to_string(), "--to", &definition],
         "failed",
-        "goes there as well",
+        "would be written there as well",
     );
     env.kvmb(["restore", "-r", &env.repo(), "vm1", "--to", "vda"]).run().assert_code(2);
     env.kvmb(["restore", "-r", &env.repo(), "vm1", "--start", "--no-define"]).run().assert_code(2);
@@ -244,7 +248,7 @@ fn a_definition_in_a_file_is_private() {
     assert_eq!(fs::metadata(&file).expect("stat").mode() & 0o7777, 0o600);
     // It stays private when it replaces one that was not.
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("chmod");
-    restore(&env, &args).run().assert_code(1).assert_stderr_has("exists already");
+    restore(&env, &args).run().assert_code(1).assert_stderr_has("already exists");
     restore(&env, &args).arg("--overwrite").run().assert_ok();
     assert_eq!(fs::metadata(&file).expect("stat").mode() & 0o7777, 0o600);
     assert_eq!(names_in(&folder), ["vm2-vda.qcow2", "vm2-vdb.qcow2", "vm2.xml"]);
@@ -270,7 +274,7 @@ fn a_rehearsal_writes_nothing() {
     assert_eq!(names_in(&folder), [""; 0]);
     assert!(!env.virsh(&["list", "--all", "--name"]).contains("vm2"));
     // What would be refused is refused in a rehearsal.
-    restore(&env, &["vm1", "-n"]).run().assert_code(1).assert_stderr_has("exists already");
+    restore(&env, &["vm1", "-n"]).run().assert_code(1).assert_stderr_has("already exists");
     let replaced = restore(&env, &["vm1", "-n", "--overwrite"]).run().assert_ok().records_of("action");
     assert!(text(&replaced[0], "reason").contains("replaced"), "{}", replaced[0]);
     machine.assert_image_equals_model("vda");

@@ -13,3 +13,4 @@ mod packaging;
 mod readme;
 mod snapshots;
 mod support_self;
+mod wording;

@@ -10,10 +10,11 @@ use kvmb::capture::{self, LibvirtErrorKind};
 use kvmb::config::{self, document::DocumentError};
 use kvmb::nbd;
 use kvmb::ops;
-use kvmb::record::Damage;
+use kvmb::record::{Damage, Record, Time};
 use kvmb::repo::{self, BlobKind, Flaw, Id, LockInfo};
 use kvmb::schedule;
 use kvmb::storage::{self, FileAction, FileKind, sftp};
+use serde_json::{Value, json};
 
 const REPO: &str = "/backup/kvm";
 const SERVER: &str = "sftp://kvm@backup.example.com//backup/kvm";
@@ -130,7 +131,7 @@ pub fn of_captures() -> Vec<capture::Error> {
         Error::ChangedMeanwhile { machine: machine(), what: "the size of vda".into() },
         Error::NotResumed { machine: machine() },
         Error::NothingToCapture { machine: machine() },
-        Error::FreezeFailed { machine: machine(), reason: "the guest agent does not answer".into() },
+        Error::FreezeFailed { machine: machine(), reason: "the guest agent does not respond".into() },
         Error::JobStuck { machine: machine(), waited: Duration::from_secs(60) },
         Error::Wedged { machine: machine(), message: "cannot acquire state change lock".into() },
         Error::NotStarted { program: "qemu-img", source: missing() },
@@ -383,4 +384,65 @@ pub fn of_configurations() -> Vec<config::Error> {
         Error::NotJson { path: path(), reason: "expected value at line 1 column 1".into() },
         Error::Faults { path: path(), faults },
     ]
+}
+
+/// Records of every kind, as they come.
+pub fn of_records(now: Time) -> Vec<Record> {
+    let ago = |hours: i64| (now - chrono::TimeDelta::hours(hours)).to_rfc3339();
+    let id = |name: &str| Id::hash(name.as_bytes()).to_string();
+    let disk = json!({ "disk": "vda", "capacity_bytes": 20u64 << 30, "read_mode": "full", "read_bytes": 3u64 << 30,
+        "new_bytes": 2u64 << 30, "stored_bytes": 1u64 << 30 });
+    let point = |name: &str, hours: i64, more: Value| {
+        let mut point = json!({ "type": "point", "point": id(name), "repo": REPO, "machine": name, "uuid": "u", "host": "host1",
+            "captured_at": ago(hours), "consistency": "crash", "disks": [disk] });
+        merge(&mut point, more);
+        point
+    };
+    let forget = |name: &str, hours: i64, keep: bool| {
+        json!({ "type": "action", "action": "forget", "target": id(&format!("{name}{hours}")), "changed": !keep, "dry_run": true,
+            "reason": if keep { "keep: daily, weekly" } else { "remove: no rule keeps it" }, "machine": name, "host": "host1",
+            "captured_at": ago(hours), "keep": keep })
+    };
+    let check = |check: &str, target: &str, status: &str, detail: &str, hint: Option<&str>| json!({ "type": "check", "check": check, "target": target, "status": status, "detail": detail, "hint": hint });
+    let mut never = check("backup", "db1", "critical", "never backed up", Some("kvmb backup db1"));
+    merge(&mut never, json!({ "standing": "selected" }));
+    let mut well = check("backup", "web1", "ok", "the newest point is 3 h old", None);
+    merge(
+        &mut well,
+        json!({ "standing": "selected", "captured_at": ago(3), "last_result": "done", "last_run_at": ago(3),
+        "verified_depth": "full", "verified_at": ago(72) }),
+    );
+    let all = [
+        json!({ "type": "machine", "connect": "qemu:///system", "machine": "web1", "uuid": "u", "state": "running",
+            "persistent": true, "autostart": true, "memory_bytes": 4u64 << 30, "vcpus": 2, "disks": ["vda", "vdb"], "agent": "connected" }),
+        json!({ "type": "disk", "connect": "qemu:///system", "machine": "web1", "uuid": "u", "disk": "vda",
+            "source": { "type": "file", "path": "/var/lib/libvirt/images/web1.qcow2" }, "path": "/var/lib/libvirt/images/web1.qcow2",
+            "format": "qcow2", "capacity_bytes": 20u64 << 30, "allocated_bytes": 4u64 << 30, "included": true }),
+        json!({ "type": "file", "path": "vm1.raw", "size_bytes": 1u64 << 20, "sha256": id("file") }),
+        point("web1", 3, json!({ "consistency": "filesystem", "verified": "full", "verified_at": ago(2) })),
+        point("db1", 30, json!({ "pinned": true, "left_out": [{ "disk": "vdb", "reason": "raw" }] })),
+        point("mail1", 300, json!({ "damage": [{ "disk": "vda", "error": "lost" }], "verified": false })),
+        forget("web1", 3, true),
+        forget("db1", 30, true),
+        forget("web1", 900, false),
+        json!({ "type": "action", "action": "prune", "target": REPO, "changed": true, "dry_run": true, "reason": "keep-daily 7",
+            "freed_bytes": 146432 }),
+        json!({ "type": "action", "action": "unlock", "target": id("lock"), "changed": true, "reason": "stale; held by process 7" }),
+        check(
+            "agent",
+            "web1",
+            "warning",
+            "no guest agent channel; backups are crash-consistent only",
+            Some("virt-xml web1 --add-device --channel unix,target.type=virtio,target.name=org.qemu.guest_agent.0"),
+        ),
+        check("disk", "web1/vda", "ok", "only changes are read", None),
+        well,
+        never,
+    ];
+    all.iter().map(|value| Record::parse(&value.to_string()).unwrap()).collect()
+}
+
+fn merge(into: &mut Value, more: Value) {
+    let (Value::Object(into), Value::Object(more)) = (into, more) else { panic!("objects") };
+    into.extend(more);
 }

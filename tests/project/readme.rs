@@ -195,7 +195,7 @@ fn every_example_in_the_help_is_real() {
 fn every_flag_in_the_help_has_words_and_is_taken() {
     let value = |flag: &str| match flag {
         "--jobs" => "2",
-        "--freeze" => "never",
+        "--freeze" | "--color" => "never",
         "--warning" | "--critical" | "--verify-warning" | "--freeze-timeout" | "--lease" | "--full-every"
         | "--retry-for" | "--random-delay" | "--within" => "30s",
         "--cron" => "@daily",

@@ -9,7 +9,9 @@ use std::path::Path;
 use std::process::Command;
 
 use super::messages;
+use chrono::{Local, TimeZone};
 use kvmb::cli::failure::{self, CliError};
+use kvmb::cli::table::{self, TableOptions};
 
 /// Compares a text with the file that pins it, or writes that file.
 #[track_caller]
@@ -61,7 +63,7 @@ fn the_short_help_texts_are_pinned() {
     collect(&kvmb::cli::command(), &[], &mut pages);
     assert!(pages.len() > 25, "{:?}", pages.keys());
     // What every command has is shown once, with the program itself.
-    let own = |words: &str, page: &str| match page.split_once("Options of every command:\n") {
+    let own = |words: &str, page: &str| match page.split_once("Global options:\n") {
         Some((before, after)) if !words.is_empty() => {
             before.to_owned() + after.split_once("\n\n").map_or("", |(_, rest)| rest)
         }
@@ -84,4 +86,14 @@ fn the_error_messages_with_their_codes_and_hints_are_pinned() {
         format!("{}: {}\n{hint}", error.code.word(), error.message)
     };
     assert_pinned("messages.txt", &errors.iter().map(text).collect::<String>());
+}
+
+#[test]
+fn the_tables_are_pinned_in_narrow_and_wide_terminals() {
+    let now = Local.with_ymd_and_hms(2026, 11, 20, 12, 0, 0).unwrap().fixed_offset();
+    let records = messages::of_records(now);
+    for width in [80, 160] {
+        let text = table::render(&records, now, TableOptions { width: Some(width), color: false });
+        assert_pinned(&format!("tables-{width}.txt"), &text);
+    }
 }

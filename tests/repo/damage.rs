@@ -381,7 +381,7 @@ fn every_bit_of_a_small_pack_counts() {
 
 #[test]
 fn chunks_that_the_index_lost_are_read_again_and_the_points_that_lack_them_are_named() {
-    let env = Env::new("lost chunks");
+    let env = Env::new("lost data");
     init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(64 * MIB)).start_paused();
     let bystander = env.machine("bystander").disk(Disk::raw(MIB)).define();

@@ -105,7 +105,7 @@ fn ask_kvmb(env: &Env, rules: &[&str]) -> Kept {
     let output = call.args(rules).env("TZ", "Europe/Berlin").run().assert_ok();
     let kept = output.records_of("action").into_iter().filter(|r| r["action"] == "forget" && r["changed"] == false);
     let words = |record: &Value| {
-        let reasons = record["reason"].as_str().unwrap().trim_start_matches("stays: ").split(", ");
+        let reasons = record["reason"].as_str().unwrap().trim_start_matches("keep: ").split(", ");
         // restic keeps the oldest point where a rule has some left since 0.16.
         reasons.filter(|reason| !reason.contains("oldest")).map(str::to_owned).collect()
     };

@@ -123,7 +123,7 @@ fn the_entry_stands_between_markers_and_nothing_else_is_touched() {
     assert_eq!(host.crontab(), format!("{USER_LINES}5 5 * * * echo behind\n"));
     assert_eq!(host.schedule(&["remove"]).run().assert_ok().record_of("action")["changed"], false);
     let shown = host.schedule(&["show"]).run().assert_ok().record_of("action");
-    assert_eq!(shown["reason"], "nothing is scheduled");
+    assert_eq!(shown["reason"], "no schedule installed");
 
     // Where there was no crontab, there is none again.
     host.program(&["crontab", "-r"]).run().assert_ok();

@@ -231,7 +231,7 @@ fn a_quota_that_is_used_up_is_told_and_with_a_larger_one_the_next_run_is_complet
         let output = env.kvmb(["backup", "vm", "-r", &repo]).limit(BOUND).run().assert_code(1);
         let failure = output.record_of("failure");
         assert_eq!(failure["code"], "no_space", "{output}");
-        assert!(failure["error"].as_str().unwrap().contains("the quota leaves no room"), "{output}");
+        assert!(failure["error"].as_str().unwrap().contains("disk quota exceeded"), "{output}");
         assert!(failure["hint"].is_string(), "{output}");
         assert!(machine.status() == "prelaunch" && !machine.is_captured());
         env.assert_nothing_left();

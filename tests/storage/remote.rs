@@ -41,11 +41,11 @@ fn setup_on_a_terminal_asks_for_the_fingerprint_and_the_password_and_then_cron_n
     let url = sshd.url("repo");
     let mut terminal = env.pty(["remote", "setup", "-r", &url]);
     terminal.expect(&sshd.fingerprint("ed25519"));
-    terminal.expect("Is it the right one");
+    terminal.expect("Does it match");
     terminal.send("y");
-    terminal.expect(&format!("Password of {USER}@127.0.0.1"));
+    terminal.expect(&format!("Password for {USER}@127.0.0.1"));
     terminal.send("swordfihs\r");
-    terminal.expect("please try again");
+    terminal.expect("try again");
     terminal.send(&format!("{SSH_PASSWORD}\r"));
     let output = terminal.wait().assert_ok();
     assert!(!output.stdout().contains(SSH_PASSWORD), "{output}");
@@ -83,17 +83,17 @@ fn a_mistyped_passphrase_is_asked_for_again_and_an_empty_one_leaves_the_key_out(
     let mut terminal = env.pty(["init", "-r", &url]);
     terminal.expect_hidden("Passphrase of the key", 1);
     terminal.send("open sesmae\r");
-    terminal.expect("that was wrong; please try again");
+    terminal.expect("wrong password or passphrase; try again");
     terminal.expect_hidden("Passphrase of the key", 2);
     terminal.send("open sesame\r");
     let output = terminal.wait().assert_ok();
-    assert!(output.stdout().contains("the repository was made"), "{output}");
-    assert!(!output.stdout().contains("sesame") && !output.stdout().contains("Password of"), "{output}");
+    assert!(output.stdout().contains("the repository was created"), "{output}");
+    assert!(!output.stdout().contains("sesame") && !output.stdout().contains("Password for"), "{output}");
 
     let mut terminal = env.pty(["points", "-r", &url]);
     terminal.expect_hidden("Passphrase of the key", 1);
     terminal.send("\r");
-    terminal.expect_hidden(&format!("Password of {USER}@127.0.0.1"), 1);
+    terminal.expect_hidden(&format!("Password for {USER}@127.0.0.1"), 1);
     terminal.send(&format!("{SSH_PASSWORD}\r"));
     let output = terminal.wait().assert_ok();
     assert!(!output.stdout().contains("try again"), "{output}");
@@ -175,7 +175,7 @@ fn secrets_come_from_a_file_a_command_or_a_variable_and_appear_nowhere() {
     let test = || env.kvmb(["remote", "test", "-vv", "-r", &url]);
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
     let open = test().arg("--ssh-password-file").arg(&file).run().assert_code(1);
-    assert!(check_of(&open, "login")["detail"].as_str().unwrap().contains("everybody may read"), "{open}");
+    assert!(check_of(&open, "login")["detail"].as_str().unwrap().contains("accessible to other users"), "{open}");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     for call in [
         test().arg("--ssh-password-file").arg(&file),
@@ -215,7 +215,7 @@ fn test_says_what_is_wrong_and_does_not_try_the_rest() {
     assert_eq!(check_of(&missing, "clock")["status"], "ok");
     let long = env.kvmb(["remote", "test", "-r", &url, "--size", "40M"]).run().assert_ok();
     let speed = check_of(&long, "speed");
-    assert!(speed["detail"].as_str().unwrap().starts_with("3 connections carry"), "a pack on each: {long}");
+    assert!(speed["detail"].as_str().unwrap().starts_with("3 connections:"), "a pack on each: {long}");
     assert!(speed["download_bytes_per_second"].as_u64().unwrap() > 1 << 20, "{long}");
     let left: Vec<_> = fs::read_dir(sshd.home()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, [".ssh"], "nothing of the test may stay");
@@ -320,7 +320,7 @@ fn the_configured_folder_may_hold_other_things_and_then_the_repository_has_one_o
 
     let test = env.kvmb(["remote", "test"]).run().assert_ok();
     let detail = path(&test)["detail"].as_str().unwrap().to_owned();
-    assert!(detail.contains("holds other things") && detail.contains("not there yet"), "{detail}");
+    assert!(detail.contains("contains other files") && detail.contains("does not exist yet"), "{detail}");
     let init = || env.kvmb(["init", "-r", &url]).run().assert_ok();
     assert_eq!(init().assert_stderr_has(&own).record_of("action")["target"], own);
     assert_eq!(changes(&init()), [false]);

@@ -102,7 +102,7 @@ pub fn caught_reading(machine: &Machine, call: Call) -> Running {
         assert!(!running.has_ended(), "it is done already");
         running.is_stopped()
     });
-    assert!(is_readable(machine), "there is no capture");
+    assert!(is_readable(machine), "no open capture");
     running
 }
 

@@ -207,6 +207,8 @@ impl Env {
             .env("HOME", self.path("home"))
             .env("TMPDIR", self.path("tmp"))
             .env("LANG", "C.UTF-8")
+            // Colour comes between words; the test of colour asks for it.
+            .env("NO_COLOR", "1")
             .env("XDG_RUNTIME_DIR", self.path("run"))
             .env("XDG_CONFIG_HOME", self.path("home/.config"))
             .env("XDG_DATA_HOME", self.path("home/.local/share"))

@@ -97,7 +97,7 @@ fn job_socket(runtime: &RuntimeDirs, machine: &Machine, live: &Definition, id: &
         match domain_folder(machine) {
             Some(folder) => return Ok(folder.join(format!("kvmb-{id}"))),
             None => tracing::warn!(
-                "{} is confined by a security module, but libvirt's folder for it was not found",
+                "{} is confined by a security module, and the folder that libvirt permits was not found",
                 machine.name()
             ),
         }

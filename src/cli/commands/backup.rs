@@ -28,11 +28,12 @@ use chrono::Local;
 use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
-/// Back up machines, running or not: snapshot, push and release in one.
+/// Back up machines.
 ///
-/// The first backup of a machine reads everything; each later one only what changed since, where that is certain. Every
-/// point is complete by itself. Prints a 'point' record for each. Without -r the points go to this host's own repository, /var/lib/kvmb/repo, made on
-/// first use.
+/// Running and stopped machines are backed up. The first backup of a machine reads all of its data. Later backups
+/// read only what has changed, if the changes are known for certain. Every point can be restored on its own.
+/// Without -r, points are stored in the repository of this host, /var/lib/kvmb/repo, which is created on first use.
+/// Prints a 'point' record for each machine.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb backup vm1
@@ -42,12 +43,12 @@ use std::time::Duration;
   kvmb backup 'web*' -r /backup/kvm --exclude-disk vdb --jobs 2
   kvmb vms --json | jq -c 'select(.state == \"running\")' | kvmb backup -r /backup/kvm")]
 pub struct BackupArgs {
-    /// Names or globs; none reads 'machine' or 'disk' records from standard input or, when none come, takes the machines
-    /// that selected_vms of the configuration says.
+    /// Machine names or globs. Without names, 'machine' or 'disk' records are read from standard input. If there
+    /// are none, the machines in selected_vms of the configuration are backed up.
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 
-    /// Every machine that libvirt knows.
+    /// Back up all machines that libvirt knows.
     #[arg(long, conflicts_with = "names")]
     all: bool,
 
@@ -57,33 +58,37 @@ pub struct BackupArgs {
     #[command(flatten)]
     chunks: ChunkArgs,
 
-    /// Read everything, not only what changed, and compare: a difference that the dirty bitmap did not tell of is
-    /// reported as damage to the chain (exit code 4) and healed by the new point.
+    /// Read all data instead of only the changes, and compare it with the previous point.
+    ///
+    /// A change that the dirty bitmap missed is reported as damage to the chain (exit code 4). The new point is
+    /// correct.
     #[arg(long)]
     full: bool,
 
-    /// Do as --full does for a disk that was last read in full so long ago: 30d.
+    /// Apply --full to a disk that has not been read in full for this long (example: 30d).
     #[arg(long, value_name = "TIME", value_parser = duration)]
     full_every: Option<Duration>,
 
-    /// How many machines at once.
+    /// Number of machines to back up at the same time.
     #[arg(short, long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     jobs: u16,
 
-    /// Read each new point back and prove it.
+    /// Verify each new point by reading it back.
     #[arg(long, overrides_with = "no_verify")]
     verify: bool,
 
-    /// Do not, although the configuration says so.
+    /// Skip verification even if the configuration enables it.
     #[arg(long)]
     no_verify: bool,
 
-    /// After the run, read this share of all chunks of the repository back and prove it: 5%. The next run goes on where this one
-    /// ended, so that twenty of them prove all. With a second repository (--copy-to), of that one as well.
+    /// After the backup, verify this share of all chunks in the repository (example: 5%).
+    ///
+    /// Each run continues where the previous one ended, so that 20 runs with 5% verify everything. With --copy-to,
+    /// the second repository is verified as well.
     #[arg(long, value_name = "P%", value_parser = percent)]
     verify_sample: Option<f64>,
 
-    /// Say what would be done, and do nothing.
+    /// Show what would be done without doing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
 
@@ -172,7 +177,7 @@ impl BackupArgs {
         }
         let write = || {
             let (first, second) = self.copy.tiers(context, &self.repo)?;
-            let not_opened = || CliError::failed("the run did not come to open it");
+            let not_opened = || CliError::failed("it was not opened in this run");
             let repo = match opened.first.into_inner() {
                 Some(repo) => Ok(repo),
                 // A hook ended the run before, perhaps; nobody is asked for a password only for this.
@@ -365,8 +370,8 @@ fn all_machines(context: &Context) -> Result<Vec<Selection>, CliError> {
     let machines = hypervisor.machines(&[])?;
     if machines.is_empty() {
         // As when no machine is named: a schedule that asks the wrong libvirt must not look like a backup.
-        return Err(CliError::usage(format!("there is no machine to back up: {} has none", hypervisor.uri()))
-            .hint("name the connection that has the machines: kvmb -c URI backup --all"));
+        return Err(CliError::usage(format!("no machines to back up: {} has none", hypervisor.uri()))
+            .hint("choose the connection that has the machines: kvmb -c URI backup --all"));
     }
     Ok(machine_args::select(&hypervisor, &machines))
 }
@@ -378,5 +383,6 @@ fn verify_points(context: &Context, repo: &Repository, point: Point) -> ops::Res
     let (known, _) = points::list(repo)?;
     let found = points::find(repo, &known, &PointName::Plain(point.point.clone()))?;
     let proven = Verifier::new(repo, &index, PROOF)?.verify(&found, &context.monitor, &context.stop)?;
-    Ok(Point { verified: proven.verified, damage: proven.damage, ..point })
+    let Point { verified, verified_at, damage, .. } = proven;
+    Ok(Point { verified, verified_at, damage, ..point })
 }

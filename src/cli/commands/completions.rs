@@ -5,17 +5,17 @@ use crate::cli::failure::CliError;
 use crate::cli::session::Session;
 use clap::ValueEnum;
 
-/// Print the script that lets a shell complete kvmb's commands, flags and names.
+/// Generate the shell completion script.
 ///
-/// The names of machines, points and disks are looked up when you press the key. A package installs the scripts by itself;
-/// without one, put the line of your shell from the examples into its start-up file.
+/// The names of machines, points and disks are looked up when you press Tab. Packages install the scripts for you.
+/// Otherwise, add the line for your shell from the examples to its start-up file.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   source <(kvmb completions bash)                          in ~/.bashrc
   source <(kvmb completions zsh)                           in ~/.zshrc, behind compinit
   kvmb completions fish > ~/.config/fish/completions/kvmb.fish")]
 pub struct CompletionsArgs {
-    /// The shell.
+    /// Shell.
     #[arg(value_enum)]
     shell: Shell,
 }

@@ -12,8 +12,9 @@ use std::path::Path;
 
 /// Show, check and describe the configuration.
 ///
-/// It is a JSON file: --config, $KVMB_CONFIG, ~/.kvm_backup_config.json or /etc/kvmb/config.json, the first that there is.
-/// Without one, everything is as by default. A flag wins over a variable, that over the file.
+/// The configuration is a JSON file: --config, $KVMB_CONFIG, otherwise the first of ~/.kvm_backup_config.json and
+/// /etc/kvmb/config.json that exists. Without a file, the defaults apply. Options take precedence over environment
+/// variables, and those over the file.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb config show
@@ -26,17 +27,17 @@ pub struct ConfigArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum ConfigCommand {
-    /// Show every key with the value that applies, and where it comes from.
+    /// Show every key with its value and where the value comes from.
     ///
-    /// Prints a 'setting' record for each. What may give away a password is hidden.
+    /// Prints a 'setting' record for each key. Values that may reveal a password are hidden.
     #[command(after_help = "Examples:
   kvmb config show
   kvmb config show --json | jq -r 'select(.source != \"default\") | .key'")]
     Show,
-    /// Check the configuration, and that the files and programs that it names are there.
+    /// Check the configuration and the files and programs that it refers to.
     ///
-    /// Prints a 'check' record for each thing that is wrong, or one that says that all is well. Exit code 2 when kvmb
-    /// would refuse the file.
+    /// Prints a 'check' record for each problem, or a single one if there is none. Exits with code 2 if kvmb would
+    /// reject the file.
     #[command(after_help = "Examples:
   kvmb config check
   kvmb config check --config example_config.json")]
@@ -96,9 +97,9 @@ fn check(context: &Context, session: &mut Session) {
 
 fn summary(loaded: &Loaded) -> String {
     match (&loaded.file, loaded.said.as_object().map_or(0, serde_json::Map::len)) {
-        (None, _) => "there is no configuration: everything is as by default".into(),
-        (Some(_), 1) => "1 key, nothing wrong".into(),
-        (Some(_), count) => format!("{count} keys, nothing wrong"),
+        (None, _) => "no configuration file; the defaults apply".into(),
+        (Some(_), 1) => "1 key, no problems".into(),
+        (Some(_), count) => format!("{count} keys, no problems"),
     }
 }
 
@@ -114,15 +115,15 @@ fn missing(config: &Config) -> Vec<(String, &'static str)> {
     for (key, path) in files {
         if let Some(path) = path.as_ref().filter(|path| !path.value().0.is_file()) {
             found.push((
-                format!("the key \"{key}\" names {}, which is no file", path.text()),
-                "make it, or mend the path",
+                format!("the key \"{key}\" refers to {}, which is not a file", path.text()),
+                "create the file, or correct the path",
             ));
         }
     }
     for (name, hooks) in config.hooks.lists() {
         for program in hooks.iter().filter_map(|hook| hook.command.first()).filter(|program| !is_program(program)) {
-            let detail = format!("the key \"hooks.{name}\" names {program}, which is no program");
-            found.push((detail, "install it, or give its full path; it must be executable"));
+            let detail = format!("the key \"hooks.{name}\" refers to {program}, which is not an executable program");
+            found.push((detail, "install it, or use its full path"));
         }
     }
     found

@@ -21,7 +21,7 @@ use crate::record::{Disk, Record};
   kvmb vms 'web*' | kvmb disks
   kvmb disks vm1 | kvmb hash")]
 pub struct DisksArgs {
-    /// Names or globs; none reads 'machine' records from standard input.
+    /// Machine names or globs. Without names, 'machine' records are read from standard input.
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 }

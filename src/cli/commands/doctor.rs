@@ -17,17 +17,18 @@ use crate::record::{Check, Status};
 use std::borrow::Cow;
 use std::path::Path;
 
-/// Tell what will stand in the way of backups, and the command that mends it.
+/// Check for problems that would prevent backups, and show how to fix them.
 ///
-/// Looks at this host and at the machines, and changes nothing. Prints a 'check' record for each thing: 'ok', 'warning' (it
-/// works, but not as well as it could), 'critical' or 'unknown'. Fails (exit code 1) when something is critical.
+/// Checks this host and its machines without changing anything. Prints a 'check' record for each result: 'ok',
+/// 'warning' (backups work, but could work better), 'critical' or 'unknown'. Exits with code 1 if a result is
+/// critical.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb doctor
   kvmb doctor vm1 'web*'
   kvmb doctor --json | jq -r 'select(.status != \"ok\") | [.target, .detail, .hint] | @tsv'")]
 pub struct DoctorArgs {
-    /// Names or globs of machines; none means all.
+    /// Machine names or globs. Default: all machines.
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 
@@ -171,11 +172,11 @@ fn words(finding: &Finding, shell: &ShellCommands) -> Words {
         CheckSubject::Programs { missing } => programs_words(missing),
         CheckSubject::Confinement { by, has_open_folder } => confinement(by, *has_open_folder),
         CheckSubject::Folders { closed: None, .. } => {
-            Words::new("folders", "QEMU's user can pass to the folders of sockets and scratch files")
+            Words::new("folders", "QEMU's user can access the socket and scratch folders")
         }
         CheckSubject::Folders { closed: Some(folder), user } => {
             let user = user.map_or_else(|| "a user".to_owned(), |user| format!("user {user}"));
-            Words::new("folders", format!("QEMU runs as {user}, which cannot pass {}", folder.display())).hint(format!(
+            Words::new("folders", format!("QEMU runs as {user}, which has no access to {}", folder.display())).hint(format!(
                 "chmod o+x {}; or choose other folders: --scratch DIR, $KVMB_RUNTIME_DIR",
                 quoted_path(Some(folder))
             ))
@@ -185,20 +186,20 @@ fn words(finding: &Finding, shell: &ShellCommands) -> Words {
             match finding.status {
                 Status::Ok => Words::new("scratch", free),
                 Status::Critical => {
-                    Words::new("scratch", format!("only {free}; {} are needed", bytes(room.needed_bytes)))
-                        .hint("make room, or choose another folder: --scratch DIR, $KVMB_SCRATCH")
+                    Words::new("scratch", format!("only {free}; {} needed", bytes(room.needed_bytes)))
+                        .hint("free some space, or choose another folder: --scratch DIR, $KVMB_SCRATCH")
                 }
                 _ => {
-                    Words::new("scratch", format!("{free}: little for what the guest overwrites during a long backup"))
-                        .hint("make room, or choose another folder: --scratch DIR, $KVMB_SCRATCH")
+                    Words::new("scratch", format!("{free}; this may be too little for a long backup"))
+                        .hint("free some space, or choose another folder: --scratch DIR, $KVMB_SCRATCH")
                 }
             }
         }
         CheckSubject::Agent(agent) => agent_words(agent, &name),
         CheckSubject::Job(job) => job_words(job, shell),
         CheckSubject::StoppedByIoError => {
-            Words::new("machine", "it is paused: a disk of its failed, or had no room left")
-                .hint(format!("make room, then: {}", shell.virsh(&format!("resume {name}"))))
+            Words::new("machine", "paused because a disk failed or was full")
+                .hint(format!("free some space, then run '{}'", shell.virsh(&format!("resume {name}"))))
         }
         CheckSubject::SavedMemory => {
             Words::new("machine", "its memory is saved on disk: it is not backed up before it has been started").hint(
@@ -241,25 +242,25 @@ fn words(finding: &Finding, shell: &ShellCommands) -> Words {
         CheckSubject::EncryptedAndOff(disk) => Words::new(
             "disk",
             format!(
-                "it is encrypted ({}), and libvirt does not give its passphrase away: {}",
+                "encrypted ({}), and libvirt does not provide the passphrase: {}",
                 disk.encryption.as_deref().unwrap_or("unknown"),
                 disk.secret_error.as_deref().unwrap_or_default()
             ),
         )
         .hint(format!(
-            "back it up while it runs, or with --luks-key-file {0}=FILE; or leave it out: --exclude-disk {0}",
+            "back up the machine while it is running, use --luks-key-file {0}=FILE, or exclude the disk with --exclude-disk {0}",
             disk.target
         )),
         CheckSubject::Bitmap { bitmap, is_on } => {
             let broken = Words::new(
                 "bitmap",
-                format!("its bitmap {} is lost or was not closed properly: it cannot tell what changed", bitmap.name),
+                format!("bitmap {} is missing or was not closed properly, so changes cannot be tracked", bitmap.name),
             );
             let checkpoint = quoted(&bitmap.name);
             let forget = shell.virsh(&format!("checkpoint-delete --metadata {name} {checkpoint}"));
             match (&bitmap.image, is_on) {
                 _ if bitmap.name.starts_with(crate::capture::checkpoint::PREFIX) => {
-                    broken.hint(format!("kvmb backup {name} reads the disk in full once and clears it"))
+                    broken.hint(format!("run 'kvmb backup {name}': the disk is read in full once and the bitmap is replaced"))
                 }
                 (Some(image), false) => {
                     broken.hint(format!("qemu-img bitmap --remove -f qcow2 {} {checkpoint}", quoted_path(Some(image))))
@@ -286,16 +287,16 @@ fn revert_hint(shell: &ShellCommands) -> String {
 fn versioned(program: &'static str, version: Option<(u32, u32, u32)>, status: Status) -> Words {
     let shown = if program == "qemu" { "QEMU" } else { program };
     let Some((major, minor, patch)) = version else {
-        return Words::new(program, format!("libvirt finds no {shown}"))
+        return Words::new(program, format!("libvirt does not find {shown}"))
             .hint("install QEMU: apt install qemu-system-x86");
     };
     let words = format!("{shown} {major}.{minor}.{patch}");
     match status {
         Status::Ok => Words::new(program, words),
         Status::Critical => Words::new(program, format!("{words} is too old to back up a running machine"))
-            .hint(format!("upgrade {shown}: Debian 12 and Ubuntu 24.04 bring one that will do")),
-        _ => Words::new(program, format!("{words} is older than any that kvmb is made for"))
-            .hint(format!("upgrade {shown}: Debian 12 and Ubuntu 24.04 bring one that will do")),
+            .hint(format!("upgrade {shown}; Debian 12 and Ubuntu 24.04 include a suitable version")),
+        _ => Words::new(program, format!("{words} is older than the versions that kvmb supports"))
+            .hint(format!("upgrade {shown}; Debian 12 and Ubuntu 24.04 include a suitable version")),
     }
 }
 
@@ -313,21 +314,20 @@ fn programs_words(missing: &[&'static str]) -> Words {
         ["qemu-storage-daemon"] => package(),
         _ => "qemu-utils",
     };
-    Words::new("programs", format!("not on the path: {}", missing.join(", ")))
+    Words::new("programs", format!("not found in PATH: {}", missing.join(", ")))
         .hint(format!("apt install {package} (Debian, Ubuntu); dnf install qemu-img (Fedora, RHEL)"))
 }
 
 fn confinement(by: &str, has_open_folder: Option<bool>) -> Words {
-    let words =
-        Words::new("confinement", format!("{by} confines its QEMU; kvmb's socket goes where libvirt permits it"));
+    let words = Words::new("confinement", format!("{by} confines QEMU; kvmb puts its socket where libvirt permits it"));
     match (has_open_folder, by) {
         (Some(true), _) => words,
         (None, _) => Words {
-            detail: format!("{by} confines the machines; kvmb's sockets go where libvirt permits them"),
+            detail: format!("{by} confines the machines; kvmb puts its sockets where libvirt permits them"),
             ..words
         },
         (Some(false), by) => Words {
-            detail: format!("{by} confines its QEMU, and libvirt's folder for it was not found: it may get no socket"),
+            detail: format!("{by} confines QEMU, and the folder that libvirt permits was not found; QEMU may not be able to create its socket"),
             ..words
         }
         .hint(match by {
@@ -341,22 +341,21 @@ fn confinement(by: &str, has_open_folder: Option<bool>) -> Words {
 
 fn agent_words(agent: &AgentSurvey, name: &str) -> Words {
     match agent {
-        AgentSurvey::Answers => Words::new("agent", "the guest agent answers"),
-        AgentSurvey::NotAsked => Words::new("agent", "the guest agent is asked only while the machine runs"),
-        AgentSurvey::NoChannel => Words::new(
-            "agent",
-            "it has no channel for a guest agent: its points are as after a power cut",
-        )
-        .hint(format!(
-            "virt-xml {name} --add-device --channel unix,target.type=virtio,target.name=org.qemu.guest_agent.0; \
-                 start it anew, with qemu-guest-agent in the guest"
-        )),
+        AgentSurvey::Answers => Words::new("agent", "the guest agent responds"),
+        AgentSurvey::NotAsked => {
+            Words::new("agent", "the guest agent can be checked only while the machine is running")
+        }
+        AgentSurvey::NoChannel => Words::new("agent", "no guest agent channel; backups are crash-consistent only")
+            .hint(format!(
+                "virt-xml {name} --add-device --channel unix,target.type=virtio,target.name=org.qemu.guest_agent.0; \
+                 then restart the machine and install qemu-guest-agent in the guest"
+            )),
         AgentSurvey::Disconnected => {
-            Words::new("agent", "no guest agent runs in the guest: its points are as after a power cut")
+            Words::new("agent", "the guest agent is not running; backups are crash-consistent only")
                 .hint("in the guest: apt install qemu-guest-agent; systemctl enable --now qemu-guest-agent")
         }
         AgentSurvey::Silent(error) => {
-            Words::new("agent", format!("the guest agent does not answer, and freezing will fail ({error})"))
+            Words::new("agent", format!("the guest agent does not respond, so freezing will fail ({error})"))
                 .hint("in the guest: systemctl restart qemu-guest-agent")
         }
     }
@@ -365,11 +364,11 @@ fn agent_words(agent: &AgentSurvey, name: &str) -> Words {
 fn job_words(job: &JobSurvey, shell: &ShellCommands) -> Words {
     let name = shell.machine();
     match job {
-        JobSurvey::Free => Words::new("job", "nothing holds it"),
+        JobSurvey::Free => Words::new("job", "no backup job running"),
         JobSurvey::LeftOver { capture, holds_off } => {
-            let left = format!("capture {capture} of an earlier run is left; the next backup clears it");
+            let left = format!("capture {capture} was left by an earlier run; the next backup closes it");
             match holds_off {
-                true => Words::new("job", format!("{left}, and the machine cannot start before"))
+                true => Words::new("job", format!("{left}; until then the machine cannot start"))
                     .hint(format!("kvmb release {name}")),
                 false => Words::new("job", left),
             }
@@ -377,15 +376,15 @@ fn job_words(job: &JobSurvey, shell: &ShellCommands) -> Words {
         JobSurvey::Captured { capture, until, holds_off, is_guarded } => {
             let meanwhile = match (holds_off, is_guarded) {
                 (true, _) => "; the machine cannot start meanwhile",
-                (false, false) => "; its guard process is gone, nobody watches the scratch space",
+                (false, false) => "; its guard process has ended, so the scratch space is not monitored",
                 (false, true) => "",
             };
             let until = until.to_rfc3339();
-            Words::new("job", format!("it is held by capture {capture} until {until}{meanwhile}"))
+            Words::new("job", format!("capture {capture} is open until {until}{meanwhile}"))
                 .hint(format!("kvmb release {name}"))
         }
-        JobSurvey::Foreign { job } => Words::new("job", format!("a backup job that is not kvmb's holds it ({job})"))
-            .hint(format!("let it finish, or end it: {}", shell.virsh(&format!("domjobabort {name}")))),
+        JobSurvey::Foreign { job } => Words::new("job", format!("a backup job of another program is running ({job})"))
+            .hint(format!("wait for it, or cancel it with '{}'", shell.virsh(&format!("domjobabort {name}")))),
         JobSurvey::Block { disk, job } => {
             let job_command = |flag: &str| shell.virsh(&format!("blockjob {name} {} --{flag}", quoted(disk)));
             let words =
@@ -396,8 +395,8 @@ fn job_words(job: &JobSurvey, shell: &ShellCommands) -> Words {
             }
         }
         JobSurvey::Wedged { message } => {
-            Words::new("job", format!("libvirt has lost track of a backup job of its ({message})")).hint(format!(
-                "nothing else heals it: {}; then systemctl restart libvirtd (or virtqemud)",
+            Words::new("job", format!("libvirt has lost track of a backup job ({message})")).hint(format!(
+                "run '{}', then 'systemctl restart libvirtd' (or virtqemud)",
                 shell.virsh(&format!("destroy {name}"))
             ))
         }
@@ -409,25 +408,25 @@ fn disk_words(disk: &DiskSurvey, shell: &ShellCommands) -> Words {
     let name = shell.machine();
     let path = quoted_path(disk.path.as_deref());
     if let Some(reason) = &disk.exclusion {
-        let left_out = Words::new("disk", format!("left out: {reason}"));
+        let left_out = Words::new("disk", format!("excluded: {reason}"));
         return match disk.is_drive {
             true => left_out,
-            false => left_out.hint("back its content up inside the guest, or where it belongs to"),
+            false => left_out.hint("back up its content inside the guest, or on the host that owns it"),
         };
     }
     let in_full =
-        |what: &str| Words::new("disk", format!("{what} keeps no dirty bitmap: it is read in full each time"));
+        |what: &str| Words::new("disk", format!("{what} cannot have a dirty bitmap, so it is read in full each time"));
     let edit = || format!("set its type and path: {}", shell.virsh(&format!("edit {name}")));
     match &disk.storage {
-        DiskStorage::KeepsBitmaps => Words::new("disk", "only what changed is read"),
+        DiskStorage::KeepsBitmaps => Words::new("disk", "only changes are read"),
         DiskStorage::OldQcow2 => in_full("a qcow2 image of version 2")
             .hint(format!("while it is off: qemu-img amend -f qcow2 -o compat=1.1 {path}")),
-        DiskStorage::DataFile => in_full("a qcow2 image with a data file of its own")
+        DiskStorage::DataFile => in_full("a qcow2 image with an external data file")
             .hint(format!("while it is off: qemu-img convert -f qcow2 -O qcow2 {path} NEW.qcow2; {}", edit())),
         DiskStorage::Format(format) if disk.is_file => in_full(&format!("a {format} image"))
             .hint(format!("while it is off: qemu-img convert -f {format} -O qcow2 {path} NEW.qcow2; {}", edit())),
-        DiskStorage::Format(format) => in_full(&format!("{format} on what is no file")),
-        DiskStorage::Unreadable(error) => Words::new("disk", format!("its image cannot be looked at: {error}"))
-            .hint(format!("is its storage there? {}", shell.virsh(&format!("domblklist {name}")))),
+        DiskStorage::Format(format) => in_full(&format!("{format} on a device or network storage")),
+        DiskStorage::Unreadable(error) => Words::new("disk", format!("its image cannot be read: {error}"))
+            .hint(format!("check its storage: {}", shell.virsh(&format!("domblklist {name}")))),
     }
 }

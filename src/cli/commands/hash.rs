@@ -17,20 +17,20 @@ use crate::record::{Disk, Record};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Add the SHA-256 of each disk as the guest sees it.
+/// Compute the SHA-256 of each disk as the guest sees it.
 ///
-/// Reads 'disk' records from standard input and prints them with 'sha256': of a raw image what sha256sum prints, and the
-/// same for the same content in any format, so that it can be compared before a backup, in the repository and after a
-/// restore. It reads the whole disk. Without a capture the disk of a running machine is hashed while it moves, which the
-/// record says ('consistency':'moving'). With FILEs it prints
-/// 'file' records with the SHA-256 of their own bytes instead.
+/// Reads 'disk' records from standard input and prints them with 'sha256'. For a raw image this is what sha256sum
+/// prints; the same content gives the same checksum in any image format, so that it can be compared before a
+/// backup, in the repository and after a restore. The whole disk is read. Without a capture, the disk of a running
+/// machine may change during the read; such a record has the consistency 'moving'. With FILE arguments, prints
+/// 'file' records with the SHA-256 of the files themselves.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb disks vm1 | kvmb hash
   kvmb snapshot vm1 | kvmb hash | kvmb push -r /backup/kvm | kvmb release
   kvmb hash /var/lib/libvirt/images/vm1.raw")]
 pub struct HashArgs {
-    /// Files to hash; none reads 'disk' records from standard input.
+    /// Files to hash. Without files, 'disk' records are read from standard input.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
 
@@ -95,7 +95,9 @@ fn add_hash(
         (None, _) => {
             let moving = disk.state != crate::capture::machine::MachineState::Off.as_str();
             if moving {
-                context.monitor.warn(&format!("{label} is hashed without a capture while its machine may write to it"));
+                context
+                    .monitor
+                    .warn(&format!("{label} is hashed without a capture, while the machine may write to it"));
             }
             disk.consistency = Some(if moving { "moving" } else { "offline" }.into());
             let opened = open(context, runtime, disk, moving)?;

@@ -10,17 +10,17 @@ use crate::repo::{self, Presence, Repository};
 use crate::storage::FileKind;
 use serde_json::json;
 
-/// Make a new, empty repository.
+/// Create a new repository.
 ///
-/// It is a restic repository (format version 2): 'restic -r REPO' opens it with the same password. A repository that is
-/// there already is left as it is, provided that the password opens it. One whose creation was interrupted is finished,
-/// after a wait of ten seconds: somebody may still be creating it. Prints an 'action' record.
+/// This is a restic repository (format version 2): 'restic -r REPO' opens it with the same password. An existing
+/// repository is left unchanged if the password opens it. If the creation of a repository was interrupted, it is
+/// completed after a wait of ten seconds. Prints an 'action' record.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb init -r /backup/kvm --password-file /root/kvmb.pass
   kvmb init -r /backup/kvm --dry-run")]
 pub struct InitArgs {
-    /// Say what would be done, and do nothing.
+    /// Show what would be done without doing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
 
@@ -34,7 +34,7 @@ impl InitArgs {
         let url = storage.url();
         let named = self.repo.storage(context)?.url();
         if named != url {
-            say(&format!("kvmb: {named} holds other things, and no repository: the repository is {url}"));
+            say(&format!("kvmb: {named} contains other files and no repository; using {url}"));
         }
         let presence = Repository::presence(&*storage)?;
         let action = |changed: bool, reason: &str, id: Option<&str>| {
@@ -50,30 +50,29 @@ impl InitArgs {
         };
         if presence == Presence::Repository {
             let opened = self.repo.open(context)?;
-            session.done(action(false, "the repository exists already", Some(opened.id())));
+            session.done(action(false, "the repository already exists", Some(opened.id())));
         } else if self.dry_run {
             let reason = match presence {
-                Presence::Unfinished { .. } => "the repository, whose creation was interrupted, would be finished",
-                _ => "the repository would be made",
+                Presence::Unfinished { .. } => "the creation of the repository was interrupted and would be completed",
+                _ => "the repository would be created",
             };
             session.done(action(true, reason, None));
         } else if self.repo.is_named() {
             let password = self.repo.password(context, Purpose::Create)?;
             let made = match Repository::create(storage, &password) {
                 Err(error @ repo::Error::AlreadyExists { found: FileKind::Config, .. }) => {
-                    return Err(
-                        CliError::from(error).hint("another run has just created it; use it, or choose another folder")
-                    );
+                    return Err(CliError::from(error)
+                        .hint("another process has just created it; use it, or choose another folder"));
                 }
                 Err(error @ repo::Error::AlreadyExists { .. }) => {
                     return Err(CliError::from(error).hint("choose an empty folder"));
                 }
                 other => other?,
             };
-            session.done(action(true, "the repository was made", Some(made.id())));
+            session.done(action(true, "the repository was created", Some(made.id())));
         } else {
             let made = self.repo.create_default(context)?;
-            session.done(action(true, "the repository was made", Some(made.id())));
+            session.done(action(true, "the repository was created", Some(made.id())));
         }
         Ok(())
     }

@@ -16,9 +16,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// Keep a copy of the generated key, or add a password.
+/// Export the repository key, or add a password.
 ///
-/// Without a key that opens it, a repository is lost. A key file that lives only on the host that is backed up dies with it.
+/// Without a key a repository cannot be opened. Keep a copy of the key away from the host that is backed up.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb key export /mnt/usb/kvmb.key
@@ -35,19 +35,19 @@ enum KeyCommand {
     Add(AddArgs),
 }
 
-/// Write the password that opens the repository to a file of mode 0600, to be kept elsewhere.
+/// Write the repository password to a file, to be kept elsewhere.
 ///
-/// Prints an 'action' record.
+/// The file has mode 0600. Prints an 'action' record.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb key export /mnt/usb/kvmb.key
   kvmb key export kvmb.key -r /backup/kvm --dry-run")]
 struct ExportArgs {
-    /// The file to make; it must not exist.
+    /// File to create. It must not exist.
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// Say what would be done, and do nothing.
+    /// Show what would be done without doing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
 
@@ -55,7 +55,7 @@ struct ExportArgs {
     repo: RepoArgs,
 }
 
-/// Add another password that opens the repository.
+/// Add a password to the repository.
 ///
 /// Prints an 'action' record.
 #[derive(Debug, clap::Args)]
@@ -63,11 +63,11 @@ struct ExportArgs {
   kvmb key add -r /backup/kvm
   kvmb key add -r /backup/kvm --new-password-file /root/second.pass")]
 struct AddArgs {
-    /// A file that holds the new password, read as restic reads it; without it, a question on a terminal.
+    /// File with the new password. Default: prompt on a terminal.
     #[arg(long, value_name = "FILE")]
     new_password_file: Option<PathBuf>,
 
-    /// Say what would be done, and do nothing.
+    /// Show what would be done without doing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
 
@@ -94,9 +94,11 @@ pub fn kept_elsewhere() -> Result<Option<(bool, Check)>, CliError> {
     let folder = default.folder.to_string_lossy().into_owned();
     let kept = default.is_key_kept_elsewhere();
     let check = match kept {
-        true => Check::new("key", folder, Status::Ok, "its key was exported, or it has another password"),
-        false => Check::new("key", folder, Status::Warning, "its key is only on this host, and dies with it")
-            .hint("kvmb key export /mnt/usb/kvmb.key"),
+        true => Check::new("key", folder, Status::Ok, "the key was exported, or a second password was added"),
+        false => {
+            Check::new("key", folder, Status::Warning, "the key exists only on this host and would be lost with it")
+                .hint("kvmb key export /mnt/usb/kvmb.key")
+        }
     };
     Ok(Some((kept, check)))
 }
@@ -125,7 +127,7 @@ impl ExportArgs {
         // Only a password that opens the repository is worth keeping.
         let opened = crate::repo::Repository::open(self.repo.storage(context)?, &password)?;
         let exists =
-            || CliError::from(Error::Exists { path: self.file.clone() }).hint("name a file that is not there yet");
+            || CliError::from(Error::Exists { path: self.file.clone() }).hint("choose a file that does not exist");
         let line = zeroize::Zeroizing::new([password.as_bytes(), b"\n"].concat());
         // An export that was interrupted before it was noted is finished by the next.
         let is_there = holds(&self.file, &line);
@@ -151,8 +153,8 @@ impl ExportArgs {
             changed: !is_there,
             reason: match (is_there, self.dry_run) {
                 (true, _) => "holds the password of the repository already: keep it away from this host",
-                (false, true) => "would hold the password of the repository",
-                (false, false) => "holds the password of the repository: keep it away from this host",
+                (false, true) => "the repository password would be written",
+                (false, false) => "contains the repository password; keep it away from this host",
             }
             .into(),
             dry_run: self.dry_run,
@@ -169,7 +171,7 @@ impl AddArgs {
             Some(file) => secret::from_file(file, context.password_limit())?,
             None if prompt::possible(context) => Password::new(prompt::new_password("New password")?),
             None => {
-                return Err(CliError::usage("no new password was given").hint("use --new-password-file FILE"));
+                return Err(CliError::usage("no new password").hint("use --new-password-file FILE"));
             }
         };
         let mut extra = json!({});
@@ -185,7 +187,7 @@ impl AddArgs {
             target: repo.url(),
             changed: !known,
             reason: match (known, self.dry_run) {
-                (true, _) => "this password opens the repository already",
+                (true, _) => "this password already opens the repository",
                 (false, true) => "a password would be added",
                 (false, false) => "a password was added",
             }

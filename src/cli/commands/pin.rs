@@ -13,25 +13,26 @@ use crate::repo::Repository;
 use chrono::Local;
 use serde_json::json;
 
-/// Keep points whatever the retention says, or no longer.
+/// Protect points from pruning.
 ///
-/// Pinned points are never removed by 'kvmb prune', nor by 'restic forget --keep-tag pinned'. A pin is a tag of the restic snapshot,
-/// so the point gets a new id; the old one still finds it. Prints a 'pin' or 'unpin' record for each point.
+/// Neither 'kvmb prune' nor 'restic forget --keep-tag pinned' removes a pinned point. A pin is a tag of the restic
+/// snapshot, so the point gets a new ID; the old ID still works. Prints a 'pin' or 'unpin' record for each point.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb pin vm1@latest -r /backup/kvm            before an upgrade
   kvmb pin --undo vm1@2026-11-20 -r /backup/kvm
   kvmb backup vm1 -r /backup/kvm | kvmb pin -r /backup/kvm")]
 pub struct PinArgs {
-    /// Points: an id or its beginning, NAME@latest, NAME@2026-11-20, NAME@-2h; none reads 'point' records from standard input.
+    /// Points: an ID or the beginning of one, NAME@latest, NAME@2026-11-20, NAME@-2h. Without points, 'point'
+    /// records are read from standard input.
     #[arg(value_name = "POINT", add = complete::points())]
     points: Vec<String>,
 
-    /// Unpin them: the retention applies again.
+    /// Remove the pin, so that the retention rules apply again.
     #[arg(long)]
     undo: bool,
 
-    /// Say what would be done, and do nothing.
+    /// Show what would be done without doing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
 
@@ -73,10 +74,10 @@ impl PinArgs {
             false => pinner.set(&point, wanted)?,
         };
         let reason = match (changed, wanted) {
-            (true, true) => "it stays whatever the retention says",
-            (true, false) => "the retention applies to it again",
-            (false, true) => "it was pinned already",
-            (false, false) => "it was not pinned",
+            (true, true) => "protected from pruning",
+            (true, false) => "no longer protected from pruning",
+            (false, true) => "already pinned",
+            (false, false) => "not pinned",
         };
         let fields = json!({
             "machine": point.machine(),

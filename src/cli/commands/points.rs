@@ -3,6 +3,7 @@
 use crate::cli::complete;
 use crate::cli::context::Context;
 use crate::cli::failure::{CliError, Code};
+use crate::cli::history_recorder::HistoryRecorder;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::cli::value_parsers::duration;
@@ -23,11 +24,11 @@ use std::time::Duration;
   kvmb points --within 24h --json | jq -r .machine
   kvmb points --json | jq -r .point | xargs kvmb verify")]
 pub struct PointsArgs {
-    /// Names or globs of machines; none means all.
+    /// Machine names or globs. Default: all machines.
     #[arg(value_name = "NAME", add = complete::point_machines())]
     names: Vec<String>,
 
-    /// Only the points that were captured no longer ago than this: 12h, 7d.
+    /// Only points captured within this time (example: 12h, 7d).
     #[arg(long, value_name = "TIME", value_parser = duration)]
     within: Option<Duration>,
 
@@ -47,6 +48,7 @@ impl PointsArgs {
                 session.fail(About { machine: Some(name.clone()), ..About::default() }, error);
             }
         }
+        let verified = HistoryRecorder::of(context, &repo.url()).verified_points();
         let oldest = self.within.map(|within| Local::now() - within);
         for point in found {
             let wanted = |name: &String| points::name_matches(name, point.machine());
@@ -56,7 +58,11 @@ impl PointsArgs {
             }
             match points::read_manifest(&repo, &index, &point) {
                 Ok(manifest) => {
-                    let record = points::to_record(&repo, &point.id, &point.snapshot, &manifest);
+                    let mut record = points::to_record(&repo, &point.id, &point.snapshot, &manifest);
+                    if let Some(known) = verified.get(&record.point) {
+                        record.verified = Some(known.depth.word().into());
+                        record.verified_at = Some(known.at);
+                    }
                     session.done(Record::Point(record));
                 }
                 Err(error) => {

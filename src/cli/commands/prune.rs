@@ -16,39 +16,41 @@ use crate::retention::{CalendarSpan, Keep, Policy};
 use chrono::Local;
 use serde_json::json;
 
-/// Remove points that no retention rule keeps, and free their space.
+/// Remove points according to retention rules, and free their space.
 ///
-/// The rules are those of 'restic forget', for each machine by itself (the same UUID on two hosts is two machines, unless one
-/// moved there with its images); a point stays if any rule keeps it. Without flags those of the configuration apply
-/// ('retention': 'local' for a folder, 'remote' for a server). Without any rule no point is removed, and only the space of
-/// what no point needs is freed. These stay whatever the rules say: pinned points ('kvmb pin'), the last good point of a
-/// machine, points that are dated in the future (which take no place of others), the points of a machine of this host that
-/// no longer exists, unless it is named or --gone-machines is given, and what the second repository (--copy-to) does not have
-/// yet. Prints a 'forget' record for each point, which says why it stays or goes, and a 'prune' record.
+/// The rules are those of 'restic forget'. They are applied to each machine separately. A point is kept if any rule
+/// keeps it. Without options, the rules of the configuration apply ('retention': 'local' for a folder, 'remote' for
+/// a server). Without any rule no point is removed, and only unused space is freed.
+///
+/// Some points are always kept: pinned points ('kvmb pin'), the last good point of a machine, points dated in the
+/// future, points that the second repository (--copy-to) does not have yet, and points of machines of this host
+/// that no longer exist, unless you name them or use --gone-machines.
+///
+/// Prints a 'forget' record for each point, with the reason, and a 'prune' record.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb prune --keep-daily 7 --keep-weekly 4 --keep-monthly 12 -r /backup/kvm --dry-run
   kvmb prune --keep-within 30d -r /backup/kvm
   kvmb prune 'test*' --keep-last 3 -r /backup/kvm
-  kvmb prune -r /backup/kvm --max-unused 0%     only free space, as much as can be")]
+  kvmb prune -r /backup/kvm --max-unused 0%     only free unused space, as much as possible")]
 pub struct PruneArgs {
-    /// Names or globs of machines; none means all.
+    /// Machine names or globs. Default: all machines.
     #[arg(value_name = "NAME", add = complete::point_machines())]
     names: Vec<String>,
 
     #[command(flatten)]
     policy: PolicyArgs,
 
-    /// Apply the rules also to machines of this host that libvirt does not know any more.
+    /// Also apply the rules to machines of this host that libvirt no longer knows.
     #[arg(long)]
     gone_machines: bool,
 
-    /// How much that no point needs may stay in packs that are needed: a share of the repository, an amount (2G) or 'unlimited', which
-    /// copies nothing.
+    /// Maximum share of unused data in packs: a share of the repository (5%), an amount (2G) or 'unlimited' (repack
+    /// nothing).
     #[arg(long, value_name = "LIMIT", default_value = "5%")]
     max_unused: MaxUnused,
 
-    /// Say what would be done, and do nothing.
+    /// Show what would be done without doing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
 
@@ -63,31 +65,31 @@ pub struct PruneArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Rules")]
 struct PolicyArgs {
-    /// Keep the newest N points (or 'unlimited', as everywhere here).
+    /// Keep the last N points ('unlimited' keeps all; this applies to all --keep options).
     #[arg(long, value_name = "N")]
     keep_last: Option<Keep>,
 
-    /// Keep the newest point of each of the newest N hours that have one.
+    /// Keep the last point of each of the last N hours that have points.
     #[arg(long, value_name = "N")]
     keep_hourly: Option<Keep>,
 
-    /// Keep the newest point of each of the newest N days that have one.
+    /// Keep the last point of each of the last N days that have points.
     #[arg(long, value_name = "N")]
     keep_daily: Option<Keep>,
 
-    /// Keep the newest point of each of the newest N weeks (Monday to Sunday) that have one.
+    /// Keep the last point of each of the last N weeks (Monday to Sunday) that have points.
     #[arg(long, value_name = "N")]
     keep_weekly: Option<Keep>,
 
-    /// Keep the newest point of each of the newest N months that have one.
+    /// Keep the last point of each of the last N months that have points.
     #[arg(long, value_name = "N")]
     keep_monthly: Option<Keep>,
 
-    /// Keep the newest point of each of the newest N years that have one.
+    /// Keep the last point of each of the last N years that have points.
     #[arg(long, value_name = "N")]
     keep_yearly: Option<Keep>,
 
-    /// Keep every point newer than this before the machine's newest: 30d, 12h, 1y6m (m are months).
+    /// Keep all points made within this time before the machine's latest point: 30d, 12h, 1y6m (m means months).
     #[arg(long, value_name = "TIME")]
     keep_within: Option<CalendarSpan>,
 }
@@ -120,9 +122,8 @@ fn known_to(context: &Context, second: &RepoArgs) -> Result<(Repository, Copies)
     });
     known.map_err(|error| {
         let url = second.url().unwrap_or_default();
-        let message = format!("nothing is removed, for {url} cannot say which points it has: {}", error.message);
-        let hint =
-            error.hint.unwrap_or_else(|| "an empty address (--copy-to '') means that there is no second one".into());
+        let message = format!("nothing was removed, because the points in {url} cannot be listed: {}", error.message);
+        let hint = error.hint.unwrap_or_else(|| "use --copy-to '' if there is no second repository".into());
         CliError { message, hint: Some(hint), ..error }
     })
 }
@@ -169,9 +170,8 @@ impl PruneArgs {
         let pruned = prune.run(&context.monitor, &context.stop, &mut forgotten)?;
         session.done(self.prune_record(&repo, &policy, &pruned.summary));
         if pruned.was_short_of_room {
-            let message =
-                format!("no room in {} to copy what is needed out of packs that are mostly waste", repo.url());
-            let error = CliError::new(Code::NoSpace, message).hint("run it again: some room was made");
+            let message = format!("not enough space in {} to repack data", repo.url());
+            let error = CliError::new(Code::NoSpace, message).hint("run the command again; some space was freed");
             session.fail(About::default(), error);
         }
         Ok(())
@@ -198,13 +198,14 @@ impl PruneArgs {
             "uuid": judged.manifest.uuid,
             "host": judged.manifest.host,
             "captured_at": judged.manifest.captured_at,
+            "keep": judged.verdict.keep,
             "rules": reasons.iter().map(|reason| reason.word()).collect::<Vec<_>>(),
         });
         Record::Action(Action {
             action: "forget".into(),
             target: judged.point.id.to_string(),
             changed: !judged.verdict.keep,
-            reason: if judged.verdict.keep { format!("stays: {why}") } else { format!("goes: {why}") },
+            reason: if judged.verdict.keep { format!("keep: {why}") } else { format!("remove: {why}") },
             dry_run: self.dry_run,
             extra: fields.as_object().cloned().unwrap_or_default(),
         })
@@ -220,7 +221,7 @@ impl PruneArgs {
             "copied_bytes": summary.copied_bytes,
         });
         let rules = match policy.is_empty() {
-            true => "no retention is given or configured, no point is removed".to_owned(),
+            true => "no retention rules, no points removed".to_owned(),
             false => policy.to_string(),
         };
         let freed = match summary.is_nothing() {

@@ -20,20 +20,21 @@ use crate::repo::Repository;
 use serde_json::json;
 use std::collections::BTreeMap;
 
-/// Store captured machines in the repository, or copy points from another one.
+/// Store captured machines in a repository, or copy points from another one.
 ///
-/// Reads 'disk' records of captures from standard input and prints a 'point' record for each machine, once all disks of
-/// its capture have come. Needs no libvirt. The captures stay open: 'kvmb release' ends them.
+/// Reads 'disk' records of captures from standard input and prints a 'point' record for each machine once all disks
+/// of its capture have arrived. Does not need libvirt. The captures stay open until 'kvmb release' closes them.
 ///
-/// Reads 'point' records, too, and copies those points out of the repository that they are in: only what this one lacks
-/// crosses, proven on the way. A point that was copied before is left as it is, and said to be there already.
+/// Also reads 'point' records and copies those points from the repository that holds them. Only missing data is
+/// transferred, and it is verified during the copy. A point that has been copied before is reported as already
+/// there.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb snapshot vm1 -r /backup/kvm | kvmb push -r /backup/kvm | kvmb release
   kvmb snapshot 'web*' | kvmb hash | kvmb push -r /backup/kvm | kvmb release | kvmb verify
   kvmb points vm1 -r /backup/kvm | kvmb push -r /mnt/usb/kvm --from-password-file kvm.pass")]
 pub struct PushArgs {
-    /// Say what would be stored, and store nothing.
+    /// Show what would be stored without storing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
 
@@ -150,7 +151,10 @@ impl Stage<'_> {
         let (batch, batch_machines) = (first.batch.clone(), first.batch_machines);
         let about = About { capture: Some(capture.to_owned()), ..About::machine(&first.connect, &first.machine) };
         if self.stream.has_failed(&first.connect, &first.machine) {
-            let error = CliError::new(Code::Incomplete, "an earlier stage failed for this machine: nothing is stored");
+            let error = CliError::new(
+                Code::Incomplete,
+                "an earlier command in the pipe failed for this machine; nothing was stored",
+            );
             return session.fail(about, error);
         }
         if self.dry_run {
@@ -213,7 +217,7 @@ impl Stage<'_> {
             action: "push".into(),
             target: point.machine,
             changed: true,
-            reason: format!("the point would be copied to {url}, unless it is there already"),
+            reason: format!("the point would be copied to {url} if it is not there yet"),
             dry_run: true,
             extra: extra.as_object().cloned().unwrap_or_default(),
         })

@@ -17,24 +17,24 @@ use std::collections::BTreeSet;
 
 /// Close captures opened by 'snapshot', and points served by 'serve --detach'.
 ///
-/// Ends the backup job or the qemu-storage-daemon of a capture and removes its sockets and scratch files. Whether its point
-/// was stored it knows from the capture itself: if not, the capture's checkpoint is rolled back. With names it prints an
-/// 'action' record for each; in a pipe it prints the records that it reads. Harmless when there is nothing to end.
+/// Stops the backup job or the qemu-storage-daemon of a capture and removes its sockets and scratch files. If no
+/// point was stored from the capture, its checkpoint is rolled back. With names, prints an 'action' record for
+/// each. In a pipe, prints the records that it reads. Does nothing if no capture is open.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb release vm1
   trap 'kvmb release vm1' EXIT
   kvmb snapshot vm1 | kvmb push -r /backup/kvm | kvmb release")]
 pub struct ReleaseArgs {
-    /// Machines or captures (c-1a2b3c4d); none reads records from standard input.
+    /// Machines or captures (c-1a2b3c4d). Without names, records are read from standard input.
     #[arg(value_name = "NAME", add = complete::captures())]
     names: Vec<String>,
 
-    /// Every capture of this host.
+    /// Close all captures of this host.
     #[arg(long, conflicts_with = "names")]
     all: bool,
 
-    /// Say what would be done, and do nothing.
+    /// Show what would be done without doing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
 }
@@ -78,13 +78,13 @@ impl ReleaseArgs {
 
     fn release_file(&self, runtime: &RuntimeDirs, name: &str, file: CaptureFile, session: &mut Session) {
         if self.dry_run {
-            return session.done(self.action(name, true, &format!("capture {} would be ended", file.id()), None));
+            return session.done(self.action(name, true, &format!("capture {} would be closed", file.id()), None));
         }
         match release(runtime, None, file) {
             Ok(closed) => {
                 let reason = match &closed.committed_point {
-                    Some(_) => "the capture was ended; its point is stored",
-                    None => "the capture was ended; no point was stored from it",
+                    Some(_) => "the capture was closed; its point is stored",
+                    None => "the capture was closed; no point was stored from it",
                 };
                 session.done(self.action(name, true, reason, Some(&closed)));
             }

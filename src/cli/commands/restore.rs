@@ -22,55 +22,56 @@ use clap::ValueEnum;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// Bring a machine back: its disks and its definition.
+/// Restore a machine: its disks and its definition.
 ///
-/// Every chunk's SHA-256 is compared on the way. New images are written beside their places and proven before anything old
-/// is replaced; a running machine is never written over. Prints the 'point' record with 'restored_to'. Without arguments on a
-/// terminal it asks.
+/// The SHA-256 of every chunk is compared during the restore. New images are written next to the old ones, and
+/// verified before anything is replaced. A running machine is never overwritten. Prints the 'point' record with
+/// 'restored_to'. Without arguments on a terminal, kvmb asks for the machine, the point and the destination.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  kvmb restore vm1 -r /backup/kvm --overwrite                   back in its place, from the newest point
+  kvmb restore vm1 -r /backup/kvm --overwrite                   restore the latest point to its original place
   kvmb restore vm1@2026-11-20 -r /backup/kvm --as vm1-copy --into /var/lib/libvirt/images --start
-  kvmb restore 4f2a91c7 --disk vda --into /tmp --format raw     one disk as a raw image
-  kvmb restore vm1 --into /mnt/rescue --no-define               without libvirt")]
+  kvmb restore 4f2a91c7 --disk vda --into /tmp --format raw     restore one disk as a raw image
+  kvmb restore vm1 --into /mnt/rescue --no-define               restore without libvirt")]
 pub struct RestoreArgs {
-    /// A machine's newest point (NAME), a point by time (NAME@2026-11-20, NAME@-2h), or a point by its id.
+    /// What to restore: the latest point of a machine (NAME), a point by time (NAME@2026-11-20, NAME@-2h) or a
+    /// point by its ID.
     #[arg(value_name = "POINT|NAME[@TIME]", add = complete::points())]
     point: Option<String>,
 
-    /// Restore as another machine: with this name, a new UUID and new MAC addresses.
+    /// Restore as a new machine with this name, a new UUID and new MAC addresses.
     #[arg(long = "as", value_name = "NAME")]
     as_name: Option<String>,
 
-    /// The folder for the images; without it they go where they were.
+    /// Folder for the images. Default: their original location.
     #[arg(long, value_name = "DIR")]
     into: Option<PathBuf>,
 
-    /// A file or block device for one disk: vda=/dev/vg0/vm1 (may be repeated).
+    /// Restore a disk to this file or block device, as DISK=PATH (can be repeated). Example: vda=/dev/vg0/vm1.
     #[arg(long, value_name = "DISK=PATH", value_parser = disk_path, add = complete::disk_paths())]
     to: Vec<(String, PathBuf)>,
 
-    /// Only this disk, and no definition (may be repeated).
+    /// Restore only this disk, without the definition (can be repeated).
     #[arg(long, value_name = "DISK", add = complete::disks())]
     disk: Vec<String>,
 
-    /// The format of the images; without it, the machine's.
+    /// Image format. Default: the format in the definition of the machine.
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: Option<FormatChoice>,
 
-    /// Do not define the machine: write its definition beside the images instead.
+    /// Do not define the machine in libvirt. Write its definition to a file next to the images instead.
     #[arg(long)]
     no_define: bool,
 
-    /// Start the machine in the end.
+    /// Start the machine after the restore.
     #[arg(long, conflicts_with = "no_define")]
     start: bool,
 
-    /// Replace images and a definition that exist.
+    /// Replace existing images and an existing definition.
     #[arg(long)]
     overwrite: bool,
 
-    /// Remove the saved memory of the machine that is replaced (needs --overwrite).
+    /// Discard the saved memory of the machine that is replaced (requires --overwrite).
     #[arg(long, requires = "overwrite")]
     discard_saved_memory: bool,
 
@@ -79,19 +80,19 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) with_files: Option<PathBuf>,
 
-    /// Leave CD and floppy drives empty whose medium is not on this host.
+    /// Leave CD-ROM and floppy drives empty if their medium is not on this host.
     #[arg(long)]
     drop_missing_media: bool,
 
-    /// Connect to network NEW of this host what was connected to network OLD (may be repeated).
+    /// Connect interfaces of network OLD to network NEW of this host (can be repeated).
     #[arg(long, value_name = "OLD=NEW")]
     network: Vec<String>,
 
-    /// Connect to bridge or network device NEW of this host what was connected to OLD (may be repeated).
+    /// Connect interfaces of bridge or device OLD to bridge or device NEW of this host (can be repeated).
     #[arg(long, value_name = "OLD=NEW")]
     bridge: Vec<String>,
 
-    /// Say what would be written, and write nothing.
+    /// Show what would be written without writing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
 
@@ -116,7 +117,7 @@ fn disk_path(text: &str) -> Result<(String, PathBuf), String> {
 fn renamed(pairs: &[String]) -> Result<BTreeMap<String, String>, CliError> {
     let pair = |text: &String| match text.split_once('=') {
         Some((old, new)) if !old.is_empty() && !new.is_empty() => Ok((old.to_owned(), new.to_owned())),
-        _ => Err(CliError::usage(format!("{text:?} is not a pair of names: OLD=NEW"))),
+        _ => Err(CliError::usage(format!("expected OLD=NEW instead of {text:?}"))),
     };
     pairs.iter().map(pair).collect()
 }
@@ -149,16 +150,16 @@ impl RestoreArgs {
     /// Asks for all that is missing, shows what will be written, and restores.
     fn ask(mut self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         if !self.repo.is_named() && !DefaultRepo::locate()?.exists() {
-            say("No repository is named, and this host has none of its own.");
+            say("This host has no repository of its own. Which one should be used?");
             self.repo.repo = Some(prompt::text("Repository (a folder, or sftp://user@host//folder)", "")?);
         }
         let repo = self.repo.open(context)?;
         let (known, damaged) = points::list(&repo)?;
         if !damaged.is_empty() {
-            say(&format!("Snapshots that cannot be read, and are not in these lists: {}", damaged.len()));
+            say(&format!("Snapshots that cannot be read (not listed): {}", damaged.len()));
         }
-        let machine = dialog::ask_machine(&known)?
-            .ok_or_else(|| CliError::failed(format!("there are no points in {}", repo.url())))?;
+        let machine =
+            dialog::ask_machine(&known)?.ok_or_else(|| CliError::failed(format!("no points in {}", repo.url())))?;
         let point = dialog::ask_point(&known, &machine)?;
         let place = dialog::ask_place(context, &machine, !self.no_define)?;
         self.as_name = place.as_name.or(self.as_name);
@@ -175,10 +176,10 @@ impl RestoreArgs {
         drop(libvirt);
         dialog::summarize(&opened, &planned);
         let equivalent = self.command_line(context, &point.id.short());
-        if !prompt::confirm("Go on?")? {
+        if !prompt::confirm("Continue?")? {
             return Err(CliError::failed("nothing was done").hint(equivalent));
         }
-        say(&format!("kvmb: the same without questions: {equivalent}"));
+        say(&format!("kvmb: to run this without questions: {equivalent}"));
         self.restore(context, &repo, &PointName::Plain(point.id.to_string()), session)
     }
 

@@ -26,7 +26,7 @@ pub(super) fn ask_machine(known: &[PointRef]) -> Result<Option<String>, CliError
     let label = |(name, points): (&&str, &Vec<&PointRef>)| {
         let newest = points.last().map(|point| age(now(), point.snapshot.time)).unwrap_or_default();
         let count = format!("{} point{}", points.len(), if points.len() == 1 { "" } else { "s" });
-        format!("{name:width$}  {count}, the newest {newest} old")
+        format!("{name:width$}  {count}, latest {newest} ago")
     };
     let labels: Vec<String> = machines.iter().map(label).collect();
     if labels.is_empty() {
@@ -83,16 +83,16 @@ pub(super) fn ask_place(context: &Context, machine: &str, defines: bool) -> Resu
     let mut answer = PlaceAnswer { no_define: !defines, ..PlaceAnswer::default() };
     let there = look(context, machine);
     let in_place = match there {
-        There::Running => "in its place - it is running: shut it down first",
-        There::Off => "in its place - what is there now is replaced",
-        There::Nowhere | There::Unknown => "in its place - the machine is not here",
+        There::Running => "to its original place (it is running: shut it down first)",
+        There::Off => "to its original place (replaces the existing machine)",
+        There::Nowhere | There::Unknown => "to its original place (the machine does not exist on this host)",
     };
     let places =
-        ["beside the original, as another machine", in_place, "only the images and the definition, into a folder"];
+        ["as a new machine, next to the original", in_place, "only the images and the definition, to a folder"];
     // Without libvirt only a folder is left.
     let first = if matches!(there, There::Unknown) { 2 } else { 0 };
     if first == 2 {
-        say("libvirt cannot be reached: the images and the definition can be had as files.");
+        say("libvirt is not available; only the images and the definition can be restored, as files.");
     }
     match first
         + prompt::select("Restore", &places[first..].iter().map(|place| (*place).to_owned()).collect::<Vec<_>>())?
@@ -109,7 +109,7 @@ pub(super) fn ask_place(context: &Context, machine: &str, defines: bool) -> Resu
         }
     }
     if !answer.no_define {
-        answer.start = prompt::confirm("Start it in the end?")?;
+        answer.start = prompt::confirm("Start the machine after the restore?")?;
     }
     Ok(answer)
 }

@@ -18,10 +18,10 @@ use std::time::Duration;
 /// How many of the next runs a record tells of.
 const NEXT_RUNS: usize = 3;
 
-/// Run backups by themselves: by cron, or by a systemd timer.
+/// Schedule backups with cron or systemd.
 ///
-/// The entry runs 'kvmb backup' with a low priority, and not while the run before is still at work. In a crontab it
-/// stands between two marker lines, and nothing else there is touched.
+/// The job runs 'kvmb backup' with low priority, and is skipped while the previous run is still active. In a
+/// crontab, the entry is placed between two marker lines. Nothing else in the crontab is changed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb schedule install --cron '0 2 * * *' -r /backup/kvm --password-file /root/kvmb.pass vm1 'web*'
@@ -41,9 +41,9 @@ enum ScheduleCommand {
     Remove(RemoveArgs),
 }
 
-/// Enter the schedule, in the place of the one that may be there.
+/// Install the schedule, replacing any existing one.
 ///
-/// Prints an 'action' record; 'changed' is false when it was there already.
+/// Prints an 'action' record. 'changed' is false if the same schedule is already installed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb schedule install
@@ -51,29 +51,31 @@ enum ScheduleCommand {
   kvmb schedule install --cron @daily --all --random-delay 30m --systemd
   kvmb schedule install --cron '30 1 * * sun' --all --dry-run -- --full --verify")]
 struct InstallArgs {
-    /// Names or globs of machines; none means those that selected_vms of the configuration takes at the time of each run.
+    /// Machine names or globs. Default: the machines in selected_vms of the configuration at the time of each run.
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 
-    /// Every machine that libvirt knows at the time of each run.
+    /// All machines that libvirt knows at the time of each run.
     #[arg(long, conflicts_with = "names")]
     all: bool,
 
-    /// When, as in crontab(5): five fields, or @daily and the like.
+    /// When to run, as in crontab(5): five fields, or @daily and similar.
     ///
-    /// Without it: backup_freq of the configuration, else at two in the night - unless auto_backup is false there.
+    /// Default: backup_freq of the configuration, otherwise 02:00 every day. Not used if auto_backup is false in
+    /// the configuration.
     #[arg(long, value_name = "EXPRESSION")]
     cron: Option<Cron>,
 
-    /// Wait a random time, at most so long, before each run: 30m. For many hosts with one backup server.
+    /// Wait a random time of up to this long before each run (example: 30m). Useful if many hosts share a backup
+    /// server.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     random_delay: Option<Duration>,
 
-    /// Take away the entries of kvm_backup, kvmb's forerunner, from the crontab.
+    /// Remove the entries of kvm_backup, the predecessor of kvmb, from the crontab.
     #[arg(long)]
     replace_old: bool,
 
-    /// Say what would be entered, and do nothing.
+    /// Show what would be installed without installing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
 
@@ -83,25 +85,25 @@ struct InstallArgs {
     #[command(flatten)]
     repo: RepoArgs,
 
-    /// More options of 'kvmb backup', behind --.
+    /// More options for 'kvmb backup', after --.
     #[arg(last = true, value_name = "OPTION")]
     options: Vec<String>,
 }
 
-/// Say what is scheduled, everywhere, and when it runs next.
+/// Show installed schedules and their next runs.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb schedule show
   kvmb schedule show --json | jq -r '.next_runs[0]'")]
 struct ShowArgs {}
 
-/// Take the schedule away.
+/// Remove the schedule.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb schedule remove
   kvmb schedule remove --systemd --dry-run")]
 struct RemoveArgs {
-    /// Say what would be taken away, and do nothing.
+    /// Show what would be removed without removing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
 
@@ -111,11 +113,11 @@ struct RemoveArgs {
 
 #[derive(Debug, clap::Args)]
 struct PlaceArgs {
-    /// In /etc/cron.d/kvmb, not in the crontab of this user.
+    /// Use /etc/cron.d/kvmb instead of the crontab of this user.
     #[arg(long, conflicts_with = "systemd")]
     system: bool,
 
-    /// As the systemd units kvmb.service and kvmb.timer; a run that was missed is made up for.
+    /// Use the systemd units kvmb.service and kvmb.timer. Missed runs are made up for.
     #[arg(long)]
     systemd: bool,
 }
@@ -144,7 +146,7 @@ impl InstallArgs {
     fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let place = self.place.place();
         if self.cron.is_none() && !context.config().auto_backup {
-            let reason = "auto_backup is false in the configuration: nothing is entered, and nothing is taken away";
+            let reason = "auto_backup is false in the configuration; nothing was changed";
             session.done(action(place, false, reason, self.dry_run, Map::new()));
             return Ok(());
         }
@@ -156,9 +158,9 @@ impl InstallArgs {
         self.replace_old_entries(session)?;
         let change = place.install(&job, self.dry_run)?;
         let reason = match (change.changed, self.dry_run) {
-            (false, _) => "it is there already".to_owned(),
-            (true, false) => "it was entered".to_owned(),
-            (true, true) => format!("it would be entered: {}", change.entry.lines().next_back().unwrap_or_default()),
+            (false, _) => "already installed".to_owned(),
+            (true, false) => "installed".to_owned(),
+            (true, true) => format!("would be installed: {}", change.entry.lines().next_back().unwrap_or_default()),
         };
         let extra = describe(Some((job.cron.clone(), job.shell_command()?)), &change.entry);
         session.done(action(place, change.changed, &reason, self.dry_run, extra));
@@ -171,7 +173,10 @@ impl InstallArgs {
         (context.grammar)().try_get_matches_from(&command).map_err(|error| {
             let text = error.to_string();
             let first = text.lines().next().unwrap_or_default();
-            CliError::usage(format!("'kvmb backup' would not take this: {}", first.trim_start_matches("error: ")))
+            CliError::usage(format!(
+                "'kvmb backup' would reject these options: {}",
+                first.trim_start_matches("error: ")
+            ))
         })?;
         // Two schedules may be there at once, and each has its own runs.
         let lock = match place {
@@ -223,8 +228,8 @@ impl InstallArgs {
             (_, false) => words.extend(self.names.iter().cloned()),
             (_, true) if config.selected_vms.values().any(|taken| *taken) => {}
             (_, true) => {
-                return Err(CliError::usage("no machine was named, and no configuration says which")
-                    .hint("name machines, use --all, or set selected_vms in the configuration"));
+                return Err(CliError::usage("no machines were given and selected_vms of the configuration is not set")
+                    .hint("specify machines, use --all, or set selected_vms in the configuration"));
             }
         }
         Ok(words)
@@ -245,7 +250,7 @@ impl InstallArgs {
             if let Some(file) = file.as_ref().filter(|file| !file.as_os_str().is_empty()) {
                 words.extend([flag.to_owned(), text(&absolute(file)?)?]);
             } else if let Some(name) = secrets.into_iter().find(|name| variable(name).is_some()) {
-                let error = CliError::usage(format!("a schedule cannot take ${name} along"));
+                let error = CliError::usage(format!("a scheduled backup cannot use ${name}"));
                 return Err(error.hint(format!("use {flag} FILE")));
             }
         }
@@ -257,7 +262,7 @@ impl InstallArgs {
         let has_its_own = config.remote_password_file.is_some() && !self.names_repo(context);
         if !(is_given || is_own || has_its_own) {
             return Err(
-                CliError::usage("a schedule has nobody to ask for the password").hint("use --password-file FILE")
+                CliError::usage("a scheduled backup cannot ask for the password").hint("use --password-file FILE")
             );
         }
         Ok(words)
@@ -268,9 +273,11 @@ impl InstallArgs {
         for entry in old_entries()? {
             let extra = Map::from_iter([("entry".to_owned(), json!(entry))]);
             let reason = match (self.replace_old, self.dry_run) {
-                (false, _) => "an entry of kvm_backup is there: both will run; --replace-old takes it away",
-                (true, false) => "an entry of kvm_backup was taken away",
-                (true, true) => "an entry of kvm_backup would be taken away",
+                (false, _) => {
+                    "the crontab has an entry of kvm_backup, so both will run; use --replace-old to remove it"
+                }
+                (true, false) => "an entry of kvm_backup was removed",
+                (true, true) => "an entry of kvm_backup would be removed",
             };
             session.done(action(ScheduleLocation::User, self.replace_old, reason, self.dry_run, extra));
         }
@@ -286,8 +293,8 @@ impl ShowArgs {
         let mut any = false;
         for (place, Installed { entry, job }) in installed()? {
             let reason = match &job {
-                Some((cron, _)) => format!("it runs at {cron}"),
-                None => "it was changed by hand, and kvmb cannot tell what it does".to_owned(),
+                Some((cron, _)) => format!("runs at {cron}"),
+                None => "edited by hand; kvmb cannot interpret it".to_owned(),
             };
             session.done(action(place, false, &reason, false, describe(job, &entry)));
             any = true;
@@ -297,14 +304,14 @@ impl ShowArgs {
             session.done(action(
                 ScheduleLocation::User,
                 false,
-                "an entry of kvm_backup, kvmb's forerunner",
+                "an entry of kvm_backup, the predecessor of kvmb",
                 false,
                 extra,
             ));
             any = true;
         }
         if !any {
-            session.done(action(ScheduleLocation::User, false, "nothing is scheduled", false, Map::new()));
+            session.done(action(ScheduleLocation::User, false, "no schedule installed", false, Map::new()));
         }
         Ok(())
     }
@@ -315,9 +322,9 @@ impl RemoveArgs {
         let place = self.place.place();
         let changed = place.remove(self.dry_run)?;
         let reason = match (changed, self.dry_run) {
-            (false, _) => "nothing is scheduled there",
-            (true, false) => "it was taken away",
-            (true, true) => "it would be taken away",
+            (false, _) => "no schedule installed there",
+            (true, false) => "removed",
+            (true, true) => "would be removed",
         };
         session.done(action(place, changed, reason, self.dry_run, Map::new()));
         report_others(place, session)
@@ -332,7 +339,7 @@ fn report_others(here: ScheduleLocation, session: &mut Session) -> Result<(), Cl
             ScheduleLocation::System => " --system",
             ScheduleLocation::Systemd => " --systemd",
         };
-        let reason = format!("there is a schedule here too; 'kvmb schedule remove{flag}' takes it away");
+        let reason = format!("another schedule is installed here; 'kvmb schedule remove{flag}' removes it");
         session.done(action(place, false, &reason, false, describe(job, &entry)));
     }
     Ok(())

@@ -16,13 +16,13 @@ use crate::record::{Action, Disk, Record};
 use serde_json::json;
 use std::time::Duration;
 
-/// Open a capture: every disk of a machine frozen at one instant, readable over NBD.
+/// Open a capture: all disks of a machine at one instant, readable over NBD.
 ///
-/// No libvirt snapshot is made, and no disk is changed: a running machine gets a libvirt backup job (pull mode), one that
-/// is stopped a read-only qemu-storage-daemon. The capture stays open until 'kvmb release' or the end of its lease. With -r
-/// it continues the chain in that repository: it makes a checkpoint, and only what changed has to be read. Prints a
-/// 'disk' record, with the NBD URI, for each captured disk. A machine without disks has nothing to capture, and an 'action' record
-/// says so.
+/// No libvirt snapshot is created and no disk is changed. A running machine gets a libvirt backup job (pull mode),
+/// a stopped machine a read-only qemu-storage-daemon. The capture stays open until 'kvmb release' or until its
+/// lease expires. With -r it continues the chain in that repository: a checkpoint is created, and only the changes
+/// have to be read. Prints a 'disk' record with an NBD URI for each captured disk. A
+/// machine without disks has nothing to capture; an 'action' record says so.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb snapshot vm1 -r /backup/kvm | kvmb hash | kvmb push -r /backup/kvm | kvmb release
@@ -30,11 +30,11 @@ use std::time::Duration;
   kvmb disks vm1 | jq -c 'select(.disk == \"vda\")' | kvmb snapshot
   nbdcopy \"$(kvmb snapshot vm1 --disk vda --json | jq -r .nbd)\" vda.raw; kvmb release vm1")]
 pub struct SnapshotArgs {
-    /// Names or globs; none reads 'machine' or 'disk' records from standard input.
+    /// Machine names or globs. Without names, 'machine' or 'disk' records are read from standard input.
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 
-    /// Say what would be captured, and do nothing.
+    /// Show what would be captured without doing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
 

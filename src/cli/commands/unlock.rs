@@ -8,17 +8,17 @@ use crate::record::{Action, Record};
 use crate::repo::FoundLock;
 use serde_json::json;
 
-/// Remove locks of a repository that nobody holds any more.
+/// Remove stale locks from a repository.
 ///
-/// Means what 'restic unlock' means: a lock is stale that is older than 30 minutes, or whose process on this host is gone. kvmb removes
-/// such locks by itself when they are in its way. A lock with a time in the future and one that cannot be read are removed with
-/// --remove-all only. Prints an 'unlock' record for each lock.
+/// As with 'restic unlock', a lock is stale if it is older than 30 minutes, or if its process on this host has
+/// ended. Other commands remove such locks themselves. A lock dated in the future, or one that cannot be read, is
+/// removed only with --remove-all. Prints an 'unlock' record for each lock.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb unlock -r /backup/kvm
-  kvmb unlock -r /backup/kvm --remove-all     no other program works on the repository")]
+  kvmb unlock -r /backup/kvm --remove-all     if no other program uses the repository")]
 pub struct UnlockArgs {
-    /// Remove every lock, even that of a program at work: make sure first that there is none.
+    /// Remove all locks, even those in use. Make sure first that no other program is using the repository.
     #[arg(long)]
     remove_all: bool,
 
@@ -46,13 +46,13 @@ impl UnlockArgs {
     fn record(&self, lock: &FoundLock, url: &str) -> Record {
         let (held, holder) = match &lock.holder {
             Ok(holder) => (format!("held {holder}"), Some(holder)),
-            Err(flaw) => (format!("it cannot be read: {flaw}"), None),
+            Err(flaw) => (format!("cannot be read: {flaw}"), None),
         };
         let reason = match (lock.goes, self.remove_all) {
             (true, true) => format!("all locks are removed; {held}"),
-            (true, false) => format!("it is stale; {held}"),
-            (false, _) if holder.is_none() => format!("{held}; --remove-all removes it"),
-            (false, _) => format!("it is not stale; {held}"),
+            (true, false) => format!("stale; {held}"),
+            (false, _) if holder.is_none() => format!("{held}; use --remove-all to remove it"),
+            (false, _) => format!("not stale; {held}"),
         };
         let fields =
             json!({ "repo": url, "host": holder.map(|holder| &holder.hostname), "locked_at": holder.map(|h| h.time) });

@@ -18,29 +18,30 @@ use crate::units::Share;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Prove restore points: read them back from the repository and compare every SHA-256.
+/// Verify points by reading them back from the repository.
 ///
-/// Prints each 'point' record with 'verified' (how it was proven, or false) and 'damage': the disks and ranges that are hit. Exit
-/// code 4 when there is damage.
+/// Every chunk is read and its SHA-256 is compared. Prints each 'point' record with 'verified' (how it was
+/// verified, or false) and 'damage' (the affected disks and ranges). Exits with code 4 if damage is found.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb verify vm1@latest -r /backup/kvm
   kvmb verify --all -r /backup/kvm --sample 5%
   kvmb points vm1 -r /backup/kvm | kvmb verify -r /backup/kvm --quick")]
 pub struct VerifyArgs {
-    /// Points: an id or its beginning, NAME@latest, NAME@2026-11-20, NAME@-2h; none reads 'point' records from standard input.
+    /// Points: an ID or the beginning of one, NAME@latest, NAME@2026-11-20, NAME@-2h. Without points, 'point'
+    /// records are read from standard input.
     #[arg(value_name = "POINT", add = complete::points())]
     points: Vec<String>,
 
-    /// Every point in the repository.
+    /// Verify every point in the repository.
     #[arg(long, conflicts_with = "points")]
     all: bool,
 
-    /// Read only this share of the chunks: 5%. The next run goes on where this one ended, so that twenty of them prove all.
+    /// Verify only this share of the chunks (example: 5%). Each run continues where the previous one ended.
     #[arg(long, value_name = "P%", value_parser = percent)]
     sample: Option<f64>,
 
-    /// Read no chunks: structure, index, and the presence and length of every pack.
+    /// Do not read chunks. Check only the structure, the index, and that every pack exists and has the right size.
     #[arg(long, conflicts_with = "sample")]
     quick: bool,
 
@@ -188,13 +189,13 @@ pub fn verify_sample(context: &Context, repo: &Repository, share: f64, session: 
     let proven = verify_each(context, &open, VerifyDepth::Sample(round.sector()), points, Show::Damaged, session)?;
     let percent = share * 100.0;
     let (status, detail) = match (proven.damaged, proven.is_complete) {
-        (0, true) if unreadable == 0 => (Status::Ok, format!("{percent}% of the chunks of {count} points are proven")),
-        (0, false) if unreadable == 0 => (Status::Unknown, format!("not all of {count} points could be looked at")),
+        (0, true) if unreadable == 0 => (Status::Ok, format!("verified {percent}% of the chunks of {count} points")),
+        (0, false) if unreadable == 0 => (Status::Unknown, format!("not all of {count} points could be checked")),
         (damaged, _) => (Status::Critical, format!("{damaged} of {count} points are damaged")),
     };
     let check = Check::new("sample", repo.url(), status, detail);
     session.check(match status {
-        Status::Critical => check.hint("'kvmb verify --all' says all that is hit, and what is whole"),
+        Status::Critical => check.hint("run 'kvmb verify --all' to see everything that is affected"),
         _ => check,
     });
     if proven.is_complete {
@@ -254,7 +255,10 @@ fn verify_each(
 fn show_verified(proven: Point, came: Option<Point>, show: Show, session: &mut Session) {
     let (point, machine) = (proven.point.get(..8).unwrap_or_default().to_owned(), proven.machine.clone());
     let printed = match came {
-        Some(came) => Point { verified: proven.verified, damage: proven.damage, ..came },
+        Some(came) => {
+            let Point { verified, verified_at, damage, .. } = proven;
+            Point { verified, verified_at, damage, ..came }
+        }
         None => proven,
     };
     if printed.damage.is_empty() {

@@ -8,9 +8,9 @@ use crate::cli::session::{About, Session};
 use crate::ops::inventory;
 use crate::record::Record;
 
-/// List the machines that libvirt knows, running or not.
+/// List machines.
 ///
-/// Prints a 'machine' record for each.
+/// Prints a 'machine' record for each machine that libvirt knows, running or not.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb vms
@@ -18,7 +18,7 @@ use crate::record::Record;
   kvmb vms --json | jq -r 'select(.state == \"running\").machine'
   kvmb -c qemu:///session vms")]
 pub struct VmsArgs {
-    /// Names or globs ('web*'); none means all.
+    /// Machine names or globs ('web*'). Default: all machines.
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 }

@@ -261,6 +261,7 @@ pub fn to_record(repo: &Repository, id: &Id, snapshot: &Snapshot, manifest: &Man
         duration_seconds: Some(manifest.duration_seconds),
         chain_damage: Vec::new(),
         damaged_points: Vec::new(),
+        verified_at: None,
         verified: None,
         damage: Vec::new(),
         restored_to: None,

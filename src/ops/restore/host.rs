@@ -78,25 +78,25 @@ impl Host<'_> {
             }),
             Reference::Medium { disk, path } if lacks(path) => Some(Missing {
                 what: format!("the medium {} of drive {disk}", path.display()),
-                solve: "put it there, or take it out with --drop-missing-media".into(),
+                solve: "provide it, or use --drop-missing-media".into(),
                 medium_of: Some(disk.clone()),
                 prevents_definition: false,
             }),
             Reference::Disk { disk, path } if lacks(path) => found(
                 format!("the image {} of disk {disk}, which is not in the point", path.display()),
-                format!("put it there, or afterwards: virsh detach-disk {} {disk} --config", self.machine),
+                format!("provide it, or remove it afterwards: virsh detach-disk {} {disk} --config", self.machine),
             ),
             Reference::Volume { disk, is_medium, pool, volume } => self.volume(disk, *is_medium, pool, volume)?,
             Reference::File { what, path } if lacks(path) => {
                 let package = match *what {
                     "loader" => "install the firmware (Debian, Ubuntu: ovmf or qemu-efi-aarch64; Fedora: edk2-ovmf)",
-                    _ => "put it there",
+                    _ => "provide it",
                 };
                 let is_stored =
                     |path: &Path| self.point.manifest.outside_files.iter().any(|file| Path::new(&file.path) == path);
                 let edit = match is_stored(path) {
                     true => format!("{package}, or restore it from the point: --with-files DIR"),
-                    false => format!("{package}, or afterwards change the definition: virsh edit {}", self.machine),
+                    false => format!("{package}, or change the definition afterwards: virsh edit {}", self.machine),
                 };
                 found(format!("the {what} {}", path.display()), edit)
             }
@@ -107,7 +107,7 @@ impl Host<'_> {
             Reference::Network(name) => match self.hypervisor.network_is_active(name)? {
                 None => found(
                     format!("the network '{name}'"),
-                    format!("define it with 'virsh net-define', or name another one: --network {name}=NEW"),
+                    format!("define it with 'virsh net-define', or choose another one: --network {name}=NEW"),
                 ),
                 Some(false) => {
                     found(format!("the network '{name}', which is not started"), format!("virsh net-start {name}"))
@@ -115,32 +115,32 @@ impl Host<'_> {
                 Some(true) => None,
             },
             Reference::Bridge(name) if !has_network_device(name) => {
-                found(format!("the bridge {name}"), format!("create it, or name another one: --bridge {name}=NEW"))
+                found(format!("the bridge {name}"), format!("create it, or choose another one: --bridge {name}=NEW"))
             }
             Reference::NetworkDevice(name) if !has_network_device(name) => {
-                found(format!("the network device {name}"), format!("name another one: --bridge {name}=NEW"))
+                found(format!("the network device {name}"), format!("choose another one: --bridge {name}=NEW"))
             }
             Reference::Filter(name) if !self.hypervisor.has_network_filter(name)? => {
                 found(format!("the network filter '{name}'"), "define it with 'virsh nwfilter-define'".into())
             }
             Reference::Pci(address) if !Path::new("/sys/bus/pci/devices").join(address).exists() => found(
                 format!("the PCI device {address}"),
-                format!("afterwards take it out of the definition: virsh edit {}", self.machine),
+                format!("remove it from the definition afterwards: virsh edit {}", self.machine),
             ),
             Reference::Usb(device) if !has_usb_device(device) => found(
                 format!("the USB device {device}"),
-                format!("plug it in, or afterwards take it out of the definition: virsh edit {}", self.machine),
+                format!("plug it in, or remove it from the definition afterwards: virsh edit {}", self.machine),
             ),
             Reference::Mdev(uuid) if !Path::new("/sys/bus/mdev/devices").join(uuid).exists() => found(
                 format!("the mediated device {uuid}"),
                 format!(
-                    "create it ('mdevctl start --uuid {uuid}'), or afterwards take it out of the definition: virsh edit {}",
+                    "create it ('mdevctl start --uuid {uuid}'), or remove it from the definition afterwards: virsh edit {}",
                     self.machine
                 ),
             ),
             Reference::DeviceFile(path) if !path.exists() => found(
                 format!("the device {}", path.display()),
-                format!("load its driver, or afterwards take it out of the definition: virsh edit {}", self.machine),
+                format!("load its driver, or remove it from the definition afterwards: virsh edit {}", self.machine),
             ),
             Reference::Secret(secret) if !self.hypervisor.has_secret(secret)? => found(
                 match &secret.name {
@@ -163,10 +163,8 @@ impl Host<'_> {
             }
         };
         let solve = match is_medium {
-            true => {
-                "define and start the pool ('virsh pool-define-as'), or take the medium out with --drop-missing-media"
-            }
-            false => "define and start the pool ('virsh pool-define-as', 'virsh pool-start'), and put the volume there",
+            true => "define and start the pool ('virsh pool-define-as'), or use --drop-missing-media",
+            false => "define and start the pool ('virsh pool-define-as', 'virsh pool-start'), and create the volume",
         };
         let medium_of = is_medium.then(|| disk.to_owned());
         Ok(Some(Missing { what, solve: solve.into(), medium_of, prevents_definition: false }))

@@ -103,7 +103,7 @@ pub fn restore(
         restored.uuid = Some(defined.uuid().to_owned());
         if plan.start {
             if let Err(error) = defined.start() {
-                monitor.warn(&format!("{} is restored and defined, but it does not start", defined.name()));
+                monitor.warn(&format!("{} was restored and defined, but does not start", defined.name()));
                 return Err(error.into());
             }
             restored.started = true;
@@ -122,18 +122,18 @@ fn settle(defined: &Machine, hypervisor: &Hypervisor, plan: &RestorePlan, monito
         Ok(others) => {
             for other in others {
                 monitor.warn(&format!(
-                    "{name} has the checkpoint {other} of another program, which does not fit its images any more: virsh \
+                    "{name} has the checkpoint {other} of another program, which no longer matches its images: virsh \
                      checkpoint-delete {name} {other} --metadata"
                 ));
             }
         }
-        Err(error) => monitor.warn(&format!("{name}: {error}; the next backup reads everything")),
+        Err(error) => monitor.warn(&format!("{name}: {error}; the next backup reads all data")),
     }
     let snapshots = defined.snapshots().unwrap_or_default();
     if !snapshots.is_empty() {
         let names = snapshots.join(", ");
         monitor.warn(&format!(
-            "{name} has snapshots that its images do not have any more ({names}): virsh snapshot-delete {name} NAME --metadata"
+            "{name} has snapshots that its images no longer contain ({names}): virsh snapshot-delete {name} NAME --metadata"
         ));
     }
     for volume in plan.disks.iter().filter_map(|disk| disk.volume.as_ref()) {

@@ -23,7 +23,7 @@ pub(super) fn of_images(point: &OpenPoint, definition: &Definition, disks: &[Pla
             ));
         }
         if described.data_file.is_some() {
-            notes.push(format!("disk {name} had its data in a file of its own and is restored as one image"));
+            notes.push(format!("disk {name} had an external data file and is restored as one image"));
         }
         let layers = stored.map_or(0, |disk| disk.layers.len()).max(described.backing.len() + 1);
         if layers > 1 && described.data_file.is_none() {
@@ -39,13 +39,13 @@ pub(super) fn of_machine(point: &OpenPoint, is_live: bool, request: &RestoreRequ
     let mut notes = Vec::new();
     if is_live {
         notes.push(format!(
-            "{} is restored by the definition that it ran with: the one for its next start did not have all disks of the point",
+            "{} is restored with the definition it was running with; the persistent one lacks some disks of the point",
             manifest.machine
         ));
     }
     if !manifest.snapshots.is_empty() && request.as_name.is_none() {
         let names = manifest.snapshots.join(", ");
-        notes.push(format!("the libvirt snapshots of {} do not come back: {names}", manifest.machine));
+        notes.push(format!("the libvirt snapshots of {} are not restored: {names}", manifest.machine));
     }
     notes
 }

@@ -56,10 +56,10 @@ impl Placing<'_> {
                 self.named(folder.join(format!("{}-{}.{}", self.machine, self.disk, self.format.name())), false)
             }
             (None, None, _) if self.request.as_name.is_some() => {
-                Err(self.nowhere("a machine under another name needs images of its own"))
+                Err(self.nowhere("a machine with another name needs its own images"))
             }
             (None, None, _) if self.described.is_some_and(|disk| disk.slice.is_some()) => {
-                Err(self.nowhere("it was a slice of a file or device, whose other parts a restore must not replace"))
+                Err(self.nowhere("it was a part of a file or device, and a restore must not overwrite the rest"))
             }
             (None, None, Some(DiskSource::File { path })) => self.named(path.clone(), false),
             (None, None, Some(DiskSource::Block { path })) => self.named(path.clone(), true),
@@ -80,7 +80,7 @@ impl Placing<'_> {
             Ok(found) if !found.is_file() => return Err(bad("it is neither a file nor a block device")),
             Ok(_) if must_be_device => return Err(bad("it is a file, and the definition has a block device there")),
             // What is made below /dev is a file in memory, gone with the next boot.
-            Ok(_) if is_below_dev(&real_path) => return Err(bad("it is a file in memory: /dev holds devices only")),
+            Ok(_) if is_below_dev(&real_path) => return Err(bad("it is a regular file in /dev")),
             Err(_) if must_be_device || is_below_dev(&path) || is_below_dev(&real_path) => {
                 let (disk, capacity_bytes) = (self.disk.to_owned(), self.capacity_bytes);
                 return Err(Error::NoDevice { disk, path, capacity_bytes });
@@ -101,7 +101,7 @@ impl Placing<'_> {
             solve: solve.to_owned(),
         };
         let Some(hypervisor) = self.hypervisor else {
-            return Err(refused("only libvirt knows where that is", "leave --no-define out"));
+            return Err(refused("only libvirt knows the location of the volume", "omit --no-define"));
         };
         let place = hypervisor.volume_place(pool, volume)?;
         let made = |is_new_device| Volume { pool: pool.to_owned(), volume: volume.to_owned(), is_new_device };
@@ -110,13 +110,13 @@ impl Placing<'_> {
             VolumePlace::NewDevice(path) => (path, true),
             VolumePlace::PoolNotStarted => {
                 return Err(refused(
-                    "that storage pool is not started",
+                    "the storage pool is not running",
                     &format!("start it with 'virsh pool-start {pool}'"),
                 ));
             }
             VolumePlace::NoPool => {
                 let solve = format!("define and start the pool ('virsh pool-define-as {pool} dir --target DIR')");
-                return Err(refused("this host has no such storage pool", &solve));
+                return Err(refused("the storage pool does not exist on this host", &solve));
             }
         };
         if is_new_device {

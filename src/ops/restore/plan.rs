@@ -236,7 +236,7 @@ fn refuse_two_in_one_place<'a>(things: impl Iterator<Item = (&'a str, &'a PathBu
     let mut taken: BTreeMap<PathBuf, &str> = BTreeMap::new();
     for (name, path) in things {
         if let Some(other) = taken.insert(resolved(path), name) {
-            let reason = format!("{other} goes there as well");
+            let reason = format!("{other} would be written there as well");
             return Err(Error::BadTarget { disk: name.to_owned(), path: path.clone(), reason });
         }
     }

@@ -164,7 +164,7 @@ pub fn sweep(folder: &Path) {
         let left =
             File::open(entry.path()).is_ok_and(|file| flock(file, FlockOperation::NonBlockingLockExclusive).is_ok());
         if left {
-            tracing::info!("removing {}, left by a restore that was killed", entry.path().display());
+            tracing::info!("removing {}, left by an interrupted restore", entry.path().display());
             let _ = fs::remove_file(entry.path());
         }
     }

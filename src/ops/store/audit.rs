@@ -73,7 +73,7 @@ pub(super) fn sample(
     if bitmap_mismatches.is_empty() {
         return Ok(StoreOutcome::Stored(stored));
     }
-    let reason = format!("{} of {} clean chunks were found changed", bitmap_mismatches.len(), chosen.len());
+    let reason = format!("{} of {} chunks that were marked clean had changed", bitmap_mismatches.len(), chosen.len());
     Ok(StoreOutcome::BitmapInvalid { reason, bitmap_mismatches })
 }
 

@@ -66,7 +66,7 @@ pub fn store_disk(task: &DiskTask, writer: &Writer, progress: &dyn Progress, sto
     match (assembler.finish(), task.base) {
         (Assembled::Incomplete(reason), _) => Err(Error::DiskMap { disk: task.disk.to_owned(), reason }),
         (Assembled::Vanished(index), _) => Ok(StoreOutcome::untrusted(format!(
-            "data at byte {} is gone and the bitmap calls it clean: the disk was smaller meanwhile",
+            "data at byte {} was lost without being marked dirty: the disk was shrunk in between",
             geometry.offset(index)
         ))),
         (Assembled::Whole { stored, clean }, Some(base)) if !base.read_all => {

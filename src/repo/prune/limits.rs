@@ -35,7 +35,7 @@ impl MaxUnused {
 
 /// A text that is no limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no limit: a share (5%), an amount (500M, 2G) or \"unlimited\" is expected")]
+#[error("{0:?} is not a limit: expected a share (5%), an amount (500M, 2G) or \"unlimited\"")]
 pub struct ParseMaxUnusedError(String);
 
 impl FromStr for MaxUnused {

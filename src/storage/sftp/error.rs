@@ -32,7 +32,7 @@ pub enum Error {
         source: io::Error,
     },
     /// What answers speaks no SSH, or no common method was found.
-    #[error("{server} answers, but no SSH connection came about: {reason}")]
+    #[error("no SSH connection to {server}: {reason}")]
     Handshake {
         /// The server.
         server: String,
@@ -48,7 +48,7 @@ pub enum Error {
         reason: String,
     },
     /// Nothing came for too long.
-    #[error("{server} has not answered for {} seconds", after.as_secs())]
+    #[error("{server} has not responded for {} s", after.as_secs())]
     Silent {
         /// The server.
         server: String,
@@ -56,7 +56,7 @@ pub enum Error {
         after: Duration,
     },
     /// The server shows signs of life, but what was asked of it does not get on.
-    #[error("{server} is connected, but has made no progress for {} seconds", after.as_secs())]
+    #[error("{server} is connected but has made no progress for {} s", after.as_secs())]
     Stuck {
         /// The server.
         server: String,
@@ -88,7 +88,7 @@ pub enum Error {
     /// The server shows another key than known_hosts has.
     #[error(
         "THE HOST KEY OF {server} HAS CHANGED: it shows {algorithm} {fingerprint}, but {}:{line} has another key. \
-         Somebody may be listening in between, or the server was set up anew",
+         Someone may be intercepting the connection, or the server was reinstalled",
         path.display()
     )]
     HostKeyChanged {
@@ -123,7 +123,7 @@ pub enum Error {
     #[error("{0}")]
     Secret(String),
     /// The server does not let us in.
-    #[error("{server} does not let {user} in; tried: {}; the server offers: {offered}", tried_list(tried))]
+    #[error("{server} refused the login of {user}; tried: {}; the server offers: {offered}", tried_list(tried))]
     Login {
         /// The server.
         server: String,
@@ -135,7 +135,7 @@ pub enum Error {
         offered: String,
     },
     /// Logged in, but there is no SFTP.
-    #[error("{server} lets {user} in, but offers no SFTP: {reason}")]
+    #[error("{server} accepted the login of {user} but does not offer SFTP: {reason}")]
     NoSftp {
         /// The server.
         server: String,
@@ -161,7 +161,7 @@ impl Error {
 }
 
 fn tried_list(tried: &[String]) -> String {
-    if tried.is_empty() { "nothing, for there is no key and no password".to_owned() } else { tried.join(", ") }
+    if tried.is_empty() { "nothing (no key and no password available)".to_owned() } else { tried.join(", ") }
 }
 
 fn authorities(certified: bool) -> &'static str {

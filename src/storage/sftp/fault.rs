@@ -77,7 +77,7 @@ impl std::fmt::Display for SftpStatus {
             SftpStatus::Unsupported => "the server does not support this",
             SftpStatus::Invalid => "the server finds the call invalid",
             SftpStatus::NoSpace => "no space left",
-            SftpStatus::Quota => "the quota leaves no room",
+            SftpStatus::Quota => "disk quota exceeded",
             SftpStatus::ReadOnly => "read-only file system",
             SftpStatus::Stopped => "interrupted",
             SftpStatus::Other(words) => words,

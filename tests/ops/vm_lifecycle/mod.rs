@@ -294,7 +294,7 @@ impl<'e> Life<'e> {
     fn heal_if_wedged(&mut self, output: &Output) -> bool {
         let says_so = |failure: &Value| {
             let has = |field: &str, words: &str| failure[field].as_str().is_some_and(|said| said.contains(words));
-            has("error", "libvirt has lost track of the backup job") && has("hint", "then restart libvirtd")
+            has("error", "libvirt has lost track of the backup job") && has("hint", "restart libvirtd")
         };
         if !self.has_leftovers || output.code() != 1 || !output.records_of("failure").iter().any(says_so) {
             return false;

@@ -79,12 +79,12 @@ impl<'e> LinuxGuest<'e> {
         let limit = Duration::from_secs(120);
         wait_until("Linux writes its first file (see console.log)", limit, || guest.synced() > 0);
         if freeze != FreezeMode::NoAgent {
-            wait_until("the guest agent answers", limit, || guest.ping());
+            wait_until("the guest agent responds", limit, || guest.ping());
         }
         guest
     }
 
-    /// Whether the guest agent answers.
+    /// Whether the guest agent responds.
     pub fn ping(&self) -> bool {
         self.agent(r#"{"execute":"guest-ping"}"#).code() == 0
     }

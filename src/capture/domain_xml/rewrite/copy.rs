@@ -77,7 +77,7 @@ impl Copy<'_, '_> {
 
     fn take_out(&mut self, device: Node, what: &str) {
         self.splices.remove(device);
-        self.notes.push(format!("the copy is without {what}, which belongs to the original"));
+        self.notes.push(format!("the copy does not have {what}, which belongs to the original"));
     }
 
     /// A disk of the machine that the copy has no image for.

@@ -50,7 +50,10 @@ pub(super) fn take_out(splices: &mut Splices, line: Node) -> Vec<String> {
     let mut notes = Vec::new();
     for option in options.iter().zip(gone).filter(|(_, gone)| *gone).map(|(option, _)| option) {
         option.nodes.iter().for_each(|node| splices.remove(*node));
-        notes.push(format!("the copy is without QEMU's argument '{}', which belongs to the original", option.text()));
+        notes.push(format!(
+            "the copy does not have the QEMU argument '{}', which belongs to the original",
+            option.text()
+        ));
     }
     notes
 }

@@ -13,19 +13,19 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// Print the manual page of kvmb, or write those of all commands into a folder.
+/// Show the manual page, or write all manual pages to a folder.
 ///
-/// A package installs them by itself. With a folder it prints an 'action' record for each page.
+/// Packages install the pages for you. With a folder, prints an 'action' record for each page.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb man | man -l -
   kvmb man /usr/local/share/man/man1")]
 pub struct ManArgs {
-    /// The folder to write to: kvmb.1, kvmb-backup.1 …
+    /// Folder for the pages (kvmb.1, kvmb-backup.1 and so on).
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
 
-    /// Say what would be done, and do nothing.
+    /// Show what would be done without doing it.
     #[arg(short = 'n', long, requires = "folder")]
     dry_run: bool,
 }
@@ -62,7 +62,7 @@ impl ManArgs {
             target: path.to_string_lossy().into_owned(),
             changed,
             reason: match (changed, self.dry_run) {
-                (false, _) => "the page is there already",
+                (false, _) => "the page is up to date",
                 (true, true) => "the page would be written",
                 (true, false) => "the page was written",
             }

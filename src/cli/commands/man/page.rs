@@ -12,30 +12,27 @@ use clap_mangen::Man;
 const FILES: &[(&str, &str)] = &[
     (
         "~/.kvm_backup_config.json, /etc/kvmb/config.json",
-        "The configuration, the first of them that there is, unless `--config` names another. `kvmb config schema` describes its keys.",
+        "Configuration file. The first one that exists is used, unless `--config` is given. `kvmb config schema` describes its keys.",
     ),
     (
         "/var/log/kvm_backup.log, ~/kvm_backup.log",
-        "The log, and beside it (`.1` …) what was set aside when it had grown too large. Under systemd, the journal is the log.",
+        "Log file, and next to it the rotated files (`.1` …). Under systemd, the journal is used.",
     ),
     (
         "/var/lib/kvmb/repo",
-        "The repository of this host, made on first use when no other is named. For a user: below `~/.local/share/kvmb`.",
+        "Default repository of this host, created on first use. For other users than root: below `~/.local/share/kvmb`.",
     ),
     (
         "/var/lib/kvmb/repo.key",
-        "The password of that repository, generated, mode 0600. `kvmb key export` makes a copy to be kept elsewhere: without it the backups are lost with the host.",
+        "Generated password of that repository, mode 0600. Use `kvmb key export` to keep a copy elsewhere; without it the backups are lost with the host.",
     ),
-    (
-        "/var/lib/kvmb/history",
-        "What `kvmb status` knows beyond what the repositories say: how the last runs went. It may be deleted.",
-    ),
-    ("/var/lib/kvmb/scratch", "Blocks that guests overwrite while they are being backed up."),
+    ("/var/lib/kvmb/history", "Results of the last runs and verifications, for `kvmb status`. May be deleted."),
+    ("/var/lib/kvmb/scratch", "Blocks that guests overwrite during a backup."),
     (
         "/run/kvmb",
-        "Open captures: their state, and copies of definitions. For root alone. For a user: below `$XDG_RUNTIME_DIR`.",
+        "State of open captures, and copies of definitions. Accessible to root only. For other users: below `$XDG_RUNTIME_DIR`.",
     ),
-    ("/run/kvmb-nbd", "The sockets of open captures, each in a folder that only QEMU's user can enter."),
+    ("/run/kvmb-nbd", "Sockets of open captures, each in a folder that only QEMU's user can access."),
 ];
 
 /// One manual page.
@@ -111,9 +108,9 @@ fn exit_status(text: &mut Text, command: &Command) {
     for (code, meaning) in ExitCode::ALL {
         text.term(&(code as u8).to_string(), meaning);
     }
-    text.paragraph("Damage wins over «some failed», that over «failed».");
+    text.paragraph("Code 4 takes precedence over 3, and 3 over 1.");
     if command.get_arguments().any(|arg| arg.get_long() == Some("nagios")) {
-        text.paragraph("With `--nagios`, and only then, it is that of a monitoring plugin:");
+        text.paragraph("With `--nagios`, the exit status is that of a monitoring plugin:");
         for (state, meaning) in PluginState::ALL {
             text.term(&(state as u8).to_string(), meaning);
         }
@@ -123,7 +120,7 @@ fn exit_status(text: &mut Text, command: &Command) {
 fn failures(text: &mut Text) {
     text.section("FAILURES");
     text.paragraph(
-        "What goes wrong with one machine is printed as a `failure` record, and the others go on. Its `code` is one of these:",
+        "If one machine fails, a `failure` record is printed and the other machines continue. Its `code` is one of:",
     );
     for (_, word, meaning) in Code::ALL {
         text.term(word, meaning);
@@ -133,10 +130,10 @@ fn failures(text: &mut Text) {
 fn all_records(text: &mut Text) {
     text.section("RECORDS");
     text.paragraph(
-        "Commands print records: one JSON object a line, `type` first. Sizes end in `_bytes` and are bytes; times are RFC \
-         3339 with offset. A field that does not apply is left out. Fields and types that kvmb does not know are passed on. \
-         Commands without names on the command line read records from standard input; a `failure` that is read is passed on, \
-         its machine is left out, and the exit status is not 0.",
+        "Commands print records: one JSON object per line, starting with `type`. Sizes end in `_bytes` and are bytes; times are RFC \
+         3339 with offset. Fields that do not apply are omitted. Unknown fields and types are passed on. \
+         Commands without names on the command line read records from standard input. A `failure` record in the input is passed \
+         on, its machine is skipped, and the exit status is not 0.",
     );
     for kind in kinds() {
         text.subsection(kind.name);
@@ -163,7 +160,7 @@ fn records(text: &mut Text, command: &Command) {
         let own = fields.iter().filter(|path| !path.is_empty() && !path.contains(['.', '[', ' ']));
         text.term(kind.name, &own.map(|path| format!("`{path}`")).collect::<Vec<_>>().join(", "));
     }
-    text.paragraph("RECORDS in kvmb(1) says what they mean.");
+    text.paragraph("See RECORDS in kvmb(1).");
 }
 
 fn environment(text: &mut Text, command: &Command) {

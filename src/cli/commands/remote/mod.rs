@@ -9,9 +9,9 @@ use crate::cli::failure::CliError;
 use crate::cli::session::Session;
 use clap::Args;
 
-/// Make friends with a backup server, and look whether all is well there.
+/// Set up and test a backup server (SSH).
 ///
-/// The server needs nothing but SSH with SFTP. Without -r it is the backup_host of the configuration.
+/// The server needs only SSH with SFTP. Default: the backup_host of the configuration.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm     once, on a terminal

@@ -10,9 +10,9 @@ use clap::Args;
 /// The server that is meant.
 #[derive(Debug, Args)]
 pub(super) struct ServerArgs {
-    /// Trust the server if its host key has this SHA-256, and note the key in known_hosts.
+    /// Accept the host key with this SHA-256 fingerprint, and add it to known_hosts.
     ///
-    /// 'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' on the server itself prints it.
+    /// Run 'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' on the server to show its fingerprint.
     #[arg(long, value_name = "FINGERPRINT")]
     pub(super) accept_host_key: Option<String>,
 
@@ -39,8 +39,8 @@ impl ServerArgs {
             None => self.repo.url()?,
         };
         if !url.starts_with("sftp:") {
-            return Err(CliError::usage(format!("{url} is no repository on a server"))
-                .hint("name it with -r sftp://user@host//folder"));
+            return Err(CliError::usage(format!("{url} is not a repository on a server"))
+                .hint("specify it with -r sftp://user@host//folder"));
         }
         // The storage knows what is no address, and does not repeat a password.
         context.storage(&url, self.repo.ssh_password_file.as_deref())?;

@@ -9,18 +9,18 @@ use crate::ops::remote::{SetupChange, setup};
 use crate::record::{Action, Record};
 use serde_json::{Map, Value, json};
 
-/// Make the server known and let this host in without a password, so that cron can back up.
+/// Set up passwordless access to the server, so that scheduled backups can log in.
 ///
-/// Asks for the server's host key to be compared and, once, for the account's password (or takes any key that ssh would
-/// use). Makes a key of kvmb's own and adds it to the account's authorized_keys, restricted to SFTP. Can be run again: what is
-/// done already stays as it is.
+/// Asks you to compare the host key of the server and, once, for the password of the account (or uses any key that
+/// ssh would use). Creates a key for kvmb and adds it to authorized_keys of the account, restricted to SFTP. Can be
+/// run again: completed steps are skipped.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm
   kvmb remote setup -r sftp://kvm@backup//srv/kvm --accept-host-key SHA256:… --ssh-password-file F
   kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm --dry-run")]
 pub struct SetupArgs {
-    /// Say what would be done, and do nothing.
+    /// Show what would be done without doing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
 
@@ -46,23 +46,26 @@ fn action(change: SetupChange, dry_run: bool) -> Action {
         SetupChange::HostKey { server, algorithm, fingerprint, noted_in } => {
             let reason = match &noted_in {
                 Some(file) => {
-                    format!("{} {}", was("its host key was noted in", "its host key would be noted in"), file.display())
+                    format!("{} {}", was("the host key was added to", "the host key would be added to"), file.display())
                 }
-                None => "its host key is known".to_owned(),
+                None => "the host key is known".to_owned(),
             };
             (server, noted_in.is_some(), reason, json!({ "algorithm": algorithm, "fingerprint": fingerprint }))
         }
         SetupChange::OwnKey { path, line, made } => {
             let reason = match made {
-                true => was("the key was made", "the key would be made"),
-                false => "the key is there".to_owned(),
+                true => was("the key was created", "the key would be created"),
+                false => "the key already exists".to_owned(),
             };
             (path.to_string_lossy().into_owned(), made, reason, json!({ "authorized_keys_line": line }))
         }
         SetupChange::Authorized { account, added } => {
             let reason = match added {
-                true => was("the key was added to the account, for SFTP only", "the key would be added to the account"),
-                false => "the key opens the account".to_owned(),
+                true => was(
+                    "the key was added to authorized_keys, restricted to SFTP",
+                    "the key would be added to authorized_keys, restricted to SFTP",
+                ),
+                false => "the key is accepted".to_owned(),
             };
             (account, added, reason, json!({}))
         }

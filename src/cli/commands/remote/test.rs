@@ -11,11 +11,11 @@ use crate::storage::sftp::authenticate::Login;
 use crate::units::Size;
 use serde_json::json;
 
-/// Look whether a backup would get through.
+/// Check whether a backup to the server would work.
 ///
-/// Looks at the way there, the host key, the login, the folder, the room, the speed and the clock. Prints a 'check' record for
-/// each step; after one that is critical the others are not tried. Writes some files beside the repository's own to measure,
-/// and removes them. Fails (exit code 1) when something is critical.
+/// Tests the connection, host key, login, folder, free space, speed and clock. Prints a 'check' record for each
+/// step. After a critical step, the remaining steps are skipped. The test writes and removes some files next to the
+/// repository. Exits with code 1 if a step is critical.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb remote test -r sftp://kvm@backup.example.com//srv/kvm
@@ -26,9 +26,9 @@ pub struct TestArgs {
     #[command(flatten)]
     server: ServerArgs,
 
-    /// Send so much to measure the speed, on all connections, as a backup would.
+    /// Amount of data to send for the speed test, over all connections as in a backup.
     ///
-    /// Without it one connection is looked at for some seconds. As much must be free on the server for that time.
+    /// Default: one connection is measured for some seconds. The server needs this much free space during the test.
     #[arg(long, value_name = "SIZE")]
     size: Option<Size>,
 }
@@ -90,64 +90,64 @@ fn judge(step: ExamineStep, finding: ExamineFinding, url: &str) -> Check {
     let warning = |detail: String, hint: &str| Check::new(word(step), url, Status::Warning, detail).hint(hint);
     match finding {
         ExamineFinding::Reached { address: Some(address), took } => {
-            ok(format!("{address} answers; an encrypted connection takes {} ms", took.as_millis()))
+            ok(format!("{address} responds; connecting takes {} ms", took.as_millis()))
         }
-        ExamineFinding::Reached { address: None, .. } => ok("it answers".to_owned()),
-        ExamineFinding::HostKey { algorithm, fingerprint } => ok(format!("it is known: {algorithm} {fingerprint}")),
+        ExamineFinding::Reached { address: None, .. } => ok("the server responds".to_owned()),
+        ExamineFinding::HostKey { algorithm, fingerprint } => ok(format!("known: {algorithm} {fingerprint}")),
         ExamineFinding::LoggedIn { account, by } => {
             let needs_somebody = matches!(by, Login::Password | Login::Questions | Login::Key(_, true));
             let how = match by {
-                Login::Nothing => "without being asked for anything".to_owned(),
-                Login::Agent(_) => "with a key of the agent".to_owned(),
+                Login::Nothing => "without authentication".to_owned(),
+                Login::Agent(_) => "with a key from the agent".to_owned(),
                 Login::Key(file, false) => format!("with the key {}", file.display()),
                 Login::Key(file, true) => format!("with the key {} and its passphrase", file.display()),
-                Login::Questions => "with answers to the server's questions".to_owned(),
+                Login::Questions => "with keyboard-interactive authentication".to_owned(),
                 Login::Password => "with the password".to_owned(),
             };
             match needs_somebody {
-                true => warning(format!("{account} is let in {how}"), &format!("kvmb remote setup -r {}", quoted(url))),
-                false => ok(format!("{account} is let in {how}")),
+                true => {
+                    warning(format!("logged in as {account} {how}"), &format!("kvmb remote setup -r {}", quoted(url)))
+                }
+                false => ok(format!("logged in as {account} {how}")),
             }
         }
         ExamineFinding::Path { path, place, removable, beside } => {
-            let beside = beside
-                .map(|folder| format!("{folder} holds other things: the repository has a folder of its own there; "));
+            let beside =
+                beside.map(|folder| format!("{folder} contains other files, so the repository uses a subfolder; "));
             let beside = beside.unwrap_or_default();
             match (place, removable) {
                 (FolderKind::Missing, _) => warning(
-                    format!("{beside}the folder is not there yet; {path} can be written to"),
+                    format!("{beside}the folder does not exist yet; {path} is writable"),
                     &format!("kvmb init -r {}", quoted(url)),
                 ),
                 (FolderKind::Folder, true) => warning(
-                    format!("{beside}{path} can be written to, and holds no repository yet"),
+                    format!("{beside}{path} is writable and does not contain a repository yet"),
                     &format!("kvmb init -r {}", quoted(url)),
                 ),
                 (_, false) => warning(
-                    format!("{beside}{path} can be written to, but nothing can be removed there"),
-                    "such a server protects what is stored; 'kvmb prune' must be run on its side",
+                    format!("{beside}{path} is writable, but files cannot be removed"),
+                    "an append-only server protects the backups; run 'kvmb prune' on the server",
                 ),
-                (FolderKind::Repository, true) => {
-                    ok(format!("{beside}{path} holds a repository and can be written to"))
-                }
+                (FolderKind::Repository, true) => ok(format!("{beside}{path} contains a repository and is writable")),
             }
         }
         ExamineFinding::Space { free_bytes: None } => {
-            Check::new(word(step), url, Status::Unknown, "the server does not tell how much room it has")
+            Check::new(word(step), url, Status::Unknown, "the server does not report its free space")
         }
         ExamineFinding::Space { free_bytes: Some(free) } => {
             let mut check = match free < LITTLE_ROOM {
-                true => warning(format!("only {} are free", bytes(free)), "make room on the server"),
-                false => ok(format!("{} are free", bytes(free))),
+                true => warning(format!("only {} free", bytes(free)), "free some space on the server"),
+                false => ok(format!("{} free", bytes(free))),
             };
             check.extra.insert("free_bytes".into(), json!(free));
             check
         }
         ExamineFinding::Speed(Speed { connections, upload, download }) => {
             let carrier = match connections {
-                1 => "one connection carries".to_owned(),
-                more => format!("{more} connections carry"),
+                1 => "one connection:".to_owned(),
+                more => format!("{more} connections:"),
             };
-            let detail = format!("{carrier} {}/s there and {}/s back", bytes(upload), bytes(download));
+            let detail = format!("{carrier} upload {}/s, download {}/s", bytes(upload), bytes(download));
             let mut check = ok(detail);
             check.extra.insert("upload_bytes_per_second".into(), json!(upload));
             check.extra.insert("download_bytes_per_second".into(), json!(download));
@@ -158,10 +158,10 @@ fn judge(step: ExamineStep, finding: ExamineFinding, url: &str) -> Check {
             let off = ahead_seconds.unsigned_abs();
             let mut check = match off > CLOCK_SECONDS {
                 true => warning(
-                    format!("the server's clock is {off} seconds {side}"),
-                    "let both sides get their time from the network (NTP): locks are judged by their age",
+                    format!("the clock of the server is {off} s {side}"),
+                    "synchronize both clocks (NTP); the age of locks depends on them",
                 ),
-                false => ok("the server's clock is right".to_owned()),
+                false => ok("the clock of the server is correct".to_owned()),
             };
             check.extra.insert("ahead_seconds".into(), json!(ahead_seconds));
             check

@@ -165,7 +165,7 @@ pub fn gather(context: &Context, request: Request) -> Result<Report, CliError> {
             Some(machines.iter().map(known).collect::<Vec<_>>())
         }
         Err(error) => {
-            let detail = format!("which machines there are is not known: {}", error.message);
+            let detail = format!("cannot list the machines: {}", error.message);
             others.push(Check { hint: error.hint, ..Check::new("connection", host_name(), Status::Unknown, detail) });
             None
         }
@@ -225,13 +225,16 @@ fn repository_check(url: &str, unreachable: Option<CliError>, damaged: usize, sc
         return Check { hint: error.hint, ..Check::new("repository", url, Status::Critical, error.message) };
     }
     if damaged > 0 {
-        let detail = format!("{damaged} of its snapshot files cannot be read");
-        return Check::new("repository", url, Status::Critical, detail).hint("kvmb verify --all says what is hit");
+        let detail = format!("{damaged} snapshot files cannot be read");
+        return Check::new("repository", url, Status::Critical, detail)
+            .hint("run 'kvmb verify --all' to see what is affected");
     }
-    let check = Check::new("repository", url, Status::Ok, "its points can be listed");
+    let check = Check::new("repository", url, Status::Ok, "the points can be listed");
     match schedules.iter().filter_map(|schedule| schedule.repo.as_deref()).find(|repo| *repo != url) {
         // A newly installed monitor that looks elsewhere would never know.
-        Some(other) => check.hint(format!("the schedule stores in {other}: -r {other} asks that")),
+        Some(other) => {
+            check.hint(format!("the schedule uses another repository; run 'kvmb status -r {other}' to check it"))
+        }
         None => check,
     }
 }

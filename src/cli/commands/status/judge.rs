@@ -127,9 +127,9 @@ pub fn judge(facts: &MachineFacts, thresholds: &Thresholds, now: Time, repo: &st
     let name = shlex::try_quote(&facts.machine).unwrap_or("MACHINE".into());
     match facts.standing {
         Standing::Gone => {
-            findings.add(Status::Ok, "libvirt does not know it any more; its points stay");
+            findings.add(Status::Ok, "the machine no longer exists; its points are kept");
         }
-        Standing::LeftOut => findings.add(Status::Ok, "it is not among the machines that are backed up"),
+        Standing::LeftOut => findings.add(Status::Ok, "not selected for backup"),
         Standing::Selected | Standing::Missing | Standing::Elsewhere => {
             freshness(&mut findings, facts, thresholds, now, &name);
             last_run(&mut findings, facts, now);
@@ -138,13 +138,13 @@ pub fn judge(facts: &MachineFacts, thresholds: &Thresholds, now: Time, repo: &st
     }
     if !facts.damaged.is_empty() {
         let words = match facts.damaged.len() {
-            1 => "a point of it is damaged".to_owned(),
-            count => format!("{count} points of it are damaged"),
+            1 => "1 point is damaged".to_owned(),
+            count => format!("{count} points are damaged"),
         };
         findings.hint(
             Status::Critical,
             words,
-            "'kvmb verify --all' says what is hit; the next backup does not heal it",
+            "run 'kvmb verify --all' to see what is affected; the next backup does not repair it",
         );
     }
     findings.check("backup", &facts.machine, extra(facts, thresholds, now, repo))
@@ -154,16 +154,16 @@ fn freshness(findings: &mut Findings, facts: &MachineFacts, thresholds: &Thresho
     if facts.standing == Standing::Missing {
         findings.hint(
             Status::Warning,
-            "libvirt does not know it",
-            "take it out of selected_vms of the configuration, or of the schedule",
+            "the machine does not exist",
+            "remove it from selected_vms of the configuration, or from the schedule",
         );
     }
     let Some(newest) = &facts.newest else {
         let had_points = facts.memory.as_ref().is_some_and(|memory| memory.newest_point.is_some());
         let words = match (facts.from_repository, had_points) {
-            (true, true) => "its points are gone from the repository",
-            (true, false) => "it was never backed up",
-            (false, _) => "as far as this host knows, it was never backed up; the repository cannot be asked",
+            (true, true) => "its points are no longer in the repository",
+            (true, false) => "never backed up",
+            (false, _) => "the repository is unreachable; according to this host, never backed up",
         };
         return findings.hint(Status::Critical, words, format!("kvmb backup {name}"));
     };
@@ -176,12 +176,12 @@ fn freshness(findings: &mut Findings, facts: &MachineFacts, thresholds: &Thresho
     let words = format!("the newest point is {} old", age(now, newest.captured_at.min(now)));
     match facts.from_repository {
         true if newest.captured_at > now + TimeDelta::minutes(5) => {
-            findings.add(Status::Warning, "the newest point is of the future: a clock is wrong");
+            findings.add(Status::Warning, "the newest point is dated in the future; check the clocks");
         }
         true => findings.add(status, words),
         false => {
             let worst = [status, Status::Unknown].into_iter().max_by_key(|status| rank(*status)).unwrap_or(status);
-            findings.add(worst, format!("the repository cannot be asked; as far as this host knows, {words}"));
+            findings.add(worst, format!("the repository is unreachable; according to this host, {words}"));
         }
     }
 }
@@ -201,7 +201,8 @@ fn last_run(findings: &mut Findings, facts: &MachineFacts, now: Time) {
         RunOutcome::Failed => findings.add(Status::Warning, format!("the last run, {ago} ago, failed: {why}")),
         RunOutcome::Interrupted => findings.add(Status::Warning, format!("the last run, {ago} ago, was interrupted")),
         // Whoever held it may be a backup as well; if it is not, the newest point becomes too old.
-        RunOutcome::Busy => findings.add(Status::Ok, format!("the last run, {ago} ago, found it busy: {why}")),
+        RunOutcome::Busy => findings
+            .add(Status::Ok, format!("the last run, {ago} ago, was skipped because the machine was busy: {why}")),
     }
 }
 
@@ -212,8 +213,8 @@ fn proof(findings: &mut Findings, facts: &MachineFacts, thresholds: &Thresholds,
     let since = since.unwrap_or(newest.captured_at);
     if (now - since).to_std().unwrap_or_default() > thresholds.verify_warning {
         let words = match verified {
-            Some(_) => format!("no point of it was proven for {}", age(now, since)),
-            None => "no point of it was ever proven".to_owned(),
+            Some(_) => format!("no point verified in the last {}", age(now, since)),
+            None => "no point was ever verified".to_owned(),
         };
         findings.hint(Status::Warning, words, format!("kvmb verify {name}@latest"));
     }
@@ -289,8 +290,8 @@ pub fn judge_copies(
 ) -> Check {
     let mut findings = Findings::default();
     if damaged > 0 {
-        let words = format!("{damaged} of its snapshot files cannot be read");
-        findings.hint(Status::Critical, words, "kvmb verify --all, with -r and its address, says what is hit");
+        let words = format!("{damaged} snapshot files cannot be read");
+        findings.hint(Status::Critical, words, "run 'kvmb verify --all -r' with its address to see what is affected");
     }
     let mut extra = Extra::from_iter([("machines".to_owned(), json!(copies.len()))]);
     let missing: Vec<&str> = copies.iter().filter(|c| c.captured_at.is_none()).map(|c| c.machine.as_str()).collect();
@@ -298,7 +299,7 @@ pub fn judge_copies(
         findings.hint(
             Status::Critical,
             format!("no copy of {}", missing.join(", ")),
-            "'kvmb backup --copy-to' copies what is missing",
+            "run 'kvmb backup --copy-to' to copy the missing points",
         );
     }
     let oldest = copies.iter().filter_map(|copied| Some((copied.captured_at?, copied))).min_by_key(|(at, _)| *at);
@@ -314,9 +315,9 @@ pub fn judge_copies(
         extra.insert("age_seconds".into(), json!(old.as_secs()));
     }
     if let Some(why) = unreachable {
-        findings.add(Status::Unknown, format!("it cannot be asked, and this is what this host knows: {why}"));
+        findings.add(Status::Unknown, format!("unreachable; showing what this host knows: {why}"));
     } else if copies.is_empty() {
-        findings.add(Status::Ok, "there is nothing to copy yet");
+        findings.add(Status::Ok, "nothing to copy yet");
     }
     findings.check("copy", repo, extra)
 }
@@ -405,19 +406,15 @@ mod tests {
         assert_judged(&facts(Some(27)), "warning", "27 h");
         assert_judged(&facts(Some(51)), "critical", "2 days old");
         assert_judged(&facts(None), "critical", "never backed up");
-        assert_judged(&facts(Some(-2)), "warning", "of the future");
+        assert_judged(&facts(Some(-2)), "warning", "dated in the future");
     }
 
     #[test]
     fn an_unreachable_repository_is_never_ok() {
         let unasked = |hours| MachineFacts { from_repository: false, ..facts(hours) };
-        assert_judged(
-            &unasked(Some(5)),
-            "unknown",
-            "cannot be asked; as far as this host knows, the newest point is 5 h",
-        );
+        assert_judged(&unasked(Some(5)), "unknown", "is unreachable; according to this host, the newest point is 5 h");
         assert_judged(&unasked(Some(51)), "critical", "2 days old");
-        assert_judged(&unasked(None), "critical", "never backed up; the repository");
+        assert_judged(&unasked(None), "critical", "according to this host, never backed up");
     }
 
     #[test]
@@ -442,28 +439,24 @@ mod tests {
             MachineFacts { memory: Some(memory(1000, |m| m.note_whole(proof))), ..facts(Some(1)) }
         };
         assert_judged(&proven(719), "ok", "1 h old");
-        assert_judged(&proven(721), "warning", "no point of it was proven for 4 weeks");
+        assert_judged(&proven(721), "warning", "no point verified in the last 4 weeks");
         let never = MachineFacts { memory: Some(memory(1000, |_| ())), ..facts(Some(1)) };
-        assert_judged(&never, "warning", "ever proven");
+        assert_judged(&never, "warning", "ever verified");
         // Without a memory nobody can know since when.
         assert_judged(&facts(Some(1)), "ok", "");
-        assert_judged(
-            &MachineFacts { damaged: vec!["p".into()], ..facts(Some(1)) },
-            "critical",
-            "a point of it is damaged",
-        );
+        assert_judged(&MachineFacts { damaged: vec!["p".into()], ..facts(Some(1)) }, "critical", "1 point is damaged");
     }
 
     #[test]
     fn what_is_gone_or_left_out_is_a_note() {
-        for (standing, words) in [(Standing::Gone, "any more"), (Standing::LeftOut, "not among")] {
+        for (standing, words) in [(Standing::Gone, "no longer exists"), (Standing::LeftOut, "not selected")] {
             assert_judged(&MachineFacts { standing, ..facts(Some(1000)) }, "ok", words);
         }
-        assert_judged(&MachineFacts { standing: Standing::Missing, ..facts(Some(1)) }, "warning", "does not know it");
+        assert_judged(&MachineFacts { standing: Standing::Missing, ..facts(Some(1)) }, "warning", "does not exist");
         assert_judged(
             &MachineFacts { standing: Standing::Missing, ..facts(None) },
             "critical",
-            "never backed up; libvirt",
+            "never backed up; the machine",
         );
     }
 

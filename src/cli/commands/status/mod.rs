@@ -25,13 +25,15 @@ use serde_json::Map;
 use std::path::{Path, PathBuf};
 use thresholds::ThresholdArgs;
 
-/// Tell how the backups stand: how old the points are, how the last runs went.
+/// Show backup health: the age of the points and the results of the last runs.
 ///
-/// Takes the machines of selected_vms, else those of the schedule, else all, and those that have points. Prints a 'check' record for each
-/// machine ('backup'), for the repository, for the second one ('copy') and for the key. A machine that was never
-/// backed up is critical; one that has points and no longer exists is only told of. Fails (exit code 1; 4 for damage) when
-/// something is critical; with --prometheus, --textfile and --zabbix only when nothing could be found out. How the last runs went is
-/// known on the host that ran them, to the user who did.
+/// Checks the machines in selected_vms, otherwise those of the schedule, otherwise all, and the machines that have
+/// points. Prints a 'check' record for each machine ('backup'), the repository, the second repository ('copy') and
+/// the key. A machine that was never backed up is critical. A machine that has points but no longer exists is shown
+/// without an alarm. The results of runs are known only on the host, and to the user, that ran them.
+///
+/// Exits with code 1 if something is critical, 4 for damage. With --prometheus, --textfile and --zabbix, it fails
+/// only if nothing could be determined.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb status
@@ -43,27 +45,29 @@ use thresholds::ThresholdArgs;
   UserParameter=kvmb.discovery,sudo /usr/bin/kvmb status --zabbix discovery      for Zabbix's agent
   UserParameter=kvmb.values,sudo /usr/bin/kvmb status --zabbix values            $.machines['{#ID}'].age_seconds")]
 pub struct StatusArgs {
-    /// Names or globs of machines; none means those that are to be backed up, and those that have points.
+    /// Machine names or globs. Default: the machines to be backed up, and those that have points.
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 
-    /// Answer as a plugin of Nagios, Icinga, Naemon or Checkmk: one line with performance data, then one for each machine.
+    /// Act as a plugin of Nagios, Icinga, Naemon or Checkmk: one line with performance data, then one line for each
+    /// machine.
     ///
-    /// The exit code is the plugin's then: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, also for wrong usage.
+    /// The exit codes are those of a plugin: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN (also for wrong usage).
     #[arg(long, group = "face")]
     nagios: bool,
 
-    /// Print metrics in the text format of Prometheus.
+    /// Print metrics in the Prometheus text format.
     #[arg(long, group = "face")]
     prometheus: bool,
 
-    /// Write these metrics to a file, whole or not at all: one that ends in .prom in the node exporter's textfile folder.
+    /// Write the metrics to a file, atomically. For the node exporter, use a name that ends in .prom in its
+    /// textfile folder.
     ///
-    /// 'kvmb backup' does so after each run when the configuration names a file (status.prometheus_textfile).
+    /// 'kvmb backup' does this after each run if status.prometheus_textfile is set in the configuration.
     #[arg(long, value_name = "FILE", group = "face")]
     textfile: Option<PathBuf>,
 
-    /// Say which file would be written, and write none.
+    /// Show which file would be written without writing it.
     #[arg(short = 'n', long, requires = "textfile", conflicts_with_all = ["nagios", "prometheus", "zabbix"])]
     dry_run: bool,
 
@@ -84,9 +88,9 @@ pub struct StatusArgs {
 /// What Zabbix asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Zabbix {
-    /// Which machines there are: low-level discovery.
+    /// The machines, for low-level discovery.
     Discovery,
-    /// What is known of each, by its {#ID}.
+    /// The values of each machine, by its {#ID}.
     Values,
 }
 

@@ -54,7 +54,7 @@ fn all_well(report: &Report) -> String {
     match oldest {
         Some(oldest) => {
             let age = crate::cli::table::age(report.at, oldest.captured_at.min(report.at));
-            format!("{machines}, the oldest of their newest points is {age} old")
+            format!("{machines}, oldest latest point is {age} old")
         }
         None => machines,
     }

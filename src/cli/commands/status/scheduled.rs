@@ -34,7 +34,7 @@ enum Takes {
 /// All schedules; what cannot be looked at is told of.
 pub fn all(context: &Context) -> Vec<Scheduled> {
     let found = installed().unwrap_or_else(|error| {
-        context.monitor.warn(&format!("what is scheduled is not known: {error}"));
+        context.monitor.warn(&format!("cannot read the schedule: {error}"));
         Vec::new()
     });
     found

@@ -20,21 +20,22 @@ const PROOF: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Thresholds")]
 pub struct ThresholdArgs {
-    /// Warn of a machine whose newest point is older than this: 26h.
+    /// Warn if the latest point of a machine is older than this (example: 26h).
     ///
-    /// Without it, the longest time between two runs of the schedule (else of backup_freq, else a day) and two hours more.
+    /// Default: the longest time between two runs of the schedule (or of backup_freq, or one day) plus two hours.
     #[arg(long, value_name = "TIME", value_parser = span)]
     warning: Option<Duration>,
 
-    /// Alarm when it is older than this: 50h.
+    /// Report a critical state if it is older than this (example: 50h).
     ///
-    /// Without it, twice the --warning that was given, else twice the longest time between two runs and two hours more.
+    /// Default: twice the value of --warning if given, otherwise twice the longest time between two runs plus two
+    /// hours.
     #[arg(long, value_name = "TIME", value_parser = span)]
     critical: Option<Duration>,
 
-    /// Warn of a machine none of whose points was proven ('kvmb verify', 'kvmb backup --verify') for so long: 30d unless set.
+    /// Warn if no point of a machine has been verified for this long (default: 30d).
     ///
-    /// For a machine that never was, the time runs from its first backup.
+    /// For a machine that was never verified, the time counts from its first backup.
     #[arg(long, value_name = "TIME", value_parser = span)]
     verify_warning: Option<Duration>,
 }
@@ -71,9 +72,7 @@ impl ThresholdArgs {
         let gap = gap.unwrap_or(DAY);
         let (warning, critical) = match (self.warning, self.critical) {
             (Some(warning), Some(critical)) if warning > critical => {
-                return Err(CliError::usage(
-                    "--warning is longer than --critical: the alarm would come before the warning",
-                ));
+                return Err(CliError::usage("--warning must not be longer than --critical"));
             }
             (Some(warning), Some(critical)) => (warning, critical),
             (Some(warning), None) => (warning, 2 * warning),

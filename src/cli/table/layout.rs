@@ -1,0 +1,249 @@
+//! Columns that fit the width of the terminal.
+//!
+//! Where they do not fit, the least important columns are left out first. Then the last column is wrapped between words,
+//! with an indent; a word is never broken, so that paths and addresses can be copied. A note stands below its row and is
+//! never wrapped: it may be a command to copy.
+
+use super::TableOptions;
+
+/// Two spaces between columns.
+const GAP: usize = 2;
+
+/// The last column moves below the others where less than this is left for it.
+const LEAST_LAST: usize = 24;
+
+/// The indent of what stands below its row.
+const INDENT: usize = 4;
+
+/// A column.
+#[derive(Debug, Clone, Copy)]
+pub struct Column {
+    head: &'static str,
+    is_number: bool,
+    /// Which is left out first; `None` never is.
+    rank: Option<u8>,
+}
+
+impl Column {
+    /// Aligned to the left.
+    pub fn text(head: &'static str) -> Column {
+        Column { head, is_number: false, rank: None }
+    }
+
+    /// Aligned to the right.
+    pub fn number(head: &'static str) -> Column {
+        Column { is_number: true, ..Column::text(head) }
+    }
+
+    /// May be left out, the lowest rank first.
+    pub fn optional(self, rank: u8) -> Column {
+        Column { rank: Some(rank), ..self }
+    }
+}
+
+/// A row.
+#[derive(Debug, Clone)]
+pub struct Row {
+    cells: Vec<String>,
+    note: Option<String>,
+}
+
+impl Row {
+    /// A row of these cells; an empty one becomes `-`.
+    pub fn new(cells: Vec<String>) -> Row {
+        let filled = cells.into_iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { cell });
+        Row { cells: filled.collect(), note: None }
+    }
+
+    /// Adds a line below the row.
+    pub fn note(self, note: Option<String>) -> Row {
+        Row { note, ..self }
+    }
+
+    /// Replaces what could steer a terminal.
+    pub fn make_printable(&mut self, printable: impl Fn(&str) -> String) {
+        self.cells.iter_mut().chain(&mut self.note).for_each(|text| *text = printable(text));
+    }
+}
+
+/// A table.
+#[derive(Debug)]
+pub struct Layout {
+    /// Its columns.
+    pub columns: Vec<Column>,
+    /// Its rows, each with a cell for every column.
+    pub rows: Vec<Row>,
+}
+
+impl Layout {
+    /// The text of the table.
+    pub fn render(mut self, options: TableOptions) -> String {
+        while options.width.is_some_and(|width| self.natural_width() > width) && self.leave_out() {}
+        let widths = self.widths();
+        let before: usize = widths.iter().rev().skip(1).map(|width| width + GAP).sum();
+        let last = match options.width {
+            Some(width) if self.natural_width() > width => match width.saturating_sub(before) {
+                rest if rest >= LEAST_LAST => Last { start: before, width: rest, is_below: false },
+                _ => Last { start: INDENT, width: width.saturating_sub(INDENT).max(1), is_below: true },
+            },
+            _ => Last { start: before, width: usize::MAX, is_below: false },
+        };
+        let heads: Vec<String> = self.columns.iter().map(|column| column.head.to_owned()).collect();
+        let mut text = String::new();
+        self.line(&mut text, &heads, &widths, &last, |_| options.color.then_some(BOLD));
+        for row in &self.rows {
+            self.line(&mut text, &row.cells, &widths, &last, |cell| options.color.then(|| color_of(cell)).flatten());
+            if let Some(note) = &row.note {
+                text.push_str(&format!("{:INDENT$}{note}\n", ""));
+            }
+        }
+        text
+    }
+
+    /// Leaves out the least important column.
+    fn leave_out(&mut self) -> bool {
+        let ranked = self.columns.iter().enumerate().filter_map(|(at, column)| Some((column.rank?, at)));
+        let Some((_, at)) = ranked.min() else { return false };
+        self.columns.remove(at);
+        self.rows.iter_mut().for_each(|row| drop(row.cells.remove(at)));
+        true
+    }
+
+    fn widths(&self) -> Vec<usize> {
+        let cells = |at: usize| self.rows.iter().map(move |row| length(&row.cells[at])).max().unwrap_or(0);
+        self.columns.iter().enumerate().map(|(at, column)| cells(at).max(length(column.head))).collect()
+    }
+
+    fn natural_width(&self) -> usize {
+        let widths = self.widths();
+        widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1)
+    }
+
+    fn line(
+        &self,
+        text: &mut String,
+        cells: &[String],
+        widths: &[usize],
+        last: &Last,
+        color: impl Fn(&str) -> Option<&'static str>,
+    ) {
+        let Some((end, others)) = cells.split_last() else { return };
+        let painted = |cell: &str, of: &str| match color(of) {
+            Some(color) => format!("{color}{cell}{RESET}"),
+            None => cell.to_owned(),
+        };
+        let mut line = String::new();
+        for ((cell, width), column) in others.iter().zip(widths).zip(&self.columns) {
+            let space = " ".repeat(width.saturating_sub(length(cell)));
+            let cell = painted(cell, cell);
+            line += &if column.is_number { format!("{space}{cell}") } else { format!("{cell}{space}") };
+            line += &" ".repeat(GAP);
+        }
+        let indent = " ".repeat(last.start);
+        if last.is_below {
+            text.push_str(line.trim_end());
+            text.push('\n');
+            line.clone_from(&indent);
+        }
+        let is_number = self.columns.last().is_some_and(|column| column.is_number);
+        let space = widths.last().map_or(0, |width| width.saturating_sub(length(end)));
+        if is_number && !last.is_below {
+            line += &" ".repeat(space);
+        }
+        for (number, piece) in wrapped(end, last.width).into_iter().enumerate() {
+            let start = if number == 0 { &line } else { &indent };
+            text.push_str((start.clone() + &painted(&piece, end)).trim_end());
+            text.push('\n');
+        }
+    }
+}
+
+/// Where the last column is.
+struct Last {
+    start: usize,
+    width: usize,
+    is_below: bool,
+}
+
+/// Lines of at most this width, broken between words only.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    if length(text) <= width {
+        return vec![text.to_owned()];
+    }
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().map_or(0, |line| length(line));
+        match lines.last_mut() {
+            Some(current) if line == 0 => current.push_str(word),
+            Some(current) if line + 1 + length(word) <= width => {
+                current.push(' ');
+                current.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+fn length(text: &str) -> usize {
+    text.chars().count()
+}
+
+const RESET: &str = "\u{1b}[0m";
+const BOLD: &str = "\u{1b}[1m";
+const RED: &str = "\u{1b}[31m";
+const GREEN: &str = "\u{1b}[32m";
+const YELLOW: &str = "\u{1b}[33m";
+
+/// The colour of a state.
+fn color_of(cell: &str) -> Option<&'static str> {
+    match cell {
+        "ok" | "OK" | "running" => Some(GREEN),
+        "warning" | "WARNING" | "unknown" | "UNKNOWN" | "remove" => Some(YELLOW),
+        "critical" | "CRITICAL" => Some(RED),
+        other if other.starts_with("DAMAGED") => Some(RED),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Layout {
+        let columns = vec![Column::text("NAME"), Column::number("SIZE").optional(1), Column::text("NOTE")];
+        let row = |cells: [&str; 3]| Row::new(cells.map(str::to_owned).to_vec());
+        let rows = vec![
+            row(["web1", "20 GiB", ""]),
+            row(["db1", "4 GiB", "a note of several words and sftp://kvm@backup.example.com//srv/kvm in it"]).note(
+                Some(
+                    "run 'a command that is never wrapped, however long it is and however narrow the terminal'".into(),
+                ),
+            ),
+        ];
+        Layout { columns, rows }
+    }
+
+    #[test]
+    fn a_narrow_terminal_leaves_out_columns_and_wraps_the_last_between_words() {
+        let wide = table().render(TableOptions::default());
+        assert!(wide.starts_with("NAME    SIZE  NOTE\nweb1  20 GiB  -\ndb1    4 GiB  a note"), "{wide}");
+        let narrow = table().render(TableOptions { width: Some(40), color: false });
+        assert!(!narrow.contains("SIZE"), "{narrow}");
+        assert!(narrow.contains("\n      sftp://kvm@backup.example.com//srv/kvm\n"), "{narrow}");
+        let is_word = |line: &str| !line.trim().contains(' ');
+        let fits = |line: &&str| line.chars().count() <= 40 || is_word(line) || line.starts_with("    run 'a command");
+        assert!(narrow.lines().all(|line| fits(&line)), "{narrow}");
+        let tiny = table().render(TableOptions { width: Some(20), color: false });
+        assert!(tiny.contains("\ndb1\n    a note of\n    several words\n"), "{tiny}");
+    }
+
+    #[test]
+    fn colour_changes_nothing_but_the_colour() {
+        let plain = table().render(TableOptions { width: Some(60), color: false });
+        let painted = table().render(TableOptions { width: Some(60), color: true });
+        assert!(painted.contains(BOLD) && !plain.contains('\u{1b}'));
+        assert_eq!(painted.replace(BOLD, "").replace(RESET, ""), plain);
+        assert_eq!(color_of("CRITICAL"), Some(RED));
+    }
+}
