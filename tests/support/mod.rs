@@ -321,6 +321,8 @@ impl Env {
         let mut found: Vec<String> = process::of(&self.folder)
             .into_iter()
             .filter(|p| !p.is("qemu-system-x86_64") && !p.is("libvirtd") && !sshd::is_part(p))
+            // A QEMU that the embedded libvirt asked what it can do, when kvmb was killed with it.
+            .filter(|p| !p.command_line.contains(" -machine none,"))
             .map(|p| format!("process {}: {}", p.pid, p.command_line))
             .collect();
         for folder in [self.runtime_dir(), self.path("run/kvmb-nbd"), self.scratch_dir()] {
