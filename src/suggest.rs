@@ -52,7 +52,7 @@ mod tests {
         assert_eq!(similar_names("wbe-1", names)[0], "web-1");
         assert_eq!(similar_names("WEB-2", names)[0], "web-2");
         assert_eq!(suggestion(&similar_names("mail", names)), "");
-        assert_eq!(suggestion(&["web-1".into(), "web-2".into()]), "; there is web-1, web-2");
+        assert_eq!(suggestion(&["web-1".into(), "web-2".into()]), "; similar: web-1, web-2");
         assert_eq!(nearest_word("Backup-Host", ["backup_path", "backup_host"]), Some("backup_host"));
         assert_eq!(nearest_word("zzz", ["backup_path", "backup_host"]), None);
     }
