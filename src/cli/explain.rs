@@ -292,8 +292,7 @@ fn of_repo(error: &repo::Error) -> Explanation {
         Error::Locked { holder, .. } if holder.time > chrono::Local::now() + chrono::Duration::minutes(5) => (
             Code::Busy,
             hint(format!(
-                "its time is in the future: a clock is wrong, and the lock never becomes stale. Check the clocks of this host and of \
-                 {}; if no other program uses the repository, run 'kvmb unlock --remove-all'",
+                "the lock is dated in the future and never becomes stale: check the clocks of this host and of {}; if no other program uses the repository, run 'kvmb unlock --remove-all'",
                 holder.hostname
             )),
         ),

@@ -71,7 +71,7 @@ fn a_machine_without_disks_keeps_its_definition() {
     assert_eq!((&point["disks"], &point["left_out"][0]["reason"]), (&json!([]), &json!("excluded on request")));
 
     // Lost and brought back.
-    restore(&env, &["router"]).assert_code(1).assert_stderr_has("exists already");
+    restore(&env, &["router"]).assert_code(1).assert_stderr_has("already exists");
     env.virsh(&["undefine", "--nvram", "router"]);
     restore(&env, &["router"]).assert_ok();
     assert_eq!(router.definition(), definition);

@@ -330,7 +330,7 @@ fn files_that_the_definition_mentions_are_stored_and_come_back_where_they_are_wa
     fs::write(folder.join("net.rom"), b"another").unwrap();
     let into = new_folder(&env, "into").display().to_string();
     let beside = ["vm1", "--as", "vm2", "--into", &into, "--with-files", &folder.display().to_string()];
-    restore(&env, &beside).assert_code(1).assert_stderr_has("net.rom exists already");
+    restore(&env, &beside).assert_code(1).assert_stderr_has("net.rom already exists");
     // Into where they were: the definition is what it was.
     fs::create_dir(env.path("fw")).unwrap();
     restore(&env, &["vm1", "--overwrite", "--with-files", &env.path("fw").display().to_string()]).assert_ok();

@@ -143,7 +143,7 @@ fn another_machine_shares_nothing_with_the_first() {
     let failure = restore(&env, &["vm1", "--as", "vm2", "--into", &missing]).run().assert_code(1).record_of("failure");
     assert_eq!(
         (&failure["code"], &failure["error"]),
-        (&json!("not_found"), &json!(format!("there is no folder {missing}")))
+        (&json!("not_found"), &json!(format!("folder {missing} does not exist")))
     );
     assert!(failure["hint"].as_str().unwrap().contains(&format!("mkdir -p '{missing}'")), "{failure}");
     restore(&env, &["vm1", "--into", &into]).run().assert_code(1).assert_stderr_has("machine vm1 already exists");

@@ -281,7 +281,7 @@ fn every_variable_is_in_readme_and_the_manual_and_is_read_somewhere() {
     };
     // Hooks are told by variables of their own.
     let of_hooks = names(&fs::read_to_string("src/cli/hooks.rs").expect("UTF-8"));
-    let (_, table) = README.split_once("What a hook finds in its environment").expect("a table");
+    let (_, table) = README.split_once("Environment of a hook.").expect("a table");
     let told = names(table.split("\n## ").next().unwrap_or_default());
     assert_eq!(told, of_hooks.into_iter().filter(|name| !name.contains("PASSWORD")).collect::<BTreeSet<_>>());
     let readme = README.replace(table.split("\n## ").next().unwrap_or_default(), "");

@@ -153,7 +153,7 @@ fn a_backup_proves_the_next_part_of_the_repositories_that_it_wrote() {
     let checks = output.records_of("check");
     assert_eq!(checks.iter().map(|check| text(check, "target")).collect::<Vec<_>>(), [&repo, &second]);
     assert!(checks.iter().all(|check| check["check"] == "sample" && check["status"] == "ok"), "{output}");
-    assert!(text(&checks[0], "detail").starts_with("50% of the chunks of 2 points"), "{output}");
+    assert!(text(&checks[0], "detail").starts_with("verified 50% of the chunks of 2 points"), "{output}");
     assert_eq!(output.records_of("point").len(), 2, "only the new ones");
     // Not of what this run wrote, and found all the same.
     let of_vm2 = {

@@ -383,14 +383,14 @@ fn the_systemd_units_are_clean_and_their_timer_means_the_same() {
 fn what_would_fail_in_the_night_is_refused_by_day() {
     let host = Host::new("refused");
     let cases: [(&[&str], &str, &str); 8] = [
-        (&["--cron", "0 25 * * *", "--all"], "the hour '25' is wrong", ""),
+        (&["--cron", "0 25 * * *", "--all"], "invalid hour '25'", ""),
         (&["--cron", "@dayly", "--all"], "did you mean @daily", ""),
-        (&["--cron", "0 0 31 2,4 *", "--all"], "it never comes", ""),
-        (&["--cron", "@daily"], "no machine was named", "selected_vms"),
+        (&["--cron", "0 0 31 2,4 *", "--all"], "this date never occurs", ""),
+        (&["--cron", "@daily"], "no machines were given", "selected_vms"),
         (&["--cron", "@daily", "--all", "--", "--jobs", "many"], "invalid value 'many'", ""),
         (&["--cron", "@daily", "--all", "--", "--fulll"], "unexpected argument '--fulll'", ""),
-        (&["--cron", "@daily", "a\\b"], "an entry cannot hold", "glob"),
-        (&["--cron", "@daily", &"x".repeat(1000)], "bytes, and cron takes", "globs"),
+        (&["--cron", "@daily", "a\\b"], "entry cannot contain", "glob"),
+        (&["--cron", "@daily", &"x".repeat(1000)], "bytes; cron accepts", "globs"),
     ];
     for (words, message, hint) in cases {
         let call = host.schedule(&[&["install"], words].concat()).without_env("KVMB_PASSWORD_FILE");

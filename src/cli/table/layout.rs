@@ -4,7 +4,14 @@
 //! with an indent; a word is never broken, so that paths and addresses can be copied. A note stands below its row and is
 //! never wrapped: it may be a command to copy.
 
-use super::TableOptions;
+/// How tables are printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TableOptions {
+    /// The width of the terminal; without one, nothing is left out or wrapped.
+    pub width: Option<usize>,
+    /// Whether to use colour.
+    pub color: bool,
+}
 
 /// Two spaces between columns.
 const GAP: usize = 2;

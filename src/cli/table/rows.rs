@@ -1,9 +1,8 @@
 //! Which columns a record has, and what is in them.
 
+use super::cells::{RecordKind, address, age, as_action, bytes, consistency, kind, moment, printable, short_id};
 use super::layout::{Column, Row};
-use super::{Check, Disk, Record, RecordKind, Time};
-use super::{address, age, as_action, bytes, consistency, kind, moment, printable, short_id};
-use crate::record::{Action, Point, Status};
+use crate::record::{Action, Check, Disk, Point, Record, Status, Time};
 
 /// The columns and rows of records of one kind.
 pub(super) fn of(records: &[&Record], now: Time) -> (Vec<Column>, Vec<Row>) {

@@ -16,12 +16,12 @@ use super::super::wire::{
     MAX_REQUEST_BYTES, Violation,
 };
 use super::super::{Error, Result};
+use super::export::{Change, Exports, Piece};
 use super::handshake::{self, ALLOCATION_CONTEXT, Agreed};
 use super::message::{
     Position, Request, encode_block_status, encode_data_header, encode_end, encode_error, encode_error_at, encode_hole,
     encode_simple_reply,
 };
-use super::{Change, Exports, Piece};
 
 /// How long a client may take to choose an export.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);

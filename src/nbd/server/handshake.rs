@@ -19,8 +19,8 @@ use super::super::wire::{
     REP_SERVER, Violation,
 };
 use super::super::{Error, Result};
+use super::export::{Export, Exports};
 use super::message::{decode_go, decode_meta_context, encode_option_reply};
-use super::{Export, Exports};
 
 /// No option has more data than this.
 const MAX_OPTION_BYTES: u32 = 64 * 1024;

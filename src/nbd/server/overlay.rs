@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::super::StatusExtent;
-use super::{Change, Export, Piece, zero_flags};
+use super::export::{Change, Export, Piece, zero_flags};
 
 /// The file is read through a buffer of this size.
 const BUFFER_BYTES: usize = 256 * 1024;

@@ -32,8 +32,8 @@ use thresholds::ThresholdArgs;
 /// the key. A machine that was never backed up is critical. A machine that has points but no longer exists is shown
 /// without an alarm. The results of runs are known only on the host, and to the user, that ran them.
 ///
-/// Exits with code 1 if something is critical, 4 for damage. With --prometheus, --textfile and --zabbix, it fails
-/// only if nothing could be determined.
+/// Exits with code 1 if something is critical, 4 for damage. For metrics and Zabbix it fails only if nothing could be
+/// determined.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb status

@@ -1,0 +1,123 @@
+//! What stands in a cell: sizes, ages, moments and names, as people read them.
+
+use crate::record::{Action, Record, Source, Time, steers_terminal};
+
+/// What a record is in a table: records of one kind that follow each other share a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RecordKind<'r> {
+    /// A check of the backups of a machine, by `status`.
+    MachineStatus,
+    /// A point that `prune` keeps or removes.
+    Forget,
+    /// The result of `prune`, which is a sentence.
+    PruneResult,
+    /// Any other, by its type.
+    Other(&'r str),
+}
+
+pub(super) fn kind(record: &Record) -> RecordKind<'_> {
+    match record {
+        Record::Check(check) if check.check == "backup" => RecordKind::MachineStatus,
+        Record::Action(action) if action.action == "forget" => RecordKind::Forget,
+        Record::Action(action) if action.action == "prune" => RecordKind::PruneResult,
+        other => RecordKind::Other(other.kind()),
+    }
+}
+
+pub(super) fn as_action(record: &Record) -> Option<&Action> {
+    match record {
+        Record::Action(action) => Some(action),
+        _ => None,
+    }
+}
+
+/// The first eight digits of an id; other text as it is.
+pub(super) fn short_id(text: &str) -> &str {
+    match text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        true => &text[..8],
+        false => text,
+    }
+}
+
+/// How consistent a point is, in words for people.
+pub(super) fn consistency(word: &str) -> &str {
+    match word {
+        "filesystem" => "frozen",
+        "crash" => "crash-consistent",
+        other => other,
+    }
+}
+
+pub(super) fn address(source: &Source) -> String {
+    match source {
+        Source::File { path } | Source::Block { path } | Source::Dir { path } | Source::VhostUser { path } => {
+            path.clone()
+        }
+        Source::Network { protocol, name, .. } => format!("{protocol}:{name}"),
+        Source::Volume { pool, volume } => format!("{pool}/{volume}"),
+        Source::Nvme { address } => address.clone(),
+        Source::None {} => "-".into(),
+        Source::Unknown => "?".into(),
+    }
+}
+
+/// A size for people: binary units, as `qemu-img info` and `lsblk` print them.
+pub fn bytes(count: u64) -> String {
+    match count {
+        0..=1023 => format!("{count} B"),
+        _ => indicatif::BinaryBytes(count).to_string(),
+    }
+}
+
+/// The time from `then` to `now` in its largest unit.
+pub fn age(now: Time, then: Time) -> String {
+    let seconds = (now - then).num_seconds();
+    match seconds {
+        i64::MIN..=-1 => "in the future".into(),
+        0..=59 => format!("{seconds} s"),
+        60..=3599 => format!("{} min", seconds / 60),
+        3600..=172_799 => format!("{} h", seconds / 3600),
+        _ => match seconds / 86_400 {
+            days @ ..=20 => format!("{days} days"),
+            days @ ..=59 => format!("{} weeks", days / 7),
+            days @ ..=729 => format!("{} months", days / 30),
+            days => format!("{} years", days / 365),
+        },
+    }
+}
+
+/// A moment in local time, with the day of the week: what somebody remembers of it.
+pub fn moment(time: Time) -> String {
+    time.with_timezone(&chrono::Local).format("%a %Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// Text with nothing in it that could steer a terminal: a machine's name is not trusted.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if steers_terminal(c) { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_read_well() {
+        let now: Time = "2026-11-20T12:00:00+01:00".parse().unwrap();
+        let cases = [("2026-11-20T11:59:30+01:00", "30 s"), ("2026-11-20T09:00:00+00:00", "2 h")];
+        for (then, text) in cases {
+            assert_eq!(age(now, then.parse().unwrap()), text);
+        }
+        let days = |days: i64| age(now, now - chrono::TimeDelta::days(days));
+        let ages = [2, 10, 20, 21, 59, 60, 400, 729, 730].map(days);
+        assert_eq!(
+            ages,
+            ["2 days", "10 days", "20 days", "3 weeks", "8 weeks", "2 months", "13 months", "24 months", "2 years"]
+        );
+        assert_eq!(age(now, "2026-11-20T12:00:01+01:00".parse().unwrap()), "in the future");
+    }
+
+    #[test]
+    fn a_hostile_name_cannot_steer_the_terminal() {
+        assert_eq!(printable("vm\x1b[2J\n"), "vm\u{fffd}[2J\u{fffd}");
+    }
+}
