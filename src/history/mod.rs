@@ -208,7 +208,7 @@ impl Memory {
     pub fn note_whole(&mut self, proof: Verification) {
         self.damaged.retain(|damage| damage.point != proof.point || damage.depth > proof.depth);
         let known = self.verified_points.iter().position(|known| known.point == proof.point);
-        if !known.is_some_and(|at| self.verified_points[at].depth > proof.depth) {
+        if known.is_none_or(|at| self.verified_points[at].depth <= proof.depth) {
             known.map(|at| self.verified_points.remove(at));
             self.verified_points.push(proof.clone());
             let too_many = self.verified_points.len().saturating_sub(MOST_VERIFIED_POINTS);

@@ -326,7 +326,7 @@ fn the_configured_folder_may_hold_other_things_and_then_the_repository_has_one_o
     assert_eq!(changes(&init()), [false]);
     let test = env.kvmb(["remote", "test"]).run().assert_ok();
     let detail = path(&test)["detail"].as_str().unwrap().to_owned();
-    assert!(detail.contains("backup/kvmb holds a repository"), "{detail}");
+    assert!(detail.contains("backup/kvmb contains a repository"), "{detail}");
 
     // Backups go there as the second copy, and are found there under either address.
     env.machine("vm1").disk(Disk::qcow2(MIB)).start_paused();
@@ -348,7 +348,7 @@ fn the_configured_folder_may_hold_other_things_and_then_the_repository_has_one_o
     assert_eq!(env.kvmb(["init", "-r", &url]).run().assert_ok().record_of("action")["target"], url);
     fs::remove_file(empty.join("config")).unwrap();
     let failure = env.kvmb(["points", "-r", &url]).run().assert_code(4).record_of("failure");
-    assert!(failure["error"].as_str().unwrap().contains("/empty has lost its config"), "{failure}");
+    assert!(failure["error"].as_str().unwrap().contains("/empty is missing"), "{failure}");
     // A folder of this host is at hand even if the way to the server cannot be told.
     fs::write(env.path("home/.ssh/config"), b"\xff").unwrap();
     env.kvmb(["points"]).run().assert_ok();

@@ -231,7 +231,7 @@ fn a_quota_that_is_used_up_says_so_although_the_disk_has_room() {
             let error = storage.write(FileKind::Pack, NAME, &vec![7; length]).unwrap_err();
             let Error::NoSpace { source, .. } = &error else { panic!("{error:?}") };
             assert_eq!(source.kind(), std::io::ErrorKind::QuotaExceeded);
-            assert!(error.to_string().starts_with("the quota leaves no room for ") && !error.is_transient(), "{error}");
+            assert!(error.to_string().starts_with("disk quota exceeded for ") && !error.is_transient(), "{error}");
             let left: Vec<_> =
                 fs::read_dir(repo.join("data/aa")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
             assert!(left.iter().all(|name| name == NAME), "{left:?}");

@@ -67,7 +67,7 @@ impl ReleaseArgs {
         match CaptureFile::open(runtime, name) {
             Ok(file) => self.release_file(runtime, name, file, session),
             Err(capture::Error::NoSuchCapture { .. }) => match self.end_served(runtime, name) {
-                Ok(0) => session.done(self.action(name, false, "there is no capture, and no served point", None)),
+                Ok(0) => session.done(self.action(name, false, "no open capture and no served point", None)),
                 Ok(_) if self.dry_run => session.done(self.action(name, true, "its server would be ended", None)),
                 Ok(_) => session.done(self.action(name, true, "the server of its point was ended", None)),
                 Err(error) => session.fail(About { machine: Some(name.to_owned()), ..About::default() }, error),
