@@ -204,7 +204,7 @@ pub struct SkippedDisk {
 /// A file that the definition mentions, copied when the capture was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutsideCopy {
-    /// What it is, a word of [`OutsideKind`](super::outside_files::OutsideKind).
+    /// What it is, a word of [`OutsideKind`](super::domain_xml::outside_files::OutsideKind).
     pub part: String,
     /// Its name in the capture's folder, and in a point.
     pub name: String,

@@ -1,10 +1,10 @@
-//! Records as tables that a tired person can read.
+//! Records as tables.
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`cells`] | what stands in a cell: sizes, ages, moments, names |
-//! | [`layout`] | columns that fit the width of the terminal |
-//! | [`rows`] | which columns a record has, and what is in them |
+//! | `cells` | what stands in a cell: sizes, ages, moments, names |
+//! | `layout` | columns that fit the width of the terminal |
+//! | `rows` | which columns a record has, and what is in them |
 
 mod cells;
 pub mod layout;
