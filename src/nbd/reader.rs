@@ -112,13 +112,6 @@ pub struct ChunkBytes {
     pool: Sender<Vec<u8>>,
 }
 
-impl ChunkBytes {
-    /// The bytes alone; the buffer does not come back.
-    pub fn into_vec(mut self) -> Vec<u8> {
-        std::mem::take(&mut self.bytes)
-    }
-}
-
 impl Deref for ChunkBytes {
     type Target = [u8];
 

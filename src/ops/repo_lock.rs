@@ -43,7 +43,7 @@ pub(super) fn patiently<T>(stop: &Stop, take: impl Fn() -> repo::Result<T>) -> R
 }
 
 /// Takes the lock of a command that only reads. On a medium that cannot be written there is no lock, and no need of one: a
-/// prune beside us could only make chunks go missing, which is told; what is read is proven whoever else is at it.
+/// prune beside us could only make chunks go missing, which is reported; what is read is verified in any case.
 pub fn lock_for_reading(repo: &Repository, monitor: &dyn Monitor, stop: &Stop) -> Result<Option<RepoLock>> {
     use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
     let error = match lock(repo, LockMode::Shared, stop) {

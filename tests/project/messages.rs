@@ -7,6 +7,7 @@ use std::time::Duration;
 use kvmb::capture::block_job::{BlockJob, BlockJobKind};
 use kvmb::capture::holders::Holder;
 use kvmb::capture::{self, LibvirtErrorKind};
+use kvmb::cli::failure::{self, CliError};
 use kvmb::config::{self, document::DocumentError};
 use kvmb::nbd;
 use kvmb::ops;
@@ -45,6 +46,17 @@ fn full() -> io::Error {
 
 fn id() -> Id {
     Id::hash(b"a point")
+}
+
+/// All of the errors below, as the command line shows them.
+pub fn of_the_command_line() -> Vec<CliError> {
+    let mut errors: Vec<CliError> = Vec::new();
+    errors.extend(of_captures().into_iter().map(CliError::from));
+    errors.extend(of_operations().into_iter().map(CliError::from));
+    errors.extend(of_repositories().into_iter().map(CliError::from));
+    errors.extend(of_schedules().into_iter().map(CliError::from));
+    errors.extend(of_configurations().into_iter().flat_map(failure::of_config));
+    errors
 }
 
 /// Errors of libvirt, QEMU and captures.

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use super::messages;
 use chrono::{Local, TimeZone};
-use kvmb::cli::failure::{self, CliError};
+use kvmb::cli::failure::CliError;
 use kvmb::cli::table::{self, TableOptions};
 
 /// Compares a text with the file that pins it, or writes that file.
@@ -75,12 +75,7 @@ fn the_short_help_texts_are_pinned() {
 
 #[test]
 fn the_error_messages_with_their_codes_and_hints_are_pinned() {
-    let mut errors: Vec<CliError> = Vec::new();
-    errors.extend(messages::of_captures().into_iter().map(CliError::from));
-    errors.extend(messages::of_operations().into_iter().map(CliError::from));
-    errors.extend(messages::of_repositories().into_iter().map(CliError::from));
-    errors.extend(messages::of_schedules().into_iter().map(CliError::from));
-    errors.extend(messages::of_configurations().into_iter().flat_map(failure::of_config));
+    let errors = messages::of_the_command_line();
     let text = |error: &CliError| {
         let hint = error.hint.as_ref().map(|hint| format!("  hint: {hint}\n")).unwrap_or_default();
         format!("{}: {}\n{hint}", error.code.word(), error.message)

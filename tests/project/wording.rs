@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::Command;
 
 use super::messages;
-use kvmb::cli::failure::{self, CliError};
 
 /// Words of the project's first dialect, and what to write instead.
 const BANNED: &[(&str, &str)] = &[
@@ -87,12 +86,7 @@ fn commands(hint: &str) -> Vec<String> {
 
 #[test]
 fn every_command_in_a_hint_is_one_that_kvmb_understands() {
-    let mut errors: Vec<CliError> = Vec::new();
-    errors.extend(messages::of_captures().into_iter().map(CliError::from));
-    errors.extend(messages::of_operations().into_iter().map(CliError::from));
-    errors.extend(messages::of_repositories().into_iter().map(CliError::from));
-    errors.extend(messages::of_schedules().into_iter().map(CliError::from));
-    errors.extend(messages::of_configurations().into_iter().flat_map(failure::of_config));
+    let errors = messages::of_the_command_line();
     let hints = errors.iter().filter_map(|error| error.hint.as_deref());
     let found: Vec<String> = hints.flat_map(commands).collect();
     assert!(found.len() > 20, "{found:?}");

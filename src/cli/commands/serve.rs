@@ -140,8 +140,9 @@ impl ServeArgs {
             match point.broken.get(&disk.disk) {
                 None => chosen.push(disk),
                 Some(reason) => {
-                    let about = About { disk: Some(disk.disk.clone()), ..About::machine("", &point.manifest.machine) };
-                    session.fail(About { connect: None, ..about }, CliError::new(Code::Damage, reason.clone()));
+                    let machine = Some(point.manifest.machine.clone());
+                    let about = About { machine, disk: Some(disk.disk.clone()), ..About::default() };
+                    session.fail(about, CliError::new(Code::Damage, reason.clone()));
                 }
             }
         }
@@ -157,7 +158,10 @@ fn report(session: &mut Session, machine: &str, damage: Damage) {
     let (offset, length) = (damage.offset_bytes.unwrap_or_default(), damage.length_bytes.unwrap_or_default());
     let message = format!("bytes {offset} to {} cannot be read: {}", offset + length, damage.error);
     let about = About { machine: Some(machine.to_owned()), disk: damage.disk, ..About::default() };
-    session.fail(about, CliError::new(Code::Damage, message).hint("'kvmb verify' shows all that is damaged"));
+    session.fail(
+        about,
+        CliError::new(Code::Damage, message).hint("run 'kvmb verify --all' to see which points are affected"),
+    );
 }
 
 fn end_of(lease: Duration) -> DateTime<FixedOffset> {

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 /// Whether a disk goes to a file or to a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TargetKind {
-    /// A file, made anew.
+    /// A new file.
     File,
     /// A block device, written in place.
     Device,

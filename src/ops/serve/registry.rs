@@ -37,7 +37,7 @@ pub struct ServedState {
 }
 
 impl ServedState {
-    /// Writes it, or writes it anew.
+    /// Writes its file, or replaces it.
     pub fn save(&self, runtime: &RuntimeDirs) -> Result<()> {
         let path = path_of(runtime, &self.id);
         let json = serde_json::to_vec(self).map_err(|error| Error::io("write", &path)(error.into()))?;
