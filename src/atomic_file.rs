@@ -13,16 +13,16 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// As [`write()`], but fails with [`ErrorKind::AlreadyExists`] where `path` exists: of several creators exactly one succeeds.
-/// Where the file system has no hard links, a reader may see the file before it is complete.
+/// As [`write()`], but fails with [`ErrorKind::AlreadyExists`] where `path` exists: of several creators exactly one
+/// succeeds. Where the file system has no hard links, a reader may see the file before it is complete.
 pub fn create(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let temporary = temporary(path, content, mode)?;
     publish(temporary.path(), path, content, mode)?;
     sync_folder(folder_of(path))
 }
 
-/// Puts the entries of a folder on its disk. A file system that cannot do that (SMB, NFS, FUSE, exFAT) is no error; a disk that
-/// fails is.
+/// Puts the entries of a folder on its disk. A file system that cannot do that (SMB, NFS, FUSE, exFAT) is no error; a
+/// disk that fails is.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {
         Err(error) if cannot_sync_folders(&error) => Ok(()),
@@ -38,7 +38,8 @@ fn cannot_sync_folders(error: &io::Error) -> bool {
     errno.is_some_and(|errno| [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOSYS, Errno::NOENT].contains(&errno))
 }
 
-/// Gives the complete file `temporary`, which has this `content`, the name `path`, unless that exists. `temporary` stays.
+/// Gives the complete file `temporary`, which has this `content`, the name `path`, unless that exists. `temporary`
+/// stays.
 pub fn publish(temporary: &Path, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     match link(temporary, path) {
         // The answer of a network file system was lost and the call repeated.
@@ -97,8 +98,8 @@ fn temporary(path: &Path, content: &[u8], mode: u32) -> io::Result<tempfile::Nam
     Ok(file)
 }
 
-/// Opens a file for reading that never keeps its reader waiting: a regular one, or `/dev/null`. Anything else that has the
-/// name is refused.
+/// Opens a file for reading that never keeps its reader waiting: a regular one, or `/dev/null`. Anything else that has
+/// the name is refused.
 pub fn open(path: &Path) -> io::Result<File> {
     // Opening a named pipe waits for a writer.
     let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;

@@ -1,8 +1,8 @@
 //! Calls that may never return: given up after a limit, and soon after SIGINT or SIGTERM.
 //!
-//! A system call that hangs on dead storage, a named pipe that nobody writes to or a libvirt that waits for QEMU cannot be
-//! cancelled. So another thread makes the call, and is left behind when its time is over: it ends with the process, or when
-//! the call returns after all.
+//! A system call that hangs on dead storage, a named pipe that nobody writes to or a libvirt that waits for QEMU cannot
+//! be cancelled. So another thread makes the call, and is left behind when its time is over: it ends with the process,
+//! or when the call returns after all.
 //!
 //! ```text
 //!  stop not raised ─ the limit is over ─────────────→ TimedOut
@@ -32,8 +32,8 @@ pub fn ending() -> StopFlag {
     Arc::clone(&ENDING)
 }
 
-/// A call that is being made when the program shall end may still take this long: most end within milliseconds, and what
-/// they did can then be undone.
+/// A call that is being made when the program shall end may still take this long: most end within milliseconds, and
+/// what they did can then be undone.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// A call that cleans up after the program was told to end may take this long.
@@ -117,8 +117,8 @@ pub enum Group {
     Own,
 }
 
-/// Runs a program to its end and collects what it prints; standard input is empty. One that takes too long is killed, and
-/// left behind where not even that ends it.
+/// Runs a program to its end and collects what it prints; standard input is empty. One that takes too long is killed,
+/// and left behind where not even that ends it.
 pub fn output(command: Command, group: Group, limit: Duration, stop: &AtomicBool) -> io::Result<Output> {
     output_of(command, None, group, limit, stop)
 }

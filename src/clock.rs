@@ -17,8 +17,9 @@ pub fn moments_of<Z: TimeZone>(zone: &Z, local: NaiveDateTime) -> Vec<DateTime<Z
     moments
 }
 
-/// The last moment when a clock shows this time or an earlier one of that day: the second one of a time that comes twice,
-/// and of a time that is skipped the end of the minute before the gap. None if there is no such moment within three hours.
+/// The last moment when a clock shows this time or an earlier one of that day: the second one of a time that comes
+/// twice, and of a time that is skipped the end of the minute before the gap. None if there is no such moment within
+/// three hours.
 pub fn last_moment_until<Z: TimeZone>(zone: &Z, local: NaiveDateTime) -> Option<DateTime<Z>> {
     moments_of(zone, local).pop().or_else(|| {
         let end_of_minute = local.with_second(59)?.with_nanosecond(999_999_999)?;

@@ -1,8 +1,8 @@
-//! The steps of the commit order, and of the other commands that change something, by name, so that tests can interrupt a run
-//! at every one of them.
+//! The steps of the commit order, and of the other commands that change something, by name, so that tests can interrupt
+//! a run at every one of them.
 //!
-//! A build with debug assertions stops itself (SIGSTOP) at the step that `$KVMB_TEST_STOP_AT` names, once: a test then kills it
-//! there, or cuts the storage off and lets it go on. In a release build [`hit`] is empty.
+//! A build with debug assertions stops itself (SIGSTOP) at the step that `$KVMB_TEST_STOP_AT` names, once: a test then
+//! kills it there, or cuts the storage off and lets it go on. In a release build [`hit`] is empty.
 
 /// The steps of each command that changes a repository or a host, in the order in which a run passes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

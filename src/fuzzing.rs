@@ -1,5 +1,6 @@
-//! What parses bytes that others made, one function each: the bodies of the fuzz targets in `fuzz/`. A test calls them with the
-//! seeds and with what was found before (`fuzz/seeds`). Whatever they are given, they return; a wrong answer is a panic.
+//! What parses bytes that others made, one function each: the bodies of the fuzz targets in `fuzz/`. A test calls them
+//! with the seeds and with what was found before (`fuzz/seeds`). Whatever they are given, they return; a wrong answer
+//! is a panic.
 
 use std::io::Write;
 use std::net::Shutdown;

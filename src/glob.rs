@@ -1,7 +1,8 @@
 //! Names that a pattern matches, by the crate `globset`, which takes no longer for any pattern.
 //!
-//! That crate works on bytes, and `?` is one of them. So characters beyond ASCII are exchanged for control characters that neither
-//! the pattern nor the name has, in their order; a pattern with more than there are of those matches only what equals it.
+//! That crate works on bytes, and `?` is one of them. So characters beyond ASCII are exchanged for control characters
+//! that neither the pattern nor the name has, in their order; a pattern with more than there are of those matches only
+//! what equals it.
 
 use globset::GlobBuilder;
 
@@ -10,7 +11,8 @@ pub fn is_glob(name: &str) -> bool {
     name.contains(['*', '?', '['])
 }
 
-/// Whether a name matches a shell pattern: `*`, `?`, `[abc]`, `[a-z]`, `[!abc]`; a backslash takes the next character as it is.
+/// Whether a name matches a shell pattern: `*`, `?`, `[abc]`, `[a-z]`, `[!abc]`; a backslash takes the next character
+/// as it is.
 pub fn matches(pattern: &str, name: &str) -> bool {
     // Braces mean nothing in a shell's patterns.
     let escaped: String = pattern

@@ -1,7 +1,7 @@
 //! kvmb backs up and restores KVM/libvirt virtual machines into restic repositories.
 //!
-//! The map of the layers, lowest first; a layer imports only from those above it in this table, and `storage`, `nbd` and
-//! `capture` do not know each other. `tests/project/architecture.rs` checks this.
+//! The map of the layers, lowest first; a layer imports only from those above it in this table, and `storage`, `nbd`
+//! and `capture` do not know each other. `tests/project/architecture.rs` checks this.
 //!
 //! | layer | what |
 //! | --- | --- |

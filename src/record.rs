@@ -274,13 +274,13 @@ pub struct Point {
     /// How long it took to store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_seconds: Option<f64>,
-    /// Changes that the dirty bitmap missed: this point is correct, but the parent and older points may not be (by `push` and
-    /// `backup`).
+    /// Changes that the dirty bitmap missed: this point is correct, but the parent and older points may not be (by
+    /// `push` and `backup`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chain_damage: Vec<Damage>,
-    /// The older points that lack chunks which the repository has lost, of any machine (by `push` and `backup`, when they meet
-    /// one). This point is intact: the data that it shares with them was read and stored again. A `failure` with the code
-    /// `damage` follows the record.
+    /// The older points that lack chunks which the repository has lost, of any machine (by `push` and `backup`, when
+    /// they meet one). This point is intact: the data that it shares with them was read and stored again. A `failure`
+    /// with the code `damage` follows the record.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damaged_points: Vec<DamagedPoint>,
     /// How `verify` verified it: `full`, `sample` or `quick`; false if damage was found.
@@ -418,19 +418,20 @@ pub struct Action {
     /// Whether this was a dry run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
-    /// The subject's own fields. `init`: `repository_id`. `key`: `repo`, or `key` (the new key's id). `release`: `capture`
-    /// and `machine`, `point` (stored from it, or null), `deleted_checkpoints`, `resumed` (the machine had been paused by a
-    /// full scratch file system). `backup`, `snapshot`, `push`: `connect`, `repo`, `copy_to` (the second repository), `capture`,
-    /// `point` (to be copied), `disks` (to be stored), `skipped` (each with `disk` and `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`. `forget` (by `prune`, one for each point; the
-    /// target is its id, `changed` whether it is removed): `keep`, `machine`, `uuid`, `host`, `captured_at`, and `rules`: the rules that keep
-    /// it - `last` `hourly` `daily` `weekly` `monthly` `yearly` `within`, `pinned`, `last_good`, `awaits_copy`, `machine_gone`,
-    /// `future`, `no_policy` - or `expired`. `prune` (the target is the repository): `size_bytes` before, `freed_bytes`, `unused_bytes` (unused
-    /// data that stays in packs), `removed_packs`, `repacked_packs`, `copied_bytes`. `pin`, `unpin` (the target is the
-    /// point's new id): `machine`, `captured_at`, `repo`, `previous` (its id before). `unlock` (the target is the lock's
-    /// file): `repo`, `host` and `locked_at` of its holder. `remote setup`:
-    /// `algorithm` and `fingerprint` of the server's host key; `authorized_keys_line` of this host's own key.
-    /// `schedule`: `cron` (the expression), `command`, `next_runs` (the next three times), `entry` (the text that is, or would
-    /// be, installed).
+    /// The subject's own fields. `init`: `repository_id`. `key`: `repo`, or `key` (the new key's id). `release`:
+    /// `capture` and `machine`, `point` (stored from it, or null), `deleted_checkpoints`, `resumed` (the machine had
+    /// been paused by a full scratch file system). `backup`, `snapshot`, `push`: `connect`, `repo`, `copy_to` (the
+    /// second repository), `capture`, `point` (to be copied), `disks` (to be stored), `skipped` (each with `disk` and
+    /// `reason`). `restore`: `disk`, `format`, `capacity_bytes`; `machine`, `uuid`. `forget` (by `prune`, one for each
+    /// point; the target is its id, `changed` whether it is removed): `keep`, `machine`, `uuid`, `host`, `captured_at`,
+    /// and `rules`: the rules that keep it - `last` `hourly` `daily` `weekly` `monthly` `yearly` `within`, `pinned`,
+    /// `last_good`, `awaits_copy`, `machine_gone`, `future`, `no_policy` - or `expired`. `prune` (the target is the
+    /// repository): `size_bytes` before, `freed_bytes`, `unused_bytes` (unused data that stays in packs),
+    /// `removed_packs`, `repacked_packs`, `copied_bytes`. `pin`, `unpin` (the target is the point's new id): `machine`,
+    /// `captured_at`, `repo`, `previous` (its id before). `unlock` (the target is the lock's file): `repo`, `host` and
+    /// `locked_at` of its holder. `remote setup`: `algorithm` and `fingerprint` of the server's host key;
+    /// `authorized_keys_line` of this host's own key. `schedule`: `cron` (the expression), `command`, `next_runs` (the
+    /// next three times), `entry` (the text that is, or would be, installed).
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,
@@ -440,9 +441,9 @@ pub struct Action {
 /// --verify-sample`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Check {
-    /// The subject of the check. `doctor`: `connection`, `libvirt`, `qemu`, `programs`, `confinement`, `folders`, `key` of the
-    /// host; `machine`, `job`, `agent`, `confinement`, `folders`, `scratch`, `part`, `snapshot`, `checkpoint` of a machine; `disk`,
-    /// `bitmap` of a disk.
+    /// The subject of the check. `doctor`: `connection`, `libvirt`, `qemu`, `programs`, `confinement`, `folders`, `key`
+    /// of the host; `machine`, `job`, `agent`, `confinement`, `folders`, `scratch`, `part`, `snapshot`, `checkpoint` of
+    /// a machine; `disk`, `bitmap` of a disk.
     /// `remote test`: `reach`, `host_key`, `login`, `path`, `space`, `speed`, `clock`. `status`: `backup` of a machine;
     /// `connection` of the host; `repository`, `copy` (the second repository), `key`. `backup`: `sample`.
     pub check: String,
@@ -455,16 +456,17 @@ pub struct Check {
     /// What to do about it, usually a command.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// The subject's own fields. `space`: `free_bytes`. `speed`: `upload_bytes_per_second`, `download_bytes_per_second`.
-    /// `clock`: `ahead_seconds` (of the server; negative where it is behind). `backup`: `uuid`, `repo`; `standing`:
-    /// `selected`, `missing` (selected, but unknown to libvirt), `left_out`, `gone` (unknown to libvirt) or `elsewhere`
-    /// (of another host); `known_from`: `repository` or, while that is unreachable, `history`; of the newest point
-    /// `newest_point` (its id), `captured_at`, `age_seconds`, and how many `points` there are; of the last run `last_result`
-    /// (`done`, `failed`, `damage`, `busy` or `interrupted`), `last_run_at`, `last_code`, `last_error`,
-    /// `duration_seconds`; of the last successful one `last_success_at`, `read_bytes`, `new_bytes`, `stored_bytes`; of the
-    /// last verification `verified_at`, `verified_age_seconds`, `verified_depth` (`quick`, `sample` or `full`); `damaged_points`
-    /// (their ids); `next_run_at`; the thresholds `warning_seconds`, `critical_seconds`, `verify_warning_seconds`. `copy`:
-    /// `machines`, and of the machine whose newest copy is the oldest `captured_at`, `age_seconds`.
+    /// The subject's own fields. `space`: `free_bytes`. `speed`: `upload_bytes_per_second`,
+    /// `download_bytes_per_second`. `clock`: `ahead_seconds` (of the server; negative where it is behind). `backup`:
+    /// `uuid`, `repo`; `standing`: `selected`, `missing` (selected, but unknown to libvirt), `left_out`, `gone`
+    /// (unknown to libvirt) or `elsewhere` (of another host); `known_from`: `repository` or, while that is unreachable,
+    /// `history`; of the newest point `newest_point` (its id), `captured_at`, `age_seconds`, and how many `points`
+    /// there are; of the last run `last_result` (`done`, `failed`, `damage`, `busy` or `interrupted`), `last_run_at`,
+    /// `last_code`, `last_error`, `duration_seconds`; of the last successful one `last_success_at`, `read_bytes`,
+    /// `new_bytes`, `stored_bytes`; of the last verification `verified_at`, `verified_age_seconds`, `verified_depth`
+    /// (`quick`, `sample` or `full`); `damaged_points` (their ids); `next_run_at`; the thresholds `warning_seconds`,
+    /// `critical_seconds`, `verify_warning_seconds`. `copy`: `machines`, and of the machine whose newest copy is the
+    /// oldest `captured_at`, `age_seconds`.
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,

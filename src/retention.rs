@@ -1,7 +1,7 @@
 //! Which points stay and which go: restic's policy rules, and what no policy may remove.
 //!
-//! Pure: points with their times go in, a verdict for each comes out. Points are grouped by machine, and each group is judged
-//! alone, newest point first.
+//! Pure: points with their times go in, a verdict for each comes out. Points are grouped by machine, and each group is
+//! judged alone, newest point first.
 //!
 //! | rule | keeps |
 //! | --- | --- |
@@ -9,18 +9,18 @@
 //! | `keep_hourly` … `keep_yearly` | the newest point of each of the newest n hours, days, weeks (Monday to Sunday), months or years *that have a point*; while some of the n are left, the oldest point of all as well |
 //! | `keep_within` | every point newer than this long before the newest point |
 //!
-//! A point that is dated in the future was made by a clock that is wrong, or is judged by one. It stays, and to all rules it
-//! is as if it were not there: it takes no place of a point whose date is right.
+//! A point that is dated in the future was made by a clock that is wrong, or is judged by one. It stays, and to all
+//! rules it is as if it were not there: it takes no place of a point whose date is right.
 //!
-//! A point stays if any rule keeps it; `0` is a rule that keeps nothing, and a policy without any other rule is no policy:
-//! then nothing is removed. But for points of the future all of this is what `restic forget` does with the options of the same
-//! names, also where it may surprise:
+//! A point stays if any rule keeps it; `0` is a rule that keeps nothing, and a policy without any other rule is no
+//! policy: then nothing is removed. But for points of the future all of this is what `restic forget` does with the
+//! options of the same names, also where it may surprise:
 //!
 //! - The hour, day … of a point is that of the clock on the wall where and when it was taken, as its time says it.
-//! - `keep_within` counts back on the calendar of the local time zone: `1d` before noon is noon of the day before, though
-//!   summer time began in between. A month before 31 March is 3 March: 31 February does not exist, and is two or three
-//!   days after the 28th or 29th. (Where the newest point's time is not a local one, its own offset is used, and UTC where
-//!   that is zero.)
+//! - `keep_within` counts back on the calendar of the local time zone: `1d` before noon is noon of the day before,
+//!   though summer time began in between. A month before 31 March is 3 March: 31 February does not exist, and is two or
+//!   three days after the 28th or 29th. (Where the newest point's time is not a local one, its own offset is used, and
+//!   UTC where that is zero.)
 //! - Nothing but that is relative to now: while no new points come, no point becomes too old.
 //!
 //! Of two tiers, [`await_copy`] says which points the second is yet to get.
@@ -300,8 +300,8 @@ impl CalendarSpan {
     }
 }
 
-/// A time on the wall as UTC. Where summer time makes it ambiguous or leaves it out, the answer is restic's (Go's): first
-/// the wall's time is taken for UTC to find an offset, and the moment that this gives may correct it.
+/// A time on the wall as UTC. Where summer time makes it ambiguous or leaves it out, the answer is restic's (Go's):
+/// first the wall's time is taken for UTC to find an offset, and the moment that this gives may correct it.
 fn to_utc(wall: NaiveDateTime, zone: &impl TimeZone) -> NaiveDateTime {
     let offset_at = |moment: &NaiveDateTime| zone.offset_from_utc_datetime(moment).fix();
     let first = wall - offset_at(&wall);

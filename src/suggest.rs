@@ -9,7 +9,8 @@ const NAME_LIKENESS: f64 = 0.8;
 /// How many names are mentioned at most.
 const MOST_NAMES: usize = 3;
 
-/// The known words that were probably meant, the likeliest first. Case does not matter, nor whether `-` or `_` is between.
+/// The known words that were probably meant, the likeliest first. Case does not matter, nor whether `-` or `_` is
+/// between.
 pub fn similar_words<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     ranked(wrong, known, WORD_LIKENESS)
 }

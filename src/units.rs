@@ -79,7 +79,8 @@ impl fmt::Display for Size {
     }
 }
 
-/// The size of a disk's chunks: whole multiples of restic's zero blob, and none so large that a few of them fill the memory.
+/// The size of a disk's chunks: whole multiples of restic's zero blob, and none so large that a few of them fill the
+/// memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkSize(u32);
 

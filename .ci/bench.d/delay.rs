@@ -1,4 +1,5 @@
-//! A port that leads to another one of this host, a while later each way: `delay PORT MILLISECONDS` prints its own, and stays.
+//! A port that leads to another one of this host, a while later each way: `delay PORT MILLISECONDS` prints its own, and
+//! stays.
 
 #[path = "../../tests/support/proxy.rs"]
 #[allow(dead_code)]

@@ -1,7 +1,7 @@
 //! Checkpoints: moments since which libvirt records what changes, one dirty bitmap of the same name in every image.
 //!
-//! What we know of them by trying: every bitmap records on its own, so «changed since X» is bitmap X alone, and deleting
-//! another one never harms it. Checkpoints of other tools are listed and left alone.
+//! What we know of them by trying: every bitmap records on its own, so «changed since X» is bitmap X alone, and
+//! deleting another one never harms it. Checkpoints of other tools are listed and left alone.
 
 use std::collections::HashMap;
 
@@ -23,8 +23,8 @@ impl Machine {
         Ok(names)
     }
 
-    /// The disks whose bitmap of this checkpoint can be used, and how many bytes changed since. Empty when the checkpoint is
-    /// not known, or the machine is off.
+    /// The disks whose bitmap of this checkpoint can be used, and how many bytes changed since. Empty when the
+    /// checkpoint is not known, or the machine is off.
     pub fn usable_bitmaps(&self, checkpoint: &str) -> Result<HashMap<String, u64>> {
         let xml = self.checkpoint_definition(checkpoint, ffi::CHECKPOINT_XML_SIZE | ffi::CHECKPOINT_XML_NO_DOMAIN);
         let xml = match xml {
@@ -44,7 +44,8 @@ impl Machine {
         read_sizes(&xml)
     }
 
-    /// The disks that have a bitmap of this checkpoint, as far as libvirt knows; whether it can be used is another question.
+    /// The disks that have a bitmap of this checkpoint, as far as libvirt knows; whether it can be used is another
+    /// question.
     pub fn disks_of_checkpoint(&self, name: &str) -> Result<Vec<String>> {
         read_disks(&self.checkpoint_definition(name, ffi::CHECKPOINT_XML_NO_DOMAIN)?)
     }
@@ -63,8 +64,8 @@ impl Machine {
         self.call(action, move |domain| ffi::create_checkpoint(domain, &xml, flags))
     }
 
-    /// Whether the image of one of the disks has a bitmap of this name, which libvirt need not know of. What cannot be looked
-    /// into has none.
+    /// Whether the image of one of the disks has a bitmap of this name, which libvirt need not know of. What cannot be
+    /// looked into has none.
     pub fn has_bitmap(&self, name: &str) -> bool {
         let Ok(definition) = self.definition(Which::Live) else { return false };
         definition.disks.iter().filter(|disk| disk.keeps_bitmaps()).any(|disk| {
@@ -74,8 +75,8 @@ impl Machine {
         })
     }
 
-    /// Deletes a checkpoint with its bitmaps, whatever state they are in; false when it was not there. Needs a running machine:
-    /// where that ends in the middle, it is an error, and bitmaps may be left of which libvirt knows no more.
+    /// Deletes a checkpoint with its bitmaps, whatever state they are in; false when it was not there. Needs a running
+    /// machine: where that ends in the middle, it is an error, and bitmaps may be left of which libvirt knows no more.
     pub fn delete_checkpoint(&self, name: &str) -> Result<bool> {
         let error = match self.delete_checkpoint_with(name, 0) {
             Ok(()) => return Ok(true),
@@ -95,16 +96,16 @@ impl Machine {
         Ok(true)
     }
 
-    /// Makes libvirt forget a checkpoint whose bitmaps are gone with their images, if it still knows it. Works on a machine that is
-    /// off as well.
+    /// Makes libvirt forget a checkpoint whose bitmaps are gone with their images, if it still knows it. Works on a
+    /// machine that is off as well.
     pub fn forget_checkpoint(&self, name: &str) -> Result<()> {
         let (action, name) = (|| format!("forget checkpoint {name} of {}", self.name()), name.to_owned());
         let forget = move |domain: &_| ffi::delete_checkpoint(domain, &name, ffi::CHECKPOINT_DELETE_METADATA_ONLY);
         forgotten(self.call(action, forget))
     }
 
-    /// libvirt stops deleting at the first bitmap that is missing. So: forget the checkpoint, then make it known again for one
-    /// disk after the other, and delete that.
+    /// libvirt stops deleting at the first bitmap that is missing. So: forget the checkpoint, then make it known again
+    /// for one disk after the other, and delete that.
     fn delete_disk_by_disk(&self, name: &str) -> Result<()> {
         let disks = self.disks_of_checkpoint(name)?;
         forgotten(self.delete_checkpoint_with(name, ffi::CHECKPOINT_DELETE_METADATA_ONLY))?;
@@ -135,8 +136,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Makes a checkpoint known again whose bitmaps are still in the images (after an undefine, on another host …). libvirt checks
-    /// on a running machine that they are.
+    /// Makes a checkpoint known again whose bitmaps are still in the images (after an undefine, on another host …).
+    /// libvirt checks on a running machine that they are.
     pub fn redefine_checkpoint(&self, name: &str, disks: &[&str]) -> Result<()> {
         let flags = if self.is_running()? { ffi::CHECKPOINT_REDEFINE_VALIDATE } else { ffi::CHECKPOINT_REDEFINE };
         let xml = known_checkpoint_xml(name, disks, &self.targets()?);

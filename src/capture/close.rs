@@ -1,8 +1,8 @@
 //! Closes captures, and clears what a killed run left.
 //!
 //! Closing is idempotent, every step of it: it goes by what is there, not by what the state says should be. The order -
-//! end the job, remove sockets and scratch files, settle the checkpoints, forget the capture - is that a crash in between
-//! leaves the state file, and with it the rest of the work, to the next one.
+//! end the job, remove sockets and scratch files, settle the checkpoints, forget the capture - is that a crash in
+//! between leaves the state file, and with it the rest of the work, to the next one.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,8 +26,8 @@ use crate::failpoint::{self, Failpoint};
 /// How to close.
 #[derive(Debug, Clone, Default)]
 pub struct CloseRequest {
-    /// What the names of the checkpoints of this chain begin with. When a point and its checkpoint were stored, the others
-    /// of the chain are superseded and deleted.
+    /// What the names of the checkpoints of this chain begin with. When a point and its checkpoint were stored, the
+    /// others of the chain are superseded and deleted.
     pub chain: Option<String>,
     /// How long to wait for readers.
     pub wait: Duration,
@@ -44,7 +44,8 @@ pub struct ClosedCapture {
     pub committed_point: Option<String>,
     /// A job or server of ours was running and was ended.
     pub ended: bool,
-    /// The machine had been paused by an I/O error meanwhile, as when the scratch files' file system is full, and runs again.
+    /// The machine had been paused by an I/O error meanwhile, as when the scratch files' file system is full, and runs
+    /// again.
     pub resumed: bool,
     /// The machine does not exist any more.
     pub machine_gone: bool,
@@ -54,8 +55,8 @@ pub struct ClosedCapture {
     pub pending_checkpoints: Vec<String>,
 }
 
-/// Closes a capture for good. Waits for readers as told, then fails with [`Error::Held`]. Without a hypervisor it opens the
-/// one that the capture was made through, if it needs one.
+/// Closes a capture for good. Waits for readers as told, then fails with [`Error::Held`]. Without a hypervisor it opens
+/// the one that the capture was made through, if it needs one.
 pub fn close_capture(
     runtime: &RuntimeDirs,
     hypervisor: Option<&Hypervisor>,
@@ -67,8 +68,9 @@ pub fn close_capture(
     close_with_machine(runtime, machine.as_ref(), file, request)
 }
 
-/// Ends the job (or the servers) and removes sockets and scratch files, but leaves checkpoints and the capture's state: for when
-/// the last byte is read and the point is not stored yet. The caller holds the exclusive lock, or is the only reader.
+/// Ends the job (or the servers) and removes sockets and scratch files, but leaves checkpoints and the capture's state:
+/// for when the last byte is read and the point is not stored yet. The caller holds the exclusive lock, or is the only
+/// reader.
 pub fn drain_capture(
     runtime: &RuntimeDirs,
     hypervisor: Option<&Hypervisor>,
@@ -81,8 +83,9 @@ pub fn drain_capture(
     Ok(closed)
 }
 
-/// Clears what earlier runs left and no live capture owns: a job, servers, sockets, scratch files, checkpoints that were never
-/// committed. Fails with [`Error::Held`] for a live capture and with [`Error::ForeignJob`] for a job that is not ours.
+/// Clears what earlier runs left and no live capture owns: a job, servers, sockets, scratch files, checkpoints that
+/// were never committed. Fails with [`Error::Held`] for a live capture and with [`Error::ForeignJob`] for a job that is
+/// not ours.
 pub fn clear_leftovers(runtime: &RuntimeDirs, machine: &Machine) -> Result<Vec<ClosedCapture>> {
     let _lock = lock_machine(runtime, machine)?;
     clear_leftovers_locked(runtime, machine)
@@ -106,7 +109,8 @@ pub(super) fn clear_leftovers_locked(runtime: &RuntimeDirs, machine: &Machine) -
         if !state.uuid.eq_ignore_ascii_case(machine.uuid()) {
             continue;
         }
-        // Nobody can hold the lock of one that is being opened but whoever opens it, and that would hold the machine's lock.
+        // Nobody can hold the lock of one that is being opened but whoever opens it, and that would hold the machine's
+        // lock.
         let leased = state.phase == Phase::Open && !state.is_expired() && !state.is_orphaned();
         if leased {
             return Err(Error::Held {
@@ -254,8 +258,8 @@ fn ends_well(machine: &Machine, state: &CaptureState, closed: &mut ClosedCapture
         return Ok(());
     }
     closed.ended = machine.end_backup()?;
-    // Our scratch space was full, though it may have room again by now. A guest whose own disk is at fault stops again at the
-    // same request.
+    // Our scratch space was full, though it may have room again by now. A guest whose own disk is at fault stops again
+    // at the same request.
     if !state.io_paused_before && is_paused_by_io_error(machine) {
         machine.resume()?;
         closed.resumed = true;
@@ -352,7 +356,8 @@ fn ends_now(machine: &Machine) -> bool {
     }
 }
 
-/// libvirt has not heard of a chain that was started while the machine was off. Should this fail, the next backup tries again.
+/// libvirt has not heard of a chain that was started while the machine was off. Should this fail, the next backup tries
+/// again.
 fn make_known(machine: &Machine, state: &CaptureState, name: &str) {
     let disks: Vec<&str> = state.checkpoint_disks.iter().map(String::as_str).collect();
     let known = machine.checkpoints().is_ok_and(|names| names.iter().any(|known| known == name));
@@ -381,8 +386,8 @@ fn delete_known_or_not(machine: &Machine, name: &str, state: &CaptureState) -> R
     if state.checkpoint.as_deref() != Some(name) {
         return Ok(false);
     }
-    // libvirt killed in the middle of the begin may have made the bitmaps and not known the checkpoint yet; those of a machine
-    // that was off it never knew.
+    // libvirt killed in the middle of the begin may have made the bitmaps and not known the checkpoint yet; those of a
+    // machine that was off it never knew.
     let disks: Vec<&str> = state.checkpoint_disks.iter().map(String::as_str).collect();
     match machine.redefine_checkpoint(name, &disks) {
         Ok(()) => machine.delete_checkpoint(name),
@@ -394,7 +399,8 @@ fn delete_known_or_not(machine: &Machine, name: &str, state: &CaptureState) -> R
     }
 }
 
-/// libvirt deletes no checkpoint of a machine that is off: the bitmaps are taken out of the images, then it forgets the name.
+/// libvirt deletes no checkpoint of a machine that is off: the bitmaps are taken out of the images, then it forgets the
+/// name.
 fn delete_off(machine: &Machine, name: &str, state: &CaptureState) -> Result<bool> {
     let mut images = images_of(state);
     for disk in machine.definition(Which::Inactive)?.disks {

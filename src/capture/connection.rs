@@ -34,7 +34,8 @@ impl Hypervisor {
         Ok(Hypervisor { link: Arc::new(Link::open(uri, limits)?) })
     }
 
-    /// Whether [`Hypervisor::open`] with this URI runs libvirt inside of this process, which keeps all others out until it ends.
+    /// Whether [`Hypervisor::open`] with this URI runs libvirt inside of this process, which keeps all others out until
+    /// it ends.
     pub fn would_be_embedded(uri: Option<&str>) -> bool {
         uri.map(str::to_owned).or_else(default_uri).is_some_and(|uri| uri.starts_with("qemu:///embed"))
     }
@@ -72,8 +73,9 @@ impl Hypervisor {
         self.link.call(|| "ask libvirt for the host's name".to_owned(), |connect| connect.hostname())
     }
 
-    /// The machines that go by these names, UUIDs or globs (`*`, `?`, `[a-z]`), each once, sorted by name; all of them when no name is
-    /// given. A machine that is really called `web*` is meant by `web*`. A name that no machine has is an error.
+    /// The machines that go by these names, UUIDs or globs (`*`, `?`, `[a-z]`), each once, sorted by name; all of them
+    /// when no name is given. A machine that is really called `web*` is meant by `web*`. A name that no machine has is
+    /// an error.
     pub fn machines(&self, names: &[String]) -> Result<Vec<Machine>> {
         let mut all = Vec::new();
         let action = || format!("list the machines of {}", self.uri());
@@ -126,8 +128,8 @@ impl Hypervisor {
         }
     }
 
-    /// Defines a machine (or redefines the one with this name and UUID); with libvirt's schema check first, and without it
-    /// only when the schema - not the definition's meaning - is what libvirt complains of.
+    /// Defines a machine (or redefines the one with this name and UUID); with libvirt's schema check first, and without
+    /// it only when the schema - not the definition's meaning - is what libvirt complains of.
     pub fn define(&self, xml: &str) -> Result<Machine> {
         if xml.contains('\0') {
             return Err(crate::capture::domain_xml::definition::DefinitionError::Xml("a zero byte".to_owned()).into());
@@ -147,7 +149,8 @@ impl Hypervisor {
         Machine::new(domain, &self.link)
     }
 
-    /// Closes the connection, unless a [`Machine`] or a clone of it is alive. An embedded driver stays open, whatever is closed.
+    /// Closes the connection, unless a [`Machine`] or a clone of it is alive. An embedded driver stays open, whatever
+    /// is closed.
     pub fn close(self) {}
 
     /// Whether a network is started; none when there is no such network.
@@ -194,8 +197,8 @@ impl Hypervisor {
     }
 }
 
-/// Keeps libvirt's own log lines («info : libvirt version …») off stderr, unless the user chose an output. Must be called
-/// before the process has a second thread, best first thing in `main`; says whether it took effect.
+/// Keeps libvirt's own log lines («info : libvirt version …») off stderr, unless the user chose an output. Must be
+/// called before the process has a second thread, best first thing in `main`; says whether it took effect.
 pub fn quiet_libvirt_log() -> bool {
     const OUTPUTS: &str = "LIBVIRT_LOG_OUTPUTS";
     if std::env::var_os(OUTPUTS).is_some() || std::env::var_os("LIBVIRT_DEBUG").is_some() {
@@ -207,8 +210,8 @@ pub fn quiet_libvirt_log() -> bool {
 /// The folders where systems keep their programs. cron's `PATH` has few of them, and a crontab may set any.
 const PROGRAM_FOLDERS: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// Lets this process, and what it starts, find the system's programs: its folders are looked through after those of `PATH`. Must
-/// be called before the process has a second thread; says whether it took effect.
+/// Lets this process, and what it starts, find the system's programs: its folders are looked through after those of
+/// `PATH`. Must be called before the process has a second thread; says whether it took effect.
 pub fn complete_path() -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut folders: Vec<&str> = path.split(':').filter(|folder| !folder.is_empty()).collect();

@@ -1,9 +1,9 @@
-//! What belongs to the moment of a capture and is no disk: firmware variables, TPM state, kernel and initial RAM disk of a
-//! direct boot, and the other files that the definition mentions.
+//! What belongs to the moment of a capture and is no disk: firmware variables, TPM state, kernel and initial RAM disk
+//! of a direct boot, and the other files that the definition mentions.
 //!
-//! The files are where QEMU's or swtpm's user can write, so they are opened as [`super::safe_path`] does, and no more than a
-//! limit is read. A file that cannot be had never costs the machine its backup: the disks are captured without it, and the
-//! state says what is missing.
+//! The files are where QEMU's or swtpm's user can write, so they are opened as [`super::safe_path`] does, and no more
+//! than a limit is read. A file that cannot be had never costs the machine its backup: the disks are captured without
+//! it, and the state says what is missing.
 //!
 //! | | without it |
 //! | --- | --- |
@@ -57,9 +57,9 @@ struct Part {
     limit_bytes: u64,
 }
 
-/// Copies the files that the definition in the state names - it is the one that a restore goes by - into the capture's folder,
-/// and notes in the state what was copied and what could not be. The live definition is asked where that one leaves the choice
-/// to libvirt.
+/// Copies the files that the definition in the state names - it is the one that a restore goes by - into the capture's
+/// folder, and notes in the state what was copied and what could not be. The live definition is asked where that one
+/// leaves the choice to libvirt.
 pub(super) fn copy_files(
     machine: &Machine,
     live: &Definition,
@@ -306,7 +306,8 @@ fn too_large(origin: &Path, size_bytes: u64, limit_bytes: u64) -> Error {
     Error::TooLarge { path: origin.to_owned(), size_bytes, limit_bytes }
 }
 
-/// Copies what is open for reading into a new private file; one that is larger than the limit is refused. How large it is.
+/// Copies what is open for reading into a new private file; one that is larger than the limit is refused. How large it
+/// is.
 fn copy(source: File, origin: &Path, copy: &Path, limit_bytes: u64) -> Result<u64> {
     let (source, _) = size_of(source, origin, limit_bytes)?;
     let copied = OpenOptions::new()

@@ -257,8 +257,8 @@ pub enum Error {
         /// What changed.
         what: String,
     },
-    /// A machine that came from a saved state or a migration and was not resumed: QEMU has not taken its images over, and
-    /// what it says of their bitmaps means nothing.
+    /// A machine that came from a saved state or a migration and was not resumed: QEMU has not taken its images over,
+    /// and what it says of their bitmaps means nothing.
     #[error("{machine} is still paused after a restore or migration")]
     NotResumed {
         /// The machine.
@@ -423,8 +423,8 @@ impl<T> LibvirtContext<T> for std::result::Result<T, virt::error::Error> {
     }
 }
 
-/// What libvirt's number means to us, and where it comes from. Its messages are in the language of its daemon and decide
-/// nothing: what a number leaves open is found out by asking libvirt for more.
+/// What libvirt's number means to us, and where it comes from. Its messages are in the language of its daemon and
+/// decide nothing: what a number leaves open is found out by asking libvirt for more.
 fn meaning(number: ErrorNumber, domain: ErrorDomain) -> LibvirtErrorKind {
     match number {
         ErrorNumber::NoDomain

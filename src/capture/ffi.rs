@@ -52,8 +52,8 @@ pub(super) fn abort_job(domain: &Domain) -> Result<()> {
     check(unsafe { sys::virDomainAbortJob(domain.as_ptr()) })
 }
 
-/// Whether libvirt is at work on a job for the domain: a backup, a migration, a snapshot … The `virt` crate's own call reads
-/// what it has let go of.
+/// Whether libvirt is at work on a job for the domain: a backup, a migration, a snapshot … The `virt` crate's own call
+/// reads what it has let go of.
 pub(super) fn has_job(domain: &Domain) -> Result<bool> {
     let mut info = MaybeUninit::<sys::virDomainJobInfo>::zeroed();
     // SAFETY: all-zero is a valid value of this plain structure, which the call fills in.
@@ -256,7 +256,8 @@ pub(super) fn find_secret(connect: &Connect, secret: &SecretRef) -> Result<()> {
 pub(super) fn secret_value(connect: &Connect, secret: &SecretRef) -> Result<Zeroizing<Vec<u8>>> {
     let found = lookup_secret(connect, secret)?;
     let mut length = 0;
-    // SAFETY: the secret is ours until it is freed, once; the value has as many bytes as libvirt says, and is ours to free.
+    // SAFETY: the secret is ours until it is freed, once; the value has as many bytes as libvirt says, and is ours to
+    // free.
     unsafe {
         let value = sys::virSecretGetValue(found, &mut length, 0);
         let error = Error::last_error();
@@ -282,8 +283,8 @@ pub(super) fn set_env_while_single_threaded(key: &str, value: &str) -> bool {
     true
 }
 
-/// Makes this process one that nobody's terminal or pipe knows: a session of its own, and nothing open but the standard streams.
-/// Only for a process that has opened nothing yet: a descriptor that somebody relies on would be gone.
+/// Makes this process one that nobody's terminal or pipe knows: a session of its own, and nothing open but the standard
+/// streams. Only for a process that has opened nothing yet: a descriptor that somebody relies on would be gone.
 pub fn detach_from_terminal() {
     // Fails for the leader of a group, which has left the session of its parent already.
     let _ = rustix::process::setsid();
@@ -291,8 +292,8 @@ pub fn detach_from_terminal() {
     unsafe { close_range(3, std::ffi::c_uint::MAX, 0) };
 }
 
-/// Makes two processes of this one: the parent gets the child's number. Only for a process with a single thread: the child
-/// would have no other, and whatever the others held would stay locked.
+/// Makes two processes of this one: the parent gets the child's number. Only for a process with a single thread: the
+/// child would have no other, and whatever the others held would stay locked.
 pub fn fork() -> std::io::Result<Option<rustix::process::Pid>> {
     // SAFETY: it has no arguments, and with a single thread the child may do whatever the parent may.
     match unsafe { libc_fork() } {

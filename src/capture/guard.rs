@@ -1,8 +1,8 @@
-//! What is known of a capture's guard: `guard.json` beside the state, which the guard writes and whoever reads the capture
-//! looks at.
+//! What is known of a capture's guard: `guard.json` beside the state, which the guard writes and whoever reads the
+//! capture looks at.
 //!
-//! The guard renews the lease while somebody reads. That stands in a file of its own, so that no writer of the state ever
-//! takes the place of another.
+//! The guard renews the lease while somebody reads. That stands in a file of its own, so that no writer of the state
+//! ever takes the place of another.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;

@@ -99,7 +99,8 @@ fn born_ns(found: &fs::Metadata) -> Option<i64> {
     i64::try_from(since.as_nanos()).ok()
 }
 
-/// Puts a bitmap into a qcow2 image: from now on it records. QEMU's own image locks refuse it when anybody has the image open.
+/// Puts a bitmap into a qcow2 image: from now on it records. QEMU's own image locks refuse it when anybody has the
+/// image open.
 pub fn add_bitmap(path: &Path, name: &str) -> Result<()> {
     qemu_img_bitmap("--add", path, name)
 }

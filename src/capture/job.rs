@@ -89,8 +89,8 @@ pub fn dirty_context(target: &str) -> String {
 }
 
 impl Machine {
-    /// Captures this instant: freezes the guest, begins the job (with the new checkpoint), thaws, in this order and within
-    /// milliseconds; thaws whatever happens.
+    /// Captures this instant: freezes the guest, begins the job (with the new checkpoint), thaws, in this order and
+    /// within milliseconds; thaws whatever happens.
     pub fn begin_backup(&self, request: &JobRequest, freeze: FreezeOptions) -> Result<Begun> {
         let live = self.definition(Which::Live)?;
         let backup = backup_xml(request, &live)?;
@@ -159,9 +159,9 @@ impl Machine {
         }
     }
 
-    /// Fails when libvirt is at work on something else for the machine (a migration, a snapshot, a managed save): beginning a
-    /// backup would wait for that half a minute, the guest frozen. A backup that libvirt was killed in the middle of beginning
-    /// looks like this too, and never ends.
+    /// Fails when libvirt is at work on something else for the machine (a migration, a snapshot, a managed save):
+    /// beginning a backup would wait for that half a minute, the guest frozen. A backup that libvirt was killed in the
+    /// middle of beginning looks like this too, and never ends.
     pub fn expect_no_job(&self) -> Result<()> {
         match self.call(|| format!("look for a job of {}", self.name()), ffi::has_job) {
             Ok(false) => Ok(()),
@@ -199,7 +199,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Ends the backup job and waits until it is gone; false when there was none. Whose job it is, the caller has checked.
+    /// Ends the backup job and waits until it is gone; false when there was none. Whose job it is, the caller has
+    /// checked.
     pub fn end_backup(&self) -> Result<bool> {
         if self.running_backup()?.is_none() {
             return Ok(false);
@@ -219,8 +220,8 @@ impl Machine {
         Ok(true)
     }
 
-    /// Whether libvirt cannot say how far the machine's job is although it knows of no backup: it was killed in the middle of
-    /// beginning one.
+    /// Whether libvirt cannot say how far the machine's job is although it knows of no backup: it was killed in the
+    /// middle of beginning one.
     fn has_lost_its_job(&self) -> Result<bool> {
         Ok(self.is_running()? && self.running_backup()?.is_none())
     }

@@ -45,8 +45,8 @@ impl Machine {
         Ok(skipped.collect())
     }
 
-    /// What a backup will not have beside disks, looked at and left as it is: parts that the machine needs, and other files
-    /// that its definition mentions.
+    /// What a backup will not have beside disks, looked at and left as it is: parts that the machine needs, and other
+    /// files that its definition mentions.
     pub fn missing_parts(&self) -> Result<(Vec<MissingPart>, Vec<OutsideLeftOut>)> {
         let (live, xml) = (self.definition(Which::Live)?, self.definition_xml(Which::Inactive, false)?);
         Ok(copies::missing_parts(self, &live, self.is_running()?, &xml))

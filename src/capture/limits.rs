@@ -1,8 +1,8 @@
 //! How long libvirt may take, and what becomes of a machine whose QEMU does not answer.
 //!
 //! A call of libvirt that waits for a QEMU that hangs cannot be cancelled: it is left behind on its thread
-//! ([`crate::bounded`]). While such a call of a machine is pending, no other is made that would wait behind it, so that a
-//! dead machine costs its limit once, and no more than one of libvirt's few workers.
+//! ([`crate::bounded`]). While such a call of a machine is pending, no other is made that would wait behind it, so that
+//! a dead machine costs its limit once, and no more than one of libvirt's few workers.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -90,8 +90,8 @@ impl Limits {
         self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for something that is looked at again and again: ends at the limit, and at once when the program shall end. A wait
-    /// that begins after that is cleaning up, and has its whole limit.
+    /// Waits for something that is looked at again and again: ends at the limit, and at once when the program shall
+    /// end. A wait that begins after that is cleaning up, and has its whole limit.
     pub(super) fn wait(&self, limit: Duration) -> Wait<'_> {
         let end = Instant::now() + limit;
         Wait { stop: &self.stop, stopped_before: self.stop.load(Ordering::Relaxed), end }

@@ -1,7 +1,7 @@
 //! A connection to libvirt, which a hypervisor and its machines share.
 //!
-//! `qemu:///embed` admits one process at a time for a root, and one root in the life of a process: libvirt lets go of it
-//! only when the process ends, whatever is closed. So a process that needs it waits for the one before to end.
+//! `qemu:///embed` admits one process at a time for a root, and one root in the life of a process: libvirt lets go of
+//! it only when the process ends, whatever is closed. So a process that needs it waits for the one before to end.
 //!
 //! libvirtd works on five calls of a connection at a time. One that a hung QEMU does not answer keeps its place, so a
 //! connection with such a call is left to the machine that made it, and the others open their own.
@@ -109,8 +109,8 @@ fn prepare_libvirt() {
     });
 }
 
-/// The embedded driver is opened once in the life of a process, and only one attempt counts: after one that came too late,
-/// every other says «qemu state driver is not active». So it is made only when nobody holds the root.
+/// The embedded driver is opened once in the life of a process, and only one attempt counts: after one that came too
+/// late, every other says «qemu state driver is not active». So it is made only when nobody holds the root.
 fn open_embedded(uri: &str, root: &Path, limits: &Limits) -> Result<Connect> {
     static EMBEDDED: Mutex<Option<(String, Connect, Queue)>> = Mutex::new(None);
     let mut embedded = EMBEDDED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -132,8 +132,8 @@ fn open_embedded(uri: &str, root: &Path, limits: &Limits) -> Result<Connect> {
     Ok(connect)
 }
 
-/// Our own processes come to an embedded root one after the other: a lock on its folder, held for as long as the driver is,
-/// which is until the process ends.
+/// Our own processes come to an embedded root one after the other: a lock on its folder, held for as long as the driver
+/// is, which is until the process ends.
 struct Queue(#[allow(dead_code)] Option<File>);
 
 impl Queue {
@@ -160,7 +160,8 @@ pub(super) fn embedded_root(uri: &str) -> Option<PathBuf> {
     Some(PathBuf::from(root.as_ref()))
 }
 
-/// Looked up in the kernel's list, because opening and closing the file ourselves would give up a lock of this very process.
+/// Looked up in the kernel's list, because opening and closing the file ourselves would give up a lock of this very
+/// process.
 fn is_locked_by_another(file: &Path) -> bool {
     let Ok(inode) = std::fs::metadata(file).map(|found| found.ino()) else {
         return false;

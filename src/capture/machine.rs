@@ -312,7 +312,8 @@ impl Machine {
         Ok(MachineInfo { max_memory_bytes: max_memory_kib.saturating_mul(1024), vcpus })
     }
 
-    /// Its definition as XML. With `secure`, passwords are in it where the connection permits that, else they are left out.
+    /// Its definition as XML. With `secure`, passwords are in it where the connection permits that, else they are left
+    /// out.
     pub fn definition_xml(&self, which: Which, secure: bool) -> Result<String> {
         let base = match which {
             Which::Live => 0,
@@ -364,8 +365,8 @@ impl Machine {
         self.call(|| format!("resume {}", self.name), |domain| domain.resume())
     }
 
-    /// Forgets its definition, with what libvirt keeps beside it (checkpoints' and snapshots' metadata, firmware variables only when
-    /// `nvram` says so). Disks stay.
+    /// Forgets its definition, with what libvirt keeps beside it (checkpoints' and snapshots' metadata, firmware
+    /// variables only when `nvram` says so). Disks stay.
     pub fn undefine(&self, nvram: bool) -> Result<()> {
         let nvram_flag =
             if nvram { virt_sys::VIR_DOMAIN_UNDEFINE_NVRAM } else { virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM };

@@ -1,8 +1,8 @@
 //! The moment of capture: everything that talks to libvirt and QEMU.
 //!
 //! A *capture* is an open moment of one machine: a libvirt backup job - or, for a machine that is off, one read-only
-//! `qemu-storage-daemon` - whose disks can be read over NBD until it is closed or its lease ends. This layer opens and closes
-//! captures and knows nothing of what reads them.
+//! `qemu-storage-daemon` - whose disks can be read over NBD until it is closed or its lease ends. This layer opens and
+//! closes captures and knows nothing of what reads them.
 //!
 //! | module | its subject |
 //! | --- | --- |
@@ -34,9 +34,9 @@
 //! | [`survey`] | what a backup would meet, looked at and left as it is |
 //!
 //! # What survives what
-//! The state file is written *before* the job begins and says so ([`state::Phase`]), so that a run killed at any instant
-//! leaves a trail that [`close::clear_leftovers`] can follow: freeze not thawed, job begun, checkpoint made, scratch files
-//! and sockets there. Jobs, checkpoints and processes that are not ours are never touched.
+//! The state file is written *before* the job begins and says so ([`state::Phase`]), so that a run killed at any
+//! instant leaves a trail that [`close::clear_leftovers`] can follow: freeze not thawed, job begun, checkpoint made,
+//! scratch files and sockets there. Jobs, checkpoints and processes that are not ours are never touched.
 
 pub mod agent;
 pub mod block_job;

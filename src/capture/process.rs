@@ -4,8 +4,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use std::fs;
 
-/// A process, told from later ones with its number: a `qemu-storage-daemon` that we started (under `timeout`, whose number this is), or
-/// the owner of a capture.
+/// A process, told from later ones with its number: a `qemu-storage-daemon` that we started (under `timeout`, whose
+/// number this is), or the owner of a capture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerProcess {
     /// The process.

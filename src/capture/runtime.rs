@@ -126,8 +126,8 @@ pub(super) fn check_socket_path(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes a folder that belongs to QEMU's user alone (root can enter it anyway). Its parents are made for everybody to pass,
-/// and every folder on the way must let that user pass.
+/// Makes a folder that belongs to QEMU's user alone (root can enter it anyway). Its parents are made for everybody to
+/// pass, and every folder on the way must let that user pass.
 pub(super) fn make_qemu_folder(path: &Path, owner: (u32, u32)) -> Result<()> {
     make_daemon_folder(path, owner)?;
     check_reachable(path, owner)

@@ -1,8 +1,8 @@
 //! Files in folders that QEMU's user can write: opened without being led elsewhere.
 //!
-//! libvirt gives the folders of firmware variables and of TPM state to the users that QEMU and swtpm run as. A guest that
-//! has broken out of QEMU can put a symbolic link, a hard link, a named pipe or a device there, in the place of a file that
-//! kvmb, as root, is about to read or to write.
+//! libvirt gives the folders of firmware variables and of TPM state to the users that QEMU and swtpm run as. A guest
+//! that has broken out of QEMU can put a symbolic link, a hard link, a named pipe or a device there, in the place of a
+//! file that kvmb, as root, is about to read or to write.
 //!
 //! ```text
 //!  /            root      look at each name with O_PATH|O_NOFOLLOW, one folder after the other, each held open
@@ -11,8 +11,8 @@
 //!     nvram/    qemu      from here on no link is followed, whoever owns it
 //!      a.fd               a regular file; opened again through its descriptor, never by its name
 //! ```
-//! «Root» is also the user that kvmb runs as: what that one can write is no more hostile than kvmb itself. No path is looked
-//! up twice, so nothing can be exchanged between the look and the use.
+//! «Root» is also the user that kvmb runs as: what that one can write is no more hostile than kvmb itself. No path is
+//! looked up twice, so nothing can be exchanged between the look and the use.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -69,14 +69,14 @@ enum LastLink {
     Keep,
 }
 
-/// Opens a regular file for reading. With `or_device` a block device is opened as well, unless somebody else than root could
-/// have put it there. Fails with [`Error::UnsafePath`] for anything else, and never blocks on what it finds.
+/// Opens a regular file for reading. With `or_device` a block device is opened as well, unless somebody else than root
+/// could have put it there. Fails with [`Error::UnsafePath`] for anything else, and never blocks on what it finds.
 pub fn open_file(path: &Path, or_device: bool) -> Result<File> {
     locate(path, LastLink::Refuse)?.open(or_device)
 }
 
-/// The place that a path means for whoever writes: links that root made are followed, one in the last place that others can
-/// change is not.
+/// The place that a path means for whoever writes: links that root made are followed, one in the last place that others
+/// can change is not.
 pub fn place_for_writing(path: &Path) -> Result<ResolvedPath> {
     locate(path, LastLink::Keep)
 }
@@ -134,7 +134,8 @@ impl ResolvedPath {
         self.folder.anchored(&self.name)
     }
 
-    /// The owner of the folder can make a link to any file where the kernel does not forbid it (`fs.protected_hardlinks`).
+    /// The owner of the folder can make a link to any file where the kernel does not forbid it
+    /// (`fs.protected_hardlinks`).
     fn is_foreign_hard_link(&self) -> bool {
         let of = |found: &PathEntry| found.metadata.nlink() > 1 && found.metadata.uid() != self.folder.owner;
         !self.folder.is_trusted && self.found.as_ref().is_some_and(of)
@@ -310,8 +311,8 @@ fn is_roots(metadata: &Metadata) -> bool {
     metadata.uid() == 0 || metadata.uid() == our_uid()
 }
 
-/// Whether a folder belongs to root, and nobody else can write it. (Where there is an access control list, the bits of the
-/// group are the most that it permits.)
+/// Whether a folder belongs to root, and nobody else can write it. (Where there is an access control list, the bits of
+/// the group are the most that it permits.)
 fn is_roots_alone(metadata: &Metadata) -> bool {
     is_roots(metadata) && metadata.mode() & 0o022 == 0
 }

@@ -1,8 +1,9 @@
 //! No Ctrl-C between freeze and thaw.
 //!
-//! A program that handles its signals itself is left alone. In one that does not, SIGINT, SIGTERM and SIGHUP are held back
-//! while a [`Shield`] exists, and do what they do by default when the last one is dropped: a guest must not stay frozen
-//! because somebody lost patience. (SIGKILL cannot be held back: the capture's state file remembers that a thaw is due.)
+//! A program that handles its signals itself is left alone. In one that does not, SIGINT, SIGTERM and SIGHUP are held
+//! back while a [`Shield`] exists, and do what they do by default when the last one is dropped: a guest must not stay
+//! frozen because somebody lost patience. (SIGKILL cannot be held back: the capture's state file remembers that a thaw
+//! is due.)
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};

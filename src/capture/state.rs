@@ -69,7 +69,8 @@ pub struct CaptureState {
     pub skipped: Vec<SkippedDisk>,
     /// The machine's definition at that moment (inactive, with secrets where permitted).
     pub definition_xml: String,
-    /// The running machine's definition at that moment, where the inactive one lacks a captured disk or has another image for it.
+    /// The running machine's definition at that moment, where the inactive one lacks a captured disk or has another
+    /// image for it.
     #[serde(default)]
     pub live_definition_xml: Option<String>,
     /// Whether the machine starts with the host.
@@ -353,8 +354,8 @@ impl CaptureFile {
         found.map(|(_, file)| file).ok_or_else(none)
     }
 
-    /// Makes the folder of a new capture, locked for us alone. It gets its name when it is locked: so a capture without a
-    /// state that nobody holds is nobody's.
+    /// Makes the folder of a new capture, locked for us alone. It gets its name when it is locked: so a capture without
+    /// a state that nobody holds is nobody's.
     pub(super) fn create(runtime: &RuntimeDirs) -> Result<CaptureFile> {
         loop {
             let id = format!("c-{:08x}", rand::random::<u32>());

@@ -1,5 +1,5 @@
-//! Commands that go on in the background: one process becomes two. The first waits until the second says that it is ready, and
-//! ends with its exit code.
+//! Commands that go on in the background: one process becomes two. The first waits until the second says that it is
+//! ready, and ends with its exit code.
 //!
 //! ```text
 //! kvmb serve --detach ─ fork ─┬─ waits for the exit code ──────────────── ends
@@ -16,7 +16,8 @@ use std::sync::{Mutex, PoisonError};
 /// Where the process that waits is told the exit code.
 static READY: Mutex<Option<PipeWriter>> = Mutex::new(None);
 
-/// Makes two processes of this one, which has a single thread; the first gets how the second began, and is to end with it.
+/// Makes two processes of this one, which has a single thread; the first gets how the second began, and is to end with
+/// it.
 pub fn split() -> io::Result<Option<Exit>> {
     let (mut read_end, write_end) = io::pipe()?;
     let Some(child) = fork()? else {

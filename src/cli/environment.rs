@@ -1,4 +1,5 @@
-//! The environment variables that kvmb reads, for the manual; `tests/readme.rs` holds the sources and README against it.
+//! The environment variables that kvmb reads, for the manual; `tests/readme.rs` holds the sources and README against
+//! it.
 
 /// Every variable and what it stands for.
 pub const VARIABLES: &[(&str, &str)] = &[

@@ -1,4 +1,5 @@
-//! What an error means to the user: its code, and what to do. Every kind of error is named here: a new one must say what it is.
+//! What an error means to the user: its code, and what to do. Every kind of error is named here: a new one must say
+//! what it is.
 
 use std::borrow::Cow;
 use std::io;

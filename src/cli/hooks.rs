@@ -1,7 +1,7 @@
 //! Hooks: the user's own commands before and after a backup and each of its machines.
 //!
-//! A hook is a program with arguments that never change; what it is about it finds in its environment and, after a backup,
-//! as records on its standard input. So no name of a machine is ever read by a shell as anything but a value.
+//! A hook is a program with arguments that never change; what it is about it finds in its environment and, after a
+//! backup, as records on its standard input. So no name of a machine is ever read by a shell as anything but a value.
 
 use crate::cli::context::Context;
 use crate::cli::exit_code::ExitCode;

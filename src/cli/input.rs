@@ -75,8 +75,8 @@ impl Batches {
     }
 }
 
-/// How long a command that was told to stop listens for the end of its input. Ctrl-C reaches every stage of a pipe, and what
-/// the stages before this one say of their captures must get through to `release`.
+/// How long a command that was told to stop listens for the end of its input. Ctrl-C reaches every stage of a pipe, and
+/// what the stages before this one say of their captures must get through to `release`.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Standard input, until a while after `stop` is raised: a stage that waits for records must be able to end.

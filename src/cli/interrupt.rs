@@ -9,8 +9,8 @@ use std::sync::{Arc, LazyLock};
 /// Which signal came, for the exit code.
 static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(|| Arc::new(AtomicUsize::new(0)));
 
-/// Raises `stop` at SIGINT and SIGTERM from now on. SIGHUP does not end a run: `restic unlock` sends it to see whether the
-/// holder of a lock lives.
+/// Raises `stop` at SIGINT and SIGTERM from now on. SIGHUP does not end a run: `restic unlock` sends it to see whether
+/// the holder of a lock lives.
 pub fn install(stop: &Stop) -> std::io::Result<()> {
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register_usize(signal, Arc::clone(&SIGNAL), signal as usize)?;

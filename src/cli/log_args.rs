@@ -74,7 +74,8 @@ pub fn start(run: &Run, args: &LogArgs, (quiet, verbose): (bool, u8), config: &L
     }
 }
 
-/// systemd says in `$JOURNAL_STREAM` which file its journal is, so that a program can see whether it still writes there.
+/// systemd says in `$JOURNAL_STREAM` which file its journal is, so that a program can see whether it still writes
+/// there.
 fn stderr_is_journal() -> bool {
     let Ok(stat) = rustix::fs::fstat(std::io::stderr()) else { return false };
     std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == format!("{}:{}", stat.st_dev, stat.st_ino))

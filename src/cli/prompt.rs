@@ -16,8 +16,8 @@ pub fn possible(context: &Context) -> bool {
     !context.global.quiet && std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
-/// Asks, and ends the program at Ctrl-C: whoever waits for a line would not hear of it, and nothing is begun while there are
-/// questions.
+/// Asks, and ends the program at Ctrl-C: whoever waits for a line would not hear of it, and nothing is begun while
+/// there are questions.
 fn ask<T>(question: impl FnOnce() -> dialoguer::Result<T>) -> Result<T, CliError> {
     let before = tcgetattr(std::io::stdin()).ok();
     let answered = AtomicBool::new(false);

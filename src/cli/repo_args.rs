@@ -148,8 +148,8 @@ impl RepoArgs {
         }
     }
 
-    /// The place of the repository: with patience when the connection is bad, and no faster than asked for. All that comes
-    /// of one context shares the connections to a server.
+    /// The place of the repository: with patience when the connection is bad, and no faster than asked for. All that
+    /// comes of one context shares the connections to a server.
     pub fn storage(&self, context: &Context) -> Result<Arc<dyn Storage>, CliError> {
         let mut storage = context.storage(&self.url()?, self.ssh_password_file.as_deref())?;
         let stop = context.stop.flag();
@@ -161,8 +161,8 @@ impl RepoArgs {
         Ok(Arc::new(RetryStorage::new(storage, patience, stop)))
     }
 
-    /// Another repository, reached in the same way. Its password is in `password_file`; without one it is this one's, or that of
-    /// this host's own repository, if the other is that.
+    /// Another repository, reached in the same way. Its password is in `password_file`; without one it is this one's,
+    /// or that of this host's own repository, if the other is that.
     pub fn other(&self, context: &Context, url: String, password_file: Option<PathBuf>) -> Result<RepoArgs, CliError> {
         let default = DefaultRepo::locate()?;
         let is_default = |repo: &RepoArgs| -> Result<bool, CliError> {
@@ -231,8 +231,8 @@ impl RepoArgs {
         is_there && !prompt::possible(context)
     }
 
-    /// Opens the repository for storing: this host's own is made when it is not there yet. Of several runs that do so at
-    /// once, one makes it and the others use it.
+    /// Opens the repository for storing: this host's own is made when it is not there yet. Of several runs that do so
+    /// at once, one makes it and the others use it.
     pub fn open_or_create_default(&self, context: &Context) -> Result<Repository, CliError> {
         if self.is_named() || Repository::presence(&*self.storage(context)?)? == Presence::Repository {
             return self.open(context);

@@ -15,8 +15,8 @@ use zeroize::Zeroizing;
 /// A password file that is longer is taken for a slip.
 const LONGEST_BYTES: u64 = 1 << 20;
 
-/// Keeps passwords and keys that are in memory out of core dumps, and out of reach of other processes of this user. A program
-/// that is started from here may dump again.
+/// Keeps passwords and keys that are in memory out of core dumps, and out of reach of other processes of this user. A
+/// program that is started from here may dump again.
 pub fn keep_out_of_core_dumps() {
     let limit = Rlimit { current: Some(0), ..getrlimit(Resource::Core) };
     let limited = setrlimit(Resource::Core, limit);
@@ -31,9 +31,9 @@ pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The password in a file that not everybody can read, as restic reads it: all of the file, in UTF-8 or - with a byte order mark,
-/// as Windows writes it - in UTF-16, without blanks and line ends around it. It may be a named pipe, that somebody else writes to
-/// within the limit.
+/// The password in a file that not everybody can read, as restic reads it: all of the file, in UTF-8 or - with a byte
+/// order mark, as Windows writes it - in UTF-16, without blanks and line ends around it. It may be a named pipe, that
+/// somebody else writes to within the limit.
 pub fn from_file(path: &Path, limit: Duration) -> Result<Password, CliError> {
     from_file_by(path, limit, |bytes| trimmed(&decoded(bytes)))
 }

@@ -126,8 +126,8 @@ impl Session {
         self.tally.failed(ExitCode::Damage);
     }
 
-    /// Reports, after a new point, what older points lack, and what this one lacks of its machine: the machine is stored, and
-    /// the run is not all done.
+    /// Reports, after a new point, what older points lack, and what this one lacks of its machine: the machine is
+    /// stored, and the run is not all done.
     pub fn report_shortcomings(&mut self, about: About, point: &Point) {
         if let Some(error) = CliError::of_damaged_points(point) {
             self.fail(about.clone(), error);

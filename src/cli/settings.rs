@@ -1,7 +1,7 @@
 //! The one place where flag, environment, configuration file and default meet.
 //!
-//! A key of the configuration that has a flag becomes that flag's default, in every command that has the flag. From there
-//! on the parser of the command line decides: flag before environment before default. Nothing else needs to ask.
+//! A key of the configuration that has a flag becomes that flag's default, in every command that has the flag. From
+//! there on the parser of the command line decides: flag before environment before default. Nothing else needs to ask.
 
 use crate::config::file::value_of;
 use crate::config::{Config, DEFAULT_BACKUP_FREQ, Loaded, SECRET_KEYS, schema};
@@ -36,7 +36,8 @@ const FLAGS: [(&str, &str); 21] = [
     ("status.verify_warning", "verify_warning"),
 ];
 
-/// A password has an order of its own (see [`super::repo_args`]): the variables of all its sources come before the file.
+/// A password has an order of its own (see [`super::repo_args`]): the variables of all its sources come before the
+/// file.
 const OF_PASSWORD: &str = "password_file";
 
 /// The flag of the second repository, which several keys together name.

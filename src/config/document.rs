@@ -1,8 +1,8 @@
 //! From a text to a [`Config`], or to the list of *all* its faults: whoever mends a file wants to know them at once.
 //!
-//! The schema says which keys there are. Each single value is then tried in a document of its own, with nothing but that
-//! value in it: what does not become a [`Config`] there is at fault, and so is known by its full key. The same trial tells
-//! whether a repaired value would be right.
+//! The schema says which keys there are. Each single value is then tried in a document of its own, with nothing but
+//! that value in it: what does not become a [`Config`] there is at fault, and so is known by its full key. The same
+//! trial tells whether a repaired value would be right.
 
 use super::repairs::repairs;
 use super::schema::{self, is_comment};
@@ -333,7 +333,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a value is: it is taken, as good as nothing, or a fault of this key whose nearest spelling is taken.
+        /// Whatever a value is: it is taken, as good as nothing, or a fault of this key whose nearest spelling is
+        /// taken.
         #[test]
         fn a_suggestion_is_always_right(key in prop::sample::select(vec![
                 "backup_host", "backup_user", "backup_path", "auto_backup", "backup_freq", "connect", "repo", "lease", "audit", "jobs", "freeze",

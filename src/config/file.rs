@@ -113,8 +113,8 @@ impl Error {
     }
 }
 
-/// Reads the file that was named; else that of the user, whose home folder this is; else that of the host. Without any of
-/// them, all is as by default.
+/// Reads the file that was named; else that of the user, whose home folder this is; else that of the host. Without any
+/// of them, all is as by default.
 pub fn load(named: Option<&Path>, home: Option<&Path>) -> Result<Loaded, Error> {
     if let Some(path) = named {
         return read(path)?.ok_or_else(|| Error::Missing { path: path.to_owned() });

@@ -1,7 +1,7 @@
 //! The configuration file: a JSON object whose keys are all optional.
 //!
-//! The fields of [`Config`] are its documentation, and `kvmb config schema` prints them as a JSON Schema. A key that does
-//! not apply is left out; an empty text or null is as good as none. Keys that begin with `//` are comments.
+//! The fields of [`Config`] are its documentation, and `kvmb config schema` prints them as a JSON Schema. A key that
+//! does not apply is left out; an empty text or null is as good as none. Keys that begin with `//` are comments.
 //!
 //! | module | what |
 //! | --- | --- |
@@ -45,7 +45,8 @@ pub struct Config {
     /// The user to log in as on the backup server; without it, the one that kvmb runs as.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup_user: Option<WithText<UserName>>,
-    /// The folder on the backup server that holds the repository; if it holds other things, that is the folder kvmb in there.
+    /// The folder on the backup server that holds the repository; if it holds other things, that is the folder kvmb in
+    /// there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup_path: Option<WithText<AbsolutePath>>,
     /// Whether to schedule backups at backup_freq.
@@ -95,7 +96,8 @@ pub struct Config {
     /// Share of unchanged chunks to read again and compare, as a check of the dirty bitmap.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit: Option<WithText<ShareText>>,
-    /// Size of the chunks in which disks are compared and stored. Default: that of the previous point, 1M for a new disk.
+    /// Size of the chunks in which disks are compared and stored. Default: that of the previous point, 1M for a new
+    /// disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chunk_size: Option<WithText<ChunkSizeText>>,
     /// Read a disk in full, and compare, if it has not been read in full for this long. Default: never.
@@ -115,8 +117,8 @@ pub struct Config {
     /// Whether to verify each new point by reading it back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify: Option<bool>,
-    /// Share of all chunks of a repository to verify after each backup. Each run continues where the previous one ended.
-    /// Default: none.
+    /// Share of all chunks of a repository to verify after each backup. Each run continues where the previous one
+    /// ended. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify_sample: Option<WithText<ShareText>>,
 
@@ -187,8 +189,8 @@ pub struct Ssh {
     /// Number of connections (default: 6). Each uses up to 16 MiB of memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Bounded<1, 16>>,
-    /// How long a connected server may make no progress before kvmb reconnects (default: two minutes). Increase it for a
-    /// slow disk, or a link slower than 512 bytes per second.
+    /// How long a connected server may make no progress before kvmb reconnects (default: two minutes). Increase it for
+    /// a slow disk, or a link slower than 512 bytes per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress_timeout: Option<WithText<PositiveSpan>>,
 }
@@ -266,7 +268,8 @@ pub struct Hooks {
 pub struct Hook {
     /// The program and its arguments, as separate strings.
     pub command: Vec<String>,
-    /// Time limit (default: one minute). After that, the command and its child processes are stopped, and it has failed.
+    /// Time limit (default: one minute). After that, the command and its child processes are stopped, and it has
+    /// failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<WithText<PositiveSpan>>,
     /// After which result it runs. Ignored for hooks that run before.
@@ -335,8 +338,8 @@ pub struct StatusConfig {
     /// Warn if no point of a machine has been verified for this long. Default: 30 days.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify_warning: Option<WithText<PositiveSpan>>,
-    /// File to which 'kvmb backup' writes Prometheus metrics after each run. For the node exporter, use a name that ends
-    /// in .prom in its textfile folder.
+    /// File to which 'kvmb backup' writes Prometheus metrics after each run. For the node exporter, use a name that
+    /// ends in .prom in its textfile folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prometheus_textfile: Option<WithText<AbsolutePath>>,
 }
@@ -344,8 +347,8 @@ pub struct StatusConfig {
 /// What `backup_freq` is by default: at two in the night.
 pub const DEFAULT_BACKUP_FREQ: &str = "0 2 * * *";
 
-/// The keys whose values may be or may give away a secret: `config show` hides them, and a file that has one must not be
-/// readable by everybody.
+/// The keys whose values may be or may give away a secret: `config show` hides them, and a file that has one must not
+/// be readable by everybody.
 pub const SECRET_KEYS: [&str; 2] = ["password_command", "ssh.password_command"];
 
 impl Config {

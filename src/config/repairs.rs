@@ -1,4 +1,5 @@
-//! The nearest right spelling of what is wrong: usual slips undone one by one. The caller keeps the first that is right.
+//! The nearest right spelling of what is wrong: usual slips undone one by one. The caller keeps the first that is
+//! right.
 
 use crate::suggest::{nearest_word, similar_words};
 use serde_json::{Value, json};

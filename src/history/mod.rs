@@ -1,5 +1,5 @@
-//! What this host remembers of its backups: how the last run of each machine went, when its points were proven. It tells
-//! what a repository cannot - that a run failed - and what is known while a repository cannot be reached.
+//! What this host remembers of its backups: how the last run of each machine went, when its points were proven. It
+//! tells what a repository cannot - that a run failed - and what is known while a repository cannot be reached.
 //!
 //! | module | what |
 //! | --- | --- |

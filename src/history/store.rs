@@ -1,4 +1,5 @@
-//! The files of the history: `history/REPOSITORY/UUID.json` below kvmb's data folder, one for each machine in each repository.
+//! The files of the history: `history/REPOSITORY/UUID.json` below kvmb's data folder, one for each machine in each
+//! repository.
 //!
 //! No part of a name comes from a machine: the file is called by the UUID, read and written anew, and the folder by the
 //! SHA-256 of the repository's address. Folders are mode 0700, files 0600.

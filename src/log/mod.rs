@@ -1,8 +1,8 @@
 //! The log: what a run did, for whoever reads it months later.
 //!
 //! Events come through `tracing`. Standard error gets what people want to see at once; the file, or the journal when
-//! systemd runs kvmb, gets everything from `INFO` on. Each line carries the id of its run, so that the lines of two runs
-//! that write at once can be told apart.
+//! systemd runs kvmb, gets everything from `INFO` on. Each line carries the id of its run, so that the lines of two
+//! runs that write at once can be told apart.
 //!
 //! | module | what |
 //! | --- | --- |

@@ -1,10 +1,11 @@
 //! A log file that is set aside when it has grown too large: `log` becomes `log.1`, that `log.2`, and so on.
 //!
-//! It is our own, because the libraries for this expect one writer: they keep the file open, and rename it under the others.
+//! It is our own, because the libraries for this expect one writer: they keep the file open, and rename it under the
+//! others.
 //!
 //! Several runs write to one log at once, and logrotate may work on it too. So the file is opened anew for every line,
-//! always at its end: a line is one write, which the kernel does not mix with others, and it goes to whatever the file is
-//! at that moment. Only setting aside needs a lock, which is taken on the very file that is too large:
+//! always at its end: a line is one write, which the kernel does not mix with others, and it goes to whatever the file
+//! is at that moment. Only setting aside needs a lock, which is taken on the very file that is too large:
 //!
 //! | run A | run B |
 //! | --- | --- |
@@ -60,7 +61,8 @@ impl RotatingFile {
                 break;
             }
         }
-        // Only what is there moves on, up to the first gap: the others write on meanwhile, and the file grows until this is done.
+        // Only what is there moves on, up to the first gap: the others write on meanwhile, and the file grows until
+        // this is done.
         let gap = (1..last).find(|number| !aside(&self.path, *number).exists()).unwrap_or(last);
         for number in (1..gap).rev() {
             fs::rename(aside(&self.path, number), aside(&self.path, number + 1))?;
@@ -161,8 +163,8 @@ mod tests {
         let lines = lines_of(folder.path());
         assert_eq!(lines.len(), 1000);
         assert_eq!(lines.iter().collect::<BTreeSet<_>>().len(), 1000);
-        // Whoever sets the file aside first has lines left to write. More is not certain: while one sets it aside, the others
-        // may write all that they have.
+        // Whoever sets the file aside first has lines left to write. More is not certain: while one sets it aside, the
+        // others may write all that they have.
         assert!(fs::read_dir(folder.path()).unwrap().count() >= 2);
     }
 

@@ -3,8 +3,8 @@
 //! Underneath is a pipeline: `submit_…` queues requests and gives a ticket, `wait_any` sends what is queued and returns
 //! whichever ticket is finished next. The public calls submit one and wait for it.
 //!
-//! Nothing that a server sends is believed: each byte of a read is received exactly once or the read fails, no length is
-//! used before it is compared with what was asked, and a violation closes the connection for good.
+//! Nothing that a server sends is believed: each byte of a read is received exactly once or the read fails, no length
+//! is used before it is compared with what was asked, and a violation closes the connection for good.
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
@@ -30,8 +30,8 @@ const ZERO_BUFFER_BYTES: usize = 1024 * 1024;
 pub struct ClientOptions {
     /// The metadata contexts to ask for; see [`Client::has_context`] for what came of it.
     pub contexts: Vec<String>,
-    /// For the handshake, and then for each request: how long the server may take before it counts as gone. It runs from
-    /// the request before, so requests that wait behind others are not punished.
+    /// For the handshake, and then for each request: how long the server may take before it counts as gone. It runs
+    /// from the request before, so requests that wait behind others are not punished.
     pub timeout: Duration,
     /// Raised by somebody else to end any waiting, within a tenth of a second, with [`Error::Stopped`].
     pub stop: Arc<AtomicBool>,
@@ -276,7 +276,8 @@ impl Client {
         self.finish(ticket).map(drop)
     }
 
-    /// What each negotiated context knows of a range, as the server answered: it may be less than asked, but never nothing.
+    /// What each negotiated context knows of a range, as the server answered: it may be less than asked, but never
+    /// nothing.
     pub fn block_status(&mut self, offset: u64, length: u32) -> Result<Vec<ContextStatus>> {
         let ticket = self.submit_block_status(offset, length, false)?;
         self.finish_status(ticket)
@@ -324,8 +325,8 @@ impl Client {
         self.pending.is_empty()
     }
 
-    /// Asks for `length` bytes from `offset`, both aligned. The buffer comes back with exactly these; what it holds now does
-    /// not matter, and is reused as it is so that a recycled one need not be cleared.
+    /// Asks for `length` bytes from `offset`, both aligned. The buffer comes back with exactly these; what it holds now
+    /// does not matter, and is reused as it is so that a recycled one need not be cleared.
     pub(super) fn submit_read(&mut self, offset: u64, mut buffer: Vec<u8>, length: usize) -> Result<Ticket> {
         buffer.resize(length, 0);
         let ticket = self.next_id;
@@ -401,8 +402,8 @@ impl Client {
         }
     }
 
-    /// Sends what is queued and waits for the next ticket to finish. An error is the end of the connection; that a request
-    /// failed is in the completion.
+    /// Sends what is queued and waits for the next ticket to finish. An error is the end of the connection; that a
+    /// request failed is in the completion.
     pub(super) fn wait_any(&mut self) -> Result<Completion> {
         if !self.usable {
             return Err(Error::Disconnected);

@@ -1,7 +1,8 @@
 //! The map of a disk: what reads as zeros, what is dirty; merged from two contexts, then cut to chunks.
 //!
 //! The rules are pure ([`Mapper`] says what to ask and digests the answer, [`ChunkCutter`] cuts); [`extents`] and
-//! [`chunk_runs`] are the iterators over them. What a server may answer is drawn in the [module's](super) documentation.
+//! [`chunk_runs`] are the iterators over them. What a server may answer is drawn in the [module's](super)
+//! documentation.
 
 use std::collections::VecDeque;
 
@@ -26,9 +27,9 @@ pub struct Extent {
     pub dirty: Option<bool>,
 }
 
-/// Iterates over the map of the whole disk, in order and without gaps, asking lazily. `bitmap_context` counts only if it
-/// was negotiated ([`Client::has_context`]). Neighbours from one answer differ; from one answer to the next they may be
-/// equal, so that nothing waits for the end of the disk.
+/// Iterates over the map of the whole disk, in order and without gaps, asking lazily. `bitmap_context` counts only if
+/// it was negotiated ([`Client::has_context`]). Neighbours from one answer differ; from one answer to the next they may
+/// be equal, so that nothing waits for the end of the disk.
 pub fn extents<'a>(client: &'a mut Client, bitmap_context: Option<&str>) -> Extents<'a> {
     Extents { mapper: Mapper::new(client, bitmap_context), client, ready: VecDeque::new(), failed: false }
 }
@@ -254,8 +255,8 @@ pub struct ChunkRun {
     pub state: ChunkState,
 }
 
-/// Widens extents to chunks: chunk `i` is `[i * chunk_bytes, min((i + 1) * chunk_bytes, size_bytes))`. Runs are as long as
-/// can be. The extents must cover the disk in order and without gaps; otherwise, and after an error among them, the
+/// Widens extents to chunks: chunk `i` is `[i * chunk_bytes, min((i + 1) * chunk_bytes, size_bytes))`. Runs are as long
+/// as can be. The extents must cover the disk in order and without gaps; otherwise, and after an error among them, the
 /// iteration ends with an error.
 pub fn chunk_runs<I>(extents: I, size_bytes: u64, chunk_bytes: u32) -> ChunkRuns<I>
 where

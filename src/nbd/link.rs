@@ -1,8 +1,8 @@
 //! A socket on which nothing waits longer than its deadline.
 //!
-//! The kernel's own time-outs are for one call: a server that sends a byte now and then defeats them. So every call waits
-//! for a short tick only, and between ticks we look at the deadline and at the stop flag. The owner moves the deadline on
-//! when something is *achieved* - the handshake, a finished request - not when bytes trickle in.
+//! The kernel's own time-outs are for one call: a server that sends a byte now and then defeats them. So every call
+//! waits for a short tick only, and between ticks we look at the deadline and at the stop flag. The owner moves the
+//! deadline on when something is *achieved* - the handshake, a finished request - not when bytes trickle in.
 
 use std::io::{BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -32,8 +32,8 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Connects to a listening socket. The kernel lets a connect wait for room in the listener's backlog: no longer than
-    /// `timeout` here.
+    /// Connects to a listening socket. The kernel lets a connect wait for room in the listener's backlog: no longer
+    /// than `timeout` here.
     pub(super) fn open(path: &Path, timeout: Duration, stop: Arc<AtomicBool>) -> Result<Link> {
         let failed = |errno: rustix::io::Errno| match errno {
             rustix::io::Errno::AGAIN => Error::Timeout { after: timeout },

@@ -1,6 +1,7 @@
 //! NBD: the client by which the bytes of a disk come out of QEMU, and the server that hands out those of a point.
 //!
-//! It is a client of our own, because there is no library with several meta contexts at once and many requests on the way.
+//! It is a client of our own, because there is no library with several meta contexts at once and many requests on the
+//! way.
 //!
 //! The protocol is the one of NetworkBlockDevice's `doc/proto.md`; the comments cite its sections. Sizes are bytes.
 //!

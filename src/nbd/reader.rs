@@ -9,13 +9,13 @@
 //! Every connection has a thread. The first one also asks for the map, one question ahead of the reading, so that data
 //! flows before the whole map is known. Chunks are handed out in ascending order, each with a sequence number.
 //!
-//! **Memory** is bounded by permits: a chunk takes one when it is handed out to be read and gives it back when the consumer
-//! takes it, so at most `in_flight` buffers are between the two. Permits are given in ascending order, so the chunk that an
-//! ordered consumer waits for always has one: it cannot be starved by those behind it. What the consumer keeps is its own
-//! affair; a dropped [`ChunkBytes`] goes back to be filled again.
+//! **Memory** is bounded by permits: a chunk takes one when it is handed out to be read and gives it back when the
+//! consumer takes it, so at most `in_flight` buffers are between the two. Permits are given in ascending order, so the
+//! chunk that an ordered consumer waits for always has one: it cannot be starved by those behind it. What the consumer
+//! keeps is its own affair; a dropped [`ChunkBytes`] goes back to be filled again.
 //!
-//! **Ending**: the threads end when nothing is left to read, when one of them fails, or - within a tenth of a second - when
-//! the consumer is gone or the stop flag is up.
+//! **Ending**: the threads end when nothing is left to read, when one of them fails, or - within a tenth of a second -
+//! when the consumer is gone or the stop flag is up.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;

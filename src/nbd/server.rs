@@ -13,8 +13,9 @@
 //! socket ─ accept
 //!               └ connection ─ …                    one that does not read its replies stops itself, nobody else
 //! ```
-//! What a client sends is not trusted: lengths have limits, a handshake has ten seconds, a reply that nobody takes a minute, and
-//! there are at most [`MAX_CONNECTIONS`]. A client may be silent between two requests for as long as it likes.
+//! What a client sends is not trusted: lengths have limits, a handshake has ten seconds, a reply that nobody takes a
+//! minute, and there are at most [`MAX_CONNECTIONS`]. A client may be silent between two requests for as long as it
+//! likes.
 
 mod connection;
 mod export;
@@ -59,8 +60,9 @@ impl Server {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Serves whoever connects, until the stop flag is raised; then ends all connections, and returns when the last of them has
-    /// ended. `look` is called now and then (every tenth of a second or so); it ends the server when it returns false.
+    /// Serves whoever connects, until the stop flag is raised; then ends all connections, and returns when the last of
+    /// them has ended. `look` is called now and then (every tenth of a second or so); it ends the server when it
+    /// returns false.
     pub fn run(&self, listener: &UnixListener, mut look: impl FnMut() -> bool) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         let result = loop {

@@ -1,5 +1,5 @@
-//! Numbers and layouts of the protocol: encoding what we send, decoding what a server sent. Pure; whatever the bytes, the
-//! answer is a value or a [`Violation`].
+//! Numbers and layouts of the protocol: encoding what we send, decoding what a server sent. Pure; whatever the bytes,
+//! the answer is a value or a [`Violation`].
 //!
 //! Everything is big-endian. Section names are those of `doc/proto.md`.
 

@@ -36,8 +36,8 @@ pub struct Backup<'a> {
 }
 
 impl Backup<'_> {
-    /// Backs up the machine with this UUID or name. Whatever happens, the capture is ended. A machine that is stopped, started
-    /// or changed meanwhile is captured once more, as what it is then.
+    /// Backs up the machine with this UUID or name. Whatever happens, the capture is ended. A machine that is stopped,
+    /// started or changed meanwhile is captured once more, as what it is then.
     pub fn run(&self, machine: &str, request: &SnapshotRequest) -> Result<record::Point> {
         use capture::Error::{ChangedMeanwhile, StartedMeanwhile};
         let what = match self.attempt(machine, request) {

@@ -2,8 +2,9 @@
 //!
 //! «Changed since X» is only ever applied to the point that X was made with. So a point that made no checkpoint (the
 //! machine was off) is passed over, and the one before it is continued; and every repository has a chain of its own, by
-//! the names of its checkpoints: `kvmb-<repository>-<moment>`. A point that was copied from another repository brings along
-//! the name of a checkpoint of that one's chain, which says when to distrust it and when to delete it: it is passed over too.
+//! the names of its checkpoints: `kvmb-<repository>-<moment>`. A point that was copied from another repository brings
+//! along the name of a checkpoint of that one's chain, which says when to distrust it and when to delete it: it is
+//! passed over too.
 
 use super::Result;
 use super::locked_repo::RepoView;
@@ -41,10 +42,10 @@ pub fn checkpoint_name(repository: &str, now: Time) -> String {
     format!("{}{}", prefix(repository), now.to_utc().format("%Y%m%dT%H%M%S%6fZ"))
 }
 
-/// The chain of a machine; `known` are the checkpoints that libvirt lists. Of the newest of each host that libvirt does not know
-/// (it has forgotten it, or the machine came from there), `is_alive` says whether its bitmaps are in the images: then what the
-/// images hold is that point and what changed since, whichever host it was made on. When none is known or alive, the newest
-/// of this host is proposed; another host may have another machine with the same UUID.
+/// The chain of a machine; `known` are the checkpoints that libvirt lists. Of the newest of each host that libvirt does
+/// not know (it has forgotten it, or the machine came from there), `is_alive` says whether its bitmaps are in the
+/// images: then what the images hold is that point and what changed since, whichever host it was made on. When none is
+/// known or alive, the newest of this host is proposed; another host may have another machine with the same UUID.
 pub fn find(
     open: &RepoView,
     uuid: &str,

@@ -7,11 +7,11 @@
 //!   start it again if it        └ the capture is gone ──────────→ it ends
 //!   was killed
 //! ```
-//! A running machine's writes go on during a backup, and what they overwrite is kept in scratch files. When their file system
-//! is full, QEMU stops the *guest*. So the job is ended before, however slowly somebody reads or uploads.
+//! A running machine's writes go on during a backup, and what they overwrite is kept in scratch files. When their file
+//! system is full, QEMU stops the *guest*. So the job is ended before, however slowly somebody reads or uploads.
 //!
-//! The guard never opens libvirt itself: the embedded driver stays open until its process ends, and keeps all others away. A
-//! child that ends the job and then itself does it ([`Errand`]), and is killed when it hangs.
+//! The guard never opens libvirt itself: the embedded driver stays open until its process ends, and keeps all others
+//! away. A child that ends the job and then itself does it ([`Errand`]), and is killed when it hangs.
 
 use super::release::release;
 use super::{Error, Result, Stop};
@@ -103,8 +103,8 @@ fn command(file: &CaptureFile, arguments: &[&str]) -> Option<Command> {
     Some(command)
 }
 
-/// Runs `work`, which reads the capture, with a flag that is raised when `stop` is, or when the guard ended the capture: then
-/// that is the error, however the work ended. A guard that was killed is started again.
+/// Runs `work`, which reads the capture, with a flag that is raised when `stop` is, or when the guard ended the
+/// capture: then that is the error, however the work ended. A guard that was killed is started again.
 pub fn guarded<T>(
     file: &CaptureFile,
     capture: &CaptureState,
@@ -248,7 +248,8 @@ impl Guard {
     }
 
     fn end_job(&mut self, state: &CaptureState, stop: &Stop) {
-        // A process that has the embedded driver open keeps it, and ends the job by itself as soon as it sees the verdict.
+        // A process that has the embedded driver open keeps it, and ends the job by itself as soon as it sees the
+        // verdict.
         let belongs_to_another = state.owner.as_ref().is_some_and(ServerProcess::is_alive);
         if state.connect.starts_with("qemu:///embed") && belongs_to_another {
             return;

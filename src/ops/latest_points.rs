@@ -1,8 +1,8 @@
 //! What a repository holds of each machine, for a look at it that has to be quick.
 //!
-//! A machine is known by its UUID, which stands in a point's manifest; name and host are in the snapshot, and cost nothing. So
-//! the manifests that are read are those of the newest point of each name on each host, and older ones only where another
-//! machine had the name later. No lock is taken: nothing is handed out, and a prune beside it may go on.
+//! A machine is known by its UUID, which stands in a point's manifest; name and host are in the snapshot, and cost
+//! nothing. So the manifests that are read are those of the newest point of each name on each host, and older ones only
+//! where another machine had the name later. No lock is taken: nothing is handed out, and a prune beside it may go on.
 
 use super::inventory::host_name;
 use super::points::{self, PointRef};
@@ -64,9 +64,9 @@ impl<'r> LatestPoints<'r> {
         self.by_name.values().flatten().any(|known| known.is_or_was(&id))
     }
 
-    /// The newest point of a machine of this host: by its UUID, first under its name, then under any other. Points of other
-    /// hosts count only where this one has none: another host may have another machine with the same UUID, and this one may
-    /// have come from there.
+    /// The newest point of a machine of this host: by its UUID, first under its name, then under any other. Points of
+    /// other hosts count only where this one has none: another host may have another machine with the same UUID, and
+    /// this one may have come from there.
     pub fn newest_of(&mut self, name: &str, uuid: &str) -> Result<Option<Newest>> {
         let this_host = host_name();
         let (here, elsewhere): (Vec<_>, Vec<_>) =

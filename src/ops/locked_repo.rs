@@ -60,8 +60,8 @@ impl PendingRepo {
         &self.view
     }
 
-    /// Waits until the lock is certain. If somebody else locked at the same moment it waits for him as well, and looks again
-    /// at what the repository has then.
+    /// Waits until the lock is certain. If somebody else locked at the same moment it waits for him as well, and looks
+    /// again at what the repository has then.
     pub fn settle(self, stop: &Stop) -> Result<LockedRepo> {
         let PendingRepo { view, lock } = self;
         let settled = match lock {

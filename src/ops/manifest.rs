@@ -1,8 +1,8 @@
 //! `point.json`: what a point says of itself - all that kvmb needs to continue it and to restore it.
 //!
-//! Version 1. A reader refuses a version that it does not know and ignores fields that it does not know. So fields were added
-//! without a new version: `earlier_hosts`, `left_out`, `autostart`, `snapshots`, `outside_files` and a disk's `owner`, which the
-//! first points do not have.
+//! Version 1. A reader refuses a version that it does not know and ignores fields that it does not know. So fields were
+//! added without a new version: `earlier_hosts`, `left_out`, `autostart`, `snapshots`, `outside_files` and a disk's
+//! `owner`, which the first points do not have.
 
 use crate::capture::images::ImageOwner;
 use crate::record::{LeftOut, PointDisk, PointFile, Source, Time};
@@ -17,7 +17,8 @@ pub const MANIFEST: &str = "point.json";
 /// The definition's name in the point's folder.
 pub const DEFINITION: &str = "domain.xml";
 
-/// The name of the running machine's definition in the point's folder; only there where [`DEFINITION`] lacks a disk of the point.
+/// The name of the running machine's definition in the point's folder; only there where [`DEFINITION`] lacks a disk of
+/// the point.
 pub const LIVE_DEFINITION: &str = "domain-live.xml";
 
 /// The content of `point.json`.
@@ -33,8 +34,8 @@ pub struct Manifest {
     pub uuid: String,
     /// The libvirt host.
     pub host: String,
-    /// Other hosts that the machine was on before, as its chain shows: a point here continued one of theirs, by bitmaps that are
-    /// in the images ([`crate::ops::points::lineage`]). Points of kvmb 0.1.0 do not say it.
+    /// Other hosts that the machine was on before, as its chain shows: a point here continued one of theirs, by bitmaps
+    /// that are in the images ([`crate::ops::points::lineage`]). Points of kvmb 0.1.0 do not say it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier_hosts: Vec<EarlierHost>,
     /// The libvirt connection URI.

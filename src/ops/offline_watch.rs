@@ -1,8 +1,8 @@
 //! Keeps an eye on a machine that is off while its capture is read.
 //!
 //! Where no lock keeps it from starting, it may be started, and then what is read is of no one moment
-//! ([`crate::capture::offline::offline_fingerprint`]). The last look, after the last byte, decides; the looks before it only spare reading
-//! hours of what cannot be stored.
+//! ([`crate::capture::offline::offline_fingerprint`]). The last look, after the last byte, decides; the looks before it
+//! only spare reading hours of what cannot be stored.
 
 use super::{Result, Stop};
 use crate::capture::offline::offline_fingerprint::{ComparisonDepth, OfflineFingerprint};
@@ -13,8 +13,8 @@ use std::time::Duration;
 /// How often to look.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Runs `work`, which reads all that it wants of the capture, with a flag that is raised when `stop` is, or when the machine
-/// did not stay as it was: then that is the error, however the work ended.
+/// Runs `work`, which reads all that it wants of the capture, with a flag that is raised when `stop` is, or when the
+/// machine did not stay as it was: then that is the error, however the work ended.
 pub fn while_unchanged<T>(capture: &CaptureState, stop: &Stop, work: impl FnOnce(&Stop) -> Result<T>) -> Result<T> {
     let Some(still) = &capture.stillness else {
         return work(stop);

@@ -1,9 +1,9 @@
 //! Pinning: a point that stays whatever the retention says, until it is unpinned.
 //!
-//! A pin is the snapshot's tag `pinned`: it travels with `restic copy`, restic shows it, and `restic forget --keep-tag pinned`
-//! respects it. A snapshot file is named by its content, so a tag changes the point's id; `original` then keeps the first
-//! one, as with `restic tag`. What refers to points by id - the user, a capture that continues one, the `parent` in later
-//! manifests - finds them by either. Data, manifest, checkpoint and chain are not touched.
+//! A pin is the snapshot's tag `pinned`: it travels with `restic copy`, restic shows it, and `restic forget --keep-tag
+//! pinned` respects it. A snapshot file is named by its content, so a tag changes the point's id; `original` then keeps
+//! the first one, as with `restic tag`. What refers to points by id - the user, a capture that continues one, the
+//! `parent` in later manifests - finds them by either. Data, manifest, checkpoint and chain are not touched.
 
 use super::points::{PINNED_TAG, PointRef};
 use super::repo_lock::lock;
@@ -19,7 +19,8 @@ pub struct Pinner<'a> {
 }
 
 impl<'a> Pinner<'a> {
-    /// Takes the lock that a backup takes: pinning adds a file and removes the one that it replaces, and disturbs no backup.
+    /// Takes the lock that a backup takes: pinning adds a file and removes the one that it replaces, and disturbs no
+    /// backup.
     pub fn open(repo: &'a Repository, stop: &Stop) -> Result<Pinner<'a>> {
         Ok(Pinner { repo, permit: lock(repo, LockMode::Shared, stop)?.permit() })
     }

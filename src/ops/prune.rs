@@ -3,10 +3,11 @@
 //! All is decided under the repository's exclusive lock before anything is changed: the verdict on each point, and what
 //! of the packs is needed then. Where the repository is damaged, nothing is removed at all.
 //!
-//! A machine is its UUID on a host, and on those that it came from ([`crate::ops::points::lineage`]): two machines with one UUID do not
-//! share what a rule keeps. It is *gone* when the newest of its points was taken on this host and this host's libvirt does
-//! not know its UUID. Of machines of other hosts nothing is known here: the policy applies to them, and it counts from their newest
-//! point, so that a machine that is not backed up any more keeps what the policy left it.
+//! A machine is its UUID on a host, and on those that it came from ([`crate::ops::points::lineage`]): two machines with
+//! one UUID do not share what a rule keeps. It is *gone* when the newest of its points was taken on this host and this
+//! host's libvirt does not know its UUID. Of machines of other hosts nothing is known here: the policy applies to them,
+//! and it counts from their newest point, so that a machine that is not backed up any more keeps what the policy left
+//! it.
 
 use super::manifest::Manifest;
 use super::points::{self, PointRef};
@@ -224,7 +225,8 @@ fn damaged(error: repo::Error) -> Error {
     }
 }
 
-/// Not being allowed to remove files is a matter of its own; damage found while copying leaves the packs where they are.
+/// Not being allowed to remove files is a matter of its own; damage found while copying leaves the packs where they
+/// are.
 fn refused(repo: &Repository, error: repo::Error) -> Error {
     match error.is_refused_removal() {
         true => Error::RemovalRefused { url: repo.url(), source: Box::new(error) },
@@ -410,8 +412,8 @@ fn outlives_machine(group: &Group, request: &PruneRequest) -> bool {
     is_of_this_host && !is_named && !lives
 }
 
-/// The damaged points that are newer than the newest whole one, but those that are dated in the future. No chunk is read: this is about which point may be the
-/// last one that is good for anything.
+/// The damaged points that are newer than the newest whole one, but those that are dated in the future. No chunk is
+/// read: this is about which point may be the last one that is good for anything.
 fn newest_damaged(verifier: &mut Verifier, group: &Group, now: Time, stop: &Stop) -> Result<HashSet<Id>> {
     let mut damaged = HashSet::new();
     for (point, _) in group.points.iter().rev().filter(|(point, _)| point.snapshot.time <= now) {

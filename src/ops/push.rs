@@ -246,8 +246,9 @@ fn whole<T>(read: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// The newest point of the machine under its name: its disks' chunk sizes are kept, and unchanged folders used again. One of
-/// this host if there is one, for another host may have another machine with the same UUID. And whether a damaged one was met.
+/// The newest point of the machine under its name: its disks' chunk sizes are kept, and unchanged folders used again.
+/// One of this host if there is one, for another host may have another machine with the same UUID. And whether a
+/// damaged one was met.
 fn newest_point(view: &RepoView, capture: &CaptureState, host: &str) -> Result<(Option<OpenPoint>, bool)> {
     /// So many points of other machines of the same name are passed over.
     const DEPTH: usize = 20;
@@ -270,8 +271,8 @@ fn newest_point(view: &RepoView, capture: &CaptureState, host: &str) -> Result<(
     Ok((None, has_damage))
 }
 
-/// The hosts that the machine was on before this one: those of the points that are known of it, and that of the point that it
-/// continues now.
+/// The hosts that the machine was on before this one: those of the points that are known of it, and that of the point
+/// that it continues now.
 fn earlier_hosts<'a>(
     known: impl Iterator<Item = &'a OpenPoint>,
     parent: Option<Id>,

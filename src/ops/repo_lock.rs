@@ -42,8 +42,8 @@ pub(super) fn patiently<T>(stop: &Stop, take: impl Fn() -> repo::Result<T>) -> R
     }
 }
 
-/// Takes the lock of a command that only reads. On a medium that cannot be written there is no lock, and no need of one: a
-/// prune beside us could only make chunks go missing, which is reported; what is read is verified in any case.
+/// Takes the lock of a command that only reads. On a medium that cannot be written there is no lock, and no need of
+/// one: a prune beside us could only make chunks go missing, which is reported; what is read is verified in any case.
 pub fn lock_for_reading(repo: &Repository, monitor: &dyn Monitor, stop: &Stop) -> Result<Option<RepoLock>> {
     use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
     let error = match lock(repo, LockMode::Shared, stop) {
@@ -60,8 +60,8 @@ pub fn lock_for_reading(repo: &Repository, monitor: &dyn Monitor, stop: &Stop) -
     Err(error)
 }
 
-/// Runs `work` with a flag that is raised when `stop` is, or when the lock is lost: then that is the error, however the work
-/// ended.
+/// Runs `work` with a flag that is raised when `stop` is, or when the lock is lost: then that is the error, however the
+/// work ended.
 pub fn while_locked<T>(permit: &Permit, stop: &Stop, work: impl FnOnce(&Stop) -> Result<T>) -> Result<T> {
     let (inner, done) = (Stop::default(), AtomicBool::new(false));
     let result = thread::scope(|scope| {

@@ -38,8 +38,8 @@ pub struct SnapshotRequest {
     pub luks_key_files: BTreeMap<String, PathBuf>,
 }
 
-/// Opens a capture. With a repository it continues that repository's chain: a new checkpoint is made in the same instant,
-/// and each disk shows what changed since the last one where that is possible.
+/// Opens a capture. With a repository it continues that repository's chain: a new checkpoint is made in the same
+/// instant, and each disk shows what changed since the last one where that is possible.
 pub fn snapshot(
     runtime: &RuntimeDirs,
     machine: &Machine,
@@ -121,8 +121,8 @@ pub fn is_without_disks(machine: &Machine, request: &SnapshotRequest) -> Result<
     Ok(choose(machine, &definition, request)?.0.is_empty())
 }
 
-/// The disks to capture, and the others with the reason. None at all is for a machine of which none can be backed up, or whose
-/// disks are all excluded on request; that no disk was chosen of one that has some is an error.
+/// The disks to capture, and the others with the reason. None at all is for a machine of which none can be backed up,
+/// or whose disks are all excluded on request; that no disk was chosen of one that has some is an error.
 pub fn choose(
     machine: &Machine,
     definition: &Definition,

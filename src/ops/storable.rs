@@ -1,7 +1,7 @@
 //! Whether a disk's list of chunks fits into a restic tree, before an hour is spent on reading it.
 //!
-//! The list is one blob of JSON with 67 bytes a chunk, or for each 512 KiB of a chunk of zeros, and no blob is larger than
-//! 4 GiB. So a disk of 30 TiB always fits; beyond, it depends on its chunks and its holes.
+//! The list is one blob of JSON with 67 bytes a chunk, or for each 512 KiB of a chunk of zeros, and no blob is larger
+//! than 4 GiB. So a disk of 30 TiB always fits; beyond, it depends on its chunks and its holes.
 
 use super::chunk_map::{Geometry, ZERO_BLOB_BYTES};
 use super::{Error, Result, Stop};

@@ -1,12 +1,12 @@
 //! A part of all chunks, so that several runs prove them all.
 //!
-//! Chunks lie on a circle by their ids, which are hashes and so spread evenly. A run proves those of one sector of it, and the
-//! next run goes on where that ends: after twenty sectors of 5 % every chunk was read that was there all the time, and
-//! damage that is older than that was found. A new chunk that falls into a sector that is past waits for the next round, at
-//! most as long as any other. How wide the sectors are may change from run to run.
+//! Chunks lie on a circle by their ids, which are hashes and so spread evenly. A run proves those of one sector of it,
+//! and the next run goes on where that ends: after twenty sectors of 5 % every chunk was read that was there all the
+//! time, and damage that is older than that was found. A new chunk that falls into a sector that is past waits for the
+//! next round, at most as long as any other. How wide the sectors are may change from run to run.
 //!
-//! Where the next one begins, [`SampleCursor`] remembers on this host, apart for each selection of points that is proven: other
-//! selections would tear holes into each other's rounds.
+//! Where the next one begins, [`SampleCursor`] remembers on this host, apart for each selection of points that is
+//! proven: other selections would tear holes into each other's rounds.
 
 use super::Monitor;
 use crate::record::Time;

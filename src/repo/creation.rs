@@ -6,10 +6,10 @@
 //! | 2. store the first key | a repository |
 //! | 3. see that the config is still the one of step 1 | a repository |
 //!
-//! A creator that died between 1 and 2 leaves a config that no key opens. After [`BEING_CREATED`] it counts as unfinished, and
-//! the next creator removes exactly that config and begins at 1. A creator that was only asleep sees in step 3 that it was
-//! replaced, takes its key back and gives way. Where the file system has no hard links, the config may be short or empty for a
-//! moment; that, too, is a repository that is being created.
+//! A creator that died between 1 and 2 leaves a config that no key opens. After [`BEING_CREATED`] it counts as
+//! unfinished, and the next creator removes exactly that config and begins at 1. A creator that was only asleep sees in
+//! step 3 that it was replaced, takes its key back and gives way. Where the file system has no hard links, the config
+//! may be short or empty for a moment; that, too, is a repository that is being created.
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -1,5 +1,6 @@
-//! What is read from a repository, once it is unsealed, as the fuzz targets hand it in: whether it is what it should be. Nobody
-//! can write it who has no key, but bits can be wrong before they are sealed, and other versions and programs write too.
+//! What is read from a repository, once it is unsealed, as the fuzz targets hand it in: whether it is what it should
+//! be. Nobody can write it who has no key, but bits can be wrong before they are sealed, and other versions and
+//! programs write too.
 
 use super::{index, pack, tree};
 

@@ -1,7 +1,7 @@
 //! Which blob lies where.
 //!
-//! In memory: one sorted table for each kind of blob with 50 bytes a blob, and the packs' names apart. On disk: JSON, at
-//! most 50,000 blobs a file.
+//! In memory: one sorted table for each kind of blob with 50 bytes a blob, and the packs' names apart. On disk: JSON,
+//! at most 50,000 blobs a file.
 
 use std::collections::{HashMap, HashSet};
 

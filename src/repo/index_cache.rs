@@ -1,7 +1,8 @@
 //! The index as it was last read, shared by all machines of one run.
 //!
-//! Index files never change, their name is the hash of what they hold. So whoever asks again lists them, which is what a
-//! lock makes certain, and reads only those that are new since. When files are gone, after a prune, all are read again.
+//! Index files never change, their name is the hash of what they hold. So whoever asks again lists them, which is what
+//! a lock makes certain, and reads only those that are new since. When files are gone, after a prune, all are read
+//! again.
 
 use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
@@ -17,8 +18,8 @@ pub type IndexWithDamage = (Arc<Index>, Vec<(Id, Error)>);
 type LoadedFiles = Vec<(Id, LoadedFile)>;
 
 impl Repository {
-    /// What the index files name. Do it after locking. Only those are read that are new since this process read them last:
-    /// all machines of a run share one index.
+    /// What the index files name. Do it after locking. Only those are read that are new since this process read them
+    /// last: all machines of a run share one index.
     pub fn load_index(&self) -> Result<Arc<Index>> {
         let (index, mut damaged) = self.load_index_with_damage()?;
         match damaged.is_empty() {
@@ -33,8 +34,8 @@ impl Repository {
         self.load_index()
     }
 
-    /// As [`Repository::load_index`], from the index files that can be read; says which cannot: for `verify` and for rescuing
-    /// what is left. Several who ask at the same moment read it once.
+    /// As [`Repository::load_index`], from the index files that can be read; says which cannot: for `verify` and for
+    /// rescuing what is left. Several who ask at the same moment read it once.
     pub fn load_index_with_damage(&self) -> Result<IndexWithDamage> {
         let mut last = self.last_index().lock().unwrap_or_else(PoisonError::into_inner);
         // Listed while nobody else loads: what is new has been named before the caller asked.

@@ -19,8 +19,9 @@ const MEMORY_LIMIT: u64 = 1 << 30;
 /// The same for time.
 const P_LIMIT: u32 = 64;
 
-/// How much a new key costs. The tests' passwords are no secrets, and they are asked for thousands of times: a build with debug
-/// assertions takes `$KVMB_TEST_QUICK_KEYS=1` for an answer. What a key file costs stands in it, so opening is the same.
+/// How much a new key costs. The tests' passwords are no secrets, and they are asked for thousands of times: a build
+/// with debug assertions takes `$KVMB_TEST_QUICK_KEYS=1` for an answer. What a key file costs stands in it, so opening
+/// is the same.
 fn log_n() -> u8 {
     let is_test = cfg!(debug_assertions) && std::env::var("KVMB_TEST_QUICK_KEYS").is_ok_and(|value| value == "1");
     if is_test { 10 } else { LOG_N }

@@ -23,9 +23,9 @@
 //! **SIGHUP.** To see whether the process of a lock lives, restic sends it a SIGHUP (and ignores those that it gets). A
 //! process that has ever held a lock here therefore ignores SIGHUP for the rest of its life, as restic does.
 //!
-//! A lock is refreshed every 5 minutes: a new file is written, then the old one removed. If that fails for 22.5 minutes,
-//! or if our file is gone (`restic unlock --remove-all`), the lock is lost: [`Permit`] says no from then on, and without one
-//! nothing can be written or removed.
+//! A lock is refreshed every 5 minutes: a new file is written, then the old one removed. If that fails for 22.5
+//! minutes, or if our file is gone (`restic unlock --remove-all`), the lock is lost: [`Permit`] says no from then on,
+//! and without one nothing can be written or removed.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
@@ -93,8 +93,8 @@ pub struct RepoLock {
     held: Arc<Held>,
 }
 
-/// The right to change a repository, which only a lock that has settled gives. Whatever writes or removes packs, indexes and
-/// snapshots asks for one. It keeps the lock.
+/// The right to change a repository, which only a lock that has settled gives. Whatever writes or removes packs,
+/// indexes and snapshots asks for one. It keeps the lock.
 #[derive(Debug, Clone)]
 pub struct Permit {
     held: Arc<Held>,
@@ -222,7 +222,8 @@ impl Permit {
         self.check()
     }
 
-    /// Stores an index or a snapshot. If the lock was lost meanwhile, nobody saw the file in time, and it is taken back.
+    /// Stores an index or a snapshot. If the lock was lost meanwhile, nobody saw the file in time, and it is taken
+    /// back.
     pub(super) fn store(&self, repo: &Repository, kind: FileKind, value: &impl Serialize) -> Result<Id> {
         self.confirm()?;
         let id = repo.save_unpacked(kind, value)?;
@@ -383,8 +384,9 @@ fn survive_hangups() {
     });
 }
 
-/// A lock whose file is made and which has not looked again yet: whoever made one at the same moment may be in the way. It
-/// looks by itself when it is time. What is read meanwhile is read under the lock; what cannot be undone must wait for
+/// A lock whose file is made and which has not looked again yet: whoever made one at the same moment may be in the way.
+/// It looks by itself when it is time. What is read meanwhile is read under the lock; what cannot be undone must wait
+/// for
 /// [`PendingLock::settle`]: only a settled lock gives a [`Permit`].
 #[derive(Debug)]
 pub struct PendingLock {

@@ -1,17 +1,17 @@
 //! restic repositories, format version 2.
 //!
 //! One file a noun of the format: [`Id`], key, config, [`RepoLock`], pack, [`Index`], [`Tree`], [`Content`],
-//! [`Snapshot`]; and what moves data: [`Writer`], [`read_blobs`], [`copy_blobs`], [`check()`], [`PrunePlan`]. All files go through a
-//! [`Storage`](crate::storage::Storage). Blobs and files are opened (their code compared) and their SHA-256 is compared before anybody sees a byte
-//! of them: what comes out of here is right, or it is a typed [`Error`].
+//! [`Snapshot`]; and what moves data: [`Writer`], [`read_blobs`], [`copy_blobs`], [`check()`], [`PrunePlan`]. All files
+//! go through a [`Storage`](crate::storage::Storage). Blobs and files are opened (their code compared) and their
+//! SHA-256 is compared before anybody sees a byte of them: what comes out of here is right, or it is a typed [`Error`].
 //!
-//! It is written here and not by a library, because none takes chunks of a fixed size, continues a parent's list of them, and reports
-//! what cannot be read.
+//! It is written here and not by a library, because none takes chunks of a fixed size, continues a parent's list of
+//! them, and reports what cannot be read.
 //!
 //! # Order of things
 //! A prune beside a backup loses data unless both hold locks. So: [`Repository::lock`], then
-//! [`Repository::load_index`], then write: with the lock's [`Permit`], without which nothing can be written. In between, whoever writes names
-//! what runs that ended badly have stored: [`Repository::begin_recovery`].
+//! [`Repository::load_index`], then write: with the lock's [`Permit`], without which nothing can be written. In
+//! between, whoever writes names what runs that ended badly have stored: [`Repository::begin_recovery`].
 //!
 //! # Memory
 //! | what | how much |

@@ -1,24 +1,25 @@
 //! Runs that ended before they could name what they had stored.
 //!
-//! A pack is stored long before an index names it (see [`super::Writer`]), and a run may end in between: killed, given up
-//! when the network stayed dead, told to stop. So that nothing of that is sent twice, a writer notes each pack of its
-//! own in the [`RepoCacheDir`], *after* it was stored, and the next run that writes there names what is noted before it
-//! looks for what the repository has. The packs need not be looked for: to list them all would take a server longer than
-//! most backups.
+//! A pack is stored long before an index names it (see [`super::Writer`]), and a run may end in between: killed, given
+//! up when the network stayed dead, told to stop. So that nothing of that is sent twice, a writer notes each pack of
+//! its own in the [`RepoCacheDir`], *after* it was stored, and the next run that writes there names what is noted
+//! before it looks for what the repository has. The packs need not be looked for: to list them all would take a server
+//! longer than most backups.
 //!
 //! ```text
 //! writer:    store pack (durable) ─ note it ─ … ─ index names it (durable) ─ remove the notes
 //! next run:  lock ─ load index ─ find notes without a writer ─ settle the lock ─ check headers ─ save an index ─ load it
 //! ```
 //!
-//! **Who is dead.** A writer holds its notes locked (`flock`) as long as it lives, and the system lets go of the lock however
-//! it ends: notes that can be locked have no writer any more.
+//! **Who is dead.** A writer holds its notes locked (`flock`) as long as it lives, and the system lets go of the lock
+//! however it ends: notes that can be locked have no writer any more.
 //!
-//! **An adopted pack is worth as much as any other.** It is noted when [`Storage::write`](crate::storage::Storage::write) has
-//! returned: synced, renamed, its folder synced. So its content is not read again to compare its name; its header is, which
-//! is authenticated, lists what the index will say, and must add up to the size of the file to the byte. Whatever is read
-//! from it later is proven as always. A pack that was under way when the run ended has no note, is sent again, and what
-//! is there of it goes with the next prune: no more packs than are stored at a time.
+//! **An adopted pack is worth as much as any other.** It is noted when
+//! [`Storage::write`](crate::storage::Storage::write) has returned: synced, renamed, its folder synced. So its content
+//! is not read again to compare its name; its header is, which is authenticated, lists what the index will say, and
+//! must add up to the size of the file to the byte. Whatever is read from it later is proven as always. A pack that was
+//! under way when the run ended has no note, is sent again, and what is there of it goes with the next prune: no more
+//! packs than are stored at a time.
 //!
 //! **Others beside us.** The lock that we hold since before we look keeps away whoever removes packs, kvmb or restic;
 //! what a prune took before is not there any more, and is not named. Of a live writer nothing is touched. That two runs
@@ -125,8 +126,8 @@ impl Repository {
         notes.is_some_and(|notes| notes.is_ok_and(|mut notes| notes.next().is_some()))
     }
 
-    /// Looks for what runs of this host have stored and not named; none if there is nothing, as after most runs. Ask before
-    /// the index is loaded, so that what another thread has just named is in it.
+    /// Looks for what runs of this host have stored and not named; none if there is nothing, as after most runs. Ask
+    /// before the index is loaded, so that what another thread has just named is in it.
     pub fn begin_recovery(&self) -> Option<PackRecovery<'_>> {
         let host_folder = self.host_folder()?;
         let alone = host_folder.adopting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -144,8 +145,8 @@ impl Repository {
 }
 
 impl PackRecovery<'_> {
-    /// Names in a new index file the packs that `index` does not, and returns how many they are: if any, the index is to be
-    /// loaded again. The lock must be held since before `index` was loaded. `stop` ends it with nothing done.
+    /// Names in a new index file the packs that `index` does not, and returns how many they are: if any, the index is
+    /// to be loaded again. The lock must be held since before `index` was loaded. `stop` ends it with nothing done.
     pub fn finish(self, index: &Index, permit: &Permit, stop: &AtomicBool) -> Result<usize> {
         let named: HashSet<Id> = index.packs().collect();
         let noted: HashSet<Id> = self.left.iter().flat_map(|left| &left.packs).copied().collect();

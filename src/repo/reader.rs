@@ -154,10 +154,10 @@ pub(super) struct BlobRequest {
 
 /// Reads many data blobs, in the order in which they lie in the packs.
 ///
-/// `ids` should be distinct. Neighbours are read together; `threads` threads, or more where the storage is far away, read,
-/// open, decompress and compare, and call `deliver` from there with each blob, or with the error that it cannot be had (after every place of it was tried).
-/// It ends early when `deliver` breaks or `stop` is set, and with an error when the place cannot be reached. Nothing is
-/// delivered that is not proven.
+/// `ids` should be distinct. Neighbours are read together; `threads` threads, or more where the storage is far away,
+/// read, open, decompress and compare, and call `deliver` from there with each blob, or with the error that it cannot
+/// be had (after every place of it was tried). It ends early when `deliver` breaks or `stop` is set, and with an error
+/// when the place cannot be reached. Nothing is delivered that is not proven.
 ///
 /// Memory: 8 MiB of sealed and one blob of plain bytes a thread, and some 90 bytes an id.
 pub fn read_blobs(

@@ -1,7 +1,7 @@
 //! What this host remembers of a repository from one run to the next.
 //!
-//! Nothing that a repository needs: without it a run may only do some work twice. The folder is one of kvmb's own, in its
-//! data folder and private, `repositories/<the repository's id>`:
+//! Nothing that a repository needs: without it a run may only do some work twice. The folder is one of kvmb's own, in
+//! its data folder and private, `repositories/<the repository's id>`:
 //!
 //! | file | what |
 //! | --- | --- |
@@ -57,8 +57,8 @@ impl RepoCacheDir {
         }
     }
 
-    /// Keeps something under a name, in the place of what was there: all of it or nothing. `change` gets what was there, and
-    /// no other run changes it meanwhile.
+    /// Keeps something under a name, in the place of what was there: all of it or nothing. `change` gets what was
+    /// there, and no other run changes it meanwhile.
     pub fn change(&self, name: &str, change: impl FnOnce(Vec<u8>) -> io::Result<Vec<u8>>) -> io::Result<()> {
         let folder = self.make_folder("")?;
         let lock = File::open(&folder)?;

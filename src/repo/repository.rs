@@ -58,8 +58,9 @@ impl fmt::Debug for Repository {
 }
 
 impl Repository {
-    /// Creates a repository; fails with [`Error::AlreadyExists`] where there is one, or the remains of one, also when somebody
-    /// else creates it at the same moment. Where a creation was interrupted, it is finished, after a wait of ten seconds.
+    /// Creates a repository; fails with [`Error::AlreadyExists`] where there is one, or the remains of one, also when
+    /// somebody else creates it at the same moment. Where a creation was interrupted, it is finished, after a wait of
+    /// ten seconds.
     pub fn create(storage: Arc<dyn Storage>, password: &Password) -> Result<Repository> {
         let url = storage.url();
         let Created { key, key_id, config } = creation::create(&*storage, password)?;
@@ -205,7 +206,8 @@ fn list(storage: &dyn Storage, kind: FileKind) -> crate::storage::Result<Vec<Id>
     Ok(ids)
 }
 
-/// The config, and the key that opens it. A key that fits the password but not the config is that of a creator who gave way.
+/// The config, and the key that opens it. A key that fits the password but not the config is that of a creator who gave
+/// way.
 fn open_config(storage: &dyn Storage, url: &str, password: &Password) -> Result<(Id, SealKey, RepoConfig)> {
     let url = url.to_owned();
     let sealed = match storage.read(FileKind::Config, "") {

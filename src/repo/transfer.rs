@@ -1,7 +1,7 @@
 //! Blobs from one repository to another.
 //!
-//! A blob is opened with the one key, proven, and sealed with the other. Compressed it stays: the SHA-256 is that of the
-//! plaintext, so it is decompressed to be proven, but never compressed again.
+//! A blob is opened with the one key, proven, and sealed with the other. Compressed it stays: the SHA-256 is that of
+//! the plaintext, so it is decompressed to be proven, but never compressed again.
 
 use std::ops::ControlFlow;
 use std::sync::OnceLock;
@@ -12,9 +12,9 @@ use super::{BlobKind, Id, Index, PutOutcome, Repository, Result, Writer};
 
 /// Copies blobs of one kind into the repository that `writer` writes to.
 ///
-/// `ids` should be distinct, and not known to the writer, which would leave them out. `tell` hears of each blob what became
-/// of it, or why it cannot be had: such a blob is not copied, and the others are. Ends early when `stop` is set; an error is
-/// about one of the two places as a whole.
+/// `ids` should be distinct, and not known to the writer, which would leave them out. `tell` hears of each blob what
+/// became of it, or why it cannot be had: such a blob is not copied, and the others are. Ends early when `stop` is set;
+/// an error is about one of the two places as a whole.
 pub fn copy_blobs(
     (repo, index): (&Repository, &Index),
     kind: BlobKind,

@@ -4,8 +4,8 @@
 //! Names are written as Go's `strconv.Quote` writes them, without the quotes around, and that again as a JSON string: a
 //! name with a newline stands there as `\\n`.
 //!
-//! The list of blobs of a disk makes a tree large: 280 MB for 2 TiB. It is never in memory as JSON: writing runs over it
-//! twice, for the hash and for the compressor; reading decompresses, hashes and parses in one go.
+//! The list of blobs of a disk makes a tree large: 280 MB for 2 TiB. It is never in memory as JSON: writing runs over
+//! it twice, for the hash and for the compressor; reading decompresses, hashes and parses in one go.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;

@@ -17,8 +17,8 @@ pub struct FoundLock {
 }
 
 impl Repository {
-    /// Looks at all locks. Stale ones go: those older than 30 minutes, and those of dead processes of this host. With `all` every
-    /// one goes, those of programs at work and those that cannot be read too.
+    /// Looks at all locks. Stale ones go: those older than 30 minutes, and those of dead processes of this host. With
+    /// `all` every one goes, those of programs at work and those that cannot be read too.
     pub fn locks(&self, all: bool) -> Result<Vec<FoundLock>> {
         let mut found = Vec::new();
         for file in self.storage().list(FileKind::Lock)? {

@@ -162,8 +162,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Writer {
-    /// Begins to write. `index` says what the repository has already: load it after taking the repository's lock, which gives
-    /// the permit. Once that is lost nothing is written, and every call fails with [`Error::LockLost`].
+    /// Begins to write. `index` says what the repository has already: load it after taking the repository's lock, which
+    /// gives the permit. Once that is lost nothing is written, and every call fails with [`Error::LockLost`].
     pub fn new(repo: &Repository, index: Arc<Index>, options: WriterOptions, permit: &Permit) -> Writer {
         let shared = Arc::new(WriterShared {
             repo: repo.clone(),
@@ -258,8 +258,8 @@ impl Writer {
         Ok(zero_blob_id())
     }
 
-    /// Stores what `write` writes, without holding more of it than its compressed form. `write` is called twice, for the
-    /// name and for the content, and must write the same both times.
+    /// Stores what `write` writes, without holding more of it than its compressed form. `write` is called twice, for
+    /// the name and for the content, and must write the same both times.
     pub fn put_stream(&self, kind: BlobKind, write: impl Fn(&mut dyn Write) -> io::Result<()>) -> Result<PutOutcome> {
         self.shared.check()?;
         let mut first = HashingWriter::default();
@@ -305,7 +305,8 @@ impl Writer {
         }
     }
 
-    /// Stores what is left, and then the index of it. When it returns, all that was put is durable and can be referred to.
+    /// Stores what is left, and then the index of it. When it returns, all that was put is durable and can be referred
+    /// to.
     pub fn finish(mut self) -> Result<WriteSummary> {
         self.settle()?;
         Ok(self.summary())
@@ -467,8 +468,8 @@ impl Drop for Writer {
 }
 
 impl WriterShared {
-    /// Waits for the end of the workers, but not any longer when the lock is lost: they may wait for a slow place. When it is
-    /// time to stop they end soon, at the next piece that goes out.
+    /// Waits for the end of the workers, but not any longer when the lock is lost: they may wait for a slow place. When
+    /// it is time to stop they end soon, at the next piece that goes out.
     fn wait_for(&self, workers: &[JoinHandle<()>]) -> Result<()> {
         let mut is_lost = self.permit.check();
         while !workers.iter().all(JoinHandle::is_finished) {

@@ -2,13 +2,13 @@
 //!
 //! A point that is not there awaits its copy if
 //!
-//! - it is newer than all that were copied (and are not dated in the future): copies are made oldest first, so it never was
-//!   there, or
-//! - the second tier's own policy would keep it, judged with all that is there and here: then it was not that policy that
-//!   removed it. Without any rule nothing is removed there, and whatever is not there awaits its copy.
+//! - it is newer than all that were copied (and are not dated in the future): copies are made oldest first, so it never
+//!   was there, or
+//! - the second tier's own policy would keep it, judged with all that is there and here: then it was not that policy
+//!   that removed it. Without any rule nothing is removed there, and whatever is not there awaits its copy.
 //!
-//! So what the second tier's retention removes does not come back, and a point that it never had is not taken for one of
-//! those only because somebody copied a newer one first.
+//! So what the second tier's retention removes does not come back, and a point that it never had is not taken for one
+//! of those only because somebody copied a newer one first.
 
 use super::{Candidate, Policy, judge};
 use crate::record::Time;
@@ -25,9 +25,9 @@ pub struct FirstTierPoint {
     pub is_copied: bool,
 }
 
-/// Which of the points of one machine, oldest first, await their copy. `second` is the policy of the second tier, `only_there`
-/// are the times of the machine's points that only that one has, `zone` is the local time zone. One more point there never
-/// makes another one await its copy.
+/// Which of the points of one machine, oldest first, await their copy. `second` is the policy of the second tier,
+/// `only_there` are the times of the machine's points that only that one has, `zone` is the local time zone. One more
+/// point there never makes another one await its copy.
 pub fn await_copy(
     second: &Policy,
     here: &[FirstTierPoint],

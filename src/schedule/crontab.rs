@@ -1,9 +1,9 @@
 //! A user's crontab: our lines stand between two markers, and nothing else in it is touched.
 //!
-//! No library edits one so that every other byte of it stays. It is read and written by crontab(1), the only program that may do it everywhere. Three of its ways are met here:
-//! Debian's leaves out the first three comments when it lists (they are its own header, if it wrote the file), unless
-//! told otherwise; it shows a carriage return as `\r`, which written back would be two other characters; and an empty
-//! crontab is not the same as none.
+//! No library edits one so that every other byte of it stays. It is read and written by crontab(1), the only program
+//! that may do it everywhere. Three of its ways are met here: Debian's leaves out the first three comments when it
+//! lists (they are its own header, if it wrote the file), unless told otherwise; it shows a carriage return as `\r`,
+//! which written back would be two other characters; and an empty crontab is not the same as none.
 
 use super::Error;
 use super::entry::{CHILD_LIMIT, program};
@@ -157,8 +157,8 @@ pub fn read() -> Result<Crontab, Error> {
     Ok(crontab)
 }
 
-/// Changes it, and returns it as it was and as it is. Other runs of kvmb wait; whatever else changes it meanwhile is an error.
-/// A rehearsal writes nothing.
+/// Changes it, and returns it as it was and as it is. Other runs of kvmb wait; whatever else changes it meanwhile is an
+/// error. A rehearsal writes nothing.
 pub fn change(dry_run: bool, change: impl FnOnce(&Crontab) -> Result<Crontab, Error>) -> Result<[Crontab; 2], Error> {
     let _alone = if dry_run { None } else { lock()? };
     let before = read()?;
@@ -169,8 +169,8 @@ pub fn change(dry_run: bool, change: impl FnOnce(&Crontab) -> Result<Crontab, Er
     Ok([before, after])
 }
 
-/// crontab(1) replaces all of a crontab: whoever reads, changes and writes it must be alone. The user's home folder, which
-/// every user has, is the lock; a user without one has no rival.
+/// crontab(1) replaces all of a crontab: whoever reads, changes and writes it must be alone. The user's home folder,
+/// which every user has, is the lock; a user without one has no rival.
 fn lock() -> Result<Option<File>, Error> {
     let home = std::env::var_os("HOME").map_or(PathBuf::from("/"), PathBuf::from);
     let Ok(folder) = File::open(&home) else { return Ok(None) };

@@ -78,8 +78,9 @@ impl CronField {
 pub(super) struct Values {
     /// The numbers that match; Sunday is 0.
     pub numbers: BTreeSet<u32>,
-    /// Whether the field begins with `*`, also as `*/2`: cron then takes it as unrestricted where a day of the month *or*
-    /// of the week would do, and takes the hour and minute as a pattern and not as a fixed time when clocks change.
+    /// Whether the field begins with `*`, also as `*/2`: cron then takes it as unrestricted where a day of the
+    /// month *or* of the week would do, and takes the hour and minute as a pattern and not as a fixed time when clocks
+    /// change.
     pub starred: bool,
 }
 

@@ -1,5 +1,5 @@
-//! A systemd service and its timer: what cron's entry does, with what systemd adds - a missed run is made up for, and the
-//! run is shut off from what no backup needs.
+//! A systemd service and its timer: what cron's entry does, with what systemd adds - a missed run is made up for, and
+//! the run is shut off from what no backup needs.
 //!
 //! The sandbox leaves open what kvmb and its hooks do need: disks and images anywhere, the network, the sockets of
 //! libvirt and QEMU in `/run`, root's keys for SSH, and repositories wherever they are.

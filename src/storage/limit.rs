@@ -1,7 +1,7 @@
 //! A decorator that uploads no faster than it is told.
 //!
-//! It stands *below* [`super::RetryStorage`], so that what has to be sent again is limited as well. Reading is not limited:
-//! what a backup reads from a repository is little.
+//! It stands *below* [`super::RetryStorage`], so that what has to be sent again is limited as well. Reading is not
+//! limited: what a backup reads from a repository is little.
 
 use std::sync::Arc;
 use std::time::SystemTime;

@@ -1,12 +1,12 @@
 //! A repository in a folder of this machine.
 //!
 //! A file is written under a temporary name beside its place, synced, renamed, and its folder synced: a reader sees all
-//! of it or nothing, and so does whoever comes after a power cut. The temporary name contains `-tmp-`, as restic's does;
-//! such files are never listed. A killed writer leaves one behind: the next writer removes those that are older than a
-//! day from each folder that it writes to.
+//! of it or nothing, and so does whoever comes after a power cut. The temporary name contains `-tmp-`, as restic's
+//! does; such files are never listed. A killed writer leaves one behind: the next writer removes those that are older
+//! than a day from each folder that it writes to.
 //!
-//! Folders are mode 0700, files 0600. The root folder is only ever made by [`Storage::create_layout`], never by a write:
-//! where a disk is not mounted, nothing must be written to the empty mount point.
+//! Folders are mode 0700, files 0600. The root folder is only ever made by [`Storage::create_layout`], never by a
+//! write: where a disk is not mounted, nothing must be written to the empty mount point.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};

@@ -59,8 +59,8 @@ impl FileKind {
         }
     }
 
-    /// A file of this kind that is longer is none of a repository: whoever has damaged it, or a server that makes it up, must
-    /// not fill our memory. Lists of a million blobs and snapshots with thousands of paths are far shorter.
+    /// A file of this kind that is longer is none of a repository: whoever has damaged it, or a server that makes it
+    /// up, must not fill our memory. Lists of a million blobs and snapshots with thousands of paths are far shorter.
     pub fn longest_bytes(self) -> u64 {
         match self {
             FileKind::Config | FileKind::Key | FileKind::Lock => 64 << 10,
@@ -280,8 +280,9 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// visible under its name before. Writing a name that exists replaces it: names are hashes of the content.
     fn write(&self, kind: FileKind, name: &str, contents: &[u8]) -> Result<()>;
 
-    /// The same through a gate, which is asked before each piece of that many bytes goes out, and may take its time. Before
-    /// the file gets its name it is asked once more, about nothing. Where it says no, writing ends with [`Error::Interrupted`]. A place that can only write in one go asks once.
+    /// The same through a gate, which is asked before each piece of that many bytes goes out, and may take its time.
+    /// Before the file gets its name it is asked once more, about nothing. Where it says no, writing ends with
+    /// [`Error::Interrupted`]. A place that can only write in one go asks once.
     fn write_gated(&self, kind: FileKind, name: &str, contents: &[u8], gate: Gate) -> Result<()> {
         match gate(contents.len()) {
             true => self.write(kind, name, contents),
@@ -301,12 +302,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Removes a file, durably as it was written; one that is not there is [`Error::NotFound`].
     fn remove(&self, kind: FileKind, name: &str) -> Result<()>;
 
-    /// Makes durable that a file of this name is there, or is not: the end of a write or of a removal, for one whose end nobody
-    /// heard of. (What is there under its name has durable contents already.)
+    /// Makes durable that a file of this name is there, or is not: the end of a write or of a removal, for one whose
+    /// end nobody heard of. (What is there under its name has durable contents already.)
     fn sync_folder(&self, kind: FileKind, name: &str) -> Result<()>;
 
-    /// Removes what killed writers left behind: unfinished files that no living writer can have. It never removes a file
-    /// that [`Storage::list`] lists. A place that leaves nothing behind has nothing to do.
+    /// Removes what killed writers left behind: unfinished files that no living writer can have. It never removes a
+    /// file that [`Storage::list`] lists. A place that leaves nothing behind has nothing to do.
     fn remove_leftovers(&self) -> Result<()> {
         Ok(())
     }

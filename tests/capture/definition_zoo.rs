@@ -1,7 +1,8 @@
-//! Definitions of the shapes that people publish, restored in place and as a copy, by their XML: pools, labels, firmware
-//! auto-selection, stateless loaders, odd controllers, other architectures.
+//! Definitions of the shapes that people publish, restored in place and as a copy, by their XML: pools, labels,
+//! firmware auto-selection, stateless loaders, odd controllers, other architectures.
 //!
-//! Each shape is a part of a definition. In place nothing of it may change, not a byte; a copy must not have what is listed.
+//! Each shape is a part of a definition. In place nothing of it may change, not a byte; a copy must not have what is
+//! listed.
 
 use kvmb::capture::domain_xml::definition::{Definition, DiskSource};
 use kvmb::capture::domain_xml::references::references;

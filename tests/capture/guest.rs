@@ -1,5 +1,5 @@
-//! A Linux that writes and syncs files while it is backed up: every point is a file system that mounts, has no fault, and holds
-//! each file that was synced before its moment - whether the guest was frozen for it or not.
+//! A Linux that writes and syncs files while it is backed up: every point is a file system that mounts, has no fault,
+//! and holds each file that was synced before its moment - whether the guest was frozen for it or not.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

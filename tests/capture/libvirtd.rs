@@ -1,5 +1,6 @@
-//! A real libvirtd that is killed: between backups, while a job is established, in the middle of beginning one, and after
-//! the point is stored. The machine never suffers, and the next backup is right - or says exactly what only a person may do.
+//! A real libvirtd that is killed: between backups, while a job is established, in the middle of beginning one, and
+//! after the point is stored. The machine never suffers, and the next backup is right - or says exactly what only a
+//! person may do.
 
 use std::fs;
 use std::thread;
@@ -235,7 +236,8 @@ fn a_begin_that_comes_about_after_its_limit_is_cleared_by_the_next_run() {
     assert_eq!(failure["code"], "timeout", "{failure}");
     assert!(failure["error"].as_str().is_some_and(|error| error.contains("begin the backup of vm")), "{failure}");
     drop(stopped);
-    // To serve both disks is the last that libvirt asks of QEMU for it: libvirtd 11.3 has died of a job that was ended before.
+    // To serve both disks is the last that libvirt asks of QEMU for it: libvirtd 11.3 has died of a job that was ended
+    // before.
     wait_until("the job begins after all", Duration::from_secs(20), || {
         machine.qmp("query-block-exports", json!({})).as_array().is_some_and(|exports| exports.len() == 2)
     });

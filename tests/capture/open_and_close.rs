@@ -2,8 +2,8 @@
 //!
 //! `KVMB_TEST_CONNECT=qemu:///system` runs the same tests against a daemon.
 //!
-//! The embedded driver opens one root for the life of a process, so all tests of this file share one and each has its own
-//! machines and folders. Patterns are written through QEMU's own block layer, by a QMP socket of the test's own.
+//! The embedded driver opens one root for the life of a process, so all tests of this file share one and each has its
+//! own machines and folders. Patterns are written through QEMU's own block layer, by a QMP socket of the test's own.
 
 // Everything here is a test, helpers too.
 

@@ -1,5 +1,5 @@
-//! The whole tree of commands: each tells what it does, shows how, can be rehearsed if it changes something, and guesses what
-//! was meant by what is misspelt.
+//! The whole tree of commands: each tells what it does, shows how, can be rehearsed if it changes something, and
+//! guesses what was meant by what is misspelt.
 
 // A test stops at what it does not expect.
 

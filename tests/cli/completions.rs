@@ -47,7 +47,8 @@ fn complete_and_run(mut shell: Pty) -> Output {
     ];
     for (line, sign) in lines {
         let errors = |shell: &Pty| shell.screen().matches("kvmb: error").count();
-        // The embedded libvirt sometimes asks QEMU anew what it can do, which takes longer than anybody waits for a name.
+        // The embedded libvirt sometimes asks QEMU anew what it can do, which takes longer than anybody waits for a
+        // name.
         let done = (0..8).any(|_| {
             let before = errors(&shell);
             shell.send(line);

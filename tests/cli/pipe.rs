@@ -1,7 +1,7 @@
 //! The rules of the pipe: what flows through it, and what is left when any part of it breaks.
 //!
-//! Every script runs under plain `sh`, whose exit code is that of the last stage: without `pipefail` only the records can
-//! tell it what went wrong before.
+//! Every script runs under plain `sh`, whose exit code is that of the last stage: without `pipefail` only the records
+//! can tell it what went wrong before.
 
 // A test stops at what it does not expect.
 

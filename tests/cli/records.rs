@@ -22,7 +22,8 @@ struct Field {
 
 type Fields = BTreeMap<String, Field>;
 
-/// The structs of `src/record.rs` and `src/record/parts.rs`, and the variants of its enums (as `Source::File`), with their fields.
+/// The structs of `src/record.rs` and `src/record/parts.rs`, and the variants of its enums (as `Source::File`), with
+/// their fields.
 fn documented() -> BTreeMap<String, Fields> {
     let record = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record.rs"));
     let parts = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record/parts.rs"));
@@ -280,7 +281,8 @@ fn every_record_that_a_command_prints_is_as_documented() {
 
     let found: Vec<&str> = kinds.keys().map(String::as_str).collect();
     assert_eq!(found, ["action", "check", "disk", "failure", "file", "machine", "point", "setting"]);
-    // What the documentation tells of is printed by somebody; these need a case of their own (tests of increments and audits).
+    // What the documentation tells of is printed by somebody; these need a case of their own (tests of increments and
+    // audits).
     let rare = [
         ("Point", "chain_damage"),
         ("Point", "damaged_points"),

@@ -14,7 +14,8 @@ use kvmb::nbd::{Client, ClientOptions, Export, Exports, NbdUri, Piece, Server, S
 
 const MIB: u64 = 1 << 20;
 
-/// A disk of 8 MiB: each byte is its offset's, but for its third MiB, which is zeros, and its last 4 KiB, which cannot be read.
+/// A disk of 8 MiB: each byte is its offset's, but for its third MiB, which is zeros, and its last 4 KiB, which cannot
+/// be read.
 struct Patterned;
 
 const SIZE: u64 = 8 * MIB;

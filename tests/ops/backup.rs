@@ -313,7 +313,8 @@ fn the_state_of_a_tpm_comes_along() {
         .devices_xml("<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>")
         .disk(Disk::qcow2(MIB))
         .start_paused();
-    // The embedded driver stops a machine with a TPM when the next process opens it: what follows is of a machine that is off.
+    // The embedded driver stops a machine with a TPM when the next process opens it: what follows is of a machine that
+    // is off.
     let states = env.path("libvirt/lib/swtpm");
     let state_of = |uuid: &str| fs::read(states.join(uuid).join("tpm2/tpm2-00.permall"));
     let uuid = env.virsh(&["domuuid", "vm1"]);

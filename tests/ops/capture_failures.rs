@@ -1,5 +1,5 @@
-//! What happens to a machine beside its backups, and during one: it moves to another host, is saved, started, reverted; a disk
-//! comes in the middle. The next point is right, and no hand has to help.
+//! What happens to a machine beside its backups, and during one: it moves to another host, is saved, started, reverted;
+//! a disk comes in the middle. The next point is right, and no hand has to help.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};

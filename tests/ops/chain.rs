@@ -1,5 +1,5 @@
-//! Incrementals through every accident of a machine's life: each case is shown by restoring the point and comparing every
-//! byte with what was written, and by how each disk was read.
+//! Incrementals through every accident of a machine's life: each case is shown by restoring the point and comparing
+//! every byte with what was written, and by how each disk was read.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -1,5 +1,5 @@
-//! Every step of the commit order, interrupted: kvmb is killed there, or its storage is gone from there on. Whatever the step,
-//! the next run is right and goes on where it should, and nothing is left.
+//! Every step of the commit order, interrupted: kvmb is killed there, or its storage is gone from there on. Whatever
+//! the step, the next run is right and goes on where it should, and nothing is left.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,5 +1,5 @@
-//! What goes wrong around a backup: a clear error with a hint, the right exit code, a machine that runs, nothing left behind,
-//! and a next run that works.
+//! What goes wrong around a backup: a clear error with a hint, the right exit code, a machine that runs, nothing left
+//! behind, and a next run that works.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,5 @@
-//! Points of several hosts in one repository: a UUID does not make two machines one, and a move does not make one machine two.
+//! Points of several hosts in one repository: a UUID does not make two machines one, and a move does not make one
+//! machine two.
 
 use std::collections::BTreeMap;
 
@@ -127,7 +128,8 @@ fn two_machines_with_one_uuid_do_not_share_what_is_kept() {
         assert_eq!(disk_of(&point, "vda")["read_mode"], "changed", "{point}");
         assert_restores(&host.env, &repo, &point, &machine.models());
     }
-    // A machine of this host that libvirt does not know keeps its points; the other host's of the same UUID are none of its.
+    // A machine of this host that libvirt does not know keeps its points; the other host's of the same UUID are none of
+    // its.
     on_a.stop();
     a.env.virsh(&["undefine", "vm", "--checkpoints-metadata"]);
     let output = a.kvmb(&["prune", "-r", &repo, "--keep-last", "1", "--copy-to", ""]).assert_ok();

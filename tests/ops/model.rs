@@ -1,9 +1,9 @@
-//! The model test: a machine's life at random, and after every backup the point is restored and every byte compared with
-//! what the model in memory says.
+//! The model test: a machine's life at random, and after every backup the point is restored and every byte compared
+//! with what the model in memory says.
 //!
 //! A sequence is made of writes, zeros with and without letting go, discards, resizes, disks that come and go, stops,
-//! starts, crashes, backups into two repositories - left alone, killed at a random moment, or held at a random step of the
-//! commit order while the guest goes on writing, stops or crashes - and points that are pruned.
+//! starts, crashes, backups into two repositories - left alone, killed at a random moment, or held at a random step of
+//! the commit order while the guest goes on writing, stops or crashes - and points that are pruned.
 //!
 //! | variable | means |
 //! | --- | --- |
@@ -12,8 +12,9 @@
 //! | `KVMB_MODEL_ONLY` | only these steps: `3,17,90` |
 //! | `KVMB_MODEL_SHRINK` | after a failure, so many lives more to find the steps that it needs |
 //!
-//! `make model-night` is a good night's work. A failure prints the seed and the story until then. The same seed is the same story,
-//! but for what a kill at a moment of the clock comes to; each step draws its own numbers, whichever others are left out.
+//! `make model-night` is a good night's work. A failure prints the seed and the story until then. The same seed is the
+//! same story, but for what a kill at a moment of the clock comes to; each step draws its own numbers, whichever others
+//! are left out.
 
 use crate::support::Env;
 use crate::vm_lifecycle::{Life, Story};

@@ -1,5 +1,6 @@
-//! Odd parts of machines: what of them a backup leaves out without failing, what makes it incomplete, and what it stores and
-//! brings back - TPM state in one file, firmware variables on a device or on the network, files that the definition mentions.
+//! Odd parts of machines: what of them a backup leaves out without failing, what makes it incomplete, and what it
+//! stores and brings back - TPM state in one file, firmware variables on a device or on the network, files that the
+//! definition mentions.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -158,7 +159,8 @@ fn the_state_of_a_tpm_in_one_file_is_stored_and_comes_back() {
     restore(&env, &["vm1", "--as", "vm2", "--into", &into.display().to_string()]).assert_ok();
     assert_eq!(fs::read(into.join("vm2.tpm")).unwrap(), noise(1, 8192));
     assert!(env.virsh(&["dumpxml", "vm2"]).contains(&format!("type='file' path='{}'", into.join("vm2.tpm").display())));
-    // It is gone: the point has the disk, and the exit code says that it is not whole. A link of another user is not followed.
+    // It is gone: the point has the disk, and the exit code says that it is not whole. A link of another user is not
+    // followed.
     fs::remove_file(&state).unwrap();
     symlink(env.path("password"), &state).unwrap();
     std::os::unix::fs::lchown(&state, Some(65534), None).unwrap();

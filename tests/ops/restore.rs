@@ -438,8 +438,8 @@ fn a_failure_leaves_the_old_machine_as_it_was() {
     restore(&env, &["vm1", "--overwrite"]).run().assert_ok();
 }
 
-/// A restore into a small file system that is stopped when the first image has taken its room, while another program takes
-/// all that is left; then it goes on.
+/// A restore into a small file system that is stopped when the first image has taken its room, while another program
+/// takes all that is left; then it goes on.
 fn restored_where_room_runs_out(env: &Env, small: &Tmpfs, size_bytes: u64, disks: &[&str]) -> Output {
     let into = small.path().display().to_string();
     let disks: Vec<&str> = disks.iter().flat_map(|disk| ["--disk", *disk]).collect();

@@ -1,4 +1,5 @@
-//! The house rules that a compiler does not check: who may import whom, who may talk to the terminal, where `unsafe` is.
+//! The house rules that a compiler does not check: who may import whom, who may talk to the terminal, where `unsafe`
+//! is.
 //!
 //! The layers, lowest first; a layer imports only what stands behind its name:
 //!

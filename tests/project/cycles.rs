@@ -1,9 +1,9 @@
 //! No two files of the crate import each other, directly or in a circle.
 //!
 //! An arrow goes from a file to each file that defines what it names, through `use` or by a path in its code. What a
-//! `mod.rs` hands on (`pub use child::Item;`) is no arrow of its own: whoever names the item through the parent is taken to
-//! the file that defines it. So a parent may be the façade of its children, as long as its own code does not use what it
-//! hands on and they do not need what it holds.
+//! `mod.rs` hands on (`pub use child::Item;`) is no arrow of its own: whoever names the item through the parent is
+//! taken to the file that defines it. So a parent may be the façade of its children, as long as its own code does not
+//! use what it hands on and they do not need what it holds.
 //! Test modules are left out.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,5 +1,5 @@
-//! `make install` and `make deb`: what they put where, and that it works there. The program that is packed is the one under
-//! test: a release would take minutes to build and prove nothing more.
+//! `make install` and `make deb`: what they put where, and that it works there. The program that is packed is the one
+//! under test: a release would take minutes to build and prove nothing more.
 
 // A test stops at what it does not expect.
 
@@ -66,8 +66,8 @@ fn make_install_puts_everything_below_destdir_and_prefix_and_nothing_elsewhere()
     }
 }
 
-/// Makes a system of the running distribution with nothing but apt in the folder `$1`, from the mirror that apt here uses; has
-/// apt install the package `$2` there; looks at it from inside, as `$3` says; and has apt take it away again.
+/// Makes a system of the running distribution with nothing but apt in the folder `$1`, from the mirror that apt here
+/// uses; has apt install the package `$2` there; looks at it from inside, as `$3` says; and has apt take it away again.
 const CLEAN_SYSTEM: &str = r#"
     . /etc/os-release
     mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' |

@@ -1,7 +1,7 @@
 //! What the program says, pinned: a change of a word is a change of a file that a reviewer sees.
 //!
-//! The long help texts are pinned by the manual pages in man/, the short ones and the error messages here. After a change:
-//! `make generated`, or KVMB_UPDATE_SNAPSHOTS=1 with the tests of this file.
+//! The long help texts are pinned by the manual pages in man/, the short ones and the error messages here. After a
+//! change: `make generated`, or KVMB_UPDATE_SNAPSHOTS=1 with the tests of this file.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,5 @@
-//! Prunes beside others: several writers, kvmb and restic, on one repository; hosts that died; servers that remove nothing.
+//! Prunes beside others: several writers, kvmb and restic, on one repository; hosts that died; servers that remove
+//! nothing.
 
 // A test stops at what it does not expect.
 
@@ -159,8 +160,8 @@ fn writers_and_prunes_at_once_lose_nothing() {
     env2.assert_nothing_left();
 }
 
-/// Begins to back up a machine and kills that as soon as it has stored a pack that no index names; its output if it was done
-/// before.
+/// Begins to back up a machine and kills that as soon as it has stored a pack that no index names; its output if it was
+/// done before.
 fn killed_backup(machine: &Machine, repo: &str) -> Option<Output> {
     let env = machine.env();
     let has_noted = || {

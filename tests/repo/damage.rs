@@ -1,5 +1,5 @@
-//! The damage matrix: every kind of repository file, deleted, truncated or with one bit changed. Whatever it is, kvmb says so
-//! with exit code 4 and hands out no wrong byte; points that are not hit are whole.
+//! The damage matrix: every kind of repository file, deleted, truncated or with one bit changed. Whatever it is, kvmb
+//! says so with exit code 4 and hands out no wrong byte; points that are not hit are whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -49,7 +49,8 @@ impl Harm {
 /// A machine's disks as they must come back.
 type Disks = BTreeMap<String, DiskModel>;
 
-/// A repository with two points of `vm1` (the second shares most with the first) and one of `vm2` (which shares nothing).
+/// A repository with two points of `vm1` (the second shares most with the first) and one of `vm2` (which shares
+/// nothing).
 struct Scene<'e> {
     env: &'e Env,
     /// Point → its machine and its disks.
@@ -239,7 +240,8 @@ fn snapshot() {
         let failure = harmed.assert_refused(&["vm1@latest"]);
         assert!(text(&failure, "error").contains(&scene.second), "{failure}");
     }
-    // By its own id; and as the newest, which it may be: an older point is not what was asked for, unless by its own id.
+    // By its own id; and as the newest, which it may be: an older point is not what was asked for, unless by its own
+    // id.
     let harmed = scene.harmed(&file, Harm::Flip(50));
     for wanted in [&scene.second[..], &scene.second[..8], "vm1", "vm1@-0s"] {
         let failure = harmed.assert_refused(&[wanted]);
@@ -310,7 +312,8 @@ fn pack_with_data() {
         }
     }
 
-    // The first backup's: both points share it. The first loses its manifest too; of the second it is known what is hit.
+    // The first backup's: both points share it. The first loses its manifest too; of the second it is known what is
+    // hit.
     let file = scene.file(&scene.first, "data", false);
     let harmed = scene.harmed(&file, Harm::Truncate(20));
     let damaged = harmed.verify(&[&scene.first, &scene.second]);

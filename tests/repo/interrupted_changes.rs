@@ -1,5 +1,5 @@
-//! Small changes of a repository, killed at every step: pinning a point, adding a key, exporting one. What was there is there
-//! still, and the next try finishes.
+//! Small changes of a repository, killed at every step: pinning a point, adding a key, exporting one. What was there is
+//! there still, and the next try finishes.
 
 use std::fs;
 

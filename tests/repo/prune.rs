@@ -1,4 +1,5 @@
-//! Freeing space, at the level of the repository: nothing that a snapshot needs is ever lost, whatever fails and whenever.
+//! Freeing space, at the level of the repository: nothing that a snapshot needs is ever lost, whatever fails and
+//! whenever.
 
 // A test stops at what it does not expect.
 
@@ -81,7 +82,8 @@ fn halves(first: u64, second: u64) -> Vec<u8> {
     bytes
 }
 
-/// A repository with three points of a machine that share halves, one of another, waste and two index files that say the same.
+/// A repository with three points of a machine that share halves, one of another, waste and two index files that say
+/// the same.
 struct Scene {
     points: Vec<(Id, &'static str, Vec<u8>)>,
 }
@@ -266,8 +268,8 @@ fn unlock(storage: &dyn Storage) {
     }
 }
 
-/// A copy of a repository, in a storage that can be told to misbehave, and can be made a new copy. (Opening it takes time
-/// on purpose: once is enough.)
+/// A copy of a repository, in a storage that can be told to misbehave, and can be made a new copy. (Opening it takes
+/// time on purpose: once is enough.)
 struct Trial {
     memory: Arc<MemoryStorage>,
     faulty: Arc<FaultStorage>,

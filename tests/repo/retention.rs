@@ -1,5 +1,5 @@
-//! `kvmb prune` and `kvmb pin`: which points go, that nothing else does, and that whoever is killed in the middle leaves
-//! a whole repository.
+//! `kvmb prune` and `kvmb pin`: which points go, that nothing else does, and that whoever is killed in the middle
+//! leaves a whole repository.
 
 // A test stops at what it does not expect.
 

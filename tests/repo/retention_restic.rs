@@ -1,5 +1,5 @@
-//! A second opinion on retention: `restic forget` and `kvmb prune` judge the same points alike, by any rules, in a time zone
-//! with summer time.
+//! A second opinion on retention: `restic forget` and `kvmb prune` judge the same points alike, by any rules, in a time
+//! zone with summer time.
 
 // A test stops at what it does not expect.
 

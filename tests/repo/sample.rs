@@ -1,5 +1,5 @@
-//! Reading a part of a repository at a time proves all of it in the end: damage is found in as many runs as the share says,
-//! whatever it hits and wherever they begin.
+//! Reading a part of a repository at a time proves all of it in the end: damage is found in as many runs as the share
+//! says, whatever it hits and wherever they begin.
 
 // A test stops at what it does not expect.
 

@@ -1,5 +1,5 @@
-//! Servers that are connected and do not get on, or never come to an end: each is cut off in time, and what another try can
-//! bring is brought.
+//! Servers that are connected and do not get on, or never come to an end: each is cut off in time, and what another try
+//! can bring is brought.
 
 use std::fs;
 use std::io::Write;

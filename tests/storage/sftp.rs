@@ -662,7 +662,8 @@ fn a_connection_that_is_cut_wherever_it_begins_is_an_error_that_passes() {
     sshd.befriend();
     let proxy = sshd.behind(Duration::ZERO);
     let mut cut = 0;
-    // Twice in the handshake, for a server shuts out who leaves before the login again and again; then, as SFTP begins, often.
+    // Twice in the handshake, for a server shuts out who leaves before the login again and again; then, as SFTP begins,
+    // often.
     for after in [600, 2400].into_iter().chain((3800..8000).step_by(100)) {
         proxy.order(&[Trouble::Cut], after..after + 1, 0);
         if let Err(error) = storage_at(&sshd.url_by(&proxy, "repo"), &access(&env)).create_layout() {

@@ -134,8 +134,8 @@ pub fn finish(env: &Env, repos: &[&str]) {
     }
 }
 
-/// Starts a backup that stops itself at a step of the commit order, and waits until it has: then the test may do what it
-/// likes. None when the run ended without passing the step.
+/// Starts a backup that stops itself at a step of the commit order, and waits until it has: then the test may do what
+/// it likes. None when the run ended without passing the step.
 pub fn stopped_at(machine: &Machine, repo: &str, step: &str, args: &[&str]) -> Result<Running, Output> {
     let call = machine.env().kvmb(["backup", "-r", repo]).args(args).args(["--", machine.name()]);
     let mut running = call.env("KVMB_TEST_STOP_AT", step).spawn();

@@ -46,8 +46,8 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Plugs a disk in, for good and - if the machine is on - at once. A machine without an operating system lets go again
-    /// only of what is on a SCSI bus.
+    /// Plugs a disk in, for good and - if the machine is on - at once. A machine without an operating system lets go
+    /// again only of what is on a SCSI bus.
     #[track_caller]
     pub fn attach(&mut self, target: &str, disk: Disk) {
         let disk = disk.target(target);
@@ -96,7 +96,8 @@ impl Machine<'_> {
         self.change(target, |model| *model = found);
     }
 
-    /// QEMU ends as it does when the guest shuts down; libvirt is not asked. Nobody may be reading from it: it would wait.
+    /// QEMU ends as it does when the guest shuts down; libvirt is not asked. Nobody may be reading from it: it would
+    /// wait.
     pub fn quit(&self) {
         self.qmp("quit", serde_json::json!({}));
         self.disconnect();
@@ -117,8 +118,8 @@ impl Machine<'_> {
         self.connect();
     }
 
-    /// Takes the definition away with what libvirt knows of checkpoints, and defines it anew, changed. The machine must be
-    /// off; without a change it may be on.
+    /// Takes the definition away with what libvirt knows of checkpoints, and defines it anew, changed. The machine must
+    /// be off; without a change it may be on.
     #[track_caller]
     pub fn redefine(&self, change: impl FnOnce(String) -> String) {
         let xml = change(self.definition());

@@ -1,5 +1,5 @@
-//! An SFTP server that misbehaves. `sshd` is real, and so is the `sftp-server` that does the work; in between, its replies are
-//! held back, handed out byte by byte, made longer or made up.
+//! An SFTP server that misbehaves. `sshd` is real, and so is the `sftp-server` that does the work; in between, its
+//! replies are held back, handed out byte by byte, made longer or made up.
 //!
 //! ```text
 //! kvmb ── sshd ── bash (/dev/tcp) ── Hostile ── sftp-server

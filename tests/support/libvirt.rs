@@ -1,7 +1,7 @@
 //! The embedded libvirt of a test, driven by `virsh`.
 //!
-//! `qemu:///embed?root=DIR` runs libvirt's QEMU driver inside the process that opens it, one process at a time for a root.
-//! The machines live on when it ends, and the next process finds them again.
+//! `qemu:///embed?root=DIR` runs libvirt's QEMU driver inside the process that opens it, one process at a time for a
+//! root. The machines live on when it ends, and the next process finds them again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -51,8 +51,8 @@ fn is_making(command: &str) -> bool {
     matches!(command.split(' ').next(), Some("define" | "create"))
 }
 
-/// Whether virsh has done its work and said so, and was then crashed by the embedded driver, whose threads its exit does not wait
-/// for. What fails before that says so on standard error.
+/// Whether virsh has done its work and said so, and was then crashed by the embedded driver, whose threads its exit
+/// does not wait for. What fails before that says so on standard error.
 fn crashed_at_its_exit(output: &Output) -> bool {
     let by_signal = [Signal::SEGV, Signal::ABORT].iter().any(|signal| output.ended_by(*signal));
     by_signal && !output.stderr().contains("error:") && (output.stdout.is_empty() || output.stdout.ends_with(b"\n"))

@@ -8,8 +8,9 @@
 //! | `/var/lib/libvirt`, `/var/log/libvirt`, `/var/cache/libvirt` | `libvirt/lib`, `libvirt/log`, `libvirt/cache`: as of the embedded driver |
 //! | `/run` | `libvirt/run`: its socket, and no D-Bus, systemd or udev of the host |
 //!
-//! A network namespace keeps it from the host's firewall and bridges; it has a loopback interface. Nobody else has to enter: programs find the daemon by
-//! the path of its socket, and the machines by that of their images. The machines outlive it, as they do on any host.
+//! A network namespace keeps it from the host's firewall and bridges; it has a loopback interface. Nobody else has to
+//! enter: programs find the daemon by the path of its socket, and the machines by that of their images. The machines
+//! outlive it, as they do on any host.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -108,8 +109,8 @@ impl Env {
         });
     }
 
-    /// kvmb with these arguments where the daemon is: what libvirt chooses the place of is there under the name that libvirt has
-    /// for it.
+    /// kvmb with these arguments where the daemon is: what libvirt chooses the place of is there under the name that
+    /// libvirt has for it.
     pub fn kvmb_beside_libvirtd<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Call {
         let child = self.daemon().child.lock().unwrap_or_else(PoisonError::into_inner);
         let namespace = format!("--mount=/proc/{}/ns/mnt", child.as_ref().expect("libvirtd runs").id());

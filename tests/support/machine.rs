@@ -407,7 +407,8 @@ impl<'e> Machine<'e> {
             .map(|p| p.pid)
     }
 
-    /// QEMU's word for its state: `paused`, `prelaunch` (started paused), `running`, `io-error` …; `off` if it does not run.
+    /// QEMU's word for its state: `paused`, `prelaunch` (started paused), `running`, `io-error` …; `off` if it does not
+    /// run.
     pub fn status(&self) -> String {
         if self.qemu_pid().is_none() {
             return "off".to_owned();
@@ -485,8 +486,8 @@ impl<'e> Machine<'e> {
         assert!(self.try_discard(target, offset, length), "{target}: {length} bytes from {offset} are still there");
     }
 
-    /// The same, if QEMU does it: a discard is only a wish, and while a backup job runs QEMU ignores it. Whether the range reads
-    /// as zero now.
+    /// The same, if QEMU does it: a discard is only a wish, and while a backup job runs QEMU ignores it. Whether the
+    /// range reads as zero now.
     #[track_caller]
     pub fn try_discard(&self, target: &str, offset: u64, length: u64) -> bool {
         assert!(offset.is_multiple_of(65536) && length.is_multiple_of(65536), "only whole clusters go");
@@ -514,8 +515,8 @@ impl<'e> Machine<'e> {
         change(models.get_mut(target).expect("no such disk"));
     }
 
-    /// Opens the second monitor. At once after the start: a restored copy of this machine that is started would take over
-    /// its socket, but not this connection.
+    /// Opens the second monitor. At once after the start: a restored copy of this machine that is started would take
+    /// over its socket, but not this connection.
     pub(super) fn connect(&self) {
         let mut qmp = Qmp::connect(&self.qmp_socket);
         let list = qmp.call("query-block", json!({}));

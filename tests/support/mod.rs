@@ -1,8 +1,8 @@
 //! A hermetic place for the tests: real parts (libvirt, QEMU, restic, a small Linux guest) on private folders.
 //!
-//! [`Env`] is one test's world: a private folder under `/tmp` with its own home, runtime folder, embedded libvirt root and
-//! password file. Programs are started with a cleared environment that points into it. When it is dropped, also by a
-//! panic, every process that was started in it is ended by its process id, and the folder is removed
+//! [`Env`] is one test's world: a private folder under `/tmp` with its own home, runtime folder, embedded libvirt root
+//! and password file. Programs are started with a cleared environment that points into it. When it is dropped, also by
+//! a panic, every process that was started in it is ended by its process id, and the folder is removed
 //! (`KVMB_TEST_KEEP=1` keeps it for a look). If the test program itself is killed, a guard process does that.
 //!
 //! | part | what it is for |
@@ -315,8 +315,8 @@ impl Env {
         Pty::start(self, program, args)
     }
 
-    /// What kvmb has left behind: processes that are not QEMU machines or ours to know, and what a capture would own in its
-    /// folders (state, sockets, scratch), an empty folder included.
+    /// What kvmb has left behind: processes that are not QEMU machines or ours to know, and what a capture would own in
+    /// its folders (state, sockets, scratch), an empty folder included.
     pub fn leftovers(&self) -> Vec<String> {
         let mut found: Vec<String> = process::of(&self.folder)
             .into_iter()

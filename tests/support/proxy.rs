@@ -1,8 +1,9 @@
 //! A bad network between kvmb and a server: what passes is delayed, cut off, swallowed or corrupted.
 //!
-//! A delay is latency and no narrow pipe: every byte is handed on so long after it came, however many are on the way. Troubles
-//! come one to a connection, in the order in which they were ordered, after a number of bytes that a seed decides; when all
-//! have come, the network is a good one. Only the standard library is used, so that the benchmark can build it alone.
+//! A delay is latency and no narrow pipe: every byte is handed on so long after it came, however many are on the way.
+//! Troubles come one to a connection, in the order in which they were ordered, after a number of bytes that a seed
+//! decides; when all have come, the network is a good one. Only the standard library is used, so that the benchmark can
+//! build it alone.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

@@ -68,7 +68,8 @@ impl Pty {
         }
     }
 
-    /// Waits until it has asked this so often, and for the terminal to hide what is typed: what comes before that is thrown away.
+    /// Waits until it has asked this so often, and for the terminal to hide what is typed: what comes before that is
+    /// thrown away.
     #[track_caller]
     pub fn expect_hidden(&self, question: &str, times: usize) {
         let is_open = |line: &&str| line.contains(question) && !line.contains("[hidden]");

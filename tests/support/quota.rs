@@ -1,6 +1,7 @@
 //! A folder with a quota: the file system has room, and its user has none.
 //!
-//! Of all quotas that Linux knows, that of a btrfs subvolume needs nothing but the file system itself, and holds root too.
+//! Of all quotas that Linux knows, that of a btrfs subvolume needs nothing but the file system itself, and holds root
+//! too.
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -1,9 +1,9 @@
 //! A real `sshd` with accounts, passwords and host keys of its own.
 //!
-//! It runs in its own mount namespace, where `/etc/passwd`, `/etc/shadow` and the PAM rules of sshd are the test's, and in
-//! its own process namespace, so that everything of it ends with it. There is one account, [`USER`] with the password
-//! [`SSH_PASSWORD`], which is root: so that the test's private folder is the server's too. Its home is `server/home` in the
-//! test's folder, and `/mnt` there, as a place that a `ChrootDirectory` may be.
+//! It runs in its own mount namespace, where `/etc/passwd`, `/etc/shadow` and the PAM rules of sshd are the test's, and
+//! in its own process namespace, so that everything of it ends with it. There is one account, [`USER`] with the
+//! password [`SSH_PASSWORD`], which is root: so that the test's private folder is the server's too. Its home is
+//! `server/home` in the test's folder, and `/mnt` there, as a place that a `ChrootDirectory` may be.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};

@@ -1,7 +1,7 @@
 //! A machine that is written to all the time, and the question which moment of it an image shows.
 //!
-//! A single writer works through one random sequence over all disks. An image set is one instant of the machine exactly if
-//! it equals the state after some number of these writes, the same number for every disk.
+//! A single writer works through one random sequence over all disks. An image set is one instant of the machine exactly
+//! if it equals the state after some number of these writes, the same number for every disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -103,8 +103,8 @@ impl WriteLog {
         self.writes.is_empty()
     }
 
-    /// Fails unless these images (target, path, format) show the machine at one instant; returns the numbers of writes for
-    /// which that is so, first and last (they differ when a write changed nothing).
+    /// Fails unless these images (target, path, format) show the machine at one instant; returns the numbers of writes
+    /// for which that is so, first and last (they differ when a write changed nothing).
     #[track_caller]
     pub fn assert_one_instant(&self, images: &[(&str, &Path, &str)]) -> (usize, usize) {
         let shown: BTreeMap<&str, DiskModel> =

@@ -1,7 +1,7 @@
 //! A machine's definition, read from libvirt's domain XML.
 //!
-//! Pure: no libvirt, no file system. What comes from a repository may be hostile, so a document with a DTD, absurd nesting
-//! or size is refused, and a disk's target - it becomes a file name - must be a plain word.
+//! Pure: no libvirt, no file system. What comes from a repository may be hostile, so a document with a DTD, absurd
+//! nesting or size is refused, and a disk's target - it becomes a file name - must be a plain word.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

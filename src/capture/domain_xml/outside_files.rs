@@ -1,8 +1,8 @@
-//! The files that a definition mentions and that are no disk, no kernel and no firmware variables: loader, option ROMs, ACPI
-//! tables, `fw_cfg` files … (pure).
+//! The files that a definition mentions and that are no disk, no kernel and no firmware variables: loader, option ROMs,
+//! ACPI tables, `fw_cfg` files … (pure).
 //!
-//! They are stored beside the definition, for a host that does not have them. What QEMU writes to, and the drives that only
-//! QEMU's arguments name, are found too: a backup names them as left out.
+//! They are stored beside the definition, for a host that does not have them. What QEMU writes to, and the drives that
+//! only QEMU's arguments name, are found too: a backup names them as left out.
 //!
 //! | where | what |
 //! | --- | --- |

@@ -67,8 +67,8 @@ pub enum Reference {
     Secret(SecretRef),
 }
 
-/// All that a definition refers to. A medium or disk that libvirt starts the machine without (`startupPolicy='optional'`) is
-/// not needed.
+/// All that a definition refers to. A medium or disk that libvirt starts the machine without
+/// (`startupPolicy='optional'`) is not needed.
 pub fn references(xml: &str) -> Result<Vec<Reference>> {
     let document = parse_document(xml)?;
     let domain = document.root_element();

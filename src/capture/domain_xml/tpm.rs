@@ -24,8 +24,8 @@ pub enum StatePlace {
     File(PathBuf),
 }
 
-/// Where a machine's TPM state is; none without an emulated TPM. The place that the definition names, or the folder that the
-/// driver behind `uri` chooses for the UUID.
+/// Where a machine's TPM state is; none without an emulated TPM. The place that the definition names, or the folder
+/// that the driver behind `uri` chooses for the UUID.
 pub fn state_place(definition: &Definition, uri: &str, uuid: &str) -> Option<StatePlace> {
     let tpm = definition.tpm.as_ref().filter(|tpm| tpm.backend == "emulator")?;
     Some(match &tpm.state_path {

@@ -1,7 +1,7 @@
 //! What an image's header calls the layer below it: a path, a URL, `rbd:…`, `nbd:…` or a `json:` description (pure).
 //!
-//! Understood are the spellings that libvirt understands (`src/storage_file/storage_source_backingstore.c`); all others are
-//! refused, because QEMU would open what nobody has looked at.
+//! Understood are the spellings that libvirt understands (`src/storage_file/storage_source_backingstore.c`); all others
+//! are refused, because QEMU would open what nobody has looked at.
 
 use std::path::{Path, PathBuf};
 
@@ -33,8 +33,8 @@ pub struct Named {
 /// The drivers of storage that is reached over the network.
 const NETWORK_DRIVERS: [&str; 10] = ["nbd", "rbd", "http", "https", "ftp", "ftps", "ssh", "iscsi", "gluster", "nfs"];
 
-/// Reads the name of a layer; `parent` is the folder of the image that names it, none for one on the network. An error is the
-/// reason why it is not understood.
+/// Reads the name of a layer; `parent` is the folder of the image that names it, none for one on the network. An error
+/// is the reason why it is not understood.
 pub fn parse(name: &str, parent: Option<&Path>) -> Result<Named, String> {
     if let Some(description) = name.strip_prefix("json:") {
         let value: Value = serde_json::from_str(description).map_err(|error| format!("it is not valid: {error}"))?;

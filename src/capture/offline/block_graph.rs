@@ -9,9 +9,10 @@
 //!     slice    {"driver":"raw", "offset":…, "size":…, "file":…}           where the definition has one
 //!       storage  {"driver":"file", "filename":…} or another protocol
 //! ```
-//! The definition's chain wins over what headers say. Where it says nothing, the chain is the one that libvirt would detect. A
-//! data file that only a header names is opened by another process, which may do less, and reached through it ([`Side`]); an
-//! image whose header names the files that hold its data is left to that process as a whole ([`Graph::is_unprivileged`]).
+//! The definition's chain wins over what headers say. Where it says nothing, the chain is the one that libvirt would
+//! detect. A data file that only a header names is opened by another process, which may do less, and reached through it
+//! ([`Side`]); an image whose header names the files that hold its data is left to that process as a whole
+//! ([`Graph::is_unprivileged`]).
 
 use std::path::{Path, PathBuf};
 
@@ -249,8 +250,8 @@ fn data_file_of_header(image: &Storage, name: &str, look: &dyn Look) -> Result<D
     Ok(DataFile { storage: storage_at(named.place, look), slice: named.slice, is_of_header: true })
 }
 
-/// The nodes of a disk; the names of all begin with `prefix`. `side_socket` is where the process without privileges hands on
-/// what it opens.
+/// The nodes of a disk; the names of all begin with `prefix`. `side_socket` is where the process without privileges
+/// hands on what it opens.
 pub fn build(prefix: &str, layers: &[Found], side_socket: &Path) -> Result<Graph> {
     let mut graph = Graph { is_unprivileged: layers.iter().any(|layer| layer.header.has_extents), ..Graph::default() };
     let mut below = Value::Null;

@@ -1,8 +1,8 @@
 //! Headers of image files: what an image says of itself, read without QEMU (pure).
 //!
-//! QEMU opens whatever a header names while it opens the image. So a header is read here first, and what it names is then
-//! opened on purpose, or not at all ([`super::block_graph`]). Formats: qcow2 (`docs/interop/qcow2.txt` of QEMU), its first
-//! version, qed (`docs/interop/qed_spec.txt`) and vmdk; an image of any other format names no other file.
+//! QEMU opens whatever a header names while it opens the image. So a header is read here first, and what it names is
+//! then opened on purpose, or not at all ([`super::block_graph`]). Formats: qcow2 (`docs/interop/qcow2.txt` of QEMU),
+//! its first version, qed (`docs/interop/qed_spec.txt`) and vmdk; an image of any other format names no other file.
 
 use std::io;
 

@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 use crate::capture::domain_xml::source::{DiskSource, Host, SecretRef};
 use crate::capture::error::{Error, Result};
 
-/// The options of a network source; the secrets that they refer to are added, each named after the node that will be called
-/// `node`.
+/// The options of a network source; the secrets that they refer to are added, each named after the node that will be
+/// called `node`.
 pub fn network_options(
     source: &DiskSource,
     node: &str,

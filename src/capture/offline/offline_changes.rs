@@ -1,9 +1,9 @@
 //! Whether a machine that is off stayed as it was while it was read.
 //!
-//! QEMU's image locks keep a machine from starting while its images are served - where there are locks. On network storage, on
-//! a block device (which libvirt shows to QEMU as a node of its own), on a file system without locks, and for programs that ask
-//! for none, there are not. So when a capture opens, what would show a change is noted, and before its point is committed it
-//! is looked at again.
+//! QEMU's image locks keep a machine from starting while its images are served - where there are locks. On network
+//! storage, on a block device (which libvirt shows to QEMU as a node of its own), on a file system without locks, and
+//! for programs that ask for none, there are not. So when a capture opens, what would show a change is noted, and
+//! before its point is committed it is looked at again.
 //!
 //! | disk | what shows that it was written |
 //! | --- | --- |
@@ -11,9 +11,9 @@
 //! | a block device | the kernel's count of writes |
 //! | network storage, or what shows neither | nothing. The machine must not have been started: no QEMU process of it, no start in libvirt's log of it, and the same reason for being off |
 //!
-//! That the definition was changed counts too: the disks would be those of another machine. None of this needs libvirt, so the
-//! stages of a pipe that must not open it can look as well ([`OfflineFingerprint::check`]); who has libvirt open asks it besides
-//! ([`Machine::check_still`]). A start that failed is no start.
+//! That the definition was changed counts too: the disks would be those of another machine. None of this needs libvirt,
+//! so the stages of a pipe that must not open it can look as well ([`OfflineFingerprint::check`]); who has libvirt open
+//! asks it besides ([`Machine::check_still`]). A start that failed is no start.
 
 use super::offline_fingerprint::{ComparisonDepth, OfflineFingerprint, Stamp, StorageFingerprint};
 use super::storage_daemon;
@@ -52,8 +52,8 @@ impl OfflineFingerprint {
         still
     }
 
-    /// Notes the other files that the servers have open - raw data files, extents, but not their logs in the capture's own
-    /// folder - and the definition, once libvirt has given it.
+    /// Notes the other files that the servers have open - raw data files, extents, but not their logs in the capture's
+    /// own folder - and the definition, once libvirt has given it.
     pub(crate) fn note_opened(&mut self, state: &CaptureState, own: &Path) {
         for server in &state.servers {
             for file in storage_daemon::servers_on(&server.socket).into_iter().flat_map(open_files) {
@@ -112,8 +112,8 @@ impl OfflineFingerprint {
 }
 
 impl Machine {
-    /// Looks whether a machine that is off stayed so since a capture of it was opened, with libvirt's help. One that does not
-    /// exist any more cannot be asked.
+    /// Looks whether a machine that is off stayed so since a capture of it was opened, with libvirt's help. One that
+    /// does not exist any more cannot be asked.
     pub fn check_still(&self, state: &CaptureState) -> Result<()> {
         let Some(still) = &state.stillness else { return Ok(()) };
         match self.compare_still(state, still) {
@@ -194,8 +194,8 @@ fn processes_of(uuid: &str) -> Vec<ServerProcess> {
     pids.filter(is_its).filter_map(|pid| Some(ServerProcess { pid, started_ticks: start_ticks(pid)? })).collect()
 }
 
-/// Whether libvirt's log of a machine shows a start that did not fail. Where the log cannot be compared with what it was, it
-/// counts as one.
+/// Whether libvirt's log of a machine shows a start that did not fail. Where the log cannot be compared with what it
+/// was, it counts as one.
 fn was_started(log: &Path, before: Option<&Stamp>) -> bool {
     let Ok(now) = Stamp::of(log, ComparisonDepth::Glance) else {
         // Never there, or rotated away.

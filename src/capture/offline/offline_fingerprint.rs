@@ -136,8 +136,8 @@ fn header_of(file: &File) -> io::Result<String> {
     Ok(hex::encode(Sha256::digest(&header[..filled])))
 }
 
-/// Sectors written and discarded, of `/sys/dev/block/…/stat` (`Documentation/block/stat.rst`). The writes are not counted
-/// alone: a flush, which our own look is, may be one.
+/// Sectors written and discarded, of `/sys/dev/block/…/stat` (`Documentation/block/stat.rst`). The writes are not
+/// counted alone: a flush, which our own look is, may be one.
 fn writes_of(device: u64) -> Option<Vec<u64>> {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let folder = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));

@@ -1,8 +1,8 @@
 //! Whom QEMU runs as, and how a program is started as that user.
 //!
-//! libvirt gives the images of a machine that is off back to root, mode 0600, and QEMU itself runs as a user of its own. What
-//! reads those images is started as that user too - network storage knows it - and with one capability: to read what it is
-//! not permitted to read. `setpriv` of util-linux sets that up.
+//! libvirt gives the images of a machine that is off back to root, mode 0600, and QEMU itself runs as a user of its
+//! own. What reads those images is started as that user too - network storage knows it - and with one capability: to
+//! read what it is not permitted to read. `setpriv` of util-linux sets that up.
 
 use std::fs;
 
@@ -31,8 +31,8 @@ pub enum Privilege {
 }
 
 impl QemuUser {
-    /// The user of a machine: by the label of the first of these disks that has one, else of its definition, else of the host.
-    /// Somebody who is not root is always oneself, and so is one whose libvirt changes no owners.
+    /// The user of a machine: by the label of the first of these disks that has one, else of its definition, else of
+    /// the host. Somebody who is not root is always oneself, and so is one whose libvirt changes no owners.
     pub fn of<'a>(
         machine: &Machine,
         definition: &'a Definition,

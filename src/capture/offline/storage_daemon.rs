@@ -1,9 +1,9 @@
-//! The disks of a machine that is off: one read-only `qemu-storage-daemon` for all of them, on a private socket, that ends with
-//! its lease. What only image headers name is opened by a second one, which may do less.
+//! The disks of a machine that is off: one read-only `qemu-storage-daemon` for all of them, on a private socket, that
+//! ends with its lease. What only image headers name is opened by a second one, which may do less.
 //!
-//! A daemon is started detached, so that it outlives the command that opened the capture, and under coreutils' `timeout`, so
-//! that a forgotten one ends by itself: while it runs, the machine cannot start. One of a capture that nobody else can use is
-//! asked to end (`PR_SET_PDEATHSIG`) when the thread that started it does, however that happens.
+//! A daemon is started detached, so that it outlives the command that opened the capture, and under coreutils'
+//! `timeout`, so that a forgotten one ends by itself: while it runs, the machine cannot start. One of a capture that
+//! nobody else can use is asked to end (`PR_SET_PDEATHSIG`) when the thread that started it does, however that happens.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -21,8 +21,8 @@ use crate::capture::process::{ServerProcess, start_ticks};
 /// The program.
 pub const PROGRAM: &str = "qemu-storage-daemon";
 
-/// The names of the sockets in a capture's folder: of the daemon that reads what the definition names, and of the one that
-/// reads what only headers name.
+/// The names of the sockets in a capture's folder: of the daemon that reads what the definition names, and of the one
+/// that reads what only headers name.
 pub const SERVER_SOCKETS: [&str; 2] = ["nbd", "side"];
 
 /// How many clients may read at once.

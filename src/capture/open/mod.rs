@@ -31,8 +31,8 @@ use running::open_running;
 
 pub use plan::{DiskRequest, OpenRequest};
 
-/// Opens a capture. Clears first what an earlier run left; fails with [`Error::Held`] when a live capture of the machine is in
-/// the way and with [`Error::ForeignJob`] when somebody else's backup job is.
+/// Opens a capture. Clears first what an earlier run left; fails with [`Error::Held`] when a live capture of the
+/// machine is in the way and with [`Error::ForeignJob`] when somebody else's backup job is.
 pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequest) -> Result<CaptureState> {
     let _lock = lock_machine(runtime, machine)?;
     failpoint::hit(Failpoint::MachineLocked);

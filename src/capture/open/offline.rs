@@ -238,8 +238,9 @@ impl Drop for SecretFiles {
     }
 }
 
-/// Puts new bitmaps into the images of a machine that is off, where a disk that could have one has none to continue: what the
-/// guest writes from its next start on is then known. Entered with `has_new_bitmap` saying which disks could have one.
+/// Puts new bitmaps into the images of a machine that is off, where a disk that could have one has none to continue:
+/// what the guest writes from its next start on is then known. Entered with `has_new_bitmap` saying which disks could
+/// have one.
 fn start_chain(request: &OpenRequest, file: &CaptureFile, state: &mut CaptureState) -> Result<()> {
     let starts = state.disks.iter().any(|disk| disk.has_new_bitmap && disk.parent_checkpoint.is_none());
     let name = request.checkpoint.as_ref().filter(|_| starts);

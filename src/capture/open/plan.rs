@@ -16,8 +16,9 @@ pub struct OpenRequest {
     pub disks: Vec<DiskRequest>,
     /// Disks that are left out for a reason that the caller wants to be remembered.
     pub skipped: Vec<SkippedDisk>,
-    /// The name of a checkpoint to make at the same instant, covering the captured disks that can keep a bitmap. A machine
-    /// that is off does not change: it gets one only where a disk that can keep a bitmap has no parent's that can be used.
+    /// The name of a checkpoint to make at the same instant, covering the captured disks that can keep a bitmap. A
+    /// machine that is off does not change: it gets one only where a disk that can keep a bitmap has no parent's that
+    /// can be used.
     pub checkpoint: Option<String>,
     /// Whether to freeze the guest's file systems.
     pub freeze: FreezeOptions,
@@ -35,7 +36,8 @@ pub struct OpenRequest {
     pub parent_point: Option<String>,
     /// Where scratch files go, if not where the runtime says.
     pub scratch_dir: Option<PathBuf>,
-    /// Files with the passphrases of encrypted images, by target: instead of libvirt's secrets, for a machine that is off.
+    /// Files with the passphrases of encrypted images, by target: instead of libvirt's secrets, for a machine that is
+    /// off.
     pub luks_key_files: BTreeMap<String, PathBuf>,
 }
 
@@ -44,8 +46,8 @@ pub struct OpenRequest {
 pub struct DiskRequest {
     /// Its target.
     pub target: String,
-    /// The checkpoint since which changes are wanted. When its bitmap cannot be used, the disk is captured in full, and the
-    /// reason is told.
+    /// The checkpoint since which changes are wanted. When its bitmap cannot be used, the disk is captured in full, and
+    /// the reason is told.
     pub parent: Option<String>,
     /// Why it has no parent, where one could be expected; becomes the reason of the full read.
     pub full_reason: Option<String>,

@@ -89,8 +89,8 @@ fn wait_for_other_job(machine: &Machine) -> Result<()> {
     }
 }
 
-/// Where the job's socket goes. Under AppArmor or SELinux QEMU may only make one in the folder that libvirt keeps for the
-/// running machine.
+/// Where the job's socket goes. Under AppArmor or SELinux QEMU may only make one in the folder that libvirt keeps for
+/// the running machine.
 fn job_socket(runtime: &RuntimeDirs, machine: &Machine, live: &Definition, id: &str) -> Result<PathBuf> {
     let confined = live.seclabel_models.iter().any(|model| matches!(model.as_str(), "apparmor" | "selinux"));
     if confined {
@@ -180,7 +180,8 @@ impl Parents {
     }
 }
 
-/// A checkpoint may be forgotten while its bitmaps live on (undefine, rename, another host): try to make it known again.
+/// A checkpoint may be forgotten while its bitmaps live on (undefine, rename, another host): try to make it known
+/// again.
 fn bring_back(machine: &Machine, checkpoint: &str, request: &OpenRequest) {
     match machine.checkpoints() {
         Ok(names) if !names.iter().any(|name| name == checkpoint) => {}
@@ -202,7 +203,8 @@ fn bring_back(machine: &Machine, checkpoint: &str, request: &OpenRequest) {
     if disks.is_empty() || !is_broken(&disks) {
         return;
     }
-    // One disk without its bitmap does not keep the others from theirs: those whose bitmap is there are found one by one.
+    // One disk without its bitmap does not keep the others from theirs: those whose bitmap is there are found one by
+    // one.
     let mut whole = Vec::new();
     for disk in disks {
         if machine.redefine_checkpoint(checkpoint, &[disk]).is_ok() {
@@ -266,8 +268,8 @@ fn begin(machine: &Machine, request: &OpenRequest, file: &CaptureFile, state: &m
     }
 }
 
-/// Whether the folder for scratch files is on a file system that was mounted after the machine was started: libvirt starts QEMU
-/// with mounts of its own.
+/// Whether the folder for scratch files is on a file system that was mounted after the machine was started: libvirt
+/// starts QEMU with mounts of its own.
 fn scratch_hidden(machine: &Machine, state: &CaptureState) -> Option<Error> {
     let folder = state.scratch_folder.as_ref()?;
     let pid = machine.qemu_pid()?;
@@ -320,8 +322,8 @@ fn broken_bitmaps(machine: &Machine, state: &CaptureState) -> Vec<String> {
     state.disks.iter().filter(is_broken).map(|disk| disk.target.clone()).collect()
 }
 
-/// The disks of the new checkpoint whose image does not say itself that QEMU can keep bitmaps in it: it could not be looked
-/// into, or has been replaced.
+/// The disks of the new checkpoint whose image does not say itself that QEMU can keep bitmaps in it: it could not be
+/// looked into, or has been replaced.
 fn uncertain_bitmaps(machine: &Machine, state: &CaptureState) -> Vec<String> {
     let Ok(live) = machine.definition(Which::Live) else { return Vec::new() };
     let is_certain = |target: &String| {

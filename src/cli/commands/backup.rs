@@ -151,7 +151,8 @@ impl BackupArgs {
                 return Ok(());
             }
             let repo = opening.unwrap_or_else(|| first.open_or_create_default(context));
-            // Wrong usage is told before a machine is touched; that the second repository cannot be had, after the backup.
+            // Wrong usage is told before a machine is touched; that the second repository cannot be had, after the
+            // backup.
             let repo = repo.and_then(|repo| {
                 second.as_ref().map(|second| second.password(context, Purpose::Open)).transpose()?;
                 Ok(repo)
@@ -292,8 +293,8 @@ impl BackupArgs {
     }
 }
 
-/// Copies to the second repository what it does not have yet of these machines' points. They may have failed this time: then
-/// it is what earlier runs could not copy.
+/// Copies to the second repository what it does not have yet of these machines' points. They may have failed this time:
+/// then it is what earlier runs could not copy.
 fn copy_all(
     context: &Context,
     first: &Repository,

@@ -12,9 +12,9 @@ use crate::record::{Disk, Record};
 
 /// List the disks of machines.
 ///
-/// Prints a 'disk' record for each; one that a backup leaves out - a cdrom, a floppy, a passed-through device - says why. Files
-/// beside the disks that a backup would not have - firmware variables that cannot be read, a drive of QEMU's command line - are named
-/// on standard error.
+/// Prints a 'disk' record for each; one that a backup leaves out - a cdrom, a floppy, a passed-through device - says
+/// why. Files beside the disks that a backup would not have - firmware variables that cannot be read, a drive of QEMU's
+/// command line - are named on standard error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb disks vm1

@@ -124,7 +124,8 @@ fn add_hash(
     Ok(())
 }
 
-/// Opens a disk that no capture holds: as a capture of this process's own, or - of a machine that runs - as its images are.
+/// Opens a disk that no capture holds: as a capture of this process's own, or - of a machine that runs - as its images
+/// are.
 fn open(context: &Context, runtime: &RuntimeDirs, disk: &Disk, moving: bool) -> Result<CaptureState, CliError> {
     /// It ends with this process anyway.
     const LEASE: Duration = Duration::from_secs(30 * 24 * 3600);

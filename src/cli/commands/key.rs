@@ -84,8 +84,8 @@ impl KeyArgs {
     }
 }
 
-/// The key that kvmb made by itself must not be only on the host whose backups it opens: whether it is kept elsewhere too,
-/// and the check that says so; none where kvmb made no key.
+/// The key that kvmb made by itself must not be only on the host whose backups it opens: whether it is kept elsewhere
+/// too, and the check that says so; none where kvmb made no key.
 pub fn kept_elsewhere() -> Result<Option<(bool, Check)>, CliError> {
     let default = DefaultRepo::locate()?;
     if !default.exists() {

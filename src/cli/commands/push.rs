@@ -197,7 +197,8 @@ impl Stage<'_> {
         Ok(push(&open, &request, &context.monitor, &context.stop, &mut || Ok(()))?)
     }
 
-    /// Copies a point. What the record said of its capture and its run is passed on, for `release` and for the last stage.
+    /// Copies a point. What the record said of its capture and its run is passed on, for `release` and for the last
+    /// stage.
     fn copy(&mut self, came: Point) -> Result<Point, CliError> {
         let (context, args) = (self.context, self.args);
         let source = args.from.source(context, &args.repo, &came.repo)?;

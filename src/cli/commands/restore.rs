@@ -75,8 +75,8 @@ pub struct RestoreArgs {
     #[arg(long, requires = "overwrite")]
     discard_saved_memory: bool,
 
-    /// Restore the files that the definition mentions - loader, option ROMs, ACPI tables, fw_cfg files - into this folder, and have the
-    /// definition name them there.
+    /// Restore the files that the definition mentions - loader, option ROMs, ACPI tables, fw_cfg files - into this
+    /// folder, and have the definition name them there.
     #[arg(long, value_name = "DIR")]
     pub(super) with_files: Option<PathBuf>,
 
@@ -259,8 +259,8 @@ impl RestoreArgs {
         Ok(())
     }
 
-    /// The hypervisor that gets the definition. One that gets none is asked all the same what it knows of images that are
-    /// written over; it need not be there for that.
+    /// The hypervisor that gets the definition. One that gets none is asked all the same what it knows of images that
+    /// are written over; it need not be there for that.
     fn hypervisor(&self, context: &Context) -> Result<Option<Hypervisor>, CliError> {
         let defines = !self.no_define && self.disk.is_empty();
         if !defines && (self.into.is_some() || Hypervisor::would_be_embedded(context.global.connect.as_deref())) {

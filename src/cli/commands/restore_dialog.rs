@@ -1,5 +1,5 @@
-//! `kvmb restore` without arguments, on a terminal: repository, machine, point, place, a summary, and the command line that
-//! does the same. For somebody who is tired, on a host that may never have seen kvmb.
+//! `kvmb restore` without arguments, on a terminal: repository, machine, point, place, a summary, and the command line
+//! that does the same. For somebody who is tired, on a host that may never have seen kvmb.
 
 use crate::capture::Hypervisor;
 use crate::cli::context::Context;

@@ -196,8 +196,8 @@ impl InstallArgs {
         }
     }
 
-    /// kvmb and its arguments: all that this call was told by flags and by variables, which a schedule does not have, and
-    /// which configuration applies. What that says is read at each run.
+    /// kvmb and its arguments: all that this call was told by flags and by variables, which a schedule does not have,
+    /// and which configuration applies. What that says is read at each run.
     fn command(&self, context: &Context) -> Result<Vec<String>, CliError> {
         let config = context.config();
         let mut words = vec![text(&own_path()?)?];

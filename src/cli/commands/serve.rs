@@ -22,9 +22,9 @@ use std::time::Duration;
 
 /// Serve the disks of a restore point over NBD, without restoring it.
 ///
-/// Prints a 'disk' record with an NBD URI ('nbd') for each disk, and serves until Ctrl-C: read-only, each chunk verified before a
-/// byte of it leaves. What is damaged reads as an I/O error, and is reported. Any NBD client can read: nbdinfo, nbdcopy,
-/// qemu-img, QEMU, guestfish.
+/// Prints a 'disk' record with an NBD URI ('nbd') for each disk, and serves until Ctrl-C: read-only, each chunk
+/// verified before a byte of it leaves. What is damaged reads as an I/O error, and is reported. Any NBD client can
+/// read: nbdinfo, nbdcopy, qemu-img, QEMU, guestfish.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb serve vm1@latest -r /backup/kvm

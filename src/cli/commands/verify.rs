@@ -138,8 +138,8 @@ impl VerifyArgs {
         self.verify_points(context, open, &selection, chosen, are_all, session)
     }
 
-    /// Proves points as deep as asked for. `selection` names them, for the next sample; `are_all` says whether none of them is
-    /// missing.
+    /// Proves points as deep as asked for. `selection` names them, for the next sample; `are_all` says whether none of
+    /// them is missing.
     fn verify_points(
         &self,
         context: &Context,

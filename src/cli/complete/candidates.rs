@@ -18,8 +18,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-/// How long somebody who pressed a key waits for names. Mostly they are there in a tenth of a second; an embedded libvirt has
-/// to start first.
+/// How long somebody who pressed a key waits for names. Mostly they are there in a tenth of a second; an embedded
+/// libvirt has to start first.
 const LIMIT: Duration = Duration::from_secs(3);
 
 /// A word and what to say of it.

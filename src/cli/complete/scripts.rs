@@ -1,5 +1,5 @@
-//! The scripts for bash and zsh. The library's own, which fish gets, do not know that `vm1@latest` is one word to bash, nor that
-//! more is to come behind `vda=`.
+//! The scripts for bash and zsh. The library's own, which fish gets, do not know that `vm1@latest` is one word to bash,
+//! nor that more is to come behind `vda=`.
 
 use clap_complete::env::{self, EnvCompleter};
 use std::ffi::OsString;

@@ -1,8 +1,8 @@
 //! Columns that fit the width of the terminal.
 //!
-//! Where they do not fit, the least important columns are left out first. Then the last column is wrapped between words,
-//! with an indent; a word is never broken, so that paths and addresses can be copied. A note stands below its row and is
-//! never wrapped: it may be a command to copy.
+//! Where they do not fit, the least important columns are left out first. Then the last column is wrapped between
+//! words, with an indent; a word is never broken, so that paths and addresses can be copied. A note stands below its
+//! row and is never wrapped: it may be a command to copy.
 
 /// How tables are printed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

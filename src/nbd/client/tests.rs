@@ -1,7 +1,7 @@
 //! The client against servers that no honest program would be: every byte is written here by hand, or by chance.
 //!
-//! All that such a server will ever say is put into a socket pair before the client begins, so there are no threads; cookies
-//! count from 2 by the way in which [`Client`] numbers tickets and cookies.
+//! All that such a server will ever say is put into a socket pair before the client begins, so there are no threads;
+//! cookies count from 2 by the way in which [`Client`] numbers tickets and cookies.
 
 use std::io::Write;
 use std::ops::{Deref, DerefMut};

@@ -177,8 +177,8 @@ proptest! {
         }
     }
 
-    /// A server that answers any part of what it is asked, in any lengths, comes to the same map; on larger blocks the map
-    /// may be coarser, but only towards «dirty data».
+    /// A server that answers any part of what it is asked, in any lengths, comes to the same map; on larger blocks the
+    /// map may be coarser, but only towards «dirty data».
     #[test]
     fn a_map_in_any_number_of_answers_is_the_same_map(
         disk in disk(),

@@ -51,8 +51,8 @@ impl Change<'_> {
     }
 }
 
-/// What a server hands out under one name. It is called from several threads at once, with offsets and lengths that lie within
-/// its size.
+/// What a server hands out under one name. It is called from several threads at once, with offsets and lengths that lie
+/// within its size.
 pub trait Export: Send + Sync {
     /// Its size in bytes, which does not change.
     fn size_bytes(&self) -> u64;
@@ -60,12 +60,12 @@ pub trait Export: Send + Sync {
     /// What it is, for people who list the exports.
     fn description(&self) -> String;
 
-    /// Delivers the `length` bytes at `offset`, in order and without a gap. An error of `deliver` is passed on: then nobody
-    /// wants the rest.
+    /// Delivers the `length` bytes at `offset`, in order and without a gap. An error of `deliver` is passed on: then
+    /// nobody wants the rest.
     fn read(&self, offset: u64, length: u32, deliver: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> io::Result<()>;
 
-    /// What is zero from `offset` on: at least one extent, at most `limit`, none of them empty, together no longer than `length`.
-    /// The flags are [`wire::STATE_HOLE`] and [`wire::STATE_ZERO`].
+    /// What is zero from `offset` on: at least one extent, at most `limit`, none of them empty, together no longer than
+    /// `length`. The flags are [`wire::STATE_HOLE`] and [`wire::STATE_ZERO`].
     fn extents(&self, offset: u64, length: u32, limit: usize) -> Vec<StatusExtent>;
 
     /// Whether it can be written to.

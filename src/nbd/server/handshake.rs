@@ -1,4 +1,5 @@
-//! From the greeting to the export that a client chose: `doc/proto.md`, "Fixed newstyle negotiation", from the server's side.
+//! From the greeting to the export that a client chose: `doc/proto.md`, "Fixed newstyle negotiation", from the server's
+//! side.
 //!
 //! | option | answer |
 //! | --- | --- |

@@ -1,5 +1,5 @@
-//! What a client says and what a server answers: decoding the one, encoding the other. Pure; whatever the bytes, the result is
-//! a value or a [`Violation`].
+//! What a client says and what a server answers: decoding the one, encoding the other. Pure; whatever the bytes, the
+//! result is a value or a [`Violation`].
 
 use super::super::wire::{
     self, MAX_STRING_BYTES, MessageReader, OPTION_REPLY_MAGIC, REPLY_BLOCK_STATUS, REPLY_ERROR, REPLY_ERROR_OFFSET,

@@ -50,8 +50,8 @@ impl Copies {
     }
 
     /// Which of a machine's points in the first repository - all of them, oldest first - await their copy. `policy` is
-    /// the second repository's, and `origin_there` reads of which machine a point there is, if that can be read: only where it
-    /// matters.
+    /// the second repository's, and `origin_there` reads of which machine a point there is, if that can be read: only
+    /// where it matters.
     pub fn await_copy(
         &self,
         (machine, here): (&Lineage, &[&PointRef]),

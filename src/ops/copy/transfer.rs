@@ -1,12 +1,13 @@
 //! Points from one repository to another.
 //!
-//! A point is copied as it is: the same trees, the same manifest, the same chunks, sealed with the other repository's key. Only
-//! what the other one lacks is read, and proven on the way; what is damaged is told and never copied. The snapshot says
-//! what it is a copy of, in the field that `restic copy` uses: so either program knows what the other has copied, without
-//! reading any data.
+//! A point is copied as it is: the same trees, the same manifest, the same chunks, sealed with the other repository's
+//! key. Only what the other one lacks is read, and proven on the way; what is damaged is told and never copied. The
+//! snapshot says what it is a copy of, in the field that `restic copy` uses: so either program knows what the other has
+//! copied, without reading any data.
 //!
-//! Packs, index, snapshot file, each durable before the next, as a backup stores a point. The checkpoint that the manifest
-//! names belongs to the chain of the repository that the point was first stored in, and [`crate::ops::chain`] leaves it alone.
+//! Packs, index, snapshot file, each durable before the next, as a backup stores a point. The checkpoint that the
+//! manifest names belongs to the chain of the repository that the point was first stored in, and [`crate::ops::chain`]
+//! leaves it alone.
 
 use crate::failpoint::{self, Failpoint};
 use crate::ops::copy::plan::{Copies, persistent_id};
@@ -86,8 +87,8 @@ impl Copier {
         found.ok_or_else(|| Error::NoSuchPoint { wanted: id.to_owned(), repo: self.source.url(), near: Vec::new() })
     }
 
-    /// The points of a machine of this host that await their copy, oldest first: see [`Copies::await_copy`]. `policy` is the
-    /// target's.
+    /// The points of a machine of this host that await their copy, oldest first: see [`Copies::await_copy`]. `policy`
+    /// is the target's.
     pub fn uncopied(&self, uuid: &str, policy: &Policy, now: record::Time) -> Result<Vec<PointRef>> {
         if self.points.iter().all(|point| self.there.copy_of(point).is_some()) {
             return Ok(Vec::new());

@@ -28,8 +28,8 @@ pub enum PointName {
 }
 
 impl PointName {
-    /// Understands `ID`, `NAME`, `NAME@latest`, `NAME@2026-11-20`, `NAME@2026-11-20T14:30`, `NAME@-2h`; times without an
-    /// offset are local, and a date means its end. What stands after an `@` and is no time belongs to the name.
+    /// Understands `ID`, `NAME`, `NAME@latest`, `NAME@2026-11-20`, `NAME@2026-11-20T14:30`, `NAME@-2h`; times without
+    /// an offset are local, and a date means its end. What stands after an `@` and is no time belongs to the name.
     pub fn parse(text: &str, now: DateTime<Local>) -> PointName {
         if let Some((machine, time)) = text.rsplit_once('@')
             && !machine.is_empty()
@@ -70,8 +70,8 @@ fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset
     local(date.and_hms_nano_opt(23, 59, 59, 999_999_999)?)
 }
 
-/// The one point that `name` means. A machine's name means the machine of this host; where this host has none of that name and
-/// several others have, it is [`Error::AmbiguousMachine`].
+/// The one point that `name` means. A machine's name means the machine of this host; where this host has none of that
+/// name and several others have, it is [`Error::AmbiguousMachine`].
 pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<PointRef> {
     let missing = |wanted: String| no_such_point(repo, points.iter().map(PointRef::machine), wanted);
     match name {
@@ -102,8 +102,8 @@ pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<
     }
 }
 
-/// The newest point of a machine at or before a moment; without one the newest whose date is not in the future, if there is
-/// one.
+/// The newest point of a machine at or before a moment; without one the newest whose date is not in the future, if
+/// there is one.
 fn newest_named(
     repo: &Repository,
     points: &[PointRef],
@@ -181,8 +181,8 @@ pub fn no_such_point<'a>(repo: &Repository, machines: impl Iterator<Item = &'a s
     Error::NoSuchPoint { wanted, repo: repo.url(), near }
 }
 
-/// [`find`] where snapshot files are damaged: each of them may be a newer point of the machine that is asked for, and an older
-/// one is not what was meant. A point can then still be had by its id.
+/// [`find`] where snapshot files are damaged: each of them may be a newer point of the machine that is asked for, and
+/// an older one is not what was meant. A point can then still be had by its id.
 pub fn find_surely(
     repo: &Repository,
     points: &[PointRef],

@@ -1,18 +1,18 @@
 //! Which points are one machine's.
 //!
-//! A UUID does not tell machines apart: a definition that was copied to another host has the UUID of the first. So a machine is
-//! its UUID on a host. A machine that moved is known by its chain: its first point on the new host continues, by bitmaps that
-//! are in the images, a point of the old host, and no point of the old host came after that but those that came back the same
-//! way.
+//! A UUID does not tell machines apart: a definition that was copied to another host has the UUID of the first. So a
+//! machine is its UUID on a host. A machine that moved is known by its chain: its first point on the new host
+//! continues, by bitmaps that are in the images, a point of the old host, and no point of the old host came after that
+//! but those that came back the same way.
 //!
 //! ```text
 //!  moved:   host a  a1 ← a2                     moved twice:  a1 ← a2       a3          copied:  a1 ← a2 ← a3
 //!           host b         ↖ b1 ← b2                               ↖ b1 ↙                             ↖ b1 ← b2
 //! ```
-//! In the third picture the images were copied with their bitmaps, and both machines went on: two machines, of which neither
-//! may cost the other a point. The links are in the manifests: `parent`, and `earlier_hosts`, which tells of the move and of
-//! its time when the points that were its proof are gone. Where a proof is lost all the same, there are two machines, and
-//! retention keeps more than it would.
+//! In the third picture the images were copied with their bitmaps, and both machines went on: two machines, of which
+//! neither may cost the other a point. The links are in the manifests: `parent`, and `earlier_hosts`, which tells of
+//! the move and of its time when the points that were its proof are gone. Where a proof is lost all the same, there are
+//! two machines, and retention keeps more than it would.
 
 use crate::ops::manifest::{EarlierHost, Manifest};
 use crate::ops::points::PointRef;
@@ -70,8 +70,8 @@ impl Lineage {
     }
 }
 
-/// The machines that these points are of; each point is of exactly one. For the proofs all points that there are must be among
-/// them, of whatever name.
+/// The machines that these points are of; each point is of exactly one. For the proofs all points that there are must
+/// be among them, of whatever name.
 pub fn lineages<'a>(points: impl IntoIterator<Item = (&'a PointRef, &'a Origin)>) -> Vec<Lineage> {
     let mut machines: BTreeMap<&str, Vec<&Origin>> = BTreeMap::new();
     let mut hosts: HashMap<Id, &str> = HashMap::new();
@@ -132,7 +132,8 @@ mod tests {
         format!("2026-11-{day:02}T02:00:00Z").parse().unwrap()
     }
 
-    /// Points as «host, day, the parent's number, the hosts before with the day of the move»; the machines as their hosts.
+    /// Points as «host, day, the parent's number, the hosts before with the day of the move»; the machines as their
+    /// hosts.
     fn machines(points: &[Point]) -> Vec<String> {
         let id = |number: usize| Id::hash(&number.to_be_bytes());
         let one = |(number, (host, at, parent, earlier)): (usize, &Point)| {

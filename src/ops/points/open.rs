@@ -198,8 +198,8 @@ impl OpenPoint {
             .map_err(|_| Error::BadPoint { point: self.id.to_string(), reason: format!("{DEFINITION} is not UTF-8") })
     }
 
-    /// The definition that has all disks of the point, and whether it is that of the running machine: one that was attached
-    /// to it alone is in no other.
+    /// The definition that has all disks of the point, and whether it is that of the running machine: one that was
+    /// attached to it alone is in no other.
     pub fn definition_of_disks(&self, repo: &Repository, index: &Index) -> Result<(String, bool)> {
         let inactive = self.definition(repo, index)?;
         if !self.files.contains_key(LIVE_DEFINITION) {

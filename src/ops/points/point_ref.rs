@@ -32,8 +32,8 @@ impl PointRef {
         self.snapshot.tags.iter().any(|tag| tag == PINNED_TAG)
     }
 
-    /// Whether this is what the id meant when it was given: pinning a point, or tagging it with restic, changes its id, and
-    /// so does copying it to another repository.
+    /// Whether this is what the id meant when it was given: pinning a point, or tagging it with restic, changes its id,
+    /// and so does copying it to another repository.
     pub fn is_or_was(&self, id: &Id) -> bool {
         self.id == *id || self.snapshot.original == Some(*id)
     }

@@ -120,8 +120,8 @@ pub struct ExamineTarget<'a> {
     pub speed_bytes: Option<u64>,
 }
 
-/// Takes the steps; `told` hears of each. After one that failed the others are not tried. Once `access.stop` is raised it ends as
-/// interrupted, and nothing is told of the step that it was at.
+/// Takes the steps; `told` hears of each. After one that failed the others are not tried. Once `access.stop` is raised
+/// it ends as interrupted, and nothing is told of the step that it was at.
 pub fn examine(
     subject: ExamineTarget,
     access: &SshContext,

@@ -6,8 +6,8 @@
 //! | this host's own key | there was none |
 //! | the account's list of keys | the key was not yet let in |
 //!
-//! Each step looks first, so that a second run changes nothing. In the end the key alone must lead to SFTP: a server that
-//! keeps its lists elsewhere is found out now, and not by cron.
+//! Each step looks first, so that a second run changes nothing. In the end the key alone must lead to SFTP: a server
+//! that keeps its lists elsewhere is found out now, and not by cron.
 
 use super::failures::{failed, unreachable_host};
 use crate::ops::{Error, Result};
@@ -52,8 +52,8 @@ pub enum SetupChange {
     },
 }
 
-/// Sets it up; `told` hears of each step as it is done. A rehearsal looks at the server's key and whether this host's key is
-/// let in, and changes nothing. `comment` is what the key is known by in the account's list.
+/// Sets it up; `told` hears of each step as it is done. A rehearsal looks at the server's key and whether this host's
+/// key is let in, and changes nothing. `comment` is what the key is known by in the account's list.
 pub fn setup(
     target: &SftpAddress,
     access: &SshContext,

@@ -57,8 +57,8 @@ pub fn at_a_glance(files: &SftpClient, folder: &str, stop: &AtomicBool) -> Speed
     measured
 }
 
-/// So many bytes on all connections, stored as a backup stores its packs: what a long one would get. It ends with the packs
-/// on the way once `access.stop` is raised; then what it measured means nothing.
+/// So many bytes on all connections, stored as a backup stores its packs: what a long one would get. It ends with the
+/// packs on the way once `access.stop` is raised; then what it measured means nothing.
 pub fn at_length(route: &SshTarget, access: &SshContext, folder: &str, size_bytes: u64) -> SpeedResult<Speed> {
     let (pack, pool) = (noise(WriterOptions::default().pack_bytes), Pool::new(route.clone(), access.clone()));
     let packs = size_bytes.div_ceil(pack.len() as u64).max(1);

@@ -1,7 +1,7 @@
 //! What this host lacks of what a restored definition refers to.
 //!
-//! libvirt takes such a definition and refuses to start the machine; so it is said before anything is written, with what
-//! solves it.
+//! libvirt takes such a definition and refuses to start the machine; so it is said before anything is written, with
+//! what solves it.
 
 use super::planned::PlannedDisk;
 use crate::capture::domain_xml::references::{Reference, references};

@@ -1,10 +1,10 @@
 //! Writing an image past the page cache (`O_DIRECT`), where the file system can do that.
 //!
-//! A restore writes more than fits into memory. In the page cache that would push out what running machines need, every new
-//! page would cost more than to decompress its bytes, and the disk would begin to work at the end.
+//! A restore writes more than fits into memory. In the page cache that would push out what running machines need, every
+//! new page would cost more than to decompress its bytes, and the disk would begin to work at the end.
 //!
-//! The kernel wants address, offset and length of such a write to be multiples of the device's blocks. Chunks are, up to the
-//! last one of a disk of an odd size, which goes through the cache; so does all where the kernel refuses.
+//! The kernel wants address, offset and length of such a write to be multiples of the device's blocks. Chunks are, up
+//! to the last one of a disk of an odd size, which goes through the cache; so does all where the kernel refuses.
 
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno;
@@ -46,8 +46,9 @@ impl ImageFile {
         &self.file
     }
 
-    /// Takes the room for a range that will be written, without changing what it reads as: a disk that is too small is known
-    /// before anything is written, and many file systems let only writes into room that is taken go on side by side.
+    /// Takes the room for a range that will be written, without changing what it reads as: a disk that is too small is
+    /// known before anything is written, and many file systems let only writes into room that is taken go on side by
+    /// side.
     pub fn reserve(&self, at: u64, length: u64) -> io::Result<()> {
         match fallocate(&self.file, FallocateFlags::empty(), at, length) {
             // Not every file system can.

@@ -251,8 +251,8 @@ fn write_all(source: &RestoreSource, plan: &RestorePlan, monitor: &dyn Monitor, 
     Ok(finished)
 }
 
-/// Reads every chunk of a disk, each with its SHA-256 compared, and writes it where it belongs. Without a target it only
-/// proves that all of it is there.
+/// Reads every chunk of a disk, each with its SHA-256 compared, and writes it where it belongs. Without a target it
+/// only proves that all of it is there.
 fn write_disk(
     source: &RestoreSource,
     disk: &PlannedDisk,

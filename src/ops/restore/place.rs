@@ -134,8 +134,8 @@ pub(super) fn is_below_dev(path: &Path) -> bool {
     path.starts_with("/dev") && !path.starts_with("/dev/shm")
 }
 
-/// The one name of a file: links are followed, so that the image behind one is replaced and not the link, and so that two
-/// names of one place are seen to be the same. What does not exist yet has its folder's one name.
+/// The one name of a file: links are followed, so that the image behind one is replaced and not the link, and so that
+/// two names of one place are seen to be the same. What does not exist yet has its folder's one name.
 pub(super) fn resolved(path: &Path) -> PathBuf {
     if let Ok(real) = fs::canonicalize(path) {
         return real;

@@ -52,8 +52,8 @@ pub struct RestorePlan {
     pub missing: Vec<Missing>,
 }
 
-/// Decides everything, and refuses what must not be written over. Without a hypervisor there are no storage pools, and nothing
-/// is said of what is missing on this host.
+/// Decides everything, and refuses what must not be written over. Without a hypervisor there are no storage pools, and
+/// nothing is said of what is missing on this host.
 pub fn plan(
     repo: &Repository,
     index: &Index,
@@ -243,8 +243,8 @@ fn refuse_two_in_one_place<'a>(things: impl Iterator<Item = (&'a str, &'a PathBu
     Ok(())
 }
 
-/// Refuses to touch a machine that runs, and - without `--overwrite` - one that exists. A definition whose images are all gone
-/// is what a lost file system leaves: to restore such a machine overwrites nothing of it.
+/// Refuses to touch a machine that runs, and - without `--overwrite` - one that exists. A definition whose images are
+/// all gone is what a lost file system leaves: to restore such a machine overwrites nothing of it.
 pub fn refuse_running(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<()> {
     let names = [&plan.machine, &plan.uuid];
     for name in names.into_iter().filter(|_| plan.define) {
@@ -281,7 +281,8 @@ fn has_lost_its_images(machine: &Machine) -> Result<bool> {
     Ok(disks.peek().is_some() && disks.all(is_gone))
 }
 
-/// The machines whose memory is saved on disk while one of their disks is replaced: woken, it would destroy what is there.
+/// The machines whose memory is saved on disk while one of their disks is replaced: woken, it would destroy what is
+/// there.
 fn with_saved_memory(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<Vec<Machine>> {
     let written: BTreeSet<&PathBuf> = plan.disks.iter().map(|disk| &disk.real_path).collect();
     let mut found = Vec::new();
@@ -320,7 +321,8 @@ fn existing(hypervisor: &Hypervisor, name: &str) -> Result<Option<Machine>> {
     }
 }
 
-/// Makes libvirt forget the checkpoints of ours: the images with their bitmaps are gone. Those of others are left, and named.
+/// Makes libvirt forget the checkpoints of ours: the images with their bitmaps are gone. Those of others are left, and
+/// named.
 pub(super) fn drop_checkpoints(machine: &Machine) -> Result<Vec<String>> {
     let (ours, others): (Vec<String>, Vec<String>) =
         machine.checkpoints()?.into_iter().partition(|name| name.starts_with("kvmb-"));

@@ -56,8 +56,8 @@ pub(super) fn refuse_in_use(disk: &str, path: &Path) -> Result<()> {
 }
 
 /// Whether a QEMU holds its image locks (open file description locks from byte 100 on, `block/file-posix.c`): true for
-/// whatever started it, libvirt or not. Found out by taking a lock on the whole file for a moment: a QEMU that starts in
-/// that moment fails to, which is what must happen to it.
+/// whatever started it, libvirt or not. Found out by taking a lock on the whole file for a moment: a QEMU that starts
+/// in that moment fails to, which is what must happen to it.
 fn in_use_by_qemu(path: &Path) -> Result<bool> {
     let file = File::options().read(true).write(true).open(path).map_err(Error::io("open", path))?;
     match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {

@@ -1,14 +1,14 @@
 //! A new qcow2 image, laid out at once: what is going to be written is known, so every table can be.
 //!
-//! The format is QEMU's (`docs/interop/qcow2.txt`, version 3). An image of ours is flat - no backing file, no snapshots, no
-//! bitmaps - with clusters of 64 KiB:
+//! The format is QEMU's (`docs/interop/qcow2.txt`, version 3). An image of ours is flat - no backing file, no
+//! snapshots, no bitmaps - with clusters of 64 KiB:
 //!
 //! ```text
 //! | header | refcount table | refcount blocks | L1 table | L2 tables | data, in the order of the guest's addresses … |
 //! ```
 //!
-//! Chunks are whole clusters and lie in one piece, so a chunk is written with one call, from any thread, as into a raw file.
-//! Chunks of zeros are not allocated. Every cluster of the file is used exactly once: all reference counts are 1.
+//! Chunks are whole clusters and lie in one piece, so a chunk is written with one call, from any thread, as into a raw
+//! file. Chunks of zeros are not allocated. Every cluster of the file is used exactly once: all reference counts are 1.
 
 use crate::ops::chunk_map::{ChunkMap, Geometry, MappedChunk};
 use std::fs::File;
@@ -100,7 +100,8 @@ impl Layout {
         self.clusters * CLUSTER_BYTES
     }
 
-    /// Writes all but the data; every byte of it, so that nothing of what a device held before is taken for a part of it.
+    /// Writes all but the data; every byte of it, so that nothing of what a device held before is taken for a part of
+    /// it.
     pub fn write_metadata(&self, file: &File) -> io::Result<()> {
         if file.metadata()?.is_file() {
             file.set_len(self.file_bytes())?;

@@ -1,7 +1,8 @@
 //! Where firmware variables, TPM state, kernel, initrd and other small files are written.
 //!
-//! libvirt gives their folders to the users that QEMU and swtpm run as, who can put a link there: each folder on the way is
-//! opened by [`crate::capture::safe_path`], held open until the restore is over, and never looked up by its path again.
+//! libvirt gives their folders to the users that QEMU and swtpm run as, who can put a link there: each folder on the
+//! way is opened by [`crate::capture::safe_path`], held open until the restore is over, and never looked up by its path
+//! again.
 
 use super::planned::PlannedFile;
 use super::target::{Destination, Looks, PartialFile, Placed};
@@ -75,8 +76,8 @@ impl SmallFile {
     }
 }
 
-/// The place of a small file. What the user of the command named leads where the user wants it; what the definition names is
-/// not trusted beyond what root made.
+/// The place of a small file. What the user of the command named leads where the user wants it; what the definition
+/// names is not trusted beyond what root made.
 pub(super) fn place_of(file: &PlannedFile) -> Result<ResolvedPath> {
     let Some(below) = &file.below else {
         return Ok(safe_path::place_for_writing(&file.path)?);

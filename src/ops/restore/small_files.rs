@@ -1,5 +1,5 @@
-//! Where a restore puts what is no disk: firmware variables, TPM state, kernel and initial RAM disk, and the files that the
-//! definition mentions.
+//! Where a restore puts what is no disk: firmware variables, TPM state, kernel and initial RAM disk, and the files that
+//! the definition mentions.
 //!
 //! The places come from the definition and from the user, never from the manifest.
 
@@ -60,8 +60,8 @@ impl SmallFiles<'_> {
         Ok((files, moved))
     }
 
-    /// The files that the definition mentions, into a folder that the user named: those that are written, and what they are called
-    /// there. One that is there already, byte for byte, is not written again.
+    /// The files that the definition mentions, into a folder that the user named: those that are written, and what they
+    /// are called there. One that is there already, byte for byte, is not written again.
     pub(super) fn plan_outside(
         &self,
         manifest: &Manifest,
@@ -173,8 +173,8 @@ impl SmallFiles<'_> {
         self.definition.tpm.as_ref()?.state_path.as_deref()
     }
 
-    /// Where a TPM's state goes, and the folder above that the user named: to where the definition or libvirt will look for
-    /// it; without libvirt beside the images.
+    /// Where a TPM's state goes, and the folder above that the user named: to where the definition or libvirt will look
+    /// for it; without libvirt beside the images.
     fn tpm_folder(&self) -> Result<(PathBuf, Option<&Path>)> {
         let named = self.tpm_state_before();
         let connect = self.request.connect.as_deref().filter(|_| self.define && named.is_none());

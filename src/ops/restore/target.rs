@@ -87,8 +87,8 @@ pub struct WrittenDisk {
     temporary: Option<PartialFile>,
 }
 
-/// A file in the making beside its place, locked so that nobody takes it for one that a killed restore left. Dropped, it is
-/// removed.
+/// A file in the making beside its place, locked so that nobody takes it for one that a killed restore left. Dropped,
+/// it is removed.
 #[derive(Debug)]
 pub struct PartialFile {
     path: tempfile::TempPath,
@@ -281,8 +281,8 @@ impl Placed {
         Placed { at, replaced: None, kept: true }
     }
 
-    /// Renames `temporary` to what it is to become. What is there is an error, or - with `overwrite` - changes places with it,
-    /// so that at no moment there is nothing. A link is replaced and not followed.
+    /// Renames `temporary` to what it is to become. What is there is an error, or - with `overwrite` - changes places
+    /// with it, so that at no moment there is nothing. A link is replaced and not followed.
     pub fn put(temporary: PartialFile, at: Destination, overwrite: bool, looks: Looks) -> Result<Placed> {
         let old = if overwrite { fs::symlink_metadata(&at.reach).ok() } else { None };
         let folder = at.folder().to_owned();
@@ -320,7 +320,8 @@ impl Placed {
         };
         match renameat_with(CWD, &aside, CWD, &at.reach, RenameFlags::EXCHANGE) {
             Ok(()) => Ok(Placed { at, replaced: Some(aside), kept: false }),
-            // A file system without it, NFS for one: there is a moment without an image, and the old one is kept by its second name.
+            // A file system without it, NFS for one: there is a moment without an image, and the old one is kept by its
+            // second name.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                 let older = partial_sibling(&aside);
                 fs::rename(&at.reach, &older).map_err(undo)?;

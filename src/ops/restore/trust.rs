@@ -1,9 +1,10 @@
 //! What `point.json` says is held against the definition before anything is planned by it.
 //!
-//! Whoever can write to the repository chooses what is in a manifest, and kvmb restores as root. So the manifest may choose
-//! no place on the host and no other machine: a disk must be one of the definition's, a file must be where the definition
-//! has it, and name and UUID must be the definition's. ([`Manifest::parse`](crate::ops::manifest::Manifest::parse) has
-//! looked at what can be judged without the definition: sizes, and names that lead elsewhere.)
+//! Whoever can write to the repository chooses what is in a manifest, and kvmb restores as root. So the manifest may
+//! choose no place on the host and no other machine: a disk must be one of the definition's, a file must be where the
+//! definition has it, and name and UUID must be the definition's.
+//! ([`Manifest::parse`](crate::ops::manifest::Manifest::parse) has looked at what can be judged without the definition:
+//! sizes, and names that lead elsewhere.)
 
 use super::request::RestoreRequest;
 use crate::capture::connection::nvram_folder;
@@ -112,8 +113,8 @@ fn is_libvirts_choice(definition: &Definition, path: &Path, request: &RestoreReq
         && extension.is_some_and(|extension| ["fd", "qcow2", "json"].contains(&extension))
 }
 
-/// The folder is the one that the definition names; where it names none libvirt chooses it by the UUID, below a folder of its
-/// own that only the host knows.
+/// The folder is the one that the definition names; where it names none libvirt chooses it by the UUID, below a folder
+/// of its own that only the host knows.
 fn is_tpm_state(definition: &Definition, uuid: &str, file: &ManifestFile) -> bool {
     let path = Path::new(&file.path);
     let Some(state) = definition.tpm.as_ref().filter(|tpm| tpm.backend == "emulator") else { return false };
@@ -182,7 +183,8 @@ mod tests {
     fn what_the_definition_does_not_say_is_refused() {
         assert_eq!(misfit_of(NVRAM, &[], |_| {}), None);
         assert_eq!(misfit_of(NVRAM, &[], |m| m["uuid"] = UUID.to_uppercase().into()), None);
-        // A disk that is not asked for does not matter: one that was attached to the running machine only, for instance.
+        // A disk that is not asked for does not matter: one that was attached to the running machine only, for
+        // instance.
         let another = |m: &mut Value| {
             let mut disk = m["disks"][0].clone();
             disk["disk"] = "vdz".into();

@@ -112,7 +112,8 @@ impl ChunkCache {
         self.shared.slots().by_id.contains_key(id)
     }
 
-    /// Has those of the chunks read that are not there. It does not wait: when the readers are busy, nobody reads ahead.
+    /// Has those of the chunks read that are not there. It does not wait: when the readers are busy, nobody reads
+    /// ahead.
     pub(super) fn read_ahead(&self, ids: impl IntoIterator<Item = Id>) {
         let mut slots = self.shared.slots();
         let mut wanted = Vec::new();

@@ -7,7 +7,8 @@
 //! | `socket.rs` | a private socket |
 //! | `registry.rs` | the detached servers of this host |
 //!
-//! No byte leaves before the chunk that it is in was verified. What is damaged is an I/O error (EIO) for exactly that range.
+//! No byte leaves before the chunk that it is in was verified. What is damaged is an I/O error (EIO) for exactly that
+//! range.
 
 mod chunk_cache;
 mod point_disk;
@@ -75,8 +76,8 @@ impl ServedPoint {
         Ok(ServedPoint { server: Server::new(exports, stop.flag()), damage })
     }
 
-    /// Serves until `stop` is raised, or `look` returns false: it is called some ten times a second, with the damage that was met
-    /// since the last time, and whether anybody is connected.
+    /// Serves until `stop` is raised, or `look` returns false: it is called some ten times a second, with the damage
+    /// that was met since the last time, and whether anybody is connected.
     pub fn run(&self, socket: &PrivateSocket, mut look: impl FnMut(Vec<Damage>, bool) -> bool) -> Result<()> {
         let served = self.server.run(&socket.listener, || look(self.damage.take(), self.server.connections() > 0));
         look(self.damage.take(), false);

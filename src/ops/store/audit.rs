@@ -3,9 +3,9 @@
 //! Nothing can see a `dd` into an image or a bitmap that was cleared by hand, but reading. So every run reads a small
 //! random sample of what it is told is clean, and now and then everything is read.
 //!
-//! One chunk is always in the sample: the last that is clean and not zero. A disk that was cut short and grown again lost
-//! everything from some byte on; what lies wholly behind that byte reads as zeros and is found by the assembler, and the
-//! chunk that the byte is in is exactly this one.
+//! One chunk is always in the sample: the last that is clean and not zero. A disk that was cut short and grown again
+//! lost everything from some byte on; what lies wholly behind that byte reads as zeros and is found by the assembler,
+//! and the chunk that the byte is in is exactly this one.
 
 use super::task::{Base, DiskTask, StoreOutcome, StoredDisk};
 use crate::nbd::{ChunkState, Client, ClientOptions, chunk_runs, extents};

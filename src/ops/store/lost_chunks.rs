@@ -1,8 +1,8 @@
-//! Chunks that the parent point names and that no index knows any more: a pack was lost, and a repair took it out of the
-//! index.
+//! Chunks that the parent point names and that no index knows any more: a pack was lost, and a repair took it out of
+//! the index.
 //!
-//! A clean chunk is taken over from the parent unread, so it is looked up when the parent's list is: one that is unknown is
-//! read as if it had changed. The new point is whole then. The older points lack what nobody can read again.
+//! A clean chunk is taken over from the parent unread, so it is looked up when the parent's list is: one that is
+//! unknown is read as if it had changed. The new point is whole then. The older points lack what nobody can read again.
 
 use crate::ops::Result;
 use crate::ops::chunk_map::{ChunkMap, MappedChunk};

@@ -89,7 +89,8 @@ pub struct Base<'a> {
 }
 
 impl Base<'_> {
-    /// How many chunks, from the first, are the same range of the disk then and now: beyond, everything counts as changed.
+    /// How many chunks, from the first, are the same range of the disk then and now: beyond, everything counts as
+    /// changed.
     pub(super) fn comparable(&self, geometry: Geometry) -> u64 {
         match self.capacity_bytes == geometry.capacity_bytes {
             true => geometry.chunks(),
@@ -98,8 +99,8 @@ impl Base<'_> {
     }
 }
 
-/// Refuses to read what has another size than the disk that was captured. QEMU and libvirt count in sectors of 512 bytes or
-/// not, so that is no difference.
+/// Refuses to read what has another size than the disk that was captured. QEMU and libvirt count in sectors of 512
+/// bytes or not, so that is no difference.
 pub fn check_size(disk: &str, offered_bytes: u64, capacity_bytes: u64) -> Result<()> {
     const SECTOR_BYTES: u64 = 512;
     if offered_bytes.div_ceil(SECTOR_BYTES) == capacity_bytes.div_ceil(SECTOR_BYTES) {

@@ -1,7 +1,7 @@
 //! Blobs that lie in more than one pack: before a copy goes, the one that stays is opened.
 //!
-//! Which copy stays is decided by what the packs waste, and a pack that is long enough may hold a damaged blob all the same. A
-//! blob that can be read before a prune can be read after it.
+//! Which copy stays is decided by what the packs waste, and a pack that is long enough may hold a damaged blob all the
+//! same. A blob that can be read before a prune can be read after it.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,8 +13,8 @@ use crate::repo::{BlobKind, Error, Index, Repository, Result};
 /// Places in the index: kind and position.
 type Places = HashSet<(BlobKind, usize)>;
 
-/// Opens copies and chooses others until every blob of which a copy goes has one that stays and can be opened. `decide` says
-/// what becomes of the packs, each time that a choice was changed. Ends early, undone, when `stop` is set.
+/// Opens copies and chooses others until every blob of which a copy goes has one that stays and can be opened. `decide`
+/// says what becomes of the packs, each time that a choice was changed. Ends early, undone, when `stop` is set.
 pub(super) fn keep_whole_copies(
     repo: &Repository,
     index: &Index,

@@ -13,8 +13,8 @@
 //! | 6. remove the old index files | some of them | every pack that an index names is still there |
 //! | 7. remove the packs | packs that no index names | what it needs |
 //!
-//! Each step is durable before the next begins, and the lock is asked before whatever cannot be undone. Nothing says how far a
-//! run came: the next one finds the same state of affairs that any prune finds, and goes on.
+//! Each step is durable before the next begins, and the lock is asked before whatever cannot be undone. Nothing says
+//! how far a run came: the next one finds the same state of affairs that any prune finds, and goes on.
 //!
 //! **Damage.** An index file or a snapshot that cannot be read, a tree that is missing or broken, a blob that no index
 //! names, a needed pack that is gone or too short: each is an error of the plan, before anything is removed. What looks
@@ -58,8 +58,8 @@ pub struct PrunePlan {
 }
 
 impl PrunePlan {
-    /// Decides what can go when the snapshots in `forgotten` do. Changes nothing; hold a lock since before the index was
-    /// loaded. `stop` ends it without a plan.
+    /// Decides what can go when the snapshots in `forgotten` do. Changes nothing; hold a lock since before the index
+    /// was loaded. `stop` ends it without a plan.
     pub fn make(
         repo: &Repository,
         index: Arc<Index>,
@@ -88,15 +88,16 @@ impl PrunePlan {
         &self.summary
     }
 
-    /// Removes what interrupted runs left: packs that no index names, and unfinished files. It needs no room, and makes some.
+    /// Removes what interrupted runs left: packs that no index names, and unfinished files. It needs no room, and makes
+    /// some.
     pub fn remove_unnamed(&self, permit: &Permit, watch: PruneWatch, stop: &AtomicBool) -> Result<()> {
         permit.confirm()?;
         self.repo.storage().remove_leftovers()?;
         self.remove(FileKind::Pack, &self.unnamed, permit, stop, &|bytes| watch(PruneEvent::UnnamedRemoved { bytes }))
     }
 
-    /// Does the rest. The snapshots that the plan calls forgotten must be gone. `stop` ends it between two steps or files:
-    /// the next prune goes on.
+    /// Does the rest. The snapshots that the plan calls forgotten must be gone. `stop` ends it between two steps or
+    /// files: the next prune goes on.
     pub fn execute(&self, permit: &Permit, watch: PruneWatch, stop: &AtomicBool) -> Result<()> {
         let is_over = || stop.load(Ordering::Relaxed);
         if is_over() {

@@ -156,8 +156,8 @@ impl Packs {
         }
     }
 
-    /// Chooses one place for each needed blob: a blob that is in two packs is needed from the one with less waste, so that
-    /// after an interrupted prune the copies win.
+    /// Chooses one place for each needed blob: a blob that is in two packs is needed from the one with less waste, so
+    /// that after an interrupted prune the copies win.
     pub(super) fn choose_places(&mut self, index: &Index, kind: BlobKind, marks: &[bool]) -> Result<()> {
         let table = index.table(kind);
         let mut is_needed = false;
@@ -205,8 +205,8 @@ impl Packs {
         last
     }
 
-    /// Takes a blob from another place than this one, and from none of those that are known to be damaged. False if there is
-    /// none.
+    /// Takes a blob from another place than this one, and from none of those that are known to be damaged. False if
+    /// there is none.
     pub(super) fn choose_other(
         &mut self,
         index: &Index,
@@ -231,9 +231,9 @@ impl Packs {
         true
     }
 
-    /// Packs of which nothing is needed go; of the others those with the greatest share of waste are copied, until what is
-    /// left of it is little enough, or there is no room for more copies. Trees are small and read often: waste among them
-    /// always goes.
+    /// Packs of which nothing is needed go; of the others those with the greatest share of waste are copied, until what
+    /// is left of it is little enough, or there is no room for more copies. Trees are small and read often: waste among
+    /// them always goes.
     pub(super) fn decide(&mut self, PruneLimits { max_unused, room_bytes }: PruneLimits, summary: &mut PruneSummary) {
         summary.used_bytes = self.packs.iter().map(|pack| pack.used_bytes).sum();
         let limit_bytes = max_unused.limit_bytes(summary.used_bytes);

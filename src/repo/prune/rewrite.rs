@@ -1,6 +1,7 @@
 //! The index without the packs that go.
 //!
-//! Only index files that name such a pack are written anew; the many small ones that backups leave are joined on the way.
+//! Only index files that name such a pack are written anew; the many small ones that backups leave are joined on the
+//! way.
 
 use std::collections::HashSet;
 

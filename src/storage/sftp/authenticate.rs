@@ -1,7 +1,7 @@
 //! Logging in, in the order in which `ssh` does: keys of the agent and of files, questions of the server, the password.
 //!
-//! kvmb's own key, where there is one, comes before all others: it was made for this, and a server ends a login after a few
-//! keys in vain. What let us in is remembered, so that further connections try nothing in vain.
+//! kvmb's own key, where there is one, comes before all others: it was made for this, and a server ends a login after a
+//! few keys in vain. What let us in is remembered, so that further connections try nothing in vain.
 
 use super::{Connection, Error, Result, Secret, SshContext, SshTarget};
 use crate::atomic_file;
@@ -67,8 +67,8 @@ pub fn authenticate(
     Err(attempt.refused(&offered.replace(',', ", ")))
 }
 
-/// What libssh2 says of a key file that its passphrase does not open, in OpenSSH's format or an older one; the server is not even
-/// asked.
+/// What libssh2 says of a key file that its passphrase does not open, in OpenSSH's format or an older one; the server
+/// is not even asked.
 const KEY_STAYS_SHUT: [ssh2::ErrorCode; 2] = [ssh2::ErrorCode::Session(-16), ssh2::ErrorCode::Session(-48)];
 
 /// One login in the making.

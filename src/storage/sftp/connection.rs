@@ -1,8 +1,9 @@
 //! One SSH connection: every call on it waits for the network in small steps, so that nothing hangs.
 //!
-//! libssh2 works without blocking here. A call that would block says so; then we wait until the socket is ready, looking
-//! every moment whether the program shall end, and whether the other side has been silent, or made no progress, for too long. A call that was
-//! given up leaves the protocol in the middle of a sentence, so the connection is cut and never used again.
+//! libssh2 works without blocking here. A call that would block says so; then we wait until the socket is ready,
+//! looking every moment whether the program shall end, and whether the other side has been silent, or made no progress,
+//! for too long. A call that was given up leaves the protocol in the middle of a sentence, so the connection is cut and
+//! never used again.
 
 use super::proxy::ProxyProcess;
 use super::{Error, Progress, Result, SshContext, SshTarget, SshTimeouts, known_hosts};
@@ -135,7 +136,8 @@ impl Connection {
         self.session.banner().is_some_and(|banner| banner.contains("OpenSSH"))
     }
 
-    /// Waits for the server to say that it speaks SSH. libssh2 would listen without end to one that says something else.
+    /// Waits for the server to say that it speaks SSH. libssh2 would listen without end to one that says something
+    /// else.
     pub fn await_greeting(&self) -> Result<()> {
         let begun = Instant::now();
         let mut heard = vec![0; LONGEST_PREFACE_BYTES];

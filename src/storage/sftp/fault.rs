@@ -38,8 +38,8 @@ pub enum SftpStatus {
 }
 
 impl SftpStatus {
-    /// The meaning of a status code, with the words that the server sends along. Codes above 8 are of later versions of SFTP,
-    /// but some servers use them all the same.
+    /// The meaning of a status code, with the words that the server sends along. Codes above 8 are of later versions of
+    /// SFTP, but some servers use them all the same.
     pub fn of_status(code: u32, words: &str) -> SftpStatus {
         match code {
             2 | 10 => SftpStatus::NotFound,
@@ -56,8 +56,8 @@ impl SftpStatus {
         }
     }
 
-    /// Whether this answers the sync of a folder that the server's file system cannot sync, and does not speak of a disk that
-    /// fails: ENOENT, EINVAL, or an operation that is not supported.
+    /// Whether this answers the sync of a folder that the server's file system cannot sync, and does not speak of a
+    /// disk that fails: ENOENT, EINVAL, or an operation that is not supported.
     pub fn cannot_sync_folders(&self) -> bool {
         match self {
             SftpStatus::NotFound | SftpStatus::Unsupported | SftpStatus::Invalid => true,

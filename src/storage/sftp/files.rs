@@ -17,8 +17,8 @@ use std::ops::Range;
 /// What one request reads or writes: with all that is around it, it fits into an SSH packet, and every server takes it.
 pub const PIECE_BYTES: usize = 32_000;
 
-/// What one request reads or writes where the server says that it takes so much: what OpenSSH's longest packet holds. Fewer
-/// and longer requests cost both sides less.
+/// What one request reads or writes where the server says that it takes so much: what OpenSSH's longest packet holds.
+/// Fewer and longer requests cost both sides less.
 const LONG_PIECE_BYTES: usize = 255 << 10;
 
 /// No server means less: so many requests for single bytes would fill the memory.
@@ -243,16 +243,16 @@ impl SftpClient {
         self.write_through(&file, 0, contents, &|_| true)
     }
 
-    /// Writes at the end of a file of this length, which is made if it is not there. Some servers look for the end, others write
-    /// where they are told to.
+    /// Writes at the end of a file of this length, which is made if it is not there. Some servers look for the end,
+    /// others write where they are told to.
     pub fn append(&self, path: &str, length: u64, contents: &[u8]) -> SftpResult<()> {
         let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::APPEND)?;
         let file = self.handle(file)?;
         self.write_through(&file, length, contents, &|_| true)
     }
 
-    /// Writes a file as `temporary`, has the server put it on its disk, names it `path`, whatever has that name already, and
-    /// has the entries of `folder` put there too. The gate is asked before each piece goes out.
+    /// Writes a file as `temporary`, has the server put it on its disk, names it `path`, whatever has that name
+    /// already, and has the entries of `folder` put there too. The gate is asked before each piece goes out.
     ///
     /// What fails may leave `temporary` behind.
     pub fn store(&self, folder: &str, temporary: &str, path: &str, contents: &[u8], gate: Gate) -> SftpResult<()> {
@@ -293,8 +293,9 @@ impl SftpClient {
         named.and_then(|()| self.synced(synced))
     }
 
-    /// Writes a file as `temporary` and has the server put it on its disk, then names it `path`, unless something has that
-    /// name: returns whether it was named. SFTP's own rename refuses a name that is taken; the other would replace it.
+    /// Writes a file as `temporary` and has the server put it on its disk, then names it `path`, unless something has
+    /// that name: returns whether it was named. SFTP's own rename refuses a name that is taken; the other would replace
+    /// it.
     pub fn create(&self, folder: &str, temporary: &str, path: &str, contents: &[u8]) -> SftpResult<bool> {
         self.write_new(temporary, contents)?;
         let named = self.rename_free(temporary, path)?;
@@ -305,8 +306,8 @@ impl SftpClient {
         Ok(named)
     }
 
-    /// Renames, unless the new name is taken; returns whether it did. Servers have no word for a name that is taken, and some
-    /// that are not OpenSSH replace what has it: so they are asked before as well.
+    /// Renames, unless the new name is taken; returns whether it did. Servers have no word for a name that is taken,
+    /// and some that are not OpenSSH replace what has it: so they are asked before as well.
     pub fn rename_free(&self, from: &str, to: &str) -> SftpResult<bool> {
         match self.stat(to) {
             Ok(_) => return Ok(false),

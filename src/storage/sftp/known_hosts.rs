@@ -23,7 +23,8 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Host key methods in the order of preference, with the key type that each proves. The SHA-1 ones are left out, as OpenSSH does.
+/// Host key methods in the order of preference, with the key type that each proves. The SHA-1 ones are left out, as
+/// OpenSSH does.
 const METHODS: [(&str, &str); 6] = [
     ("ssh-ed25519", "ssh-ed25519"),
     ("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp256"),
@@ -150,8 +151,8 @@ impl KnownKeys {
     }
 }
 
-/// Adds a key to a known_hosts file, which is made if it is not there. A hashed name tells nobody who reads the file which
-/// servers there are.
+/// Adds a key to a known_hosts file, which is made if it is not there. A hashed name tells nobody who reads the file
+/// which servers there are.
 pub fn append(path: &Path, name: &str, hash: bool, key: &PublicKey) -> Result<()> {
     let write = || -> std::io::Result<()> {
         if let Some(folder) = path.parent() {

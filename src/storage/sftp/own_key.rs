@@ -1,7 +1,7 @@
 //! kvmb's own key: made once on this host, without a passphrase, for logins that nobody watches.
 //!
-//! On the server it may do one thing: SFTP. A server that is not OpenSSH may not understand such restrictions, so there the
-//! key is noted without them.
+//! On the server it may do one thing: SFTP. A server that is not OpenSSH may not understand such restrictions, so there
+//! the key is noted without them.
 
 use super::{SftpClient, SftpFault, SftpStatus};
 use crate::atomic_file;
@@ -35,8 +35,8 @@ pub fn read(path: &Path) -> io::Result<Option<PublicKey>> {
     }
 }
 
-/// The key's public half and whether it was made: it is if there is none, readable by its owner only, and its public half
-/// beside it. Of several runs that make it at once, one does and the others get that.
+/// The key's public half and whether it was made: it is if there is none, readable by its owner only, and its public
+/// half beside it. Of several runs that make it at once, one does and the others get that.
 pub fn ensure(path: &Path, comment: &str) -> io::Result<(PublicKey, bool)> {
     if let Some(key) = read(path)? {
         return Ok((key, false));

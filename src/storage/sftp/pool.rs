@@ -7,8 +7,8 @@
 //! | all in use, and fewer than allowed | has one more made beside, and takes whichever is free first: to make one takes a dozen round trips, to read a short file two |
 //! | all that are allowed in use | waits for one |
 //!
-//! A connection that broke is dropped: the call fails with an error that says so ([`Error::is_transient`]), and the next
-//! one connects anew. A server that admits fewer connections than we would like gets fewer for a while.
+//! A connection that broke is dropped: the call fails with an error that says so ([`Error::is_transient`]), and the
+//! next one connects anew. A server that admits fewer connections than we would like gets fewer for a while.
 
 use super::credential_cache::CredentialCache;
 use super::{Credentials, Error, Login, Result, SftpClient, SftpFault, SshContext, SshTarget};
@@ -77,8 +77,8 @@ impl Pool {
         result
     }
 
-    /// Sees to it that there are so many connections, or as many as are allowed, while the caller does something else. Does
-    /// nothing before the first one is made, for that is who may have to be asked something.
+    /// Sees to it that there are so many connections, or as many as are allowed, while the caller does something else.
+    /// Does nothing before the first one is made, for that is who may have to be asked something.
     pub fn warm_up(&self, connections: usize) {
         let mut state = lock(&self.0.state);
         while state.open < connections && self.0.may_add(&state) {

@@ -1,7 +1,7 @@
 //! Whether a server makes progress, beyond answering keep-alives.
 //!
-//! A server's SSH may be alive while its disk, or the process that serves files, is stuck; or it may hand out its answers byte
-//! by byte. What counts is therefore the time that is spent waiting, and it starts again when the server
+//! A server's SSH may be alive while its disk, or the process that serves files, is stuck; or it may hand out its
+//! answers byte by byte. What counts is therefore the time that is spent waiting, and it starts again when the server
 //!
 //! | | why that ends at some time |
 //! | --- | --- |

@@ -1,8 +1,9 @@
 //! The way to a server that cannot be reached directly: a program whose standard input and output are the connection
 //! (`ProxyCommand` of `ssh_config`), or `ssh` itself on a host between (`ProxyJump`).
 //!
-//! The program gets one end of a socket pair, and libssh2 the other. It runs in a process group of its own: Ctrl-C at a terminal
-//! must not take away the connection over which a lock is still to be removed. So it cannot ask at the terminal either.
+//! The program gets one end of a socket pair, and libssh2 the other. It runs in a process group of its own: Ctrl-C at a
+//! terminal must not take away the connection over which a lock is still to be removed. So it cannot ask at the
+//! terminal either.
 
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::OwnedFd;

@@ -1,8 +1,8 @@
-//! What OpenSSH's client makes of its configuration for one host: `ssh -G` prints every option with its value, so that `Include`,
-//! `Match` and whatever comes next mean what they mean to `ssh`.
+//! What OpenSSH's client makes of its configuration for one host: `ssh -G` prints every option with its value, so that
+//! `Include`, `Match` and whatever comes next mean what they mean to `ssh`.
 //!
-//! `ssh` reads the files of the user that the password database knows. Where this host's context names other folders, a file that
-//! includes theirs is given to it instead. Without OpenSSH's client nothing is configured.
+//! `ssh` reads the files of the user that the password database knows. Where this host's context names other folders, a
+//! file that includes theirs is given to it instead. Without OpenSSH's client nothing is configured.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Write};

@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// How many connections to one server are made at most. A server lets no more than 2 MiB be on the way on each, so over a
-/// distance several are needed; each may hold a pack in memory.
+/// How many connections to one server are made at most. A server lets no more than 2 MiB be on the way on each, so over
+/// a distance several are needed; each may hold a pack in memory.
 pub const CONNECTIONS: usize = 6;
 
 /// How to reach servers.
@@ -51,7 +51,8 @@ impl SshContext {
     }
 }
 
-/// How long to wait. `ConnectTimeout`, `ServerAliveInterval` and `ServerAliveCountMax` of `ssh_config` win over the first three.
+/// How long to wait. `ConnectTimeout`, `ServerAliveInterval` and `ServerAliveCountMax` of `ssh_config` win over the
+/// first three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SshTimeouts {
     /// For a connection to come about, and for each step of the login.
@@ -59,8 +60,8 @@ pub struct SshTimeouts {
     /// For a sign of life while something is asked for. The server's SSH answers keep-alives while its disk is busy, so
     /// this measures the network and the server, not the disk.
     pub silence: Duration,
-    /// For progress, by a server that shows signs of life: an answer, or bytes in either direction (see [`super::progress`]).
-    /// Its disk, or the process that serves files, may be stuck.
+    /// For progress, by a server that shows signs of life: an answer, or bytes in either direction (see
+    /// [`super::progress`]). Its disk, or the process that serves files, may be stuck.
     pub progress: Duration,
     /// The interval of keep-alives.
     pub keep_alive: Duration,
@@ -101,8 +102,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Who knows the secrets, and may ask a person. `Ok(None)` means: no such secret, go on without. The error is told to the
-/// user as it is.
+/// Who knows the secrets, and may ask a person. `Ok(None)` means: no such secret, go on without. The error is told to
+/// the user as it is.
 pub trait Credentials: Send + Sync + fmt::Debug {
     /// The password of an account, `user@host`.
     fn password(&self, account: &str) -> Result<Option<Secret>, String>;

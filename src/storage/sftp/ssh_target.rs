@@ -1,7 +1,7 @@
 //! From an address to a server: what `~/.ssh/config` and `/etc/ssh/ssh_config` make of it, as `ssh` users expect.
 //!
-//! [`super::ssh_config`] asks `ssh` itself; the address wins over what it says. Only the tokens (`%h` …) of files and of a
-//! `ProxyCommand` are left to us.
+//! [`super::ssh_config`] asks `ssh` itself; the address wins over what it says. Only the tokens (`%h` …) of files and
+//! of a `ProxyCommand` are left to us.
 
 use super::proxy::Proxy;
 use super::ssh_config::HostOptions;
@@ -174,8 +174,8 @@ fn proxy_of(options: &HostOptions, tokens: &Tokens, access: &SshContext) -> Opti
     options.text("proxycommand").map(|line| Proxy::Command(tokens.expand(line)))
 }
 
-/// A server is given up when so many keep-alives in a row came to nothing; 0 turns that off for ssh, but not here, where
-/// nobody may watch.
+/// A server is given up when so many keep-alives in a row came to nothing; 0 turns that off for ssh, but not here,
+/// where nobody may watch.
 fn timeouts_of(options: &HostOptions, usual: SshTimeouts) -> SshTimeouts {
     let mut patience = usual;
     if let Some(connect) = options.seconds("connecttimeout") {

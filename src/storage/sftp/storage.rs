@@ -1,9 +1,9 @@
 //! A repository on a server, over SFTP, laid out as a local one.
 //!
 //! A file is written under a temporary name beside its place (`…-tmp-…`, never listed), put on the server's disk
-//! (`fsync@openssh.com`), renamed, and its folder synced: a reader sees all of it or nothing. The folders of packs are made
-//! when the first pack comes; the root only by [`Storage::create_layout`], so that nothing is written to the empty mount
-//! point of a disk that the server has not mounted.
+//! (`fsync@openssh.com`), renamed, and its folder synced: a reader sees all of it or nothing. The folders of packs are
+//! made when the first pack comes; the root only by [`Storage::create_layout`], so that nothing is written to the empty
+//! mount point of a disk that the server has not mounted.
 
 use super::files::PIECE_BYTES;
 use super::{Pool, SftpAddress, SftpClient, SftpFault, SftpStatus, SshContext, SshTarget};
@@ -28,7 +28,8 @@ pub struct SftpStorage {
     target: SftpAddress,
     pool: Pool,
     connections: usize,
-    /// Temporary files without a writer, as listings found them: removed with the next write, for a reader removes nothing.
+    /// Temporary files without a writer, as listings found them: removed with the next write, for a reader removes
+    /// nothing.
     stale: Mutex<Vec<String>>,
 }
 
@@ -167,8 +168,9 @@ impl SftpStorage {
         })
     }
 
-    /// A write that failed for want of room says so: SFTP has no word for it. The room is looked at while what was written
-    /// still takes it. A quota shows nowhere: but then as much as one request writes does not fit in beside that either.
+    /// A write that failed for want of room says so: SFTP has no word for it. The room is looked at while what was
+    /// written still takes it. A quota shows nowhere: but then as much as one request writes does not fit in beside
+    /// that either.
     fn explain_write(&self, files: &SftpClient, temporary: &str, length: usize, fault: SftpFault) -> SftpFault {
         let SftpFault::Refused(SftpStatus::Other(words)) = fault else {
             return fault;

@@ -1,4 +1,5 @@
-//! The address of a repository on a server, as restic reads it: the same address means the same folder to both programs.
+//! The address of a repository on a server, as restic reads it: the same address means the same folder to both
+//! programs.
 //!
 //! | written | folder |
 //! | --- | --- |

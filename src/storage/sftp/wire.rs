@@ -1,7 +1,7 @@
 //! SFTP, version 3: requests and replies, as many of them on the way as the caller likes.
 //!
-//! libssh2 has an SFTP of its own. It waits for the reply to each request before it sends the next one, writes and reads
-//! excepted; over a distance that is what takes the time. It also copies what it writes, and lacks
+//! libssh2 has an SFTP of its own. It waits for the reply to each request before it sends the next one, writes and
+//! reads excepted; over a distance that is what takes the time. It also copies what it writes, and lacks
 //! `posix-rename@openssh.com`. So kvmb has from libssh2 the channel, and speaks SFTP itself:
 //!
 //! | packet | is |

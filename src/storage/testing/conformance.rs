@@ -27,8 +27,8 @@ pub fn conformance(storage: &dyn Storage) {
     storage.free_bytes().expect("free_bytes");
 }
 
-/// What a storage that keeps its files in a folder promises besides; `root` is that folder as this host sees it, and is **not
-/// there** yet.
+/// What a storage that keeps its files in a folder promises besides; `root` is that folder as this host sees it, and
+/// is **not there** yet.
 pub fn folder_conformance(storage: &dyn Storage, root: &Path) {
     nothing_is_written_where_the_root_is_gone(storage, root);
     storage.create_layout().expect("create_layout");

@@ -87,7 +87,8 @@ impl<'e> Life<'e> {
         }
         self.env.assert_nothing_left();
         for at in 0..self.repos.len() {
-            // Each was right when it was made; that it still is, restic says of some, and of all that their blobs are whole.
+            // Each was right when it was made; that it still is, restic says of some, and of all that their blobs are
+            // whole.
             let some: Vec<usize> = (0..2).map(|_| self.below(self.repos[at].points.len() as u64) as usize).collect();
             let repo = &self.repos[at];
             let restic = self.env.restic(&*repo.path);
@@ -289,8 +290,8 @@ impl<'e> Life<'e> {
         format!("backed up to {} {}{healed}", self.repos[at].path, args.join(" "))
     }
 
-    /// A libvirt that was killed inside of begin, with kvmb or by itself, may have lost track of the job: then kvmb says exactly
-    /// that, and what an operator is to do, which is done here. Nothing else is forgiven.
+    /// A libvirt that was killed inside of begin, with kvmb or by itself, may have lost track of the job: then kvmb
+    /// says exactly that, and what an operator is to do, which is done here. Nothing else is forgiven.
     fn heal_if_wedged(&mut self, output: &Output) -> bool {
         let says_so = |failure: &Value| {
             let has = |field: &str, words: &str| failure[field].as_str().is_some_and(|said| said.contains(words));
@@ -359,8 +360,8 @@ impl<'e> Life<'e> {
         self.repos[at].points.push((id_of(point).to_owned(), sums));
     }
 
-    /// Holds a backup at a random step of the commit order, lets the guest write, and then lets it go on, or kills it, or its
-    /// machine.
+    /// Holds a backup at a random step of the commit order, lets the guest write, and then lets it go on, or kills it,
+    /// or its machine.
     fn back_up_with_an_accident(&mut self, at: usize, story: &Story) -> String {
         let step = Failpoint::ALL[self.below(Failpoint::ALL.len() as u64) as usize];
         let (accident, writes) = (self.below(10), self.below(4));

@@ -93,7 +93,8 @@ impl Story {
     }
 }
 
-/// As few of these steps as still fail: parts are left out, first halves, then ever smaller ones, as often as `tries` says.
+/// As few of these steps as still fail: parts are left out, first halves, then ever smaller ones, as often as `tries`
+/// says.
 fn shrink(mut steps: Vec<usize>, tries: usize, fails: impl Fn(&[usize]) -> bool) -> Vec<usize> {
     let mut left = tries;
     let mut size = steps.len().div_ceil(2);

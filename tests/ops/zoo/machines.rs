@@ -238,7 +238,8 @@ fn content_of(path: &str) -> Vec<u8> {
     let mut bytes = noise(path.len() as u64, 8192);
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     if path.contains("vmlinuz") {
-        // Four sectors of set-up code, the signature, version 2.12 of the boot protocol, where an initial RAM disk may end.
+        // Four sectors of set-up code, the signature, version 2.12 of the boot protocol, where an initial RAM disk may
+        // end.
         put(0x1f1, &[4]);
         put(0x202, b"HdrS\x0c\x02");
         put(0x22c, &0x7fff_ffff_u32.to_le_bytes());

@@ -1,5 +1,5 @@
-//! Definitions of the shapes that people publish, on a real libvirt: backed up stopped and running, restored as a copy that
-//! runs beside the original, and in place, where neither a byte of a disk nor one of the definition may differ.
+//! Definitions of the shapes that people publish, on a real libvirt: backed up stopped and running, restored as a copy
+//! that runs beside the original, and in place, where neither a byte of a disk nor one of the definition may differ.
 //!
 //! | file name | what it is |
 //! | --- | --- |

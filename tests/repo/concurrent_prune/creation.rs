@@ -1,4 +1,5 @@
-//! Several runs create one repository at once, or die while they do: there is one master key, and nobody's data is lost.
+//! Several runs create one repository at once, or die while they do: there is one master key, and nobody's data is
+//! lost.
 
 use std::fs;
 use std::path::Path;

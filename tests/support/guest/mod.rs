@@ -1,7 +1,7 @@
 //! A small Linux under software emulation, with the distribution's own kernel and guest agent.
 //!
-//! It writes numbered files to an ext4 disk and says on its second serial port which of them are safe. `build` makes kernel
-//! and initramfs, once for all tests.
+//! It writes numbered files to an ext4 disk and says on its second serial port which of them are safe. `build` makes
+//! kernel and initramfs, once for all tests.
 
 use std::fs;
 use std::ops::Deref;
@@ -94,7 +94,8 @@ impl<'e> LinuxGuest<'e> {
         self.virsh_settled(&format!("qemu-agent-command {} '{command}'", self.uuid()))
     }
 
-    /// The number of the last file that the guest reported as synced. Files 1 to this one must be in every later capture.
+    /// The number of the last file that the guest reported as synced. Files 1 to this one must be in every later
+    /// capture.
     pub fn synced(&self) -> u64 {
         let text = fs::read_to_string(&self.synced).unwrap_or_default();
         // The last line may be half written.

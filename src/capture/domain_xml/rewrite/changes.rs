@@ -34,8 +34,8 @@ pub struct Changes {
     pub initrd: Option<PathBuf>,
     /// Where files are now that the definition mentions: loader, option ROMs, `fw_cfg` files … By their old paths.
     pub files: BTreeMap<PathBuf, PathBuf>,
-    /// Where the state of the emulated TPM is now; only used when the definition names a place (else libvirt derives it from
-    /// the UUID).
+    /// Where the state of the emulated TPM is now; only used when the definition names a place (else libvirt derives it
+    /// from the UUID).
     pub tpm_state: Option<PathBuf>,
 }
 

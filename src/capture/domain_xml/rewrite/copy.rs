@@ -1,8 +1,8 @@
 //! What a copy of a machine must not share with the original, which may run beside it.
 //!
-//! What can be had a second time is made the copy's own: ports, sockets, log files, tap devices, the vsock address. What
-//! there is only once - disks that were not restored, folders of the host, devices passed through - is taken out. Each is
-//! noted. Media of CD drives stay: the guest cannot write them.
+//! What can be had a second time is made the copy's own: ports, sockets, log files, tap devices, the vsock address.
+//! What there is only once - disks that were not restored, folders of the host, devices passed through - is taken out.
+//! Each is noted. Media of CD drives stay: the guest cannot write them.
 
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! A machine's definition, changed for a restore.
 //!
 //! Pure text splicing at the places that the parser found: what is not to be changed keeps every byte - comments,
-//! metadata of other tools, elements that this version does not know. An inactive definition without changes comes out as it
-//! went in. What only a running machine has is taken out of a live one.
+//! metadata of other tools, elements that this version does not know. An inactive definition without changes comes out
+//! as it went in. What only a running machine has is taken out of a live one.
 //!
 //! | module | its subject |
 //! | --- | --- |
@@ -107,8 +107,8 @@ fn identity(splices: &mut Splices, domain: Node, changes: &Changes) {
         let fresh = uuid::Uuid::new_v4().to_string();
         splices.replace(genid.range(), element("genid", &fresh));
     }
-    // libvirt insists that the UUID in the SMBIOS data, if any, is the machine's; OpenStack makes it the serial number too, by
-    // which cloud-init tells one machine from another.
+    // libvirt insists that the UUID in the SMBIOS data, if any, is the machine's; OpenStack makes it the serial number
+    // too, by which cloud-init tells one machine from another.
     let old = child(domain, "uuid").and_then(|uuid| uuid.text()).unwrap_or_default().trim();
     let entries = children(domain, "sysinfo")
         .flat_map(|sysinfo| children(sysinfo, "system"))
@@ -187,8 +187,8 @@ fn disks(splices: &mut Splices, domain: Node, changes: &Changes) -> Result<()> {
     Ok(())
 }
 
-/// Takes out what was below or beside the old image: the new one is one flat, plain image. That there is nothing below it may
-/// be said.
+/// Takes out what was below or beside the old image: the new one is one flat, plain image. That there is nothing below
+/// it may be said.
 fn flatten(splices: &mut Splices, disk: Node) {
     for gone in ["backingStore", "mirror", "encryption", "auth"] {
         let says_that_it_is_flat = |node: &Node| gone == "backingStore" && child(*node, "source").is_none();

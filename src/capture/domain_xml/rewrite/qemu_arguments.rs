@@ -1,7 +1,7 @@
 //! Arguments of `<qemu:commandline>` that would make a copy share something with the original.
 //!
-//! libvirt passes them to QEMU as they are. An option and its value go together; a device that refers to what went by its
-//! id goes too.
+//! libvirt passes them to QEMU as they are. An option and its value go together; a device that refers to what went by
+//! its id goes too.
 
 use roxmltree::Node;
 

@@ -1,5 +1,5 @@
-//! Gathers what is known: from libvirt which machines there are, from the configuration or the schedule which of them are
-//! to be backed up, from the repositories their points, and from this host's history how the last runs went.
+//! Gathers what is known: from libvirt which machines there are, from the configuration or the schedule which of them
+//! are to be backed up, from the repositories their points, and from this host's history how the last runs went.
 
 use super::judge::{LatestCopy, MachineFacts, Standing, judge, judge_copies};
 use super::scheduled::{self, Scheduled};
@@ -355,7 +355,8 @@ fn damaged_files(stored: Option<&LatestPoints>) -> usize {
     stored.map_or(0, |stored| stored.damaged.len())
 }
 
-/// The newest copies of the machines that should have fresh ones, and how many snapshot files beside them cannot be read.
+/// The newest copies of the machines that should have fresh ones, and how many snapshot files beside them cannot be
+/// read.
 fn copies(
     context: &Context,
     url: &str,

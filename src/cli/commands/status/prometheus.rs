@@ -1,5 +1,5 @@
-//! Metrics in the text format of Prometheus, <https://prometheus.io/docs/instrumenting/exposition_formats/>: gauges, times
-//! in seconds since 1970, sizes in bytes. What is not known has no sample.
+//! Metrics in the text format of Prometheus, <https://prometheus.io/docs/instrumenting/exposition_formats/>: gauges,
+//! times in seconds since 1970, sizes in bytes. What is not known has no sample.
 
 use super::gather::{Asked, Report, Request, gather};
 use super::judge::{MachineFacts, status_of};
@@ -133,8 +133,8 @@ pub fn write(report: &Report, file: &Path) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Writes the file of the configuration, if it names one, after a run; `repo` and what was opened of the repositories are
-/// the run's. That it cannot be written is told, and changes nothing about the run.
+/// Writes the file of the configuration, if it names one, after a run; `repo` and what was opened of the repositories
+/// are the run's. That it cannot be written is told, and changes nothing about the run.
 pub fn write_textfile(context: &Context, repo: String, first: Asked, second: Option<(String, Asked)>) {
     let status = &context.config().status;
     let Some(file) = &status.prometheus_textfile else { return };
