@@ -18,7 +18,9 @@ use super::images;
 use super::machine::{Machine, MachineState, PausedReason, Which};
 use super::machine_lock::lock_machine;
 use super::runtime::RuntimeDirs;
-use super::state::{CaptureFile, CaptureKind, CaptureState, Phase, is_capture_id, remove_nameless};
+use super::state::{
+    BackupJob, CaptureFile, CaptureMethod, CaptureState, OfflineReader, Phase, is_capture_id, remove_nameless,
+};
 use crate::capture::offline::image_lookup::read_header;
 use crate::capture::offline::storage_daemon::{self, SERVER_SOCKETS};
 use crate::failpoint::{self, Failpoint};
@@ -181,7 +183,7 @@ fn find_machine(
     hypervisor: Option<&Hypervisor>,
     state: &CaptureState,
 ) -> Result<Option<Machine>> {
-    let needed = state.kind == CaptureKind::Job || state.checkpoint.is_some();
+    let needed = state.job().is_some() || state.checkpoint.is_some();
     if !needed && hypervisor.is_none() {
         return Ok(None);
     }
@@ -207,32 +209,35 @@ fn drain(
     state: &mut CaptureState,
     closed: &mut ClosedCapture,
 ) -> Result<()> {
-    match state.kind {
-        CaptureKind::Job => match machine {
+    match &state.method {
+        CaptureMethod::Job(job) => match machine {
             None => closed.machine_gone = true,
-            Some(machine) => end_job(machine, state, closed)?,
+            Some(machine) => end_job(machine, job, closed)?,
         },
-        CaptureKind::Offline => end_servers(state, closed)?,
-        CaptureKind::Definition => {}
+        CaptureMethod::Offline(reader) => end_servers(state, reader, closed)?,
+        CaptureMethod::Definition => {}
     }
     remove_sockets(runtime, state)?;
-    if let Some(scratch) = &state.scratch_folder {
-        remove_scratch(scratch, &state.id)?;
+    if let Some(job) = state.job() {
+        remove_scratch(&job.scratch_folder, &state.id)?;
     }
-    if state.phase != Phase::Drained || state.thaw_due {
-        state.phase = Phase::Drained;
-        state.thaw_due = false;
+    if state.phase != Phase::Drained || state.job().is_some_and(|job| job.thaw_due) {
+        note_drained(state);
         // Whoever reads may note its point meanwhile.
-        file.update(|stored| {
-            stored.phase = Phase::Drained;
-            stored.thaw_due = false;
-        })?;
+        file.update(note_drained)?;
     }
     Ok(())
 }
 
-fn end_job(machine: &Machine, state: &CaptureState, closed: &mut ClosedCapture) -> Result<()> {
-    match ends_well(machine, state, closed) {
+fn note_drained(state: &mut CaptureState) {
+    state.phase = Phase::Drained;
+    if let Some(job) = state.job_mut() {
+        job.thaw_due = false;
+    }
+}
+
+fn end_job(machine: &Machine, job: &BackupJob, closed: &mut ClosedCapture) -> Result<()> {
+    match end_running_job(machine, job, closed) {
         // It stopped, or vanished, while we were at it: then the job is gone too.
         Err(error) if matches!(error.meaning(), LibvirtErrorKind::InvalidState | LibvirtErrorKind::NotFound) => {
             closed.machine_gone = error.is_not_found();
@@ -242,33 +247,32 @@ fn end_job(machine: &Machine, state: &CaptureState, closed: &mut ClosedCapture) 
     }
 }
 
-fn ends_well(machine: &Machine, state: &CaptureState, closed: &mut ClosedCapture) -> Result<()> {
+fn end_running_job(machine: &Machine, job: &BackupJob, closed: &mut ClosedCapture) -> Result<()> {
     if !machine.is_running()? {
         return Ok(());
     }
-    if state.thaw_due {
+    if job.thaw_due {
         // A guest that never answers must not keep the capture from being closed.
         if let Err(error) = machine.thaw() {
             tracing::error!("{error}");
         }
     }
-    let job = machine.running_backup()?;
-    let ours = job.is_some_and(|job| job.socket.is_some() && job.socket == state.job_socket);
-    if !ours {
+    let running = machine.running_backup()?;
+    if running.is_none_or(|running| running.socket.as_ref() != Some(&job.socket)) {
         return Ok(());
     }
     closed.ended = machine.end_backup()?;
     // Our scratch space was full, though it may have room again by now. A guest whose own disk is at fault stops again
     // at the same request.
-    if !state.io_paused_before && is_paused_by_io_error(machine) {
+    if !job.io_paused_before && is_paused_by_io_error(machine) {
         machine.resume()?;
         closed.resumed = true;
     }
     Ok(())
 }
 
-fn end_servers(state: &CaptureState, closed: &mut ClosedCapture) -> Result<()> {
-    for server in &state.servers {
+fn end_servers(state: &CaptureState, reader: &OfflineReader, closed: &mut ClosedCapture) -> Result<()> {
+    for server in &reader.servers {
         closed.ended |= storage_daemon::end(&server.process, &server.socket)?;
     }
     // One that was started and not noted yet.
@@ -281,8 +285,8 @@ fn end_servers(state: &CaptureState, closed: &mut ClosedCapture) -> Result<()> {
 /// The socket folder is ours and goes as a whole; in libvirt's folder only our socket does.
 fn remove_sockets(runtime: &RuntimeDirs, state: &CaptureState) -> Result<()> {
     if is_domain_folder(&state.socket_folder) {
-        if let Some(socket) = &state.job_socket {
-            remove_file(socket)?;
+        if let Some(job) = state.job() {
+            remove_file(&job.socket)?;
         }
         return Ok(());
     }
@@ -308,12 +312,12 @@ fn settle_checkpoints(
     };
     let Some(machine) = machine else {
         // Its images may still be there.
-        if state.committed_point.is_none() && state.kind == CaptureKind::Offline {
+        if state.committed_point.is_none() && state.offline().is_some() {
             remove_bitmaps(&images_of(state), made)?;
         }
         return Ok(());
     };
-    if state.committed_point.is_some() && state.kind == CaptureKind::Offline {
+    if state.committed_point.is_some() && state.offline().is_some() {
         make_known(machine, state, made);
     }
     let doomed: Vec<String> = match (&state.committed_point, &request.chain) {

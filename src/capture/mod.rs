@@ -79,4 +79,4 @@ pub use limits::Limits;
 pub use machine::Machine;
 pub use open::{DiskRequest, OpenRequest, open_capture};
 pub use runtime::RuntimeDirs;
-pub use state::{CaptureFile, CaptureKind, CaptureState, CapturedDisk};
+pub use state::{CaptureFile, CaptureMethod, CaptureState, CapturedDisk};

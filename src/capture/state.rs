@@ -38,7 +38,8 @@ pub struct CaptureState {
     /// The libvirt connection that it was made through.
     pub connect: String,
     /// How its disks are read.
-    pub kind: CaptureKind,
+    #[serde(flatten)]
+    pub method: CaptureMethod,
     /// How far it has come.
     pub phase: Phase,
     /// When the opening began.
@@ -49,12 +50,6 @@ pub struct CaptureState {
     pub lease_ends_at: DateTime<FixedOffset>,
     /// What the contents can be relied on for.
     pub consistency: Consistency,
-    /// Why the guest was not frozen.
-    pub freeze_note: Option<String>,
-    /// The guest did not confirm its thaw.
-    pub thaw_due: bool,
-    /// The machine was paused by an I/O error before.
-    pub io_paused_before: bool,
     /// The checkpoint made at the same instant.
     pub checkpoint: Option<String>,
     /// The disks that it covers.
@@ -90,18 +85,8 @@ pub struct CaptureState {
     /// Those that were not copied.
     #[serde(default)]
     pub outside_left_out: Vec<OutsideLeftOut>,
-    /// What shows whether a machine that is off stays as it is.
-    #[serde(default)]
-    pub stillness: Option<OfflineFingerprint>,
     /// The folder with the sockets.
     pub socket_folder: PathBuf,
-    /// The processes that serve the disks of a machine that is off.
-    #[serde(default)]
-    pub servers: Vec<DiskServer>,
-    /// The job's socket.
-    pub job_socket: Option<PathBuf>,
-    /// The folder with the scratch files.
-    pub scratch_folder: Option<PathBuf>,
     /// The restore point that was stored from it: it is what makes the checkpoint stay.
     pub committed_point: Option<String>,
     /// The process that the capture lives and dies with; none for one that outlives its command until its lease ends.
@@ -109,17 +94,44 @@ pub struct CaptureState {
     pub owner: Option<ServerProcess>,
 }
 
-/// How a capture's disks are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CaptureKind {
-    /// A libvirt backup job of a running machine.
-    Job,
-    /// A `qemu-storage-daemon` for the disks of a machine that is off.
+/// How a capture's disks are read, and what only that way has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum CaptureMethod {
+    /// From a running machine.
+    Job(BackupJob),
+    /// From a machine that is off.
     #[serde(alias = "qemu_nbd")]
-    Offline,
+    Offline(OfflineReader),
     /// Not at all: the machine has no disk to capture, and only its definition is kept.
     Definition,
+}
+
+/// A libvirt backup job of a running machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupJob {
+    /// Where QEMU serves the disks.
+    #[serde(rename = "job_socket")]
+    pub socket: PathBuf,
+    /// The folder with the scratch files.
+    pub scratch_folder: PathBuf,
+    /// Why the guest was not frozen.
+    pub freeze_note: Option<String>,
+    /// The guest did not confirm its thaw.
+    pub thaw_due: bool,
+    /// The machine was paused by an I/O error before.
+    pub io_paused_before: bool,
+}
+
+/// The `qemu-storage-daemon` processes that read the disks of a machine that is off.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfflineReader {
+    /// The processes, in the order of their start.
+    #[serde(default)]
+    pub servers: Vec<DiskServer>,
+    /// What shows whether the machine stays as it is; none for a machine that is moving to another host.
+    #[serde(default, alias = "stillness")]
+    pub fingerprint: Option<OfflineFingerprint>,
 }
 
 /// How far a capture has come.
@@ -293,6 +305,34 @@ impl CaptureState {
     /// Whether the process that it belonged to is gone.
     pub fn is_orphaned(&self) -> bool {
         self.owner.as_ref().is_some_and(|owner| !owner.is_alive())
+    }
+
+    /// The backup job, if that is how its disks are read.
+    pub fn job(&self) -> Option<&BackupJob> {
+        match &self.method {
+            CaptureMethod::Job(job) => Some(job),
+            CaptureMethod::Offline(_) | CaptureMethod::Definition => None,
+        }
+    }
+
+    pub(super) fn job_mut(&mut self) -> Option<&mut BackupJob> {
+        match &mut self.method {
+            CaptureMethod::Job(job) => Some(job),
+            CaptureMethod::Offline(_) | CaptureMethod::Definition => None,
+        }
+    }
+
+    /// What reads the disks of a machine that is off, if that is how they are read.
+    pub fn offline(&self) -> Option<&OfflineReader> {
+        match &self.method {
+            CaptureMethod::Offline(reader) => Some(reader),
+            CaptureMethod::Job(_) | CaptureMethod::Definition => None,
+        }
+    }
+
+    /// What shows whether a machine that is off stays as it is.
+    pub fn fingerprint(&self) -> Option<&OfflineFingerprint> {
+        self.offline().and_then(|reader| reader.fingerprint.as_ref())
     }
 
     /// The definition that has all captured disks: the inactive one wherever it does.

@@ -314,7 +314,7 @@ impl Machine {
                 continue;
             }
             let serves = |server: &DiskServer| is_ours(&server.process, &server.socket);
-            let holds_off = state.servers.iter().any(serves);
+            let holds_off = state.offline().is_some_and(|reader| reader.servers.iter().any(serves));
             if state.phase != Phase::Open || state.is_expired() || state.is_orphaned() {
                 left_over = Some(JobSurvey::LeftOver { capture: state.id, holds_off });
             } else {
@@ -458,7 +458,8 @@ mod tests {
     fn the_security_module_and_qemus_user_are_read_from_the_capabilities() {
         let capabilities = |model: &str| {
             format!(
-                "<capabilities><host><secmodel><model>{model}</model><doi>0</doi></secmodel><secmodel><model>dac</model>\
+                "<capabilities><host><secmodel><model>{model}</model><doi>0</doi></secmodel><secmodel>\
+                 <model>dac</model>\
                  <doi>0</doi><baselabel type='kvm'>+64055:+109</baselabel></secmodel></host></capabilities>"
             )
         };

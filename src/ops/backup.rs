@@ -6,7 +6,7 @@ use super::release::release;
 use super::snapshot::{SnapshotRequest, snapshot};
 use super::{Error, Monitor, Result, Stop};
 use crate::capture::close::drain_capture;
-use crate::capture::{self, CaptureFile, CaptureKind, CaptureState, Hypervisor, RuntimeDirs};
+use crate::capture::{self, CaptureFile, CaptureState, Hypervisor, RuntimeDirs};
 use crate::failpoint::{self, Failpoint};
 use crate::nbd;
 use crate::rate_limiter::RateLimiter;
@@ -35,20 +35,30 @@ pub struct Backup<'a> {
     pub stop: &'a Stop,
 }
 
+/// Why a machine could not be backed up.
+struct FailedAttempt {
+    error: Error,
+    /// Whether a capture of the running machine was open.
+    was_running: bool,
+}
+
 impl Backup<'_> {
     /// Backs up the machine with this UUID or name. Whatever happens, the capture is ended. A machine that is stopped,
     /// started or changed meanwhile is captured once more, as what it is then.
     pub fn run(&self, machine: &str, request: &SnapshotRequest) -> Result<record::Point> {
         use capture::Error::{ChangedMeanwhile, StartedMeanwhile};
         let what = match self.attempt(machine, request) {
-            Err((error, Some(CaptureKind::Job))) if lost_the_disks(&error) && self.is_off(machine) => {
+            Err(failed) if failed.was_running && lost_the_disks(&failed.error) && self.is_off(machine) => {
                 format!("{machine} was stopped during its backup")
             }
-            Err((Error::Capture(error @ (ChangedMeanwhile { .. } | StartedMeanwhile { .. })), _)) => error.to_string(),
-            result => return result.map_err(|(error, _)| error),
+            Err(FailedAttempt {
+                error: Error::Capture(error @ (ChangedMeanwhile { .. } | StartedMeanwhile { .. })),
+                ..
+            }) => error.to_string(),
+            result => return result.map_err(|failed| failed.error),
         };
         self.monitor.warn(&format!("{what}; capturing it again"));
-        self.attempt(machine, request).map_err(|(error, _)| error)
+        self.attempt(machine, request).map_err(|failed| failed.error)
     }
 
     fn is_off(&self, machine: &str) -> bool {
@@ -56,18 +66,14 @@ impl Backup<'_> {
         running.is_ok_and(|running| !running)
     }
 
-    fn attempt(
-        &self,
-        machine: &str,
-        request: &SnapshotRequest,
-    ) -> std::result::Result<record::Point, (Error, Option<CaptureKind>)> {
-        let before = |error| (error, None);
+    fn attempt(&self, machine: &str, request: &SnapshotRequest) -> std::result::Result<record::Point, FailedAttempt> {
+        let before = |error| FailedAttempt { error, was_running: false };
         self.stop.check().map_err(before)?;
         let pending = PendingRepo::begin(self.repo, self.stop).map_err(before)?;
         failpoint::hit(Failpoint::RepositoryOpened);
         let state = self.capture(machine, request, pending.view()).map_err(before)?;
-        let kind = state.kind;
-        let during = |error| (error, Some(kind));
+        let was_running = state.job().is_some();
+        let during = |error| FailedAttempt { error, was_running };
         let file = CaptureFile::open(self.runtime, &state.id).map_err(|error| during(error.into()))?;
         let stored = self.store(pending, &file, &state);
         let released = release(self.runtime, None, file);
@@ -92,7 +98,7 @@ impl Backup<'_> {
         }
         drop(machine);
         hypervisor.close();
-        if let Some(note) = &state.freeze_note {
+        if let Some(note) = state.job().and_then(|job| job.freeze_note.as_ref()) {
             tracing::info!("{}: not frozen: {note}", state.machine);
         }
         Ok(state)
@@ -111,7 +117,7 @@ impl Backup<'_> {
         let mut after_read = || {
             let hypervisor = (self.connect)()?;
             match hypervisor.machine(&state.uuid) {
-                Ok(machine) => machine.check_still(state)?,
+                Ok(machine) => machine.check_unchanged(state)?,
                 // It was undefined; what its disks held is known all the same.
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error.into()),
@@ -133,7 +139,8 @@ fn about_checkpoints(machine: &str, internal_snapshots: &[String]) -> String {
     match internal_snapshots {
         [] => format!("{undefine}, and internal snapshots cannot be reverted to ('kvmb doctor' says how)"),
         names => format!(
-            "{undefine}, and its internal snapshots ({}) cannot be reverted to: a try leaves the machine off ('kvmb doctor' says how)",
+            "{undefine}, and its internal snapshots ({}) cannot be reverted to: a try leaves the machine off ('kvmb \
+             doctor' says how)",
             names.join(", ")
         ),
     }

@@ -230,7 +230,8 @@ impl Guard {
     }
 
     fn has_space(&mut self, state: &CaptureState) -> Result<bool> {
-        let Some(folder) = &state.scratch_folder else { return Ok(true) };
+        let Some(job) = state.job() else { return Ok(true) };
+        let folder = &job.scratch_folder;
         let capacity: u64 = state.disks.iter().map(|disk| disk.capacity_bytes).sum();
         let needed_bytes = capacity.min(LOW_BYTES);
         match self.gauge.measure(folder) {

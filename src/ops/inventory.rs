@@ -97,9 +97,9 @@ pub fn captured(state: &CaptureState) -> Result<Vec<record::Disk>> {
             connect: state.connect.clone(),
             machine: state.machine.clone(),
             uuid: state.uuid.clone(),
-            state: match state.kind {
-                capture::CaptureKind::Job => "running".into(),
-                capture::CaptureKind::Offline | capture::CaptureKind::Definition => {
+            state: match state.method {
+                capture::CaptureMethod::Job(_) => "running".into(),
+                capture::CaptureMethod::Offline(_) | capture::CaptureMethod::Definition => {
                     capture::machine::MachineState::Off.as_str().to_owned()
                 }
             },

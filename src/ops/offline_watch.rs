@@ -16,12 +16,12 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Runs `work`, which reads all that it wants of the capture, with a flag that is raised when `stop` is, or when the
 /// machine did not stay as it was: then that is the error, however the work ended.
 pub fn while_unchanged<T>(capture: &CaptureState, stop: &Stop, work: impl FnOnce(&Stop) -> Result<T>) -> Result<T> {
-    let Some(still) = &capture.stillness else {
+    let Some(fingerprint) = capture.fingerprint() else {
         return work(stop);
     };
     let (inner, done) = (Stop::default(), AtomicBool::new(false));
     let (result, seen) = std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| watch(still, capture, stop, &inner, &done));
+        let watcher = scope.spawn(|| watch(fingerprint, capture, stop, &inner, &done));
         let result = work(&inner);
         done.store(true, Ordering::Relaxed);
         watcher.thread().unpark();
@@ -30,12 +30,12 @@ pub fn while_unchanged<T>(capture: &CaptureState, stop: &Stop, work: impl FnOnce
     stop.check()?;
     seen?;
     // An error may have come of the change.
-    still.check(capture, ComparisonDepth::Full)?;
+    fingerprint.check(capture, ComparisonDepth::Full)?;
     result
 }
 
 fn watch(
-    still: &OfflineFingerprint,
+    fingerprint: &OfflineFingerprint,
     capture: &CaptureState,
     stop: &Stop,
     inner: &Stop,
@@ -51,7 +51,7 @@ fn watch(
         }
         if since_look >= INTERVAL {
             since_look = Duration::ZERO;
-            if let Err(error) = still.check(capture, ComparisonDepth::Glance) {
+            if let Err(error) = fingerprint.check(capture, ComparisonDepth::Glance) {
                 inner.raise();
                 return Err(error);
             }

@@ -20,7 +20,7 @@ use super::store::{damaged_points, lost_chunks};
 use super::{Error, Monitor, Progress, Result, Stop};
 use crate::capture::copies::OUTSIDE_FOLDER;
 use crate::capture::domain_xml::tpm::FOLDER as TPM_FOLDER;
-use crate::capture::state::{CaptureKind, FileRole, ReadMode};
+use crate::capture::state::{FileRole, ReadMode};
 use crate::capture::{CaptureFile, CaptureState, CapturedDisk, Definition};
 use crate::failpoint::{self, Failpoint};
 use crate::nbd::NbdUri;
@@ -301,7 +301,7 @@ fn earlier_hosts<'a>(
 /// The checkpoint that the next backup can continue from. A machine that is off made none; but when nothing at all was
 /// dirty since the parent's checkpoint, «since then» and «since now» are the same, and it passes on.
 fn checkpoint_of(capture: &CaptureState, base: Option<&OpenPoint>, read: &[ReadDisk]) -> Option<String> {
-    if capture.checkpoint.is_some() || capture.kind == CaptureKind::Job {
+    if capture.checkpoint.is_some() || capture.job().is_some() {
         return capture.checkpoint.clone();
     }
     let mut chained = capture.disks.iter().zip(read).filter(|(disk, _)| disk.dirty_context.is_some()).peekable();

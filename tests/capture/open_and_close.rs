@@ -21,7 +21,7 @@ use kvmb::capture::domain_xml::rewrite::{Changes, NewDisk, NewDiskKind, rewrite}
 use kvmb::capture::job::{JobDisk, JobRequest};
 use kvmb::capture::machine::{MachineState, PausedReason, Which};
 use kvmb::capture::offline::storage_daemon;
-use kvmb::capture::state::{CaptureFile, CaptureKind, CaptureState, FileRole, ReadMode};
+use kvmb::capture::state::{CaptureFile, CaptureMethod, CaptureState, FileRole, ReadMode};
 use kvmb::capture::{
     CloseRequest, Definition, DiskRequest, Error, Hypervisor, LibvirtErrorKind, Machine, OpenRequest, RuntimeDirs,
     close_capture, open_capture,
@@ -36,9 +36,9 @@ fn a_running_machine_is_captured_at_one_instant() {
     vm.qemu_io("vda", "write -P 0x11 0 8M");
     vm.qemu_io("vdb", "write -P 0x22 4M 4M");
     let state = lab.open(&vm, lab.request(&["vda", "vdb"])).unwrap();
-    assert_eq!(state.kind, CaptureKind::Job);
+    let job = state.job().unwrap();
     assert_eq!(state.consistency, Consistency::Crash);
-    assert_eq!(state.freeze_note.as_deref(), Some("the machine has no guest agent channel"));
+    assert_eq!(job.freeze_note.as_deref(), Some("the machine has no guest agent channel"));
     vm.qemu_io("vda", "write -P 0x99 0 16M");
     vm.qemu_io("vdb", "write -P 0x99 0 16M");
     assert!(lab.read(&state, "vda") == pattern(32, &[(0, 8, 0x11)]));
@@ -221,13 +221,13 @@ fn a_machine_that_is_off_is_served_until_its_lease_ends() {
     write_off(&vm.image("vda"), "qcow2", "write -P 0x11 1M 2M");
     write_off(&vm.image("vdb"), "raw", "write -P 0x22 0 1M");
     let state = lab.open(&vm, lab.request(&["vda", "vdb"])).unwrap();
-    assert_eq!(state.kind, CaptureKind::Offline);
+    let reader = state.offline().unwrap();
     assert_eq!(state.consistency, Consistency::Offline);
     assert!(lab.read(&state, "vda") == pattern(32, &[(1, 2, 0x11)]));
     assert!(lab.read(&state, "vdb") == pattern(8, &[(0, 1, 0x22)]));
     assert!(vm.machine.start_paused().is_err());
     let servers: Vec<u32> =
-        state.servers.iter().flat_map(|server| storage_daemon::servers_on(&server.socket)).collect();
+        reader.servers.iter().flat_map(|server| storage_daemon::servers_on(&server.socket)).collect();
     // The daemon for both disks, and the `timeout` that watches it.
     assert_eq!(servers.len(), 2);
     assert!(lab.close(&state, &CloseRequest::default()).ended);
@@ -236,7 +236,7 @@ fn a_machine_that_is_off_is_served_until_its_lease_ends() {
     let mut request = lab.request(&["vda"]);
     request.lease = Duration::from_secs(1);
     let state = lab.open(&vm, request.clone()).unwrap();
-    let server = state.servers[0].clone();
+    let server = reader.servers[0].clone();
     wait_until(|| !storage_daemon::is_ours(&server.process, &server.socket));
     let again = lab.open(&vm, request).unwrap();
     assert_ne!(again.id, state.id);
@@ -553,11 +553,14 @@ fn libvirt_takes_a_rewritten_disk_of_every_kind() {
          <encryption format='luks'><secret type='passphrase' uuid='6a3ae1a4-4a4a-4c52-8d1b-3f6a6f6d3e2a'/></encryption>\
          </source><backingStore type='file'><format type='qcow2'/><source file='/base.qcow2'/></backingStore>\
          <target dev='vda' bus='virtio'/></disk>",
-        "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/x.qcow2' startupPolicy='optional'>\
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/x.qcow2' \
+         startupPolicy='optional'>\
          <dataStore type='file'><format type='raw'/><source file='/x.raw'/></dataStore></source>\
          <target dev='vda' bus='virtio'/></disk>",
-        "<disk type='nvme' device='disk'><driver name='qemu' type='raw'/><source type='pci' managed='yes' namespace='1'>\
-         <address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/></source><target dev='vda' bus='virtio'/></disk>",
+        "<disk type='nvme' device='disk'><driver name='qemu' type='raw'/><source type='pci' managed='yes' \
+         namespace='1'>\
+         <address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/></source><target dev='vda' bus='virtio'/>\
+         </disk>",
     ];
     for kind in kinds {
         let xml = format!(
@@ -587,7 +590,8 @@ fn a_forgotten_thaw_and_an_unknown_state_do_not_keep_a_capture_from_ending() {
     let state = lab.open(&vm, lab.request(&["vda"])).unwrap();
     let file = CaptureFile::open(&lab.runtime, &state.id).unwrap();
     let mut changed = file.load().unwrap();
-    changed.thaw_due = true;
+    let CaptureMethod::Job(job) = &mut changed.method else { panic!("a running machine has a job") };
+    job.thaw_due = true;
     file.save(&changed).unwrap();
     drop(file);
     assert!(lab.close(&state, &CloseRequest::default()).ended);

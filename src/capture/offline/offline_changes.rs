@@ -13,7 +13,7 @@
 //!
 //! That the definition was changed counts too: the disks would be those of another machine. None of this needs libvirt,
 //! so the stages of a pipe that must not open it can look as well ([`OfflineFingerprint::check`]); who has libvirt open
-//! asks it besides ([`Machine::check_still`]). A start that failed is no start.
+//! asks it besides ([`Machine::check_unchanged`]). A start that failed is no start.
 
 use super::offline_fingerprint::{ComparisonDepth, OfflineFingerprint, Stamp, StorageFingerprint};
 use super::storage_daemon;
@@ -35,7 +35,7 @@ const MOST_LOG_BYTES: u64 = 4 << 20;
 impl OfflineFingerprint {
     /// Notes how things are, before the disks can be read. `state` has the machine's disks with their layers.
     pub(crate) fn note(machine: &Machine, state: &CaptureState) -> OfflineFingerprint {
-        let mut still = OfflineFingerprint {
+        let mut fingerprint = OfflineFingerprint {
             uuid: state.uuid.clone(),
             foreign_processes: processes_of(&state.uuid),
             log: log_path(&state.connect, &state.machine)
@@ -46,18 +46,18 @@ impl OfflineFingerprint {
         for disk in &state.disks {
             // Of what is on the network there is only the address.
             let layers = disk.image.iter().map(|layer| Path::new(&layer.path));
-            let noted = layers.filter(|path| path.is_absolute()).filter(|path| still.add(path)).count();
-            still.has_unobservable_disk |= noted < disk.image.len();
+            let noted = layers.filter(|path| path.is_absolute()).filter(|path| fingerprint.add(path)).count();
+            fingerprint.has_unobservable_disk |= noted < disk.image.len();
         }
-        still
+        fingerprint
     }
 
     /// Notes the other files that the servers have open - raw data files, extents, but not their logs in the capture's
     /// own folder - and the definition, once libvirt has given it.
     pub(crate) fn note_opened(&mut self, state: &CaptureState, own: &Path) {
-        for server in &state.servers {
+        for server in state.offline().iter().flat_map(|reader| &reader.servers) {
             for file in storage_daemon::servers_on(&server.socket).into_iter().flat_map(open_files) {
-                if !file.starts_with(own) && self.storage.iter().all(|witness| witness.path != file) {
+                if !file.starts_with(own) && self.storage.iter().all(|known| known.path != file) {
                     self.add(&file);
                 }
             }
@@ -86,8 +86,8 @@ impl OfflineFingerprint {
     pub fn check(&self, state: &CaptureState, depth: ComparisonDepth) -> Result<()> {
         let machine = || state.machine.clone();
         let changed = |what: String| Err(Error::ChangedMeanwhile { machine: machine(), what });
-        for witness in &self.storage {
-            if let Some(what) = witness.change(depth) {
+        for file in &self.storage {
+            if let Some(what) = file.change(depth) {
                 return changed(what);
             }
         }
@@ -114,22 +114,22 @@ impl OfflineFingerprint {
 impl Machine {
     /// Looks whether a machine that is off stayed so since a capture of it was opened, with libvirt's help. One that
     /// does not exist any more cannot be asked.
-    pub fn check_still(&self, state: &CaptureState) -> Result<()> {
-        let Some(still) = &state.stillness else { return Ok(()) };
-        match self.compare_still(state, still) {
+    pub fn check_unchanged(&self, state: &CaptureState) -> Result<()> {
+        let Some(fingerprint) = state.fingerprint() else { return Ok(()) };
+        match self.compare_fingerprint(state, fingerprint) {
             Err(error) if error.is_not_found() => Ok(()),
             other => other,
         }
     }
 
-    fn compare_still(&self, state: &CaptureState, still: &OfflineFingerprint) -> Result<()> {
+    fn compare_fingerprint(&self, state: &CaptureState, fingerprint: &OfflineFingerprint) -> Result<()> {
         let name = || state.machine.clone();
         if self.is_running()? {
             return Err(Error::StartedMeanwhile { machine: name() });
         }
         // A libvirt that was restarted does not know any reason.
         let reason = self.off_reason()?;
-        if still.has_unobservable_disk && reason != still.off_reason && reason != REASON_UNKNOWN {
+        if fingerprint.has_unobservable_disk && reason != fingerprint.off_reason && reason != REASON_UNKNOWN {
             return Err(Error::ChangedMeanwhile { machine: name(), what: "it was started and stopped".to_owned() });
         }
         let said = Definition::parse(&state.definition_xml)?;

@@ -162,31 +162,30 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image");
         fs::write(&path, vec![1; 200 << 10]).unwrap();
-        let witness =
-            StorageFingerprint { path: path.clone(), stamp: Stamp::of(&path, ComparisonDepth::Full).unwrap() };
+        let before = StorageFingerprint { path: path.clone(), stamp: Stamp::of(&path, ComparisonDepth::Full).unwrap() };
         let file = File::options().write(true).open(&path).unwrap();
         let as_before = |file: &File| {
-            let time = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(witness.stamp.modified_ns as u64);
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(before.stamp.modified_ns as u64);
             file.set_modified(time).unwrap();
         };
-        assert_eq!(witness.change(ComparisonDepth::Full), None);
+        assert_eq!(before.change(ComparisonDepth::Full), None);
         file.write_all_at(&[2], 150 << 10).unwrap();
-        assert!(witness.change(ComparisonDepth::Glance).unwrap().ends_with("was written"));
+        assert!(before.change(ComparisonDepth::Glance).unwrap().ends_with("was written"));
         // A header that changed although the time of the last write says nothing.
         as_before(&file);
-        assert_eq!(witness.change(ComparisonDepth::Full), None);
+        assert_eq!(before.change(ComparisonDepth::Full), None);
         file.write_all_at(&[2], 72).unwrap();
         as_before(&file);
-        assert_eq!(witness.change(ComparisonDepth::Glance), None);
-        assert!(witness.change(ComparisonDepth::Full).unwrap().ends_with("was written"));
+        assert_eq!(before.change(ComparisonDepth::Glance), None);
+        assert!(before.change(ComparisonDepth::Full).unwrap().ends_with("was written"));
         file.write_all_at(&[1], 72).unwrap();
         file.set_len(100 << 10).unwrap();
         as_before(&file);
-        assert!(witness.change(ComparisonDepth::Glance).unwrap().ends_with("was written"));
+        assert!(before.change(ComparisonDepth::Glance).unwrap().ends_with("was written"));
         fs::copy(&path, folder.path().join("other")).unwrap();
         fs::rename(folder.path().join("other"), &path).unwrap();
-        assert!(witness.change(ComparisonDepth::Glance).unwrap().ends_with("is another file"));
+        assert!(before.change(ComparisonDepth::Glance).unwrap().ends_with("is another file"));
         fs::remove_file(&path).unwrap();
-        assert!(witness.change(ComparisonDepth::Glance).unwrap().ends_with("is gone"));
+        assert!(before.change(ComparisonDepth::Glance).unwrap().ends_with("is gone"));
     }
 }

@@ -20,7 +20,7 @@ use super::machine::{Machine, Which};
 use super::machine_lock::lock_machine;
 use super::process::ServerProcess;
 use super::runtime::RuntimeDirs;
-use super::state::{CaptureFile, CaptureKind, CaptureState, Phase, STATE_VERSION, SkippedDisk};
+use super::state::{CaptureFile, CaptureMethod, CaptureState, Phase, STATE_VERSION, SkippedDisk};
 use crate::failpoint::{self, Failpoint};
 use chrono::{DateTime, FixedOffset, Local, TimeDelta};
 use std::path::PathBuf;
@@ -56,7 +56,7 @@ pub fn open_capture(runtime: &RuntimeDirs, machine: &Machine, request: &OpenRequ
     };
     if let Err(error) = opened {
         // Its QEMU has the images open: whatever failed, this is why.
-        let is_off = state.kind == CaptureKind::Offline && !request.moving;
+        let is_off = state.offline().is_some() && !request.moving;
         let was_started = is_off && machine.is_running().unwrap_or(false);
         if machine.limits().is_silent(machine.uuid()) {
             // What it was asked to begin may come about later: the state tells the next run of it.
@@ -106,15 +106,12 @@ fn new_state(machine: &Machine, definition: &Definition, request: &OpenRequest, 
         machine: machine.name().to_owned(),
         uuid: machine.uuid().to_owned(),
         connect: machine.uri().to_owned(),
-        kind: CaptureKind::Job,
+        method: CaptureMethod::Definition,
         phase: Phase::Opening,
         created_at: now,
         captured_at: now,
         lease_ends_at: lease_end(now, request.lease),
         consistency: Consistency::Crash,
-        freeze_note: None,
-        thaw_due: false,
-        io_paused_before: close::is_paused_by_io_error(machine),
         checkpoint: None,
         checkpoint_disks: Vec::new(),
         repository: request.repository.clone(),
@@ -129,11 +126,7 @@ fn new_state(machine: &Machine, definition: &Definition, request: &OpenRequest, 
         missing: Vec::new(),
         outside: Vec::new(),
         outside_left_out: Vec::new(),
-        stillness: None,
         socket_folder: PathBuf::new(),
-        servers: Vec::new(),
-        job_socket: None,
-        scratch_folder: None,
         committed_point: None,
         owner: request.owned.then(ServerProcess::this),
     }
@@ -167,7 +160,6 @@ fn undo(runtime: &RuntimeDirs, machine: &Machine, file: CaptureFile) {
 /// Keeps the definition, and what belongs to it, of a machine that has no disk to capture.
 fn open_definition(machine: &Machine, live: &Definition, file: &CaptureFile, state: &mut CaptureState) -> Result<()> {
     let is_running = machine.is_running()?;
-    state.kind = CaptureKind::Definition;
     state.consistency = if is_running { Consistency::Crash } else { Consistency::Offline };
     file.save(state)?;
     state.captured_at = Local::now().fixed_offset();

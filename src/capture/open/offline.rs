@@ -30,7 +30,7 @@ use crate::capture::offline::offline_fingerprint::OfflineFingerprint;
 use crate::capture::offline::qemu_user::{Privilege, QemuUser};
 use crate::capture::offline::storage_daemon::{self, Export, Refused, SERVER_SOCKETS, ServeRequest};
 use crate::capture::runtime::{self, RuntimeDirs};
-use crate::capture::state::{CaptureFile, CaptureKind, CaptureState, CapturedDisk, DiskServer};
+use crate::capture::state::{CaptureFile, CaptureMethod, CaptureState, CapturedDisk, DiskServer, OfflineReader};
 use crate::failpoint::{self, Failpoint};
 
 /// A disk that is going to be served.
@@ -53,7 +53,7 @@ pub(super) fn open_off(
     if machine.has_saved_memory().unwrap_or(false) {
         return Err(Error::SavedMemory { machine: machine.name().to_owned() });
     }
-    state.kind = CaptureKind::Offline;
+    state.method = CaptureMethod::Offline(OfflineReader::default());
     state.consistency = Consistency::Offline;
     state.socket_folder = runtime.socket_folder().join(file.id());
     // Known before it is there: whoever clears after a kill goes by the state.
@@ -70,7 +70,7 @@ pub(super) fn open_off(
     }
     start_chain(request, file, state)?;
     // Before anybody can read; our own bitmaps are in the images by now.
-    let still = (!request.moving).then(|| OfflineFingerprint::note(machine, state));
+    let before = (!request.moving).then(|| OfflineFingerprint::note(machine, state));
     let opening = Opening { machine, request, file, user, disks: &disks };
     opening.serve(state)?;
     failpoint::hit(Failpoint::Begun);
@@ -80,10 +80,13 @@ pub(super) fn open_off(
         return Err(Error::StartedMeanwhile { machine: machine.name().to_owned() });
     }
     state.definition_xml = machine.definition_xml(Which::Inactive, true)?;
-    state.stillness = still.map(|mut still| {
-        still.note_opened(state, file.folder());
-        still
+    let fingerprint = before.map(|mut fingerprint| {
+        fingerprint.note_opened(state, file.folder());
+        fingerprint
     });
+    if let CaptureMethod::Offline(reader) = &mut state.method {
+        reader.fingerprint = fingerprint;
+    }
     copies::copy_files(machine, definition, false, file, state);
     Ok(())
 }
@@ -153,7 +156,9 @@ impl Opening<'_> {
         })?;
         drop(files);
         let process = served.map_err(|refused| self.explain(refused, is_side))?;
-        state.servers.push(DiskServer { process, socket });
+        if let CaptureMethod::Offline(reader) = &mut state.method {
+            reader.servers.push(DiskServer { process, socket });
+        }
         self.file.save(state)
     }
 

@@ -4,6 +4,7 @@ use super::plan::{
     DiskRequest, OpenRequest, format_of, live_identity, read_mode, targets_with_new_bitmap, wanted_disks,
 };
 use crate::capture::agent::FreezeMode;
+use crate::capture::close;
 use crate::capture::copies;
 use crate::capture::domain_folder::{domain_folder, is_domain_folder};
 use crate::capture::domain_xml::definition::Definition;
@@ -13,7 +14,7 @@ use crate::capture::job::{self, JobDisk, JobRequest, NewCheckpoint};
 use crate::capture::machine::{Machine, MachineState, PausedReason, Which};
 use crate::capture::offline::image_lookup::read_header;
 use crate::capture::runtime::{self, RuntimeDirs};
-use crate::capture::state::{CaptureFile, CaptureState, CapturedDisk, ReadMode};
+use crate::capture::state::{BackupJob, CaptureFile, CaptureMethod, CaptureState, CapturedDisk, ReadMode};
 use crate::failpoint::{self, Failpoint};
 use std::fs;
 use std::io::ErrorKind;
@@ -42,8 +43,6 @@ pub(super) fn open_running(
     runtime::check_socket_path(&socket)?;
     let scratch = request.scratch_dir.as_deref().unwrap_or_else(|| runtime.scratch_folder()).join(file.id());
     state.socket_folder = socket.parent().unwrap_or(Path::new("/")).to_owned();
-    state.job_socket = Some(socket.clone());
-    state.scratch_folder = Some(scratch.clone());
     state.disks = running_disks(machine, live, request, &socket, &scratch)?;
     if let Some(name) = &request.checkpoint {
         let covered: Vec<String> = targets_with_new_bitmap(state);
@@ -53,7 +52,14 @@ pub(super) fn open_running(
         }
     }
     // If we are killed from here on, this is what the next run goes by: a thaw that is not needed does no harm.
-    state.thaw_due = request.freeze.mode != FreezeMode::Never && live.agent_connected;
+    let thaw_due = request.freeze.mode != FreezeMode::Never && live.agent_connected;
+    state.method = CaptureMethod::Job(BackupJob {
+        socket,
+        scratch_folder: scratch.clone(),
+        freeze_note: None,
+        thaw_due,
+        io_paused_before: close::is_paused_by_io_error(machine),
+    });
     file.save(state)?;
     if !is_domain_folder(&state.socket_folder) {
         runtime::make_qemu_folder(&state.socket_folder, owner)?;
@@ -63,8 +69,10 @@ pub(super) fn open_running(
     let begun = begin(machine, request, file, state)?;
     state.captured_at = begun.captured_at;
     state.consistency = begun.consistency;
-    state.freeze_note = begun.freeze_note;
-    state.thaw_due = begun.thaw_due;
+    if let Some(job) = state.job_mut() {
+        job.freeze_note = begun.freeze_note;
+        job.thaw_due = begun.thaw_due;
+    }
     state.definition_xml = begun.definition_xml;
     state.live_definition_xml = begun.live_definition_xml;
     for disk in &mut state.disks {
@@ -271,7 +279,7 @@ fn begin(machine: &Machine, request: &OpenRequest, file: &CaptureFile, state: &m
 /// Whether the folder for scratch files is on a file system that was mounted after the machine was started: libvirt
 /// starts QEMU with mounts of its own.
 fn scratch_hidden(machine: &Machine, state: &CaptureState) -> Option<Error> {
-    let folder = state.scratch_folder.as_ref()?;
+    let folder = &state.job()?.scratch_folder;
     let pid = machine.qemu_pid()?;
     let seen = Path::new("/proc").join(pid.to_string()).join("root").join(folder.strip_prefix("/").ok()?);
     let is_hidden = matches!(fs::metadata(seen), Err(error) if error.kind() == ErrorKind::NotFound);
@@ -280,7 +288,7 @@ fn scratch_hidden(machine: &Machine, state: &CaptureState) -> Option<Error> {
 
 fn job_request(state: &CaptureState) -> JobRequest {
     JobRequest {
-        socket: state.job_socket.clone().unwrap_or_default(),
+        socket: state.job().map(|job| job.socket.clone()).unwrap_or_default(),
         disks: state
             .disks
             .iter()
