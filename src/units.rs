@@ -175,7 +175,8 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_printed_is_read_back(seconds in 0u64..1_000_000, bytes: u64) {
-            prop_assert_eq!(ShortDuration(Duration::from_secs(seconds)).to_string().parse(), Ok(ShortDuration(Duration::from_secs(seconds))));
+            prop_assert_eq!(ShortDuration(Duration::from_secs(seconds)).to_string().parse(),
+                Ok(ShortDuration(Duration::from_secs(seconds))));
             prop_assert_eq!(Size(bytes).to_string().parse(), Ok(Size(bytes)));
         }
     }

@@ -129,7 +129,8 @@ pub enum Error {
     },
     /// QEMU sees other mounts than we do.
     #[error(
-        "QEMU of {machine} does not see the folder {}: its file system was mounted after the machine was started", .folder.display()
+        "QEMU of {machine} does not see the folder {}: its file system was mounted after the machine was \
+         started", .folder.display()
     )]
     ScratchHidden {
         /// The machine.

@@ -11,12 +11,12 @@ pub fn way_out(error: &Error) -> Option<String> {
             let (machine, disk) = (quoted(machine)?, quoted(disk)?);
             Some(match job.waits_for_pivot() {
                 true => format!(
-                    "end it: 'virsh blockjob {machine} {disk} --pivot' goes over to what it made, 'virsh blockjob {machine} \
-                     {disk} --abort' stays with what is"
+                    "end it: 'virsh blockjob {machine} {disk} --pivot' goes over to what it made, 'virsh blockjob \
+                     {machine} {disk} --abort' stays with what is"
                 ),
                 false => format!(
-                    "wait until it is done ('virsh blockjob {machine} {disk} --info'), or end it: virsh blockjob {machine} {disk} \
-                     --abort"
+                    "wait until it is done ('virsh blockjob {machine} {disk} --info'), or end it: virsh blockjob \
+                     {machine} {disk} --abort"
                 ),
             })
         }

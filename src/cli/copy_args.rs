@@ -16,7 +16,8 @@ pub struct CopyFromArgs {
     from_repo: Option<String>,
 
     /// File with the password of that repository. Default: the password of the repository that is copied to.
-    #[arg(long, value_name = "FILE", env = "KVMB_FROM_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
+    #[arg(long, value_name = "FILE", env = "KVMB_FROM_PASSWORD_FILE", hide_env_values = true,
+        value_parser = path_or_nothing())]
     from_password_file: Option<PathBuf>,
 }
 
@@ -46,7 +47,8 @@ pub struct CopyToArgs {
     copy_to: Option<String>,
 
     /// File with the password of the second repository. Default: the password of the first repository.
-    #[arg(long, value_name = "FILE", env = "KVMB_COPY_TO_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
+    #[arg(long, value_name = "FILE", env = "KVMB_COPY_TO_PASSWORD_FILE", hide_env_values = true,
+        value_parser = path_or_nothing())]
     copy_to_password_file: Option<PathBuf>,
 }
 

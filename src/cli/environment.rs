@@ -22,7 +22,8 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("KVMB_SCRATCH", "`--scratch`: the folder for blocks that the guest overwrites during a backup"),
     (
         "KVMB_DATA_DIR",
-        "the folder of the default repository, its key, scratch files, the history and cached data (`/var/lib/kvmb`; below `$XDG_DATA_HOME` for a user)",
+        "the folder of the default repository, its key, scratch files, the history and cached data (`/var/lib/kvmb`; \
+         below `$XDG_DATA_HOME` for a user)",
     ),
     ("KVMB_RUNTIME_DIR", "the folder of open captures (`/run/kvmb`; below `$XDG_RUNTIME_DIR` for a user)"),
     ("KVMB_COMPLETE", "set by the completion scripts: the shell"),

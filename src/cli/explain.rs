@@ -36,10 +36,13 @@ pub fn of_ops(error: &ops::Error) -> Explanation {
         Error::Interrupted => (Code::Interrupted, None),
         Error::Capture(error) => of_capture(error),
         Error::Disk { source, .. } => match source {
-            nbd::Error::NoSuchExport { .. } | nbd::Error::Connect { .. } | nbd::Error::Disconnected => {
-                (Code::Disk, hint("the capture may have been closed; run 'kvmb release MACHINE' and capture the machine again"))
+            nbd::Error::NoSuchExport { .. } | nbd::Error::Connect { .. } | nbd::Error::Disconnected => (
+                Code::Disk,
+                hint("the capture may have been closed; run 'kvmb release MACHINE' and capture the machine again"),
+            ),
+            nbd::Error::Request { error: NO_SPACE, .. } => {
+                (Code::NoSpace, hint("free some space and try again; no partial data was kept"))
             }
-            nbd::Error::Request { error: NO_SPACE, .. } => (Code::NoSpace, hint("free some space and try again; no partial data was kept")),
             nbd::Error::Request { .. }
             | nbd::Error::Negotiation { .. }
             | nbd::Error::Protocol(_)
@@ -53,11 +56,17 @@ pub fn of_ops(error: &ops::Error) -> Explanation {
         Error::NoFolder { path } => (
             Code::NotFound,
             path.to_str().and_then(quoted).map(|path| {
-                format!("check that its file system is mounted; create it with 'mkdir -p {path}', or choose another folder with --into DIR").into()
+                format!(
+                    "check that its file system is mounted; create it with 'mkdir -p {path}', or choose another \
+                    folder with --into DIR"
+                )
+                .into()
             }),
         ),
         Error::NotStarted { program, source } => not_started(program, source),
-        Error::ServerStuck { pid, .. } => (Code::Timeout, hint(format!("look at what it waits for, or end it: kill -9 {pid}"))),
+        Error::ServerStuck { pid, .. } => {
+            (Code::Timeout, hint(format!("look at what it waits for, or end it: kill -9 {pid}")))
+        }
         Error::NoDeviceOfFile { .. } => {
             (Code::NotFound, hint("make the device available, or choose a folder with --into DIR"))
         }
@@ -84,20 +93,25 @@ pub fn of_ops(error: &ops::Error) -> Explanation {
         Error::NoSuchPoint { .. } => (Code::NotFound, hint("run 'kvmb points -r REPO' to list the points")),
         Error::AmbiguousPoint { .. } => (Code::Usage, hint("enter more digits of the ID")),
         Error::AmbiguousMachine { .. } => (Code::Usage, hint("use the ID of the point")),
-        Error::BadPoint { .. } => {
-            (Code::Damage, hint("run 'kvmb verify --all' to find out what else is affected; older points may be intact"))
+        Error::BadPoint { .. } => (
+            Code::Damage,
+            hint("run 'kvmb verify --all' to find out what else is affected; older points may be intact"),
+        ),
+        Error::UntrustedPoint { .. } => {
+            (Code::Damage, hint("restore another point; run 'kvmb points -r REPO' to list them"))
         }
-        Error::UntrustedPoint { .. } => (Code::Damage, hint("restore another point; run 'kvmb points -r REPO' to list them")),
         Error::UnreadableSnapshot { .. } => {
             (Code::Damage, hint("run 'kvmb points -r REPO' to list the readable points, and use the ID of one of them"))
         }
-        Error::Damaged { .. } => {
-            (Code::Damage, hint("no damaged data was returned; run 'kvmb verify --all' to find out which points are intact"))
-        }
+        Error::Damaged { .. } => (
+            Code::Damage,
+            hint("no damaged data was returned; run 'kvmb verify --all' to find out which points are intact"),
+        ),
         Error::Unprunable { .. } => (
             Code::Damage,
             hint(
-                "run 'kvmb verify --all' to see which points are affected; remove those ('restic forget ID') or repair the repository",
+                "run 'kvmb verify --all' to see which points are affected; remove those ('restic forget ID') or repair \
+                 the repository",
             ),
         ),
         Error::RemovalRefused { .. } => (
@@ -117,9 +131,7 @@ pub fn of_ops(error: &ops::Error) -> Explanation {
             let create = create_device(path, *capacity_bytes);
             (Code::NotFound, hint(format!("{create}or restore it elsewhere: --to {disk}=PATH, --into DIR")))
         }
-        Error::NoVolume { solve, .. } => {
-            (Code::NotFound, hint(format!("{solve}, or choose a folder with --into DIR")))
-        }
+        Error::NoVolume { solve, .. } => (Code::NotFound, hint(format!("{solve}, or choose a folder with --into DIR"))),
         Error::MissingHere { solve, is_start, .. } => {
             let without = if *is_start { "; or restore without --start" } else { "" };
             (Code::NotFound, hint(format!("{solve}{without}")))
@@ -128,8 +140,8 @@ pub fn of_ops(error: &ops::Error) -> Explanation {
             Code::Busy,
             quoted(machine).map(|machine| {
                 format!(
-                    "start it and shut it down ('virsh start {machine}', 'virsh shutdown {machine}'), or discard its memory \
-                     with --overwrite --discard-saved-memory"
+                    "start it and shut it down ('virsh start {machine}', 'virsh shutdown {machine}'), or discard its \
+                     memory with --overwrite --discard-saved-memory"
                 )
                 .into()
             }),
@@ -176,7 +188,8 @@ fn of_capture(error: &capture::Error) -> Explanation {
             LibvirtErrorKind::NoConnection => (
                 Code::Connection,
                 hint(
-                    "check that libvirtd is running, or choose another connection with -c URI ('virsh uri' shows the default)",
+                    "check that libvirtd is running, or choose another connection with -c URI ('virsh uri' shows the \
+                     default)",
                 ),
             ),
             LibvirtErrorKind::AgentSilent | LibvirtErrorKind::AgentFailed => {
@@ -192,7 +205,8 @@ fn of_capture(error: &capture::Error) -> Explanation {
         Error::TimedOut { .. } | Error::Silent { .. } => (
             Code::Timeout,
             hint(
-                "check whether QEMU or libvirtd hangs, often because of the storage ('ps' shows state D); the next backup cleans up",
+                "check whether QEMU or libvirtd hangs, often because of the storage ('ps' shows state D); the next \
+                 backup cleans up",
             ),
         ),
         Error::Interrupted => (Code::Interrupted, None),
@@ -207,15 +221,16 @@ fn of_capture(error: &capture::Error) -> Explanation {
         Error::ChangedMeanwhile { .. } => (
             Code::Changed,
             hint(
-                "nothing was stored; make sure that no other program or host writes to its disks, then back it up again",
+                "nothing was stored; make sure that no other program or host writes to its disks, then back it up \
+                 again",
             ),
         ),
         Error::NotResumed { .. } => (Code::Unsupported, hint("resume it first: virsh resume MACHINE")),
         Error::Wedged { .. } => (
             Code::Failed,
             hint(
-                "the machine keeps running; at the next opportunity, shut it down in the guest (or 'virsh destroy MACHINE'), restart \
-                 libvirtd, and start the machine",
+                "the machine keeps running; at the next opportunity, shut it down in the guest (or 'virsh destroy \
+                 MACHINE'), restart libvirtd, and start the machine",
             ),
         ),
         Error::Held { .. } => {
@@ -293,7 +308,8 @@ fn of_repo(error: &repo::Error) -> Explanation {
         Error::Locked { holder, .. } if holder.time > chrono::Local::now() + chrono::Duration::minutes(5) => (
             Code::Busy,
             hint(format!(
-                "the lock is dated in the future and never becomes stale: check the clocks of this host and of {}; if no other program uses the repository, run 'kvmb unlock --remove-all'",
+                "the lock is dated in the future and never becomes stale: check the clocks of this host and of {}; if \
+                 no other program uses the repository, run 'kvmb unlock --remove-all'",
                 holder.hostname
             )),
         ),
@@ -409,25 +425,27 @@ fn of_server(url: &str, error: &sftp::Error) -> Explanation {
     use sftp::Error;
     match error {
         Error::SshConfig { .. } => (Code::Usage, None),
-        Error::Resolve { .. } => (Code::Unreachable, hint("check the host name; aliases from ~/.ssh/config can be used")),
+        Error::Resolve { .. } => {
+            (Code::Unreachable, hint("check the host name; aliases from ~/.ssh/config can be used"))
+        }
         Error::Unreachable { .. } | Error::Silent { .. } => {
             (Code::Unreachable, hint("check that the server is up, the SSH port is right and no firewall blocks it"))
         }
         Error::Stuck { .. } => (
             Code::Unreachable,
-            hint(
-                "check the disks of the server; ssh.progress_timeout in the configuration sets how long to wait",
-            ),
+            hint("check the disks of the server; ssh.progress_timeout in the configuration sets how long to wait"),
         ),
         Error::Handshake { .. } => (Code::Unreachable, hint("check that an SSH server listens on this port")),
-        Error::Lost { .. } => (Code::Unreachable, hint("run the command again; data that was stored is not sent again")),
+        Error::Lost { .. } => {
+            (Code::Unreachable, hint("run the command again; data that was stored is not sent again"))
+        }
         Error::KnownHosts { source, .. } => of_io(source),
         Error::HostKeyUnknown { fingerprint, .. } => (
             Code::HostKey,
             quoted(url).map(|url| {
                 format!(
-                    "compare it with the server's own ('ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' there); if it is the \
-                     same: kvmb remote test -r {url} --accept-host-key {fingerprint}"
+                    "compare it with the server's own ('ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' there); if \
+                     it is the same: kvmb remote test -r {url} --accept-host-key {fingerprint}"
                 )
                 .into()
             }),
@@ -468,8 +486,9 @@ fn missing_program(program: &str) -> String {
 fn record_format(image: &str, format: &str, backing: &str) -> Option<Cow<'static, str>> {
     let (image, backing) = (quoted(image)?, quoted(backing)?);
     hint(format!(
-        "if you know the format ('qemu-img info' shows that of the backing file), record it: qemu-img rebase -u -f {format} -F FORMAT \
-         -b {backing} {image}; or add a <backingStore> with the format to the definition of the machine"
+        "if you know the format ('qemu-img info' shows that of the backing file), record it: qemu-img rebase -u -f \
+         {format} -F FORMAT -b {backing} {image}; or add a <backingStore> \
+         with the format to the definition of the machine"
     ))
 }
 

@@ -57,7 +57,8 @@ impl CliError {
             Code::PartMissing,
             format!("the point of {} lacks a part that the machine needs: {}", point.machine, reasons.join("; ")),
         );
-        let hint = "the disks are in the point; make sure that the file exists and kvmb can read it, then back up the machine again";
+        let hint = "the disks are in the point; make sure that the file exists and kvmb can read it, then back up the \
+            machine again";
         (!reasons.is_empty()).then(|| error.hint(hint))
     }
 

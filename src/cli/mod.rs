@@ -64,7 +64,8 @@ use std::io::Write;
 /// Ansible play or a single 'kvmb backup'. Restore points are kept in a restic repository, so the restic program
 /// can also list, check, mount and restore them.
 #[derive(Debug, Parser)]
-#[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true, subcommand_value_name = "COMMAND", after_help = after_help())]
+#[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true,
+    subcommand_value_name = "COMMAND", after_help = after_help())]
 pub struct Cli {
     #[command(flatten)]
     global: Global,

@@ -52,14 +52,16 @@ pub struct RepoArgs {
     ///
     /// As with restic, leading and trailing white space is ignored. Default: $KVMB_PASSWORD_FILE, otherwise the
     /// output of $KVMB_PASSWORD_COMMAND, $KVMB_PASSWORD, the configuration, or a prompt on a terminal.
-    #[arg(long, value_name = "FILE", env = "KVMB_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
+    #[arg(long, value_name = "FILE", env = "KVMB_PASSWORD_FILE", hide_env_values = true,
+        value_parser = path_or_nothing())]
     pub password_file: Option<PathBuf>,
 
     /// File whose first line is the SSH password of the account, or the passphrase of the key.
     ///
     /// Default: $KVMB_SSH_PASSWORD_FILE, otherwise the output of $KVMB_SSH_PASSWORD_COMMAND, $KVMB_SSH_PASSWORD, or
     /// a prompt on a terminal. Not needed with an agent or a key without a passphrase.
-    #[arg(long, value_name = "FILE", env = "KVMB_SSH_PASSWORD_FILE", hide_env_values = true, value_parser = path_or_nothing())]
+    #[arg(long, value_name = "FILE", env = "KVMB_SSH_PASSWORD_FILE", hide_env_values = true,
+        value_parser = path_or_nothing())]
     pub ssh_password_file: Option<PathBuf>,
     /// Limit writes to the repository, in bytes per second (example: 500K, 10M).
     #[arg(long, value_name = "RATE", value_parser = rate)]
@@ -256,7 +258,8 @@ impl RepoArgs {
         if let Ok(made) = &made {
             say(&format!("kvmb: created the repository {} with the key {}", made.url(), default.key_file.display()));
             say(
-                "kvmb: hint: keep a copy of the key elsewhere ('kvmb key export FILE'); without it the backups cannot be read",
+                "kvmb: hint: keep a copy of the key elsewhere ('kvmb key export FILE'); without it the backups cannot \
+                 be read",
             );
         }
         Ok(made.map(remembered))

@@ -212,15 +212,19 @@ mod tests {
         assert_eq!(
             messages,
             [
-                "the key \"backup_host\" is \"my_host\" and must be a host name (letters, digits, '-' and '.'), an IPv4 or an IPv6 address",
+                "the key \"backup_host\" is \"my_host\" and must be a host name (letters, digits, '-' and '.'), an \
+                 IPv4 or an IPv6 address",
                 "the key \"bakup_path\" is unknown",
                 "the key \"ssh.port\" is 99999 and must be a whole number from 1 to 65535",
                 "the key \"ssh.prot\" is unknown",
-                "the key \"backup_freq\" is \"61 2 * * *\" and must be a time as in crontab(5): invalid minute '61': it goes from 0 to 59",
-                "the key \"retention.local.keep_within\" is \"soon\" and must be a duration: expected numbers with y, m (months), w, d or h, such as 30d or 1y6m",
+                "the key \"backup_freq\" is \"61 2 * * *\" and must be a time as in crontab(5): invalid minute '61': \
+                 it goes from 0 to 59",
+                "the key \"retention.local.keep_within\" is \"soon\" and must be a duration: expected numbers with y, \
+                 m (months), w, d or h, such as 30d or 1y6m",
                 "the key \"retention.local.keep_dayly\" is unknown",
                 "the key \"selected_vms.vm1\" is \"yes\" and must be true or false",
-                "the key \"selected_vms.a/b\" is true and must be the name of a machine or a glob ('web*', 'db[12]'), without '/'",
+                "the key \"selected_vms.a/b\" is true and must be the name of a machine or a glob ('web*', 'db[12]'), \
+                 without '/'",
                 "the key \"hooks.before_run.0.timout\" is unknown",
             ]
         );
@@ -337,7 +341,8 @@ mod tests {
         /// taken.
         #[test]
         fn a_suggestion_is_always_right(key in prop::sample::select(vec![
-                "backup_host", "backup_user", "backup_path", "auto_backup", "backup_freq", "connect", "repo", "lease", "audit", "jobs", "freeze",
+                "backup_host", "backup_user", "backup_path", "auto_backup", "backup_freq", "connect", "repo", "lease",
+                "audit", "jobs", "freeze",
             ]), text in "[a-z0-9 /@:._%MG-]{0,12}", number in any::<i32>(), kind in 0..3) {
             let value = match kind { 0 => json!(text), 1 => json!(number), _ => json!([text]) };
             if let Err(DocumentError::Faults(found)) = read(&json!({key: value}).to_string()) {

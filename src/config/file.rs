@@ -63,7 +63,8 @@ pub enum Error {
         owner: u32,
     },
     /// Others may write it.
-    #[error("configuration file {} is writable by other users (mode {mode:04o}), who could make kvmb run commands", .path.display())]
+    #[error("configuration file {} is writable by other users (mode {mode:04o}), who could make kvmb run \
+        commands", .path.display())]
     Writable {
         /// The file.
         path: PathBuf,
@@ -71,7 +72,8 @@ pub enum Error {
         mode: u32,
     },
     /// Everybody may read it, and it has a secret.
-    #[error("configuration file {} is readable by other users (mode {mode:04o}), and its key \"{key}\" may reveal a password", .path.display())]
+    #[error("configuration file {} is readable by other users (mode {mode:04o}), and its key \"{key}\" may reveal a \
+        password", .path.display())]
     Readable {
         /// The file.
         path: PathBuf,

@@ -457,7 +457,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_name_of_rfc_1123_is_a_host(labels in prop::collection::vec("[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", 1..6), last in "[a-z]{2,10}") {
+        fn every_name_of_rfc_1123_is_a_host(labels in prop::collection::vec("[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?",
+            1..6), last in "[a-z]{2,10}") {
             let name = labels.into_iter().chain([last]).collect::<Vec<_>>().join(".");
             prop_assert_eq!(HostName::read(&name), Some(HostName::Name));
         }
@@ -469,7 +470,8 @@ mod tests {
         }
 
         #[test]
-        fn nothing_that_steers_a_shell_an_url_or_a_terminal_is_a_host_or_a_user(text in ".*", bad in "[ /@\\\\'\"$`;|&<>()\\[\\]{}*?#!\u{0}-\u{1f}\u{7f}-\u{a0}]", tail in ".*") {
+        fn nothing_that_steers_a_shell_an_url_or_a_terminal_is_a_host_or_a_user(text in ".*", bad in "[ \
+            /@\\\\'\"$`;|&<>()\\[\\]{}*?#!\u{0}-\u{1f}\u{7f}-\u{a0}]", tail in ".*") {
             let text = format!("{text}{bad}{tail}");
             prop_assert_eq!(HostName::read(&text), None);
             prop_assert_eq!(UserName::read(&text), None);

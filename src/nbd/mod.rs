@@ -105,7 +105,8 @@ pub enum Error {
     #[error("the NBD server broke the protocol: {0}")]
     Protocol(#[from] Violation),
     /// The server refused this one request; the connection is still good.
-    #[error("the NBD server failed to {command} {length} bytes at offset {offset}: {}{}", wire::error_name(*error), suffix(message))]
+    #[error("the NBD server failed to {command} {length} bytes at offset {offset}: \
+        {}{}", wire::error_name(*error), suffix(message))]
     Request {
         /// What was asked.
         command: RequestType,

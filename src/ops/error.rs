@@ -43,8 +43,8 @@ pub enum Error {
     },
     /// The list of a disk's chunks would not fit into the repository's format.
     #[error(
-        "disk {disk} is too large for chunks of {} KiB: the list of the chunks of its {} TiB{} would be longer than the 4 GiB \
-         that the repository format allows",
+        "disk {disk} is too large for chunks of {} KiB: the list of the chunks of its {} TiB{} would be longer than \
+         the 4 GiB that the repository format allows",
         chunk_bytes / 1024,
         capacity_bytes >> 40,
         if *.has_holes { ", a large part of them holes," } else { "" }
@@ -181,7 +181,8 @@ pub enum Error {
         reason: String,
     },
     /// The repository does not hold what it should.
-    #[error("point {point} is damaged in {} place{}: {}", damage.len(), if damage.len() == 1 { "" } else { "s" }, describe(damage))]
+    #[error("point {point} is damaged in {} place{}: \
+        {}", damage.len(), if damage.len() == 1 { "" } else { "s" }, describe(damage))]
     Damaged {
         /// The point.
         point: String,
@@ -248,7 +249,8 @@ pub enum Error {
     },
     /// A server's list of keys has ours, and the server does not take it.
     #[error(
-        "the key was added to .ssh/authorized_keys of {account}, but the server still refuses it; it may read the keys from another file"
+        "the key was added to .ssh/authorized_keys of {account}, but the server still refuses it; it may read the keys \
+         from another file"
     )]
     KeyNotTaken {
         /// `user@host`.

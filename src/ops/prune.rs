@@ -350,8 +350,8 @@ fn judge_points(
             let hosts = Vec::from_iter(group.machine.hosts.iter().map(String::as_str)).join(", ");
             let (points, are) = if future == 1 { ("point", "is") } else { ("points", "are") };
             monitor.warn(&format!(
-                "{future} {points} of {machine} {are} dated in the future and not removed; check the clocks of {hosts} and of \
-                 this host"
+                "{future} {points} of {machine} {are} dated in the future and not removed; check the clocks of {hosts} \
+                 and of this host"
             ));
         }
         let damaged = match &mut verifier {

@@ -177,7 +177,8 @@ mod tests {
         }
 
         #[test]
-        fn sectors_of_any_widths_leave_no_gap(start: u64, shares in proptest::collection::vec(0.001f64..1.0, 1..40), place: u64) {
+        fn sectors_of_any_widths_leave_no_gap(start: u64, shares in proptest::collection::vec(0.001f64..1.0, 1..40),
+            place: u64) {
             let mut covered = 0.0;
             let mut next = start;
             let mut is_proven = false;

@@ -664,7 +664,8 @@ mod tests {
 
         #[test]
         fn any_tree_goes_both_ways(
-            files in proptest::collection::btree_map("[^/\0]{1,12}", proptest::collection::vec((0u8..3, 1u64..3000), 0..6), 0..6),
+            files in proptest::collection::btree_map("[^/\0]{1,12}", proptest::collection::vec((0u8..3, 1u64..3000),
+                0..6), 0..6),
         ) {
             let nodes: Vec<Node> = files
                 .into_iter()

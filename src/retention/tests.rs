@@ -492,7 +492,8 @@ proptest! {
     fn any_span_before_any_time_is_a_moment_or_none(
         seconds in -60_000_000_000i64..200_000_000_000, months in 0u32..120_000, days in 0u32..4_000_000,
     ) {
-        let time = DateTime::<Utc>::from_timestamp(seconds, 0).unwrap().with_timezone(&FixedOffset::east_opt(3600).unwrap());
+        let time = DateTime::<Utc>::from_timestamp(seconds,
+            0).unwrap().with_timezone(&FixedOffset::east_opt(3600).unwrap());
         let moment = CalendarSpan { months, days, hours: 5 }.before(time, &Berlin);
         prop_assert!(moment.is_none_or(|moment| moment < time));
     }

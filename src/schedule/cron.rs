@@ -242,8 +242,8 @@ mod tests {
             ),
             (
                 "@dayly",
-                "'@dayly' is not a valid time: cron accepts @reboot, @yearly, @annually, @monthly, @weekly, @daily, @midnight, \
-                 @hourly; did you mean @daily?",
+                "'@dayly' is not a valid time: cron accepts @reboot, @yearly, @annually, @monthly, @weekly, @daily, \
+                 @midnight, @hourly; did you mean @daily?",
             ),
             ("0 0 30 feb *", "this date never occurs"),
         ] {

@@ -101,7 +101,8 @@ impl fmt::Display for CronField {
 pub enum CronError {
     /// Not five fields.
     #[error(
-        "it has {found} fields; expected 5 (minute, hour, day of the month, month, day of the week), or @daily and similar"
+        "it has {found} fields; expected 5 (minute, hour, day of the month, month, day of the week), or @daily and \
+         similar"
     )]
     FieldCount {
         /// How many it has.
@@ -118,7 +119,9 @@ pub enum CronError {
         rule: String,
     },
     /// An `@` word that cron does not know.
-    #[error("'{word}' is not a valid time: cron accepts {}{}", NICKNAMES.map(|(name, _)| name).join(", "), nearest.map(|name| format!("; did you mean {name}?")).unwrap_or_default())]
+    #[error("'{word}' is not a valid time: cron accepts \
+        {}{}", NICKNAMES.map(|(name, _)| name).join(", "), nearest.map(|name| format!("; did you mean \
+        {name}?")).unwrap_or_default())]
     Nickname {
         /// What was given.
         word: String,

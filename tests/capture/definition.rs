@@ -295,7 +295,8 @@ proptest! {
         let changes = Changes {
             name: Some(name.clone()),
             new_macs: mac,
-            disks: [("vda".to_owned(), NewDisk { path: path.clone().into(), kind: NewDiskKind::File, format: "qcow2".into() })].into(),
+            disks: [("vda".to_owned(), NewDisk { path: path.clone().into(), kind: NewDiskKind::File,
+                format: "qcow2".into() })].into(),
             ..Changes::default()
         };
         let definition = Definition::parse(&rewrite(LIVE, &changes).unwrap()).unwrap();

@@ -24,13 +24,15 @@ const ZOO: [Shape; 52] = [
     ),
     (
         "stateless loader",
-        "<os><type>hvm</type><loader readonly='yes' type='rom' stateless='yes'>/usr/share/OVMF/OVMF.amdsev.fd</loader></os>",
+        "<os><type>hvm</type><loader readonly='yes' type='rom' stateless='yes'>/usr/share/OVMF/OVMF.amdsev.fd</loader>\
+         </os>",
         "",
         &[],
     ),
     (
         "pflash with variables",
-        "<os><type>hvm</type><loader readonly='yes' secure='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader><nvram template='/usr/share/OVMF/OVMF_VARS.fd'>/var/lib/libvirt/qemu/nvram/vm1_VARS.fd</nvram></os>",
+        "<os><type>hvm</type><loader readonly='yes' secure='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader>\
+         <nvram template='/usr/share/OVMF/OVMF_VARS.fd'>/var/lib/libvirt/qemu/nvram/vm1_VARS.fd</nvram></os>",
         "",
         &[],
     ),
@@ -42,20 +44,24 @@ const ZOO: [Shape; 52] = [
     ),
     (
         "direct boot",
-        "<os><type>hvm</type><kernel>/boot/vmlinuz</kernel><initrd>/boot/initrd.img</initrd><cmdline>root=/dev/vda1 console=ttyS0</cmdline></os>",
+        "<os><type>hvm</type><kernel>/boot/vmlinuz</kernel><initrd>/boot/initrd.img</initrd><cmdline>root=/dev/vda1 \
+         console=ttyS0</cmdline></os>",
         "",
         &[],
     ),
     (
         "aarch64",
-        "<os><type arch='aarch64' machine='virt-10.0'>hvm</type></os><features><gic version='3'/></features><cpu mode='host-passthrough'/>",
+        "<os><type arch='aarch64' machine='virt-10.0'>hvm</type></os><features><gic version='3'/></features><cpu \
+         mode='host-passthrough'/>",
         "<controller type='usb' model='qemu-xhci' ports='15'/>",
         &[],
     ),
     (
         "s390x",
         "<os><type arch='s390x' machine='s390-ccw-virtio'>hvm</type></os>",
-        "<controller type='scsi' index='0' model='virtio-scsi'><address type='ccw' cssid='0xfe' ssid='0x0' devno='0x0002'/></controller><console type='pty'><target type='sclp' port='0'/></console><memballoon model='virtio'><address type='ccw' cssid='0xfe' ssid='0x0' devno='0x0003'/></memballoon><panic model='s390'/>",
+        "<controller type='scsi' index='0' model='virtio-scsi'><address type='ccw' cssid='0xfe' ssid='0x0' \
+         devno='0x0002'/></controller><console type='pty'><target type='sclp' port='0'/></console><memballoon \
+         model='virtio'><address type='ccw' cssid='0xfe' ssid='0x0' devno='0x0003'/></memballoon><panic model='s390'/>",
         &[],
     ),
     (
@@ -67,39 +73,50 @@ const ZOO: [Shape; 52] = [
     ("riscv64", "<os><type arch='riscv64' machine='virt'>hvm</type></os>", "", &[]),
     (
         "numa and huge pages",
-        "<memoryBacking><hugepages><page size='2048' unit='KiB' nodeset='0'/></hugepages><access mode='shared'/></memoryBacking><numatune><memory mode='strict' nodeset='0'/></numatune><cputune><vcpupin vcpu='0' cpuset='2'/></cputune>",
+        "<memoryBacking><hugepages><page size='2048' unit='KiB' nodeset='0'/></hugepages><access mode='shared'/>\
+         </memoryBacking><numatune><memory mode='strict' nodeset='0'/></numatune><cputune><vcpupin vcpu='0' \
+         cpuset='2'/></cputune>",
         "",
         &[],
     ),
     (
         "hyper-v",
-        "<features><acpi/><hyperv mode='custom'><relaxed state='on'/><vapic state='on'/><spinlocks state='on' retries='8191'/><vendor_id state='on' value='kvm hyperv'/></hyperv><kvm><hidden state='on'/></kvm></features><clock offset='localtime'><timer name='hypervclock' present='yes'/></clock>",
+        "<features><acpi/><hyperv mode='custom'><relaxed state='on'/><vapic state='on'/><spinlocks state='on' \
+         retries='8191'/><vendor_id state='on' value='kvm hyperv'/></hyperv><kvm><hidden state='on'/></kvm></features>\
+         <clock offset='localtime'><timer name='hypervclock' present='yes'/></clock>",
         "",
         &[],
     ),
     (
         "sev",
-        "<launchSecurity type='sev'><cbitpos>47</cbitpos><reducedPhysBits>1</reducedPhysBits><policy>0x0003</policy></launchSecurity>",
+        "<launchSecurity type='sev'><cbitpos>47</cbitpos><reducedPhysBits>1</reducedPhysBits><policy>0x0003</policy>\
+         </launchSecurity>",
         "",
         &[],
     ),
     ("static label", "<seclabel type='static' model='dac' relabel='yes'><label>+107:+107</label></seclabel>", "", &[]),
     (
         "dynamic label with a base",
-        "<seclabel type='dynamic' model='selinux' relabel='yes'><baselabel>system_u:system_r:svirt_t:s0</baselabel></seclabel>",
+        "<seclabel type='dynamic' model='selinux' relabel='yes'><baselabel>system_u:system_r:svirt_t:s0</baselabel>\
+         </seclabel>",
         "",
         &[],
     ),
     ("no label", "<seclabel type='none' model='none'/>", "", &[]),
     (
         "metadata of others",
-        "<metadata><libosinfo:libosinfo xmlns:libosinfo=\"http://libosinfo.org/xmlns/libvirt/domain/1.0\"><libosinfo:os id=\"http://debian.org/debian/12\"/></libosinfo:libosinfo><nova:instance xmlns:nova=\"http://openstack.org/xmlns/libvirt/nova/1.1\"><nova:name>vm1</nova:name></nova:instance></metadata>",
+        "<metadata><libosinfo:libosinfo xmlns:libosinfo=\"http://libosinfo.org/xmlns/libvirt/domain/1.0\">\
+         <libosinfo:os id=\"http://debian.org/debian/12\"/></libosinfo:libosinfo><nova:instance \
+         xmlns:nova=\"http://openstack.org/xmlns/libvirt/nova/1.1\"><nova:name>vm1</nova:name></nova:instance>\
+         </metadata>",
         "",
         &[],
     ),
     (
         "smbios",
-        "<sysinfo type='smbios'><system><entry name='manufacturer'>ACME</entry><entry name='uuid'>52e8dc38-9c15-45ff-84fc-563d001b34c9</entry></system><oemStrings><entry>x=y</entry></oemStrings></sysinfo>",
+        "<sysinfo type='smbios'><system><entry name='manufacturer'>ACME</entry><entry \
+         name='uuid'>52e8dc38-9c15-45ff-84fc-563d001b34c9</entry></system><oemStrings><entry>x=y</entry></oemStrings>\
+         </sysinfo>",
         "",
         &[UUID],
     ),
@@ -107,7 +124,8 @@ const ZOO: [Shape; 52] = [
     (
         "fixed vnc port",
         "",
-        "<graphics type='vnc' port='5931' autoport='no' listen='127.0.0.1' passwd='x'><listen type='address' address='127.0.0.1'/></graphics>",
+        "<graphics type='vnc' port='5931' autoport='no' listen='127.0.0.1' passwd='x'><listen type='address' \
+         address='127.0.0.1'/></graphics>",
         &["5931"],
     ),
     (
@@ -125,7 +143,8 @@ const ZOO: [Shape; 52] = [
     (
         "spice with tls",
         "",
-        "<graphics type='spice' port='5930' tlsPort='5940' autoport='no'><channel name='main' mode='secure'/><image compression='off'/></graphics>",
+        "<graphics type='spice' port='5930' tlsPort='5940' autoport='no'><channel name='main' mode='secure'/><image \
+         compression='off'/></graphics>",
         &["5930", "5940"],
     ),
     (
@@ -137,13 +156,15 @@ const ZOO: [Shape; 52] = [
     (
         "serial socket",
         "",
-        "<serial type='unix'><source mode='bind' path='/run/vm1.serial'/><target type='isa-serial' port='0'/></serial><console type='unix'><source mode='bind' path='/run/vm1.serial'/><target type='serial' port='0'/></console>",
+        "<serial type='unix'><source mode='bind' path='/run/vm1.serial'/><target type='isa-serial' port='0'/></serial>\
+         <console type='unix'><source mode='bind' path='/run/vm1.serial'/><target type='serial' port='0'/></console>",
         &["'/run/vm1.serial'"],
     ),
     (
         "serial over tcp",
         "",
-        "<serial type='tcp'><source mode='bind' host='127.0.0.1' service='4555'/><protocol type='telnet'/><target port='0'/></serial>",
+        "<serial type='tcp'><source mode='bind' host='127.0.0.1' service='4555'/><protocol type='telnet'/><target \
+         port='0'/></serial>",
         &["4555", "telnet"],
     ),
     (
@@ -173,7 +194,8 @@ const ZOO: [Shape; 52] = [
     (
         "agent at a fixed path",
         "",
-        "<channel type='unix'><source mode='bind' path='/var/lib/libvirt/qemu/vm1.agent'/><target type='virtio' name='org.qemu.guest_agent.0'/></channel>",
+        "<channel type='unix'><source mode='bind' path='/var/lib/libvirt/qemu/vm1.agent'/><target type='virtio' \
+         name='org.qemu.guest_agent.0'/></channel>",
         &["vm1.agent"],
     ),
     ("spice agent", "", "<channel type='spicevmc'><target type='virtio' name='com.redhat.spice.0'/></channel>", &[]),
@@ -181,19 +203,23 @@ const ZOO: [Shape; 52] = [
     (
         "network by name",
         "",
-        "<interface type='network'><mac address='52:54:00:00:00:01'/><source network='default' portgroup='dev'/><model type='virtio'/><filterref filter='clean-traffic'/></interface>",
+        "<interface type='network'><mac address='52:54:00:00:00:01'/><source network='default' portgroup='dev'/><model \
+         type='virtio'/><filterref filter='clean-traffic'/></interface>",
         &["52:54:00:00:00:01"],
     ),
     (
         "bridge with a named tap",
         "",
-        "<interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br0'/><target dev='tap-vm1'/><model type='virtio'/><mtu size='9000'/></interface>",
+        "<interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br0'/><target dev='tap-vm1'/>\
+         <model type='virtio'/><mtu size='9000'/></interface>",
         &["tap-vm1"],
     ),
     (
         "open vSwitch",
         "",
-        "<interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='ovsbr0'/><vlan><tag id='42'/></vlan><virtualport type='openvswitch'><parameters interfaceid='09b11c53-8b5c-4eeb-8f00-d84eaa0aaa4f'/></virtualport></interface>",
+        "<interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='ovsbr0'/><vlan><tag id='42'/>\
+         </vlan><virtualport type='openvswitch'><parameters interfaceid='09b11c53-8b5c-4eeb-8f00-d84eaa0aaa4f'/>\
+         </virtualport></interface>",
         &["09b11c53"],
     ),
     (
@@ -211,55 +237,64 @@ const ZOO: [Shape; 52] = [
     (
         "macvtap that takes the device",
         "",
-        "<interface type='direct'><mac address='52:54:00:00:00:01'/><source dev='eth1' mode='passthrough'/></interface>",
+        "<interface type='direct'><mac address='52:54:00:00:00:01'/><source dev='eth1' mode='passthrough'/>\
+         </interface>",
         &["eth1"],
     ),
     (
         "virtual function",
         "",
-        "<interface type='hostdev' managed='yes'><mac address='52:54:00:00:00:01'/><source><address type='pci' domain='0x0000' bus='0x07' slot='0x00' function='0x0'/></source></interface>",
+        "<interface type='hostdev' managed='yes'><mac address='52:54:00:00:00:01'/><source><address type='pci' \
+         domain='0x0000' bus='0x07' slot='0x00' function='0x0'/></source></interface>",
         &["hostdev"],
     ),
     (
         "forwarded ports",
         "",
-        "<interface type='user'><mac address='52:54:00:00:00:01'/><backend type='passt' logFile='/var/log/passt.log'/><portForward proto='tcp'><range start='2022' to='22'/></portForward></interface>",
+        "<interface type='user'><mac address='52:54:00:00:00:01'/><backend type='passt' logFile='/var/log/passt.log'/>\
+         <portForward proto='tcp'><range start='2022' to='22'/></portForward></interface>",
         &["2022", "/var/log/passt.log"],
     ),
     (
         "vhost-user interface",
         "",
-        "<interface type='vhostuser'><mac address='52:54:00:00:00:01'/><source type='unix' path='/run/vhost1.sock' mode='server'/></interface>",
+        "<interface type='vhostuser'><mac address='52:54:00:00:00:01'/><source type='unix' path='/run/vhost1.sock' \
+         mode='server'/></interface>",
         &["/run/vhost1.sock"],
     ),
     (
         "graphics card passed through",
         "",
-        "<hostdev mode='subsystem' type='pci' managed='yes'><source><address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/></source><rom file='/roms/gpu.rom'/></hostdev>",
+        "<hostdev mode='subsystem' type='pci' managed='yes'><source><address domain='0x0000' bus='0x01' slot='0x00' \
+         function='0x0'/></source><rom file='/roms/gpu.rom'/></hostdev>",
         &["hostdev"],
     ),
     (
         "usb device passed through",
         "",
-        "<hostdev mode='subsystem' type='usb' managed='yes'><source><vendor id='0x1050'/><product id='0x0407'/></source></hostdev>",
+        "<hostdev mode='subsystem' type='usb' managed='yes'><source><vendor id='0x1050'/><product id='0x0407'/>\
+         </source></hostdev>",
         &["0x1050"],
     ),
     (
         "mediated device",
         "",
-        "<hostdev mode='subsystem' type='mdev' model='vfio-pci'><source><address uuid='c2177883-f1bb-47f0-914d-32a22e3a8804'/></source></hostdev>",
+        "<hostdev mode='subsystem' type='mdev' model='vfio-pci'><source><address \
+         uuid='c2177883-f1bb-47f0-914d-32a22e3a8804'/></source></hostdev>",
         &["c2177883"],
     ),
     (
         "virtiofs",
         "",
-        "<filesystem type='mount' accessmode='passthrough'><driver type='virtiofs' queue='1024'/><source dir='/srv/share'/><target dir='share'/></filesystem>",
+        "<filesystem type='mount' accessmode='passthrough'><driver type='virtiofs' queue='1024'/><source \
+         dir='/srv/share'/><target dir='share'/></filesystem>",
         &["/srv/share"],
     ),
     (
         "tpm with a state of its own place",
         "",
-        "<tpm model='tpm-crb'><backend type='emulator' version='2.0' persistent_state='yes'><source type='dir' path='/tpm/vm1'/></backend></tpm>",
+        "<tpm model='tpm-crb'><backend type='emulator' version='2.0' persistent_state='yes'><source type='dir' \
+         path='/tpm/vm1'/></backend></tpm>",
         &["/tpm/vm1"],
     ),
     (
@@ -277,18 +312,25 @@ const ZOO: [Shape; 52] = [
     (
         "persistent memory",
         "",
-        "<memory model='nvdimm' access='shared'><source><path>/srv/nvdimm</path></source><target><size unit='KiB'>524288</size><node>0</node></target></memory>",
+        "<memory model='nvdimm' access='shared'><source><path>/srv/nvdimm</path></source><target><size \
+         unit='KiB'>524288</size><node>0</node></target></memory>",
         &["/srv/nvdimm"],
     ),
     (
         "other disks",
         "",
-        "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='/srv/shared.img'/><target dev='vdb' bus='virtio'/><shareable/></disk><disk type='file' device='cdrom'><driver name='qemu' type='raw'/><source file='/iso/x.iso'/><target dev='sda' bus='sata'/><readonly/></disk><disk type='block' device='lun'><driver name='qemu' type='raw'/><source dev='/dev/sdx'/><target dev='sdb' bus='scsi'/></disk>",
+        "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='/srv/shared.img'/><target \
+         dev='vdb' bus='virtio'/><shareable/></disk><disk type='file' device='cdrom'><driver name='qemu' type='raw'/>\
+         <source file='/iso/x.iso'/><target dev='sda' bus='sata'/><readonly/></disk><disk type='block' device='lun'>\
+         <driver name='qemu' type='raw'/><source dev='/dev/sdx'/><target dev='sdb' bus='scsi'/></disk>",
         &["/srv/shared.img", "/dev/sdx"],
     ),
     (
         "arguments of QEMU's",
-        "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg value='-chardev'/><qemu:arg value='socket,id=mon1,path=/run/vm1.qmp,server=on'/><qemu:arg value='-mon'/><qemu:arg value='chardev=mon1,mode=control'/><qemu:arg value='-global'/><qemu:arg value='ICH9-LPC.disable_s3=1'/><qemu:env name='A' value='b'/></qemu:commandline>",
+        "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><qemu:arg value='-chardev'/>\
+         <qemu:arg value='socket,id=mon1,path=/run/vm1.qmp,server=on'/><qemu:arg value='-mon'/><qemu:arg \
+         value='chardev=mon1,mode=control'/><qemu:arg value='-global'/><qemu:arg value='ICH9-LPC.disable_s3=1'/>\
+         <qemu:env name='A' value='b'/></qemu:commandline>",
         "",
         &["/run/vm1.qmp", "chardev=mon1"],
     ),
@@ -296,18 +338,26 @@ const ZOO: [Shape; 52] = [
 
 /// The same disk in all of them, by turns in every way that definitions have it.
 const DISKS: [&str; 5] = [
-    "<disk type='file' device='disk'>\n      <driver name='qemu' type='qcow2' cache='none' discard='unmap'><metadata_cache><max_size unit='bytes'>1048576</max_size></metadata_cache></driver>\n      <source file='/images/vm1.qcow2' startupPolicy='optional'>\n        <seclabel model='dac' relabel='no'/>\n      </source>\n      <target dev='vda' bus='virtio'/>\n      <serial>WD-1</serial>\n    </disk>",
-    "<disk type='block' device='disk' snapshot='no'><driver name='qemu' type='qcow2' io='native'/><source dev='/dev/vg0/vm1'/><target dev='vda' bus='scsi' rotation_rate='1'/><wwn>5000c50015ea71aa</wwn></disk>",
-    "<disk type='volume' device='disk'><driver name='qemu' type='qcow2'/><source pool='default' volume='vm1.qcow2'/><target dev='vda' bus='virtio'/></disk>",
+    "<disk type='file' device='disk'>\n      <driver name='qemu' type='qcow2' cache='none' discard='unmap'>\
+     <metadata_cache><max_size unit='bytes'>1048576</max_size></metadata_cache></driver>\n      <source \
+     file='/images/vm1.qcow2' startupPolicy='optional'>\n        <seclabel model='dac' relabel='no'/>\n      \
+     </source>\n      <target dev='vda' bus='virtio'/>\n      <serial>WD-1</serial>\n    </disk>",
+    "<disk type='block' device='disk' snapshot='no'><driver name='qemu' type='qcow2' io='native'/><source \
+     dev='/dev/vg0/vm1'/><target dev='vda' bus='scsi' rotation_rate='1'/><wwn>5000c50015ea71aa</wwn></disk>",
+    "<disk type='volume' device='disk'><driver name='qemu' type='qcow2'/><source pool='default' volume='vm1.qcow2'/>\
+     <target dev='vda' bus='virtio'/></disk>",
     "<disk type='file'><source file='/images/vm1.img'/><target dev='vda'/></disk>",
-    "<disk type='file' device='disk'><driver name='qemu' type='raw' queues='4' iothread='1'/><source file='/images/a &amp; b.img'/><iotune><total_iops_sec>400</total_iops_sec><group_name>g</group_name></iotune><blockio logical_block_size='512'/><target dev='vda' bus='virtio'/><boot order='1'/></disk>",
+    "<disk type='file' device='disk'><driver name='qemu' type='raw' queues='4' iothread='1'/><source file='/images/a \
+     &amp; b.img'/><iotune><total_iops_sec>400</total_iops_sec><group_name>g</group_name></iotune><blockio \
+     logical_block_size='512'/><target dev='vda' bus='virtio'/><boot order='1'/></disk>",
 ];
 
 fn definition(shape: &Shape, disk: &str) -> String {
     let (_, domain, devices, _) = shape;
     format!(
         "<domain type='kvm'>\n  <name>vm1</name>\n  <uuid>{UUID}</uuid>\n  <memory unit='KiB'>524288</memory>\n  \
-         <vcpu placement='static'>2</vcpu>\n  {domain}\n  <devices>\n    {disk}\n    {devices}\n  </devices>\n</domain>\n"
+         <vcpu placement='static'>2</vcpu>\n  {domain}\n  <devices>\n    {disk}\n    {devices}\n  \
+         </devices>\n</domain>\n"
     )
 }
 

@@ -38,7 +38,8 @@ fn seen(options: &str) -> DiskModel {
 
 fn disk_xml(target: &str, format: &str, inside: &str) -> String {
     format!(
-        "<disk type='file' device='disk'><driver name='qemu' type='{format}'/>{inside}<target dev='{target}' bus='virtio'/></disk>"
+        "<disk type='file' device='disk'><driver name='qemu' type='{format}'/>{inside}<target dev='{target}' \
+         bus='virtio'/></disk>"
     )
 }
 
@@ -136,7 +137,8 @@ fn roots_images_are_read_as_qemus_user_with_one_capability() {
     run("chown", &["root:disk", &device.path]);
     run("chmod", &["0660", &device.path]);
     let block = format!(
-        "<disk type='block' device='disk'><driver name='qemu' type='raw'/><source dev='{}'/><target dev='vdb' bus='virtio'/></disk>",
+        "<disk type='block' device='disk'><driver name='qemu' type='raw'/><source dev='{}'/><target dev='vdb' \
+         bus='virtio'/></disk>",
         &device.path
     );
     let files = disk_xml("vda", "raw", &format!("<source file='{}'/>", text(&image)));
@@ -237,7 +239,8 @@ fn passphrases_come_from_libvirt_or_from_a_file_and_are_on_no_command_line() {
         let xml = env.path("tmp/secret.xml");
         let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid").expect("a UUID").trim().to_owned();
         let secret = format!(
-            "<secret ephemeral='no' private='{private}'><uuid>{uuid}</uuid><usage type='volume'><volume>{usage}</volume></usage></secret>"
+            "<secret ephemeral='no' private='{private}'><uuid>{uuid}</uuid><usage type='volume'>\
+             <volume>{usage}</volume></usage></secret>"
         );
         fs::write(&xml, secret).expect("write");
         env.virsh(&["secret-define", text(&xml)]);

@@ -68,8 +68,10 @@ fn every_flag_of_the_table_takes_what_the_file_says() {
     let env = Env::new("flags");
     env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
     env.configure(&json!({
-        "repo": env.repo(), "password_file": env.password_file(), "jobs": 64, "freeze": "required", "freeze_timeout": "5s",
-        "lease": "30m", "scratch": env.scratch_dir(), "audit": "1.5%", "chunk_size": "2M", "full_every": "2w", "verify": true,
+        "repo": env.repo(), "password_file": env.password_file(), "jobs": 64, "freeze": "required",
+        "freeze_timeout": "5s",
+        "lease": "30m", "scratch": env.scratch_dir(), "audit": "1.5%", "chunk_size": "2M", "full_every": "2w",
+        "verify": true,
         "log": {"file": env.path("own.log"), "format": "json", "max_size": "1M", "keep": 2}
     }));
     let bare = |args: &[&str]| {
@@ -99,7 +101,8 @@ fn it_is_looked_for_in_four_places_in_turn() {
     write(&env.path("named.json"), 5);
     write(&env.path("variable.json"), 6);
     // The host's own, in a private view of /etc.
-    let script = "mount -t tmpfs none /etc && mkdir /etc/kvmb && echo '{\"jobs\": 4}' >/etc/kvmb/config.json && exec kvmb config show";
+    let script = "mount -t tmpfs none /etc && mkdir /etc/kvmb && echo '{\"jobs\": 4}' >/etc/kvmb/config.json && exec \
+        kvmb config show";
     let with_host = || env.program("unshare").args(["-m", "sh", "-c", script]).env("KVMB_CONFIG", "");
     let jobs = |output: Output| setting(&output.assert_ok(), "jobs").0;
     assert_eq!(jobs(with_host().run()), 3);

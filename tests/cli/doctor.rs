@@ -100,7 +100,8 @@ fn what_makes_a_backup_impossible_is_critical_and_the_exit_code_says_so() {
     env.machine("diskless").define();
     env.machine("sealed")
         .disk(Disk::qcow2(MIB).extra_xml(
-            "<encryption format='luks'><secret type='passphrase' uuid='6f2a7c3e-0d6a-4b6e-9d1c-3f2f6c1e0a11'/></encryption>",
+            "<encryption format='luks'><secret type='passphrase' uuid='6f2a7c3e-0d6a-4b6e-9d1c-3f2f6c1e0a11'/>\
+             </encryption>",
         ))
         .define();
     let good = env.machine("good").disk(Disk::qcow2(MIB)).define();

@@ -99,7 +99,8 @@ fn hooks_run_around_the_run_and_each_machine_and_know_what_it_is_about() {
 fn a_hook_that_fails_before_a_machine_leaves_only_that_machine_out() {
     let fails_for_a = noting("[ \"$KVMB_MACHINE\" != kvmb-test-a ]");
     let only = |when: &str| json!({"command": noting("true")["command"], "when": when});
-    let hooks = json!({"before_machine": [fails_for_a], "after_machine": [only("failed")], "after_run": [only("done"), only("failed")]});
+    let hooks = json!({"before_machine": [fails_for_a], "after_machine": [only("failed")], "after_run": [only("done"),
+        only("failed")]});
     let env = prepared("machine", &hooks);
     let output = backup(&env).run().assert_code(3);
     let failure = output.record_of("failure");
@@ -153,7 +154,8 @@ fn a_hook_that_takes_too_long_is_ended_with_all_that_it_started() {
     );
     env.kvmb(["backup", "kvmb-test-a"]).run().assert_code(1);
     wait_until("all of it has ended", Duration::from_secs(5), || sleepers() == 0);
-    env.configure(&json!({"repo": env.repo(), "hooks": {"before_run": [{"command": ["sleep", "305"], "timeout": "1h"}], "after_run": [noting("true")]}}));
+    env.configure(&json!({"repo": env.repo(), "hooks": {"before_run": [{"command": ["sleep", "305"],
+        "timeout": "1h"}], "after_run": [noting("true")]}}));
     let running = env.kvmb(["backup", "kvmb-test-a"]).spawn();
     wait_until("the hook runs", Duration::from_secs(20), || sleepers() == 1);
     running.interrupt();

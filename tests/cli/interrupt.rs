@@ -287,7 +287,10 @@ fn nothing_that_is_read_keeps_it_from_ending() {
     running.wait().assert_ok();
 
     // What nobody ever makes a pipe of is refused at once.
-    env.sh("mkdir -p run/kvmb/c-12345678 home/.ssh; mkfifo run/kvmb/c-12345678/state.json home/.ssh/known_hosts; rm repo/config; mkfifo repo/config").run().assert_ok();
+    env.sh("mkdir -p run/kvmb/c-12345678 home/.ssh; mkfifo run/kvmb/c-12345678/state.json home/.ssh/known_hosts; rm \
+        repo/config; mkfifo repo/config")
+        .run()
+        .assert_ok();
     env.kvmb(["release", "c-12345678"])
         .limit(Duration::from_secs(20))
         .run()

@@ -87,9 +87,11 @@ fn every_form_of_disk_is_reported_with_its_size_or_the_reason_why_it_is_left_out
     let block = "<disk type='block' device='disk'><driver name='qemu' type='raw'/>\
         <source dev='/dev/kvmb-test-none'/><target dev='vdb' bus='virtio'/></disk>";
     let lun = "<disk type='block' device='lun'><driver name='qemu' type='raw'/>\
-        <source dev='/dev/kvmb-test-none'/><target dev='sdb' bus='scsi'/></disk><controller type='scsi' model='virtio-scsi'/>";
+        <source dev='/dev/kvmb-test-none'/><target dev='sdb' bus='scsi'/></disk><controller type='scsi' \
+        model='virtio-scsi'/>";
     let network = "<disk type='network' device='disk'><driver name='qemu' type='raw'/>\
-        <source protocol='nbd' name='export'><host name='::1' port='10810'/></source><target dev='vdc' bus='virtio'/></disk>";
+        <source protocol='nbd' name='export'><host name='::1' port='10810'/></source><target dev='vdc' bus='virtio'/>\
+        </disk>";
     let volume = "<disk type='volume' device='disk'><driver name='qemu' type='qcow2'/>\
         <source pool='pool' volume='volume'/><target dev='vdd' bus='virtio'/></disk>";
     let folder = "<disk type='dir' device='floppy'><driver name='qemu' type='fat'/>\

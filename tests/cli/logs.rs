@@ -104,7 +104,8 @@ fn json_lines_say_the_same() {
 fn without_a_place_of_its_own_the_log_is_that_of_the_host_or_of_the_user() {
     let env = Env::new("places");
     // A private view of /var/log, so that the host's own stays as it is.
-    let of_host = "mount -t tmpfs none /var/log && kvmb init -r $R --dry-run && cat /var/log/kvm_backup.log && stat -c %a /var/log/kvm_backup.log";
+    let of_host = "mount -t tmpfs none /var/log && kvmb init -r $R --dry-run && cat /var/log/kvm_backup.log && stat -c \
+        %a /var/log/kvm_backup.log";
     let in_private = |script: &str| {
         let call = env.program("unshare").args(["-m", "sh", "-c", script]).env("R", env.repo());
         call.env("KVMB_LOG_FILE", "").run().assert_ok()
@@ -127,7 +128,8 @@ fn without_a_place_of_its_own_the_log_is_that_of_the_host_or_of_the_user() {
 fn the_log_does_not_grow_for_ever_though_many_write_at_once() {
     let env = Env::new("rotation");
     env.configure(&json!({"log": {"max_size": "1K", "keep": 3}}));
-    let script = "for i in 1 2 3 4; do (for j in 1 2 3 4 5; do kvmb release kvmb-test-none-$i-$j >/dev/null 2>&1; done) & done; wait";
+    let script = "for i in 1 2 3 4; do (for j in 1 2 3 4 5; do kvmb release kvmb-test-none-$i-$j >/dev/null 2>&1; \
+        done) & done; wait";
     env.sh(script).run().assert_ok();
     let names: BTreeSet<String> = fs::read_dir(env.path(""))
         .unwrap()
@@ -176,7 +178,8 @@ mkdir -p /run/systemd/journal /run/log/journal
 journald=$!
 trap 'kill $journald; wait $journald || true' EXIT
 i=0
-until [ -S /run/systemd/journal/stdout ] && [ -S /run/systemd/journal/socket ]; do i=$((i + 1)); [ $i -lt 200 ] || exit 9; sleep 0.05; done
+until [ -S /run/systemd/journal/stdout ] && [ -S /run/systemd/journal/socket ]; do
+  i=$((i + 1)); [ $i -lt 200 ] || exit 9; sleep 0.05; done
 systemd-cat --identifier=unit sh -c "$1"
 journalctl --sync 2>/dev/null || sleep 1
 journalctl --directory=/run/log/journal --output=json --no-pager

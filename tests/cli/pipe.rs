@@ -270,7 +270,8 @@ fn a_machine_that_is_not_whole_or_failed_before_is_left_out_and_the_others_go_on
 
     // A failure of the first stage is heard by the last; the others go on.
     let output = env
-        .sh("kvmb snapshot kvmb-test-none kvmb-test-vm2 | kvmb hash | kvmb push -r $R | kvmb release | kvmb verify -r $R")
+        .sh("kvmb snapshot kvmb-test-none kvmb-test-vm2 | kvmb hash | kvmb push -r $R | kvmb release | kvmb verify -r \
+            $R")
         .run()
         .assert_code(3);
     let failure = output.record_of("failure");

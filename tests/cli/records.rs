@@ -275,7 +275,8 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run("kvmb vms </dev/null nobody", 1);
     run("kvmb push -r $R </dev/null", 2);
     // Damage: a pack that is not what it was.
-    let pack = "p=$(find $R/data -type f -size +64c | sort | head -n 1); chmod u+w $p; printf X | dd of=$p bs=1 seek=40 conv=notrunc status=none";
+    let pack = "p=$(find $R/data -type f -size +64c | sort | head -n 1); chmod u+w $p; printf X | dd of=$p bs=1 \
+        seek=40 conv=notrunc status=none";
     run(&format!("{pack}; kvmb verify --all -r $R"), 4);
     run("kvmb status -r $R", 4);
 

@@ -164,7 +164,8 @@ fn proofs_are_remembered_with_their_depth_and_damage_until_it_is_gone() {
 
     let keep = env.path("kept");
     env.sh(&format!("cp -a $R {}", keep.display())).run().assert_ok();
-    let spoil = "for p in $(find $R/data -type f); do chmod u+w $p; printf X | dd of=$p bs=1 seek=40 conv=notrunc status=none; done";
+    let spoil = "for p in $(find $R/data -type f); do chmod u+w $p; printf X | dd of=$p bs=1 seek=40 conv=notrunc \
+        status=none; done";
     env.sh(spoil).run().assert_ok();
     env.kvmb(["verify", "--all"]).run().assert_code(4);
     let mend = format!("rm -rf $R; cp -a {} $R", keep.display());

@@ -457,7 +457,8 @@ fn a_pipe_stores_in_two_repositories_and_lets_go_of_the_machine() {
     let machine = two_disks(&env, "vm1");
     let (first, second) = (init_at(&env, "first"), init_at(&env, "second"));
     let script = format!(
-        "kvmb snapshot vm1 -r {first} | kvmb push -r {first} | tee one | kvmb push -r {second} | kvmb release | kvmb verify -r {second}"
+        "kvmb snapshot vm1 -r {first} | kvmb push -r {first} | tee one | kvmb push -r {second} | kvmb release | kvmb \
+         verify -r {second}"
     );
     let point = env.sh(&script).run().assert_ok().record_of("point");
     assert_eq!(point["verified"], "full");

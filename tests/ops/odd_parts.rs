@@ -139,7 +139,8 @@ fn the_state_of_a_tpm_in_one_file_is_stored_and_comes_back() {
     let tpm = |path: &Path| {
         let path = path.display();
         format!(
-            "<tpm model='tpm-crb'><backend type='emulator' version='2.0'><source type='file' path='{path}'/></backend></tpm></devices>"
+            "<tpm model='tpm-crb'><backend type='emulator' version='2.0'><source type='file' path='{path}'/></backend>\
+             </tpm></devices>"
         )
     };
     let machine = defined(&env, |xml| xml.replace("</devices>", &tpm(&state)));
@@ -176,7 +177,8 @@ fn the_state_of_a_tpm_on_a_device_goes_back_onto_it() {
     let backing = file(&env, "tpm.img", 1, MIB);
     let device = LoopDevice::on(&backing);
     let tpm = format!(
-        "<tpm model='tpm-crb'><backend type='emulator' version='2.0'><source type='file' path='{}'/></backend></tpm></devices>",
+        "<tpm model='tpm-crb'><backend type='emulator' version='2.0'><source type='file' path='{}'/></backend></tpm>\
+         </devices>",
         device.path
     );
     let machine = defined(&env, |xml| xml.replace("</devices>", &tpm));
@@ -206,7 +208,8 @@ fn firmware_variables_on_a_device_or_on_the_network_go_back_to_where_they_were()
         (format!("<nvram type='block'><source dev='{}'/></nvram>", device.path), &backing, 2, MIB),
         (
             format!(
-                "<nvram type='network'><source protocol='nbd' name=''><host transport='unix' socket='{}'/></source></nvram>",
+                "<nvram type='network'><source protocol='nbd' name=''><host transport='unix' socket='{}'/></source>\
+                 </nvram>",
                 socket.display()
             ),
             &served,

@@ -405,17 +405,21 @@ pub fn of_records(now: Time) -> Vec<Record> {
     let disk = json!({ "disk": "vda", "capacity_bytes": 20u64 << 30, "read_mode": "full", "read_bytes": 3u64 << 30,
         "new_bytes": 2u64 << 30, "stored_bytes": 1u64 << 30 });
     let point = |name: &str, hours: i64, more: Value| {
-        let mut point = json!({ "type": "point", "point": id(name), "repo": REPO, "machine": name, "uuid": "u", "host": "host1",
-            "captured_at": ago(hours), "consistency": "crash", "disks": [disk] });
+        let mut point = json!({ "type": "point", "point": id(name), "repo": REPO, "machine": name, "uuid": "u",
+            "host": "host1", "captured_at": ago(hours), "consistency": "crash", "disks": [disk] });
         merge(&mut point, more);
         point
     };
     let forget = |name: &str, hours: i64, keep: bool| {
-        json!({ "type": "action", "action": "forget", "target": id(&format!("{name}{hours}")), "changed": !keep, "dry_run": true,
-            "reason": if keep { "keep: daily, weekly" } else { "remove: no rule keeps it" }, "machine": name, "host": "host1",
-            "captured_at": ago(hours), "keep": keep })
+        json!({ "type": "action", "action": "forget", "target": id(&format!("{name}{hours}")), "changed": !keep,
+            "dry_run": true,
+            "reason": if keep { "keep: daily, weekly" } else { "remove: no rule keeps it" },
+            "machine": name, "host": "host1", "captured_at": ago(hours), "keep": keep })
     };
-    let check = |check: &str, target: &str, status: &str, detail: &str, hint: Option<&str>| json!({ "type": "check", "check": check, "target": target, "status": status, "detail": detail, "hint": hint });
+    let check = |check: &str, target: &str, status: &str, detail: &str, hint: Option<&str>| {
+        json!({ "type": "check",
+        "check": check, "target": target, "status": status, "detail": detail, "hint": hint })
+    };
     let mut never = check("backup", "db1", "critical", "never backed up", Some("kvmb backup db1"));
     merge(&mut never, json!({ "standing": "selected" }));
     let mut well = check("backup", "web1", "ok", "the newest point is 3 h old", None);
@@ -426,9 +430,11 @@ pub fn of_records(now: Time) -> Vec<Record> {
     );
     let all = [
         json!({ "type": "machine", "connect": "qemu:///system", "machine": "web1", "uuid": "u", "state": "running",
-            "persistent": true, "autostart": true, "memory_bytes": 4u64 << 30, "vcpus": 2, "disks": ["vda", "vdb"], "agent": "connected" }),
+            "persistent": true, "autostart": true, "memory_bytes": 4u64 << 30, "vcpus": 2, "disks": ["vda", "vdb"],
+            "agent": "connected" }),
         json!({ "type": "disk", "connect": "qemu:///system", "machine": "web1", "uuid": "u", "disk": "vda",
-            "source": { "type": "file", "path": "/var/lib/libvirt/images/web1.qcow2" }, "path": "/var/lib/libvirt/images/web1.qcow2",
+            "source": { "type": "file", "path": "/var/lib/libvirt/images/web1.qcow2" },
+            "path": "/var/lib/libvirt/images/web1.qcow2",
             "format": "qcow2", "capacity_bytes": 20u64 << 30, "allocated_bytes": 4u64 << 30, "included": true }),
         json!({ "type": "file", "path": "vm1.raw", "size_bytes": 1u64 << 20, "sha256": id("file") }),
         point("web1", 3, json!({ "consistency": "filesystem", "verified": "full", "verified_at": ago(2) })),
@@ -437,9 +443,11 @@ pub fn of_records(now: Time) -> Vec<Record> {
         forget("web1", 3, true),
         forget("db1", 30, true),
         forget("web1", 900, false),
-        json!({ "type": "action", "action": "prune", "target": REPO, "changed": true, "dry_run": true, "reason": "keep-daily 7",
+        json!({ "type": "action", "action": "prune", "target": REPO, "changed": true, "dry_run": true,
+            "reason": "keep-daily 7",
             "freed_bytes": 146432 }),
-        json!({ "type": "action", "action": "unlock", "target": id("lock"), "changed": true, "reason": "stale; held by process 7" }),
+        json!({ "type": "action", "action": "unlock", "target": id("lock"), "changed": true,
+            "reason": "stale; held by process 7" }),
         check(
             "agent",
             "web1",

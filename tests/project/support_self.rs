@@ -114,7 +114,8 @@ fn nothing_is_left_even_after_a_panic() {
         *folder.lock().expect("lock") = Some(env.path(""));
         let machine = env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).disk(Disk::raw(MIB)).start_paused();
         let socket = env.path("tmp/nbd.sock");
-        env.sh("qemu-nbd --fork -r -t -k \"$TMPDIR/nbd.sock\" --image-opts \"driver=raw,force-share=on,file.driver=file,file.filename=$IMAGE\"")
+        env.sh("qemu-nbd --fork -r -t -k \"$TMPDIR/nbd.sock\" --image-opts \
+            \"driver=raw,force-share=on,file.driver=file,file.filename=$IMAGE\"")
             .env("IMAGE", machine.image("vdb"))
             .run()
             .assert_ok();

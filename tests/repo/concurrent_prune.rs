@@ -232,7 +232,8 @@ fn killed_writers_whose_packs_are_used_and_prunes_at_once_lose_nothing() {
     let log = fs::read_to_string(env1.log_file()).unwrap();
     let adopted = log.lines().filter(|line| line.contains("packs of an interrupted run")).count();
     println!(
-        "{} backups, {killed} killed, {adopted} went on, {} prunes that forgot {} points, {} of restic's, {} times busy",
+        "{} backups, {killed} killed, {adopted} went on, {} prunes that forgot {} points, {} of restic's, {} times \
+         busy",
         count(&counts.backups),
         count(&counts.prunes),
         count(&counts.forgotten),

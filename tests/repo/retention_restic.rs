@@ -78,7 +78,8 @@ fn fill(env: &Env, times: &[DateTime<FixedOffset>]) -> BTreeMap<Id, DateTime<Fix
     let repo = Repository::create(storage, &Password::new(PASSWORD.to_owned())).unwrap();
     let manifest = json!({
         "version": 1, "program": "kvmb", "machine": "vm1", "uuid": "u-1", "host": "elsewhere", "connect": "",
-        "captured_at": "2026-10-25T12:00:00+01:00", "consistency": "crash", "duration_seconds": 0.0, "disks": [], "files": [],
+        "captured_at": "2026-10-25T12:00:00+01:00", "consistency": "crash", "duration_seconds": 0.0, "disks": [],
+        "files": [],
     });
     let manifest = manifest.to_string();
     let permit = repo.lock(LockMode::Shared, std::time::Duration::ZERO).unwrap().permit();

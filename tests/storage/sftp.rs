@@ -518,8 +518,8 @@ fn a_server_behind_another_is_reached_by_a_jump_and_by_a_command() {
     fs::write(sshd.known_hosts(), known + &gate_line).unwrap();
     let configure = |way: &str| {
         let config = format!(
-            "Host vault\n HostName 127.0.0.1\n Port {}\n User {USER}\n {way}\nHost gate\n HostName 127.0.0.1\n Port {}\n \
-             User {USER}\n IdentityFile {ssh}/id_ed25519\n UserKnownHostsFile {ssh}/known_hosts\n",
+            "Host vault\n HostName 127.0.0.1\n Port {}\n User {USER}\n {way}\nHost gate\n HostName 127.0.0.1\n Port \
+             {}\n User {USER}\n IdentityFile {ssh}/id_ed25519\n UserKnownHostsFile {ssh}/known_hosts\n",
             sshd.port(),
             gate.port()
         );

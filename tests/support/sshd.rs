@@ -82,7 +82,8 @@ impl Sshd {
         let text = format!(
             "{config}\nPort {port}\nListenAddress 127.0.0.1\nListenAddress ::1\n{host_keys}PidFile none\nUsePAM yes\n\
              PermitRootLogin yes\nPasswordAuthentication yes\nKbdInteractiveAuthentication no\nStrictModes no\n\
-             AuthorizedKeysFile {home}/.ssh/authorized_keys\nLogLevel VERBOSE\nMaxStartups 50\nUseDNS no\nPrintMotd no\n\
+             AuthorizedKeysFile {home}/.ssh/authorized_keys\nLogLevel VERBOSE\nMaxStartups 50\nUseDNS no\nPrintMotd \
+             no\n\
              Subsystem sftp internal-sftp\n",
             home = home.display()
         );

@@ -142,7 +142,8 @@ impl WriteLog {
         match (matching.first(), matching.last()) {
             (Some(first), Some(last)) => (*first, *last),
             _ => panic!(
-                "the images show no instant of the machine: nearest is the state after {} of {} writes, {} blocks of 64 KiB differ",
+                "the images show no instant of the machine: nearest is the state after {} of {} writes, {} blocks of \
+                 64 KiB differ",
                 least.1,
                 self.writes.len(),
                 least.0

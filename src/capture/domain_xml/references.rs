@@ -186,11 +186,12 @@ mod tests {
             <hostdev mode='subsystem' type='usb'><source><vendor id='0x1050'/><product id='0x04A7'/></source></hostdev>\
             <hostdev mode='subsystem' type='usb'><source startupPolicy='optional'><vendor id='0x1'/><product id='0x2'/>\
             </source></hostdev>\
-            <hostdev mode='subsystem' type='mdev' model='vfio-pci'><source><address uuid='c2177883'/></source></hostdev>\
-            <input type='evdev'><source dev='/dev/input/event99'/></input>\
+            <hostdev mode='subsystem' type='mdev' model='vfio-pci'><source><address uuid='c2177883'/></source>\
+            </hostdev><input type='evdev'><source dev='/dev/input/event99'/></input>\
             <disk type='network' device='disk'><source protocol='rbd' name='p/i'><auth username='a'>\
             <secret type='ceph' usage='client.a'/></auth></source><target dev='vda'/></disk>\
-            <tpm model='tpm-crb'><backend type='emulator'><encryption secret='7b2a'/></backend></tpm></devices></domain>";
+            <tpm model='tpm-crb'><backend type='emulator'><encryption secret='7b2a'/></backend></tpm></devices>\
+            </domain>";
         let secret = |usage, name| Reference::Secret(SecretRef { usage, name });
         let expected = [
             secret(SecretUsage::Ceph, SecretName::Usage("client.a".into())),

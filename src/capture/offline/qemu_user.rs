@@ -127,7 +127,8 @@ mod tests {
         assert_eq!(named_owner("root:+107"), Some((0, 107)));
         assert_eq!(named_owner("no-such-user:root"), None);
         let capabilities = "<capabilities><host><secmodel><model>apparmor</model></secmodel><secmodel>\
-                            <model>dac</model><baselabel type='kvm'>+64055:+109</baselabel></secmodel></host></capabilities>";
+                            <model>dac</model><baselabel type='kvm'>+64055:+109</baselabel></secmodel></host>\
+                            </capabilities>";
         assert_eq!(base_owner(capabilities).unwrap(), Some((64055, 109)));
         assert_eq!(base_owner("<capabilities/>").unwrap(), None);
     }

@@ -127,7 +127,8 @@ fn arguments(request: &ServeRequest) -> Vec<String> {
     add("--nbd-server", server_option(&request.socket));
     for (at, export) in request.exports.iter().enumerate() {
         let mut option = json!({
-            "type": "nbd", "id": format!("export-{at}"), "node-name": export.node, "name": export.name, "writable": false,
+            "type": "nbd", "id": format!("export-{at}"), "node-name": export.node, "name": export.name,
+            "writable": false,
         });
         if let Some(bitmap) = &export.bitmap {
             option["bitmaps"] = json!([bitmap]);
@@ -248,11 +249,11 @@ mod tests {
 
     #[test]
     fn the_reason_is_told_without_the_options() {
-        let said = "qemu-storage-daemon: --blockdev {\"driver\":\"file\",\"filename\":\"/a/{b}: c\"}: Could not open '/a': \
-                    Permission denied\n";
+        let said = "qemu-storage-daemon: --blockdev {\"driver\":\"file\",\"filename\":\"/a/{b}: c\"}: Could not open \
+            '/a': Permission denied\n";
         assert_eq!(reason_in(said), "Could not open '/a': Permission denied");
-        let locked = "qemu-storage-daemon: --blockdev {\"a\":1}: Failed to get shared \"write\" lock\nIs another process using \
-                      the image [/a]?\n";
+        let locked = "qemu-storage-daemon: --blockdev {\"a\":1}: Failed to get shared \"write\" lock\nIs another \
+            process using the image [/a]?\n";
         let wanted = "Failed to get shared \"write\" lock; Is another process using the image [/a]?";
         assert_eq!(reason_in(locked), wanted);
         let missing = "timeout: failed to run command 'setpriv': No such file or directory\n";

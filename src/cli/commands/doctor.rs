@@ -176,31 +176,27 @@ fn words(finding: &Finding, shell: &ShellCommands) -> Words {
         }
         CheckSubject::Folders { closed: Some(folder), user } => {
             let user = user.map_or_else(|| "a user".to_owned(), |user| format!("user {user}"));
-            Words::new("folders", format!("QEMU runs as {user}, which has no access to {}", folder.display())).hint(format!(
-                "chmod o+x {}; or choose other folders: --scratch DIR, $KVMB_RUNTIME_DIR",
-                quoted_path(Some(folder))
-            ))
+            Words::new("folders", format!("QEMU runs as {user}, which has no access to {}", folder.display())).hint(
+                format!(
+                    "chmod o+x {}; or choose other folders: --scratch DIR, $KVMB_RUNTIME_DIR",
+                    quoted_path(Some(folder))
+                ),
+            )
         }
         CheckSubject::Scratch(room) => {
             let free = format!("{} free in {}", bytes(room.free_bytes), room.folder.display());
             match finding.status {
                 Status::Ok => Words::new("scratch", free),
-                Status::Critical => {
-                    Words::new("scratch", format!("only {free}; {} needed", bytes(room.needed_bytes)))
-                        .hint("free some space, or choose another folder: --scratch DIR, $KVMB_SCRATCH")
-                }
-                _ => {
-                    Words::new("scratch", format!("{free}; this may be too little for a long backup"))
-                        .hint("free some space, or choose another folder: --scratch DIR, $KVMB_SCRATCH")
-                }
+                Status::Critical => Words::new("scratch", format!("only {free}; {} needed", bytes(room.needed_bytes)))
+                    .hint("free some space, or choose another folder: --scratch DIR, $KVMB_SCRATCH"),
+                _ => Words::new("scratch", format!("{free}; this may be too little for a long backup"))
+                    .hint("free some space, or choose another folder: --scratch DIR, $KVMB_SCRATCH"),
             }
         }
         CheckSubject::Agent(agent) => agent_words(agent, &name),
         CheckSubject::Job(job) => job_words(job, shell),
-        CheckSubject::StoppedByIoError => {
-            Words::new("machine", "paused because a disk failed or was full")
-                .hint(format!("free some space, then run '{}'", shell.virsh(&format!("resume {name}"))))
-        }
+        CheckSubject::StoppedByIoError => Words::new("machine", "paused because a disk failed or was full")
+            .hint(format!("free some space, then run '{}'", shell.virsh(&format!("resume {name}")))),
         CheckSubject::SavedMemory => {
             Words::new("machine", "its memory is saved on disk: it is not backed up before it has been started").hint(
                 format!(
@@ -248,7 +244,8 @@ fn words(finding: &Finding, shell: &ShellCommands) -> Words {
             ),
         )
         .hint(format!(
-            "back up the machine while it is running, use --luks-key-file {0}=FILE, or exclude the disk with --exclude-disk {0}",
+            "back up the machine while it is running, use --luks-key-file {0}=FILE, or exclude the disk with \
+             --exclude-disk {0}",
             disk.target
         )),
         CheckSubject::Bitmap { bitmap, is_on } => {
@@ -259,9 +256,9 @@ fn words(finding: &Finding, shell: &ShellCommands) -> Words {
             let checkpoint = quoted(&bitmap.name);
             let forget = shell.virsh(&format!("checkpoint-delete --metadata {name} {checkpoint}"));
             match (&bitmap.image, is_on) {
-                _ if bitmap.name.starts_with(crate::capture::checkpoint::PREFIX) => {
-                    broken.hint(format!("run 'kvmb backup {name}': the disk is read in full once and the bitmap is replaced"))
-                }
+                _ if bitmap.name.starts_with(crate::capture::checkpoint::PREFIX) => broken.hint(format!(
+                    "run 'kvmb backup {name}': the disk is read in full once and the bitmap is replaced"
+                )),
                 (Some(image), false) => {
                     broken.hint(format!("qemu-img bitmap --remove -f qcow2 {} {checkpoint}", quoted_path(Some(image))))
                 }
@@ -278,7 +275,8 @@ fn words(finding: &Finding, shell: &ShellCommands) -> Words {
 fn revert_hint(shell: &ShellCommands) -> String {
     let name = shell.machine();
     format!(
-        "before reverting, delete its checkpoints while it runs: for c in $({}); do {}; done; the next backup reads its disks in full",
+        "before reverting, delete its checkpoints while it runs: for c in $({}); do {}; done; the next backup reads \
+         its disks in full",
         shell.virsh(&format!("checkpoint-list --name {name}")),
         shell.virsh(&format!("checkpoint-delete {name} \"$c\""))
     )
@@ -327,7 +325,10 @@ fn confinement(by: &str, has_open_folder: Option<bool>) -> Words {
             ..words
         },
         (Some(false), by) => Words {
-            detail: format!("{by} confines QEMU, and the folder that libvirt permits was not found; QEMU may not be able to create its socket"),
+            detail: format!(
+                "{by} confines QEMU, and the folder that libvirt permits was not found; QEMU may not be \
+                able to create its socket"
+            ),
             ..words
         }
         .hint(match by {

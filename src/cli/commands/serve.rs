@@ -58,7 +58,8 @@ pub struct ServeArgs {
     detach: bool,
 
     /// How long a detached server waits for clients: 6h unless set. While one is connected, the time does not run.
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "6h", hide_default_value = true, requires = "detach")]
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "6h", hide_default_value = true,
+        requires = "detach")]
     lease: Duration,
 
     #[command(flatten)]

@@ -48,7 +48,8 @@ const ZSH_SCRIPT: &str = r#"#compdef BIN
 _NAME() {
     local -a found whole open
     local word
-    found=("${(@f)$(VAR=zsh _CLAP_IFS=$'\n' _CLAP_COMPLETE_INDEX=$((CURRENT - 1)) COMPLETER -- "${words[@]}" 2>/dev/null)}")
+    local index=$((CURRENT - 1))
+    found=("${(@f)$(VAR=zsh _CLAP_IFS=$'\n' _CLAP_COMPLETE_INDEX=$index COMPLETER -- "${words[@]}" 2>/dev/null)}")
     for word in $found; do
         if [[ ${word%%:*} == *[=/@] ]]; then open+=($word); else whole+=($word); fi
     done

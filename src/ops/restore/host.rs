@@ -134,7 +134,8 @@ impl Host<'_> {
             Reference::Mdev(uuid) if !Path::new("/sys/bus/mdev/devices").join(uuid).exists() => found(
                 format!("the mediated device {uuid}"),
                 format!(
-                    "create it ('mdevctl start --uuid {uuid}'), or remove it from the definition afterwards: virsh edit {}",
+                    "create it ('mdevctl start --uuid {uuid}'), or remove it from the definition afterwards: virsh \
+                     edit {}",
                     self.machine
                 ),
             ),

@@ -133,7 +133,8 @@ fn settle(defined: &Machine, hypervisor: &Hypervisor, plan: &RestorePlan, monito
     if !snapshots.is_empty() {
         let names = snapshots.join(", ");
         monitor.warn(&format!(
-            "{name} has snapshots that its images no longer contain ({names}): virsh snapshot-delete {name} NAME --metadata"
+            "{name} has snapshots that its images no longer contain ({names}): virsh snapshot-delete {name} NAME \
+             --metadata"
         ));
     }
     for volume in plan.disks.iter().filter_map(|disk| disk.volume.as_ref()) {

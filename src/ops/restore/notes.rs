@@ -18,8 +18,9 @@ pub(super) fn of_images(point: &OpenPoint, definition: &Definition, disks: &[Pla
         }
         if let Some(kind) = described.encryption.as_ref().map(|encryption| &encryption.format) {
             notes.push(format!(
-                "disk {name} was encrypted ({kind}) and is restored without encryption; to encrypt it again: qemu-img convert \
-                 --object secret,id=s,file=KEYFILE -f {is} -O qcow2 -o encrypt.format=luks,encrypt.key-secret=s {path} NEW"
+                "disk {name} was encrypted ({kind}) and is restored without encryption; to encrypt it again: qemu-img \
+                 convert --object secret,id=s,file=KEYFILE -f {is} -O \
+                 qcow2 -o encrypt.format=luks,encrypt.key-secret=s {path} NEW"
             ));
         }
         if described.data_file.is_some() {

@@ -153,8 +153,8 @@ mod tests {
 
     const SLICED: &str = "<domain type='qemu'><name>vm</name><uuid>3f6c4d4e-9a0e-4b8e-9a51-2f2f7a6f2a11</uuid>\
         <devices><disk type='file' device='disk'><driver name='qemu' type='raw'/>\
-        <source file='/images/all.raw'><slices><slice type='storage' offset='1048576' size='4194304'/></slices></source>\
-        <target dev='vda' bus='virtio'/></disk></devices></domain>";
+        <source file='/images/all.raw'><slices><slice type='storage' offset='1048576' size='4194304'/></slices>\
+        </source><target dev='vda' bus='virtio'/></disk></devices></domain>";
 
     #[test]
     fn a_slice_is_never_restored_over_the_file_that_it_is_a_part_of() {

@@ -106,7 +106,8 @@ pub enum Error {
         line: usize,
     },
     /// The server shows a key that is marked as stolen.
-    #[error("THE HOST KEY OF {server} IS REVOKED: {algorithm} {fingerprint} is marked @revoked in {}:{line}", path.display())]
+    #[error("THE HOST KEY OF {server} IS REVOKED: {algorithm} {fingerprint} is marked @revoked in \
+        {}:{line}", path.display())]
     HostKeyRevoked {
         /// The server.
         server: String,

@@ -311,7 +311,8 @@ mod tests {
 
     #[test]
     fn match_blocks_and_included_files_count() {
-        let config = "Host a\n User one\nMatch host b user kvm\n Port 2222\nMatch exec true host d\n Port 4\nHost c\n Port 3\n\
+        let config = "Host a\n User one\nMatch host b user kvm\n Port 2222\nMatch exec true host d\n Port 4\nHost c\n \
+            Port 3\n\
                       Match all\n User all\n";
         assert_eq!(route("sftp://a//srv", config, "").unwrap().port, 22);
         assert_eq!(route("sftp://kvm@b//srv", config, "").unwrap().port, 2222);

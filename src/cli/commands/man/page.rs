@@ -12,7 +12,8 @@ use clap_mangen::Man;
 const FILES: &[(&str, &str)] = &[
     (
         "~/.kvm_backup_config.json, /etc/kvmb/config.json",
-        "Configuration file. The first one that exists is used, unless `--config` is given. `kvmb config schema` describes its keys.",
+        "Configuration file. The first one that exists is used, unless `--config` is given. `kvmb config schema` \
+         describes its keys.",
     ),
     (
         "/var/log/kvm_backup.log, ~/kvm_backup.log",
@@ -20,17 +21,20 @@ const FILES: &[(&str, &str)] = &[
     ),
     (
         "/var/lib/kvmb/repo",
-        "Default repository of this host, created on first use. For other users than root: below `~/.local/share/kvmb`.",
+        "Default repository of this host, created on first use. For other users than root: below \
+         `~/.local/share/kvmb`.",
     ),
     (
         "/var/lib/kvmb/repo.key",
-        "Generated password of that repository, mode 0600. Use `kvmb key export` to keep a copy elsewhere; without it the backups are lost with the host.",
+        "Generated password of that repository, mode 0600. Use `kvmb key export` to keep a copy elsewhere; without it \
+         the backups are lost with the host.",
     ),
     ("/var/lib/kvmb/history", "Results of the last runs and verifications, for `kvmb status`. May be deleted."),
     ("/var/lib/kvmb/scratch", "Blocks that guests overwrite during a backup."),
     (
         "/run/kvmb",
-        "State of open captures, and copies of definitions. Accessible to root only. For other users: below `$XDG_RUNTIME_DIR`.",
+        "State of open captures, and copies of definitions. Accessible to root only. For other users: below \
+         `$XDG_RUNTIME_DIR`.",
     ),
     ("/run/kvmb-nbd", "Sockets of open captures, each in a folder that only QEMU's user can access."),
 ];
@@ -130,10 +134,11 @@ fn failures(text: &mut Text) {
 fn all_records(text: &mut Text) {
     text.section("RECORDS");
     text.paragraph(
-        "Commands print records: one JSON object per line, starting with `type`. Sizes end in `_bytes` and are bytes; times are RFC \
-         3339 with offset. Fields that do not apply are omitted. Unknown fields and types are passed on. \
-         Commands without names on the command line read records from standard input. A `failure` record in the input is passed \
-         on, its machine is skipped, and the exit status is not 0.",
+        "Commands print records: one JSON object per line, starting with `type`. Sizes end in `_bytes` and are bytes; \
+         times are RFC 3339 with offset. Fields that do not apply are \
+         omitted. Unknown fields and types are passed on. Commands without \
+         names on the command line read records from standard input. A `failure` record in the input \
+         is passed on, its machine is skipped, and the exit status is not 0.",
     );
     for kind in kinds() {
         text.subsection(kind.name);

@@ -119,7 +119,8 @@ mod tests {
     #[test]
     fn the_machines_of_an_entry_are_read_from_its_command() {
         let cron = "/usr/bin/flock -n -o -E 5 /var/lib/kvmb/schedule.lock /usr/bin/nice /usr/bin/ionice -c 3 \
-                    /usr/bin/env KVMB_RUNTIME_DIR=/run/kvmb /usr/bin/kvmb --config /etc/kvmb/config.json backup -r /backup/kvm vm1 'web*' 'a b' >/dev/null";
+                    /usr/bin/env KVMB_RUNTIME_DIR=/run/kvmb /usr/bin/kvmb --config /etc/kvmb/config.json backup -r \
+                    /backup/kvm vm1 'web*' 'a b' >/dev/null";
         let found = read(ScheduleLocation::User, cron);
         assert_eq!(
             (found.names(), found.repo.as_deref()),
