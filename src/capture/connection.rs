@@ -50,11 +50,6 @@ impl Hypervisor {
         is_local_uri(self.uri())
     }
 
-    /// Whether libvirt's QEMU driver runs inside this process.
-    pub fn is_embed(&self) -> bool {
-        self.uri().starts_with("qemu:///embed")
-    }
-
     /// libvirt's version on the hypervisor's side: (11, 3, 0).
     pub fn libvirt_version(&self) -> Result<(u32, u32, u32)> {
         let version = self.link.call(|| "ask libvirt for its version".to_owned(), |connect| connect.lib_version())?;

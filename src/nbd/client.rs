@@ -18,13 +18,6 @@ use super::uri::NbdUri;
 use super::wire::{self, ChunkHeader, Coverage, ErrorReply, MessageReader, RequestType, StatusExtent, Violation};
 use super::{Error, Result};
 
-/// The longest piece of a disk that is zeroed in one request: a server that has to write the zeros itself must manage
-/// within the time-out.
-const MAX_ZEROES_BYTES: u32 = 256 * 1024 * 1024;
-
-/// What is written at once where the server does not know `NBD_CMD_WRITE_ZEROES`.
-const ZERO_BUFFER_BYTES: usize = 1024 * 1024;
-
 /// How to connect.
 #[derive(Debug, Clone)]
 pub struct ClientOptions {
@@ -86,8 +79,6 @@ pub(super) enum ReplyBody {
     Read(Vec<u8>),
     /// One list a context.
     Status(Vec<ContextStatus>),
-    /// Written, zeroed, flushed.
-    Done,
 }
 
 /// One request under way.
@@ -111,10 +102,8 @@ enum ReplyProgress {
         coverage: Coverage,
     },
     Status {
-        only_one: bool,
         contexts: Vec<ContextStatus>,
     },
-    Nothing,
 }
 
 /// A read: its buffer, while some of its requests are under way.
@@ -220,79 +209,17 @@ impl Client {
         Ok(())
     }
 
-    /// Writes `data` at `offset`, in as many requests as it takes. Both ends must be multiples of
-    /// [`Client::min_block_bytes`] or the end of the export.
-    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<()> {
-        self.check_range(RequestType::Write, offset, data.len() as u64)?;
-        let mut position = offset;
-        for piece in data.chunks(self.export.max_request_bytes as usize) {
-            // `max_request_bytes` is a u32.
-            let length = piece.len() as u32;
-            let ticket = self.submit(RequestType::Write, 0, position, length, ReplyProgress::Nothing)?;
-            self.outgoing.extend_from_slice(piece);
-            self.finish(ticket)?;
-            position += piece.len() as u64;
-        }
-        Ok(())
-    }
-
-    /// Makes a range read as zeros, in as many requests as it takes; the server may punch a hole for it. The ends are
-    /// aligned as in [`Client::write`].
-    pub fn write_zeroes(&mut self, offset: u64, length: u64) -> Result<()> {
-        self.check_range(RequestType::WriteZeroes, offset, length)?;
-        if !self.has_flag(wire::TRANSMISSION_WRITE_ZEROES) {
-            return self.write_zeroes_by_hand(offset, length);
-        }
-        let end = offset + length;
-        let mut position = offset;
-        while position < end {
-            let length = (end - position).min(MAX_ZEROES_BYTES.into());
-            let ticket = self.submit(RequestType::WriteZeroes, 0, position, length as u32, ReplyProgress::Nothing)?;
-            self.finish(ticket)?;
-            position += length;
-        }
-        Ok(())
-    }
-
-    /// For servers without `NBD_CMD_WRITE_ZEROES`.
-    fn write_zeroes_by_hand(&mut self, offset: u64, length: u64) -> Result<()> {
-        let zeroes = vec![0; ZERO_BUFFER_BYTES.min(usize::try_from(length).unwrap_or(usize::MAX))];
-        let end = offset + length;
-        let mut position = offset;
-        while position < end {
-            let count = (end - position).min(zeroes.len() as u64);
-            self.write(position, &zeroes[..count as usize])?;
-            position += count;
-        }
-        Ok(())
-    }
-
-    /// All that was written is safe when this returns. A server without `NBD_CMD_FLUSH` has nothing to flush.
-    pub fn flush(&mut self) -> Result<()> {
-        if !self.has_flag(wire::TRANSMISSION_FLUSH) {
-            return Ok(());
-        }
-        let ticket = self.submit(RequestType::Flush, 0, 0, 0, ReplyProgress::Nothing)?;
-        self.finish(ticket).map(drop)
-    }
-
     /// What each negotiated context knows of a range, as the server answered: it may be less than asked, but never
     /// nothing.
     pub fn block_status(&mut self, offset: u64, length: u32) -> Result<Vec<ContextStatus>> {
-        let ticket = self.submit_block_status(offset, length, false)?;
-        self.finish_status(ticket)
-    }
-
-    /// The same with `NBD_CMD_FLAG_REQ_ONE`: the first extent only.
-    pub fn block_status_one(&mut self, offset: u64, length: u32) -> Result<Vec<ContextStatus>> {
-        let ticket = self.submit_block_status(offset, length, true)?;
+        let ticket = self.submit_block_status(offset, length)?;
         self.finish_status(ticket)
     }
 
     fn finish_status(&mut self, ticket: Ticket) -> Result<Vec<ContextStatus>> {
         match self.finish(ticket)? {
             ReplyBody::Status(contexts) => Ok(contexts),
-            ReplyBody::Read(_) | ReplyBody::Done => Ok(Vec::new()),
+            ReplyBody::Read(_) => Ok(Vec::new()),
         }
     }
 
@@ -304,17 +231,6 @@ impl Client {
     /// Replaces the time-out and the stop flag that it was connected with.
     pub(super) fn reconfigure(&mut self, timeout: Duration, stop: Arc<AtomicBool>) {
         self.link.reconfigure(timeout, stop);
-    }
-
-    /// Ends of writes must lie on the server's blocks: we do not read, change and write back behind the caller's back.
-    fn check_range(&self, command: RequestType, offset: u64, length: u64) -> Result<()> {
-        let block = u64::from(self.export.min_block_bytes);
-        let end = offset.saturating_add(length);
-        let aligned = |position: u64| position.is_multiple_of(block);
-        if end > self.export.size_bytes || !aligned(offset) || !aligned(end) && end != self.export.size_bytes {
-            return Err(refused_here(command, offset, length));
-        }
-        Ok(())
     }
 }
 
@@ -346,14 +262,13 @@ impl Client {
     }
 
     /// Asks for extents.
-    pub(super) fn submit_block_status(&mut self, offset: u64, length: u32, only_one: bool) -> Result<Ticket> {
+    pub(super) fn submit_block_status(&mut self, offset: u64, length: u32) -> Result<Ticket> {
         let end = offset.saturating_add(length.into());
         if self.export.contexts.is_empty() || length == 0 || end > self.export.size_bytes {
             return Err(refused_here(RequestType::BlockStatus, offset, length.into()));
         }
-        let flags = if only_one { wire::CMD_FLAG_REQ_ONE } else { 0 };
-        let progress = ReplyProgress::Status { only_one, contexts: Vec::with_capacity(self.export.contexts.len()) };
-        self.submit(RequestType::BlockStatus, flags, offset, length, progress)
+        let progress = ReplyProgress::Status { contexts: Vec::with_capacity(self.export.contexts.len()) };
+        self.submit(RequestType::BlockStatus, 0, offset, length, progress)
     }
 
     fn submit(
@@ -501,9 +416,9 @@ impl Client {
                 let at = *at + within as usize;
                 read_buffer(&mut self.reads, pending.ticket, at, length)?.fill(0);
             }
-            (wire::REPLY_BLOCK_STATUS, ReplyProgress::Status { only_one, contexts }) => {
+            (wire::REPLY_BLOCK_STATUS, ReplyProgress::Status { contexts }) => {
                 let payload = self.receive_payload("a list of extents", header.length, wire::MAX_STATUS_REPLY_BYTES)?;
-                let (id, extents) = wire::decode_block_status(&payload, pending.offset, pending.length, *only_one)?;
+                let (id, extents) = wire::decode_block_status(&payload, pending.offset, pending.length)?;
                 let context = self
                     .export
                     .contexts
@@ -565,7 +480,6 @@ impl Client {
                 }
                 ReplyBody::Status(contexts)
             }
-            ReplyProgress::Nothing => ReplyBody::Done,
         };
         Ok(Some(Completion { ticket, outcome: failure.map_or(Ok(outcome), Err) }))
     }

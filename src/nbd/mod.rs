@@ -35,8 +35,6 @@
 //! long               |---- data ----|----------------------- zero -------------------------|--->
 //!                                                   only the last extent may pass the end: clipped
 //!
-//! one                |---- data ----|                     with NBD_CMD_FLAG_REQ_ONE, never longer than asked
-//!
 //! unaligned          |---- data -|                        ends inside the server's own minimum block:
 //! used               |--------|                           rounded down, or one block of «data, dirty» if that is nothing
 //!

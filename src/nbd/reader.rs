@@ -455,7 +455,7 @@ impl ReadWorker {
         }
         match map.mapper.next_step() {
             MapperStep::Ask { offset, length } => {
-                map.asked = Some(self.client.submit_block_status(offset, length, false)?);
+                map.asked = Some(self.client.submit_block_status(offset, length)?);
             }
             MapperStep::Known(extent) => {
                 map.cutter.push(extent)?;
@@ -493,7 +493,6 @@ impl ReadWorker {
                     self.shared.extend_plan(map.cutter.take_runs(), false);
                 }
             }
-            ReplyBody::Done => {}
         }
         Ok(())
     }

@@ -420,18 +420,12 @@ pub fn decode_error_chunk(payload: &[u8]) -> Result<ErrorReply, Violation> {
     Ok(ErrorReply { error, message: printable(message) })
 }
 
-/// `NBD_REPLY_TYPE_BLOCK_STATUS`: the context's id and its extents. `length` is what was asked from `offset`; with
-/// `only_one` ([`CMD_FLAG_REQ_ONE`]) there is one extent and it does not pass the end.
-pub fn decode_block_status(
-    payload: &[u8],
-    offset: u64,
-    length: u32,
-    only_one: bool,
-) -> Result<(u32, Vec<StatusExtent>), Violation> {
+/// `NBD_REPLY_TYPE_BLOCK_STATUS`: the context's id and its extents. `length` is what was asked from `offset`.
+pub fn decode_block_status(payload: &[u8], offset: u64, length: u32) -> Result<(u32, Vec<StatusExtent>), Violation> {
     let mut fields = MessageReader::new("a list of extents", payload);
     let context = fields.u32()?;
     let (pairs, rest) = fields.rest().as_chunks::<8>();
-    if pairs.is_empty() || !rest.is_empty() || only_one && pairs.len() > 1 {
+    if pairs.is_empty() || !rest.is_empty() {
         return Err(Violation::Extents { offset });
     }
     let mut extents = Vec::with_capacity(pairs.len());
@@ -440,7 +434,7 @@ pub fn decode_block_status(
         let mut pair = MessageReader::new("an extent", pair);
         let mut extent = StatusExtent { length: pair.u32()?, flags: pair.u32()? };
         let is_last = position + 1 == pairs.len();
-        let too_long = u64::from(extent.length) > left && (!is_last || only_one);
+        let too_long = u64::from(extent.length) > left && !is_last;
         if extent.length == 0 || left == 0 || too_long {
             return Err(Violation::Extents { offset });
         }

@@ -101,7 +101,6 @@ pub struct Writer {
     scratch: Mutex<Vec<Scratch>>,
     data_pack: Mutex<PackBuilder>,
     tree_pack: Mutex<PackBuilder>,
-    zero_stored: AtomicBool,
     queue: Option<Sender<PackBuilder>>,
     workers: Vec<JoinHandle<()>>,
 }
@@ -189,7 +188,6 @@ impl Writer {
             scratch: Mutex::default(),
             data_pack: Mutex::new(PackBuilder::new(BlobKind::Data, Vec::new())),
             tree_pack: Mutex::new(PackBuilder::new(BlobKind::Tree, Vec::new())),
-            zero_stored: AtomicBool::new(false),
             queue: None,
             workers: Vec::new(),
         };
@@ -247,15 +245,6 @@ impl Writer {
             return Ok(known(id));
         }
         self.shared.guard(|| self.store(kind, id, plaintext))
-    }
-
-    /// Stores the blob of 512 KiB of zeros on the first call; later calls cost nothing.
-    pub fn put_zero(&self) -> Result<Id> {
-        if !self.zero_stored.load(Ordering::Acquire) {
-            self.put(BlobKind::Data, &vec![0; ZERO_BLOB_BYTES])?;
-            self.zero_stored.store(true, Ordering::Release);
-        }
-        Ok(zero_blob_id())
     }
 
     /// Stores what `write` writes, without holding more of it than its compressed form. `write` is called twice, for

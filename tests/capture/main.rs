@@ -10,6 +10,7 @@ mod embedded;
 mod guard;
 mod guest;
 mod hostile_files;
+mod lab;
 mod libvirtd;
 mod offline_changes;
 mod open_and_close;

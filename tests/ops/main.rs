@@ -5,8 +5,11 @@
 mod support;
 
 mod backup;
+mod bitmap_mismatches;
 mod capture_failures;
 mod chain;
+mod chain_disks;
+mod chain_machines;
 mod commit_order;
 mod copy;
 mod failure_modes;

@@ -9,3 +9,4 @@ mod hostile_servers;
 mod network;
 mod remote;
 mod sftp;
+mod sftp_logins;

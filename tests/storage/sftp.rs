@@ -1,19 +1,18 @@
-//! Repositories on a real `sshd`: the promises of the storage, every login, every host key, and servers that fail.
+//! Repositories on a real `sshd`: the promises of the storage, and servers that fail.
 
 // A test stops at what it does not expect.
 
 use std::cell::Cell;
 use std::fs;
-use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use crate::support::mount::ReadOnly;
 use crate::support::proxy::Trouble;
-use crate::support::sshd::{SSH_PASSWORD, Sshd, USER};
+use crate::support::sshd::{Sshd, USER};
 use crate::support::{Env, wait_until};
-use kvmb::storage::sftp::{self, Credentials, Secret, SftpAddress, SftpStorage, ShownKey, SshContext};
+use kvmb::storage::sftp::{self, SftpAddress, SftpStorage, SshContext};
 use kvmb::storage::testing::{conformance, folder_conformance};
 use kvmb::storage::{Error, FileAction, FileKind, LocalStorage, Storage};
 
@@ -36,68 +35,17 @@ fn storage(env: &Env, sshd: &Sshd) -> SftpStorage {
 }
 
 /// Whether this leads to the server.
-fn try_it(sshd: &Sshd, access: &SshContext) -> kvmb::storage::Result<()> {
+pub(crate) fn try_it(sshd: &Sshd, access: &SshContext) -> kvmb::storage::Result<()> {
     storage_at(&sshd.url("repo"), access).create_layout()
 }
 
 /// The server's error, whole.
 #[track_caller]
-fn server_error(result: kvmb::storage::Result<()>) -> sftp::Error {
+pub(crate) fn server_error(result: kvmb::storage::Result<()>) -> sftp::Error {
     match result {
         Err(Error::Server { source, .. }) => *source,
         other => panic!("not an error of the server: {other:?}"),
     }
-}
-
-/// Says the same to everything, and remembers what it was asked.
-#[derive(Debug, Default)]
-struct Oracle {
-    /// What it said first, so often, before it thought better of it.
-    typos: AtomicUsize,
-    secret: Option<&'static str>,
-    accepts: bool,
-    asked: Mutex<Vec<String>>,
-}
-
-impl Oracle {
-    fn ask(&self, question: String) -> Result<Option<Secret>, String> {
-        self.asked.lock().unwrap().push(question);
-        if self.typos.load(Ordering::Relaxed) > 0 {
-            return Ok(Some(Secret::new("a typo".to_owned())));
-        }
-        Ok(self.secret.map(|secret| Secret::new(secret.to_owned())))
-    }
-
-    fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap().clone()
-    }
-}
-
-impl Credentials for Oracle {
-    fn password(&self, account: &str) -> Result<Option<Secret>, String> {
-        self.ask(format!("password {account}"))
-    }
-
-    fn passphrase(&self, key_file: &Path) -> Result<Option<Secret>, String> {
-        self.ask(format!("passphrase {}", key_file.file_name().unwrap().display()))
-    }
-
-    fn answer(&self, account: &str, question: &str, hidden: bool) -> Result<Option<Secret>, String> {
-        self.ask(format!("answer {account} {question} {hidden}"))
-    }
-
-    fn was_wrong(&self) -> bool {
-        self.typos.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
-    }
-
-    fn accepts(&self, key: &ShownKey) -> Result<bool, String> {
-        self.asked.lock().unwrap().push(format!("key {} {}", key.algorithm, key.fingerprint));
-        Ok(self.accepts)
-    }
-}
-
-fn with(access: &SshContext, oracle: &Arc<Oracle>) -> SshContext {
-    SshContext { credentials: Arc::clone(oracle) as Arc<dyn Credentials>, ..access.clone() }
 }
 
 #[test]
@@ -312,330 +260,6 @@ fn what_the_server_opened_is_closed_also_when_it_then_refuses() {
             count("close ") + count("closedir ") == count("open ") + count("opendir ")
         });
     }
-}
-
-#[test]
-fn a_key_lets_in_without_a_question() {
-    let env = Env::new("sftp-key");
-    let sshd = env.sshd();
-    sshd.befriend();
-    let oracle = Arc::new(Oracle::default());
-    try_it(&sshd, &with(&access(&env), &oracle)).unwrap();
-    assert_eq!(oracle.asked(), Vec::<String>::new());
-}
-
-#[test]
-fn a_key_with_a_passphrase_is_opened_once_for_all_connections() {
-    let env = Env::new("sftp-passphrase");
-    let sshd = env.sshd();
-    sshd.make_known("ed25519");
-    sshd.authorize(&sshd.new_key("id_ed25519", "open sesame"));
-    let oracle = Arc::new(Oracle { secret: Some("open sesame"), ..Oracle::default() });
-    let storage = storage_at(&sshd.url("repo"), &with(&access(&env), &oracle));
-    storage.create_layout().unwrap();
-    std::thread::scope(|scope| {
-        for number in 0..4 {
-            let storage = &storage;
-            scope.spawn(move || storage.write(FileKind::Pack, &format!("{number}{NAME}"), &vec![1; 1 << 20]).unwrap());
-        }
-    });
-    assert_eq!(oracle.asked(), ["passphrase id_ed25519"]);
-
-    let nobody = server_error(try_it(&sshd, &access(&env))).to_string();
-    assert!(nobody.contains("id_ed25519 (it wants a passphrase, and none was given)"), "{nobody}");
-    let wrong = Arc::new(Oracle { secret: Some("wrong"), ..Oracle::default() });
-    let error = server_error(try_it(&sshd, &with(&access(&env), &wrong)));
-    assert!(matches!(error, sftp::Error::Login { .. }) && !error.to_string().contains("wrong"), "{error}");
-}
-
-#[test]
-fn the_agent_lets_in_and_only_with_its_configured_keys_where_that_is_wanted() {
-    let env = Env::new("sftp-agent");
-    let sshd = env.sshd();
-    sshd.make_known("ed25519");
-    let key = sshd.new_key("spare", "");
-    sshd.authorize(&key);
-    let socket = env.path("run/agent");
-    let mut agent = std::process::Command::new("ssh-agent")
-        .arg("-D")
-        .arg("-a")
-        .arg(&socket)
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    wait_until("the agent listens", Duration::from_secs(10), || socket.exists());
-    let added = std::process::Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket).status();
-    assert!(added.unwrap().success());
-    let with_agent = SshContext { agent_socket: Some(socket), ..access(&env) };
-    let lets_in = try_it(&sshd, &with_agent);
-    fs::write(env.path("home/.ssh/config"), "IdentitiesOnly yes\n").unwrap();
-    let other_keys = try_it(&sshd, &with_agent);
-    fs::write(env.path("home/.ssh/config"), "IdentitiesOnly yes\nIdentityFile ~/.ssh/spare.pub\n").unwrap();
-    let configured = try_it(&sshd, &with_agent);
-    agent.kill().unwrap();
-    agent.wait().unwrap();
-    lets_in.unwrap();
-    assert!(matches!(server_error(other_keys), sftp::Error::Login { .. }));
-    configured.unwrap();
-}
-
-#[test]
-fn a_password_lets_in_and_a_wrong_one_is_told_with_what_was_tried() {
-    let env = Env::new("sftp-password");
-    let sshd = env.sshd();
-    sshd.make_known("ed25519");
-    sshd.new_key("id_ed25519", "");
-    let oracle = Arc::new(Oracle { secret: Some(SSH_PASSWORD), ..Oracle::default() });
-    try_it(&sshd, &with(&access(&env), &oracle)).unwrap();
-    assert_eq!(oracle.asked(), [format!("password {USER}@127.0.0.1")]);
-
-    let wrong = Arc::new(Oracle { secret: Some("guess"), ..Oracle::default() });
-    let error = server_error(try_it(&sshd, &with(&access(&env), &wrong)));
-    let text = error.to_string();
-    assert!(text.contains("id_ed25519, password; the server offers: publickey, password"), "{text}");
-    assert!(!text.contains("guess") && !error.is_transient(), "{text}");
-    let none = server_error(try_it(&sshd, &access(&env))).to_string();
-    assert!(none.contains("password (none was given)"), "{none}");
-}
-
-#[test]
-fn who_mistypes_is_asked_three_times_and_a_file_once() {
-    for config in ["", "KbdInteractiveAuthentication yes\nPasswordAuthentication no"] {
-        let env = Env::new("sftp-typo");
-        let sshd = env.sshd_with(config);
-        sshd.make_known("ed25519");
-        for (typos, lets_in, asked) in [(1, true, 2), (2, true, 3), (9, false, 3)] {
-            let person = Oracle { secret: Some(SSH_PASSWORD), typos: AtomicUsize::new(typos), ..Oracle::default() };
-            let person = Arc::new(person);
-            let result = try_it(&sshd, &with(&access(&env), &person));
-            assert_eq!(result.is_ok(), lets_in, "{result:?}");
-            assert_eq!(person.asked().len(), asked, "{:?}", person.asked());
-        }
-        let file = Arc::new(Oracle { secret: Some("wrong"), ..Oracle::default() });
-        server_error(try_it(&sshd, &with(&access(&env), &file)));
-        assert_eq!(file.asked().len(), 1);
-    }
-}
-
-#[test]
-fn who_mistypes_a_passphrase_is_asked_three_times_too() {
-    let env = Env::new("sftp-passphrase-typo");
-    let sshd = env.sshd();
-    sshd.make_known("ed25519");
-    let key = sshd.new_key("id_ed25519", "open sesame");
-    sshd.authorize(&key);
-    // Also of a key in the older format.
-    for rewritten in [false, true] {
-        if rewritten {
-            let pem = ["-q", "-p", "-m", "PEM", "-P", "open sesame", "-N", "open sesame", "-f"];
-            fs::remove_file(&key).unwrap();
-            fs::remove_file(key.with_extension("pub")).unwrap();
-            let key = env.path("home/.ssh/id_rsa");
-            let keygen =
-                |args: &[&str]| std::process::Command::new("ssh-keygen").args(args).arg(&key).output().unwrap();
-            assert!(keygen(&["-q", "-t", "rsa", "-N", "open sesame", "-f"]).status.success());
-            assert!(keygen(&pem).status.success());
-            assert!(fs::read_to_string(&key).unwrap().contains("DEK-Info"));
-            sshd.authorize(&key);
-        }
-        for (typos, asked) in [(0, 1), (1, 2), (2, 3)] {
-            let person = Oracle { secret: Some("open sesame"), typos: AtomicUsize::new(typos), ..Oracle::default() };
-            let person = Arc::new(person);
-            try_it(&sshd, &with(&access(&env), &person)).unwrap();
-            assert_eq!(person.asked().len(), asked, "{:?}", person.asked());
-            assert!(person.asked().iter().all(|question| question.starts_with("passphrase id_")));
-        }
-        // Then for the password, as often.
-        let person = Oracle { secret: Some(SSH_PASSWORD), typos: AtomicUsize::new(9), ..Oracle::default() };
-        let person = Arc::new(person);
-        let refused = server_error(try_it(&sshd, &with(&access(&env), &person))).to_string();
-        let asked = person.asked();
-        let of_key = asked.iter().filter(|question| question.starts_with("passphrase")).count();
-        assert_eq!((of_key, asked.len()), (3, 6), "{asked:?}");
-        assert_eq!(refused.matches("(the passphrase does not open it)").count(), 1, "told once: {refused}");
-    }
-}
-
-#[test]
-fn the_servers_questions_are_answered() {
-    let env = Env::new("sftp-questions");
-    let sshd = env.sshd_with("KbdInteractiveAuthentication yes\nPasswordAuthentication no");
-    sshd.make_known("ed25519");
-    let oracle = Arc::new(Oracle { secret: Some(SSH_PASSWORD), ..Oracle::default() });
-    let storage = storage_at(&sshd.url("repo"), &with(&access(&env), &oracle));
-    storage.create_layout().unwrap();
-    let asked = oracle.asked();
-    assert!(asked.len() == 1 && asked[0].starts_with("answer") && asked[0].ends_with("true"), "{asked:?}");
-    // A further connection asks nobody.
-    sshd.stop();
-    sshd.run();
-    assert!(storage.size(FileKind::Config, "").unwrap_err().is_transient());
-    assert!(storage.size(FileKind::Config, "").unwrap_err().is_not_found());
-    assert_eq!(oracle.asked().len(), 1);
-}
-
-#[test]
-fn a_second_factor_after_the_key_is_asked_for() {
-    let env = Env::new("sftp-two-factors");
-    let sshd = env.sshd_with("AuthenticationMethods publickey,password");
-    sshd.befriend();
-    let oracle = Arc::new(Oracle { secret: Some(SSH_PASSWORD), ..Oracle::default() });
-    try_it(&sshd, &with(&access(&env), &oracle)).unwrap();
-}
-
-#[test]
-fn ssh_config_names_the_server_the_user_and_the_key() {
-    let env = Env::new("sftp-config");
-    let sshd = env.sshd();
-    sshd.make_known("ed25519");
-    sshd.authorize(&sshd.new_key("special", ""));
-    let config = format!(
-        "Host vault\n HostName 127.0.0.1\n Port {}\n User {USER}\n IdentityFile ~/.ssh/special\n IdentitiesOnly yes\n",
-        sshd.port()
-    );
-    fs::write(env.path("home/.ssh/config"), config).unwrap();
-    storage_at("sftp:vault:repo", &access(&env)).create_layout().unwrap();
-    assert!(sshd.home().join("repo/data").is_dir());
-    // IPv6, known under its own name.
-    let six = format!("[::1]:{} {}\n", sshd.port(), sshd.host_key("ed25519"));
-    fs::write(sshd.known_hosts(), six).unwrap();
-    // A longer interval than the system takes for a socket.
-    let config = "IdentityFile ~/.ssh/special\nServerAliveInterval 40000\n";
-    fs::write(env.path("home/.ssh/config"), config).unwrap();
-    storage_at(&format!("sftp://{USER}@[::1]:{}/six", sshd.port()), &access(&env)).create_layout().unwrap();
-    assert!(sshd.home().join("six/data").is_dir());
-}
-
-#[test]
-fn a_server_behind_another_is_reached_by_a_jump_and_by_a_command() {
-    let (env, gate_env) = (Env::new("sftp-behind"), Env::new("sftp-gate"));
-    let (sshd, gate) = (env.sshd(), gate_env.sshd());
-    sshd.befriend();
-    gate.authorize(&env.path("home/.ssh/id_ed25519"));
-    let ssh = env.path("home/.ssh").display().to_string();
-    let gate_line = format!("[127.0.0.1]:{} {}\n", gate.port(), gate.host_key("ed25519"));
-    let known = fs::read_to_string(sshd.known_hosts()).unwrap();
-    fs::write(sshd.known_hosts(), known + &gate_line).unwrap();
-    let configure = |way: &str| {
-        let config = format!(
-            "Host vault\n HostName 127.0.0.1\n Port {}\n User {USER}\n {way}\nHost gate\n HostName 127.0.0.1\n Port \
-             {}\n User {USER}\n IdentityFile {ssh}/id_ed25519\n UserKnownHostsFile {ssh}/known_hosts\n",
-            sshd.port(),
-            gate.port()
-        );
-        fs::write(env.path("home/.ssh/config"), config).unwrap();
-    };
-    let tunnels = || gate.log().matches("Accepted publickey").count();
-    let command = format!("ProxyCommand ssh -F {ssh}/config -o BatchMode=yes -W %h:%p gate");
-    for (way, folder) in [("ProxyJump gate", "jump"), (command.as_str(), "command")] {
-        configure(way);
-        let before = tunnels();
-        let storage = storage_at(&format!("sftp:vault:{folder}"), &access(&env));
-        storage.create_layout().unwrap();
-        storage.write(FileKind::Pack, &"ab".repeat(32), &vec![7; 3 << 20]).unwrap();
-        assert_eq!(storage.read(FileKind::Pack, &"ab".repeat(32)).unwrap().len(), 3 << 20);
-        assert!(tunnels() > before, "{way}: {}", gate.log());
-        assert!(sshd.home().join(folder).join("data").is_dir());
-        drop(storage);
-        env.assert_nothing_left();
-    }
-    configure("ProxyJump gate");
-    env.kvmb(["init", "-r", "sftp:vault:repo"]).run().assert_ok();
-    // The host between does not let us in: it is said who did not.
-    fs::remove_file(gate.authorized_keys()).unwrap();
-    let error = server_error(storage_at("sftp:vault:refused", &access(&env)).create_layout());
-    assert!(
-        error.to_string().contains("the proxy says: ") && error.to_string().contains("Permission denied"),
-        "{error}"
-    );
-    gate.stop();
-    let error = server_error(storage_at("sftp:vault:stopped", &access(&env)).create_layout());
-    assert!(error.to_string().contains("the proxy says: "), "{error}");
-}
-
-#[test]
-fn an_unknown_server_is_refused_before_anything_is_said_and_noted_when_accepted() {
-    let env = Env::new("sftp-unknown");
-    let sshd = env.sshd();
-    sshd.authorize(&sshd.new_key("id_ed25519", ""));
-    let suspicious = Arc::new(Oracle { secret: Some(SSH_PASSWORD), ..Oracle::default() });
-    let error = server_error(try_it(&sshd, &with(&access(&env), &suspicious)));
-    let sftp::Error::HostKeyUnknown { fingerprint, .. } = &error else { panic!("{error:?}") };
-    assert_eq!(*fingerprint, sshd.fingerprint("ed25519"));
-    assert_eq!(suspicious.asked(), [format!("key ssh-ed25519 {fingerprint}")], "no secret may be asked for");
-    assert!(!sshd.known_hosts().exists() && !error.is_transient());
-
-    let trusting = Arc::new(Oracle { accepts: true, ..Oracle::default() });
-    try_it(&sshd, &with(&access(&env), &trusting)).unwrap();
-    let line = format!("[127.0.0.1]:{} {}\n", sshd.port(), sshd.host_key("ed25519"));
-    assert_eq!(fs::read_to_string(sshd.known_hosts()).unwrap(), line);
-    try_it(&sshd, &access(&env)).unwrap();
-
-    // As Debian's ssh_config wants it.
-    fs::remove_file(sshd.known_hosts()).unwrap();
-    fs::create_dir_all(env.path("etc-ssh")).unwrap();
-    fs::write(env.path("etc-ssh/ssh_config"), "Host *\n    HashKnownHosts yes\n").unwrap();
-    try_it(&sshd, &with(&access(&env), &trusting)).unwrap();
-    let text = fs::read_to_string(sshd.known_hosts()).unwrap();
-    assert!(text.starts_with("|1|") && !text.contains("127.0.0.1"), "{text}");
-    let found = std::process::Command::new("ssh-keygen")
-        .args(["-F", &format!("[127.0.0.1]:{}", sshd.port()), "-f"])
-        .arg(sshd.known_hosts())
-        .output()
-        .unwrap();
-    assert!(found.status.success(), "{found:?}");
-    try_it(&sshd, &access(&env)).unwrap();
-}
-
-#[test]
-fn a_changed_key_is_refused_whatever_anybody_says() {
-    let env = Env::new("sftp-changed");
-    let sshd = env.sshd();
-    sshd.authorize(&sshd.new_key("id_ed25519", ""));
-    let other = fs::read_to_string(env.path("home/.ssh/id_ed25519.pub")).unwrap();
-    fs::write(sshd.known_hosts(), format!("# mine\n[127.0.0.1]:{} {other}", sshd.port())).unwrap();
-    let trusting = Arc::new(Oracle { accepts: true, secret: Some(SSH_PASSWORD), ..Oracle::default() });
-    let error = server_error(try_it(&sshd, &with(&access(&env), &trusting)));
-    assert!(matches!(error, sftp::Error::HostKeyChanged { line: 2, .. }), "{error:?}");
-    assert!(error.to_string().contains("HAS CHANGED") && !error.is_transient());
-    assert_eq!(trusting.asked(), Vec::<String>::new());
-}
-
-#[test]
-fn a_revoked_key_is_refused_even_where_it_is_known() {
-    let env = Env::new("sftp-revoked");
-    let sshd = env.sshd();
-    sshd.befriend();
-    let known = fs::read_to_string(sshd.known_hosts()).unwrap();
-    fs::write(sshd.known_hosts(), format!("{known}@revoked * {}\n", sshd.host_key("ed25519"))).unwrap();
-    let error = server_error(try_it(&sshd, &access(&env)));
-    assert!(matches!(error, sftp::Error::HostKeyRevoked { line: 2, .. }), "{error:?}");
-}
-
-#[test]
-fn a_server_is_known_by_any_of_its_keys_by_a_hashed_name_and_by_the_systems_file() {
-    let env = Env::new("sftp-known");
-    let sshd = env.sshd();
-    sshd.authorize(&sshd.new_key("id_ed25519", ""));
-    for kind in crate::support::sshd::HOST_KEYS {
-        sshd.make_known(kind);
-        try_it(&sshd, &access(&env)).unwrap_or_else(|error| panic!("{kind}: {error}"));
-    }
-    let hashed =
-        std::process::Command::new("ssh-keygen").args(["-q", "-H", "-f"]).arg(sshd.known_hosts()).output().unwrap();
-    assert!(hashed.status.success());
-    let text = fs::read_to_string(sshd.known_hosts()).unwrap();
-    assert!(text.starts_with("|1|"), "{text}");
-    try_it(&sshd, &access(&env)).unwrap();
-
-    fs::create_dir_all(env.path("etc-ssh")).unwrap();
-    fs::rename(sshd.known_hosts(), env.path("etc-ssh/ssh_known_hosts")).unwrap();
-    try_it(&sshd, &access(&env)).unwrap();
-
-    let authority = format!("@cert-authority * {}\n", sshd.host_key("ed25519"));
-    fs::write(env.path("etc-ssh/ssh_known_hosts"), authority).unwrap();
-    let error = server_error(try_it(&sshd, &access(&env))).to_string();
-    assert!(error.contains("kvmb does not read host certificates"), "{error}");
 }
 
 #[test]

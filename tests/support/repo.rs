@@ -184,11 +184,7 @@ pub fn write_disk(repo: &Repository, machine: &str, disk: &[u8]) -> Id {
 pub fn write_disk_with(repo: &Repository, writer: Writer, machine: &str, disk: &[u8]) -> Id {
     let mut content = Content::new();
     for chunk in disk.chunks(CHUNK) {
-        let is_zero = chunk.len() == CHUNK && chunk.iter().all(|byte| *byte == 0);
-        content.push(match is_zero {
-            true => writer.put_zero().unwrap(),
-            false => writer.put(BlobKind::Data, chunk).unwrap().id,
-        });
+        content.push(writer.put(BlobKind::Data, chunk).unwrap().id);
     }
     let file = Node::file("vda.raw", time(), disk.len() as u64, content);
     let folder = write_tree(&writer, &[file]).unwrap();

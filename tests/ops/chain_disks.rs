@@ -1,0 +1,354 @@
+//! Incrementals of disks that come and go, grow, shrink, swap places, or change behind kvmb's back: each case is shown
+//! by restoring the point and comparing every byte, and by how each disk was read.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use crate::support::chains::*;
+use crate::support::change::run;
+use crate::support::{Disk, Env};
+
+const SCSI: &str = "<controller type='scsi' model='virtio-scsi'/>";
+
+#[test]
+fn a_raw_disk_is_read_in_full_and_the_qcow2_beside_it_is_not() {
+    let env = Env::new("raw beside qcow2");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).disk(Disk::raw(8 * MIB + 512)).start_paused();
+    machine.write("vda", 0, 12 * MIB, 0x11);
+    machine.write("vdb", 0, 8 * MIB + 512, 0x22);
+    proven(&machine, &repo);
+    for round in 0..2_u8 {
+        machine.write("vda", MIB, 4096, 0x33 + round);
+        machine.write("vdb", 8 * MIB, 512, 0x44 + round);
+        let point = proven(&machine, &repo);
+        assert_changed(&point, "vda", CHUNK);
+        assert_full(&point, "vdb", "no dirty bitmap from the parent point");
+        assert_eq!(disk_of(&point, "vdb")["read_bytes"], 8 * MIB + 512);
+        assert_eq!(disk_of(&point, "vdb")["new_bytes"], 512);
+    }
+    machine.stop();
+    machine.write("vdb", 0, 512, 0x55);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", 0);
+    assert_full(&point, "vdb", "no dirty bitmap from the parent point");
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_disk_whose_chunks_get_another_size_is_read_in_full_once() {
+    let env = Env::new("chunk size");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    machine.write("vda", 20 * MIB + 4096, 512, 0x33);
+    proven(&machine, &repo);
+    for size in ["512K", "4M", "1M"] {
+        machine.write("vda", 3 * MIB, 512, 0x44);
+        let output = try_backup(&machine, &repo, &["--chunk-size", size]).assert_ok();
+        let point = output.record_of("point");
+        assert_full(&point, "vda", "the chunk size has changed");
+        assert_full(&point, "vdb", "the chunk size has changed");
+        assert_restores(&env, &repo, &point, &machine.models());
+        // Without being told again, that size stays.
+        machine.write("vda", 5 * MIB, 512, 0x55);
+        let point = proven(&machine, &repo);
+        let disk = disk_of(&point, "vda");
+        assert_eq!(disk["read_mode"], "changed", "{disk:#}");
+        let chunk = match size {
+            "512K" => MIB / 2,
+            "4M" => 4 * MIB,
+            _ => MIB,
+        };
+        let read = disk["read_bytes"].as_u64().expect("read_bytes");
+        assert!((chunk..=3 * chunk).contains(&read), "{size}: {read}");
+        assert_eq!(
+            try_backup(&machine, &repo, &["--chunk-size", size]).assert_ok().record_of("point")["disks"][0]["read_mode"],
+            "changed"
+        );
+    }
+    try_backup(&machine, &repo, &["--chunk-size", "3M"]).assert_code(2).assert_stderr_has("512K, 1M, 2M or 4M");
+    // A machine that is off, with a chain of another size.
+    machine.stop();
+    let point = try_backup(&machine, &repo, &["--chunk-size", "2M"]).assert_ok().record_of("point");
+    assert_full(&point, "vda", "the chunk size has changed");
+    assert_restores(&env, &repo, &point, &machine.models());
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn an_old_qcow2_and_one_with_a_raw_data_file_keep_no_bitmaps_and_disturb_nobody() {
+    let env = Env::new("no bitmaps");
+    let repo = init(&env);
+    let with_data_file = env.disks().join("data-file.qcow2");
+    let data = env.disks().join("data.raw");
+    let options = format!("data_file={},data_file_raw=on", data.display());
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &options, &with_data_file.display().to_string(), "8M"]);
+    let machine = env
+        .machine("vm")
+        .disk(Disk::qcow2(16 * MIB))
+        .disk(Disk::qcow2(8 * MIB).option("compat=0.10"))
+        .disk(Disk::existing(&with_data_file, "qcow2"))
+        .start_paused();
+    for (at, disk) in ["vda", "vdb", "vdc"].into_iter().enumerate() {
+        machine.write(disk, 0, 6 * MIB, 0x11 * (at as u8 + 1));
+    }
+    proven(&machine, &repo);
+    machine.write("vda", MIB, 512, 0x44);
+    machine.write("vdb", MIB, 512, 0x44);
+    machine.write("vdc", MIB, 512, 0x44);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", CHUNK);
+    assert_full(&point, "vdb", "no dirty bitmap from the parent point");
+    assert_full(&point, "vdc", "no dirty bitmap from the parent point");
+    machine.stop();
+    // Somebody writes to the data file itself: no bitmap of the image could know.
+    run("qemu-io", &["-f", "raw", "-c", "write -P 0x77 2M 1M", &data.display().to_string()]);
+    let mut models = machine.models();
+    models.get_mut("vdc").expect("vdc").fill(2 * MIB, MIB, 0x77);
+    let point = backup(&machine, &repo);
+    assert_full(&point, "vdc", "no dirty bitmap from the parent point");
+    assert_restores(&env, &repo, &point, &models);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_disk_that_comes_or_goes_does_not_break_the_chain_of_the_others() {
+    let env = Env::new("hot-plug");
+    let repo = init(&env);
+    let mut machine = env.machine("vm").devices_xml(SCSI).disk(Disk::qcow2(16 * MIB)).start_paused();
+    machine.write("vda", 0, 12 * MIB, 0x11);
+    proven(&machine, &repo);
+    machine.attach("sda", Disk::qcow2(8 * MIB).bus("scsi"));
+    machine.write("sda", 0, 4 * MIB, 0x22);
+    machine.write("vda", 0, 512, 0x33);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", CHUNK);
+    assert_full(&point, "sda", "not in the parent point");
+    machine.write("sda", MIB, 512, 0x44);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", 0);
+    assert_changed(&point, "sda", CHUNK);
+    machine.detach("sda");
+    machine.write("vda", 2 * MIB, 512, 0x55);
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_eq!(ours(&machine).len(), 1);
+    // A new image in the old one's place, in the same file even.
+    machine.attach("sda", Disk::qcow2(8 * MIB).bus("scsi"));
+    machine.write("sda", 2 * MIB, MIB, 0x66);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", 0);
+    assert_full(&point, "sda", "not in the parent point");
+    // Gone and exchanged between two backups.
+    machine.detach("sda");
+    machine.attach("sda", Disk::qcow2(8 * MIB).bus("scsi"));
+    machine.write("sda", 5 * MIB, MIB, 0x77);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", 0);
+    assert_full(&point, "sda", "cannot be used");
+    assert_eq!(ours(&machine).len(), 1);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn an_excluded_disk_that_comes_back_is_read_in_full() {
+    let env = Env::new("excluded");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    backup(&machine, &repo);
+    machine.write("vdb", MIB, 512, 0x33);
+    let mut only_vda = machine.models();
+    only_vda.remove("vdb");
+    let point = backup_with(&machine, &repo, &["--exclude-disk", "vdb"]);
+    assert_restores(&env, &repo, &point, &only_vda);
+    machine.write("vda", MIB, 512, 0x44);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", CHUNK);
+    assert_full(&point, "vdb", "not in the parent point");
+    assert_changed(&proven(&machine, &repo), "vdb", 0);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_grown_and_a_shrunk_disk() {
+    let env = Env::new("resized");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB + 512)).start_paused();
+    machine.write("vda", 0, 16 * MIB + 512, 0x11);
+    proven(&machine, &repo);
+    machine.resize("vda", 24 * MIB + 1024);
+    machine.write("vda", 20 * MIB, 512, 0x22);
+    let point = proven(&machine, &repo);
+    // Beyond the last whole chunk of before, all is new: one with the old end, one with the write.
+    assert_changed(&point, "vda", 2 * CHUNK);
+    // Whole clusters: what is left of a cut one would come back when the disk grows.
+    machine.resize("vda", 10 * MIB + 65536);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", 65536);
+    machine.write("vda", MIB, 512, 0x33);
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    machine.stop();
+    machine.resize("vda", 12 * MIB);
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_disk_that_was_shrunk_and_grown_back_is_read_in_full() {
+    let env = Env::new("shrunk and grown back");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).start_paused();
+    machine.write("vda", 0, 16 * MIB, 0x11);
+    // The audit's random sample could find it by luck: it is switched off.
+    let proven = |reason: Option<&str>| {
+        let point = backup_with(&machine, &repo, &["--audit", "0%"]);
+        assert_restores(&env, &repo, &point, &machine.models());
+        match reason {
+            Some(reason) => assert_full(&point, "vda", reason),
+            None => assert_changed(&point, "vda", 0),
+        }
+    };
+    proven(Some("first backup of the machine"));
+    machine.resize("vda", 8 * MIB);
+    machine.resize("vda", 16 * MIB);
+    proven(Some("the disk was shrunk in between"));
+    proven(None);
+    // Within the last chunk that has anything.
+    machine.resize("vda", 7 * MIB + 512 * 1024);
+    machine.resize("vda", 16 * MIB);
+    let output = try_backup(&machine, &repo, &["--audit", "0%"]).assert_code(4);
+    let point = output.record_of("point");
+    assert_full(&point, "vda", "marked clean had changed");
+    assert_restores(&env, &repo, &point, &machine.models());
+    // Cut at one place, written to behind it.
+    machine.resize("vda", 3 * MIB);
+    machine.resize("vda", 16 * MIB);
+    machine.write("vda", 6 * MIB, MIB, 0x22);
+    proven(Some("the disk was shrunk in between"));
+    // And while it is off.
+    machine.stop();
+    machine.resize("vda", 2 * MIB);
+    machine.resize("vda", 16 * MIB);
+    proven(Some("the disk was shrunk in between"));
+    machine.start_paused();
+    machine.write("vda", MIB, 512, 0x33);
+    proven(Some("the disk was shrunk in between"));
+    proven(None);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn two_disks_that_swap_their_targets_are_read_in_full() {
+    let env = Env::new("swapped");
+    let repo = init(&env);
+    let mut machine = env.machine("vm").disk(Disk::qcow2(8 * MIB)).disk(Disk::qcow2(8 * MIB)).start_paused();
+    machine.write("vda", 0, 8 * MIB, 0x11);
+    machine.write("vdb", 0, 8 * MIB, 0x22);
+    proven(&machine, &repo);
+    machine.stop();
+    let (a, b) = (machine.image("vda").to_owned(), machine.image("vdb").to_owned());
+    let (model_a, model_b) = (machine.model("vda"), machine.model("vdb"));
+    let names = [a.display().to_string(), b.display().to_string()];
+    machine.redefine(|xml| xml.replace(&names[0], "@").replace(&names[1], &names[0]).replace("@", &names[1]));
+    machine.put_disk("vda", &b, "qcow2", model_b);
+    machine.put_disk("vdb", &a, "qcow2", model_a);
+    machine.start_paused();
+    let point = proven(&machine, &repo);
+    assert_full(&point, "vda", "the image is not the one of the parent point");
+    assert_full(&point, "vdb", "the image is not the one of the parent point");
+    machine.write("vda", 0, 512, 0x33);
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn an_image_replaced_by_another_with_the_same_bitmap_is_read_in_full() {
+    let env = Env::new("replaced");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(8 * MIB)).disk(Disk::qcow2(8 * MIB)).start_paused();
+    machine.write("vda", 0, 8 * MIB, 0x11);
+    machine.write("vdb", 0, 8 * MIB, 0x22);
+    backup(&machine, &repo);
+    machine.stop();
+    let (a, b) = (machine.image("vda").to_owned(), machine.image("vdb").to_owned());
+    let number = fs::metadata(&a).expect("stat").ino();
+    // Most file systems give the number of the file that went to the one that comes.
+    fs::remove_file(&a).expect("remove");
+    fs::copy(&b, &a).expect("copy");
+    let same_number = fs::metadata(&a).expect("stat").ino() == number;
+    machine.believe_image("vda");
+    assert!(machine.model("vda") == machine.model("vdb"));
+    let point = backup_with(&machine, &repo, &["--audit", "0%"]);
+    let reason = if same_number { "the image is not the one" } else { "the image is not the one of" };
+    assert_full(&point, "vda", reason);
+    assert_changed(&point, "vdb", 0);
+    assert_restores(&env, &repo, &point, &machine.models());
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_backing_file_that_was_changed_or_exchanged_makes_the_disk_read_in_full() {
+    let env = Env::new("backing file");
+    let repo = init(&env);
+    let image = |name: &str| env.disks().join(name).display().to_string();
+    for (name, pattern) in [("base.qcow2", "0x11"), ("other.qcow2", "0x22")] {
+        run("qemu-img", &["create", "-q", "-f", "qcow2", &image(name), "8M"]);
+        run("qemu-io", &["-f", "qcow2", "-c", &format!("write -P {pattern} 0 8M"), &image(name)]);
+    }
+    let base = env.disks().join("base.qcow2");
+    let machine =
+        env.machine("vm").disk(Disk::qcow2(8 * MIB).backing(&base, "qcow2")).disk(Disk::qcow2(4 * MIB)).start_paused();
+    machine.write("vdb", 0, 4 * MIB, 0x77);
+    machine.write("vda", 0, MIB, 0x33);
+    proven(&machine, &repo);
+    machine.write("vda", MIB, 512, 0x44);
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    machine.stop();
+    assert_changed(&proven(&machine, &repo), "vda", 0);
+    run("qemu-io", &["-f", "qcow2", "-c", "write -P 0x55 4M 1M", &image("base.qcow2")]);
+    machine.believe_image("vda");
+    let point = proven(&machine, &repo);
+    assert_full(&point, "vda", "a backing file has changed");
+    assert_changed(&point, "vdb", 0);
+    machine.start_paused();
+    let point = proven(&machine, &repo);
+    assert_full(&point, "vda", "a backing file has changed");
+    machine.write("vda", 2 * MIB, 512, 0x66);
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    machine.stop();
+    run(
+        "qemu-img",
+        &["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", &image("other.qcow2"), &image("vm-vda.qcow2")],
+    );
+    machine.believe_image("vda");
+    machine.start_paused();
+    assert_full(&proven(&machine, &repo), "vda", "a backing file has changed");
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn what_was_data_and_reads_as_zero_now_is_a_change() {
+    let env = Env::new("zeroed");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(24 * MIB)).start_paused();
+    machine.write("vda", 0, 20 * MIB, 0x11);
+    proven(&machine, &repo);
+    machine.zero_keeping("vda", 2 * MIB, MIB);
+    machine.zero("vda", 4 * MIB, MIB);
+    machine.discard("vda", 6 * MIB, MIB);
+    machine.write("vda", 8 * MIB, MIB, 0);
+    // Across the borders of chunks, and less than a cluster.
+    machine.zero_keeping("vda", 10 * MIB + 300 * 1024, MIB);
+    machine.discard("vda", 13 * MIB + 512 * 1024, MIB);
+    machine.zero("vda", 16 * MIB + 512, 1024);
+    let point = proven(&machine, &repo);
+    assert_eq!(disk_of(&point, "vda")["read_mode"], "changed");
+    assert!(disk_of(&point, "vda")["read_bytes"].as_u64() < Some(10 * MIB));
+    machine.stop();
+    machine.zero("vda", 17 * MIB, 2 * MIB);
+    let point = proven(&machine, &repo);
+    assert_eq!(disk_of(&point, "vda")["read_mode"], "changed");
+    machine.start_paused();
+    machine.write("vda", 17 * MIB, 512, 0x22);
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    finish(&env, &[&repo]);
+}

@@ -1,0 +1,517 @@
+//! Incrementals of machines that are renamed, cloned, reverted, killed, stopped and started: each case is shown by
+//! restoring the point and comparing every byte, and by how each disk was read.
+
+use std::fs;
+
+use crate::support::chains::*;
+use crate::support::change::{bitmaps, copy_image, run};
+use crate::support::{Disk, Env};
+use rustix::process::Signal;
+
+// --- machines
+
+#[test]
+fn a_machine_undefined_redefined_and_renamed_goes_on_where_it_was() {
+    let env = Env::new("redefined");
+    let repo = init(&env);
+    let mut machine = two_disks(&env, "vm");
+    let first = backup(&machine, &repo);
+    machine.stop();
+    // The checkpoint's definition is lost, its bitmaps are alive.
+    machine.redefine(|xml| xml);
+    assert_eq!(ours(&machine).len(), 0);
+    machine.start_paused();
+    machine.write("vda", 0, 512, 0x33);
+    let point = proven(&machine, &repo);
+    assert_eq!(point["parent"], first["point"]);
+    assert_changed(&point, "vda", CHUNK);
+    assert_changed(&point, "vdb", 0);
+    assert_eq!(ours(&machine).len(), 1);
+    // Undefined while it runs: it goes on without a definition of its own until it is defined again.
+    machine.redefine(|xml| xml);
+    machine.write("vdb", 0, 512, 0x44);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", 0);
+    assert_changed(&point, "vdb", CHUNK);
+    // While it is off, no checkpoint is needed at all.
+    machine.stop();
+    machine.redefine(|xml| xml);
+    machine.write("vdb", 2 * MIB, 512, 0x55);
+    assert_changed(&proven(&machine, &repo), "vdb", CHUNK);
+    // Renamed: the UUID is what counts.
+    machine.redefine(|xml| xml.replace("<name>vm</name>", "<name>renamed</name>"));
+    machine.start_paused_as("renamed");
+    machine.write("vda", 3 * MIB, 512, 0x66);
+    let point = env.kvmb(["backup", "-r", &repo, "renamed"]).run().assert_ok().record_of("point");
+    assert_changed(&point, "vda", CHUNK);
+    assert_changed(&point, "vdb", CHUNK);
+    assert_restores(&env, &repo, &point, &machine.models());
+    assert_eq!(ours(&machine).len(), 1);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn one_lost_bitmap_of_a_lost_checkpoint_costs_only_its_disk() {
+    let env = Env::new("one lost bitmap");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    let point = backup(&machine, &repo);
+    let checkpoint = checkpoint_in(&env, &repo, &point).expect("a checkpoint");
+    machine.stop();
+    run("qemu-img", &["bitmap", "--remove", &machine.image("vda").display().to_string(), &checkpoint]);
+    machine.redefine(|xml| xml);
+    machine.start_paused();
+    machine.write("vdb", 0, 512, 0x33);
+    let point = proven(&machine, &repo);
+    assert_full(&point, "vda", "cannot be used");
+    assert_changed(&point, "vdb", CHUNK);
+    // The same with a checkpoint that libvirt knows.
+    let checkpoint = checkpoint_in(&env, &repo, &point).expect("a checkpoint");
+    machine.stop();
+    run("qemu-img", &["bitmap", "--remove", &machine.image("vdb").display().to_string(), &checkpoint]);
+    machine.start_paused();
+    machine.write("vda", 0, 512, 0x44);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", CHUNK);
+    assert_full(&point, "vdb", "cannot be used");
+    assert_eq!(ours(&machine).len(), 1);
+    machine.stop();
+    for disk in ["vda", "vdb"] {
+        assert_eq!(bitmaps(machine.image(disk)).len(), 1, "{disk} has bitmaps left");
+    }
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_clone_with_its_bitmaps_begins_a_chain_of_its_own() {
+    let env = Env::new("cloned");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(8 * MIB)).start_paused();
+    machine.write("vda", 0, 8 * MIB, 0x11);
+    backup(&machine, &repo);
+    machine.stop();
+    let copy = copy_image(machine.image("vda"), "clone.qcow2");
+    let clone = env.machine("clone").disk(Disk::existing(&copy, "qcow2")).start_paused();
+    clone.write("vda", 0, 512, 0x22);
+    assert_full(&proven(&clone, &repo), "vda", "first backup of the machine in this repository");
+    clone.write("vda", MIB, 512, 0x33);
+    assert_changed(&proven(&clone, &repo), "vda", CHUNK);
+    machine.start_paused();
+    machine.write("vda", 2 * MIB, 512, 0x44);
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_machine_restored_in_place_from_an_older_point_is_right_in_the_next() {
+    let env = Env::new("restored in place");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    let old = backup(&machine, &repo);
+    let then = machine.models();
+    machine.write("vda", 0, 4 * MIB, 0x33);
+    backup(&machine, &repo);
+    machine.stop();
+    env.kvmb(["restore", "-r", &repo, "--overwrite", "--", id_of(&old)]).run().assert_ok();
+    assert_eq!(ours(&machine).len(), 0);
+    machine.believe_image("vda");
+    machine.believe_image("vdb");
+    assert!(machine.models() == then);
+    machine.start_paused();
+    machine.write("vda", 8 * MIB, 512, 0x44);
+    let point = proven(&machine, &repo);
+    assert_full(&point, "vda", "cannot be used");
+    machine.write("vda", 9 * MIB, 512, 0x55);
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_eq!(ours(&machine).len(), 1);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn external_snapshots_and_blockcommit() {
+    let env = Env::new("external snapshot");
+    let repo = init(&env);
+    let mut machine = two_disks(&env, "vm");
+    backup(&machine, &repo);
+    machine.write("vda", 0, 512, 0x33);
+    let base = machine.image("vda").to_owned();
+    let overlay = env.disks().join("overlay.qcow2");
+    let snapshot = |name: &str, overlay: &std::path::Path| {
+        let spec = format!("vda,snapshot=external,file={}", overlay.display());
+        env.virsh(&[
+            "snapshot-create-as",
+            "vm",
+            name,
+            "--disk-only",
+            "--no-metadata",
+            "--atomic",
+            "--diskspec",
+            &spec,
+            "--diskspec",
+            "vdb,snapshot=no",
+        ]);
+    };
+    let commit = || env.virsh(&["blockcommit", "vm", "vda", "--active", "--pivot", "--wait"]);
+    snapshot("one", &overlay);
+    machine.moved_to("vda", &overlay);
+    machine.write("vda", 2 * MIB, 512, 0x44);
+    let point = proven(&machine, &repo);
+    assert_full(&point, "vda", "the image is not the one of the parent point");
+    assert_changed(&point, "vdb", 0);
+    // The bitmap of before was in what is now the backing file, and was deleted there.
+    machine.write("vda", 3 * MIB, 512, 0x45);
+    let point = proven(&machine, &repo);
+    assert_full(&point, "vda", "a backing file has changed");
+    assert_changed(&point, "vdb", 0);
+    machine.write("vda", 3 * MIB, 512, 0x46);
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    machine.write("vda", 4 * MIB, 512, 0x46);
+    commit();
+    machine.moved_to("vda", &base);
+    machine.write("vda", 5 * MIB, 512, 0x47);
+    let point = proven(&machine, &repo);
+    assert_eq!(disk_of(&point, "vda")["read_mode"], "full");
+    assert_changed(&point, "vdb", 0);
+    machine.write("vda", 6 * MIB, 512, 0x48);
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    // Come and gone between two backups: the bitmap was carried along, or the disk is read in full.
+    machine.write("vda", 7 * MIB, 512, 0x49);
+    let second = env.disks().join("second.qcow2");
+    snapshot("two", &second);
+    machine.moved_to("vda", &second);
+    machine.write("vda", 8 * MIB, 512, 0x4a);
+    commit();
+    machine.moved_to("vda", &base);
+    machine.write("vda", 9 * MIB, 512, 0x4b);
+    proven(&machine, &repo);
+    machine.write("vda", 10 * MIB, 512, 0x4c);
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_eq!(ours(&machine).len(), 1);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_revert_to_an_internal_snapshot_is_refused_while_bitmaps_exist_or_right_in_the_next_point() {
+    let env = Env::new("internal snapshot");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).define();
+    machine.write("vda", 0, 8 * MIB, 0x11);
+    let image = machine.image("vda").display().to_string();
+    run("qemu-img", &["snapshot", "-c", "before", &image]);
+    machine.start_paused();
+    machine.write("vda", 0, MIB, 0x22);
+    backup(&machine, &repo);
+    machine.write("vda", MIB, MIB, 0x33);
+    machine.stop();
+    let reverted =
+        std::process::Command::new("qemu-img").args(["snapshot", "-a", "before", &image]).output().expect("qemu-img");
+    machine.believe_image("vda");
+    let point = proven(&machine, &repo);
+    if reverted.status.success() {
+        assert_full(&point, "vda", "");
+    }
+    machine.start_paused();
+    machine.write("vda", 4 * MIB, 512, 0x44);
+    proven(&machine, &repo);
+    // And by libvirt, of a running machine, with its memory.
+    env.virsh(&["snapshot-create-as", "vm", "live"]);
+    machine.write("vda", 5 * MIB, 512, 0x55);
+    proven(&machine, &repo);
+    machine.write("vda", 6 * MIB, 512, 0x66);
+    env.try_virsh(&["snapshot-revert", "vm", "live", "--paused"]);
+    machine.disconnect();
+    if machine.is_on() {
+        env.virsh(&["destroy", "vm"]);
+    }
+    machine.believe_image("vda");
+    proven(&machine, &repo);
+    machine.start_paused();
+    machine.write("vda", 7 * MIB, 512, 0x77);
+    proven(&machine, &repo);
+    machine.write("vda", 7 * MIB, 512, 0x78);
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_eq!(ours(&machine).len(), 1);
+    finish(&env, &[&repo]);
+}
+
+// --- killed, stopped, started
+
+#[test]
+fn after_a_crash_of_qemu_the_disks_are_read_in_full_once() {
+    let env = Env::new("QEMU killed");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    // Made in this session: gone with it.
+    backup(&machine, &repo);
+    machine.write("vda", 0, MIB, 0x33);
+    machine.kill();
+    machine.believe_image("vda");
+    machine.believe_image("vdb");
+    let point = proven(&machine, &repo);
+    assert_eq!(disk_of(&point, "vda")["read_mode"], "full");
+    machine.start_paused();
+    machine.write("vda", 3 * MIB, 512, 0x44);
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    machine.stop();
+    machine.start_paused();
+    // Older than this session: left inconsistent in the file.
+    machine.write("vda", 4 * MIB, 512, 0x55);
+    machine.kill();
+    machine.believe_image("vda");
+    machine.believe_image("vdb");
+    machine.start_after_its_end();
+    let point = proven(&machine, &repo);
+    assert_full(&point, "vda", "");
+    machine.write("vdb", 0, 512, 0x66);
+    assert_changed(&proven(&machine, &repo), "vdb", CHUNK);
+    assert_eq!(ours(&machine).len(), 1);
+    machine.stop();
+    for disk in ["vda", "vdb"] {
+        assert_eq!(bitmaps(machine.image(disk)).len(), 1, "{disk} has bitmaps left");
+    }
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_machine_that_is_stopped_during_its_backup_is_captured_as_one_that_is_off() {
+    let env = Env::new("stopped meanwhile");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    backup(&machine, &repo);
+    machine.write("vda", 2 * MIB, 8 * MIB, 0x33);
+    let run = stopped_at(&machine, &repo, "CaptureOpen", &[]).unwrap_or_else(|output| panic!("{output}"));
+    machine.quit();
+    let output = go_on(run).assert_ok();
+    let point = output.record_of("point");
+    assert_eq!(point["consistency"], "offline");
+    assert_changed(&point, "vda", 8 * CHUNK);
+    assert_restores(&env, &repo, &point, &machine.models());
+    assert_eq!(ours(&machine).len(), 1, "the checkpoint that was made for nothing is left");
+    assert_eq!(bitmaps(machine.image("vda")).len(), 1);
+    machine.start_after_its_end();
+    machine.write("vda", 2 * MIB, 512, 0x44);
+    assert_changed(&proven(&machine, &repo), "vda", 8 * CHUNK);
+    // Stopped when all was read: the point is stored, and its checkpoint is good.
+    machine.write("vda", 3 * MIB, 512, 0x45);
+    let run = stopped_at(&machine, &repo, "JobEnded", &[]).unwrap_or_else(|output| panic!("{output}"));
+    machine.quit();
+    let point = go_on(run).assert_ok().record_of("point");
+    assert_restores(&env, &repo, &point, &machine.models());
+    assert_eq!(ours(&machine).len(), 1);
+    assert_eq!(bitmaps(machine.image("vda")), ours(&machine));
+    machine.start_after_its_end();
+    machine.write("vda", 4 * MIB, 512, 0x46);
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_qemu_killed_during_the_backup_costs_a_full_read() {
+    let env = Env::new("QEMU killed meanwhile");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    backup(&machine, &repo);
+    machine.write("vda", 2 * MIB, 8 * MIB, 0x33);
+    let run = stopped_at(&machine, &repo, "FirstChunk", &[]).unwrap_or_else(|output| panic!("{output}"));
+    machine.kill();
+    machine.believe_image("vda");
+    machine.believe_image("vdb");
+    let point = go_on(run).assert_ok().record_of("point");
+    assert_eq!(disk_of(&point, "vda")["read_mode"], "full");
+    assert_restores(&env, &repo, &point, &machine.models());
+    machine.start_paused();
+    machine.write("vda", 0, 512, 0x44);
+    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_eq!(ours(&machine).len(), 1);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_machine_cannot_start_in_the_middle_of_its_backup_and_can_after_it() {
+    let env = Env::new("started meanwhile");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    backup(&machine, &repo);
+    machine.stop();
+    machine.write("vda", 2 * MIB, 4 * MIB, 0x33);
+    let captured = env.kvmb(["snapshot", "-r", &repo, "vm"]).run().assert_ok();
+    env.try_virsh(&["start", "--paused", "vm"]).assert_code(1).assert_stderr_has("lock");
+    // Somebody else finds the capture in the way.
+    try_backup(&machine, &repo, &[]).assert_code(5);
+    let pushed = env.kvmb(["push", "-r", &repo]).stdin(captured.stdout()).run().assert_ok();
+    env.kvmb(["release"]).stdin(pushed.stdout()).run().assert_ok();
+    let point = pushed.record_of("point");
+    assert_changed(&point, "vda", 4 * CHUNK);
+    assert_restores(&env, &repo, &point, &machine.models());
+    machine.start_paused();
+    machine.write("vda", 3 * MIB, 512, 0x44);
+    assert_changed(&proven(&machine, &repo), "vda", 4 * CHUNK);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_run_that_was_killed_does_not_hold_the_machine_until_its_lease_ends() {
+    let env = Env::new("kvmb killed");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    backup(&machine, &repo);
+    machine.write("vda", 0, 4 * MIB, 0x33);
+    let run = stopped_at(&machine, &repo, "FirstChunk", &[]).unwrap_or_else(|output| panic!("{output}"));
+    run.kill();
+    assert_eq!(run.wait().code(), 128 + Signal::KILL.as_raw());
+    assert!(machine.is_captured());
+    assert_eq!(ours(&machine).len(), 2);
+    assert_changed(&proven(&machine, &repo), "vda", 4 * CHUNK);
+    assert!(!machine.is_captured());
+    assert_eq!(ours(&machine).len(), 1);
+    finish(&env, &[&repo]);
+}
+
+// --- machines that are off
+
+#[test]
+fn a_machine_that_is_off_is_read_by_its_bitmaps_and_goes_on_when_it_starts_again() {
+    let env = Env::new("off");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    let first = backup(&machine, &repo);
+    let checkpoint = checkpoint_in(&env, &repo, &first);
+    machine.write("vda", 0, 512, 0x33);
+    machine.stop();
+    // With changes: no checkpoint of its own.
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", CHUNK);
+    assert_eq!(checkpoint_in(&env, &repo, &point), None);
+    assert_eq!(ours(&machine), checkpoint.clone().into_iter().collect::<Vec<_>>());
+    machine.start_paused();
+    machine.write("vda", 5 * MIB, 512, 0x44);
+    let point = proven(&machine, &repo);
+    assert_eq!(point["parent"], first["point"], "the point that the checkpoint was made with");
+    assert_changed(&point, "vda", 2 * CHUNK);
+
+    // Without changes: each inherits the checkpoint, and any of them can be continued.
+    let checkpoint = checkpoint_in(&env, &repo, &point);
+    machine.stop();
+    let mut parents = vec![point];
+    for _ in 0..3 {
+        let point = proven(&machine, &repo);
+        assert_changed(&point, "vda", 0);
+        assert_changed(&point, "vdb", 0);
+        assert_eq!(checkpoint_in(&env, &repo, &point), checkpoint);
+        parents.push(point);
+    }
+    let last = parents.pop().expect("a point");
+    let ids: Vec<&str> = parents.iter().map(id_of).collect();
+    env.restic(&*repo).call(["forget", "--prune"]).args(ids).run().assert_ok();
+    machine.start_paused();
+    machine.write("vdb", 0, 512, 0x55);
+    let point = proven(&machine, &repo);
+    assert_eq!(point["parent"], last["point"]);
+    assert_changed(&point, "vda", 0);
+    assert_changed(&point, "vdb", CHUNK);
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn off_with_changes_and_its_parent_pruned_it_begins_anew() {
+    let env = Env::new("off and pruned");
+    let repo = init(&env);
+    let machine = two_disks(&env, "vm");
+    let first = backup(&machine, &repo);
+    machine.write("vda", 0, 512, 0x33);
+    machine.stop();
+    let second = backup(&machine, &repo);
+    env.restic(&*repo).call(["forget", "--prune", id_of(&first)]).run().assert_ok();
+    let third = proven(&machine, &repo);
+    assert_full(&third, "vda", "first backup of the machine in this repository");
+    // A new chain was begun, the old bitmap is gone.
+    let checkpoint = checkpoint_in(&env, &repo, &third).expect("a checkpoint");
+    assert_eq!(ours(&machine), std::slice::from_ref(&checkpoint));
+    assert_eq!(bitmaps(machine.image("vda")), [checkpoint]);
+    machine.start_paused();
+    machine.write("vda", 4 * MIB, 512, 0x44);
+    let point = proven(&machine, &repo);
+    assert_changed(&point, "vda", CHUNK);
+    assert_eq!(point["parent"], third["point"]);
+    env.restic(&*repo).call(["forget", "--prune", id_of(&second)]).run().assert_ok();
+    finish(&env, &[&repo]);
+}
+
+#[test]
+fn a_chain_can_be_started_while_the_machine_is_off() {
+    let env = Env::new("started off");
+    let (a, b) = (init_at(&env, "a"), init_at(&env, "b"));
+    let machine = env
+        .machine("vm")
+        .disk(Disk::qcow2(16 * MIB))
+        .disk(Disk::raw(4 * MIB))
+        .disk(Disk::qcow2(4 * MIB).option("compat=0.10"))
+        .define();
+    machine.write("vda", 0, 12 * MIB, 0x11);
+    machine.write("vdb", 0, MIB, 0x22);
+    let point = proven(&machine, &a);
+    assert_full(&point, "vda", "first backup of the machine in this repository");
+    assert_eq!(ours(&machine), bitmaps(machine.image("vda")));
+    assert_eq!(ours(&machine).len(), 1);
+    assert_eq!(checkpoint_in(&env, &a, &point), ours(&machine).first().cloned());
+    // Continued off …
+    machine.write("vda", 0, 512, 0x33);
+    assert_changed(&proven(&machine, &a), "vda", CHUNK);
+    // … another repository begins its own …
+    proven(&machine, &b);
+    assert_eq!(ours(&machine).len(), 2);
+    // … and both are continued when it runs.
+    machine.start_paused();
+    machine.write("vda", 3 * MIB, 512, 0x44);
+    let point = proven(&machine, &a);
+    assert_changed(&point, "vda", 2 * CHUNK);
+    assert_full(&point, "vdb", "no dirty bitmap from the parent point");
+    assert_full(&point, "vdc", "no dirty bitmap from the parent point");
+    assert_changed(&proven(&machine, &b), "vda", CHUNK);
+    assert_eq!(ours(&machine).len(), 2);
+    machine.stop();
+    // A disk that is new joins in: all disks get the new bitmap, and the old one goes.
+    let mut machine = machine;
+    machine.attach("vdd", Disk::qcow2(4 * MIB));
+    machine.write("vdd", 0, MIB, 0x55);
+    let point = proven(&machine, &a);
+    assert_changed(&point, "vda", 0);
+    assert_full(&point, "vdd", "not in the parent point");
+    assert_eq!(ours(&machine).len(), 2);
+    assert_eq!(bitmaps(machine.image("vda")).len(), 2);
+    machine.start_paused();
+    machine.write("vdd", MIB, 512, 0x66);
+    let point = proven(&machine, &a);
+    assert_changed(&point, "vda", 0);
+    assert_changed(&point, "vdd", CHUNK);
+    finish(&env, &[&a, &b]);
+}
+
+#[test]
+fn an_image_that_somebody_else_has_open_gets_no_bitmap() {
+    let env = Env::new("open elsewhere");
+    let repo = init(&env);
+    let machine = env.machine("vm").disk(Disk::qcow2(8 * MIB)).disk(Disk::qcow2(4 * MIB)).define();
+    machine.write("vda", 0, 8 * MIB, 0x11);
+    // Another reader, which allows no writer.
+    let socket = env.path("tmp/other.sock").display().to_string();
+    let pid_file = env.path("tmp/other.pid");
+    let pid_file_text = pid_file.display().to_string();
+    let image = machine.image("vda").display().to_string();
+    run("qemu-nbd", &["-r", "-t", "--fork", "-k", &socket, "--pid-file", &pid_file_text, "-f", "qcow2", &image]);
+    let point = proven(&machine, &repo);
+    let other: i32 = fs::read_to_string(&pid_file).expect("pid").trim().parse().expect("pid");
+    crate::support::process::kill(other);
+    crate::support::wait_until("the reader is gone", std::time::Duration::from_secs(5), || {
+        machine.servers().is_empty()
+    });
+    assert_eq!(bitmaps(machine.image("vda")).len(), 0);
+    assert_eq!(bitmaps(machine.image("vdb")).len(), 1);
+    assert_full(&point, "vda", "first backup of the machine");
+    machine.start_paused();
+    machine.write("vdb", 0, 512, 0x22);
+    let point = proven(&machine, &repo);
+    assert_full(&point, "vda", "no dirty bitmap from the parent point");
+    assert_changed(&point, "vdb", CHUNK);
+    finish(&env, &[&repo]);
+}
