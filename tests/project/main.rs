@@ -7,6 +7,7 @@ mod support;
 mod ansible;
 mod architecture;
 mod cycles;
+mod file_sizes;
 mod generated;
 mod messages;
 mod packaging;
