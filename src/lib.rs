@@ -24,7 +24,7 @@
 //! | [`ops`] | the workflows on all of these, without a terminal |
 //! | [`config`] | the configuration file |
 //! | [`log`] | what a run leaves to be read later |
-//! | [`fuzzing`] | what parses bytes of others, as the fuzz targets call it |
+//! | `fuzzing` | what parses bytes of others, as the fuzz targets call it (feature `testing`) |
 //! | [`cli`] | one file a subcommand; alone knows the terminal and the environment |
 
 pub mod atomic_file;
@@ -34,6 +34,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod failpoint;
+#[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;
 pub mod glob;
 pub mod history;

@@ -9,6 +9,7 @@ pub mod limit;
 pub mod local;
 pub mod retry;
 pub mod sftp;
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod url;
 
