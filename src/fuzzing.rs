@@ -2,16 +2,20 @@
 //! with the seeds and with what was found before (`fuzz/seeds`). Whatever they are given, they return; a wrong answer
 //! is a panic.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread;
 use std::time::Duration;
 
 use chrono::{TimeZone, Utc};
 
 use crate::capture::Definition;
 use crate::config::document;
-use crate::nbd::{Client, ClientOptions};
+use crate::nbd::{Client, ClientOptions, Export, Exports, Overlay, Piece, Server, StatusExtent, zero_flags};
 use crate::repo::foreign;
 use crate::schedule::{Cron, Crontab};
 use crate::storage::sftp::known_hosts::KnownKeys;
@@ -21,8 +25,9 @@ use crate::storage::sftp::wire::Reply;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("nbd_replies", nbd_replies),
+    ("nbd_requests", nbd_requests),
     ("sftp_packets", sftp_packets),
     ("pack_header", pack_header),
     ("index_json", index_json),
@@ -50,6 +55,76 @@ pub fn nbd_replies(bytes: &[u8]) {
     let _ = client.block_status(0, length);
     let mut buffer = vec![0; length.min(64 << 10) as usize];
     let _ = client.read(0, &mut buffer);
+}
+
+/// All that an NBD client says on one connection: handshake, requests, data to be written.
+pub fn nbd_requests(bytes: &[u8]) {
+    let Ok((ours, mut theirs)) = UnixStream::pair() else { return };
+    let spoken = bytes.get(..SOCKET_BYTES).unwrap_or(bytes);
+    if theirs.write_all(spoken).and_then(|()| theirs.shutdown(Shutdown::Write)).is_err() {
+        return;
+    }
+    let Ok(written) = rustix::fs::memfd_create("overlay", rustix::fs::MemfdFlags::CLOEXEC) else { return };
+    let disk = Arc::new(Overlay::new(Arc::new(SmallDisk), File::from(written)));
+    let mut exports = Exports::default();
+    exports.insert("vda", Arc::new(SmallDisk));
+    exports.insert("vdb", Arc::clone(&disk) as Arc<dyn Export>);
+    let server = Server::new(exports, Arc::new(AtomicBool::new(false)));
+    thread::scope(|scope| {
+        scope.spawn(move || io::copy(&mut theirs, &mut io::sink()));
+        let _ = server.serve(ours);
+    });
+    // Whatever was written, the disk is whole.
+    let mut length_bytes = 0;
+    let read = disk.read(0, SmallDisk::BYTES, &mut |piece| {
+        assert!(!matches!(piece, Piece::Unreadable { .. }), "what was written is read back");
+        length_bytes += piece.length_bytes();
+        Ok(())
+    });
+    assert!(read.is_ok() && length_bytes == SmallDisk::BYTES, "{length_bytes} bytes were read: {read:?}");
+    let extents = disk.extents(0, SmallDisk::BYTES, usize::MAX);
+    assert_eq!(extents.iter().map(|extent| extent.length).sum::<u32>(), SmallDisk::BYTES, "{extents:?}");
+}
+
+/// A read-only disk whose second half is zero. Panics when it is asked for what it does not have.
+struct SmallDisk;
+
+impl SmallDisk {
+    const BYTES: u32 = 64 << 10;
+    const ZEROS_FROM: u32 = SmallDisk::BYTES / 2;
+
+    /// How long the data is in this range, and how long the zeros.
+    fn split(offset: u64, length: u32) -> (u32, u32) {
+        let begin = u32::try_from(offset).expect("the offset lies within the disk");
+        assert!(
+            length > 0 && begin.checked_add(length).is_some_and(|end| end <= SmallDisk::BYTES),
+            "{offset} {length}"
+        );
+        let data = SmallDisk::ZEROS_FROM.saturating_sub(begin).min(length);
+        (data, length - data)
+    }
+}
+
+impl Export for SmallDisk {
+    fn size_bytes(&self) -> u64 {
+        SmallDisk::BYTES.into()
+    }
+
+    fn description(&self) -> String {
+        "a small disk".to_owned()
+    }
+
+    fn read(&self, offset: u64, length: u32, deliver: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> io::Result<()> {
+        let (data, zeros) = SmallDisk::split(offset, length);
+        deliver(Piece::Data(&vec![b'!'; data as usize]))?;
+        deliver(Piece::Zeros(zeros))
+    }
+
+    fn extents(&self, offset: u64, length: u32, limit: usize) -> Vec<StatusExtent> {
+        let (data, zeros) = SmallDisk::split(offset, length);
+        let both = [(data, false), (zeros, true)].into_iter().filter(|(length, _)| *length > 0);
+        both.map(|(length, is_zero)| StatusExtent { length, flags: zero_flags(is_zero) }).take(limit).collect()
+    }
 }
 
 /// A reply of an SFTP server, without its length.

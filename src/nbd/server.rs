@@ -32,6 +32,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::Result;
+
 pub use export::{Change, Export, Exports, Piece, zero_flags};
 pub use overlay::Overlay;
 
@@ -81,6 +83,13 @@ impl Server {
             thread::sleep(Duration::from_millis(5));
         }
         result
+    }
+
+    /// Serves one client that is connected, until it leaves or the stop flag is raised. An error says how the client
+    /// broke the protocol, or that its connection failed; the server and its other clients are not affected.
+    pub fn serve(&self, stream: UnixStream) -> Result<()> {
+        let _seat = Seat::take(&self.connections);
+        connection::serve(stream, &self.exports, &self.stop)
     }
 
     fn admit(&self, stream: UnixStream) {

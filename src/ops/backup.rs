@@ -71,7 +71,7 @@ impl Backup<'_> {
         self.stop.check().map_err(before)?;
         let pending = PendingRepo::begin(self.repo, self.stop).map_err(before)?;
         failpoint::hit(Failpoint::RepositoryOpened);
-        let state = self.capture(machine, request, pending.view()).map_err(before)?;
+        let (state, first_checkpoint) = self.capture(machine, request, pending.view()).map_err(before)?;
         let was_running = state.job().is_some();
         let during = |error| FailedAttempt { error, was_running };
         let file = CaptureFile::open(self.runtime, &state.id).map_err(|error| during(error.into()))?;
@@ -82,26 +82,35 @@ impl Backup<'_> {
             self.monitor.warn(&format!("{}: {error}; the next run cleans it up", state.machine));
         }
         let mut point = stored.map_err(during)?;
+        if let Some(note) = first_checkpoint {
+            self.monitor.warn(&note);
+        }
         // The capture is over: nothing is left to be released.
         point.capture = None;
         Ok(point)
     }
 
-    fn capture(&self, machine: &str, request: &SnapshotRequest, view: &RepoView) -> Result<CaptureState> {
+    /// Captures a machine. With it comes what is to be said once the machine's first checkpoint stays.
+    fn capture(
+        &self,
+        machine: &str,
+        request: &SnapshotRequest,
+        view: &RepoView,
+    ) -> Result<(CaptureState, Option<String>)> {
         let hypervisor = (self.connect)()?;
         // Nobody else can use this capture: it need not wait for its lease when we are killed.
         let request = SnapshotRequest { owned: true, ..request.clone() };
         let machine = hypervisor.machine(machine)?;
         let state = snapshot(self.runtime, &machine, &request, Some(view))?;
-        if state.checkpoint.is_some() && state.parent_point.is_none() {
-            self.monitor.warn(&about_checkpoints(&state.machine, &machine.internal_snapshots().unwrap_or_default()));
-        }
+        let is_first = state.checkpoint.is_some() && state.parent_point.is_none();
+        let note =
+            is_first.then(|| about_checkpoints(&state.machine, &machine.internal_snapshots().unwrap_or_default()));
         drop(machine);
         hypervisor.close();
         if let Some(note) = state.job().and_then(|job| job.freeze_note.as_ref()) {
             tracing::info!("{}: not frozen: {note}", state.machine);
         }
-        Ok(state)
+        Ok((state, note))
     }
 
     fn store(&self, pending: PendingRepo, file: &CaptureFile, state: &CaptureState) -> Result<record::Point> {

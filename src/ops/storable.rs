@@ -5,6 +5,7 @@
 
 use super::chunk_map::{Geometry, ZERO_BLOB_BYTES};
 use super::{Error, Result, Stop};
+use crate::nbd::wire::BASE_ALLOCATION;
 use crate::nbd::{Client, ClientOptions, NbdUri, extents};
 
 /// What a blob's id takes in the list: 64 digits, two quotes, a comma.
@@ -16,11 +17,18 @@ const RESERVED_BYTES: u64 = 64 << 10;
 /// The longest list that a tree can hold.
 const LONGEST_BYTES: u64 = u32::MAX as u64 - RESERVED_BYTES;
 
-/// The length of the list of a disk of which so many bytes are known to be zero, at least.
-fn shortest_list_bytes(geometry: Geometry, zero_bytes: u64) -> u64 {
-    let zeros = zero_bytes / u64::from(geometry.chunk_bytes) * (u64::from(geometry.chunk_bytes) / ZERO_BLOB_BYTES);
-    let data = (geometry.capacity_bytes - zero_bytes.min(geometry.capacity_bytes)) / u64::from(geometry.chunk_bytes);
+/// The length of the list of a disk of which so many chunks are known to be zero, at least.
+fn shortest_list_bytes(geometry: Geometry, zero_chunks: u64) -> u64 {
+    let chunk_bytes = u64::from(geometry.chunk_bytes);
+    let zeros = zero_chunks * (chunk_bytes / ZERO_BLOB_BYTES);
+    let data = (geometry.capacity_bytes / chunk_bytes).saturating_sub(zero_chunks);
     (zeros + data).saturating_mul(ITEM_BYTES)
+}
+
+/// How many whole chunks lie in a range.
+fn whole_chunks(geometry: Geometry, begin: u64, end: u64) -> u64 {
+    let chunk_bytes = u64::from(geometry.chunk_bytes);
+    (end / chunk_bytes).saturating_sub(begin.div_ceil(chunk_bytes))
 }
 
 /// Refuses a disk that cannot be stored whatever it holds, or with the holes that it has.
@@ -34,18 +42,24 @@ pub(super) fn check_storable(disk: &str, uri: &NbdUri, geometry: Geometry, stop:
     if shortest_list_bytes(geometry, 0) > LONGEST_BYTES {
         return Err(refuse(false));
     }
-    if shortest_list_bytes(geometry, geometry.capacity_bytes) <= LONGEST_BYTES {
+    if shortest_list_bytes(geometry, whole_chunks(geometry, 0, geometry.capacity_bytes)) <= LONGEST_BYTES {
         return Ok(());
     }
     let failed = Error::disk(disk);
-    let options = ClientOptions { stop: stop.flag(), ..ClientOptions::default() };
+    let contexts = vec![BASE_ALLOCATION.to_owned()];
+    let options = ClientOptions { contexts, stop: stop.flag(), ..ClientOptions::default() };
     let mut client = Client::connect(uri, &options).map_err(&failed)?;
-    let mut zero_bytes = 0;
+    // Chunks of zeros before the present run of zeros, and where that run began.
+    let (mut before, mut run) = (0, None);
     for extent in extents(&mut client, None) {
         let extent = extent.map_err(&failed)?;
-        // Only whole chunks are zero for certain.
-        zero_bytes += if extent.zero { extent.length } else { 0 };
-        if shortest_list_bytes(geometry, zero_bytes) > LONGEST_BYTES {
+        if !extent.zero {
+            before += run.take().map_or(0, |begin| whole_chunks(geometry, begin, extent.offset));
+            continue;
+        }
+        let begin = *run.get_or_insert(extent.offset);
+        let zero_chunks = before + whole_chunks(geometry, begin, extent.offset + extent.length);
+        if shortest_list_bytes(geometry, zero_chunks) > LONGEST_BYTES {
             return Err(refuse(true));
         }
     }
@@ -62,12 +76,20 @@ mod tests {
     fn what_a_list_takes_depends_on_the_chunks_and_the_holes() {
         let list = |tib: u64, chunk_kib: u32, zero_tib: u64| {
             let geometry = Geometry { capacity_bytes: tib * TIB, chunk_bytes: chunk_kib << 10 };
-            shortest_list_bytes(geometry, zero_tib * TIB)
+            shortest_list_bytes(geometry, whole_chunks(geometry, 0, zero_tib * TIB))
         };
         assert!(list(30, 512, 30) <= LONGEST_BYTES && list(31, 512, 0) > LONGEST_BYTES);
         assert!(list(60, 1024, 0) <= LONGEST_BYTES && list(62, 1024, 0) > LONGEST_BYTES);
         assert!(list(240, 4096, 0) <= LONGEST_BYTES && list(250, 4096, 0) > LONGEST_BYTES);
         // Holes are written in pieces of 512 KiB, whatever the chunks.
         assert!(list(60, 4096, 26) <= LONGEST_BYTES && list(60, 4096, 27) > LONGEST_BYTES);
+    }
+
+    #[test]
+    fn a_chunk_that_is_zero_in_part_is_not_counted_as_zero() {
+        let geometry = Geometry { capacity_bytes: TIB, chunk_bytes: 1 << 20 };
+        let whole = |begin, end| whole_chunks(geometry, begin, end);
+        assert_eq!((whole(0, 3 << 20), whole(1, 3 << 20), whole(0, (3 << 20) - 1)), (3, 2, 2));
+        assert_eq!(whole(1, 2), 0);
     }
 }

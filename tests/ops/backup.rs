@@ -560,3 +560,33 @@ fn the_machines_of_one_run_share_one_index() {
     let read: usize = output.stderr().lines().filter(|line| line.contains("reading index")).filter_map(files).sum();
     assert!(before >= 3 && (before..=before + 3).contains(&read), "{before} were there, {read} were read\n{output}");
 }
+
+#[test]
+fn a_disk_whose_list_of_chunks_cannot_be_stored_is_refused_before_it_is_read() {
+    let env = Env::new("too large");
+    let repo = init(&env);
+    // A machine that is off, and one that runs: every chunk counts, or the holes do, and then larger chunks are no help.
+    let machines = [
+        env.machine("vm1").disk(Disk::qcow2(70 << 40)).define(),
+        env.machine("vm2").disk(Disk::qcow2(70 << 40)).start_paused(),
+    ];
+    for (arguments, hint) in [(&[][..], "--chunk-size 4M"), (&["--chunk-size", "4M"][..], "--exclude-disk")] {
+        for machine in &machines {
+            machine.disconnect();
+            let output = env.kvmb(["backup", machine.name(), "-r", &repo]).args(arguments).run().assert_code(1);
+            let failure = output.record_of("failure");
+            assert_eq!(failure["code"], "disk", "{output}");
+            let (error, hinted) = (text(&failure, "error"), text(&failure, "hint"));
+            assert!(error.contains("disk vda is too large") && hinted.contains(hint), "{output}");
+            assert!(!output.stderr().contains("libvirt checkpoint"), "no checkpoint stayed: {output}");
+            assert_eq!(machine.checkpoints(), [""; 0]);
+        }
+    }
+    // Refused before the read: the repository has no pack.
+    let data = PathBuf::from(&repo).join("data");
+    let packs: Vec<_> = names_in(&data).iter().flat_map(|folder| names_in(&data.join(folder))).collect();
+    assert_eq!(packs, [""; 0]);
+    assert_eq!(names_in(&PathBuf::from(&repo).join("snapshots")), [""; 0]);
+    drop(machines);
+    env.assert_nothing_left();
+}

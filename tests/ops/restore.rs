@@ -6,10 +6,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::support::backups::{MIB, backup, images_of, init, names_in, new_folder, noise, text};
+use crate::support::backups::{MIB, backup, images_of, init, names_in, new_folder, noise, stopped_at, text};
 use crate::support::call::{Call, Output, Running};
 use crate::support::tmpfs::Tmpfs;
-use crate::support::{Disk, Env, Machine, wait_until};
+use crate::support::{Disk, DiskModel, Env, Machine, wait_until};
+use kvmb::failpoint::Failpoint;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -491,4 +492,77 @@ fn an_image_that_has_its_room_is_restored_whatever_others_take_meanwhile() {
         let (path, format) = (restored["path"].as_str().unwrap(), restored["format"].as_str().unwrap());
         machine.models()[disk].assert_image_equals(path.as_ref(), format);
     }
+}
+
+/// Killed at any step, every disk is the old one or the new one and never a part of one, an old one that was replaced is
+/// still there until the definition is in, and the next restore finishes.
+#[test]
+fn killed_at_any_step_of_a_restore_each_disk_is_whole_and_the_next_one_finishes() {
+    let env = Env::new("killed restore");
+    let machine = machine_with_a_point(&env);
+    let (then, definition) = (machine.models(), machine.definition());
+    let changed = definition.replace("<vcpu placement='static'>1<", "<vcpu placement='static'>2<");
+    assert_ne!(changed, definition);
+    fs::write(env.path("changed.xml"), &changed).expect("write");
+    for (seed, step) in (10..).zip(Failpoint::RESTORE) {
+        machine.write_bytes("vda", 0, &noise(seed, MIB));
+        machine.write_bytes("vdb", 0, &noise(seed + 100, MIB));
+        env.virsh(&["define", &env.path("changed.xml").display().to_string()]);
+        let now = machine.models();
+        let running = stopped_at(restore(&env, &["vm1", "--overwrite"]), step);
+        running.kill();
+        running.wait();
+
+        let is = |image: &Path, target: &str, models: &BTreeMap<String, DiskModel>| {
+            let found = DiskModel::from_image(image, machine.format(target));
+            models[target].first_difference(&found).is_none()
+        };
+        let left = hidden_files(&env.disks());
+        let replaced: Vec<_> =
+            left.iter().filter(|name| name.ends_with(".replaced")).map(|n| env.disks().join(n)).collect();
+        let mut placed = 0;
+        for target in machine.targets() {
+            let image = machine.image(&target);
+            if is(image, &target, &then) {
+                placed += 1;
+                let is_kept = replaced.iter().any(|old| {
+                    // The other disk has another size, and maybe another format.
+                    fs::read(old).expect("read").starts_with(b"QFI") == (machine.format(&target) == "qcow2")
+                        && is(old, &target, &now)
+                });
+                assert_eq!(is_kept, step != Failpoint::RestoreKept, "{step:?}: the old {target}: {left:?}");
+            } else {
+                assert!(is(image, &target, &now), "{step:?}: {target} is neither old nor new");
+            }
+        }
+        let (expected_placed, expected_replaced) = match step {
+            Failpoint::RestoreWritten => (0, 0),
+            Failpoint::RestorePlacedFirst => (1, 1),
+            Failpoint::RestorePlaced | Failpoint::RestoreDefined => (2, 2),
+            _ => (2, 0),
+        };
+        assert_eq!((placed, replaced.len()), (expected_placed, expected_replaced), "{step:?}: {left:?}");
+        let is_defined = matches!(step, Failpoint::RestoreDefined | Failpoint::RestoreKept);
+        assert_eq!(machine.definition(), if is_defined { &*definition } else { &*changed }, "{step:?}");
+
+        // The next one is long after: what is unfinished goes, and what was replaced is reported and stays.
+        let old = std::time::SystemTime::now() - Duration::from_secs(3600);
+        for name in left.iter().filter(|name| name.ends_with(".partial")) {
+            fs::File::open(env.disks().join(name)).and_then(|file| file.set_modified(old)).expect("utime");
+        }
+        let mut output = restore(&env, &["vm1", "--overwrite"]).run().assert_ok();
+        for path in &replaced {
+            output = output.assert_stderr_has(&format!("an interrupted restore left {}", path.display()));
+        }
+        let left: Vec<_> = hidden_files(&env.disks()).into_iter().map(|name| env.disks().join(name)).collect();
+        assert_eq!(left, replaced, "{step:?}: {output}");
+        replaced.iter().for_each(|path| fs::remove_file(path).expect("remove"));
+        for target in machine.targets() {
+            then[&target].assert_image_equals(machine.image(&target), machine.format(&target));
+            machine.believe_image(&target);
+        }
+        assert_eq!(machine.definition(), definition, "{step:?}");
+    }
+    backup(&machine);
+    env.assert_nothing_left();
 }

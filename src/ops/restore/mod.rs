@@ -223,7 +223,10 @@ impl Finished {
 fn write_all(source: &RestoreSource, plan: &RestorePlan, monitor: &dyn Monitor, stop: &Stop) -> Result<Vec<Finished>> {
     let (devices, images): (Vec<_>, Vec<_>) = plan.disks.iter().partition(|disk| disk.kind == TargetKind::Device);
     let folders = images.iter().filter_map(|disk| disk.real_path.parent()).collect::<BTreeSet<_>>();
-    folders.into_iter().for_each(target::sweep);
+    for left in folders.into_iter().flat_map(target::sweep) {
+        let left = left.display();
+        monitor.warn(&format!("an interrupted restore left {left}: remove it when the old image is no longer needed"));
+    }
 
     let mut finished = Vec::new();
     for disk in images {

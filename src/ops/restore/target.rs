@@ -24,6 +24,8 @@ use std::time::Duration;
 
 /// The beginning of all temporary names.
 const TEMPORARY_PREFIX: &str = ".kvmb-";
+/// The end of the names of what was replaced.
+const REPLACED_SUFFIX: &str = ".replaced";
 /// The end of the names of files in the making.
 const PARTIAL_SUFFIX: &str = ".partial";
 /// A file in the making is locked; one that is younger may not be locked yet.
@@ -151,11 +153,17 @@ impl PartialFile {
     }
 }
 
-/// Removes what killed restores left in a folder; failing to do so harms nobody.
-pub fn sweep(folder: &Path) {
+/// Removes the unfinished files that killed restores left in a folder; failing to do so harms nobody. Returns the paths
+/// of the replaced files that they left, which may be the only copy of an old image and stay.
+pub fn sweep(folder: &Path) -> Vec<PathBuf> {
+    let mut replaced = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();
+        if name.starts_with(TEMPORARY_PREFIX) && name.ends_with(REPLACED_SUFFIX) {
+            replaced.push(entry.path());
+            continue;
+        }
         let is_partial = name.starts_with(TEMPORARY_PREFIX) && name.ends_with(PARTIAL_SUFFIX);
         let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
         if !is_partial || age().is_none_or(|age| age < UNLOCKED_AGE) {
@@ -168,6 +176,7 @@ pub fn sweep(folder: &Path) {
             let _ = fs::remove_file(entry.path());
         }
     }
+    replaced
 }
 
 impl TargetDisk {
@@ -312,7 +321,7 @@ impl Placed {
     fn exchange(temporary: PartialFile, at: Destination) -> Result<Placed> {
         let partial = temporary.path;
         // Under this name first: what is exchanged for it must not look like something that can be swept away.
-        let aside = partial.with_extension("replaced");
+        let aside = partial.with_extension(REPLACED_SUFFIX.trim_start_matches('.'));
         partial.persist_noclobber(&aside).map_err(|error| Error::io("rename", &at.path)(error.error))?;
         let undo = |error: std::io::Error| {
             let _ = fs::remove_file(&aside);
