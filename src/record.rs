@@ -426,7 +426,7 @@ pub struct Action {
     /// point; the target is its id, `changed` whether it is removed): `keep`, `machine`, `uuid`, `host`, `captured_at`,
     /// and `rules`: the rules that keep it - `last` `hourly` `daily` `weekly` `monthly` `yearly` `within`, `pinned`,
     /// `last_good`, `awaits_copy`, `machine_gone`, `future`, `no_policy` - or `expired`. `prune` (the target is the
-    /// repository): `size_bytes` before, `freed_bytes`, `unused_bytes` (unused data that stays in packs),
+    /// repository): `removed_points`, `kept_points`, `size_bytes` before, `freed_bytes`, `unused_bytes` (unused data that stays in packs),
     /// `removed_packs`, `repacked_packs`, `copied_bytes`. `pin`, `unpin` (the target is the point's new id): `machine`,
     /// `captured_at`, `repo`, `previous` (its id before). `unlock` (the target is the lock's file): `repo`, `host` and
     /// `locked_at` of its holder. `remote setup`: `algorithm` and `fingerprint` of the server's host key;
@@ -445,7 +445,8 @@ pub struct Check {
     /// of the host; `machine`, `job`, `agent`, `confinement`, `folders`, `scratch`, `part`, `snapshot`, `checkpoint` of
     /// a machine; `disk`, `bitmap` of a disk.
     /// `remote test`: `reach`, `host_key`, `login`, `path`, `space`, `speed`, `clock`. `status`: `backup` of a machine;
-    /// `connection` of the host; `repository`, `copy` (the second repository), `key`. `backup`: `sample`.
+    /// `connection` of the host; `repository`, `copy` (the second repository), `key`; `retention` and `space` of a
+    /// repository. `backup`: `sample`.
     pub check: String,
     /// The host, machine, disk (`MACHINE/DISK`) or repository that was checked.
     pub target: String,
@@ -466,7 +467,8 @@ pub struct Check {
     /// `new_bytes`, `stored_bytes`; of the last verification `verified_at`, `verified_age_seconds`, `verified_depth`
     /// (`quick`, `sample` or `full`); `damaged_points` (their ids); `next_run_at`; the thresholds `warning_seconds`,
     /// `critical_seconds`, `verify_warning_seconds`. `copy`: `machines`, and of the machine whose newest copy is the
-    /// oldest `captured_at`, `age_seconds`.
+    /// oldest `captured_at`, `age_seconds`. `retention`: `pruned_at` (the last successful prune), `last_prune_at`,
+    /// `last_result`. `space` by `status`: `growth_bytes_per_day` and `full_in_seconds` as well.
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,

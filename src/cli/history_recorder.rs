@@ -4,9 +4,12 @@ use crate::cli::context::Context;
 use crate::cli::data_folder::data_folder;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::{CliError, Code};
-use crate::history::{self, History, KnownPoint, MachineRun, Memory, RunOutcome, Verification, VerifiedDepth};
+use crate::history::{
+    self, History, KnownPoint, MachineRun, Memory, PruneRun, RepoMemory, RunOutcome, Verification, VerifiedDepth,
+};
 use crate::ops::verify;
 use crate::record::{Point, Time};
+use crate::repo::Repository;
 use chrono::Local;
 use std::collections::BTreeMap;
 
@@ -84,6 +87,36 @@ impl<'c> HistoryRecorder<'c> {
         }
     }
 
+    /// Notes what a prune of all machines came to.
+    pub fn prune(&self, error: Option<&CliError>) {
+        let run = PruneRun {
+            run: self.context.run.id.clone(),
+            command: self.context.run.command.to_owned(),
+            ended_at: HistoryRecorder::now(),
+            result: error.map_or(RunOutcome::Done, outcome_of_error),
+            error: error.map(|error| error.message.clone()),
+        };
+        self.change_repo(|memory| memory.note_prune(run));
+    }
+
+    /// Notes how much of the repository's file system is free, where the storage can say.
+    pub fn free_space(&self, repo: &Repository) {
+        match repo.storage().free_bytes() {
+            Ok(None) => {}
+            Ok(Some(free_bytes)) => {
+                self.change_repo(|memory| memory.note_free_space(HistoryRecorder::now(), free_bytes));
+            }
+            Err(error) => tracing::debug!("{}: free space: {error}", repo.url()),
+        }
+    }
+
+    fn change_repo(&self, change: impl FnOnce(&mut RepoMemory)) {
+        let Some(history) = &self.history else { return };
+        if let Err(error) = history.change_repo(HistoryRecorder::now(), change) {
+            tracing::warn!("cannot record the history: {error}");
+        }
+    }
+
     /// The deepest verification of each point that this host knows, by the id of the point.
     pub fn verified_points(&self) -> BTreeMap<String, Verification> {
         let memories = self.history.iter().flat_map(|history| history.all().0);
@@ -105,11 +138,15 @@ fn outcome(result: Result<&Point, &CliError>) -> RunOutcome {
     match result {
         Ok(point) if !point.is_damage_known() => RunOutcome::Done,
         Ok(_) => RunOutcome::Damage,
-        Err(error) if error.code == Code::Interrupted => RunOutcome::Interrupted,
-        Err(error) => match error.code.exit_code() {
-            ExitCode::Damage => RunOutcome::Damage,
-            ExitCode::Busy => RunOutcome::Busy,
-            _ => RunOutcome::Failed,
-        },
+        Err(error) => outcome_of_error(error),
+    }
+}
+
+fn outcome_of_error(error: &CliError) -> RunOutcome {
+    match error.code.exit_code() {
+        _ if error.code == Code::Interrupted => RunOutcome::Interrupted,
+        ExitCode::Damage => RunOutcome::Damage,
+        ExitCode::Busy => RunOutcome::Busy,
+        _ => RunOutcome::Failed,
     }
 }

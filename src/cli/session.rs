@@ -91,7 +91,18 @@ impl Session {
 
     /// Prints a failure: as a record, and for people on standard error.
     pub fn fail(&mut self, about: About, error: impl Into<CliError>) {
-        let error = error.into();
+        self.report(about, error.into(), stderr::error);
+    }
+
+    /// Prints a failure of something that follows the work that was asked for: people read a warning. It counts.
+    pub fn warn(&mut self, about: About, error: impl Into<CliError>) {
+        self.report(about, error.into(), |message, hint| {
+            stderr::warning(message);
+            hint.into_iter().for_each(stderr::hint);
+        });
+    }
+
+    fn report(&mut self, about: About, error: CliError, print: impl FnOnce(&str, Option<&str>)) {
         let subject = match (&about.machine, &about.disk) {
             (Some(machine), Some(disk)) if !names(&error.message, disk) => format!("{machine}/{disk}: "),
             (Some(machine), _) if !names(&error.message, machine) => format!("{machine}: "),
@@ -100,7 +111,7 @@ impl Session {
         let message = format!("{subject}{}", error.message);
         let (machine, hint) = (about.machine.as_deref(), error.hint.as_deref());
         tracing::error!(target: TOLD, machine, code = error.code.word(), hint, "{message}");
-        stderr::error(&message, hint);
+        print(&message, hint);
         self.tally.failed(error.code.exit_code());
         let failure = Failure {
             connect: about.connect,

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// The keys of the configuration that are flags' defaults, with the flags' names in the parser.
-const FLAGS: [(&str, &str); 21] = [
+const FLAGS: [(&str, &str); 22] = [
     ("connect", "connect"),
     ("repo", "repo"),
     ("password_file", "password_file"),
@@ -29,6 +29,7 @@ const FLAGS: [(&str, &str); 21] = [
     ("retry_for", "retry_for"),
     ("verify", "verify"),
     ("verify_sample", "verify_sample"),
+    ("prune_after_backup", "prune"),
     ("log.file", "log_file"),
     ("log.format", "log_format"),
     ("status.warning", "warning"),

@@ -31,9 +31,12 @@ pub fn error(message: &str, hint: Option<&str>) {
         return;
     }
     write(&format!("kvmb: {} {}", painted("error:", RED), printable(message)));
-    if let Some(hint) = hint {
-        say(&format!("kvmb: hint: {hint}"));
-    }
+    hint.into_iter().for_each(self::hint);
+}
+
+/// Says what to do.
+pub fn hint(hint: &str) {
+    say(&format!("kvmb: hint: {hint}"));
 }
 
 /// Warns people.

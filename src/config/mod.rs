@@ -121,8 +121,11 @@ pub struct Config {
     /// ended. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify_sample: Option<WithText<ShareText>>,
+    /// Whether to remove old points after each backup, according to the retention rules. Requires such rules.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prune_after_backup: Option<bool>,
 
-    /// Retention rules for 'kvmb prune'.
+    /// Retention rules for 'kvmb prune', and for backups with prune_after_backup.
     pub retention: Retention,
     /// Commands that run before and after a backup.
     pub hooks: Hooks,
@@ -162,6 +165,7 @@ impl Default for Config {
             retry_for: None,
             verify: None,
             verify_sample: None,
+            prune_after_backup: None,
             retention: Retention::default(),
             hooks: Hooks::default(),
             log: Log::default(),

@@ -3,12 +3,15 @@
 //!
 //! | module | what |
 //! | --- | --- |
+//! | [`repo_memory`] | the repository as a whole: its prunes, its free space |
 //! | [`store`] | the files |
 //!
 //! It is a help, not a truth: it may be deleted at any time, and a backup never fails because of it.
 
+pub mod repo_memory;
 pub mod store;
 
+pub use repo_memory::{PruneRun, RepoMemory};
 pub use store::{Error, History};
 
 use crate::record::Time;

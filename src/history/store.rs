@@ -1,13 +1,15 @@
 //! The files of the history: `history/REPOSITORY/UUID.json` below kvmb's data folder, one for each machine in each
-//! repository.
+//! repository, and `history/REPOSITORY/repository`, about the repository as a whole.
 //!
 //! No part of a name comes from a machine: the file is called by the UUID, read and written anew, and the folder by the
 //! SHA-256 of the repository's address. Folders are mode 0700, files 0600.
 
-use super::{Memory, VERSION};
+use super::{Memory, RepoMemory, VERSION};
 use crate::atomic_file;
 use crate::record::Time;
 use rustix::fs::{FlockOperation, flock};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Read};
@@ -99,44 +101,98 @@ impl History {
     }
 
     fn read(&self, path: &Path) -> Result<Memory, Error> {
-        let bad = |reason: &str| Error::NotHistory { path: path.to_owned(), reason: reason.to_owned() };
-        let mut text = String::new();
-        let file = atomic_file::open(path).map_err(io("read", path))?;
-        file.take(LARGEST_FILE_BYTES).read_to_string(&mut text).map_err(io("read", path))?;
-        let memory: Memory = serde_json::from_str(&text).map_err(|error| bad(&error.to_string()))?;
+        let memory: Memory = parse(path)?;
         let is_named = self.file(&memory.uuid).is_ok_and(|(file, _)| file == path);
+        self.check(path, memory.version, &memory.repo, is_named)?;
+        Ok(memory)
+    }
+
+    fn check(&self, path: &Path, version: u32, repo: &str, is_named: bool) -> Result<(), Error> {
+        let bad = |reason: &str| Error::NotHistory { path: path.to_owned(), reason: reason.to_owned() };
         match () {
-            () if memory.version != VERSION => Err(bad("it is of another version")),
-            () if memory.repo != self.repo || !is_named => Err(bad("it is about something else")),
-            () => Ok(memory),
+            () if version != VERSION => Err(bad("it is of another version")),
+            () if repo != self.repo || !is_named => Err(bad("it is about something else")),
+            () => Ok(()),
         }
     }
 
-    /// Changes what is remembered of a machine. A file that cannot be understood is begun anew.
-    pub fn change(&self, machine: &str, uuid: &str, now: Time, change: impl FnOnce(&mut Memory)) -> Result<(), Error> {
-        let (path, uuid) = self.file(uuid)?;
+    /// What is remembered of the repository as a whole; none where nothing is.
+    pub fn of_repo(&self) -> Result<Option<RepoMemory>, Error> {
+        let path = self.repo_file();
+        let memory: RepoMemory = match parse(&path) {
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => return Ok(None),
+            parsed => parsed?,
+        };
+        self.check(&path, memory.version, &memory.repo, true)?;
+        Ok(Some(memory))
+    }
+
+    /// Changes what is remembered of the repository as a whole. A file that cannot be understood is replaced.
+    pub fn change_repo(&self, now: Time, change: impl FnOnce(&mut RepoMemory)) -> Result<(), Error> {
+        let path = self.repo_file();
+        let _lock = self.make_and_lock()?;
+        let known = self.of_repo().ok().flatten();
+        let is_new = known.is_none();
+        let mut memory = known.unwrap_or_else(|| RepoMemory::new(&self.repo, now));
+        change(&mut memory);
+        write(&path, &memory)?;
+        if is_new {
+            self.remove_oldest();
+        }
+        Ok(())
+    }
+
+    fn repo_file(&self) -> PathBuf {
+        self.folder.join("repository")
+    }
+
+    /// Makes the folders, and locks them: two runs may have to do with the same file. Whoever holds the lock does not
+    /// hold it for long.
+    fn make_and_lock(&self) -> Result<File, Error> {
         let make = |folder: &Path, mode| DirBuilder::new().recursive(true).mode(mode).create(folder);
         // The data folder is passed through by QEMU's user.
         if let Some(data) = self.folder.parent().and_then(Path::parent) {
             make(data, 0o711).map_err(io("create", data))?;
         }
         make(&self.folder, 0o700).map_err(io("create", &self.folder))?;
-        // Two runs may have to do with the same machine; whoever holds this does not hold it for long.
         let lock = File::open(&self.folder).map_err(io("open", &self.folder))?;
         flock(&lock, FlockOperation::LockExclusive).map_err(|error| io("lock", &self.folder)(error.into()))?;
+        Ok(lock)
+    }
+
+    fn remove_oldest(&self) {
+        keep_newest(&self.folder, MOST_MACHINES);
+        self.folder.parent().into_iter().for_each(|all| keep_newest(all, MOST_REPOSITORIES));
+    }
+
+    /// Changes what is remembered of a machine. A file that cannot be understood is begun anew.
+    pub fn change(&self, machine: &str, uuid: &str, now: Time, change: impl FnOnce(&mut Memory)) -> Result<(), Error> {
+        let (path, uuid) = self.file(uuid)?;
+        let _lock = self.make_and_lock()?;
         let known = self.read(&path);
         let is_new = known.is_err();
         let mut memory = known.unwrap_or_else(|_| Memory::new(&self.repo, &uuid, now));
         machine.clone_into(&mut memory.machine);
         change(&mut memory);
-        let text = serde_json::to_vec(&memory).map_err(|error| io("write", &path)(error.into()))?;
-        atomic_file::write(&path, &text, 0o600).map_err(io("write", &path))?;
+        write(&path, &memory)?;
         if is_new {
-            keep_newest(&self.folder, MOST_MACHINES);
-            self.folder.parent().into_iter().for_each(|all| keep_newest(all, MOST_REPOSITORIES));
+            self.remove_oldest();
         }
         Ok(())
     }
+}
+
+fn parse<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
+    let mut text = String::new();
+    let file = atomic_file::open(path).map_err(io("read", path))?;
+    file.take(LARGEST_FILE_BYTES).read_to_string(&mut text).map_err(io("read", path))?;
+    let bad = |error: serde_json::Error| Error::NotHistory { path: path.to_owned(), reason: error.to_string() };
+    serde_json::from_str(&text).map_err(bad)
+}
+
+fn write(path: &Path, memory: &impl Serialize) -> Result<(), Error> {
+    let text = serde_json::to_vec(memory).map_err(|error| io("write", path)(error.into()))?;
+    atomic_file::write(path, &text, 0o600).map_err(io("write", path))
 }
 
 /// Removes the oldest entries of a folder until so many are left. One that stays does no harm.
@@ -245,6 +301,27 @@ mod tests {
             history.change("vm1", UUID, now, |_| ()).unwrap();
             assert_eq!(history.all().0.len(), 1);
         }
+    }
+
+    #[test]
+    fn what_is_known_of_the_repository_is_in_a_file_of_its_own() {
+        let data = tempfile::tempdir().unwrap();
+        let history = History::of(data.path(), "/backup");
+        assert_eq!(history.of_repo().unwrap(), None);
+        let now = at("2026-11-20T01:00:00+01:00");
+        history.change("vm1", UUID, now, |_| ()).unwrap();
+        history.change_repo(now, |memory| memory.note_free_space(now, 5)).unwrap();
+        let later = at("2026-11-21T01:00:00+01:00");
+        history.change_repo(later, |memory| memory.note_free_space(later, 4)).unwrap();
+        let memory = history.of_repo().unwrap().unwrap();
+        assert_eq!((memory.since, memory.free_space.len()), (now, 2));
+        let (memories, errors) = history.all();
+        assert_eq!((memories.len(), errors.len()), (1, 0));
+        assert_eq!(History::of(data.path(), "/other").of_repo().unwrap(), None);
+        fs::write(history.repo_file(), "{").unwrap();
+        assert!(matches!(history.of_repo(), Err(Error::NotHistory { .. })));
+        history.change_repo(later, |_| ()).unwrap();
+        assert_eq!(history.of_repo().unwrap().unwrap().since, later);
     }
 
     #[test]

@@ -25,8 +25,14 @@ pub fn lock(repo: &Repository, mode: LockMode, stop: &Stop) -> Result<RepoLock> 
     Ok(lock)
 }
 
+/// [`LOCK_WAIT`]; a build with debug assertions takes `$KVMB_TEST_LOCK_WAIT`, in seconds.
+fn lock_wait() -> Duration {
+    let seconds = std::env::var("KVMB_TEST_LOCK_WAIT").ok().filter(|_| cfg!(debug_assertions));
+    seconds.and_then(|seconds| seconds.parse().ok()).map_or(LOCK_WAIT, Duration::from_secs)
+}
+
 pub(super) fn patiently<T>(stop: &Stop, take: impl Fn() -> repo::Result<T>) -> Result<T> {
-    let deadline = Instant::now() + LOCK_WAIT;
+    let deadline = Instant::now() + lock_wait();
     loop {
         let next = Instant::now() + rand::rng().random_range(LOCK_RETRY);
         match take() {

@@ -590,7 +590,8 @@ fn the_next_run_is_that_of_the_schedule_which_also_says_which_machines() {
 fn history(env: &Env) -> Vec<(PathBuf, Value)> {
     let folders = fs::read_dir(env.path("data/history")).unwrap().map(|entry| entry.unwrap().path());
     let files = folders.flat_map(|folder| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()));
-    files.map(|path| (path.clone(), serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap())).collect()
+    let of_machines = files.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+    of_machines.map(|path| (path.clone(), serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap())).collect()
 }
 
 #[test]

@@ -445,7 +445,7 @@ pub fn of_records(now: Time) -> Vec<Record> {
         forget("web1", 900, false),
         json!({ "type": "action", "action": "prune", "target": REPO, "changed": true, "dry_run": true,
             "reason": "keep-daily 7",
-            "freed_bytes": 146432 }),
+            "removed_points": 1, "kept_points": 2, "freed_bytes": 146432 }),
         json!({ "type": "action", "action": "unlock", "target": id("lock"), "changed": true,
             "reason": "stale; held by process 7" }),
         check(

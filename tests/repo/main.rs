@@ -8,6 +8,7 @@ mod concurrent_prune;
 mod damage;
 mod interrupted_changes;
 mod prune;
+mod prune_after_backup;
 mod restic;
 mod resume;
 mod retention;

@@ -439,6 +439,14 @@ fn the_configuration_says_when_and_which_machines() {
     let action = install(&["--cron", "@daily", "-r", "second", "vm2"]).assert_ok().record_of("action");
     assert_eq!(action["cron"], "@daily");
     assert_eq!(action["command"], format!("{expected} -r {} vm2", host.env.repo_named("second")));
+    // A prune after each backup, if there is anything to prune by.
+    install(&["--all", "--prune"]).assert_code(2).assert_stderr_has("--prune needs retention rules");
+    write(&format!(r#"{{"retention": {{"local": {{"keep_last": 3}}}}, {keys}}}"#));
+    for place in [&[][..], &["--systemd"]] {
+        let action =
+            install(&[&["--all", "--prune", "--dry-run"], place].concat()).assert_ok().records_of("action").remove(0);
+        assert_eq!(action["command"], format!("{expected} --prune --all"));
+    }
     write(r#"{"selected_vms": {"vm1": false}}"#);
     install(&[]).assert_code(2).assert_stderr_has("selected_vms");
     assert_eq!(install(&["--all"]).assert_ok().record_of("action")["cron"], "0 2 * * *");

@@ -1,6 +1,7 @@
 //! `kvmb backup`
 
 use crate::cli::capture_args::{AuditArgs, CaptureArgs, ChunkArgs, LimitReadArgs};
+use crate::cli::commands::prune::{planned_prune, prune_after_backup};
 use crate::cli::commands::snapshot::selections;
 use crate::cli::commands::status;
 use crate::cli::commands::verify::verify_sample;
@@ -8,6 +9,7 @@ use crate::cli::complete;
 use crate::cli::context::Context;
 use crate::cli::copy_args::CopyToArgs;
 use crate::cli::dry_run::{DryRunTarget, show_dry_run};
+use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::history_recorder::HistoryRecorder;
 use crate::cli::hooks::HookRunner;
@@ -22,7 +24,7 @@ use crate::ops::push::Trust;
 use crate::ops::verify::{Verifier, VerifyDepth};
 use crate::ops::{self, Monitor};
 use crate::rate_limiter::RateLimiter;
-use crate::record::{Point, Time};
+use crate::record::{Point, Record, Time};
 use crate::repo::{LockMode, Repository};
 use chrono::Local;
 use std::sync::{Mutex, OnceLock, mpsc};
@@ -39,6 +41,7 @@ use std::time::Duration;
   kvmb backup vm1
   kvmb backup --all -r /backup/kvm --verify
   kvmb backup --all -r /backup/kvm --verify-sample 5%
+  kvmb backup --all --prune
   kvmb backup vm1 -r /backup/kvm --copy-to /mnt/nas/kvm --limit-upload 10M
   kvmb backup 'web*' -r /backup/kvm --exclude-disk vdb --jobs 2
   kvmb vms --json | jq -c 'select(.state == \"running\")' | kvmb backup -r /backup/kvm")]
@@ -88,6 +91,17 @@ pub struct BackupArgs {
     #[arg(long, value_name = "P%", value_parser = percent)]
     verify_sample: Option<f64>,
 
+    /// After the backup and the copy, remove old points according to the retention rules of the configuration.
+    ///
+    /// Each repository of the run that has rules is pruned as by 'kvmb prune'. If that fails, the new points are safe,
+    /// and the exit code is 3. Nothing is removed if no machine was backed up or damage was found.
+    #[arg(long, overrides_with = "no_prune")]
+    prune: bool,
+
+    /// Do not prune, even if the configuration enables it.
+    #[arg(long)]
+    no_prune: bool,
+
     /// Show what would be done without doing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -125,11 +139,15 @@ struct OpenedRepos {
 
 impl BackupArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let pruned = self.repos_to_prune(context)?;
         if self.dry_run {
             let selected = self.selected(context, session)?;
             let copy_to = self.copy.tiers(context, &self.repo)?.1.map(|second| second.url()).transpose()?;
             let to = DryRunTarget { repo: self.repo.url()?, copy_to };
             show_dry_run(context, selected, &self.capture, Some(&to), session);
+            for url in &pruned {
+                session.pass(&planned_prune(url, context.config().retention.of(url)));
+            }
             return Ok(());
         }
         let hooks = HookRunner::new(context, self.repo.url()?);
@@ -160,15 +178,46 @@ impl BackupArgs {
             let repo = repo.inspect_err(|error| none_stored(context, &first, &selected, began_at, error))?;
             let repo = opened.first.get_or_init(|| repo);
             self.run_all(context, repo, &hooks, selected.clone(), session)?;
+            let has_second = second.is_some();
             if let Some(second) = second
                 && !context.stop.requested()
             {
                 copy_all(context, repo, &second, &opened.second, &selected, session)?;
             }
-            self.verify_samples(context, &opened, session)
+            self.verify_samples(context, &opened, session)?;
+            if !pruned.is_empty() {
+                prune_all(context, &opened, has_second, session)?;
+            }
+            Ok(())
         });
+        note_free_space(context, &opened);
         self.update_monitoring(context, opened);
         done
+    }
+
+    /// The repositories that are pruned after the backup, by address: those that have rules.
+    ///
+    /// Fails if pruning is asked for and there are no rules: that should be known before the backup, and not a month of
+    /// backups later.
+    fn repos_to_prune(&self, context: &Context) -> Result<Vec<String>, CliError> {
+        if !self.prune || self.no_prune {
+            return Ok(Vec::new());
+        }
+        let (first, second) = self.copy.tiers(context, &self.repo)?;
+        let mut urls = vec![first.storage(context)?.url()];
+        if let Some(second) = second {
+            urls.push(second.storage(context)?.url());
+        }
+        let retention = &context.config().retention;
+        let ruled: Vec<String> = urls.iter().filter(|url| !retention.of(url).is_empty()).cloned().collect();
+        if ruled.is_empty() {
+            let message = format!("cannot prune {} after the backup: no retention rules", urls.join(" and "));
+            return Err(CliError::usage(message).hint(
+                "set the rules in the configuration ('retention': 'local' for a folder, 'remote' for a server), or \
+                 omit --prune",
+            ));
+        }
+        Ok(ruled)
     }
 
     /// Writes the metrics of the configuration, if it wants any, from the repositories that the run has open.
@@ -355,6 +404,52 @@ fn copy_all(
         }
     }
     Ok(())
+}
+
+/// Prunes the repositories of a run that have rules. The backup is done: a failure is reported, and the exit code says
+/// that not everything was done.
+fn prune_all(context: &Context, opened: &OpenedRepos, has_second: bool, session: &mut Session) -> Result<(), CliError> {
+    context.stop.check()?;
+    if session.outcome() == ExitCode::Damage {
+        context.monitor.warn("nothing was pruned because damage was found");
+        return Ok(());
+    }
+    if !session.kept_records().iter().any(|record| matches!(record, Record::Point(_))) {
+        context.monitor.warn("nothing was pruned because no machine was backed up");
+        return Ok(());
+    }
+    let (first, second) = (opened.first.get(), opened.second.get());
+    for (repo, copied_to) in first.map(|first| (first, second)).into_iter().chain(second.map(|repo| (repo, None))) {
+        let url = repo.url();
+        if context.config().retention.of(&url).is_empty() {
+            continue;
+        }
+        let is_first = first.is_some_and(|first| first.url() == url);
+        // What the second repository does not have yet stays in the first one.
+        let pruned = match is_first && has_second && copied_to.is_none() {
+            true => Err(CliError::failed("the points in the second repository cannot be listed")),
+            false => prune_after_backup(context, repo, copied_to, session),
+        };
+        match pruned {
+            Ok(()) => {}
+            Err(error) if error.code == Code::Interrupted => return Err(error),
+            Err(error) => {
+                let message = format!("the backup is complete, but {url} was not pruned: {}", error.message);
+                let by_hand =
+                    || shlex::try_quote(&url).map_or("kvmb prune".into(), |url| format!("kvmb prune -r {url}"));
+                let hint = error.hint.clone().unwrap_or_else(by_hand);
+                session.warn(About::default(), CliError { message, hint: Some(hint), ..error });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Notes how much is free where this run stored something, for `kvmb status`.
+fn note_free_space(context: &Context, opened: &OpenedRepos) {
+    for repo in [&opened.first, &opened.second].into_iter().filter_map(OnceLock::get) {
+        HistoryRecorder::of(context, &repo.url()).free_space(repo);
+    }
 }
 
 /// Notes that a run came to nothing for all of its machines.

@@ -4,13 +4,14 @@ use crate::cli::complete;
 use crate::cli::context::Context;
 use crate::cli::copy_args::CopyToArgs;
 use crate::cli::failure::{CliError, Code};
+use crate::cli::history_recorder::HistoryRecorder;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::cli::table::bytes;
 use crate::ops::copy::plan::Copies;
 use crate::ops::points::{name_matches, no_such_point};
 use crate::ops::prune::{JudgedPoint, Living, Prune, PruneRequest, SecondTier};
-use crate::record::{Action, Record};
+use crate::record::{Action, Extra, Record};
 use crate::repo::{MaxUnused, PruneSummary, Repository};
 use crate::retention::{CalendarSpan, Keep, Policy};
 use chrono::Local;
@@ -134,41 +135,114 @@ impl PruneArgs {
         let policy = self.policy.policy(context, &repo.url());
         let (_, second) = self.copy.tiers(context, &self.repo)?;
         let second = second.map(|second| known_to(context, &second)).transpose()?;
-        let second = second.as_ref().map(|(repo, copies)| SecondTier {
-            repo,
-            copies,
-            policy: context.config().retention.of(&repo.url()),
-        });
-        let request = PruneRequest {
+        let job = PruneJob {
             policy: &policy,
             names: &self.names,
-            living: self.living(context, &policy),
-            second,
+            gone_machines: self.gone_machines,
+            second: second.as_ref().map(|(repo, copies)| second_tier(context, repo, copies)),
+            max_unused: self.max_unused,
+            dry_run: self.dry_run,
+            show_kept: true,
+        };
+        job.run(context, &repo, session)
+    }
+}
+
+/// The second repository, with its own rules.
+fn second_tier<'a>(context: &'a Context, repo: &'a Repository, copies: &'a Copies) -> SecondTier<'a> {
+    SecondTier { repo, copies, policy: context.config().retention.of(&repo.url()) }
+}
+
+/// Prunes a repository after a backup, by the rules of the configuration. Points that `second`, if there is one, does
+/// not have yet are kept.
+pub fn prune_after_backup(
+    context: &Context,
+    repo: &Repository,
+    second: Option<&Repository>,
+    session: &mut Session,
+) -> Result<(), CliError> {
+    let copies = second.map(Copies::list).transpose()?;
+    let job = PruneJob {
+        policy: context.config().retention.of(&repo.url()),
+        names: &[],
+        gone_machines: false,
+        second: second.zip(copies.as_ref()).map(|(repo, copies)| second_tier(context, repo, copies)),
+        max_unused: MaxUnused::default(),
+        dry_run: false,
+        show_kept: false,
+    };
+    job.run(context, repo, session)
+}
+
+/// The record that a dry run of a backup has for the prune that would follow it.
+pub fn planned_prune(url: &str, policy: &Policy) -> Record {
+    Record::Action(Action {
+        action: "prune".into(),
+        target: url.to_owned(),
+        changed: true,
+        reason: format!("would be pruned after the backup: {policy}"),
+        dry_run: true,
+        extra: Extra::new(),
+    })
+}
+
+/// A prune of one repository.
+struct PruneJob<'a> {
+    policy: &'a Policy,
+    names: &'a [String],
+    gone_machines: bool,
+    second: Option<SecondTier<'a>>,
+    max_unused: MaxUnused,
+    dry_run: bool,
+    /// Whether points that are kept have a record as well.
+    show_kept: bool,
+}
+
+impl PruneJob<'_> {
+    /// Prunes, prints the records, and notes in the history of this host how it went.
+    fn run(&self, context: &Context, repo: &Repository, session: &mut Session) -> Result<(), CliError> {
+        let done = self.prune(context, repo, session);
+        // A part of the machines says nothing about the others.
+        if !self.dry_run && !self.policy.is_empty() && self.names.is_empty() {
+            let history = HistoryRecorder::of(context, &repo.url());
+            history.prune(done.as_ref().err());
+            history.free_space(repo);
+        }
+        done
+    }
+
+    fn prune(&self, context: &Context, repo: &Repository, session: &mut Session) -> Result<(), CliError> {
+        let request = PruneRequest {
+            policy: self.policy,
+            names: self.names,
+            living: self.living(context),
+            second: self.second,
             max_unused: self.max_unused,
             dry_run: self.dry_run,
         };
-        let mut prune = Prune::plan(&repo, &request, Local::now().fixed_offset(), &context.monitor, &context.stop)?;
+        let mut prune = Prune::plan(repo, &request, Local::now().fixed_offset(), &context.monitor, &context.stop)?;
         for (point, error) in prune.take_unreadable() {
             session.fail(About { machine: Some(point.machine().to_owned()), ..About::default() }, error);
         }
-        for name in &self.names {
+        for name in self.names {
             if !prune.points().iter().any(|judged| name_matches(name, judged.point.machine())) {
                 let machines = prune.points().iter().map(|judged| judged.point.machine());
-                let error = no_such_point(&repo, machines, name.clone());
+                let error = no_such_point(repo, machines, name.clone());
                 session.fail(About { machine: Some(name.clone()), ..About::default() }, error);
             }
         }
-        for judged in prune.points().iter().filter(|judged| judged.verdict.keep || self.dry_run) {
+        let is_shown = |judged: &&JudgedPoint| if judged.verdict.keep { self.show_kept } else { self.dry_run };
+        for judged in prune.points().iter().filter(is_shown) {
             // Nothing is done with it.
             session.pass(&self.forget_record(judged));
         }
         if self.dry_run {
-            session.done(self.prune_record(&repo, &policy, prune.summary()));
+            session.done(self.prune_record(repo, prune.points(), prune.summary()));
             return Ok(());
         }
         let mut forgotten = |judged: &JudgedPoint| session.done(self.forget_record(judged));
         let pruned = prune.run(&context.monitor, &context.stop, &mut forgotten)?;
-        session.done(self.prune_record(&repo, &policy, &pruned.summary));
+        session.done(self.prune_record(repo, prune.points(), &pruned.summary));
         if pruned.was_short_of_room {
             let message = format!("not enough space in {} to repack data", repo.url());
             let error = CliError::new(Code::NoSpace, message).hint("run the command again; some space was freed");
@@ -178,8 +252,8 @@ impl PruneArgs {
     }
 
     /// Which machines of this host exist; nobody is asked where it does not matter.
-    fn living(&self, context: &Context, policy: &Policy) -> Living {
-        if self.gone_machines || policy.is_empty() {
+    fn living(&self, context: &Context) -> Living {
+        if self.gone_machines || self.policy.is_empty() {
             return Living::DoesNotMatter;
         }
         let known = context.hypervisor(None).and_then(|hypervisor| Ok(hypervisor.machines(&[])?));
@@ -211,8 +285,11 @@ impl PruneArgs {
         })
     }
 
-    fn prune_record(&self, repo: &Repository, policy: &Policy, summary: &PruneSummary) -> Record {
+    fn prune_record(&self, repo: &Repository, points: &[JudgedPoint], summary: &PruneSummary) -> Record {
+        let kept = points.iter().filter(|judged| judged.verdict.keep).count();
         let fields = json!({
+            "removed_points": points.len() - kept,
+            "kept_points": kept,
             "size_bytes": summary.size_bytes,
             "freed_bytes": summary.freed_bytes(),
             "unused_bytes": summary.unused_bytes,
@@ -220,9 +297,9 @@ impl PruneArgs {
             "repacked_packs": summary.repacked_packs,
             "copied_bytes": summary.copied_bytes,
         });
-        let rules = match policy.is_empty() {
+        let rules = match self.policy.is_empty() {
             true => "no retention rules, no points removed".to_owned(),
-            false => policy.to_string(),
+            false => self.policy.to_string(),
         };
         let freed = match summary.is_nothing() {
             true => "nothing to free".to_owned(),

@@ -7,7 +7,7 @@ use crate::cli::secret::variable;
 use crate::cli::session::Session;
 use crate::cli::value_parsers::duration;
 use crate::cli::{complete, data_folder};
-use crate::config::DEFAULT_BACKUP_FREQ;
+use crate::config::{DEFAULT_BACKUP_FREQ, Retention};
 use crate::record::{Action, Record};
 use crate::schedule::{self, Cron, CronError, Installed, ScheduleLocation, ScheduledJob};
 use chrono::{Local, SecondsFormat};
@@ -49,6 +49,7 @@ enum ScheduleCommand {
   kvmb schedule install
   kvmb schedule install --cron '0 2 * * *' -r /backup/kvm --password-file /root/kvmb.pass vm1 'web*'
   kvmb schedule install --cron @daily --all --random-delay 30m --systemd
+  kvmb schedule install --all --prune
   kvmb schedule install --cron '30 1 * * sun' --all --dry-run -- --full --verify")]
 struct InstallArgs {
     /// Machine names or globs. Default: the machines in selected_vms of the configuration at the time of each run.
@@ -70,6 +71,10 @@ struct InstallArgs {
     /// server.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     random_delay: Option<Duration>,
+
+    /// After each backup, remove old points according to the retention rules of the configuration.
+    #[arg(id = "prune_scheduled", long = "prune")]
+    prune: bool,
 
     /// Remove the entries of kvm_backup, the predecessor of kvmb, from the crontab.
     #[arg(long)]
@@ -221,6 +226,14 @@ impl InstallArgs {
         }
         if let Some(time) = self.repo.retry_for {
             words.extend(["--retry-for".into(), format!("{}s", time.as_secs())]);
+        }
+        if self.prune {
+            if context.config().retention == Retention::default() {
+                return Err(CliError::usage("--prune needs retention rules, and the configuration has none").hint(
+                    "set the rules in the configuration ('retention': 'local' for a folder, 'remote' for a server)",
+                ));
+            }
+            words.push("--prune".into());
         }
         words.extend(self.options.iter().cloned());
         match (self.all, self.names.is_empty()) {

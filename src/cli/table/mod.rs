@@ -29,7 +29,7 @@ pub fn render(records: &[Record], now: Time, options: TableOptions) -> String {
         match (kind(run[0]), run) {
             (RecordKind::PruneResult, run) => {
                 let results = run.iter().filter_map(|record| as_action(record));
-                text.extend(results.map(|action| printable(&prune_result(action, &shown)) + "\n"));
+                text.extend(results.map(|action| printable(&prune_result(action)) + "\n"));
             }
             _ => {
                 let (columns, rows) = rows::of(run, now);
@@ -41,12 +41,14 @@ pub fn render(records: &[Record], now: Time, options: TableOptions) -> String {
 }
 
 /// What `prune` did, or would do, in a sentence.
-fn prune_result(prune: &Action, records: &[&Record]) -> String {
-    let forgets = || records.iter().filter_map(|record| as_action(record)).filter(|action| action.action == "forget");
-    let (all, removed) = (forgets().count(), forgets().filter(|action| action.changed).count());
-    let number = |key: &str| prune.extra.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
+fn prune_result(prune: &Action) -> String {
+    let number = |key: &str| prune.extra.get(key).and_then(serde_json::Value::as_u64);
+    let (Some(removed), Some(kept)) = (number("removed_points"), number("kept_points")) else {
+        return format!("{}: {}", prune.target, prune.reason);
+    };
+    let all = removed + kept;
     let points = if all == 1 { "point" } else { "points" };
-    let freed = number("freed_bytes");
+    let freed = number("freed_bytes").unwrap_or(0);
     match (prune.dry_run, removed, freed) {
         (_, 0, 0) => format!("nothing to remove from {}: {}", prune.target, prune.reason),
         (true, ..) => format!("would remove {removed} of {all} {points}, freeing about {}", bytes(freed)),

@@ -2,6 +2,7 @@
 //! are to be backed up, from the repositories their points, and from this host's history how the last runs went.
 
 use super::judge::{LatestCopy, MachineFacts, Standing, judge, judge_copies};
+use super::repository;
 use super::scheduled::{self, Scheduled};
 use super::thresholds::{ThresholdArgs, Thresholds};
 use crate::cli::commands::key;
@@ -184,9 +185,11 @@ pub fn gather(context: &Context, request: Request) -> Result<Report, CliError> {
     }
     let mut damaged = damaged_files(stored.as_ref());
     others.push(repository_check(&repo, repository, damaged, &schedules));
+    others.extend(repository::checks(context, &repo, first.as_ref().ok(), at));
     let second = match second {
         None => None,
         Some((url, asked)) => {
+            others.extend(repository::checks(context, &url, asked.as_ref().ok(), at));
             let (copies, damaged_there, check) = copies(context, &url, &asked, &facts, &thresholds, at)?;
             damaged += damaged_there;
             others.push(check);

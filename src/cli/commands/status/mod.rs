@@ -4,6 +4,7 @@ mod gather;
 mod judge;
 mod nagios;
 mod prometheus;
+mod repository;
 mod scheduled;
 mod thresholds;
 mod zabbix;
@@ -28,8 +29,9 @@ use thresholds::ThresholdArgs;
 /// Show backup health: the age of the points and the results of the last runs.
 ///
 /// Checks the machines in selected_vms, otherwise those of the schedule, otherwise all, and the machines that have
-/// points. Prints a 'check' record for each machine ('backup'), the repository, the second repository ('copy') and
-/// the key. A machine that was never backed up is critical. A machine that has points but no longer exists is shown
+/// points. Prints a 'check' record for each machine ('backup'), the repository, the second repository ('copy'), the
+/// key, retention (a warning if there are rules and no prune ran for a week) and the free space of a repository, if the
+/// history of this host shows how it grows. A machine that was never backed up is critical. A machine that has points but no longer exists is shown
 /// without an alarm. The results of runs are known only on the host, and to the user, that ran them.
 ///
 /// Exits with code 1 if something is critical, 4 for damage. For metrics and Zabbix it fails only if nothing could be

@@ -27,7 +27,10 @@ pub fn values(report: &Report) -> String {
     let all = report.machines.iter().map(|(_, check)| check).chain(&report.others);
     let worst = all.map(status_of).max_by_key(|status| rank(*status)).unwrap_or(Status::Ok);
     let machines = report.machines.iter().map(|(facts, check)| (id(facts), value(check)));
-    let others = report.others.iter().map(|check| (check.check.clone(), value(check)));
+    // Of the same check of two repositories, the worse one.
+    let mut others: Vec<&Check> = report.others.iter().collect();
+    others.sort_by_key(|check| rank(status_of(check)));
+    let others = others.into_iter().map(|check| (check.check.clone(), value(check)));
     line(json!({
         "status": number(worst),
         "repo": report.repo,

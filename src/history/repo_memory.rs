@@ -1,0 +1,175 @@
+//! What this host remembers of a repository as a whole: when it was pruned, and how its free space went.
+
+use super::{LONGEST_ERROR_CHARS, RunOutcome, VERSION};
+use crate::record::Time;
+use chrono::TimeDelta;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// So many days of free space are remembered.
+const MOST_DAYS: usize = 35;
+
+/// Growth over a shorter time says nothing about a month.
+const SHORTEST_GROWTH: TimeDelta = TimeDelta::days(3);
+
+/// So many samples are needed to tell growth from chance.
+const FEWEST_SAMPLES: usize = 4;
+
+/// What is remembered of one repository.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RepoMemory {
+    /// The version of the file.
+    pub(super) version: u32,
+    /// The repository's address.
+    pub repo: String,
+    /// Since when it is remembered.
+    pub since: Time,
+    /// The last prune of all machines, whatever its result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_prune: Option<PruneRun>,
+    /// The last successful one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_successful_prune: Option<PruneRun>,
+    /// Free space of the file system, one sample a day, the newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub free_space: Vec<FreeSpace>,
+}
+
+/// A prune of a repository.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PruneRun {
+    /// The run's id, as in the log.
+    pub run: String,
+    /// The command: `prune` or `backup`.
+    pub command: String,
+    /// When it ended.
+    pub ended_at: Time,
+    /// Its result.
+    pub result: RunOutcome,
+    /// What failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Free space at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FreeSpace {
+    /// When.
+    pub at: Time,
+    /// Free bytes of the file system.
+    pub free_bytes: u64,
+}
+
+impl RepoMemory {
+    /// Nothing yet.
+    pub(super) fn new(repo: &str, now: Time) -> RepoMemory {
+        RepoMemory {
+            version: VERSION,
+            repo: repo.to_owned(),
+            since: now,
+            last_prune: None,
+            last_successful_prune: None,
+            free_space: Vec::new(),
+        }
+    }
+
+    /// Notes a prune of all machines.
+    pub fn note_prune(&mut self, mut run: PruneRun) {
+        run.error = run.error.map(|error| error.chars().take(LONGEST_ERROR_CHARS).collect());
+        if run.result == RunOutcome::Done {
+            self.last_successful_prune = Some(run.clone());
+        }
+        self.last_prune = Some(run);
+    }
+
+    /// Notes how much is free. The last sample of a day replaces the others of that day.
+    pub fn note_free_space(&mut self, at: Time, free_bytes: u64) {
+        let is_same_day = |known: &FreeSpace| known.at.date_naive() == at.date_naive();
+        self.free_space.retain(|known| !is_same_day(known) && known.at <= at);
+        self.free_space.push(FreeSpace { at, free_bytes });
+        let too_many = self.free_space.len().saturating_sub(MOST_DAYS);
+        self.free_space.drain(..too_many);
+    }
+
+    /// How many bytes a second the free space has shrunk, on average; none if it has not, or if the samples are too few
+    /// or span too short a time to judge.
+    ///
+    /// It is the slope of the line that fits the samples best: a prune in between must not look like the end of all
+    /// growth, nor the backup before it like a flood.
+    pub fn growth(&self) -> Option<f64> {
+        let (first, last) = (self.free_space.first()?, self.free_space.last()?);
+        if self.free_space.len() < FEWEST_SAMPLES || last.at - first.at < SHORTEST_GROWTH {
+            return None;
+        }
+        let samples = || {
+            let seconds = |sample: &FreeSpace| (sample.at - first.at).num_seconds() as f64;
+            self.free_space.iter().map(move |sample| (seconds(sample), sample.free_bytes as f64))
+        };
+        let count = self.free_space.len() as f64;
+        let (mean_time, mean_free) = (
+            samples().map(|(time, _)| time).sum::<f64>() / count,
+            samples().map(|(_, free)| free).sum::<f64>() / count,
+        );
+        let covariance: f64 = samples().map(|(time, free)| (time - mean_time) * (free - mean_free)).sum();
+        let variance: f64 = samples().map(|(time, _)| (time - mean_time).powi(2)).sum();
+        let growth = -covariance / variance;
+        (growth.is_finite() && growth > 0.0).then_some(growth)
+    }
+
+    /// In how long `free_bytes` will be used up at the present growth; none where the growth cannot be judged.
+    pub fn time_until_full(&self, free_bytes: u64) -> Option<Duration> {
+        Duration::try_from_secs_f64(free_bytes as f64 / self.growth()?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: TimeDelta = TimeDelta::days(1);
+
+    fn start() -> Time {
+        "2026-11-01T02:00:00+01:00".parse().unwrap()
+    }
+
+    fn memory(free: &[u64]) -> RepoMemory {
+        let mut memory = RepoMemory::new("/backup", start());
+        for (day, free_bytes) in free.iter().enumerate() {
+            memory.note_free_space(start() + DAY * day as i32, *free_bytes);
+        }
+        memory
+    }
+
+    fn days_left(memory: &RepoMemory, free_bytes: u64) -> Option<u64> {
+        memory.time_until_full(free_bytes).map(|time| (time.as_secs_f64() / 86400.0).round() as u64)
+    }
+
+    #[test]
+    fn steady_growth_is_extended() {
+        assert_eq!(days_left(&memory(&[1000, 990, 980, 970, 960]), 960), Some(96));
+        // A weekly prune gives back what it can.
+        let weeks: Vec<u64> = (0..28).map(|day| 10_000 - day * 20 - day % 7 * 30).collect();
+        let left = days_left(&memory(&weeks), 9000).unwrap();
+        assert!((350..550).contains(&left), "{left}");
+    }
+
+    #[test]
+    fn too_little_says_nothing() {
+        assert_eq!(days_left(&memory(&[]), 1), None);
+        assert_eq!(days_left(&memory(&[9, 8, 7]), 7), None);
+        assert_eq!(days_left(&memory(&[9, 9, 9, 9, 9]), 9), None);
+        assert_eq!(days_left(&memory(&[5, 6, 7, 8, 9]), 9), None);
+    }
+
+    #[test]
+    fn one_sample_a_day_and_not_for_ever() {
+        let mut memory = memory(&(0..100).map(|day| 1000 - day).collect::<Vec<_>>());
+        assert_eq!(memory.free_space.len(), MOST_DAYS);
+        let last = memory.free_space.last().unwrap().at;
+        memory.note_free_space(last + TimeDelta::hours(3), 7);
+        assert_eq!((memory.free_space.len(), memory.free_space.last().unwrap().free_bytes), (MOST_DAYS, 7));
+        // A clock that was ahead and was set right.
+        memory.note_free_space(last - DAY * 10, 8);
+        assert_eq!(memory.free_space.len(), MOST_DAYS - 10);
+    }
+}
