@@ -426,12 +426,12 @@ pub struct Action {
     /// point; the target is its id, `changed` whether it is removed): `keep`, `machine`, `uuid`, `host`, `captured_at`,
     /// and `rules`: the rules that keep it - `last` `hourly` `daily` `weekly` `monthly` `yearly` `within`, `pinned`,
     /// `last_good`, `awaits_copy`, `machine_gone`, `future`, `no_policy` - or `expired`. `prune` (the target is the
-    /// repository): `removed_points`, `kept_points`, `size_bytes` before, `freed_bytes`, `unused_bytes` (unused data that stays in packs),
-    /// `removed_packs`, `repacked_packs`, `copied_bytes`. `pin`, `unpin` (the target is the point's new id): `machine`,
-    /// `captured_at`, `repo`, `previous` (its id before). `unlock` (the target is the lock's file): `repo`, `host` and
-    /// `locked_at` of its holder. `remote setup`: `algorithm` and `fingerprint` of the server's host key;
-    /// `authorized_keys_line` of this host's own key. `schedule`: `cron` (the expression), `command`, `next_runs` (the
-    /// next three times), `entry` (the text that is, or would be, installed).
+    /// repository): `removed_points`, `kept_points`, `size_bytes` before, `freed_bytes`, `unused_bytes` (unused data
+    /// that stays in packs), `removed_packs`, `repacked_packs`, `copied_bytes`. `pin`, `unpin` (the target is the
+    /// point's new id): `machine`, `captured_at`, `repo`, `previous` (its id before). `unlock` (the target is the
+    /// lock's file): `repo`, `host` and `locked_at` of its holder. `remote setup`: `algorithm` and `fingerprint` of the
+    /// server's host key; `authorized_keys_line` of this host's own key. `schedule`: `cron` (the expression),
+    /// `command`, `next_runs` (the next three times), `entry` (the text that is, or would be, installed).
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,

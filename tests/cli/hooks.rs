@@ -179,10 +179,10 @@ fn a_name_is_a_value_and_never_a_command() {
     assert!(!env.path("pwned").exists());
 }
 
-/// The hooks of the README, with the servers that it names replaced by ours.
+/// The hooks of the documents, with the servers that it names replaced by ours.
 fn example(replacements: &[(&str, String)]) -> Value {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    let (_, section) = readme.split_once("## Hooks").expect("a section");
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/hooks.md")).unwrap();
+    let (_, section) = page.split_once("# Hooks").expect("a section");
     let (_, block) = section.split_once("```json\n").expect("an example");
     let mut block = block.split("```").next().unwrap().to_owned();
     for (theirs, ours) in replacements {

@@ -433,9 +433,9 @@ fn prometheus_takes_the_metrics_and_a_run_writes_them_however_it_went() {
     point("kvmb_machine_last_verification_timestamp_seconds{machine=\"vm1\"");
     assert!(!found.keys().any(|key| key.starts_with("kvmb_machine_newest_point_timestamp_seconds{machine=\"vm2\"")));
 
-    // The rules of the README are rules.
-    let readme = fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    let rules = readme.split_once("```yaml\ngroups:").expect("rules").1.split("```").next().unwrap();
+    // The rules of the documents are rules.
+    let page = fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/monitoring.md")).unwrap();
+    let rules = page.split_once("```yaml\ngroups:").expect("rules").1.split("```").next().unwrap();
     fs::write(env.path("rules.yml"), format!("groups:{rules}")).unwrap();
     env.program("promtool").args(["check", "rules", "rules.yml"]).run().assert_ok();
     let names = rules.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| word.starts_with("kvmb_"));

@@ -565,7 +565,8 @@ fn the_machines_of_one_run_share_one_index() {
 fn a_disk_whose_list_of_chunks_cannot_be_stored_is_refused_before_it_is_read() {
     let env = Env::new("too large");
     let repo = init(&env);
-    // A machine that is off, and one that runs: every chunk counts, or the holes do, and then larger chunks are no help.
+    // A machine that is off, and one that runs: every chunk counts, or the holes do, and then larger chunks are no
+    // help.
     let machines = [
         env.machine("vm1").disk(Disk::qcow2(70 << 40)).define(),
         env.machine("vm2").disk(Disk::qcow2(70 << 40)).start_paused(),

@@ -494,8 +494,8 @@ fn an_image_that_has_its_room_is_restored_whatever_others_take_meanwhile() {
     }
 }
 
-/// Killed at any step, every disk is the old one or the new one and never a part of one, an old one that was replaced is
-/// still there until the definition is in, and the next restore finishes.
+/// Killed at any step, every disk is the old one or the new one and never a part of one, an old one that was replaced
+/// is still there until the definition is in, and the next restore finishes.
 #[test]
 fn killed_at_any_step_of_a_restore_each_disk_is_whole_and_the_next_one_finishes() {
     let env = Env::new("killed restore");

@@ -1,4 +1,4 @@
-//! The play in README, run by the real `ansible-playbook`.
+//! The play in the documents, run by the real `ansible-playbook`.
 
 // A test stops at what it does not expect.
 
@@ -15,7 +15,7 @@ const MIB: u64 = 1 << 20;
 fn play(host: &Host, flags: &[&str]) -> BTreeMap<String, u32> {
     let env = &host.env;
     let (_, section) =
-        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).split_once("## Ansible\n").unwrap();
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/ansible.md")).split_once("# Ansible\n").unwrap();
     let (_, rest) = section.split_once("```yaml\n").unwrap();
     fs::write(env.path("kvmb.yml"), rest.split("```").next().unwrap()).unwrap();
     fs::write(env.path("hosts"), "[kvm_hosts]\nlocalhost ansible_connection=local\n").unwrap();
@@ -38,7 +38,7 @@ fn play(host: &Host, flags: &[&str]) -> BTreeMap<String, u32> {
 }
 
 #[test]
-fn the_play_in_readme_changes_what_it_must_and_nothing_the_second_time() {
+fn the_play_in_the_documents_changes_what_it_must_and_nothing_the_second_time() {
     parts::require(&["ansible-playbook"]);
     let host = Host::new("ansible");
     let env = &host.env;

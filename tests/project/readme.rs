@@ -1,4 +1,4 @@
-//! What README and the help texts tell of exists, and what exists is told of in README.
+//! What the documents and the help texts name exists, and what exists is documented.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,8 +11,20 @@ use kvmb::cli::failure::Code;
 use serde_json::Value;
 
 const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
+const REFERENCE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference.md"));
+const HOOKS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/hooks.md"));
 const FRENCH: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.fr.md"));
 const CHANGELOG: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/CHANGELOG.md"));
+
+/// Every page for users, by its path.
+fn pages() -> BTreeMap<String, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = fs::read_dir(root.join("docs")).expect("docs").map(|entry| entry.expect("docs").path());
+    let docs = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let all = ["README.md", "README.fr.md", "CHANGELOG.md"].map(|name| root.join(name)).into_iter().chain(docs);
+    let name = |path: &Path| path.strip_prefix(root).expect("below the root").display().to_string();
+    all.map(|path| (name(&path), fs::read_to_string(&path).expect("UTF-8"))).collect()
+}
 
 /// What `kvmb … --help` prints.
 fn help(words: &[&str]) -> String {
@@ -107,7 +119,8 @@ fn check(call: &str, all: &BTreeMap<String, String>, place: &str) -> bool {
 fn every_command_and_flag_in_readme_exists() {
     let all = all();
     let mut count = 0;
-    for (place, text) in [("README.md", README), ("README.fr.md", FRENCH), ("CHANGELOG.md", CHANGELOG)] {
+    let pages = pages();
+    for (place, text) in &pages {
         for call in code(text).iter().flat_map(|code| calls(code)).filter(|call| !call.contains("COMMAND")) {
             assert!(check(&call, &all, place), "{place}: no such command: {call}");
             count += 1;
@@ -116,7 +129,7 @@ fn every_command_and_flag_in_readme_exists() {
     assert!(count > 40, "only {count} calls were found");
     // Flags by themselves, as `--scratch DIR`, belong to some command.
     let everything: BTreeSet<String> = all.values().flat_map(|text| flags(text)).collect();
-    for (place, text) in [("README.md", README), ("README.fr.md", FRENCH)] {
+    for (place, text) in pages.iter().filter(|(place, _)| *place != "CHANGELOG.md") {
         for code in code(text).iter().filter(|code| code.starts_with('-')) {
             let flag = code.split([' ', '|']).next().unwrap_or(code);
             assert!(everything.contains(flag) || flag == "-vv", "{place}: no command has {flag}");
@@ -131,19 +144,28 @@ fn anchor(heading: &str) -> String {
 }
 
 #[test]
-fn every_link_within_readme_leads_somewhere_and_every_section_is_in_the_contents() {
+fn every_link_leads_somewhere_and_every_section_of_readme_is_in_the_contents() {
     let headings = |text: &str| -> BTreeSet<String> {
         let outside_of_code = text.split("```").step_by(2).collect::<String>();
         outside_of_code.lines().filter_map(|line| line.strip_prefix("## ")).map(anchor).collect()
     };
-    let pages = BTreeMap::from([("README.md", README), ("README.fr.md", FRENCH)]);
+    let pages = pages();
     for (page, text) in &pages {
         let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
         for link in links.filter(|link| !link.starts_with("https://")) {
             let (file, heading) = link.split_once('#').unwrap_or((link, ""));
-            let there = if file.is_empty() { *text } else { pages[file] };
+            let target = match (file.strip_prefix("../"), Path::new(page).parent()) {
+                _ if file.is_empty() => page.clone(),
+                (Some(above), _) => above.to_owned(),
+                (None, Some(folder)) => folder.join(file).display().to_string(),
+                (None, None) => file.to_owned(),
+            };
+            let there = pages.get(&target).unwrap_or_else(|| panic!("{page}: {link} leads nowhere"));
             assert!(heading.is_empty() || headings(there).contains(heading), "{page}: {link} leads nowhere");
         }
+    }
+    for page in pages.keys().filter(|page| page.starts_with("docs/")) {
+        assert!(README.contains(&format!("]({page})")), "README.md has no link to {page}");
     }
     for (page, other) in [(README, "README.fr.md"), (FRENCH, "README.md")] {
         assert!(page.lines().take(5).any(|line| line.contains(&format!("]({other})"))), "no link to {other}");
@@ -155,6 +177,17 @@ fn every_link_within_readme_leads_somewhere_and_every_section_is_in_the_contents
 }
 
 #[test]
+fn the_tables_in_readme_are_what_the_program_prints() {
+    let printed = include_str!("snapshots/tables-80.txt");
+    let tables: Vec<&str> =
+        README.split("```text\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect();
+    assert!(tables.len() >= 3, "{tables:?}");
+    for table in tables {
+        assert!(printed.contains(table), "README.md shows what kvmb does not print:\n{table}");
+    }
+}
+
+#[test]
 fn both_editions_have_the_same_configuration() {
     let configuration = |text: &str| -> Value {
         let (_, rest) = text.split_once("```json\n").expect("a configuration");
@@ -162,7 +195,7 @@ fn both_editions_have_the_same_configuration() {
     };
     assert_eq!(configuration(README), configuration(FRENCH));
     for key in configuration(FRENCH).as_object().expect("keys").keys() {
-        assert!(FRENCH.contains(&format!("| `{key}` |")), "README.fr.md does not tell of {key}");
+        assert!(FRENCH.contains(&format!("| `{key}` |")), "README.fr.md does not name {key}");
     }
 }
 
@@ -171,9 +204,9 @@ fn every_command_is_in_readme_and_the_changelog() {
     let all = all();
     assert!(all.len() >= 15, "{:?}", all.keys());
     for command in all.keys().filter(|command| !command.is_empty()) {
-        assert!(README.contains(&format!("`kvmb {command}`")), "README.md does not tell of kvmb {command}");
+        assert!(README.contains(&format!("`kvmb {command}`")), "README.md does not name kvmb {command}");
         let first = command.split(' ').next().unwrap_or(command);
-        assert!(CHANGELOG.contains(&format!("`kvmb {first}`")), "CHANGELOG.md does not tell of kvmb {first}");
+        assert!(CHANGELOG.contains(&format!("`kvmb {first}`")), "CHANGELOG.md does not name kvmb {first}");
     }
 }
 
@@ -239,9 +272,9 @@ fn every_flag_in_the_help_has_words_and_is_taken() {
 }
 
 #[test]
-fn the_codes_in_readme_are_those_of_the_program() {
+fn the_codes_in_the_reference_are_those_of_the_program() {
     let rows = |heading: &str| -> Vec<(String, String)> {
-        let (_, rest) = README.split_once(heading).expect(heading);
+        let (_, rest) = REFERENCE.split_once(heading).expect(heading);
         let rows = rest.lines().skip_while(|line| !line.starts_with("| --- |")).skip(1);
         rows.take_while(|line| line.starts_with('|'))
             .map(|line| {
@@ -274,17 +307,16 @@ fn sources() -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_variable_is_in_readme_and_the_manual_and_is_read_somewhere() {
+fn every_variable_is_in_the_reference_and_the_manual_and_is_read_somewhere() {
     let names = |text: &str| -> BTreeSet<String> {
         let is_name = |c: char| c.is_ascii_uppercase() || c == '_';
         text.split(|c| !is_name(c)).filter(|word| word.starts_with("KVMB_")).map(str::to_owned).collect()
     };
-    // Hooks are told by variables of their own.
+    // Hooks have variables of their own.
     let of_hooks = names(&fs::read_to_string("src/cli/hooks.rs").expect("UTF-8"));
-    let (_, table) = README.split_once("Environment of a hook.").expect("a table");
-    let told = names(table.split("\n## ").next().unwrap_or_default());
-    assert_eq!(told, of_hooks.into_iter().filter(|name| !name.contains("PASSWORD")).collect::<BTreeSet<_>>());
-    let readme = README.replace(table.split("\n## ").next().unwrap_or_default(), "");
+    let (_, table) = HOOKS.split_once("Environment of a hook.").expect("a table");
+    let documented = names(table);
+    assert_eq!(documented, of_hooks.into_iter().filter(|name| !name.contains("PASSWORD")).collect::<BTreeSet<_>>());
     let elsewhere = |path: &PathBuf| !["cli/environment.rs", "cli/hooks.rs"].iter().any(|file| path.ends_with(file));
     let source = sources().into_iter().filter(elsewhere);
     let read: BTreeSet<String> = source
@@ -297,10 +329,12 @@ fn every_variable_is_in_readme_and_the_manual_and_is_read_somewhere() {
         read,
         "see src/cli/environment.rs"
     );
-    // An example of a hook may stand before the table.
-    let in_readme = names(&readme).into_iter().filter(|name| read.contains(name) || !told.contains(name)).collect();
-    assert_eq!(read, in_readme, "README.md and the sources");
+    let (_, table) = REFERENCE.split_once("## Variables").expect("a table");
+    assert_eq!(read, names(table.split("\n## ").next().unwrap_or_default()), "docs/reference.md and the sources");
     for (name, meaning) in VARIABLES {
-        assert!(README.contains(&format!("| `{name}` | {meaning} |")), "README.md says something else of {name}");
+        assert!(
+            REFERENCE.contains(&format!("| `{name}` | {meaning} |")),
+            "docs/reference.md says something else of {name}"
+        );
     }
 }

@@ -56,7 +56,7 @@ fn nothing_that_people_read_has_a_word_of_the_old_dialect() {
         ["README.md", "CHANGELOG.md", "example_config.json", "config.schema.json", "Makefile"]
             .map(|path| (path.to_owned(), source(path)))
             .into();
-    for folder in ["man", "completions", "tests/project/snapshots"] {
+    for folder in ["docs", "man", "completions", "tests/project/snapshots"] {
         let entries = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).expect("a folder");
         texts.extend(entries.map(|entry| {
             let path = format!("{folder}/{}", entry.expect("an entry").file_name().to_string_lossy());
@@ -100,7 +100,7 @@ fn every_command_in_a_hint_is_one_that_kvmb_understands() {
 #[test]
 fn the_spelling_is_right() {
     crate::support::parts::require(&["codespell"]);
-    let files = ["README.md", "CHANGELOG.md", "example_config.json", "src", ".ci", "Makefile"];
+    let files = ["README.md", "CHANGELOG.md", "docs", "example_config.json", "src", ".ci", "Makefile"];
     let output = Command::new("codespell")
         // Words of the code and of other programs.
         .args(["--ignore-words-list", "crate,fo,te,ser,nd,ba,bu,ot,tim,unx,fpr,timout,keep-alives,hda"])

@@ -239,7 +239,8 @@ fn disk_note(disk: &Disk) -> String {
 
 fn point_state(point: &crate::record::Point) -> String {
     if !point.damage.is_empty() {
-        return format!("DAMAGED ({} places)", point.damage.len());
+        let count = point.damage.len();
+        return format!("DAMAGED ({count} {})", if count == 1 { "place" } else { "places" });
     }
     let mut words = vec![consistency(&point.consistency).to_owned()];
     words.extend(point.pinned.then(|| "pinned".to_owned()));

@@ -1,5 +1,6 @@
 //! `kvmb man`
 
+mod first_week;
 mod page;
 mod records;
 mod roff;

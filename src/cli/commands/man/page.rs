@@ -1,5 +1,6 @@
 //! The pages: what clap knows of a command, and what it does not know.
 
+use super::first_week;
 use super::records::{Kind, RecordField, kinds};
 use super::roff::{Text, join, rendered};
 use crate::cli::environment::{FOREIGN, VARIABLES};
@@ -74,6 +75,11 @@ fn page(command: &Command) -> Result<Page, CliError> {
         rendered(|to| man.render_synopsis_section(to))?,
         rendered(|to| man.render_description_section(to))?,
     ];
+    if is_root {
+        let mut story = Text::default();
+        first_week::section(&mut story);
+        parts.push(story.finish());
+    }
     if command.has_subcommands() {
         parts.push(rendered(|to| man.render_subcommands_section(to))?.replace("SUBCOMMANDS", "COMMANDS"));
     }
@@ -93,7 +99,7 @@ fn page(command: &Command) -> Result<Page, CliError> {
         files(&mut text);
     }
     text.section("SEE ALSO");
-    let others = "restic(1), virsh(1), qemu-nbd(8)";
+    let others = "restic(1), virsh(1), qemu-storage-daemon(1)";
     text.paragraph(&if is_root { others.to_owned() } else { format!("kvmb(1), {others}") });
     parts.push(text.finish());
     Ok(Page { file: format!("{}.1", name(command)), text: join(&parts) })
@@ -135,9 +141,8 @@ fn all_records(text: &mut Text) {
     text.section("RECORDS");
     text.paragraph(
         "Commands print records: one JSON object per line, starting with `type`. Sizes end in `_bytes` and are bytes; \
-         times are RFC 3339 with offset. Fields that do not apply are \
-         omitted. Unknown fields and types are passed on. Commands without \
-         names on the command line read records from standard input. A `failure` record in the input \
+         times are RFC 3339 with offset. Fields that do not apply are omitted. Unknown fields and types are passed on. \
+         Commands without names on the command line read records from standard input. A `failure` record in the input \
          is passed on, its machine is skipped, and the exit status is not 0.",
     );
     for kind in kinds() {

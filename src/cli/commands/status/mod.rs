@@ -31,8 +31,9 @@ use thresholds::ThresholdArgs;
 /// Checks the machines in selected_vms, otherwise those of the schedule, otherwise all, and the machines that have
 /// points. Prints a 'check' record for each machine ('backup'), the repository, the second repository ('copy'), the
 /// key, retention (a warning if there are rules and no prune ran for a week) and the free space of a repository, if the
-/// history of this host shows how it grows. A machine that was never backed up is critical. A machine that has points but no longer exists is shown
-/// without an alarm. The results of runs are known only on the host, and to the user, that ran them.
+/// history of this host shows how it grows. A machine that was never backed up is critical. A machine that has points
+/// but no longer exists is shown without an alarm. The results of runs are known only on the host, and to the user,
+/// that ran them.
 ///
 /// Exits with code 1 if something is critical, 4 for damage. For metrics and Zabbix it fails only if nothing could be
 /// determined.
