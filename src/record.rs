@@ -1,23 +1,23 @@
 //! The records: what kvmb's commands say to each other, to scripts and to Ansible.
 //!
-//! One JSON object a line, `"type"` first. Sizes end in `_bytes` and are bytes; times are RFC 3339 with offset. A field
-//! that does not apply is left out. A reader ignores what it does not know and passes it on: every type keeps unknown
-//! fields in `extra`, and [`Record::Other`] keeps unknown types whole.
+//! One JSON object a line, `"type"` first. Sizes end in `_bytes` and are bytes; times are RFC 3339 with offset, in
+//! whole milliseconds. A field that does not apply is left out. A reader ignores what it does not know and passes it on:
+//! every type keeps unknown fields in `extra`, and [`Record::Other`] keeps unknown types whole.
 //!
 //! The fields below *are* the documentation of the wire format; `tests/records.rs` holds what the commands print
 //! against it.
 
+mod outcome;
 mod parts;
+mod time;
 
+pub use outcome::{Copied, Damage, DamagedPoint, RestoredDisk, RestoredTo};
 pub use parts::{LeftOut, PointFile};
+pub use time::{Time, time_value};
 
-use chrono::{DateTime, FixedOffset};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-
-/// A moment, RFC 3339 with offset.
-pub type Time = DateTime<FixedOffset>;
 
 /// Fields that this version does not know; passed on as they came.
 pub type Extra = Map<String, Value>;
@@ -131,7 +131,7 @@ pub struct Disk {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nbd: Option<String>,
     /// The time of the capture.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "time::serialize_option")]
     pub captured_at: Option<Time>,
     /// `filesystem` (frozen by the guest agent), `crash` (crash-consistent), `offline` (the machine was stopped), or
     /// `moving` (no capture: hashed while the guest may have written).
@@ -230,6 +230,9 @@ pub struct File {
 pub struct Point {
     /// The point's id: the restic snapshot's.
     pub point: String,
+    /// The beginning of the id, as tables show it; it names the point wherever it is unambiguous.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub short_id: String,
     /// The repository that holds it.
     pub repo: String,
     /// The machine's name.
@@ -239,6 +242,7 @@ pub struct Point {
     /// The libvirt host that it was taken on.
     pub host: String,
     /// The time of the capture.
+    #[serde(serialize_with = "time::serialize")]
     pub captured_at: Time,
     /// `filesystem`, `crash` or `offline`.
     pub consistency: String,
@@ -265,6 +269,15 @@ pub struct Point {
     pub batch_machines: Option<usize>,
     /// Its disks.
     pub disks: Vec<PointDisk>,
+    /// How much of all disks was read.
+    #[serde(default)]
+    pub read_bytes: u64,
+    /// How much of that was new to the repository.
+    #[serde(default)]
+    pub new_bytes: u64,
+    /// Space used by the new data, compressed and encrypted.
+    #[serde(default)]
+    pub stored_bytes: u64,
     /// The files of the host that are in the point beside the disks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<PointFile>,
@@ -287,7 +300,7 @@ pub struct Point {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified: Option<Value>,
     /// When it was verified.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "time::serialize_option")]
     pub verified_at: Option<Time>,
     /// What `verify` or `restore` found damaged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -326,82 +339,6 @@ pub struct PointDisk {
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,
-}
-
-/// A point that lacks chunks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct DamagedPoint {
-    /// Its id.
-    pub point: String,
-    /// Its machine's name.
-    pub machine: String,
-    /// The disks, by target name; none when the point's own description cannot be read.
-    pub disks: Vec<String>,
-}
-
-/// A damaged piece of a point.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Damage {
-    /// The affected disk; omitted if the description of the point is damaged.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub disk: Option<String>,
-    /// Offset of the damaged range of the disk.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub offset_bytes: Option<u64>,
-    /// Length of the damaged range.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub length_bytes: Option<u64>,
-    /// The file of the repository, if it is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub file: Option<String>,
-    /// Description of the damage.
-    pub error: String,
-}
-
-/// What copying a point from one repository to another took.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Copied {
-    /// The repository that it was copied from.
-    pub from_repo: String,
-    /// Its id there.
-    pub from_point: String,
-    /// Whether it was already there, so that nothing was copied.
-    pub already_there: bool,
-    /// What the other repository did not have.
-    pub new_bytes: u64,
-    /// Space used by the new data there, compressed and encrypted.
-    pub stored_bytes: u64,
-}
-
-/// Where `restore` put a point.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct RestoredTo {
-    /// The machine that was defined; left out with `--no-define`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub machine: Option<String>,
-    /// Its UUID.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub uuid: Option<String>,
-    /// The definition as a file, when it was written to one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub definition: Option<String>,
-    /// The disks that were written.
-    pub disks: Vec<RestoredDisk>,
-    /// Whether the machine was started.
-    pub started: bool,
-}
-
-/// One restored disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct RestoredDisk {
-    /// The disk's target name.
-    pub disk: String,
-    /// The file or device that holds it now.
-    pub path: String,
-    /// Its format.
-    pub format: String,
-    /// Its size as the guest sees it.
-    pub capacity_bytes: u64,
 }
 
 /// A change that was made, or would be made without `--dry-run`.

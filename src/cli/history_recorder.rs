@@ -40,9 +40,7 @@ impl<'c> HistoryRecorder<'c> {
 
     /// Notes how the work on a machine went that began then.
     pub fn run(&self, machine: &str, uuid: &str, began_at: Time, result: Result<&Point, &CliError>) {
-        let sum = |of: fn(&crate::record::PointDisk) -> u64| {
-            result.map_or(0, |point| point.disks.iter().map(of).sum::<u64>())
-        };
+        let total = |of: fn(&Point) -> u64| result.map_or(0, of);
         let known = |point: &Point| KnownPoint { point: point.point.clone(), captured_at: point.captured_at };
         // A point that was found damaged as soon as it was read back is none to restore.
         let stored = result.ok().filter(|point| point.damage.is_empty());
@@ -59,9 +57,9 @@ impl<'c> HistoryRecorder<'c> {
             code: error.as_ref().map(|error| error.code.word().to_owned()),
             error: error.as_ref().map(|error| error.message.clone()),
             point: stored.map(known),
-            read_bytes: sum(|disk| disk.read_bytes),
-            new_bytes: sum(|disk| disk.new_bytes),
-            stored_bytes: sum(|disk| disk.stored_bytes),
+            read_bytes: total(|point| point.read_bytes),
+            new_bytes: total(|point| point.new_bytes),
+            stored_bytes: total(|point| point.stored_bytes),
         };
         self.change(machine, uuid, |memory| memory.note_run(run));
     }

@@ -219,7 +219,7 @@ fn is_for_a_plugin() -> bool {
 
 /// What a monitoring plugin says that cannot even begin.
 fn refuse_plugin(why: &str) -> Exit {
-    output::Output::new(Format::Jsonl, ClosedPipe::Reads).text(status::unknown(why).as_bytes());
+    output::Output::new(Format::Jsonl, ClosedPipe::Reads, table::View::Listing).text(status::unknown(why).as_bytes());
     Exit::Plugin(PluginState::Unknown)
 }
 

@@ -2,7 +2,7 @@
 
 use crate::cli::color;
 use crate::cli::stderr::report;
-use crate::cli::table::{self, TableOptions};
+use crate::cli::table::{self, TableOptions, View};
 use crate::record::Record;
 use clap::ValueEnum;
 use std::io::{self, IsTerminal, Write};
@@ -47,7 +47,10 @@ fn terminal_width() -> Option<usize> {
 pub struct Output {
     format: Format,
     effect: ClosedPipe,
+    view: View,
     held: Vec<Record>,
+    /// Lines below the table.
+    closing: String,
     /// Nothing is printed any more.
     ended: bool,
     closed: bool,
@@ -56,13 +59,22 @@ pub struct Output {
 
 impl Output {
     /// Output in `format`; `Auto` is decided here.
-    pub fn new(format: Format, effect: ClosedPipe) -> Output {
+    pub fn new(format: Format, effect: ClosedPipe, view: View) -> Output {
         let format = match format {
             Format::Auto if io::stdout().is_terminal() => Format::Table,
             Format::Auto => Format::Jsonl,
             chosen => chosen,
         };
-        Output { format, effect, held: Vec::new(), ended: false, closed: false, failed: false }
+        Output {
+            format,
+            effect,
+            view,
+            held: Vec::new(),
+            closing: String::new(),
+            ended: false,
+            closed: false,
+            failed: false,
+        }
     }
 
     /// Prints a record, at once where the format allows it.
@@ -72,6 +84,11 @@ impl Output {
             Format::Jsonl => self.write((record.to_line() + "\n").as_bytes()),
             _ => self.held.push(record.clone()),
         }
+    }
+
+    /// Adds lines that stand below a table.
+    pub fn close_table(&mut self, text: &str) {
+        self.closing.push_str(text);
     }
 
     /// Prints what was held back: the table, or the array. What comes after it is not printed.
@@ -86,9 +103,14 @@ impl Output {
                 self.write(format!("[{}]\n", lines.join(",\n ")).as_bytes());
             }
             Format::Table => {
-                let options =
-                    TableOptions { width: terminal_width(), color: color::is_wanted(io::stdout().is_terminal()) };
-                self.write(table::render(&held, chrono::Local::now().fixed_offset(), options).as_bytes());
+                let color = color::is_wanted(io::stdout().is_terminal());
+                let options = TableOptions { width: terminal_width(), color, view: self.view };
+                let mut text = table::render(&held, chrono::Local::now().fixed_offset(), options);
+                if !self.closing.is_empty() {
+                    let gap = if text.is_empty() { "" } else { "\n" };
+                    text = format!("{text}{gap}{}", self.closing);
+                }
+                self.write(text.as_bytes());
             }
             _ => {}
         }

@@ -4,6 +4,7 @@ use crate::cli::exit_code::{ExitCode, PluginState, Tally};
 use crate::cli::failure::{CliError, Code};
 use crate::cli::output::{ClosedPipe, Format, Output};
 use crate::cli::stderr;
+use crate::cli::table::View;
 use crate::log::TOLD;
 use crate::record::{Check, Failure, Point, Record};
 
@@ -42,7 +43,8 @@ pub struct Session {
 impl Session {
     /// Begins a command.
     pub fn new(format: Format, command: &'static str, effect: ClosedPipe) -> Session {
-        let output = Output::new(format, effect);
+        let view = if command == "backup" { View::Backup } else { View::Listing };
+        let output = Output::new(format, effect, view);
         Session { command, output, tally: Tally::default(), kept: None, plugin: None }
     }
 
@@ -156,6 +158,11 @@ impl Session {
         self.print(&Record::Check(check));
     }
 
+    /// Adds lines that close a table; other formats do not have them.
+    pub fn close_table(&mut self, text: &str) {
+        self.output.close_table(text);
+    }
+
     /// Ends the output before the command: what happens later is on standard error and in the exit code.
     pub fn end_output(&mut self) {
         self.output.finish();
@@ -211,13 +218,12 @@ impl Session {
 
 /// The line of a machine that was backed up.
 fn log_stored(point: &Point) {
-    let sum = |of: fn(&crate::record::PointDisk) -> u64| point.disks.iter().map(of).sum::<u64>();
     tracing::info!(
         machine = point.machine,
         point = point.point,
-        read_bytes = sum(|disk| disk.read_bytes),
-        new_bytes = sum(|disk| disk.new_bytes),
-        stored_bytes = sum(|disk| disk.stored_bytes),
+        read_bytes = point.read_bytes,
+        new_bytes = point.new_bytes,
+        stored_bytes = point.stored_bytes,
         duration_seconds = point.duration_seconds,
         "{} was backed up",
         point.machine

@@ -105,6 +105,7 @@ impl<'a> Verifier<'a> {
     fn unreadable(&self, point: &PointRef, reason: String) -> record::Point {
         record::Point {
             point: point.id.to_string(),
+            short_id: point.id.short(),
             repo: self.repo.url(),
             machine: point.machine().to_owned(),
             uuid: String::new(),
@@ -119,6 +120,9 @@ impl<'a> Verifier<'a> {
             batch: None,
             batch_machines: None,
             disks: Vec::new(),
+            read_bytes: 0,
+            new_bytes: 0,
+            stored_bytes: 0,
             files: Vec::new(),
             left_out: Vec::new(),
             duration_seconds: None,

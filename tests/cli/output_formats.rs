@@ -39,16 +39,56 @@ fn plain(screen: &str) -> String {
 }
 
 #[test]
+fn a_point_has_totals_a_short_id_and_times_that_find_it_again() {
+    let env = Env::new("totals");
+    env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).disk(Disk::raw(2 * MIB)).define();
+    let backup = || env.sh("kvmb backup --all -r $R").run().assert_ok().record_of("point");
+    env.sh("kvmb init -r $R").run().assert_ok();
+    let (first, second) = (backup(), backup());
+    for point in [&first, &second] {
+        for field in ["read_bytes", "new_bytes", "stored_bytes"] {
+            let sum: u64 = point["disks"].as_array().unwrap().iter().map(|disk| disk[field].as_u64().unwrap()).sum();
+            assert_eq!(point[field], sum, "{field}: {point}");
+        }
+        assert!(point["point"].as_str().unwrap().starts_with(point["short_id"].as_str().unwrap()), "{point}");
+        assert_eq!(point["short_id"].as_str().unwrap().len(), 8);
+        let captured_at = point["captured_at"].as_str().unwrap();
+        let fraction = captured_at.split_once('.').unwrap_or_else(|| panic!("no fraction: {captured_at}")).1;
+        assert_eq!(fraction.find(['+', '-']), Some(3), "{captured_at}");
+        // The time of a record names its point, although it is cut off.
+        let name = format!("kvmb-test-vm1@{captured_at}");
+        let verified = env.kvmb(["verify", "-r", &env.repo(), &name]).run().assert_ok().record_of("point");
+        assert_eq!(verified["point"], point["point"]);
+    }
+    // Machines without a terminal get no summary.
+    assert!(!env.sh("kvmb backup --all -r $R").run().assert_ok().stdout().contains("backed up"));
+    env.assert_nothing_left();
+}
+
+#[test]
 fn a_terminal_gets_tables_and_a_pipe_gets_records() {
     let env = Env::new("tables");
     env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
     env.sh("kvmb init -r $R && kvmb backup --all -r $R").run().assert_ok();
     let repo = env.repo();
+    let into = env.path("into").display().to_string();
+    fs::create_dir(&into).expect("a folder");
+    let restored_to = format!("restored vda to {into}/");
     for (command, words) in [
         (vec!["vms"], ["MACHINE", "STATE", "kvmb-test-vm1", "shut off"]),
         (vec!["disks", "kvmb-test-vm1"], ["CAPACITY", "SOURCE", "vda", "1.00 MiB"]),
         (vec!["points", "-r", &repo], ["CAPTURED", "AGE", "kvmb-test-vm1", "offline"]),
         (vec!["verify", "--all", "-r", &repo], ["POINT", "VERIFIED", "kvmb-test-vm1", "full"]),
+        (vec!["backup", "kvmb-test-vm1", "-r", &repo], ["READ MODE", "DURATION", "changed", "backed up 1 machine in "]),
+        (
+            vec!["restore", "kvmb-test-vm1", "-r", &repo, "--into", &into, "--no-define"],
+            [
+                "restored vda to ",
+                &restored_to,
+                "restored the definition of kvmb-test-vm1 to ",
+                "next step: virsh define ",
+            ],
+        ),
         (vec!["hash", "password"], ["SHA-256", "SIZE", "FILE", "password"]),
         (vec!["init", "-r", &repo], ["ACTION", "CHANGED", "no", "the repository already exists"]),
         (vec!["release", "kvmb-test-vm1"], ["ACTION", "REASON", "release", "no open capture"]),

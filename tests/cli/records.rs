@@ -22,15 +22,16 @@ struct Field {
 
 type Fields = BTreeMap<String, Field>;
 
-/// The structs of `src/record.rs` and `src/record/parts.rs`, and the variants of its enums (as `Source::File`), with
+/// The structs of `src/record.rs` and of `parts.rs` and `outcome.rs` below it, and the variants of its enums (as `Source::File`), with
 /// their fields.
 fn documented() -> BTreeMap<String, Fields> {
     let record = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record.rs"));
     let parts = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record/parts.rs"));
+    let outcome = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record/outcome.rs"));
     let (mut structs, mut path, mut documentation, mut attributes) =
         (BTreeMap::new(), Vec::<String>::new(), String::new(), String::new());
     let types = |source: &'static str| source.lines().take_while(|line| !line.starts_with("impl "));
-    for line in types(record).chain(types(parts)) {
+    for line in types(record).chain(types(parts)).chain(types(outcome)) {
         let text = line.trim();
         let opened = |head: &str| text.strip_prefix(head).and_then(|rest| rest.strip_suffix(" {")).map(str::to_owned);
         if let Some(words) = text.strip_prefix("///") {

@@ -406,7 +406,8 @@ pub fn of_records(now: Time) -> Vec<Record> {
         "new_bytes": 2u64 << 30, "stored_bytes": 1u64 << 30 });
     let point = |name: &str, hours: i64, more: Value| {
         let mut point = json!({ "type": "point", "point": id(name), "repo": REPO, "machine": name, "uuid": "u",
-            "host": "host1", "captured_at": ago(hours), "consistency": "crash", "disks": [disk] });
+            "host": "host1", "captured_at": ago(hours), "consistency": "crash", "disks": [disk],
+            "read_bytes": 3u64 << 30, "new_bytes": 2u64 << 30, "stored_bytes": 1u64 << 30, "duration_seconds": 75.5 });
         merge(&mut point, more);
         point
     };

@@ -11,7 +11,8 @@ use std::process::Command;
 use super::messages;
 use chrono::{Local, TimeZone};
 use kvmb::cli::failure::CliError;
-use kvmb::cli::table::{self, TableOptions};
+use kvmb::cli::table::{self, TableOptions, View};
+use kvmb::record::Record;
 
 /// Compares a text with the file that pins it, or writes that file.
 #[track_caller]
@@ -88,7 +89,10 @@ fn the_tables_are_pinned_in_narrow_and_wide_terminals() {
     let now = Local.with_ymd_and_hms(2026, 11, 20, 12, 0, 0).unwrap().fixed_offset();
     let records = messages::of_records(now);
     for width in [80, 160] {
-        let text = table::render(&records, now, TableOptions { width: Some(width), color: false });
+        let options = TableOptions { width: Some(width), ..TableOptions::default() };
+        let points: Vec<Record> = records.iter().filter(|record| record.kind() == "point").cloned().collect();
+        let of_a_backup = table::render(&points, now, TableOptions { view: View::Backup, ..options });
+        let text = format!("{}\n{of_a_backup}", table::render(&records, now, options));
         assert_pinned(&format!("tables-{width}.txt"), &text);
     }
 }

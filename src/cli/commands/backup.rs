@@ -16,6 +16,8 @@ use crate::cli::hooks::HookRunner;
 use crate::cli::machine_args::{self, Selection};
 use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::{About, Session};
+use crate::cli::stderr::say;
+use crate::cli::table::{bytes, duration as span};
 use crate::cli::value_parsers::{duration, percent};
 use crate::ops::backup::Backup;
 use crate::ops::copy::transfer::Copier;
@@ -178,6 +180,9 @@ impl BackupArgs {
             let repo = repo.inspect_err(|error| none_stored(context, &first, &selected, began_at, error))?;
             let repo = opened.first.get_or_init(|| repo);
             self.run_all(context, repo, &hooks, selected.clone(), session)?;
+            if context.stop.requested() {
+                report_kept(session, selected.len());
+            }
             let has_second = second.is_some();
             if let Some(second) = second
                 && !context.stop.requested()
@@ -185,11 +190,12 @@ impl BackupArgs {
                 copy_all(context, repo, &second, &opened.second, &selected, session)?;
             }
             self.verify_samples(context, &opened, session)?;
-            if !pruned.is_empty() {
-                prune_all(context, &opened, has_second, session)?;
+            match pruned.is_empty() {
+                true => Ok(()),
+                false => prune_all(context, &opened, has_second, session),
             }
-            Ok(())
         });
+        summarize(context, session);
         note_free_space(context, &opened);
         self.update_monitoring(context, opened);
         done
@@ -443,6 +449,42 @@ fn prune_all(context: &Context, opened: &OpenedRepos, has_second: bool, session:
         }
     }
     Ok(())
+}
+
+/// The points that a run made, without those that it copied.
+fn new_points(session: &Session) -> impl Iterator<Item = &Point> {
+    session.kept_records().iter().filter_map(|record| match record {
+        Record::Point(point) if point.copied.is_none() => Some(point),
+        _ => None,
+    })
+}
+
+/// Says, after an interruption, what of the backup is done.
+fn report_kept(session: &Session, selected: usize) {
+    let done = new_points(session).filter(|point| point.verified.is_none() || point.damage.is_empty()).count();
+    if done < selected {
+        say(&format!(
+            "kvmb: interrupted; {done} of {selected} machines backed up, their points are complete; data that was \
+             already stored for the others is kept and used by the next backup"
+        ));
+    }
+}
+
+/// Closes the table of a run with its totals.
+fn summarize(context: &Context, session: &mut Session) {
+    let points: Vec<&Point> = new_points(session).collect();
+    if points.is_empty() {
+        return;
+    }
+    let sum = |of: fn(&Point) -> u64| bytes(points.iter().map(|point| of(point)).sum());
+    let machines = if points.len() == 1 { "1 machine".to_owned() } else { format!("{} machines", points.len()) };
+    let line = format!(
+        "backed up {machines} in {}: {} read, {} stored\n",
+        span(context.run.began.elapsed()),
+        sum(|point| point.read_bytes),
+        sum(|point| point.stored_bytes)
+    );
+    session.close_table(&line);
 }
 
 /// Notes how much is free where this run stored something, for `kvmb status`.

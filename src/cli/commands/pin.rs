@@ -8,7 +8,7 @@ use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::pin::Pinner;
 use crate::ops::points::{self, PointName};
-use crate::record::{Action, Record};
+use crate::record::{Action, Record, time_value};
 use crate::repo::Repository;
 use chrono::Local;
 use serde_json::json;
@@ -81,7 +81,7 @@ impl PinArgs {
         };
         let fields = json!({
             "machine": point.machine(),
-            "captured_at": point.snapshot.time,
+            "captured_at": time_value(point.snapshot.time),
             "repo": repo.url(),
             "previous": point.id.to_string(),
         });

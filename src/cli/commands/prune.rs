@@ -11,7 +11,7 @@ use crate::cli::table::bytes;
 use crate::ops::copy::plan::Copies;
 use crate::ops::points::{name_matches, no_such_point};
 use crate::ops::prune::{JudgedPoint, Living, Prune, PruneRequest, SecondTier};
-use crate::record::{Action, Extra, Record};
+use crate::record::{Action, Extra, Record, time_value};
 use crate::repo::{MaxUnused, PruneSummary, Repository};
 use crate::retention::{CalendarSpan, Keep, Policy};
 use chrono::Local;
@@ -271,7 +271,7 @@ impl PruneJob<'_> {
             "machine": judged.manifest.machine,
             "uuid": judged.manifest.uuid,
             "host": judged.manifest.host,
-            "captured_at": judged.manifest.captured_at,
+            "captured_at": time_value(judged.manifest.captured_at),
             "keep": judged.verdict.keep,
             "rules": reasons.iter().map(|reason| reason.word()).collect::<Vec<_>>(),
         });

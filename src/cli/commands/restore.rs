@@ -10,13 +10,15 @@ use crate::cli::prompt;
 use crate::cli::repo_args::{DefaultRepo, RepoArgs};
 use crate::cli::session::{About, Session};
 use crate::cli::stderr::say;
+use crate::cli::table::printable;
+use crate::ops;
 use crate::ops::Monitor;
 use crate::ops::points::{self, PointName, PointRef};
 use crate::ops::repo_lock::lock_for_reading;
-use crate::ops::restore::plan::{plan, refuse_running};
+use crate::ops::restore::plan::{RestorePlan, plan, refuse_running};
 use crate::ops::restore::restore;
 use crate::ops::restore::{ImageFormat, RestoreRequest};
-use crate::record::{Point, Record};
+use crate::record::{Point, Record, RestoredTo};
 use crate::repo::{Index, Repository};
 use clap::ValueEnum;
 use std::collections::BTreeMap;
@@ -302,8 +304,44 @@ impl RestoreArgs {
             return Ok(());
         }
         let connect = || context.open_hypervisor(None);
-        let restored = restore(repo, index, &opened, &planned, &connect, &context.monitor, &context.stop)?;
+        let restored = restore(repo, index, &opened, &planned, &connect, &context.monitor, &context.stop);
+        let restored = restored.map_err(|error| match error {
+            ops::Error::Interrupted => CliError::from(error).hint(what_is_kept(&planned)),
+            other => other.into(),
+        })?;
+        if let Some(place) = &restored.restored_to {
+            session.close_table(&summary(&restored.machine, place, context.global.connect.as_deref()));
+        }
         session.done(Record::Point(restored));
         Ok(())
     }
+}
+
+/// What an interrupted restore has left.
+fn what_is_kept(planned: &RestorePlan) -> String {
+    let devices: Vec<&str> = planned.devices().map(|path| path.to_str().unwrap_or("?")).collect();
+    match devices.is_empty() {
+        true => "existing images and the definition are unchanged; run the command again".into(),
+        false => format!("the content of {} is incomplete; run the command again", devices.join(" and ")),
+    }
+}
+
+/// Where everything is, and what to do next.
+fn summary(machine: &str, place: &RestoredTo, connect: Option<&str>) -> String {
+    let mut text: String =
+        place.disks.iter().map(|disk| format!("restored {} to {}\n", disk.disk, printable(&disk.path))).collect();
+    let quoted = |word: &str| shlex::try_quote(word).map_or_else(|_| printable(word), |word| printable(&word));
+    let virsh = connect.map_or_else(|| "virsh".to_owned(), |uri| format!("virsh -c {}", quoted(uri)));
+    match (&place.machine, &place.definition) {
+        (Some(name), _) if place.started => text.push_str(&format!("{} is running\n", printable(name))),
+        (Some(name), _) => text.push_str(&format!("next step: {virsh} start {}\n", quoted(name))),
+        (None, Some(file)) => text.push_str(&format!(
+            "restored the definition of {} to {}\nnext step: {virsh} define {}\n",
+            printable(machine),
+            printable(file),
+            quoted(file)
+        )),
+        (None, None) => {}
+    }
+    text
 }

@@ -4,7 +4,7 @@ use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::Session;
-use crate::record::{Action, Record};
+use crate::record::{Action, Record, time_value};
 use crate::repo::FoundLock;
 use serde_json::json;
 
@@ -54,8 +54,7 @@ impl UnlockArgs {
             (false, _) if holder.is_none() => format!("{held}; use --remove-all to remove it"),
             (false, _) => format!("not stale; {held}"),
         };
-        let fields =
-            json!({ "repo": url, "host": holder.map(|holder| &holder.hostname), "locked_at": holder.map(|h| h.time) });
+        let fields = json!({ "repo": url, "host": holder.map(|holder| &holder.hostname), "locked_at": holder.map(|h| time_value(h.time)) });
         Record::Action(Action {
             action: "unlock".into(),
             target: lock.id.to_string(),

@@ -1,6 +1,7 @@
 //! What stands in a cell: sizes, ages, moments and names, as people read them.
 
 use crate::record::{Action, Record, Source, Time, steers_terminal};
+use std::time::Duration;
 
 /// What a record is in a table: records of one kind that follow each other share a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +87,17 @@ pub fn age(now: Time, then: Time) -> String {
     }
 }
 
+/// How long something took.
+pub fn duration(length: Duration) -> String {
+    let seconds = length.as_secs();
+    match seconds {
+        0..=9 => format!("{:.1} s", length.as_secs_f64()),
+        10..=59 => format!("{seconds} s"),
+        60..=3599 => format!("{} min {} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
 /// A moment in local time, with the day of the week: what somebody remembers of it.
 pub fn moment(time: Time) -> String {
     time.with_timezone(&chrono::Local).format("%a %Y-%m-%d %H:%M:%S").to_string()
@@ -114,6 +126,13 @@ mod tests {
             ["2 days", "10 days", "20 days", "3 weeks", "8 weeks", "2 months", "13 months", "24 months", "2 years"]
         );
         assert_eq!(age(now, "2026-11-20T12:00:01+01:00".parse().unwrap()), "in the future");
+    }
+
+    #[test]
+    fn durations_read_well() {
+        let texts =
+            [0, 1_260, 9_999, 10_000, 59_999, 61_000, 3_600_000, 7_500_000].map(Duration::from_millis).map(duration);
+        assert_eq!(texts, ["0.0 s", "1.3 s", "10.0 s", "10 s", "59 s", "1 min 1 s", "1 h 0 min", "2 h 5 min"]);
     }
 
     #[test]

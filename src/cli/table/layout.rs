@@ -4,6 +4,16 @@
 //! words, with an indent; a word is never broken, so that paths and addresses can be copied. A note stands below its
 //! row and is never wrapped: it may be a command to copy.
 
+/// What a table of points is about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum View {
+    /// The points that there are.
+    #[default]
+    Listing,
+    /// The points that a run made, and what that took.
+    Backup,
+}
+
 /// How tables are printed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TableOptions {
@@ -11,6 +21,8 @@ pub struct TableOptions {
     pub width: Option<usize>,
     /// Whether to use colour.
     pub color: bool,
+    /// What a table of points is about.
+    pub view: View,
 }
 
 /// Two spaces between columns.
@@ -235,20 +247,20 @@ mod tests {
     fn a_narrow_terminal_leaves_out_columns_and_wraps_the_last_between_words() {
         let wide = table().render(TableOptions::default());
         assert!(wide.starts_with("NAME    SIZE  NOTE\nweb1  20 GiB  -\ndb1    4 GiB  a note"), "{wide}");
-        let narrow = table().render(TableOptions { width: Some(40), color: false });
+        let narrow = table().render(TableOptions { width: Some(40), color: false, ..TableOptions::default() });
         assert!(!narrow.contains("SIZE"), "{narrow}");
         assert!(narrow.contains("\n      sftp://kvm@backup.example.com//srv/kvm\n"), "{narrow}");
         let is_word = |line: &str| !line.trim().contains(' ');
         let fits = |line: &&str| line.chars().count() <= 40 || is_word(line) || line.starts_with("    run 'a command");
         assert!(narrow.lines().all(|line| fits(&line)), "{narrow}");
-        let tiny = table().render(TableOptions { width: Some(20), color: false });
+        let tiny = table().render(TableOptions { width: Some(20), color: false, ..TableOptions::default() });
         assert!(tiny.contains("\ndb1\n    a note of\n    several words\n"), "{tiny}");
     }
 
     #[test]
     fn colour_changes_nothing_but_the_colour() {
-        let plain = table().render(TableOptions { width: Some(60), color: false });
-        let painted = table().render(TableOptions { width: Some(60), color: true });
+        let plain = table().render(TableOptions { width: Some(60), color: false, ..TableOptions::default() });
+        let painted = table().render(TableOptions { width: Some(60), color: true, ..TableOptions::default() });
         assert!(painted.contains(BOLD) && !plain.contains('\u{1b}'));
         assert_eq!(painted.replace(BOLD, "").replace(RESET, ""), plain);
         assert_eq!(color_of("CRITICAL"), Some(RED));

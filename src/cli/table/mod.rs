@@ -14,8 +14,8 @@ use crate::record::{Action, Record, Time};
 use cells::{RecordKind, as_action, kind};
 use layout::Layout;
 
-pub use cells::{age, bytes, moment, printable};
-pub use layout::TableOptions;
+pub use cells::{age, bytes, duration, moment, printable};
+pub use layout::{TableOptions, View};
 
 /// Renders records of any mix: one table for each run of the same kind.
 pub fn render(records: &[Record], now: Time, options: TableOptions) -> String {
@@ -32,7 +32,7 @@ pub fn render(records: &[Record], now: Time, options: TableOptions) -> String {
                 text.extend(results.map(|action| printable(&prune_result(action)) + "\n"));
             }
             _ => {
-                let (columns, rows) = rows::of(run, now);
+                let (columns, rows) = rows::of(run, options.view, now);
                 text.push_str(&Layout { columns, rows }.render(options));
             }
         }

@@ -1,14 +1,18 @@
 //! Which columns a record has, and what is in them.
 
-use super::cells::{RecordKind, address, age, as_action, bytes, consistency, kind, moment, printable, short_id};
-use super::layout::{Column, Row};
+use super::cells::{
+    RecordKind, address, age, as_action, bytes, consistency, duration, kind, moment, printable, short_id,
+};
+use super::layout::{Column, Row, View};
 use crate::record::{Action, Check, Disk, Point, Record, Status, Time};
+use std::time::Duration;
 
 /// The columns and rows of records of one kind.
-pub(super) fn of(records: &[&Record], now: Time) -> (Vec<Column>, Vec<Row>) {
+pub(super) fn of(records: &[&Record], view: View, now: Time) -> (Vec<Column>, Vec<Row>) {
     let with_host = are_of_several_hosts(records);
     let mut rows: Vec<Row> = match kind(records[0]) {
         RecordKind::Forget => forgets(records, now),
+        RecordKind::Other("point") if view == View::Backup => return backups(records),
         _ => records.iter().map(|record| row(record, now, with_host)).collect(),
     };
     rows.iter_mut().for_each(|row| row.make_printable(printable));
@@ -139,6 +143,56 @@ fn row(record: &Record, now: Time, with_host: bool) -> Row {
         ]),
         Record::Failure(_) => Row::new(vec![]),
         Record::Other(_) => Row::new(vec![record.to_line()]),
+    }
+}
+
+/// The points that a backup made, and what that took.
+fn backups(records: &[&Record]) -> (Vec<Column>, Vec<Row>) {
+    let columns = vec![
+        Column::text("POINT"),
+        Column::text("MACHINE"),
+        Column::text("READ MODE"),
+        Column::number("READ"),
+        Column::number("STORED"),
+        Column::number("DURATION").optional(1),
+        Column::text("STATE"),
+    ];
+    let points = records.iter().filter_map(|record| match record {
+        Record::Point(point) => Some(point),
+        _ => None,
+    });
+    let row = |point: &Point| {
+        let took = point.duration_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let (mode, read, stored, took) = match &point.copied {
+            Some(copied) => ("copy".to_owned(), "-".to_owned(), copied.stored_bytes, None),
+            None => (read_mode(point), bytes(point.read_bytes), point.stored_bytes, took),
+        };
+        let mut state = point_state(point);
+        if point.verified.as_ref().is_some_and(|verified| *verified != serde_json::Value::Bool(false)) {
+            state.push_str(", verified");
+        }
+        Row::new(vec![
+            short_id(&point.point).to_owned(),
+            point.machine.clone(),
+            mode,
+            read,
+            bytes(stored),
+            took.map(duration).unwrap_or_default(),
+            state,
+        ])
+    };
+    let mut rows: Vec<Row> = points.map(row).collect();
+    rows.iter_mut().for_each(|row| row.make_printable(printable));
+    (columns, rows)
+}
+
+/// `full`, `changed`, or how many of the disks were read in full.
+fn read_mode(point: &Point) -> String {
+    let full = point.disks.iter().filter(|disk| disk.read_mode == "full").count();
+    match point.disks.first() {
+        None => "-".into(),
+        Some(first) if point.disks.iter().all(|disk| disk.read_mode == first.read_mode) => first.read_mode.clone(),
+        Some(_) => format!("{full} of {} full", point.disks.len()),
     }
 }
 

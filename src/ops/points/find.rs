@@ -51,7 +51,14 @@ fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset
         return Some((now - ago).fixed_offset());
     }
     if let Ok(moment) = DateTime::parse_from_rfc3339(text) {
-        return Some(moment);
+        // Records have whole milliseconds, and a time without a fraction is the whole second.
+        let nanoseconds = moment.timestamp_subsec_nanos();
+        let rest = match nanoseconds {
+            0 => 999_999_999,
+            _ if nanoseconds % 1_000_000 == 0 => 999_999,
+            _ => 0,
+        };
+        return Some(moment + Duration::nanoseconds(rest));
     }
     let local = |naive| last_moment_until(&Local, naive).map(|moment| moment.fixed_offset());
     for form in ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"] {

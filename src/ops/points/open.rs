@@ -240,8 +240,10 @@ impl OpenPoint {
 
 /// A point as a record.
 pub fn to_record(repo: &Repository, id: &Id, snapshot: &Snapshot, manifest: &Manifest) -> record::Point {
+    let sum = |of: fn(&ManifestDisk) -> u64| manifest.disks.iter().map(of).sum();
     record::Point {
         point: id.to_string(),
+        short_id: id.short(),
         repo: repo.url(),
         machine: manifest.machine.clone(),
         uuid: manifest.uuid.clone(),
@@ -256,6 +258,9 @@ pub fn to_record(repo: &Repository, id: &Id, snapshot: &Snapshot, manifest: &Man
         batch: None,
         batch_machines: None,
         disks: manifest.disks.iter().map(ManifestDisk::to_record).collect(),
+        read_bytes: sum(|disk| disk.read_bytes),
+        new_bytes: sum(|disk| disk.new_bytes),
+        stored_bytes: sum(|disk| disk.stored_bytes),
         files: manifest.file_records(),
         left_out: manifest.left_out.clone(),
         duration_seconds: Some(manifest.duration_seconds),

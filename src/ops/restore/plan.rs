@@ -52,6 +52,13 @@ pub struct RestorePlan {
     pub missing: Vec<Missing>,
 }
 
+impl RestorePlan {
+    /// The devices that are written in place: an interruption leaves them incomplete.
+    pub fn devices(&self) -> impl Iterator<Item = &Path> {
+        self.disks.iter().filter(|disk| disk.kind == TargetKind::Device).map(|disk| disk.path.as_path())
+    }
+}
+
 /// Decides everything, and refuses what must not be written over. Without a hypervisor there are no storage pools, and
 /// nothing is said of what is missing on this host.
 pub fn plan(

@@ -4,7 +4,7 @@ use super::thresholds::Thresholds;
 use crate::cli::table::age;
 use crate::history::{MachineRun, Memory, RunOutcome};
 use crate::ops::latest_points::Newest;
-use crate::record::{Check, Extra, Status, Time};
+use crate::record::{Check, Extra, Status, Time, time_value};
 use chrono::TimeDelta;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -234,32 +234,32 @@ fn extra(facts: &MachineFacts, thresholds: &Thresholds, now: Time, repo: &str) -
     put("known_from", Some(json!(if facts.from_repository { "repository" } else { "history" })));
     if let Some(newest) = &facts.newest {
         put("newest_point", Some(json!(newest.point)));
-        put("captured_at", Some(json!(newest.captured_at)));
+        put("captured_at", Some(time_value(newest.captured_at)));
         put("age_seconds", facts.age(now).and_then(seconds));
         put("points", facts.from_repository.then(|| json!(newest.points)));
     }
     if let Some(memory) = &facts.memory {
         if let Some(run) = &memory.last_run {
             put("last_result", Some(json!(run.result.word())));
-            put("last_run_at", Some(json!(run.ended_at)));
+            put("last_run_at", Some(time_value(run.ended_at)));
             put("last_code", run.code.as_ref().map(|code| json!(code)));
             put("last_error", run.error.as_ref().map(|error| json!(error)));
             put("duration_seconds", Some(json!(run.duration_seconds())));
         }
         if let Some(run) = &memory.last_success {
-            put("last_success_at", Some(json!(run.ended_at)));
+            put("last_success_at", Some(time_value(run.ended_at)));
             put("read_bytes", Some(json!(run.read_bytes)));
             put("new_bytes", Some(json!(run.new_bytes)));
             put("stored_bytes", Some(json!(run.stored_bytes)));
         }
         if let Some(proof) = &memory.verified {
-            put("verified_at", Some(json!(proof.at)));
+            put("verified_at", Some(time_value(proof.at)));
             put("verified_age_seconds", (now - proof.at).to_std().ok().and_then(seconds));
             put("verified_depth", Some(json!(proof.depth.word())));
         }
     }
     put("damaged_points", (!facts.damaged.is_empty()).then(|| json!(facts.damaged)));
-    put("next_run_at", facts.next_run.map(|next| json!(next)));
+    put("next_run_at", facts.next_run.map(time_value));
     if facts.standing.counts() {
         put("warning_seconds", seconds(thresholds.warning));
         put("critical_seconds", seconds(thresholds.critical));
@@ -311,7 +311,7 @@ pub fn judge_copies(
             () => Status::Ok,
         };
         findings.add(status, format!("the newest copy of {} is {} old", copied.machine, age(now, at.min(now))));
-        extra.insert("captured_at".into(), json!(at));
+        extra.insert("captured_at".into(), time_value(at));
         extra.insert("age_seconds".into(), json!(old.as_secs()));
     }
     if let Some(why) = unreachable {

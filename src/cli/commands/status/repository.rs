@@ -5,7 +5,7 @@ use crate::cli::data_folder::data_folder;
 use crate::cli::table::{age, bytes};
 use crate::history::{History, RepoMemory, RunOutcome};
 use crate::ops::Monitor;
-use crate::record::{Check, Extra, Status, Time};
+use crate::record::{Check, Extra, Status, Time, time_value};
 use crate::repo::Repository;
 use chrono::TimeDelta;
 use serde_json::json;
@@ -58,7 +58,7 @@ fn judge_prunes(url: &str, memory: Option<&RepoMemory>, now: Time) -> Check {
     }
     let mut extra = Extra::new();
     let mut put = |key: &str, time: Option<Time>| {
-        extra.extend(time.map(|time| (key.to_owned(), json!(time))));
+        extra.extend(time.map(|time| (key.to_owned(), time_value(time))));
     };
     put("pruned_at", last.map(|run| run.ended_at));
     put("last_prune_at", memory.and_then(|memory| memory.last_prune.as_ref()).map(|run| run.ended_at));

@@ -1,0 +1,80 @@
+//! What became of a point: damage, a copy, a restore.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A point that lacks chunks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DamagedPoint {
+    /// Its id.
+    pub point: String,
+    /// Its machine's name.
+    pub machine: String,
+    /// The disks, by target name; none when the point's own description cannot be read.
+    pub disks: Vec<String>,
+}
+
+/// A damaged piece of a point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Damage {
+    /// The affected disk; omitted if the description of the point is damaged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+    /// Offset of the damaged range of the disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offset_bytes: Option<u64>,
+    /// Length of the damaged range.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub length_bytes: Option<u64>,
+    /// The file of the repository, if it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Description of the damage.
+    pub error: String,
+}
+
+/// What copying a point from one repository to another took.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Copied {
+    /// The repository that it was copied from.
+    pub from_repo: String,
+    /// Its id there.
+    pub from_point: String,
+    /// Whether it was already there, so that nothing was copied.
+    pub already_there: bool,
+    /// What the other repository did not have.
+    pub new_bytes: u64,
+    /// Space used by the new data there, compressed and encrypted.
+    pub stored_bytes: u64,
+}
+
+/// Where `restore` put a point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RestoredTo {
+    /// The machine that was defined; left out with `--no-define`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// Its UUID.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// The definition as a file, when it was written to one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub definition: Option<String>,
+    /// The disks that were written.
+    pub disks: Vec<RestoredDisk>,
+    /// Whether the machine was started.
+    pub started: bool,
+}
+
+/// One restored disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RestoredDisk {
+    /// The disk's target name.
+    pub disk: String,
+    /// The file or device that holds it now.
+    pub path: String,
+    /// Its format.
+    pub format: String,
+    /// Its size as the guest sees it.
+    pub capacity_bytes: u64,
+}
