@@ -34,6 +34,13 @@ const BANNED: &[(&str, &str)] = &[
     ("take away", "remove"),
     ("by themselves", "scheduled"),
     ("with these go", "the usual word order"),
+    ("told", "reported"),
+    ("tells", "reports"),
+    ("mended", "fixed"),
+    ("rehearsal", "dry run"),
+    ("forerunner", "predecessor"),
+    ("befriend", "set up"),
+    ("vouch", "verify"),
 ];
 
 fn source(path: &str) -> String {
