@@ -1,8 +1,8 @@
 //! A decorator that tries again while the connection is bad.
 //!
 //! Only errors that can pass are tried again ([`Error::is_transient`]), after pauses that grow and are never the same
-//! twice, until the patience ends or somebody raises the stop flag. What was cut may have been done all the same, so
-//! everything here may be done twice:
+//! twice, until the time of its [`RetryPolicy`] is over or the stop flag is raised. What was cut may have been done all
+//! the same, so everything here may be done twice:
 //!
 //! | call | done twice |
 //! | --- | --- |
@@ -12,9 +12,8 @@
 //! | remove, remove_exact | that it is gone already is what was wanted, and only its folder is synced |
 //! | create_layout | what is there stays |
 //!
-//! **Patience** is long for a place that answered before, and short for one that has not answered yet, or no more since
-//! the patience with it ended: a wrong address, or a run with much to say to a server that is gone, should not take for
-//! ever.
+//! A storage that answered before is retried for longer than one that has not answered yet, or that did not answer
+//! within its time: a wrong address, or a server that is gone, should not take forever.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,7 +62,7 @@ pub struct RetryStorage {
 }
 
 impl RetryStorage {
-    /// Calls `inner` with patience; raising `stop` ends it with [`Error::Interrupted`].
+    /// Calls `inner` again where that helps; raising `stop` ends it with [`Error::Interrupted`].
     pub fn new(inner: Arc<dyn Storage>, patience: RetryPolicy, stop: Arc<AtomicBool>) -> Self {
         RetryStorage { inner, patience, stop, answers: AtomicBool::new(false) }
     }
