@@ -257,7 +257,7 @@ fn end_running_job(machine: &Machine, job: &BackupJob, closed: &mut ClosedCaptur
             tracing::error!("{error}");
         }
     }
-    let running = machine.running_backup()?;
+    let running = machine.settled_backup()?;
     if running.is_none_or(|running| running.socket.as_ref() != Some(&job.socket)) {
         return Ok(());
     }
@@ -450,7 +450,7 @@ fn end_stray_job(runtime: &RuntimeDirs, machine: &Machine) -> Result<()> {
     if !machine.is_running()? {
         return Ok(());
     }
-    let Some(job) = machine.running_backup()? else {
+    let Some(job) = machine.settled_backup()? else {
         return Ok(());
     };
     let capture = job.socket.as_deref().and_then(|socket| capture_of_socket(runtime, socket));

@@ -3,6 +3,7 @@
 //! Every disk is an export named by its target; what changed since a checkpoint is the meta context
 //! [`dirty_context`].
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,12 +16,16 @@ use super::checkpoint::checkpoint_xml;
 use super::domain_xml::xml::escape;
 use super::error::{Error, LibvirtErrorKind, Result};
 use super::ffi;
+use super::job_exports;
 use super::machine::{Machine, Which};
 use crate::capture::domain_xml::definition::{Definition, child, children, parse_xml};
 use crate::failpoint::{self, Failpoint};
 
 /// How long a job may take to end after it was told to; it takes 15 ms, and longer on a machine under load.
 const END_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long the begin of a job that is to be ended may still take.
+const BEGIN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What to back up, and where QEMU puts socket and scratch files.
 #[derive(Debug, Clone, Default)]
@@ -159,6 +164,26 @@ impl Machine {
         }
     }
 
+    /// As [`Machine::running_backup`], after libvirt has come so far with the begin of a job that it can name it: a
+    /// begin that was given up may go on for a while.
+    pub(super) fn settled_backup(&self) -> Result<Option<JobInfo>> {
+        let wait = self.limits().wait(BEGIN_PATIENCE.min(self.limits().call));
+        loop {
+            if let Some(job) = self.running_backup()? {
+                return Ok(Some(job));
+            }
+            let is_beginning = match self.call(|| format!("look for a job of {}", self.name()), ffi::has_job) {
+                Err(error) => error.meaning() == LibvirtErrorKind::Internal && self.has_lost_its_job()?,
+                Ok(_) => false,
+            };
+            if !is_beginning || wait.is_over() {
+                return Ok(None);
+            }
+            wait.check_stop()?;
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Fails when libvirt is at work on something else for the machine (a migration, a snapshot, a managed save):
     /// beginning a backup would wait for that half a minute, the guest frozen. A backup that libvirt was killed in the
     /// middle of beginning looks like this too, and never ends.
@@ -202,9 +227,8 @@ impl Machine {
     /// Ends the backup job and waits until it is gone; false when there was none. Whose job it is, the caller has
     /// checked.
     pub fn end_backup(&self) -> Result<bool> {
-        if self.running_backup()?.is_none() {
-            return Ok(false);
-        }
+        let Some(job) = self.running_backup()? else { return Ok(false) };
+        self.wait_until_begun(&job)?;
         let deadline = Instant::now() + END_PATIENCE;
         match self.call(|| format!("end the backup job of {}", self.name()), ffi::abort_job) {
             // «no job is active»: it ended meanwhile.
@@ -218,6 +242,36 @@ impl Machine {
             thread::sleep(Duration::from_millis(5));
         }
         Ok(true)
+    }
+
+    /// Waits until libvirt is done with the begin of a job, which it shows before that: libvirtd 11.3 can crash when a
+    /// job is ended meanwhile. The last that it asks of QEMU is to export each disk. A job that never comes so far,
+    /// because libvirtd was killed in the middle of its begin, is ended all the same.
+    fn wait_until_begun(&self, job: &JobInfo) -> Result<()> {
+        let Some(socket) = &job.socket else { return Ok(()) };
+        let limit = BEGIN_PATIENCE.min(self.limits().call);
+        let action = || format!("end the backup job of {}", self.name());
+        let wait = self.limits().wait(limit);
+        loop {
+            let asked = socket.clone();
+            let silent = match self.limits().run(limit, action, move || job_exports::count(&asked))? {
+                Ok(exports) if exports >= job.disks.len() => return Ok(()),
+                Ok(_) => false,
+                Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+            };
+            if !wait.is_over() {
+                wait.check_stop()?;
+            } else if silent {
+                // QEMU hangs: libvirt may be in the middle of it still.
+                return Err(Error::TimedOut { action: action(), limit });
+            } else {
+                return Ok(());
+            }
+            if self.running_backup()?.is_none() {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Whether libvirt cannot say how far the machine's job is although it knows of no backup: it was killed in the

@@ -52,6 +52,7 @@ pub mod guard;
 pub mod holders;
 pub mod images;
 pub mod job;
+mod job_exports;
 mod left_out;
 pub mod limits;
 mod link;

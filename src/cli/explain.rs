@@ -417,6 +417,11 @@ pub fn of_schedule(error: &schedule::Error) -> Explanation {
         }
         Error::Changed => (Code::Busy, hint("nothing was changed; run the command again")),
         Error::Program { .. } => (Code::Failed, None),
+        Error::TimedOut { program, .. } => {
+            (Code::Timeout, hint(format!("run {program} yourself to see what it waits for; it was ended")))
+        }
+        Error::Interrupted => (Code::Interrupted, None),
+        Error::Locked { .. } => (Code::Busy, hint("wait for the other run to end; nothing was changed")),
         Error::Io { source, .. } => of_io(source),
     }
 }

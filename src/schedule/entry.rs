@@ -9,7 +9,10 @@
 //! otherwise hold up the next one.
 
 use super::{Cron, Error};
+use crate::bounded::{self, Group};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 /// The longest command that cron runs: it cuts off at a thousand bytes.
@@ -97,7 +100,20 @@ pub(super) fn text(path: &Path) -> Result<String, Error> {
 }
 
 /// How long a program that keeps schedules may take.
-pub(super) const CHILD_LIMIT: Duration = Duration::from_secs(30);
+const CHILD_LIMIT: Duration = Duration::from_secs(30);
+
+/// Runs a program that keeps schedules, with this for its standard input; what it prints is collected.
+pub(super) fn run(name: &'static str, command: Command, input: Option<Vec<u8>>) -> Result<Output, Error> {
+    let mut command = command;
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    bounded::output_of(command, input, Group::Own, CHILD_LIMIT, &bounded::ending()).map_err(|error| {
+        match error.kind() {
+            ErrorKind::TimedOut => Error::TimedOut { program: name, after: CHILD_LIMIT },
+            ErrorKind::Interrupted => Error::Interrupted,
+            _ => Error::Program { program: name.into(), message: error.to_string() },
+        }
+    })
+}
 
 /// The full path of a program, from `$PATH`.
 pub(super) fn program(name: &'static str) -> Result<String, Error> {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// An error of this layer.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,23 @@ pub enum Error {
         program: String,
         /// What it said.
         message: String,
+    },
+    /// A program did not end.
+    #[error("{program} did not end within {} s", after.as_secs())]
+    TimedOut {
+        /// Which.
+        program: &'static str,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// The user or the system interrupted it.
+    #[error("interrupted")]
+    Interrupted,
+    /// Another run of kvmb has been changing the crontab for too long.
+    #[error("another run of kvmb is changing the crontab: {} is locked", folder.display())]
+    Locked {
+        /// What is locked.
+        folder: PathBuf,
     },
     /// Somebody else changed the crontab at the same time.
     #[error("another program changed the crontab at the same time")]

@@ -4,17 +4,16 @@
 //! The sandbox leaves open what kvmb and its hooks do need: disks and images anywhere, the network, the sockets of
 //! libvirt and QEMU in `/run`, root's keys for SSH, and repositories wherever they are.
 
-use super::entry::{CHILD_LIMIT, program};
+use super::entry::{self, program};
 use super::error::CronField;
 use super::field::Values;
 use super::{Cron, Error, ScheduledJob};
 use crate::atomic_file;
-use crate::bounded::{self, Group};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// Where the administrator's units are.
 const FOLDER: &str = "/etc/systemd/system";
@@ -168,9 +167,8 @@ fn is_running() -> bool {
 fn systemctl(arguments: &[&str]) -> Result<(), Error> {
     let failed = |message: String| Error::Program { program: format!("systemctl {}", arguments.join(" ")), message };
     let mut command = Command::new(program("systemctl")?);
-    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let output = bounded::output(command, Group::Own, CHILD_LIMIT, &bounded::ending());
-    let output = output.map_err(|error| failed(error.to_string()))?;
+    command.args(arguments);
+    let output = entry::run("systemctl", command, None)?;
     if output.status.success() {
         return Ok(());
     }

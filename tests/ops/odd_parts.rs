@@ -263,13 +263,14 @@ fn machine_with_files(env: &Env) -> Machine<'_> {
     let path = |name: &str, seed: u64| file(env, name, seed, 4096).display().to_string();
     let (loader, variables, rom) = (path("fw/code.fd", 1), path("vars.fd", 2), path("fw/net.rom", 3));
     let (table, inner, argument) = (path("fw/slic.bin", 4), path("fw/ignition", 5), path("fw/other,1", 6));
+    let template = path("fw/vars-template.fd", 7);
     set_mode(&env.path("fw/ignition"), 0o600);
     defined(env, |xml| {
         xml.replace(
             "</os>",
             &format!(
-                "<loader readonly='yes' type='pflash'>{loader}</loader><nvram>{variables}</nvram>\
-                 <acpi><table type='slic'>{table}</table></acpi></os>"
+                "<loader readonly='yes' type='pflash'>{loader}</loader><nvram template='{template}'>\
+                 {variables}</nvram><acpi><table type='slic'>{table}</table></acpi></os>"
             ),
         )
         .replace(
@@ -302,7 +303,7 @@ fn files_that_the_definition_mentions_are_stored_and_come_back_where_they_are_wa
     let files = point["files"].as_array().unwrap();
     let mut parts: Vec<&str> = files.iter().map(|file| text(file, "part")).collect();
     parts.sort_unstable();
-    assert_eq!(parts, ["acpi_table", "fw_cfg", "fw_cfg", "loader", "nvram", "option_rom"]);
+    assert_eq!(parts, ["acpi_table", "fw_cfg", "fw_cfg", "loader", "nvram", "nvram_template", "option_rom"]);
     let listed = env.kvmb(["points", "vm1", "-r", &env.repo()]).run().assert_ok().record_of("point");
     assert_eq!(listed["files"], point["files"]);
     env.restic(env.repo()).check();
@@ -318,12 +319,15 @@ fn files_that_the_definition_mentions_are_stored_and_come_back_where_they_are_wa
         .records_of("action")
         .into_iter()
         .filter(|action| action["hint"].as_str().is_some_and(|hint| hint.contains("--with-files DIR")));
+    // The template is not needed: the variables are in the point.
     assert_eq!(missing.count(), 5, "{planned}");
     let folder = new_folder(&env, "files");
     set_mode(&folder, 0o755);
     let with_files = ["vm1", "--overwrite", "--with-files", &folder.display().to_string()];
     restore(&env, &with_files).assert_ok();
-    for (name, seed) in [("code.fd", 1), ("net.rom", 3), ("slic.bin", 4), ("ignition", 5), ("other,1", 6)] {
+    for (name, seed) in
+        [("code.fd", 1), ("net.rom", 3), ("slic.bin", 4), ("ignition", 5), ("other,1", 6), ("vars-template.fd", 7)]
+    {
         assert_eq!(fs::read(folder.join(name)).unwrap(), noise(seed, 4096), "{name}");
     }
     let mode = |name: &str| fs::metadata(folder.join(name)).unwrap().permissions().mode() & 0o777;

@@ -374,6 +374,9 @@ pub fn of_schedules() -> Vec<schedule::Error> {
         Error::Unpaired { line: 4, text: "# kvmb begin".into() },
         Error::CarriageReturns,
         Error::Program { program: "crontab -".into(), message: "errors in crontab file".into() },
+        Error::TimedOut { program: "crontab", after: Duration::from_secs(30) },
+        Error::Interrupted,
+        Error::Locked { folder: "/root".into() },
         Error::Changed,
         Error::Io { action: "write", path: "/etc/cron.d/kvmb".into(), source: denied() },
     ]

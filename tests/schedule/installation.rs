@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::support::call::Running;
 use crate::support::host::Host;
-use crate::support::{Call, Disk, wait_until};
+use crate::support::{Call, Disk, process, wait_until};
 use chrono::{DateTime, FixedOffset, Local};
+use rustix::process::Signal;
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -450,4 +451,43 @@ fn the_configuration_says_when_and_which_machines() {
     write(r#"{"selected_vms": {"vm1": false}}"#);
     install(&[]).assert_code(2).assert_stderr_has("selected_vms");
     assert_eq!(install(&["--all"]).assert_ok().record_of("action")["cron"], "0 2 * * *");
+}
+
+#[test]
+fn a_crontab_or_systemctl_that_hangs_is_ended_by_its_limit_or_a_signal() {
+    let host = Host::new("hanging");
+    let env = &host.env;
+    env.sh(
+        "for name in crontab systemctl; do mkdir no-$name; printf '#!/bin/sh\\nexec sleep 600\\n' >no-$name/$name; \
+         chmod +x no-$name/$name; done",
+    )
+    .run()
+    .assert_ok();
+    let sleepers = || process::of(&env.path("")).into_iter().filter(|program| program.is("sleep")).count();
+    let with = |program: &str, home: &str, more: &[&str]| {
+        let install = ["install", "--cron", "@daily", "--all", "-r", "repo"];
+        let own =
+            [env.path(format!("no-{program}")), env.path("bin")].map(|folder| folder.display().to_string()).join(":");
+        let path = format!("{own}:{}", std::env::var("PATH").unwrap());
+        // The home folder is the lock by which one waits for the other.
+        host.schedule(&[&install, more].concat()).env("PATH", path).env("HOME", env.path(format!("no-{home}"))).spawn()
+    };
+    // The first two wait until they are ended, the last two for the limit.
+    let crontab = |home| with("crontab", home, &[]);
+    let systemctl = |home| with("systemctl", home, &["--systemd"]);
+    let running = [crontab("crontab"), systemctl("crontab"), crontab("systemctl"), systemctl("systemctl")];
+    wait_until("all of them hang", Duration::from_secs(25), || sleepers() == 4);
+    let [first, second, third, fourth] = running;
+    for (hanging, signal, code) in [(first, Signal::TERM, 143), (second, Signal::INT, 130)] {
+        hanging.signal(signal);
+        let output = hanging.wait().assert_code(code);
+        assert!(output.took < Duration::from_secs(25), "{output}");
+    }
+    for (hanging, program) in [(third, "crontab"), (fourth, "systemctl")] {
+        let output = hanging.wait().assert_code(1);
+        let failure = output.record_of("failure");
+        assert_eq!(failure["code"], "timeout", "{output}");
+        assert!(failure["error"].as_str().unwrap().contains(program), "{output}");
+    }
+    wait_until("what hung is gone", Duration::from_secs(10), || sleepers() == 0);
 }

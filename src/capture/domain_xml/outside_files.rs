@@ -6,7 +6,7 @@
 //!
 //! | where | what |
 //! | --- | --- |
-//! | `<os>` | `<loader>`, `<dtb>`, `<acpi><table>` |
+//! | `<os>` | `<loader>`, `<nvram template=…>`, `<dtb>`, `<acpi><table>` |
 //! | `<features><acpi>` | `<table>` |
 //! | `<sysinfo type='fwcfg'>` | `<entry file=…>` |
 //! | a device | `<rom file=…>`, `<script path=…>`; `<memory><source><path>`, `<pstore><path>` |
@@ -23,6 +23,8 @@ use super::definition::{Result, child, children, parse_document};
 pub enum OutsideKind {
     /// Firmware.
     Loader,
+    /// What libvirt makes new firmware variables from.
+    NvramTemplate,
     /// A device tree.
     DeviceTree,
     /// An ACPI table.
@@ -50,6 +52,7 @@ impl OutsideKind {
     pub fn word(self) -> &'static str {
         match self {
             OutsideKind::Loader => "loader",
+            OutsideKind::NvramTemplate => "nvram_template",
             OutsideKind::DeviceTree => "device_tree",
             OutsideKind::AcpiTable => "acpi_table",
             OutsideKind::FwCfg => "fw_cfg",
@@ -67,6 +70,7 @@ impl OutsideKind {
     pub fn words(self) -> &'static str {
         match self {
             OutsideKind::Loader => "loader",
+            OutsideKind::NvramTemplate => "template of the firmware variables",
             OutsideKind::DeviceTree => "device tree",
             OutsideKind::AcpiTable => "ACPI table",
             OutsideKind::FwCfg => "fw_cfg file",
@@ -159,6 +163,7 @@ pub(super) fn mentions<'a, 'i: 'a>(domain: Node<'a, 'i>) -> Vec<Mention<'a, 'i>>
             found.push(Mention { kind, path: path.into(), place: Place::Attribute(node, name) });
         }
     };
+    attribute(os.and_then(|os| child(os, "nvram")), "template", OutsideKind::NvramTemplate);
     for entry in children(domain, "sysinfo").flat_map(|sysinfo| children(sysinfo, "entry")) {
         attribute(Some(entry), "file", OutsideKind::FwCfg);
     }
@@ -255,7 +260,7 @@ mod tests {
     #[test]
     fn files_are_found_wherever_a_definition_mentions_them() {
         let xml = "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>a</name>\
-            <os><loader>/fw/code.fd</loader><dtb>/fw/a.dtb</dtb><acpi><table type='slic'>/t/slic</table></acpi></os>\
+            <os><loader>/fw/code.fd</loader><nvram template='/fw/vars.fd'>/v/a.fd</nvram><dtb>/fw/a.dtb</dtb><acpi><table type='slic'>/t/slic</table></acpi></os>\
             <features><acpi><table type='rawset'>/t/raw</table></acpi></features>\
             <sysinfo type='fwcfg'><entry name='opt/a' file='/f/a'/><entry name='opt/b'>text</entry></sysinfo>\
             <devices><interface type='ethernet'><script path='/s/up'/><rom file='/r/net.rom'/></interface>\
@@ -280,6 +285,7 @@ mod tests {
             ("acpi_table", "/t/slic"),
             ("memory_device", "/m/nvdimm"),
             ("persistent_store", "/p/erst"),
+            ("nvram_template", "/fw/vars.fd"),
             ("fw_cfg", "/f/a"),
             ("option_rom", "/r/net.rom"),
             ("script", "/s/up"),

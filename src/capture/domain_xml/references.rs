@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use roxmltree::Node;
 
 use super::definition::{DefinedDisk, Definition, Device, DiskSource, Result, child, parse_document};
-use super::outside_files::mentions;
+use super::outside_files::{OutsideKind, mentions};
 use super::source::{SecretName, SecretRef, SecretUsage};
 
 /// Something outside of the definition that the machine needs to start.
@@ -45,6 +45,13 @@ pub enum Reference {
         /// The file.
         path: PathBuf,
     },
+    /// The file from which libvirt makes firmware variables that do not exist yet.
+    NvramTemplate {
+        /// The template.
+        template: PathBuf,
+        /// The variables, where their place is known.
+        variables: Option<PathBuf>,
+    },
     /// A folder that the guest gets.
     Folder(PathBuf),
     /// A network of libvirt's.
@@ -78,7 +85,16 @@ pub fn references(xml: &str) -> Result<Vec<Reference>> {
         found.extend(path.iter().map(|path| Reference::File { what, path: path.clone() }));
     }
     let files = mentions(domain).into_iter().filter(|mention| mention.kind.is_stored());
-    found.extend(files.map(|file| Reference::File { what: file.kind.words(), path: file.path }));
+    found.extend(files.map(|file| match file.kind {
+        OutsideKind::NvramTemplate => {
+            let source = definition.nvram.as_ref().and_then(|nvram| nvram.source.as_ref());
+            Reference::NvramTemplate {
+                template: file.path,
+                variables: source.and_then(DiskSource::path).map(PathBuf::from),
+            }
+        }
+        kind => Reference::File { what: kind.words(), path: file.path },
+    }));
     let Some(devices) = child(domain, "devices") else { return Ok(found) };
     found.extend(text(devices, "emulator").map(Reference::Emulator));
     for disk in definition.disks.iter().filter(|disk| !disk.is_optional) {

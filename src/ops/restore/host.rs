@@ -62,6 +62,18 @@ struct Host<'a> {
 }
 
 impl Host<'_> {
+    /// How to get a file that QEMU or libvirt reads.
+    fn provide_file(&self, path: &Path, is_firmware: bool) -> String {
+        let provide = match is_firmware {
+            true => "install the firmware (Debian, Ubuntu: ovmf or qemu-efi-aarch64; Fedora: edk2-ovmf)",
+            false => "provide it",
+        };
+        match self.point.manifest.outside_files.iter().any(|file| Path::new(&file.path) == path) {
+            true => format!("{provide}, or restore it from the point: --with-files DIR"),
+            false => format!("{provide}, or change the definition afterwards: virsh edit {}", self.machine),
+        }
+    }
+
     fn look_for(&self, reference: &Reference) -> Result<Option<Missing>> {
         let lacks = |path: &Path| !path.exists() && !self.written.contains(path);
         let found =
@@ -88,17 +100,14 @@ impl Host<'_> {
             ),
             Reference::Volume { disk, is_medium, pool, volume } => self.volume(disk, *is_medium, pool, volume)?,
             Reference::File { what, path } if lacks(path) => {
-                let package = match *what {
-                    "loader" => "install the firmware (Debian, Ubuntu: ovmf or qemu-efi-aarch64; Fedora: edk2-ovmf)",
-                    _ => "provide it",
-                };
-                let is_stored =
-                    |path: &Path| self.point.manifest.outside_files.iter().any(|file| Path::new(&file.path) == path);
-                let edit = match is_stored(path) {
-                    true => format!("{package}, or restore it from the point: --with-files DIR"),
-                    false => format!("{package}, or change the definition afterwards: virsh edit {}", self.machine),
-                };
-                found(format!("the {what} {}", path.display()), edit)
+                let is_firmware = *what == "loader";
+                found(format!("the {what} {}", path.display()), self.provide_file(path, is_firmware))
+            }
+            Reference::NvramTemplate { template, variables }
+                if lacks(template) && variables.as_deref().is_none_or(lacks) =>
+            {
+                let what = format!("the template of the firmware variables {}", template.display());
+                found(what, self.provide_file(template, true))
             }
             Reference::Folder(path) if lacks(path) => found(
                 format!("the shared folder {}", path.display()),

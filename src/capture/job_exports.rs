@@ -1,0 +1,118 @@
+//! Whether QEMU serves what a backup job is to serve: `doc/proto.md` of NBD, "Fixed newstyle negotiation", only as much
+//! of it as lists exports. The client that reads disks is a layer of its own.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// QEMU answers within milliseconds unless it hangs.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
+const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
+const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+const CLIENT_FLAGS: u32 = 3;
+const OPT_LIST: u32 = 3;
+const REP_ACK: u32 = 1;
+const REP_SERVER: u32 = 2;
+
+/// No server has more exports than a machine has disks, nor longer names.
+const MOST_EXPORTS: usize = 4096;
+const LONGEST_REPLY_BYTES: u32 = 16 << 10;
+
+/// How many exports there are behind a socket. An error of the kind [`ErrorKind::WouldBlock`] says that somebody
+/// listens and does not answer.
+pub(super) fn count(socket: &Path) -> io::Result<usize> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+    stream.set_write_timeout(Some(ANSWER_LIMIT))?;
+    list(&mut stream)
+}
+
+fn list(stream: &mut (impl Read + Write)) -> io::Result<usize> {
+    let greeting: [u8; 18] = receive(stream)?;
+    if number(&greeting[..8]) != GREETING_MAGIC || number(&greeting[8..16]) != OPTION_MAGIC {
+        return Err(ErrorKind::InvalidData.into());
+    }
+    let mut request = CLIENT_FLAGS.to_be_bytes().to_vec();
+    request.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
+    request.extend_from_slice(&OPT_LIST.to_be_bytes());
+    request.extend_from_slice(&[0; 4]);
+    stream.write_all(&request)?;
+    for found in 0..MOST_EXPORTS {
+        let header: [u8; 20] = receive(stream)?;
+        let (kind, length) = (number(&header[12..16]) as u32, number(&header[16..20]) as u32);
+        if number(&header[..8]) != REPLY_MAGIC || length > LONGEST_REPLY_BYTES {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        stream.read_exact(&mut vec![0; length as usize])?;
+        match kind {
+            REP_SERVER => {}
+            REP_ACK => return Ok(found),
+            _ => return Err(ErrorKind::InvalidData.into()),
+        }
+    }
+    Err(ErrorKind::InvalidData.into())
+}
+
+fn receive<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    stream.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// At most eight bytes, the first the highest.
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+
+    /// Says what it was given, and forgets what it hears.
+    struct Server(VecDeque<u8>);
+
+    impl Read for Server {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.0.read(buffer)
+        }
+    }
+
+    impl Write for Server {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn said(replies: &[(u32, &[u8])]) -> Vec<u8> {
+        let mut bytes = [GREETING_MAGIC.to_be_bytes(), OPTION_MAGIC.to_be_bytes()].concat();
+        bytes.extend([0, 3]);
+        for (kind, data) in replies {
+            bytes.extend(REPLY_MAGIC.to_be_bytes());
+            for field in [OPT_LIST, *kind, data.len() as u32] {
+                bytes.extend(field.to_be_bytes());
+            }
+            bytes.extend_from_slice(data);
+        }
+        bytes
+    }
+
+    #[test]
+    fn exports_are_counted_and_nonsense_is_an_error() {
+        let all = said(&[(REP_SERVER, b"\0\0\0\x03vda"), (REP_SERVER, b"\0\0\0\x03vdb"), (REP_ACK, b"")]);
+        assert_eq!(list(&mut Server(all.clone().into())).unwrap(), 2);
+        assert_eq!(list(&mut Server(said(&[(REP_ACK, b"")]).into())).unwrap(), 0);
+        for length in 0..all.len() {
+            assert!(list(&mut Server(all[..length].to_vec().into())).is_err(), "{length}");
+        }
+        assert!(list(&mut Server(said(&[(0x8000_0001, b"")]).into())).is_err());
+        assert!(list(&mut Server(vec![7; 100].into())).is_err());
+    }
+}
