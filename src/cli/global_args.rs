@@ -19,13 +19,17 @@ pub struct Global {
     #[arg(short, long, value_name = "URI", global = true, add = connections())]
     pub connect: Option<String>,
 
-    /// Output format.
+    /// Output format. Default: $KVMB_OUTPUT, otherwise a table on a terminal and JSON Lines elsewhere.
     #[arg(short, long, value_enum, default_value_t, global = true, value_name = "FORMAT")]
     pub output: Format,
 
     /// Same as --output jsonl.
     #[arg(long, global = true, conflicts_with = "output")]
     pub json: bool,
+
+    /// Same as --output table.
+    #[arg(long, global = true, conflicts_with_all = ["output", "json"])]
+    pub table: bool,
 
     /// Configuration file.
     ///
@@ -54,7 +58,11 @@ pub struct Global {
 impl Global {
     /// The format of records.
     pub fn format(&self) -> Format {
-        if self.json { Format::Jsonl } else { self.output }
+        match (self.json, self.table) {
+            (true, _) => Format::Jsonl,
+            (_, true) => Format::Table,
+            _ => self.output,
+        }
     }
 
     /// The configuration that applies.
