@@ -15,6 +15,8 @@ _kvmb() {
     COMPREPLY=()
     while IFS= read -r word; do
         [[ -n $word ]] || continue
+        # Flags are offered only after a hyphen.
+        [[ $word != -* || ${words[i]} == -* ]] || continue
         printf -v word %q "${word#"$typed"}"
         COMPREPLY+=("$word")
     done < <(KVMB_COMPLETE=bash _CLAP_IFS=$'\n' _CLAP_COMPLETE_INDEX=$i kvmb -- "${words[@]}" 2>/dev/null && echo)

@@ -399,7 +399,8 @@ pub struct Check {
     /// `uuid`, `repo`; `standing`: `selected`, `missing` (selected, but unknown to libvirt), `left_out`, `gone`
     /// (unknown to libvirt) or `elsewhere` (of another host); `known_from`: `repository` or, while that is unreachable,
     /// `history`; of the newest point `newest_point` (its id), `captured_at`, `age_seconds`, and how many `points`
-    /// there are; of the last run `last_result` (`done`, `failed`, `damage`, `busy` or `interrupted`), `last_run_at`,
+    /// there are; of the last run `last_result` (`done`, `failed`, `damage`, `busy` or `interrupted`), `last_run` (its id in the log),
+    /// `last_run_at`,
     /// `last_code`, `last_error`, `duration_seconds`; of the last successful one `last_success_at`, `read_bytes`,
     /// `new_bytes`, `stored_bytes`; of the last verification `verified_at`, `verified_age_seconds`, `verified_depth`
     /// (`quick`, `sample` or `full`); `damaged_points` (their ids); `next_run_at`; the thresholds `warning_seconds`,

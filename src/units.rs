@@ -9,6 +9,25 @@ use std::time::Duration;
 #[error("{0}")]
 pub struct NotAUnit(&'static str);
 
+/// A number of bytes for people: binary units, as `qemu-img info` and `lsblk` print them.
+pub fn in_units(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut size = bytes as f64 / 1024.0;
+    let mut units = UNITS.into_iter();
+    let mut unit = units.next().unwrap_or_default();
+    // 1023.999 MiB is shown as 1.00 GiB and not as 1024.00 MiB.
+    while size >= 1023.995
+        && let Some(next) = units.next()
+    {
+        size /= 1024.0;
+        unit = next;
+    }
+    format!("{size:.2} {unit}")
+}
+
 /// A length of time: `90s`, `30m`, `2h`, `3d`, `1w`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ShortDuration(pub Duration);
@@ -142,6 +161,15 @@ fn digits(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_read_well() {
+        let sizes = [0, 1023, 1024, 146_432, (1 << 20) - 1, 3 << 29, 20 << 40, u64::MAX].map(in_units);
+        assert_eq!(
+            sizes,
+            ["0 B", "1023 B", "1.00 KiB", "143.00 KiB", "1.00 MiB", "1.50 GiB", "20.00 TiB", "16.00 EiB"]
+        );
+    }
     use proptest::prelude::*;
 
     #[test]

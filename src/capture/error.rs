@@ -3,6 +3,7 @@
 use super::block_job::BlockJob;
 use super::holders::Holder;
 use crate::suggest::suggestion;
+use crate::units::in_units;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -336,7 +337,7 @@ pub enum Error {
         reason: String,
     },
     /// A file that is larger than what is stored of its kind.
-    #[error("{} has {size_bytes} bytes, and at most {limit_bytes} are stored", .path.display())]
+    #[error("{} has {}, and at most {} are stored", .path.display(), in_units(*size_bytes), in_units(*limit_bytes))]
     TooLarge {
         /// The file or device.
         path: PathBuf,

@@ -19,6 +19,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("KVMB_SSH_PASSWORD", "that password or passphrase itself"),
     ("KVMB_CONFIG", "`--config`: the configuration file"),
     ("KVMB_LOG_FILE", "`--log-file`"),
+    ("KVMB_OUTPUT", "`--output`: `table`, `jsonl` or `json`"),
     ("KVMB_SCRATCH", "`--scratch`: the folder for blocks that the guest overwrites during a backup"),
     (
         "KVMB_DATA_DIR",

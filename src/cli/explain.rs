@@ -14,6 +14,7 @@ use crate::repo;
 use crate::schedule;
 use crate::storage::sftp::{self, SftpAddress};
 use crate::storage::{self, FileAction};
+use crate::units::in_units;
 
 /// A failure's code, and its hint.
 pub type Explanation = (Code, Option<Cow<'static, str>>);
@@ -90,6 +91,12 @@ pub fn of_ops(error: &ops::Error) -> Explanation {
         Error::NoSuchDisk { .. } => {
             (Code::NotFound, hint("run 'kvmb disks MACHINE' or 'kvmb points' to list the disks"))
         }
+        Error::NoSuchPoint { known: Some(_), .. } => (
+            Code::NotFound,
+            hint(
+                "use MACHINE@latest, @yesterday, @2026-11-20, @2026-11-20T14:30, @-2h, or an ID from 'kvmb points MACHINE'",
+            ),
+        ),
         Error::NoSuchPoint { .. } => (Code::NotFound, hint("run 'kvmb points -r REPO' to list the points")),
         Error::AmbiguousPoint { .. } => (Code::Usage, hint("enter more digits of the ID")),
         Error::AmbiguousMachine { .. } => (Code::Usage, hint("use the ID of the point")),
@@ -526,6 +533,6 @@ fn create_device(path: &Path, capacity_bytes: u64) -> String {
     };
     match names.and_then(|(group, volume)| Some((quoted(&group)?, quoted(&volume)?))) {
         Some((group, volume)) => format!("run 'lvcreate -L {capacity_bytes}b -n {volume} {group}'; "),
-        None => format!("provide a device of at least {capacity_bytes} bytes there; "),
+        None => format!("provide a device of at least {} there; ", in_units(capacity_bytes)),
     }
 }

@@ -6,7 +6,7 @@ use crate::cli::log_args::LogArgs;
 use crate::cli::output::Format;
 use crate::config::Loaded;
 use clap::{ArgAction, Args};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What every command understands.
 #[derive(Debug, Clone, Args)]
@@ -19,7 +19,7 @@ pub struct Global {
     #[arg(short, long, value_name = "URI", global = true, add = connections())]
     pub connect: Option<String>,
 
-    /// Output format.
+    /// Output format. Default: $KVMB_OUTPUT, otherwise a table on a terminal and JSON Lines elsewhere.
     #[arg(short, long, value_enum, default_value_t, global = true, value_name = "FORMAT")]
     pub output: Format,
 
@@ -27,10 +27,14 @@ pub struct Global {
     #[arg(long, global = true, conflicts_with = "output")]
     pub json: bool,
 
+    /// Same as --output table.
+    #[arg(long, global = true, conflicts_with_all = ["output", "json"])]
+    pub table: bool,
+
     /// Configuration file.
     ///
-    /// Default: $KVMB_CONFIG, otherwise the first of ~/.kvm_backup_config.json and /etc/kvmb/config.json that
-    /// exists.
+    /// Default: $KVMB_CONFIG, otherwise the first of ~/.kvm_backup_config.json, ~/.config/kvmb/config.json and
+    /// /etc/kvmb/config.json that exists.
     #[arg(long, value_name = "FILE", env = "KVMB_CONFIG", hide_env_values = true, global = true)]
     pub config: Option<PathBuf>,
 
@@ -54,12 +58,20 @@ pub struct Global {
 impl Global {
     /// The format of records.
     pub fn format(&self) -> Format {
-        if self.json { Format::Jsonl } else { self.output }
+        match (self.json, self.table) {
+            (true, _) => Format::Jsonl,
+            (_, true) => Format::Table,
+            _ => self.output,
+        }
     }
 
     /// The configuration that applies.
     pub fn load_config(&self) -> Result<Loaded, crate::config::Error> {
-        let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
-        crate::config::load(self.config.as_deref(), home.as_deref().map(Path::new))
+        let folder = |name: &str| std::env::var_os(name).filter(|folder| !folder.is_empty()).map(PathBuf::from);
+        let home = folder("HOME");
+        // As the specification has it, a relative one is ignored.
+        let config_home = folder("XDG_CONFIG_HOME").filter(|folder| folder.is_absolute());
+        let config_home = config_home.or_else(|| home.as_ref().map(|home| home.join(".config")));
+        crate::config::load(self.config.as_deref(), home.as_deref(), config_home.as_deref())
     }
 }

@@ -39,6 +39,20 @@ const OF_HOST: &str = "/var/log/kvm_backup.log";
 /// The log of a user who cannot write that, below the home folder.
 const OF_USER: &str = "kvm_backup.log";
 
+impl LogArgs {
+    /// Where the log may be, the best place first.
+    pub fn places(&self) -> Vec<PathBuf> {
+        match &self.log_file {
+            Some(file) => vec![file.clone()],
+            None => {
+                let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+                let of_user = home.map(|home| Path::new(&home).join(OF_USER));
+                [PathBuf::from(OF_HOST)].into_iter().chain(of_user).collect()
+            }
+        }
+    }
+}
+
 /// Starts the log of this run, as quiet or as verbose as was asked for.
 pub fn start(run: &Run, args: &LogArgs, (quiet, verbose): (bool, u8), config: &Log) {
     let level = match (quiet, verbose) {
@@ -48,15 +62,7 @@ pub fn start(run: &Run, args: &LogArgs, (quiet, verbose): (bool, u8), config: &L
         _ => Level::Debug,
     };
     let journal = run.keeps_log && stderr_is_journal();
-    let places = match &args.log_file {
-        Some(file) => vec![file.clone()],
-        None if journal => Vec::new(),
-        None => {
-            let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
-            let of_user = home.map(|home| Path::new(&home).join(OF_USER));
-            [PathBuf::from(OF_HOST)].into_iter().chain(of_user).collect()
-        }
-    };
+    let places = if journal && args.log_file.is_none() { Vec::new() } else { args.places() };
     let style = match args.log_format {
         LogStyle::Text => line::Style::Text,
         LogStyle::Json => line::Style::Json,

@@ -45,8 +45,8 @@ use crate::ops;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use commands::{
-    backup, completions, config, disks, doctor, guard, hash, init, key, man, pin, points, prune, push, release, remote,
-    restore, schedule, serve, snapshot, status, unlock, verify, vms,
+    backup, completions, config, disks, doctor, guard, hash, init, key, log, man, pin, points, prune, push, release,
+    remote, restore, schedule, serve, snapshot, status, unlock, verify, vms,
 };
 use context::Context;
 use exit_code::{Exit, ExitCode, PluginState};
@@ -113,6 +113,7 @@ enum Command {
     #[command(hide = true)]
     Guard(guard::GuardArgs),
     Status(status::StatusArgs),
+    Log(log::LogCommandArgs),
 }
 
 /// The whole program: parses, runs, says how it went.
@@ -163,7 +164,7 @@ pub fn main() -> Exit {
 
 /// The command line twice: for which configuration applies, and with that for the rest.
 fn parse() -> Result<(Cli, Settings), Exit> {
-    let mut parser = settings::without_empty_variables(command());
+    let mut parser = settings::with_output_variable(settings::without_empty_variables(command()));
     let (cli, matches) = parse_with(&mut parser.clone())?;
     if !cli.command.needs_config() {
         return Ok((cli, Settings::new(Loaded::default(), &matches)));
@@ -249,6 +250,7 @@ impl Command {
             Command::Doctor(_) => ("doctor", ClosedPipe::Reads),
             Command::Guard(_) => ("guard", ClosedPipe::Reads),
             Command::Status(_) => ("status", ClosedPipe::Reads),
+            Command::Log(_) => ("log", ClosedPipe::Reads),
             Command::Config(_) => ("config", ClosedPipe::Reads),
         }
     }
@@ -293,6 +295,7 @@ impl Command {
             Command::Doctor(args) => args.run(context, session),
             Command::Guard(args) => args.run(context),
             Command::Status(args) => args.run(context, session),
+            Command::Log(args) => args.run(context, session),
         }
     }
 }

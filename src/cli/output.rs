@@ -86,6 +86,11 @@ impl Output {
         }
     }
 
+    /// Whether records are printed as a table.
+    pub fn is_table(&self) -> bool {
+        self.format == Format::Table
+    }
+
     /// Adds lines that stand below a table.
     pub fn close_table(&mut self, text: &str) {
         self.closing.push_str(text);

@@ -163,6 +163,11 @@ impl Session {
         self.output.close_table(text);
     }
 
+    /// Whether records are printed as a table.
+    pub fn is_table(&self) -> bool {
+        self.output.is_table()
+    }
+
     /// Ends the output before the command: what happens later is on standard error and in the exit code.
     pub fn end_output(&mut self) {
         self.output.finish();
@@ -199,10 +204,11 @@ impl Session {
         if self.output.is_pointless() && !self.output.has_failed() {
             return ExitCode::Done;
         }
-        if self.output.has_failed() {
-            self.tally.failed(ExitCode::Failed);
+        match self.outcome() {
+            // Whoever was to read it has an incomplete answer, however much was done.
+            ExitCode::Done | ExitCode::Partial if self.output.has_failed() => ExitCode::Failed,
+            code => code,
         }
-        self.outcome()
     }
 
     /// What the command would exit with if it ended now.

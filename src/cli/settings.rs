@@ -56,6 +56,19 @@ pub struct Settings {
     flags: BTreeMap<&'static str, String>,
 }
 
+/// The variable that is the default of `--output`. It is not the argument's own: `--json` and `--table`, which exclude
+/// that argument, win over it.
+const OUTPUT_VARIABLE: (&str, &str) = ("output", "KVMB_OUTPUT");
+
+/// The parser, with the output format of the environment as the default.
+pub fn with_output_variable(command: Command) -> Command {
+    let (id, variable) = OUTPUT_VARIABLE;
+    match std::env::var(variable).ok().filter(|format| !format.is_empty()) {
+        Some(format) => command.mut_arg(id, |arg| arg.default_value(format)),
+        None => command,
+    }
+}
+
 /// The parser; an empty variable is as good as none.
 pub fn without_empty_variables(command: Command) -> Command {
     let is_empty = |arg: &Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());

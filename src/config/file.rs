@@ -14,8 +14,11 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The configuration of a user, below the home folder.
+/// The configuration of a user, below the home folder: the place of kvm_backup.
 const OF_USER: &str = ".kvm_backup_config.json";
+
+/// The same, below the folder of configurations.
+const OF_USER_XDG: &str = "kvmb/config.json";
 
 /// The configuration of the host.
 const OF_HOST: &str = "/etc/kvmb/config.json";
@@ -115,14 +118,17 @@ impl Error {
     }
 }
 
-/// Reads the file that was named; else that of the user, whose home folder this is; else that of the host. Without any
-/// of them, all is as by default.
-pub fn load(named: Option<&Path>, home: Option<&Path>) -> Result<Loaded, Error> {
+/// Reads the file that was named; else that of the user, whose home folder and folder of configurations
+/// (`$XDG_CONFIG_HOME`, `~/.config`) these are; else that of the host. Without any of them, all is as by default.
+pub fn load(named: Option<&Path>, home: Option<&Path>, config_home: Option<&Path>) -> Result<Loaded, Error> {
     if let Some(path) = named {
         return read(path)?.ok_or_else(|| Error::Missing { path: path.to_owned() });
     }
-    if let Some(found) = home.map(|home| read(&home.join(OF_USER))).transpose()?.flatten() {
-        return Ok(found);
+    let of_user = [home.map(|home| home.join(OF_USER)), config_home.map(|folder| folder.join(OF_USER_XDG))];
+    for path in of_user.into_iter().flatten() {
+        if let Some(found) = read(&path)? {
+            return Ok(found);
+        }
     }
     match read(Path::new(OF_HOST)) {
         Ok(found) => Ok(found.unwrap_or_default()),

@@ -7,9 +7,11 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`mod@line`] | an event as a line of text or of JSON |
+//! | [`reader`] | the lines of one run |
 //! | [`rotating`] | the file, which does not grow for ever |
 
 pub mod line;
+pub mod reader;
 pub mod rotating;
 
 use line::{LogLine, Style};

@@ -79,7 +79,8 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o640).open(path)
 }
 
-fn aside(path: &Path, number: u64) -> PathBuf {
+/// The name of the file that was set aside so many times ago.
+pub fn aside(path: &Path, number: u64) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(format!(".{number}"));
     name.into()

@@ -2,6 +2,7 @@
 
 use crate::record::{Damage, Time};
 use crate::suggest::suggestion;
+use crate::units::in_units;
 use crate::{capture, nbd, repo, storage};
 use std::path::{Path, PathBuf};
 
@@ -131,7 +132,7 @@ pub enum Error {
         disk: String,
     },
     /// No point answers the description.
-    #[error("no point {wanted:?} in {repo}{}", suggestion(.near))]
+    #[error("no point {wanted:?} in {repo}{}{}", suggestion(.near), known_times(.known))]
     NoSuchPoint {
         /// What was asked for.
         wanted: String,
@@ -139,6 +140,8 @@ pub enum Error {
         repo: String,
         /// Machines with points and a name like it.
         near: Vec<String>,
+        /// Times of the oldest and newest point of the machine, if it has points.
+        known: Option<(Time, Time)>,
     },
     /// More than one point does.
     #[error("{wanted:?} matches {count} points")]
@@ -238,7 +241,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// Not enough room.
-    #[error("{} has {free_bytes} bytes free and {wanted_bytes} are needed", path.display())]
+    #[error("{} has {} free and {} are needed", path.display(), in_units(*free_bytes), in_units(*wanted_bytes))]
     NoRoom {
         /// The folder.
         path: PathBuf,
@@ -372,4 +375,14 @@ fn describe(damage: &[Damage]) -> String {
         _ => String::new(),
     };
     format!("{place}{}{}", first.error, if damage.len() > 1 { " …" } else { "" })
+}
+
+/// The times that a machine's points are between, for the end of a message.
+fn known_times(known: &Option<(Time, Time)>) -> String {
+    let text = |time: &Time| time.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M:%S").to_string();
+    match known {
+        None => String::new(),
+        Some((oldest, newest)) if oldest == newest => format!("; its only point is of {}", text(oldest)),
+        Some((oldest, newest)) => format!("; its oldest point is of {}, its newest of {}", text(oldest), text(newest)),
+    }
 }

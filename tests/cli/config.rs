@@ -41,6 +41,12 @@ fn a_flag_wins_over_a_variable_that_over_the_file_and_that_over_the_default() {
     assert_eq!(setting(&plain, "backup_host"), (Value::Null, "default".into()));
     assert_eq!(setting(&plain, "scratch").1, "environment");
 
+    assert_eq!(setting(&plain, "repo"), (json!(env.path("data/repo")), "default".into()));
+    // In a table, what is set and where things are; all of it if asked for.
+    let table = |args: &[&str]| show(&[&["-o", "table"], args].concat()).run().assert_ok().stdout().to_owned();
+    assert!(table(&[]).contains("repo ") && !table(&[]).contains("backup_freq"), "{}", table(&[]));
+    assert!(table(&["--all"]).contains("backup_freq"));
+
     env.configure(&json!({"connect": "test:///default", "repo": "/of/the/file", "jobs": 4, "log": {"format": "json"}}));
     let file = env.config_file().display().to_string();
     let from_file = show(&[]).run().assert_ok();
@@ -93,7 +99,7 @@ fn every_flag_of_the_table_takes_what_the_file_says() {
 }
 
 #[test]
-fn it_is_looked_for_in_four_places_in_turn() {
+fn it_is_looked_for_in_five_places_in_turn() {
     let env = Env::new("places");
     let write = |path: &Path, jobs: u64| fs::write(path, json!({ "jobs": jobs }).to_string()).unwrap();
     let home = env.path("home/.kvm_backup_config.json");
@@ -106,7 +112,18 @@ fn it_is_looked_for_in_four_places_in_turn() {
     let with_host = || env.program("unshare").args(["-m", "sh", "-c", script]).env("KVMB_CONFIG", "");
     let jobs = |output: Output| setting(&output.assert_ok(), "jobs").0;
     assert_eq!(jobs(with_host().run()), 3);
+    let new_style = env.path("home/.config/kvmb/config.json");
+    fs::create_dir_all(new_style.parent().unwrap()).unwrap();
+    write(&new_style, 7);
+    // The place of kvm_backup still wins.
+    assert_eq!(jobs(with_host().run()), 3);
     fs::remove_file(&home).unwrap();
+    assert_eq!(jobs(with_host().run()), 7);
+    let elsewhere = env.path("xdg/kvmb/config.json");
+    fs::create_dir_all(elsewhere.parent().unwrap()).unwrap();
+    write(&elsewhere, 8);
+    assert_eq!(jobs(with_host().env("XDG_CONFIG_HOME", env.path("xdg")).run()), 8);
+    fs::remove_file(&new_style).unwrap();
     assert_eq!(jobs(with_host().run()), 4);
     let named = |call: crate::support::Call| call.env("KVMB_CONFIG", "variable.json").run();
     assert_eq!(jobs(named(env.kvmb(["config", "show"]))), 6);

@@ -208,3 +208,36 @@ fn under_systemd_the_log_is_the_journal_with_fields() {
     assert_eq!(errors.len(), 1, "{output}");
     assert_eq!(errors[0]["PRIORITY"], "3", "{output}");
 }
+
+#[test]
+fn the_log_of_one_run_is_shown_by_its_id() {
+    let env = Env::new("log of a run");
+    env.machine("kvmb-test-a").disk(Disk::qcow2(MIB)).define();
+    let show = |args: &[&str]| env.kvmb([&["log"], args].concat()).run();
+    show(&[]).assert_code(1).assert_stderr_has("no run in ").assert_stderr_has("journalctl -t kvmb");
+    env.sh("kvmb init -r $R").run().assert_ok();
+    env.sh("kvmb backup --all -r $R").run().assert_ok();
+    env.sh("kvmb backup kvmb-test-none -r $R").run().assert_code(1);
+    let all = lines(&env.log_file());
+    let run_of = |words: &str| split(all.iter().find(|line| line.contains(words)).expect(words)).2;
+    for words in ["was backed up", "kvmb-test-none"] {
+        let run = run_of(words);
+        let wanted: Vec<&str> = all.iter().map(String::as_str).filter(|line| split(line).2 == run).collect();
+        assert!(wanted.len() >= 3, "{all:#?}");
+        let output = show(&[run]).assert_ok();
+        assert_eq!(output.stdout().lines().collect::<Vec<_>>(), wanted);
+        // Without an id, that of the last run.
+        let is_last = all.last().unwrap() == wanted.last().unwrap();
+        assert_eq!(show(&[]).assert_ok().stdout() == output.stdout(), is_last);
+    }
+    // The status of a machine names its last run.
+    env.configure(&json!({"repo": env.repo(), "hooks": {"before_machine": [{"command": ["false"]}]}}));
+    env.kvmb(["backup", "kvmb-test-a"]).run().assert_code(1);
+    let checks = env.kvmb(["status"]).run().assert_ok().records_of("check");
+    let check = checks.iter().find(|check| check["check"] == "backup").unwrap();
+    let run = check["last_run"].as_str().unwrap();
+    assert_eq!(check["hint"], format!("kvmb log {run}"));
+    assert!(show(&[run]).assert_ok().stdout().contains("hook"), "{check}");
+    show(&["00000000"]).assert_code(1).assert_stderr_has("journalctl -t kvmb RUN=00000000");
+    show(&["../x"]).assert_code(2);
+}

@@ -60,9 +60,42 @@ fn a_point_has_totals_a_short_id_and_times_that_find_it_again() {
         let verified = env.kvmb(["verify", "-r", &env.repo(), &name]).run().assert_ok().record_of("point");
         assert_eq!(verified["point"], point["point"]);
     }
+    let latest = env.sh("kvmb points --latest -r $R").run().assert_ok().record_of("point");
+    assert_eq!(latest["point"], second["point"]);
+    // No such point: what there is, and how to name it.
+    let missing = env.sh("kvmb verify kvmb-test-vm1@yesterday -r $R").run().assert_code(1);
+    missing.assert_stderr_has("its oldest point is of ").assert_stderr_has("@yesterday, @2026-11-20");
+    env.sh("kvmb verify kvmb-test-vm1@monday -r $R").run().assert_code(1).assert_stderr_has("MACHINE@latest");
+    let near = env.sh("kvmb verify kvmb-test-vm2 -r $R").run().assert_code(1);
+    near.assert_stderr_has("similar: kvmb-test-vm1");
+    env.sh("kvmb verify kvmb-test-vm1@today -r $R").run().assert_ok();
     // Machines without a terminal get no summary.
     assert!(!env.sh("kvmb backup --all -r $R").run().assert_ok().stdout().contains("backed up"));
     env.assert_nothing_left();
+}
+
+#[test]
+fn the_output_format_is_that_of_a_flag_then_of_the_variable() {
+    let env = Env::new("formats");
+    env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).define();
+    let first = |args: &[&str], variable: &str| {
+        let call = env.kvmb([&["vms"], args].concat()).env("KVMB_OUTPUT", variable);
+        call.run().assert_ok().stdout().chars().next().unwrap()
+    };
+    for (args, variable, begins) in [
+        (&[][..], "", '{'),
+        (&[], "table", 'M'),
+        (&[], "json", '['),
+        (&["--json"], "table", '{'),
+        (&["--table"], "json", 'M'),
+        (&["-o", "jsonl"], "table", '{'),
+        (&["--table"], "", 'M'),
+    ] {
+        assert_eq!(first(args, variable), begins, "{args:?} {variable:?}");
+    }
+    env.kvmb(["vms"]).env("KVMB_OUTPUT", "yaml").run().assert_code(2).assert_stderr_has("invalid value 'yaml'");
+    env.kvmb(["vms", "--json", "--table"]).run().assert_code(2);
+    env.kvmb(["vms", "-o", "json", "--table"]).run().assert_code(2);
 }
 
 #[test]
@@ -81,7 +114,7 @@ fn a_terminal_gets_tables_and_a_pipe_gets_records() {
         (vec!["verify", "--all", "-r", &repo], ["POINT", "VERIFIED", "kvmb-test-vm1", "full"]),
         (vec!["backup", "kvmb-test-vm1", "-r", &repo], ["READ MODE", "DURATION", "changed", "backed up 1 machine in "]),
         (
-            vec!["restore", "kvmb-test-vm1", "-r", &repo, "--into", &into, "--no-define"],
+            vec!["restore", "kvmb-test-vm1", "-r", &repo, "--into", &into, "--no-define", "--overwrite"],
             [
                 "restored vda to ",
                 &restored_to,

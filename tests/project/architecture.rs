@@ -41,7 +41,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("atomic_file", &[]),
     ("failpoint", &[]),
-    ("capture", &["bounded", "failpoint", "atomic_file", "glob", "suggest"]),
+    ("capture", &["bounded", "failpoint", "atomic_file", "glob", "suggest", "units"]),
     ("repo", &["storage", "failpoint", "atomic_file"]),
     ("retention", &["record", "units"]),
     ("schedule", &["bounded", "units", "clock", "atomic_file", "suggest"]),

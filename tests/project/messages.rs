@@ -196,7 +196,7 @@ pub fn of_operations() -> Vec<ops::Error> {
             lease_ends_at: "2026-11-20T20:00:00+01:00".parse().unwrap(),
         },
         Error::NoSuchDisk { subject: machine(), disk: "vdz".into() },
-        Error::NoSuchPoint { wanted: "wbe1@latest".into(), repo: REPO.into(), near: vec![machine()] },
+        Error::NoSuchPoint { wanted: "wbe1@latest".into(), repo: REPO.into(), near: vec![machine()], known: None },
         Error::AmbiguousPoint { wanted: "a1".into(), count: 2 },
         Error::AmbiguousMachine {
             machine: machine(),

@@ -41,6 +41,13 @@ const BANNED: &[(&str, &str)] = &[
     ("forerunner", "predecessor"),
     ("befriend", "set up"),
     ("vouch", "verify"),
+    ("no point needs", "unused data"),
+    ("say what would be done", "show what would be done without doing it"),
+    ("although the configuration says so", "even if the configuration enables it"),
+    ("twice still more", "repeat for more"),
+    ("have this line added", "ask the administrator to add this line"),
+    ("is hit", "is affected, is damaged"),
+    ("are hit", "are affected, are damaged"),
 ];
 
 fn source(path: &str) -> String {

@@ -1,19 +1,21 @@
 //! `kvmb config`
 
 use crate::cli::context::Context;
+use crate::cli::data_folder::data_folder;
 use crate::cli::exit_code::ExitCode;
 use crate::cli::failure::{CliError, of_config};
+use crate::cli::repo_args::DefaultRepo;
 use crate::cli::session::Session;
 use crate::config::rules::{AbsolutePath, WithText};
 use crate::config::{Config, Loaded, schema};
 use crate::record::{Check, Record, Status};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Show, check and describe the configuration.
 ///
-/// The configuration is a JSON file: --config, $KVMB_CONFIG, otherwise the first of ~/.kvm_backup_config.json and
-/// /etc/kvmb/config.json that exists. Without a file, the defaults apply. Options take precedence over environment
+/// The configuration is a JSON file: --config, $KVMB_CONFIG, otherwise the first of ~/.kvm_backup_config.json,
+/// ~/.config/kvmb/config.json and /etc/kvmb/config.json that exists. Without a file, the defaults apply. Options take precedence over environment
 /// variables, and those over the file.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -29,11 +31,17 @@ pub struct ConfigArgs {
 enum ConfigCommand {
     /// Show every key with its value and where the value comes from.
     ///
-    /// Prints a 'setting' record for each key. Values that may reveal a password are hidden.
+    /// Prints a 'setting' record for each key; a table only has the keys that are set and the paths. Values that may
+    /// reveal a password are hidden.
     #[command(after_help = "Examples:
   kvmb config show
+  kvmb config show --all
   kvmb config show --json | jq -r 'select(.source != \"default\") | .key'")]
-    Show,
+    Show {
+        /// In a table, show the keys with default values as well.
+        #[arg(long)]
+        all: bool,
+    },
     /// Check the configuration and the files and programs that it refers to.
     ///
     /// Prints a 'check' record for each problem, or a single one if there is none. Exits with code 2 if kvmb would
@@ -51,14 +59,21 @@ enum ConfigCommand {
 impl ConfigArgs {
     /// Whether the configuration has to be right: not for the command that is to check it.
     pub fn needs_config(&self) -> bool {
-        matches!(self.command, ConfigCommand::Show)
+        matches!(self.command, ConfigCommand::Show { .. })
     }
 
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         match self.command {
-            ConfigCommand::Show => {
-                for setting in context.settings.all(&(context.grammar)()) {
-                    session.done(Record::Setting(setting));
+            ConfigCommand::Show { all } => {
+                let all = all || !session.is_table();
+                for mut setting in context.settings.all(&(context.grammar)()) {
+                    let path = default_path(context, &setting.key)?;
+                    if let Some(path) = path.as_ref().filter(|_| setting.value.is_null()) {
+                        setting.value = path.to_string_lossy().into();
+                    }
+                    if all || path.is_some() || setting.source != "default" {
+                        session.done(Record::Setting(setting));
+                    }
                 }
             }
             ConfigCommand::Check => check(context, session),
@@ -69,6 +84,16 @@ impl ConfigArgs {
         }
         Ok(())
     }
+}
+
+/// What a key that names a file or folder stands for if it is not set; none for other keys.
+fn default_path(context: &Context, key: &str) -> Result<Option<PathBuf>, CliError> {
+    Ok(match key {
+        "repo" => Some(DefaultRepo::locate()?.folder),
+        "scratch" => Some(data_folder()?.join("scratch")),
+        "log.file" => context.global.log.places().into_iter().next(),
+        _ => None,
+    })
 }
 
 fn check(context: &Context, session: &mut Session) {

@@ -9,6 +9,7 @@ pub mod guard;
 pub mod hash;
 pub mod init;
 pub mod key;
+pub mod log;
 pub mod man;
 pub mod pin;
 pub mod points;

@@ -10,8 +10,9 @@ use crate::cli::value_parsers::duration;
 use crate::ops::points;
 use crate::ops::repo_lock::lock_for_reading;
 use crate::record::Record;
-use crate::repo::DamagedSnapshot;
+use crate::repo::{DamagedSnapshot, Id};
 use chrono::Local;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// List the restore points in a repository, oldest first.
@@ -21,6 +22,7 @@ use std::time::Duration;
 #[command(after_help = "Examples:
   kvmb points -r /backup/kvm
   kvmb points vm1 'web*' -r /backup/kvm
+  kvmb points --latest
   kvmb points --within 24h --json | jq -r .machine
   kvmb points --json | jq -r .point | xargs kvmb verify")]
 pub struct PointsArgs {
@@ -31,6 +33,10 @@ pub struct PointsArgs {
     /// Only points captured within this time (example: 12h, 7d).
     #[arg(long, value_name = "TIME", value_parser = duration)]
     within: Option<Duration>,
+
+    /// Only the latest point of each machine.
+    #[arg(long)]
+    latest: bool,
 
     #[command(flatten)]
     repo: RepoArgs,
@@ -49,10 +55,17 @@ impl PointsArgs {
             }
         }
         let verified = HistoryRecorder::of(context, &repo.url()).verified_points();
+        // The list is by time: the last one of a machine is its latest.
+        let latest: BTreeMap<(&str, &str), &Id> =
+            found.iter().map(|point| ((point.machine(), point.snapshot.hostname.as_str()), &point.id)).collect();
+        let latest: BTreeSet<Id> = latest.into_values().copied().collect();
         let oldest = self.within.map(|within| Local::now() - within);
         for point in found {
             let wanted = |name: &String| points::name_matches(name, point.machine());
             let is_named = self.names.is_empty() || self.names.iter().any(wanted);
+            if self.latest && !latest.contains(&point.id) {
+                continue;
+            }
             if !is_named || oldest.is_some_and(|oldest| point.snapshot.time < oldest) {
                 continue;
             }

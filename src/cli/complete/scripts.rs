@@ -36,6 +36,8 @@ const BASH_SCRIPT: &str = r#"_NAME() {
     COMPREPLY=()
     while IFS= read -r word; do
         [[ -n $word ]] || continue
+        # Flags are offered only after a hyphen.
+        [[ $word != -* || ${words[i]} == -* ]] || continue
         printf -v word %q "${word#"$typed"}"
         COMPREPLY+=("$word")
     done < <(VAR=bash _CLAP_IFS=$'\n' _CLAP_COMPLETE_INDEX=$i COMPLETER -- "${words[@]}" 2>/dev/null && echo)

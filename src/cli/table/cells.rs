@@ -1,6 +1,7 @@
 //! What stands in a cell: sizes, ages, moments and names, as people read them.
 
 use crate::record::{Action, Record, Source, Time, steers_terminal};
+use crate::units::in_units;
 use std::time::Duration;
 
 /// What a record is in a table: records of one kind that follow each other share a table.
@@ -64,10 +65,7 @@ pub(super) fn address(source: &Source) -> String {
 
 /// A size for people: binary units, as `qemu-img info` and `lsblk` print them.
 pub fn bytes(count: u64) -> String {
-    match count {
-        0..=1023 => format!("{count} B"),
-        _ => indicatif::BinaryBytes(count).to_string(),
-    }
+    in_units(count)
 }
 
 /// The time from `then` to `now` in its largest unit.

@@ -84,7 +84,12 @@ impl Copier {
     /// The point of the source that a record means by this id.
     pub fn find(&self, id: &str) -> Result<PointRef> {
         let found = id.parse().ok().and_then(|id| self.points.iter().find(|point| point.is_or_was(&id))).cloned();
-        found.ok_or_else(|| Error::NoSuchPoint { wanted: id.to_owned(), repo: self.source.url(), near: Vec::new() })
+        found.ok_or_else(|| Error::NoSuchPoint {
+            wanted: id.to_owned(),
+            repo: self.source.url(),
+            near: Vec::new(),
+            known: None,
+        })
     }
 
     /// The points of a machine of this host that await their copy, oldest first: see [`Copies::await_copy`]. `policy`

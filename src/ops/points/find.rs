@@ -28,8 +28,8 @@ pub enum PointName {
 }
 
 impl PointName {
-    /// Understands `ID`, `NAME`, `NAME@latest`, `NAME@2026-11-20`, `NAME@2026-11-20T14:30`, `NAME@-2h`; times without
-    /// an offset are local, and a date means its end. What stands after an `@` and is no time belongs to the name.
+    /// Understands `ID`, `NAME`, `NAME@latest`, `NAME@yesterday`, `NAME@2026-11-20`, `NAME@2026-11-20T14:30`,
+    /// `NAME@-2h`; times without an offset are local, and a date means its end. What stands after an `@` and is no time belongs to the name.
     pub fn parse(text: &str, now: DateTime<Local>) -> PointName {
         if let Some((machine, time)) = text.rsplit_once('@')
             && !machine.is_empty()
@@ -46,9 +46,18 @@ impl PointName {
 }
 
 fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset>> {
+    let local = |naive| last_moment_until(&Local, naive).map(|moment| moment.fixed_offset());
     if let Some(span) = text.strip_prefix('-') {
         let ago = Duration::from_std(span.parse::<ShortDuration>().ok()?.0).ok()?;
         return Some((now - ago).fixed_offset());
+    }
+    let date = match text {
+        "today" => Some(now.date_naive()),
+        "yesterday" => now.date_naive().pred_opt(),
+        text => NaiveDate::parse_from_str(text, "%Y-%m-%d").ok(),
+    };
+    if let Some(date) = date {
+        return local(date.and_hms_nano_opt(23, 59, 59, 999_999_999)?);
     }
     if let Ok(moment) = DateTime::parse_from_rfc3339(text) {
         // Records have whole milliseconds, and a time without a fraction is the whole second.
@@ -60,7 +69,6 @@ fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset
         };
         return Some(moment + Duration::nanoseconds(rest));
     }
-    let local = |naive| last_moment_until(&Local, naive).map(|moment| moment.fixed_offset());
     for form in ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"] {
         if let Ok(naive) = NaiveDateTime::parse_from_str(text, form) {
             // A table shows no parts of a second: what it shows must find its point.
@@ -73,14 +81,16 @@ fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset
             return local(naive + Duration::seconds(59) + Duration::nanoseconds(999_999_999));
         }
     }
-    let date = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?;
-    local(date.and_hms_nano_opt(23, 59, 59, 999_999_999)?)
+    None
 }
 
 /// The one point that `name` means. A machine's name means the machine of this host; where this host has none of that
 /// name and several others have, it is [`Error::AmbiguousMachine`].
 pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<PointRef> {
-    let missing = |wanted: String| no_such_point(repo, points.iter().map(PointRef::machine), wanted);
+    let missing = |wanted: String| {
+        let error = no_such_point(repo, points.iter().map(PointRef::machine), wanted);
+        with_known_times(error, points)
+    };
     match name {
         PointName::At { machine, moment } => newest_named(repo, points, machine, *moment)?.ok_or_else(|| {
             missing(match moment {
@@ -185,7 +195,16 @@ pub fn no_such_point<'a>(repo: &Repository, machines: impl Iterator<Item = &'a s
         true => Vec::new(),
         false => similar_names(machine, machines),
     };
-    Error::NoSuchPoint { wanted, repo: repo.url(), near }
+    Error::NoSuchPoint { wanted, repo: repo.url(), near, known: None }
+}
+
+/// The same, with the times of the machine's points, if it has any.
+fn with_known_times(error: Error, points: &[PointRef]) -> Error {
+    let Error::NoSuchPoint { wanted, repo, near, .. } = error else { return error };
+    let machine = wanted.rsplit_once('@').map_or(wanted.as_str(), |(machine, _)| machine);
+    let times = || points.iter().filter(|point| point.machine() == machine).map(|point| point.snapshot.time);
+    let known = times().min().zip(times().max());
+    Error::NoSuchPoint { wanted, repo, near, known }
 }
 
 /// [`find`] where snapshot files are damaged: each of them may be a newer point of the machine that is asked for, and
@@ -235,6 +254,8 @@ mod tests {
             ("vm1@2026-11-20", "vm1", Some("2026-11-20 23:59:59")),
             ("vm1@2026-11-20T14:30", "vm1", Some("2026-11-20 14:30:59")),
             ("vm1@2026-11-20T14:30:05", "vm1", Some("2026-11-20 14:30:05")),
+            ("vm1@today", "vm1", Some("2026-11-20 23:59:59")),
+            ("vm1@yesterday", "vm1", Some("2026-11-19 23:59:59")),
             ("vm1@-2h", "vm1", Some("2026-11-20 13:00:00")),
             ("vm1@-3d", "vm1", Some("2026-11-17 15:00:00")),
             ("a@b@-3d", "a@b", Some("2026-11-17 15:00:00")),

@@ -2,6 +2,7 @@
 
 use super::planned::{PlannedDisk, TargetKind};
 use crate::ops::{Error, Result};
+use crate::units::in_units;
 use rustix::fs::{FlockOperation, fcntl_lock};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -41,7 +42,10 @@ pub(super) fn refuse_too_small(disk: &PlannedDisk) -> Result<()> {
     let size = File::open(&disk.real_path).and_then(|mut device| device.seek(SeekFrom::End(0)));
     let size_bytes = size.map_err(Error::io("size", &disk.real_path))?;
     if size_bytes < wanted_bytes {
-        let reason = format!("it has {size_bytes} bytes and the disk needs {wanted_bytes}");
+        let reason = match (in_units(size_bytes), in_units(wanted_bytes)) {
+            (size, wanted) if size == wanted => format!("it has {size_bytes} bytes and the disk needs {wanted_bytes}"),
+            (size, wanted) => format!("it has {size} and the disk needs {wanted}"),
+        };
         return Err(Error::BadTarget { disk: disk.disk.clone(), path: disk.path.clone(), reason });
     }
     Ok(())

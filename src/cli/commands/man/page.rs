@@ -12,7 +12,7 @@ use clap_mangen::Man;
 /// Files that a user may meet.
 const FILES: &[(&str, &str)] = &[
     (
-        "~/.kvm_backup_config.json, /etc/kvmb/config.json",
+        "~/.kvm_backup_config.json, ~/.config/kvmb/config.json, /etc/kvmb/config.json",
         "Configuration file. The first one that exists is used, unless `--config` is given. `kvmb config schema` \
          describes its keys.",
     ),
@@ -118,7 +118,10 @@ fn exit_status(text: &mut Text, command: &Command) {
     for (code, meaning) in ExitCode::ALL {
         text.term(&(code as u8).to_string(), meaning);
     }
-    text.paragraph("Code 4 takes precedence over 3, and 3 over 1.");
+    text.paragraph(
+        "Code 4 takes precedence over 3, and 3 over 1. An output that cannot be written (a full disk) is 1. SIGHUP does \
+         not end a command that has locked a repository: as with restic, it only shows that the process is alive.",
+    );
     if command.get_arguments().any(|arg| arg.get_long() == Some("nagios")) {
         text.paragraph("With `--nagios`, the exit status is that of a monitoring plugin:");
         for (state, meaning) in PluginState::ALL {

@@ -198,7 +198,11 @@ fn last_run(findings: &mut Findings, facts: &MachineFacts, now: Time) {
     match run.result {
         RunOutcome::Done => {}
         RunOutcome::Damage => findings.add(Status::Critical, format!("the last run, {ago} ago, found damage: {why}")),
-        RunOutcome::Failed => findings.add(Status::Warning, format!("the last run, {ago} ago, failed: {why}")),
+        RunOutcome::Failed => findings.hint(
+            Status::Warning,
+            format!("the last run, {ago} ago, failed: {why}"),
+            format!("kvmb log {}", run.run),
+        ),
         RunOutcome::Interrupted => findings.add(Status::Warning, format!("the last run, {ago} ago, was interrupted")),
         // Whoever held it may be a backup as well; if it is not, the newest point becomes too old.
         RunOutcome::Busy => findings
@@ -241,6 +245,7 @@ fn extra(facts: &MachineFacts, thresholds: &Thresholds, now: Time, repo: &str) -
     if let Some(memory) = &facts.memory {
         if let Some(run) = &memory.last_run {
             put("last_result", Some(json!(run.result.word())));
+            put("last_run", Some(json!(run.run)));
             put("last_run_at", Some(time_value(run.ended_at)));
             put("last_code", run.code.as_ref().map(|code| json!(code)));
             put("last_error", run.error.as_ref().map(|error| json!(error)));

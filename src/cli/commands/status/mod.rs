@@ -19,6 +19,7 @@ use crate::cli::exit_code::PluginState;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::Session;
+use crate::cli::table::bytes;
 use crate::record::{Action, Record};
 use clap::ValueEnum;
 use gather::{Report, Request, ask, gather};
@@ -149,7 +150,7 @@ fn rehearsal(report: &Report, file: &Path) -> Record {
         action: "status".into(),
         target: file.display().to_string(),
         changed: true,
-        reason: format!("{} bytes of metrics would be written", prometheus::text(report).len()),
+        reason: format!("{} of metrics would be written", bytes(prometheus::text(report).len() as u64)),
         dry_run: true,
         extra: Map::new(),
     })
