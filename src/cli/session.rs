@@ -2,6 +2,7 @@
 
 use crate::cli::exit_code::{ExitCode, PluginState, Tally};
 use crate::cli::failure::{CliError, Code};
+use crate::cli::hint::pasteable;
 use crate::cli::output::{ClosedPipe, Format, Output};
 use crate::cli::stderr;
 use crate::log::TOLD;
@@ -102,7 +103,8 @@ impl Session {
         });
     }
 
-    fn report(&mut self, about: About, error: CliError, print: impl FnOnce(&str, Option<&str>)) {
+    fn report(&mut self, about: About, mut error: CliError, print: impl FnOnce(&str, Option<&str>)) {
+        error.hint = error.hint.map(|hint| pasteable(&hint, about.machine.as_deref()));
         let subject = match (&about.machine, &about.disk) {
             (Some(machine), Some(disk)) if !names(&error.message, disk) => format!("{machine}/{disk}: "),
             (Some(machine), _) if !names(&error.message, machine) => format!("{machine}: "),
@@ -149,7 +151,8 @@ impl Session {
     }
 
     /// Prints a check; one that is critical counts as a failure.
-    pub fn check(&mut self, check: Check) {
+    pub fn check(&mut self, mut check: Check) {
+        check.hint = check.hint.map(|hint| pasteable(&hint, None));
         if check.is_critical() {
             self.tally.failed(ExitCode::Failed);
         }

@@ -58,7 +58,7 @@ impl DoctorArgs {
             }
         };
         let machines = match &self.names[..] {
-            [] => hypervisor.machines(&[])?,
+            [] => machine_args::all(&hypervisor, context)?,
             names => machine_args::find(&hypervisor, names, session),
         };
         for check in checks {

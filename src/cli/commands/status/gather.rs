@@ -9,7 +9,7 @@ use crate::cli::commands::key;
 use crate::cli::context::Context;
 use crate::cli::data_folder::data_folder;
 use crate::cli::failure::{CliError, Code};
-use crate::cli::repo_args::{DefaultRepo, RepoArgs};
+use crate::cli::repo_args::RepoArgs;
 use crate::config::Config;
 use crate::glob::is_glob;
 use crate::history::{History, Memory};
@@ -65,11 +65,6 @@ pub struct Report {
 
 /// Opens a repository in order to be asked. Wrong usage is an error; that it cannot be had is an answer.
 pub fn ask(context: &Context, repo: &RepoArgs) -> Result<Asked, CliError> {
-    if !repo.is_named() && !DefaultRepo::locate()?.exists() {
-        // Nobody is to be asked for the password of what is not there.
-        let url = repo.storage(context)?.url();
-        return Ok(Err(crate::repo::Error::NoRepository { url }.into()));
-    }
     match repo.open(context) {
         Err(error) if matches!(error.code, Code::Usage | Code::Interrupted) => Err(error),
         answer => Ok(answer),
