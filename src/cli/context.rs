@@ -70,6 +70,13 @@ impl Context {
         }
     }
 
+    /// Says how to go on; nothing with `--quiet`.
+    pub fn hint(&self, hint: &str) {
+        if !self.global.quiet {
+            stderr::hint(hint);
+        }
+    }
+
     /// How long a command that prints a password may take.
     pub fn password_limit(&self) -> Duration {
         self.config().limits.password.value().0

@@ -23,6 +23,9 @@ const REPEATED: [(&str, &str); 5] = [
 /// What stands for a machine's name.
 const MACHINE_PLACEHOLDERS: [&str; 2] = ["MACHINE", "VM"];
 
+/// An option of a command: its name in the parser, and its forms.
+type KnownOption = (String, Vec<String>);
+
 /// What this call of the program was given.
 #[derive(Debug, Clone)]
 pub struct Invocation {
@@ -107,7 +110,7 @@ impl Invocation {
     }
 
     /// Where the words of the subcommand end, and which options it has: their names and forms.
-    fn subcommand(&self, command: &str) -> Option<(usize, Vec<(String, Vec<String>)>)> {
+    fn subcommand(&self, command: &str) -> Option<(usize, Vec<KnownOption>)> {
         let mut grammar = (self.grammar)();
         grammar.build();
         let mut at = &grammar;

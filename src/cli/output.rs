@@ -30,6 +30,15 @@ pub enum ClosedPipe {
     Changes,
 }
 
+/// Which checks a table shows; the problems come first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckDisplay {
+    /// Problems; the others are counted.
+    Problems,
+    /// All of them.
+    All,
+}
+
 /// Writes out what a library left in the buffer of standard output: the program ends without the handlers that would.
 pub fn flush() {
     // Whoever does not read it any more does not miss it.
@@ -48,6 +57,8 @@ pub struct Output {
     format: Format,
     effect: ClosedPipe,
     held: Vec<Record>,
+    /// How a table shows checks; none: as they came.
+    checks: Option<CheckDisplay>,
     /// Nothing is printed any more.
     ended: bool,
     closed: bool,
@@ -62,7 +73,12 @@ impl Output {
             Format::Auto => Format::Jsonl,
             chosen => chosen,
         };
-        Output { format, effect, held: Vec::new(), ended: false, closed: false, failed: false }
+        Output { format, effect, held: Vec::new(), checks: None, ended: false, closed: false, failed: false }
+    }
+
+    /// Has a table show checks with the problems first, and a summary.
+    pub fn summarize_checks(&mut self, display: CheckDisplay) {
+        self.checks = Some(display);
     }
 
     /// Prints a record, at once where the format allows it.
@@ -88,7 +104,12 @@ impl Output {
             Format::Table => {
                 let options =
                     TableOptions { width: terminal_width(), color: color::is_wanted(io::stdout().is_terminal()) };
-                self.write(table::render(&held, chrono::Local::now().fixed_offset(), options).as_bytes());
+                let now = chrono::Local::now().fixed_offset();
+                let text = match self.checks {
+                    Some(display) => table::render_checks(&held, now, options, display == CheckDisplay::All),
+                    None => table::render(&held, now, options),
+                };
+                self.write(text.as_bytes());
             }
             _ => {}
         }

@@ -32,9 +32,10 @@ pub fn arranged(command: Command) -> Command {
         let is_meant = |arg: &&Arg| hidden.contains(&arg.get_id().as_str());
         below.args(globals.iter().filter(is_meant).cloned().collect::<Vec<_>>())
     });
+    let groups = groups(&command);
     let template = format!(
-        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{}\n{HEAD}Global options:{END}\n{{options}}{{after-help}}",
-        groups(&command)
+        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{groups}\n{HEAD}Global options:{END}\n\
+         {{options}}{{after-help}}"
     );
     command.help_template(template)
 }
@@ -43,8 +44,9 @@ pub fn arranged(command: Command) -> Command {
 pub fn overview(command: &Command) -> String {
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     format!(
-        "{about}\n\n{HEAD}Usage:{END} {BOLD}kvmb{END} COMMAND [OPTIONS] [ARGUMENTS]\n\n{}\nRun 'kvmb COMMAND --help' to read about a \
-         command, 'kvmb --help' for the\noptions of all commands, and 'man kvmb' for the manual.\n",
+        "{about}\n\n{HEAD}Usage:{END} {BOLD}kvmb{END} COMMAND [OPTIONS] [ARGUMENTS]\n\n{}\n\
+         Run 'kvmb COMMAND --help' to read about a command, 'kvmb --help' for the\n\
+         options of all commands, and 'man kvmb' for the manual.\n",
         groups(command)
     )
 }

@@ -242,6 +242,21 @@ impl RepoArgs {
         }
     }
 
+    /// Looks whether the repository can be reached, and opens it if it has a password without a question.
+    pub fn probe(&self, context: &Context) -> Result<Reached, CliError> {
+        if !self.is_named() && DefaultRepo::locate()?.was_never_created() {
+            return Ok(Reached::NotCreatedYet);
+        }
+        let storage = self.settled_storage(context)?;
+        if Repository::presence(&*storage)? == Presence::Nothing {
+            return Err(repo::Error::NoRepository { url: storage.url() }.into());
+        }
+        match self.given_password(context)? {
+            Some(password) => Repository::open(storage, &password).map(|_| Reached::Opened).map_err(CliError::from),
+            None => Ok(Reached::WithoutPassword),
+        }
+    }
+
     /// The same for whoever watches, and wants an answer: a connection that is lost is not tried again for long.
     pub fn in_a_hurry(&self) -> RepoArgs {
         RepoArgs { retry_for: Some(self.retry_for.unwrap_or(WATCHING)), ..self.clone() }
@@ -339,6 +354,28 @@ impl RepoArgs {
         }
         Err(CliError::usage(format!("no password for {}", self.url()?))
             .hint("use --password-file FILE, $KVMB_PASSWORD_FILE or $KVMB_PASSWORD_COMMAND"))
+    }
+}
+
+/// What a look at a repository came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reached {
+    /// It was opened.
+    Opened,
+    /// It is there; nobody was asked for its password.
+    WithoutPassword,
+    /// It is this host's own, and the first backup makes it.
+    NotCreatedYet,
+}
+
+impl Reached {
+    /// In words for people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Reached::Opened => "the repository can be opened",
+            Reached::WithoutPassword => "the repository was found; it was not opened, because no password was given",
+            Reached::NotCreatedYet => "the first backup creates this repository",
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::cli::exit_code::{ExitCode, PluginState, Tally};
 use crate::cli::failure::{CliError, Code};
 use crate::cli::hint::pasteable;
-use crate::cli::output::{ClosedPipe, Format, Output};
+use crate::cli::output::{CheckDisplay, ClosedPipe, Format, Output};
 use crate::cli::stderr;
 use crate::log::TOLD;
 use crate::record::{Check, Failure, Point, Record};
@@ -71,6 +71,11 @@ impl Session {
     /// The records that were kept.
     pub fn kept_records(&self) -> &[Record] {
         self.kept.as_deref().unwrap_or_default()
+    }
+
+    /// Has a table show checks with the problems first, and a summary; `all` shows those that are well, too.
+    pub fn summarize_checks(&mut self, all: bool) {
+        self.output.summarize_checks(if all { CheckDisplay::All } else { CheckDisplay::Problems });
     }
 
     /// Prints text that is no record: a completion script, a manual page.

@@ -386,6 +386,6 @@ fn colour_is_for_terminals_and_for_whoever_asks() {
     // The log of a run goes to standard error too.
     let output = env.kvmb(["-vv", "points", "-r", "/nowhere"]).run().assert_code(1);
     assert!(!output.stderr().contains('\u{1b}'), "{output}");
-    let table = env.kvmb(["doctor", "-o", "table", "--color", "always"]).run();
+    let table = env.kvmb(["doctor", "--all", "-o", "table", "--color", "always"]).run();
     assert!(table.stdout().starts_with("\u{1b}[1mCHECK\u{1b}[0m"), "{table}");
 }

@@ -2,6 +2,7 @@
 
 use super::cells::{RecordKind, address, age, as_action, bytes, consistency, kind, moment, printable, short_id};
 use super::layout::{Column, Row};
+use super::schedules;
 use crate::record::{Action, Check, Disk, Point, Record, Status, Time};
 
 /// The columns and rows of records of one kind.
@@ -9,6 +10,7 @@ pub(super) fn of(records: &[&Record], now: Time) -> (Vec<Column>, Vec<Row>) {
     let with_host = are_of_several_hosts(records);
     let mut rows: Vec<Row> = match kind(records[0]) {
         RecordKind::Forget => forgets(records, now),
+        RecordKind::Schedule => records.iter().map(|record| schedules::row(record, now)).collect(),
         _ => records.iter().map(|record| row(record, now, with_host)).collect(),
     };
     rows.iter_mut().for_each(|row| row.make_printable(printable));
@@ -72,6 +74,7 @@ fn columns(record: &Record, with_host: bool) -> Vec<Column> {
             text("ACTION"),
             text("REASON"),
         ],
+        Record::Action(_) if kind(record) == RecordKind::Schedule => schedules::columns(),
         Record::Action(_) => vec![text("ACTION"), text("TARGET"), text("CHANGED"), text("REASON")],
         Record::Check(_) if kind(record) == RecordKind::MachineStatus => vec![
             text("MACHINE"),

@@ -3,8 +3,8 @@
 
 use super::judge::{LatestCopy, MachineFacts, Standing, judge, judge_copies};
 use super::repository;
-use super::scheduled::{self, Scheduled};
 use super::thresholds::{ThresholdArgs, Thresholds};
+use crate::cli::commands::installed_schedules::{self, Scheduled};
 use crate::cli::commands::key;
 use crate::cli::context::Context;
 use crate::cli::data_folder::data_folder;
@@ -147,7 +147,7 @@ impl<'a> SelectedMachines<'a> {
 pub fn gather(context: &Context, request: Request) -> Result<Report, CliError> {
     let at = Local::now().fixed_offset();
     let Request { names, thresholds, repo, first, second } = request;
-    let schedules = scheduled::all(context);
+    let schedules = installed_schedules::all(context);
     let gap = schedules.iter().filter_map(Scheduled::longest_gap).min();
     let configured = context.config().backup_freq.as_ref().and_then(|cron| cron.value().longest_gap());
     let thresholds = thresholds.thresholds(gap.or(configured))?;
