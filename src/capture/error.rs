@@ -408,6 +408,25 @@ impl Error {
         self.meaning() == LibvirtErrorKind::NoAnswer
     }
 
+    /// The same, of opening a connection: what libvirt has no number for means that it cannot be reached, or that this
+    /// user may not.
+    pub(super) fn of_opening(self, is_refused: bool) -> Error {
+        let vague = |meaning| {
+            use LibvirtErrorKind::{Internal, NoConnection, Other};
+            matches!(meaning, Internal | NoConnection | Other)
+        };
+        match self {
+            Error::Libvirt { action, meaning, message } if vague(meaning) => {
+                let meaning = match is_refused {
+                    true => LibvirtErrorKind::ReadOnlyUri,
+                    false => LibvirtErrorKind::NoConnection,
+                };
+                Error::Libvirt { action, meaning, message }
+            }
+            other => other,
+        }
+    }
+
     pub(super) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { action, path, source }

@@ -9,7 +9,8 @@
 use super::error::{Error, LibvirtContext, Result};
 use super::limits::{Limits, Wait};
 use crate::bounded;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{Access, FlockOperation, flock};
+use rustix::io::Errno;
 use std::ffi::CString;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -46,7 +47,13 @@ impl Link {
         uri.as_deref().map(CString::new).transpose().map_err(virt::error::Error::from).context(context)?;
         let connect = match uri.as_deref().and_then(embedded_root) {
             Some(root) => open_embedded(uri.as_deref().unwrap_or_default(), &root, limits)?,
-            None => limits.run(limits.call, context, move || Connect::open(uri.as_deref()))?.context(context)?,
+            None => {
+                let opened = {
+                    let uri = uri.clone();
+                    limits.run(limits.call, context, move || Connect::open(uri.as_deref()))?
+                };
+                opened.context(context).map_err(|error| error.of_opening(is_refused(uri.as_deref())))?
+            }
         };
         let uri = connect.uri().unwrap_or_else(|_| shown.clone());
         Ok(Link { connect: Some(connect), uri, limits: limits.clone(), is_blocked: AtomicBool::new(false) })
@@ -83,6 +90,17 @@ impl Drop for Link {
             let _ = bounded::call(CLOSE_LIMIT, &self.limits.stop, move || drop(connect));
         }
     }
+}
+
+/// Whether this user may not write to the sockets of this host's libvirt, which have no number for that.
+fn is_refused(uri: Option<&str>) -> bool {
+    let is_of_system = match uri {
+        Some(uri) => uri == "qemu:///system",
+        None => rustix::process::geteuid().is_root(),
+    };
+    let sockets = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"].map(Path::new);
+    let refused = |socket: &&Path| rustix::fs::access(*socket, Access::WRITE_OK) == Err(Errno::ACCESS);
+    is_of_system && sockets.iter().any(refused)
 }
 
 /// Once a process: no errors printed by libvirt, and an event loop, which the embedded driver needs to talk to QEMU.

@@ -2,11 +2,12 @@
 
 use crate::capture::{self, Hypervisor, Limits, RuntimeDirs};
 use crate::cli::data_folder::data_folder;
-use crate::cli::failure::CliError;
+use crate::cli::failure::{CliError, Code};
 use crate::cli::global_args::Global;
 use crate::cli::progress::Bars;
 use crate::cli::run::Run;
 use crate::cli::settings::Settings;
+use crate::cli::stderr;
 use crate::config::Config;
 use crate::ops::Stop;
 use crate::storage::Storage;
@@ -47,12 +48,33 @@ impl Context {
 
     /// Opens libvirt, by default the connection of the command line.
     pub fn hypervisor(&self, connect: Option<&str>) -> Result<Hypervisor, CliError> {
-        Ok(self.open_hypervisor(connect)?)
+        let opened = self.open_hypervisor(connect).map_err(CliError::from);
+        opened.map_err(|error| match error.code {
+            // Another user's own libvirt rarely has the machines of the host.
+            Code::Connection if !rustix::process::geteuid().is_root() => {
+                error.hint("run kvmb as root, or choose a connection that you may use with -c URI")
+            }
+            _ => error,
+        })
     }
 
     /// The same, with libvirt's own error.
     pub fn open_hypervisor(&self, connect: Option<&str>) -> capture::Result<Hypervisor> {
         Hypervisor::open_within(connect.or(self.global.connect.as_deref()), &self.limits)
+    }
+
+    /// Says why nothing was printed where people expect something, and how to go on; nothing with `--quiet`.
+    pub fn note(&self, message: &str, hint: &str) {
+        if !self.global.quiet {
+            stderr::note(message, hint);
+        }
+    }
+
+    /// Says how to go on; nothing with `--quiet`.
+    pub fn hint(&self, hint: &str) {
+        if !self.global.quiet {
+            stderr::hint(hint);
+        }
     }
 
     /// How long a command that prints a password may take.

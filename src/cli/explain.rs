@@ -318,9 +318,7 @@ fn of_repo(error: &repo::Error) -> Explanation {
         }
         Error::UnsupportedVersion { .. } => (
             Code::Unsupported,
-            hint(
-                "kvmb supports version 2 of the repository format; 'restic migrate upgrade_repo_v2' converts version 1",
-            ),
+            hint("version 2 of the repository format is needed; 'restic migrate upgrade_repo_v2' converts version 1"),
         ),
         Error::Locked { holder, .. } if holder.time > chrono::Local::now() + chrono::Duration::minutes(5) => (
             Code::Busy,
@@ -405,13 +403,15 @@ fn of_storage(error: &storage::Error) -> Explanation {
 }
 
 fn make_repository(url: &str) -> Cow<'static, str> {
+    let Some(quoted) = quoted(url) else { return "check the address".into() };
+    let create = format!("check the address, or create a repository there with 'kvmb init -r {quoted}'");
     match SftpAddress::parse(url).ok().filter(SftpAddress::is_relative) {
-        Some(SftpAddress { path: folder, .. }) => format!(
-            "make one with 'kvmb init'; or is {folder:?} not below the folder that the login leads to? A folder of the \
-             server's root begins with two slashes (sftp://user@host//folder)"
+        Some(_) => format!(
+            "{create}; this path is relative to the login folder, and one from the root begins with two slashes: \
+             sftp://user@host//folder"
         )
         .into(),
-        None => "run 'kvmb init -r REPO' to create one".into(),
+        None => create.into(),
     }
 }
 

@@ -5,9 +5,11 @@ use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};
+use crate::cli::stderr::say;
 use crate::ops::points::name_matches;
 use crate::record::Record;
 use rustix::fs::{self, FileType};
+use std::io::IsTerminal;
 
 /// One machine to act on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +42,23 @@ pub fn find(hypervisor: &Hypervisor, names: &[String], session: &mut Session) ->
     machines
 }
 
+/// All machines of a connection; says so where there is none.
+pub fn all(hypervisor: &Hypervisor, context: &Context) -> Result<Vec<Machine>, CliError> {
+    let machines = hypervisor.machines(&[])?;
+    if machines.is_empty() {
+        context.note(&format!("no machines on {}", hypervisor.uri()), no_machines_hint(hypervisor.uri()));
+    }
+    Ok(machines)
+}
+
+/// What to do where libvirt has no machines: those of a host are rarely on the connection of one user.
+fn no_machines_hint(uri: &str) -> &'static str {
+    match uri {
+        "qemu:///session" => "the machines of a host are usually on qemu:///system: run 'sudo kvmb vms'",
+        _ => "choose the connection that has the machines: 'kvmb vms -c URI'",
+    }
+}
+
 /// Machines as selections.
 pub fn select(hypervisor: &Hypervisor, machines: &[Machine]) -> Vec<Selection> {
     let selection = |machine: &Machine| Selection {
@@ -59,7 +78,10 @@ pub fn from_stdin(context: &Context, session: &mut Session) -> Result<Vec<Select
 /// The machines and disks on standard input or, when nothing comes, those that the configuration selects.
 pub fn from_stdin_or_config(context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
     if context.config().selected_vms.is_empty() {
-        return from_stdin(context, session);
+        return match std::io::stdin().is_terminal() {
+            true => Err(none_chosen(context)),
+            false => from_stdin(context, session),
+        };
     }
     // A terminal or /dev/null says nothing; only a pipe can.
     let stdin = std::io::stdin();
@@ -72,6 +94,33 @@ pub fn from_stdin_or_config(context: &Context, session: &mut Session) -> Result<
         }
     }
     from_config(context, session)
+}
+
+/// How many machines are named to somebody who named none.
+const MOST_NAMED: usize = 20;
+
+/// That no machine was named, with those that could be.
+fn none_chosen(context: &Context) -> CliError {
+    let error = CliError::usage("no machines given");
+    let known = context.hypervisor(None).and_then(|hypervisor| {
+        let names = hypervisor.machines(&[])?.iter().map(|machine| machine.name().to_owned()).collect::<Vec<_>>();
+        Ok((hypervisor.uri().to_owned(), names))
+    });
+    let (uri, names) = match known {
+        Ok((uri, names)) if names.is_empty() => {
+            let hint = no_machines_hint(&uri);
+            return CliError::usage(format!("no machines given, and {uri} has none")).hint(hint);
+        }
+        Ok(known) => known,
+        Err(error) => return error,
+    };
+    say(&format!("Machines on {uri}:"));
+    names.iter().take(MOST_NAMED).for_each(|name| say(&format!("  {name}")));
+    if names.len() > MOST_NAMED {
+        say(&format!("  … and {} more: kvmb vms", names.len() - MOST_NAMED));
+    }
+    let first = shlex::try_quote(&names[0]).unwrap_or("NAME".into()).into_owned();
+    error.hint(format!("run 'kvmb backup {first}' for one of them, or 'kvmb backup --all' for all"))
 }
 
 /// The machines that `selected_vms` of the configuration takes.

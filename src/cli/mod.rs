@@ -13,9 +13,11 @@ mod explain;
 pub mod failure;
 mod failure_code;
 mod global_args;
+pub mod hint;
 pub mod input;
 pub mod interrupt;
 pub mod output;
+mod overview;
 pub mod progress;
 pub mod prompt;
 pub mod repo_args;
@@ -172,6 +174,7 @@ fn parse() -> Result<(Cli, Settings), Exit> {
     let loaded = cli.global.load_config().map_err(|error| refuse(&cli, error))?;
     parser = settings::with_defaults(parser, &loaded);
     let (cli, matches) = parse_with(&mut parser)?;
+    hint::set_invocation(hint::Invocation::new(command, &matches));
     Ok((cli, Settings::new(loaded, &matches)))
 }
 
@@ -191,6 +194,12 @@ fn parse_with(parser: &mut clap::Command) -> Result<(Cli, clap::ArgMatches), Exi
         // Help and version go to standard output and are no error; a reader that has gone is none either.
         let _ = match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.print(),
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand
+                if std::env::args_os().len() == 1 =>
+            {
+                stderr::styled(&overview::overview(parser));
+                Ok(())
+            }
             ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.print(),
             _ => write!(std::io::stderr(), "kvmb: {}", error.render()),
         };
@@ -302,5 +311,5 @@ impl Command {
 
 /// The command line as clap sees it, for the manual and the completions.
 pub fn command() -> clap::Command {
-    Cli::command()
+    overview::arranged(Cli::command())
 }

@@ -30,6 +30,15 @@ pub enum ClosedPipe {
     Changes,
 }
 
+/// Which checks a table shows; the problems come first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckDisplay {
+    /// Problems; the others are counted.
+    Problems,
+    /// All of them.
+    All,
+}
+
 /// Writes out what a library left in the buffer of standard output: the program ends without the handlers that would.
 pub fn flush() {
     // Whoever does not read it any more does not miss it.
@@ -51,6 +60,8 @@ pub struct Output {
     held: Vec<Record>,
     /// Lines below the table.
     closing: String,
+    /// How a table shows checks; none: as they came.
+    checks: Option<CheckDisplay>,
     /// Nothing is printed any more.
     ended: bool,
     closed: bool,
@@ -71,10 +82,16 @@ impl Output {
             view,
             held: Vec::new(),
             closing: String::new(),
+            checks: None,
             ended: false,
             closed: false,
             failed: false,
         }
+    }
+
+    /// Has a table show checks with the problems first, and a summary.
+    pub fn summarize_checks(&mut self, display: CheckDisplay) {
+        self.checks = Some(display);
     }
 
     /// Prints a record, at once where the format allows it.
@@ -110,7 +127,11 @@ impl Output {
             Format::Table => {
                 let color = color::is_wanted(io::stdout().is_terminal());
                 let options = TableOptions { width: terminal_width(), color, view: self.view };
-                let mut text = table::render(&held, chrono::Local::now().fixed_offset(), options);
+                let now = chrono::Local::now().fixed_offset();
+                let mut text = match self.checks {
+                    Some(display) => table::render_checks(&held, now, options, display == CheckDisplay::All),
+                    None => table::render(&held, now, options),
+                };
                 if !self.closing.is_empty() {
                     let gap = if text.is_empty() { "" } else { "\n" };
                     text = format!("{text}{gap}{}", self.closing);

@@ -3,7 +3,7 @@
 use crate::atomic_file;
 use crate::cli::context::Context;
 use crate::cli::data_folder::{data_folder, make_data_folder};
-use crate::cli::failure::CliError;
+use crate::cli::failure::{CliError, Code};
 use crate::cli::prompt;
 use crate::cli::secret;
 use crate::cli::stderr::say;
@@ -68,6 +68,8 @@ pub struct RepoArgs {
     pub limit_upload: Option<NonZeroU32>,
 
     /// How long to retry after the connection to the repository is lost (default: 15m).
+    ///
+    /// The first connection is retried for up to 20 seconds; on a terminal only with this option.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub retry_for: Option<Duration>,
 
@@ -96,6 +98,11 @@ impl DefaultRepo {
     pub fn exists(&self) -> bool {
         let has_key = || fs::read_dir(self.folder.join("keys")).is_ok_and(|mut keys| keys.next().is_some());
         self.folder.join("config").exists() && has_key()
+    }
+
+    /// Whether nobody has begun to make it. One whose key is there was made, and its folder may not be mounted.
+    fn was_never_created(&self) -> bool {
+        !self.folder.exists() && !self.key_file.exists()
     }
 
     /// The file beside it that says that its key is not only here.
@@ -158,9 +165,14 @@ impl RepoArgs {
         if let Some(rate) = self.limit_upload {
             storage = Arc::new(LimitStorage::new(storage, Arc::new(RateLimiter::new(rate, Arc::clone(&stop)))));
         }
-        let patience =
-            RetryPolicy { known: self.retry_for.unwrap_or(RetryPolicy::default().known), ..RetryPolicy::default() };
-        Ok(Arc::new(RetryStorage::new(storage, patience, stop)))
+        let mut policy = RetryPolicy::default();
+        match self.retry_for {
+            Some(time) => policy.known = time,
+            // Somebody who waits at a terminal sees at once that a server does not answer, and can try again.
+            None if prompt::possible(context) => policy.unknown = Duration::ZERO,
+            None => {}
+        }
+        Ok(Arc::new(RetryStorage::new(storage, policy, stop)))
     }
 
     /// Another repository, reached in the same way. Its password is in `password_file`; without one it is this one's,
@@ -203,11 +215,19 @@ impl RepoArgs {
         RepoArgs { repo: Some(format!("{server}/{OWN_FOLDER}")), ..self.clone() }.storage(context)
     }
 
-    /// Opens the repository. Somebody who is asked for its password may mistype it twice.
+    /// Opens the repository. Somebody who is asked for its password may mistype it twice; nobody is asked where there
+    /// is no repository.
     pub fn open(&self, context: &Context) -> Result<Repository, CliError> {
+        if !self.is_named() && DefaultRepo::locate()?.was_never_created() {
+            return Err(CliError::new(Code::NoRepository, "no backups on this host yet")
+                .hint("run 'kvmb backup NAME' to make the first one, or choose a repository with -r URL"));
+        }
         let storage = self.settled_storage(context)?;
         if let Some(password) = self.given_password(context)? {
             return Ok(remembered(Repository::open(storage, &password)?));
+        }
+        if Repository::presence(&*storage)? == Presence::Nothing {
+            return Err(repo::Error::NoRepository { url: storage.url() }.into());
         }
         let mut tries = 1;
         loop {
@@ -219,6 +239,21 @@ impl RepoArgs {
                 other => return Ok(remembered(other?)),
             }
             tries += 1;
+        }
+    }
+
+    /// Looks whether the repository can be reached, and opens it if it has a password without a question.
+    pub fn probe(&self, context: &Context) -> Result<Reached, CliError> {
+        if !self.is_named() && DefaultRepo::locate()?.was_never_created() {
+            return Ok(Reached::NotCreatedYet);
+        }
+        let storage = self.settled_storage(context)?;
+        if Repository::presence(&*storage)? == Presence::Nothing {
+            return Err(repo::Error::NoRepository { url: storage.url() }.into());
+        }
+        match self.given_password(context)? {
+            Some(password) => Repository::open(storage, &password).map(|_| Reached::Opened).map_err(CliError::from),
+            None => Ok(Reached::WithoutPassword),
         }
     }
 
@@ -319,6 +354,28 @@ impl RepoArgs {
         }
         Err(CliError::usage(format!("no password for {}", self.url()?))
             .hint("use --password-file FILE, $KVMB_PASSWORD_FILE or $KVMB_PASSWORD_COMMAND"))
+    }
+}
+
+/// What a look at a repository came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reached {
+    /// It was opened.
+    Opened,
+    /// It is there; nobody was asked for its password.
+    WithoutPassword,
+    /// It is this host's own, and the first backup makes it.
+    NotCreatedYet,
+}
+
+impl Reached {
+    /// In words for people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Reached::Opened => "the repository can be opened",
+            Reached::WithoutPassword => "the repository was found; it was not opened, because no password was given",
+            Reached::NotCreatedYet => "the first backup creates this repository",
+        }
     }
 }
 

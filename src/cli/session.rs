@@ -2,7 +2,8 @@
 
 use crate::cli::exit_code::{ExitCode, PluginState, Tally};
 use crate::cli::failure::{CliError, Code};
-use crate::cli::output::{ClosedPipe, Format, Output};
+use crate::cli::hint::pasteable;
+use crate::cli::output::{CheckDisplay, ClosedPipe, Format, Output};
 use crate::cli::stderr;
 use crate::cli::table::View;
 use crate::log::TOLD;
@@ -74,6 +75,11 @@ impl Session {
         self.kept.as_deref().unwrap_or_default()
     }
 
+    /// Has a table show checks with the problems first, and a summary; `all` shows those that are well, too.
+    pub fn summarize_checks(&mut self, all: bool) {
+        self.output.summarize_checks(if all { CheckDisplay::All } else { CheckDisplay::Problems });
+    }
+
     /// Prints text that is no record: a completion script, a manual page.
     pub fn text(&mut self, text: &[u8]) {
         self.output.text(text);
@@ -104,7 +110,8 @@ impl Session {
         });
     }
 
-    fn report(&mut self, about: About, error: CliError, print: impl FnOnce(&str, Option<&str>)) {
+    fn report(&mut self, about: About, mut error: CliError, print: impl FnOnce(&str, Option<&str>)) {
+        error.hint = error.hint.map(|hint| pasteable(&hint, about.machine.as_deref()));
         let subject = match (&about.machine, &about.disk) {
             (Some(machine), Some(disk)) if !names(&error.message, disk) => format!("{machine}/{disk}: "),
             (Some(machine), _) if !names(&error.message, machine) => format!("{machine}: "),
@@ -151,7 +158,8 @@ impl Session {
     }
 
     /// Prints a check; one that is critical counts as a failure.
-    pub fn check(&mut self, check: Check) {
+    pub fn check(&mut self, mut check: Check) {
+        check.hint = check.hint.map(|hint| pasteable(&hint, None));
         if check.is_critical() {
             self.tally.failed(ExitCode::Failed);
         }

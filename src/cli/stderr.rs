@@ -1,6 +1,7 @@
 //! Standard error: what people read there while a command runs.
 
 use crate::cli::color;
+use crate::cli::hint::pasteable;
 use crate::cli::table::printable;
 use crate::log::TOLD;
 use std::io::Write;
@@ -36,7 +37,21 @@ pub fn error(message: &str, hint: Option<&str>) {
 
 /// Says what to do.
 pub fn hint(hint: &str) {
-    say(&format!("kvmb: hint: {hint}"));
+    say(&format!("kvmb: hint: {}", pasteable(hint, None)));
+}
+
+/// Says why nothing was printed where people expect something, and how to go on.
+pub fn note(message: &str, hint: &str) {
+    say(&format!("kvmb: {message}"));
+    self::hint(hint);
+}
+
+/// Writes a text with bold heads, which are bold on a terminal only.
+pub fn styled(text: &str) {
+    let plain =
+        ["\u{1b}[0m", "\u{1b}[1m", "\u{1b}[4m"].iter().fold(text.to_owned(), |text, code| text.replace(code, ""));
+    let text = if color::on_stderr() { text } else { &plain };
+    let _ = write!(std::io::stderr(), "{text}");
 }
 
 /// Warns people.

@@ -179,7 +179,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The connection stayed bad.
-    #[error("{source}; gave up after {} s", after.as_secs())]
+    #[error("{source}{}", given_up(*after))]
     GaveUp {
         /// What the last try came to.
         source: Box<Error>,
@@ -235,6 +235,14 @@ impl Error {
             | Error::GaveUp { .. }
             | Error::Interrupted => false,
         }
+    }
+}
+
+/// How long it was tried; nothing where the first try was the only one.
+fn given_up(after: Duration) -> String {
+    match after.as_secs() {
+        0 => String::new(),
+        seconds => format!("; gave up after {seconds} s"),
     }
 }
 

@@ -54,6 +54,32 @@ fn a_good_machine_on_a_good_host_has_only_its_agent_against_it() {
     assert_eq!(warned, 1, "{output}");
     assert!(!machine.is_captured() && machine.checkpoints().is_empty());
     env.assert_nothing_left();
+    // A table has the problems; the others are a number.
+    let count = output.records_of("check").len() - 1;
+    let table = doctor(&env, &["-o", "table"]).assert_ok();
+    let summary = format!("\n\n1 warning; {count} checks ok (--all lists them)\n");
+    assert!(table.stdout().ends_with(&summary) && !table.stdout().contains("only changes"), "{table}");
+    let table = doctor(&env, &["-o", "table", "--all"]).assert_ok();
+    let (problem, well) = (table.stdout().find("no guest agent"), table.stdout().find("only changes"));
+    assert!(problem.expect("the problem") < well.expect("what is well"), "{table}");
+}
+
+#[test]
+fn the_repositories_are_looked_for_and_opened_where_nobody_must_be_asked() {
+    let env = Env::new("doctor repositories");
+    let own = env.path("data/repo").display().to_string();
+    assert_check(&doctor(&env, &[]).assert_ok(), "repository", &own, "ok", "the first backup creates", "");
+    let output = doctor(&env, &["-r", "/nowhere"]).assert_code(1);
+    assert_check(&output, "repository", "/nowhere", "critical", "no repository in /nowhere", "kvmb init -r /nowhere");
+    env.sh("kvmb init -r $R").run().assert_ok();
+    let repo = env.repo();
+    let output = doctor(&env, &["-r", &repo, "--copy-to", "/nowhere"]).assert_code(1);
+    assert_check(&output, "repository", &repo, "ok", "can be opened", "");
+    assert_check(&output, "copy", "/nowhere", "critical", "no repository in /nowhere", "");
+    let output = env.kvmb(["doctor", "-r", &repo]).without_env("KVMB_PASSWORD_FILE").run().assert_ok();
+    assert_check(&output, "repository", &repo, "ok", "no password was given", "");
+    let wrong = env.kvmb(["doctor", "-r", &repo]).without_env("KVMB_PASSWORD_FILE").env("KVMB_PASSWORD", "x").run();
+    assert_check(&wrong.assert_code(1), "repository", &repo, "critical", "password", "--password-file");
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod commands;
 mod completions;
 mod config;
 mod doctor;
+mod first_steps;
 mod hooks;
 mod interrupt;
 mod inventory;

@@ -385,7 +385,12 @@ fn errors_are_one_line_and_a_hint() {
     let env = Env::new("errors");
     for (arguments, code, message, hint) in [
         (vec!["vms", "none"], 1, "kvmb: error: no machine named 'none'", Some("run 'kvmb vms' to list the machines")),
-        (vec!["points", "-r", "/nowhere"], 1, "kvmb: error: ", Some("run 'kvmb init -r REPO' to create one")),
+        (
+            vec!["points", "-r", "/nowhere"],
+            1,
+            "kvmb: error: ",
+            Some("check the address, or create a repository there with 'kvmb init -r /nowhere'"),
+        ),
         (vec!["hash", "nothing"], 1, "kvmb: error: cannot read nothing: No such file or directory", None),
         (vec!["hash", "--nonsense"], 2, "kvmb: error: unexpected argument '--nonsense'", None),
         (vec!["vsm"], 2, "kvmb: error: unrecognized subcommand 'vsm'", None),
@@ -454,6 +459,6 @@ fn colour_is_for_terminals_and_for_whoever_asks() {
     // The log of a run goes to standard error too.
     let output = env.kvmb(["-vv", "points", "-r", "/nowhere"]).run().assert_code(1);
     assert!(!output.stderr().contains('\u{1b}'), "{output}");
-    let table = env.kvmb(["doctor", "-o", "table", "--color", "always"]).run();
+    let table = env.kvmb(["doctor", "--all", "-o", "table", "--color", "always"]).run();
     assert!(table.stdout().starts_with("\u{1b}[1mCHECK\u{1b}[0m"), "{table}");
 }

@@ -523,8 +523,9 @@ fn a_name_with_a_line_end_breaks_no_line() {
     let uri = format!("test://{}", env.path("node.xml").display());
     let ask = |face: &[&str], code: i32| status(&env, &[&["-c", &uri], face].concat()).assert_code(code);
     assert_machine(&ask(&[], 1), "a\nb|'c", "critical", "never");
-    // Two tables, a hint on a line of its own, and a blank line between.
-    assert_eq!(ask(&["-o", "table"], 1).stdout().lines().count(), 6);
+    // The table of machines, a hint on a line of its own, and a summary; and with all, the other checks.
+    assert_eq!(ask(&["-o", "table"], 1).stdout().lines().count(), 5);
+    assert_eq!(ask(&["-o", "table", "--all"], 1).stdout().lines().count(), 8);
     let nagios = ask(&["--nagios"], 2);
     assert_eq!((nagios.stdout().lines().count(), nagios.stdout().matches('|').count()), (3, 1), "{nagios}");
     let data = nagios.stdout().lines().next().unwrap().split_once('|').unwrap().1.to_owned();
@@ -540,7 +541,10 @@ fn a_name_with_a_line_end_breaks_no_line() {
 fn a_terminal_shows_what_a_tired_person_can_read() {
     let env = prepared("status table", &["vm1", "vm2"]);
     backup(&env, "vm1");
-    let screen = env.pty(["status"]).wait().assert_code(1);
+    let problems = env.pty(["status"]).wait().assert_code(1);
+    assert!(problems.stdout().contains("vm2") && !problems.stdout().contains("vm1"), "{problems}");
+    assert!(problems.stdout().contains("1 critical; 1 machine and "), "{problems}");
+    let screen = env.pty(["status", "--all"]).wait().assert_code(1);
     let screen = screen.stdout();
     for words in
         ["MACHINE", "NEWEST POINT", "LAST RUN", "NEXT RUN", "vm1", " old", "done, ", "CRITICAL", "never backed up"]

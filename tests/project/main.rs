@@ -9,6 +9,7 @@ mod architecture;
 mod cycles;
 mod file_sizes;
 mod generated;
+mod hints;
 mod messages;
 mod packaging;
 mod readme;

@@ -450,6 +450,11 @@ pub fn of_records(now: Time) -> Vec<Record> {
         json!({ "type": "action", "action": "prune", "target": REPO, "changed": true, "dry_run": true,
             "reason": "keep-daily 7",
             "removed_points": 1, "kept_points": 2, "freed_bytes": 146432 }),
+        json!({ "type": "action", "action": "schedule", "target": "crontab", "changed": false,
+            "reason": "runs at 0 2 * * *", "machines": ["web1", "db*"], "repo": SERVER, "cron": "0 2 * * *",
+            "backup_command": format!("/usr/bin/kvmb backup -r {SERVER} web1 'db*'"), "next_runs": [ago(-14)] }),
+        json!({ "type": "action", "action": "schedule", "target": "crontab", "changed": true, "reason": "installed",
+            "next_runs": [ago(-14)] }),
         json!({ "type": "action", "action": "unlock", "target": id("lock"), "changed": true,
             "reason": "stale; held by process 7" }),
         check(

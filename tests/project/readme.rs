@@ -33,10 +33,11 @@ fn help(words: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// The commands in a help text.
+/// The commands in a help text, which may be in groups.
 fn commands(help: &str) -> Vec<String> {
-    let list = help.split_once("Commands:\n").map_or("", |(_, rest)| rest.split("\n\n").next().unwrap_or_default());
-    list.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).map(str::to_owned).collect()
+    let lists = help.split("ommands:\n").skip(1).filter_map(|rest| rest.split("\n\n").next());
+    let words = lists.flat_map(str::lines).filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
+    words.filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
 /// Every command, with its words, and its help.

@@ -12,7 +12,7 @@ use crate::support::host::Host;
 use crate::support::{Call, Disk, process, wait_until};
 use chrono::{DateTime, FixedOffset, Local};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 
@@ -117,6 +117,15 @@ fn the_entry_stands_between_markers_and_nothing_else_is_touched() {
     }
     assert!(shown["command"].as_str().unwrap().contains(action["command"].as_str().unwrap()), "{shown}");
 
+    assert_eq!((&shown["machines"], &shown["repo"]), (&json!("all"), &json!(host.env.repo())));
+    let table = host.schedule(&["show", "-o", "table"]).run().assert_ok();
+    let lines: Vec<&str> = table.stdout().lines().collect();
+    let heads: Vec<&str> = lines[0].split_whitespace().collect();
+    assert_eq!(heads, ["NEXT", "LEFT", "WHERE", "MACHINES", "REPOSITORY", "COMMAND"]);
+    assert!(lines[1].starts_with("Sun ") && lines[1].contains(" 01:30:00 "), "{table}");
+    assert!(lines[1].contains(&format!("  crontab  all       {}  ", host.env.repo())), "{table}");
+    assert!(!lines[1].contains("flock"), "{table}");
+
     let rehearsed = host.schedule(&["remove", "--dry-run"]).run().assert_ok().record_of("action");
     assert_eq!(rehearsed["changed"], true);
     assert_eq!(host.crontab(), text);
@@ -125,6 +134,14 @@ fn the_entry_stands_between_markers_and_nothing_else_is_touched() {
     assert_eq!(host.schedule(&["remove"]).run().assert_ok().record_of("action")["changed"], false);
     let shown = host.schedule(&["show"]).run().assert_ok().record_of("action");
     assert_eq!(shown["reason"], "no schedule installed");
+
+    // People read when it runs next, and the whole units before they are written.
+    let table = host.schedule(&install).args(["-o", "table"]).run().assert_ok();
+    assert!(table.stdout().starts_with("crontab: installed\nnext run: "), "{table}");
+    let units = host.schedule(&install).args(["-o", "table", "--systemd", "--dry-run"]).run().assert_ok();
+    for line in ["[Timer]", "OnCalendar=*-*-* 02:00:00", "[Service]", "ProtectSystem=full"] {
+        assert!(units.stdout().lines().any(|shown| shown == line), "no {line}: {units}");
+    }
 
     // Where there was no crontab, there is none again.
     host.program(&["crontab", "-r"]).run().assert_ok();

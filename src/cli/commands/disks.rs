@@ -9,6 +9,7 @@ use crate::cli::machine_args;
 use crate::cli::session::{About, Session};
 use crate::ops::{Monitor, inventory};
 use crate::record::{Disk, Record};
+use std::io::IsTerminal;
 
 /// List the disks of machines.
 ///
@@ -21,16 +22,20 @@ use crate::record::{Disk, Record};
   kvmb vms 'web*' | kvmb disks
   kvmb disks vm1 | kvmb hash")]
 pub struct DisksArgs {
-    /// Machine names or globs. Without names, 'machine' records are read from standard input.
+    /// Machine names or globs. Without names, 'machine' records are read from standard input; on a terminal, all
+    /// machines are listed.
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 }
 
 impl DisksArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
-        if !self.names.is_empty() {
+        if !self.names.is_empty() || std::io::stdin().is_terminal() {
             let hypervisor = context.hypervisor(None)?;
-            let machines = machine_args::find(&hypervisor, &self.names, session);
+            let machines = match &self.names[..] {
+                [] => machine_args::all(&hypervisor, context)?,
+                names => machine_args::find(&hypervisor, names, session),
+            };
             let listed: Vec<_> = machines.iter().map(|machine| list(&hypervisor, machine)).collect();
             drop(machines);
             hypervisor.close();

@@ -7,8 +7,10 @@ use crate::cli::capture_args::ScratchArgs;
 use crate::cli::commands::key;
 use crate::cli::complete;
 use crate::cli::context::Context;
-use crate::cli::failure::CliError;
+use crate::cli::copy_args::CopyToArgs;
+use crate::cli::failure::{CliError, Code};
 use crate::cli::machine_args;
+use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::cli::table::bytes;
 use crate::ops::doctor::{CheckSubject, Finding, judge_host, judge_machine};
@@ -20,8 +22,8 @@ use std::path::Path;
 /// Check for problems that would prevent backups, and show how to fix them.
 ///
 /// Checks this host and its machines without changing anything. Prints a 'check' record for each result: 'ok',
-/// 'warning' (backups work, but could work better), 'critical' or 'unknown'. Exits with code 1 if a result is
-/// critical.
+/// 'warning' (backups work, but could work better), 'critical' or 'unknown'. The table shows problems first, and only
+/// counts what is ok. Exits with code 1 if a result is critical.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb doctor
@@ -32,17 +34,29 @@ pub struct DoctorArgs {
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 
+    /// Show all checks, also those without a problem.
+    #[arg(long)]
+    all: bool,
+
     #[command(flatten)]
     scratch: ScratchArgs,
+
+    #[command(flatten)]
+    repo: RepoArgs,
+
+    #[command(flatten)]
+    copy: CopyToArgs,
 }
 
 impl DoctorArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        session.summarize_checks(self.all);
         let hypervisor = match context.hypervisor(None) {
             Ok(hypervisor) => hypervisor,
             Err(error) => {
                 session.check(refused("connection", error));
                 session.check(programs(&missing_programs()));
+                self.check_repositories(context, session)?;
                 return check_key(session);
             }
         };
@@ -58,12 +72,13 @@ impl DoctorArgs {
             }
         };
         let machines = match &self.names[..] {
-            [] => hypervisor.machines(&[])?,
+            [] => machine_args::all(&hypervisor, context)?,
             names => machine_args::find(&hypervisor, names, session),
         };
         for check in checks {
             session.check(check);
         }
+        self.check_repositories(context, session)?;
         check_key(session)?;
         let Some(runtime) = runtime else { return Ok(()) };
         let room = free_bytes(runtime.scratch_folder()).ok();
@@ -80,6 +95,21 @@ impl DoctorArgs {
             if session.is_pointless() {
                 break;
             }
+        }
+        Ok(())
+    }
+
+    /// Whether the repositories can be reached, and opened where nobody has to be asked for a password.
+    fn check_repositories(&self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let (first, second) = self.copy.tiers(context, &self.repo)?;
+        for (name, repo) in [("repository", Some(first)), ("copy", second)] {
+            let Some(repo) = repo.map(|repo| repo.in_a_hurry()) else { continue };
+            let url = repo.storage(context)?.url();
+            session.check(match repo.probe(context) {
+                Ok(found) => Check::new(name, url, Status::Ok, found.words()),
+                Err(error) if error.code == Code::Interrupted => return Err(error),
+                Err(error) => Check { hint: error.hint, ..Check::new(name, url, Status::Critical, error.message) },
+            });
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod guard;
 pub mod hash;
 pub mod init;
+pub mod installed_schedules;
 pub mod key;
 pub mod log;
 pub mod man;

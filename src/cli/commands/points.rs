@@ -60,6 +60,8 @@ impl PointsArgs {
             found.iter().map(|point| ((point.machine(), point.snapshot.hostname.as_str()), &point.id)).collect();
         let latest: BTreeSet<Id> = latest.into_values().copied().collect();
         let oldest = self.within.map(|within| Local::now() - within);
+        let is_empty = found.is_empty() && damaged.is_empty();
+        let mut any = false;
         for point in found {
             let wanted = |name: &String| points::name_matches(name, point.machine());
             let is_named = self.names.is_empty() || self.names.iter().any(wanted);
@@ -69,6 +71,7 @@ impl PointsArgs {
             if !is_named || oldest.is_some_and(|oldest| point.snapshot.time < oldest) {
                 continue;
             }
+            any = true;
             match points::read_manifest(&repo, &index, &point) {
                 Ok(manifest) => {
                     let mut record = points::to_record(&repo, &point.id, &point.snapshot, &manifest);
@@ -90,6 +93,15 @@ impl PointsArgs {
         for DamagedSnapshot { id, error } in damaged {
             let message = format!("snapshot {id} cannot be read: {error}");
             session.fail(About::default(), CliError::new(Code::Damage, message));
+        }
+        match self.within {
+            _ if is_empty && self.names.is_empty() => {
+                context.note(&format!("no points in {}", repo.url()), "run 'kvmb backup NAME' to make the first one");
+            }
+            Some(_) if !any && !is_empty => {
+                context.note(&format!("no points in {} within that time", repo.url()), "choose a longer --within");
+            }
+            _ => {}
         }
         Ok(())
     }

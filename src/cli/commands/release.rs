@@ -15,7 +15,7 @@ use crate::{capture, ops};
 use serde_json::json;
 use std::collections::BTreeSet;
 
-/// Close captures opened by 'snapshot', and points served by 'serve --detach'.
+/// Close open captures, and servers started with 'serve --detach'.
 ///
 /// Stops the backup job or the qemu-storage-daemon of a capture and removes its sockets and scratch files. If no
 /// point was stored from the capture, its checkpoint is rolled back. With names, prints an 'action' record for

@@ -1,5 +1,6 @@
 //! `kvmb schedule`
 
+use crate::cli::commands::installed_schedules::{installed, scheduled};
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::repo_args::{DefaultRepo, RepoArgs};
@@ -141,7 +142,7 @@ impl ScheduleArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         match self.command {
             ScheduleCommand::Install(args) => args.run(context, session),
-            ScheduleCommand::Show(args) => args.run(session),
+            ScheduleCommand::Show(args) => args.run(context, session),
             ScheduleCommand::Remove(args) => args.run(session),
         }
     }
@@ -165,7 +166,7 @@ impl InstallArgs {
         let reason = match (change.changed, self.dry_run) {
             (false, _) => "already installed".to_owned(),
             (true, false) => "installed".to_owned(),
-            (true, true) => format!("would be installed: {}", change.entry.lines().next_back().unwrap_or_default()),
+            (true, true) => "would be installed".to_owned(),
         };
         let extra = describe(Some((job.cron.clone(), job.shell_command()?)), &change.entry);
         session.done(action(place, change.changed, &reason, self.dry_run, extra));
@@ -302,14 +303,23 @@ impl InstallArgs {
 }
 
 impl ShowArgs {
-    fn run(self, session: &mut Session) -> Result<(), CliError> {
+    fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let mut any = false;
         for (place, Installed { entry, job }) in installed()? {
             let reason = match &job {
                 Some((cron, _)) => format!("runs at {cron}"),
                 None => "edited by hand; kvmb cannot interpret it".to_owned(),
             };
-            session.done(action(place, false, &reason, false, describe(job, &entry)));
+            let shown = job.clone().map(|job| scheduled(place, job, (context.grammar)()));
+            let mut extra = describe(job, &entry);
+            if let Some(shown) = shown {
+                let own = || Some(DefaultRepo::locate().ok()?.folder.to_string_lossy().into_owned());
+                let repo = shown.repo.clone().or_else(|| context.config().primary_repo()).or_else(own);
+                extra.insert("machines".into(), shown.machines());
+                extra.insert("repo".into(), json!(repo));
+                extra.insert("backup_command".into(), json!(shown.command));
+            }
+            session.done(action(place, false, &reason, false, extra));
             any = true;
         }
         for entry in old_entries()? {
@@ -325,6 +335,7 @@ impl ShowArgs {
         }
         if !any {
             session.done(action(ScheduleLocation::User, false, "no schedule installed", false, Map::new()));
+            context.hint("run 'kvmb schedule install --cron @daily --all' to back up every night");
         }
         Ok(())
     }
@@ -356,20 +367,6 @@ fn report_others(here: ScheduleLocation, session: &mut Session) -> Result<(), Cl
         session.done(action(place, false, &reason, false, describe(job, &entry)));
     }
     Ok(())
-}
-
-/// What is scheduled, everywhere.
-pub fn installed() -> Result<Vec<(ScheduleLocation, Installed)>, CliError> {
-    let mut found = Vec::new();
-    for place in ScheduleLocation::ALL {
-        match place.installed() {
-            Ok(installed) => found.extend(installed.map(|installed| (place, installed))),
-            // No cron, no crontab.
-            Err(schedule::Error::NoProgram { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(found)
 }
 
 fn old_entries() -> Result<Vec<String>, CliError> {

@@ -100,6 +100,12 @@ impl VerifyArgs {
         let open = open(context, self.repo.open(context)?)?;
         if self.all {
             let points = all_points(&open, session);
+            if points.is_empty() && open.damaged.is_empty() {
+                context.note(
+                    &format!("nothing to verify: no points in {}", open.repo.url()),
+                    "run 'kvmb backup NAME' to make the first one",
+                );
+            }
             return self.verify_points(context, &open, ALL, points, true, session);
         }
         let (mut chosen, mut names) = (Vec::new(), self.points.clone());

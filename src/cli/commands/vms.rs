@@ -27,7 +27,7 @@ impl VmsArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let hypervisor = context.hypervisor(None)?;
         let machines = match &self.names[..] {
-            [] => hypervisor.machines(&[])?,
+            [] => machine_args::all(&hypervisor, context)?,
             names => machine_args::find(&hypervisor, names, session),
         };
         let mut records = Vec::new();

@@ -13,6 +13,10 @@ pub(super) enum RecordKind<'r> {
     Forget,
     /// The result of `prune`, which is a sentence.
     PruneResult,
+    /// A schedule that is installed.
+    Schedule,
+    /// What happened to a schedule, which is a sentence.
+    ScheduleChange,
     /// Any other, by its type.
     Other(&'r str),
 }
@@ -22,6 +26,10 @@ pub(super) fn kind(record: &Record) -> RecordKind<'_> {
         Record::Check(check) if check.check == "backup" => RecordKind::MachineStatus,
         Record::Action(action) if action.action == "forget" => RecordKind::Forget,
         Record::Action(action) if action.action == "prune" => RecordKind::PruneResult,
+        Record::Action(action) if action.action == "schedule" => match action.extra.contains_key("machines") {
+            true => RecordKind::Schedule,
+            false => RecordKind::ScheduleChange,
+        },
         other => RecordKind::Other(other.kind()),
     }
 }

@@ -3,18 +3,23 @@
 //! | module | what |
 //! | --- | --- |
 //! | `cells` | what stands in a cell: sizes, ages, moments, names |
+//! | `checks` | checks with the problems first |
 //! | `layout` | columns that fit the width of the terminal |
 //! | `rows` | which columns a record has, and what is in them |
+//! | `schedules` | the columns of schedules |
 
 mod cells;
+mod checks;
 pub mod layout;
 mod rows;
+mod schedules;
 
 use crate::record::{Action, Record, Time};
 use cells::{RecordKind, as_action, kind};
 use layout::Layout;
 
 pub use cells::{age, bytes, duration, moment, printable};
+pub use checks::render_checks;
 pub use layout::{TableOptions, View};
 
 /// Renders records of any mix: one table for each run of the same kind.
@@ -30,6 +35,10 @@ pub fn render(records: &[Record], now: Time, options: TableOptions) -> String {
             (RecordKind::PruneResult, run) => {
                 let results = run.iter().filter_map(|record| as_action(record));
                 text.extend(results.map(|action| printable(&prune_result(action)) + "\n"));
+            }
+            (RecordKind::ScheduleChange, run) => {
+                let changes = run.iter().filter_map(|record| as_action(record));
+                text.extend(changes.map(|action| schedules::sentence(action, now)));
             }
             _ => {
                 let (columns, rows) = rows::of(run, options.view, now);

@@ -4,6 +4,7 @@ use super::cells::{
     RecordKind, address, age, as_action, bytes, consistency, duration, kind, moment, printable, short_id,
 };
 use super::layout::{Column, Row, View};
+use super::schedules;
 use crate::record::{Action, Check, Disk, Point, Record, Status, Time};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ pub(super) fn of(records: &[&Record], view: View, now: Time) -> (Vec<Column>, Ve
     let mut rows: Vec<Row> = match kind(records[0]) {
         RecordKind::Forget => forgets(records, now),
         RecordKind::Other("point") if view == View::Backup => return backups(records),
+        RecordKind::Schedule => records.iter().map(|record| schedules::row(record, now)).collect(),
         _ => records.iter().map(|record| row(record, now, with_host)).collect(),
     };
     rows.iter_mut().for_each(|row| row.make_printable(printable));
@@ -76,6 +78,7 @@ fn columns(record: &Record, with_host: bool) -> Vec<Column> {
             text("ACTION"),
             text("REASON"),
         ],
+        Record::Action(_) if kind(record) == RecordKind::Schedule => schedules::columns(),
         Record::Action(_) => vec![text("ACTION"), text("TARGET"), text("CHANGED"), text("REASON")],
         Record::Check(_) if kind(record) == RecordKind::MachineStatus => vec![
             text("MACHINE"),

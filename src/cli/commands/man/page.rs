@@ -68,7 +68,12 @@ fn name(command: &Command) -> &str {
 fn page(command: &Command) -> Result<Page, CliError> {
     let is_root = name(command) == "kvmb";
     let version = format!("kvmb {}", env!("CARGO_PKG_VERSION"));
-    let man = Man::new(command.clone()).title(name(command).to_uppercase()).source(version).manual("kvmb manual");
+    // What every command has is described once, in the page of kvmb itself.
+    let shown = match is_root {
+        true => command.clone(),
+        false => command.clone().mut_args(|arg| if arg.is_global_set() { arg.hide(true) } else { arg }),
+    };
+    let man = Man::new(shown).title(name(command).to_uppercase()).source(version).manual("kvmb manual");
     let mut parts = vec![
         rendered(|to| man.render_title(to))?,
         rendered(|to| man.render_name_section(to))?,
@@ -85,6 +90,9 @@ fn page(command: &Command) -> Result<Page, CliError> {
     }
     parts.push(rendered(|to| man.render_options_section(to))?);
     let mut text = Text::default();
+    if !is_root {
+        text.paragraph("The global options (`--connect`, `--output`, `--config` and others) are described in kvmb(1).");
+    }
     examples(&mut text, command);
     exit_status(&mut text, command);
     match is_root {

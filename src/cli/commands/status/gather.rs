@@ -3,13 +3,13 @@
 
 use super::judge::{LatestCopy, MachineFacts, Standing, judge, judge_copies};
 use super::repository;
-use super::scheduled::{self, Scheduled};
 use super::thresholds::{ThresholdArgs, Thresholds};
+use crate::cli::commands::installed_schedules::{self, Scheduled};
 use crate::cli::commands::key;
 use crate::cli::context::Context;
 use crate::cli::data_folder::data_folder;
 use crate::cli::failure::{CliError, Code};
-use crate::cli::repo_args::{DefaultRepo, RepoArgs};
+use crate::cli::repo_args::RepoArgs;
 use crate::config::Config;
 use crate::glob::is_glob;
 use crate::history::{History, Memory};
@@ -65,11 +65,6 @@ pub struct Report {
 
 /// Opens a repository in order to be asked. Wrong usage is an error; that it cannot be had is an answer.
 pub fn ask(context: &Context, repo: &RepoArgs) -> Result<Asked, CliError> {
-    if !repo.is_named() && !DefaultRepo::locate()?.exists() {
-        // Nobody is to be asked for the password of what is not there.
-        let url = repo.storage(context)?.url();
-        return Ok(Err(crate::repo::Error::NoRepository { url }.into()));
-    }
     match repo.open(context) {
         Err(error) if matches!(error.code, Code::Usage | Code::Interrupted) => Err(error),
         answer => Ok(answer),
@@ -152,7 +147,7 @@ impl<'a> SelectedMachines<'a> {
 pub fn gather(context: &Context, request: Request) -> Result<Report, CliError> {
     let at = Local::now().fixed_offset();
     let Request { names, thresholds, repo, first, second } = request;
-    let schedules = scheduled::all(context);
+    let schedules = installed_schedules::all(context);
     let gap = schedules.iter().filter_map(Scheduled::longest_gap).min();
     let configured = context.config().backup_freq.as_ref().and_then(|cron| cron.value().longest_gap());
     let thresholds = thresholds.thresholds(gap.or(configured))?;

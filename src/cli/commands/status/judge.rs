@@ -294,9 +294,12 @@ pub fn judge_copies(
     repo: &str,
 ) -> Check {
     let mut findings = Findings::default();
+    // One with a zero byte is no word of a shell.
+    let address = shlex::try_quote(repo).unwrap_or("REPO".into());
     if damaged > 0 {
         let words = format!("{damaged} snapshot files cannot be read");
-        findings.hint(Status::Critical, words, "run 'kvmb verify --all -r' with its address to see what is affected");
+        let hint = format!("run 'kvmb verify --all -r {address}' to see what is affected");
+        findings.hint(Status::Critical, words, hint);
     }
     let mut extra = Extra::from_iter([("machines".to_owned(), json!(copies.len()))]);
     let missing: Vec<&str> = copies.iter().filter(|c| c.captured_at.is_none()).map(|c| c.machine.as_str()).collect();
@@ -304,7 +307,7 @@ pub fn judge_copies(
         findings.hint(
             Status::Critical,
             format!("no copy of {}", missing.join(", ")),
-            "run 'kvmb backup --copy-to' to copy the missing points",
+            format!("run 'kvmb backup --all --copy-to {address}' to copy the missing points"),
         );
     }
     let oldest = copies.iter().filter_map(|copied| Some((copied.captured_at?, copied))).min_by_key(|(at, _)| *at);

@@ -5,7 +5,6 @@ mod judge;
 mod nagios;
 mod prometheus;
 mod repository;
-mod scheduled;
 mod thresholds;
 mod zabbix;
 
@@ -32,9 +31,9 @@ use thresholds::ThresholdArgs;
 /// Checks the machines in selected_vms, otherwise those of the schedule, otherwise all, and the machines that have
 /// points. Prints a 'check' record for each machine ('backup'), the repository, the second repository ('copy'), the
 /// key, retention (a warning if there are rules and no prune ran for a week) and the free space of a repository, if the
-/// history of this host shows how it grows. A machine that was never backed up is critical. A machine that has points
-/// but no longer exists is shown without an alarm. The results of runs are known only on the host, and to the user,
-/// that ran them.
+/// history of this host shows how it grows. The table shows problems first, and only counts what is ok. A machine that
+/// was never backed up is critical. A machine that has points but no longer exists is shown without an alarm. The
+/// results of runs are known only on the host, and to the user, that ran them.
 ///
 /// Exits with code 1 if something is critical, 4 for damage. For metrics and Zabbix it fails only if nothing could be
 /// determined.
@@ -79,6 +78,10 @@ pub struct StatusArgs {
     #[arg(long, value_enum, value_name = "WHAT", group = "face")]
     zabbix: Option<Zabbix>,
 
+    /// Show all machines and checks, also those without a problem.
+    #[arg(long)]
+    all: bool,
+
     #[command(flatten)]
     thresholds: ThresholdArgs,
 
@@ -114,6 +117,7 @@ impl StatusArgs {
             session.answer_as_plugin(state);
             return Ok(());
         }
+        session.summarize_checks(self.all || !self.names.is_empty());
         let report = self.report(context)?;
         match (self.prometheus, &self.textfile, self.zabbix) {
             (true, ..) => session.text(prometheus::text(&report).as_bytes()),

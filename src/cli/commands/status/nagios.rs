@@ -9,6 +9,7 @@
 use super::gather::Report;
 use super::judge::{rank, status_of};
 use crate::cli::exit_code::PluginState;
+use crate::cli::hint::pasteable;
 use crate::record::{Check, Status};
 use std::fmt::Write;
 
@@ -30,7 +31,7 @@ pub fn text(report: &Report) -> (PluginState, String) {
     }
     text.push('\n');
     for check in checks {
-        let hint = check.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
+        let hint = check.hint.as_ref().map(|hint| format!(" ({})", pasteable(hint, None))).unwrap_or_default();
         let line = format!("[{}] {}: {}{hint}", word(status_of(check)), check.target, check.detail);
         text.push_str(&plain(&line));
         text.push('\n');

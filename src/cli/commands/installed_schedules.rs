@@ -1,13 +1,14 @@
-//! What the schedules of this host run next, and for which machines.
+//! The schedules of this host: what they run next, for which machines, into which repository.
 
-use crate::cli::commands::schedule::installed;
 use crate::cli::context::Context;
+use crate::cli::failure::CliError;
 use crate::ops::Monitor;
 use crate::ops::points::name_matches;
 use crate::record::Time;
-use crate::schedule::{Cron, ScheduleLocation};
+use crate::schedule::{self, Cron, Installed, ScheduleLocation};
 use chrono::Local;
 use clap::ArgMatches;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ pub struct Scheduled {
     takes: Takes,
     /// The repository that it names.
     pub repo: Option<String>,
+    /// Its command, without what makes it wait and be modest.
+    pub command: String,
 }
 
 /// The machines of a schedule.
@@ -29,6 +32,20 @@ enum Takes {
     Named(Vec<String>),
     /// Those of the configuration.
     Configured,
+}
+
+/// What is scheduled, everywhere.
+pub fn installed() -> Result<Vec<(ScheduleLocation, Installed)>, CliError> {
+    let mut found = Vec::new();
+    for place in ScheduleLocation::ALL {
+        match place.installed() {
+            Ok(installed) => found.extend(installed.map(|installed| (place, installed))),
+            // No cron, no crontab.
+            Err(schedule::Error::NoProgram { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(found)
 }
 
 /// All schedules; what cannot be looked at is told of.
@@ -43,7 +60,8 @@ pub fn all(context: &Context) -> Vec<Scheduled> {
         .collect()
 }
 
-fn scheduled(place: ScheduleLocation, (cron, command): (Cron, String), grammar: clap::Command) -> Scheduled {
+/// A schedule that is installed, from its expression and its command.
+pub fn scheduled(place: ScheduleLocation, (cron, command): (Cron, String), grammar: clap::Command) -> Scheduled {
     let (takes, repo) = match backup_of(place, &command, grammar) {
         Some(backup) => {
             let names: Vec<String> = backup.get_many("names").into_iter().flatten().cloned().collect();
@@ -56,11 +74,13 @@ fn scheduled(place: ScheduleLocation, (cron, command): (Cron, String), grammar: 
         }
         None => (Takes::All, None),
     };
-    Scheduled { cron, takes, repo }
+    let words = backup_words(place, &command).unwrap_or_default();
+    let shown = shlex::try_join(words.iter().map(String::as_str)).ok().filter(|shown| !shown.is_empty());
+    Scheduled { cron, takes, repo, command: shown.unwrap_or(command) }
 }
 
-/// The arguments of `kvmb backup` in the command of an entry, behind all that makes it wait and be modest.
-fn backup_of(place: ScheduleLocation, command: &str, grammar: clap::Command) -> Option<ArgMatches> {
+/// The words of `kvmb backup` in the command of an entry, behind all that makes it wait and be modest.
+fn backup_words(place: ScheduleLocation, command: &str) -> Option<Vec<String>> {
     let words = shlex::split(command)?;
     // A variable may end in the same word.
     let is_kvmb = |word: &String| !word.contains('=') && Path::new(word).file_name().is_some_and(|name| name == "kvmb");
@@ -70,6 +90,12 @@ fn backup_of(place: ScheduleLocation, command: &str, grammar: clap::Command) -> 
         ScheduleLocation::Systemd => word.replace("$$", "$").replace("%%", "%"),
         ScheduleLocation::User | ScheduleLocation::System => word,
     });
+    Some(words.collect())
+}
+
+/// The arguments of `kvmb backup` in the command of an entry.
+fn backup_of(place: ScheduleLocation, command: &str, grammar: clap::Command) -> Option<ArgMatches> {
+    let words = backup_words(place, command)?;
     let (name, arguments) = grammar.try_get_matches_from(words).ok()?.remove_subcommand()?;
     (name == "backup").then_some(arguments)
 }
@@ -89,6 +115,15 @@ impl Scheduled {
         match &self.takes {
             Takes::Named(names) => names,
             Takes::All | Takes::Configured => &[],
+        }
+    }
+
+    /// Its machines for a record: their names and globs, `all`, or `selected_vms` for those of the configuration.
+    pub fn machines(&self) -> Value {
+        match &self.takes {
+            Takes::All => json!("all"),
+            Takes::Named(names) => json!(names),
+            Takes::Configured => json!("selected_vms"),
         }
     }
 

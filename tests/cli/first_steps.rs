@@ -1,0 +1,113 @@
+//! What somebody meets who has never run kvmb before, on a terminal and without one.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use crate::support::{Disk, Env};
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn a_fresh_host_has_no_backups_yet_and_nobody_is_asked_for_a_password() {
+    let env = Env::new("fresh host");
+    for command in [&["points"][..], &["verify", "--all"], &["prune"], &["restore", "vm1"]] {
+        let output = env.kvmb(command).run().assert_code(1);
+        let failure = output.record_of("failure");
+        assert_eq!(
+            (&failure["code"], &failure["error"]),
+            (&"no_repository".into(), &"no backups on this host yet".into())
+        );
+        assert!(failure["hint"].as_str().unwrap().contains("kvmb backup NAME"), "{output}");
+    }
+    let status = env.kvmb(["status"]).run().assert_code(1);
+    let check = status.record_of("check");
+    assert_eq!((&check["check"], &check["detail"]), (&"repository".into(), &"no backups on this host yet".into()));
+    // The same on a terminal, where somebody could be asked: the repository is looked for first.
+    for (command, words) in
+        [("points", "no backups on this host yet"), ("points -r /nowhere", "no repository in /nowhere")]
+    {
+        let line = format!("unset KVMB_PASSWORD_FILE; exec kvmb {command}");
+        let screen = env.pty_of("sh", ["-c", &line]).wait().assert_code(1);
+        assert!(screen.stdout().contains(words) && !screen.stdout().contains("Password"), "{screen}");
+    }
+    // With its key there, the repository was made: it is not mounted, and nothing is as if it had never been.
+    let data = env.path("data");
+    std::fs::create_dir_all(&data).expect("mkdir");
+    std::fs::write(data.join("repo.key"), "0".repeat(64) + "\n").expect("write");
+    let output = env.kvmb(["points"]).run().assert_code(1);
+    assert!(output.record_of("failure")["error"].as_str().unwrap().starts_with("no repository in "), "{output}");
+}
+
+#[test]
+fn a_server_that_refuses_the_first_connection_fails_at_once_on_a_terminal() {
+    let env = Env::new("refused");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let port = listener.local_addr().expect("address").port();
+    drop(listener);
+    let screen = env.pty(["points", "-r", &format!("sftp://u@127.0.0.1:{port}//srv")]).wait().assert_code(1);
+    assert!(screen.stdout().contains("Connection refused"), "{screen}");
+    assert!(!screen.stdout().contains("gave up"), "it was tried only once: {screen}");
+    // With the option it is tried again.
+    let words = ["points", "--retry-for", "2s", "-r", &format!("sftp://u@127.0.0.1:{port}//srv")];
+    let screen = env.pty(words).wait().assert_code(1);
+    assert!(screen.stdout().contains("; gave up after "), "{screen}");
+}
+
+#[test]
+fn where_nothing_is_printed_standard_error_says_why() {
+    let env = Env::new("nothing");
+    let output = env.kvmb(["vms"]).run().assert_ok().assert_stderr_has("no machines on qemu:///embed");
+    assert!(output.records().is_empty(), "{output}");
+    env.kvmb(["doctor"]).run().assert_stderr_has("no machines on qemu:///embed");
+    env.sh("kvmb init -r $R").run().assert_ok();
+    let repo = env.repo();
+    let output = env.kvmb(["points", "-r", &repo]).run().assert_ok();
+    assert_eq!(
+        output.stderr(),
+        format!("kvmb: no points in {repo}\nkvmb: hint: run 'kvmb backup -r {repo} NAME' to make the first one\n")
+    );
+    env.kvmb(["verify", "--all", "-r", &repo]).run().assert_ok().assert_stderr_has("nothing to verify");
+    for command in [&["vms", "-q"][..], &["points", "-q", "-r", &repo]] {
+        assert_eq!(env.kvmb(command).run().assert_ok().stderr(), "");
+    }
+}
+
+#[test]
+fn only_on_a_terminal_are_all_disks_listed_and_is_a_backup_without_names_answered_with_names() {
+    let env = Env::new("no names");
+    env.machine("web 1").disk(Disk::qcow2(MIB)).define();
+    env.machine("db1").disk(Disk::qcow2(MIB)).define();
+    let screen = env.pty(["disks", "--json"]).wait().assert_ok();
+    assert_eq!(screen.stdout().matches("\"type\":\"disk\"").count(), 2, "{screen}");
+    let screen = env.pty(["backup"]).wait().assert_code(2);
+    for words in ["  db1\r\n  web 1\r\n", "kvmb backup db1", "kvmb backup --all", "no machines given"] {
+        assert!(screen.stdout().contains(words), "no {words:?}: {screen}");
+    }
+    for command in ["disks", "backup"] {
+        env.kvmb([command]).run().assert_code(2).assert_stderr_has("standard input is empty");
+    }
+}
+
+#[test]
+fn without_a_command_the_commands_are_shown_in_groups() {
+    let env = Env::new("overview");
+    let output = env.kvmb::<&str>([]).run().assert_code(2);
+    let mut last = 0;
+    for head in ["Everyday commands:\n", "Repository commands:\n", "Set-up commands:\n", "Pipeline commands:\n"] {
+        let at = output.stderr().find(head).unwrap_or_else(|| panic!("no {head}: {output}"));
+        assert!(at > last, "{output}");
+        last = at;
+    }
+    assert!(!output.stderr().contains('\u{1b}'), "{output}");
+}
+
+#[test]
+fn a_hint_repeats_the_options_of_the_call() {
+    let env = Env::new("pasted hints");
+    env.sh("kvmb init -r \"$HOME/my backups\"").run().assert_ok();
+    let repo = format!("{}/my backups", env.path("home").display());
+    let output = env.kvmb(["points", "nobody", "-r", &repo]).run().assert_code(1);
+    let hint = output.record_of("failure")["hint"].as_str().expect("a hint").to_owned();
+    let command = hint.split_once("'kvmb ").and_then(|(_, rest)| rest.split_once("' to list")).expect("a command").0;
+    env.sh(&format!("kvmb {command}")).limit(Duration::from_secs(30)).run().assert_ok();
+}
