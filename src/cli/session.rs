@@ -2,6 +2,7 @@
 
 use crate::cli::exit_code::{ExitCode, PluginState, Tally};
 use crate::cli::failure::{CliError, Code};
+use crate::cli::job_recorder::RecordKeeper;
 use crate::cli::output::{ClosedPipe, Format, Output};
 use crate::cli::stderr;
 use crate::cli::table::View;
@@ -36,6 +37,8 @@ pub struct Session {
     tally: Tally,
     /// Every record that was printed, if hooks shall hear of them.
     kept: Option<Vec<Record>>,
+    /// Keeps them for `kvmb jobs`, if the run is a job.
+    keeper: Option<RecordKeeper>,
     /// What a monitoring plugin exits with, if the command is one.
     plugin: Option<PluginState>,
 }
@@ -45,7 +48,7 @@ impl Session {
     pub fn new(format: Format, command: &'static str, effect: ClosedPipe) -> Session {
         let view = if command == "backup" { View::Backup } else { View::Listing };
         let output = Output::new(format, effect, view);
-        Session { command, output, tally: Tally::default(), kept: None, plugin: None }
+        Session { command, output, tally: Tally::default(), kept: None, keeper: None, plugin: None }
     }
 
     /// The command's name.
@@ -62,6 +65,12 @@ impl Session {
     fn print(&mut self, record: &Record) {
         self.output.record(record);
         self.kept.iter_mut().for_each(|kept| kept.push(record.clone()));
+        self.keeper.iter_mut().for_each(|keeper| keeper.add(record));
+    }
+
+    /// Keeps every record for `kvmb jobs`.
+    pub fn keep_for_job(&mut self, keeper: Option<RecordKeeper>) {
+        self.keeper = keeper;
     }
 
     /// Keeps every record from here on.
@@ -72,6 +81,11 @@ impl Session {
     /// The records that were kept.
     pub fn kept_records(&self) -> &[Record] {
         self.kept.as_deref().unwrap_or_default()
+    }
+
+    /// Prints text before a table, for people; programs have it in a record.
+    pub fn say_to_people(&mut self, text: &str) {
+        self.output.before_table(text);
     }
 
     /// Prints text that is no record: a completion script, a manual page.

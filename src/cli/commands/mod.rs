@@ -3,11 +3,13 @@
 pub mod backup;
 pub mod completions;
 pub mod config;
+mod config_set;
 pub mod disks;
 pub mod doctor;
 pub mod guard;
 pub mod hash;
 pub mod init;
+pub mod jobs;
 pub mod key;
 pub mod man;
 pub mod pin;
