@@ -45,6 +45,8 @@ use crate::config::Loaded;
 use crate::ops;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+#[cfg(feature = "console")]
+use commands::ui;
 use commands::{
     backup, completions, config, disks, doctor, guard, hash, init, jobs, key, man, pin, points, prune, push, release,
     remote, restore, schedule, serve, snapshot, status, unlock, verify, vms,
@@ -116,6 +118,8 @@ enum Command {
     #[command(hide = true)]
     Guard(guard::GuardArgs),
     Status(status::StatusArgs),
+    #[cfg(feature = "console")]
+    Ui(ui::UiArgs),
 }
 
 /// The whole program: parses, runs, says how it went.
@@ -258,6 +262,8 @@ impl Command {
             Command::Doctor(_) => ("doctor", ClosedPipe::Reads),
             Command::Guard(_) => ("guard", ClosedPipe::Reads),
             Command::Status(_) => ("status", ClosedPipe::Reads),
+            #[cfg(feature = "console")]
+            Command::Ui(_) => ("ui", ClosedPipe::Changes),
             Command::Config(args) if args.changes() => ("config", ClosedPipe::Changes),
             Command::Config(_) => ("config", ClosedPipe::Reads),
         }
@@ -304,6 +310,8 @@ impl Command {
             Command::Doctor(args) => args.run(context, session),
             Command::Guard(args) => args.run(context),
             Command::Status(args) => args.run(context, session),
+            #[cfg(feature = "console")]
+            Command::Ui(args) => args.run(context, session),
         }
     }
 }

@@ -391,7 +391,8 @@ mod tests {
             edited(FILE, &["retention.local.keep_daily=7"]),
             FILE.replace(
                 "\"hooks\": {}\n",
-                "\"hooks\": {},\n    \"retention\": {\n        \"local\": {\n            \"keep_daily\": 7\n        }\n    }\n"
+                "\"hooks\": {},\n    \"retention\": {\n        \"local\": {\n            \
+                 \"keep_daily\": 7\n        }\n    }\n"
             )
         );
         assert_eq!(edited("{}", &["jobs=4"]), "{\n  \"jobs\": 4\n}");
@@ -399,7 +400,8 @@ mod tests {
             edited(FILE, &[r#"hooks.after_run=[{"command":["a","b"]}]"#]),
             FILE.replace(
                 "{}",
-                "{\n        \"after_run\": [\n            {\n                \"command\": [\"a\", \"b\"]\n            }\n        ]\n    }"
+                "{\n        \"after_run\": [\n            {\n                \
+                 \"command\": [\"a\", \"b\"]\n            }\n        ]\n    }"
             )
         );
     }

@@ -8,6 +8,7 @@ mod commands;
 mod completions;
 mod config;
 mod config_set;
+mod console;
 mod doctor;
 mod hooks;
 mod interrupt;

@@ -24,6 +24,8 @@ pub mod schedule;
 pub mod serve;
 pub mod snapshot;
 pub mod status;
+#[cfg(feature = "console")]
+pub mod ui;
 pub mod unlock;
 pub mod verify;
 pub mod vms;
