@@ -25,6 +25,7 @@
 //! | [`config`] | the configuration file |
 //! | [`log`] | what a run leaves to be read later |
 //! | `fuzzing` | what parses bytes of others, as the fuzz targets call it (feature `testing`) |
+//! | `console` | the web console: runs commands and shows their records (feature `console`) |
 //! | [`cli`] | one file a subcommand; alone knows the terminal and the environment |
 
 pub mod atomic_file;
@@ -33,6 +34,8 @@ pub mod capture;
 pub mod cli;
 pub mod clock;
 pub mod config;
+#[cfg(feature = "console")]
+pub mod console;
 pub mod failpoint;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;

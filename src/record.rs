@@ -7,20 +7,21 @@
 //! The fields below *are* the documentation of the wire format; `tests/records.rs` holds what the commands print
 //! against it.
 
+mod job;
 mod outcome;
 mod parts;
 mod time;
+mod values;
 
+pub use job::{Job, JobStep, Progress};
 pub use outcome::{Copied, Damage, DamagedPoint, RestoredDisk, RestoredTo};
 pub use parts::{LeftOut, PointFile};
 pub use time::{Time, time_value};
+pub use values::{Extra, steers_terminal, without_steering};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-
-/// Fields that this version does not know; passed on as they came.
-pub type Extra = Map<String, Value>;
 
 /// Any record.
 // Records are handled one at a time: their size does not matter.
@@ -41,6 +42,8 @@ pub enum Record {
     Check(Check),
     /// `"type":"setting"`
     Setting(Setting),
+    /// `"type":"job"`
+    Job(Job),
     /// `"type":"failure"`
     Failure(Failure),
     /// A type that this version does not know.
@@ -367,8 +370,10 @@ pub struct Action {
     /// that stays in packs), `removed_packs`, `repacked_packs`, `copied_bytes`. `pin`, `unpin` (the target is the
     /// point's new id): `machine`, `captured_at`, `repo`, `previous` (its id before). `unlock` (the target is the
     /// lock's file): `repo`, `host` and `locked_at` of its holder. `remote setup`: `algorithm` and `fingerprint` of the
-    /// server's host key; `authorized_keys_line` of this host's own key. `schedule`: `cron` (the expression),
-    /// `command`, `next_runs` (the next three times), `entry` (the text that is, or would be, installed).
+    /// server's host key; `authorized_keys_line` of this host's own key. `jobs cancel` (the target is the job): `pid`.
+    /// `config set` (the target is the file): `changes` (each with `key`, `before` and `after`), `diff` (a unified
+    /// diff), `file_sha256` (of the file before). `schedule`: `cron` (the expression), `command`, `next_runs` (the next
+    /// three times), `entry` (the text that is, or would be, installed).
     #[serde(flatten)]
     #[schemars(!flatten)]
     pub extra: Extra,
@@ -555,6 +560,7 @@ impl Record {
             "action" => Record::Action(typed(&kind, object)?),
             "check" => Record::Check(typed(&kind, object)?),
             "setting" => Record::Setting(typed(&kind, object)?),
+            "job" => Record::Job(typed(&kind, object)?),
             "failure" => Record::Failure(typed(&kind, object)?),
             _ => {
                 object.shift_remove("type");
@@ -574,6 +580,7 @@ impl Record {
             Record::Action(_) => "action",
             Record::Check(_) => "check",
             Record::Setting(_) => "setting",
+            Record::Job(_) => "job",
             Record::Failure(_) => "failure",
             Record::Other(object) => object.get("type").and_then(Value::as_str).unwrap_or(""),
         }
@@ -596,6 +603,7 @@ impl Record {
             Record::Action(record) => fields(record),
             Record::Check(record) => fields(record),
             Record::Setting(record) => fields(record),
+            Record::Job(record) => fields(record),
             Record::Failure(record) => fields(record),
             Record::Other(object) => return object.clone(),
         };
@@ -609,28 +617,6 @@ impl Record {
     pub fn to_line(&self) -> String {
         without_steering(Value::Object(self.to_object()).to_string())
     }
-}
-
-/// JSON without characters that steer a terminal, which it leaves as they are. They can only stand in a text, where an
-/// escape means the same.
-pub fn without_steering(json: String) -> String {
-    if !json.contains(steers_terminal) {
-        return json;
-    }
-    let mut safe = String::with_capacity(json.len());
-    for c in json.chars() {
-        match steers_terminal(c) {
-            true => safe.push_str(&format!("\\u{:04x}", u32::from(c))),
-            false => safe.push(c),
-        }
-    }
-    safe
-}
-
-/// Whether a character does something to a terminal instead of being shown: controls, and those that turn the direction
-/// of writing around, so that a name can look like another one.
-pub fn steers_terminal(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]

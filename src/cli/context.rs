@@ -39,7 +39,8 @@ pub struct Context {
 impl Context {
     /// The context of one command.
     pub fn new(global: Global, settings: Settings, run: Run, grammar: fn() -> clap::Command) -> Context {
-        let (monitor, stop, storages) = (Bars::new(global.quiet), Stop::of_process(), Mutex::default());
+        let (monitor, stop, storages) =
+            (Bars::new(global.quiet, global.progress, &run.id), Stop::of_process(), Mutex::default());
         let configured = &settings.loaded.config.limits;
         let (call, begin) = (configured.libvirt.value().0, configured.backup_begin.value().0);
         let limits = Limits::new(call, begin, stop.flag());

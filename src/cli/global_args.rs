@@ -4,6 +4,7 @@ use crate::cli::color::ColorChoice;
 use crate::cli::complete::connections::connections;
 use crate::cli::log_args::LogArgs;
 use crate::cli::output::Format;
+use crate::cli::progress::ProgressStyle;
 use crate::config::Loaded;
 use clap::{ArgAction, Args};
 use std::path::PathBuf;
@@ -45,6 +46,10 @@ pub struct Global {
     /// When to use colour.
     #[arg(long, value_enum, default_value_t, global = true, value_name = "WHEN")]
     pub color: ColorChoice,
+
+    /// How to show progress on standard error.
+    #[arg(long, value_enum, default_value_t, global = true, value_name = "HOW")]
+    pub progress: ProgressStyle,
 
     /// Increase verbosity (repeat for more).
     #[arg(short, long, action = ArgAction::Count, global = true)]

@@ -37,6 +37,7 @@ mod copy_args;
 mod dry_run;
 mod history_recorder;
 mod hooks;
+mod job_recorder;
 mod log_args;
 mod machine_args;
 mod value_parsers;
@@ -46,14 +47,17 @@ use crate::config::Loaded;
 use crate::ops;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+#[cfg(feature = "console")]
+use commands::ui;
 use commands::{
-    backup, completions, config, disks, doctor, guard, hash, init, key, log, man, pin, points, prune, push, release,
-    remote, restore, schedule, serve, snapshot, status, unlock, verify, vms,
+    backup, completions, config, disks, doctor, guard, hash, init, jobs, key, log, man, pin, points, prune, push,
+    release, remote, restore, schedule, serve, snapshot, status, unlock, verify, vms,
 };
 use context::Context;
 use exit_code::{Exit, ExitCode, PluginState};
 use failure::CliError;
 use global_args::Global;
+use job_recorder::JobRecorder;
 use output::{ClosedPipe, Format};
 use run::Run;
 use session::{About, Session};
@@ -105,6 +109,7 @@ enum Command {
     Prune(prune::PruneArgs),
     Backup(backup::BackupArgs),
     Init(init::InitArgs),
+    Jobs(jobs::JobsArgs),
     Key(key::KeyArgs),
     Remote(remote::RemoteArgs),
     Schedule(schedule::ScheduleArgs),
@@ -116,6 +121,8 @@ enum Command {
     Guard(guard::GuardArgs),
     Status(status::StatusArgs),
     Log(log::LogCommandArgs),
+    #[cfg(feature = "console")]
+    Ui(ui::UiArgs),
 }
 
 /// The whole program: parses, runs, says how it went.
@@ -148,18 +155,22 @@ pub fn main() -> Exit {
     }
     let run = Run::begin(name, effect);
     log_args::start(&run, &cli.global.log, (cli.global.quiet, cli.global.verbose), &settings.loaded.config.log);
+    let dry_run = settings.is_dry_run;
     let context = Context::new(cli.global, settings, run, command);
     if let Err(error) = interrupt::install(&context.stop) {
         stderr::report(&format!("cannot watch for signals: {error}"), None);
         return Exit::Code(ExitCode::Failed);
     }
     let mut session = Session::new(context.global.format(), name, effect);
+    let (recorder, keeper) = JobRecorder::begin(&context.run, dry_run, context.monitor.board());
+    session.keep_for_job(keeper);
     if let Err(error) = cli.command.run(&context, &mut session) {
         // As a record too: the next stage of a pipe must hear of it.
         session.fail(About::default(), error);
     }
     let plugin = session.plugin();
     let code = session.finish();
+    recorder.end(code);
     log_args::ended(&context.run, code);
     plugin.map_or(Exit::Code(code), Exit::Plugin)
 }
@@ -251,6 +262,8 @@ impl Command {
             Command::Prune(_) => ("prune", ClosedPipe::Changes),
             Command::Backup(_) => ("backup", ClosedPipe::Changes),
             Command::Init(_) => ("init", ClosedPipe::Changes),
+            Command::Jobs(args) if args.changes() => ("jobs", ClosedPipe::Changes),
+            Command::Jobs(_) => ("jobs", ClosedPipe::Reads),
             Command::Key(_) => ("key", ClosedPipe::Changes),
             Command::Remote(_) => ("remote", ClosedPipe::Changes),
             Command::Schedule(_) => ("schedule", ClosedPipe::Changes),
@@ -260,6 +273,9 @@ impl Command {
             Command::Guard(_) => ("guard", ClosedPipe::Reads),
             Command::Status(_) => ("status", ClosedPipe::Reads),
             Command::Log(_) => ("log", ClosedPipe::Reads),
+            #[cfg(feature = "console")]
+            Command::Ui(_) => ("ui", ClosedPipe::Changes),
+            Command::Config(args) if args.changes() => ("config", ClosedPipe::Changes),
             Command::Config(_) => ("config", ClosedPipe::Reads),
         }
     }
@@ -295,6 +311,7 @@ impl Command {
             Command::Prune(args) => args.run(context, session),
             Command::Backup(args) => args.run(context, session),
             Command::Init(args) => args.run(context, session),
+            Command::Jobs(args) => args.run(context, session),
             Command::Key(args) => args.run(context, session),
             Command::Remote(args) => args.run(context, session),
             Command::Schedule(args) => args.run(context, session),
@@ -305,6 +322,8 @@ impl Command {
             Command::Guard(args) => args.run(context),
             Command::Status(args) => args.run(context, session),
             Command::Log(args) => args.run(context, session),
+            #[cfg(feature = "console")]
+            Command::Ui(args) => args.run(context, session),
         }
     }
 }

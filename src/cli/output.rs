@@ -142,6 +142,14 @@ impl Output {
         }
     }
 
+    /// Prints text where records are printed as tables.
+    pub fn before_table(&mut self, text: &str) {
+        if self.format == Format::Table {
+            let lines: Vec<String> = text.lines().map(table::printable).collect();
+            self.write((lines.join("\n") + "\n").as_bytes());
+        }
+    }
+
     /// Prints text that is no record: a completion script, a manual page.
     pub fn text(&mut self, text: &[u8]) {
         self.write(text);

@@ -3,6 +3,7 @@
 use crate::cli::exit_code::{ExitCode, PluginState, Tally};
 use crate::cli::failure::{CliError, Code};
 use crate::cli::hint::pasteable;
+use crate::cli::job_recorder::RecordKeeper;
 use crate::cli::output::{CheckDisplay, ClosedPipe, Format, Output};
 use crate::cli::stderr;
 use crate::cli::table::View;
@@ -37,6 +38,8 @@ pub struct Session {
     tally: Tally,
     /// Every record that was printed, if hooks shall hear of them.
     kept: Option<Vec<Record>>,
+    /// Keeps them for `kvmb jobs`, if the run is a job.
+    keeper: Option<RecordKeeper>,
     /// What a monitoring plugin exits with, if the command is one.
     plugin: Option<PluginState>,
 }
@@ -46,7 +49,7 @@ impl Session {
     pub fn new(format: Format, command: &'static str, effect: ClosedPipe) -> Session {
         let view = if command == "backup" { View::Backup } else { View::Listing };
         let output = Output::new(format, effect, view);
-        Session { command, output, tally: Tally::default(), kept: None, plugin: None }
+        Session { command, output, tally: Tally::default(), kept: None, keeper: None, plugin: None }
     }
 
     /// The command's name.
@@ -63,6 +66,12 @@ impl Session {
     fn print(&mut self, record: &Record) {
         self.output.record(record);
         self.kept.iter_mut().for_each(|kept| kept.push(record.clone()));
+        self.keeper.iter_mut().for_each(|keeper| keeper.add(record));
+    }
+
+    /// Keeps every record for `kvmb jobs`.
+    pub fn keep_for_job(&mut self, keeper: Option<RecordKeeper>) {
+        self.keeper = keeper;
     }
 
     /// Keeps every record from here on.
@@ -78,6 +87,11 @@ impl Session {
     /// Has a table show checks with the problems first, and a summary; `all` shows those that are well, too.
     pub fn summarize_checks(&mut self, all: bool) {
         self.output.summarize_checks(if all { CheckDisplay::All } else { CheckDisplay::Problems });
+    }
+
+    /// Prints text before a table, for people; programs have it in a record.
+    pub fn say_to_people(&mut self, text: &str) {
+        self.output.before_table(text);
     }
 
     /// Prints text that is no record: a completion script, a manual page.

@@ -52,6 +52,8 @@ const VARIABLES: [(&str, &str); 1] = [("password_command", "KVMB_PASSWORD_COMMAN
 pub struct Settings {
     /// The configuration.
     pub loaded: Loaded,
+    /// Whether the command line has --dry-run.
+    pub is_dry_run: bool,
     /// By key: what a flag said.
     flags: BTreeMap<&'static str, String>,
 }
@@ -108,7 +110,7 @@ impl Settings {
                 .then(|| matches.get_raw(id)?.next())?
         };
         let flags = FLAGS.iter().filter_map(|(key, id)| Some((*key, given(id)?.to_string_lossy().into_owned())));
-        Settings { flags: flags.collect(), loaded }
+        Settings { is_dry_run: has_flag(matches, "dry_run"), flags: flags.collect(), loaded }
     }
 
     /// Every key with the value that applies, and where that comes from. `command` is the parser, for its defaults.
@@ -144,6 +146,12 @@ impl Settings {
         let value = if is_secret { json!("(hidden)") } else { value };
         Setting { key: key.to_owned(), value, source: source.to_owned(), origin, extra: Default::default() }
     }
+}
+
+/// Whether a flag is given to the subcommand, or to one below it.
+fn has_flag(matches: &ArgMatches, id: &str) -> bool {
+    let own = matches.try_get_one::<bool>(id).ok().flatten().copied().unwrap_or(false);
+    own || matches.subcommand().is_some_and(|(_, inner)| has_flag(inner, id))
 }
 
 /// A value as it stands on a command line.

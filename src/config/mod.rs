@@ -7,11 +7,13 @@
 //! | --- | --- |
 //! | [`rules`] | what a value may be: host names, paths, sizes … |
 //! | [`document`] | a text becomes a [`Config`], or the list of all its faults |
+//! | [`edit`] | changes of the file that leave the rest of it as it is |
 //! | [`repairs`] | the nearest right spelling of a wrong value |
 //! | [`mod@file`] | where the file is looked for, and who may read and write it |
 //! | [`schema`] | the JSON Schema |
 
 pub mod document;
+pub mod edit;
 pub mod file;
 mod key_error;
 pub mod repairs;

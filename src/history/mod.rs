@@ -3,11 +3,13 @@
 //!
 //! | module | what |
 //! | --- | --- |
+//! | [`jobs`] | the runs of this host, running and past |
 //! | [`repo_memory`] | the repository as a whole: its prunes, its free space |
 //! | [`store`] | the files |
 //!
 //! It is a help, not a truth: it may be deleted at any time, and a backup never fails because of it.
 
+pub mod jobs;
 pub mod repo_memory;
 pub mod store;
 

@@ -28,10 +28,11 @@ fn documented() -> BTreeMap<String, Fields> {
     let record = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record.rs"));
     let parts = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record/parts.rs"));
     let outcome = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record/outcome.rs"));
+    let job = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record/job.rs"));
     let (mut structs, mut path, mut documentation, mut attributes) =
         (BTreeMap::new(), Vec::<String>::new(), String::new(), String::new());
     let types = |source: &'static str| source.lines().take_while(|line| !line.starts_with("impl "));
-    for line in types(record).chain(types(parts)).chain(types(outcome)) {
+    for line in types(record).chain(types(parts)).chain(types(outcome)).chain(types(job)) {
         let text = line.trim();
         let opened = |head: &str| text.strip_prefix(head).and_then(|rest| rest.strip_suffix(" {")).map(str::to_owned);
         if let Some(words) = text.strip_prefix("///") {
@@ -271,6 +272,8 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run("kvmb schedule remove && kvmb schedule remove --system", 0);
     run("kvmb config show", 0);
     run("kvmb config check", 0);
+    run("kvmb config set jobs=2 -n", 0);
+    run("kvmb jobs", 0);
     run("echo '{\"freez\": 1}' >wrong.json; kvmb config check --config wrong.json", 2);
     run("kvmb vms --config wrong.json", 2);
     run("kvmb vms </dev/null nobody", 1);
@@ -282,7 +285,7 @@ fn every_record_that_a_command_prints_is_as_documented() {
     run("kvmb status -r $R", 4);
 
     let found: Vec<&str> = kinds.keys().map(String::as_str).collect();
-    assert_eq!(found, ["action", "check", "disk", "failure", "file", "machine", "point", "setting"]);
+    assert_eq!(found, ["action", "check", "disk", "failure", "file", "job", "machine", "point", "setting"]);
     // What the documentation tells of is printed by somebody; these need a case of their own (tests of increments and
     // audits).
     let rare = [
@@ -290,6 +293,9 @@ fn every_record_that_a_command_prints_is_as_documented() {
         ("Point", "damaged_points"),
         ("Point", "files"),
         ("Damage", "file"),
+        ("Job", "bytes_per_second"),
+        ("Job", "left_seconds"),
+        ("Job", "steps"),
         ("LeftOut", "part"),
         ("LeftOut", "path"),
     ];
@@ -304,6 +310,7 @@ fn every_record_that_a_command_prints_is_as_documented() {
         "Check",
         "Setting",
         "Failure",
+        "Job",
         "RestoredTo",
         "RestoredDisk",
     ] {

@@ -18,6 +18,7 @@
 //! | `retention`, `schedule`, `log`, `history` | `units`, `clock`, `record`, `atomic_file` | pure rules, or one outer thing each |
 //! | `config` | `units`, `retention`, `schedule` | the file names rules, it does not apply them |
 //! | `ops` | all of these but `config`, `schedule`, `log` | the workflows know no terminal and no configuration file |
+//! | `console` | `record` | it runs commands and reads their records, as any other program does |
 //! | `fuzzing` | what parses | the fuzz targets are outside of the crate |
 //! | `cli` | everything | it alone knows the terminal, the environment and the configuration |
 
@@ -69,9 +70,11 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("fuzzing", &["storage", "nbd", "repo", "capture", "schedule", "config"]),
+    ("console", &["record"]),
     (
         "cli",
         &[
+            "console",
             "record",
             "bounded",
             "glob",

@@ -228,10 +228,12 @@ fn every_example_in_the_help_is_real() {
 #[test]
 fn every_flag_in_the_help_has_words_and_is_taken() {
     let value = |flag: &str| match flag {
-        "--jobs" => "2",
+        "--jobs" | "--limit" => "2",
+        "--listen" => "127.0.0.1:0",
+        "--progress" => "none",
         "--freeze" | "--color" => "never",
         "--warning" | "--critical" | "--verify-warning" | "--freeze-timeout" | "--lease" | "--full-every"
-        | "--retry-for" | "--random-delay" | "--within" => "30s",
+        | "--retry-for" | "--random-delay" | "--within" | "--idle" => "30s",
         "--cron" => "@daily",
         "--chunk-size" => "2M",
         "--limit-read" | "--limit-upload" | "--size" => "10M",

@@ -117,7 +117,11 @@ fn the_spelling_is_right() {
     let files = ["README.md", "CHANGELOG.md", "docs", "example_config.json", "src", ".ci", "Makefile"];
     let output = Command::new("codespell")
         // Words of the code and of other programs.
-        .args(["--ignore-words-list", "crate,fo,te,ser,nd,ba,bu,ot,tim,unx,fpr,timout,keep-alives,hda"])
+        .args([
+            "--ignore-words-list",
+            "crate,fo,te,ser,nd,ba,bu,ot,tim,unx,fpr,timout,keep-alives,hda,\
+            adresses,bloc,connexion,copie,formend,limite,mot,raison,restauration",
+        ])
         .args(files)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()

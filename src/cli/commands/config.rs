@@ -1,5 +1,6 @@
 //! `kvmb config`
 
+use crate::cli::commands::config_set::ConfigSetArgs;
 use crate::cli::context::Context;
 use crate::cli::data_folder::data_folder;
 use crate::cli::exit_code::ExitCode;
@@ -12,7 +13,7 @@ use crate::record::{Check, Record, Status};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// Show, check and describe the configuration.
+/// Show, check, change and describe the configuration.
 ///
 /// The configuration is a JSON file: --config, $KVMB_CONFIG, otherwise the first of ~/.kvm_backup_config.json,
 /// ~/.config/kvmb/config.json and /etc/kvmb/config.json that exists. Without a file, the defaults apply. Options take precedence over environment
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Examples:
   kvmb config show
   kvmb config check --config example_config.json
+  kvmb config set jobs=4
   kvmb config schema > config.schema.json")]
 pub struct ConfigArgs {
     #[command(subcommand)]
@@ -50,6 +52,7 @@ enum ConfigCommand {
   kvmb config check
   kvmb config check --config example_config.json")]
     Check,
+    Set(ConfigSetArgs),
     /// Print the JSON Schema of the configuration, for editors.
     #[command(after_help = "Examples:
   kvmb config schema > config.schema.json")]
@@ -60,6 +63,11 @@ impl ConfigArgs {
     /// Whether the configuration has to be right: not for the command that is to check it.
     pub fn needs_config(&self) -> bool {
         matches!(self.command, ConfigCommand::Show { .. })
+    }
+
+    /// Whether it changes the file.
+    pub fn changes(&self) -> bool {
+        matches!(self.command, ConfigCommand::Set(_))
     }
 
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
@@ -77,6 +85,7 @@ impl ConfigArgs {
                 }
             }
             ConfigCommand::Check => check(context, session),
+            ConfigCommand::Set(args) => args.run(context, session)?,
             ConfigCommand::Schema => {
                 let text = serde_json::to_string_pretty(schema::of_config()).unwrap_or_default() + "\n";
                 session.text(text.as_bytes());

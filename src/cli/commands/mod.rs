@@ -3,12 +3,14 @@
 pub mod backup;
 pub mod completions;
 pub mod config;
+mod config_set;
 pub mod disks;
 pub mod doctor;
 pub mod guard;
 pub mod hash;
 pub mod init;
 pub mod installed_schedules;
+pub mod jobs;
 pub mod key;
 pub mod log;
 pub mod man;
@@ -24,6 +26,8 @@ pub mod schedule;
 pub mod serve;
 pub mod snapshot;
 pub mod status;
+#[cfg(feature = "console")]
+pub mod ui;
 pub mod unlock;
 pub mod verify;
 pub mod vms;

@@ -5,7 +5,7 @@ use super::cells::{
 };
 use super::layout::{Column, Row, View};
 use super::schedules;
-use crate::record::{Action, Check, Disk, Point, Record, Status, Time};
+use crate::record::{Action, Check, Disk, Job, Point, Record, Status, Time};
 use std::time::Duration;
 
 /// The columns and rows of records of one kind.
@@ -91,6 +91,17 @@ fn columns(record: &Record, with_host: bool) -> Vec<Column> {
         ],
         Record::Check(_) => vec![text("CHECK"), text("TARGET"), text("STATUS"), text("DETAIL")],
         Record::Setting(_) => vec![text("KEY"), text("VALUE"), text("SOURCE"), text("FROM").optional(1)],
+        Record::Job(_) => vec![
+            text("JOB"),
+            text("COMMAND").optional(3),
+            text("STATUS"),
+            text("BEGAN"),
+            number("TOOK").optional(4),
+            number("DONE").optional(5),
+            text("USER").optional(1),
+            text("FROM").optional(2),
+            text("ERROR").optional(6),
+        ],
         Record::Failure(_) => vec![],
         Record::Other(_) => vec![text("RECORD")],
     }
@@ -144,6 +155,17 @@ fn row(record: &Record, now: Time, with_host: bool) -> Row {
             s.source.clone(),
             s.origin.clone().unwrap_or_default(),
         ]),
+        Record::Job(job) => Row::new(vec![
+            job.job.clone(),
+            job.arguments.join(" "),
+            job.status.clone(),
+            moment(job.began_at),
+            Duration::try_from_secs_f64(job.duration_seconds).map(duration).unwrap_or_default(),
+            progress(job),
+            job.user.clone(),
+            job.origin.clone(),
+            job.error.clone().unwrap_or_else(|| "-".into()),
+        ]),
         Record::Failure(_) => Row::new(vec![]),
         Record::Other(_) => Row::new(vec![record.to_line()]),
     }
@@ -196,6 +218,18 @@ fn read_mode(point: &Point) -> String {
         None => "-".into(),
         Some(first) if point.disks.iter().all(|disk| disk.read_mode == first.read_mode) => first.read_mode.clone(),
         Some(_) => format!("{full} of {} full", point.disks.len()),
+    }
+}
+
+/// How far a job has come.
+fn progress(job: &Job) -> String {
+    match (job.status.as_str(), job.total_bytes) {
+        (_, 0) => "-".into(),
+        ("running", total) => {
+            let percent = u128::from(job.done_bytes) * 100 / u128::from(total);
+            format!("{} ({percent} %)", bytes(job.done_bytes))
+        }
+        _ => bytes(job.done_bytes),
     }
 }
 

@@ -20,7 +20,7 @@ pub struct RecordField {
 }
 
 /// Every type of record, in the order of a backup.
-pub fn kinds() -> [Kind; 7] {
+pub fn kinds() -> [Kind; 9] {
     [
         Kind { name: "machine", schema: schema_for!(record::Machine) },
         Kind { name: "disk", schema: schema_for!(record::Disk) },
@@ -28,6 +28,8 @@ pub fn kinds() -> [Kind; 7] {
         Kind { name: "point", schema: schema_for!(record::Point) },
         Kind { name: "action", schema: schema_for!(record::Action) },
         Kind { name: "check", schema: schema_for!(record::Check) },
+        Kind { name: "job", schema: schema_for!(record::Job) },
+        Kind { name: "progress", schema: schema_for!(record::Progress) },
         Kind { name: "failure", schema: schema_for!(record::Failure) },
     ]
 }

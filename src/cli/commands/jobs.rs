@@ -1,0 +1,122 @@
+//! `kvmb jobs`
+
+use crate::cli::context::Context;
+use crate::cli::data_folder::data_folder;
+use crate::cli::failure::{CliError, Code};
+use crate::cli::session::Session;
+use crate::history::jobs::{JobError, Jobs};
+use crate::record::{Action, Record};
+use serde_json::json;
+
+/// List the running and past jobs of this host, and cancel jobs.
+///
+/// A job is a run of a command that backs up, copies, restores, verifies, serves or prunes, whoever started it: a
+/// shell, cron, systemd or the console. The newest 500 are kept in the data folder of the user that ran them. Prints a
+/// 'job' record for each, oldest first; with an ID, the record of this job and the records that it printed.
+#[derive(Debug, clap::Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:
+  kvmb jobs
+  kvmb jobs --running
+  kvmb jobs --limit 20 --json | jq -r 'select(.status == \"failed\") | .error'"
+)]
+pub struct JobsArgs {
+    /// Show this job and the records that it printed. The beginning of an ID is enough.
+    #[arg(value_name = "ID")]
+    job: Option<String>,
+
+    /// Only jobs that are running.
+    #[arg(long, conflicts_with = "job")]
+    running: bool,
+
+    /// Only the newest N jobs.
+    #[arg(long, value_name = "N", conflicts_with = "job")]
+    limit: Option<usize>,
+
+    #[command(subcommand)]
+    command: Option<JobsCommand>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum JobsCommand {
+    /// Interrupt jobs, as Ctrl-C does: they clean up and end.
+    ///
+    /// Prints an action record for each. A backup that is interrupted keeps the points that it has stored.
+    #[command(after_help = "Examples:
+  kvmb jobs cancel 5f0c2a9e
+  kvmb jobs cancel -n 5f0c")]
+    Cancel {
+        /// The jobs. The beginning of an ID is enough.
+        #[arg(required = true, value_name = "ID")]
+        jobs: Vec<String>,
+
+        /// Show what would be interrupted without doing it.
+        #[arg(short = 'n', long)]
+        dry_run: bool,
+    },
+}
+
+impl JobsArgs {
+    /// Whether it changes anything.
+    pub fn changes(&self) -> bool {
+        self.command.is_some()
+    }
+
+    pub fn run(self, _context: &Context, session: &mut Session) -> Result<(), CliError> {
+        let jobs = Jobs::of(&data_folder()?);
+        if let Some(JobsCommand::Cancel { jobs: ids, dry_run }) = self.command {
+            for id in ids {
+                match cancel(&jobs, &id, dry_run) {
+                    Ok(action) => session.done(Record::Action(action)),
+                    Err(error) => session.fail(Default::default(), error),
+                }
+            }
+            return Ok(());
+        }
+        if let Some(id) = self.job {
+            let job = jobs.find(&id).map_err(explained)?;
+            session.done(Record::Job(job.clone()));
+            jobs.records(&job).iter().for_each(|record| session.pass(record));
+            return Ok(());
+        }
+        let mut all = jobs.all().map_err(explained)?;
+        all.retain(|job| !self.running || job.status == "running");
+        let too_many = self.limit.map_or(0, |limit| all.len().saturating_sub(limit));
+        for job in all.into_iter().skip(too_many) {
+            session.done(Record::Job(job));
+        }
+        Ok(())
+    }
+}
+
+fn cancel(jobs: &Jobs, id: &str, dry_run: bool) -> Result<Action, CliError> {
+    let job = jobs.find(id).map_err(explained)?;
+    let is_running = job.status == "running";
+    if is_running && !dry_run {
+        match jobs.interrupt(&job) {
+            // It ended meanwhile, which is what was asked for.
+            Ok(()) | Err(JobError::Ended { .. }) => {}
+            Err(error) => return Err(explained(error)),
+        }
+    }
+    let reason = match is_running {
+        true if dry_run => "running".to_owned(),
+        true => "interrupted; it cleans up and ends".to_owned(),
+        false => format!("not running: {}", job.status),
+    };
+    let extra = json!({ "pid": job.pid }).as_object().cloned().unwrap_or_default();
+    Ok(Action { action: "jobs cancel".into(), target: job.job, changed: is_running, reason, dry_run, extra })
+}
+
+fn explained(error: JobError) -> CliError {
+    let list = "run 'kvmb jobs' for a list of the jobs";
+    match &error {
+        JobError::None { .. } => CliError::new(Code::NotFound, error.to_string()).hint(list),
+        JobError::Several { .. } => CliError::usage(error.to_string()).hint(list),
+        JobError::Signal { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            CliError::new(Code::Permission, error.to_string()).hint("run the command as root")
+        }
+        _ => CliError::failed(error.to_string()),
+    }
+}

@@ -1,0 +1,99 @@
+//! The web console: pages that run kvmb commands and show their records.
+//!
+//! It is one more user of the command line. It starts `kvmb --json …` as child processes, with arguments as vectors,
+//! and reads their records; what the commands cannot do, the console cannot do either. It is the only place with an
+//! async runtime, and only `kvmb ui` imports it.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`server`] | listens, accepts connections, and ends |
+//! | `access` | who may ask what: hosts, sessions, forms; and the headers of every answer |
+//! | `state`, `visit` | what all requests share; what a page knows of its request |
+//! | `sessions` | the one-time token, sessions and their form tokens |
+//! | `toolbox` | runs commands: look-ups with a cache, and jobs |
+//! | `language` | English and French, numbers and dates |
+//! | `html` | the frame of every page, and parts that several pages have |
+//! | `answers` | answers that many pages give |
+//! | `events` | live updates of parts of a page |
+//! | `pages` | one file a page |
+//!
+//! A request passes through these, in this order:
+//!
+//! ```text
+//! connection limit → Host → session → body limit → Origin and form token → page → headers
+//! ```
+
+mod access;
+mod answers;
+mod events;
+mod html;
+mod language;
+mod pages;
+pub mod server;
+mod sessions;
+mod state;
+mod toolbox;
+mod visit;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+/// Where the console listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// A loopback address.
+    Address(SocketAddr),
+    /// A Unix socket that only its owner may use.
+    Socket(PathBuf),
+}
+
+/// How the console runs.
+pub struct Options {
+    /// The program that it starts.
+    pub program: PathBuf,
+    /// Arguments that every command gets first.
+    pub arguments: Vec<String>,
+    /// Where it listens.
+    pub listen: Listen,
+    /// It ends when nobody has used it for so long.
+    pub idle: Duration,
+    /// Whether it refuses everything that changes something.
+    pub read_only: bool,
+    /// The name of this host, for titles.
+    pub host: String,
+    /// Called with each link that opens a session.
+    pub announce: Box<dyn Fn(&str) + Send + Sync>,
+    /// Raised when it is to end.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// Why the console does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {place}: {source}")]
+    Listen {
+        /// The address or socket.
+        place: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// An address that others could reach.
+    #[error("{address} is not a loopback address")]
+    NotLoopback {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// Another program uses the socket.
+    #[error("the socket {} is in use", path.display())]
+    SocketInUse {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// The system has no threads left.
+    #[error("cannot start the console: {0}")]
+    Runtime(std::io::Error),
+}

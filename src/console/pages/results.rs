@@ -1,0 +1,27 @@
+//! What a command answered that a form has run, with the way back.
+
+use crate::console::html;
+use crate::console::toolbox::Answer;
+use crate::console::visit::Visit;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use maud::html;
+
+/// Shows the records of an answer. One that failed is 422, so that nothing takes it for done.
+pub(super) async fn show(visit: &Visit, title: &str, words: &[String], answer: &Answer, back: &str) -> Response {
+    let is_done = answer.exit_code == Some(0);
+    let body = html! {
+        (html::head(title, ""))
+        @if is_done {
+            div class="note ok" { (html::icon("ok")) p role="status" { (visit.say("Done.", "Fait.")) } }
+        }
+        (html::records(visit, &answer.records))
+        @for warning in answer.warnings.iter() {
+            div class="note warn" { (html::icon("warn")) p class="brk" { (warning) } }
+        }
+        (html::line(&visit.console.toolbox.command_line(words)))
+        p { a class="btn" href=(back) { (visit.say("Back", "Retour")) } }
+    };
+    let status = if is_done { StatusCode::OK } else { StatusCode::UNPROCESSABLE_ENTITY };
+    (status, html::page(visit, title, false, body).await).into_response()
+}

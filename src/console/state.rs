@@ -1,0 +1,61 @@
+//! What all requests share.
+
+use super::Options;
+use super::sessions::{Sessions, random_text};
+use super::toolbox::Toolbox;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// What all requests share.
+pub(super) struct Console {
+    pub(super) options: Options,
+    pub(super) toolbox: Arc<Toolbox>,
+    /// Of the cookie: two consoles on one host do not end each other's sessions.
+    pub(super) instance: String,
+    /// What the links begin with.
+    address: String,
+    sessions: Mutex<Sessions>,
+    /// When somebody last used it.
+    used: Mutex<Instant>,
+    /// The number of open event streams.
+    pub(super) streams: AtomicUsize,
+}
+
+impl fmt::Debug for Console {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Console").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Console {
+    /// A console whose links begin with `address`.
+    pub(super) fn new(options: Options, address: String) -> Console {
+        let toolbox = Arc::new(Toolbox::new(options.program.clone(), options.arguments.clone()));
+        let instance = random_text()[..8].to_owned();
+        let (sessions, used) = (Mutex::new(Sessions::new()), Mutex::new(Instant::now()));
+        Console { options, toolbox, instance, address, sessions, used, streams: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that somebody uses the console.
+    pub(super) fn touch(&self) {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Whether nobody has used it for as long as it is allowed.
+    pub(super) fn is_idle(&self) -> bool {
+        let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        self.streams.load(Ordering::Relaxed) == 0 && used.elapsed() > self.options.idle
+    }
+
+    /// Announces a link that opens a session.
+    pub(super) fn announce(&self) {
+        let token = self.sessions().new_token();
+        (self.options.announce)(&format!("{}/login?token={token}", self.address));
+    }
+}

@@ -1,0 +1,344 @@
+//! The jobs of this host: `jobs/ID.json` below kvmb's data folder, one for each run, and `jobs/ID.records` with what it
+//! printed.
+//!
+//! A run writes its file when it begins, while it works and when it ends. One whose process is gone without a result
+//! was killed. Which process it is, the time of its start says: process ids are used again.
+
+use super::VERSION;
+use crate::atomic_file;
+use crate::record::{Job, Record, Time};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// So many jobs are remembered, the newest.
+const MOST_JOBS: usize = 500;
+
+/// A file is never larger.
+const LARGEST_FILE_BYTES: u64 = 1 << 20;
+
+/// So much of what a job prints is kept.
+const MOST_RECORD_BYTES: u64 = 4 << 20;
+
+/// What cannot be done with a job.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// None has this id.
+    #[error("no job {id}")]
+    None {
+        /// The id.
+        id: String,
+    },
+    /// Several begin with this id.
+    #[error("several jobs begin with {id}")]
+    Several {
+        /// The id.
+        id: String,
+    },
+    /// It has ended.
+    #[error("job {id} is not running: {status}")]
+    Ended {
+        /// The id.
+        id: String,
+        /// How it ended.
+        status: String,
+    },
+    /// It cannot be signalled.
+    #[error("cannot interrupt job {id}: {source}")]
+    Signal {
+        /// The id.
+        id: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file or folder.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The jobs below a data folder.
+#[derive(Debug, Clone)]
+pub struct Jobs {
+    folder: PathBuf,
+}
+
+/// What stands in a job's file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct JobFile {
+    version: u32,
+    /// When the process started, in ticks since boot.
+    started_ticks: u64,
+    /// The boot that these ticks count from.
+    boot_id: String,
+    job: Job,
+}
+
+/// A job of this process, which writes down how it goes.
+#[derive(Debug)]
+pub struct JobWriter {
+    path: PathBuf,
+    file: JobFile,
+}
+
+/// Keeps the records that a job prints.
+#[derive(Debug)]
+pub struct JobRecords {
+    file: File,
+    left_bytes: u64,
+}
+
+impl Jobs {
+    /// The jobs below kvmb's data folder; nothing is made yet.
+    pub fn of(data_folder: &Path) -> Jobs {
+        Jobs { folder: data_folder.join("jobs") }
+    }
+
+    fn file(&self, id: &str, extension: &str) -> PathBuf {
+        self.folder.join(format!("{id}.{extension}"))
+    }
+
+    /// Writes down that a job of this process begins. The oldest jobs are forgotten.
+    pub fn begin(&self, job: Job) -> io::Result<(JobWriter, JobRecords)> {
+        let make = |folder: &Path, mode| DirBuilder::new().recursive(true).mode(mode).create(folder);
+        // The data folder is passed through by QEMU's user.
+        self.folder.parent().map_or(Ok(()), |data| make(data, 0o711))?;
+        make(&self.folder, 0o700)?;
+        self.forget_oldest();
+        let (path, records) = (self.file(&job.job, "json"), self.file(&job.job, "records"));
+        let started_ticks = started_ticks(job.pid).ok_or_else(|| io::Error::other("/proc is not mounted"))?;
+        let writer = JobWriter { path, file: JobFile { version: VERSION, started_ticks, boot_id: boot_id(), job } };
+        writer.write()?;
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(records)?;
+        Ok((writer, JobRecords { file, left_bytes: MOST_RECORD_BYTES }))
+    }
+
+    /// All jobs, the oldest first. What is none of ours, or was removed meanwhile, is left out.
+    pub fn all(&self) -> Result<Vec<Job>, JobError> {
+        let mut jobs: Vec<Job> = self.paths()?.iter().filter_map(|path| read(path)).collect();
+        jobs.sort_by(|a, b| (a.began_at, &a.job).cmp(&(b.began_at, &b.job)));
+        Ok(jobs)
+    }
+
+    fn paths(&self) -> Result<Vec<PathBuf>, JobError> {
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(JobError::Io { path: self.folder.clone(), source }),
+        };
+        let paths = entries.flatten().map(|entry| entry.path());
+        Ok(paths.filter(|path| path.extension().is_some_and(|extension| extension == "json")).collect())
+    }
+
+    /// The job with this id, or whose id alone begins with it.
+    pub fn find(&self, id: &str) -> Result<Job, JobError> {
+        let mut found = self.all()?.into_iter().filter(|job| !id.is_empty() && job.job.starts_with(id));
+        match (found.next(), found.next()) {
+            (Some(job), None) => Ok(job),
+            (None, _) => Err(JobError::None { id: id.to_owned() }),
+            (Some(_), Some(_)) => Err(JobError::Several { id: id.to_owned() }),
+        }
+    }
+
+    /// The records that a job has printed.
+    pub fn records(&self, job: &Job) -> Vec<Record> {
+        let mut text = Vec::new();
+        let opened = atomic_file::open(&self.file(&job.job, "records"));
+        let read = opened.and_then(|file| file.take(MOST_RECORD_BYTES).read_to_end(&mut text));
+        let text = String::from_utf8_lossy(&text);
+        let lines = read.is_ok().then(|| text.lines()).into_iter().flatten();
+        lines.filter_map(|line| Record::parse(line).ok()).collect()
+    }
+
+    /// Interrupts a job, as Ctrl-C does. Only its own process is signalled, even if the id has been used again.
+    pub fn interrupt(&self, job: &Job) -> Result<(), JobError> {
+        let id = || job.job.clone();
+        let ended = |status: &str| JobError::Ended { id: id(), status: status.to_owned() };
+        if job.status != "running" {
+            return Err(ended(&job.status));
+        }
+        let pid = i32::try_from(job.pid).ok().and_then(Pid::from_raw).ok_or_else(|| ended("lost"))?;
+        let signal = |error: rustix::io::Errno| match error {
+            rustix::io::Errno::SRCH => ended("lost"),
+            error => JobError::Signal { id: id(), source: error.into() },
+        };
+        let process = pidfd_open(pid, PidfdFlags::empty()).map_err(signal)?;
+        // The process is held now: if it is the job's at this moment, so it is when the signal arrives.
+        match read(&self.file(&job.job, "json")) {
+            Some(now) if now.status == "running" => pidfd_send_signal(process, Signal::INT).map_err(signal),
+            Some(now) => Err(ended(&now.status)),
+            None => Err(JobError::None { id: id() }),
+        }
+    }
+
+    fn forget_oldest(&self) {
+        let mut jobs = self.all().unwrap_or_default();
+        let too_many = (jobs.len() + 1).saturating_sub(MOST_JOBS);
+        jobs.retain(|job| job.status != "running");
+        for job in jobs.iter().take(too_many) {
+            for extension in ["json", "records"] {
+                let _ = fs::remove_file(self.file(&job.job, extension));
+            }
+        }
+    }
+}
+
+impl JobWriter {
+    /// The job as it was last written.
+    pub fn job(&self) -> &Job {
+        &self.file.job
+    }
+
+    /// Changes the job and writes it.
+    pub fn change(&mut self, change: impl FnOnce(&mut Job)) -> io::Result<()> {
+        change(&mut self.file.job);
+        self.write()
+    }
+
+    fn write(&self) -> io::Result<()> {
+        atomic_file::write(&self.path, &serde_json::to_vec(&self.file)?, 0o600)
+    }
+}
+
+impl JobRecords {
+    /// Adds a record. What is too much is not kept.
+    pub fn add(&mut self, record: &Record) -> io::Result<()> {
+        let line = record.to_line() + "\n";
+        match self.left_bytes.checked_sub(line.len() as u64) {
+            Some(left) => self.left_bytes = left,
+            None => return Ok(()),
+        }
+        self.file.write_all(line.as_bytes())
+    }
+}
+
+fn read(path: &Path) -> Option<Job> {
+    let mut text = String::new();
+    atomic_file::open(path).ok()?.take(LARGEST_FILE_BYTES).read_to_string(&mut text).ok()?;
+    let JobFile { version, started_ticks: ticks, boot_id: boot, mut job } = serde_json::from_str(&text).ok()?;
+    let is_named = path.file_stem().is_some_and(|name| *name == *job.job);
+    if version != VERSION || !is_named {
+        return None;
+    }
+    if job.status == "running" {
+        let lives = boot == boot_id() && started_ticks(job.pid) == Some(ticks);
+        match lives {
+            true => job.duration_seconds = seconds(job.began_at, chrono::Local::now().fixed_offset()),
+            false => {
+                job.status = "lost".into();
+                (job.bytes_per_second, job.left_seconds, job.steps) = (None, None, Vec::new());
+            }
+        }
+    }
+    Some(job)
+}
+
+/// How long it is from one moment to another.
+pub fn seconds(from: Time, to: Time) -> f64 {
+    (to - from).num_milliseconds().max(0) as f64 / 1000.0
+}
+
+/// When a process started, in ticks since boot; none if it is not there, or has ended.
+fn started_ticks(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything, parentheses too.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let is_ended = matches!(fields.first(), Some(&"Z" | &"X"));
+    fields.get(19).filter(|_| !is_ended)?.parse().ok()
+}
+
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(id: &str, pid: u32) -> Job {
+        let began_at: Time = "2026-11-20T02:00:00+01:00".parse().unwrap();
+        Job {
+            job: id.into(),
+            command: "backup".into(),
+            arguments: vec!["backup".into()],
+            status: "running".into(),
+            user: "root".into(),
+            origin: "shell".into(),
+            pid,
+            began_at,
+            ended_at: None,
+            duration_seconds: 0.0,
+            exit_code: None,
+            done_bytes: 0,
+            total_bytes: 0,
+            bytes_per_second: None,
+            left_seconds: None,
+            steps: Vec::new(),
+            failures: 0,
+            error: None,
+            extra: Default::default(),
+        }
+    }
+
+    #[test]
+    fn a_job_runs_while_its_process_lives_and_is_lost_without_a_result() {
+        let data = tempfile::tempdir().unwrap();
+        let jobs = Jobs::of(data.path());
+        assert!(jobs.all().unwrap().is_empty());
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        jobs.begin(job("1a2b3c4d", child.id())).unwrap();
+        let (mut own, mut records) = jobs.begin(job("1a2b9999", std::process::id())).unwrap();
+        let failure = Record::Failure(crate::record::Failure { error: "no\nspace".into(), ..Default::default() });
+        records.add(&failure).unwrap();
+        assert_eq!(jobs.records(own.job()), [failure]);
+        assert!(matches!(jobs.find("1a2b"), Err(JobError::Several { .. })));
+        assert!(matches!(jobs.find("ff"), Err(JobError::None { .. })));
+        assert!(matches!(jobs.find(""), Err(JobError::None { .. })));
+        let running = jobs.find("1a2b3").unwrap();
+        assert_eq!(running.status, "running");
+        assert!(running.duration_seconds > 0.0);
+        jobs.interrupt(&running).unwrap();
+        assert!(!child.wait().unwrap().success());
+        assert_eq!(jobs.find("1a2b3").unwrap().status, "lost");
+        assert!(matches!(jobs.interrupt(&running), Err(JobError::Ended { .. })));
+        own.change(|job| job.status = "done".into()).unwrap();
+        assert!(matches!(jobs.interrupt(&jobs.find("1a2b9").unwrap()), Err(JobError::Ended { .. })));
+    }
+
+    #[test]
+    fn a_process_id_that_was_used_again_is_not_the_job() {
+        let data = tempfile::tempdir().unwrap();
+        let jobs = Jobs::of(data.path());
+        let (mut writer, _) = jobs.begin(job("1a2b3c4d", std::process::id())).unwrap();
+        writer.file.started_ticks -= 1;
+        writer.write().unwrap();
+        let found = jobs.find("1a2b3c4d").unwrap();
+        assert_eq!(found.status, "lost");
+        assert!(matches!(jobs.interrupt(&job("1a2b3c4d", std::process::id())), Err(JobError::Ended { .. })));
+    }
+
+    #[test]
+    fn the_oldest_jobs_are_forgotten_and_files_of_others_are_left_alone() {
+        let data = tempfile::tempdir().unwrap();
+        let jobs = Jobs::of(data.path());
+        for number in 0..MOST_JOBS + 3 {
+            let mut job = job(&format!("{number:08x}"), std::process::id());
+            job.began_at += chrono::TimeDelta::seconds(number as i64);
+            let (mut writer, _) = jobs.begin(job).unwrap();
+            writer.change(|job| job.status = "done".into()).unwrap();
+            if number == 0 {
+                fs::write(jobs.file("other", "json"), "{}").unwrap();
+            }
+        }
+        let all = jobs.all().unwrap();
+        assert_eq!((all.len(), all[0].job.as_str()), (MOST_JOBS, "00000003"));
+        assert!(!jobs.file("00000000", "records").exists() && jobs.file("other", "json").exists());
+    }
+}

@@ -1,0 +1,103 @@
+//! Runs of this host: jobs and their progress.
+
+use super::time::{self, Time};
+use super::values::{Extra, without_steering};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A run of a command on this host that backs up, copies, restores, verifies, serves or prunes; made by `jobs`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Job {
+    /// Its id, as in the log.
+    pub job: String,
+    /// The subcommand.
+    pub command: String,
+    /// The whole command line, without the program. Passwords in addresses are hidden.
+    pub arguments: Vec<String>,
+    /// `running`, `done`, `failed`, `partial`, `damage`, `busy`, `interrupted`, or `lost` (the process is gone and left
+    /// no result).
+    pub status: String,
+    /// The user who started it; with sudo, the user who called sudo.
+    pub user: String,
+    /// Where it was started: `cron`, `systemd`, `console` or `shell`.
+    pub origin: String,
+    /// Its process.
+    pub pid: u32,
+    /// When it began.
+    #[serde(serialize_with = "time::serialize")]
+    pub began_at: Time,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "time::serialize_option")]
+    pub ended_at: Option<Time>,
+    /// How long it took, or has been running.
+    pub duration_seconds: f64,
+    /// Its exit code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<u32>,
+    /// How much it has read or copied.
+    pub done_bytes: u64,
+    /// How much is known that it has to read or copy. Grows while machines are opened.
+    pub total_bytes: u64,
+    /// The present rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<f64>,
+    /// The time left at this rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_seconds: Option<f64>,
+    /// What it is working on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<JobStep>,
+    /// The number of failures.
+    pub failures: usize,
+    /// The last failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Unknown fields.
+    #[serde(flatten)]
+    #[schemars(!flatten)]
+    pub extra: Extra,
+}
+
+/// One piece of work of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct JobStep {
+    /// What is done: `back up`, `copy` …
+    pub verb: String,
+    /// The machine and disk, or the point.
+    pub label: String,
+    /// How much is done.
+    pub done_bytes: u64,
+    /// How much there is.
+    pub total_bytes: u64,
+}
+
+/// The progress of one piece of work; written to standard error by any command with `--progress jsonl`, once a second
+/// and when the work ends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Progress {
+    /// The id of the run.
+    pub job: String,
+    /// What is done: `back up`, `copy` …
+    pub verb: String,
+    /// The machine and disk, or the point.
+    pub label: String,
+    /// How much is done.
+    pub done_bytes: u64,
+    /// How much there is.
+    pub total_bytes: u64,
+    /// The rate since the work began.
+    pub bytes_per_second: f64,
+    /// Whether the work has ended.
+    pub ended: bool,
+}
+
+impl Progress {
+    /// The record as one line of JSON, without the newline.
+    pub fn to_line(&self) -> String {
+        let mut object = serde_json::Map::from_iter([("type".to_owned(), "progress".into())]);
+        if let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(self) {
+            object.extend(fields);
+        }
+        without_steering(serde_json::Value::Object(object).to_string())
+    }
+}
