@@ -450,6 +450,8 @@ pub fn of_records(now: Time) -> Vec<Record> {
         json!({ "type": "action", "action": "prune", "target": REPO, "changed": true, "dry_run": true,
             "reason": "keep-daily 7",
             "removed_points": 1, "kept_points": 2, "freed_bytes": 146432 }),
+        json!({ "type": "setting", "key": "jobs", "value": 4, "source": "file", "origin": "/etc/kvmb/config.json" }),
+        json!({ "type": "setting", "key": "repo", "value": "/var/lib/kvmb/repo", "source": "default" }),
         json!({ "type": "action", "action": "unlock", "target": id("lock"), "changed": true,
             "reason": "stale; held by process 7" }),
         check(
