@@ -169,6 +169,27 @@ fn bars_are_drawn_on_a_terminal_only() {
 }
 
 #[test]
+fn progress_fits_the_terminal_and_is_erased_at_the_end() {
+    let env = Env::new("progress width");
+    fs::File::create(env.path("big")).unwrap().set_len(1 << 30).unwrap();
+    for columns in [80, 160] {
+        let script = format!("stty cols {columns}; exec kvmb hash big");
+        let screen = env.pty_of("sh", ["-c", &script]).wait().assert_ok();
+        // A line that is drawn over another one begins by erasing that.
+        let erased = screen.stdout().replace("\u{1b}[2K", "\n");
+        let drawn: Vec<String> = erased.split(['\r', '\n']).map(plain).collect();
+        for line in drawn.iter().filter(|line| line.contains("hashing big")) {
+            assert!(line.chars().count() <= columns, "{columns}: {line:?}");
+        }
+        let shown = drawn.iter().filter(|line| line.contains("hashing big")).count();
+        assert!(shown > 0, "{columns}: {screen}");
+        // Below it stands the result, and nothing of the progress.
+        let last = drawn.iter().rposition(|line| line.contains("hashing big")).unwrap();
+        assert!(drawn[last..].iter().any(|line| line.contains("1.00 GiB  big")), "{columns}: {drawn:#?}");
+    }
+}
+
+#[test]
 fn a_password_is_asked_for_on_a_terminal_only_and_never_shown() {
     let env = Env::new("password");
     forget_the_password(&env);

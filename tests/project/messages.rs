@@ -455,6 +455,8 @@ pub fn of_records(now: Time) -> Vec<Record> {
             "backup_command": format!("/usr/bin/kvmb backup -r {SERVER} web1 'db*'"), "next_runs": [ago(-14)] }),
         json!({ "type": "action", "action": "schedule", "target": "crontab", "changed": true, "reason": "installed",
             "next_runs": [ago(-14)] }),
+        json!({ "type": "setting", "key": "jobs", "value": 4, "source": "file", "origin": "/etc/kvmb/config.json" }),
+        json!({ "type": "setting", "key": "repo", "value": "/var/lib/kvmb/repo", "source": "default" }),
         json!({ "type": "action", "action": "unlock", "target": id("lock"), "changed": true,
             "reason": "stale; held by process 7" }),
         check(
