@@ -158,6 +158,16 @@ fn of_io(error: &io::Error) -> Explanation {
     use io::ErrorKind;
     match error.kind() {
         ErrorKind::NotFound => (Code::NotFound, None),
+        // EPERM for root: no permission is missing.
+        ErrorKind::PermissionDenied
+            if error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error())
+                && rustix::process::geteuid().is_root() =>
+        {
+            (
+                Code::Permission,
+                hint("check whether the file is immutable: 'lsattr FILE' shows it, 'chattr -i FILE' changes it"),
+            )
+        }
         ErrorKind::PermissionDenied => (Code::Permission, hint("run kvmb as root, or give your user access")),
         ErrorKind::ReadOnlyFilesystem => (Code::Permission, hint("the file system is mounted read-only")),
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {

@@ -566,3 +566,41 @@ fn killed_at_any_step_of_a_restore_each_disk_is_whole_and_the_next_one_finishes(
     backup(&machine);
     env.assert_nothing_left();
 }
+
+/// What an administrator set on an image stays: an ACL, without which another user could not read it any more, and
+/// attributes of programs of his.
+#[test]
+fn in_place_an_image_keeps_its_acl_and_its_attributes() {
+    use rustix::fs::{XattrFlags, getxattr, setxattr};
+    let env = Env::new("attributes");
+    let machine = machine_with_a_point(&env);
+    // Version 2; owner, user 65534, group, mask, others: tag, permissions, id, as `acl(5)` has them in memory.
+    let mut acl = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in
+        [(1u16, 6u16, u32::MAX), (2, 4, 65534), (4, 0, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)]
+    {
+        acl.extend([tag.to_le_bytes(), permissions.to_le_bytes()].concat());
+        acl.extend(id.to_le_bytes());
+    }
+    let wanted: [(&str, &[u8]); 2] = [("system.posix_acl_access", &acl), ("user.note", b"of the administrator")];
+    for (name, value) in wanted {
+        setxattr(machine.image("vda"), name, value, XattrFlags::empty()).expect("setxattr");
+    }
+    let before = inodes(&machine);
+    restore(&env, &["vm1", "--overwrite"]).run().assert_ok();
+    assert_ne!(inodes(&machine), before, "the image was not replaced");
+    for (name, value) in wanted {
+        let mut found = [0; 256];
+        let length =
+            getxattr(machine.image("vda"), name, &mut found[..]).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(&found[..length], value, "{name}");
+    }
+
+    // An immutable image is refused with its reason, which no permission changes; nothing is left.
+    env.sh("chattr +i disks/vm1-vda.qcow2").run().assert_ok();
+    let output = restore(&env, &["vm1", "--overwrite"]).run();
+    env.sh("chattr -i disks/vm1-vda.qcow2").run().assert_ok();
+    let output = output.assert_code(1).assert_stderr_has("lsattr");
+    assert_eq!(output.record_of("failure")["code"], "permission");
+    assert_eq!(hidden_files(&env.disks()), [""; 0]);
+}

@@ -422,11 +422,22 @@ fn disk_words(disk: &DiskSurvey, shell: &ShellCommands) -> Words {
         DiskStorage::KeepsBitmaps => Words::new("disk", "only changes are read"),
         DiskStorage::OldQcow2 => in_full("a qcow2 image of version 2")
             .hint(format!("while it is off: qemu-img amend -f qcow2 -o compat=1.1 {path}")),
-        DiskStorage::DataFile => in_full("a qcow2 image with an external data file")
-            .hint(format!("while it is off: qemu-img convert -f qcow2 -O qcow2 {path} NEW.qcow2; {}", edit())),
+        DiskStorage::DataFile => Words::new(
+            "disk",
+            "its data is in an external data file, which other programs can change without a trace in a dirty bitmap, so \
+             it is read in full each time",
+        )
+        .hint(format!("while it is off: qemu-img convert -f qcow2 -O qcow2 {path} NEW.qcow2; {}", edit())),
         DiskStorage::Format(format) if disk.is_file => in_full(&format!("a {format} image"))
             .hint(format!("while it is off: qemu-img convert -f {format} -O qcow2 {path} NEW.qcow2; {}", edit())),
-        DiskStorage::Format(format) => in_full(&format!("{format} on a device or network storage")),
+        DiskStorage::Format(format) if disk.path.is_some() => {
+            in_full(&format!("a {format} image on a device")).hint(format!(
+                "while it is off, onto a device that is larger by 1%: qemu-img convert -f {format} -O qcow2 {path} \
+                 /dev/NEW; {}",
+                edit()
+            ))
+        }
+        DiskStorage::Format(format) => in_full(&format!("a {format} image on network storage")),
         DiskStorage::Unreadable(error) => Words::new("disk", format!("its image cannot be read: {error}"))
             .hint(format!("check its storage: {}", shell.virsh(&format!("domblklist {name}")))),
     }

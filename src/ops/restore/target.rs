@@ -14,7 +14,8 @@ use crate::atomic_file;
 use crate::capture::images::ImageOwner;
 use crate::capture::safe_path::{OpenFolder, ResolvedPath};
 use crate::ops::{Error, Result};
-use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, XattrFlags, flock, renameat_with};
+use rustix::fs::{fsetxattr, lgetxattr, llistxattr};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -30,6 +31,9 @@ const REPLACED_SUFFIX: &str = ".replaced";
 const PARTIAL_SUFFIX: &str = ".partial";
 /// A file in the making is locked; one that is younger may not be locked yet.
 const UNLOCKED_AGE: Duration = Duration::from_secs(60);
+
+/// The most that an extended attribute, or the list of all, may take (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
+const LARGEST_ATTRIBUTE_BYTES: usize = 64 << 10;
 
 /// Where a file goes.
 #[derive(Debug, Clone)]
@@ -139,9 +143,26 @@ impl PartialFile {
         &mut self.file
     }
 
-    /// Gives it the owner and mode of another file.
-    fn look_like(&self, old: &fs::Metadata, path: &Path) -> Result<()> {
-        self.give_to(ImageOwner { user: old.uid(), group: old.gid(), mode: old.mode() & 0o777 }, path)
+    /// Gives it the owner, mode, ACL, label and user attributes of the file that it replaces.
+    fn look_like(&self, old: &fs::Metadata, at: &Destination) -> Result<()> {
+        self.give_to(ImageOwner { user: old.uid(), group: old.gid(), mode: old.mode() & 0o777 }, &at.path)?;
+        if let Err(error) = self.copy_attributes(&at.reach) {
+            // Its mode alone decides then, as on a file system without attributes.
+            tracing::debug!("{}: extended attributes: {error}", at.path.display());
+        }
+        Ok(())
+    }
+
+    /// Copies extended attributes that an administrator may have set. Those by which libvirt remembers an owner, for as
+    /// long as a machine runs, are about the old file.
+    fn copy_attributes(&self, old: &Path) -> rustix::io::Result<()> {
+        let (mut names, mut value) = (vec![0; LARGEST_ATTRIBUTE_BYTES], vec![0; LARGEST_ATTRIBUTE_BYTES]);
+        let length = llistxattr(old, &mut names[..])?;
+        for name in names[..length].split(|byte| *byte == 0).filter(|name| is_administrators(name)) {
+            let length = lgetxattr(old, name, &mut value[..])?;
+            fsetxattr(&self.file, name, &value[..length], XattrFlags::empty())?;
+        }
+        Ok(())
     }
 
     /// Gives it this owner and mode.
@@ -151,6 +172,11 @@ impl PartialFile {
             .map_err(Error::io("set the mode of", path))?;
         fchown(&self.file, Some(owner.user), Some(owner.group)).map_err(Error::io("set the owner of", path))
     }
+}
+
+/// Whether an extended attribute says something that no program sets by itself.
+fn is_administrators(name: &[u8]) -> bool {
+    name == b"system.posix_acl_access" || name == b"security.selinux" || name.starts_with(b"user.")
 }
 
 /// Removes the unfinished files that killed restores left in a folder; failing to do so harms nobody. Returns the paths
@@ -304,7 +330,7 @@ impl Placed {
             Some(old) => {
                 // What is no file has no looks that a file could have.
                 if looks == Looks::OfReplaced && old.is_file() {
-                    temporary.look_like(&old, &path)?;
+                    temporary.look_like(&old, &at)?;
                 }
                 Placed::exchange(temporary, at)?
             }
