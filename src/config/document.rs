@@ -21,6 +21,8 @@ pub enum DocumentError {
 
 /// Reads a configuration; what it says comes back beside it, without comments and without what is empty.
 pub fn read(text: &str) -> Result<(Config, Value), DocumentError> {
+    // Editors of Windows put a byte order mark in front.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let document: Value = serde_json::from_str(text).map_err(|error| DocumentError::NotJson(error.to_string()))?;
     let Value::Object(object) = document else {
         return Err(DocumentError::NotJson("it must be a JSON object: { … }".into()));
@@ -171,6 +173,12 @@ mod tests {
         let faults = faults(document.clone());
         assert_eq!(faults.len(), 1, "{document}: {faults:?}");
         faults.into_iter().next().and_then(|fault| fault.nearest)
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_line_ends_of_windows_are_no_errors() {
+        let (config, _) = read("\u{feff}{\r\n  \"repo\": \"/backup\"\r\n}\r\n").unwrap();
+        assert_eq!(config.primary_repo(), Some("/backup".to_owned()));
     }
 
     #[test]

@@ -197,13 +197,21 @@ fn list(storage: &dyn Storage, kind: FileKind) -> crate::storage::Result<Vec<Id>
     for file in storage.list(kind)? {
         match file.name.parse() {
             Ok(id) => ids.push(id),
-            Err(_) => {
+            // A copy of ours, made by a program that synchronises folders.
+            Err(_) if looks_like_id(&file.name) => {
                 tracing::warn!(%kind, name = file.name, "ignoring a file with a strange name")
             }
+            // Some of what NAS and desktop systems put into every folder.
+            Err(_) => tracing::debug!(%kind, name = file.name, "ignoring a file of another program"),
         }
     }
     ids.sort_unstable();
     Ok(ids)
+}
+
+/// Whether a name begins like an id.
+fn looks_like_id(name: &str) -> bool {
+    name.bytes().take_while(u8::is_ascii_hexdigit).count() >= 8
 }
 
 /// The config, and the key that opens it. A key that fits the password but not the config is that of a creator who gave

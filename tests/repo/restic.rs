@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use crate::support::Env;
+use crate::support::backups::{init, names_in};
 use crate::support::repo::{Home, PASSWORD, bytes_of, disk, password, permit, read_disk, time, write_disk};
 use kvmb::repo::{
     BlobKind, CheckOptions, Content, Error, Id, LockMode, Node, NodeKind, Password, Repository, Snapshot, Writer,
@@ -299,4 +301,32 @@ fn the_zero_blob_is_restics() {
     let repo = Repository::open(Arc::new(LocalStorage::new(home.path("repo"))), &password()).unwrap();
     let index = repo.load_index().unwrap();
     assert!(index.contains(BlobKind::Data, &zero_blob_id()));
+}
+
+/// What a NAS, a desktop or a network file system puts into every folder is not ours: it is neither reported nor
+/// removed. A second copy of one of our files is reported.
+#[test]
+fn files_of_other_programs_in_a_repository_are_left_alone() {
+    let env = Env::new("foreign files");
+    let repo = init(&env);
+    let mut foreign = Vec::new();
+    for folder in ["", "data", "index", "keys", "locks", "snapshots"] {
+        let folder = env.path("repo").join(folder);
+        std::fs::create_dir(folder.join("@eaDir")).unwrap();
+        let names = ["@eaDir/SYNO", ".DS_Store", "Thumbs.db", "desktop.ini", ".nfs0000000000000001"];
+        foreign.extend(names.map(|name| folder.join(name)));
+    }
+    for file in &foreign {
+        std::fs::write(file, "theirs").unwrap();
+    }
+    for command in [&["points"][..], &["prune", "--keep-last", "1"], &["unlock"]] {
+        let output = env.kvmb(command).args(["-r", &repo]).run().assert_ok();
+        assert!(!output.stderr().contains("warning"), "{output}");
+    }
+    assert!(foreign.iter().all(|file| file.exists()), "a foreign file is gone");
+    env.restic(&repo).check();
+    let key = names_in(&env.path("repo/keys")).into_iter().find(|name| name.len() == 64).unwrap();
+    let keys = env.path("repo/keys");
+    std::fs::copy(keys.join(&key), keys.join(format!("{key} (1)"))).unwrap();
+    env.kvmb(["points", "-r", &repo]).run().assert_ok().assert_stderr_has("strange name");
 }
