@@ -53,7 +53,7 @@ fn a_job_is_listed_with_what_it_printed_and_its_progress_is_shown_as_records() {
     assert_eq!(job["exit_code"], 0);
     assert_eq!(job["arguments"][1], "kvmb-test-vm1");
     assert!(job["done_bytes"].as_u64() >= Some(8 * MIB), "{job}");
-    let shown = jobs(&env, &[&job["job"].as_str().unwrap()[..6]]);
+    let shown = jobs(&env, &["show", &job["job"].as_str().unwrap()[..6]]);
     assert_eq!(shown, [job.clone(), point]);
 
     env.kvmb(["backup", "kvmb-test-none", "-r", &env.repo()]).run().assert_code(1);
@@ -62,7 +62,7 @@ fn a_job_is_listed_with_what_it_printed_and_its_progress_is_shown_as_records() {
     assert!(failed["error"].as_str().unwrap().contains("kvmb-test-none"), "{failed}");
     let table = env.kvmb(["jobs", "-o", "table"]).run().assert_ok();
     assert!(table.stdout().contains("JOB") && table.stdout().contains("failed"), "{table}");
-    env.kvmb(["jobs", "ffffffffff"]).run().assert_code(1).assert_stderr_has("no job ffffffffff");
+    env.kvmb(["jobs", "show", "ffffffffff"]).run().assert_code(1).assert_stderr_has("no job ffffffffff");
 }
 
 #[test]
@@ -80,17 +80,17 @@ fn a_running_job_is_cancelled_and_one_that_was_killed_is_lost() {
     let (id, running) = begin();
     let cancel = |flags: &[&str]| env.kvmb(["jobs", "cancel", &id]).args(flags).run().assert_ok().record_of("action");
     assert_eq!(cancel(&["-n"])["dry_run"], true);
-    assert_eq!(jobs(&env, &[&id])[0]["status"], "running");
+    assert_eq!(jobs(&env, &["show", &id])[0]["status"], "running");
     assert_eq!(cancel(&[])["changed"], true);
     running.wait().assert_code(130);
-    assert_eq!(jobs(&env, &[&id])[0]["status"], "interrupted");
+    assert_eq!(jobs(&env, &["show", &id])[0]["status"], "interrupted");
     assert_eq!(cancel(&[])["changed"], false);
     env.assert_nothing_left();
 
     let (id, running) = begin();
     running.kill();
     assert!(running.wait().ended_by(Signal::KILL));
-    assert_eq!(jobs(&env, &[&id])[0]["status"], "lost");
+    assert_eq!(jobs(&env, &["show", &id])[0]["status"], "lost");
     assert!(jobs(&env, &["--running"]).is_empty());
     env.kvmb(["jobs", "cancel", "ff00"]).run().assert_code(1).assert_stderr_has("no job ff00");
     env.kvmb(["jobs", "cancel"]).run().assert_code(2);

@@ -12,26 +12,23 @@ use serde_json::json;
 ///
 /// A job is a run of a command that backs up, copies, restores, verifies, serves or prunes, whoever started it: a
 /// shell, cron, systemd or the console. The newest 500 are kept in the data folder of the user that ran them. Prints a
-/// 'job' record for each, oldest first; with an ID, the record of this job and the records that it printed.
+/// 'job' record for each, oldest first.
 #[derive(Debug, clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
     after_help = "Examples:
   kvmb jobs
   kvmb jobs --running
+  kvmb jobs show 5f0c2a9e
   kvmb jobs --limit 20 --json | jq -r 'select(.status == \"failed\") | .error'"
 )]
 pub struct JobsArgs {
-    /// Show this job and the records that it printed. The beginning of an ID is enough.
-    #[arg(value_name = "ID")]
-    job: Option<String>,
-
     /// Only jobs that are running.
-    #[arg(long, conflicts_with = "job")]
+    #[arg(long)]
     running: bool,
 
     /// Only the newest N jobs.
-    #[arg(long, value_name = "N", conflicts_with = "job")]
+    #[arg(long, value_name = "N")]
     limit: Option<usize>,
 
     #[command(subcommand)]
@@ -40,6 +37,15 @@ pub struct JobsArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum JobsCommand {
+    /// Show a job and the records that it printed.
+    #[command(after_help = "Examples:
+  kvmb jobs show 5f0c2a9e
+  kvmb jobs show 5f0c2a9e --json | jq -r 'select(.type == \"failure\") | .error'")]
+    Show {
+        /// The job. The beginning of an ID is enough.
+        #[arg(value_name = "ID")]
+        job: String,
+    },
     /// Interrupt jobs, as Ctrl-C does: they clean up and end.
     ///
     /// Prints an action record for each. A backup that is interrupted keeps the points that it has stored.
@@ -60,21 +66,21 @@ enum JobsCommand {
 impl JobsArgs {
     /// Whether it changes anything.
     pub fn changes(&self) -> bool {
-        self.command.is_some()
+        matches!(self.command, Some(JobsCommand::Cancel { .. }))
     }
 
     pub fn run(self, _context: &Context, session: &mut Session) -> Result<(), CliError> {
         let jobs = Jobs::of(&data_folder()?);
-        if let Some(JobsCommand::Cancel { jobs: ids, dry_run }) = self.command {
+        if let Some(JobsCommand::Cancel { jobs: ids, dry_run }) = &self.command {
             for id in ids {
-                match cancel(&jobs, &id, dry_run) {
+                match cancel(&jobs, id, *dry_run) {
                     Ok(action) => session.done(Record::Action(action)),
                     Err(error) => session.fail(Default::default(), error),
                 }
             }
             return Ok(());
         }
-        if let Some(id) = self.job {
+        if let Some(JobsCommand::Show { job: id }) = self.command {
             let job = jobs.find(&id).map_err(explained)?;
             session.done(Record::Job(job.clone()));
             jobs.records(&job).iter().for_each(|record| session.pass(record));

@@ -192,7 +192,7 @@ async fn one(visit: &Visit, id: &str) -> Option<(Job, Markup)> {
     if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
-    let answer = visit.console.toolbox.look_up(&["jobs", id], false).await;
+    let answer = visit.console.toolbox.look_up(&["jobs", "show", id], false).await;
     let (first, printed) = answer.records.split_first()?;
     let Record::Job(job) = first else { return None };
     let (language, is_running) = (visit.language, job.status == "running");

@@ -283,7 +283,7 @@ fn a_console_that_ends_ends_no_backup_and_logs_what_it_ran() {
     let job = page.header("location").trim_start_matches("/jobs/").to_owned();
     console.running.interrupt();
     console.running.wait().assert_ok();
-    let state = || env.kvmb(["jobs", &job]).run().assert_ok().record_of("job");
+    let state = || env.kvmb(["jobs", "show", &job]).run().assert_ok().record_of("job");
     assert_eq!((&state()["status"], &state()["origin"]), (&"running".into(), &"console".into()));
     wait_until("the backup ends", LIMIT, || state()["status"] == "done");
     let log = fs::read_to_string(env.log_file()).unwrap();
