@@ -117,6 +117,7 @@ pub(super) fn clear_leftovers_locked(runtime: &RuntimeDirs, machine: &Machine) -
         if leased {
             return Err(Error::Held {
                 machine: machine.name().to_owned(),
+                by: state.running_backup(),
                 capture: state.id,
                 until: Some(state.lease_ends_at.to_rfc3339()),
             });

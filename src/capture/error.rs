@@ -2,6 +2,7 @@
 
 use super::block_job::BlockJob;
 use super::holders::Holder;
+use super::process::RunningBackup;
 use crate::suggest::suggestion;
 use crate::units::in_units;
 use std::fmt;
@@ -140,7 +141,7 @@ pub enum Error {
         folder: PathBuf,
     },
     /// A live capture of ours is in the way.
-    #[error("{machine} is held by capture {capture}{}", until_text(.until))]
+    #[error("{}", held_text(machine, capture, until, by.as_ref()))]
     Held {
         /// The machine.
         machine: String,
@@ -148,6 +149,14 @@ pub enum Error {
         capture: String,
         /// The end of its lease, when that is what holds it.
         until: Option<String>,
+        /// The backup that it belongs to.
+        by: Option<RunningBackup>,
+    },
+    /// Another command opens or closes a capture of the machine, and does not end.
+    #[error("another command is opening or closing a capture of {machine}")]
+    BeingOpened {
+        /// The machine.
+        machine: String,
     },
     /// No capture has this id or belongs to this machine.
     #[error("no capture '{name}': it was released or its lease expired")]
@@ -377,6 +386,7 @@ impl Error {
             | Error::BlockJob { .. }
             | Error::SavedMemory { .. }
             | Error::Held { .. }
+            | Error::BeingOpened { .. }
             | Error::ImageHeld { .. } => LibvirtErrorKind::Busy,
             Error::NotLocal { .. } => LibvirtErrorKind::Unsupported,
             Error::TimedOut { .. } | Error::Silent { .. } | Error::Interrupted => LibvirtErrorKind::NoAnswer,
@@ -578,10 +588,11 @@ fn holders_text(holders: &[Holder]) -> String {
     }
 }
 
-fn until_text(until: &Option<String>) -> String {
-    match until {
-        Some(until) => format!(" until {until}"),
-        None => ", which is being read".to_owned(),
+fn held_text(machine: &str, capture: &str, until: &Option<String>, by: Option<&RunningBackup>) -> String {
+    match (by, until) {
+        (Some(backup), _) => format!("{machine} is being backed up by {backup}"),
+        (None, Some(until)) => format!("{machine} has an open capture, {capture}, until {until}"),
+        (None, None) => format!("{machine} has an open capture, {capture}, which is being read"),
     }
 }
 

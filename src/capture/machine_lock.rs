@@ -31,11 +31,7 @@ pub(super) fn lock_machine(runtime: &RuntimeDirs, machine: &Machine) -> Result<F
                 thread::sleep(Duration::from_millis(20));
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(Error::Held {
-                    machine: machine.name().to_owned(),
-                    capture: "being opened".to_owned(),
-                    until: None,
-                });
+                return Err(Error::BeingOpened { machine: machine.name().to_owned() });
             }
             Err(error) => return Err(Error::io("lock", &path)(error.into())),
         }

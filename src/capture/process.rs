@@ -1,7 +1,9 @@
 //! Processes, told from later ones with the same number.
 
+use chrono::{DateTime, FixedOffset, Local};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::fs;
 
 /// A process, told from later ones with its number: a `qemu-storage-daemon` that we started (under `timeout`, whose
@@ -36,6 +38,24 @@ impl ServerProcess {
             // It may end just now.
             let _ = kill_process(pid, Signal::TERM);
         }
+    }
+}
+
+/// A backup that is running: the process that a capture belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningBackup {
+    /// The process.
+    pub pid: u32,
+    /// When it began with the machine.
+    pub since: DateTime<FixedOffset>,
+}
+
+impl fmt::Display for RunningBackup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let since = self.since.with_timezone(&Local);
+        let is_today = since.date_naive() == Local::now().date_naive();
+        let form = if is_today { "%H:%M" } else { "%Y-%m-%d %H:%M" };
+        write!(f, "process {} since {}", self.pid, since.format(form))
     }
 }
 

@@ -19,7 +19,7 @@ use super::images::{ImageIdentity, ImageOwner};
 use super::runtime::RuntimeDirs;
 use crate::atomic_file;
 use crate::capture::offline::offline_fingerprint::OfflineFingerprint;
-use crate::capture::process::ServerProcess;
+use crate::capture::process::{RunningBackup, ServerProcess};
 
 /// The version of the state file that this program writes and reads.
 pub const STATE_VERSION: u32 = 1;
@@ -297,6 +297,12 @@ impl FileRole {
 }
 
 impl CaptureState {
+    /// The backup that it belongs to, while that runs.
+    pub fn running_backup(&self) -> Option<RunningBackup> {
+        let owner = self.owner.as_ref().filter(|owner| owner.is_alive())?;
+        Some(RunningBackup { pid: owner.pid, since: self.created_at })
+    }
+
     /// Whether its lease is over.
     pub fn is_expired(&self) -> bool {
         self.lease_ends_at <= Local::now()
@@ -526,8 +532,10 @@ impl CaptureFile {
                     thread::sleep(Duration::from_millis(50));
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => {
-                    let machine = self.load().map_or_else(|_| "the machine".to_owned(), |state| state.machine);
-                    return Err(Error::Held { machine, capture: self.id.clone(), until: None });
+                    let state = self.load().ok();
+                    let by = state.as_ref().and_then(CaptureState::running_backup);
+                    let machine = state.map_or_else(|| "the machine".to_owned(), |state| state.machine);
+                    return Err(Error::Held { machine, capture: self.id.clone(), until: None, by });
                 }
                 Err(error) => return Err(Error::io("lock", &path)(error.into())),
             }

@@ -250,9 +250,14 @@ fn of_capture(error: &capture::Error) -> Explanation {
                  MACHINE'), restart libvirtd, and start the machine",
             ),
         ),
-        Error::Held { .. } => {
-            (Code::Busy, hint("wait for it to finish; 'kvmb release MACHINE' closes a capture that was abandoned"))
+        Error::Held { by: Some(backup), .. } => {
+            (Code::Busy, hint(format!("wait for it to finish, or end it with 'kill {}'", backup.pid)))
         }
+        Error::Held { until: None, .. } => (Code::Busy, hint("wait for the command that reads it")),
+        Error::Held { .. } => {
+            (Code::Busy, hint("if nobody needs that capture any more, close it with 'kvmb release MACHINE'"))
+        }
+        Error::BeingOpened { .. } => (Code::Busy, hint("run the command again when the other one has finished")),
         Error::NoSuchCapture { .. } => (Code::NotFound, hint("capture the machine again with 'kvmb snapshot'")),
         Error::NothingToCapture { .. } => {
             (Code::NoDisks, hint("run 'kvmb disks MACHINE' to see why each disk is excluded"))

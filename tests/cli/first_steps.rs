@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
-use crate::support::{Disk, Env};
+use crate::support::{Disk, Env, wait_until};
 
 const MIB: u64 = 1 << 20;
 
@@ -110,4 +110,27 @@ fn a_hint_repeats_the_options_of_the_call() {
     let hint = output.record_of("failure")["hint"].as_str().expect("a hint").to_owned();
     let command = hint.split_once("'kvmb ").and_then(|(_, rest)| rest.split_once("' to list")).expect("a command").0;
     env.sh(&format!("kvmb {command}")).limit(Duration::from_secs(30)).run().assert_ok();
+}
+
+#[test]
+fn a_busy_machine_is_reported_with_its_backup_which_release_does_not_close() {
+    let env = Env::new("busy");
+    let vm1 = env.machine("vm1").disk(Disk::qcow2(4 * MIB)).define();
+    vm1.write("vda", 0, 4 * MIB, 0x11);
+    env.sh("kvmb init -r $R").run().assert_ok();
+    let repo = env.repo();
+    let backup = env.kvmb(["backup", "vm1", "-r", &repo, "--limit-read", "100K"]).spawn();
+    let has_state = |entry: std::fs::DirEntry| entry.path().join("state.json").exists();
+    wait_until("a capture is open", Duration::from_secs(30), || {
+        let entries = std::fs::read_dir(env.path("run/kvmb")).into_iter().flatten().flatten();
+        entries.flat_map(|entry| std::fs::read_dir(entry.path())).flatten().flatten().any(has_state)
+            || std::fs::read_dir(env.path("run/kvmb")).into_iter().flatten().flatten().any(has_state)
+    });
+    let words = format!("vm1 is being backed up by process {} since ", backup.pid());
+    let output = env.kvmb(["release", "vm1"]).run().assert_code(5);
+    let failure = output.record_of("failure");
+    assert!(failure["error"].as_str().unwrap().starts_with(&words), "{output}");
+    assert_eq!(failure["hint"], format!("wait for it to finish, or end it with 'kill {}'", backup.pid()));
+    backup.interrupt();
+    backup.wait().assert_code(130);
 }

@@ -4,8 +4,10 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use chrono::TimeZone;
 use kvmb::capture::block_job::{BlockJob, BlockJobKind};
 use kvmb::capture::holders::Holder;
+use kvmb::capture::process::RunningBackup;
 use kvmb::capture::{self, LibvirtErrorKind};
 use kvmb::cli::failure::{self, CliError};
 use kvmb::config::{self, document::DocumentError};
@@ -86,12 +88,23 @@ pub fn of_captures() -> Vec<capture::Error> {
         Error::NotLocal { uri: "qemu+ssh://host/system".into() },
         Error::ForeignJob { machine: machine(), job: "pull mode".into() },
         Error::OtherJob { machine: machine() },
-        Error::Held { machine: machine(), capture: "web1-a1b2c3d4".into(), until: None },
+        Error::Held { machine: machine(), capture: "c-a1b2c3d4".into(), until: None, by: None },
         Error::Held {
             machine: machine(),
-            capture: "web1-a1b2c3d4".into(),
+            capture: "c-a1b2c3d4".into(),
             until: Some("2026-11-20T20:00:00+01:00".into()),
+            by: None,
         },
+        Error::Held {
+            machine: machine(),
+            capture: "c-a1b2c3d4".into(),
+            until: None,
+            by: Some(RunningBackup {
+                pid: 1234,
+                since: chrono::Local.with_ymd_and_hms(2025, 11, 20, 19, 38, 0).unwrap().fixed_offset(),
+            }),
+        },
+        Error::BeingOpened { machine: machine() },
         Error::NoSuchCapture { name: "web1-a1b2c3d4".into() },
         Error::BadState { capture: "web1-a1b2c3d4".into(), message: "expected value at line 1 column 1".into() },
         Error::DiskNotCapturable { machine: machine(), disk: disk(), reason: "it is empty".into() },

@@ -348,6 +348,12 @@ impl BackupArgs {
     }
 }
 
+/// The error of a copy, which loses nothing of the first repository.
+fn not_copied(error: CliError, first: &Repository) -> CliError {
+    let message = format!("not copied: {}; the points in {} are safe", error.message, first.url());
+    CliError { message, ..error }
+}
+
 /// Copies to the second repository what it does not have yet of these machines' points. They may have failed this time:
 /// then it is what earlier runs could not copy.
 fn copy_all(
@@ -370,6 +376,7 @@ fn copy_all(
         Ok(copier) => copier,
         Err(error) => {
             none_stored(context, second, selected, began_at, &error);
+            let error = not_copied(error, first);
             selected.iter().for_each(|selection| session.fail(about(selection), error.clone()));
             return Ok(());
         }
@@ -401,7 +408,7 @@ fn copy_all(
                     if error.code == Code::Interrupted {
                         return Err(error);
                     }
-                    session.fail(about(selection), error);
+                    session.fail(about(selection), not_copied(error, first));
                     if !is_of_this_point {
                         break;
                     }

@@ -7,6 +7,7 @@ use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};
+use crate::cli::stderr::say;
 use crate::ops::Stop;
 use crate::ops::release::release;
 use crate::ops::serve::registry::ServedState;
@@ -79,6 +80,15 @@ impl ReleaseArgs {
     fn release_file(&self, runtime: &RuntimeDirs, name: &str, file: CaptureFile, session: &mut Session) {
         if self.dry_run {
             return session.done(self.action(name, true, &format!("capture {} would be closed", file.id()), None));
+        }
+        // Its backup closes it; whoever waited for that would wait for the whole backup.
+        if let Some(state) = file.load().ok().filter(|state| state.running_backup().is_some()) {
+            let (machine, by) = (state.machine.clone(), state.running_backup());
+            let held = capture::Error::Held { machine, capture: state.id, until: None, by };
+            return session.fail(About { machine: Some(state.machine), ..About::default() }, held);
+        }
+        if file.is_in_use() {
+            say(&format!("kvmb: capture {} is being read; waiting up to 10 seconds", file.id()));
         }
         match release(runtime, None, file) {
             Ok(closed) => {
