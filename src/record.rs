@@ -1,8 +1,8 @@
 //! The records: what kvmb's commands say to each other, to scripts and to Ansible.
 //!
 //! One JSON object a line, `"type"` first. Sizes end in `_bytes` and are bytes; times are RFC 3339 with offset, in
-//! whole milliseconds. A field that does not apply is left out. A reader ignores what it does not know and passes it on:
-//! every type keeps unknown fields in `extra`, and [`Record::Other`] keeps unknown types whole.
+//! whole milliseconds. A field that does not apply is left out. A reader ignores what it does not know and passes it
+//! on: every type keeps unknown fields in `extra`, and [`Record::Other`] keeps unknown types whole.
 //!
 //! The fields below *are* the documentation of the wire format; `tests/records.rs` holds what the commands print
 //! against it.
@@ -404,8 +404,8 @@ pub struct Check {
     /// `uuid`, `repo`; `standing`: `selected`, `missing` (selected, but unknown to libvirt), `left_out`, `gone`
     /// (unknown to libvirt) or `elsewhere` (of another host); `known_from`: `repository` or, while that is unreachable,
     /// `history`; of the newest point `newest_point` (its id), `captured_at`, `age_seconds`, and how many `points`
-    /// there are; of the last run `last_result` (`done`, `failed`, `damage`, `busy` or `interrupted`), `last_run` (its id in the log),
-    /// `last_run_at`,
+    /// there are; of the last run `last_result` (`done`, `failed`, `damage`, `busy` or `interrupted`), `last_run` (its
+    /// id in the log), `last_run_at`,
     /// `last_code`, `last_error`, `duration_seconds`; of the last successful one `last_success_at`, `read_bytes`,
     /// `new_bytes`, `stored_bytes`; of the last verification `verified_at`, `verified_age_seconds`, `verified_depth`
     /// (`quick`, `sample` or `full`); `damaged_points` (their ids); `next_run_at`; the thresholds `warning_seconds`,

@@ -94,7 +94,8 @@ pub fn of_ops(error: &ops::Error) -> Explanation {
         Error::NoSuchPoint { known: Some(_), .. } => (
             Code::NotFound,
             hint(
-                "use MACHINE@latest, @yesterday, @2026-11-20, @2026-11-20T14:30, @-2h, or an ID from 'kvmb points MACHINE'",
+                "use MACHINE@latest, @yesterday, @2026-11-20, @2026-11-20T14:30, @-2h, or an ID from 'kvmb points \
+                 MACHINE'",
             ),
         ),
         Error::NoSuchPoint { .. } => (Code::NotFound, hint("run 'kvmb points -r REPO' to list the points")),

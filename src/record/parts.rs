@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 pub struct PointFile {
     /// What it is to the machine: `nvram` (firmware variables), `tpm` (state of an emulated TPM), `kernel`, `initrd`;
     /// or a file that the definition mentions: `loader`, `nvram_template`, `option_rom`, `acpi_table`, `fw_cfg`,
-    /// `device_tree`, `smbios`, `script`, `argument` (of QEMU's command line). `restore --with-files` brings those back.
+    /// `device_tree`, `smbios`, `script`, `argument` (of QEMU's command line). `restore --with-files` brings those
+    /// back.
     pub part: String,
     /// Where it was.
     pub path: String,

@@ -22,8 +22,8 @@ struct Field {
 
 type Fields = BTreeMap<String, Field>;
 
-/// The structs of `src/record.rs` and of `parts.rs` and `outcome.rs` below it, and the variants of its enums (as `Source::File`), with
-/// their fields.
+/// The structs of `src/record.rs` and of `parts.rs` and `outcome.rs` below it, and the variants of its enums (as
+/// `Source::File`), with their fields.
 fn documented() -> BTreeMap<String, Fields> {
     let record = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record.rs"));
     let parts = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/record/parts.rs"));

@@ -260,7 +260,8 @@ mod tests {
     #[test]
     fn files_are_found_wherever_a_definition_mentions_them() {
         let xml = "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>a</name>\
-            <os><loader>/fw/code.fd</loader><nvram template='/fw/vars.fd'>/v/a.fd</nvram><dtb>/fw/a.dtb</dtb><acpi><table type='slic'>/t/slic</table></acpi></os>\
+            <os><loader>/fw/code.fd</loader><nvram template='/fw/vars.fd'>/v/a.fd</nvram><dtb>/fw/a.dtb</dtb><acpi>\
+            <table type='slic'>/t/slic</table></acpi></os>\
             <features><acpi><table type='rawset'>/t/raw</table></acpi></features>\
             <sysinfo type='fwcfg'><entry name='opt/a' file='/f/a'/><entry name='opt/b'>text</entry></sysinfo>\
             <devices><interface type='ethernet'><script path='/s/up'/><rom file='/r/net.rom'/></interface>\

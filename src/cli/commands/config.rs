@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 /// Show, check, change and describe the configuration.
 ///
 /// The configuration is a JSON file: --config, $KVMB_CONFIG, otherwise the first of ~/.kvm_backup_config.json,
-/// ~/.config/kvmb/config.json and /etc/kvmb/config.json that exists. Without a file, the defaults apply. Options take precedence over environment
-/// variables, and those over the file.
+/// ~/.config/kvmb/config.json and /etc/kvmb/config.json that exists. Without a file, the defaults apply. Options take
+/// precedence over environment variables, and those over the file.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb config show

@@ -454,7 +454,8 @@ fn disk_words(disk: &DiskSurvey, shell: &ShellCommands) -> Words {
             .hint(format!("while it is off: qemu-img amend -f qcow2 -o compat=1.1 {path}")),
         DiskStorage::DataFile => Words::new(
             "disk",
-            "its data is in an external data file, which other programs can change without a trace in a dirty bitmap, so \
+            "its data is in an external data file, which other programs can change without a trace in a dirty bitmap, \
+             so \
              it is read in full each time",
         )
         .hint(format!("while it is off: qemu-img convert -f qcow2 -O qcow2 {path} NEW.qcow2; {}", edit())),

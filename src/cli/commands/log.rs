@@ -8,8 +8,8 @@ use std::io::ErrorKind;
 
 /// Show the log of one run.
 ///
-/// Prints the lines of the log file as they are, also those in rotated files. The ID of a run is in each line of the log
-/// and in 'kvmb status --json' (last_run). Runs under systemd are in the journal: journalctl -t kvmb RUN=ID.
+/// Prints the lines of the log file as they are, also those in rotated files. The ID of a run is in each line of the
+/// log and in 'kvmb status --json' (last_run). Runs under systemd are in the journal: journalctl -t kvmb RUN=ID.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kvmb log

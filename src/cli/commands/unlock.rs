@@ -54,7 +54,8 @@ impl UnlockArgs {
             (false, _) if holder.is_none() => format!("{held}; use --remove-all to remove it"),
             (false, _) => format!("not stale; {held}"),
         };
-        let fields = json!({ "repo": url, "host": holder.map(|holder| &holder.hostname), "locked_at": holder.map(|h| time_value(h.time)) });
+        let fields = json!({ "repo": url, "host": holder.map(|holder| &holder.hostname),
+            "locked_at": holder.map(|h| time_value(h.time)) });
         Record::Action(Action {
             action: "unlock".into(),
             target: lock.id.to_string(),

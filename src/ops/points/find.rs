@@ -29,7 +29,8 @@ pub enum PointName {
 
 impl PointName {
     /// Understands `ID`, `NAME`, `NAME@latest`, `NAME@yesterday`, `NAME@2026-11-20`, `NAME@2026-11-20T14:30`,
-    /// `NAME@-2h`; times without an offset are local, and a date means its end. What stands after an `@` and is no time belongs to the name.
+    /// `NAME@-2h`; times without an offset are local, and a date means its end. What stands after an `@` and is no time
+    /// belongs to the name.
     pub fn parse(text: &str, now: DateTime<Local>) -> PointName {
         if let Some((machine, time)) = text.rsplit_once('@')
             && !machine.is_empty()
