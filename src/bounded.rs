@@ -36,7 +36,7 @@ pub fn ending() -> StopFlag {
 /// what they did can then be undone.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// A call that cleans up after the program was told to end may take this long.
+/// A call that cleans up after the program was interrupted may take this long.
 const CLEANUP: Duration = Duration::from_secs(5);
 
 /// A raised flag is noticed within this time.
@@ -69,10 +69,10 @@ pub fn call<T: Send + 'static>(
     stop: &AtomicBool,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, GaveUp> {
-    let (tell, told) = mpsc::sync_channel(1);
+    let (sender, receiver) = mpsc::sync_channel(1);
     let spawned = thread::Builder::new().name("bounded call".to_owned()).spawn(move || {
         // Nobody listens any more when this came too late.
-        let _ = tell.send(work());
+        let _ = sender.send(work());
     });
     if let Err(error) = spawned {
         tracing::warn!("no thread for a call: {error}");
@@ -86,7 +86,7 @@ pub fn call<T: Send + 'static>(
         if !stopped_before && why == GaveUp::TimedOut && stop.load(Ordering::Relaxed) {
             (why, end) = (GaveUp::Interrupted, end.min(now + GRACE));
         }
-        match told.recv_timeout(TICK.min(end.saturating_duration_since(now))) {
+        match receiver.recv_timeout(TICK.min(end.saturating_duration_since(now))) {
             Ok(result) => return Ok(result),
             Err(RecvTimeoutError::Disconnected) => return Err(GaveUp::NoThread),
             Err(RecvTimeoutError::Timeout) if Instant::now() >= end => return Err(why),

@@ -61,7 +61,7 @@ impl RateLimiter {
 
 impl fmt::Debug for RateLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pace({} bytes a second)", self.bytes_per_second)
+        write!(f, "RateLimiter({} bytes per second)", self.bytes_per_second)
     }
 }
 
@@ -70,18 +70,18 @@ mod tests {
     use super::*;
     use std::time::Instant;
 
-    fn pace(bytes_per_second: u32) -> (RateLimiter, Arc<AtomicBool>) {
+    fn limiter(bytes_per_second: u32) -> (RateLimiter, Arc<AtomicBool>) {
         let stop = Arc::<AtomicBool>::default();
         (RateLimiter::new(NonZeroU32::new(bytes_per_second).unwrap(), Arc::clone(&stop)), stop)
     }
 
     #[test]
     fn several_takers_share_one_limit() {
-        let (pace, _) = pace(10 << 20);
+        let (rate_limit, _) = limiter(10 << 20);
         let began = Instant::now();
         thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| (0..5).for_each(|_| pace.acquire(256 << 10)));
+                scope.spawn(|| (0..5).for_each(|_| rate_limit.acquire(256 << 10)));
             }
         });
         // 5 MiB at 10 MiB a second, less the first burst. There is no upper bound on a busy host.
@@ -90,11 +90,11 @@ mod tests {
 
     #[test]
     fn even_one_byte_a_second_passes_and_stopping_ends_the_wait() {
-        let (pace, stop) = pace(1);
-        pace.acquire(1);
+        let (rate_limit, stop) = limiter(1);
+        rate_limit.acquire(1);
         let began = Instant::now();
         thread::scope(|scope| {
-            scope.spawn(|| pace.acquire(1 << 40));
+            scope.spawn(|| rate_limit.acquire(1 << 40));
             thread::sleep(Duration::from_millis(50));
             stop.store(true, Ordering::Relaxed);
         });
@@ -103,11 +103,11 @@ mod tests {
 
     #[test]
     fn a_run_that_has_failed_waits_no_longer() {
-        let (pace, _) = pace(1);
-        pace.acquire(1);
+        let (rate_limit, _) = limiter(1);
+        rate_limit.acquire(1);
         let (began, failed) = (Instant::now(), AtomicBool::new(false));
         thread::scope(|scope| {
-            scope.spawn(|| pace.acquire_while(1 << 40, || !failed.load(Ordering::Relaxed)));
+            scope.spawn(|| rate_limit.acquire_while(1 << 40, || !failed.load(Ordering::Relaxed)));
             thread::sleep(Duration::from_millis(50));
             failed.store(true, Ordering::Relaxed);
         });

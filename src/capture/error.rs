@@ -40,7 +40,7 @@ pub enum LibvirtErrorKind {
     NoConnection,
     /// The machine is not in the state for that, for example not running.
     InvalidState,
-    /// There was no answer: the limit was over, or the program was told to end.
+    /// There was no answer: the limit was over, or the program was interrupted.
     NoAnswer,
     /// Something failed in libvirt or QEMU that has no number of its own.
     Internal,
@@ -77,7 +77,7 @@ pub enum Error {
         /// The machine.
         machine: String,
     },
-    /// The program was told to end.
+    /// The program was interrupted.
     #[error("interrupted")]
     Interrupted,
     /// A name that no machine has.
@@ -413,7 +413,7 @@ impl Error {
         Error::Libvirt { action: action.into(), meaning, message: error.message().to_owned() }
     }
 
-    /// Whether there was no answer: the limit was over, or the program was told to end.
+    /// Whether there was no answer: the limit was over, or the program was interrupted.
     pub fn is_no_answer(&self) -> bool {
         self.meaning() == LibvirtErrorKind::NoAnswer
     }

@@ -21,8 +21,8 @@ use super::machine::{Machine, Which};
 use crate::capture::domain_xml::definition::{Definition, child, children, parse_xml};
 use crate::failpoint::{self, Failpoint};
 
-/// How long a job may take to end after it was told to; it takes 15 ms, and longer on a machine under load.
-const END_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a job may take to end after it was asked to; it takes 15 ms, and longer on a machine under load.
+const END_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long the begin of a job that is to be ended may still take.
 const BEGIN_PATIENCE: Duration = Duration::from_secs(10);
@@ -229,7 +229,7 @@ impl Machine {
     pub fn end_backup(&self) -> Result<bool> {
         let Some(job) = self.running_backup()? else { return Ok(false) };
         self.wait_until_begun(&job)?;
-        let deadline = Instant::now() + END_PATIENCE;
+        let deadline = Instant::now() + END_LIMIT;
         match self.call(|| format!("end the backup job of {}", self.name()), ffi::abort_job) {
             // «no job is active»: it ended meanwhile.
             Err(error) if error.meaning() != LibvirtErrorKind::InvalidState => return Err(error),
@@ -237,7 +237,7 @@ impl Machine {
         }
         while self.running_backup()?.is_some() {
             if Instant::now() > deadline {
-                return Err(Error::JobStuck { machine: self.name().to_owned(), waited: END_PATIENCE });
+                return Err(Error::JobStuck { machine: self.name().to_owned(), waited: END_LIMIT });
             }
             thread::sleep(Duration::from_millis(5));
         }

@@ -25,7 +25,7 @@
 //! | [`offline`] | a machine that is off: its images as QEMU would open them, and the program that serves them |
 //! | [`holders`] | who has a file open |
 //! | [`images`] | image files: which file it is, and its bitmaps |
-//! | [`process`] | processes, told from later ones with the same number |
+//! | [`process`] | processes, distinguished from later ones with the same number |
 //! | [`runtime`] | the folders: state, sockets, scratch files |
 //! | [`safe_path`] | files in folders that QEMU's user can write: opened without being led elsewhere |
 //! | [`state`] | what is known of an open capture, on disk |

@@ -1,4 +1,4 @@
-//! Processes, told from later ones with the same number.
+//! Processes, distinguished from later ones with the same number.
 
 use chrono::{DateTime, FixedOffset, Local};
 use rustix::process::{Pid, Signal, kill_process};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;
 
-/// A process, told from later ones with its number: a `qemu-storage-daemon` that we started (under `timeout`, whose
+/// A process, distinguished from later ones with its number: a `qemu-storage-daemon` that we started (under `timeout`, whose
 /// number this is), or the owner of a capture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerProcess {
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_told_from_one_that_is_gone() {
+    fn a_process_is_distinguished_from_one_that_is_gone() {
         assert!(ServerProcess::this().is_alive());
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let process = ServerProcess { pid: child.id(), started_ticks: start_ticks(child.id()).unwrap() };

@@ -70,7 +70,7 @@ impl RuntimeDirs {
         &self.sockets
     }
 
-    /// Where scratch files go unless told otherwise.
+    /// Where scratch files go unless set otherwise.
     pub fn scratch_folder(&self) -> &Path {
         &self.scratch
     }

@@ -1,6 +1,6 @@
 //! What a backup would meet: this host and its machines, looked at and left as they are.
 //!
-//! Nothing here judges. What cannot be found out is told as such and hides nothing else.
+//! Nothing here judges. What cannot be found out is reported as such and hides nothing else.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,12 +30,12 @@ use crate::capture::offline::storage_daemon::{is_on_path, is_ours};
 const PROGRAMS: [&str; 2] = ["qemu-img", "qemu-storage-daemon"];
 
 /// How long a guest agent may take for an answer that needs no thought.
-const AGENT_PATIENCE: Duration = Duration::from_secs(5);
+const AGENT_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a host offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostSurvey {
-    /// The connection that tells of it.
+    /// The connection that reports it.
     pub uri: String,
     /// Whether the machines run on this very host.
     pub is_local: bool,
@@ -270,7 +270,7 @@ impl Machine {
         let Ok(_lock) = lock_machine(runtime, self) else {
             return AgentSurvey::NotAsked;
         };
-        match self.agent_time(AGENT_PATIENCE) {
+        match self.agent_time(AGENT_LIMIT) {
             // One that is told not to say the time answers all the same.
             Err(error) if error.meaning() != LibvirtErrorKind::AgentFailed => AgentSurvey::Silent(error.to_string()),
             _ => AgentSurvey::Answers,

@@ -112,7 +112,7 @@ pub struct LimitReadArgs {
 
 impl LimitReadArgs {
     /// The limit, which all disks of this run share.
-    pub fn pace(&self, context: &Context) -> Option<RateLimiter> {
+    pub fn rate_limit(&self, context: &Context) -> Option<RateLimiter> {
         Some(RateLimiter::new(self.limit_read?, context.stop.flag()))
     }
 }

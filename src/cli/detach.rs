@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{self, PipeWriter, Read, Write};
 use std::sync::{Mutex, PoisonError};
 
-/// Where the process that waits is told the exit code.
+/// Where the process that waits gets the exit code.
 static READY: Mutex<Option<PipeWriter>> = Mutex::new(None);
 
 /// Makes two processes of this one, which has a single thread; the first gets how the second began, and is to end with

@@ -64,16 +64,16 @@ impl<'c> HistoryRecorder<'c> {
         self.change(machine, uuid, |memory| memory.note_run(run));
     }
 
-    /// Notes what a proof of a point came to.
+    /// Notes the result of a verification.
     pub fn verification(&self, point: &Point, depth: verify::VerifyDepth) {
         let depth = match depth {
             verify::VerifyDepth::Quick => VerifiedDepth::Quick,
             verify::VerifyDepth::Sample(_) => VerifiedDepth::Sample,
             verify::VerifyDepth::Full => VerifiedDepth::Full,
         };
-        let proof = Verification { point: point.point.clone(), at: HistoryRecorder::now(), depth };
+        let verification = Verification { point: point.point.clone(), at: HistoryRecorder::now(), depth };
         let is_whole = point.damage.is_empty();
-        let note = |memory: &mut Memory| if is_whole { memory.note_whole(proof) } else { memory.note_damage(proof) };
+        let note = |memory: &mut Memory| if is_whole { memory.note_whole(verification) } else { memory.note_damage(verification) };
         // Where a point's description is lost, its machine is known by name only.
         let by_name = || {
             let known = self.history.iter().flat_map(|history| history.all().0);

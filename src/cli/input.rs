@@ -75,7 +75,7 @@ impl Batches {
     }
 }
 
-/// How long a command that was told to stop listens for the end of its input. Ctrl-C reaches every stage of a pipe, and
+/// How long a command that was interrupted listens for the end of its input. Ctrl-C reaches every stage of a pipe, and
 /// what the stages before this one say of their captures must get through to `release`.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
@@ -267,7 +267,7 @@ mod tests {
         assert_eq!(kinds(file("1")), ["point", "failure"]);
         assert_eq!(kinds(file("1") + "\n" + &file("1")), ["point", "point", "failure"]);
         assert_eq!(kinds(file("1") + "\n" + &file("2")), ["point", "point"]);
-        // Who told of a failure has told enough.
+        // Who reported a failure has reported enough.
         let failure = r#"{"type":"failure","command":"snapshot","code":"busy","error":"e"}"#;
         assert_eq!(kinds(format!("{}\n{failure}\n", file("1"))), ["point", "failure"]);
     }

@@ -195,12 +195,12 @@ impl Session {
         self.output.finish();
     }
 
-    /// Counts damage that a record told of.
+    /// Counts damage that a record reports.
     pub fn damage(&mut self) {
         self.count_failure(ExitCode::Damage);
     }
 
-    /// Counts a failure that a record told of.
+    /// Counts a failure that a record reports.
     pub fn count_failure(&mut self, code: ExitCode) {
         self.tally.failed(code);
     }

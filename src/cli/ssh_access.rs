@@ -1,4 +1,4 @@
-//! What a server's storage is told about this host, and who answers its questions.
+//! What a server's storage knows about this host, and who answers its questions.
 
 use crate::cli::context::Context;
 use crate::cli::data_folder::data_folder;
@@ -19,24 +19,24 @@ use std::time::Duration;
 
 /// How commands reach servers. Without `password_file`, the variables are asked, the configuration, and then a person;
 /// `accepted` is the fingerprint of a host key that was said to be right.
-pub fn access(context: &Context, password_file: Option<&Path>, accepted: Option<&str>) -> Result<SshContext, CliError> {
+pub fn ssh_context(context: &Context, password_file: Option<&Path>, accepted: Option<&str>) -> Result<SshContext, CliError> {
     let path = |name: &str| secret::variable(name).map(PathBuf::from);
-    let mut access = SshContext::new(user_name());
-    access.home = path("HOME");
-    access.agent_socket = path("SSH_AUTH_SOCK");
+    let mut ssh_context = SshContext::new(user_name());
+    ssh_context.home = path("HOME");
+    ssh_context.agent_socket = path("SSH_AUTH_SOCK");
     let ssh = &context.config().ssh;
-    access.own_key = Some(match &ssh.identity_file {
+    ssh_context.own_key = Some(match &ssh.identity_file {
         Some(file) => file.value().0.clone(),
         None => own_key()?,
     });
     if let Some(connections) = ssh.connections {
-        access.connections = usize::try_from(connections.get()).unwrap_or(access.connections);
+        ssh_context.connections = usize::try_from(connections.get()).unwrap_or(ssh_context.connections);
     }
     if let Some(timeout) = &ssh.progress_timeout {
-        access.patience.progress = timeout.value().0;
+        ssh_context.timeouts.progress = timeout.value().0;
     }
-    access.stop = context.stop.flag();
-    access.credentials = Arc::new(TerminalCredentials {
+    ssh_context.stop = context.stop.flag();
+    ssh_context.credentials = Arc::new(TerminalCredentials {
         file: password_file.filter(|file| !file.as_os_str().is_empty()).map(Path::to_owned),
         config: ssh.clone(),
         given: OnceLock::new(),
@@ -44,7 +44,7 @@ pub fn access(context: &Context, password_file: Option<&Path>, accepted: Option<
         can_answer: prompt::possible(context),
         limit: context.password_limit(),
     });
-    Ok(access)
+    Ok(ssh_context)
 }
 
 /// A fingerprint without `SHA256:` and padding.
@@ -183,7 +183,7 @@ impl Context {
         if let Some(storage) = storages.get(url) {
             return Ok(Arc::clone(storage));
         }
-        let ssh = access(self, ssh_password_file, None)?;
+        let ssh = ssh_context(self, ssh_password_file, None)?;
         let storage = crate::storage::open(url, &ssh).map_err(storage_error)?;
         storages.insert(url.to_owned(), Arc::clone(&storage));
         Ok(storage)

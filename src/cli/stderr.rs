@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 /// Set once, when the log starts.
 static IN_JOURNAL: OnceLock<bool> = OnceLock::new();
 
-/// Whether the journal has been told, and standard error, which is the journal too, need not be.
+/// Whether the journal has it, and standard error, which is the journal too, need not be.
 pub fn in_journal() -> bool {
     IN_JOURNAL.get().copied().unwrap_or(false)
 }

@@ -1,4 +1,4 @@
-//! What this host remembers of its backups: how the last run of each machine went, when its points were proven. It
+//! What this host remembers of its backups: how the last run of each machine went, when its points were verified. It
 //! tells what a repository cannot - that a run failed - and what is known while a repository cannot be reached.
 //!
 //! | module | what |
@@ -53,7 +53,7 @@ pub struct Memory {
     /// The last run that went well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_success: Option<MachineRun>,
-    /// The last proof that found a point whole.
+    /// The last verification that found a point whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified: Option<Verification>,
     /// The deepest verification of each point, the newest last.
@@ -118,7 +118,7 @@ pub enum RunOutcome {
     Damage,
     /// Another run held the machine or the repository.
     Busy,
-    /// It was told to stop.
+    /// It was interrupted.
     Interrupted,
 }
 
@@ -135,7 +135,7 @@ impl RunOutcome {
     }
 }
 
-/// How deep a proof went, the shallowest first.
+/// How deep a verification went, the shallowest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VerifiedDepth {
@@ -158,14 +158,14 @@ impl VerifiedDepth {
     }
 }
 
-/// A proof of a point.
+/// A verification of a point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verification {
     /// The point.
     pub point: String,
-    /// When it was proven, or found damaged.
+    /// When it was verified, or found damaged.
     pub at: Time,
-    /// How deep the proof went.
+    /// How deep it went.
     pub depth: VerifiedDepth,
 }
 
@@ -209,28 +209,28 @@ impl Memory {
         self.last_run = Some(run);
     }
 
-    /// Notes that a point was found whole. What a deeper proof found damaged stays damaged.
-    pub fn note_whole(&mut self, proof: Verification) {
-        self.damaged.retain(|damage| damage.point != proof.point || damage.depth > proof.depth);
-        let known = self.verified_points.iter().position(|known| known.point == proof.point);
-        if known.is_none_or(|at| self.verified_points[at].depth <= proof.depth) {
+    /// Notes that a point was found whole. What a deeper verification found damaged stays damaged.
+    pub fn note_whole(&mut self, verification: Verification) {
+        self.damaged.retain(|damage| damage.point != verification.point || damage.depth > verification.depth);
+        let known = self.verified_points.iter().position(|known| known.point == verification.point);
+        if known.is_none_or(|at| self.verified_points[at].depth <= verification.depth) {
             known.map(|at| self.verified_points.remove(at));
-            self.verified_points.push(proof.clone());
+            self.verified_points.push(verification.clone());
             let too_many = self.verified_points.len().saturating_sub(MOST_VERIFIED_POINTS);
             self.verified_points.drain(..too_many);
         }
         // A look at the structure is no reason to forget that the data was read.
-        let is_shallow = proof.depth == VerifiedDepth::Quick;
+        let is_shallow = verification.depth == VerifiedDepth::Quick;
         if !(is_shallow && self.verified.as_ref().is_some_and(|known| known.depth > VerifiedDepth::Quick)) {
-            self.verified = Some(proof);
+            self.verified = Some(verification);
         }
     }
 
     /// Notes that a point was found damaged.
-    pub fn note_damage(&mut self, proof: Verification) {
-        self.verified_points.retain(|known| known.point != proof.point);
-        self.damaged.retain(|damage| damage.point != proof.point);
-        self.damaged.push(proof);
+    pub fn note_damage(&mut self, verification: Verification) {
+        self.verified_points.retain(|known| known.point != verification.point);
+        self.damaged.retain(|damage| damage.point != verification.point);
+        self.damaged.push(verification);
         let too_many = self.damaged.len().saturating_sub(MOST_DAMAGED_POINTS);
         self.damaged.drain(..too_many);
     }

@@ -1,7 +1,7 @@
 //! The files of the history: `history/REPOSITORY/UUID.json` below kvmb's data folder, one for each machine in each
 //! repository, and `history/REPOSITORY/repository`, about the repository as a whole.
 //!
-//! No part of a name comes from a machine: the file is called by the UUID, read and written anew, and the folder by the
+//! No part of a name comes from a machine: the file is called by the UUID, read and replaced, and the folder by the
 //! SHA-256 of the repository's address. Folders are mode 0700, files 0600.
 
 use super::{Memory, RepoMemory, VERSION};
@@ -165,7 +165,7 @@ impl History {
         self.folder.parent().into_iter().for_each(|all| keep_newest(all, MOST_REPOSITORIES));
     }
 
-    /// Changes what is remembered of a machine. A file that cannot be understood is begun anew.
+    /// Changes what is remembered of a machine. A file that cannot be understood is begun again.
     pub fn change(&self, machine: &str, uuid: &str, now: Time, change: impl FnOnce(&mut Memory)) -> Result<(), Error> {
         let (path, uuid) = self.file(uuid)?;
         let _lock = self.make_and_lock()?;
@@ -275,21 +275,21 @@ mod tests {
     #[test]
     fn a_damaged_point_stays_so_until_a_proof_as_deep_finds_it_whole() {
         let mut memory = Memory::new("/backup", UUID, at("2026-11-20T01:00:00Z"));
-        let proof = |point: &str, depth| Verification { point: point.into(), at: at("2026-11-20T02:00:00Z"), depth };
-        memory.note_damage(proof("a", VerifiedDepth::Full));
-        memory.note_damage(proof("a", VerifiedDepth::Full));
-        memory.note_whole(proof("b", VerifiedDepth::Full));
-        memory.note_whole(proof("a", VerifiedDepth::Quick));
+        let verification = |point: &str, depth| Verification { point: point.into(), at: at("2026-11-20T02:00:00Z"), depth };
+        memory.note_damage(verification("a", VerifiedDepth::Full));
+        memory.note_damage(verification("a", VerifiedDepth::Full));
+        memory.note_whole(verification("b", VerifiedDepth::Full));
+        memory.note_whole(verification("a", VerifiedDepth::Quick));
         assert_eq!(memory.damaged.len(), 1);
-        memory.note_whole(proof("a", VerifiedDepth::Full));
+        memory.note_whole(verification("a", VerifiedDepth::Full));
         assert!(memory.damaged.is_empty());
-        (0..100).for_each(|number| memory.note_damage(proof(&number.to_string(), VerifiedDepth::Quick)));
+        (0..100).for_each(|number| memory.note_damage(verification(&number.to_string(), VerifiedDepth::Quick)));
         assert_eq!(memory.damaged.len(), super::super::MOST_DAMAGED_POINTS);
         assert_eq!(memory.damaged.last().unwrap().point, "99");
     }
 
     #[test]
-    fn a_file_that_is_none_of_ours_is_told_of_and_begun_anew() {
+    fn a_file_that_is_none_of_ours_is_reported_and_begun_again() {
         let data = tempfile::tempdir().unwrap();
         let history = History::of(data.path(), "/backup");
         let now = at("2026-11-20T01:00:00+01:00");

@@ -2,7 +2,7 @@
 //!
 //! Events come through `tracing`. Standard error gets what people want to see at once; the file, or the journal when
 //! systemd runs kvmb, gets everything from `INFO` on. Each line carries the id of its run, so that the lines of two
-//! runs that write at once can be told apart.
+//! runs that write at once can be distinguished.
 //!
 //! | module | what |
 //! | --- | --- |
@@ -88,7 +88,7 @@ pub struct Started {
     pub fault: Option<(PathBuf, std::io::Error)>,
 }
 
-/// Starts logging; once in a process. That a log cannot be written is told and stops nothing.
+/// Starts logging; once in a process. That a log cannot be written is reported and stops nothing.
 pub fn start(plan: LogSettings<'_>) -> Started {
     let mut started = Started::default();
     let filter = |level: Level| EnvFilter::new(level.directive());

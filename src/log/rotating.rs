@@ -3,7 +3,7 @@
 //! It is our own, because the libraries for this expect one writer: they keep the file open, and rename it under the
 //! others.
 //!
-//! Several runs write to one log at once, and logrotate may work on it too. So the file is opened anew for every line,
+//! Several runs write to one log at once, and logrotate may work on it too. So the file is opened again for every line,
 //! always at its end: a line is one write, which the kernel does not mix with others, and it goes to whatever the file
 //! is at that moment. Only setting aside needs a lock, which is taken on the very file that is too large:
 //!

@@ -316,7 +316,7 @@ pub struct StatusExtent {
     pub flags: u32,
 }
 
-/// An error as a chunk told it.
+/// An error as a chunk reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorReply {
     /// The number, never 0.
@@ -446,7 +446,7 @@ pub fn decode_block_status(payload: &[u8], offset: u64, length: u32) -> Result<(
     Ok((context, extents))
 }
 
-/// The server's words: hostile until proven otherwise, and about to meet somebody's terminal.
+/// The server's words: hostile until checked, and about to meet somebody's terminal.
 pub fn printable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_STRING_BYTES)])
         .chars()

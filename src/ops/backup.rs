@@ -26,7 +26,7 @@ pub struct Backup<'a> {
     /// How far the dirty bitmaps are believed.
     pub trust: Trust,
     /// How fast the disks may be read, all together.
-    pub pace: Option<&'a RateLimiter>,
+    pub rate_limit: Option<&'a RateLimiter>,
     /// The size of chunks; none keeps that of each disk's last point.
     pub chunk_size: Option<ChunkSize>,
     /// Watches.
@@ -120,7 +120,7 @@ impl Backup<'_> {
             capture: state,
             sha256: BTreeMap::new(),
             trust: self.trust,
-            pace: self.pace,
+            rate_limit: self.rate_limit,
             chunk_size: self.chunk_size,
         };
         let mut after_read = || {

@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn old_versions_missing_programs_and_far_hosts_are_told() {
+    fn old_versions_missing_programs_and_far_hosts_are_reported() {
         let judged = |host: HostSurvey| bad(judge_host(&host, &[]));
         for (version, status) in [((6, 0, 0), Status::Critical), ((7, 6, 0), Status::Warning)] {
             let found = judged(HostSurvey { libvirt: version, ..host() });

@@ -87,7 +87,7 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// The server of a point did not end when it was told to.
+    /// The server of a point did not end when it was asked to.
     #[error("server {served}, process {pid}, does not end")]
     ServerStuck {
         /// Its id.

@@ -39,7 +39,7 @@ const INTERVAL: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// A guard that was started has this long to write its record before another is started.
-const START_PATIENCE: Duration = Duration::from_secs(3);
+const START_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long asking a file system for its free space may take: a dead one never answers.
 const MEASURE_LIMIT: Duration = Duration::from_millis(500);
@@ -67,7 +67,7 @@ static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
 
 /// Says which program's `guard` command is a guard. Without it, as in a library, captures have none.
 pub fn set_program(program: PathBuf) {
-    // It is told once a process.
+    // It is reported once a process.
     let _ = PROGRAM.set(program);
 }
 
@@ -146,7 +146,7 @@ fn watch(file: &CaptureFile, stop: &Stop, inner: &Stop, done: &AtomicBool) {
             return;
         }
         let is_guarded = guard.is_some_and(|guard| guard.process.is_alive());
-        if !is_guarded && started.is_none_or(|at| at.elapsed() > START_PATIENCE) {
+        if !is_guarded && started.is_none_or(|at| at.elapsed() > START_LIMIT) {
             started = Some(Instant::now());
             if let Err(error) = start(file) {
                 tracing::warn!("capture {} has no guard: {error}", file.id());
@@ -323,13 +323,13 @@ struct Gauge {
 impl Gauge {
     fn measure(&mut self, folder: &Path) -> Option<u64> {
         let pending = self.pending.take().or_else(|| {
-            let (tell, told) = mpsc::sync_channel(1);
+            let (sender, receiver) = mpsc::sync_channel(1);
             let folder = folder.to_owned();
             let measuring = std::thread::Builder::new().spawn(move || {
                 // Nobody may listen any more.
-                let _ = tell.send(free_bytes(&folder).ok());
+                let _ = sender.send(free_bytes(&folder).ok());
             });
-            measuring.is_ok().then_some(told)
+            measuring.is_ok().then_some(receiver)
         })?;
         match pending.recv_timeout(MEASURE_LIMIT) {
             Ok(measured) => measured,

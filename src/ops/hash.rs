@@ -19,14 +19,14 @@ const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The size of reads, and of the zeros that a hole is hashed as.
 const STEP_BYTES: u32 = 1 << 20;
 
-/// The SHA-256 of everything that can be read at `uri`, no faster than `pace`, and its size, which must be that of the
+/// The SHA-256 of everything that can be read at `uri`, no faster than `rate_limit`, and its size, which must be that of the
 /// capture where there is one. Holes are hashed without being read.
 pub fn hash_export(
     uri: &NbdUri,
     captured_bytes: Option<u64>,
     label: &str,
     disk: &str,
-    pace: Option<&RateLimiter>,
+    rate_limit: Option<&RateLimiter>,
     monitor: &dyn Monitor,
     stop: &Stop,
 ) -> Result<(String, u64)> {
@@ -44,8 +44,8 @@ pub fn hash_export(
         let before = hashed;
         match chunk.map_err(Error::disk(disk))? {
             Chunk::Data { bytes, .. } => {
-                if let Some(pace) = pace {
-                    pace.acquire_while(bytes.len(), || !stop.requested());
+                if let Some(rate_limit) = rate_limit {
+                    rate_limit.acquire_while(bytes.len(), || !stop.requested());
                 }
                 hasher.update(&bytes[..]);
                 hashed += bytes.len() as u64;

@@ -1,4 +1,4 @@
-//! How a workflow tells what it is doing, and how it is told to stop.
+//! How a workflow reports what it is doing, and how it is interrupted.
 
 use super::{Error, Result};
 use crate::bounded;

@@ -139,7 +139,7 @@ impl<'a> Prune<'a> {
         self.plan.summary()
     }
 
-    /// Forgets the points that go (`forgotten` hears of each) and frees the space. A rehearsal does nothing.
+    /// Forgets the points that go (`forgotten` is called for each) and frees the space. A rehearsal does nothing.
     pub fn run(&self, monitor: &dyn Monitor, stop: &Stop, forgotten: &mut dyn FnMut(&JudgedPoint)) -> Result<Pruned> {
         let mut pruned = Pruned { summary: *self.plan.summary(), was_short_of_room: false };
         let Some(permit) = &self.exclusive else {
@@ -234,7 +234,7 @@ fn refused(repo: &Repository, error: repo::Error) -> Error {
     }
 }
 
-/// Passes on what a prune tells: to the progress bar, and to the tests that stop it.
+/// Passes on what a prune reports: to the progress bar, and to the tests that stop it.
 struct Watch {
     progress: Box<dyn Progress>,
 }

@@ -37,7 +37,7 @@ use std::time::Duration;
 /// The largest blob that a small file is cut into.
 const SMALL_FILE_BLOB_BYTES: usize = 4 << 20;
 
-/// The share of clean chunks that is read all the same, unless told otherwise.
+/// The share of clean chunks that is read all the same, unless set otherwise.
 pub const AUDIT: f64 = 0.001;
 
 /// How far the dirty bitmaps are believed.
@@ -69,7 +69,7 @@ pub struct PushRequest<'a> {
     /// How far the dirty bitmaps are believed.
     pub trust: Trust,
     /// How fast the disks may be read.
-    pub pace: Option<&'a RateLimiter>,
+    pub rate_limit: Option<&'a RateLimiter>,
     /// The size of chunks; none keeps that of the disk's last point.
     pub chunk_size: Option<ChunkSize>,
 }
@@ -361,7 +361,7 @@ impl Reading<'_> {
             capacity_bytes: disk.capacity_bytes,
             chunk_bytes,
             base: None,
-            pace: self.request.pace,
+            rate_limit: self.request.rate_limit,
         };
         match self.continuation(disk, chunk_bytes)? {
             Err(reason) => self.in_full(&whole, reason, Vec::new(), &*progress, stop),

@@ -171,7 +171,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_place_is_proven_in_time(start: u64, percent in 1u32..=100, place: u64) {
+        fn any_place_is_verified_in_time(start: u64, percent in 1u32..=100, place: u64) {
             let most = 100usize.div_ceil(percent as usize);
             prop_assert!(runs(start, f64::from(percent) / 100.0, place) <= most);
         }

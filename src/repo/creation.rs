@@ -180,13 +180,13 @@ pub(super) fn wait_for_creator<T>(storage: &dyn Storage, open: impl Fn() -> Resu
     let began = Instant::now();
     loop {
         let result = open();
-        let patience = match &result {
+        let limit = match &result {
             Err(Error::Unfinished { .. }) => BEING_CREATED,
             Err(Error::ConfigMissing { .. }) => BEING_COMPARED,
             Err(Error::Damaged { kind: FileKind::Config, flaw: Flaw::TooShort, .. }) => BEING_CREATED,
             _ => return result,
         };
-        if began.elapsed() >= patience || (patience == BEING_CREATED && is_abandoned(storage)) {
+        if began.elapsed() >= limit || (limit == BEING_CREATED && is_abandoned(storage)) {
             return result;
         }
         thread::sleep(LOOK);

@@ -23,7 +23,7 @@
 //!
 //! **Others beside us.** The lock that we hold since before we look keeps away whoever removes packs, kvmb or restic;
 //! what a prune took before is not there any more, and is not named. Of a live writer nothing is touched. That two runs
-//! name the same pack, or have stored the same blob, is allowed by the format and mended by the next prune.
+//! name the same pack, or have stored the same blob, is allowed by the format and fixed by the next prune.
 //!
 //! The notes are not synced: a power cut takes the last half minute of them, and with it the use of some packs.
 

@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn small_polynomials_are_told_apart() {
+    fn small_polynomials_are_not_confused() {
         let irreducible: Vec<u64> = (4..32).filter(|p| is_irreducible(*p)).collect();
         assert_eq!(irreducible, [0b111, 0b1011, 0b1101, 0b10011, 0b11001, 0b11111]);
     }

@@ -90,7 +90,7 @@ impl Repository {
         Repository { host_folder, ..self }
     }
 
-    /// What this host remembers of it, if it was told where.
+    /// What this host remembers of it, if it knows where.
     pub fn host_folder(&self) -> Option<&RepoCacheDir> {
         self.host_folder.as_deref()
     }

@@ -2,7 +2,7 @@
 //!
 //! No library edits one so that every other byte of it stays. It is read and written by crontab(1), the only program
 //! that may do it everywhere. Three of its ways are met here: Debian's leaves out the first three comments when it
-//! lists (they are its own header, if it wrote the file), unless told otherwise; it shows a carriage return as `\r`,
+//! lists (they are its own header, if it wrote the file), unless set otherwise; it shows a carriage return as `\r`,
 //! which written back would be two other characters; and an empty crontab is not the same as none.
 
 use super::Error;

@@ -4,7 +4,7 @@
 //! 0 2 * * * sleep "$(shuf -i 0-1800 -n 1)"; flock -n -o … nice ionice -c 3 kvmb backup vm1 >/dev/null
 //! ```
 //!
-//! Every program by its full path, since cron's own path is short. Records go nowhere, so that cron's mail tells of
+//! Every program by its full path, since cron's own path is short. Records go nowhere, so that cron's mail reports
 //! errors only. The lock is held by `flock` itself (`-o`), not by what it starts: a process that outlives a run would
 //! otherwise hold up the next one.
 

@@ -128,7 +128,7 @@ impl Units {
         super::write_file(Path::new(TIMER), &self.timer)?;
         if is_running() {
             systemctl(&["daemon-reload"])?;
-            // A timer that runs already takes up its new times only when it is started anew.
+            // A timer that runs already takes up its new times only when it is started again.
             systemctl(&["enable", "kvmb.timer"])?;
             systemctl(&["restart", "kvmb.timer"])
         } else {

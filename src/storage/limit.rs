@@ -1,4 +1,4 @@
-//! A decorator that uploads no faster than it is told.
+//! A decorator that uploads no faster than a limit.
 //!
 //! It stands *below* [`super::RetryStorage`], so that what has to be sent again is limited as well. Reading is not
 //! limited: what a backup reads from a repository is little.
@@ -9,10 +9,10 @@ use std::time::SystemTime;
 use super::{FileInfo, FileKind, Gate, Result, Storage};
 use crate::rate_limiter::RateLimiter;
 
-/// However slow the pace, whoever has a gate is asked about this often.
+/// However low the limit, whoever has a gate is asked about this often.
 const STEP_BYTES: usize = 16 << 10;
 
-/// Writes at a pace.
+/// Writes no faster than a limit.
 #[derive(Debug)]
 pub struct LimitStorage {
     inner: Arc<dyn Storage>,

@@ -21,7 +21,7 @@ use crate::atomic_file;
 
 /// What a temporary name contains.
 const TEMPORARY_MARK: &str = "-tmp-";
-/// What is written at once where a pace is kept.
+/// What is written at once where a rate limit is kept.
 const PIECE_BYTES: usize = 256 << 10;
 /// A temporary file of this age has no living writer.
 const STALE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);

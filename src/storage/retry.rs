@@ -7,7 +7,7 @@
 //! | call | done twice |
 //! | --- | --- |
 //! | read, list, size, sync_folder, remove_leftovers | the same again |
-//! | write | a file that is there with its whole length is complete, for it is never visible before, and only its folder is synced; else it is written anew |
+//! | write | a file that is there with its whole length is complete, for it is never visible before, and only its folder is synced; else it is written again |
 //! | create | a file that is there with these contents is ours, and only its folder is synced; any other is somebody else's |
 //! | remove, remove_exact | that it is gone already is what was wanted, and only its folder is synced |
 //! | create_layout | what is there stays |
@@ -55,7 +55,7 @@ impl Default for RetryPolicy {
 #[derive(Debug)]
 pub struct RetryStorage {
     inner: Arc<dyn Storage>,
-    patience: RetryPolicy,
+    policy: RetryPolicy,
     stop: Arc<AtomicBool>,
     /// Whether the last call was answered.
     answers: AtomicBool,
@@ -63,15 +63,15 @@ pub struct RetryStorage {
 
 impl RetryStorage {
     /// Calls `inner` again where that helps; raising `stop` ends it with [`Error::Interrupted`].
-    pub fn new(inner: Arc<dyn Storage>, patience: RetryPolicy, stop: Arc<AtomicBool>) -> Self {
-        RetryStorage { inner, patience, stop, answers: AtomicBool::new(false) }
+    pub fn new(inner: Arc<dyn Storage>, policy: RetryPolicy, stop: Arc<AtomicBool>) -> Self {
+        RetryStorage { inner, policy, stop, answers: AtomicBool::new(false) }
     }
 
-    /// Calls until there is an answer; `call` hears whether it was called before.
+    /// Calls until there is an answer; `call` gets whether it was called before.
     fn persist<T>(&self, mut call: impl FnMut(bool) -> Result<T>) -> Result<T> {
-        let RetryPolicy { known, unknown, shortest_pause, longest_pause } = self.patience;
+        let RetryPolicy { known, unknown, shortest_pause, longest_pause } = self.policy;
         let (began, mut tries) = (Instant::now(), 0);
-        let patience = if self.answers.load(Ordering::Relaxed) { known } else { unknown.min(known) };
+        let limit = if self.answers.load(Ordering::Relaxed) { known } else { unknown.min(known) };
         let pauses = ExponentialBuilder::new()
             .with_min_delay(shortest_pause)
             .with_max_delay(longest_pause)
@@ -91,7 +91,7 @@ impl RetryStorage {
         let result = attempt
             .retry(pauses)
             .sleep(sleep)
-            .when(|error| error.is_transient() && began.elapsed() < patience)
+            .when(|error| error.is_transient() && began.elapsed() < limit)
             .notify(|error, pause| {
                 tracing::warn!("{error}; trying again in {:.1} s", pause.as_secs_f64());
             })

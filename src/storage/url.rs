@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// The place that an address means: a folder of this host, or of a server. Nothing is connected yet.
-pub fn open(url: &str, access: &SshContext) -> Result<Arc<dyn Storage>> {
+pub fn open(url: &str, ssh_context: &SshContext) -> Result<Arc<dyn Storage>> {
     let bad = |reason: &str| Error::BadUrl { url: without_password(url), reason: reason.to_owned() };
     if url.is_empty() {
         return Err(bad("it is empty"));
@@ -18,7 +18,7 @@ pub fn open(url: &str, access: &SshContext) -> Result<Arc<dyn Storage>> {
         let target = SftpAddress::parse(url).map_err(bad)?;
         let url = target.to_string();
         let failed = |error| Error::Server { url, source: Box::new(error) };
-        return Ok(Arc::new(SftpStorage::new(target, access).map_err(failed)?));
+        return Ok(Arc::new(SftpStorage::new(target, ssh_context).map_err(failed)?));
     }
     // restic's other backends begin with a word and a colon; a folder of that name can be written as ./word:…
     if let Some((scheme, _)) = url.split_once(':')

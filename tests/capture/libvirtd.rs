@@ -102,7 +102,7 @@ fn killed_when_the_point_is_stored_its_checkpoint_is_settled_by_the_next_run() {
 }
 
 #[test]
-fn killed_in_the_middle_of_begin_it_is_told_exactly_and_healed_by_nobody_but_a_person() {
+fn killed_in_the_middle_of_begin_it_is_reported_exactly_and_healed_by_nobody_but_a_person() {
     let env = Env::with_libvirtd("libvirtd wedged");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
@@ -139,7 +139,7 @@ fn killed_in_the_middle_of_begin_it_is_told_exactly_and_healed_by_nobody_but_a_p
 }
 
 #[test]
-fn killed_at_any_moment_of_begin_the_next_point_is_right_or_the_wedge_is_told() {
+fn killed_at_any_moment_of_begin_the_next_point_is_right_or_the_stuck_job_is_reported() {
     let env = Env::with_libvirtd("libvirtd killed in begin");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");

@@ -47,7 +47,7 @@ fn complete_and_run(mut shell: Pty) -> Output {
     ];
     for (line, sign) in lines {
         let errors = |shell: &Pty| shell.screen().matches("kvmb: error").count();
-        // The embedded libvirt sometimes asks QEMU anew what it can do, which takes longer than anybody waits for a
+        // The embedded libvirt sometimes asks QEMU again what it can do, which takes longer than anybody waits for a
         // name.
         let done = (0..8).any(|_| {
             let before = errors(&shell);
@@ -105,7 +105,7 @@ fn offered(env: &Env, words: &[&str]) -> (Vec<String>, Output) {
 fn what_is_offered_fits_the_place() {
     let env = world("offers");
     let words = |words: &[&str]| offered(&env, words).0;
-    // The embedded libvirt sometimes asks QEMU anew what it can do, which takes longer than anybody waits for a name; a
+    // The embedded libvirt sometimes asks QEMU again what it can do, which takes longer than anybody waits for a name; a
     // command has the patience.
     let from_libvirt = |line: &[&str]| -> Vec<String> {
         let tries = (0..8).map(|_| {

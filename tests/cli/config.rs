@@ -135,7 +135,7 @@ fn it_is_looked_for_in_five_places_in_turn() {
 }
 
 #[test]
-fn what_is_wrong_is_all_told_with_key_value_rule_and_the_nearest_right_spelling() {
+fn what_is_wrong_is_all_reported_with_key_value_rule_and_the_nearest_right_spelling() {
     let env = Env::new("faults");
     env.configure(&json!({
         "backup_host": "back_up", "backup_path": "backup/kvm", "backupfreq": "@daily", "ssh": {"port": "22"},

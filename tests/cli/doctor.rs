@@ -83,7 +83,7 @@ fn the_repositories_are_looked_for_and_opened_where_nobody_must_be_asked() {
 }
 
 #[test]
-fn disks_that_are_read_in_full_or_left_out_are_told_and_the_hint_mends_an_old_qcow2() {
+fn disks_that_are_read_in_full_or_left_out_are_reported_and_the_hint_fixes_an_old_qcow2() {
     let env = Env::new("doctor disks");
     let repo = init(&env);
     let machine = env
@@ -182,7 +182,7 @@ fn what_makes_a_backup_impossible_is_critical_and_the_exit_code_says_so() {
 }
 
 #[test]
-fn what_holds_a_machine_is_told() {
+fn what_holds_a_machine_is_reported() {
     let env = Env::new("doctor jobs");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).start_paused();
@@ -220,7 +220,7 @@ fn what_holds_a_machine_is_told() {
 }
 
 #[test]
-fn bitmaps_that_a_crash_spoilt_are_told_until_a_backup_has_cleared_them() {
+fn bitmaps_that_a_crash_spoilt_are_reported_until_a_backup_has_cleared_them() {
     let env = Env::new("doctor bitmaps");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(4 * MIB)).start_paused();
@@ -262,7 +262,7 @@ fn bitmaps_that_a_crash_spoilt_are_told_until_a_backup_has_cleared_them() {
 }
 
 #[test]
-fn a_key_that_is_only_on_this_host_is_told_until_it_was_exported() {
+fn a_key_that_is_only_on_this_host_is_reported_until_it_was_exported() {
     let env = Env::new("doctor key");
     env.machine("vm").disk(Disk::qcow2(MIB)).define();
     let home =
@@ -291,7 +291,7 @@ fn a_guest_agent_that_answers_is_silent_or_is_missing() {
 }
 
 #[test]
-fn an_agent_that_does_not_run_in_the_guest_is_told() {
+fn an_agent_that_does_not_run_in_the_guest_is_reported() {
     let env = Env::new("doctor no agent");
     env.linux_guest_that("linux", FreezeMode::NoAgent);
     let output = doctor(&env, &["linux"]).assert_ok();

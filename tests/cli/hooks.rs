@@ -116,7 +116,7 @@ fn a_hook_that_fails_before_a_machine_leaves_only_that_machine_out() {
 }
 
 #[test]
-fn a_hook_that_fails_before_the_run_ends_it_and_is_told_of_after_it() {
+fn a_hook_that_fails_before_the_run_ends_it_and_is_reported_after_it() {
     let env = prepared(
         "run",
         &json!({"before_run": [noting("exit 7")], "before_machine": [noting("true")], "after_run": [noting("exit 1")]}),

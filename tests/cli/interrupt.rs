@@ -128,7 +128,7 @@ fn ctrl_c_in_the_middle_of_a_pipe_leaves_nothing() {
 }
 
 #[test]
-fn release_finishes_its_work_even_when_told_to_stop() {
+fn release_finishes_its_work_even_when_interrupted() {
     let env = Env::new("release");
     let vm1 = env.machine("kvmb-test-vm1").disk(Disk::qcow2(MIB)).start_paused();
     let script = "{ kvmb snapshot kvmb-test-vm1; until [ -e go ]; do sleep 0.02; done; } | kvmb release";

@@ -125,7 +125,7 @@ fn days_go_by_and_a_backup_each_night_is_missed() {
 }
 
 #[test]
-fn a_run_that_failed_is_told_until_one_goes_well() {
+fn a_run_that_failed_is_reported_until_one_goes_well() {
     let env = prepared("status failed", &["vm1"]);
     backup(&env, "vm1");
     let hooks = json!({"before_machine": [{"command": ["false"]}]});

@@ -528,7 +528,7 @@ fn a_server_for_one_client_is_read_over_one_connection() {
 }
 
 #[test]
-fn the_reader_stops_when_it_is_told_to() {
+fn the_reader_stops_when_it_is_interrupted() {
     // One server for each part: nbdkit 1.32 now and then crashes when clients leave while it delays their reads.
     let server = || Server::nbdkit(&["--filter=delay", "pattern", "1T", "rdelay=20"]);
     let stop = Arc::new(AtomicBool::new(false));

@@ -53,7 +53,7 @@ fn an_audit_of_everything_finds_it_too_and_reads_in_full() {
 }
 
 #[test]
-fn a_thousandth_of_what_is_unchanged_is_audited_unless_told_otherwise() {
+fn a_thousandth_of_what_is_unchanged_is_audited_unless_set_otherwise() {
     let env = Env::new("audit by default");
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(600 * MIB)).start_paused();
@@ -69,7 +69,7 @@ fn a_thousandth_of_what_is_unchanged_is_audited_unless_told_otherwise() {
 }
 
 #[test]
-fn a_bitmap_that_was_caught_lying_is_never_believed_again() {
+fn a_bitmap_that_was_missed_changes_is_never_trusted_again() {
     let env = Env::new("lies while off");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");

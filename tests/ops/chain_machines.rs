@@ -413,7 +413,7 @@ fn a_machine_that_is_off_is_read_by_its_bitmaps_and_goes_on_when_it_starts_again
 }
 
 #[test]
-fn off_with_changes_and_its_parent_pruned_it_begins_anew() {
+fn off_with_changes_and_its_parent_pruned_it_begins_again() {
     let env = Env::new("off and pruned");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");

@@ -127,7 +127,7 @@ fn points_are_copied_whole_and_once_and_restic_agrees() {
 }
 
 #[test]
-fn chunks_are_sealed_anew_but_not_compressed_anew() {
+fn chunks_are_sealed_again_but_not_compressed_again() {
     let env = Env::new("seal");
     let machine = two_disks(&env, "vm1");
     let (first, pass) = init_with_own_password(&env, "first");
@@ -203,7 +203,7 @@ fn damage_largest_pack(repo: &str) -> PathBuf {
 }
 
 #[test]
-fn what_is_damaged_is_told_and_never_copied() {
+fn what_is_damaged_is_reported_and_never_copied() {
     let env = Env::new("damage");
     let machine = two_disks(&env, "vm1");
     let other = env.machine("vm2").disk(Disk::qcow2(4 * MIB)).start_paused();
@@ -392,7 +392,7 @@ fn a_point_that_was_never_copied_waits_although_a_newer_one_was() {
 fn the_backup_server_of_the_configuration_is_the_second_tier() {
     let env = Env::new("server");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let machine = two_disks(&env, "vm1");
     let first = init_at(&env, "first");
     let folder = sshd.home().join("repo");

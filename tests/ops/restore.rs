@@ -185,7 +185,7 @@ fn another_machine_shares_nothing_with_the_first() {
 }
 
 #[test]
-fn single_disks_go_where_they_are_told() {
+fn single_disks_go_where_they_should() {
     let env = Env::new("to");
     let machine = machine_with_a_point(&env);
     let folder = new_folder(&env, "into");

@@ -114,7 +114,7 @@ fn other_programs_read_what_a_restore_brings() {
 fn a_point_on_a_server_is_served_too() {
     let env = Env::new("servedsftp");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let machine = machine(&env);
     let repo = sshd.url("repo");
     env.kvmb(["init", "-r", &repo]).run().assert_ok();

@@ -294,7 +294,7 @@ fn a_lock_of_a_dead_host_is_waited_for_until_it_is_stale() {
 fn on_a_server_that_removes_nothing_backups_go_on_and_prune_says_so() {
     let env = Env::new("append-only");
     let sshd = env.sshd_with("ForceCommand internal-sftp -P remove,rmdir\n");
-    sshd.befriend();
+    sshd.trust_host_key();
     let (folder, url) = (sshd.home().join("repo"), sshd.url("repo"));
     let kvmb = |args: &[&str]| env.kvmb(args).args(["-r", &url]).run();
     kvmb(&["init"]).assert_ok();

@@ -104,7 +104,7 @@ fn a_killed_backup_is_gone_on_with() {
 }
 
 #[test]
-fn so_is_one_that_was_told_to_stop_and_one_that_is_killed_again() {
+fn so_is_one_that_was_interrupted_and_one_that_is_killed_again() {
     let env = Env::new("stopped");
     // Two runs together must not come to its end.
     let bytes = 192 * MIB;
@@ -136,7 +136,7 @@ fn so_is_one_that_was_told_to_stop_and_one_that_is_killed_again() {
 fn a_backup_to_a_server_that_is_killed_is_gone_on_with() {
     let env = Env::new("killed, server");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let (url, folder) = (sshd.url("repo"), sshd.home().join("repo"));
     let machine = machine(&env);
     env.kvmb(["init", "-r", &url]).run().assert_ok();
@@ -151,7 +151,7 @@ fn a_backup_to_a_server_that_is_killed_is_gone_on_with() {
 fn a_backup_whose_network_stayed_dead_is_gone_on_with() {
     let env = Env::new("network");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let (url, folder) = (sshd.url("repo"), sshd.home().join("repo"));
     let machine = machine(&env);
     env.kvmb(["init", "-r", &url]).run().assert_ok();

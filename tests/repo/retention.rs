@@ -185,7 +185,7 @@ fn a_pinned_point_stays_and_is_found_by_either_id() {
 }
 
 #[test]
-fn a_machine_that_no_longer_exists_keeps_its_points_unless_told() {
+fn a_machine_that_no_longer_exists_keeps_its_points_unless_asked() {
     let env = Env::new("gone");
     init(&env);
     let (vm1, vm2) = (machine(&env, "vm1"), machine(&env, "vm2"));
@@ -259,7 +259,7 @@ fn killed_at_any_step_of_a_prune_the_repository_is_whole_and_the_next_one_finish
 }
 
 #[test]
-fn told_to_stop_a_prune_ends_soon_and_leaves_no_lock() {
+fn an_interrupted_prune_ends_soon_and_leaves_no_lock() {
     let env = Env::new("stop");
     let history = scene(&env);
     for step in [Failpoint::PointForgotten, Failpoint::BlobsCopied, Failpoint::NewIndexStored] {

@@ -19,7 +19,7 @@ use rand::{Rng, SeedableRng};
 const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
 
 /// Short enough for a test, long enough for a busy host.
-const PATIENCE: RetryPolicy = RetryPolicy {
+const POLICY: RetryPolicy = RetryPolicy {
     known: Duration::from_secs(20),
     unknown: Duration::from_secs(20),
     shortest_pause: Duration::from_millis(1),
@@ -28,17 +28,17 @@ const PATIENCE: RetryPolicy = RetryPolicy {
 
 /// Its patience is over soon.
 const HASTE: RetryPolicy =
-    RetryPolicy { known: Duration::from_millis(400), unknown: Duration::from_millis(100), ..PATIENCE };
+    RetryPolicy { known: Duration::from_millis(400), unknown: Duration::from_millis(100), ..POLICY };
 
 fn faulty() -> Arc<FaultStorage> {
     Arc::new(FaultStorage::new(Arc::new(MemoryStorage::new())))
 }
 
-fn patient(inner: &Arc<FaultStorage>, patience: RetryPolicy) -> RetryStorage {
-    RetryStorage::new(Arc::clone(inner) as Arc<dyn Storage>, patience, Arc::default())
+fn patient(inner: &Arc<FaultStorage>, policy: RetryPolicy) -> RetryStorage {
+    RetryStorage::new(Arc::clone(inner) as Arc<dyn Storage>, policy, Arc::default())
 }
 
-fn pace(bytes_per_second: u32) -> Arc<RateLimiter> {
+fn rate_limit(bytes_per_second: u32) -> Arc<RateLimiter> {
     Arc::new(RateLimiter::new(NonZeroU32::new(bytes_per_second).unwrap(), Arc::default()))
 }
 
@@ -70,7 +70,7 @@ fn cut_at_random(storage: &FaultStorage, operations: &[Operation], seed: u64) {
 fn a_creation_whose_answer_was_lost_succeeds_and_one_that_was_too_late_does_not() {
     for (first, expected) in [(&b"mine"[..], true), (b"yours", false)] {
         let inner = faulty();
-        let storage = patient(&inner, PATIENCE);
+        let storage = patient(&inner, POLICY);
         inner.add(InjectedFault::every(Operation::Create, FaultEffect::CutAfter).nth(1));
         if !expected {
             inner.write(FileKind::Config, "", first).unwrap();
@@ -84,7 +84,7 @@ fn a_creation_whose_answer_was_lost_succeeds_and_one_that_was_too_late_does_not(
 
 #[test]
 fn retrying_conforms() {
-    conformance(&patient(&faulty(), PATIENCE));
+    conformance(&patient(&faulty(), POLICY));
 }
 
 #[test]
@@ -92,22 +92,22 @@ fn retrying_conforms_through_a_connection_that_is_cut_all_the_time() {
     for seed in 0..8 {
         let storage = faulty();
         cut_at_random(&storage, &TELLING, seed);
-        conformance(&patient(&storage, PATIENCE));
+        conformance(&patient(&storage, POLICY));
     }
 }
 
 #[test]
 fn limiting_conforms() {
-    conformance(&LimitStorage::new(Arc::new(MemoryStorage::new()), pace(1 << 30)));
+    conformance(&LimitStorage::new(Arc::new(MemoryStorage::new()), rate_limit(1 << 30)));
     let folder = tempfile::tempdir().unwrap();
-    conformance(&LimitStorage::new(Arc::new(LocalStorage::new(folder.path().join("repo"))), pace(1 << 30)));
+    conformance(&LimitStorage::new(Arc::new(LocalStorage::new(folder.path().join("repo"))), rate_limit(1 << 30)));
 }
 
 #[test]
 fn an_upload_keeps_to_its_limit_and_reading_is_free() {
     let folder = tempfile::tempdir().unwrap();
     let local = Arc::new(LocalStorage::new(folder.path().join("repo")));
-    let storage = LimitStorage::new(local, pace(4 << 20));
+    let storage = LimitStorage::new(local, rate_limit(4 << 20));
     storage.create_layout().unwrap();
     let began = Instant::now();
     storage.write(FileKind::Pack, NAME, &vec![7; 3 << 20]).unwrap();
@@ -122,7 +122,7 @@ fn an_upload_keeps_to_its_limit_and_reading_is_free() {
 fn a_write_that_was_cut_after_it_was_done_is_not_sent_again() {
     let inner = faulty();
     inner.add(InjectedFault::every(Operation::Write, FaultEffect::CutAfter).nth(1));
-    let storage = patient(&inner, PATIENCE);
+    let storage = patient(&inner, POLICY);
     storage.write(FileKind::Pack, NAME, b"whole").unwrap();
     assert_eq!(inner.written().len(), 1, "{:?}", inner.calls());
     assert_eq!(storage.read(FileKind::Pack, NAME).unwrap(), b"whole");
@@ -136,7 +136,7 @@ fn a_write_that_was_cut_after_it_was_done_is_not_sent_again() {
 #[test]
 fn a_remove_that_was_cut_after_it_was_done_is_done() {
     let inner = faulty();
-    let storage = patient(&inner, PATIENCE);
+    let storage = patient(&inner, POLICY);
     storage.write(FileKind::Lock, NAME, b"x").unwrap();
     inner.add(InjectedFault::every(Operation::Remove, FaultEffect::CutAfter).nth(1));
     storage.remove(FileKind::Lock, NAME).unwrap();
@@ -151,7 +151,7 @@ fn what_was_cut_is_durable_when_the_call_returns() {
     };
     use Operation::{Remove, Size, SyncFolder, Write};
     let inner = faulty();
-    let storage = patient(&inner, PATIENCE);
+    let storage = patient(&inner, POLICY);
     for (effect, expected) in [
         (FaultEffect::CutAfter, vec![Write, Size, SyncFolder]),
         (FaultEffect::Cut, vec![Write, Size, Write, SyncFolder]),
@@ -186,7 +186,7 @@ fn what_was_cut_is_durable_when_the_call_returns() {
 #[test]
 fn what_will_not_pass_is_not_tried_again() {
     let inner = faulty();
-    let storage = patient(&inner, PATIENCE);
+    let storage = patient(&inner, POLICY);
     for effect in [FaultEffect::Fail, FaultEffect::NoSpace] {
         inner.heal();
         inner.add(InjectedFault::every(Operation::Write, effect));
@@ -229,7 +229,7 @@ fn stopping_ends_the_waiting() {
     inner.add(InjectedFault::every(Operation::List, FaultEffect::Cut));
     let stop = Arc::<AtomicBool>::default();
     let slow =
-        RetryPolicy { shortest_pause: Duration::from_secs(3600), longest_pause: Duration::from_secs(3600), ..PATIENCE };
+        RetryPolicy { shortest_pause: Duration::from_secs(3600), longest_pause: Duration::from_secs(3600), ..POLICY };
     let storage = RetryStorage::new(inner, slow, Arc::clone(&stop));
     let began = Instant::now();
     thread::scope(|scope| {
@@ -249,7 +249,7 @@ fn a_repository_behind_a_connection_that_is_cut_all_the_time_is_whole() {
     let faulty = Arc::new(FaultStorage::new(home.storage()));
     cut_at_random(&faulty, &TELLING, 77);
     cut_at_random(&faulty, &[Operation::Remove], 78);
-    let storage = RetryStorage::new(Arc::clone(&faulty) as Arc<dyn Storage>, PATIENCE, Arc::default());
+    let storage = RetryStorage::new(Arc::clone(&faulty) as Arc<dyn Storage>, POLICY, Arc::default());
     let repo = Repository::open(Arc::new(storage), &Password::new(PASSWORD.to_owned())).unwrap();
     let images: Vec<_> = (1..4).map(|seed| disk(6 << 20, seed)).collect();
     let points: Vec<_> = images.iter().map(|image| write_disk(&repo, "vm1", image)).collect();

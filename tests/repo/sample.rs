@@ -115,7 +115,7 @@ fn damage_to_any_chunk_is_found_in_as_many_runs_as_the_share_says() {
 fn a_sample_that_is_interrupted_is_taken_again() {
     let env = Env::new("interrupted");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let url = sshd.url("repo");
     env.kvmb(["init", "-r", &url]).run().assert_ok();
     machine(&env, "vm1", 1);
@@ -141,7 +141,7 @@ fn a_sample_that_is_interrupted_is_taken_again() {
 }
 
 #[test]
-fn a_backup_proves_the_next_part_of_the_repositories_that_it_wrote() {
+fn a_backup_verifies_the_next_part_of_the_repositories_that_it_wrote() {
     let env = Env::new("backup");
     let repo = init(&env);
     let second = env.repo_named("second");

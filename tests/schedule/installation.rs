@@ -189,7 +189,7 @@ fn a_crontab_that_cannot_be_kept_as_it_is_is_left_alone() {
 }
 
 #[test]
-fn entries_of_the_forerunner_are_told_of_and_replaced_when_asked() {
+fn entries_of_the_forerunner_are_reported_and_replaced_when_asked() {
     let host = Host::new("forerunner");
     let old = "0 3 * * * python3 /opt/kvm_backup.py --auto >> /var/log/kvm_backup.log 2>&1\n";
     let others = "0 4 * * * gzip -k /var/log/kvm_backup.log\n# 0 3 * * * /opt/kvm_backup.py\n";

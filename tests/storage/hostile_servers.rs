@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::sftp::{NAME, access, storage_at};
+use crate::sftp::{NAME, ssh_context, storage_at};
 use crate::support::Env;
 use crate::support::hostile_sftp::{Hostile, Mischief, kind};
 use kvmb::storage::sftp::{self, SftpAddress, SftpStorage, SshContext};
@@ -22,11 +22,11 @@ const PROGRESS: Duration = Duration::from_secs(2);
 const BOUND: Duration = Duration::from_secs(40);
 
 fn impatient(env: &Env) -> SshContext {
-    let mut access = access(env);
-    access.patience.progress = PROGRESS;
+    let mut ssh_context = ssh_context(env);
+    ssh_context.timeouts.progress = PROGRESS;
     // It answers these all the time.
-    access.patience.keep_alive = Duration::from_millis(500);
-    access
+    ssh_context.timeouts.keep_alive = Duration::from_millis(500);
+    ssh_context
 }
 
 fn storage(env: &Env, hostile: &Hostile) -> SftpStorage {
@@ -148,10 +148,10 @@ fn a_write_that_a_stuck_server_did_not_finish_is_done_on_a_new_connection() {
     let env = Env::new("sftp-stuck-write");
     let hostile = Hostile::start(&env);
     with_a_pack(&env, &hostile);
-    let patience = RetryPolicy { shortest_pause: Duration::from_millis(10), ..RetryPolicy::default() };
+    let policy = RetryPolicy { shortest_pause: Duration::from_millis(10), ..RetryPolicy::default() };
     for kind in [kind::WRITE, kind::EXTENDED, kind::CLOSE] {
         let storage = Arc::new(storage(&env, &hostile)) as Arc<dyn Storage>;
-        let storage = RetryStorage::new(storage, patience, Arc::default());
+        let storage = RetryStorage::new(storage, policy, Arc::default());
         let before = hostile.happened();
         hostile.order(&[Mischief::Mute(kind)]);
         let (name, pack) = (format!("{kind:02x}{NAME}"), vec![kind; 12 << 20]);
@@ -210,7 +210,7 @@ fn make_private(path: &Path) {
 }
 
 #[test]
-fn what_talks_without_end_and_speaks_no_ssh_is_told_as_that() {
+fn what_talks_without_end_and_speaks_no_ssh_is_reported_as_that() {
     let env = Env::new("sftp-babble-early");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

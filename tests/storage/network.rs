@@ -37,7 +37,7 @@ struct World<'e> {
 impl<'e> World<'e> {
     fn new(env: &'e Env) -> World<'e> {
         let sshd = env.sshd();
-        sshd.befriend();
+        sshd.trust_host_key();
         let proxy = sshd.behind(Duration::ZERO);
         // ssh's words for how long to wait for whom.
         fs::write(env.path("home/.ssh/config"), "ConnectTimeout 10\nServerAliveInterval 2\nServerAliveCountMax 2\n")
@@ -186,7 +186,7 @@ fn a_run_waits_for_a_network_that_comes_back_and_gives_up_one_that_does_not() {
 fn a_full_server_says_so_and_when_there_is_room_again_the_next_run_is_complete() {
     let env = Env::new("network-full");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let disk = env.tmpfs("server-disk", 96 * MIB);
     // The server looks at the world as it was when it started.
     sshd.stop();
@@ -213,10 +213,10 @@ fn a_full_server_says_so_and_when_there_is_room_again_the_next_run_is_complete()
 }
 
 #[test]
-fn a_quota_that_is_used_up_is_told_and_with_a_larger_one_the_next_run_is_complete() {
+fn a_quota_that_is_used_up_is_reported_and_with_a_larger_one_the_next_run_is_complete() {
     let env = Env::new("network-quota");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let quota = env.quota("limited-disk", 24 * MIB);
     sshd.stop();
     sshd.run();
@@ -251,11 +251,11 @@ const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789
 /// An empty repository on a server that is so far away in each direction.
 fn far_away(env: &Env, delay: Duration) -> (Sshd, Proxy, SftpStorage) {
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let proxy = sshd.behind(delay);
-    let mut access = SshContext::new("root");
-    access.home = Some(env.path("home"));
-    let storage = SftpStorage::new(SftpAddress::parse(&sshd.url_by(&proxy, "repo")).unwrap(), &access).unwrap();
+    let mut ssh_context = SshContext::new("root");
+    ssh_context.home = Some(env.path("home"));
+    let storage = SftpStorage::new(SftpAddress::parse(&sshd.url_by(&proxy, "repo")).unwrap(), &ssh_context).unwrap();
     storage.create_layout().unwrap();
     (sshd, proxy, storage)
 }

@@ -137,7 +137,7 @@ fn setup_works_without_a_terminal_and_says_what_it_would_do() {
 }
 
 #[test]
-fn a_key_is_added_behind_the_list_also_where_the_server_writes_where_it_is_told_to() {
+fn a_key_is_added_behind_the_list_also_where_the_server_writes_where_it_is_configured_to() {
     let env = Env::new("remote-append");
     let log = env.path("sftp.log");
     let server = format!("/usr/lib/openssh/sftp-server -e -l DEBUG 2>>{}", log.display());
@@ -206,7 +206,7 @@ fn test_says_what_is_wrong_and_does_not_try_the_rest() {
     assert_eq!(check_of(&accepted, "host_key")["status"], "ok", "{accepted}");
     assert_eq!(check_of(&accepted, "login")["status"], "critical", "{accepted}");
 
-    sshd.befriend();
+    sshd.trust_host_key();
     let missing = env.kvmb(["remote", "test", "-r", &url]).run().assert_ok();
     let path = check_of(&missing, "path");
     assert!(path["status"] == "warning" && path["hint"].as_str().unwrap().starts_with("kvmb init -r "), "{missing}");
@@ -230,7 +230,7 @@ fn test_says_what_is_wrong_and_does_not_try_the_rest() {
 fn a_measurement_that_is_interrupted_tells_no_speed_and_leaves_nothing() {
     let env = Env::new("remote-interrupted");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     // So far away that a short look takes seconds.
     let proxy = sshd.behind(Duration::from_millis(200));
     let files = || fs::read_dir(sshd.home()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
@@ -255,7 +255,7 @@ fn a_measurement_that_is_interrupted_tells_no_speed_and_leaves_nothing() {
 fn a_machine_goes_to_the_server_and_comes_back_and_restic_reads_and_writes_beside_it() {
     let env = Env::new("remote-whole");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let url = sshd.url("repo");
     env.kvmb(["init", "-r", &url]).run().assert_ok();
     let machine = env.machine("vm").disk(Disk::qcow2(64 * MIB)).start_paused();
@@ -301,7 +301,7 @@ fn a_machine_goes_to_the_server_and_comes_back_and_restic_reads_and_writes_besid
 fn the_configured_folder_may_hold_other_things_and_then_the_repository_has_one_of_its_own_in_there() {
     let env = Env::new("remote-taken");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let folder = sshd.home().join("backup");
     let old = folder.join("vm1/disk.qcow2");
     fs::create_dir_all(old.parent().unwrap()).unwrap();
@@ -364,7 +364,7 @@ fn the_configured_folder_may_hold_other_things_and_then_the_repository_has_one_o
 fn a_repository_that_is_not_there_says_so_and_how_a_folder_of_the_root_is_written() {
     let env = Env::new("remote-missing");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let output = env.kvmb(["points", "-r", &sshd.url("srv/kvm")]).run().assert_code(1);
     let failure = output.record_of("failure");
     assert_eq!(failure["code"], "no_repository");
@@ -375,7 +375,7 @@ fn a_repository_that_is_not_there_says_so_and_how_a_folder_of_the_root_is_writte
 fn ctrl_c_ends_a_command_whose_server_is_dead() {
     let env = Env::new("remote-dead");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let url = sshd.url("repo");
     env.kvmb(["init", "-r", &url]).run().assert_ok();
     sshd.freeze(true);

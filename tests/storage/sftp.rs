@@ -19,24 +19,24 @@ use kvmb::storage::{Error, FileAction, FileKind, LocalStorage, Storage};
 pub(crate) const NAME: &str = "aa0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd";
 
 /// What kvmb would tell the storage layer in this world.
-pub(crate) fn access(env: &Env) -> SshContext {
-    let mut access = SshContext::new("root");
-    access.home = Some(env.path("home"));
-    access.system_folder = env.path("etc-ssh");
-    access
+pub(crate) fn ssh_context(env: &Env) -> SshContext {
+    let mut ssh_context = SshContext::new("root");
+    ssh_context.home = Some(env.path("home"));
+    ssh_context.system_folder = env.path("etc-ssh");
+    ssh_context
 }
 
-pub(crate) fn storage_at(url: &str, access: &SshContext) -> SftpStorage {
-    SftpStorage::new(SftpAddress::parse(url).unwrap(), access).unwrap()
+pub(crate) fn storage_at(url: &str, ssh_context: &SshContext) -> SftpStorage {
+    SftpStorage::new(SftpAddress::parse(url).unwrap(), ssh_context).unwrap()
 }
 
 fn storage(env: &Env, sshd: &Sshd) -> SftpStorage {
-    storage_at(&sshd.url("repo"), &access(env))
+    storage_at(&sshd.url("repo"), &ssh_context(env))
 }
 
 /// Whether this leads to the server.
-pub(crate) fn try_it(sshd: &Sshd, access: &SshContext) -> kvmb::storage::Result<()> {
-    storage_at(&sshd.url("repo"), access).create_layout()
+pub(crate) fn try_it(sshd: &Sshd, ssh_context: &SshContext) -> kvmb::storage::Result<()> {
+    storage_at(&sshd.url("repo"), ssh_context).create_layout()
 }
 
 /// The server's error, whole.
@@ -52,7 +52,7 @@ pub(crate) fn server_error(result: kvmb::storage::Result<()>) -> sftp::Error {
 fn sftp_conforms() {
     let env = Env::new("sftp-conforms");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     conformance(&storage(&env, &sshd));
 }
 
@@ -60,8 +60,8 @@ fn sftp_conforms() {
 fn a_folder_of_a_server_keeps_what_folders_promise_and_is_one_that_is_local_there() {
     let env = Env::new("sftp-folder");
     let sshd = env.sshd();
-    sshd.befriend();
-    let storage = storage_at(&sshd.url("deep/repo"), &access(&env));
+    sshd.trust_host_key();
+    let storage = storage_at(&sshd.url("deep/repo"), &ssh_context(&env));
     let root = sshd.home().join("deep/repo");
     folder_conformance(&storage, &root);
     storage.write(FileKind::Pack, NAME, b"x").unwrap();
@@ -69,7 +69,7 @@ fn a_folder_of_a_server_keeps_what_folders_promise_and_is_one_that_is_local_ther
     assert_eq!(local.read(FileKind::Pack, NAME).unwrap(), b"x");
     assert_eq!(local.list(FileKind::Pack).unwrap().len(), storage.list(FileKind::Pack).unwrap().len());
     // The other way to write an address leads to the same place.
-    let absolute = storage_at(&format!("sftp://{USER}@127.0.0.1:{}/{}", sshd.port(), root.display()), &access(&env));
+    let absolute = storage_at(&format!("sftp://{USER}@127.0.0.1:{}/{}", sshd.port(), root.display()), &ssh_context(&env));
     assert_eq!(absolute.read(FileKind::Pack, NAME).unwrap(), b"x");
 }
 
@@ -77,7 +77,7 @@ fn a_folder_of_a_server_keeps_what_folders_promise_and_is_one_that_is_local_ther
 fn an_upload_at_a_pace_goes_out_piece_by_piece() {
     let env = Env::new("sftp-pace");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let storage = storage(&env, &sshd);
     storage.create_layout().unwrap();
     let contents = vec![7; 3 << 20];
@@ -109,7 +109,7 @@ fn what_the_server_has_not_confirmed_is_put_on_its_disk_when_it_is_asked_for_aga
     let log = env.path("sftp.log");
     let command = format!("/usr/lib/openssh/sftp-server -e -l VERBOSE 2>>{}", log.display());
     let sshd = env.sshd_with(&format!("ForceCommand {command}"));
-    sshd.befriend();
+    sshd.trust_host_key();
     let storage = storage(&env, &sshd);
     storage.create_layout().unwrap();
     // The folders that the server has synced since it was last looked at; it writes its log when it does a thing.
@@ -135,8 +135,8 @@ fn what_the_server_has_not_confirmed_is_put_on_its_disk_when_it_is_asked_for_aga
 fn it_works_in_a_chroot_with_a_forced_command_and_no_shell() {
     let env = Env::new("sftp-chroot");
     let sshd = env.sshd_with("ChrootDirectory /mnt\nForceCommand internal-sftp\nAllowTcpForwarding no\nPermitTTY no");
-    sshd.befriend();
-    let storage = storage_at(&format!("sftp://{USER}@127.0.0.1:{}//repo", sshd.port()), &access(&env));
+    sshd.trust_host_key();
+    let storage = storage_at(&format!("sftp://{USER}@127.0.0.1:{}//repo", sshd.port()), &ssh_context(&env));
     conformance(&storage);
     assert!(sshd.home().join("repo/data").is_dir());
 }
@@ -145,13 +145,13 @@ fn it_works_in_a_chroot_with_a_forced_command_and_no_shell() {
 fn a_full_disk_says_so_and_leaves_nothing_half() {
     let env = Env::new("sftp-full");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let small = env.tmpfs("small", 8 << 20);
     let url = format!("sftp://{USER}@127.0.0.1:{}/{}/repo", sshd.port(), small.path().display());
     // The server looks at the world as it was when it started.
     sshd.stop();
     sshd.run();
-    let storage = storage_at(&url, &access(&env));
+    let storage = storage_at(&url, &ssh_context(&env));
     storage.create_layout().unwrap();
     assert!(storage.free_bytes().unwrap().unwrap() <= 8 << 20);
     let error = storage.write(FileKind::Pack, NAME, &vec![7; 12 << 20]).unwrap_err();
@@ -165,13 +165,13 @@ fn a_full_disk_says_so_and_leaves_nothing_half() {
 fn a_quota_that_is_used_up_says_so_although_the_disk_has_room() {
     let env = Env::new("sftp-quota");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let quota = env.quota("quota", 8 << 20);
     // The server looks at the world as it was when it started.
     sshd.stop();
     sshd.run();
     let repo = quota.path().join("repo");
-    let remote = storage_at(&format!("sftp://{USER}@127.0.0.1:{}/{}", sshd.port(), repo.display()), &access(&env));
+    let remote = storage_at(&format!("sftp://{USER}@127.0.0.1:{}/{}", sshd.port(), repo.display()), &ssh_context(&env));
     let local = LocalStorage::new(&repo);
     remote.create_layout().unwrap();
     for storage in [&remote as &dyn Storage, &local] {
@@ -201,7 +201,7 @@ fn a_quota_that_is_used_up_says_so_although_the_disk_has_room() {
 fn a_disk_that_the_server_can_only_read_says_so() {
     let env = Env::new("sftp-read-only");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     storage(&env, &sshd).create_layout().unwrap();
     let _read_only = ReadOnly::make(&sshd.home().join("repo").display().to_string());
     sshd.stop();
@@ -215,7 +215,7 @@ fn a_disk_that_the_server_can_only_read_says_so() {
 fn what_the_server_forbids_is_a_lasting_error_that_says_what() {
     let env = Env::new("sftp-forbidden");
     let sshd = env.sshd_with("ForceCommand internal-sftp -P remove");
-    sshd.befriend();
+    sshd.trust_host_key();
     let storage = storage(&env, &sshd);
     storage.create_layout().unwrap();
     storage.write(FileKind::Snapshot, NAME, b"x").unwrap();
@@ -233,7 +233,7 @@ fn what_the_server_opened_is_closed_also_when_it_then_refuses() {
     let command =
         format!("/usr/lib/openssh/sftp-server -e -l VERBOSE -P $(cat {}) 2>>{}", denied.display(), log.display());
     let sshd = env.sshd_with(&format!("ForceCommand {command}"));
-    sshd.befriend();
+    sshd.trust_host_key();
     let root = sshd.home().join("repo");
     LocalStorage::new(&root).create_layout().unwrap();
     // Everything that comes after the opening of what is there.
@@ -263,10 +263,10 @@ fn what_the_server_opened_is_closed_also_when_it_then_refuses() {
 }
 
 #[test]
-fn a_connection_that_broke_is_an_error_that_passes_and_the_next_call_connects_anew() {
+fn a_connection_that_broke_is_an_error_that_passes_and_the_next_call_connects_again() {
     let env = Env::new("sftp-broken");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let storage = storage(&env, &sshd);
     storage.create_layout().unwrap();
     sshd.stop();
@@ -283,14 +283,14 @@ fn a_connection_that_broke_is_an_error_that_passes_and_the_next_call_connects_an
 fn a_connection_that_is_cut_wherever_it_begins_is_an_error_that_passes() {
     let env = Env::new("sftp-early-cut");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let proxy = sshd.behind(Duration::ZERO);
     let mut cut = 0;
     // Twice in the handshake, for a server shuts out who leaves before the login again and again; then, as SFTP begins,
     // often.
     for after in [600, 2400].into_iter().chain((3800..8000).step_by(100)) {
         proxy.order(&[Trouble::Cut], after..after + 1, 0);
-        if let Err(error) = storage_at(&sshd.url_by(&proxy, "repo"), &access(&env)).create_layout() {
+        if let Err(error) = storage_at(&sshd.url_by(&proxy, "repo"), &ssh_context(&env)).create_layout() {
             assert!(error.is_transient(), "after {after} bytes: {error:?}");
             cut += 1;
         }
@@ -299,14 +299,14 @@ fn a_connection_that_is_cut_wherever_it_begins_is_an_error_that_passes() {
 }
 
 #[test]
-fn a_server_without_sftp_is_told_as_that() {
+fn a_server_without_sftp_is_reported_as_that() {
     let env = Env::new("sftp-none");
     let script = env.path("command");
     let sshd = env.sshd_with(&format!("ForceCommand sh {}", script.display()));
-    sshd.befriend();
+    sshd.trust_host_key();
     for command in ["exit 0", "exit 1", "echo no", "echo this server is for other things; sleep 1"] {
         fs::write(&script, command).unwrap();
-        let error = server_error(try_it(&sshd, &access(&env)));
+        let error = server_error(try_it(&sshd, &ssh_context(&env)));
         assert!(matches!(error, sftp::Error::NoSftp { .. }) && !error.is_transient(), "{command}: {error:?}");
     }
 }
@@ -315,11 +315,11 @@ fn a_server_without_sftp_is_told_as_that() {
 fn a_server_that_falls_silent_is_given_up_and_one_that_wakes_up_in_time_is_not() {
     let env = Env::new("sftp-silent");
     let sshd = env.sshd();
-    sshd.befriend();
-    let mut access = access(&env);
-    access.patience.silence = Duration::from_secs(3);
-    access.patience.keep_alive = Duration::from_secs(1);
-    let storage = storage_at(&sshd.url("repo"), &access);
+    sshd.trust_host_key();
+    let mut ssh_context = ssh_context(&env);
+    ssh_context.timeouts.silence = Duration::from_secs(3);
+    ssh_context.timeouts.keep_alive = Duration::from_secs(1);
+    let storage = storage_at(&sshd.url("repo"), &ssh_context);
     storage.create_layout().unwrap();
     sshd.freeze(true);
     std::thread::scope(|scope| {
@@ -344,11 +344,11 @@ fn a_server_that_falls_silent_is_given_up_and_one_that_wakes_up_in_time_is_not()
 fn a_raised_stop_flag_ends_the_waiting_for_a_dead_server_but_not_the_cleaning_up_on_a_living_one() {
     let env = Env::new("sftp-stop");
     let sshd = env.sshd();
-    sshd.befriend();
-    let access = access(&env);
-    let storage = storage_at(&sshd.url("repo"), &access);
+    sshd.trust_host_key();
+    let ssh_context = ssh_context(&env);
+    let storage = storage_at(&sshd.url("repo"), &ssh_context);
     storage.create_layout().unwrap();
-    access.stop.store(true, Ordering::Relaxed);
+    ssh_context.stop.store(true, Ordering::Relaxed);
     storage.write(FileKind::Lock, NAME, b"x").unwrap();
     storage.remove(FileKind::Lock, NAME).unwrap();
 
@@ -369,9 +369,9 @@ fn a_raised_stop_flag_ends_the_waiting_for_a_dead_server_but_not_the_cleaning_up
 fn when_a_dead_server_is_given_up_nobody_waits_on_for_its_connections() {
     let env = Env::new("sftp-waiters");
     let sshd = env.sshd();
-    sshd.befriend();
-    let access = SshContext { connections: 1, ..access(&env) };
-    let storage = Arc::new(storage_at(&sshd.url("repo"), &access));
+    sshd.trust_host_key();
+    let ssh_context = SshContext { connections: 1, ..ssh_context(&env) };
+    let storage = Arc::new(storage_at(&sshd.url("repo"), &ssh_context));
     storage.create_layout().unwrap();
     sshd.freeze(true);
     let (tell, told) = mpsc::channel();
@@ -379,7 +379,7 @@ fn when_a_dead_server_is_given_up_nobody_waits_on_for_its_connections() {
         let (storage, tell) = (Arc::clone(&storage), tell.clone());
         std::thread::spawn(move || tell.send(storage.size(FileKind::Lock, NAME).is_err()));
     }
-    access.stop.store(true, Ordering::Relaxed);
+    ssh_context.stop.store(true, Ordering::Relaxed);
     for _ in 0..4 {
         assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(true));
     }
@@ -394,7 +394,7 @@ fn a_server_that_answers_what_nobody_asked_is_cut_off() {
     let script = env.path("babble");
     fs::write(&script, format!(r"printf '\0\0\0\5\2\0\0\0\3'; while printf '{reply}'; do :; done")).unwrap();
     let sshd = env.sshd_with(&format!("ForceCommand sh {}", script.display()));
-    sshd.befriend();
+    sshd.trust_host_key();
     let storage = storage(&env, &sshd);
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || tell.send(storage.size(FileKind::Config, "")));
@@ -407,8 +407,8 @@ fn a_server_that_answers_what_nobody_asked_is_cut_off() {
 fn there_are_no_more_connections_than_allowed() {
     let env = Env::new("sftp-pool");
     let sshd = env.sshd();
-    sshd.befriend();
-    let storage = storage_at(&sshd.url("repo"), &SshContext { connections: 3, ..access(&env) });
+    sshd.trust_host_key();
+    let storage = storage_at(&sshd.url("repo"), &SshContext { connections: 3, ..ssh_context(&env) });
     storage.create_layout().unwrap();
     std::thread::scope(|scope| {
         for thread in 0..8 {

@@ -11,7 +11,7 @@ use crate::support::{Env, wait_until};
 use kvmb::storage::sftp::{self, Credentials, Secret, ShownKey, SshContext};
 use kvmb::storage::{FileKind, Storage};
 
-use crate::sftp::{NAME, access, server_error, storage_at, try_it};
+use crate::sftp::{NAME, ssh_context, server_error, storage_at, try_it};
 
 /// Says the same to everything, and remembers what it was asked.
 #[derive(Debug, Default)]
@@ -60,17 +60,17 @@ impl Credentials for Oracle {
     }
 }
 
-fn with(access: &SshContext, oracle: &Arc<Oracle>) -> SshContext {
-    SshContext { credentials: Arc::clone(oracle) as Arc<dyn Credentials>, ..access.clone() }
+fn with(ssh_context: &SshContext, oracle: &Arc<Oracle>) -> SshContext {
+    SshContext { credentials: Arc::clone(oracle) as Arc<dyn Credentials>, ..ssh_context.clone() }
 }
 
 #[test]
 fn a_key_lets_in_without_a_question() {
     let env = Env::new("sftp-key");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let oracle = Arc::new(Oracle::default());
-    try_it(&sshd, &with(&access(&env), &oracle)).unwrap();
+    try_it(&sshd, &with(&ssh_context(&env), &oracle)).unwrap();
     assert_eq!(oracle.asked(), Vec::<String>::new());
 }
 
@@ -81,7 +81,7 @@ fn a_key_with_a_passphrase_is_opened_once_for_all_connections() {
     sshd.make_known("ed25519");
     sshd.authorize(&sshd.new_key("id_ed25519", "open sesame"));
     let oracle = Arc::new(Oracle { secret: Some("open sesame"), ..Oracle::default() });
-    let storage = storage_at(&sshd.url("repo"), &with(&access(&env), &oracle));
+    let storage = storage_at(&sshd.url("repo"), &with(&ssh_context(&env), &oracle));
     storage.create_layout().unwrap();
     std::thread::scope(|scope| {
         for number in 0..4 {
@@ -91,10 +91,10 @@ fn a_key_with_a_passphrase_is_opened_once_for_all_connections() {
     });
     assert_eq!(oracle.asked(), ["passphrase id_ed25519"]);
 
-    let nobody = server_error(try_it(&sshd, &access(&env))).to_string();
+    let nobody = server_error(try_it(&sshd, &ssh_context(&env))).to_string();
     assert!(nobody.contains("id_ed25519 (it wants a passphrase, and none was given)"), "{nobody}");
     let wrong = Arc::new(Oracle { secret: Some("wrong"), ..Oracle::default() });
-    let error = server_error(try_it(&sshd, &with(&access(&env), &wrong)));
+    let error = server_error(try_it(&sshd, &with(&ssh_context(&env), &wrong)));
     assert!(matches!(error, sftp::Error::Login { .. }) && !error.to_string().contains("wrong"), "{error}");
 }
 
@@ -116,7 +116,7 @@ fn the_agent_lets_in_and_only_with_its_configured_keys_where_that_is_wanted() {
     wait_until("the agent listens", Duration::from_secs(10), || socket.exists());
     let added = std::process::Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket).status();
     assert!(added.unwrap().success());
-    let with_agent = SshContext { agent_socket: Some(socket), ..access(&env) };
+    let with_agent = SshContext { agent_socket: Some(socket), ..ssh_context(&env) };
     let lets_in = try_it(&sshd, &with_agent);
     fs::write(env.path("home/.ssh/config"), "IdentitiesOnly yes\n").unwrap();
     let other_keys = try_it(&sshd, &with_agent);
@@ -130,21 +130,21 @@ fn the_agent_lets_in_and_only_with_its_configured_keys_where_that_is_wanted() {
 }
 
 #[test]
-fn a_password_lets_in_and_a_wrong_one_is_told_with_what_was_tried() {
+fn a_password_lets_in_and_a_wrong_one_is_reported_with_what_was_tried() {
     let env = Env::new("sftp-password");
     let sshd = env.sshd();
     sshd.make_known("ed25519");
     sshd.new_key("id_ed25519", "");
     let oracle = Arc::new(Oracle { secret: Some(SSH_PASSWORD), ..Oracle::default() });
-    try_it(&sshd, &with(&access(&env), &oracle)).unwrap();
+    try_it(&sshd, &with(&ssh_context(&env), &oracle)).unwrap();
     assert_eq!(oracle.asked(), [format!("password {USER}@127.0.0.1")]);
 
     let wrong = Arc::new(Oracle { secret: Some("guess"), ..Oracle::default() });
-    let error = server_error(try_it(&sshd, &with(&access(&env), &wrong)));
+    let error = server_error(try_it(&sshd, &with(&ssh_context(&env), &wrong)));
     let text = error.to_string();
     assert!(text.contains("id_ed25519, password; the server offers: publickey, password"), "{text}");
     assert!(!text.contains("guess") && !error.is_transient(), "{text}");
-    let none = server_error(try_it(&sshd, &access(&env))).to_string();
+    let none = server_error(try_it(&sshd, &ssh_context(&env))).to_string();
     assert!(none.contains("password (none was given)"), "{none}");
 }
 
@@ -157,12 +157,12 @@ fn who_mistypes_is_asked_three_times_and_a_file_once() {
         for (typos, lets_in, asked) in [(1, true, 2), (2, true, 3), (9, false, 3)] {
             let person = Oracle { secret: Some(SSH_PASSWORD), typos: AtomicUsize::new(typos), ..Oracle::default() };
             let person = Arc::new(person);
-            let result = try_it(&sshd, &with(&access(&env), &person));
+            let result = try_it(&sshd, &with(&ssh_context(&env), &person));
             assert_eq!(result.is_ok(), lets_in, "{result:?}");
             assert_eq!(person.asked().len(), asked, "{:?}", person.asked());
         }
         let file = Arc::new(Oracle { secret: Some("wrong"), ..Oracle::default() });
-        server_error(try_it(&sshd, &with(&access(&env), &file)));
+        server_error(try_it(&sshd, &with(&ssh_context(&env), &file)));
         assert_eq!(file.asked().len(), 1);
     }
 }
@@ -191,14 +191,14 @@ fn who_mistypes_a_passphrase_is_asked_three_times_too() {
         for (typos, asked) in [(0, 1), (1, 2), (2, 3)] {
             let person = Oracle { secret: Some("open sesame"), typos: AtomicUsize::new(typos), ..Oracle::default() };
             let person = Arc::new(person);
-            try_it(&sshd, &with(&access(&env), &person)).unwrap();
+            try_it(&sshd, &with(&ssh_context(&env), &person)).unwrap();
             assert_eq!(person.asked().len(), asked, "{:?}", person.asked());
             assert!(person.asked().iter().all(|question| question.starts_with("passphrase id_")));
         }
         // Then for the password, as often.
         let person = Oracle { secret: Some(SSH_PASSWORD), typos: AtomicUsize::new(9), ..Oracle::default() };
         let person = Arc::new(person);
-        let refused = server_error(try_it(&sshd, &with(&access(&env), &person))).to_string();
+        let refused = server_error(try_it(&sshd, &with(&ssh_context(&env), &person))).to_string();
         let asked = person.asked();
         let of_key = asked.iter().filter(|question| question.starts_with("passphrase")).count();
         assert_eq!((of_key, asked.len()), (3, 6), "{asked:?}");
@@ -212,7 +212,7 @@ fn the_servers_questions_are_answered() {
     let sshd = env.sshd_with("KbdInteractiveAuthentication yes\nPasswordAuthentication no");
     sshd.make_known("ed25519");
     let oracle = Arc::new(Oracle { secret: Some(SSH_PASSWORD), ..Oracle::default() });
-    let storage = storage_at(&sshd.url("repo"), &with(&access(&env), &oracle));
+    let storage = storage_at(&sshd.url("repo"), &with(&ssh_context(&env), &oracle));
     storage.create_layout().unwrap();
     let asked = oracle.asked();
     assert!(asked.len() == 1 && asked[0].starts_with("answer") && asked[0].ends_with("true"), "{asked:?}");
@@ -228,9 +228,9 @@ fn the_servers_questions_are_answered() {
 fn a_second_factor_after_the_key_is_asked_for() {
     let env = Env::new("sftp-two-factors");
     let sshd = env.sshd_with("AuthenticationMethods publickey,password");
-    sshd.befriend();
+    sshd.trust_host_key();
     let oracle = Arc::new(Oracle { secret: Some(SSH_PASSWORD), ..Oracle::default() });
-    try_it(&sshd, &with(&access(&env), &oracle)).unwrap();
+    try_it(&sshd, &with(&ssh_context(&env), &oracle)).unwrap();
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn ssh_config_names_the_server_the_user_and_the_key() {
         sshd.port()
     );
     fs::write(env.path("home/.ssh/config"), config).unwrap();
-    storage_at("sftp:vault:repo", &access(&env)).create_layout().unwrap();
+    storage_at("sftp:vault:repo", &ssh_context(&env)).create_layout().unwrap();
     assert!(sshd.home().join("repo/data").is_dir());
     // IPv6, known under its own name.
     let six = format!("[::1]:{} {}\n", sshd.port(), sshd.host_key("ed25519"));
@@ -252,7 +252,7 @@ fn ssh_config_names_the_server_the_user_and_the_key() {
     // A longer interval than the system takes for a socket.
     let config = "IdentityFile ~/.ssh/special\nServerAliveInterval 40000\n";
     fs::write(env.path("home/.ssh/config"), config).unwrap();
-    storage_at(&format!("sftp://{USER}@[::1]:{}/six", sshd.port()), &access(&env)).create_layout().unwrap();
+    storage_at(&format!("sftp://{USER}@[::1]:{}/six", sshd.port()), &ssh_context(&env)).create_layout().unwrap();
     assert!(sshd.home().join("six/data").is_dir());
 }
 
@@ -260,7 +260,7 @@ fn ssh_config_names_the_server_the_user_and_the_key() {
 fn a_server_behind_another_is_reached_by_a_jump_and_by_a_command() {
     let (env, gate_env) = (Env::new("sftp-behind"), Env::new("sftp-gate"));
     let (sshd, gate) = (env.sshd(), gate_env.sshd());
-    sshd.befriend();
+    sshd.trust_host_key();
     gate.authorize(&env.path("home/.ssh/id_ed25519"));
     let ssh = env.path("home/.ssh").display().to_string();
     let gate_line = format!("[127.0.0.1]:{} {}\n", gate.port(), gate.host_key("ed25519"));
@@ -280,7 +280,7 @@ fn a_server_behind_another_is_reached_by_a_jump_and_by_a_command() {
     for (way, folder) in [("ProxyJump gate", "jump"), (command.as_str(), "command")] {
         configure(way);
         let before = tunnels();
-        let storage = storage_at(&format!("sftp:vault:{folder}"), &access(&env));
+        let storage = storage_at(&format!("sftp:vault:{folder}"), &ssh_context(&env));
         storage.create_layout().unwrap();
         storage.write(FileKind::Pack, &"ab".repeat(32), &vec![7; 3 << 20]).unwrap();
         assert_eq!(storage.read(FileKind::Pack, &"ab".repeat(32)).unwrap().len(), 3 << 20);
@@ -293,13 +293,13 @@ fn a_server_behind_another_is_reached_by_a_jump_and_by_a_command() {
     env.kvmb(["init", "-r", "sftp:vault:repo"]).run().assert_ok();
     // The host between does not let us in: it is said who did not.
     fs::remove_file(gate.authorized_keys()).unwrap();
-    let error = server_error(storage_at("sftp:vault:refused", &access(&env)).create_layout());
+    let error = server_error(storage_at("sftp:vault:refused", &ssh_context(&env)).create_layout());
     assert!(
         error.to_string().contains("the proxy says: ") && error.to_string().contains("Permission denied"),
         "{error}"
     );
     gate.stop();
-    let error = server_error(storage_at("sftp:vault:stopped", &access(&env)).create_layout());
+    let error = server_error(storage_at("sftp:vault:stopped", &ssh_context(&env)).create_layout());
     assert!(error.to_string().contains("the proxy says: "), "{error}");
 }
 
@@ -309,23 +309,23 @@ fn an_unknown_server_is_refused_before_anything_is_said_and_noted_when_accepted(
     let sshd = env.sshd();
     sshd.authorize(&sshd.new_key("id_ed25519", ""));
     let suspicious = Arc::new(Oracle { secret: Some(SSH_PASSWORD), ..Oracle::default() });
-    let error = server_error(try_it(&sshd, &with(&access(&env), &suspicious)));
+    let error = server_error(try_it(&sshd, &with(&ssh_context(&env), &suspicious)));
     let sftp::Error::HostKeyUnknown { fingerprint, .. } = &error else { panic!("{error:?}") };
     assert_eq!(*fingerprint, sshd.fingerprint("ed25519"));
     assert_eq!(suspicious.asked(), [format!("key ssh-ed25519 {fingerprint}")], "no secret may be asked for");
     assert!(!sshd.known_hosts().exists() && !error.is_transient());
 
     let trusting = Arc::new(Oracle { accepts: true, ..Oracle::default() });
-    try_it(&sshd, &with(&access(&env), &trusting)).unwrap();
+    try_it(&sshd, &with(&ssh_context(&env), &trusting)).unwrap();
     let line = format!("[127.0.0.1]:{} {}\n", sshd.port(), sshd.host_key("ed25519"));
     assert_eq!(fs::read_to_string(sshd.known_hosts()).unwrap(), line);
-    try_it(&sshd, &access(&env)).unwrap();
+    try_it(&sshd, &ssh_context(&env)).unwrap();
 
     // As Debian's ssh_config wants it.
     fs::remove_file(sshd.known_hosts()).unwrap();
     fs::create_dir_all(env.path("etc-ssh")).unwrap();
     fs::write(env.path("etc-ssh/ssh_config"), "Host *\n    HashKnownHosts yes\n").unwrap();
-    try_it(&sshd, &with(&access(&env), &trusting)).unwrap();
+    try_it(&sshd, &with(&ssh_context(&env), &trusting)).unwrap();
     let text = fs::read_to_string(sshd.known_hosts()).unwrap();
     assert!(text.starts_with("|1|") && !text.contains("127.0.0.1"), "{text}");
     let found = std::process::Command::new("ssh-keygen")
@@ -334,7 +334,7 @@ fn an_unknown_server_is_refused_before_anything_is_said_and_noted_when_accepted(
         .output()
         .unwrap();
     assert!(found.status.success(), "{found:?}");
-    try_it(&sshd, &access(&env)).unwrap();
+    try_it(&sshd, &ssh_context(&env)).unwrap();
 }
 
 #[test]
@@ -345,7 +345,7 @@ fn a_changed_key_is_refused_whatever_anybody_says() {
     let other = fs::read_to_string(env.path("home/.ssh/id_ed25519.pub")).unwrap();
     fs::write(sshd.known_hosts(), format!("# mine\n[127.0.0.1]:{} {other}", sshd.port())).unwrap();
     let trusting = Arc::new(Oracle { accepts: true, secret: Some(SSH_PASSWORD), ..Oracle::default() });
-    let error = server_error(try_it(&sshd, &with(&access(&env), &trusting)));
+    let error = server_error(try_it(&sshd, &with(&ssh_context(&env), &trusting)));
     assert!(matches!(error, sftp::Error::HostKeyChanged { line: 2, .. }), "{error:?}");
     assert!(error.to_string().contains("HAS CHANGED") && !error.is_transient());
     assert_eq!(trusting.asked(), Vec::<String>::new());
@@ -355,10 +355,10 @@ fn a_changed_key_is_refused_whatever_anybody_says() {
 fn a_revoked_key_is_refused_even_where_it_is_known() {
     let env = Env::new("sftp-revoked");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     let known = fs::read_to_string(sshd.known_hosts()).unwrap();
     fs::write(sshd.known_hosts(), format!("{known}@revoked * {}\n", sshd.host_key("ed25519"))).unwrap();
-    let error = server_error(try_it(&sshd, &access(&env)));
+    let error = server_error(try_it(&sshd, &ssh_context(&env)));
     assert!(matches!(error, sftp::Error::HostKeyRevoked { line: 2, .. }), "{error:?}");
 }
 
@@ -369,21 +369,21 @@ fn a_server_is_known_by_any_of_its_keys_by_a_hashed_name_and_by_the_systems_file
     sshd.authorize(&sshd.new_key("id_ed25519", ""));
     for kind in crate::support::sshd::HOST_KEYS {
         sshd.make_known(kind);
-        try_it(&sshd, &access(&env)).unwrap_or_else(|error| panic!("{kind}: {error}"));
+        try_it(&sshd, &ssh_context(&env)).unwrap_or_else(|error| panic!("{kind}: {error}"));
     }
     let hashed =
         std::process::Command::new("ssh-keygen").args(["-q", "-H", "-f"]).arg(sshd.known_hosts()).output().unwrap();
     assert!(hashed.status.success());
     let text = fs::read_to_string(sshd.known_hosts()).unwrap();
     assert!(text.starts_with("|1|"), "{text}");
-    try_it(&sshd, &access(&env)).unwrap();
+    try_it(&sshd, &ssh_context(&env)).unwrap();
 
     fs::create_dir_all(env.path("etc-ssh")).unwrap();
     fs::rename(sshd.known_hosts(), env.path("etc-ssh/ssh_known_hosts")).unwrap();
-    try_it(&sshd, &access(&env)).unwrap();
+    try_it(&sshd, &ssh_context(&env)).unwrap();
 
     let authority = format!("@cert-authority * {}\n", sshd.host_key("ed25519"));
     fs::write(env.path("etc-ssh/ssh_known_hosts"), authority).unwrap();
-    let error = server_error(try_it(&sshd, &access(&env))).to_string();
+    let error = server_error(try_it(&sshd, &ssh_context(&env))).to_string();
     assert!(error.contains("kvmb does not read host certificates"), "{error}");
 }

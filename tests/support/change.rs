@@ -1,5 +1,5 @@
 //! What becomes of a machine in its life: disks come, go, grow, shrink and change places; its QEMU is started and its
-//! definition is written anew.
+//! definition is written again.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -91,7 +91,7 @@ impl Hostile {
         let lines = format!("exec 3<>/dev/tcp/127.0.0.1/{port} 4<&0\ncat <&4 >&3 &\nexec cat <&3\n");
         fs::write(&script, lines).expect("cannot write");
         let sshd = env.sshd_with(&format!("ForceCommand bash {}", script.display()));
-        sshd.befriend();
+        sshd.trust_host_key();
         let shared = Arc::new(Shared {
             home: sshd.home(),
             ended: AtomicBool::new(false),

@@ -1,6 +1,6 @@
 //! One processor for each test.
 //!
-//! libvirt asks QEMU anew what it can do, which takes four seconds, whenever the processor that it runs on is not the
+//! libvirt asks QEMU again what it can do, which takes four seconds, whenever the processor that it runs on is not the
 //! one that it remembers - and the virtual processors of one computer may differ. So a test and all that it starts stay
 //! on one, and what libvirt remembers is kept for each processor apart.
 

@@ -239,7 +239,7 @@ impl Sshd {
     }
 
     /// Known, and entered with a key without passphrase: a server that just works.
-    pub fn befriend(&self) {
+    pub fn trust_host_key(&self) {
         self.make_known("ed25519");
         self.authorize(&self.new_key("id_ed25519", ""));
     }

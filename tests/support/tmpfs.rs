@@ -43,7 +43,7 @@ impl Tmpfs {
     pub fn fill_up_to(&self, free_bytes: u64) {
         // First, for it frees what an earlier call took.
         let file = fs::File::create(self.path.join(FILLER)).expect("cannot write");
-        // A process that was told to stop may still write for a moment, between our looking and our taking.
+        // A process that was interrupted may still write for a moment, between our looking and our taking.
         for tries_left in (0..50).rev() {
             let fill = self.free_bytes().saturating_sub(free_bytes);
             match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, fill.max(1)) {

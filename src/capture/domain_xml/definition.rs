@@ -100,7 +100,7 @@ pub struct Definition {
 pub struct Nvram {
     /// The file, device or network storage; none when libvirt will choose a file at the first start.
     pub source: Option<DiskSource>,
-    /// Its format, `raw` unless told otherwise.
+    /// Its format, `raw` unless set otherwise.
     pub format: Option<String>,
     /// What it was made from.
     pub template: Option<PathBuf>,

@@ -13,7 +13,7 @@ use crate::capture::domain_xml::source::Slice;
 /// Where a layer is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    /// A file, or a block device that is told from one by looking.
+    /// A file, or a block device that is distinguished from one by looking.
     Path(PathBuf),
     /// What a block driver of QEMU opens, by its options.
     Network(Map<String, Value>),

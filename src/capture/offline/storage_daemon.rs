@@ -28,9 +28,9 @@ pub const SERVER_SOCKETS: [&str; 2] = ["nbd", "side"];
 /// How many clients may read at once.
 const CLIENTS: u32 = 64;
 /// How long a daemon may take to open everything.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long a daemon may take to end.
-const END_PATIENCE: Duration = Duration::from_secs(10);
+const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// What to serve.
 #[derive(Debug, Clone)]
@@ -98,7 +98,7 @@ pub fn serve(request: &ServeRequest) -> Result<std::result::Result<ServerProcess
         .env("LC_ALL", "C")
         .spawn()
         .map_err(|source| Error::NotStarted { program: "setsid", source })?;
-    let deadline = Instant::now() + START_PATIENCE;
+    let deadline = Instant::now() + START_LIMIT;
     // The file is written when everything is open.
     while !fs::metadata(&ready).is_ok_and(|found| found.len() > 0) {
         let ended = child.try_wait().map_err(|error| failed(error.to_string()))?;
@@ -189,7 +189,7 @@ pub fn end(server: &ServerProcess, socket: &Path) -> Result<bool> {
     };
     // `timeout` hands SIGTERM on; SIGKILL it could not, so that is for its child, found by its socket.
     let _ = kill_process(pid, Signal::TERM);
-    let deadline = Instant::now() + END_PATIENCE;
+    let deadline = Instant::now() + END_LIMIT;
     while is_ours(server, socket) || !servers_on(socket).is_empty() {
         if Instant::now() > deadline {
             for child in servers_on(socket) {
@@ -248,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reason_is_told_without_the_options() {
+    fn the_reason_is_reported_without_the_options() {
         let said = "qemu-storage-daemon: --blockdev {\"driver\":\"file\",\"filename\":\"/a/{b}: c\"}: Could not open \
             '/a': Permission denied\n";
         assert_eq!(reason_in(said), "Could not open '/a': Permission denied");

@@ -47,7 +47,7 @@ pub struct DiskRequest {
     /// Its target.
     pub target: String,
     /// The checkpoint since which changes are wanted. When its bitmap cannot be used, the disk is captured in full, and
-    /// the reason is told.
+    /// the reason is reported.
     pub parent: Option<String>,
     /// Why it has no parent, where one could be expected; becomes the reason of the full read.
     pub full_reason: Option<String>,

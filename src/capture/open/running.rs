@@ -23,7 +23,7 @@ use std::thread;
 use std::time::Duration;
 
 /// How long libvirt may be at work on something else for the machine.
-const OTHER_JOB_PATIENCE: Duration = Duration::from_secs(30);
+const OTHER_JOB_LIMIT: Duration = Duration::from_secs(30);
 
 pub(super) fn open_running(
     runtime: &RuntimeDirs,
@@ -85,7 +85,7 @@ pub(super) fn open_running(
 
 /// Waits for a snapshot, a migration … to be done, and so for the next one to begin with a guest that is not frozen.
 fn wait_for_other_job(machine: &Machine) -> Result<()> {
-    let wait = machine.limits().wait(OTHER_JOB_PATIENCE);
+    let wait = machine.limits().wait(OTHER_JOB_LIMIT);
     loop {
         match machine.expect_no_job() {
             Err(Error::OtherJob { .. }) if !wait.is_over() => {

@@ -129,7 +129,7 @@ const PROOF: VerifyDepth = VerifyDepth::Full;
 struct BackupRun<'a> {
     repo: &'a Repository,
     runtime: &'a crate::capture::RuntimeDirs,
-    pace: Option<&'a RateLimiter>,
+    rate_limit: Option<&'a RateLimiter>,
 }
 
 /// The repositories that a run has opened.
@@ -171,7 +171,7 @@ impl BackupArgs {
                 return Ok(());
             }
             let repo = opening.unwrap_or_else(|| first.open_or_create_default(context));
-            // Wrong usage is told before a machine is touched; that the second repository cannot be had, after the
+            // Wrong usage is reported before a machine is touched; that the second repository cannot be had, after the
             // backup.
             let repo = repo.and_then(|repo| {
                 second.as_ref().map(|second| second.password(context, Purpose::Open)).transpose()?;
@@ -284,8 +284,8 @@ impl BackupArgs {
         selected: Vec<Selection>,
         session: &mut Session,
     ) -> Result<(), CliError> {
-        let (runtime, pace) = (context.runtime()?, self.limit.pace(context));
-        let place = BackupRun { repo, runtime: &runtime, pace: pace.as_ref() };
+        let (runtime, rate_limit) = (context.runtime()?, self.limit.rate_limit(context));
+        let place = BackupRun { repo, runtime: &runtime, rate_limit: rate_limit.as_ref() };
         let history = HistoryRecorder::of(context, &repo.url());
         let queue = Mutex::new(selected.into_iter());
         let (sender, results) = mpsc::channel();
@@ -328,14 +328,14 @@ impl BackupArgs {
     fn one(
         &self,
         context: &Context,
-        BackupRun { repo, runtime, pace }: BackupRun,
+        BackupRun { repo, runtime, rate_limit }: BackupRun,
         selection: &Selection,
     ) -> Result<Point, CliError> {
         let connect = || context.open_hypervisor(selection.connect.as_deref());
         let request = self.capture.request(selection.disks.clone())?;
         let (monitor, stop, trust, chunk_size) =
             (&context.monitor, &context.stop, self.trust(), self.chunks.chunk_size);
-        let backup = Backup { runtime, connect: &connect, repo, trust, pace, chunk_size, monitor, stop };
+        let backup = Backup { runtime, connect: &connect, repo, trust, rate_limit, chunk_size, monitor, stop };
         let point = backup.run(&selection.machine, &request)?;
         if !self.verify || self.no_verify {
             return Ok(point);
@@ -527,7 +527,7 @@ fn verify_points(context: &Context, repo: &Repository, point: Point) -> ops::Res
     let index = repo.load_index()?;
     let (known, _) = points::list(repo)?;
     let found = points::find(repo, &known, &PointName::Plain(point.point.clone()))?;
-    let proven = Verifier::new(repo, &index, PROOF)?.verify(&found, &context.monitor, &context.stop)?;
-    let Point { verified, verified_at, damage, .. } = proven;
+    let checked = Verifier::new(repo, &index, PROOF)?.verify(&found, &context.monitor, &context.stop)?;
+    let Point { verified, verified_at, damage, .. } = checked;
     Ok(Point { verified, verified_at, damage, ..point })
 }

@@ -131,7 +131,7 @@ fn refused(check: &str, error: CliError) -> Check {
     }
 }
 
-/// What a person is told, and how it is mended.
+/// What a person reads, and how to fix it.
 struct Words {
     check: &'static str,
     detail: String,

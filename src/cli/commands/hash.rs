@@ -49,7 +49,7 @@ impl HashArgs {
         if !self.files.is_empty() {
             return Ok(());
         }
-        let (runtime, pace) = (context.runtime()?, self.limit.pace(context));
+        let (runtime, rate_limit) = (context.runtime()?, self.limit.rate_limit(context));
         for record in stdin_records("hash", "files or disks", &context.stop)? {
             match record? {
                 Record::Disk(disk) if disk.included => {
@@ -59,7 +59,7 @@ impl HashArgs {
                         capture: disk.capture.clone(),
                         ..About::machine(&disk.connect, &disk.machine)
                     };
-                    match add_hash(context, &runtime, pace.as_ref(), &mut disk) {
+                    match add_hash(context, &runtime, rate_limit.as_ref(), &mut disk) {
                         Ok(()) => session.done(Record::Disk(disk)),
                         Err(error) => session.fail(about, error),
                     }
@@ -78,7 +78,7 @@ impl HashArgs {
 fn add_hash(
     context: &Context,
     runtime: &RuntimeDirs,
-    pace: Option<&RateLimiter>,
+    rate_limit: Option<&RateLimiter>,
     disk: &mut Disk,
 ) -> Result<(), CliError> {
     let label = format!("{}/{}", disk.machine, disk.disk);
@@ -108,7 +108,7 @@ fn add_hash(
     };
     let uri: NbdUri = uri.parse().map_err(|error: UriError| CliError::usage(format!("{label}: {error}")))?;
     let captured_bytes = state.as_ref().or(own.as_ref()).and_then(|state| Some(state.disk(&disk.disk)?.capacity_bytes));
-    let hash = |stop: &Stop| hash_export(&uri, captured_bytes, &label, &disk.disk, pace, &context.monitor, stop);
+    let hash = |stop: &Stop| hash_export(&uri, captured_bytes, &label, &disk.disk, rate_limit, &context.monitor, stop);
     let hashed = match (&state, &held, &own) {
         (Some(state), Some(file), _) => guarded(file, state, &context.stop, |stop| while_unchanged(state, stop, hash)),
         (_, _, Some(own)) => {

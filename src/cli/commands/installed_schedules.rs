@@ -48,7 +48,7 @@ pub fn installed() -> Result<Vec<(ScheduleLocation, Installed)>, CliError> {
     Ok(found)
 }
 
-/// All schedules; what cannot be looked at is told of.
+/// All schedules; what cannot be looked at is reported.
 pub fn all(context: &Context) -> Vec<Scheduled> {
     let found = installed().unwrap_or_else(|error| {
         context.monitor.warn(&format!("cannot read the schedule: {error}"));

@@ -61,7 +61,7 @@ impl PushArgs {
             context,
             args: &self,
             trust: self.audit.trust(),
-            pace: self.limit.pace(context),
+            rate_limit: self.limit.rate_limit(context),
             dry_run: self.dry_run,
             stream: CaptureStream::default(),
             runtime: None,
@@ -75,7 +75,7 @@ impl PushArgs {
                 Err(error) => Err(error),
             };
             if let Err(error) = taken {
-                // What has come is told of all the same, so that `release` ends it.
+                // What has come is reported all the same, so that `release` ends it.
                 broken = Some(error);
                 break;
             }
@@ -90,7 +90,7 @@ struct Stage<'a> {
     context: &'a Context,
     args: &'a PushArgs,
     trust: Trust,
-    pace: Option<RateLimiter>,
+    rate_limit: Option<RateLimiter>,
     dry_run: bool,
     stream: CaptureStream,
     /// Opened at the first complete machine; when that fails, every machine fails, and `release` hears of each.
@@ -191,8 +191,8 @@ impl Stage<'_> {
         let repo = repo.as_ref().map_err(CliError::clone)?;
         let (file, state) = whole_capture(runtime, capture, &disks)?;
         let sha256 = disks.into_iter().filter_map(|disk| Some((disk.disk, disk.sha256?))).collect();
-        let (trust, pace, chunk_size) = (self.trust, self.pace.as_ref(), self.args.chunks.chunk_size);
-        let request = PushRequest { file: &file, capture: &state, sha256, trust, pace, chunk_size };
+        let (trust, rate_limit, chunk_size) = (self.trust, self.rate_limit.as_ref(), self.args.chunks.chunk_size);
+        let request = PushRequest { file: &file, capture: &state, sha256, trust, rate_limit, chunk_size };
         let open = LockedRepo::shared(repo, &context.stop)?;
         Ok(push(&open, &request, &context.monitor, &context.stop, &mut || Ok(()))?)
     }

@@ -135,7 +135,7 @@ impl ReleaseArgs {
     fn release_stream(&self, runtime: &RuntimeDirs, session: &mut Session) -> Result<(), CliError> {
         let (mut stream, mut served) = (CaptureStream::default(), BTreeSet::new());
         let mut broken = None;
-        // Told to stop, it still hears the stages before it to their end: what they leave is its work.
+        // Interrupted, it still reads what the stages before it print to their end: what they leave is its work.
         for record in stdin_records("release", "captures", &Stop::default())? {
             match record {
                 Ok(Record::Disk(disk)) => match disk.capture.clone() {

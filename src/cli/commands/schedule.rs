@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How many of the next runs a record tells of.
+/// How many of the next runs a record has.
 const NEXT_RUNS: usize = 3;
 
 /// Schedule backups with cron or systemd.
@@ -202,7 +202,7 @@ impl InstallArgs {
         }
     }
 
-    /// kvmb and its arguments: all that this call was told by flags and by variables, which a schedule does not have,
+    /// kvmb and its arguments: all that flags and variables set for this call, which a schedule does not have,
     /// and which configuration applies. What that says is read at each run.
     fn command(&self, context: &Context) -> Result<Vec<String>, CliError> {
         let config = context.config();

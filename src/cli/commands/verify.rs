@@ -161,18 +161,18 @@ impl VerifyArgs {
             None if self.quick => VerifyDepth::Quick,
             None => VerifyDepth::Full,
         };
-        let proven = verify_each(context, open, depth, points, Show::All, session)?;
-        if let Some(round) = round.filter(|_| are_all && proven.is_complete) {
+        let checked = verify_each(context, open, depth, points, Show::All, session)?;
+        if let Some(round) = round.filter(|_| are_all && checked.is_complete) {
             round.done(&context.monitor);
         }
         Ok(())
     }
 }
 
-/// A point to be proven, and the record that asked for it: what that said beyond ours is passed on.
+/// A point to be verified, and the record that asked for it: what that said beyond ours is passed on.
 type VerifyItem = (PointRef, Option<Point>);
 
-/// Every point of a repository that can be named; what cannot be is told.
+/// Every point of a repository that can be named; what cannot be is reported.
 fn all_points(open: &Open, session: &mut Session) -> Vec<VerifyItem> {
     for DamagedSnapshot { id, error } in &open.damaged {
         let message = format!("snapshot {id} cannot be read: {error}");
@@ -192,9 +192,9 @@ pub fn verify_sample(context: &Context, repo: &Repository, share: f64, session: 
     let points = all_points(&open, session);
     let count = points.len();
     let round = SampleCursor::go_on(&open.repo, ALL, share);
-    let proven = verify_each(context, &open, VerifyDepth::Sample(round.sector()), points, Show::Damaged, session)?;
+    let checked = verify_each(context, &open, VerifyDepth::Sample(round.sector()), points, Show::Damaged, session)?;
     let percent = share * 100.0;
-    let (status, detail) = match (proven.damaged, proven.is_complete) {
+    let (status, detail) = match (checked.damaged, checked.is_complete) {
         (0, true) if unreadable == 0 => (Status::Ok, format!("verified {percent}% of the chunks of {count} points")),
         (0, false) if unreadable == 0 => (Status::Unknown, format!("not all of {count} points could be checked")),
         (damaged, _) => (Status::Critical, format!("{damaged} of {count} points are damaged")),
@@ -204,7 +204,7 @@ pub fn verify_sample(context: &Context, repo: &Repository, share: f64, session: 
         Status::Critical => check.hint("run 'kvmb verify --all' to see everything that is affected"),
         _ => check,
     });
-    if proven.is_complete {
+    if checked.is_complete {
         round.done(&context.monitor);
     }
     Ok(())
@@ -238,8 +238,8 @@ fn verify_each(
     let history = HistoryRecorder::of(context, &open.repo.url());
     let mut all = VerifyTotals { damaged: 0, is_complete: true };
     for (point, came) in points {
-        let proven = match verifier.verify(&point, &context.monitor, &context.stop) {
-            Ok(proven) => proven,
+        let checked = match verifier.verify(&point, &context.monitor, &context.stop) {
+            Ok(checked) => checked,
             Err(error @ crate::ops::Error::Interrupted) => return Err(error.into()),
             Err(error) => {
                 session.fail(About { machine: Some(point.machine().to_owned()), ..About::default() }, error);
@@ -247,9 +247,9 @@ fn verify_each(
                 continue;
             }
         };
-        history.verification(&proven, depth);
-        all.damaged += usize::from(!proven.damage.is_empty());
-        show_verified(proven, came, show, session);
+        history.verification(&checked, depth);
+        all.damaged += usize::from(!checked.damage.is_empty());
+        show_verified(checked, came, show, session);
         if session.is_pointless() {
             all.is_complete = false;
             break;
@@ -258,14 +258,14 @@ fn verify_each(
     Ok(all)
 }
 
-fn show_verified(proven: Point, came: Option<Point>, show: Show, session: &mut Session) {
-    let (point, machine) = (proven.point.get(..8).unwrap_or_default().to_owned(), proven.machine.clone());
+fn show_verified(checked: Point, came: Option<Point>, show: Show, session: &mut Session) {
+    let (point, machine) = (checked.point.get(..8).unwrap_or_default().to_owned(), checked.machine.clone());
     let printed = match came {
         Some(came) => {
-            let Point { verified, verified_at, damage, .. } = proven;
+            let Point { verified, verified_at, damage, .. } = checked;
             Point { verified, verified_at, damage, ..came }
         }
-        None => proven,
+        None => checked,
     };
     if printed.damage.is_empty() {
         if show == Show::All {

@@ -42,7 +42,7 @@ impl CompletionLine {
         let read = |parser: clap::Command| parser.ignore_errors(true).try_get_matches_from(&words).ok();
         let parser = settings::without_empty_variables(grammar()?());
         let first = read(parser.clone())?;
-        // One that is refused will be told of when the line is run.
+        // One that is refused will be reported when the line is run.
         let loaded = Global::from_arg_matches(&first).ok()?.load_config().unwrap_or_default();
         let mut matches = read(settings::with_defaults(parser, &loaded))?;
         let settings = Settings::new(loaded, &matches);

@@ -202,7 +202,7 @@ fn a_read_comes_in_any_order_and_in_any_pieces() {
 }
 
 #[test]
-fn replies_to_several_requests_are_told_apart() {
+fn replies_to_several_requests_are_not_confused() {
     let mut client = connected(&[
         data(0, SECOND, 202, b"CD"),
         data(0, FIRST, 100, b"ab"),

@@ -1,7 +1,7 @@
 //! Points from one repository to another.
 //!
 //! A point is copied as it is: the same trees, the same manifest, the same chunks, sealed with the other repository's
-//! key. Only what the other one lacks is read, and proven on the way; what is damaged is told and never copied. The
+//! key. Only what the other one lacks is read, and verified on the way; what is damaged is reported and never copied. The
 //! snapshot says what it is a copy of, in the field that `restic copy` uses: so either program knows what the other has
 //! copied, without reading any data.
 //!

@@ -120,21 +120,21 @@ pub struct ExamineTarget<'a> {
     pub speed_bytes: Option<u64>,
 }
 
-/// Takes the steps; `told` hears of each. After one that failed the others are not tried. Once `access.stop` is raised
-/// it ends as interrupted, and nothing is told of the step that it was at.
+/// Takes the steps; `report` is called for each. After one that failed the others are not tried. Once `ssh_context.stop` is raised
+/// it ends as interrupted, and nothing is reported of the step that it was at.
 pub fn examine(
     subject: ExamineTarget,
-    access: &SshContext,
-    told: &mut dyn FnMut(ExamineStep, Result<ExamineFinding>),
+    ssh_context: &SshContext,
+    report: &mut dyn FnMut(ExamineStep, Result<ExamineFinding>),
 ) -> Result<()> {
     let mut step = ExamineStep::Reach;
     // The speed may need further connections, for which nobody shall be asked again.
-    let credentials = Arc::new(CredentialCache::new(Arc::clone(&access.credentials)));
-    let access = SshContext { credentials, ..access.clone() };
-    match walk(subject, &access, &mut step, told) {
+    let credentials = Arc::new(CredentialCache::new(Arc::clone(&ssh_context.credentials)));
+    let ssh_context = SshContext { credentials, ..ssh_context.clone() };
+    match walk(subject, &ssh_context, &mut step, report) {
         // Whatever failed, failed because of it.
-        Err(_) if access.stop.load(Ordering::Relaxed) => return Err(Error::Interrupted),
-        Err(error) => told(step, Err(error)),
+        Err(_) if ssh_context.stop.load(Ordering::Relaxed) => return Err(Error::Interrupted),
+        Err(error) => report(step, Err(error)),
         Ok(()) => {}
     }
     Ok(())
@@ -142,15 +142,15 @@ pub fn examine(
 
 fn walk(
     ExamineTarget { target, below, speed_bytes }: ExamineTarget,
-    access: &SshContext,
+    ssh_context: &SshContext,
     step: &mut ExamineStep,
-    told: &mut dyn FnMut(ExamineStep, Result<ExamineFinding>),
+    report: &mut dyn FnMut(ExamineStep, Result<ExamineFinding>),
 ) -> Result<()> {
     use crate::storage::sftp::Error as Server;
     let unreachable_host = unreachable_host(target);
-    let route = SshTarget::find(target, access).map_err(&unreachable_host)?;
+    let ssh_target = SshTarget::find(target, ssh_context).map_err(&unreachable_host)?;
     let begun = Instant::now();
-    let connection = connect(&route, access).map_err(|error| {
+    let connection = connect(&ssh_target, ssh_context).map_err(|error| {
         if !matches!(error, Server::Resolve { .. } | Server::Unreachable { .. } | Server::SshConfig { .. }) {
             *step = ExamineStep::HostKey;
         }
@@ -159,19 +159,19 @@ fn walk(
     let took = begun.elapsed();
     if let Err(error) = connection {
         if *step == ExamineStep::HostKey {
-            told(ExamineStep::Reach, Ok(ExamineFinding::Reached { address: None, took }));
+            report(ExamineStep::Reach, Ok(ExamineFinding::Reached { address: None, took }));
         }
         return Err(error);
     }
     let connection = connection?;
-    told(ExamineStep::Reach, Ok(ExamineFinding::Reached { address: connection.address(), took }));
+    report(ExamineStep::Reach, Ok(ExamineFinding::Reached { address: connection.address(), took }));
     let (algorithm, fingerprint) = connection.host_key().unwrap_or_default();
-    told(ExamineStep::HostKey, Ok(ExamineFinding::HostKey { algorithm, fingerprint }));
+    report(ExamineStep::HostKey, Ok(ExamineFinding::HostKey { algorithm, fingerprint }));
 
     *step = ExamineStep::Login;
-    let by = authenticate(&connection, &route, access, None).map_err(&unreachable_host)?;
-    let files = SftpClient::start(connection, &route).map_err(&unreachable_host)?;
-    told(ExamineStep::Login, Ok(ExamineFinding::LoggedIn { account: route.account(), by }));
+    let by = authenticate(&connection, &ssh_target, ssh_context, None).map_err(&unreachable_host)?;
+    let files = SftpClient::start(connection, &ssh_target).map_err(&unreachable_host)?;
+    report(ExamineStep::Login, Ok(ExamineFinding::LoggedIn { account: ssh_target.account(), by }));
 
     *step = ExamineStep::Path;
     let mut target = target.clone();
@@ -194,22 +194,22 @@ fn walk(
         Err(fault) => return Err(failed(target, FileAction::Remove, &probe)(fault)),
     };
     let path = files.real_path(&folder).unwrap_or(folder.clone());
-    told(ExamineStep::Path, Ok(ExamineFinding::Path { path, place, removable, beside }));
+    report(ExamineStep::Path, Ok(ExamineFinding::Path { path, place, removable, beside }));
 
     *step = ExamineStep::Space;
     let free_bytes = files.free_bytes(&folder).map_err(failed(target, FileAction::Examine, &folder))?;
-    told(ExamineStep::Space, Ok(ExamineFinding::Space { free_bytes }));
+    report(ExamineStep::Space, Ok(ExamineFinding::Space { free_bytes }));
 
     *step = ExamineStep::Speed;
     if removable {
         let measured = match speed_bytes {
-            None => speed::at_a_glance(&files, &folder, &access.stop),
-            Some(size_bytes) => speed::at_length(&route, access, &folder, size_bytes),
+            None => speed::at_a_glance(&files, &folder, &ssh_context.stop),
+            Some(size_bytes) => speed::at_length(&ssh_target, ssh_context, &folder, size_bytes),
         };
-        if access.stop.load(Ordering::Relaxed) {
+        if ssh_context.stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
-        told(
+        report(
             ExamineStep::Speed,
             measured.map(ExamineFinding::Speed).map_err(failed(target, FileAction::Measure, &folder)),
         );
@@ -217,7 +217,7 @@ fn walk(
 
     let ours = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     if let Some(theirs) = written {
-        told(
+        report(
             ExamineStep::Clock,
             Ok(ExamineFinding::Clock { ahead_seconds: theirs.cast_signed() - ours.cast_signed() }),
         );

@@ -52,30 +52,30 @@ pub enum SetupChange {
     },
 }
 
-/// Sets it up; `told` hears of each step as it is done. A rehearsal looks at the server's key and whether this host's
+/// Sets it up; `report` is called for each step as it is done. A rehearsal looks at the server's key and whether this host's
 /// key is let in, and changes nothing. `comment` is what the key is known by in the account's list.
 pub fn setup(
     target: &SftpAddress,
-    access: &SshContext,
+    ssh_context: &SshContext,
     comment: &str,
     dry_run: bool,
-    told: &mut dyn FnMut(SetupChange),
+    report: &mut dyn FnMut(SetupChange),
 ) -> Result<()> {
     let unreachable_host = unreachable_host(target);
-    let own = access
+    let own = ssh_context
         .own_key
         .clone()
         .ok_or_else(|| unreachable_host(sftp::Error::Secret("there is no place for a key".into())))?;
-    let watched = Arc::new(Watched { inner: Arc::clone(&access.credentials), dry_run, shown: Mutex::default() });
-    let access = SshContext { credentials: Arc::clone(&watched) as Arc<dyn Credentials>, ..access.clone() };
-    let route = SshTarget::find(target, &access).map_err(&unreachable_host)?;
+    let watched = Arc::new(Watched { inner: Arc::clone(&ssh_context.credentials), dry_run, shown: Mutex::default() });
+    let ssh_context = SshContext { credentials: Arc::clone(&watched) as Arc<dyn Credentials>, ..ssh_context.clone() };
+    let ssh_target = SshTarget::find(target, &ssh_context).map_err(&unreachable_host)?;
 
-    let connection = match connect(&route, &access) {
+    let connection = match connect(&ssh_target, &ssh_context) {
         Ok(connection) => Some(connection),
         Err(sftp::Error::HostKeyUnknown { .. }) if dry_run && watched.shown().is_some() => None,
         Err(error) => return Err(unreachable_host(error)),
     };
-    told(host_key(&route, connection.as_ref(), watched.shown()));
+    report(host_key(&ssh_target, connection.as_ref(), watched.shown()));
 
     let before = own_key::read(&own).map_err(Error::io("read", &own))?;
     let (key, made) = match before {
@@ -87,44 +87,44 @@ pub fn setup(
     };
     let is_openssh = connection.as_ref().is_none_or(Connection::is_openssh);
     let line = key.as_ref().map(|key| own_key::authorized_line(key, is_openssh));
-    told(SetupChange::OwnKey { path: own.clone(), line: line.clone(), made });
+    report(SetupChange::OwnKey { path: own.clone(), line: line.clone(), made });
 
-    let authorized = |added: bool| SetupChange::Authorized { account: route.account(), added };
-    let by_key = route.only_with(&own);
+    let authorized = |added: bool| SetupChange::Authorized { account: ssh_target.account(), added };
+    let by_key = ssh_target.only_with(&own);
     // A connection of its own: a server counts the tries of each.
-    let is_let_in = || match SftpClient::open(&by_key, &access, None) {
+    let is_let_in = || match SftpClient::open(&by_key, &ssh_context, None) {
         Ok(_) => Ok(None),
         Err(error @ (sftp::Error::Login { .. } | sftp::Error::NoSftp { .. })) => Ok(Some(error)),
         Err(error) => Err(unreachable_host(error)),
     };
     let Some(key) = key.filter(|_| connection.is_some()) else {
-        told(authorized(true));
+        report(authorized(true));
         return Ok(());
     };
     if !made && is_let_in()?.is_none() {
-        told(authorized(false));
+        report(authorized(false));
         return Ok(());
     }
     if dry_run {
-        told(authorized(true));
+        report(authorized(true));
         return Ok(());
     }
-    let others = SshContext { own_key: None, ..access.clone() };
-    let route = SshTarget::find(target, &others).map_err(&unreachable_host)?;
-    let (files, _) = SftpClient::open(&route, &others, None).map_err(&unreachable_host)?;
+    let others = SshContext { own_key: None, ..ssh_context.clone() };
+    let ssh_target = SshTarget::find(target, &others).map_err(&unreachable_host)?;
+    let (files, _) = SftpClient::open(&ssh_target, &others, None).map_err(&unreachable_host)?;
     let added =
         own_key::authorize(&files, &key).map_err(failed(target, FileAction::AddKey, own_key::AUTHORIZED_KEYS))?;
     drop(files);
     match is_let_in()? {
-        None => told(authorized(added)),
+        None => report(authorized(added)),
         Some(_) => {
-            return Err(Error::KeyNotTaken { account: route.account(), line: line.unwrap_or_default() });
+            return Err(Error::KeyNotTaken { account: ssh_target.account(), line: line.unwrap_or_default() });
         }
     }
     Ok(())
 }
 
-fn host_key(route: &SshTarget, connection: Option<&Connection>, noted: Option<ShownKey>) -> SetupChange {
+fn host_key(ssh_target: &SshTarget, connection: Option<&Connection>, noted: Option<ShownKey>) -> SetupChange {
     match (noted, connection.and_then(Connection::host_key)) {
         (Some(key), _) => SetupChange::HostKey {
             server: key.server,
@@ -134,7 +134,7 @@ fn host_key(route: &SshTarget, connection: Option<&Connection>, noted: Option<Sh
         },
         (None, key) => {
             let (algorithm, fingerprint) = key.unwrap_or_default();
-            SetupChange::HostKey { server: route.server(), algorithm, fingerprint, noted_in: None }
+            SetupChange::HostKey { server: ssh_target.server(), algorithm, fingerprint, noted_in: None }
         }
     }
 }

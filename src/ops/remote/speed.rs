@@ -58,12 +58,12 @@ pub fn at_a_glance(files: &SftpClient, folder: &str, stop: &AtomicBool) -> Speed
 }
 
 /// So many bytes on all connections, stored as a backup stores its packs: what a long one would get. It ends with the
-/// packs on the way once `access.stop` is raised; then what it measured means nothing.
-pub fn at_length(route: &SshTarget, access: &SshContext, folder: &str, size_bytes: u64) -> SpeedResult<Speed> {
-    let (pack, pool) = (noise(WriterOptions::default().pack_bytes), Pool::new(route.clone(), access.clone()));
+/// packs on the way once `ssh_context.stop` is raised; then what it measured means nothing.
+pub fn at_length(ssh_target: &SshTarget, ssh_context: &SshContext, folder: &str, size_bytes: u64) -> SpeedResult<Speed> {
+    let (pack, pool) = (noise(WriterOptions::default().pack_bytes), Pool::new(ssh_target.clone(), ssh_context.clone()));
     let packs = size_bytes.div_ceil(pack.len() as u64).max(1);
-    let connections = access.connections.max(1).min(usize::try_from(packs).unwrap_or(usize::MAX));
-    let is_stopped = || access.stop.load(Ordering::Relaxed);
+    let connections = ssh_context.connections.max(1).min(usize::try_from(packs).unwrap_or(usize::MAX));
+    let is_stopped = || ssh_context.stop.load(Ordering::Relaxed);
     let name = |number: u64| name(folder, number);
     let for_each_pack =
         |packs: u64, work: &(dyn Fn(&SftpClient, u64) -> SpeedResult<()> + Sync)| -> SpeedResult<Duration> {

@@ -65,7 +65,7 @@ pub fn restore(
     stop.check()?;
     failpoint::hit(Failpoint::RestoreWritten);
 
-    // From here on things change places; each guard puts back what it moved unless it is told to keep it.
+    // From here on things change places; each guard puts back what it moved unless it is asked to keep it.
     if plan.discard_saved_memory {
         plan::discard_saved_memory(&connect()?, plan)?;
     }

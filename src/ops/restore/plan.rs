@@ -156,7 +156,7 @@ pub fn plan(
         start: request.start && define,
         overwrite: request.overwrite,
         discard_saved_memory: request.discard_saved_memory,
-        // A copy beside the original starts when it is told to.
+        // A copy beside the original starts when it is asked to.
         autostart: point.manifest.autostart.filter(|_| request.as_name.is_none()),
         notes,
         missing,

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// So many chunks are read ahead of somebody who reads one after the other.
 const AHEAD: u64 = 8;
 
-/// So many readers of one disk are told apart: the connections of `nbdcopy`, say.
+/// So many readers of one disk are distinguished: the connections of `nbdcopy`, say.
 const STREAMS: usize = 16;
 
 /// The damage that was met, until somebody takes it to report it.
@@ -42,7 +42,7 @@ impl DamageLog {
     }
 }
 
-/// Where the readers of a disk are, so that one that goes on is told from one that jumps.
+/// Where the readers of a disk are, so that one that goes on is distinguished from one that jumps.
 #[derive(Debug, Default)]
 struct Streams {
     chunks: [Option<u64>; STREAMS],
@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reader_that_goes_on_is_told_from_one_that_jumps() {
+    fn a_reader_that_goes_on_is_distinguished_from_one_that_jumps() {
         let mut streams = Streams::default();
         let seen = [5, 5, 6, 100, 7, 101, 3, 8].map(|chunk| streams.goes_on_to(chunk));
         assert_eq!(seen, [false, false, true, false, true, true, false, true]);

@@ -1,7 +1,7 @@
 //! Not believing the bitmap: clean chunks are read again and compared with the parent.
 //!
 //! Nothing can see a `dd` into an image or a bitmap that was cleared by hand, but reading. So every run reads a small
-//! random sample of what it is told is clean, and now and then everything is read.
+//! random sample of what is said to be clean, and now and then everything is read.
 //!
 //! One chunk is always in the sample: the last that is clean and not zero. A disk that was cut short and grown again
 //! lost everything from some byte on; what lies wholly behind that byte reads as zeros and is found by the assembler,

@@ -59,14 +59,14 @@ pub struct DiskTask<'a> {
     /// What the disk continues; none reads everything.
     pub base: Option<Base<'a>>,
     /// How fast it may be read.
-    pub pace: Option<&'a RateLimiter>,
+    pub rate_limit: Option<&'a RateLimiter>,
 }
 
 impl DiskTask<'_> {
     /// Waits until so many bytes may be read. What is read ahead is little, so it serves as well just after reading.
     pub(super) fn keep_pace(&self, bytes: usize, stop: &Stop) {
-        if let Some(pace) = self.pace {
-            pace.acquire_while(bytes, || !stop.requested());
+        if let Some(rate_limit) = self.rate_limit {
+            rate_limit.acquire_while(bytes, || !stop.requested());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a prune reports while it works.
 
-/// What a prune tells while it runs.
+/// What a prune reports while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PruneEvent {
     /// The trees of one more snapshot are read.

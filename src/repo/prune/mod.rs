@@ -9,7 +9,7 @@
 //! | 2. the caller removes snapshots | fewer snapshots | the others whole |
 //! | 3. copy what is needed out of the packs that are mostly waste, into new packs | packs that no index names | as before |
 //! | 4. an index of the new packs | blobs in two places | either |
-//! | 5. the old index files without the packs that go, anew | packs named twice | either |
+//! | 5. the old index files without the packs that go, written again | packs named twice | either |
 //! | 6. remove the old index files | some of them | every pack that an index names is still there |
 //! | 7. remove the packs | packs that no index names | what it needs |
 //!

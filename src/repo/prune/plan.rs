@@ -31,7 +31,7 @@ pub struct PruneSummary {
     pub copied_bytes: u64,
     /// What stays although nobody needs it.
     pub unused_bytes: u64,
-    /// Index files that are written anew or removed.
+    /// Index files that are written again or removed.
     pub old_index_files: u64,
     /// Whether more was to be copied than there is room for: once this much is done there is more.
     pub is_short_of_room: bool,

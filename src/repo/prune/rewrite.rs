@@ -1,6 +1,6 @@
 //! The index without the packs that go.
 //!
-//! Only index files that name such a pack are written anew; the many small ones that backups leave are joined on the
+//! Only index files that name such a pack are written again; the many small ones that backups leave are joined on the
 //! way.
 
 use std::collections::HashSet;

@@ -33,12 +33,12 @@ const WAYS: [&str; 3] = ["publickey", "keyboard-interactive", "password"];
 /// Logs in. `known` is what worked before.
 pub fn authenticate(
     connection: &Connection,
-    route: &SshTarget,
-    access: &SshContext,
+    ssh_target: &SshTarget,
+    ssh_context: &SshContext,
     known: Option<&Login>,
 ) -> Result<Login> {
-    let mut attempt = Attempt { connection, route, access, tried: Vec::new() };
-    let mut left: Vec<&str> = WAYS.into_iter().filter(|way| !route.forbidden.contains(way)).collect();
+    let mut attempt = Attempt { connection, ssh_target, ssh_context, tried: Vec::new() };
+    let mut left: Vec<&str> = WAYS.into_iter().filter(|way| !ssh_target.forbidden.contains(way)).collect();
     match known {
         Some(login) if attempt.again(login)? => return Ok(login.clone()),
         _ => {}
@@ -74,8 +74,8 @@ const KEY_STAYS_SHUT: [ssh2::ErrorCode; 2] = [ssh2::ErrorCode::Session(-16), ssh
 /// One login in the making.
 struct Attempt<'a> {
     connection: &'a Connection,
-    route: &'a SshTarget,
-    access: &'a SshContext,
+    ssh_target: &'a SshTarget,
+    ssh_context: &'a SshContext,
     /// What was tried, and what became of it.
     tried: Vec<String>,
 }
@@ -84,8 +84,8 @@ impl Attempt<'_> {
     fn refused(&self, offered: &str) -> Error {
         let offered = if offered.is_empty() { "nothing" } else { offered };
         Error::Login {
-            server: self.route.server(),
-            user: self.route.user.clone(),
+            server: self.ssh_target.server(),
+            user: self.ssh_target.user.clone(),
             tried: self.tried.clone(),
             offered: offered.to_owned(),
         }
@@ -106,13 +106,13 @@ impl Attempt<'_> {
         match self.connection.step(call) {
             Ok(Ok(())) => Ok(None),
             Ok(Err(error)) => {
-                tracing::debug!("{}: {what}: {}", self.route.server(), error.message());
+                tracing::debug!("{}: {what}: {}", self.ssh_target.server(), error.message());
                 let what = match error.code() {
                     // The plain "no" needs no words.
                     ssh2::ErrorCode::Session(-18 | -19) => what,
                     _ => format!("{what} ({})", error.message()),
                 };
-                // The same once more is told once.
+                // The same once more is reported once.
                 if self.tried.last() != Some(&what) {
                     self.tried.push(what);
                 }
@@ -133,7 +133,7 @@ impl Attempt<'_> {
         // It says so in its answer to a login without anything.
         let session = self.connection.session();
         self.connection.restart_progress();
-        let answer = self.connection.step(|| session.auth_methods(&self.route.user).map(str::to_owned))?;
+        let answer = self.connection.step(|| session.auth_methods(&self.ssh_target.user).map(str::to_owned))?;
         match answer {
             _ if session.authenticated() => Ok(None),
             Ok(offered) => Ok(Some(offered)),
@@ -151,20 +151,20 @@ impl Attempt<'_> {
     }
 
     fn keys(&mut self) -> Result<Option<Login>> {
-        let own = self.access.own_key.as_ref();
+        let own = self.ssh_context.own_key.as_ref();
         if let Some(own) = own
             && let Some(login) = self.identity(own)?
         {
             return Ok(Some(login));
         }
-        let only = self.route.identities_only.then(|| self.route.identities.iter().filter_map(|f| public_half(f)));
+        let only = self.ssh_target.identities_only.then(|| self.ssh_target.identities.iter().filter_map(|f| public_half(f)));
         let only: Option<Vec<Vec<u8>>> = only.map(Iterator::collect);
         let wanted =
             |key: &ssh2::PublicKey| only.as_ref().is_none_or(|only| only.iter().any(|blob| blob == key.blob()));
         if let Some(blob) = self.agent_key(wanted)? {
             return Ok(Some(Login::Agent(blob)));
         }
-        for file in self.route.identities.iter().filter(|file| Some(*file) != own) {
+        for file in self.ssh_target.identities.iter().filter(|file| Some(*file) != own) {
             if let Some(login) = self.identity(file)? {
                 return Ok(Some(login));
             }
@@ -174,7 +174,7 @@ impl Attempt<'_> {
 
     /// Tries keys of the agent; says which one it was.
     fn agent_key(&mut self, wanted: impl Fn(&ssh2::PublicKey) -> bool) -> Result<Option<Vec<u8>>> {
-        let Some(socket) = &self.route.agent_socket else {
+        let Some(socket) = &self.ssh_target.agent_socket else {
             return Ok(None);
         };
         let listed = || -> std::result::Result<_, ssh2::Error> {
@@ -193,7 +193,7 @@ impl Attempt<'_> {
             }
         };
         for key in keys.iter().filter(|key| wanted(key)) {
-            let user = self.route.user.clone();
+            let user = self.ssh_target.user.clone();
             if self.lets_in(format!("the agent's key '{}'", key.comment()), || agent.userauth(&user, key))? {
                 return Ok(Some(key.blob().to_vec()));
             }
@@ -212,11 +212,11 @@ impl Attempt<'_> {
             }
         };
         let is_encrypted = is_encrypted(&text);
-        let (session, user) = (self.connection.session(), self.route.user.clone());
+        let (session, user) = (self.connection.session(), self.ssh_target.user.clone());
         for prompt in 1..=PROMPTS {
             let passphrase = match is_encrypted {
                 false => None,
-                true => self.access.credentials.passphrase(file).map_err(Error::Secret)?,
+                true => self.ssh_context.credentials.passphrase(file).map_err(Error::Secret)?,
             };
             if is_encrypted && passphrase.is_none() {
                 self.tried.push(format!("the key {} (it wants a passphrase, and none was given)", file.display()));
@@ -235,7 +235,7 @@ impl Attempt<'_> {
                     if self.tried.last() != Some(&what) {
                         self.tried.push(what);
                     }
-                    if prompt == PROMPTS || !self.access.credentials.was_wrong() {
+                    if prompt == PROMPTS || !self.ssh_context.credentials.was_wrong() {
                         break;
                     }
                 }
@@ -247,10 +247,10 @@ impl Attempt<'_> {
 
     /// Answers the server's questions.
     fn questions(&mut self) -> Result<Option<Login>> {
-        let (session, user) = (self.connection.session(), self.route.user.clone());
+        let (session, user) = (self.connection.session(), self.ssh_target.user.clone());
         for prompt in 1..=PROMPTS {
             let mut person =
-                InteractivePrompt { access: self.access, account: self.route.account(), asked: false, failed: None };
+                InteractivePrompt { ssh_context: self.ssh_context, account: self.ssh_target.account(), asked: false, failed: None };
             let what = "keyboard-interactive".to_owned();
             let let_in = self.lets_in(what, || session.userauth_keyboard_interactive(&user, &mut person))?;
             if let Some(failed) = person.failed {
@@ -259,7 +259,7 @@ impl Attempt<'_> {
             if let_in {
                 return Ok(Some(Login::Questions));
             }
-            if prompt == PROMPTS || !person.asked || !self.access.credentials.was_wrong() {
+            if prompt == PROMPTS || !person.asked || !self.ssh_context.credentials.was_wrong() {
                 break;
             }
         }
@@ -267,16 +267,16 @@ impl Attempt<'_> {
     }
 
     fn password(&mut self) -> Result<Option<Login>> {
-        let (session, user) = (self.connection.session(), self.route.user.clone());
+        let (session, user) = (self.connection.session(), self.ssh_target.user.clone());
         for prompt in 1..=PROMPTS {
-            let Some(password) = self.access.credentials.password(&self.route.account()).map_err(Error::Secret)? else {
+            let Some(password) = self.ssh_context.credentials.password(&self.ssh_target.account()).map_err(Error::Secret)? else {
                 self.tried.push("password (none was given)".to_owned());
                 break;
             };
             if self.lets_in("password".to_owned(), || session.userauth_password(&user, password.reveal()))? {
                 return Ok(Some(Login::Password));
             }
-            if prompt == PROMPTS || !self.access.credentials.was_wrong() {
+            if prompt == PROMPTS || !self.ssh_context.credentials.was_wrong() {
                 break;
             }
         }
@@ -286,7 +286,7 @@ impl Attempt<'_> {
 
 /// Lets the credentials answer.
 struct InteractivePrompt<'a> {
-    access: &'a SshContext,
+    ssh_context: &'a SshContext,
     account: String,
     asked: bool,
     failed: Option<String>,
@@ -301,7 +301,7 @@ impl KeyboardInteractivePrompt for InteractivePrompt<'_> {
                 true => prompt.text.trim().to_owned(),
                 false => format!("{} {}", instructions.trim(), prompt.text.trim()),
             };
-            match self.access.credentials.answer(&self.account, &question, !prompt.echo) {
+            match self.ssh_context.credentials.answer(&self.account, &question, !prompt.echo) {
                 Ok(Some(answer)) => answers.push(answer.reveal().to_owned()),
                 // An empty answer lets the server refuse.
                 Ok(None) => answers.push(String::new()),

@@ -1,4 +1,4 @@
-//! From a route to a connection whose server is known to be the right one.
+//! From a target to a connection whose server is known to be the right one.
 
 use super::known_hosts::{self, HostKeyStatus, KnownKeys};
 use super::ssh_target::Family;
@@ -28,18 +28,18 @@ const KEY_EXCHANGES: &str = "curve25519-sha256,curve25519-sha256@libssh.org,ecdh
                              diffie-hellman-group14-sha256";
 
 /// Connects and proves the server; the login is still to come.
-pub fn connect(route: &SshTarget, access: &SshContext) -> Result<Connection> {
-    let known = KnownKeys::read(route)?;
-    let connection = match &route.proxy {
+pub fn connect(ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<Connection> {
+    let known = KnownKeys::read(ssh_target)?;
+    let connection = match &ssh_target.proxy {
         Some(proxy) => {
-            let unreachable = |source| Error::Unreachable { server: route.server(), source };
-            let (socket, process) = proxy.start(&route.host, route.port).map_err(unreachable)?;
-            Connection::through(socket, process, route, access)?
+            let unreachable = |source| Error::Unreachable { server: ssh_target.server(), source };
+            let (socket, process) = proxy.start(&ssh_target.host, ssh_target.port).map_err(unreachable)?;
+            Connection::through(socket, process, ssh_target, ssh_context)?
         }
-        None => Connection::new(dial(route, access)?, route, access)?,
+        None => Connection::new(dial(ssh_target, ssh_context)?, ssh_target, ssh_context)?,
     };
     let handshake =
-        |error: ssh2::Error| Error::Handshake { server: route.server(), reason: error.message().to_owned() };
+        |error: ssh2::Error| Error::Handshake { server: ssh_target.server(), reason: error.message().to_owned() };
     let session = connection.session();
     for (method, preferred) in [
         (MethodType::HostKey, known.methods().as_str()),
@@ -54,24 +54,24 @@ pub fn connect(route: &SshTarget, access: &SshContext) -> Result<Connection> {
     connection.await_greeting()?;
     let mut shaking = session.clone();
     connection.step(|| shaking.handshake())?.map_err(handshake)?;
-    check_host_key(&connection, &known, route, access)?;
+    check_host_key(&connection, &known, ssh_target, ssh_context)?;
     Ok(connection)
 }
 
-fn check_host_key(connection: &Connection, known: &KnownKeys, route: &SshTarget, access: &SshContext) -> Result<()> {
+fn check_host_key(connection: &Connection, known: &KnownKeys, ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<()> {
     let session = connection.session();
-    let no_key = |reason: &str| Error::Handshake { server: route.server(), reason: reason.to_owned() };
+    let no_key = |reason: &str| Error::Handshake { server: ssh_target.server(), reason: reason.to_owned() };
     let (blob, _) = session.host_key().ok_or_else(|| no_key("the server showed no host key"))?;
     let key = PublicKey::from_bytes(blob).map_err(|error| no_key(&format!("its host key is unreadable: {error}")))?;
     let (server, algorithm, fingerprint) =
-        (route.server(), known_hosts::key_type(&key), known_hosts::fingerprint(&key));
+        (ssh_target.server(), known_hosts::key_type(&key), known_hosts::fingerprint(&key));
     match known.judge(&key) {
         HostKeyStatus::Right => Ok(()),
         HostKeyStatus::Revoked { path, line } => {
             Err(Error::HostKeyRevoked { server, algorithm, fingerprint, path, line })
         }
         HostKeyStatus::Changed { path, line } => {
-            let name = route.known_as.clone();
+            let name = ssh_target.known_as.clone();
             Err(Error::HostKeyChanged { server, name, algorithm, fingerprint, path, line })
         }
         HostKeyStatus::Unknown { certified } => {
@@ -81,14 +81,14 @@ fn check_host_key(connection: &Connection, known: &KnownKeys, route: &SshTarget,
                 fingerprint: fingerprint.clone(),
                 certified,
             };
-            let Some(file) = route.user_known_hosts.first() else {
+            let Some(file) = ssh_target.user_known_hosts.first() else {
                 return Err(unknown);
             };
             let shown = ShownKey { server, algorithm, fingerprint, known_hosts: file.clone() };
-            if !access.credentials.accepts(&shown).map_err(Error::Secret)? {
+            if !ssh_context.credentials.accepts(&shown).map_err(Error::Secret)? {
                 return Err(unknown);
             }
-            known_hosts::append(file, &route.known_as, route.hash_known_hosts, &key)
+            known_hosts::append(file, &ssh_target.known_as, ssh_target.hash_known_hosts, &key)
         }
     }
 }
@@ -96,40 +96,40 @@ fn check_host_key(connection: &Connection, known: &KnownKeys, route: &SshTarget,
 /// A TCP connection to the first of the host's addresses that answers.
 ///
 /// The system's calls for this cannot be interrupted, so another thread makes them; one that hangs is left behind.
-fn dial(route: &SshTarget, access: &SshContext) -> Result<TcpStream> {
-    let limit = route.patience.connect;
-    let (tell, told) = mpsc::channel();
-    let dialled = route.clone();
+fn dial(ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<TcpStream> {
+    let limit = ssh_target.timeouts.connect;
+    let (sender, receiver) = mpsc::channel();
+    let dialled = ssh_target.clone();
     thread::spawn(move || {
         // Nobody listens any more when this came too late.
-        let _ = tell.send(dial_blocking(&dialled, limit));
+        let _ = sender.send(dial_blocking(&dialled, limit));
     });
     let begun = Instant::now();
     loop {
-        match told.recv_timeout(Duration::from_millis(100)) {
+        match receiver.recv_timeout(Duration::from_millis(100)) {
             Ok(result) => return result,
             Err(RecvTimeoutError::Disconnected) => {
                 let source = io::Error::other("the thread that connects is gone");
-                return Err(Error::Unreachable { server: route.server(), source });
+                return Err(Error::Unreachable { server: ssh_target.server(), source });
             }
             Err(RecvTimeoutError::Timeout) => {}
         }
-        let ending = access.stop.load(Ordering::Relaxed) && begun.elapsed() >= route.patience.ending;
+        let ending = ssh_context.stop.load(Ordering::Relaxed) && begun.elapsed() >= ssh_target.timeouts.ending;
         // Each of a few addresses has its own time.
         if ending || begun.elapsed() >= limit * 4 {
-            return Err(Error::Unreachable { server: route.server(), source: ErrorKind::TimedOut.into() });
+            return Err(Error::Unreachable { server: ssh_target.server(), source: ErrorKind::TimedOut.into() });
         }
     }
 }
 
-fn dial_blocking(route: &SshTarget, limit: Duration) -> Result<TcpStream> {
-    let resolve = |source| Error::Resolve { host: route.host.clone(), source };
-    let fits = |address: &SocketAddr| match route.family {
+fn dial_blocking(ssh_target: &SshTarget, limit: Duration) -> Result<TcpStream> {
+    let resolve = |source| Error::Resolve { host: ssh_target.host.clone(), source };
+    let fits = |address: &SocketAddr| match ssh_target.family {
         Family::Any => true,
         Family::V4 => address.is_ipv4(),
         Family::V6 => address.is_ipv6(),
     };
-    let addresses = (route.host.as_str(), route.port).to_socket_addrs().map_err(resolve)?;
+    let addresses = (ssh_target.host.as_str(), ssh_target.port).to_socket_addrs().map_err(resolve)?;
     let addresses: Vec<SocketAddr> = addresses.filter(fits).collect();
     let mut failure = io::Error::new(ErrorKind::AddrNotAvailable, "it has no address of the wanted family");
     for address in addresses {
@@ -138,5 +138,5 @@ fn dial_blocking(route: &SshTarget, limit: Duration) -> Result<TcpStream> {
             Err(error) => failure = error,
         }
     }
-    Err(Error::Unreachable { server: route.server(), source: failure })
+    Err(Error::Unreachable { server: ssh_target.server(), source: failure })
 }

@@ -47,7 +47,7 @@ pub struct Connection {
     proxy: Option<ProxyProcess>,
     server: String,
     stop: Arc<AtomicBool>,
-    patience: SshTimeouts,
+    timeouts: SshTimeouts,
     progress: Progress,
     /// Set by whoever gives a call up.
     broken: Cell<bool>,
@@ -61,19 +61,19 @@ impl std::fmt::Debug for Connection {
 
 impl Connection {
     /// Wraps a connected socket.
-    pub fn new(socket: TcpStream, route: &SshTarget, access: &SshContext) -> Result<Connection> {
+    pub fn new(socket: TcpStream, ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<Connection> {
         let prepare = || -> io::Result<(OwnedFd, Option<SocketAddr>)> {
             socket.set_nodelay(true)?;
             // Routers forget connections that are idle, and a peer that is gone is noticed.
             sockopt::set_socket_keepalive(&socket, true)?;
-            let interval = route.patience.keep_alive.min(LONGEST_KEEP_ALIVE);
+            let interval = ssh_target.timeouts.keep_alive.min(LONGEST_KEEP_ALIVE);
             sockopt::set_tcp_keepidle(&socket, interval)?;
             sockopt::set_tcp_keepintvl(&socket, interval)?;
             sockopt::set_tcp_keepcnt(&socket, 4)?;
             Ok((socket.try_clone()?.into(), socket.peer_addr().ok()))
         };
-        let (second, address) = prepare().map_err(|source| unreachable_server(route, source))?;
-        let mut connection = Connection::wrap(socket, second, route, access)?;
+        let (second, address) = prepare().map_err(|source| unreachable_server(ssh_target, source))?;
+        let mut connection = Connection::wrap(socket, second, ssh_target, ssh_context)?;
         connection.address = address;
         Ok(connection)
     }
@@ -82,11 +82,11 @@ impl Connection {
     pub fn through(
         socket: UnixStream,
         proxy: ProxyProcess,
-        route: &SshTarget,
-        access: &SshContext,
+        ssh_target: &SshTarget,
+        ssh_context: &SshContext,
     ) -> Result<Connection> {
-        let second = socket.try_clone().map_err(|source| unreachable_server(route, source))?;
-        let mut connection = Connection::wrap(socket, second.into(), route, access)?;
+        let second = socket.try_clone().map_err(|source| unreachable_server(ssh_target, source))?;
+        let mut connection = Connection::wrap(socket, second.into(), ssh_target, ssh_context)?;
         connection.proxy = Some(proxy);
         Ok(connection)
     }
@@ -94,11 +94,11 @@ impl Connection {
     fn wrap(
         socket: impl AsRawFd + 'static,
         second: OwnedFd,
-        route: &SshTarget,
-        access: &SshContext,
+        ssh_target: &SshTarget,
+        ssh_context: &SshContext,
     ) -> Result<Connection> {
         let handshake =
-            |error: ssh2::Error| Error::Handshake { server: route.server(), reason: error.message().into() };
+            |error: ssh2::Error| Error::Handshake { server: ssh_target.server(), reason: error.message().into() };
         let mut session = Session::new().map_err(handshake)?;
         session.set_timeout(LAST_WORDS_MS);
         session.set_blocking(false);
@@ -108,9 +108,9 @@ impl Connection {
             socket: second,
             address: None,
             proxy: None,
-            server: route.server(),
-            stop: Arc::clone(&access.stop),
-            patience: route.patience,
+            server: ssh_target.server(),
+            stop: Arc::clone(&ssh_context.stop),
+            timeouts: ssh_target.timeouts,
             progress: Progress::default(),
             broken: Cell::new(false),
         })
@@ -157,7 +157,7 @@ impl Connection {
                 let reason = format!("it sends something else without end: {}…", what());
                 return Err(Error::Handshake { server: self.server.clone(), reason });
             }
-            if begun.elapsed() >= self.limit(self.patience.connect) {
+            if begun.elapsed() >= self.limit(self.timeouts.connect) {
                 self.cut();
                 return Err(match length {
                     0 => Error::Silent { server: self.server.clone(), after: begun.elapsed() },
@@ -191,17 +191,17 @@ impl Connection {
 
     /// So many bytes went out or came in.
     pub fn moved(&self, bytes: usize) {
-        self.progress.moved(bytes, self.patience.progress);
+        self.progress.moved(bytes, self.timeouts.progress);
     }
 
     /// A step of making the connection: no keep-alives yet, and less patience.
     pub fn step<T>(&self, call: impl FnMut() -> std::result::Result<T, ssh2::Error>) -> Result<SshResult<T>> {
-        self.drive(self.patience.connect, false, call)
+        self.drive(self.timeouts.connect, false, call)
     }
 
     /// A call on a connection that is made.
     pub fn call<T>(&self, call: impl FnMut() -> std::result::Result<T, ssh2::Error>) -> Result<SshResult<T>> {
-        self.drive(self.patience.silence, true, call)
+        self.drive(self.timeouts.silence, true, call)
     }
 
     /// The outer error means that the connection is gone, the inner one is the answer to this call.
@@ -225,7 +225,7 @@ impl Connection {
             self.wait(silence, keep_alive, &mut heard)?;
             self.progress.waited(begun.elapsed());
             let stuck_for = self.progress.stuck_for();
-            if stuck_for >= self.limit(self.patience.progress) {
+            if stuck_for >= self.limit(self.timeouts.progress) {
                 self.cut();
                 return Err(Error::Stuck { server: self.server.clone(), after: stuck_for });
             }
@@ -235,7 +235,7 @@ impl Connection {
     /// How long to wait where it is `usual` to wait so long: not as long when the program shall end.
     fn limit(&self, usual: Duration) -> Duration {
         match self.stop.load(Ordering::Relaxed) {
-            true => usual.min(self.patience.ending),
+            true => usual.min(self.timeouts.ending),
             false => usual,
         }
     }
@@ -263,8 +263,8 @@ impl Connection {
             return Err(Error::Silent { server: self.server.clone(), after: silent });
         }
         // Only where the socket takes it whole: libssh2 loses its thread over a half-sent packet.
-        if keep_alive && wanted == PollFlags::IN && silent >= self.patience.keep_alive && self.can_send() {
-            let seconds = u32::try_from(self.patience.keep_alive.as_secs()).unwrap_or(u32::MAX);
+        if keep_alive && wanted == PollFlags::IN && silent >= self.timeouts.keep_alive && self.can_send() {
+            let seconds = u32::try_from(self.timeouts.keep_alive.as_secs()).unwrap_or(u32::MAX);
             self.session.set_keepalive(true, seconds.max(2));
             if let Err(error) = self.session.keepalive_send()
                 && is_broken(&error)
@@ -310,8 +310,8 @@ impl Drop for Connection {
     }
 }
 
-fn unreachable_server(route: &SshTarget, source: io::Error) -> Error {
-    Error::Unreachable { server: route.server(), source }
+fn unreachable_server(ssh_target: &SshTarget, source: io::Error) -> Error {
+    Error::Unreachable { server: ssh_target.server(), source }
 }
 
 fn glance() -> rustix::event::Timespec {

@@ -119,15 +119,15 @@ fn text(text: &str) -> Field<'_> {
 
 impl SftpClient {
     /// Connects, logs in and starts SFTP. `known` is the login that worked before.
-    pub fn open(route: &SshTarget, access: &SshContext, known: Option<&Login>) -> Result<(SftpClient, Login)> {
-        let connection = connect(route, access)?;
-        let login = authenticate(&connection, route, access, known)?;
-        Ok((SftpClient::start(connection, route)?, login))
+    pub fn open(ssh_target: &SshTarget, ssh_context: &SshContext, known: Option<&Login>) -> Result<(SftpClient, Login)> {
+        let connection = connect(ssh_target, ssh_context)?;
+        let login = authenticate(&connection, ssh_target, ssh_context, known)?;
+        Ok((SftpClient::start(connection, ssh_target)?, login))
     }
 
     /// Starts SFTP on a connection that is logged in.
-    pub fn start(connection: Connection, route: &SshTarget) -> Result<SftpClient> {
-        let wire = SftpChannel::start(connection, route)?;
+    pub fn start(connection: Connection, ssh_target: &SshTarget) -> Result<SftpClient> {
+        let wire = SftpChannel::start(connection, ssh_target)?;
         let asked = wire.has(LIMITS).then(|| wire.send(PacketType::Extended, &[text(LIMITS)])).transpose()?;
         let pieces = Pieces { read: PIECE_BYTES, write: PIECE_BYTES };
         Ok(SftpClient { wire, asked: Cell::new(asked), pieces: Cell::new(pieces) })

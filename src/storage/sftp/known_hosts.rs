@@ -78,11 +78,11 @@ pub enum HostKeyStatus {
 
 impl KnownKeys {
     /// Collects the lines about a server from the user's files and the system's.
-    pub fn read(route: &SshTarget) -> Result<KnownKeys> {
+    pub fn read(ssh_target: &SshTarget) -> Result<KnownKeys> {
         let mut known = KnownKeys::default();
-        for path in route.user_known_hosts.iter().chain(&route.system_known_hosts) {
+        for path in ssh_target.user_known_hosts.iter().chain(&ssh_target.system_known_hosts) {
             match atomic_file::read(path) {
-                Ok(text) => known.add(path, &String::from_utf8_lossy(&text), &route.known_as),
+                Ok(text) => known.add(path, &String::from_utf8_lossy(&text), &ssh_target.known_as),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(source) => return Err(Error::KnownHosts { action: "read", path: path.clone(), source }),
             }

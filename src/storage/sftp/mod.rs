@@ -3,7 +3,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | [`target`] | the address, as restic reads it |
-//! | [`ssh_context`] | what this layer is told about the host and its user |
+//! | [`ssh_context`] | what this layer knows about the host and its user |
 //! | [`mod@ssh_config`] | what OpenSSH's client is configured to do for a host |
 //! | [`ssh_target`] | what that makes of an address |
 //! | [`proxy`] | the program that carries a connection, where the way is not direct |

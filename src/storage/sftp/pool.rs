@@ -8,7 +8,7 @@
 //! | all that are allowed in use | waits for one |
 //!
 //! A connection that broke is dropped: the call fails with an error that says so ([`Error::is_transient`]), and the
-//! next one connects anew. A server that admits fewer connections than we would like gets fewer for a while.
+//! next one connects again. A server that admits fewer connections than we would like gets fewer for a while.
 
 use super::credential_cache::CredentialCache;
 use super::{Credentials, Error, Login, Result, SftpClient, SftpFault, SshContext, SshTarget};
@@ -29,8 +29,8 @@ pub struct Pool(Arc<PoolShared>);
 
 #[derive(Debug)]
 struct PoolShared {
-    route: SshTarget,
-    access: SshContext,
+    ssh_target: SshTarget,
+    ssh_context: SshContext,
     remember: Arc<CredentialCache>,
     state: Mutex<PoolState>,
     changed: Condvar,
@@ -57,12 +57,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Pool {
     /// Connects nowhere yet.
-    pub fn new(route: SshTarget, mut access: SshContext) -> Pool {
-        let remember = Arc::new(CredentialCache::new(access.credentials));
-        access.credentials = Arc::clone(&remember) as Arc<dyn Credentials>;
+    pub fn new(ssh_target: SshTarget, mut ssh_context: SshContext) -> Pool {
+        let remember = Arc::new(CredentialCache::new(ssh_context.credentials));
+        ssh_context.credentials = Arc::clone(&remember) as Arc<dyn Credentials>;
         let state = PoolState { idle: Vec::new(), open: 0, is_known: false, limit: None, given_up: false };
         let (state, changed, login) = (Mutex::new(state), Condvar::new(), Mutex::new(None));
-        Pool(Arc::new(PoolShared { route, access, remember, state, changed, login }))
+        Pool(Arc::new(PoolShared { ssh_target, ssh_context, remember, state, changed, login }))
     }
 
     /// Does something on a connection.
@@ -93,7 +93,7 @@ impl Pool {
         loop {
             if state.given_up {
                 return Err(Error::Lost {
-                    server: shared.route.server(),
+                    server: shared.ssh_target.server(),
                     reason: "it was given up at the end".to_owned(),
                 });
             }
@@ -103,7 +103,7 @@ impl Pool {
                 if since.elapsed() < TRUSTED_IDLE || files.stat(".").is_ok() {
                     return Ok(files);
                 }
-                tracing::debug!("{}: an idle connection is gone", shared.route.server());
+                tracing::debug!("{}: an idle connection is gone", shared.ssh_target.server());
                 shared.give_back(files);
                 state = lock(&shared.state);
                 continue;
@@ -138,7 +138,7 @@ impl PoolShared {
     fn may_add(&self, state: &PoolState) -> bool {
         let limit = match state.limit {
             Some((limit, until)) if Instant::now() < until => limit,
-            _ => self.access.connections,
+            _ => self.ssh_context.connections,
         };
         state.is_known && state.open > 0 && state.open < limit && !state.given_up
     }
@@ -164,21 +164,21 @@ impl PoolShared {
 
     fn open(&self, known: Option<&Login>) -> Result<(SftpClient, Login)> {
         let begun = Instant::now();
-        let opened = SftpClient::open(&self.route, &self.access, known).inspect_err(|error| {
+        let opened = SftpClient::open(&self.ssh_target, &self.ssh_context, known).inspect_err(|error| {
             if matches!(error, Error::Login { .. }) {
                 self.remember.forget();
             }
         })?;
-        tracing::debug!("{}: connected in {} ms", self.route.server(), begun.elapsed().as_millis());
+        tracing::debug!("{}: connected in {} ms", self.ssh_target.server(), begun.elapsed().as_millis());
         Ok(opened)
     }
 
     fn not_connected(&self, error: &Error) {
         let mut state = lock(&self.state);
         state.open -= 1;
-        state.given_up |= self.access.stop.load(Ordering::Relaxed);
+        state.given_up |= self.ssh_context.stop.load(Ordering::Relaxed);
         if state.open > 0 {
-            tracing::debug!("{}: no more than {} connections: {error}", self.route.server(), state.open);
+            tracing::debug!("{}: no more than {} connections: {error}", self.ssh_target.server(), state.open);
             state.limit = Some((state.open, Instant::now() + MODEST));
         }
         self.changed.notify_all();
@@ -188,7 +188,7 @@ impl PoolShared {
         let mut state = lock(&self.state);
         if files.is_broken() {
             state.open -= 1;
-            state.given_up |= self.access.stop.load(Ordering::Relaxed);
+            state.given_up |= self.ssh_context.stop.load(Ordering::Relaxed);
             // Somebody may have to make the first one again.
             self.changed.notify_all();
         } else {

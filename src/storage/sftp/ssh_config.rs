@@ -32,17 +32,17 @@ pub struct HostOptions {
 
 impl HostOptions {
     /// Asks `ssh`.
-    pub fn of(target: &SftpAddress, access: &SshContext) -> Result<HostOptions> {
+    pub fn of(target: &SftpAddress, ssh_context: &SshContext) -> Result<HostOptions> {
         let ssh_home = passwd_home();
-        let user_file = access.home.as_ref().map(|home| home.join(".ssh/config"));
+        let user_file = ssh_context.home.as_ref().map(|home| home.join(".ssh/config"));
         let bad = |reason: String| Error::SshConfig { path: user_file.clone().unwrap_or_default(), reason };
         let mut command = Command::new("ssh");
         command.arg("-G").stdout(Stdio::piped()).stderr(Stdio::piped()).env("LC_ALL", "C");
         // It lives until ssh has read it.
         let mut composed = None;
-        if access.home.as_deref() != Some(&ssh_home) || access.system_folder != Path::new(SYSTEM_FOLDER) {
+        if ssh_context.home.as_deref() != Some(&ssh_home) || ssh_context.system_folder != Path::new(SYSTEM_FOLDER) {
             let mut file = tempfile::NamedTempFile::new().map_err(|error| bad(error.to_string()))?;
-            let text = compose(user_file.as_deref(), &access.system_folder, &access.user);
+            let text = compose(user_file.as_deref(), &ssh_context.system_folder, &ssh_context.user);
             file.write_all(text.as_bytes()).map_err(|error| bad(error.to_string()))?;
             command.arg("-F").arg(file.path());
             composed = Some(file);
@@ -54,7 +54,7 @@ impl HostOptions {
             command.args(["-p", &port.to_string()]);
         }
         command.args(["--", &target.host]);
-        let output = match bounded::output(command, Group::Own, LIMIT, &access.stop) {
+        let output = match bounded::output(command, Group::Own, LIMIT, &ssh_context.stop) {
             Ok(output) => output,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 if user_file.as_ref().is_some_and(|file| file.exists()) {

@@ -1,4 +1,4 @@
-//! What the storage layer is told about this host and its user: it reads no environment and asks nobody by itself.
+//! What the storage layer knows about this host and its user: it reads no environment and asks nobody by itself.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ pub struct SshContext {
     /// Raised when the program shall end: then nothing is waited for much longer.
     pub stop: Arc<AtomicBool>,
     /// How long to wait for what.
-    pub patience: SshTimeouts,
+    pub timeouts: SshTimeouts,
     /// At most so many connections to one server.
     pub connections: usize,
 }
@@ -45,7 +45,7 @@ impl SshContext {
             own_key: None,
             credentials: Arc::new(Nobody),
             stop: Arc::default(),
-            patience: SshTimeouts::default(),
+            timeouts: SshTimeouts::default(),
             connections: CONNECTIONS,
         }
     }
@@ -102,7 +102,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Who knows the secrets, and may ask a person. `Ok(None)` means: no such secret, go on without. The error is told to
+/// Who knows the secrets, and may ask a person. `Ok(None)` means: no such secret, go on without. The error is shown to
 /// the user as it is.
 pub trait Credentials: Send + Sync + fmt::Debug {
     /// The password of an account, `user@host`.

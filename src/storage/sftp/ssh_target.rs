@@ -41,7 +41,7 @@ pub struct SshTarget {
     /// Whether the name of a server is hashed where its key is noted.
     pub hash_known_hosts: bool,
     /// How long to wait for what.
-    pub patience: SshTimeouts,
+    pub timeouts: SshTimeouts,
 }
 
 /// Which addresses of a name to use.
@@ -57,8 +57,8 @@ pub enum Family {
 
 impl SshTarget {
     /// Asks `ssh` what is configured.
-    pub fn find(target: &SftpAddress, access: &SshContext) -> Result<SshTarget> {
-        Ok(target_of(&HostOptions::of(target, access)?, target, access))
+    pub fn find(target: &SftpAddress, ssh_context: &SshContext) -> Result<SshTarget> {
+        Ok(target_of(&HostOptions::of(target, ssh_context)?, target, ssh_context))
     }
 
     /// The same way, but with this key and nothing else.
@@ -87,9 +87,9 @@ impl SshTarget {
 }
 
 /// What the options for one host make of the address, which wins over them.
-fn target_of(options: &HostOptions, target: &SftpAddress, access: &SshContext) -> SshTarget {
+fn target_of(options: &HostOptions, target: &SftpAddress, ssh_context: &SshContext) -> SshTarget {
     let user = target.user.clone().or_else(|| options.text("user").map(str::to_owned));
-    let user = user.unwrap_or_else(|| access.user.clone());
+    let user = user.unwrap_or_else(|| ssh_context.user.clone());
     let port = target.port.or_else(|| options.number("port")).unwrap_or(22);
     let host = options.text("hostname").map_or_else(|| target.host.clone(), str::to_owned);
     // An alias stands alone, whatever the port: so does ssh have it.
@@ -99,15 +99,15 @@ fn target_of(options: &HostOptions, target: &SftpAddress, access: &SshContext) -
         None => format!("[{}]:{port}", host.to_lowercase()),
     };
     let tokens = Tokens {
-        home: access.home.clone(),
-        local_user: access.user.clone(),
+        home: ssh_context.home.clone(),
+        local_user: ssh_context.user.clone(),
         host: host.clone(),
         original: target.host.clone(),
         known_as: known_as.clone(),
         user: user.clone(),
         port,
     };
-    let ssh = access.home.as_ref().map(|home| home.join(".ssh"));
+    let ssh = ssh_context.home.as_ref().map(|home| home.join(".ssh"));
     let paths = |values: Vec<&str>| -> Vec<PathBuf> { values.into_iter().map(|value| tokens.path(value)).collect() };
     let user_names = ["known_hosts", "known_hosts2"];
     let user_known_hosts = match options.files("userknownhostsfile", &options.ssh_home.join(".ssh"), user_names) {
@@ -117,7 +117,7 @@ fn target_of(options: &HostOptions, target: &SftpAddress, access: &SshContext) -
     let system_names = ["ssh_known_hosts", "ssh_known_hosts2"];
     let system_known_hosts = match options.files("globalknownhostsfile", Path::new("/etc/ssh"), system_names) {
         Some(files) => paths(files),
-        None => system_names.map(|name| access.system_folder.join(name)).to_vec(),
+        None => system_names.map(|name| ssh_context.system_folder.join(name)).to_vec(),
     };
     // The defaults of ssh are shown as if they were configured; what libssh2 cannot use is left out of them.
     let named: Vec<&str> =
@@ -128,12 +128,12 @@ fn target_of(options: &HostOptions, target: &SftpAddress, access: &SshContext) -
         false => paths(named),
     };
     // The key that was made for this very purpose saves the others from being tried in vain.
-    if let Some(own) = &access.own_key {
+    if let Some(own) = &ssh_context.own_key {
         identities.insert(0, own.clone());
     }
     let agent_socket = match options.all("identityagent").first().map(String::as_str) {
         Some("none") => None,
-        Some("SSH_AUTH_SOCK") | None => access.agent_socket.clone(),
+        Some("SSH_AUTH_SOCK") | None => ssh_context.agent_socket.clone(),
         Some(path) => Some(tokens.path(path)),
     };
     let ways = [
@@ -147,7 +147,7 @@ fn target_of(options: &HostOptions, target: &SftpAddress, access: &SshContext) -
         _ => Family::Any,
     };
     SshTarget {
-        proxy: proxy_of(options, &tokens, access),
+        proxy: proxy_of(options, &tokens, ssh_context),
         host,
         port,
         user,
@@ -160,14 +160,14 @@ fn target_of(options: &HostOptions, target: &SftpAddress, access: &SshContext) -
         forbidden: ways.iter().filter(|(option, _)| options.is(option, false)).map(|(_, way)| *way).collect(),
         family,
         hash_known_hosts: options.is("hashknownhosts", true),
-        patience: timeouts_of(options, access.patience),
+        timeouts: timeouts_of(options, ssh_context.timeouts),
     }
 }
 
-fn proxy_of(options: &HostOptions, tokens: &Tokens, access: &SshContext) -> Option<Proxy> {
+fn proxy_of(options: &HostOptions, tokens: &Tokens, ssh_context: &SshContext) -> Option<Proxy> {
     if let Some(hosts) = options.text("proxyjump") {
         // ssh itself looks below the home folder of the password database.
-        let elsewhere = access.home.as_ref().filter(|home| **home != options.ssh_home);
+        let elsewhere = ssh_context.home.as_ref().filter(|home| **home != options.ssh_home);
         let config = elsewhere.map(|home| home.join(".ssh/config")).filter(|file| file.exists());
         return Some(Proxy::Jump { hosts: tokens.expand(hosts), config });
     }
@@ -177,16 +177,16 @@ fn proxy_of(options: &HostOptions, tokens: &Tokens, access: &SshContext) -> Opti
 /// A server is given up when so many keep-alives in a row came to nothing; 0 turns that off for ssh, but not here,
 /// where nobody may watch.
 fn timeouts_of(options: &HostOptions, usual: SshTimeouts) -> SshTimeouts {
-    let mut patience = usual;
+    let mut timeouts = usual;
     if let Some(connect) = options.seconds("connecttimeout") {
-        patience.connect = connect;
+        timeouts.connect = connect;
     }
     if let Some(interval) = options.seconds("serveraliveinterval") {
         let count: u32 = options.number("serveralivecountmax").unwrap_or(3);
-        patience.keep_alive = interval;
-        patience.silence = interval.saturating_mul(count.max(1));
+        timeouts.keep_alive = interval;
+        timeouts.silence = interval.saturating_mul(count.max(1));
     }
-    patience
+    timeouts
 }
 
 /// What `%` sequences mean in `ssh_config`.
@@ -243,16 +243,16 @@ impl Tokens {
 mod tests {
     use super::*;
 
-    fn route(url: &str, user_config: &str, system_config: &str) -> Result<SshTarget> {
+    fn ssh_target(url: &str, user_config: &str, system_config: &str) -> Result<SshTarget> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(folder.path().join("home/.ssh")).unwrap();
         std::fs::create_dir_all(folder.path().join("etc")).unwrap();
         std::fs::write(folder.path().join("home/.ssh/config"), user_config).unwrap();
         std::fs::write(folder.path().join("etc/ssh_config"), system_config).unwrap();
-        let mut access = SshContext::new("me");
-        access.home = Some(folder.path().join("home"));
-        access.system_folder = folder.path().join("etc");
-        SshTarget::find(&SftpAddress::parse(url).unwrap(), &access)
+        let mut ssh_context = SshContext::new("me");
+        ssh_context.home = Some(folder.path().join("home"));
+        ssh_context.system_folder = folder.path().join("etc");
+        SshTarget::find(&SftpAddress::parse(url).unwrap(), &ssh_context)
     }
 
     fn names(paths: &[PathBuf]) -> Vec<String> {
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn without_configuration_it_is_port_22_the_local_user_and_the_usual_files() {
-        let found = route("sftp://host//srv", "", "").unwrap();
+        let found = ssh_target("sftp://host//srv", "", "").unwrap();
         assert_eq!((found.host.as_str(), found.port, found.user.as_str()), ("host", 22, "me"));
         assert_eq!(found.known_as, "host");
         assert_eq!(names(&found.user_known_hosts), ["known_hosts", "known_hosts2"]);
@@ -274,12 +274,12 @@ mod tests {
         let user = "Host backup\n HostName real.example.com\n Port 2200\n User kvm\n IdentityFile ~/.ssh/one\n\
                     Host *\n Port 99\n User nobody\n IdentityFile ~/.ssh/%r-%h\n";
         let system = "Host *\n Port 100\n IdentitiesOnly yes\n IdentityFile /etc/keys/three\n";
-        let found = route("sftp://backup//srv", user, system).unwrap();
+        let found = ssh_target("sftp://backup//srv", user, system).unwrap();
         assert_eq!((found.host.as_str(), found.port, found.user.as_str()), ("real.example.com", 2200, "kvm"));
         assert_eq!(found.known_as, "[real.example.com]:2200");
         assert_eq!(names(&found.identities), ["one", "kvm-real.example.com", "three"]);
         assert!(found.identities_only);
-        let found = route("sftp://root@backup:22//srv", user, system).unwrap();
+        let found = ssh_target("sftp://root@backup:22//srv", user, system).unwrap();
         assert_eq!((found.port, found.user.as_str(), found.known_as.as_str()), (22, "root", "real.example.com"));
     }
 
@@ -288,7 +288,7 @@ mod tests {
         let config = "Host b\n UserKnownHostsFile ~/a /b/%h\n GlobalKnownHostsFile none\n HostKeyAlias The-Server\n\
                       PasswordAuthentication no\n KbdInteractiveAuthentication no\n PubkeyAuthentication no\n\
                       IdentityAgent none\n AddressFamily inet6\n";
-        let found = route("sftp://b:2//srv", config, "").unwrap();
+        let found = ssh_target("sftp://b:2//srv", config, "").unwrap();
         assert_eq!(names(&found.user_known_hosts), ["a", "b"]);
         assert_eq!(found.user_known_hosts[1], Path::new("/b/b"));
         assert!(found.system_known_hosts.is_empty());
@@ -299,13 +299,13 @@ mod tests {
 
     #[test]
     fn a_detour_is_found_and_none_is_one() {
-        let jump = route("sftp://host//srv", "ProxyJump me@gate:2200\n", "").unwrap();
+        let jump = ssh_target("sftp://host//srv", "ProxyJump me@gate:2200\n", "").unwrap();
         let Some(Proxy::Jump { hosts, config: Some(_) }) = jump.proxy else { panic!("{jump:?}") };
         assert_eq!(hosts, "me@gate:2200");
-        let command = route("sftp://kvm@host:7//srv", "Host *\n ProxyCommand nc -X %r %h %p 100%%\n", "").unwrap();
+        let command = ssh_target("sftp://kvm@host:7//srv", "Host *\n ProxyCommand nc -X %r %h %p 100%%\n", "").unwrap();
         assert_eq!(command.proxy, Some(Proxy::Command("nc -X kvm host 7 100%".to_owned())));
         for config in ["ProxyJump none\n", "Host other\n ProxyJump gate\n", "ProxyCommand none\n"] {
-            assert_eq!(route("sftp://host//srv", config, "").unwrap().proxy, None);
+            assert_eq!(ssh_target("sftp://host//srv", config, "").unwrap().proxy, None);
         }
     }
 
@@ -314,20 +314,20 @@ mod tests {
         let config = "Host a\n User one\nMatch host b user kvm\n Port 2222\nMatch exec true host d\n Port 4\nHost c\n \
             Port 3\n\
                       Match all\n User all\n";
-        assert_eq!(route("sftp://a//srv", config, "").unwrap().port, 22);
-        assert_eq!(route("sftp://kvm@b//srv", config, "").unwrap().port, 2222);
-        assert_eq!(route("sftp://d//srv", config, "").unwrap().port, 4);
-        let found = route("sftp://c//srv", config, "").unwrap();
+        assert_eq!(ssh_target("sftp://a//srv", config, "").unwrap().port, 22);
+        assert_eq!(ssh_target("sftp://kvm@b//srv", config, "").unwrap().port, 2222);
+        assert_eq!(ssh_target("sftp://d//srv", config, "").unwrap().port, 4);
+        let found = ssh_target("sftp://c//srv", config, "").unwrap();
         assert_eq!((found.port, found.user.as_str()), (3, "all"));
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("more"), "Host b\n Port 5\n").unwrap();
         let config = format!("Include {}/*\nHost c\n Port 6\n", folder.path().display());
-        assert_eq!(route("sftp://b//srv", &config, "").unwrap().port, 5);
+        assert_eq!(ssh_target("sftp://b//srv", &config, "").unwrap().port, 5);
     }
 
     #[test]
     fn what_ssh_cannot_read_is_an_error() {
-        let error = route("sftp://a//srv", "NoSuchOption yes\n", "").unwrap_err().to_string();
+        let error = ssh_target("sftp://a//srv", "NoSuchOption yes\n", "").unwrap_err().to_string();
         assert!(error.contains("/.ssh/config: ") && error.to_lowercase().contains("nosuchoption"), "{error}");
     }
 }

@@ -35,10 +35,10 @@ pub struct SftpStorage {
 
 impl SftpStorage {
     /// The repository at `target`, which need not exist yet. Nothing is connected yet, but `ssh_config` is read.
-    pub fn new(target: SftpAddress, access: &SshContext) -> super::Result<SftpStorage> {
-        let route = SshTarget::find(&target, access)?;
-        let pool = Pool::new(route, access.clone());
-        Ok(SftpStorage { target, pool, connections: access.connections.max(1), stale: Mutex::default() })
+    pub fn new(target: SftpAddress, ssh_context: &SshContext) -> super::Result<SftpStorage> {
+        let ssh_target = SshTarget::find(&target, ssh_context)?;
+        let pool = Pool::new(ssh_target, ssh_context.clone());
+        Ok(SftpStorage { target, pool, connections: ssh_context.connections.max(1), stale: Mutex::default() })
     }
 
     fn folder(&self, kind: FileKind, name: &str) -> String {

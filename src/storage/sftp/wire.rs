@@ -141,10 +141,10 @@ struct ChannelState {
 
 impl SftpChannel {
     /// Starts SFTP on a connection that is logged in.
-    pub fn start(connection: Connection, route: &SshTarget) -> Result<SftpChannel> {
+    pub fn start(connection: Connection, ssh_target: &SshTarget) -> Result<SftpChannel> {
         let no_sftp = |error: ssh2::Error| Error::NoSftp {
-            server: route.server(),
-            user: route.user.clone(),
+            server: ssh_target.server(),
+            user: ssh_target.user.clone(),
             reason: error.message().to_owned(),
         };
         connection.restart_progress();
@@ -153,7 +153,7 @@ impl SftpChannel {
         let mut channel = connection.step(open)?.map_err(no_sftp)?;
         connection.step(|| channel.subsystem("sftp"))?.map_err(no_sftp)?;
         connection.step(|| channel.handle_extended_data(ExtendedData::Ignore))?.map_err(no_sftp)?;
-        let user = route.user.clone();
+        let user = ssh_target.user.clone();
         let wire = SftpChannel { channel, connection, user, extensions: OnceCell::new(), state: RefCell::default() };
         let extensions = wire.greet()?;
         wire.extensions.get_or_init(|| extensions);

@@ -15,7 +15,7 @@ use rustix::process::Signal;
 const RUNS: usize = 6;
 
 /// A call that is not finished soon waits for a creator that is dead: that takes ten seconds.
-const PATIENCE: Duration = Duration::from_secs(9);
+const WAIT: Duration = Duration::from_secs(9);
 
 fn all_at_once(calls: impl IntoIterator<Item = Call>) -> Vec<Output> {
     let running: Vec<Running> = calls.into_iter().map(Call::spawn).collect();
@@ -76,7 +76,7 @@ fn of_several_inits_one_creates_the_repository_where_there_are_no_hard_links() {
 fn of_several_inits_one_creates_the_repository_on_a_server() {
     let env = Env::new("inits sftp");
     let sshd = env.sshd();
-    sshd.befriend();
+    sshd.trust_host_key();
     for round in 0..3 {
         let name = format!("repo{round}");
         init_at_once(&env, &sshd.home().join(&name), &sshd.url(&name));
@@ -179,12 +179,12 @@ fn a_creator_that_slept_gives_way_to_the_one_that_took_over() {
     for sftp in [false, true] {
         let env = Env::new("sleeping creator");
         let sshd = sftp.then(|| env.sshd());
-        sshd.iter().for_each(|sshd| sshd.befriend());
+        sshd.iter().for_each(|sshd| sshd.trust_host_key());
         let folder = sshd.as_ref().map_or(env.path("repo"), |sshd| sshd.home().join("repo"));
         let url = sshd.as_ref().map_or(env.repo(), |sshd| sshd.url("repo"));
         let running = stopped_in_creation(env.kvmb(["init", "-r", &url]));
         let taken_over = env.kvmb(["init", "-r", &url]).run().assert_ok();
-        assert!(taken_over.took > PATIENCE, "it did not wait: {taken_over}");
+        assert!(taken_over.took > WAIT, "it did not wait: {taken_over}");
         running.signal(Signal::CONT);
         let late = running.wait().assert_code(1);
         assert_eq!(late.record_of("failure")["code"], "exists", "{late}");
@@ -221,7 +221,7 @@ fn an_old_config_that_was_never_finished_is_not_waited_for() {
         config.set_modified(std::time::SystemTime::now() - Duration::from_secs(3600)).unwrap();
         for (arguments, code) in [(["points", "-r", &url], 1), (["init", "-r", &url], 0)] {
             let output = env.kvmb(arguments).run().assert_code(code);
-            assert!(output.took < PATIENCE, "it waited: {output}");
+            assert!(output.took < WAIT, "it waited: {output}");
         }
         assert_one_master_key(&env, &folder, &url);
         fs::remove_dir_all(&folder).unwrap();
@@ -238,5 +238,5 @@ fn an_old_short_config_beside_data_is_reported_at_once() {
     config.set_modified(std::time::SystemTime::now() - Duration::from_secs(3600)).unwrap();
     let output = env.kvmb(["init", "-r", &url]).run().assert_code(4);
     assert_eq!(output.record_of("failure")["code"], "damage", "{output}");
-    assert!(output.took < PATIENCE, "it waited: {output}");
+    assert!(output.took < WAIT, "it waited: {output}");
 }

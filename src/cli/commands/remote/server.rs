@@ -23,7 +23,7 @@ pub(super) struct ServerArgs {
 /// The server, and how to get there.
 pub(super) struct Server {
     pub(super) target: SftpAddress,
-    pub(super) access: SshContext,
+    pub(super) ssh_context: SshContext,
     /// The repository's folder in the target, should that hold other things.
     pub(super) below: Option<&'static str>,
 }
@@ -45,10 +45,10 @@ impl ServerArgs {
         // The storage knows what is no address, and does not repeat a password.
         context.storage(&url, self.repo.ssh_password_file.as_deref())?;
         let target = SftpAddress::parse(&url).map_err(CliError::usage)?;
-        let access =
-            ssh_access::access(context, self.repo.ssh_password_file.as_deref(), self.accept_host_key.as_deref())?;
+        let ssh_context =
+            ssh_access::ssh_context(context, self.repo.ssh_password_file.as_deref(), self.accept_host_key.as_deref())?;
         let is_configured =
             configured.is_some_and(|configured| SftpAddress::parse(&configured).as_ref() == Ok(&target));
-        Ok(Server { target, access, below: is_configured.then_some(OWN_FOLDER) })
+        Ok(Server { target, ssh_context, below: is_configured.then_some(OWN_FOLDER) })
     }
 }

@@ -30,9 +30,9 @@ pub struct SetupArgs {
 
 impl SetupArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
-        let Server { target, access, .. } = self.server.open(context)?;
+        let Server { target, ssh_context, .. } = self.server.open(context)?;
         let comment = format!("kvmb@{}", host_name());
-        setup(&target, &access, &comment, self.dry_run, &mut |change| {
+        setup(&target, &ssh_context, &comment, self.dry_run, &mut |change| {
             // Only all steps together make it done.
             session.pass(&Record::Action(action(change, self.dry_run)));
         })?;

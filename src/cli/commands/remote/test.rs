@@ -41,11 +41,11 @@ const CLOCK_SECONDS: u64 = 60;
 
 impl TestArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
-        let Server { target, access, below } = self.server.open(context)?;
+        let Server { target, ssh_context, below } = self.server.open(context)?;
         let url = target.to_string();
         let mut last = None;
         let subject = ExamineTarget { target: &target, below, speed_bytes: self.size.map(|size| size.0) };
-        examine(subject, &access, &mut |step, result| {
+        examine(subject, &ssh_context, &mut |step, result| {
             last = Some((step, result.is_ok()));
             let check = match result {
                 Ok(finding) => judge(step, finding, &url),

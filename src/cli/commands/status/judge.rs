@@ -1,4 +1,4 @@
-//! What the facts about a machine mean: pure, so that every case can be told and tested.
+//! What the facts about a machine mean: pure, so that every case can be tested.
 
 use super::thresholds::Thresholds;
 use crate::cli::table::age;
@@ -133,7 +133,7 @@ pub fn judge(facts: &MachineFacts, thresholds: &Thresholds, now: Time, repo: &st
         Standing::Selected | Standing::Missing | Standing::Elsewhere => {
             freshness(&mut findings, facts, thresholds, now, &name);
             last_run(&mut findings, facts, now);
-            proof(&mut findings, facts, thresholds, now, &name);
+            verification(&mut findings, facts, thresholds, now, &name);
         }
     }
     if !facts.damaged.is_empty() {
@@ -210,10 +210,10 @@ fn last_run(findings: &mut Findings, facts: &MachineFacts, now: Time) {
     }
 }
 
-fn proof(findings: &mut Findings, facts: &MachineFacts, thresholds: &Thresholds, now: Time, name: &str) {
+fn verification(findings: &mut Findings, facts: &MachineFacts, thresholds: &Thresholds, now: Time, name: &str) {
     let Some(newest) = &facts.newest else { return };
     let verified = facts.memory.as_ref().and_then(|memory| memory.verified.as_ref());
-    let since = verified.map(|proof| proof.at).or(facts.memory.as_ref().map(|memory| memory.since));
+    let since = verified.map(|verification| verification.at).or(facts.memory.as_ref().map(|memory| memory.since));
     let since = since.unwrap_or(newest.captured_at);
     if (now - since).to_std().unwrap_or_default() > thresholds.verify_warning {
         let words = match verified {
@@ -257,10 +257,10 @@ fn extra(facts: &MachineFacts, thresholds: &Thresholds, now: Time, repo: &str) -
             put("new_bytes", Some(json!(run.new_bytes)));
             put("stored_bytes", Some(json!(run.stored_bytes)));
         }
-        if let Some(proof) = &memory.verified {
-            put("verified_at", Some(time_value(proof.at)));
-            put("verified_age_seconds", (now - proof.at).to_std().ok().and_then(seconds));
-            put("verified_depth", Some(json!(proof.depth.word())));
+        if let Some(verification) = &memory.verified {
+            put("verified_at", Some(time_value(verification.at)));
+            put("verified_age_seconds", (now - verification.at).to_std().ok().and_then(seconds));
+            put("verified_depth", Some(json!(verification.depth.word())));
         }
     }
     put("damaged_points", (!facts.damaged.is_empty()).then(|| json!(facts.damaged)));
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_failed_after_the_newest_point_is_told() {
+    fn a_run_that_failed_after_the_newest_point_is_reported() {
         let with = |result, hours| MachineFacts {
             memory: Some(memory(100, |m| m.note_run(run(result, hours)))),
             ..facts(Some(10))
@@ -441,13 +441,13 @@ mod tests {
 
     #[test]
     fn a_proof_grows_old_and_damage_stays() {
-        let proven = |hours| {
+        let verified_ago = |hours| {
             let at = ago(hours);
-            let proof = Verification { point: "p".into(), at, depth: VerifiedDepth::Quick };
-            MachineFacts { memory: Some(memory(1000, |m| m.note_whole(proof))), ..facts(Some(1)) }
+            let verification = Verification { point: "p".into(), at, depth: VerifiedDepth::Quick };
+            MachineFacts { memory: Some(memory(1000, |m| m.note_whole(verification))), ..facts(Some(1)) }
         };
-        assert_judged(&proven(719), "ok", "1 h old");
-        assert_judged(&proven(721), "warning", "no point verified in the last 4 weeks");
+        assert_judged(&verified_ago(719), "ok", "1 h old");
+        assert_judged(&verified_ago(721), "warning", "no point verified in the last 4 weeks");
         let never = MachineFacts { memory: Some(memory(1000, |_| ())), ..facts(Some(1)) };
         assert_judged(&never, "warning", "ever verified");
         // Without a memory nobody can know since when.

@@ -134,7 +134,7 @@ pub fn write(report: &Report, file: &Path) -> Result<(), CliError> {
 }
 
 /// Writes the file of the configuration, if it names one, after a run; `repo` and what was opened of the repositories
-/// are the run's. That it cannot be written is told, and changes nothing about the run.
+/// are the run's. That it cannot be written is reported, and changes nothing about the run.
 pub fn write_textfile(context: &Context, repo: String, first: Asked, second: Option<(String, Asked)>) {
     let status = &context.config().status;
     let Some(file) = &status.prometheus_textfile else { return };

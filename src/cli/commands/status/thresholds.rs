@@ -13,7 +13,7 @@ const GRACE: Duration = Duration::from_secs(2 * 60 * 60);
 /// The time between two runs where nothing says how often they come.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// After which a machine should be proven again, unless something else is said.
+/// After which a machine should be verified again, unless something else is said.
 const PROOF: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// How old is too old.
@@ -52,7 +52,7 @@ pub struct Thresholds {
     pub warning: Duration,
     /// An older one is an alarm.
     pub critical: Duration,
-    /// A proof that is older is a warning.
+    /// A verification that is older is a warning.
     pub verify_warning: Duration,
 }
 
