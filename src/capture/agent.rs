@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::error::{LibvirtErrorKind, Result};
-use super::ffi;
-use super::machine::{Machine, MachineState};
-use super::signals::Shield;
 use crate::capture::domain_xml::definition::Definition;
+use crate::capture::error::{LibvirtErrorKind, Result};
+use crate::capture::ffi;
+use crate::capture::machine::{Machine, MachineState};
+use crate::capture::signals::Shield;
 
 /// What a capture's contents can be relied on for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,11 +5,11 @@
 
 use std::collections::HashMap;
 
-use super::domain_xml::xml::escape;
-use super::error::{LibvirtErrorKind, Result};
-use super::ffi;
-use super::machine::{Machine, Which};
 use crate::capture::domain_xml::definition::{child, children, parse_xml};
+use crate::capture::domain_xml::xml::escape;
+use crate::capture::error::{LibvirtErrorKind, Result};
+use crate::capture::ffi;
+use crate::capture::machine::{Machine, Which};
 use crate::capture::offline::image_lookup::read_header;
 
 /// What the names of our checkpoints begin with.

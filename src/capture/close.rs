@@ -11,18 +11,18 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::connection::Hypervisor;
-use super::domain_folder::is_domain_folder;
-use super::error::{Error, LibvirtErrorKind, Result};
-use super::images;
-use super::machine::{Machine, MachineState, PausedReason, Which};
-use super::machine_lock::lock_machine;
-use super::runtime::RuntimeDirs;
-use super::state::{
-    BackupJob, CaptureFile, CaptureMethod, CaptureState, OfflineReader, Phase, is_capture_id, remove_nameless,
-};
+use crate::capture::connection::Hypervisor;
+use crate::capture::domain_folder::is_domain_folder;
+use crate::capture::error::{Error, LibvirtErrorKind, Result};
+use crate::capture::images;
+use crate::capture::machine::{Machine, MachineState, PausedReason, Which};
+use crate::capture::machine_lock::lock_machine;
 use crate::capture::offline::image_lookup::read_header;
 use crate::capture::offline::storage_daemon::{self, SERVER_SOCKETS};
+use crate::capture::runtime::RuntimeDirs;
+use crate::capture::state::{
+    BackupJob, CaptureFile, CaptureMethod, CaptureState, OfflineReader, Phase, is_capture_id, remove_nameless,
+};
 use crate::failpoint::{self, Failpoint};
 
 /// How to close.

@@ -7,12 +7,12 @@ use virt::connect::Connect;
 use virt::domain::Domain;
 use virt::error::ErrorNumber;
 
-use super::error::{Error, LibvirtErrorKind, Result};
-use super::ffi;
-use super::limits::Limits;
-use super::link::{Link, default_uri, embedded_root, is_local_uri};
-use super::machine::Machine;
 use crate::capture::domain_xml::source::SecretRef;
+use crate::capture::error::{Error, LibvirtErrorKind, Result};
+use crate::capture::ffi;
+use crate::capture::limits::Limits;
+use crate::capture::link::{Link, default_uri, embedded_root, is_local_uri};
+use crate::capture::machine::Machine;
 use crate::glob::{self, is_glob};
 use crate::suggest::similar_names;
 

@@ -1,7 +1,7 @@
 //! The folder that libvirt keeps for a running machine.
 
-use super::link::embedded_root;
-use super::machine::Machine;
+use crate::capture::link::embedded_root;
+use crate::capture::machine::Machine;
 use std::fs;
 use std::path::{Path, PathBuf};
 

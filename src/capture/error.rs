@@ -1,8 +1,8 @@
 //! What can go wrong between us, libvirt and QEMU.
 
-use super::block_job::BlockJob;
-use super::holders::Holder;
-use super::process::RunningBackup;
+use crate::capture::block_job::BlockJob;
+use crate::capture::holders::Holder;
+use crate::capture::process::RunningBackup;
 use crate::suggest::suggestion;
 use crate::units::in_units;
 use std::fmt;

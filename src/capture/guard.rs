@@ -12,10 +12,10 @@ use chrono::{DateTime, FixedOffset};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use super::error::{Error, Result};
-use super::process::ServerProcess;
-use super::state::CaptureFile;
 use crate::atomic_file;
+use crate::capture::error::{Error, Result};
+use crate::capture::process::ServerProcess;
+use crate::capture::state::CaptureFile;
 
 /// A guard, and what it decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

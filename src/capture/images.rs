@@ -10,8 +10,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::error::{Error, Result};
 use crate::bounded::{self, Group};
+use crate::capture::error::{Error, Result};
 
 /// How long `qemu-img` may take: it reads or writes a few blocks.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, FixedOffset, Local};
 
-use super::agent::{self, Consistency, FreezeMode, FreezeOptions, FreezeOutcome};
-use super::block_job::BlockJob;
-use super::checkpoint::checkpoint_xml;
-use super::domain_xml::xml::escape;
-use super::error::{Error, LibvirtErrorKind, Result};
-use super::ffi;
-use super::job_exports;
-use super::machine::{Machine, Which};
+use crate::capture::agent::{self, Consistency, FreezeMode, FreezeOptions, FreezeOutcome};
+use crate::capture::block_job::BlockJob;
+use crate::capture::checkpoint::checkpoint_xml;
 use crate::capture::domain_xml::definition::{Definition, child, children, parse_xml};
+use crate::capture::domain_xml::xml::escape;
+use crate::capture::error::{Error, LibvirtErrorKind, Result};
+use crate::capture::ffi;
+use crate::capture::job_exports;
+use crate::capture::machine::{Machine, Which};
 use crate::failpoint::{self, Failpoint};
 
 /// How long a job may take to end after it was asked to; it takes 15 ms, and longer on a machine under load.

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::error::{Error, Result};
 use crate::bounded::{self, GaveUp, StopFlag};
+use crate::capture::error::{Error, Result};
 
 /// How long libvirt may take; shared by all that comes of one run.
 #[derive(Debug, Clone)]

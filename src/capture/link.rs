@@ -6,9 +6,9 @@
 //! libvirtd works on five calls of a connection at a time. One that a hung QEMU does not answer keeps its place, so a
 //! connection with such a call is left to the machine that made it, and the others open their own.
 
-use super::error::{Error, LibvirtContext, Result};
-use super::limits::{Limits, Wait};
 use crate::bounded;
+use crate::capture::error::{Error, LibvirtContext, Result};
+use crate::capture::limits::{Limits, Wait};
 use rustix::fs::{Access, FlockOperation, flock};
 use rustix::io::Errno;
 use std::ffi::CString;

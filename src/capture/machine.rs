@@ -8,12 +8,12 @@ use virt::domain::Domain;
 use virt::error::Error as VirtError;
 use zeroize::Zeroizing;
 
-use super::error::{Error, LibvirtContext, Result};
-use super::ffi;
-use super::limits::Limits;
-use super::link::Link;
 use crate::capture::domain_xml::definition::Definition;
 use crate::capture::domain_xml::source::SecretRef;
+use crate::capture::error::{Error, LibvirtContext, Result};
+use crate::capture::ffi;
+use crate::capture::limits::Limits;
+use crate::capture::link::Link;
 
 /// A machine that libvirt knows. Cheap to clone; keeps its connection open.
 #[derive(Clone)]

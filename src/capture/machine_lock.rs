@@ -1,8 +1,8 @@
 //! One command at a time opens or clears captures of a machine.
 
-use super::error::{Error, Result};
-use super::machine::Machine;
-use super::runtime::RuntimeDirs;
+use crate::capture::error::{Error, Result};
+use crate::capture::machine::Machine;
+use crate::capture::runtime::RuntimeDirs;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;

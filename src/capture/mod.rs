@@ -7,7 +7,7 @@
 //! | module | its subject |
 //! | --- | --- |
 //! | [`domain_xml`] | domain XML: read, changed for a restore (pure) |
-//! | [`copies`] | firmware variables, TPM state, kernel, initrd and other files, copied at the moment of capture |
+//! | [`parts::copies`] | firmware variables, TPM state, kernel, initrd and other files, copied at the moment of capture |
 //! | `left_out` | what a backup leaves out, and why |
 //! | `network_file` | small files on network storage |
 //! | [`connection`] | the hypervisor: open, list, look up, define |
@@ -27,7 +27,7 @@
 //! | [`images`] | image files: which file it is, and its bitmaps |
 //! | [`process`] | processes, distinguished from later ones with the same number |
 //! | [`runtime`] | the folders: state, sockets, scratch files |
-//! | [`safe_path`] | files in folders that QEMU's user can write: opened without being led elsewhere |
+//! | [`parts::safe_path`] | files in folders that QEMU's user can write: opened without being led elsewhere |
 //! | [`state`] | what is known of an open capture, on disk |
 //! | [`open`] | opens a capture: what is asked for, a machine that runs, one that is off |
 //! | [`close`] | closes captures, and clears what a killed run left |
@@ -43,7 +43,6 @@ pub mod block_job;
 pub mod checkpoint;
 pub mod close;
 pub mod connection;
-pub mod copies;
 mod domain_folder;
 pub mod domain_xml;
 mod error;
@@ -53,18 +52,16 @@ pub mod holders;
 pub mod images;
 pub mod job;
 mod job_exports;
-mod left_out;
 pub mod limits;
 mod link;
 pub mod machine;
 mod machine_lock;
-mod network_file;
 pub mod offline;
 pub mod open;
+pub mod parts;
 pub mod pools;
 pub mod process;
 pub mod runtime;
-pub mod safe_path;
 mod signals;
 pub mod state;
 pub mod survey;

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use virt::storage_pool::StoragePool;
 use virt::storage_vol::StorageVol;
 
-use super::connection::Hypervisor;
-use super::domain_xml::xml::escape;
-use super::error::{LibvirtErrorKind, Result};
+use crate::capture::connection::Hypervisor;
 use crate::capture::domain_xml::definition::{child, parse_xml};
+use crate::capture::domain_xml::xml::escape;
+use crate::capture::error::{LibvirtErrorKind, Result};
 
 /// Where a volume of a storage pool is on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]

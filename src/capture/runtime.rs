@@ -19,8 +19,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::error::{Error, Result};
-use super::limits::Limits;
+use crate::capture::error::{Error, Result};
+use crate::capture::limits::Limits;
 
 /// The longest path that a Unix socket can have, without the zero byte.
 pub const MAX_SOCKET_PATH_BYTES: usize = 107;

@@ -13,13 +13,13 @@ use chrono::{DateTime, FixedOffset, Local};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use super::agent::Consistency;
-use super::error::{Error, Result};
-use super::images::{ImageIdentity, ImageOwner};
-use super::runtime::RuntimeDirs;
 use crate::atomic_file;
+use crate::capture::agent::Consistency;
+use crate::capture::error::{Error, Result};
+use crate::capture::images::{ImageIdentity, ImageOwner};
 use crate::capture::offline::offline_fingerprint::OfflineFingerprint;
 use crate::capture::process::{RunningBackup, ServerProcess};
+use crate::capture::runtime::RuntimeDirs;
 
 /// The version of the state file that this program writes and reads.
 pub const STATE_VERSION: u32 = 1;
@@ -217,7 +217,7 @@ pub struct SkippedDisk {
 /// A file that the definition mentions, copied when the capture was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutsideCopy {
-    /// What it is, a word of [`OutsideKind`](super::domain_xml::outside_files::OutsideKind).
+    /// What it is, a word of [`OutsideKind`](crate::capture::domain_xml::outside_files::OutsideKind).
     pub part: String,
     /// Its name in the capture's folder, and in a point.
     pub name: String,
@@ -407,7 +407,7 @@ impl CaptureFile {
             let id = format!("c-{:08x}", rand::random::<u32>());
             let (folder, unnamed) = (runtime.state_folder().join(&id), runtime.state_folder().join(format!(".{id}")));
             fs::create_dir(&unnamed).map_err(Error::io("create", &unnamed))?;
-            super::runtime::set_mode(&unnamed, 0o700)?;
+            crate::capture::runtime::set_mode(&unnamed, 0o700)?;
             let mut file = CaptureFile::open_folder(&id, unnamed.clone())?;
             file.lock_exclusive(Duration::ZERO)?;
             match fs::rename(&unnamed, &folder) {

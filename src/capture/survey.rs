@@ -7,24 +7,24 @@ use std::time::Duration;
 
 use chrono::{DateTime, FixedOffset};
 
-use super::block_job::BlockJob;
-use super::close::capture_of_socket;
-use super::connection::Hypervisor;
-use super::domain_folder::domain_folder;
-use super::error::{Error, LibvirtErrorKind, Result};
-use super::ffi;
-use super::machine::{Machine, MachineState, PausedReason, Which};
-use super::machine_lock::lock_machine;
-use super::runtime::{self, RuntimeDirs};
-use super::state::{CaptureFile, DiskServer, MissingPart, OutsideLeftOut, Phase};
+use crate::capture::block_job::BlockJob;
+use crate::capture::close::capture_of_socket;
+use crate::capture::connection::Hypervisor;
+use crate::capture::domain_folder::domain_folder;
 use crate::capture::domain_xml::definition::{
     DefinedDisk, Definition, Device, DiskSource, Encryption, child, children, parse_xml,
 };
+use crate::capture::error::{Error, LibvirtErrorKind, Result};
+use crate::capture::ffi;
+use crate::capture::machine::{Machine, MachineState, PausedReason, Which};
+use crate::capture::machine_lock::lock_machine;
 use crate::capture::offline::block_graph;
 use crate::capture::offline::image_header::Header;
 use crate::capture::offline::image_lookup::HostImages;
 use crate::capture::offline::qemu_user::{QemuUser, base_owner};
 use crate::capture::offline::storage_daemon::{is_on_path, is_ours};
+use crate::capture::runtime::{self, RuntimeDirs};
+use crate::capture::state::{CaptureFile, DiskServer, MissingPart, OutsideLeftOut, Phase};
 
 /// The programs of QEMU's that captures need beside QEMU itself.
 const PROGRAMS: [&str; 2] = ["qemu-img", "qemu-storage-daemon"];

@@ -1,13 +1,13 @@
 //! What a command works with.
 
 use crate::capture::{self, Hypervisor, Limits, RuntimeDirs};
+use crate::cli::args::global::Global;
 use crate::cli::data_folder::data_folder;
 use crate::cli::failure::{CliError, Code};
-use crate::cli::global_args::Global;
-use crate::cli::progress::Bars;
 use crate::cli::run::Run;
 use crate::cli::settings::Settings;
-use crate::cli::stderr;
+use crate::cli::terminal::progress::Bars;
+use crate::cli::terminal::stderr;
 use crate::config::Config;
 use crate::ops::Stop;
 use crate::storage::Storage;

@@ -7,7 +7,7 @@
 //! ```
 
 use crate::capture::fork;
-use crate::cli::exit_code::{Exit, ExitCode};
+use crate::cli::failure::exit_code::{Exit, ExitCode};
 use rustix::process::{WaitOptions, waitpid};
 use std::fs::File;
 use std::io::{self, PipeWriter, Read, Write};

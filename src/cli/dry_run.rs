@@ -1,10 +1,10 @@
 //! `--dry-run` of the commands that capture: which disks, and where they would go.
 
 use crate::capture::machine::Which;
-use crate::cli::capture_args::CaptureArgs;
+use crate::cli::args::capture::CaptureArgs;
+use crate::cli::args::machine::Selection;
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
-use crate::cli::machine_args::Selection;
 use crate::cli::session::{About, Session};
 use crate::ops::snapshot;
 use crate::record::{Action, Record};

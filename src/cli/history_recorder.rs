@@ -2,7 +2,7 @@
 
 use crate::cli::context::Context;
 use crate::cli::data_folder::data_folder;
-use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::exit_code::ExitCode;
 use crate::cli::failure::{CliError, Code};
 use crate::history::{
     self, History, KnownPoint, MachineRun, Memory, PruneRun, RepoMemory, RunOutcome, Verification, VerifiedDepth,
@@ -73,7 +73,9 @@ impl<'c> HistoryRecorder<'c> {
         };
         let verification = Verification { point: point.point.clone(), at: HistoryRecorder::now(), depth };
         let is_whole = point.damage.is_empty();
-        let note = |memory: &mut Memory| if is_whole { memory.note_whole(verification) } else { memory.note_damage(verification) };
+        let note = |memory: &mut Memory| {
+            if is_whole { memory.note_whole(verification) } else { memory.note_damage(verification) }
+        };
         // Where a point's description is lost, its machine is known by name only.
         let by_name = || {
             let known = self.history.iter().flat_map(|history| history.all().0);

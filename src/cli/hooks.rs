@@ -3,10 +3,10 @@
 //! A hook is a program with arguments that never change; what it is about it finds in its environment and, after a
 //! backup, as records on its standard input. So no name of a machine is ever read by a shell as anything but a value.
 
+use crate::cli::args::machine::Selection;
 use crate::cli::context::Context;
-use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::exit_code::ExitCode;
 use crate::cli::failure::{CliError, Code};
-use crate::cli::machine_args::Selection;
 use crate::cli::run::Run;
 use crate::cli::session::{About, Session};
 use crate::cli::table::printable;

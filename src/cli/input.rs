@@ -1,7 +1,7 @@
 //! Records from standard input, by the rules of the pipe.
 
 use crate::cli::failure::{CliError, Code};
-use crate::cli::stderr::report;
+use crate::cli::terminal::stderr::report;
 use crate::ops::{self, Stop};
 use crate::record::{Failure, Record};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};

@@ -2,9 +2,9 @@
 //! nothing.
 
 use crate::cli::data_folder::data_folder;
-use crate::cli::exit_code::ExitCode;
-use crate::cli::progress::ProgressBoard;
+use crate::cli::failure::exit_code::ExitCode;
 use crate::cli::run::Run;
+use crate::cli::terminal::progress::ProgressBoard;
 use crate::history::jobs::{JobRecords, JobWriter, Jobs, seconds};
 use crate::record::{Job, Record, Time};
 use chrono::Local;

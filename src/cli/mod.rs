@@ -2,49 +2,34 @@
 //!
 //! `commands` has one file a subcommand: its arguments, whose doc comments are its help, and a short `run`.
 
-pub mod color;
 pub mod complete;
 mod context;
 mod data_folder;
 mod detach;
 pub mod environment;
-pub mod exit_code;
-mod explain;
 pub mod failure;
-mod failure_code;
-mod global_args;
-pub mod hint;
 pub mod input;
-pub mod interrupt;
 pub mod output;
 mod overview;
-pub mod progress;
-pub mod prompt;
-pub mod repo_args;
 mod run;
-pub mod secret;
 pub mod session;
 pub mod settings;
 pub mod ssh_access;
-pub mod stderr;
 pub mod table;
 
-mod capture_args;
-mod capture_hints;
+pub mod args;
 mod capture_stream;
 mod commands;
-mod copy_args;
 mod dry_run;
 mod history_recorder;
 mod hooks;
 mod job_recorder;
-mod log_args;
-mod machine_args;
-mod value_parsers;
+pub mod terminal;
 
 use crate::capture;
 use crate::config::Loaded;
 use crate::ops;
+use args::global::Global;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 #[cfg(feature = "console")]
@@ -54,9 +39,8 @@ use commands::{
     release, remote, restore, schedule, serve, snapshot, status, unlock, verify, vms,
 };
 use context::Context;
-use exit_code::{Exit, ExitCode, PluginState};
 use failure::CliError;
-use global_args::Global;
+use failure::exit_code::{Exit, ExitCode, PluginState};
 use job_recorder::JobRecorder;
 use output::{ClosedPipe, Format};
 use run::Run;
@@ -130,12 +114,12 @@ pub fn main() -> Exit {
     if let Some(code) = complete::answer(command) {
         return Exit::Code(code);
     }
-    secret::keep_out_of_core_dumps();
+    terminal::secret::keep_out_of_core_dumps();
     let (cli, settings) = match parse() {
         Ok(parsed) => parsed,
         Err(exit) => return exit,
     };
-    color::set(cli.global.color);
+    terminal::color::set(cli.global.color);
     // Before any thread: the environment is about to change.
     capture::quiet_libvirt_log();
     capture::complete_path();
@@ -148,17 +132,17 @@ pub fn main() -> Exit {
             Ok(None) => {}
             Ok(Some(exit)) => return exit,
             Err(error) => {
-                stderr::report(&format!("cannot go on in the background: {error}"), None);
+                terminal::stderr::report(&format!("cannot go on in the background: {error}"), None);
                 return Exit::Code(ExitCode::Failed);
             }
         }
     }
     let run = Run::begin(name, effect);
-    log_args::start(&run, &cli.global.log, (cli.global.quiet, cli.global.verbose), &settings.loaded.config.log);
+    args::log::start(&run, &cli.global.log, (cli.global.quiet, cli.global.verbose), &settings.loaded.config.log);
     let dry_run = settings.is_dry_run;
     let context = Context::new(cli.global, settings, run, command);
-    if let Err(error) = interrupt::install(&context.stop) {
-        stderr::report(&format!("cannot watch for signals: {error}"), None);
+    if let Err(error) = terminal::interrupt::install(&context.stop) {
+        terminal::stderr::report(&format!("cannot watch for signals: {error}"), None);
         return Exit::Code(ExitCode::Failed);
     }
     let mut session = Session::new(context.global.format(), name, effect);
@@ -171,7 +155,7 @@ pub fn main() -> Exit {
     let plugin = session.plugin();
     let code = session.finish();
     recorder.end(code);
-    log_args::ended(&context.run, code);
+    args::log::ended(&context.run, code);
     plugin.map_or(Exit::Code(code), Exit::Plugin)
 }
 
@@ -185,7 +169,7 @@ fn parse() -> Result<(Cli, Settings), Exit> {
     let loaded = cli.global.load_config().map_err(|error| refuse(&cli, error))?;
     parser = settings::with_defaults(parser, &loaded);
     let (cli, matches) = parse_with(&mut parser)?;
-    hint::set_invocation(hint::Invocation::new(command, &matches));
+    failure::hint::set_invocation(failure::hint::Invocation::new(command, &matches));
     Ok((cli, Settings::new(loaded, &matches)))
 }
 
@@ -208,7 +192,7 @@ fn parse_with(parser: &mut clap::Command) -> Result<(Cli, clap::ArgMatches), Exi
             ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand
                 if std::env::args_os().len() == 1 =>
             {
-                stderr::styled(&overview::overview(parser));
+                terminal::stderr::styled(&overview::overview(parser));
                 Ok(())
             }
             ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.print(),

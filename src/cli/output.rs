@@ -1,8 +1,8 @@
 //! The only writer of standard output: records as a table, as JSON Lines or as one JSON array.
 
-use crate::cli::color;
-use crate::cli::stderr::report;
 use crate::cli::table::{self, TableOptions, View};
+use crate::cli::terminal::color;
+use crate::cli::terminal::stderr::report;
 use crate::record::Record;
 use clap::ValueEnum;
 use std::io::{self, IsTerminal, Write};

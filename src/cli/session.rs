@@ -1,12 +1,12 @@
 //! One run of one command: its records, its failures, its exit code.
 
-use crate::cli::exit_code::{ExitCode, PluginState, Tally};
+use crate::cli::failure::exit_code::{ExitCode, PluginState, Tally};
+use crate::cli::failure::hint::pasteable;
 use crate::cli::failure::{CliError, Code};
-use crate::cli::hint::pasteable;
 use crate::cli::job_recorder::RecordKeeper;
 use crate::cli::output::{CheckDisplay, ClosedPipe, Format, Output};
-use crate::cli::stderr;
 use crate::cli::table::View;
+use crate::cli::terminal::stderr;
 use crate::log::TOLD;
 use crate::record::{Check, Failure, Point, Record};
 
@@ -235,7 +235,7 @@ impl Session {
 
     /// What the command would exit with if it ended now.
     pub fn outcome(&self) -> ExitCode {
-        match (self.tally.code(), super::interrupt::exit_code()) {
+        match (self.tally.code(), crate::cli::terminal::interrupt::exit_code()) {
             // Interrupted too late: everything was done already. And damage stays what it is.
             (ExitCode::Done | ExitCode::Damage, _) | (_, None) => self.tally.code(),
             // Whatever failed, failed because of it.

@@ -37,7 +37,7 @@ const FLAGS: [(&str, &str); 22] = [
     ("status.verify_warning", "verify_warning"),
 ];
 
-/// A password has an order of its own (see [`super::repo_args`]): the variables of all its sources come before the
+/// A password has an order of its own (see [`crate::cli::args::repo`]): the variables of all its sources come before the
 /// file.
 const OF_PASSWORD: &str = "password_file";
 

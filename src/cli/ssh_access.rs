@@ -1,13 +1,13 @@
 //! What a server's storage knows about this host, and who answers its questions.
 
+use crate::cli::args::repo::storage_error;
 use crate::cli::context::Context;
 use crate::cli::data_folder::data_folder;
 use crate::cli::failure::CliError;
-use crate::cli::prompt;
-use crate::cli::repo_args::storage_error;
-use crate::cli::secret;
-use crate::cli::stderr::say;
 use crate::cli::table::printable;
+use crate::cli::terminal::prompt;
+use crate::cli::terminal::secret;
+use crate::cli::terminal::stderr::say;
 use crate::config::Ssh;
 use crate::repo::Password;
 use crate::storage::Storage;
@@ -19,7 +19,11 @@ use std::time::Duration;
 
 /// How commands reach servers. Without `password_file`, the variables are asked, the configuration, and then a person;
 /// `accepted` is the fingerprint of a host key that was said to be right.
-pub fn ssh_context(context: &Context, password_file: Option<&Path>, accepted: Option<&str>) -> Result<SshContext, CliError> {
+pub fn ssh_context(
+    context: &Context,
+    password_file: Option<&Path>,
+    accepted: Option<&str>,
+) -> Result<SshContext, CliError> {
     let path = |name: &str| secret::variable(name).map(PathBuf::from);
     let mut ssh_context = SshContext::new(user_name());
     ssh_context.home = path("HOME");

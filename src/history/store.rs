@@ -275,7 +275,8 @@ mod tests {
     #[test]
     fn a_damaged_point_stays_so_until_a_proof_as_deep_finds_it_whole() {
         let mut memory = Memory::new("/backup", UUID, at("2026-11-20T01:00:00Z"));
-        let verification = |point: &str, depth| Verification { point: point.into(), at: at("2026-11-20T02:00:00Z"), depth };
+        let verification =
+            |point: &str, depth| Verification { point: point.into(), at: at("2026-11-20T02:00:00Z"), depth };
         memory.note_damage(verification("a", VerifiedDepth::Full));
         memory.note_damage(verification("a", VerifiedDepth::Full));
         memory.note_whole(verification("b", VerifiedDepth::Full));

@@ -256,7 +256,7 @@ impl Manifest {
             }
         }
         for file in &manifest.outside_files {
-            let name = file.name.strip_prefix(crate::capture::copies::OUTSIDE_FOLDER).unwrap_or_default();
+            let name = file.name.strip_prefix(crate::capture::parts::copies::OUTSIDE_FOLDER).unwrap_or_default();
             if !is_plain_name(name) {
                 return Err(ManifestError::File(file.name.clone()));
             }

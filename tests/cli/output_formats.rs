@@ -6,8 +6,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use crate::support::{Disk, Env, PASSWORD};
-use kvmb::cli::exit_code::ExitCode;
 use kvmb::cli::failure::Code;
+use kvmb::cli::failure::exit_code::ExitCode;
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -445,12 +445,12 @@ fn codes_are_one_list_each_and_the_help_has_it() {
     // Both lists have every variant of their enum, once: the source is read for it.
     for (source, name, count) in [
         (
-            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/exit_code.rs")),
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/failure/exit_code.rs")),
             "pub enum ExitCode {",
             ExitCode::ALL.len(),
         ),
         (
-            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/failure_code.rs")),
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/failure/code.rs")),
             "pub enum Code {",
             Code::ALL.len(),
         ),

@@ -9,8 +9,8 @@ use std::process::Command;
 
 use crate::support::parts;
 use kvmb::cli::environment::VARIABLES;
-use kvmb::cli::exit_code::ExitCode;
 use kvmb::cli::failure::Code;
+use kvmb::cli::failure::exit_code::ExitCode;
 
 fn source(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)

@@ -2,7 +2,7 @@
 
 use super::messages;
 use kvmb::cli::command;
-use kvmb::cli::hint::{Invocation, commands};
+use kvmb::cli::failure::hint::{Invocation, commands};
 
 /// The commands of kvmb in a hint.
 fn kvmb_commands(hint: &str) -> Vec<String> {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use kvmb::cli::environment::VARIABLES;
-use kvmb::cli::exit_code::ExitCode;
 use kvmb::cli::failure::Code;
+use kvmb::cli::failure::exit_code::ExitCode;
 use serde_json::Value;
 
 const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));

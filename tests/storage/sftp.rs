@@ -69,7 +69,8 @@ fn a_folder_of_a_server_keeps_what_folders_promise_and_is_one_that_is_local_ther
     assert_eq!(local.read(FileKind::Pack, NAME).unwrap(), b"x");
     assert_eq!(local.list(FileKind::Pack).unwrap().len(), storage.list(FileKind::Pack).unwrap().len());
     // The other way to write an address leads to the same place.
-    let absolute = storage_at(&format!("sftp://{USER}@127.0.0.1:{}/{}", sshd.port(), root.display()), &ssh_context(&env));
+    let absolute =
+        storage_at(&format!("sftp://{USER}@127.0.0.1:{}/{}", sshd.port(), root.display()), &ssh_context(&env));
     assert_eq!(absolute.read(FileKind::Pack, NAME).unwrap(), b"x");
 }
 

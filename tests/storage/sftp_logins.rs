@@ -11,7 +11,7 @@ use crate::support::{Env, wait_until};
 use kvmb::storage::sftp::{self, Credentials, Secret, ShownKey, SshContext};
 use kvmb::storage::{FileKind, Storage};
 
-use crate::sftp::{NAME, ssh_context, server_error, storage_at, try_it};
+use crate::sftp::{NAME, server_error, ssh_context, storage_at, try_it};
 
 /// Says the same to everything, and remembers what it was asked.
 #[derive(Debug, Default)]

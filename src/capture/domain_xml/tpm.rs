@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::definition::{Definition, Tpm};
 use crate::capture::error::Result;
 use crate::capture::link::embedded_root;
-use crate::capture::safe_path::OpenFolder;
+use crate::capture::parts::safe_path::OpenFolder;
 
 /// What the names of copied state files begin with, in a capture and in a point.
 pub const FOLDER: &str = "tpm/";

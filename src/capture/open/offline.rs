@@ -16,7 +16,6 @@ use zeroize::Zeroizing;
 
 use super::plan::{DiskRequest, OpenRequest, format_of, identity_at, read_mode, targets_with_new_bitmap, wanted_disks};
 use crate::capture::agent::Consistency;
-use crate::capture::copies;
 use crate::capture::domain_xml::definition::{DefinedDisk, Definition};
 use crate::capture::domain_xml::source::SecretRef;
 use crate::capture::error::{Error, Result};
@@ -29,6 +28,7 @@ use crate::capture::offline::image_lookup::HostImages;
 use crate::capture::offline::offline_fingerprint::OfflineFingerprint;
 use crate::capture::offline::qemu_user::{Privilege, QemuUser};
 use crate::capture::offline::storage_daemon::{self, Export, Refused, SERVER_SOCKETS, ServeRequest};
+use crate::capture::parts::copies;
 use crate::capture::runtime::{self, RuntimeDirs};
 use crate::capture::state::{CaptureFile, CaptureMethod, CaptureState, CapturedDisk, DiskServer, OfflineReader};
 use crate::failpoint::{self, Failpoint};

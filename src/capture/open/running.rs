@@ -5,7 +5,6 @@ use super::plan::{
 };
 use crate::capture::agent::FreezeMode;
 use crate::capture::close;
-use crate::capture::copies;
 use crate::capture::domain_folder::{domain_folder, is_domain_folder};
 use crate::capture::domain_xml::definition::Definition;
 use crate::capture::error::{Error, LibvirtErrorKind, Result};
@@ -13,6 +12,7 @@ use crate::capture::images::owner_of;
 use crate::capture::job::{self, JobDisk, JobRequest, NewCheckpoint};
 use crate::capture::machine::{Machine, MachineState, PausedReason, Which};
 use crate::capture::offline::image_lookup::read_header;
+use crate::capture::parts::copies;
 use crate::capture::runtime::{self, RuntimeDirs};
 use crate::capture::state::{BackupJob, CaptureFile, CaptureMethod, CaptureState, CapturedDisk, ReadMode};
 use crate::failpoint::{self, Failpoint};

@@ -1,24 +1,24 @@
 //! `kvmb backup`
 
-use crate::cli::capture_args::{AuditArgs, CaptureArgs, ChunkArgs, LimitReadArgs};
+use crate::cli::args::capture::{AuditArgs, CaptureArgs, ChunkArgs, LimitReadArgs};
+use crate::cli::args::copy::CopyToArgs;
+use crate::cli::args::machine::{self, Selection};
+use crate::cli::args::repo::{Purpose, RepoArgs};
+use crate::cli::args::value_parsers::{duration, percent};
 use crate::cli::commands::prune::{planned_prune, prune_after_backup};
 use crate::cli::commands::snapshot::selections;
 use crate::cli::commands::status;
 use crate::cli::commands::verify::verify_sample;
 use crate::cli::complete;
 use crate::cli::context::Context;
-use crate::cli::copy_args::CopyToArgs;
 use crate::cli::dry_run::{DryRunTarget, show_dry_run};
-use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::exit_code::ExitCode;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::history_recorder::HistoryRecorder;
 use crate::cli::hooks::HookRunner;
-use crate::cli::machine_args::{self, Selection};
-use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::{About, Session};
-use crate::cli::stderr::say;
 use crate::cli::table::{bytes, duration as span};
-use crate::cli::value_parsers::{duration, percent};
+use crate::cli::terminal::stderr::say;
 use crate::ops::backup::Backup;
 use crate::ops::copy::transfer::Copier;
 use crate::ops::points::{self, PointName};
@@ -272,7 +272,7 @@ impl BackupArgs {
         match (self.all, self.names.is_empty()) {
             (true, _) => all_machines(context),
             (_, false) => selections(context, &self.names, session),
-            (_, true) => machine_args::from_stdin_or_config(context, session),
+            (_, true) => machine::from_stdin_or_config(context, session),
         }
     }
 
@@ -518,7 +518,7 @@ fn all_machines(context: &Context) -> Result<Vec<Selection>, CliError> {
         return Err(CliError::usage(format!("no machines to back up: {} has none", hypervisor.uri()))
             .hint("choose the connection that has the machines: kvmb -c URI backup --all"));
     }
-    Ok(machine_args::select(&hypervisor, &machines))
+    Ok(machine::select(&hypervisor, &machines))
 }
 
 /// Reads a new point back.

@@ -1,11 +1,11 @@
 //! `kvmb disks`
 
 use crate::capture::{Hypervisor, Machine};
+use crate::cli::args::machine;
 use crate::cli::complete;
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
-use crate::cli::machine_args;
 use crate::cli::session::{About, Session};
 use crate::ops::{Monitor, inventory};
 use crate::record::{Disk, Record};
@@ -33,8 +33,8 @@ impl DisksArgs {
         if !self.names.is_empty() || std::io::stdin().is_terminal() {
             let hypervisor = context.hypervisor(None)?;
             let machines = match &self.names[..] {
-                [] => machine_args::all(&hypervisor, context)?,
-                names => machine_args::find(&hypervisor, names, session),
+                [] => machine::all(&hypervisor, context)?,
+                names => machine::find(&hypervisor, names, session),
             };
             let listed: Vec<_> = machines.iter().map(|machine| list(&hypervisor, machine)).collect();
             drop(machines);

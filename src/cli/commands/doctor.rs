@@ -3,14 +3,14 @@
 use crate::capture::offline::storage_daemon::package;
 use crate::capture::runtime::free_bytes;
 use crate::capture::survey::{AgentSurvey, DiskStorage, DiskSurvey, JobSurvey, missing_programs};
-use crate::cli::capture_args::ScratchArgs;
+use crate::cli::args::capture::ScratchArgs;
+use crate::cli::args::copy::CopyToArgs;
+use crate::cli::args::machine;
+use crate::cli::args::repo::RepoArgs;
 use crate::cli::commands::key;
 use crate::cli::complete;
 use crate::cli::context::Context;
-use crate::cli::copy_args::CopyToArgs;
 use crate::cli::failure::{CliError, Code};
-use crate::cli::machine_args;
-use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::cli::table::bytes;
 use crate::ops::doctor::{CheckSubject, Finding, judge_host, judge_machine};
@@ -72,8 +72,8 @@ impl DoctorArgs {
             }
         };
         let machines = match &self.names[..] {
-            [] => machine_args::all(&hypervisor, context)?,
-            names => machine_args::find(&hypervisor, names, session),
+            [] => machine::all(&hypervisor, context)?,
+            names => machine::find(&hypervisor, names, session),
         };
         for check in checks {
             session.check(check);

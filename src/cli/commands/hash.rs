@@ -1,7 +1,7 @@
 //! `kvmb hash`
 
 use crate::capture::{CaptureFile, CaptureState, DiskRequest, OpenRequest, RuntimeDirs, open_capture};
-use crate::cli::capture_args::LimitReadArgs;
+use crate::cli::args::capture::LimitReadArgs;
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;

@@ -1,10 +1,10 @@
 //! `kvmb init`
 
+use crate::cli::args::repo::{Purpose, RepoArgs};
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
-use crate::cli::repo_args::{Purpose, RepoArgs};
 use crate::cli::session::Session;
-use crate::cli::stderr::say;
+use crate::cli::terminal::stderr::say;
 use crate::record::{Action, Record};
 use crate::repo::{self, Presence, Repository};
 use crate::storage::FileKind;

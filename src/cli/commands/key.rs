@@ -1,12 +1,12 @@
 //! `kvmb key`
 
 use crate::atomic_file;
+use crate::cli::args::repo::{DefaultRepo, Purpose, RepoArgs};
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
-use crate::cli::prompt;
-use crate::cli::repo_args::{DefaultRepo, Purpose, RepoArgs};
-use crate::cli::secret;
 use crate::cli::session::Session;
+use crate::cli::terminal::prompt;
+use crate::cli::terminal::secret;
 use crate::failpoint::{self, Failpoint};
 use crate::ops::{self, Error};
 use crate::record::{Action, Check, Record, Status};

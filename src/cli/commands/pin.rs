@@ -1,10 +1,10 @@
 //! `kvmb pin`
 
+use crate::cli::args::repo::RepoArgs;
 use crate::cli::complete;
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
-use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::pin::Pinner;
 use crate::ops::points::{self, PointName};

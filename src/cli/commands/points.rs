@@ -1,12 +1,12 @@
 //! `kvmb points`
 
+use crate::cli::args::repo::RepoArgs;
+use crate::cli::args::value_parsers::duration;
 use crate::cli::complete;
 use crate::cli::context::Context;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::history_recorder::HistoryRecorder;
-use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
-use crate::cli::value_parsers::duration;
 use crate::ops::points;
 use crate::ops::repo_lock::lock_for_reading;
 use crate::record::Record;

@@ -1,11 +1,11 @@
 //! `kvmb prune`
 
+use crate::cli::args::copy::CopyToArgs;
+use crate::cli::args::repo::RepoArgs;
 use crate::cli::complete;
 use crate::cli::context::Context;
-use crate::cli::copy_args::CopyToArgs;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::history_recorder::HistoryRecorder;
-use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::cli::table::bytes;
 use crate::ops::copy::plan::Copies;

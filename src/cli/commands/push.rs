@@ -1,14 +1,14 @@
 //! `kvmb push`
 
 use crate::capture::{CaptureFile, CaptureState, RuntimeDirs};
-use crate::cli::capture_args::{AuditArgs, ChunkArgs, LimitReadArgs};
+use crate::cli::args::capture::{AuditArgs, ChunkArgs, LimitReadArgs};
+use crate::cli::args::copy::CopyFromArgs;
+use crate::cli::args::repo::RepoArgs;
 use crate::cli::capture_stream::CaptureStream;
 use crate::cli::context::Context;
-use crate::cli::copy_args::CopyFromArgs;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::history_recorder::HistoryRecorder;
 use crate::cli::input::stdin_records;
-use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::Error;
 use crate::ops::copy::transfer::Copier;

@@ -7,7 +7,7 @@ use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};
-use crate::cli::stderr::say;
+use crate::cli::terminal::stderr::say;
 use crate::ops::Stop;
 use crate::ops::release::release;
 use crate::ops::serve::registry::ServedState;

@@ -1,16 +1,16 @@
 //! `kvmb restore`
 
 use crate::capture::Hypervisor;
+use crate::cli::args::repo::{DefaultRepo, RepoArgs};
 use crate::cli::commands::restore_dialog as dialog;
 use crate::cli::complete;
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
-use crate::cli::prompt;
-use crate::cli::repo_args::{DefaultRepo, RepoArgs};
 use crate::cli::session::{About, Session};
-use crate::cli::stderr::say;
 use crate::cli::table::printable;
+use crate::cli::terminal::prompt;
+use crate::cli::terminal::stderr::say;
 use crate::ops;
 use crate::ops::Monitor;
 use crate::ops::points::{self, PointName, PointRef};

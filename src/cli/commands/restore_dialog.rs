@@ -4,9 +4,9 @@
 use crate::capture::Hypervisor;
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
-use crate::cli::prompt;
-use crate::cli::stderr::say;
 use crate::cli::table::{age, bytes, moment};
+use crate::cli::terminal::prompt;
+use crate::cli::terminal::stderr::say;
 use crate::ops::points::{OpenPoint, PointRef};
 use crate::ops::restore::plan::RestorePlan;
 use crate::record::Time;

@@ -1,12 +1,12 @@
 //! `kvmb schedule`
 
+use crate::cli::args::repo::{DefaultRepo, RepoArgs};
+use crate::cli::args::value_parsers::duration;
 use crate::cli::commands::installed_schedules::{installed, scheduled};
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
-use crate::cli::repo_args::{DefaultRepo, RepoArgs};
-use crate::cli::secret::variable;
 use crate::cli::session::Session;
-use crate::cli::value_parsers::duration;
+use crate::cli::terminal::secret::variable;
 use crate::cli::{complete, data_folder};
 use crate::config::{DEFAULT_BACKUP_FREQ, Retention};
 use crate::record::{Action, Record};

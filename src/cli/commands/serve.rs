@@ -2,13 +2,13 @@
 
 use crate::capture::offline::qemu_user::named_owner;
 use crate::capture::process::ServerProcess;
+use crate::cli::args::repo::RepoArgs;
+use crate::cli::args::value_parsers::duration;
 use crate::cli::complete;
 use crate::cli::context::Context;
 use crate::cli::detach;
 use crate::cli::failure::{CliError, Code};
-use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
-use crate::cli::value_parsers::duration;
 use crate::ops::manifest::ManifestDisk;
 use crate::ops::points::{self, OpenPoint, PointName};
 use crate::ops::repo_lock::lock_for_reading;

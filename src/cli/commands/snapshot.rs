@@ -1,13 +1,13 @@
 //! `kvmb snapshot`
 
 use crate::capture::{self, CaptureFile, CloseRequest, RuntimeDirs, close_capture};
-use crate::cli::capture_args::CaptureArgs;
+use crate::cli::args::capture::CaptureArgs;
+use crate::cli::args::machine::{self, Selection};
+use crate::cli::args::repo::RepoArgs;
 use crate::cli::complete;
 use crate::cli::context::Context;
 use crate::cli::dry_run::{NO_DISK_TO_CAPTURE, show_dry_run};
 use crate::cli::failure::CliError;
-use crate::cli::machine_args::{self, Selection};
-use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
 use crate::ops::locked_repo::LockedRepo;
 use crate::ops::snapshot::{is_without_disks, snapshot};
@@ -135,9 +135,9 @@ fn end_all(runtime: &RuntimeDirs, opened: Vec<About>, session: &mut Session) {
 /// The machines of a command: from names, else from standard input. libvirt is closed again when this returns.
 pub fn selections(context: &Context, names: &[String], session: &mut Session) -> Result<Vec<Selection>, CliError> {
     if names.is_empty() {
-        return machine_args::from_stdin(context, session);
+        return machine::from_stdin(context, session);
     }
     let hypervisor = context.hypervisor(None)?;
-    let machines = machine_args::find(&hypervisor, names, session);
-    Ok(machine_args::select(&hypervisor, &machines))
+    let machines = machine::find(&hypervisor, names, session);
+    Ok(machine::select(&hypervisor, &machines))
 }

@@ -1,10 +1,10 @@
 //! `kvmb ui`
 
+use crate::cli::args::value_parsers::duration;
 use crate::cli::context::Context;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::session::Session;
-use crate::cli::stderr;
-use crate::cli::value_parsers::duration;
+use crate::cli::terminal::stderr;
 use crate::console::{self, Listen, Options, server};
 use std::net::SocketAddr;
 use std::path::PathBuf;

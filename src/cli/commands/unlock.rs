@@ -1,8 +1,8 @@
 //! `kvmb unlock`
 
+use crate::cli::args::repo::RepoArgs;
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
-use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::Session;
 use crate::record::{Action, Record, time_value};
 use crate::repo::FoundLock;

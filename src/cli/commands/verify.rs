@@ -1,13 +1,13 @@
 //! `kvmb verify`
 
+use crate::cli::args::repo::RepoArgs;
 use crate::cli::complete;
 use crate::cli::context::Context;
 use crate::cli::failure::{CliError, Code};
 use crate::cli::history_recorder::HistoryRecorder;
 use crate::cli::input::stdin_records;
-use crate::cli::repo_args::RepoArgs;
 use crate::cli::session::{About, Session};
-use crate::cli::stderr::report;
+use crate::cli::terminal::stderr::report;
 use crate::ops::points::{self, PointName, PointRef};
 use crate::ops::repo_lock::lock_for_reading;
 use crate::ops::verify::{Verifier, VerifyDepth};

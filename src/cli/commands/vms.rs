@@ -1,9 +1,9 @@
 //! `kvmb vms`
 
+use crate::cli::args::machine;
 use crate::cli::complete;
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
-use crate::cli::machine_args;
 use crate::cli::session::{About, Session};
 use crate::ops::inventory;
 use crate::record::Record;
@@ -27,8 +27,8 @@ impl VmsArgs {
     pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let hypervisor = context.hypervisor(None)?;
         let machines = match &self.names[..] {
-            [] => machine_args::all(&hypervisor, context)?,
-            names => machine_args::find(&hypervisor, names, session),
+            [] => machine::all(&hypervisor, context)?,
+            names => machine::find(&hypervisor, names, session),
         };
         let mut records = Vec::new();
         for machine in machines {

@@ -1,7 +1,7 @@
 //! Answers a shell that asks.
 
 use super::{line, scripts};
-use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::exit_code::ExitCode;
 use crate::cli::output;
 use clap_complete::CompleteEnv;
 use clap_complete::env::{Fish, Shells};

@@ -3,11 +3,12 @@
 use super::line::CompletionLine;
 use crate::capture::machine::Which;
 use crate::capture::{CaptureFile, Hypervisor};
+use crate::cli::args::repo::RepoArgs;
 use crate::cli::context::Context;
 use crate::cli::output::ClosedPipe;
-use crate::cli::repo_args::RepoArgs;
 use crate::cli::run::Run;
-use crate::cli::{secret, table};
+use crate::cli::table;
+use crate::cli::terminal::secret;
 use crate::ops::Silent;
 use crate::ops::points::{self, PointName, PointRef};
 use crate::record::{Time, steers_terminal};

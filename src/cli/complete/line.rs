@@ -1,7 +1,7 @@
 //! The command line that is being typed, as far as it can be understood.
 
-use crate::cli::global_args::Global;
-use crate::cli::repo_args::RepoArgs;
+use crate::cli::args::global::Global;
+use crate::cli::args::repo::RepoArgs;
 use crate::cli::settings::{self, Settings};
 use clap::{ArgMatches, Args, FromArgMatches};
 use std::ffi::OsString;

@@ -59,7 +59,12 @@ pub fn at_a_glance(files: &SftpClient, folder: &str, stop: &AtomicBool) -> Speed
 
 /// So many bytes on all connections, stored as a backup stores its packs: what a long one would get. It ends with the
 /// packs on the way once `ssh_context.stop` is raised; then what it measured means nothing.
-pub fn at_length(ssh_target: &SshTarget, ssh_context: &SshContext, folder: &str, size_bytes: u64) -> SpeedResult<Speed> {
+pub fn at_length(
+    ssh_target: &SshTarget,
+    ssh_context: &SshContext,
+    folder: &str,
+    size_bytes: u64,
+) -> SpeedResult<Speed> {
     let (pack, pool) = (noise(WriterOptions::default().pack_bytes), Pool::new(ssh_target.clone(), ssh_context.clone()));
     let packs = size_bytes.div_ceil(pack.len() as u64).max(1);
     let connections = ssh_context.connections.max(1).min(usize::try_from(packs).unwrap_or(usize::MAX));

@@ -1,12 +1,12 @@
 //! Where firmware variables, TPM state, kernel, initrd and other small files are written.
 //!
 //! libvirt gives their folders to the users that QEMU and swtpm run as, who can put a link there: each folder on the
-//! way is opened by [`crate::capture::safe_path`], held open until the restore is over, and never looked up by its path
+//! way is opened by [`crate::capture::parts::safe_path`], held open until the restore is over, and never looked up by its path
 //! again.
 
 use super::planned::PlannedFile;
 use super::target::{Destination, Looks, PartialFile, Placed};
-use crate::capture::safe_path::{self, OpenFolder, ResolvedPath};
+use crate::capture::parts::safe_path::{self, OpenFolder, ResolvedPath};
 use crate::capture::{self, DiskSource, Hypervisor};
 use crate::ops::{Error, Result};
 use std::ffi::OsString;

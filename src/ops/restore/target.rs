@@ -12,7 +12,7 @@ use super::qcow2::Layout;
 use super::request::ImageFormat;
 use crate::atomic_file;
 use crate::capture::images::ImageOwner;
-use crate::capture::safe_path::{OpenFolder, ResolvedPath};
+use crate::capture::parts::safe_path::{OpenFolder, ResolvedPath};
 use crate::ops::{Error, Result};
 use rustix::fs::{CWD, FlockOperation, RenameFlags, XattrFlags, flock, renameat_with};
 use rustix::fs::{fsetxattr, lgetxattr, llistxattr};

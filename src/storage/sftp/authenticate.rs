@@ -157,7 +157,8 @@ impl Attempt<'_> {
         {
             return Ok(Some(login));
         }
-        let only = self.ssh_target.identities_only.then(|| self.ssh_target.identities.iter().filter_map(|f| public_half(f)));
+        let only =
+            self.ssh_target.identities_only.then(|| self.ssh_target.identities.iter().filter_map(|f| public_half(f)));
         let only: Option<Vec<Vec<u8>>> = only.map(Iterator::collect);
         let wanted =
             |key: &ssh2::PublicKey| only.as_ref().is_none_or(|only| only.iter().any(|blob| blob == key.blob()));
@@ -249,8 +250,12 @@ impl Attempt<'_> {
     fn questions(&mut self) -> Result<Option<Login>> {
         let (session, user) = (self.connection.session(), self.ssh_target.user.clone());
         for prompt in 1..=PROMPTS {
-            let mut person =
-                InteractivePrompt { ssh_context: self.ssh_context, account: self.ssh_target.account(), asked: false, failed: None };
+            let mut person = InteractivePrompt {
+                ssh_context: self.ssh_context,
+                account: self.ssh_target.account(),
+                asked: false,
+                failed: None,
+            };
             let what = "keyboard-interactive".to_owned();
             let let_in = self.lets_in(what, || session.userauth_keyboard_interactive(&user, &mut person))?;
             if let Some(failed) = person.failed {
@@ -269,7 +274,9 @@ impl Attempt<'_> {
     fn password(&mut self) -> Result<Option<Login>> {
         let (session, user) = (self.connection.session(), self.ssh_target.user.clone());
         for prompt in 1..=PROMPTS {
-            let Some(password) = self.ssh_context.credentials.password(&self.ssh_target.account()).map_err(Error::Secret)? else {
+            let Some(password) =
+                self.ssh_context.credentials.password(&self.ssh_target.account()).map_err(Error::Secret)?
+            else {
                 self.tried.push("password (none was given)".to_owned());
                 break;
             };

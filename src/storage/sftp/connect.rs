@@ -58,7 +58,12 @@ pub fn connect(ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<Conne
     Ok(connection)
 }
 
-fn check_host_key(connection: &Connection, known: &KnownKeys, ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<()> {
+fn check_host_key(
+    connection: &Connection,
+    known: &KnownKeys,
+    ssh_target: &SshTarget,
+    ssh_context: &SshContext,
+) -> Result<()> {
     let session = connection.session();
     let no_key = |reason: &str| Error::Handshake { server: ssh_target.server(), reason: reason.to_owned() };
     let (blob, _) = session.host_key().ok_or_else(|| no_key("the server showed no host key"))?;

@@ -119,7 +119,11 @@ fn text(text: &str) -> Field<'_> {
 
 impl SftpClient {
     /// Connects, logs in and starts SFTP. `known` is the login that worked before.
-    pub fn open(ssh_target: &SshTarget, ssh_context: &SshContext, known: Option<&Login>) -> Result<(SftpClient, Login)> {
+    pub fn open(
+        ssh_target: &SshTarget,
+        ssh_context: &SshContext,
+        known: Option<&Login>,
+    ) -> Result<(SftpClient, Login)> {
         let connection = connect(ssh_target, ssh_context)?;
         let login = authenticate(&connection, ssh_target, ssh_context, known)?;
         Ok((SftpClient::start(connection, ssh_target)?, login))

@@ -4,7 +4,7 @@ use super::first_week;
 use super::records::{Kind, RecordField, kinds};
 use super::roff::{Text, join, rendered};
 use crate::cli::environment::{FOREIGN, VARIABLES};
-use crate::cli::exit_code::{ExitCode, PluginState};
+use crate::cli::failure::exit_code::{ExitCode, PluginState};
 use crate::cli::failure::{CliError, Code};
 use clap::Command;
 use clap_mangen::Man;

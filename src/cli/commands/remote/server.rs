@@ -1,8 +1,8 @@
 //! Which server is meant, and how to get there.
 
+use crate::cli::args::repo::{OWN_FOLDER, RepoArgs};
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
-use crate::cli::repo_args::{OWN_FOLDER, RepoArgs};
 use crate::cli::ssh_access;
 use crate::storage::sftp::{SftpAddress, SshContext};
 use clap::Args;

@@ -4,12 +4,12 @@
 use super::judge::{LatestCopy, MachineFacts, Standing, judge, judge_copies};
 use super::repository;
 use super::thresholds::{ThresholdArgs, Thresholds};
+use crate::cli::args::repo::RepoArgs;
 use crate::cli::commands::installed_schedules::{self, Scheduled};
 use crate::cli::commands::key;
 use crate::cli::context::Context;
 use crate::cli::data_folder::data_folder;
 use crate::cli::failure::{CliError, Code};
-use crate::cli::repo_args::RepoArgs;
 use crate::config::Config;
 use crate::glob::is_glob;
 use crate::history::{History, Memory};

@@ -11,12 +11,12 @@ mod zabbix;
 pub use nagios::unknown;
 pub use prometheus::write_textfile;
 
+use crate::cli::args::copy::CopyToArgs;
+use crate::cli::args::repo::RepoArgs;
 use crate::cli::complete;
 use crate::cli::context::Context;
-use crate::cli::copy_args::CopyToArgs;
-use crate::cli::exit_code::PluginState;
 use crate::cli::failure::CliError;
-use crate::cli::repo_args::RepoArgs;
+use crate::cli::failure::exit_code::PluginState;
 use crate::cli::session::Session;
 use crate::cli::table::bytes;
 use crate::record::{Action, Record};

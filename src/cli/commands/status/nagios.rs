@@ -8,8 +8,8 @@
 
 use super::gather::Report;
 use super::judge::{rank, status_of};
-use crate::cli::exit_code::PluginState;
-use crate::cli::hint::pasteable;
+use crate::cli::failure::exit_code::PluginState;
+use crate::cli::failure::hint::pasteable;
 use crate::record::{Check, Status};
 use std::fmt::Write;
 

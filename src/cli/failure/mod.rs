@@ -1,9 +1,15 @@
 //! Failures at the edge: here an error gets its kind, its hint and its exit code, once.
 
-pub use super::failure_code::Code;
+pub use crate::cli::failure::code::Code;
 
-use super::explain::{self, Explanation};
+pub(crate) mod capture_hints;
+pub(crate) mod code;
+pub mod exit_code;
+pub(crate) mod explain;
+pub mod hint;
+
 use crate::capture;
+use crate::cli::failure::explain::Explanation;
 use crate::config;
 use crate::ops;
 use crate::record::{DamagedPoint, Failure, Point};

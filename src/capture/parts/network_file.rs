@@ -9,18 +9,18 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use zeroize::Zeroizing;
 
-use super::connection::Hypervisor;
-use super::error::{Error, Result};
-use super::ffi;
 use crate::bounded::{self, Group};
+use crate::capture::connection::Hypervisor;
 use crate::capture::domain_xml::source::{DiskSource, SecretRef};
+use crate::capture::error::{Error, Result};
+use crate::capture::ffi;
 use crate::capture::offline::network_storage::network_options;
 
 /// How long a server may take for a few megabytes.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Who knows the secrets.
-pub(super) type Secrets<'a> = &'a dyn Fn(&SecretRef) -> Result<Zeroizing<Vec<u8>>>;
+pub(in crate::capture) type Secrets<'a> = &'a dyn Fn(&SecretRef) -> Result<Zeroizing<Vec<u8>>>;
 
 /// Storage that is about to be read or written.
 struct Remote {
@@ -31,7 +31,7 @@ struct Remote {
 }
 
 /// Copies network storage into a new file; what is larger than the limit is refused.
-pub(super) fn fetch(source: &DiskSource, secrets: Secrets, to: &Path, limit_bytes: u64) -> Result<()> {
+pub(in crate::capture) fn fetch(source: &DiskSource, secrets: Secrets, to: &Path, limit_bytes: u64) -> Result<()> {
     let folder = to.parent().unwrap_or(Path::new("/"));
     let remote = Remote::new(source, secrets, folder)?;
     let info = remote.run(|command, remote| {

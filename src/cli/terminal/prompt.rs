@@ -2,9 +2,9 @@
 
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
-use crate::cli::interrupt;
-use crate::cli::stderr::say;
 use crate::cli::table::printable;
+use crate::cli::terminal::interrupt;
+use crate::cli::terminal::stderr::say;
 use dialoguer::{Confirm, FuzzySelect, Input, Password};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use std::io::IsTerminal;

@@ -1,8 +1,9 @@
 //! Where this run's log goes, and what every run says in it.
 
-use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::exit_code::ExitCode;
 use crate::cli::run::Run;
-use crate::cli::{color, stderr};
+use crate::cli::terminal::color;
+use crate::cli::terminal::stderr;
 use crate::config::Log;
 use crate::log::{self, FilePlan, Level, LogSettings, line};
 use clap::{Args, ValueEnum};

@@ -1,6 +1,6 @@
 //! Ctrl-C and friends: the first asks for an orderly end.
 
-use crate::cli::exit_code::ExitCode;
+use crate::cli::failure::exit_code::ExitCode;
 use crate::ops::Stop;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -129,7 +129,7 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::cli::failure::exit_code::*;
 
     #[test]
     fn four_wins_over_three_and_three_over_one() {

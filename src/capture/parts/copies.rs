@@ -1,29 +1,31 @@
 //! What belongs to the moment of a capture and is no disk: firmware variables, TPM state, kernel and initial RAM disk
 //! of a direct boot, and the other files that the definition mentions.
 //!
-//! The files are where QEMU's or swtpm's user can write, so they are opened as [`super::safe_path`] does, and no more
+//! The files are where QEMU's or swtpm's user can write, so they are opened as [`crate::capture::parts::safe_path`] does, and no more
 //! than a limit is read. A file that cannot be had never costs the machine its backup: the disks are captured without
 //! it, and the state says what is missing.
 //!
 //! | | without it |
 //! | --- | --- |
 //! | firmware variables, TPM state, kernel, initrd | the machine is not whole ([`MissingPart`]) |
-//! | what else the definition mentions ([`outside_files`](super::domain_xml::outside_files)) | the host may have it, or a package ([`OutsideLeftOut`]) |
+//! | what else the definition mentions ([`outside_files`](crate::capture::domain_xml::outside_files)) | the host may have it, or a package ([`OutsideLeftOut`]) |
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::error::{Error, Result};
-use super::machine::Machine;
-use super::network_file;
-use super::safe_path::{self, OpenFolder};
-use super::state::{CaptureFile, CaptureState, CopiedFile, FileRole, MissingPart, OutsideCopy, OutsideLeftOut};
 use crate::capture::domain_xml::definition::{Definition, DiskSource, Nvram};
 use crate::capture::domain_xml::outside_files::{OutsideFile, outside_files};
 use crate::capture::domain_xml::tpm::{self, StatePlace};
+use crate::capture::error::{Error, Result};
+use crate::capture::machine::Machine;
 use crate::capture::offline::offline_changes;
+use crate::capture::parts::network_file;
+use crate::capture::parts::safe_path::{self, OpenFolder};
+use crate::capture::state::{
+    CaptureFile, CaptureState, CopiedFile, FileRole, MissingPart, OutsideCopy, OutsideLeftOut,
+};
 
 /// Firmware variables have 64 MiB at most (those of AArch64), and qcow2 adds a little.
 const LARGEST_NVRAM_BYTES: u64 = 128 << 20;
@@ -60,7 +62,7 @@ struct Part {
 /// Copies the files that the definition in the state names - it is the one that a restore goes by - into the capture's
 /// folder, and notes in the state what was copied and what could not be. The live definition is asked where that one
 /// leaves the choice to libvirt.
-pub(super) fn copy_files(
+pub(in crate::capture) fn copy_files(
     machine: &Machine,
     live: &Definition,
     is_running: bool,
@@ -84,7 +86,7 @@ pub(super) fn copy_files(
 }
 
 /// What a backup will not have, looked at and left as it is: required parts, and others.
-pub(super) fn missing_parts(
+pub(in crate::capture) fn missing_parts(
     machine: &Machine,
     live: &Definition,
     is_running: bool,

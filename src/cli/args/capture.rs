@@ -1,10 +1,10 @@
 //! How to capture: the flags that `snapshot` and `backup` share.
 
 use crate::capture::{FreezeMode, FreezeOptions};
+use crate::cli::args::value_parsers::{chunk_size, duration, path_or_nothing, percent, rate};
 use crate::cli::complete;
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
-use crate::cli::value_parsers::{chunk_size, duration, path_or_nothing, percent, rate};
 use crate::ops::push::Trust;
 use crate::ops::snapshot::SnapshotRequest;
 use crate::rate_limiter::RateLimiter;

@@ -126,7 +126,7 @@ fn from_command_by(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::cli::terminal::secret::*;
 
     #[test]
     fn a_password_file_is_read_as_restic_reads_it() {

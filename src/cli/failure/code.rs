@@ -1,6 +1,6 @@
 //! The words for what kind of failure it was, and the exit code of each.
 
-use super::exit_code::ExitCode;
+use crate::cli::failure::exit_code::ExitCode;
 
 /// The kinds of failure: the `code` of a failure record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

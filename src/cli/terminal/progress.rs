@@ -1,6 +1,6 @@
 //! Progress: bars on a terminal, records for programs, and the sums for `kvmb jobs`.
 
-use crate::cli::stderr;
+use crate::cli::terminal::stderr;
 use crate::log::TOLD;
 use crate::ops::{Monitor, Progress};
 use crate::record::{self, JobStep};
@@ -176,7 +176,7 @@ impl Bars {
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let style = if is_utf8() { style } else { style.progress_chars("##-") };
         let bar = bars.add(ProgressBar::new(total_bytes).with_style(style));
-        bar.set_message(format!("{verb} {}", super::table::printable(label)));
+        bar.set_message(format!("{verb} {}", crate::cli::table::printable(label)));
         bar.enable_steady_tick(Duration::from_millis(250));
         Some(bar)
     }

@@ -5,7 +5,7 @@ use crate::cli::context::Context;
 use crate::cli::failure::CliError;
 use crate::cli::input::stdin_records;
 use crate::cli::session::{About, Session};
-use crate::cli::stderr::say;
+use crate::cli::terminal::stderr::say;
 use crate::ops::points::name_matches;
 use crate::record::Record;
 use rustix::fs::{self, FileType};

@@ -190,7 +190,7 @@ fn quoted(word: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::cli::failure::hint::*;
 
     fn completed(line: &[&str], hint: &str) -> String {
         let matches = crate::cli::command().try_get_matches_from(line).unwrap();

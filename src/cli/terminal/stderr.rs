@@ -1,8 +1,8 @@
 //! Standard error: what people read there while a command runs.
 
-use crate::cli::color;
-use crate::cli::hint::pasteable;
+use crate::cli::failure::hint::pasteable;
 use crate::cli::table::printable;
+use crate::cli::terminal::color;
 use crate::log::TOLD;
 use std::io::Write;
 use std::sync::OnceLock;

@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
-use super::capture_hints;
-use super::failure_code::Code;
 use crate::capture::{self, LibvirtErrorKind};
+use crate::cli::failure::capture_hints;
+use crate::cli::failure::code::Code;
 use crate::nbd;
 use crate::ops;
 use crate::repo;

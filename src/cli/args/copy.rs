@@ -1,9 +1,9 @@
 //! The second repository of a command that copies: where points come from, or where they go.
 
+use crate::cli::args::repo::RepoArgs;
+use crate::cli::args::value_parsers::{path_or_nothing, repositories};
 use crate::cli::context::Context;
 use crate::cli::failure::CliError;
-use crate::cli::repo_args::RepoArgs;
-use crate::cli::value_parsers::{path_or_nothing, repositories};
 use clap::Args;
 use std::path::PathBuf;
 

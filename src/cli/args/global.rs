@@ -1,10 +1,10 @@
 //! What every command understands.
 
-use crate::cli::color::ColorChoice;
+use crate::cli::args::log::LogArgs;
 use crate::cli::complete::connections::connections;
-use crate::cli::log_args::LogArgs;
 use crate::cli::output::Format;
-use crate::cli::progress::ProgressStyle;
+use crate::cli::terminal::color::ColorChoice;
+use crate::cli::terminal::progress::ProgressStyle;
 use crate::config::Loaded;
 use clap::{ArgAction, Args};
 use std::path::PathBuf;

@@ -5,12 +5,12 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
-use super::copies;
-use super::error::Result;
-use super::machine::{Machine, Which};
-use super::state::{MissingPart, OutsideLeftOut, SkippedDisk};
 use crate::bounded;
 use crate::capture::domain_xml::definition::{DefinedDisk, Definition, Device, DiskSource};
+use crate::capture::error::Result;
+use crate::capture::machine::{Machine, Which};
+use crate::capture::parts::copies;
+use crate::capture::state::{MissingPart, OutsideLeftOut, SkippedDisk};
 
 /// How long storage that is only looked at may take: a dead one never answers.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);

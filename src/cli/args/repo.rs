@@ -1,13 +1,13 @@
 //! Which repository, and its password: the flags and variables that mean the same for every command.
 
 use crate::atomic_file;
+use crate::cli::args::value_parsers::{duration, path_or_nothing, rate, repositories};
 use crate::cli::context::Context;
 use crate::cli::data_folder::{data_folder, make_data_folder};
 use crate::cli::failure::{CliError, Code};
-use crate::cli::prompt;
-use crate::cli::secret;
-use crate::cli::stderr::say;
-use crate::cli::value_parsers::{duration, path_or_nothing, rate, repositories};
+use crate::cli::terminal::prompt;
+use crate::cli::terminal::secret;
+use crate::cli::terminal::stderr::say;
 use crate::rate_limiter::RateLimiter;
 use crate::repo::{self, Password, Presence, Repository};
 use crate::storage::{self, FileKind, LimitStorage, RetryPolicy, RetryStorage, Storage};

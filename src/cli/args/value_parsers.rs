@@ -43,7 +43,7 @@ pub fn repositories() -> ArgValueCompleter {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::cli::args::value_parsers::*;
 
     #[test]
     fn rates_are_bytes_a_second() {

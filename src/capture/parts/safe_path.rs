@@ -27,8 +27,8 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, readlinkat, unlinkat};
 use rustix::io::Errno;
 
-use super::error::{Error, Result};
-use super::runtime::our_uid;
+use crate::capture::error::{Error, Result};
+use crate::capture::runtime::our_uid;
 
 /// More links on one way than this are a loop; the kernel's own limit.
 const MOST_LINKS: usize = 40;
@@ -331,7 +331,7 @@ fn name_of(kind: FileType) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::capture::parts::safe_path::*;
     use rustix::fs::{CWD, FileType as NodeType, chownat, mkfifoat, mknodat};
     use std::io::Read;
     use std::os::unix::fs::{PermissionsExt, symlink};

@@ -1,0 +1,9 @@
+//! Arguments that several commands share.
+
+pub(crate) mod capture;
+pub(crate) mod copy;
+pub(crate) mod global;
+pub(crate) mod log;
+pub(crate) mod machine;
+pub mod repo;
+pub(crate) mod value_parsers;
