@@ -4,7 +4,7 @@ use clap::{Arg, Command};
 
 /// The groups; a command that is in none of them is in the last one.
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("Everyday commands", &["backup", "restore", "points", "verify", "status", "log", "serve", "pin"]),
+    ("Everyday commands", &["backup", "restore", "points", "verify", "status", "ui", "jobs", "log", "serve", "pin"]),
     ("Repository commands", &["init", "prune", "unlock", "key"]),
     ("Set-up commands", &["doctor", "remote", "schedule", "config", "completions", "man"]),
     ("Pipeline commands", &["vms", "disks", "snapshot", "hash", "push", "release"]),
