@@ -8,14 +8,14 @@ use std::path::Path;
 use rustix::fs::OFlags;
 
 /// Writes `content` beside `path` with this mode, syncs it and renames it into its place.
-pub fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+pub(crate) fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     temporary(path, content, mode)?.persist(path).map_err(|error| error.error)?;
     Ok(())
 }
 
 /// As [`write()`], but fails with [`ErrorKind::AlreadyExists`] where `path` exists: of several creators exactly one
 /// succeeds. Where the file system has no hard links, a reader may see the file before it is complete.
-pub fn create(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+pub(crate) fn create(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let temporary = temporary(path, content, mode)?;
     publish(temporary.path(), path, content, mode)?;
     sync_folder(folder_of(path))
@@ -23,7 +23,7 @@ pub fn create(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 
 /// Puts the entries of a folder on its disk. A file system that cannot do that (SMB, NFS, FUSE, exFAT) is no error; a
 /// disk that fails is.
-pub fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {
         Err(error) if cannot_sync_folders(&error) => Ok(()),
         synced => synced,
@@ -40,7 +40,7 @@ fn cannot_sync_folders(error: &io::Error) -> bool {
 
 /// Gives the complete file `temporary`, which has this `content`, the name `path`, unless that exists. `temporary`
 /// stays.
-pub fn publish(temporary: &Path, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+pub(crate) fn publish(temporary: &Path, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     match link(temporary, path) {
         // The answer of a network file system was lost and the call repeated.
         Err(error) if error.kind() == ErrorKind::AlreadyExists && is_same_file(temporary, path) => Ok(()),
@@ -100,7 +100,7 @@ fn temporary(path: &Path, content: &[u8], mode: u32) -> io::Result<tempfile::Nam
 
 /// Opens a file for reading that never keeps its reader waiting: a regular one, or `/dev/null`. Anything else that has
 /// the name is refused.
-pub fn open(path: &Path) -> io::Result<File> {
+pub(crate) fn open(path: &Path) -> io::Result<File> {
     // Opening a named pipe waits for a writer.
     let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
     refuse_irregular(&file.metadata()?)?;
@@ -108,14 +108,14 @@ pub fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Reads such a file.
-pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     open(path)?.read_to_end(&mut content)?;
     Ok(content)
 }
 
 /// Reads such a file, which is text.
-pub fn read_to_string(path: &Path) -> io::Result<String> {
+pub(crate) fn read_to_string(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     open(path)?.read_to_string(&mut text)?;
     Ok(text)

@@ -24,10 +24,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 /// Raised when the program shall end.
-pub type StopFlag = Arc<AtomicBool>;
+pub(crate) type StopFlag = Arc<AtomicBool>;
 
 /// The flag of this process, raised by its signals.
-pub fn ending() -> StopFlag {
+pub(crate) fn ending() -> StopFlag {
     static ENDING: LazyLock<StopFlag> = LazyLock::new(StopFlag::default);
     Arc::clone(&ENDING)
 }
@@ -44,7 +44,7 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// Why a call was given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GaveUp {
+pub(crate) enum GaveUp {
     /// It took longer than it may.
     TimedOut,
     /// The program shall end.
@@ -64,7 +64,7 @@ impl From<GaveUp> for io::Error {
 }
 
 /// Makes a call that may take so long.
-pub fn call<T: Send + 'static>(
+pub(crate) fn call<T: Send + 'static>(
     limit: Duration,
     stop: &AtomicBool,
     work: impl FnOnce() -> T + Send + 'static,
@@ -96,7 +96,7 @@ pub fn call<T: Send + 'static>(
 }
 
 /// Reads a file to its end, whatever it is: a named pipe is waited for. Longer ones are refused.
-pub fn read(path: &Path, longest_bytes: u64, limit: Duration, stop: &AtomicBool) -> io::Result<Vec<u8>> {
+pub(crate) fn read(path: &Path, longest_bytes: u64, limit: Duration, stop: &AtomicBool) -> io::Result<Vec<u8>> {
     let path = path.to_owned();
     call(limit, stop, move || {
         let mut content = Vec::new();
@@ -110,7 +110,7 @@ pub fn read(path: &Path, longest_bytes: u64, limit: Duration, stop: &AtomicBool)
 
 /// Whose signals a program gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Group {
+pub(crate) enum Group {
     /// Those of this process, and it may use the terminal.
     Ours,
     /// Its own: all that it starts can be ended with it.
@@ -119,12 +119,12 @@ pub enum Group {
 
 /// Runs a program to its end and collects what it prints; standard input is empty. One that takes too long is killed,
 /// and left behind where not even that ends it.
-pub fn output(command: Command, group: Group, limit: Duration, stop: &AtomicBool) -> io::Result<Output> {
+pub(crate) fn output(command: Command, group: Group, limit: Duration, stop: &AtomicBool) -> io::Result<Output> {
     output_of(command, None, group, limit, stop)
 }
 
 /// As [`output`], with this for its standard input, if there is any.
-pub fn output_of(
+pub(crate) fn output_of(
     mut command: Command,
     input: Option<Vec<u8>>,
     group: Group,

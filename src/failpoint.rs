@@ -115,9 +115,6 @@ impl Failpoint {
         Failpoint::CaptureForgotten,
     ];
 
-    /// Those of the creation of a repository.
-    pub const CREATION: [Failpoint; 2] = [Failpoint::ConfigCreated, Failpoint::KeyCreated];
-
     /// Those of a prune.
     pub const PRUNE: [Failpoint; 11] = [
         Failpoint::PrunePlanned,
@@ -132,10 +129,6 @@ impl Failpoint {
         Failpoint::PackRemoved,
         Failpoint::PacksGone,
     ];
-
-    /// Those of the commands that add a key, export one, or pin a point.
-    pub const SMALL_CHANGES: [Failpoint; 4] =
-        [Failpoint::LockTaken, Failpoint::PinStored, Failpoint::KeyAdded, Failpoint::KeyExported];
 
     /// Those of a copy from one repository to another.
     pub const COPY: [Failpoint; 3] = [Failpoint::CopyBegun, Failpoint::CopyTransferred, Failpoint::CopyStored];
@@ -158,11 +151,11 @@ impl Failpoint {
 /// Marks that a step is reached.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
-pub fn hit(_step: Failpoint) {}
+pub(crate) fn hit(_step: Failpoint) {}
 
 /// Marks that a step is reached; stops there if a test wants that.
 #[cfg(debug_assertions)]
-pub fn hit(step: Failpoint) {
+pub(crate) fn hit(step: Failpoint) {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     static STOPPED: AtomicBool = AtomicBool::new(false);

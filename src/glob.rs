@@ -7,13 +7,13 @@
 use globset::GlobBuilder;
 
 /// Whether a name has a character that makes it a pattern.
-pub fn is_glob(name: &str) -> bool {
+pub(crate) fn is_glob(name: &str) -> bool {
     name.contains(['*', '?', '['])
 }
 
 /// Whether a name matches a shell pattern: `*`, `?`, `[abc]`, `[a-z]`, `[!abc]`; a backslash takes the next character
 /// as it is.
-pub fn matches(pattern: &str, name: &str) -> bool {
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     // Braces mean nothing in a shell's patterns.
     let escaped: String = pattern
         .chars()
@@ -23,7 +23,7 @@ pub fn matches(pattern: &str, name: &str) -> bool {
 }
 
 /// Whether a name matches a pattern in which only `*` and `?` mean something.
-pub fn matches_wildcards(pattern: &str, name: &str) -> bool {
+pub(crate) fn matches_wildcards(pattern: &str, name: &str) -> bool {
     let special = |character: char| matches!(character, '[' | ']' | '{' | '}' | '\\');
     let escaped: String = pattern
         .chars()

@@ -39,12 +39,12 @@ impl RateLimiter {
 
     /// Waits until so many bytes more may pass. Returns at once when it is time to stop: whoever calls looks for
     /// himself.
-    pub fn acquire(&self, bytes: usize) {
+    pub(crate) fn acquire(&self, bytes: usize) {
         self.acquire_while(bytes, || true);
     }
 
     /// The same for as long as `goes_on` says so: a run that has failed waits no longer.
-    pub fn acquire_while(&self, bytes: usize, goes_on: impl Fn() -> bool) {
+    pub(crate) fn acquire_while(&self, bytes: usize, goes_on: impl Fn() -> bool) {
         let mut left = bytes as u64;
         while let Some(piece) = NonZeroU32::new(left.min(u64::from(self.piece.get())) as u32) {
             if self.stop.load(Ordering::Relaxed) || !goes_on() {

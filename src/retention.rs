@@ -27,7 +27,7 @@
 
 mod second_tier;
 
-pub use second_tier::{FirstTierPoint, await_copy};
+pub(crate) use second_tier::{FirstTierPoint, await_copy};
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -46,30 +46,30 @@ use crate::record::Time;
 pub struct Policy {
     /// Keep the newest so many points.
     #[serde(skip_serializing_if = "Keep::is_nothing")]
-    pub keep_last: Keep,
+    pub(crate) keep_last: Keep,
     /// Keep the newest point of each of the newest so many hours that have one.
     #[serde(skip_serializing_if = "Keep::is_nothing")]
-    pub keep_hourly: Keep,
+    pub(crate) keep_hourly: Keep,
     /// Keep the newest point of each of the newest so many days that have one.
     #[serde(skip_serializing_if = "Keep::is_nothing")]
-    pub keep_daily: Keep,
+    pub(crate) keep_daily: Keep,
     /// Keep the newest point of each of the newest so many weeks (Monday to Sunday) that have one.
     #[serde(skip_serializing_if = "Keep::is_nothing")]
-    pub keep_weekly: Keep,
+    pub(crate) keep_weekly: Keep,
     /// Keep the newest point of each of the newest so many months that have one.
     #[serde(skip_serializing_if = "Keep::is_nothing")]
-    pub keep_monthly: Keep,
+    pub(crate) keep_monthly: Keep,
     /// Keep the newest point of each of the newest so many years that have one.
     #[serde(skip_serializing_if = "Keep::is_nothing")]
-    pub keep_yearly: Keep,
+    pub(crate) keep_yearly: Keep,
     /// Keep every point newer than this long before the newest one: "30d", "1y6m", "12h".
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub keep_within: Option<CalendarSpan>,
+    pub(crate) keep_within: Option<CalendarSpan>,
 }
 
 impl Policy {
     /// Whether no rule keeps anything: then nothing is removed.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.counts().iter().all(|(_, keep)| keep.is_nothing()) && self.span().is_none()
     }
 
@@ -101,7 +101,7 @@ impl fmt::Display for Policy {
 
 /// How many points a rule keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
+pub(crate) enum Keep {
     /// So many.
     Count(u32),
     /// All, for ever: `"unlimited"`.
@@ -110,7 +110,7 @@ pub enum Keep {
 
 impl Keep {
     /// Whether the rule is switched off.
-    pub fn is_nothing(&self) -> bool {
+    pub(crate) fn is_nothing(&self) -> bool {
         *self == Keep::Count(0)
     }
 
@@ -140,7 +140,7 @@ impl fmt::Display for Keep {
 /// A text that is no number of points.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a number of points: expected a whole number or \"unlimited\"")]
-pub struct ParseKeepError(String);
+pub(crate) struct ParseKeepError(String);
 
 impl FromStr for Keep {
     type Err = ParseKeepError;
@@ -203,7 +203,7 @@ impl JsonSchema for Keep {
 
 /// A length of time on the calendar, as restic writes it: `1y6m7d12h`. (`m` are months, `w` weeks.)
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct CalendarSpan {
+pub(crate) struct CalendarSpan {
     months: u32,
     days: u32,
     hours: u32,
@@ -212,7 +212,7 @@ pub struct CalendarSpan {
 /// A text that is no span.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a duration: expected numbers with y, m (months), w, d or h, such as 30d or 1y6m")]
-pub struct ParseSpanError(String);
+pub(crate) struct ParseSpanError(String);
 
 impl FromStr for CalendarSpan {
     type Err = ParseSpanError;
@@ -310,38 +310,37 @@ fn to_utc(wall: NaiveDateTime, zone: &impl TimeZone) -> NaiveDateTime {
 
 /// A point as retention sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Candidate {
+pub(crate) struct Candidate {
     /// What tells its machine from others.
-    pub machine: String,
+    pub(crate) machine: String,
     /// When it was taken.
-    pub taken_at: Time,
+    pub(crate) taken_at: Time,
     /// Whether the user wants it kept whatever the policy says.
-    pub is_pinned: bool,
+    pub(crate) is_pinned: bool,
     /// Whether it was found damaged; another point of the machine must then be the last good one.
-    pub is_damaged: bool,
+    pub(crate) is_damaged: bool,
     /// Whether a second tier is configured that does not have it yet.
-    pub awaits_copy: bool,
+    pub(crate) awaits_copy: bool,
     /// Whether its machine no longer exists, and nobody said that its points may go all the same.
-    pub outlives_machine: bool,
+    pub(crate) outlives_machine: bool,
 }
 
 /// What becomes of a point.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RetentionDecision {
+pub(crate) struct RetentionDecision {
     /// Whether it stays.
-    pub keep: bool,
+    pub(crate) keep: bool,
     /// Why; never empty.
-    pub reasons: Vec<Reason>,
+    pub(crate) reasons: Vec<Reason>,
 }
 
 /// Why a point stays or goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
+pub(crate) enum Reason {
     /// A rule of the policy keeps it.
     Rule(Rule),
     /// A rule has some left at the oldest point of all.
     Oldest(Rule),
-    /// It is pinned.
     Pinned,
     /// It is the machine's newest point that is not damaged, and not dated in the future.
     LastGood,
@@ -359,7 +358,7 @@ pub enum Reason {
 
 /// A rule of a [`Policy`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rule {
+pub(crate) enum Rule {
     /// `keep_last`
     Last,
     /// `keep_hourly`
@@ -378,7 +377,7 @@ pub enum Rule {
 
 impl Rule {
     /// The word behind `keep_`.
-    pub fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Rule::Last => "last",
             Rule::Hourly => "hourly",
@@ -412,7 +411,7 @@ impl fmt::Display for Rule {
 
 impl Reason {
     /// One word, for programs.
-    pub fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Reason::Rule(rule) | Reason::Oldest(rule) => rule.word(),
             Reason::Pinned => "pinned",
@@ -443,7 +442,7 @@ impl fmt::Display for Reason {
 }
 
 /// Judges every point; the verdicts stand in the order of the points. `zone` is the local time zone.
-pub fn judge(policy: &Policy, points: &[Candidate], now: Time, zone: &impl TimeZone) -> Vec<RetentionDecision> {
+pub(crate) fn judge(policy: &Policy, points: &[Candidate], now: Time, zone: &impl TimeZone) -> Vec<RetentionDecision> {
     if policy.is_empty() {
         return points.iter().map(|_| RetentionDecision { keep: true, reasons: vec![Reason::NoPolicy] }).collect();
     }

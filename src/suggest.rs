@@ -11,22 +11,22 @@ const MOST_NAMES: usize = 3;
 
 /// The known words that were probably meant, the likeliest first. Case does not matter, nor whether `-` or `_` is
 /// between.
-pub fn similar_words<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+pub(crate) fn similar_words<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     ranked(wrong, known, WORD_LIKENESS)
 }
 
 /// The known word that was probably meant.
-pub fn nearest_word<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest_word<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     similar_words(wrong, known).into_iter().next()
 }
 
 /// What somebody who wrote `name` may have meant, the likeliest first.
-pub fn similar_names<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+pub(crate) fn similar_names<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     ranked(name, names, NAME_LIKENESS).into_iter().take(MOST_NAMES).map(str::to_owned).collect()
 }
 
 /// The names that may have been meant, for the end of a message.
-pub fn suggestion(near: &[String]) -> String {
+pub(crate) fn suggestion(near: &[String]) -> String {
     match near {
         [] => String::new(),
         near => format!("; similar: {}", near.join(", ")),

@@ -7,10 +7,10 @@ use std::time::Duration;
 /// Text that is none of the units below; the message is the rule that it breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct NotAUnit(&'static str);
+pub(crate) struct NotAUnit(&'static str);
 
 /// A number of bytes for people: binary units, as `qemu-img info` and `lsblk` print them.
-pub fn in_units(bytes: u64) -> String {
+pub(crate) fn in_units(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
         return format!("{bytes} B");
@@ -30,11 +30,11 @@ pub fn in_units(bytes: u64) -> String {
 
 /// A length of time: `90s`, `30m`, `2h`, `3d`, `1w`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ShortDuration(pub Duration);
+pub(crate) struct ShortDuration(pub(crate) Duration);
 
 impl ShortDuration {
     /// The rule, for messages.
-    pub const RULE: &'static str = "a number and a unit: 90s, 30m, 2h, 3d, 1w";
+    pub(crate) const RULE: &'static str = "a number and a unit: 90s, 30m, 2h, 3d, 1w";
 
     /// The units and their seconds, longest first.
     const UNITS: [(&'static str, u64); 5] =
@@ -69,11 +69,11 @@ impl fmt::Display for ShortDuration {
 
 /// A number of bytes: `512K`, `10M`, `2G`, `1T`, or without a unit. The units are binary: 1K is 1024 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Size(pub u64);
+pub(crate) struct Size(pub(crate) u64);
 
 impl Size {
     /// The rule, for messages.
-    pub const RULE: &'static str = "a number of bytes with an optional unit: 512K, 10M, 2G, 1T";
+    pub(crate) const RULE: &'static str = "a number of bytes with an optional unit: 512K, 10M, 2G, 1T";
 
     /// The units and their power of two, largest first.
     const UNITS: [(&'static str, u32); 4] = [("T", 40), ("G", 30), ("M", 20), ("K", 10)];
@@ -101,14 +101,13 @@ impl fmt::Display for Size {
 /// The size of a disk's chunks: whole multiples of restic's zero blob, and none so large that a few of them fill the
 /// memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChunkSize(u32);
+pub(crate) struct ChunkSize(u32);
 
 impl ChunkSize {
     /// The rule, for messages.
-    pub const RULE: &'static str = "512K, 1M, 2M or 4M";
+    pub(crate) const RULE: &'static str = "512K, 1M, 2M or 4M";
 
-    /// In bytes.
-    pub fn bytes(self) -> u32 {
+    pub(crate) fn bytes(self) -> u32 {
         self.0
     }
 }
@@ -135,11 +134,11 @@ impl FromStr for ChunkSize {
 
 /// A share of something, from 0 to 1: `5%`, `0.1%`.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
-pub struct Share(pub f64);
+pub(crate) struct Share(pub(crate) f64);
 
 impl Share {
     /// The rule, for messages.
-    pub const RULE: &'static str = "a share from 0% to 100%";
+    pub(crate) const RULE: &'static str = "a share from 0% to 100%";
 }
 
 impl FromStr for Share {

@@ -34,7 +34,7 @@ pub enum Consistency {
 
 impl Consistency {
     /// The word in records and manifests.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Consistency::Filesystem => "filesystem",
             Consistency::Crash => "crash",
@@ -174,7 +174,7 @@ impl Machine {
     }
 
     /// Thaws the guest's file systems, trying several times. Harmless for a guest that is not frozen.
-    pub fn thaw(&self) -> Result<()> {
+    pub(crate) fn thaw(&self) -> Result<()> {
         const TRIES: u32 = 3;
         let mut tried = 1;
         loop {

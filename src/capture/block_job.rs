@@ -38,7 +38,7 @@ impl BlockJob {
     }
 
     /// Whether it ends by a decision: to go over to what it made, or to drop that.
-    pub fn waits_for_pivot(&self) -> bool {
+    pub(crate) fn waits_for_pivot(&self) -> bool {
         self.is_ready && matches!(self.kind, BlockJobKind::Copy | BlockJobKind::Commit)
     }
 }

@@ -13,7 +13,7 @@ use crate::capture::machine::{Machine, Which};
 use crate::capture::offline::image_lookup::read_header;
 
 /// What the names of our checkpoints begin with.
-pub const PREFIX: &str = "kvmb-";
+pub(crate) const PREFIX: &str = "kvmb-";
 
 impl Machine {
     /// The names of all checkpoints that libvirt knows of this machine, ours and others'.
@@ -46,7 +46,7 @@ impl Machine {
 
     /// The disks that have a bitmap of this checkpoint, as far as libvirt knows; whether it can be used is another
     /// question.
-    pub fn disks_of_checkpoint(&self, name: &str) -> Result<Vec<String>> {
+    pub(crate) fn disks_of_checkpoint(&self, name: &str) -> Result<Vec<String>> {
         read_disks(&self.checkpoint_definition(name, ffi::CHECKPOINT_XML_NO_DOMAIN)?)
     }
 
@@ -66,7 +66,7 @@ impl Machine {
 
     /// Whether the image of one of the disks has a bitmap of this name, which libvirt need not know of. What cannot be
     /// looked into has none.
-    pub fn has_bitmap(&self, name: &str) -> bool {
+    pub(crate) fn has_bitmap(&self, name: &str) -> bool {
         let Ok(definition) = self.definition(Which::Live) else { return false };
         definition.disks.iter().filter(|disk| disk.keeps_bitmaps()).any(|disk| {
             let Ok(source) = self.resolve(&disk.source) else { return false };
@@ -98,7 +98,7 @@ impl Machine {
 
     /// Makes libvirt forget a checkpoint whose bitmaps are gone with their images, if it still knows it. Works on a
     /// machine that is off as well.
-    pub fn forget_checkpoint(&self, name: &str) -> Result<()> {
+    pub(crate) fn forget_checkpoint(&self, name: &str) -> Result<()> {
         let (action, name) = (|| format!("forget checkpoint {name} of {}", self.name()), name.to_owned());
         let forget = move |domain: &_| ffi::delete_checkpoint(domain, &name, ffi::CHECKPOINT_DELETE_METADATA_ONLY);
         forgotten(self.call(action, forget))
@@ -138,7 +138,7 @@ impl Machine {
 
     /// Makes a checkpoint known again whose bitmaps are still in the images (after an undefine, on another host …).
     /// libvirt checks on a running machine that they are.
-    pub fn redefine_checkpoint(&self, name: &str, disks: &[&str]) -> Result<()> {
+    pub(crate) fn redefine_checkpoint(&self, name: &str, disks: &[&str]) -> Result<()> {
         let flags = if self.is_running()? { ffi::CHECKPOINT_REDEFINE_VALIDATE } else { ffi::CHECKPOINT_REDEFINE };
         let xml = known_checkpoint_xml(name, disks, &self.targets()?);
         self.make_known(xml, flags, || format!("make checkpoint {name} of {} known again", self.name()))

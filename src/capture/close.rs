@@ -38,17 +38,15 @@ pub struct CloseRequest {
 /// What closing did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClosedCapture {
-    /// The capture.
-    pub capture: String,
-    /// Its machine.
-    pub machine: String,
+    pub(crate) capture: String,
+    pub(crate) machine: String,
     /// The point that was stored from it.
-    pub committed_point: Option<String>,
+    pub(crate) committed_point: Option<String>,
     /// A job or server of ours was running and was ended.
     pub ended: bool,
     /// The machine had been paused by an I/O error meanwhile, as when the scratch files' file system is full, and runs
     /// again.
-    pub resumed: bool,
+    pub(crate) resumed: bool,
     /// The machine does not exist any more.
     pub machine_gone: bool,
     /// Checkpoints that were deleted.
@@ -491,7 +489,7 @@ pub(super) fn capture_of_socket(runtime: &RuntimeDirs, socket: &Path) -> Option<
 }
 
 /// Removes the folders of captures whose owner was killed before it had done anything.
-pub fn clear_stateless(runtime: &RuntimeDirs) -> Result<()> {
+pub(crate) fn clear_stateless(runtime: &RuntimeDirs) -> Result<()> {
     remove_nameless(runtime);
     for file in CaptureFile::open_all(runtime)? {
         if matches!(file.load(), Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound) {

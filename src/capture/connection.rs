@@ -30,18 +30,18 @@ impl Hypervisor {
 
     /// Opens a connection; without a URI libvirt chooses as it does for `virsh` (`$LIBVIRT_DEFAULT_URI`, its client
     /// configuration, then what it finds). Nothing is ever asked for: a connection that wants a password fails.
-    pub fn open_within(uri: Option<&str>, limits: &Limits) -> Result<Hypervisor> {
+    pub(crate) fn open_within(uri: Option<&str>, limits: &Limits) -> Result<Hypervisor> {
         Ok(Hypervisor { link: Arc::new(Link::open(uri, limits)?) })
     }
 
     /// Whether [`Hypervisor::open`] with this URI runs libvirt inside of this process, which keeps all others out until
     /// it ends.
-    pub fn would_be_embedded(uri: Option<&str>) -> bool {
+    pub(crate) fn would_be_embedded(uri: Option<&str>) -> bool {
         uri.map(str::to_owned).or_else(default_uri).is_some_and(|uri| uri.starts_with("qemu:///embed"))
     }
 
     /// The connection's URI, as libvirt says it.
-    pub fn uri(&self) -> &str {
+    pub(crate) fn uri(&self) -> &str {
         &self.link.uri
     }
 
@@ -51,21 +51,16 @@ impl Hypervisor {
     }
 
     /// libvirt's version on the hypervisor's side: (11, 3, 0).
-    pub fn libvirt_version(&self) -> Result<(u32, u32, u32)> {
+    pub(crate) fn libvirt_version(&self) -> Result<(u32, u32, u32)> {
         let version = self.link.call(|| "ask libvirt for its version".to_owned(), |connect| connect.lib_version())?;
         Ok(split_version(version))
     }
 
     /// QEMU's version: (10, 0, 2).
-    pub fn qemu_version(&self) -> Result<(u32, u32, u32)> {
+    pub(crate) fn qemu_version(&self) -> Result<(u32, u32, u32)> {
         let version =
             self.link.call(|| "ask libvirt for QEMU's version".to_owned(), |connect| connect.hyp_version())?;
         Ok(split_version(version))
-    }
-
-    /// The host's name as libvirt knows it.
-    pub fn hostname(&self) -> Result<String> {
-        self.link.call(|| "ask libvirt for the host's name".to_owned(), |connect| connect.hostname())
     }
 
     /// The machines that go by these names, UUIDs or globs (`*`, `?`, `[a-z]`), each once, sorted by name; all of them
@@ -146,10 +141,10 @@ impl Hypervisor {
 
     /// Closes the connection, unless a [`Machine`] or a clone of it is alive. An embedded driver stays open, whatever
     /// is closed.
-    pub fn close(self) {}
+    pub(crate) fn close(self) {}
 
     /// Whether a network is started; none when there is no such network.
-    pub fn network_is_active(&self, name: &str) -> Result<Option<bool>> {
+    pub(crate) fn network_is_active(&self, name: &str) -> Result<Option<bool>> {
         let (action, wanted) = (|| format!("look up network {name}"), name.to_owned());
         let is_active = move |connect: &Connect| connect.lookup_network_by_name(&wanted)?.is_active();
         match self.link.call(action, is_active) {
@@ -162,7 +157,7 @@ impl Hypervisor {
     }
 
     /// Whether libvirt knows a filter of network traffic.
-    pub fn has_network_filter(&self, name: &str) -> Result<bool> {
+    pub(crate) fn has_network_filter(&self, name: &str) -> Result<bool> {
         let (action, wanted) = (|| format!("look up network filter {name}"), name.to_owned());
         match self.link.call(action, move |connect| connect.lookup_nwfilter_by_name(&wanted).map(drop)) {
             Ok(()) => Ok(true),
@@ -174,7 +169,7 @@ impl Hypervisor {
     }
 
     /// Whether libvirt knows a secret; true where it cannot tell.
-    pub fn has_secret(&self, secret: &SecretRef) -> Result<bool> {
+    pub(crate) fn has_secret(&self, secret: &SecretRef) -> Result<bool> {
         let (action, wanted) = (|| "look up a secret".to_owned(), secret.clone());
         match self.link.call(action, move |connect| ffi::find_secret(connect, &wanted)) {
             Ok(()) => Ok(true),
@@ -194,7 +189,7 @@ impl Hypervisor {
 
 /// Keeps libvirt's own log lines («info : libvirt version …») off stderr, unless the user chose an output. Must be
 /// called before the process has a second thread, best first thing in `main`; says whether it took effect.
-pub fn quiet_libvirt_log() -> bool {
+pub(crate) fn quiet_libvirt_log() -> bool {
     const OUTPUTS: &str = "LIBVIRT_LOG_OUTPUTS";
     if std::env::var_os(OUTPUTS).is_some() || std::env::var_os("LIBVIRT_DEBUG").is_some() {
         return false;
@@ -207,7 +202,7 @@ const PROGRAM_FOLDERS: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/s
 
 /// Lets this process, and what it starts, find the system's programs: its folders are looked through after those of
 /// `PATH`. Must be called before the process has a second thread; says whether it took effect.
-pub fn complete_path() -> bool {
+pub(crate) fn complete_path() -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut folders: Vec<&str> = path.split(':').filter(|folder| !folder.is_empty()).collect();
     for folder in PROGRAM_FOLDERS {
@@ -219,7 +214,7 @@ pub fn complete_path() -> bool {
 }
 
 /// The folder where libvirt keeps firmware variables of machines whose definitions name no place.
-pub fn nvram_folder(uri: &str) -> Option<PathBuf> {
+pub(crate) fn nvram_folder(uri: &str) -> Option<PathBuf> {
     if let Some(root) = embedded_root(uri) {
         return Some(root.join("lib/qemu/nvram"));
     }

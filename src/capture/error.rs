@@ -13,7 +13,7 @@ use virt::enumutil::Enum;
 use virt::error::{ErrorDomain, ErrorNumber};
 
 /// The result of a call of this layer.
-pub type Result<T> = std::result::Result<T, Error>;
+pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 /// What an error of libvirt means to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -414,7 +414,7 @@ impl Error {
     }
 
     /// Whether there was no answer: the limit was over, or the program was interrupted.
-    pub fn is_no_answer(&self) -> bool {
+    pub(crate) fn is_no_answer(&self) -> bool {
         self.meaning() == LibvirtErrorKind::NoAnswer
     }
 

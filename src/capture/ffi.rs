@@ -194,7 +194,6 @@ impl CheckpointRef {
         CheckpointRef::own(raw)
     }
 
-    /// Its name.
     fn name(&self) -> Result<String> {
         // SAFETY: the reference is ours; the text belongs to it and is copied at once.
         unsafe {
@@ -285,7 +284,7 @@ pub(super) fn set_env_while_single_threaded(key: &str, value: &str) -> bool {
 
 /// Makes this process one that nobody's terminal or pipe knows: a session of its own, and nothing open but the standard
 /// streams. Only for a process that has opened nothing yet: a descriptor that somebody relies on would be gone.
-pub fn detach_from_terminal() {
+pub(crate) fn detach_from_terminal() {
     // Fails for the leader of a group, which has left the session of its parent already.
     let _ = rustix::process::setsid();
     // SAFETY: descriptors above the standard streams were inherited; nobody in this process has opened or keeps one.
@@ -294,7 +293,7 @@ pub fn detach_from_terminal() {
 
 /// Makes two processes of this one: the parent gets the child's number. Only for a process with a single thread: the
 /// child would have no other, and whatever the others held would stay locked.
-pub fn fork() -> std::io::Result<Option<rustix::process::Pid>> {
+pub(crate) fn fork() -> std::io::Result<Option<rustix::process::Pid>> {
     // SAFETY: it has no arguments, and with a single thread the child may do whatever the parent may.
     match unsafe { libc_fork() } {
         -1 => Err(std::io::Error::last_os_error()),

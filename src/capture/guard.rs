@@ -19,24 +19,22 @@ use crate::capture::state::CaptureFile;
 
 /// A guard, and what it decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GuardRecord {
-    /// Its process.
-    pub process: ServerProcess,
+pub(crate) struct GuardRecord {
+    pub(crate) process: ServerProcess,
     /// How long the capture may stay open while nobody reads it.
-    pub lease_seconds: u64,
+    pub(crate) lease_seconds: u64,
     /// When it may be cleared away; moved on while it is read.
-    pub lease_ends_at: DateTime<FixedOffset>,
+    pub(crate) lease_ends_at: DateTime<FixedOffset>,
     /// Why the guard ended the capture.
-    pub verdict: Option<Verdict>,
+    pub(crate) verdict: Option<Verdict>,
 }
 
 /// Why a guard ends a capture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// The file system of the scratch files was about to run full.
     NoSpace {
-        /// The folder.
         folder: PathBuf,
         /// What was left.
         free_bytes: u64,
@@ -49,19 +47,19 @@ pub enum Verdict {
 
 impl CaptureFile {
     /// What the guard wrote last; none if there was no guard yet.
-    pub fn guard(&self) -> Option<GuardRecord> {
+    pub(crate) fn guard(&self) -> Option<GuardRecord> {
         serde_json::from_slice(&atomic_file::read(&self.folder().join("guard.json")).ok()?).ok()
     }
 
     /// Writes it.
-    pub fn note_guard(&self, record: &GuardRecord) -> Result<()> {
+    pub(crate) fn note_guard(&self, record: &GuardRecord) -> Result<()> {
         let path = self.folder().join("guard.json");
         let text = serde_json::to_vec(record).map_err(std::io::Error::other);
         text.and_then(|text| atomic_file::write(&path, &text, 0o600)).map_err(Error::io("write", &path))
     }
 
     /// Makes this process the capture's only guard for as long as the lock lives; none where there is one.
-    pub fn lock_guard(&self) -> Result<Option<File>> {
+    pub(crate) fn lock_guard(&self) -> Result<Option<File>> {
         let path = self.folder().join("guard.lock");
         let options = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let file = options.map_err(Error::io("open", &path))?;
@@ -69,7 +67,7 @@ impl CaptureFile {
     }
 
     /// Whether the capture is still there.
-    pub fn exists(&self) -> bool {
+    pub(crate) fn exists(&self) -> bool {
         fs::exists(self.folder().join("state.json")).unwrap_or(true)
     }
 }

@@ -17,7 +17,7 @@ pub struct Holder {
 
 impl Holder {
     /// Whether it runs a machine.
-    pub fn is_qemu(&self) -> bool {
+    pub(crate) fn is_qemu(&self) -> bool {
         ["qemu-system", "qemu-kvm", "kvm"].iter().any(|name| self.name.starts_with(name))
     }
 }
@@ -29,7 +29,7 @@ impl fmt::Display for Holder {
 }
 
 /// The processes that have one of these files open for writing, as far as we may see.
-pub fn writers_of<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<Holder> {
+pub(crate) fn writers_of<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<Holder> {
     let identity = |found: fs::Metadata| (found.dev(), found.ino());
     let wanted: HashSet<(u64, u64)> = paths.filter_map(|path| fs::metadata(path).ok().map(identity)).collect();
     let mut holders = Vec::new();

@@ -21,34 +21,33 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub struct ImageIdentity {
     /// Its path (or, for what has none, its address).
     pub path: String,
-    /// Its format.
-    pub format: String,
+    pub(crate) format: String,
     /// The file system's number; 0 for what is no local file.
-    pub device: u64,
+    pub(crate) device: u64,
     /// The file's number there (for a block device, the device's number).
     pub inode: u64,
     /// How long the file is.
-    pub size_bytes: u64,
+    pub(crate) size_bytes: u64,
     /// When it was last written, in nanoseconds since 1970.
-    pub modified_ns: i64,
+    pub(crate) modified_ns: i64,
     /// When the file was made, where the file system knows: a number there is given again after the file is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub born_ns: Option<i64>,
+    pub(crate) born_ns: Option<i64>,
 }
 
 /// Who may use an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageOwner {
+pub(crate) struct ImageOwner {
     /// The user's number.
-    pub user: u32,
+    pub(crate) user: u32,
     /// The group's number.
-    pub group: u32,
+    pub(crate) group: u32,
     /// The permissions, as the lower nine bits of a mode.
-    pub mode: u32,
+    pub(crate) mode: u32,
 }
 
 /// Who may use an image now; none for what is no file.
-pub fn owner_of(path: &Path) -> Option<ImageOwner> {
+pub(crate) fn owner_of(path: &Path) -> Option<ImageOwner> {
     let found = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
     Some(ImageOwner { user: found.uid(), group: found.gid(), mode: found.mode() & 0o777 })
 }
@@ -59,28 +58,28 @@ pub struct Bitmap {
     /// Its name.
     pub name: String,
     /// Its flags: exactly `["auto"]` when it records and can be trusted.
-    pub flags: Vec<String>,
+    pub(crate) flags: Vec<String>,
 }
 
 impl Bitmap {
     /// Whether it recorded everything: it is switched on, and was closed properly.
-    pub fn is_usable(&self) -> bool {
+    pub(crate) fn is_usable(&self) -> bool {
         self.flags == ["auto"]
     }
 
     /// Whether whoever had the image open last closed it properly.
-    pub fn was_closed(&self) -> bool {
+    pub(crate) fn was_closed(&self) -> bool {
         self.flags.iter().all(|flag| flag != "in-use")
     }
 }
 
 /// How large the disk is that can be read at an NBD URI.
-pub fn size_of_export(nbd_uri: &str) -> Result<u64> {
+pub(crate) fn size_of_export(nbd_uri: &str) -> Result<u64> {
     Ok(qemu_img_info(Command::new("qemu-img"), nbd_uri, Some("raw"), nbd_uri)?.virtual_size)
 }
 
 /// Which file this is now.
-pub fn identify(path: &Path, format: &str) -> Result<ImageIdentity> {
+pub(crate) fn identify(path: &Path, format: &str) -> Result<ImageIdentity> {
     let found = fs::metadata(path).map_err(Error::io("look at", path))?;
     let block = found.file_type().is_block_device();
     Ok(ImageIdentity {
@@ -101,12 +100,12 @@ fn born_ns(found: &fs::Metadata) -> Option<i64> {
 
 /// Puts a bitmap into a qcow2 image: from now on it records. QEMU's own image locks refuse it when anybody has the
 /// image open.
-pub fn add_bitmap(path: &Path, name: &str) -> Result<()> {
+pub(crate) fn add_bitmap(path: &Path, name: &str) -> Result<()> {
     qemu_img_bitmap("--add", path, name)
 }
 
 /// Takes a bitmap out of a qcow2 image, whatever state it is in. Refused when anybody has the image open.
-pub fn remove_bitmap(path: &Path, name: &str) -> Result<()> {
+pub(crate) fn remove_bitmap(path: &Path, name: &str) -> Result<()> {
     qemu_img_bitmap("--remove", path, name)
 }
 

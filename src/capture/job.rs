@@ -55,41 +55,41 @@ pub struct JobDisk {
 #[derive(Debug, Clone)]
 pub struct NewCheckpoint {
     /// Its name, never used before.
-    pub name: String,
+    pub(crate) name: String,
     /// The disks that get a bitmap: some or all of those read.
-    pub disks: Vec<String>,
+    pub(crate) disks: Vec<String>,
 }
 
 /// What [`Machine::begin_backup`] did.
 #[derive(Debug, Clone)]
 pub struct Begun {
     /// The moment captured. Everything that the guest wrote before is in it.
-    pub captured_at: DateTime<FixedOffset>,
+    pub(crate) captured_at: DateTime<FixedOffset>,
     /// Whether the guest's file systems were frozen.
-    pub consistency: Consistency,
+    pub(crate) consistency: Consistency,
     /// Why not, if not.
-    pub freeze_note: Option<String>,
+    pub(crate) freeze_note: Option<String>,
     /// The guest did not confirm the thaw: it must be tried again.
-    pub thaw_due: bool,
+    pub(crate) thaw_due: bool,
     /// The machine's definition (inactive, with secrets where permitted), read right then.
-    pub definition_xml: String,
+    pub(crate) definition_xml: String,
     /// The live definition, where the inactive one lacks a disk that was read or has another image for it.
-    pub live_definition_xml: Option<String>,
+    pub(crate) live_definition_xml: Option<String>,
 }
 
 /// A backup job that is running.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobInfo {
     /// Its socket, if it is a pull-mode job on a Unix socket.
-    pub socket: Option<PathBuf>,
+    pub(crate) socket: Option<PathBuf>,
     /// Its scratch files (or, of a push-mode job, its targets).
-    pub scratch: Vec<PathBuf>,
+    pub(crate) scratch: Vec<PathBuf>,
     /// The disks that take part.
     pub disks: Vec<String>,
 }
 
 /// The meta context of what changed on a disk since the job's checkpoint.
-pub fn dirty_context(target: &str) -> String {
+pub(crate) fn dirty_context(target: &str) -> String {
     format!("qemu:dirty-bitmap:backup-{target}")
 }
 
@@ -187,7 +187,7 @@ impl Machine {
     /// Fails when libvirt is at work on something else for the machine (a migration, a snapshot, a managed save):
     /// beginning a backup would wait for that half a minute, the guest frozen. A backup that libvirt was killed in the
     /// middle of beginning looks like this too, and never ends.
-    pub fn expect_no_job(&self) -> Result<()> {
+    pub(crate) fn expect_no_job(&self) -> Result<()> {
         match self.call(|| format!("look for a job of {}", self.name()), ffi::has_job) {
             Ok(false) => Ok(()),
             Ok(true) => Err(Error::OtherJob { machine: self.name().to_owned() }),
@@ -202,7 +202,7 @@ impl Machine {
     }
 
     /// The block job of a disk.
-    pub fn block_job(&self, disk: &str) -> Result<Option<BlockJob>> {
+    pub(crate) fn block_job(&self, disk: &str) -> Result<Option<BlockJob>> {
         let (action, target) = (|| format!("look for a block job of {}'s disk {disk}", self.name()), disk.to_owned());
         match self.call(action, move |domain| ffi::block_job(domain, &target)) {
             Ok(found) => Ok(found.and_then(|(kind, position, end)| BlockJob::from_numbers(kind, position, end))),

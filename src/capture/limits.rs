@@ -14,13 +14,13 @@ use crate::capture::error::{Error, Result};
 
 /// How long libvirt may take; shared by all that comes of one run.
 #[derive(Debug, Clone)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// For one call.
-    pub call: Duration,
+    pub(crate) call: Duration,
     /// For beginning a backup.
-    pub begin: Duration,
+    pub(crate) begin: Duration,
     /// Raised when the program shall end.
-    pub stop: StopFlag,
+    pub(crate) stop: StopFlag,
     /// By machine: the calls that were given up, each with whether it has returned since.
     given_up: Arc<Mutex<HashMap<String, Vec<Arc<AtomicBool>>>>>,
 }
@@ -38,12 +38,12 @@ impl Default for Limits {
 
 impl Limits {
     /// Limits for calls and for beginning a backup, ended by this flag.
-    pub fn new(call: Duration, begin: Duration, stop: StopFlag) -> Limits {
+    pub(crate) fn new(call: Duration, begin: Duration, stop: StopFlag) -> Limits {
         Limits { call, begin, stop, ..Limits::default() }
     }
 
     /// [`Error::Interrupted`] if the program shall end.
-    pub fn check_stop(&self) -> Result<()> {
+    pub(crate) fn check_stop(&self) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
 

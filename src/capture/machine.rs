@@ -80,7 +80,7 @@ pub struct MachineInfo {
     /// The most memory it may have.
     pub max_memory_bytes: u64,
     /// Virtual CPUs.
-    pub vcpus: u32,
+    pub(crate) vcpus: u32,
 }
 
 /// How large a disk is.
@@ -89,9 +89,9 @@ pub struct DiskInfo {
     /// What the guest sees.
     pub capacity_bytes: u64,
     /// What it takes up on the host.
-    pub allocated_bytes: u64,
+    pub(crate) allocated_bytes: u64,
     /// How far its file or device reaches.
-    pub physical_bytes: u64,
+    pub(crate) physical_bytes: u64,
 }
 
 impl MachineState {
@@ -108,7 +108,7 @@ impl MachineState {
     }
 
     /// The word for it: `running`, `paused`, `off` …
-    pub fn as_str(&self) -> &'static str {
+    pub(crate) fn as_str(&self) -> &'static str {
         match self {
             MachineState::Running => "running",
             MachineState::Paused(_) => "paused",
@@ -224,12 +224,12 @@ impl Machine {
     }
 
     /// Whether this is its name or UUID.
-    pub fn is_called(&self, name_or_uuid: &str) -> bool {
+    pub(crate) fn is_called(&self, name_or_uuid: &str) -> bool {
         self.name == name_or_uuid || self.uuid.eq_ignore_ascii_case(name_or_uuid)
     }
 
     /// libvirt's number of the running machine; none when it is off.
-    pub fn id(&self) -> Option<u32> {
+    pub(crate) fn id(&self) -> Option<u32> {
         self.domain.id()
     }
 
@@ -266,40 +266,40 @@ impl Machine {
     }
 
     /// Whether it has a definition that outlives its run.
-    pub fn is_persistent(&self) -> Result<bool> {
+    pub(crate) fn is_persistent(&self) -> Result<bool> {
         self.call(|| format!("ask whether {} is persistent", self.name), |domain| domain.is_persistent())
     }
 
     /// Whether it starts with the host; false for a transient machine.
-    pub fn autostart(&self) -> Result<bool> {
+    pub(crate) fn autostart(&self) -> Result<bool> {
         self.call(|| format!("ask whether {} starts with the host", self.name), |domain| domain.autostart())
     }
 
     /// Makes it start with the host, or not.
-    pub fn set_autostart(&self, autostart: bool) -> Result<()> {
+    pub(crate) fn set_autostart(&self, autostart: bool) -> Result<()> {
         let set = move |domain: &Domain| domain.set_autostart(autostart).map(drop);
         self.call(|| format!("set the autostart of {}", self.name), set)
     }
 
     /// Whether its memory is saved on disk: its next start continues from there.
-    pub fn has_saved_memory(&self) -> Result<bool> {
+    pub(crate) fn has_saved_memory(&self) -> Result<bool> {
         self.call(|| format!("look for saved memory of {}", self.name), |domain| domain.has_managed_save(0))
     }
 
     /// Removes its saved memory: its next start boots.
-    pub fn discard_saved_memory(&self) -> Result<()> {
+    pub(crate) fn discard_saved_memory(&self) -> Result<()> {
         let remove = |domain: &Domain| domain.managed_save_remove(0).map(drop);
         self.call(|| format!("remove the saved memory of {}", self.name), remove)
     }
 
     /// The names of its snapshots, internal and external.
-    pub fn snapshots(&self) -> Result<Vec<String>> {
+    pub(crate) fn snapshots(&self) -> Result<Vec<String>> {
         let names = |domain: &Domain| domain.list_all_snapshots(0)?.iter().map(|snapshot| snapshot.name()).collect();
         self.call(|| format!("list the snapshots of {}", self.name), names)
     }
 
     /// The names of its snapshots that are inside of its images.
-    pub fn internal_snapshots(&self) -> Result<Vec<String>> {
+    pub(crate) fn internal_snapshots(&self) -> Result<Vec<String>> {
         let flags = virt_sys::VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL;
         let names =
             move |domain: &Domain| domain.list_all_snapshots(flags)?.iter().map(|snapshot| snapshot.name()).collect();
@@ -349,8 +349,7 @@ impl Machine {
         self.call(|| "read a secret".to_owned(), move |domain| ffi::secret_value(&domain.connect()?, &secret))
     }
 
-    /// Starts it.
-    pub fn start(&self) -> Result<()> {
+    pub(crate) fn start(&self) -> Result<()> {
         self.call(|| format!("start {}", self.name), |domain| domain.create())
     }
 
@@ -361,7 +360,7 @@ impl Machine {
     }
 
     /// Lets it go on.
-    pub fn resume(&self) -> Result<()> {
+    pub(crate) fn resume(&self) -> Result<()> {
         self.call(|| format!("resume {}", self.name), |domain| domain.resume())
     }
 

@@ -12,8 +12,7 @@ use crate::capture::error::{LibvirtErrorKind, Result};
 
 /// Where a volume of a storage pool is on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum VolumePlace {
-    /// It is there.
+pub(crate) enum VolumePlace {
     There(PathBuf),
     /// Its pool is there. It would be this file: writing it and telling libvirt is enough.
     NewFile(PathBuf),
@@ -27,7 +26,7 @@ pub enum VolumePlace {
 
 impl Hypervisor {
     /// Looks a volume up.
-    pub fn volume_place(&self, pool: &str, volume: &str) -> Result<VolumePlace> {
+    pub(crate) fn volume_place(&self, pool: &str, volume: &str) -> Result<VolumePlace> {
         let (action, wanted, name) = (|| format!("look up storage pool {pool}"), pool.to_owned(), volume.to_owned());
         let looked_up =
             self.link.call(action, move |connect| look_up(&connect.lookup_storage_pool_by_name(&wanted)?, &name));
@@ -44,7 +43,7 @@ impl Hypervisor {
     }
 
     /// Makes a volume that is a device.
-    pub fn create_volume(&self, pool: &str, volume: &str, capacity_bytes: u64) -> Result<PathBuf> {
+    pub(crate) fn create_volume(&self, pool: &str, volume: &str, capacity_bytes: u64) -> Result<PathBuf> {
         let name = escape(volume);
         let xml = format!("<volume><name>{name}</name><capacity unit='bytes'>{capacity_bytes}</capacity></volume>");
         self.with_pool(
@@ -55,13 +54,13 @@ impl Hypervisor {
     }
 
     /// Removes a volume.
-    pub fn delete_volume(&self, pool: &str, volume: &str) -> Result<()> {
+    pub(crate) fn delete_volume(&self, pool: &str, volume: &str) -> Result<()> {
         let (action, name) = (|| format!("delete volume {volume} of storage pool {pool}"), volume.to_owned());
         self.with_pool(pool, action, move |pool| pool.lookup_storage_vol_by_name(&name)?.delete(0).map(drop))
     }
 
     /// Tells libvirt to look at a pool's volumes again.
-    pub fn refresh_pool(&self, pool: &str) -> Result<()> {
+    pub(crate) fn refresh_pool(&self, pool: &str) -> Result<()> {
         self.with_pool(pool, || format!("refresh storage pool {pool}"), |pool| pool.refresh(0).map(drop))
     }
 

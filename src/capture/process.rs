@@ -10,26 +10,24 @@ use std::fs;
 /// number this is), or the owner of a capture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerProcess {
-    /// The process.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// Its start time in the kernel's ticks, which tells it from a later process with the same number.
-    pub started_ticks: u64,
+    pub(crate) started_ticks: u64,
 }
 
 impl ServerProcess {
-    /// This process.
-    pub fn this() -> ServerProcess {
+    pub(crate) fn this() -> ServerProcess {
         let pid = std::process::id();
         ServerProcess { pid, started_ticks: start_ticks(pid).unwrap_or(0) }
     }
 
     /// Whether it still runs.
-    pub fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         start_ticks(self.pid) == Some(self.started_ticks)
     }
 
     /// Sends it SIGTERM, unless it is gone, or this process.
-    pub fn ask_to_end(&self) {
+    pub(crate) fn ask_to_end(&self) {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
         if let Some(pid) = pid
             && self.is_alive()

@@ -23,7 +23,7 @@ use crate::capture::error::{Error, Result};
 use crate::capture::limits::Limits;
 
 /// The longest path that a Unix socket can have, without the zero byte.
-pub const MAX_SOCKET_PATH_BYTES: usize = 107;
+pub(crate) const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// The folders of captures, checked.
 #[derive(Debug, Clone)]
@@ -36,7 +36,7 @@ pub struct RuntimeDirs {
 
 impl RuntimeDirs {
     /// The default folders of this user, made if missing.
-    pub fn open() -> Result<RuntimeDirs> {
+    pub(crate) fn open() -> Result<RuntimeDirs> {
         let state = match std::env::var_os("KVMB_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
             Some(dir) => PathBuf::from(dir),
             None => default_state_folder(),
@@ -82,13 +82,13 @@ impl RuntimeDirs {
     }
 
     /// The same, with other limits.
-    pub fn with_limits(mut self, limits: Limits) -> RuntimeDirs {
+    pub(crate) fn with_limits(mut self, limits: Limits) -> RuntimeDirs {
         self.limits = limits;
         self
     }
 
     /// How long libvirt may take where a capture opens a connection by itself.
-    pub fn limits(&self) -> &Limits {
+    pub(crate) fn limits(&self) -> &Limits {
         &self.limits
     }
 
@@ -101,7 +101,7 @@ impl RuntimeDirs {
 }
 
 /// The room left where a folder is (or will be made), for whoever is not root.
-pub fn free_bytes(folder: &Path) -> Result<u64> {
+pub(crate) fn free_bytes(folder: &Path) -> Result<u64> {
     let existing = folder.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
     let stat =
         rustix::fs::statvfs(existing).map_err(|error| Error::io("measure the room in", existing)(error.into()))?;
@@ -109,7 +109,7 @@ pub fn free_bytes(folder: &Path) -> Result<u64> {
 }
 
 /// The NBD URI of an export on a Unix socket.
-pub fn nbd_uri(socket: &Path, export: &str) -> String {
+pub(crate) fn nbd_uri(socket: &Path, export: &str) -> String {
     /// What may stand as it is in the path and query of a URI.
     const KEEP: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
     format!(

@@ -22,32 +22,31 @@ use crate::capture::process::{RunningBackup, ServerProcess};
 use crate::capture::runtime::RuntimeDirs;
 
 /// The version of the state file that this program writes and reads.
-pub const STATE_VERSION: u32 = 1;
+pub(crate) const STATE_VERSION: u32 = 1;
 
 /// An open capture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptureState {
     /// [`STATE_VERSION`].
-    pub version: u32,
+    pub(crate) version: u32,
     /// `c-` and eight hex digits.
     pub id: String,
     /// The machine's name.
     pub machine: String,
-    /// Its UUID.
-    pub uuid: String,
+    pub(crate) uuid: String,
     /// The libvirt connection that it was made through.
-    pub connect: String,
+    pub(crate) connect: String,
     /// How its disks are read.
     #[serde(flatten)]
     pub method: CaptureMethod,
     /// How far it has come.
-    pub phase: Phase,
+    pub(crate) phase: Phase,
     /// When the opening began.
-    pub created_at: DateTime<FixedOffset>,
+    pub(crate) created_at: DateTime<FixedOffset>,
     /// The moment that it shows.
-    pub captured_at: DateTime<FixedOffset>,
+    pub(crate) captured_at: DateTime<FixedOffset>,
     /// When it may be cleared away by others.
-    pub lease_ends_at: DateTime<FixedOffset>,
+    pub(crate) lease_ends_at: DateTime<FixedOffset>,
     /// What the contents can be relied on for.
     pub consistency: Consistency,
     /// The checkpoint made at the same instant.
@@ -55,9 +54,9 @@ pub struct CaptureState {
     /// The disks that it covers.
     pub checkpoint_disks: Vec<String>,
     /// The repository whose chain is continued.
-    pub repository: Option<String>,
+    pub(crate) repository: Option<String>,
     /// The restore point that it continues.
-    pub parent_point: Option<String>,
+    pub(crate) parent_point: Option<String>,
     /// The disks, in the definition's order.
     pub disks: Vec<CapturedDisk>,
     /// The machine's disks that are not part of it, with the reason.
@@ -67,31 +66,31 @@ pub struct CaptureState {
     /// The running machine's definition at that moment, where the inactive one lacks a captured disk or has another
     /// image for it.
     #[serde(default)]
-    pub live_definition_xml: Option<String>,
+    pub(crate) live_definition_xml: Option<String>,
     /// Whether the machine starts with the host.
     #[serde(default)]
-    pub autostart: bool,
+    pub(crate) autostart: bool,
     /// The names of the libvirt snapshots that the machine has; they are not part of a capture.
     #[serde(default)]
-    pub snapshots: Vec<String>,
+    pub(crate) snapshots: Vec<String>,
     /// Files copied at that moment, in the capture's folder (see [`CaptureFile::folder`]).
     pub copies: Vec<CopiedFile>,
     /// Files that belong to the machine and could not be copied.
     #[serde(default)]
-    pub missing: Vec<MissingPart>,
+    pub(crate) missing: Vec<MissingPart>,
     /// Files that the definition mentions, copied at that moment.
     #[serde(default)]
-    pub outside: Vec<OutsideCopy>,
+    pub(crate) outside: Vec<OutsideCopy>,
     /// Those that were not copied.
     #[serde(default)]
-    pub outside_left_out: Vec<OutsideLeftOut>,
+    pub(crate) outside_left_out: Vec<OutsideLeftOut>,
     /// The folder with the sockets.
-    pub socket_folder: PathBuf,
+    pub(crate) socket_folder: PathBuf,
     /// The restore point that was stored from it: it is what makes the checkpoint stay.
-    pub committed_point: Option<String>,
+    pub(crate) committed_point: Option<String>,
     /// The process that the capture lives and dies with; none for one that outlives its command until its lease ends.
     #[serde(default)]
-    pub owner: Option<ServerProcess>,
+    pub(crate) owner: Option<ServerProcess>,
 }
 
 /// How a capture's disks are read, and what only that way has.
@@ -112,15 +111,15 @@ pub enum CaptureMethod {
 pub struct BackupJob {
     /// Where QEMU serves the disks.
     #[serde(rename = "job_socket")]
-    pub socket: PathBuf,
+    pub(crate) socket: PathBuf,
     /// The folder with the scratch files.
-    pub scratch_folder: PathBuf,
+    pub(crate) scratch_folder: PathBuf,
     /// Why the guest was not frozen.
     pub freeze_note: Option<String>,
     /// The guest did not confirm its thaw.
     pub thaw_due: bool,
     /// The machine was paused by an I/O error before.
-    pub io_paused_before: bool,
+    pub(crate) io_paused_before: bool,
 }
 
 /// The `qemu-storage-daemon` processes that read the disks of a machine that is off.
@@ -131,16 +130,15 @@ pub struct OfflineReader {
     pub servers: Vec<DiskServer>,
     /// What shows whether the machine stays as it is; none for a machine that is moving to another host.
     #[serde(default, alias = "stillness")]
-    pub fingerprint: Option<OfflineFingerprint>,
+    pub(crate) fingerprint: Option<OfflineFingerprint>,
 }
 
 /// How far a capture has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Phase {
+pub(crate) enum Phase {
     /// Being opened; if its process is gone, anything from nothing to everything may be there.
     Opening,
-    /// Open.
     Open,
     /// Disks are closed; only checkpoints may be left to settle.
     Drained,
@@ -159,14 +157,13 @@ pub enum ReadMode {
 /// One captured disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CapturedDisk {
-    /// Its target.
-    pub target: String,
+    pub(crate) target: String,
     /// The address to read it at, `nbd+unix:///vda?socket=…`.
     pub nbd_uri: String,
     /// The socket in that address.
-    pub socket: PathBuf,
+    pub(crate) socket: PathBuf,
     /// The export's name.
-    pub export: String,
+    pub(crate) export: String,
     /// Its size as the guest sees it.
     pub capacity_bytes: u64,
     /// The image's format.
@@ -176,18 +173,18 @@ pub struct CapturedDisk {
     /// Why everything, where changes were asked for.
     pub read_mode_reason: Option<String>,
     /// The checkpoint since which changes are shown.
-    pub parent_checkpoint: Option<String>,
+    pub(crate) parent_checkpoint: Option<String>,
     /// The meta context that shows them.
     pub dirty_context: Option<String>,
     /// Whether the new checkpoint records this disk.
     pub has_new_bitmap: bool,
     /// Where the job keeps what the guest overwrites.
-    pub scratch: Option<PathBuf>,
+    pub(crate) scratch: Option<PathBuf>,
     /// The image, and every layer below it, as they were.
     pub image: Vec<ImageIdentity>,
     /// Who may use the image, where libvirt leaves that alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub owner: Option<ImageOwner>,
+    pub(crate) owner: Option<ImageOwner>,
 }
 
 /// A process that serves disks.
@@ -208,34 +205,34 @@ pub struct SkippedDisk {
     pub reason: String,
     /// The image or medium, if it has one.
     #[serde(default)]
-    pub path: Option<PathBuf>,
+    pub(crate) path: Option<PathBuf>,
     /// Whether the running machine does not have it at all: only its definition for the next start does.
     #[serde(default)]
-    pub is_absent: bool,
+    pub(crate) is_absent: bool,
 }
 
 /// A file that the definition mentions, copied when the capture was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OutsideCopy {
+pub(crate) struct OutsideCopy {
     /// What it is, a word of [`OutsideKind`](crate::capture::domain_xml::outside_files::OutsideKind).
-    pub part: String,
+    pub(crate) part: String,
     /// Its name in the capture's folder, and in a point.
-    pub name: String,
+    pub(crate) name: String,
     /// Where it was copied from.
-    pub origin: PathBuf,
+    pub(crate) origin: PathBuf,
     /// Its permissions.
-    pub mode: u32,
+    pub(crate) mode: u32,
 }
 
 /// A file that the definition mentions, and that a capture does not have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OutsideLeftOut {
+pub(crate) struct OutsideLeftOut {
     /// What it is, as [`OutsideCopy::part`].
-    pub part: String,
+    pub(crate) part: String,
     /// Where it is.
-    pub origin: PathBuf,
+    pub(crate) origin: PathBuf,
     /// Why it was not copied.
-    pub reason: String,
+    pub(crate) reason: String,
 }
 
 /// A file copied when the capture was made.
@@ -251,13 +248,12 @@ pub struct CopiedFile {
 
 /// A file that the machine needs and that a capture lacks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MissingPart {
-    /// What it is.
-    pub role: FileRole,
+pub(crate) struct MissingPart {
+    pub(crate) role: FileRole,
     /// The file, or the folder of a TPM's state.
-    pub origin: PathBuf,
+    pub(crate) origin: PathBuf,
     /// Why it was not copied.
-    pub reason: String,
+    pub(crate) reason: String,
 }
 
 /// What a copied file is to the machine.
@@ -276,7 +272,7 @@ pub enum FileRole {
 
 impl FileRole {
     /// Its name in captures, points and records.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             FileRole::Nvram => "nvram",
             FileRole::Kernel => "kernel",
@@ -286,7 +282,7 @@ impl FileRole {
     }
 
     /// What it is, for messages.
-    pub fn words(self) -> &'static str {
+    pub(crate) fn words(self) -> &'static str {
         match self {
             FileRole::Nvram => "firmware variables",
             FileRole::Kernel => "kernel",
@@ -298,18 +294,18 @@ impl FileRole {
 
 impl CaptureState {
     /// The backup that it belongs to, while that runs.
-    pub fn running_backup(&self) -> Option<RunningBackup> {
+    pub(crate) fn running_backup(&self) -> Option<RunningBackup> {
         let owner = self.owner.as_ref().filter(|owner| owner.is_alive())?;
         Some(RunningBackup { pid: owner.pid, since: self.created_at })
     }
 
     /// Whether its lease is over.
-    pub fn is_expired(&self) -> bool {
+    pub(crate) fn is_expired(&self) -> bool {
         self.lease_ends_at <= Local::now()
     }
 
     /// Whether the process that it belonged to is gone.
-    pub fn is_orphaned(&self) -> bool {
+    pub(crate) fn is_orphaned(&self) -> bool {
         self.owner.as_ref().is_some_and(|owner| !owner.is_alive())
     }
 
@@ -337,12 +333,12 @@ impl CaptureState {
     }
 
     /// What shows whether a machine that is off stays as it is.
-    pub fn fingerprint(&self) -> Option<&OfflineFingerprint> {
+    pub(crate) fn fingerprint(&self) -> Option<&OfflineFingerprint> {
         self.offline().and_then(|reader| reader.fingerprint.as_ref())
     }
 
     /// The definition that has all captured disks: the inactive one wherever it does.
-    pub fn definition_of_disks(&self) -> &str {
+    pub(crate) fn definition_of_disks(&self) -> &str {
         self.live_definition_xml.as_ref().unwrap_or(&self.definition_xml)
     }
 
@@ -421,8 +417,7 @@ impl CaptureFile {
         }
     }
 
-    /// Its id.
-    pub fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         &self.id
     }
 
@@ -438,7 +433,7 @@ impl CaptureFile {
     }
 
     /// Whether anybody holds it: reads it, opens or ends it.
-    pub fn is_in_use(&self) -> bool {
+    pub(crate) fn is_in_use(&self) -> bool {
         let is_free = flock(&self.lock, FlockOperation::NonBlockingLockExclusive).is_ok();
         if is_free {
             self.unlock();
@@ -447,12 +442,12 @@ impl CaptureFile {
     }
 
     /// Locks it for ending it; waits for readers this long, then fails with [`Error::Held`].
-    pub fn lock_exclusive(&self, wait: Duration) -> Result<()> {
+    pub(crate) fn lock_exclusive(&self, wait: Duration) -> Result<()> {
         self.lock(FlockOperation::NonBlockingLockExclusive, wait)
     }
 
     /// Gives the lock up.
-    pub fn unlock(&self) {
+    pub(crate) fn unlock(&self) {
         // Fails for a bad descriptor only.
         let _ = flock(&self.lock, FlockOperation::Unlock);
     }
@@ -569,7 +564,7 @@ pub(super) fn remove_nameless(runtime: &RuntimeDirs) {
 }
 
 /// `c-` and eight hex digits.
-pub fn is_capture_id(name: &str) -> bool {
+pub(crate) fn is_capture_id(name: &str) -> bool {
     name.strip_prefix("c-")
         .is_some_and(|digits| digits.len() == 8 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
 }

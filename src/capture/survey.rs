@@ -34,57 +34,55 @@ const AGENT_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a host offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostSurvey {
+pub(crate) struct HostSurvey {
     /// The connection that reports it.
-    pub uri: String,
+    pub(crate) uri: String,
     /// Whether the machines run on this very host.
-    pub is_local: bool,
+    pub(crate) is_local: bool,
     /// libvirt's version.
-    pub libvirt: (u32, u32, u32),
+    pub(crate) libvirt: (u32, u32, u32),
     /// QEMU's version; none when libvirt finds no QEMU.
-    pub qemu: Option<(u32, u32, u32)>,
+    pub(crate) qemu: Option<(u32, u32, u32)>,
     /// `apparmor` or `selinux`, where machines are confined by them.
-    pub confined_by: Option<String>,
+    pub(crate) confined_by: Option<String>,
     /// User and group of the machines' QEMU.
-    pub qemu_owner: Option<(u32, u32)>,
+    pub(crate) qemu_owner: Option<(u32, u32)>,
 }
 
 /// How a machine is, as far as a backup cares.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MachineSurvey {
-    /// Its name.
-    pub name: String,
+pub(crate) struct MachineSurvey {
+    pub(crate) name: String,
     /// What it is doing.
-    pub state: MachineState,
+    pub(crate) state: MachineState,
     /// It is off and has its memory saved on disk.
-    pub has_saved_memory: bool,
+    pub(crate) has_saved_memory: bool,
     /// Its guest agent.
-    pub agent: AgentSurvey,
+    pub(crate) agent: AgentSurvey,
     /// What holds it.
-    pub job: JobSurvey,
+    pub(crate) job: JobSurvey,
     /// Where a security module confines its QEMU: that module, and whether the folder that it leaves open was found.
-    pub confined: Option<(String, bool)>,
+    pub(crate) confined: Option<(String, bool)>,
     /// The first folder on the way to sockets and scratch files that its QEMU may not pass.
-    pub closed_folder: Option<PathBuf>,
+    pub(crate) closed_folder: Option<PathBuf>,
     /// QEMU's user.
-    pub qemu_user: Option<u32>,
-    /// Its disks.
-    pub disks: Vec<DiskSurvey>,
+    pub(crate) qemu_user: Option<u32>,
+    pub(crate) disks: Vec<DiskSurvey>,
     /// Bitmaps that record changes and can no longer be used.
-    pub broken_bitmaps: Vec<BrokenBitmap>,
+    pub(crate) broken_bitmaps: Vec<BrokenBitmap>,
     /// Parts that it needs and that a backup would not have.
-    pub missing: Vec<MissingPart>,
+    pub(crate) missing: Vec<MissingPart>,
     /// Other files that its definition mentions and that a backup would not have.
-    pub outside_left_out: Vec<OutsideLeftOut>,
+    pub(crate) outside_left_out: Vec<OutsideLeftOut>,
     /// The names of its libvirt snapshots inside of its images.
-    pub internal_snapshots: Vec<String>,
+    pub(crate) internal_snapshots: Vec<String>,
     /// Whether it has checkpoints.
-    pub has_checkpoints: bool,
+    pub(crate) has_checkpoints: bool,
 }
 
 /// The guest agent of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AgentSurvey {
+pub(crate) enum AgentSurvey {
     /// The machine has no channel for one.
     NoChannel,
     /// It cannot be asked: the machine is off or paused, or being captured.
@@ -93,20 +91,18 @@ pub enum AgentSurvey {
     Disconnected,
     /// It does not answer, says libvirt.
     Silent(String),
-    /// It answers.
     Answers,
 }
 
 /// What holds a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum JobSurvey {
+pub(crate) enum JobSurvey {
     /// Nothing.
     Free,
     /// A block job of a disk.
     Block {
         /// The disk's target.
         disk: String,
-        /// The job.
         job: BlockJob,
     },
     /// A capture of ours, until its lease ends.
@@ -146,30 +142,29 @@ pub enum JobSurvey {
 
 /// One disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskSurvey {
-    /// Its target.
-    pub target: String,
+pub(crate) struct DiskSurvey {
+    pub(crate) target: String,
     /// Why it is left out of a backup.
-    pub exclusion: Option<String>,
+    pub(crate) exclusion: Option<String>,
     /// Whether that is a matter of course: a drive for media.
-    pub is_drive: bool,
+    pub(crate) is_drive: bool,
     /// The path of its image or device.
-    pub path: Option<PathBuf>,
+    pub(crate) path: Option<PathBuf>,
     /// Whether that is a file.
-    pub is_file: bool,
+    pub(crate) is_file: bool,
     /// What keeps its content.
-    pub storage: DiskStorage,
+    pub(crate) storage: DiskStorage,
     /// How it is encrypted.
-    pub encryption: Option<String>,
+    pub(crate) encryption: Option<String>,
     /// Why libvirt does not give the passphrase away, without which it can be read only while the machine runs.
-    pub secret_error: Option<String>,
+    pub(crate) secret_error: Option<String>,
     /// What the guest sees; none when that is not known.
-    pub capacity_bytes: Option<u64>,
+    pub(crate) capacity_bytes: Option<u64>,
 }
 
 /// What keeps a disk's content, and whether QEMU can note there what changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DiskStorage {
+pub(crate) enum DiskStorage {
     /// A qcow2 image that keeps bitmaps.
     KeepsBitmaps,
     /// A qcow2 image of version 2.
@@ -184,23 +179,23 @@ pub enum DiskStorage {
 
 /// A bitmap that is missing, or that was not closed properly.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BrokenBitmap {
+pub(crate) struct BrokenBitmap {
     /// The disk's target.
-    pub disk: String,
+    pub(crate) disk: String,
     /// The image that holds it, when the machine is off and it does.
-    pub image: Option<PathBuf>,
+    pub(crate) image: Option<PathBuf>,
     /// Its name, which is its checkpoint's.
-    pub name: String,
+    pub(crate) name: String,
 }
 
 /// The programs that are not on the path.
-pub fn missing_programs() -> Vec<&'static str> {
+pub(crate) fn missing_programs() -> Vec<&'static str> {
     PROGRAMS.into_iter().filter(|program| !is_on_path(program)).collect()
 }
 
 impl Hypervisor {
     /// Looks at the host.
-    pub fn survey(&self) -> Result<HostSurvey> {
+    pub(crate) fn survey(&self) -> Result<HostSurvey> {
         let action = || "ask libvirt what the host can do".to_owned();
         let capabilities = self.link.call(action, |connect| connect.capabilities());
         let security = capabilities.and_then(|xml| read_security(&xml)).unwrap_or_else(|error| {
@@ -220,7 +215,7 @@ impl Hypervisor {
 
 impl Machine {
     /// Looks at the machine; its guest agent is asked for the time.
-    pub fn survey(&self, runtime: &RuntimeDirs, host: &HostSurvey) -> Result<MachineSurvey> {
+    pub(crate) fn survey(&self, runtime: &RuntimeDirs, host: &HostSurvey) -> Result<MachineSurvey> {
         let definition = self.definition(Which::Live)?;
         let state = self.state()?;
         let is_running = self.is_running()?;
@@ -361,12 +356,12 @@ impl Machine {
 
 impl MachineSurvey {
     /// Whether its QEMU runs.
-    pub fn is_on(&self) -> bool {
+    pub(crate) fn is_on(&self) -> bool {
         !matches!(self.state, MachineState::Off | MachineState::Crashed)
     }
 
     /// Whether a disk that failed holds it.
-    pub fn is_stopped_by_io_error(&self) -> bool {
+    pub(crate) fn is_stopped_by_io_error(&self) -> bool {
         self.state == MachineState::Paused(PausedReason::IoError)
     }
 }

@@ -5,26 +5,26 @@ use std::collections::BTreeMap;
 
 /// Disk records gathered by capture.
 #[derive(Debug, Default)]
-pub struct CaptureStream {
+pub(crate) struct CaptureStream {
     waiting: BTreeMap<String, Vec<Disk>>,
     failed: Vec<(Option<String>, String)>,
 }
 
 impl CaptureStream {
     /// Notes a failure: its machine is left out from now on.
-    pub fn note_failure(&mut self, failure: &Failure) {
+    pub(crate) fn note_failure(&mut self, failure: &Failure) {
         if let Some(machine) = &failure.machine {
             self.failed.push((failure.connect.clone(), machine.clone()));
         }
     }
 
     /// Whether a machine has failed at an earlier stage.
-    pub fn has_failed(&self, connect: &str, machine: &str) -> bool {
+    pub(crate) fn has_failed(&self, connect: &str, machine: &str) -> bool {
         self.failed.iter().any(|(c, m)| m == machine && c.as_deref().is_none_or(|c| c == connect))
     }
 
     /// Adds a captured disk. All disks of its capture, once the last has come.
-    pub fn add(&mut self, capture: &str, disk: Disk) -> Option<Vec<Disk>> {
+    pub(crate) fn add(&mut self, capture: &str, disk: Disk) -> Option<Vec<Disk>> {
         let expected = disk.capture_disks.unwrap_or(1);
         let disks = self.waiting.entry(capture.to_owned()).or_default();
         disks.retain(|known| known.disk != disk.disk);
@@ -36,7 +36,7 @@ impl CaptureStream {
     }
 
     /// The captures that never became complete.
-    pub fn incomplete(self) -> BTreeMap<String, Vec<Disk>> {
+    pub(crate) fn incomplete(self) -> BTreeMap<String, Vec<Disk>> {
         self.waiting
     }
 }

@@ -17,28 +17,28 @@ use std::time::Duration;
 
 /// What a command works with.
 #[derive(Debug)]
-pub struct Context {
+pub(crate) struct Context {
     /// The global flags.
-    pub global: Global,
+    pub(crate) global: Global,
     /// The configuration.
-    pub settings: Settings,
+    pub(crate) settings: Settings,
     /// This call of the program.
-    pub run: Run,
+    pub(crate) run: Run,
     /// The command line as clap knows it, for what explains or reads one.
-    pub grammar: fn() -> clap::Command,
+    pub(crate) grammar: fn() -> clap::Command,
     /// Raised by Ctrl-C.
-    pub stop: Stop,
+    pub(crate) stop: Stop,
     /// How long libvirt may take.
-    pub limits: Limits,
+    pub(crate) limits: Limits,
     /// Progress and warnings.
-    pub monitor: Bars,
+    pub(crate) monitor: Bars,
     /// The places of repositories that were opened, by address.
     pub(super) storages: Mutex<HashMap<String, Arc<dyn Storage>>>,
 }
 
 impl Context {
     /// The context of one command.
-    pub fn new(global: Global, settings: Settings, run: Run, grammar: fn() -> clap::Command) -> Context {
+    pub(crate) fn new(global: Global, settings: Settings, run: Run, grammar: fn() -> clap::Command) -> Context {
         let (monitor, stop, storages) =
             (Bars::new(global.quiet, global.progress, &run.id), Stop::of_process(), Mutex::default());
         let configured = &settings.loaded.config.limits;
@@ -48,7 +48,7 @@ impl Context {
     }
 
     /// Opens libvirt, by default the connection of the command line.
-    pub fn hypervisor(&self, connect: Option<&str>) -> Result<Hypervisor, CliError> {
+    pub(crate) fn hypervisor(&self, connect: Option<&str>) -> Result<Hypervisor, CliError> {
         let opened = self.open_hypervisor(connect).map_err(CliError::from);
         opened.map_err(|error| match error.code {
             // Another user's own libvirt rarely has the machines of the host.
@@ -60,36 +60,36 @@ impl Context {
     }
 
     /// The same, with libvirt's own error.
-    pub fn open_hypervisor(&self, connect: Option<&str>) -> capture::Result<Hypervisor> {
+    pub(crate) fn open_hypervisor(&self, connect: Option<&str>) -> capture::Result<Hypervisor> {
         Hypervisor::open_within(connect.or(self.global.connect.as_deref()), &self.limits)
     }
 
     /// Says why nothing was printed where people expect something, and how to go on; nothing with `--quiet`.
-    pub fn note(&self, message: &str, hint: &str) {
+    pub(crate) fn note(&self, message: &str, hint: &str) {
         if !self.global.quiet {
             stderr::note(message, hint);
         }
     }
 
     /// Says how to go on; nothing with `--quiet`.
-    pub fn hint(&self, hint: &str) {
+    pub(crate) fn hint(&self, hint: &str) {
         if !self.global.quiet {
             stderr::hint(hint);
         }
     }
 
     /// How long a command that prints a password may take.
-    pub fn password_limit(&self) -> Duration {
+    pub(crate) fn password_limit(&self) -> Duration {
         self.config().limits.password.value().0
     }
 
     /// The configuration file, for what has no flag.
-    pub fn config(&self) -> &Config {
+    pub(crate) fn config(&self) -> &Config {
         &self.settings.loaded.config
     }
 
     /// The folders of captures.
-    pub fn runtime(&self) -> Result<RuntimeDirs, CliError> {
+    pub(crate) fn runtime(&self) -> Result<RuntimeDirs, CliError> {
         Ok(RuntimeDirs::open()?.with_limits(self.limits.clone()).with_scratch_folder(data_folder()?.join("scratch")))
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Where kvmb keeps what outlives a run.
-pub fn data_folder() -> Result<PathBuf, CliError> {
+pub(crate) fn data_folder() -> Result<PathBuf, CliError> {
     if let Some(folder) = std::env::var_os("KVMB_DATA_DIR").filter(|folder| !folder.is_empty()) {
         return Ok(folder.into());
     }
@@ -21,7 +21,7 @@ pub fn data_folder() -> Result<PathBuf, CliError> {
 }
 
 /// The same, made if it is not there yet.
-pub fn make_data_folder() -> Result<PathBuf, CliError> {
+pub(crate) fn make_data_folder() -> Result<PathBuf, CliError> {
     let folder = data_folder()?;
     let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(&folder);
     made.map_err(crate::ops::Error::io("create", &folder))?;

@@ -18,7 +18,7 @@ static READY: Mutex<Option<PipeWriter>> = Mutex::new(None);
 
 /// Makes two processes of this one, which has a single thread; the first gets how the second began, and is to end with
 /// it.
-pub fn split() -> io::Result<Option<Exit>> {
+pub(crate) fn split() -> io::Result<Option<Exit>> {
     let (mut read_end, write_end) = io::pipe()?;
     let Some(child) = fork()? else {
         drop(read_end);
@@ -37,7 +37,7 @@ pub fn split() -> io::Result<Option<Exit>> {
 }
 
 /// Says that the second process is ready, and leaves the terminal and the pipes of the first.
-pub fn leave_terminal(code: ExitCode) {
+pub(crate) fn leave_terminal(code: ExitCode) {
     let Some(mut ready) = READY.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
     // Fails for the leader of a session, which this is not.
     let _ = rustix::process::setsid();

@@ -12,19 +12,19 @@ use serde_json::json;
 use std::path::Path;
 
 /// What 'snapshot' says of a machine without disks.
-pub const NO_DISK_TO_CAPTURE: &str = "it has no disk to capture; 'kvmb backup' keeps its definition";
+pub(crate) const NO_DISK_TO_CAPTURE: &str = "it has no disk to capture; 'kvmb backup' keeps its definition";
 
 /// Where points would go.
 #[derive(Debug)]
-pub struct DryRunTarget {
+pub(crate) struct DryRunTarget {
     /// The repository's address.
-    pub repo: String,
+    pub(crate) repo: String,
     /// That of the second one, which they would be copied to.
-    pub copy_to: Option<String>,
+    pub(crate) copy_to: Option<String>,
 }
 
 /// Says for each machine what would be captured, and where it would be stored, if anywhere.
-pub fn show_dry_run(
+pub(crate) fn show_dry_run(
     context: &Context,
     selected: Vec<Selection>,
     capture: &CaptureArgs,

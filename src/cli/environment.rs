@@ -31,7 +31,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
 ];
 
 /// Variables of others that kvmb minds.
-pub const FOREIGN: &[(&str, &str)] = &[
+pub(crate) const FOREIGN: &[(&str, &str)] = &[
     ("LIBVIRT_DEFAULT_URI", "the libvirt connection if `--connect` is not given"),
     ("SSH_AUTH_SOCK", "the ssh agent"),
     ("JOURNAL_STREAM", "set by systemd: kvmb logs to the journal"),

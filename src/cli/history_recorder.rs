@@ -15,14 +15,14 @@ use std::collections::BTreeMap;
 
 /// The history of one repository.
 #[derive(Debug)]
-pub struct HistoryRecorder<'c> {
+pub(crate) struct HistoryRecorder<'c> {
     context: &'c Context,
     history: Option<History>,
 }
 
 impl<'c> HistoryRecorder<'c> {
     /// The history of the repository with this address, as [`crate::storage::Storage::url`] has it.
-    pub fn of(context: &'c Context, repo: &str) -> HistoryRecorder<'c> {
+    pub(crate) fn of(context: &'c Context, repo: &str) -> HistoryRecorder<'c> {
         let history = match data_folder() {
             Ok(folder) => Some(History::of(&folder, repo)),
             Err(error) => {
@@ -34,12 +34,12 @@ impl<'c> HistoryRecorder<'c> {
     }
 
     /// The moment, for [`HistoryRecorder::run`].
-    pub fn now() -> Time {
+    pub(crate) fn now() -> Time {
         Local::now().fixed_offset()
     }
 
     /// Notes how the work on a machine went that began then.
-    pub fn run(&self, machine: &str, uuid: &str, began_at: Time, result: Result<&Point, &CliError>) {
+    pub(crate) fn run(&self, machine: &str, uuid: &str, began_at: Time, result: Result<&Point, &CliError>) {
         let total = |of: fn(&Point) -> u64| result.map_or(0, of);
         let known = |point: &Point| KnownPoint { point: point.point.clone(), captured_at: point.captured_at };
         // A point that was found damaged as soon as it was read back is none to restore.
@@ -65,7 +65,7 @@ impl<'c> HistoryRecorder<'c> {
     }
 
     /// Notes the result of a verification.
-    pub fn verification(&self, point: &Point, depth: verify::VerifyDepth) {
+    pub(crate) fn verification(&self, point: &Point, depth: verify::VerifyDepth) {
         let depth = match depth {
             verify::VerifyDepth::Quick => VerifiedDepth::Quick,
             verify::VerifyDepth::Sample(_) => VerifiedDepth::Sample,
@@ -88,7 +88,7 @@ impl<'c> HistoryRecorder<'c> {
     }
 
     /// Notes what a prune of all machines came to.
-    pub fn prune(&self, error: Option<&CliError>) {
+    pub(crate) fn prune(&self, error: Option<&CliError>) {
         let run = PruneRun {
             run: self.context.run.id.clone(),
             command: self.context.run.command.to_owned(),
@@ -100,7 +100,7 @@ impl<'c> HistoryRecorder<'c> {
     }
 
     /// Notes how much of the repository's file system is free, where the storage can say.
-    pub fn free_space(&self, repo: &Repository) {
+    pub(crate) fn free_space(&self, repo: &Repository) {
         match repo.storage().free_bytes() {
             Ok(None) => {}
             Ok(Some(free_bytes)) => {
@@ -118,7 +118,7 @@ impl<'c> HistoryRecorder<'c> {
     }
 
     /// The deepest verification of each point that this host knows, by the id of the point.
-    pub fn verified_points(&self) -> BTreeMap<String, Verification> {
+    pub(crate) fn verified_points(&self) -> BTreeMap<String, Verification> {
         let memories = self.history.iter().flat_map(|history| history.all().0);
         memories.flat_map(|memory| memory.verified_points).map(|known| (known.point.clone(), known)).collect()
     }

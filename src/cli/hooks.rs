@@ -41,7 +41,7 @@ const SECRETS: [&str; 2] = ["KVMB_PASSWORD", "KVMB_SSH_PASSWORD"];
 type HookVariables = Vec<(&'static str, String)>;
 
 /// The hooks of a run.
-pub struct HookRunner<'c> {
+pub(crate) struct HookRunner<'c> {
     config: &'c config::Hooks,
     run: &'c Run,
     stop: &'c Stop,
@@ -51,13 +51,13 @@ pub struct HookRunner<'c> {
 
 impl<'c> HookRunner<'c> {
     /// The hooks that are configured; `repo` is where the backups go.
-    pub fn new(context: &'c Context, repo: String) -> HookRunner<'c> {
+    pub(crate) fn new(context: &'c Context, repo: String) -> HookRunner<'c> {
         let config = &context.config().hooks;
         HookRunner { config, run: &context.run, stop: &context.stop, monitor: &context.monitor, repo }
     }
 
     /// Does the work of a run between its hooks. Those after it run however it went, and hear of it.
-    pub fn around_run(
+    pub(crate) fn around_run(
         &self,
         session: &mut Session,
         work: impl FnOnce(&mut Session) -> Result<(), CliError>,
@@ -85,7 +85,7 @@ impl<'c> HookRunner<'c> {
     }
 
     /// Does the work on one machine between its hooks. When one before it fails, the work is not done.
-    pub fn around_machine(
+    pub(crate) fn around_machine(
         &self,
         selection: &Selection,
         work: impl FnOnce() -> Result<Point, CliError>,

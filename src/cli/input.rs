@@ -16,7 +16,7 @@ const LONGEST_LINE_BYTES: usize = 16 << 20;
 ///
 /// A JSON array (what `-o json` prints) is taken as well, whole. No record at all is wrong usage, so that a first stage
 /// that broke is never a silent success. Machines of a `snapshot` run that never came are a failure in the end.
-pub struct Records<R> {
+pub(crate) struct Records<R> {
     command: &'static str,
     reader: R,
     waiting: VecDeque<Record>,
@@ -81,7 +81,7 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Standard input, until a while after `stop` is raised: a stage that waits for records must be able to end.
 #[derive(Debug)]
-pub struct Stdin {
+pub(crate) struct Stdin {
     stop: Stop,
     stopped_at: Option<Instant>,
 }
@@ -109,7 +109,11 @@ impl Read for Stdin {
 }
 
 /// The records of standard input; refused when that is a terminal, where nobody would type them.
-pub fn stdin_records(command: &'static str, what: &str, stop: &Stop) -> Result<Records<BufReader<Stdin>>, CliError> {
+pub(crate) fn stdin_records(
+    command: &'static str,
+    what: &str,
+    stop: &Stop,
+) -> Result<Records<BufReader<Stdin>>, CliError> {
     if io::stdin().is_terminal() {
         return Err(CliError::usage(format!("no {what} given"))
             .hint(format!("specify {what}, or pipe records into the command: kvmb … | kvmb …")));
@@ -126,7 +130,7 @@ fn unreadable(error: io::Error) -> CliError {
 
 impl<R: BufRead> Records<R> {
     /// The records in `reader`, for a command.
-    pub fn new(command: &'static str, reader: R) -> Records<R> {
+    pub(crate) fn new(command: &'static str, reader: R) -> Records<R> {
         Records {
             command,
             reader,
@@ -188,7 +192,7 @@ impl<R: BufRead> Records<R> {
     }
 
     /// Whether no record comes at all, for a command that can do without; waits for the first.
-    pub fn are_missing(&mut self) -> Result<bool, CliError> {
+    pub(crate) fn are_missing(&mut self) -> Result<bool, CliError> {
         self.fill()?;
         Ok(self.waiting.is_empty() && !self.any)
     }

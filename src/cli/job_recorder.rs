@@ -27,7 +27,7 @@ const LONGEST_ERROR_CHARS: usize = 1000;
 
 /// A thread that writes down and shows the progress of this run, and what it leaves.
 #[derive(Debug)]
-pub struct JobRecorder {
+pub(crate) struct JobRecorder {
     job: Option<Arc<Mutex<JobWriter>>>,
     board: Arc<ProgressBoard>,
     ticker: Option<(crossbeam_channel::Sender<()>, JoinHandle<()>)>,
@@ -35,14 +35,14 @@ pub struct JobRecorder {
 
 /// Keeps what a job prints.
 #[derive(Debug)]
-pub struct RecordKeeper {
+pub(crate) struct RecordKeeper {
     job: Arc<Mutex<JobWriter>>,
     records: JobRecords,
 }
 
 impl JobRecorder {
     /// Begins. A dry run is no job.
-    pub fn begin(run: &Run, dry_run: bool, board: &Arc<ProgressBoard>) -> (JobRecorder, Option<RecordKeeper>) {
+    pub(crate) fn begin(run: &Run, dry_run: bool, board: &Arc<ProgressBoard>) -> (JobRecorder, Option<RecordKeeper>) {
         let is_job = JOBS.contains(&run.command) && !dry_run;
         let begun = is_job.then(|| begin(run)).flatten();
         let (job, keeper) = match begun {
@@ -57,7 +57,7 @@ impl JobRecorder {
     }
 
     /// Writes down how the run ended.
-    pub fn end(self, code: ExitCode) {
+    pub(crate) fn end(self, code: ExitCode) {
         if let Some((stop, thread)) = self.ticker {
             drop(stop);
             let _ = thread.join();
@@ -79,7 +79,7 @@ impl JobRecorder {
 
 impl RecordKeeper {
     /// Keeps a record.
-    pub fn add(&mut self, record: &Record) {
+    pub(crate) fn add(&mut self, record: &Record) {
         warn_of(self.records.add(record));
         if let Record::Failure(failure) = record {
             let error = failure.error.chars().take(LONGEST_ERROR_CHARS).collect();

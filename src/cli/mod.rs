@@ -2,29 +2,29 @@
 //!
 //! `commands` has one file a subcommand: its arguments, whose doc comments are its help, and a short `run`.
 
-pub mod complete;
+pub(crate) mod complete;
 mod context;
 mod data_folder;
 mod detach;
 pub mod environment;
 pub mod failure;
-pub mod input;
-pub mod output;
+pub(crate) mod input;
+pub(crate) mod output;
 mod overview;
 mod run;
-pub mod session;
-pub mod settings;
-pub mod ssh_access;
+pub(crate) mod session;
+pub(crate) mod settings;
+pub(crate) mod ssh_access;
 pub mod table;
 
-pub mod args;
+pub(crate) mod args;
 mod capture_stream;
 mod commands;
 mod dry_run;
 mod history_recorder;
 mod hooks;
 mod job_recorder;
-pub mod terminal;
+pub(crate) mod terminal;
 
 use crate::capture;
 use crate::config::Loaded;
@@ -56,7 +56,7 @@ use std::io::Write;
 #[derive(Debug, Parser)]
 #[command(name = "kvmb", version, max_term_width = 100, disable_help_subcommand = true,
     subcommand_value_name = "COMMAND", after_help = after_help())]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]

@@ -9,7 +9,7 @@ use std::io::{self, IsTerminal, Write};
 
 /// How records are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Default)]
-pub enum Format {
+pub(crate) enum Format {
     /// A table on a terminal, JSON Lines otherwise.
     #[default]
     Auto,
@@ -23,7 +23,7 @@ pub enum Format {
 
 /// What a reader who has gone away means for the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClosedPipe {
+pub(crate) enum ClosedPipe {
     /// The command only reads: it ends silently.
     Reads,
     /// The command changes something: it finishes its work.
@@ -32,7 +32,7 @@ pub enum ClosedPipe {
 
 /// Which checks a table shows; the problems come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CheckDisplay {
+pub(crate) enum CheckDisplay {
     /// Problems; the others are counted.
     Problems,
     /// All of them.
@@ -40,7 +40,7 @@ pub enum CheckDisplay {
 }
 
 /// Writes out what a library left in the buffer of standard output: the program ends without the handlers that would.
-pub fn flush() {
+pub(crate) fn flush() {
     // Whoever does not read it any more does not miss it.
     let _ = io::stdout().flush();
 }
@@ -53,7 +53,7 @@ fn terminal_width() -> Option<usize> {
 
 /// Standard output.
 #[derive(Debug)]
-pub struct Output {
+pub(crate) struct Output {
     format: Format,
     effect: ClosedPipe,
     view: View,
@@ -70,7 +70,7 @@ pub struct Output {
 
 impl Output {
     /// Output in `format`; `Auto` is decided here.
-    pub fn new(format: Format, effect: ClosedPipe, view: View) -> Output {
+    pub(crate) fn new(format: Format, effect: ClosedPipe, view: View) -> Output {
         let format = match format {
             Format::Auto if io::stdout().is_terminal() => Format::Table,
             Format::Auto => Format::Jsonl,
@@ -90,12 +90,12 @@ impl Output {
     }
 
     /// Has a table show checks with the problems first, and a summary.
-    pub fn summarize_checks(&mut self, display: CheckDisplay) {
+    pub(crate) fn summarize_checks(&mut self, display: CheckDisplay) {
         self.checks = Some(display);
     }
 
     /// Prints a record, at once where the format allows it.
-    pub fn record(&mut self, record: &Record) {
+    pub(crate) fn record(&mut self, record: &Record) {
         match self.format {
             _ if self.ended => {}
             Format::Jsonl => self.write((record.to_line() + "\n").as_bytes()),
@@ -104,17 +104,17 @@ impl Output {
     }
 
     /// Whether records are printed as a table.
-    pub fn is_table(&self) -> bool {
+    pub(crate) fn is_table(&self) -> bool {
         self.format == Format::Table
     }
 
     /// Adds lines that stand below a table.
-    pub fn close_table(&mut self, text: &str) {
+    pub(crate) fn close_table(&mut self, text: &str) {
         self.closing.push_str(text);
     }
 
     /// Prints what was held back: the table, or the array. What comes after it is not printed.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
@@ -143,7 +143,7 @@ impl Output {
     }
 
     /// Prints text where records are printed as tables.
-    pub fn before_table(&mut self, text: &str) {
+    pub(crate) fn before_table(&mut self, text: &str) {
         if self.format == Format::Table {
             let lines: Vec<String> = text.lines().map(table::printable).collect();
             self.write((lines.join("\n") + "\n").as_bytes());
@@ -151,12 +151,12 @@ impl Output {
     }
 
     /// Prints text that is no record: a completion script, a manual page.
-    pub fn text(&mut self, text: &[u8]) {
+    pub(crate) fn text(&mut self, text: &[u8]) {
         self.write(text);
     }
 
     /// Whether the reader has gone away and the command has therefore nothing left to do.
-    pub fn is_pointless(&self) -> bool {
+    pub(crate) fn is_pointless(&self) -> bool {
         self.closed && self.effect == ClosedPipe::Reads
     }
 
@@ -175,7 +175,7 @@ impl Output {
     }
 
     /// Whether writing failed for another reason than a reader that went away.
-    pub fn has_failed(&self) -> bool {
+    pub(crate) fn has_failed(&self) -> bool {
         self.failed
     }
 }

@@ -25,7 +25,7 @@ const INDENT: usize = 15;
 
 /// The command line with the commands in groups, and without general options where they mean nothing. Those are still
 /// accepted: a script may give the same options to every command.
-pub fn arranged(command: Command) -> Command {
+pub(crate) fn arranged(command: Command) -> Command {
     let globals: Vec<Arg> = command.get_arguments().map(|arg| arg.clone().hide(true)).collect();
     let command = command.mut_subcommands(|below| {
         let hidden = hidden_globals(below.get_name());
@@ -41,7 +41,7 @@ pub fn arranged(command: Command) -> Command {
 }
 
 /// What `kvmb` alone prints.
-pub fn overview(command: &Command) -> String {
+pub(crate) fn overview(command: &Command) -> String {
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     format!(
         "{about}\n\n{HEAD}Usage:{END} {BOLD}kvmb{END} COMMAND [OPTIONS] [ARGUMENTS]\n\n{}\n\

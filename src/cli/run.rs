@@ -5,15 +5,15 @@ use std::time::Instant;
 
 /// One call of the program.
 #[derive(Debug)]
-pub struct Run {
+pub(crate) struct Run {
     /// Its id, in every line of the log.
-    pub id: String,
+    pub(crate) id: String,
     /// The command.
-    pub command: &'static str,
+    pub(crate) command: &'static str,
     /// When it began.
-    pub began: Instant,
+    pub(crate) began: Instant,
     /// Whether it is worth a log: it changes something, or proves it.
-    pub keeps_log: bool,
+    pub(crate) keeps_log: bool,
 }
 
 impl Run {

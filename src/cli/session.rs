@@ -12,27 +12,27 @@ use crate::record::{Check, Failure, Point, Record};
 
 /// Which machine a failure is about.
 #[derive(Debug, Clone, Default)]
-pub struct About {
+pub(crate) struct About {
     /// The libvirt connection URI.
-    pub connect: Option<String>,
+    pub(crate) connect: Option<String>,
     /// The machine.
-    pub machine: Option<String>,
+    pub(crate) machine: Option<String>,
     /// The disk.
-    pub disk: Option<String>,
+    pub(crate) disk: Option<String>,
     /// The capture that is still open.
-    pub capture: Option<String>,
+    pub(crate) capture: Option<String>,
 }
 
 impl About {
     /// About a machine as a whole.
-    pub fn machine(connect: &str, machine: &str) -> About {
+    pub(crate) fn machine(connect: &str, machine: &str) -> About {
         About { connect: Some(connect.to_owned()), machine: Some(machine.to_owned()), ..About::default() }
     }
 }
 
 /// Collects what happens while a command runs.
 #[derive(Debug)]
-pub struct Session {
+pub(crate) struct Session {
     command: &'static str,
     output: Output,
     tally: Tally,
@@ -46,19 +46,19 @@ pub struct Session {
 
 impl Session {
     /// Begins a command.
-    pub fn new(format: Format, command: &'static str, effect: ClosedPipe) -> Session {
+    pub(crate) fn new(format: Format, command: &'static str, effect: ClosedPipe) -> Session {
         let view = if command == "backup" { View::Backup } else { View::Listing };
         let output = Output::new(format, effect, view);
         Session { command, output, tally: Tally::default(), kept: None, keeper: None, plugin: None }
     }
 
     /// The command's name.
-    pub fn command(&self) -> &'static str {
+    pub(crate) fn command(&self) -> &'static str {
         self.command
     }
 
     /// Prints a record that this command made: one thing done.
-    pub fn done(&mut self, record: Record) {
+    pub(crate) fn done(&mut self, record: Record) {
         self.print(&record);
         self.tally.done();
     }
@@ -70,54 +70,54 @@ impl Session {
     }
 
     /// Keeps every record for `kvmb jobs`.
-    pub fn keep_for_job(&mut self, keeper: Option<RecordKeeper>) {
+    pub(crate) fn keep_for_job(&mut self, keeper: Option<RecordKeeper>) {
         self.keeper = keeper;
     }
 
     /// Keeps every record from here on.
-    pub fn keep_records(&mut self) {
+    pub(crate) fn keep_records(&mut self) {
         self.kept.get_or_insert_default();
     }
 
     /// The records that were kept.
-    pub fn kept_records(&self) -> &[Record] {
+    pub(crate) fn kept_records(&self) -> &[Record] {
         self.kept.as_deref().unwrap_or_default()
     }
 
     /// Has a table show checks with the problems first, and a summary; `all` shows those that are well, too.
-    pub fn summarize_checks(&mut self, all: bool) {
+    pub(crate) fn summarize_checks(&mut self, all: bool) {
         self.output.summarize_checks(if all { CheckDisplay::All } else { CheckDisplay::Problems });
     }
 
     /// Prints text before a table, for people; programs have it in a record.
-    pub fn say_to_people(&mut self, text: &str) {
+    pub(crate) fn say_to_people(&mut self, text: &str) {
         self.output.before_table(text);
     }
 
     /// Prints text that is no record: a completion script, a manual page.
-    pub fn text(&mut self, text: &[u8]) {
+    pub(crate) fn text(&mut self, text: &[u8]) {
         self.output.text(text);
     }
 
     /// Prints a record that says one thing about something that is counted elsewhere, or passes on a foreign one.
-    pub fn pass(&mut self, record: &Record) {
+    pub(crate) fn pass(&mut self, record: &Record) {
         self.print(record);
     }
 
     /// Passes on a failure of an earlier stage; it counts.
-    pub fn pass_failure(&mut self, failure: Failure) {
+    pub(crate) fn pass_failure(&mut self, failure: Failure) {
         let code = Code::ALL.iter().find(|(_, word, _)| *word == failure.code).map_or(Code::Failed, |(code, ..)| *code);
         self.print(&Record::Failure(failure));
         self.tally.failed(code.exit_code());
     }
 
     /// Prints a failure: as a record, and for people on standard error.
-    pub fn fail(&mut self, about: About, error: impl Into<CliError>) {
+    pub(crate) fn fail(&mut self, about: About, error: impl Into<CliError>) {
         self.report(about, error.into(), stderr::error);
     }
 
     /// Prints a failure of something that follows the work that was asked for: people read a warning. It counts.
-    pub fn warn(&mut self, about: About, error: impl Into<CliError>) {
+    pub(crate) fn warn(&mut self, about: About, error: impl Into<CliError>) {
         self.report(about, error.into(), |message, hint| {
             stderr::warning(message);
             hint.into_iter().for_each(stderr::hint);
@@ -147,7 +147,7 @@ impl Session {
     }
 
     /// Prints a new point; what it found damaged, of itself or of the chain, counts.
-    pub fn stored(&mut self, point: Point) {
+    pub(crate) fn stored(&mut self, point: Point) {
         log_stored(&point);
         for damage in point.damage.iter().chain(&point.chain_damage) {
             let disk = damage.disk.as_deref().unwrap_or("?");
@@ -162,7 +162,7 @@ impl Session {
 
     /// Reports, after a new point, what older points lack, and what this one lacks of its machine: the machine is
     /// stored, and the run is not all done.
-    pub fn report_shortcomings(&mut self, about: About, point: &Point) {
+    pub(crate) fn report_shortcomings(&mut self, about: About, point: &Point) {
         if let Some(error) = CliError::of_damaged_points(point) {
             self.fail(about.clone(), error);
         }
@@ -172,7 +172,7 @@ impl Session {
     }
 
     /// Prints a check; one that is critical counts as a failure.
-    pub fn check(&mut self, mut check: Check) {
+    pub(crate) fn check(&mut self, mut check: Check) {
         check.hint = check.hint.map(|hint| pasteable(&hint, None));
         if check.is_critical() {
             self.tally.failed(ExitCode::Failed);
@@ -181,47 +181,47 @@ impl Session {
     }
 
     /// Adds lines that close a table; other formats do not have them.
-    pub fn close_table(&mut self, text: &str) {
+    pub(crate) fn close_table(&mut self, text: &str) {
         self.output.close_table(text);
     }
 
     /// Whether records are printed as a table.
-    pub fn is_table(&self) -> bool {
+    pub(crate) fn is_table(&self) -> bool {
         self.output.is_table()
     }
 
     /// Ends the output before the command: what happens later is on standard error and in the exit code.
-    pub fn end_output(&mut self) {
+    pub(crate) fn end_output(&mut self) {
         self.output.finish();
     }
 
     /// Counts damage that a record reports.
-    pub fn damage(&mut self) {
+    pub(crate) fn damage(&mut self) {
         self.count_failure(ExitCode::Damage);
     }
 
     /// Counts a failure that a record reports.
-    pub fn count_failure(&mut self, code: ExitCode) {
+    pub(crate) fn count_failure(&mut self, code: ExitCode) {
         self.tally.failed(code);
     }
 
     /// Whether the reader of our output has gone and there is nothing left to do.
-    pub fn is_pointless(&self) -> bool {
+    pub(crate) fn is_pointless(&self) -> bool {
         self.output.is_pointless()
     }
 
     /// Ends as a monitoring plugin does.
-    pub fn answer_as_plugin(&mut self, state: PluginState) {
+    pub(crate) fn answer_as_plugin(&mut self, state: PluginState) {
         self.plugin = Some(state);
     }
 
     /// What a monitoring plugin exits with, if the command is one.
-    pub fn plugin(&self) -> Option<PluginState> {
+    pub(crate) fn plugin(&self) -> Option<PluginState> {
         self.plugin
     }
 
     /// Ends the command.
-    pub fn finish(mut self) -> ExitCode {
+    pub(crate) fn finish(mut self) -> ExitCode {
         self.output.finish();
         if self.output.is_pointless() && !self.output.has_failed() {
             return ExitCode::Done;
@@ -234,7 +234,7 @@ impl Session {
     }
 
     /// What the command would exit with if it ended now.
-    pub fn outcome(&self) -> ExitCode {
+    pub(crate) fn outcome(&self) -> ExitCode {
         match (self.tally.code(), crate::cli::terminal::interrupt::exit_code()) {
             // Interrupted too late: everything was done already. And damage stays what it is.
             (ExitCode::Done | ExitCode::Damage, _) | (_, None) => self.tally.code(),

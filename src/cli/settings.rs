@@ -49,11 +49,11 @@ const VARIABLES: [(&str, &str); 1] = [("password_command", "KVMB_PASSWORD_COMMAN
 
 /// The configuration, and what the command line said instead of it.
 #[derive(Debug, Clone, Default)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The configuration.
-    pub loaded: Loaded,
+    pub(crate) loaded: Loaded,
     /// Whether the command line has --dry-run.
-    pub is_dry_run: bool,
+    pub(crate) is_dry_run: bool,
     /// By key: what a flag said.
     flags: BTreeMap<&'static str, String>,
 }
@@ -63,7 +63,7 @@ pub struct Settings {
 const OUTPUT_VARIABLE: (&str, &str) = ("output", "KVMB_OUTPUT");
 
 /// The parser, with the output format of the environment as the default.
-pub fn with_output_variable(command: Command) -> Command {
+pub(crate) fn with_output_variable(command: Command) -> Command {
     let (id, variable) = OUTPUT_VARIABLE;
     match std::env::var(variable).ok().filter(|format| !format.is_empty()) {
         Some(format) => command.mut_arg(id, |arg| arg.default_value(format)),
@@ -72,7 +72,7 @@ pub fn with_output_variable(command: Command) -> Command {
 }
 
 /// The parser; an empty variable is as good as none.
-pub fn without_empty_variables(command: Command) -> Command {
+pub(crate) fn without_empty_variables(command: Command) -> Command {
     let is_empty = |arg: &Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
     command
         .mut_args(|arg| if is_empty(&arg) { arg.env(None::<&'static str>) } else { arg })
@@ -80,7 +80,7 @@ pub fn without_empty_variables(command: Command) -> Command {
 }
 
 /// The parser with what the configuration says as the defaults of its flags.
-pub fn with_defaults(command: Command, loaded: &Loaded) -> Command {
+pub(crate) fn with_defaults(command: Command, loaded: &Loaded) -> Command {
     let default_of = |arg: &Arg| -> Option<String> {
         if arg.get_id().as_str() == SECOND {
             return loaded.config.second_repo();
@@ -102,7 +102,7 @@ pub fn with_defaults(command: Command, loaded: &Loaded) -> Command {
 
 impl Settings {
     /// The configuration, and the flags that stand in its place.
-    pub fn new(loaded: Loaded, matches: &ArgMatches) -> Settings {
+    pub(crate) fn new(loaded: Loaded, matches: &ArgMatches) -> Settings {
         let given = |id: &str| {
             // A flag of a subcommand is not known up here.
             let known = matches.try_contains_id(id).unwrap_or(false);
@@ -114,7 +114,7 @@ impl Settings {
     }
 
     /// Every key with the value that applies, and where that comes from. `command` is the parser, for its defaults.
-    pub fn all(&self, command: &Command) -> Vec<Setting> {
+    pub(crate) fn all(&self, command: &Command) -> Vec<Setting> {
         let mut defaults = serde_json::to_value(Config::default()).unwrap_or_default();
         defaults["backup_freq"] = json!(DEFAULT_BACKUP_FREQ);
         let mut settings = Vec::new();

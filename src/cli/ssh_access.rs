@@ -19,7 +19,7 @@ use std::time::Duration;
 
 /// How commands reach servers. Without `password_file`, the variables are asked, the configuration, and then a person;
 /// `accepted` is the fingerprint of a host key that was said to be right.
-pub fn ssh_context(
+pub(crate) fn ssh_context(
     context: &Context,
     password_file: Option<&Path>,
     accepted: Option<&str>,
@@ -182,7 +182,7 @@ impl Credentials for TerminalCredentials {
 
 impl Context {
     /// The place that a repository's address means; the same one for the same address, with its connections.
-    pub fn storage(&self, url: &str, ssh_password_file: Option<&Path>) -> Result<Arc<dyn Storage>, CliError> {
+    pub(crate) fn storage(&self, url: &str, ssh_password_file: Option<&Path>) -> Result<Arc<dyn Storage>, CliError> {
         let mut storages = self.storages.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(storage) = storages.get(url) {
             return Ok(Arc::clone(storage));

@@ -9,16 +9,16 @@ use serde_json::Value;
 
 /// A change of one key.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Change {
+pub(crate) struct Change {
     /// The key, as steps: `ssh`, `port`.
-    pub path: Vec<String>,
+    pub(crate) path: Vec<String>,
     /// Its new value; none removes the key.
-    pub value: Option<Value>,
+    pub(crate) value: Option<Value>,
 }
 
 /// Why a text is no change.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum ChangeError {
+pub(crate) enum ChangeError {
     /// There is no `=`.
     #[error("\"{text}\" is not of the form KEY=VALUE")]
     NoValue {
@@ -51,7 +51,7 @@ pub enum ChangeError {
 
 impl Change {
     /// Reads `KEY=VALUE`: a text as it is, a number or `true` as such, a list or an object as JSON.
-    pub fn parse(text: &str) -> Result<Change, ChangeError> {
+    pub(crate) fn parse(text: &str) -> Result<Change, ChangeError> {
         // A name in selected_vms may have an equals sign; a value "true" has none.
         let (key, value) = match text.strip_prefix("selected_vms.").and_then(|rest| rest.rsplit_once('=')) {
             Some((name, value)) => (format!("selected_vms.{name}"), value),
@@ -67,17 +67,17 @@ impl Change {
     }
 
     /// The removal of a key.
-    pub fn removal(key: &str) -> Result<Change, ChangeError> {
+    pub(crate) fn removal(key: &str) -> Result<Change, ChangeError> {
         Ok(Change { path: path_of(key)?.0, value: None })
     }
 
     /// The key as people write it.
-    pub fn key(&self) -> String {
+    pub(crate) fn key(&self) -> String {
         self.path.join(".")
     }
 
     /// Whether its value may reveal a password.
-    pub fn is_secret(&self) -> bool {
+    pub(crate) fn is_secret(&self) -> bool {
         SECRET_KEYS.contains(&self.key().as_str())
     }
 }
@@ -134,7 +134,7 @@ fn is_taken(path: &[String], value: &Value) -> bool {
 }
 
 /// A text with changes; it must be a JSON object.
-pub fn apply(text: &str, changes: &[Change]) -> Result<String, ChangeError> {
+pub(crate) fn apply(text: &str, changes: &[Change]) -> Result<String, ChangeError> {
     let mut text = text.to_owned();
     for change in changes {
         text = match &change.value {
@@ -146,7 +146,7 @@ pub fn apply(text: &str, changes: &[Change]) -> Result<String, ChangeError> {
 }
 
 /// A text in which the values of keys that may reveal a password are hidden.
-pub fn without_secrets(text: &str) -> String {
+pub(crate) fn without_secrets(text: &str) -> String {
     let mut text = text.to_owned();
     for key in SECRET_KEYS {
         let path: Vec<String> = key.split('.').map(str::to_owned).collect();

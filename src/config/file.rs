@@ -31,13 +31,13 @@ const LARGEST_BYTES: u64 = 16 << 20;
 
 /// A configuration and where it came from.
 #[derive(Debug, Clone, Default)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// What applies.
-    pub config: Config,
+    pub(crate) config: Config,
     /// The file; none if there is none.
-    pub file: Option<PathBuf>,
+    pub(crate) file: Option<PathBuf>,
     /// What the file says.
-    pub said: Value,
+    pub(crate) said: Value,
 }
 
 /// Why a file is no configuration.
@@ -105,7 +105,7 @@ pub enum Error {
 
 impl Error {
     /// The file that it is about.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         match self {
             Error::Missing { path }
             | Error::Io { path, .. }
@@ -120,7 +120,7 @@ impl Error {
 
 /// Reads the file that was named; else that of the user, whose home folder and folder of configurations
 /// (`$XDG_CONFIG_HOME`, `~/.config`) these are; else that of the host. Without any of them, all is as by default.
-pub fn load(named: Option<&Path>, home: Option<&Path>, config_home: Option<&Path>) -> Result<Loaded, Error> {
+pub(crate) fn load(named: Option<&Path>, home: Option<&Path>, config_home: Option<&Path>) -> Result<Loaded, Error> {
     if let Some(path) = named {
         return read(path)?.ok_or_else(|| Error::Missing { path: path.to_owned() });
     }
@@ -183,6 +183,6 @@ fn read(path: &Path) -> Result<Option<Loaded>, Error> {
 }
 
 /// The value of a key, as `ssh.port`.
-pub fn value_of<'a>(document: &'a Value, key: &str) -> Option<&'a Value> {
+pub(crate) fn value_of<'a>(document: &'a Value, key: &str) -> Option<&'a Value> {
     key.split('.').try_fold(document, |value, step| value.get(step))
 }

@@ -7,18 +7,18 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq)]
 pub struct KeyError {
     /// The key, from the top: `ssh.port`, `hooks.before_run.0.command`.
-    pub key: String,
+    pub(crate) key: String,
     /// Its value; none where it is secret, or where the key is what is wrong.
-    pub value: Option<Value>,
+    pub(crate) value: Option<Value>,
     /// The rule that is broken, as the end of a sentence that the key begins.
-    pub rule: String,
+    pub(crate) rule: String,
     /// The nearest right spelling, of the value or, where that is what is wrong, of the key.
-    pub nearest: Option<String>,
+    pub(crate) nearest: Option<String>,
 }
 
 impl KeyError {
     /// A key that breaks a rule, whatever its value is.
-    pub fn rule(key: &str, rule: &str) -> KeyError {
+    pub(crate) fn rule(key: &str, rule: &str) -> KeyError {
         KeyError { key: key.to_owned(), value: None, rule: rule.to_owned(), nearest: None }
     }
 }

@@ -13,15 +13,16 @@
 //! | [`schema`] | the JSON Schema |
 
 pub mod document;
-pub mod edit;
-pub mod file;
+pub(crate) mod edit;
+pub(crate) mod file;
 mod key_error;
-pub mod repairs;
-pub mod rules;
-pub mod schema;
+pub(crate) mod repairs;
+pub(crate) mod rules;
+pub(crate) mod schema;
 
-pub use file::{Error, Loaded, load};
-pub use key_error::KeyError;
+pub use file::Error;
+pub(crate) use file::{Loaded, load};
+pub(crate) use key_error::KeyError;
 
 use crate::retention::Policy;
 use crate::schedule::Cron;
@@ -39,102 +40,102 @@ use std::collections::BTreeMap;
 pub struct Config {
     /// The JSON Schema that editors use; kvmb does not read it.
     #[serde(rename = "$schema", skip_serializing_if = "Option::is_none")]
-    pub schema: Option<String>,
+    pub(crate) schema: Option<String>,
 
     /// The backup server: a host name or an IP address. Empty: local only.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub backup_host: Option<WithText<HostName>>,
+    pub(crate) backup_host: Option<WithText<HostName>>,
     /// The user to log in as on the backup server; without it, the one that kvmb runs as.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub backup_user: Option<WithText<UserName>>,
+    pub(crate) backup_user: Option<WithText<UserName>>,
     /// The folder on the backup server that holds the repository; if it holds other things, that is the folder kvmb in
     /// there.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub backup_path: Option<WithText<AbsolutePath>>,
+    pub(crate) backup_path: Option<WithText<AbsolutePath>>,
     /// Whether to schedule backups at backup_freq.
-    pub auto_backup: bool,
+    pub(crate) auto_backup: bool,
     /// Schedule of the backups, as in crontab(5). Default: "0 2 * * *".
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub backup_freq: Option<WithText<Cron>>,
+    pub(crate) backup_freq: Option<WithText<Cron>>,
     /// The machines that 'kvmb backup' backs up when no names are given: true includes a machine, false excludes it. A
     /// name may be a glob ("web*"); false takes precedence over true.
-    pub selected_vms: BTreeMap<WithText<MachineName>, bool>,
+    pub(crate) selected_vms: BTreeMap<WithText<MachineName>, bool>,
 
     /// The libvirt connection, as for virsh.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub connect: Option<WithText<LibvirtUri>>,
+    pub(crate) connect: Option<WithText<LibvirtUri>>,
     /// The local repository: a folder. Default: /var/lib/kvmb/repo. Empty: none, backups go directly to the backup
     /// server.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub repo: Option<WithText<RepoAddress>>,
+    pub(crate) repo: Option<WithText<RepoAddress>>,
     /// A file whose first line is the password of the local repository.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub password_file: Option<WithText<AbsolutePath>>,
+    pub(crate) password_file: Option<WithText<AbsolutePath>>,
     /// A command whose first line of output is that password.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub password_command: Option<WithText<CommandLine>>,
+    pub(crate) password_command: Option<WithText<CommandLine>>,
     /// A file whose first line is the password of the repository on the backup server. Default: the password of the
     /// local repository.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub remote_password_file: Option<WithText<AbsolutePath>>,
+    pub(crate) remote_password_file: Option<WithText<AbsolutePath>>,
     /// How to log in to the backup server.
-    pub ssh: Ssh,
+    pub(crate) ssh: Ssh,
 
     /// Number of machines to back up at the same time.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub jobs: Option<Bounded<1, 64>>,
+    pub(crate) jobs: Option<Bounded<1, 64>>,
     /// Whether to freeze the guest's file systems through the guest agent during the capture.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub freeze: Option<FreezePolicy>,
+    pub(crate) freeze: Option<FreezePolicy>,
     /// How long to wait for the guest agent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub freeze_timeout: Option<WithText<PositiveSpan>>,
+    pub(crate) freeze_timeout: Option<WithText<PositiveSpan>>,
     /// How long a capture may stay open while no one reads it. After that, its guard process closes it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub lease: Option<WithText<PositiveSpan>>,
+    pub(crate) lease: Option<WithText<PositiveSpan>>,
     /// Folder for the blocks that guests overwrite during a backup. Default: /var/lib/kvmb/scratch.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub scratch: Option<WithText<AbsolutePath>>,
+    pub(crate) scratch: Option<WithText<AbsolutePath>>,
     /// Share of unchanged chunks to read again and compare, as a check of the dirty bitmap.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub audit: Option<WithText<ShareText>>,
+    pub(crate) audit: Option<WithText<ShareText>>,
     /// Size of the chunks in which disks are compared and stored. Default: that of the previous point, 1M for a new
     /// disk.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub chunk_size: Option<WithText<ChunkSizeText>>,
+    pub(crate) chunk_size: Option<WithText<ChunkSizeText>>,
     /// Read a disk in full, and compare, if it has not been read in full for this long. Default: never.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub full_every: Option<WithText<PositiveSpan>>,
+    pub(crate) full_every: Option<WithText<PositiveSpan>>,
     /// Limit reads from all disks together, in bytes per second. Default: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit_read: Option<WithText<PositiveSize>>,
+    pub(crate) limit_read: Option<WithText<PositiveSize>>,
     /// Limit writes to repositories, in bytes per second.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit_upload: Option<WithText<PositiveSize>>,
+    pub(crate) limit_upload: Option<WithText<PositiveSize>>,
     /// Time limits for operations that may never finish.
-    pub limits: Limits,
+    pub(crate) limits: Limits,
     /// How long to retry after the connection to a repository is lost.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub retry_for: Option<WithText<PositiveSpan>>,
+    pub(crate) retry_for: Option<WithText<PositiveSpan>>,
     /// Whether to verify each new point by reading it back.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub verify: Option<bool>,
+    pub(crate) verify: Option<bool>,
     /// Share of all chunks of a repository to verify after each backup. Each run continues where the previous one
     /// ended. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub verify_sample: Option<WithText<ShareText>>,
+    pub(crate) verify_sample: Option<WithText<ShareText>>,
     /// Whether to remove old points after each backup, according to the retention rules. Requires such rules.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub prune_after_backup: Option<bool>,
+    pub(crate) prune_after_backup: Option<bool>,
 
     /// Retention rules for 'kvmb prune', and for backups with prune_after_backup.
-    pub retention: Retention,
+    pub(crate) retention: Retention,
     /// Commands that run before and after a backup.
-    pub hooks: Hooks,
+    pub(crate) hooks: Hooks,
     /// The log.
-    pub log: Log,
+    pub(crate) log: Log,
     /// Thresholds of 'kvmb status', and where backups write metrics.
-    pub status: StatusConfig,
+    pub(crate) status: StatusConfig,
 }
 
 impl Default for Config {
@@ -179,38 +180,38 @@ impl Default for Config {
 /// How to log in on the backup server.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct Ssh {
+pub(crate) struct Ssh {
     /// SSH port. Default: the port in ~/.ssh/config, otherwise 22.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub port: Option<Bounded<1, 65535>>,
+    pub(crate) port: Option<Bounded<1, 65535>>,
     /// Private key. Default: the key of kvmb, those of the agent and of ~/.ssh.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub identity_file: Option<WithText<AbsolutePath>>,
+    pub(crate) identity_file: Option<WithText<AbsolutePath>>,
     /// A file whose first line is the password for the login, if there is no key.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub password_file: Option<WithText<AbsolutePath>>,
+    pub(crate) password_file: Option<WithText<AbsolutePath>>,
     /// A command whose first line of output is that password.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub password_command: Option<WithText<CommandLine>>,
+    pub(crate) password_command: Option<WithText<CommandLine>>,
     /// Number of connections (default: 6). Each uses up to 16 MiB of memory.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub connections: Option<Bounded<1, 16>>,
+    pub(crate) connections: Option<Bounded<1, 16>>,
     /// How long a connected server may make no progress before kvmb reconnects (default: two minutes). Increase it for
     /// a slow disk, or a link slower than 512 bytes per second.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub progress_timeout: Option<WithText<PositiveSpan>>,
+    pub(crate) progress_timeout: Option<WithText<PositiveSpan>>,
 }
 
 /// Time limits for operations that may never finish. If the QEMU of one machine hangs, the other machines continue.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Limit for a libvirt call.
-    pub libvirt: WithText<PositiveSpan>,
+    pub(crate) libvirt: WithText<PositiveSpan>,
     /// Limit for libvirt and QEMU to start a backup.
-    pub backup_begin: WithText<PositiveSpan>,
+    pub(crate) backup_begin: WithText<PositiveSpan>,
     /// Limit for a command that prints a password, or a password file that is a named pipe.
-    pub password: WithText<PositiveSpan>,
+    pub(crate) password: WithText<PositiveSpan>,
 }
 
 impl Default for Limits {
@@ -226,16 +227,16 @@ impl Default for Limits {
 /// Retention rules. Without rules, all points are kept.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct Retention {
+pub(crate) struct Retention {
     /// Rules for the local repository and for any other folder.
-    pub local: Policy,
+    pub(crate) local: Policy,
     /// Rules for the repository on the backup server. Points that these rules removed are not copied there again.
-    pub remote: Policy,
+    pub(crate) remote: Policy,
 }
 
 impl Retention {
     /// The rules of the repository at this address.
-    pub fn of(&self, url: &str) -> &Policy {
+    pub(crate) fn of(&self, url: &str) -> &Policy {
         if url.starts_with("sftp:") { &self.remote } else { &self.local }
     }
 }
@@ -244,7 +245,7 @@ impl Retention {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
-pub enum FreezePolicy {
+pub(crate) enum FreezePolicy {
     /// If there is an agent that answers.
     Auto,
     /// Not at all.
@@ -256,37 +257,37 @@ pub enum FreezePolicy {
 /// Commands to run before and after a backup. The manual describes their environment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct Hooks {
+pub(crate) struct Hooks {
     /// Run first. If one fails, no machine is backed up.
-    pub before_run: Vec<Hook>,
+    pub(crate) before_run: Vec<Hook>,
     /// Run at the end, whatever the result.
-    pub after_run: Vec<Hook>,
+    pub(crate) after_run: Vec<Hook>,
     /// Run before each machine. If one fails, that machine is not backed up.
-    pub before_machine: Vec<Hook>,
+    pub(crate) before_machine: Vec<Hook>,
     /// Run after each machine, whatever the result.
-    pub after_machine: Vec<Hook>,
+    pub(crate) after_machine: Vec<Hook>,
 }
 
 /// A command to run before or after a backup: a program and its arguments, without a shell.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(inline)]
-pub struct Hook {
+pub(crate) struct Hook {
     /// The program and its arguments, as separate strings.
-    pub command: Vec<String>,
+    pub(crate) command: Vec<String>,
     /// Time limit (default: one minute). After that, the command and its child processes are stopped, and it has
     /// failed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub timeout: Option<WithText<PositiveSpan>>,
+    pub(crate) timeout: Option<WithText<PositiveSpan>>,
     /// After which result it runs. Ignored for hooks that run before.
-    pub when: When,
+    pub(crate) when: When,
 }
 
 /// After which outcome a hook runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
-pub enum When {
+pub(crate) enum When {
     /// After any.
     #[default]
     Always,
@@ -299,17 +300,17 @@ pub enum When {
 /// Where and how kvmb keeps its log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct Log {
+pub(crate) struct Log {
     /// Log file. Default: /var/log/kvm_backup.log or, if that cannot be written, ~/kvm_backup.log.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub file: Option<WithText<AbsolutePath>>,
+    pub(crate) file: Option<WithText<AbsolutePath>>,
     /// Text or JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub format: Option<LogFormat>,
+    pub(crate) format: Option<LogFormat>,
     /// Rotate the file when it is larger than this.
-    pub max_size: WithText<PositiveSize>,
+    pub(crate) max_size: WithText<PositiveSize>,
     /// Number of rotated files to keep.
-    pub keep: Bounded<1, 1000>,
+    pub(crate) keep: Bounded<1, 1000>,
 }
 
 impl Default for Log {
@@ -322,7 +323,7 @@ impl Default for Log {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// `2025-08-06 14:30:15,123 - INFO - …`, local time.
     Text,
     /// One JSON object a line.
@@ -332,34 +333,34 @@ pub enum LogFormat {
 /// When `kvmb status` alarms.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct StatusConfig {
+pub(crate) struct StatusConfig {
     /// Warn if the latest point of a machine is older than this. Default: the longest time between two runs plus two
     /// hours.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub warning: Option<WithText<PositiveSpan>>,
+    pub(crate) warning: Option<WithText<PositiveSpan>>,
     /// Report a critical state if it is older than this. Default: twice the warning if set, otherwise twice the longest
     /// time between two runs plus two hours.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub critical: Option<WithText<PositiveSpan>>,
+    pub(crate) critical: Option<WithText<PositiveSpan>>,
     /// Warn if no point of a machine has been verified for this long. Default: 30 days.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub verify_warning: Option<WithText<PositiveSpan>>,
+    pub(crate) verify_warning: Option<WithText<PositiveSpan>>,
     /// File to which 'kvmb backup' writes Prometheus metrics after each run. For the node exporter, use a name that
     /// ends in .prom in its textfile folder.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub prometheus_textfile: Option<WithText<AbsolutePath>>,
+    pub(crate) prometheus_textfile: Option<WithText<AbsolutePath>>,
 }
 
 /// What `backup_freq` is by default: at two in the night.
-pub const DEFAULT_BACKUP_FREQ: &str = "0 2 * * *";
+pub(crate) const DEFAULT_BACKUP_FREQ: &str = "0 2 * * *";
 
 /// The keys whose values may be or may give away a secret: `config show` hides them, and a file that has one must not
 /// be readable by everybody.
-pub const SECRET_KEYS: [&str; 2] = ["password_command", "ssh.password_command"];
+pub(crate) const SECRET_KEYS: [&str; 2] = ["password_command", "ssh.password_command"];
 
 impl Config {
     /// The address of the repository on the backup server; none without a backup_host.
-    pub fn remote_url(&self) -> Option<String> {
+    pub(crate) fn remote_url(&self) -> Option<String> {
         let (host, path) = (self.backup_host.as_ref()?, self.backup_path.as_ref()?);
         let user = self.backup_user.as_ref().map(|user| format!("{}@", user.text())).unwrap_or_default();
         let port = self.ssh.port.map(|port| format!(":{}", port.get())).unwrap_or_default();
@@ -372,7 +373,7 @@ impl Config {
     }
 
     /// The repository that backups go to first; none where that is this host's own.
-    pub fn primary_repo(&self) -> Option<String> {
+    pub(crate) fn primary_repo(&self) -> Option<String> {
         match &self.repo {
             Some(repo) if repo.text().is_empty() => self.remote_url(),
             repo => repo.as_ref().map(|repo| repo.text().to_owned()),
@@ -380,7 +381,7 @@ impl Config {
     }
 
     /// The repository that points are copied to: the backup server's, unless backups go straight there.
-    pub fn second_repo(&self) -> Option<String> {
+    pub(crate) fn second_repo(&self) -> Option<String> {
         self.remote_url().filter(|remote| self.primary_repo().as_ref() != Some(remote))
     }
 
@@ -419,7 +420,7 @@ impl Config {
 
 impl Hooks {
     /// The four lists by name.
-    pub fn lists(&self) -> [(&'static str, &[Hook]); 4] {
+    pub(crate) fn lists(&self) -> [(&'static str, &[Hook]); 4] {
         [
             ("before_run", &self.before_run),
             ("after_run", &self.after_run),

@@ -5,7 +5,7 @@ use crate::suggest::{nearest_word, similar_words};
 use serde_json::{Value, json};
 
 /// What may have been meant by a value, most likely first; most of it is as wrong as before.
-pub fn repairs(value: &Value, schema: &Value) -> Vec<Value> {
+pub(crate) fn repairs(value: &Value, schema: &Value) -> Vec<Value> {
     match value {
         Value::String(text) => of_text(text, schema),
         Value::Number(number) => {

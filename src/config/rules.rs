@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Something that is written as a text that keeps to a rule.
-pub trait Term: Sized {
+pub(crate) trait Term: Sized {
     /// The name of the rule in the schema.
     const NAME: &'static str;
     /// The rule as the end of a sentence: «must be …».
@@ -32,24 +32,24 @@ pub trait Term: Sized {
 
 /// A value, and the text that it was written as.
 #[derive(Debug, Clone)]
-pub struct WithText<T> {
+pub(crate) struct WithText<T> {
     text: String,
     value: T,
 }
 
 impl<T: Term> WithText<T> {
     /// Reads a text.
-    pub fn read(text: &str) -> Option<WithText<T>> {
+    pub(crate) fn read(text: &str) -> Option<WithText<T>> {
         Some(WithText { value: T::read(text)?, text: text.to_owned() })
     }
 
     /// The text as it was written.
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
     /// What it means.
-    pub fn value(&self) -> &T {
+    pub(crate) fn value(&self) -> &T {
         &self.value
     }
 }
@@ -108,17 +108,17 @@ impl<T: Term> JsonSchema for WithText<T> {
 
 /// A whole number from `MIN` to `MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Bounded<const MIN: u64, const MAX: u64>(u64);
+pub(crate) struct Bounded<const MIN: u64, const MAX: u64>(u64);
 
 impl<const MIN: u64, const MAX: u64> Bounded<MIN, MAX> {
     /// A number that is known to be within.
-    pub const fn of<const NUMBER: u64>() -> Self {
+    pub(crate) const fn of<const NUMBER: u64>() -> Self {
         const { assert!(MIN <= NUMBER && NUMBER <= MAX) };
         Bounded(NUMBER)
     }
 
     /// The number.
-    pub fn get(self) -> u64 {
+    pub(crate) fn get(self) -> u64 {
         self.0
     }
 }
@@ -146,7 +146,7 @@ impl<const MIN: u64, const MAX: u64> JsonSchema for Bounded<MIN, MAX> {
 
 /// A host name (RFC 1123) or an IP address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HostName {
+pub(crate) enum HostName {
     /// A name.
     Name,
     /// An IPv4 address.
@@ -182,7 +182,7 @@ impl Term for HostName {
 
 /// The name of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UserName;
+pub(crate) struct UserName;
 
 impl Term for UserName {
     const NAME: &'static str = "UserName";
@@ -199,7 +199,7 @@ impl Term for UserName {
 
 /// A path from the root.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AbsolutePath(pub PathBuf);
+pub(crate) struct AbsolutePath(pub(crate) PathBuf);
 
 impl Term for AbsolutePath {
     const NAME: &'static str = "AbsolutePath";
@@ -214,7 +214,7 @@ impl Term for AbsolutePath {
 
 /// Where a repository is. Empty says that there is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RepoAddress;
+pub(crate) struct RepoAddress;
 
 impl Term for RepoAddress {
     const NAME: &'static str = "RepoAddress";
@@ -245,7 +245,7 @@ impl Term for RepoAddress {
 
 /// A machine's name, or a glob for several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MachineName;
+pub(crate) struct MachineName;
 
 impl Term for MachineName {
     const NAME: &'static str = "MachineName";
@@ -263,7 +263,7 @@ impl Term for MachineName {
 
 /// A libvirt connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LibvirtUri;
+pub(crate) struct LibvirtUri;
 
 impl Term for LibvirtUri {
     const NAME: &'static str = "LibvirtUri";
@@ -280,7 +280,7 @@ impl Term for LibvirtUri {
 
 /// A command that a shell runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CommandLine;
+pub(crate) struct CommandLine;
 
 impl Term for CommandLine {
     const NAME: &'static str = "CommandLine";
@@ -308,11 +308,11 @@ impl Term for Cron {
 
 /// A length of time that is not nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PositiveSpan(pub Duration);
+pub(crate) struct PositiveSpan(pub(crate) Duration);
 
 impl PositiveSpan {
     /// That many seconds, as they would be written.
-    pub fn written(seconds: u64) -> WithText<PositiveSpan> {
+    pub(crate) fn written(seconds: u64) -> WithText<PositiveSpan> {
         WithText { text: format!("{seconds}s"), value: PositiveSpan(Duration::from_secs(seconds)) }
     }
 }
@@ -329,11 +329,11 @@ impl Term for PositiveSpan {
 
 /// A number of bytes that is not nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PositiveSize(pub u64);
+pub(crate) struct PositiveSize(pub(crate) u64);
 
 impl PositiveSize {
     /// That many bytes, as they would be written.
-    pub fn written(bytes: u64) -> WithText<PositiveSize> {
+    pub(crate) fn written(bytes: u64) -> WithText<PositiveSize> {
         WithText { text: units::Size(bytes).to_string(), value: PositiveSize(bytes) }
     }
 }
@@ -350,7 +350,7 @@ impl Term for PositiveSize {
 
 /// The size of a disk's chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChunkSizeText(pub u32);
+pub(crate) struct ChunkSizeText(pub(crate) u32);
 
 impl Term for ChunkSizeText {
     const NAME: &'static str = "ChunkSize";
@@ -364,7 +364,7 @@ impl Term for ChunkSizeText {
 
 /// A share of a whole.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ShareText(pub f64);
+pub(crate) struct ShareText(pub(crate) f64);
 
 impl Term for ShareText {
     const NAME: &'static str = "Share";

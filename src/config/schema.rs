@@ -11,12 +11,12 @@ use std::sync::LazyLock;
 const COMMENT: &str = "//";
 
 /// Whether a key is a comment.
-pub fn is_comment(key: &str) -> bool {
+pub(crate) fn is_comment(key: &str) -> bool {
     key.starts_with(COMMENT)
 }
 
 /// The schema.
-pub fn of_config() -> &'static Value {
+pub(crate) fn of_config() -> &'static Value {
     static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
         let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
         let generator = settings.with_transform(ForbidUnknownKeys).into_generator();
@@ -26,14 +26,14 @@ pub fn of_config() -> &'static Value {
 }
 
 /// What the entries of an object are that has names of the user's own.
-pub fn of_entries(schema: &Value) -> Option<&Value> {
+pub(crate) fn of_entries(schema: &Value) -> Option<&Value> {
     let entries = schema.get("patternProperties").and_then(Value::as_object);
     let named = entries.and_then(|entries| entries.iter().find(|(pattern, _)| !pattern.starts_with("^//")));
     named.map(|(_, schema)| schema).or_else(|| schema.get("additionalProperties").filter(|more| more.is_object()))
 }
 
 /// Whether a schema is of an object with keys of ours or of the user's.
-pub fn is_of_objects(schema: &Value) -> bool {
+pub(crate) fn is_of_objects(schema: &Value) -> bool {
     schema.get("properties").is_some() || of_entries(schema).is_some()
 }
 
@@ -52,7 +52,7 @@ impl Transform for ForbidUnknownKeys {
 }
 
 /// Calls `visit` for every key that holds a value, as `ssh.port`, with its schema.
-pub fn each_key(visit: &mut dyn FnMut(&str, &Value)) {
+pub(crate) fn each_key(visit: &mut dyn FnMut(&str, &Value)) {
     fn below(prefix: &str, schema: &Value, visit: &mut dyn FnMut(&str, &Value)) {
         for (key, schema) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
             let key = format!("{prefix}{key}");

@@ -29,7 +29,7 @@ mod events;
 mod html;
 mod language;
 mod pages;
-pub mod server;
+pub(crate) mod server;
 mod sessions;
 mod state;
 mod toolbox;
@@ -43,7 +43,7 @@ use std::time::Duration;
 
 /// Where the console listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Listen {
+pub(crate) enum Listen {
     /// A loopback address.
     Address(SocketAddr),
     /// A Unix socket that only its owner may use.
@@ -51,28 +51,28 @@ pub enum Listen {
 }
 
 /// How the console runs.
-pub struct Options {
+pub(crate) struct Options {
     /// The program that it starts.
-    pub program: PathBuf,
+    pub(crate) program: PathBuf,
     /// Arguments that every command gets first.
-    pub arguments: Vec<String>,
+    pub(crate) arguments: Vec<String>,
     /// Where it listens.
-    pub listen: Listen,
+    pub(crate) listen: Listen,
     /// It ends when nobody has used it for so long.
-    pub idle: Duration,
+    pub(crate) idle: Duration,
     /// Whether it refuses everything that changes something.
-    pub read_only: bool,
+    pub(crate) read_only: bool,
     /// The name of this host, for titles.
-    pub host: String,
+    pub(crate) host: String,
     /// Called with each link that opens a session.
-    pub announce: Box<dyn Fn(&str) + Send + Sync>,
+    pub(crate) announce: Box<dyn Fn(&str) + Send + Sync>,
     /// Raised when it is to end.
-    pub stop: Arc<AtomicBool>,
+    pub(crate) stop: Arc<AtomicBool>,
 }
 
 /// Why the console does not run.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// The address cannot be listened on.
     #[error("cannot listen on {place}: {source}")]
     Listen {

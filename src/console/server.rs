@@ -42,7 +42,7 @@ enum Listener {
 }
 
 /// Runs the console until it is to end, or is idle.
-pub fn run(options: Options) -> Result<(), Error> {
+pub(crate) fn run(options: Options) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(16)

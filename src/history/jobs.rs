@@ -25,23 +25,15 @@ const MOST_RECORD_BYTES: u64 = 4 << 20;
 
 /// What cannot be done with a job.
 #[derive(Debug, thiserror::Error)]
-pub enum JobError {
+pub(crate) enum JobError {
     /// None has this id.
     #[error("no job {id}")]
-    None {
-        /// The id.
-        id: String,
-    },
+    None { id: String },
     /// Several begin with this id.
     #[error("several jobs begin with {id}")]
-    Several {
-        /// The id.
-        id: String,
-    },
-    /// It has ended.
+    Several { id: String },
     #[error("job {id} is not running: {status}")]
     Ended {
-        /// The id.
         id: String,
         /// How it ended.
         status: String,
@@ -49,7 +41,6 @@ pub enum JobError {
     /// It cannot be signalled.
     #[error("cannot interrupt job {id}: {source}")]
     Signal {
-        /// The id.
         id: String,
         /// Why.
         source: io::Error,
@@ -57,7 +48,6 @@ pub enum JobError {
     /// A file or folder.
     #[error("cannot read {}: {source}", path.display())]
     Io {
-        /// Which.
         path: PathBuf,
         /// Why.
         source: io::Error,
@@ -66,7 +56,7 @@ pub enum JobError {
 
 /// The jobs below a data folder.
 #[derive(Debug, Clone)]
-pub struct Jobs {
+pub(crate) struct Jobs {
     folder: PathBuf,
 }
 
@@ -83,21 +73,21 @@ struct JobFile {
 
 /// A job of this process, which writes down how it goes.
 #[derive(Debug)]
-pub struct JobWriter {
+pub(crate) struct JobWriter {
     path: PathBuf,
     file: JobFile,
 }
 
 /// Keeps the records that a job prints.
 #[derive(Debug)]
-pub struct JobRecords {
+pub(crate) struct JobRecords {
     file: File,
     left_bytes: u64,
 }
 
 impl Jobs {
     /// The jobs below kvmb's data folder; nothing is made yet.
-    pub fn of(data_folder: &Path) -> Jobs {
+    pub(crate) fn of(data_folder: &Path) -> Jobs {
         Jobs { folder: data_folder.join("jobs") }
     }
 
@@ -106,7 +96,7 @@ impl Jobs {
     }
 
     /// Writes down that a job of this process begins. The oldest jobs are forgotten.
-    pub fn begin(&self, job: Job) -> io::Result<(JobWriter, JobRecords)> {
+    pub(crate) fn begin(&self, job: Job) -> io::Result<(JobWriter, JobRecords)> {
         let make = |folder: &Path, mode| DirBuilder::new().recursive(true).mode(mode).create(folder);
         // The data folder is passed through by QEMU's user.
         self.folder.parent().map_or(Ok(()), |data| make(data, 0o711))?;
@@ -121,7 +111,7 @@ impl Jobs {
     }
 
     /// All jobs, the oldest first. What is none of ours, or was removed meanwhile, is left out.
-    pub fn all(&self) -> Result<Vec<Job>, JobError> {
+    pub(crate) fn all(&self) -> Result<Vec<Job>, JobError> {
         let mut jobs: Vec<Job> = self.paths()?.iter().filter_map(|path| read(path)).collect();
         jobs.sort_by(|a, b| (a.began_at, &a.job).cmp(&(b.began_at, &b.job)));
         Ok(jobs)
@@ -138,7 +128,7 @@ impl Jobs {
     }
 
     /// The job with this id, or whose id alone begins with it.
-    pub fn find(&self, id: &str) -> Result<Job, JobError> {
+    pub(crate) fn find(&self, id: &str) -> Result<Job, JobError> {
         let mut found = self.all()?.into_iter().filter(|job| !id.is_empty() && job.job.starts_with(id));
         match (found.next(), found.next()) {
             (Some(job), None) => Ok(job),
@@ -148,7 +138,7 @@ impl Jobs {
     }
 
     /// The records that a job has printed.
-    pub fn records(&self, job: &Job) -> Vec<Record> {
+    pub(crate) fn records(&self, job: &Job) -> Vec<Record> {
         let mut text = Vec::new();
         let opened = atomic_file::open(&self.file(&job.job, "records"));
         let read = opened.and_then(|file| file.take(MOST_RECORD_BYTES).read_to_end(&mut text));
@@ -158,7 +148,7 @@ impl Jobs {
     }
 
     /// Interrupts a job, as Ctrl-C does. Only its own process is signalled, even if the id has been used again.
-    pub fn interrupt(&self, job: &Job) -> Result<(), JobError> {
+    pub(crate) fn interrupt(&self, job: &Job) -> Result<(), JobError> {
         let id = || job.job.clone();
         let ended = |status: &str| JobError::Ended { id: id(), status: status.to_owned() };
         if job.status != "running" {
@@ -191,13 +181,8 @@ impl Jobs {
 }
 
 impl JobWriter {
-    /// The job as it was last written.
-    pub fn job(&self) -> &Job {
-        &self.file.job
-    }
-
     /// Changes the job and writes it.
-    pub fn change(&mut self, change: impl FnOnce(&mut Job)) -> io::Result<()> {
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut Job)) -> io::Result<()> {
         change(&mut self.file.job);
         self.write()
     }
@@ -209,7 +194,7 @@ impl JobWriter {
 
 impl JobRecords {
     /// Adds a record. What is too much is not kept.
-    pub fn add(&mut self, record: &Record) -> io::Result<()> {
+    pub(crate) fn add(&mut self, record: &Record) -> io::Result<()> {
         let line = record.to_line() + "\n";
         match self.left_bytes.checked_sub(line.len() as u64) {
             Some(left) => self.left_bytes = left,
@@ -241,7 +226,7 @@ fn read(path: &Path) -> Option<Job> {
 }
 
 /// How long it is from one moment to another.
-pub fn seconds(from: Time, to: Time) -> f64 {
+pub(crate) fn seconds(from: Time, to: Time) -> f64 {
     (to - from).num_milliseconds().max(0) as f64 / 1000.0
 }
 
@@ -297,7 +282,7 @@ mod tests {
         let (mut own, mut records) = jobs.begin(job("1a2b9999", std::process::id())).unwrap();
         let failure = Record::Failure(crate::record::Failure { error: "no\nspace".into(), ..Default::default() });
         records.add(&failure).unwrap();
-        assert_eq!(jobs.records(own.job()), [failure]);
+        assert_eq!(jobs.records(&own.file.job), [failure]);
         assert!(matches!(jobs.find("1a2b"), Err(JobError::Several { .. })));
         assert!(matches!(jobs.find("ff"), Err(JobError::None { .. })));
         assert!(matches!(jobs.find(""), Err(JobError::None { .. })));

@@ -9,12 +9,12 @@
 //!
 //! It is a help, not a truth: it may be deleted at any time, and a backup never fails because of it.
 
-pub mod jobs;
-pub mod repo_memory;
-pub mod store;
+pub(crate) mod jobs;
+pub(crate) mod repo_memory;
+pub(crate) mod store;
 
-pub use repo_memory::{PruneRun, RepoMemory};
-pub use store::{Error, History};
+pub(crate) use repo_memory::{PruneRun, RepoMemory};
+pub(crate) use store::{Error, History};
 
 use crate::record::Time;
 use serde::{Deserialize, Serialize};
@@ -33,83 +33,81 @@ const MOST_VERIFIED_POINTS: usize = 256;
 
 /// What is remembered of one machine in one repository.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// The version of the file.
     version: u32,
     /// The repository's address.
-    pub repo: String,
+    pub(crate) repo: String,
     /// The machine's name when it was last dealt with.
-    pub machine: String,
-    /// Its UUID.
-    pub uuid: String,
+    pub(crate) machine: String,
+    pub(crate) uuid: String,
     /// Since when it is remembered.
-    pub since: Time,
+    pub(crate) since: Time,
     /// The newest point that was stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub newest_point: Option<KnownPoint>,
+    pub(crate) newest_point: Option<KnownPoint>,
     /// The last run, however it went.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_run: Option<MachineRun>,
+    pub(crate) last_run: Option<MachineRun>,
     /// The last run that went well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_success: Option<MachineRun>,
+    pub(crate) last_success: Option<MachineRun>,
     /// The last verification that found a point whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub verified: Option<Verification>,
+    pub(crate) verified: Option<Verification>,
     /// The deepest verification of each point, the newest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub verified_points: Vec<Verification>,
+    pub(crate) verified_points: Vec<Verification>,
     /// The points that were found damaged and have not been found whole since.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub damaged: Vec<Verification>,
+    pub(crate) damaged: Vec<Verification>,
 }
 
 /// A point, and the moment that it is of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KnownPoint {
+pub(crate) struct KnownPoint {
     /// Its id.
-    pub point: String,
+    pub(crate) point: String,
     /// The moment that it is of.
-    pub captured_at: Time,
+    pub(crate) captured_at: Time,
 }
 
 /// What one run did with one machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct MachineRun {
+pub(crate) struct MachineRun {
     /// The run's id, as in the log.
-    pub run: String,
+    pub(crate) run: String,
     /// `backup` or `push`.
-    pub command: String,
+    pub(crate) command: String,
     /// When the work on the machine began.
-    pub began_at: Time,
-    /// When it ended.
-    pub ended_at: Time,
+    pub(crate) began_at: Time,
+    pub(crate) ended_at: Time,
     /// How it went.
-    pub result: RunOutcome,
+    pub(crate) result: RunOutcome,
     /// The code of its failure; where the machine was stored, that of what its point lacks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub code: Option<String>,
+    pub(crate) code: Option<String>,
     /// What failed, or what the point lacks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
+    pub(crate) error: Option<String>,
     /// The point that it stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub point: Option<KnownPoint>,
+    pub(crate) point: Option<KnownPoint>,
     /// What was read of its disks.
     #[serde(default)]
-    pub read_bytes: u64,
+    pub(crate) read_bytes: u64,
     /// What of that was new.
     #[serde(default)]
-    pub new_bytes: u64,
+    pub(crate) new_bytes: u64,
     /// What that takes in the repository.
     #[serde(default)]
-    pub stored_bytes: u64,
+    pub(crate) stored_bytes: u64,
 }
 
 /// How a run went; the words are those that hooks get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum RunOutcome {
+pub(crate) enum RunOutcome {
     /// The machine was stored.
     Done,
     /// It was not.
@@ -118,13 +116,11 @@ pub enum RunOutcome {
     Damage,
     /// Another run held the machine or the repository.
     Busy,
-    /// It was interrupted.
     Interrupted,
 }
 
 impl RunOutcome {
-    /// The word.
-    pub fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             RunOutcome::Done => "done",
             RunOutcome::Failed => "failed",
@@ -138,7 +134,7 @@ impl RunOutcome {
 /// How deep a verification went, the shallowest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum VerifiedDepth {
+pub(crate) enum VerifiedDepth {
     /// Structure only.
     Quick,
     /// A share of the chunks.
@@ -149,7 +145,7 @@ pub enum VerifiedDepth {
 
 impl VerifiedDepth {
     /// The word, as in a point's `verified`.
-    pub fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             VerifiedDepth::Quick => "quick",
             VerifiedDepth::Sample => "sample",
@@ -160,18 +156,17 @@ impl VerifiedDepth {
 
 /// A verification of a point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verification {
-    /// The point.
-    pub point: String,
+pub(crate) struct Verification {
+    pub(crate) point: String,
     /// When it was verified, or found damaged.
-    pub at: Time,
+    pub(crate) at: Time,
     /// How deep it went.
-    pub depth: VerifiedDepth,
+    pub(crate) depth: VerifiedDepth,
 }
 
 impl MachineRun {
     /// How long it took.
-    pub fn duration_seconds(&self) -> f64 {
+    pub(crate) fn duration_seconds(&self) -> f64 {
         (self.ended_at - self.began_at).num_milliseconds().max(0) as f64 / 1000.0
     }
 }
@@ -195,7 +190,7 @@ impl Memory {
     }
 
     /// Notes a run.
-    pub fn note_run(&mut self, mut run: MachineRun) {
+    pub(crate) fn note_run(&mut self, mut run: MachineRun) {
         run.error = run.error.map(|error| error.chars().take(LONGEST_ERROR_CHARS).collect());
         // An older point may be copied after a newer one.
         let is_newer =
@@ -210,7 +205,7 @@ impl Memory {
     }
 
     /// Notes that a point was found whole. What a deeper verification found damaged stays damaged.
-    pub fn note_whole(&mut self, verification: Verification) {
+    pub(crate) fn note_whole(&mut self, verification: Verification) {
         self.damaged.retain(|damage| damage.point != verification.point || damage.depth > verification.depth);
         let known = self.verified_points.iter().position(|known| known.point == verification.point);
         if known.is_none_or(|at| self.verified_points[at].depth <= verification.depth) {
@@ -227,7 +222,7 @@ impl Memory {
     }
 
     /// Notes that a point was found damaged.
-    pub fn note_damage(&mut self, verification: Verification) {
+    pub(crate) fn note_damage(&mut self, verification: Verification) {
         self.verified_points.retain(|known| known.point != verification.point);
         self.damaged.retain(|damage| damage.point != verification.point);
         self.damaged.push(verification);

@@ -17,47 +17,44 @@ const FEWEST_SAMPLES: usize = 4;
 
 /// What is remembered of one repository.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RepoMemory {
+pub(crate) struct RepoMemory {
     /// The version of the file.
     pub(super) version: u32,
     /// The repository's address.
-    pub repo: String,
+    pub(crate) repo: String,
     /// Since when it is remembered.
-    pub since: Time,
+    pub(crate) since: Time,
     /// The last prune of all machines, whatever its result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_prune: Option<PruneRun>,
+    pub(crate) last_prune: Option<PruneRun>,
     /// The last successful one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_successful_prune: Option<PruneRun>,
+    pub(crate) last_successful_prune: Option<PruneRun>,
     /// Free space of the file system, one sample a day, the newest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub free_space: Vec<FreeSpace>,
+    pub(crate) free_space: Vec<FreeSpace>,
 }
 
 /// A prune of a repository.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PruneRun {
+pub(crate) struct PruneRun {
     /// The run's id, as in the log.
-    pub run: String,
+    pub(crate) run: String,
     /// The command: `prune` or `backup`.
-    pub command: String,
-    /// When it ended.
-    pub ended_at: Time,
-    /// Its result.
-    pub result: RunOutcome,
+    pub(crate) command: String,
+    pub(crate) ended_at: Time,
+    pub(crate) result: RunOutcome,
     /// What failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
+    pub(crate) error: Option<String>,
 }
 
 /// Free space at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FreeSpace {
-    /// When.
-    pub at: Time,
+pub(crate) struct FreeSpace {
+    pub(crate) at: Time,
     /// Free bytes of the file system.
-    pub free_bytes: u64,
+    pub(crate) free_bytes: u64,
 }
 
 impl RepoMemory {
@@ -74,7 +71,7 @@ impl RepoMemory {
     }
 
     /// Notes a prune of all machines.
-    pub fn note_prune(&mut self, mut run: PruneRun) {
+    pub(crate) fn note_prune(&mut self, mut run: PruneRun) {
         run.error = run.error.map(|error| error.chars().take(LONGEST_ERROR_CHARS).collect());
         if run.result == RunOutcome::Done {
             self.last_successful_prune = Some(run.clone());
@@ -83,7 +80,7 @@ impl RepoMemory {
     }
 
     /// Notes how much is free. The last sample of a day replaces the others of that day.
-    pub fn note_free_space(&mut self, at: Time, free_bytes: u64) {
+    pub(crate) fn note_free_space(&mut self, at: Time, free_bytes: u64) {
         let is_same_day = |known: &FreeSpace| known.at.date_naive() == at.date_naive();
         self.free_space.retain(|known| !is_same_day(known) && known.at <= at);
         self.free_space.push(FreeSpace { at, free_bytes });
@@ -96,7 +93,7 @@ impl RepoMemory {
     ///
     /// It is the slope of the line that fits the samples best: a prune in between must not look like the end of all
     /// growth, nor the backup before it like a flood.
-    pub fn growth(&self) -> Option<f64> {
+    pub(crate) fn growth(&self) -> Option<f64> {
         let (first, last) = (self.free_space.first()?, self.free_space.last()?);
         if self.free_space.len() < FEWEST_SAMPLES || last.at - first.at < SHORTEST_GROWTH {
             return None;
@@ -117,7 +114,7 @@ impl RepoMemory {
     }
 
     /// In how long `free_bytes` will be used up at the present growth; none where the growth cannot be judged.
-    pub fn time_until_full(&self, free_bytes: u64) -> Option<Duration> {
+    pub(crate) fn time_until_full(&self, free_bytes: u64) -> Option<Duration> {
         Duration::try_from_secs_f64(free_bytes as f64 / self.growth()?).ok()
     }
 }

@@ -26,31 +26,22 @@ const MOST_REPOSITORIES: usize = 64;
 
 /// Why something is not remembered.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// A file or a folder.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
         /// The verb.
         action: &'static str,
-        /// Which.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
     /// A file that holds something else.
     #[error("{} is no history: {reason}", path.display())]
-    NotHistory {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
+    NotHistory { path: PathBuf, reason: String },
     /// A machine that has no UUID.
     #[error("{uuid:?} is no UUID")]
-    NoUuid {
-        /// What it has.
-        uuid: String,
-    },
+    NoUuid { uuid: String },
 }
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -60,14 +51,14 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
 
 /// What is remembered of the machines in one repository.
 #[derive(Debug, Clone)]
-pub struct History {
+pub(crate) struct History {
     repo: String,
     folder: PathBuf,
 }
 
 impl History {
     /// The history of the repository with this address, below kvmb's data folder; nothing is made yet.
-    pub fn of(data_folder: &Path, repo: &str) -> History {
+    pub(crate) fn of(data_folder: &Path, repo: &str) -> History {
         let name = hex::encode(&Sha256::digest(repo)[..16]);
         History { repo: repo.to_owned(), folder: data_folder.join("history").join(name) }
     }
@@ -79,7 +70,7 @@ impl History {
     }
 
     /// All that is remembered, and what of it could not be read.
-    pub fn all(&self) -> (Vec<Memory>, Vec<Error>) {
+    pub(crate) fn all(&self) -> (Vec<Memory>, Vec<Error>) {
         let (mut memories, mut errors) = (Vec::new(), Vec::new());
         let entries = match fs::read_dir(&self.folder) {
             Ok(entries) => entries,
@@ -117,7 +108,7 @@ impl History {
     }
 
     /// What is remembered of the repository as a whole; none where nothing is.
-    pub fn of_repo(&self) -> Result<Option<RepoMemory>, Error> {
+    pub(crate) fn of_repo(&self) -> Result<Option<RepoMemory>, Error> {
         let path = self.repo_file();
         let memory: RepoMemory = match parse(&path) {
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => return Ok(None),
@@ -128,7 +119,7 @@ impl History {
     }
 
     /// Changes what is remembered of the repository as a whole. A file that cannot be understood is replaced.
-    pub fn change_repo(&self, now: Time, change: impl FnOnce(&mut RepoMemory)) -> Result<(), Error> {
+    pub(crate) fn change_repo(&self, now: Time, change: impl FnOnce(&mut RepoMemory)) -> Result<(), Error> {
         let path = self.repo_file();
         let _lock = self.make_and_lock()?;
         let known = self.of_repo().ok().flatten();
@@ -166,7 +157,13 @@ impl History {
     }
 
     /// Changes what is remembered of a machine. A file that cannot be understood is begun again.
-    pub fn change(&self, machine: &str, uuid: &str, now: Time, change: impl FnOnce(&mut Memory)) -> Result<(), Error> {
+    pub(crate) fn change(
+        &self,
+        machine: &str,
+        uuid: &str,
+        now: Time,
+        change: impl FnOnce(&mut Memory),
+    ) -> Result<(), Error> {
         let (path, uuid) = self.file(uuid)?;
         let _lock = self.make_and_lock()?;
         let known = self.read(&path);

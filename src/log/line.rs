@@ -12,7 +12,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 /// How a line is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Style {
+pub(crate) enum Style {
     /// `2025-08-06 14:30:15,123 - INFO - [run] message key=value`
     Text,
     /// One JSON object.
@@ -21,13 +21,12 @@ pub enum Style {
 
 /// Writes the lines of one run.
 #[derive(Debug, Clone)]
-pub struct LogLine {
+pub(crate) struct LogLine {
     /// The id of the run.
-    pub run: String,
-    /// The command.
-    pub command: &'static str,
+    pub(crate) run: String,
+    pub(crate) command: &'static str,
     /// How.
-    pub style: Style,
+    pub(crate) style: Style,
 }
 
 impl<S, N> FormatEvent<S, N> for LogLine
@@ -56,9 +55,9 @@ where
 
 /// Writes lines for people: `kvmb: warning: message key=value`.
 #[derive(Debug, Clone, Copy)]
-pub struct StderrLine {
+pub(crate) struct StderrLine {
     /// Whether the word before the message is coloured.
-    pub color: bool,
+    pub(crate) color: bool,
 }
 
 impl<S, N> FormatEvent<S, N> for StderrLine

@@ -10,9 +10,9 @@
 //! | [`reader`] | the lines of one run |
 //! | [`rotating`] | the file, which does not grow for ever |
 
-pub mod line;
-pub mod reader;
-pub mod rotating;
+pub(crate) mod line;
+pub(crate) mod reader;
+pub(crate) mod rotating;
 
 use line::{LogLine, Style};
 use rotating::RotatingFile;
@@ -23,11 +23,11 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 /// The target of events that people have read on standard error already, in words of their own.
-pub const TOLD: &str = "kvmb::told";
+pub(crate) const TOLD: &str = "kvmb::told";
 
 /// How verbose a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
+pub(crate) enum Level {
     /// Errors only.
     Quiet,
     /// Warnings too.
@@ -51,45 +51,44 @@ impl Level {
 
 /// The log file of a run.
 #[derive(Debug, Clone)]
-pub struct FilePlan {
+pub(crate) struct FilePlan {
     /// Where it may be, the best place first.
-    pub places: Vec<PathBuf>,
+    pub(crate) places: Vec<PathBuf>,
     /// How a line is written.
-    pub style: Style,
+    pub(crate) style: Style,
     /// A file that has grown larger is set aside.
-    pub max_bytes: u64,
+    pub(crate) max_bytes: u64,
     /// How many files that were set aside are kept.
-    pub keep: u64,
+    pub(crate) keep: u64,
 }
 
 /// What a run logs, and where.
 #[derive(Debug, Clone)]
-pub struct LogSettings<'a> {
+pub(crate) struct LogSettings<'a> {
     /// The id of the run.
-    pub run: &'a str,
-    /// The command.
-    pub command: &'static str,
+    pub(crate) run: &'a str,
+    pub(crate) command: &'static str,
     /// What goes to standard error.
-    pub level: Level,
+    pub(crate) level: Level,
     /// Whether standard error gets colour.
-    pub color: bool,
+    pub(crate) color: bool,
     /// The file; none for a run that keeps no log.
-    pub file: Option<FilePlan>,
+    pub(crate) file: Option<FilePlan>,
     /// Whether the journal gets it all.
-    pub journal: bool,
+    pub(crate) journal: bool,
 }
 
 /// What came of a plan.
 #[derive(Debug, Default)]
-pub struct Started {
+pub(crate) struct Started {
     /// Whether the journal is written to.
-    pub journal: bool,
+    pub(crate) journal: bool,
     /// Why there is no log file although there should be one.
-    pub fault: Option<(PathBuf, std::io::Error)>,
+    pub(crate) fault: Option<(PathBuf, std::io::Error)>,
 }
 
 /// Starts logging; once in a process. That a log cannot be written is reported and stops nothing.
-pub fn start(plan: LogSettings<'_>) -> Started {
+pub(crate) fn start(plan: LogSettings<'_>) -> Started {
     let mut started = Started::default();
     let filter = |level: Level| EnvFilter::new(level.directive());
     let stderr = tracing_subscriber::fmt::layer()

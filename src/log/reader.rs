@@ -11,7 +11,7 @@ const LONGEST_LINE_BYTES: u64 = 1 << 20;
 
 /// Calls `found` for each line of this run (of the last run in the log, if none is named), oldest first. False ends the
 /// search.
-pub fn lines_of_run(path: &Path, run: Option<&str>, found: &mut dyn FnMut(&str) -> bool) -> io::Result<()> {
+pub(crate) fn lines_of_run(path: &Path, run: Option<&str>, found: &mut dyn FnMut(&str) -> bool) -> io::Result<()> {
     let last = match run {
         Some(_) => None,
         None => last_run(path)?,

@@ -21,11 +21,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// More files than this are never kept.
-pub const MOST_KEPT: u64 = 1000;
+pub(crate) const MOST_KEPT: u64 = 1000;
 
 /// A log file.
 #[derive(Debug)]
-pub struct RotatingFile {
+pub(crate) struct RotatingFile {
     path: PathBuf,
     max_bytes: u64,
     keep: u64,
@@ -33,7 +33,11 @@ pub struct RotatingFile {
 
 impl RotatingFile {
     /// The first of these places that can be written; else why not the last.
-    pub fn open_first(places: &[PathBuf], max_bytes: u64, keep: u64) -> Result<RotatingFile, (PathBuf, io::Error)> {
+    pub(crate) fn open_first(
+        places: &[PathBuf],
+        max_bytes: u64,
+        keep: u64,
+    ) -> Result<RotatingFile, (PathBuf, io::Error)> {
         let mut last = (PathBuf::new(), io::Error::from(io::ErrorKind::NotFound));
         for path in places {
             match open(path) {
@@ -80,7 +84,7 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// The name of the file that was set aside so many times ago.
-pub fn aside(path: &Path, number: u64) -> PathBuf {
+pub(crate) fn aside(path: &Path, number: u64) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(format!(".{number}"));
     name.into()

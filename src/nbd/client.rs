@@ -7,7 +7,6 @@
 //! is used before it is compared with what was asked, and a violation closes the connection for good.
 
 use std::collections::HashMap;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -122,7 +121,12 @@ impl Client {
     }
 
     /// Negotiates on a socket that is connected already.
-    pub fn from_stream(stream: UnixStream, export: &str, options: &ClientOptions) -> Result<Client> {
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn from_stream(
+        stream: std::os::unix::net::UnixStream,
+        export: &str,
+        options: &ClientOptions,
+    ) -> Result<Client> {
         let link = Link::new(stream, options.timeout, Arc::clone(&options.stop))?;
         Client::negotiate(link, export, options)
     }

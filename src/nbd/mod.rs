@@ -63,9 +63,10 @@ mod uri;
 pub mod wire;
 
 pub use client::{Client, ClientOptions, ContextStatus};
-pub use extents::{ChunkRun, ChunkRuns, ChunkState, Extent, Extents, chunk_runs, extents};
-pub use reader::{Chunk, ChunkBytes, Chunks, DiskReader, ReadOptions};
-pub use server::{Change, Export, Exports, Overlay, Piece, Server, zero_flags};
+pub use extents::{ChunkRun, ChunkState, Extent, chunk_runs, extents};
+pub use reader::{Chunk, DiskReader, ReadOptions};
+pub(crate) use server::Overlay;
+pub use server::{Export, Exports, Piece, Server, zero_flags};
 pub use uri::{NbdUri, UriError};
 pub use wire::{RequestType, StatusExtent, Violation};
 
@@ -147,7 +148,7 @@ impl Error {
 }
 
 /// The result of an NBD call.
-pub type Result<T, E = Error> = std::result::Result<T, E>;
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A server's remark, as the tail of a message.
 fn suffix(message: &str) -> String {

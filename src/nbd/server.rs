@@ -32,13 +32,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::Result;
-
-pub use export::{Change, Export, Exports, Piece, zero_flags};
-pub use overlay::Overlay;
+pub use export::{Export, Exports, Piece, zero_flags};
+pub(crate) use overlay::Overlay;
 
 /// More clients than these are sent away.
-pub const MAX_CONNECTIONS: usize = 32;
+pub(crate) const MAX_CONNECTIONS: usize = 32;
 
 /// How often the accepting thread looks at the stop flag.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
@@ -87,7 +85,8 @@ impl Server {
 
     /// Serves one client that is connected, until it leaves or the stop flag is raised. An error says how the client
     /// broke the protocol, or that its connection failed; the server and its other clients are not affected.
-    pub fn serve(&self, stream: UnixStream) -> Result<()> {
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn serve(&self, stream: UnixStream) -> crate::nbd::Result<()> {
         let _seat = Seat::take(&self.connections);
         connection::serve(stream, &self.exports, &self.stop)
     }

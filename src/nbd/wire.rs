@@ -6,144 +6,144 @@
 use std::fmt;
 
 /// "Newstyle negotiation": the first eight bytes of every server.
-pub const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
+pub(crate) const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// "Newstyle negotiation": announces the newstyle handshake, and begins every option.
 pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 /// "Oldstyle negotiation": what a server of before 2011 says instead.
-pub const OLD_STYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
+pub(crate) const OLD_STYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
 /// "Fixed newstyle negotiation": begins every reply to an option.
-pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+pub(crate) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// "Request message".
-pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+pub(crate) const REQUEST_MAGIC: u32 = 0x2560_9513;
 /// "Simple reply message".
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// "Structured reply chunk message".
-pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+pub(crate) const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 
 /// "Handshake flags": the server knows option replies.
-pub const FLAG_FIXED_NEWSTYLE: u16 = 1;
+pub(crate) const FLAG_FIXED_NEWSTYLE: u16 = 1;
 /// "Handshake flags": the 124 zero bytes after `NBD_OPT_EXPORT_NAME` can be left out.
-pub const FLAG_NO_ZEROES: u16 = 2;
+pub(crate) const FLAG_NO_ZEROES: u16 = 2;
 
 /// "Transmission flags": the other flags mean something.
-pub const TRANSMISSION_HAS_FLAGS: u16 = 1;
+pub(crate) const TRANSMISSION_HAS_FLAGS: u16 = 1;
 /// "Transmission flags": writing is refused.
-pub const TRANSMISSION_READ_ONLY: u16 = 1 << 1;
+pub(crate) const TRANSMISSION_READ_ONLY: u16 = 1 << 1;
 /// "Transmission flags": `NBD_CMD_FLUSH` is known.
-pub const TRANSMISSION_FLUSH: u16 = 1 << 2;
+pub(crate) const TRANSMISSION_FLUSH: u16 = 1 << 2;
 /// "Transmission flags": `NBD_CMD_FLAG_FUA` is known.
-pub const TRANSMISSION_FUA: u16 = 1 << 3;
+pub(crate) const TRANSMISSION_FUA: u16 = 1 << 3;
 /// "Transmission flags": `NBD_CMD_TRIM` is known.
-pub const TRANSMISSION_TRIM: u16 = 1 << 5;
+pub(crate) const TRANSMISSION_TRIM: u16 = 1 << 5;
 /// "Transmission flags": `NBD_CMD_FLAG_DF` is known.
-pub const TRANSMISSION_DF: u16 = 1 << 7;
+pub(crate) const TRANSMISSION_DF: u16 = 1 << 7;
 /// "Transmission flags": `NBD_CMD_CACHE` is known.
-pub const TRANSMISSION_CACHE: u16 = 1 << 10;
+pub(crate) const TRANSMISSION_CACHE: u16 = 1 << 10;
 /// "Transmission flags": `NBD_CMD_WRITE_ZEROES` is known.
-pub const TRANSMISSION_WRITE_ZEROES: u16 = 1 << 6;
+pub(crate) const TRANSMISSION_WRITE_ZEROES: u16 = 1 << 6;
 /// "Transmission flags": several connections see the same bytes.
-pub const TRANSMISSION_MULTI_CONN: u16 = 1 << 8;
+pub(crate) const TRANSMISSION_MULTI_CONN: u16 = 1 << 8;
 
 /// "Option types".
 pub const OPT_EXPORT_NAME: u32 = 1;
 /// "Option types".
-pub const OPT_ABORT: u32 = 2;
+pub(crate) const OPT_ABORT: u32 = 2;
 /// "Option types".
-pub const OPT_LIST: u32 = 3;
+pub(crate) const OPT_LIST: u32 = 3;
 /// "Option types".
-pub const OPT_INFO: u32 = 6;
+pub(crate) const OPT_INFO: u32 = 6;
 /// "Option types".
-pub const OPT_GO: u32 = 7;
+pub(crate) const OPT_GO: u32 = 7;
 /// "Option types".
 pub const OPT_STRUCTURED_REPLY: u32 = 8;
 /// "Option types".
-pub const OPT_LIST_META_CONTEXT: u32 = 9;
+pub(crate) const OPT_LIST_META_CONTEXT: u32 = 9;
 /// "Option types".
-pub const OPT_SET_META_CONTEXT: u32 = 10;
+pub(crate) const OPT_SET_META_CONTEXT: u32 = 10;
 
 /// "Option reply types".
-pub const REP_ACK: u32 = 1;
+pub(crate) const REP_ACK: u32 = 1;
 /// "Option reply types": one export of a list.
-pub const REP_SERVER: u32 = 2;
+pub(crate) const REP_SERVER: u32 = 2;
 /// "Option reply types".
-pub const REP_INFO: u32 = 3;
+pub(crate) const REP_INFO: u32 = 3;
 /// "Option reply types".
-pub const REP_META_CONTEXT: u32 = 4;
+pub(crate) const REP_META_CONTEXT: u32 = 4;
 /// "Option reply types": this bit makes a reply an error.
-pub const REP_ERROR_BIT: u32 = 1 << 31;
+pub(crate) const REP_ERROR_BIT: u32 = 1 << 31;
 /// "Option reply types": the option is not known.
-pub const REP_ERR_UNSUP: u32 = REP_ERROR_BIT | 1;
+pub(crate) const REP_ERR_UNSUP: u32 = REP_ERROR_BIT | 1;
 /// "Option reply types": the option's data makes no sense.
-pub const REP_ERR_INVALID: u32 = REP_ERROR_BIT | 3;
+pub(crate) const REP_ERR_INVALID: u32 = REP_ERROR_BIT | 3;
 /// "Option reply types": there is no such export.
-pub const REP_ERR_UNKNOWN: u32 = REP_ERROR_BIT | 6;
+pub(crate) const REP_ERR_UNKNOWN: u32 = REP_ERROR_BIT | 6;
 
 /// `NBD_OPT_GO`: size and transmission flags.
-pub const INFO_EXPORT: u16 = 0;
+pub(crate) const INFO_EXPORT: u16 = 0;
 /// `NBD_OPT_GO`: the export's name.
-pub const INFO_NAME: u16 = 1;
+pub(crate) const INFO_NAME: u16 = 1;
 /// `NBD_OPT_GO`: what the export is, for people.
-pub const INFO_DESCRIPTION: u16 = 2;
+pub(crate) const INFO_DESCRIPTION: u16 = 2;
 /// `NBD_OPT_GO`: minimum, preferred and maximum block size.
-pub const INFO_BLOCK_SIZE: u16 = 3;
+pub(crate) const INFO_BLOCK_SIZE: u16 = 3;
 
 /// "Command flags": durable before it is answered.
-pub const CMD_FLAG_FUA: u16 = 1;
+pub(crate) const CMD_FLAG_FUA: u16 = 1;
 /// "Command flags": the zeros are to take room.
-pub const CMD_FLAG_NO_HOLE: u16 = 1 << 1;
+pub(crate) const CMD_FLAG_NO_HOLE: u16 = 1 << 1;
 /// "Command flags": the reply in one piece.
 pub const CMD_FLAG_DF: u16 = 1 << 2;
 /// "Command flags": one extent is enough.
-pub const CMD_FLAG_REQ_ONE: u16 = 1 << 3;
+pub(crate) const CMD_FLAG_REQ_ONE: u16 = 1 << 3;
 
 /// "Structured reply flags": the last chunk of a reply.
-pub const REPLY_FLAG_DONE: u16 = 1;
+pub(crate) const REPLY_FLAG_DONE: u16 = 1;
 /// "Structured reply types".
-pub const REPLY_NONE: u16 = 0;
+pub(crate) const REPLY_NONE: u16 = 0;
 /// "Structured reply types".
 pub const REPLY_OFFSET_DATA: u16 = 1;
 /// "Structured reply types".
-pub const REPLY_OFFSET_HOLE: u16 = 2;
+pub(crate) const REPLY_OFFSET_HOLE: u16 = 2;
 /// "Structured reply types".
-pub const REPLY_BLOCK_STATUS: u16 = 5;
+pub(crate) const REPLY_BLOCK_STATUS: u16 = 5;
 /// "Structured reply types": this bit makes a chunk an error.
-pub const REPLY_ERROR_BIT: u16 = 1 << 15;
+pub(crate) const REPLY_ERROR_BIT: u16 = 1 << 15;
 /// "Structured reply types": the whole request failed.
 pub const REPLY_ERROR: u16 = REPLY_ERROR_BIT | 1;
 /// "Structured reply types": the request failed at an offset.
-pub const REPLY_ERROR_OFFSET: u16 = REPLY_ERROR_BIT | 2;
+pub(crate) const REPLY_ERROR_OFFSET: u16 = REPLY_ERROR_BIT | 2;
 
 /// "`base:allocation` metadata context": takes no room.
-pub const STATE_HOLE: u32 = 1;
+pub(crate) const STATE_HOLE: u32 = 1;
 /// "`base:allocation` metadata context": reads as zeros.
-pub const STATE_ZERO: u32 = 1 << 1;
+pub(crate) const STATE_ZERO: u32 = 1 << 1;
 /// QEMU's `doc/interop/nbd.rst`, "qemu:dirty-bitmap": written since the bitmap was made.
-pub const STATE_DIRTY: u32 = 1;
+pub(crate) const STATE_DIRTY: u32 = 1;
 
 /// The context that says what is zero.
 pub const BASE_ALLOCATION: &str = "base:allocation";
 
 /// "Values": strings are at most this long.
-pub const MAX_STRING_BYTES: usize = 4096;
+pub(crate) const MAX_STRING_BYTES: usize = 4096;
 /// More than this in a reply to an option is nonsense.
-pub const MAX_OPTION_REPLY_BYTES: u32 = 16 * 1024;
+pub(crate) const MAX_OPTION_REPLY_BYTES: u32 = 16 * 1024;
 /// More than this in one list of extents is nonsense (QEMU ends its lists at 1 MiB, nbdkit at 2²⁰ extents).
-pub const MAX_STATUS_REPLY_BYTES: u32 = 8 * 1024 * 1024 + 4;
+pub(crate) const MAX_STATUS_REPLY_BYTES: u32 = 8 * 1024 * 1024 + 4;
 /// "Block size constraints": what is sensible to ask of a server that says nothing else.
-pub const MAX_REQUEST_BYTES: u32 = 32 * 1024 * 1024;
+pub(crate) const MAX_REQUEST_BYTES: u32 = 32 * 1024 * 1024;
 /// "Block size constraints": what to align to if a server does not say that less will do.
-pub const DEFAULT_MIN_BLOCK_BYTES: u32 = 512;
+pub(crate) const DEFAULT_MIN_BLOCK_BYTES: u32 = 512;
 
 /// `EPERM` of "Error values".
 pub const EPERM: u32 = 1;
 /// `EIO` of "Error values".
 pub const EIO: u32 = 5;
 /// `ENOSPC` of "Error values".
-pub const ENOSPC: u32 = 28;
+pub(crate) const ENOSPC: u32 = 28;
 /// `EOVERFLOW` of "Error values".
-pub const EOVERFLOW: u32 = 75;
+pub(crate) const EOVERFLOW: u32 = 75;
 /// `ESHUTDOWN` of "Error values": the server is about to go.
-pub const ESHUTDOWN: u32 = 108;
+pub(crate) const ESHUTDOWN: u32 = 108;
 /// `EINVAL` of "Error values".
 pub const EINVAL: u32 = 22;
 
@@ -318,40 +318,40 @@ pub struct StatusExtent {
 
 /// An error as a chunk reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ErrorReply {
+pub(crate) struct ErrorReply {
     /// The number, never 0.
-    pub error: u32,
+    pub(crate) error: u32,
     /// The server's words, made safe to print.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 /// The header of a structured reply chunk, after the magic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChunkHeader {
+pub(crate) struct ChunkHeader {
     /// [`REPLY_FLAG_DONE`].
-    pub flags: u16,
+    pub(crate) flags: u16,
     /// `NBD_REPLY_TYPE_…`.
-    pub kind: u16,
+    pub(crate) kind: u16,
     /// Whose reply it is.
-    pub cookie: u64,
+    pub(crate) cookie: u64,
     /// How much payload follows.
-    pub length: u32,
+    pub(crate) length: u32,
 }
 
 impl ChunkHeader {
     /// "Structured reply chunk message", without the magic.
-    pub fn decode(bytes: [u8; 16]) -> Result<ChunkHeader, Violation> {
+    pub(crate) fn decode(bytes: [u8; 16]) -> Result<ChunkHeader, Violation> {
         let mut fields = MessageReader::new("a chunk's header", &bytes);
         Ok(ChunkHeader { flags: fields.u16()?, kind: fields.u16()?, cookie: fields.u64()?, length: fields.u32()? })
     }
 
     /// Whether the reply ends with this chunk.
-    pub fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.flags & REPLY_FLAG_DONE != 0
     }
 
     /// Whether this chunk is an error.
-    pub fn is_error(&self) -> bool {
+    pub(crate) fn is_error(&self) -> bool {
         self.kind & REPLY_ERROR_BIT != 0
     }
 }
@@ -379,7 +379,7 @@ pub fn encode_option(option: u32, data: &[u8]) -> Vec<u8> {
 }
 
 /// `NBD_OPT_GO`: the export's name and what we want to know of it.
-pub fn encode_go(export: &str) -> Vec<u8> {
+pub(crate) fn encode_go(export: &str) -> Vec<u8> {
     let mut data = Vec::new();
     push_string(&mut data, export);
     data.extend_from_slice(&1u16.to_be_bytes());
@@ -388,7 +388,7 @@ pub fn encode_go(export: &str) -> Vec<u8> {
 }
 
 /// `NBD_OPT_SET_META_CONTEXT`: the export's name and all contexts at once.
-pub fn encode_set_meta_context(export: &str, contexts: &[String]) -> Vec<u8> {
+pub(crate) fn encode_set_meta_context(export: &str, contexts: &[String]) -> Vec<u8> {
     let mut data = Vec::new();
     push_string(&mut data, export);
     data.extend_from_slice(&u32::try_from(contexts.len()).unwrap_or(u32::MAX).to_be_bytes());
@@ -409,7 +409,7 @@ fn length_field(bytes: &[u8]) -> u32 {
 }
 
 /// `NBD_REPLY_TYPE_ERROR`, `NBD_REPLY_TYPE_ERROR_OFFSET` and error chunks yet to be invented: they all begin alike.
-pub fn decode_error_chunk(payload: &[u8]) -> Result<ErrorReply, Violation> {
+pub(crate) fn decode_error_chunk(payload: &[u8]) -> Result<ErrorReply, Violation> {
     let mut fields = MessageReader::new("an error chunk", payload);
     let error = fields.u32()?;
     let message_bytes = fields.u16()?;
@@ -421,7 +421,11 @@ pub fn decode_error_chunk(payload: &[u8]) -> Result<ErrorReply, Violation> {
 }
 
 /// `NBD_REPLY_TYPE_BLOCK_STATUS`: the context's id and its extents. `length` is what was asked from `offset`.
-pub fn decode_block_status(payload: &[u8], offset: u64, length: u32) -> Result<(u32, Vec<StatusExtent>), Violation> {
+pub(crate) fn decode_block_status(
+    payload: &[u8],
+    offset: u64,
+    length: u32,
+) -> Result<(u32, Vec<StatusExtent>), Violation> {
     let mut fields = MessageReader::new("a list of extents", payload);
     let context = fields.u32()?;
     let (pairs, rest) = fields.rest().as_chunks::<8>();
@@ -447,7 +451,7 @@ pub fn decode_block_status(payload: &[u8], offset: u64, length: u32) -> Result<(
 }
 
 /// The server's words: hostile until checked, and about to meet somebody's terminal.
-pub fn printable(bytes: &[u8]) -> String {
+pub(crate) fn printable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_STRING_BYTES)])
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
@@ -457,7 +461,7 @@ pub fn printable(bytes: &[u8]) -> String {
 }
 
 /// "Error values" in words.
-pub fn error_name(error: u32) -> String {
+pub(crate) fn error_name(error: u32) -> String {
     match error {
         EPERM => "operation not permitted".to_owned(),
         EIO => "input/output error".to_owned(),
@@ -472,7 +476,7 @@ pub fn error_name(error: u32) -> String {
 }
 
 /// "Option reply types" in words.
-pub fn option_error_name(reply: u32) -> String {
+pub(crate) fn option_error_name(reply: u32) -> String {
     match reply & !REP_ERROR_BIT {
         1 => "the option is not supported".to_owned(),
         2 => "forbidden by its policy".to_owned(),
@@ -490,7 +494,7 @@ pub fn option_error_name(reply: u32) -> String {
 
 /// Reads fields off the front of a message.
 #[derive(Debug)]
-pub struct MessageReader<'a> {
+pub(crate) struct MessageReader<'a> {
     what: &'static str,
     whole: usize,
     bytes: &'a [u8],
@@ -498,39 +502,39 @@ pub struct MessageReader<'a> {
 
 impl<'a> MessageReader<'a> {
     /// `what` is named when the message is too short.
-    pub fn new(what: &'static str, bytes: &'a [u8]) -> MessageReader<'a> {
+    pub(crate) fn new(what: &'static str, bytes: &'a [u8]) -> MessageReader<'a> {
         MessageReader { what, whole: bytes.len(), bytes }
     }
 
     /// The next `count` bytes.
-    pub fn take(&mut self, count: usize) -> Result<&'a [u8], Violation> {
+    pub(crate) fn take(&mut self, count: usize) -> Result<&'a [u8], Violation> {
         let (head, tail) = self.bytes.split_at_checked(count).ok_or_else(|| self.wrong_length())?;
         self.bytes = tail;
         Ok(head)
     }
 
     /// All that is left.
-    pub fn rest(&mut self) -> &'a [u8] {
+    pub(crate) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.bytes)
     }
 
     /// Fails if something is left.
-    pub fn end(self) -> Result<(), Violation> {
+    pub(crate) fn end(self) -> Result<(), Violation> {
         if self.bytes.is_empty() { Ok(()) } else { Err(self.wrong_length()) }
     }
 
     /// A number of two bytes.
-    pub fn u16(&mut self) -> Result<u16, Violation> {
+    pub(crate) fn u16(&mut self) -> Result<u16, Violation> {
         self.array().map(u16::from_be_bytes)
     }
 
     /// A number of four bytes.
-    pub fn u32(&mut self) -> Result<u32, Violation> {
+    pub(crate) fn u32(&mut self) -> Result<u32, Violation> {
         self.array().map(u32::from_be_bytes)
     }
 
     /// A number of eight bytes.
-    pub fn u64(&mut self) -> Result<u64, Violation> {
+    pub(crate) fn u64(&mut self) -> Result<u64, Violation> {
         self.array().map(u64::from_be_bytes)
     }
 
@@ -547,7 +551,7 @@ impl<'a> MessageReader<'a> {
 
 /// Which bytes of a read request have come, as disjoint ranges in order.
 #[derive(Debug, Default)]
-pub struct Coverage {
+pub(crate) struct Coverage {
     /// Beginning and end, relative to the request.
     ranges: Vec<(u32, u32)>,
 }
@@ -557,7 +561,7 @@ impl Coverage {
     const MAX_RANGES: usize = 1 << 16;
 
     /// Adds `length` bytes at `offset`; the caller has checked that they lie within the request.
-    pub fn add(&mut self, offset: u32, length: u32) -> Result<(), Violation> {
+    pub(crate) fn add(&mut self, offset: u32, length: u32) -> Result<(), Violation> {
         let overlap = || Violation::Overlap { offset: offset.into(), length: length.into() };
         let end = offset.checked_add(length).ok_or_else(overlap)?;
         let at = self.ranges.partition_point(|range| range.1 <= offset);
@@ -584,7 +588,7 @@ impl Coverage {
     }
 
     /// How many of `length` bytes have not come.
-    pub fn missing(&self, length: u32) -> u64 {
+    pub(crate) fn missing(&self, length: u32) -> u64 {
         let covered: u64 = self.ranges.iter().map(|(begin, end)| u64::from(end - begin)).sum();
         u64::from(length).saturating_sub(covered)
     }

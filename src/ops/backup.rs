@@ -16,23 +16,22 @@ use crate::units::ChunkSize;
 use std::collections::BTreeMap;
 
 /// What a backup works with.
-pub struct Backup<'a> {
+pub(crate) struct Backup<'a> {
     /// The folders of captures.
-    pub runtime: &'a RuntimeDirs,
+    pub(crate) runtime: &'a RuntimeDirs,
     /// Opens the machine's hypervisor: late, and for a short time, since the embedded driver admits one process only.
-    pub connect: &'a (dyn Fn() -> capture::Result<Hypervisor> + Sync),
+    pub(crate) connect: &'a (dyn Fn() -> capture::Result<Hypervisor> + Sync),
     /// Where the point goes.
-    pub repo: &'a Repository,
+    pub(crate) repo: &'a Repository,
     /// How far the dirty bitmaps are believed.
-    pub trust: Trust,
+    pub(crate) trust: Trust,
     /// How fast the disks may be read, all together.
-    pub rate_limit: Option<&'a RateLimiter>,
+    pub(crate) rate_limit: Option<&'a RateLimiter>,
     /// The size of chunks; none keeps that of each disk's last point.
-    pub chunk_size: Option<ChunkSize>,
+    pub(crate) chunk_size: Option<ChunkSize>,
     /// Watches.
-    pub monitor: &'a dyn Monitor,
-    /// Raised to stop.
-    pub stop: &'a Stop,
+    pub(crate) monitor: &'a dyn Monitor,
+    pub(crate) stop: &'a Stop,
 }
 
 /// Why a machine could not be backed up.
@@ -45,7 +44,7 @@ struct FailedAttempt {
 impl Backup<'_> {
     /// Backs up the machine with this UUID or name. Whatever happens, the capture is ended. A machine that is stopped,
     /// started or changed meanwhile is captured once more, as what it is then.
-    pub fn run(&self, machine: &str, request: &SnapshotRequest) -> Result<record::Point> {
+    pub(crate) fn run(&self, machine: &str, request: &SnapshotRequest) -> Result<record::Point> {
         use capture::Error::{ChangedMeanwhile, StartedMeanwhile};
         let what = match self.attempt(machine, request) {
             Err(failed) if failed.was_running && lost_the_disks(&failed.error) && self.is_off(machine) => {

@@ -20,25 +20,24 @@ const DEPTH: usize = 200;
 
 /// A point that can be continued.
 #[derive(Debug)]
-pub struct Chain {
-    /// The point.
-    pub point: PointRef,
+pub(crate) struct Chain {
+    pub(crate) point: PointRef,
     /// The checkpoint made with it.
-    pub checkpoint: String,
+    pub(crate) checkpoint: String,
     /// What the point says of itself.
-    pub manifest: Manifest,
+    pub(crate) manifest: Manifest,
     /// The disks whose bitmap a later point found wrong, and that point.
-    pub distrusted: BTreeMap<String, String>,
+    pub(crate) distrusted: BTreeMap<String, String>,
 }
 
 /// What the names of a repository's checkpoints begin with.
-pub fn prefix(repository: &str) -> String {
+pub(crate) fn prefix(repository: &str) -> String {
     let short: String = repository.chars().filter(char::is_ascii_alphanumeric).take(16).collect();
     format!("{}{short}-", crate::capture::checkpoint::PREFIX)
 }
 
 /// The name of a checkpoint made now: unique, and it sorts by time.
-pub fn checkpoint_name(repository: &str, now: Time) -> String {
+pub(crate) fn checkpoint_name(repository: &str, now: Time) -> String {
     format!("{}{}", prefix(repository), now.to_utc().format("%Y%m%dT%H%M%S%6fZ"))
 }
 
@@ -46,7 +45,7 @@ pub fn checkpoint_name(repository: &str, now: Time) -> String {
 /// not know (it has forgotten it, or the machine came from there), `is_alive` says whether its bitmaps are in the
 /// images: then what the images hold is that point and what changed since, whichever host it was made on. When none is
 /// known or alive, the newest of this host is proposed; another host may have another machine with the same UUID.
-pub fn find(
+pub(crate) fn find(
     open: &RepoView,
     uuid: &str,
     machine: &str,
@@ -91,7 +90,7 @@ pub fn find(
 }
 
 /// Why a disk cannot continue the parent's, by what its image is now and was then; none when it can.
-pub fn mismatch(now: &CapturedDisk, then: &ManifestDisk) -> Option<String> {
+pub(crate) fn mismatch(now: &CapturedDisk, then: &ManifestDisk) -> Option<String> {
     let before: Vec<ImageIdentity> =
         then.layers.iter().filter_map(|layer| serde_json::from_value(layer.clone()).ok()).collect();
     let (Some(top_now), Some(top_then)) = (now.image.first(), before.first()) else {

@@ -13,11 +13,11 @@
 use crate::repo::{self, Content, Id};
 
 /// The size of restic's zero blob (its smallest chunk), by which it finds holes.
-pub const ZERO_BLOB_BYTES: u64 = repo::ZERO_BLOB_BYTES as u64;
+pub(crate) const ZERO_BLOB_BYTES: u64 = repo::ZERO_BLOB_BYTES as u64;
 
 /// What one chunk holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MappedChunk {
+pub(crate) enum MappedChunk {
     /// Only zeros.
     Zero,
     /// The blob with this id.
@@ -26,26 +26,26 @@ pub enum MappedChunk {
 
 /// How a disk is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Geometry {
+pub(crate) struct Geometry {
     /// The disk's size as the guest sees it.
-    pub capacity_bytes: u64,
+    pub(crate) capacity_bytes: u64,
     /// The size of all chunks but the last: a multiple of 512 KiB.
-    pub chunk_bytes: u32,
+    pub(crate) chunk_bytes: u32,
 }
 
 impl Geometry {
     /// How many chunks the disk has.
-    pub fn chunks(self) -> u64 {
+    pub(crate) fn chunks(self) -> u64 {
         self.capacity_bytes.div_ceil(u64::from(self.chunk_bytes))
     }
 
     /// Where a chunk begins.
-    pub fn offset(self, index: u64) -> u64 {
+    pub(crate) fn offset(self, index: u64) -> u64 {
         index * u64::from(self.chunk_bytes)
     }
 
     /// The length of a chunk: the last may be short.
-    pub fn length(self, index: u64) -> u64 {
+    pub(crate) fn length(self, index: u64) -> u64 {
         u64::from(self.chunk_bytes).min(self.capacity_bytes - self.offset(index))
     }
 
@@ -55,23 +55,23 @@ impl Geometry {
     }
 
     /// The length of the odd blob of zeros at the end of the disk, should its last chunk be zero; 0 when there is none.
-    pub fn zero_tail_bytes(self) -> u64 {
+    pub(crate) fn zero_tail_bytes(self) -> u64 {
         self.chunks().checked_sub(1).map_or(0, |last| self.zero_blobs(last).1)
     }
 }
 
 /// The ids of the blobs that zeros are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ZeroIds {
+pub(crate) struct ZeroIds {
     /// The 512 KiB zero blob.
-    pub whole: Id,
+    pub(crate) whole: Id,
     /// The odd blob at the end of this disk, if its size asks for one.
-    pub tail: Option<Id>,
+    pub(crate) tail: Option<Id>,
 }
 
 impl ZeroIds {
     /// The ids for a disk of this geometry.
-    pub fn of(geometry: Geometry) -> ZeroIds {
+    pub(crate) fn of(geometry: Geometry) -> ZeroIds {
         let zeros = vec![0; ZERO_BLOB_BYTES as usize];
         let tail = geometry.zero_tail_bytes() as usize;
         ZeroIds { whole: Id::hash(&zeros), tail: (tail > 0).then(|| Id::hash(&zeros[..tail])) }
@@ -80,21 +80,21 @@ impl ZeroIds {
 
 /// Every chunk of a disk, in order; equal neighbours take one entry.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ChunkMap {
+pub(crate) struct ChunkMap {
     runs: Vec<(MappedChunk, u32)>,
 }
 
 /// A file's content that is not a list of chunks of this geometry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the content list does not fit a disk of {} chunks: {} were found", wanted, found)]
-pub struct Misfit {
+pub(crate) struct Misfit {
     wanted: u64,
     found: u64,
 }
 
 impl ChunkMap {
     /// Adds `count` equal chunks at the end.
-    pub fn push(&mut self, chunk: MappedChunk, mut count: u64) {
+    pub(crate) fn push(&mut self, chunk: MappedChunk, mut count: u64) {
         if let Some((last, length)) = self.runs.last_mut()
             && *last == chunk
         {
@@ -110,17 +110,13 @@ impl ChunkMap {
     }
 
     /// How many chunks there are.
-    pub fn len(&self) -> u64 {
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> u64 {
         self.runs.iter().map(|(_, count)| u64::from(*count)).sum()
     }
 
-    /// Whether there are none: the map of an empty disk.
-    pub fn is_empty(&self) -> bool {
-        self.runs.is_empty()
-    }
-
     /// Runs of equal chunks: the index of the first, what it is, how many.
-    pub fn runs(&self) -> impl Iterator<Item = (u64, MappedChunk, u64)> + '_ {
+    pub(crate) fn runs(&self) -> impl Iterator<Item = (u64, MappedChunk, u64)> + '_ {
         self.runs.iter().scan(0, |next, (chunk, count)| {
             let first = *next;
             *next += u64::from(*count);
@@ -129,7 +125,7 @@ impl ChunkMap {
     }
 
     /// The chunks at these indices, which ascend.
-    pub fn at(&self, indices: &[u64]) -> Vec<(u64, MappedChunk)> {
+    pub(crate) fn at(&self, indices: &[u64]) -> Vec<(u64, MappedChunk)> {
         let mut cursor = self.cursor();
         let chunk = |index: u64| cursor.take(index, 1).and_then(|taken| taken.first().copied());
         let found: Vec<_> = indices.iter().copied().map(chunk).collect();
@@ -137,12 +133,12 @@ impl ChunkMap {
     }
 
     /// A cursor before the first chunk.
-    pub fn cursor(&self) -> ChunkCursor<'_> {
+    pub(crate) fn cursor(&self) -> ChunkCursor<'_> {
         ChunkCursor { runs: self.runs.iter(), start: 0, current: None }
     }
 
     /// The file's content for the tree.
-    pub fn to_content(&self, geometry: Geometry, zeros: ZeroIds) -> Content {
+    pub(crate) fn to_content(&self, geometry: Geometry, zeros: ZeroIds) -> Content {
         let mut content = Content::default();
         let last = geometry.chunks().saturating_sub(1);
         for (first, chunk, count) in self.runs() {
@@ -165,7 +161,7 @@ impl ChunkMap {
     }
 
     /// Reads a file's content back. The lengths of the blobs are not looked at here: whoever reads them compares.
-    pub fn from_content(content: &Content, geometry: Geometry, zeros: ZeroIds) -> Result<ChunkMap, Misfit> {
+    pub(crate) fn from_content(content: &Content, geometry: Geometry, zeros: ZeroIds) -> Result<ChunkMap, Misfit> {
         let per_chunk = u64::from(geometry.chunk_bytes) / ZERO_BLOB_BYTES;
         let (chunks, mut map, mut found) = (geometry.chunks(), ChunkMap::default(), 0);
         let last_zeros = chunks.checked_sub(1).map(|last| geometry.zero_blobs(last));
@@ -202,7 +198,7 @@ impl ChunkMap {
 
 /// Walks over a map, forward only.
 #[derive(Debug, Clone)]
-pub struct ChunkCursor<'a> {
+pub(crate) struct ChunkCursor<'a> {
     runs: std::slice::Iter<'a, (MappedChunk, u32)>,
     start: u64,
     current: Option<(MappedChunk, u64)>,
@@ -210,7 +206,7 @@ pub struct ChunkCursor<'a> {
 
 impl ChunkCursor<'_> {
     /// The runs of `count` chunks from `first`, which is not before what was taken last; none if the map ends before.
-    pub fn take(&mut self, mut first: u64, mut count: u64) -> Option<Vec<(MappedChunk, u64)>> {
+    pub(crate) fn take(&mut self, mut first: u64, mut count: u64) -> Option<Vec<(MappedChunk, u64)>> {
         let mut taken = Vec::new();
         while count > 0 {
             let (chunk, length) = match self.current {
@@ -232,7 +228,7 @@ impl ChunkCursor<'_> {
 }
 
 /// Whether all bytes are zero. Most data shows that it is not in the first few.
-pub fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(256).all(|piece| piece.iter().fold(0, |or, byte| or | byte) == 0)
 }
 

@@ -24,20 +24,19 @@ const COMFORTABLE_SCRATCH_BYTES: u64 = 4 << 30;
 
 /// One thing that was looked at, and how it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// The machine; none is the host.
-    pub machine: Option<String>,
+    pub(crate) machine: Option<String>,
     /// The machine's disk.
-    pub disk: Option<String>,
+    pub(crate) disk: Option<String>,
     /// How it is.
-    pub status: Status,
-    /// What it is.
-    pub subject: CheckSubject,
+    pub(crate) status: Status,
+    pub(crate) subject: CheckSubject,
 }
 
 /// What was looked at, and what was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CheckSubject {
+pub(crate) enum CheckSubject {
     /// Where the machines run.
     Connection {
         /// The connection.
@@ -45,12 +44,10 @@ pub enum CheckSubject {
     },
     /// libvirt's version.
     Libvirt {
-        /// The version.
         version: (u32, u32, u32),
     },
     /// QEMU's version; none when libvirt finds no QEMU.
     Qemu {
-        /// The version.
         version: Option<(u32, u32, u32)>,
     },
     /// QEMU's other programs.
@@ -90,20 +87,17 @@ pub enum CheckSubject {
     OutsideLeftOut(OutsideLeftOut),
     /// Snapshots inside of its images, which cannot be reverted to while there are bitmaps.
     InternalSnapshots {
-        /// Their names.
         names: Vec<String>,
         /// Whether there are bitmaps now.
         has_checkpoints: bool,
     },
     /// Checkpoints, which keep the machine from being undefined.
     Checkpoints,
-    /// A disk.
     Disk(DiskSurvey),
     /// An encrypted disk, which can be read only through its running machine.
     EncryptedAndOff(DiskSurvey),
     /// A bitmap that cannot be used any more.
     Bitmap {
-        /// The bitmap.
         bitmap: BrokenBitmap,
         /// Whether its machine runs.
         is_on: bool,
@@ -112,17 +106,16 @@ pub enum CheckSubject {
 
 /// The room in a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FreeSpace {
-    /// The folder.
-    pub folder: PathBuf,
+pub(crate) struct FreeSpace {
+    pub(crate) folder: PathBuf,
     /// What is free there.
-    pub free_bytes: u64,
+    pub(crate) free_bytes: u64,
     /// Without this no backup begins.
-    pub needed_bytes: u64,
+    pub(crate) needed_bytes: u64,
 }
 
 /// Judges a host.
-pub fn judge_host(host: &HostSurvey, missing: &[&'static str]) -> Vec<Finding> {
+pub(crate) fn judge_host(host: &HostSurvey, missing: &[&'static str]) -> Vec<Finding> {
     let mut findings = vec![
         of_host(
             if host.is_local { Status::Ok } else { Status::Critical },
@@ -144,7 +137,7 @@ pub fn judge_host(host: &HostSurvey, missing: &[&'static str]) -> Vec<Finding> {
 }
 
 /// Judges a machine; `scratch` is the folder of scratch files and its free bytes, where these are known.
-pub fn judge_machine(machine: &MachineSurvey, scratch: Option<(PathBuf, u64)>) -> Vec<Finding> {
+pub(crate) fn judge_machine(machine: &MachineSurvey, scratch: Option<(PathBuf, u64)>) -> Vec<Finding> {
     let mut found: Vec<(Status, CheckSubject)> = Vec::new();
     if machine.is_stopped_by_io_error() {
         found.push((Status::Critical, CheckSubject::StoppedByIoError));

@@ -347,12 +347,12 @@ impl From<repo::Error> for Error {
 
 impl Error {
     /// Makes an [`Error::Io`]; for `map_err`.
-    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
         move |source| Error::Io { action, path: path.to_owned(), source }
     }
 
     /// Makes an [`Error::Disk`]; for `map_err`.
-    pub fn disk(disk: &str) -> impl Fn(nbd::Error) -> Error {
+    pub(crate) fn disk(disk: &str) -> impl Fn(nbd::Error) -> Error {
         move |source| match source {
             nbd::Error::Stopped => Error::Interrupted,
             source => Error::Disk { disk: disk.to_owned(), source },

@@ -55,7 +55,7 @@ const SECRETS: [&str; 4] = ["KVMB_PASSWORD", "KVMB_PASSWORD_COMMAND", "KVMB_SSH_
 
 /// What a guard's child does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Errand {
+pub(crate) enum Errand {
     /// Ends the job; checkpoint and state stay, for whoever reads.
     Drain,
     /// Ends the capture for good.
@@ -66,18 +66,18 @@ pub enum Errand {
 static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
 
 /// Says which program's `guard` command is a guard. Without it, as in a library, captures have none.
-pub fn set_program(program: PathBuf) {
+pub(crate) fn set_program(program: PathBuf) {
     // It is reported once a process.
     let _ = PROGRAM.set(program);
 }
 
 /// Whether captures are guarded.
-pub fn is_available() -> bool {
+pub(crate) fn is_available() -> bool {
     PROGRAM.get().is_some()
 }
 
 /// Starts a guard, detached. Where there is one already, the new one ends at once.
-pub fn start(file: &CaptureFile) -> Result<()> {
+pub(crate) fn start(file: &CaptureFile) -> Result<()> {
     let Some(mut command) = command(file, &[]) else { return Ok(()) };
     let spawned = command.spawn();
     let mut child = spawned.map_err(|source| Error::NotStarted { program: "kvmb guard", source })?;
@@ -105,7 +105,7 @@ fn command(file: &CaptureFile, arguments: &[&str]) -> Option<Command> {
 
 /// Runs `work`, which reads the capture, with a flag that is raised when `stop` is, or when the guard ended the
 /// capture: then that is the error, however the work ended. A guard that was killed is started again.
-pub fn guarded<T>(
+pub(crate) fn guarded<T>(
     file: &CaptureFile,
     capture: &CaptureState,
     stop: &Stop,
@@ -170,7 +170,7 @@ fn error_of(verdict: Verdict, capture: &CaptureState) -> Error {
 }
 
 /// The life of a guard. It ends with the capture, and when another guards it.
-pub fn run(runtime: &RuntimeDirs, capture: &str, stop: &Stop) -> Result<()> {
+pub(crate) fn run(runtime: &RuntimeDirs, capture: &str, stop: &Stop) -> Result<()> {
     let file = match CaptureFile::open(runtime, capture) {
         Err(capture::Error::NoSuchCapture { .. }) => return Ok(()),
         file => file?,
@@ -184,7 +184,7 @@ pub fn run(runtime: &RuntimeDirs, capture: &str, stop: &Stop) -> Result<()> {
 }
 
 /// Does what a guard sends a child for.
-pub fn do_errand(runtime: &RuntimeDirs, capture: &str, errand: Errand) -> Result<()> {
+pub(crate) fn do_errand(runtime: &RuntimeDirs, capture: &str, errand: Errand) -> Result<()> {
     let file = match CaptureFile::open(runtime, capture) {
         Err(capture::Error::NoSuchCapture { .. }) => return Ok(()),
         file => file?,

@@ -21,7 +21,7 @@ const STEP_BYTES: u32 = 1 << 20;
 
 /// The SHA-256 of everything that can be read at `uri`, no faster than `rate_limit`, and its size, which must be that of the
 /// capture where there is one. Holes are hashed without being read.
-pub fn hash_export(
+pub(crate) fn hash_export(
     uri: &NbdUri,
     captured_bytes: Option<u64>,
     label: &str,
@@ -66,7 +66,7 @@ pub fn hash_export(
 }
 
 /// The SHA-256 of a file's own bytes, as `sha256sum` prints it.
-pub fn hash_file(path: &Path, monitor: &dyn Monitor, stop: &Stop) -> Result<record::File> {
+pub(crate) fn hash_file(path: &Path, monitor: &dyn Monitor, stop: &Stop) -> Result<record::File> {
     // Neither opening nor reading a named pipe may keep us from ending.
     let named = path.to_owned();
     let opened = match bounded::call(FOR_EVER, &stop.flag(), move || File::open(named)) {

@@ -8,12 +8,12 @@ use crate::capture::{self, CaptureState, Definition, Hypervisor, Machine};
 use crate::record;
 
 /// The name of this host, as restic and the records have it.
-pub fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// A machine's record.
-pub fn machine(hypervisor: &Hypervisor, machine: &Machine) -> Result<record::Machine> {
+pub(crate) fn machine(hypervisor: &Hypervisor, machine: &Machine) -> Result<record::Machine> {
     let definition = machine.definition(Which::Live)?;
     let info = machine.info()?;
     let agent = match (definition.has_agent_channel, definition.agent_connected) {
@@ -37,7 +37,7 @@ pub fn machine(hypervisor: &Hypervisor, machine: &Machine) -> Result<record::Mac
 }
 
 /// The records of a machine's disks, in the order of its definition.
-pub fn disks(hypervisor: &Hypervisor, machine: &Machine) -> Result<Vec<record::Disk>> {
+pub(crate) fn disks(hypervisor: &Hypervisor, machine: &Machine) -> Result<Vec<record::Disk>> {
     let definition = machine.definition(Which::Live)?;
     let state = machine.state()?.as_str().to_owned();
     definition.disks.iter().map(|disk| one_disk(hypervisor, machine, &state, disk)).collect()
@@ -89,7 +89,7 @@ fn one_disk(
 }
 
 /// The records of a capture's disks.
-pub fn captured(state: &CaptureState) -> Result<Vec<record::Disk>> {
+pub(crate) fn captured(state: &CaptureState) -> Result<Vec<record::Disk>> {
     let definition = Definition::parse(state.definition_of_disks()).map_err(capture::Error::from)?;
     let record = |disk: &capture::CapturedDisk| {
         let described = definition.disk(&disk.target);
@@ -133,7 +133,7 @@ pub fn captured(state: &CaptureState) -> Result<Vec<record::Disk>> {
 }
 
 /// The word for a read mode.
-pub fn read_mode(mode: ReadMode) -> &'static str {
+pub(crate) fn read_mode(mode: ReadMode) -> &'static str {
     match mode {
         ReadMode::Changed => "changed",
         ReadMode::Full => "full",
@@ -141,7 +141,7 @@ pub fn read_mode(mode: ReadMode) -> &'static str {
 }
 
 /// A source as the records show it.
-pub fn source(source: &capture::DiskSource) -> record::Source {
+pub(crate) fn source(source: &capture::DiskSource) -> record::Source {
     let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
     match source {
         capture::DiskSource::File { path } => record::Source::File { path: text(path) },

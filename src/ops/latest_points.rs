@@ -15,24 +15,23 @@ use std::sync::Arc;
 
 /// The newest point of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Newest {
+pub(crate) struct Newest {
     /// The machine's name in it.
-    pub machine: String,
-    /// Its UUID.
-    pub uuid: String,
+    pub(crate) machine: String,
+    pub(crate) uuid: String,
     /// The host that it was taken on.
-    pub host: String,
+    pub(crate) host: String,
     /// The point's id.
-    pub point: String,
+    pub(crate) point: String,
     /// The moment that it is of.
-    pub captured_at: Time,
+    pub(crate) captured_at: Time,
     /// How many points of that host have the machine's name.
-    pub points: usize,
+    pub(crate) points: usize,
 }
 
 /// The points of a repository by the names of their machines.
 #[derive(Debug)]
-pub struct LatestPoints<'r> {
+pub(crate) struct LatestPoints<'r> {
     repo: &'r Repository,
     index: Arc<Index>,
     /// The points of each name on each host, oldest first.
@@ -40,14 +39,14 @@ pub struct LatestPoints<'r> {
     /// What was read of manifests; none of those that are damaged.
     origins: HashMap<Id, Option<Origin>>,
     /// Snapshot files that cannot be read.
-    pub damaged: Vec<DamagedSnapshot>,
+    pub(crate) damaged: Vec<DamagedSnapshot>,
     /// Points whose manifest cannot be read, with the machine's name.
-    pub unreadable: Vec<(String, String)>,
+    pub(crate) unreadable: Vec<(String, String)>,
 }
 
 impl<'r> LatestPoints<'r> {
     /// Looks at the snapshots.
-    pub fn look(repo: &'r Repository, monitor: &dyn Monitor) -> Result<LatestPoints<'r>> {
+    pub(crate) fn look(repo: &'r Repository, monitor: &dyn Monitor) -> Result<LatestPoints<'r>> {
         let index = points::load_index_for_reading(repo, monitor)?;
         let (all, damaged) = points::list(repo)?;
         let mut by_name: BTreeMap<_, Vec<PointRef>> = BTreeMap::new();
@@ -59,7 +58,7 @@ impl<'r> LatestPoints<'r> {
     }
 
     /// Whether there is such a point, or was before it was pinned or copied.
-    pub fn has(&self, point: &str) -> bool {
+    pub(crate) fn has(&self, point: &str) -> bool {
         let Ok(id) = point.parse::<Id>() else { return false };
         self.by_name.values().flatten().any(|known| known.is_or_was(&id))
     }
@@ -67,7 +66,7 @@ impl<'r> LatestPoints<'r> {
     /// The newest point of a machine of this host: by its UUID, first under its name, then under any other. Points of
     /// other hosts count only where this one has none: another host may have another machine with the same UUID, and
     /// this one may have come from there.
-    pub fn newest_of(&mut self, name: &str, uuid: &str) -> Result<Option<Newest>> {
+    pub(crate) fn newest_of(&mut self, name: &str, uuid: &str) -> Result<Option<Newest>> {
         let this_host = host_name();
         let (here, elsewhere): (Vec<_>, Vec<_>) =
             self.by_name.keys().cloned().partition(|(_, host)| *host == this_host);
@@ -89,7 +88,7 @@ impl<'r> LatestPoints<'r> {
     }
 
     /// The newest point of every name on every host.
-    pub fn newest_of_all(&mut self) -> Result<Vec<Newest>> {
+    pub(crate) fn newest_of_all(&mut self) -> Result<Vec<Newest>> {
         let names: Vec<(String, String)> = self.by_name.keys().cloned().collect();
         let mut all = Vec::new();
         for name in &names {

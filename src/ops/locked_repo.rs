@@ -10,11 +10,10 @@ use std::thread;
 
 /// What a repository has: its index and its points, as of a moment at which it was locked.
 #[derive(Debug)]
-pub struct RepoView {
+pub(crate) struct RepoView {
     /// The repository.
-    pub repo: Repository,
-    /// Its index.
-    pub index: Arc<Index>,
+    pub(crate) repo: Repository,
+    pub(crate) index: Arc<Index>,
     points: OnceLock<Vec<PointRef>>,
     /// What was read last: the point that was looked for is the one that is opened.
     described: Mutex<Option<(Id, Description)>>,
@@ -22,7 +21,7 @@ pub struct RepoView {
 
 /// A repository whose lock has yet to settle. It can be read, and not be added to.
 #[derive(Debug)]
-pub struct PendingRepo {
+pub(crate) struct PendingRepo {
     view: RepoView,
     lock: PendingOrSettled,
 }
@@ -35,16 +34,15 @@ enum PendingOrSettled {
 
 /// A repository that can be read and added to while this lives.
 #[derive(Debug)]
-pub struct LockedRepo {
-    /// What it has.
-    pub view: RepoView,
+pub(crate) struct LockedRepo {
+    pub(crate) view: RepoView,
     /// The right to add to it.
-    pub permit: Permit,
+    pub(crate) permit: Permit,
 }
 
 impl PendingRepo {
     /// Locks, then loads the index while the lock settles.
-    pub fn begin(repo: &Repository, stop: &Stop) -> Result<PendingRepo> {
+    pub(crate) fn begin(repo: &Repository, stop: &Stop) -> Result<PendingRepo> {
         let lock = patiently(stop, || repo.begin_lock(LockMode::Shared))?;
         if repo.has_orphans() {
             // What an ended run has stored is named before anything else is looked for, and that needs a certain lock.
@@ -56,13 +54,13 @@ impl PendingRepo {
     }
 
     /// What the repository has.
-    pub fn view(&self) -> &RepoView {
+    pub(crate) fn view(&self) -> &RepoView {
         &self.view
     }
 
     /// Waits until the lock is certain. If somebody else locked at the same moment it waits for him as well, and looks
     /// again at what the repository has then.
-    pub fn settle(self, stop: &Stop) -> Result<LockedRepo> {
+    pub(crate) fn settle(self, stop: &Stop) -> Result<LockedRepo> {
         let PendingRepo { view, lock } = self;
         let settled = match lock {
             PendingOrSettled::Settled(permit) => Ok(permit),
@@ -81,7 +79,7 @@ impl PendingRepo {
 
 impl LockedRepo {
     /// Locks, with patience, names what ended runs have stored, and loads the index.
-    pub fn shared(repo: &Repository, stop: &Stop) -> Result<LockedRepo> {
+    pub(crate) fn shared(repo: &Repository, stop: &Stop) -> Result<LockedRepo> {
         let permit = lock(repo, LockMode::Shared, stop)?.permit();
         let recovery = repo.begin_recovery();
         let mut view = RepoView::load(repo)?;
@@ -96,8 +94,7 @@ impl LockedRepo {
         Ok(LockedRepo { view, permit })
     }
 
-    /// What it has.
-    pub fn view(&self) -> &RepoView {
+    pub(crate) fn view(&self) -> &RepoView {
         &self.view
     }
 }
@@ -114,7 +111,7 @@ impl RepoView {
     }
 
     /// Its points, oldest first, as of the moment it was locked: since then none can be gone.
-    pub fn points(&self) -> Result<&[PointRef]> {
+    pub(crate) fn points(&self) -> Result<&[PointRef]> {
         if let Some(points) = self.points.get() {
             return Ok(points);
         }
@@ -123,7 +120,7 @@ impl RepoView {
     }
 
     /// What a point says of itself.
-    pub fn manifest(&self, point: &PointRef) -> Result<Manifest> {
+    pub(crate) fn manifest(&self, point: &PointRef) -> Result<Manifest> {
         let described = points::describe(&self.repo, &self.index, point)?;
         let manifest = described.manifest.clone();
         *self.described.lock().unwrap_or_else(PoisonError::into_inner) = Some((point.id, described));
@@ -131,7 +128,7 @@ impl RepoView {
     }
 
     /// Opens a point.
-    pub fn point(&self, point: &PointRef) -> Result<OpenPoint> {
+    pub(crate) fn point(&self, point: &PointRef) -> Result<OpenPoint> {
         let last = self.described.lock().unwrap_or_else(PoisonError::into_inner).take();
         let described = match last {
             Some((id, described)) if id == point.id => described,

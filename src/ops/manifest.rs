@@ -9,123 +9,122 @@ use crate::record::{LeftOut, PointDisk, PointFile, Source, Time};
 use serde::{Deserialize, Serialize};
 
 /// The version that this program writes, and the newest that it reads.
-pub const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 /// The manifest's name in the point's folder.
-pub const MANIFEST: &str = "point.json";
+pub(crate) const MANIFEST: &str = "point.json";
 
 /// The definition's name in the point's folder.
-pub const DEFINITION: &str = "domain.xml";
+pub(crate) const DEFINITION: &str = "domain.xml";
 
 /// The name of the running machine's definition in the point's folder; only there where [`DEFINITION`] lacks a disk of
 /// the point.
-pub const LIVE_DEFINITION: &str = "domain-live.xml";
+pub(crate) const LIVE_DEFINITION: &str = "domain-live.xml";
 
 /// The content of `point.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Manifest {
+pub(crate) struct Manifest {
     /// The version of this description: 1.
-    pub version: u32,
+    pub(crate) version: u32,
     /// Who wrote it: `kvmb 0.1.0`.
-    pub program: String,
+    pub(crate) program: String,
     /// The machine's name.
-    pub machine: String,
+    pub(crate) machine: String,
     /// Its UUID: what a chain of points is keyed by.
-    pub uuid: String,
+    pub(crate) uuid: String,
     /// The libvirt host.
-    pub host: String,
+    pub(crate) host: String,
     /// Other hosts that the machine was on before, as its chain shows: a point here continued one of theirs, by bitmaps
     /// that are in the images ([`crate::ops::points::lineage`]). Points of kvmb 0.1.0 do not say it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub earlier_hosts: Vec<EarlierHost>,
+    pub(crate) earlier_hosts: Vec<EarlierHost>,
     /// The libvirt connection URI.
-    pub connect: String,
+    pub(crate) connect: String,
     /// The moment of the capture.
-    pub captured_at: Time,
+    pub(crate) captured_at: Time,
     /// `filesystem`, `crash` or `offline`.
-    pub consistency: String,
+    pub(crate) consistency: String,
     /// The libvirt checkpoint made in the same instant, from which the next point can continue.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub checkpoint: Option<String>,
+    pub(crate) checkpoint: Option<String>,
     /// The point that this one continues.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub parent: Option<String>,
+    pub(crate) parent: Option<String>,
     /// From the capture to the moment this was written.
-    pub duration_seconds: f64,
+    pub(crate) duration_seconds: f64,
     /// The disks, in the definition's order.
-    pub disks: Vec<ManifestDisk>,
+    pub(crate) disks: Vec<ManifestDisk>,
     /// The other files of the point's folder.
-    pub files: Vec<ManifestFile>,
+    pub(crate) files: Vec<ManifestFile>,
     /// Files that the definition mentions - loader, option ROMs, `fw_cfg` files -, as they were.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub outside_files: Vec<ManifestOutsideFile>,
+    pub(crate) outside_files: Vec<ManifestOutsideFile>,
     /// What of the machine is not in the point, and why. Points of kvmb 0.1.0 do not say it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub left_out: Vec<LeftOut>,
+    pub(crate) left_out: Vec<LeftOut>,
     /// Whether the machine starts with the host. Points of kvmb 0.1.0 do not say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub autostart: Option<bool>,
+    pub(crate) autostart: Option<bool>,
     /// The libvirt snapshots that the machine had, by name; they are not in the point.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub snapshots: Vec<String>,
+    pub(crate) snapshots: Vec<String>,
 }
 
 /// A host that a machine was on before it moved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EarlierHost {
+pub(crate) struct EarlierHost {
     /// Its name.
-    pub host: String,
+    pub(crate) host: String,
     /// The moment of the first point elsewhere that continued one of there.
-    pub left_at: Time,
+    pub(crate) left_at: Time,
 }
 
 /// One disk of a point.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ManifestDisk {
+pub(crate) struct ManifestDisk {
     /// Its target name.
-    pub disk: String,
+    pub(crate) disk: String,
     /// Its size as the guest sees it.
-    pub capacity_bytes: u64,
+    pub(crate) capacity_bytes: u64,
     /// The size of its chunks.
-    pub chunk_bytes: u32,
+    pub(crate) chunk_bytes: u32,
     /// The format of its image.
-    pub format: String,
+    pub(crate) format: String,
     /// Where its content was.
-    pub source: Source,
+    pub(crate) source: Source,
     /// The image and its backing layers as they were: what tells that the target now means another image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub layers: Vec<serde_json::Value>,
+    pub(crate) layers: Vec<serde_json::Value>,
     /// Who may use the image, where libvirt leaves that alone (`relabel='no'`): a restore that makes it again needs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub owner: Option<ImageOwner>,
+    pub(crate) owner: Option<ImageOwner>,
     /// Whether the point's checkpoint records this disk's changes.
     #[serde(default)]
-    pub in_checkpoint: bool,
+    pub(crate) in_checkpoint: bool,
     /// The checkpoint whose bitmap of this disk was found wrong: nothing may be continued from it any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub distrusts: Option<String>,
+    pub(crate) distrusts: Option<String>,
     /// When everything of it was last read.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub read_in_full_at: Option<Time>,
+    pub(crate) read_in_full_at: Option<Time>,
     /// `changed` or `full`.
-    pub read_mode: String,
-    /// Why.
+    pub(crate) read_mode: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub read_mode_reason: Option<String>,
+    pub(crate) read_mode_reason: Option<String>,
     /// What was read of it.
-    pub read_bytes: u64,
+    pub(crate) read_bytes: u64,
     /// What of that was new to the repository.
-    pub new_bytes: u64,
+    pub(crate) new_bytes: u64,
     /// What that takes there.
-    pub stored_bytes: u64,
+    pub(crate) stored_bytes: u64,
     /// SHA-256 of the whole disk, if `hash` was in the pipe.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<String>,
+    pub(crate) sha256: Option<String>,
 }
 
 impl ManifestDisk {
     /// The disk as a point record shows it.
-    pub fn to_record(&self) -> PointDisk {
+    pub(crate) fn to_record(&self) -> PointDisk {
         PointDisk {
             disk: self.disk.clone(),
             capacity_bytes: self.capacity_bytes,
@@ -143,7 +142,7 @@ impl ManifestDisk {
 /// What a file of the point is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Role {
+pub(crate) enum Role {
     /// The firmware's variables.
     Nvram,
     /// A kernel that QEMU boots directly.
@@ -156,7 +155,7 @@ pub enum Role {
 
 impl Role {
     /// Its word in records.
-    pub fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Role::Nvram => "nvram",
             Role::Kernel => "kernel",
@@ -168,35 +167,33 @@ impl Role {
 
 /// One of the small files of a point.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ManifestFile {
+pub(crate) struct ManifestFile {
     /// Its name in the point's folder.
-    pub name: String,
+    pub(crate) name: String,
     /// What it is for.
-    pub role: Role,
+    pub(crate) role: Role,
     /// Where it was on the host.
-    pub path: String,
-    /// Its size.
-    pub size_bytes: u64,
+    pub(crate) path: String,
+    pub(crate) size_bytes: u64,
 }
 
 /// A file of the host that the definition mentions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ManifestOutsideFile {
+pub(crate) struct ManifestOutsideFile {
     /// Its name in the point's folder, `files/…`.
-    pub name: String,
+    pub(crate) name: String,
     /// What it is to the machine: `loader`, `option_rom`, `acpi_table`, `fw_cfg` …
-    pub part: String,
+    pub(crate) part: String,
     /// Where it was on the host, as the definition has it.
-    pub path: String,
-    /// Its size.
-    pub size_bytes: u64,
+    pub(crate) path: String,
+    pub(crate) size_bytes: u64,
     /// Its permissions.
-    pub mode: u32,
+    pub(crate) mode: u32,
 }
 
 /// Why a manifest cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum ManifestError {
+pub(crate) enum ManifestError {
     /// Not the JSON that it should be.
     #[error("{MANIFEST} is not valid: {0}")]
     Json(#[from] serde_json::Error),
@@ -224,7 +221,7 @@ fn is_plain_name(name: &str) -> bool {
 
 impl Manifest {
     /// Reads a manifest; what does not make sense is an error, never a panic later.
-    pub fn parse(json: &[u8]) -> Result<Manifest, ManifestError> {
+    pub(crate) fn parse(json: &[u8]) -> Result<Manifest, ManifestError> {
         #[derive(Deserialize)]
         struct Versioned {
             version: u32,
@@ -274,7 +271,7 @@ impl Manifest {
     }
 
     /// The files of the point that are no disks, as a point record shows them.
-    pub fn file_records(&self) -> Vec<PointFile> {
+    pub(crate) fn file_records(&self) -> Vec<PointFile> {
         let file = |part: &str, path: &str, size_bytes| PointFile { part: part.into(), path: path.into(), size_bytes };
         let parts = self.files.iter().map(|known| file(known.role.word(), &known.path, known.size_bytes));
         let outside = self.outside_files.iter().map(|known| file(&known.part, &known.path, known.size_bytes));
@@ -282,7 +279,7 @@ impl Manifest {
     }
 
     /// The bytes of `point.json`.
-    pub fn to_json(&self) -> Vec<u8> {
+    pub(crate) fn to_json(&self) -> Vec<u8> {
         let mut json = serde_json::to_vec_pretty(self).unwrap_or_default();
         json.push(b'\n');
         json

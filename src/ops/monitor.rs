@@ -44,27 +44,27 @@ pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
     /// The flag of this process, raised by its signals.
-    pub fn of_process() -> Stop {
+    pub(crate) fn of_process() -> Stop {
         Stop(bounded::ending())
     }
 
     /// The flag itself, for a signal handler or a lower layer.
-    pub fn flag(&self) -> Arc<AtomicBool> {
+    pub(crate) fn flag(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.0)
     }
 
     /// Raises the flag.
-    pub fn raise(&self) {
+    pub(crate) fn raise(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
     /// Whether to stop.
-    pub fn requested(&self) -> bool {
+    pub(crate) fn requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
     /// [`Error::Interrupted`] if it is time to stop.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.requested() { Err(Error::Interrupted) } else { Ok(()) }
     }
 }

@@ -15,7 +15,11 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs `work`, which reads all that it wants of the capture, with a flag that is raised when `stop` is, or when the
 /// machine did not stay as it was: then that is the error, however the work ended.
-pub fn while_unchanged<T>(capture: &CaptureState, stop: &Stop, work: impl FnOnce(&Stop) -> Result<T>) -> Result<T> {
+pub(crate) fn while_unchanged<T>(
+    capture: &CaptureState,
+    stop: &Stop,
+    work: impl FnOnce(&Stop) -> Result<T>,
+) -> Result<T> {
     let Some(fingerprint) = capture.fingerprint() else {
         return work(stop);
     };

@@ -13,7 +13,7 @@ use crate::repo::{Id, LockMode, Permit, Repository};
 
 /// Changes pins in one repository, while it holds a lock there.
 #[derive(Debug)]
-pub struct Pinner<'a> {
+pub(crate) struct Pinner<'a> {
     repo: &'a Repository,
     permit: Permit,
 }
@@ -21,12 +21,12 @@ pub struct Pinner<'a> {
 impl<'a> Pinner<'a> {
     /// Takes the lock that a backup takes: pinning adds a file and removes the one that it replaces, and disturbs no
     /// backup.
-    pub fn open(repo: &'a Repository, stop: &Stop) -> Result<Pinner<'a>> {
+    pub(crate) fn open(repo: &'a Repository, stop: &Stop) -> Result<Pinner<'a>> {
         Ok(Pinner { repo, permit: lock(repo, LockMode::Shared, stop)?.permit() })
     }
 
     /// Pins or unpins a point; returns its new id.
-    pub fn set(&self, point: &PointRef, pinned: bool) -> Result<Id> {
+    pub(crate) fn set(&self, point: &PointRef, pinned: bool) -> Result<Id> {
         if point.is_pinned() == pinned {
             return Ok(point.id);
         }

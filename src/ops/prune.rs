@@ -58,22 +58,21 @@ pub struct PruneRequest<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct SecondTier<'a> {
     /// The other repository.
-    pub repo: &'a Repository,
-    /// What it has.
-    pub copies: &'a Copies,
+    pub(crate) repo: &'a Repository,
+    pub(crate) copies: &'a Copies,
     /// Its own retention.
-    pub policy: &'a Policy,
+    pub(crate) policy: &'a Policy,
 }
 
 /// A point, and what becomes of it.
 #[derive(Debug)]
 pub struct JudgedPoint {
     /// Which one.
-    pub point: PointRef,
+    pub(crate) point: PointRef,
     /// What it says of itself.
-    pub manifest: Manifest,
+    pub(crate) manifest: Manifest,
     /// Whether it stays.
-    pub verdict: RetentionDecision,
+    pub(crate) verdict: RetentionDecision,
 }
 
 /// What a prune came to.
@@ -125,17 +124,17 @@ impl<'a> Prune<'a> {
     }
 
     /// The points that were asked about, in the order of machines and times.
-    pub fn points(&self) -> &[JudgedPoint] {
+    pub(crate) fn points(&self) -> &[JudgedPoint] {
         &self.points
     }
 
     /// Points that stay because nobody can say which machine's they are.
-    pub fn take_unreadable(&mut self) -> Vec<(PointRef, Error)> {
+    pub(crate) fn take_unreadable(&mut self) -> Vec<(PointRef, Error)> {
         std::mem::take(&mut self.unreadable)
     }
 
     /// What the rest of it will come to.
-    pub fn summary(&self) -> &PruneSummary {
+    pub(crate) fn summary(&self) -> &PruneSummary {
         self.plan.summary()
     }
 

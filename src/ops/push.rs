@@ -38,17 +38,17 @@ use std::time::Duration;
 const SMALL_FILE_BLOB_BYTES: usize = 4 << 20;
 
 /// The share of clean chunks that is read all the same, unless set otherwise.
-pub const AUDIT: f64 = 0.001;
+pub(crate) const AUDIT: f64 = 0.001;
 
 /// How far the dirty bitmaps are believed.
 #[derive(Debug, Clone, Copy)]
-pub struct Trust {
+pub(crate) struct Trust {
     /// The share of clean chunks that is read all the same, and compared.
-    pub audit: f64,
+    pub(crate) audit: f64,
     /// Read everything and compare.
-    pub read_all: bool,
+    pub(crate) read_all: bool,
     /// Read everything and compare when a disk was last read so longer ago.
-    pub read_all_every: Option<Duration>,
+    pub(crate) read_all_every: Option<Duration>,
 }
 
 impl Default for Trust {
@@ -57,28 +57,27 @@ impl Default for Trust {
     }
 }
 
-/// What is pushed.
 #[derive(Debug)]
-pub struct PushRequest<'a> {
+pub(crate) struct PushRequest<'a> {
     /// The capture, which the caller holds locked.
-    pub file: &'a CaptureFile,
+    pub(crate) file: &'a CaptureFile,
     /// Its state.
-    pub capture: &'a CaptureState,
+    pub(crate) capture: &'a CaptureState,
     /// The SHA-256 of whole disks that came along, by target.
-    pub sha256: BTreeMap<String, String>,
+    pub(crate) sha256: BTreeMap<String, String>,
     /// How far the dirty bitmaps are believed.
-    pub trust: Trust,
+    pub(crate) trust: Trust,
     /// How fast the disks may be read.
-    pub rate_limit: Option<&'a RateLimiter>,
+    pub(crate) rate_limit: Option<&'a RateLimiter>,
     /// The size of chunks; none keeps that of the disk's last point.
-    pub chunk_size: Option<ChunkSize>,
+    pub(crate) chunk_size: Option<ChunkSize>,
 }
 
 /// Called when the last byte of the last disk was read: the job may end.
-pub type AfterRead<'a> = &'a mut dyn FnMut() -> Result<()>;
+pub(crate) type AfterRead<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 /// Stores a capture as a point.
-pub fn push(
+pub(crate) fn push(
     open: &LockedRepo,
     request: &PushRequest,
     monitor: &dyn Monitor,

@@ -10,7 +10,11 @@ const WAIT: Duration = Duration::from_secs(10);
 
 /// Ends a capture for good: job or servers, sockets, scratch files, then the checkpoint - kept if its point was stored,
 /// rolled back if not. Without `hypervisor` the capture's own connection is opened, if it is needed.
-pub fn release(runtime: &RuntimeDirs, hypervisor: Option<&Hypervisor>, file: CaptureFile) -> Result<ClosedCapture> {
+pub(crate) fn release(
+    runtime: &RuntimeDirs,
+    hypervisor: Option<&Hypervisor>,
+    file: CaptureFile,
+) -> Result<ClosedCapture> {
     let chain = file.load().ok().and_then(|state| state.repository).map(|repository| chain::prefix(&repository));
     let request = CloseRequest { chain, wait: WAIT };
     Ok(close_capture(runtime, hypervisor, file, &request)?)

@@ -19,7 +19,7 @@ const LOCK_RETRY: std::ops::Range<Duration> = Duration::from_millis(300)..Durati
 const WATCH: Duration = Duration::from_millis(100);
 
 /// Takes a lock, waiting for whoever is in the way; Ctrl-C ends the waiting.
-pub fn lock(repo: &Repository, mode: LockMode, stop: &Stop) -> Result<RepoLock> {
+pub(crate) fn lock(repo: &Repository, mode: LockMode, stop: &Stop) -> Result<RepoLock> {
     let lock = patiently(stop, || repo.lock(mode, Duration::ZERO))?;
     failpoint::hit(Failpoint::LockTaken);
     Ok(lock)
@@ -50,7 +50,7 @@ pub(super) fn patiently<T>(stop: &Stop, take: impl Fn() -> repo::Result<T>) -> R
 
 /// Takes the lock of a command that only reads. On a medium that cannot be written there is no lock, and no need of
 /// one: a prune beside us could only make chunks go missing, which is reported; what is read is verified in any case.
-pub fn lock_for_reading(repo: &Repository, monitor: &dyn Monitor, stop: &Stop) -> Result<Option<RepoLock>> {
+pub(crate) fn lock_for_reading(repo: &Repository, monitor: &dyn Monitor, stop: &Stop) -> Result<Option<RepoLock>> {
     use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
     let error = match lock(repo, LockMode::Shared, stop) {
         Ok(lock) => return Ok(Some(lock)),
@@ -68,7 +68,7 @@ pub fn lock_for_reading(repo: &Repository, monitor: &dyn Monitor, stop: &Stop) -
 
 /// Runs `work` with a flag that is raised when `stop` is, or when the lock is lost: then that is the error, however the
 /// work ended.
-pub fn while_locked<T>(permit: &Permit, stop: &Stop, work: impl FnOnce(&Stop) -> Result<T>) -> Result<T> {
+pub(crate) fn while_locked<T>(permit: &Permit, stop: &Stop, work: impl FnOnce(&Stop) -> Result<T>) -> Result<T> {
     let (inner, done) = (Stop::default(), AtomicBool::new(false));
     let result = thread::scope(|scope| {
         let watcher = scope.spawn(|| {

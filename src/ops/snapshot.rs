@@ -21,26 +21,26 @@ const SCRATCH_BYTES: u64 = 256 << 20;
 
 /// What to capture.
 #[derive(Debug, Clone)]
-pub struct SnapshotRequest {
+pub(crate) struct SnapshotRequest {
     /// Only these disks; none means all that can be backed up.
-    pub disks: Option<Vec<String>>,
+    pub(crate) disks: Option<Vec<String>>,
     /// Not these.
-    pub exclude: Vec<String>,
+    pub(crate) exclude: Vec<String>,
     /// Whether to freeze the guest's file systems.
-    pub freeze: FreezeOptions,
+    pub(crate) freeze: FreezeOptions,
     /// How long the capture may stay open.
-    pub lease: Duration,
+    pub(crate) lease: Duration,
     /// The folder for what the guest overwrites meanwhile; none is the default.
-    pub scratch: Option<PathBuf>,
+    pub(crate) scratch: Option<PathBuf>,
     /// Whether the capture ends with this process, whatever its lease.
-    pub owned: bool,
+    pub(crate) owned: bool,
     /// Files with the passphrases of encrypted images, by target, for a machine that is off.
-    pub luks_key_files: BTreeMap<String, PathBuf>,
+    pub(crate) luks_key_files: BTreeMap<String, PathBuf>,
 }
 
 /// Opens a capture. With a repository it continues that repository's chain: a new checkpoint is made in the same
 /// instant, and each disk shows what changed since the last one where that is possible.
-pub fn snapshot(
+pub(crate) fn snapshot(
     runtime: &RuntimeDirs,
     machine: &Machine,
     request: &SnapshotRequest,
@@ -116,14 +116,14 @@ fn disk_request(disk: String, chain: Option<&Chain>, is_chained: bool) -> DiskRe
 }
 
 /// Whether a machine has no disk to capture: a backup keeps its definition.
-pub fn is_without_disks(machine: &Machine, request: &SnapshotRequest) -> Result<bool> {
+pub(crate) fn is_without_disks(machine: &Machine, request: &SnapshotRequest) -> Result<bool> {
     let definition = machine.definition(Which::Live)?;
     Ok(choose(machine, &definition, request)?.0.is_empty())
 }
 
 /// The disks to capture, and the others with the reason. None at all is for a machine of which none can be backed up,
 /// or whose disks are all excluded on request; that no disk was chosen of one that has some is an error.
-pub fn choose(
+pub(crate) fn choose(
     machine: &Machine,
     definition: &Definition,
     request: &SnapshotRequest,
@@ -160,7 +160,7 @@ pub fn choose(
 }
 
 /// The scratch space without which disks of this size together are not captured while their machine runs.
-pub fn scratch_needed(capacity_bytes: u64) -> u64 {
+pub(crate) fn scratch_needed(capacity_bytes: u64) -> u64 {
     capacity_bytes.saturating_add(capacity_bytes / 100).min(SCRATCH_BYTES)
 }
 

@@ -4,11 +4,11 @@
 const MOST: usize = 8;
 
 /// Threads that hash and compress: one for each processor.
-pub fn for_processors() -> usize {
+pub(crate) fn for_processors() -> usize {
     std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, MOST)
 }
 
 /// Threads that also read from a disk or write to one: while half of them wait, the others keep the processors busy.
-pub fn for_disks() -> usize {
+pub(crate) fn for_disks() -> usize {
     (2 * for_processors()).min(MOST)
 }

@@ -14,7 +14,7 @@ use std::sync::Mutex;
 
 /// How much `verify` reads.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum VerifyDepth {
+pub(crate) enum VerifyDepth {
     /// Structure, and every chunk.
     Full,
     /// Structure, and the chunks of this part of the circle.
@@ -25,7 +25,7 @@ pub enum VerifyDepth {
 
 impl VerifyDepth {
     /// The word in a record's `verified`.
-    pub fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             VerifyDepth::Full => "full",
             VerifyDepth::Sample(_) => "sample",
@@ -49,7 +49,7 @@ pub(super) fn damage_of(
 
 /// Proves the points of one repository, one after the other; what several of them share is read once.
 #[derive(Debug)]
-pub struct Verifier<'a> {
+pub(crate) struct Verifier<'a> {
     repo: &'a Repository,
     index: &'a Index,
     depth: VerifyDepth,
@@ -60,7 +60,7 @@ pub struct Verifier<'a> {
 
 impl<'a> Verifier<'a> {
     /// Looks at the packs' sizes; the points are read by [`Verifier::verify`].
-    pub fn new(repo: &'a Repository, index: &'a Index, depth: VerifyDepth) -> Result<Verifier<'a>> {
+    pub(crate) fn new(repo: &'a Repository, index: &'a Index, depth: VerifyDepth) -> Result<Verifier<'a>> {
         let packs = repo.storage().list(FileKind::Pack).map_err(repo::Error::from)?;
         let pack_sizes =
             packs.into_iter().filter_map(|file| Some((file.name.parse().ok()?, file.size_bytes))).collect();
@@ -68,7 +68,7 @@ impl<'a> Verifier<'a> {
     }
 
     /// Proves one point. Damage is no error: it is in the record, and `verified` is false.
-    pub fn verify(&mut self, point: &PointRef, monitor: &dyn Monitor, stop: &Stop) -> Result<record::Point> {
+    pub(crate) fn verify(&mut self, point: &PointRef, monitor: &dyn Monitor, stop: &Stop) -> Result<record::Point> {
         let opened = match points::open_with_damage(self.repo, self.index, point) {
             Ok(opened) => opened,
             Err(Error::BadPoint { reason, .. }) => return Ok(self.unreadable(point, reason)),

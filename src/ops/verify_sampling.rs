@@ -27,25 +27,25 @@ const ROUNDING: u128 = 1 << 12;
 
 /// A part of the circle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sector {
+pub(crate) struct Sector {
     start: u64,
     length: u128,
 }
 
 impl Sector {
     /// From `start` on, this share of the circle (0 to 1), or a hair more.
-    pub fn new(start: u64, share: f64) -> Sector {
+    pub(crate) fn new(start: u64, share: f64) -> Sector {
         let length = (share.clamp(0.0, 1.0) * CIRCLE as f64) as u128;
         Sector { start, length: (length + ROUNDING).min(CIRCLE) }
     }
 
     /// Whether a chunk is in it.
-    pub fn contains(self, id: &Id) -> bool {
+    pub(crate) fn contains(self, id: &Id) -> bool {
         u128::from(place(id).wrapping_sub(self.start)) < self.length
     }
 
     /// Where the next one begins.
-    pub fn end(self) -> u64 {
+    pub(crate) fn end(self) -> u64 {
         // All of the circle ends where it began.
         self.start.wrapping_add(self.length as u64)
     }
@@ -57,7 +57,7 @@ fn place(id: &Id) -> u64 {
 
 /// One run of a round over a selection of points.
 #[derive(Debug)]
-pub struct SampleCursor<'a> {
+pub(crate) struct SampleCursor<'a> {
     repo: &'a Repository,
     selection: String,
     sector: Sector,
@@ -75,7 +75,7 @@ struct Remembered {
 
 impl<'a> SampleCursor<'a> {
     /// Goes on where the last run over these points ended; at random if nothing is known of one.
-    pub fn go_on(repo: &'a Repository, selection: &str, share: f64) -> SampleCursor<'a> {
+    pub(crate) fn go_on(repo: &'a Repository, selection: &str, share: f64) -> SampleCursor<'a> {
         let known = repo.host_folder().map(remembered).unwrap_or_default();
         let known = known.into_iter().find(|known| known.selection == selection);
         let next = known.and_then(|known| u64::from_str_radix(&known.next, 16).ok());
@@ -84,12 +84,12 @@ impl<'a> SampleCursor<'a> {
     }
 
     /// What is to be proven now.
-    pub fn sector(&self) -> Sector {
+    pub(crate) fn sector(&self) -> Sector {
         self.sector
     }
 
     /// All of it was read, whatever was found: the next run goes on behind it.
-    pub fn done(self, monitor: &dyn Monitor) {
+    pub(crate) fn done(self, monitor: &dyn Monitor) {
         let Some(host_folder) = self.repo.host_folder() else { return };
         let next = format!("{:016x}", self.sector.end());
         let now = Remembered { selection: self.selection, next, at: chrono::Local::now().fixed_offset() };

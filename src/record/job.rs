@@ -9,91 +9,91 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Job {
     /// Its id, as in the log.
-    pub job: String,
+    pub(crate) job: String,
     /// The subcommand.
-    pub command: String,
+    pub(crate) command: String,
     /// The whole command line, without the program. Passwords in addresses are hidden.
-    pub arguments: Vec<String>,
+    pub(crate) arguments: Vec<String>,
     /// `running`, `done`, `failed`, `partial`, `damage`, `busy`, `interrupted`, or `lost` (the process is gone and left
     /// no result).
-    pub status: String,
+    pub(crate) status: String,
     /// The user who started it; with sudo, the user who called sudo.
-    pub user: String,
+    pub(crate) user: String,
     /// Where it was started: `cron`, `systemd`, `console` or `shell`.
-    pub origin: String,
+    pub(crate) origin: String,
     /// Its process.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// When it began.
     #[serde(serialize_with = "time::serialize")]
-    pub began_at: Time,
+    pub(crate) began_at: Time,
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "time::serialize_option")]
-    pub ended_at: Option<Time>,
+    pub(crate) ended_at: Option<Time>,
     /// How long it took, or has been running.
-    pub duration_seconds: f64,
+    pub(crate) duration_seconds: f64,
     /// Its exit code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exit_code: Option<u32>,
+    pub(crate) exit_code: Option<u32>,
     /// How much it has read or copied.
-    pub done_bytes: u64,
+    pub(crate) done_bytes: u64,
     /// How much is known that it has to read or copy. Grows while machines are opened.
-    pub total_bytes: u64,
+    pub(crate) total_bytes: u64,
     /// The present rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes_per_second: Option<f64>,
+    pub(crate) bytes_per_second: Option<f64>,
     /// The time left at this rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub left_seconds: Option<f64>,
+    pub(crate) left_seconds: Option<f64>,
     /// What it is working on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub steps: Vec<JobStep>,
+    pub(crate) steps: Vec<JobStep>,
     /// The number of failures.
-    pub failures: usize,
+    pub(crate) failures: usize,
     /// The last failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
+    pub(crate) error: Option<String>,
     /// Unknown fields.
     #[serde(flatten)]
     #[schemars(!flatten)]
-    pub extra: Extra,
+    pub(crate) extra: Extra,
 }
 
 /// One piece of work of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct JobStep {
+pub(crate) struct JobStep {
     /// What is done: `back up`, `copy` …
-    pub verb: String,
+    pub(crate) verb: String,
     /// The machine and disk, or the point.
-    pub label: String,
+    pub(crate) label: String,
     /// How much is done.
-    pub done_bytes: u64,
+    pub(crate) done_bytes: u64,
     /// How much there is.
-    pub total_bytes: u64,
+    pub(crate) total_bytes: u64,
 }
 
 /// The progress of one piece of work; written to standard error by any command with `--progress jsonl`, once a second
 /// and when the work ends.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// The id of the run.
-    pub job: String,
+    pub(crate) job: String,
     /// What is done: `back up`, `copy` …
-    pub verb: String,
+    pub(crate) verb: String,
     /// The machine and disk, or the point.
-    pub label: String,
+    pub(crate) label: String,
     /// How much is done.
-    pub done_bytes: u64,
+    pub(crate) done_bytes: u64,
     /// How much there is.
-    pub total_bytes: u64,
+    pub(crate) total_bytes: u64,
     /// The rate since the work began.
-    pub bytes_per_second: f64,
+    pub(crate) bytes_per_second: f64,
     /// Whether the work has ended.
-    pub ended: bool,
+    pub(crate) ended: bool,
 }
 
 impl Progress {
     /// The record as one line of JSON, without the newline.
-    pub fn to_line(&self) -> String {
+    pub(crate) fn to_line(&self) -> String {
         let mut object = serde_json::Map::from_iter([("type".to_owned(), "progress".into())]);
         if let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(self) {
             object.extend(fields);

@@ -5,13 +5,13 @@ use serde::{Deserialize, Serialize};
 
 /// A point that lacks chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct DamagedPoint {
+pub(crate) struct DamagedPoint {
     /// Its id.
-    pub point: String,
+    pub(crate) point: String,
     /// Its machine's name.
-    pub machine: String,
+    pub(crate) machine: String,
     /// The disks, by target name; none when the point's own description cannot be read.
-    pub disks: Vec<String>,
+    pub(crate) disks: Vec<String>,
 }
 
 /// A damaged piece of a point.
@@ -35,46 +35,46 @@ pub struct Damage {
 
 /// What copying a point from one repository to another took.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Copied {
+pub(crate) struct Copied {
     /// The repository that it was copied from.
-    pub from_repo: String,
+    pub(crate) from_repo: String,
     /// Its id there.
-    pub from_point: String,
+    pub(crate) from_point: String,
     /// Whether it was already there, so that nothing was copied.
-    pub already_there: bool,
+    pub(crate) already_there: bool,
     /// What the other repository did not have.
-    pub new_bytes: u64,
+    pub(crate) new_bytes: u64,
     /// Space used by the new data there, compressed and encrypted.
-    pub stored_bytes: u64,
+    pub(crate) stored_bytes: u64,
 }
 
 /// Where `restore` put a point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct RestoredTo {
+pub(crate) struct RestoredTo {
     /// The machine that was defined; left out with `--no-define`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub machine: Option<String>,
+    pub(crate) machine: Option<String>,
     /// Its UUID.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub uuid: Option<String>,
+    pub(crate) uuid: Option<String>,
     /// The definition as a file, when it was written to one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub definition: Option<String>,
+    pub(crate) definition: Option<String>,
     /// The disks that were written.
-    pub disks: Vec<RestoredDisk>,
+    pub(crate) disks: Vec<RestoredDisk>,
     /// Whether the machine was started.
-    pub started: bool,
+    pub(crate) started: bool,
 }
 
 /// One restored disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct RestoredDisk {
+pub(crate) struct RestoredDisk {
     /// The disk's target name.
-    pub disk: String,
+    pub(crate) disk: String,
     /// The file or device that holds it now.
-    pub path: String,
+    pub(crate) path: String,
     /// Its format.
-    pub format: String,
+    pub(crate) format: String,
     /// Its size as the guest sees it.
-    pub capacity_bytes: u64,
+    pub(crate) capacity_bytes: u64,
 }

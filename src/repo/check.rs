@@ -124,15 +124,15 @@ pub struct CheckReport {
     /// All that is wrong.
     pub damage: Vec<RepoDamage>,
     /// Packs that the index names.
-    pub packs: u64,
+    pub(crate) packs: u64,
     /// Packs that no index names: left by interrupted runs, harmless.
     pub unused_packs: u64,
     /// Blobs that the index names.
-    pub blobs: u64,
+    pub(crate) blobs: u64,
     /// Snapshots that can be read.
-    pub snapshots: u64,
+    pub(crate) snapshots: u64,
     /// Trees that were read.
-    pub trees: u64,
+    pub(crate) trees: u64,
 }
 
 /// Checks a repository's structure. Damage is reported, not returned as an error; an error means that the storage could

@@ -19,7 +19,6 @@ pub struct Content {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Repeat {
-    /// Which head.
     head: usize,
     /// Where in the file, in blobs, the run begins.
     start: u64,
@@ -39,7 +38,7 @@ impl Content {
     }
 
     /// Appends the same blob `count` times.
-    pub fn push_run(&mut self, id: Id, count: u64) {
+    pub(crate) fn push_run(&mut self, id: Id, count: u64) {
         if count == 0 {
             return;
         }
@@ -61,17 +60,14 @@ impl Content {
     }
 
     /// How many blobs.
-    pub fn len(&self) -> u64 {
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> u64 {
         self.length
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.length == 0
-    }
-
     /// The id of the blob at `position`.
-    pub fn get(&self, position: u64) -> Option<Id> {
+    #[cfg(test)]
+    pub(crate) fn get(&self, position: u64) -> Option<Id> {
         self.runs_in(position..position.saturating_add(1)).next().map(|(id, _)| id)
     }
 
@@ -81,12 +77,12 @@ impl Content {
     }
 
     /// Ids with the number of times that they stand there in a row.
-    pub fn runs(&self) -> impl Iterator<Item = (Id, u64)> + '_ {
+    pub(crate) fn runs(&self) -> impl Iterator<Item = (Id, u64)> + '_ {
         self.runs_in(0..self.length)
     }
 
     /// The same for a part of the file, counted in blobs; beyond the end there is nothing.
-    pub fn runs_in(&self, range: Range<u64>) -> impl Iterator<Item = (Id, u64)> + '_ {
+    pub(crate) fn runs_in(&self, range: Range<u64>) -> impl Iterator<Item = (Id, u64)> + '_ {
         let end = range.end.min(self.length);
         let mut position = range.start;
         // The first repeat that does not end before the range; the position tells the head.

@@ -33,12 +33,12 @@ impl Password {
     }
 
     /// Takes bytes over that need not be text.
-    pub fn of_bytes(bytes: Vec<u8>) -> Self {
+    pub(crate) fn of_bytes(bytes: Vec<u8>) -> Self {
         Password(Zeroizing::new(bytes))
     }
 
     /// The password's bytes, for whoever keeps a copy of it.
-    pub fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 }

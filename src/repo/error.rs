@@ -221,7 +221,7 @@ pub enum Flaw {
 
 impl Error {
     /// The error itself, where it happened in the background.
-    pub fn root(&self) -> &Error {
+    pub(crate) fn root(&self) -> &Error {
         match self {
             Error::Writer(inner) => inner.root(),
             other => other,
@@ -229,7 +229,7 @@ impl Error {
     }
 
     /// Whether the place of the files could not be reached: then this says nothing about what is there.
-    pub fn is_unreachable(&self) -> bool {
+    pub(crate) fn is_unreachable(&self) -> bool {
         matches!(self.root(), Error::Storage(error) if error.is_unreachable())
     }
 

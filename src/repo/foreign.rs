@@ -5,16 +5,16 @@
 use super::{index, pack, tree};
 
 /// The header of a pack.
-pub fn pack_header(bytes: &[u8]) -> bool {
+pub(crate) fn pack_header(bytes: &[u8]) -> bool {
     pack::decode_header(bytes).is_some()
 }
 
 /// The JSON of an index file.
-pub fn index_json(bytes: &[u8]) -> bool {
+pub(crate) fn index_json(bytes: &[u8]) -> bool {
     index::is_readable(bytes)
 }
 
 /// The JSON of a tree.
-pub fn tree_json(bytes: &[u8]) -> bool {
+pub(crate) fn tree_json(bytes: &[u8]) -> bool {
     tree::is_readable(bytes)
 }

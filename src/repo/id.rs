@@ -16,7 +16,7 @@ pub struct Id([u8; 32]);
 /// A text that is not 64 lower-case hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an id: 64 lower-case hex digits are expected")]
-pub struct ParseIdError(pub String);
+pub struct ParseIdError(pub(crate) String);
 
 impl Id {
     /// How many hex digits an id has.
@@ -28,12 +28,12 @@ impl Id {
     }
 
     /// An id as it stands in a pack header, or comes out of a hasher.
-    pub const fn from_bytes(bytes: [u8; 32]) -> Id {
+    pub(crate) const fn from_bytes(bytes: [u8; 32]) -> Id {
         Id(bytes)
     }
 
     /// The 32 bytes.
-    pub const fn as_bytes(&self) -> &[u8; 32] {
+    pub(crate) const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 

@@ -179,6 +179,7 @@ impl LoadedFile {
 }
 
 /// Whether this is the JSON of an index file whose places make sense.
+#[cfg(any(test, feature = "testing"))]
 pub(super) fn is_readable(json: &[u8]) -> bool {
     let id = Id::hash(json);
     let loaded = serde_json::from_slice::<IndexFile>(json).ok().and_then(|file| LoadedFile::of(file, &id).ok());
@@ -266,7 +267,7 @@ impl Index {
     }
 
     /// Every place of a blob: two backups that ran at once may both have stored it.
-    pub fn locations(&self, kind: BlobKind, id: &Id) -> impl Iterator<Item = BlobLocation> + use<'_> {
+    pub(crate) fn locations(&self, kind: BlobKind, id: &Id) -> impl Iterator<Item = BlobLocation> + use<'_> {
         self.table_of(kind).places(id).iter().map(|entry| self.location(entry))
     }
 
@@ -288,11 +289,6 @@ impl Index {
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// How many index files it came from.
-    pub fn files(&self) -> usize {
-        self.files.len()
     }
 
     /// The index files that it came from.

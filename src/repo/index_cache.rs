@@ -12,7 +12,7 @@ use super::{Error, Id, Index, Repository, Result};
 use crate::storage::FileKind;
 
 /// An index, and the index files that cannot be read.
-pub type IndexWithDamage = (Arc<Index>, Vec<(Id, Error)>);
+pub(crate) type IndexWithDamage = (Arc<Index>, Vec<(Id, Error)>);
 
 /// Index files that were read.
 type LoadedFiles = Vec<(Id, LoadedFile)>;
@@ -29,14 +29,14 @@ impl Repository {
     }
 
     /// As [`Repository::load_index`], and reads every file again: for whoever removes what no index file names.
-    pub fn reload_index(&self) -> Result<Arc<Index>> {
+    pub(crate) fn reload_index(&self) -> Result<Arc<Index>> {
         *self.last_index().lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.load_index()
     }
 
     /// As [`Repository::load_index`], from the index files that can be read; says which cannot: for `verify` and for
     /// rescuing what is left. Several who ask at the same moment read it once.
-    pub fn load_index_with_damage(&self) -> Result<IndexWithDamage> {
+    pub(crate) fn load_index_with_damage(&self) -> Result<IndexWithDamage> {
         let mut last = self.last_index().lock().unwrap_or_else(PoisonError::into_inner);
         // Listed while nobody else loads: what is new has been named before the caller asked.
         let names = self.list(FileKind::Index)?;

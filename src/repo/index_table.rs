@@ -69,7 +69,6 @@ impl IndexTable {
         IndexTable { entries, directory, shift }
     }
 
-    /// All of it.
     pub(super) fn entries(&self) -> &[IndexEntry] {
         &self.entries
     }

@@ -59,13 +59,13 @@ pub(super) struct SealedKeyFile {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyInfo {
     /// The file's name.
-    pub id: Id,
+    pub(crate) id: Id,
     /// Who added it.
     pub username: String,
     /// Where.
     pub hostname: String,
     /// When.
-    pub created: DateTime<FixedOffset>,
+    pub(crate) created: DateTime<FixedOffset>,
     /// Whether it is the one that opened the repository.
     pub current: bool,
 }

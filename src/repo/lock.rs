@@ -211,12 +211,12 @@ impl RepoLock {
 
 impl Permit {
     /// Whether the lock still holds, as far as this process knows: at most `WATCH` ago its file was there.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         self.held.shared.check()
     }
 
     /// The same, after a look at the lock's file. Asked before whatever cannot be taken back.
-    pub fn confirm(&self) -> Result<()> {
+    pub(crate) fn confirm(&self) -> Result<()> {
         self.check()?;
         self.held.shared.look()?;
         self.check()
@@ -389,7 +389,7 @@ fn survive_hangups() {
 /// for
 /// [`PendingLock::settle`]: only a settled lock gives a [`Permit`].
 #[derive(Debug)]
-pub struct PendingLock {
+pub(crate) struct PendingLock {
     /// Until it is settled.
     looking: Option<JoinHandle<Result<RepoLock>>>,
 }
@@ -424,7 +424,7 @@ impl PendingLock {
     }
 
     /// The lock, when it is certain; fails with [`Error::Locked`] if somebody else is there.
-    pub fn settle(mut self) -> Result<RepoLock> {
+    pub(crate) fn settle(mut self) -> Result<RepoLock> {
         let looked = self.looking.take().map(JoinHandle::join);
         looked.and_then(std::result::Result::ok).unwrap_or(Err(Error::WorkerGone))
     }
@@ -510,7 +510,7 @@ impl Repository {
     }
 
     /// Makes the repository's lock, which has yet to settle.
-    pub fn begin_lock(&self, mode: LockMode) -> Result<PendingLock> {
+    pub(crate) fn begin_lock(&self, mode: LockMode) -> Result<PendingLock> {
         PendingLock::begin(self.clone(), mode, LockTiming::default())
     }
 

@@ -121,7 +121,7 @@ impl std::fmt::Debug for PackRecovery<'_> {
 
 impl Repository {
     /// Whether there are notes of packs of this host's runs, living ones or not.
-    pub fn has_orphans(&self) -> bool {
+    pub(crate) fn has_orphans(&self) -> bool {
         let notes = self.host_folder().map(|folder| fs::read_dir(folder.path().join(FOLDER)));
         notes.is_some_and(|notes| notes.is_ok_and(|mut notes| notes.next().is_some()))
     }

@@ -33,7 +33,6 @@ impl OpenedBlob {
 /// A blob that was read: its length and its SHA-256 were compared.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct VerifiedBlob<'a> {
-    /// The blob.
     pub(super) plain: &'a [u8],
     /// As it stands in its pack, opened: perhaps compressed.
     pub(super) packed: &'a [u8],

@@ -50,7 +50,7 @@ impl RepoCacheDir {
     }
 
     /// What was kept under a name; none if nothing was.
-    pub fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+    pub(crate) fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         match atomic_file::read(&self.path.join(name)) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             other => other.map(Some),
@@ -59,7 +59,7 @@ impl RepoCacheDir {
 
     /// Keeps something under a name, in the place of what was there: all of it or nothing. `change` gets what was
     /// there, and no other run changes it meanwhile.
-    pub fn change(&self, name: &str, change: impl FnOnce(Vec<u8>) -> io::Result<Vec<u8>>) -> io::Result<()> {
+    pub(crate) fn change(&self, name: &str, change: impl FnOnce(Vec<u8>) -> io::Result<Vec<u8>>) -> io::Result<()> {
         let folder = self.make_folder("")?;
         let lock = File::open(&folder)?;
         flock(&lock, FlockOperation::LockExclusive)?;

@@ -68,7 +68,7 @@ impl Repository {
     }
 
     /// Whether there is a repository. Where the folders of one are missing, there is none.
-    pub fn presence(storage: &dyn Storage) -> Result<Presence> {
+    pub(crate) fn presence(storage: &dyn Storage) -> Result<Presence> {
         match storage.size(FileKind::Config, "") {
             Err(error) if error.is_not_found() => Ok(Presence::Nothing),
             Err(error) => Err(error.into()),
@@ -101,7 +101,7 @@ impl Repository {
     }
 
     /// Its address, without any secret.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         self.inner.url.clone()
     }
 

@@ -15,7 +15,7 @@ pub struct Snapshot {
     pub time: DateTime<FixedOffset>,
     /// The snapshot that this one continues.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub parent: Option<Id>,
+    pub(crate) parent: Option<Id>,
     /// Its root folder.
     pub tree: Id,
     /// What was backed up.
@@ -23,31 +23,31 @@ pub struct Snapshot {
     pub paths: Vec<String>,
     /// On which host.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub hostname: String,
+    pub(crate) hostname: String,
     /// By whom.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub username: String,
+    pub(crate) username: String,
     /// By which user number.
     #[serde(default, skip_serializing_if = "is_zero")]
-    pub uid: u32,
+    pub(crate) uid: u32,
     /// By which group number.
     #[serde(default, skip_serializing_if = "is_zero")]
-    pub gid: u32,
+    pub(crate) gid: u32,
     /// restic's exclude patterns.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub excludes: Vec<String>,
+    pub(crate) excludes: Vec<String>,
     /// Marks to select by.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
     /// The snapshot that this one is a changed copy of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub original: Option<Id>,
+    pub(crate) original: Option<Id>,
     /// What made it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub program_version: String,
+    pub(crate) program_version: String,
     /// What other versions wrote.
     #[serde(flatten)]
-    pub other: Map<String, Value>,
+    pub(crate) other: Map<String, Value>,
 }
 
 /// A snapshot with its name.
@@ -63,9 +63,9 @@ pub struct StoredSnapshot {
 #[derive(Debug)]
 pub struct DamagedSnapshot {
     /// The file's name.
-    pub id: Id,
+    pub(crate) id: Id,
     /// Why.
-    pub error: Error,
+    pub(crate) error: Error,
 }
 
 /// All snapshots of a repository: one that is broken does not hide the others.

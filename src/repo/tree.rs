@@ -34,7 +34,7 @@ pub struct Node {
     /// Its name: not empty, without `/`. restic allows any bytes.
     pub name: OsString,
     /// Owner, mode, times.
-    pub metadata: Metadata,
+    pub(crate) metadata: Metadata,
     /// What it is.
     pub kind: NodeKind,
 }
@@ -60,28 +60,28 @@ pub enum NodeKind {
 
 /// Owner, mode and times of an entry, for whoever restores it with restic.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Metadata {
+pub(crate) struct Metadata {
     /// Permission bits.
-    pub mode: u32,
+    pub(crate) mode: u32,
     /// Modified.
-    pub mtime: DateTime<FixedOffset>,
+    pub(crate) mtime: DateTime<FixedOffset>,
     /// Accessed.
-    pub atime: DateTime<FixedOffset>,
+    pub(crate) atime: DateTime<FixedOffset>,
     /// Changed.
-    pub ctime: DateTime<FixedOffset>,
+    pub(crate) ctime: DateTime<FixedOffset>,
     /// Owner.
-    pub uid: u32,
+    pub(crate) uid: u32,
     /// Group.
-    pub gid: u32,
+    pub(crate) gid: u32,
     /// The owner's name, or empty.
-    pub user: String,
+    pub(crate) user: String,
     /// The group's name, or empty.
-    pub group: String,
+    pub(crate) group: String,
 }
 
 impl Metadata {
     /// Root's, for nobody else's eyes, with one time for all three.
-    pub fn private(time: DateTime<FixedOffset>, mode: u32) -> Self {
+    pub(crate) fn private(time: DateTime<FixedOffset>, mode: u32) -> Self {
         Metadata {
             mode,
             mtime: time,
@@ -413,6 +413,7 @@ fn parse_tree(plain: impl Read, id: &Id, location: &BlobLocation) -> Result<Tree
 }
 
 /// Whether this is the JSON of a tree that makes sense.
+#[cfg(any(test, feature = "testing"))]
 pub(super) fn is_readable(json: &[u8]) -> bool {
     serde_json::from_reader::<_, TreeJson>(json).is_ok_and(|tree| tree.check().is_ok())
 }

@@ -7,19 +7,19 @@ use crate::storage::FileKind;
 
 /// A lock file, and what is to become of it.
 #[derive(Debug)]
-pub struct FoundLock {
+pub(crate) struct FoundLock {
     /// The file.
-    pub id: Id,
+    pub(crate) id: Id,
     /// What it says; the reason where it cannot be read.
-    pub holder: std::result::Result<LockInfo, String>,
+    pub(crate) holder: std::result::Result<LockInfo, String>,
     /// Whether it goes.
-    pub goes: bool,
+    pub(crate) goes: bool,
 }
 
 impl Repository {
     /// Looks at all locks. Stale ones go: those older than 30 minutes, and those of dead processes of this host. With
     /// `all` every one goes, those of programs at work and those that cannot be read too.
-    pub fn locks(&self, all: bool) -> Result<Vec<FoundLock>> {
+    pub(crate) fn locks(&self, all: bool) -> Result<Vec<FoundLock>> {
         let mut found = Vec::new();
         for file in self.storage().list(FileKind::Lock)? {
             let Ok(id) = file.name.parse::<Id>() else { continue };
@@ -36,7 +36,7 @@ impl Repository {
     }
 
     /// Removes a lock.
-    pub fn remove_lock(&self, id: &Id) -> Result<()> {
+    pub(crate) fn remove_lock(&self, id: &Id) -> Result<()> {
         remove(self, id)
     }
 }

@@ -33,7 +33,7 @@ use super::{BlobKind, Error, Id, Index, Permit, Repository, Result};
 use crate::storage::{self, FileKind};
 
 /// The only blob of zeros that restic restores as a hole.
-pub const ZERO_BLOB_BYTES: usize = 512 << 10;
+pub(crate) const ZERO_BLOB_BYTES: usize = 512 << 10;
 
 /// Streams up to this size are put as one buffer, in one pass.
 const SMALL_STREAM_BYTES: usize = 1 << 20;
@@ -74,20 +74,20 @@ pub struct PutOutcome {
     /// Its name.
     pub id: Id,
     /// Whether the repository did not have it.
-    pub new: bool,
+    pub(crate) new: bool,
     /// What it takes there, if it is new.
-    pub stored_bytes: u64,
+    pub(crate) stored_bytes: u64,
 }
 
 /// What a writer has written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WriteSummary {
     /// Blobs that the repository did not have.
-    pub new_blobs: u64,
+    pub(crate) new_blobs: u64,
     /// Their plaintexts.
-    pub new_bytes: u64,
+    pub(crate) new_bytes: u64,
     /// What they take, compressed and sealed.
-    pub stored_bytes: u64,
+    pub(crate) stored_bytes: u64,
     /// Packs made.
     pub packs: u64,
 }
@@ -207,13 +207,13 @@ impl Writer {
     }
 
     /// Ends all waiting and writing when this flag is raised: every call then fails. The first flag counts.
-    pub fn end_with(&self, stop: Arc<AtomicBool>) {
+    pub(crate) fn end_with(&self, stop: Arc<AtomicBool>) {
         // Another one would be ignored, as it says.
         let _ = self.shared.stop.set(stop);
     }
 
     /// Whether the repository has this blob, or will have it when this writer is done.
-    pub fn has(&self, kind: BlobKind, id: &Id) -> bool {
+    pub(crate) fn has(&self, kind: BlobKind, id: &Id) -> bool {
         self.index.contains(kind, id) || lock(&self.claimed).contains(&(kind, *id))
     }
 
@@ -249,7 +249,11 @@ impl Writer {
 
     /// Stores what `write` writes, without holding more of it than its compressed form. `write` is called twice, for
     /// the name and for the content, and must write the same both times.
-    pub fn put_stream(&self, kind: BlobKind, write: impl Fn(&mut dyn Write) -> io::Result<()>) -> Result<PutOutcome> {
+    pub(crate) fn put_stream(
+        &self,
+        kind: BlobKind,
+        write: impl Fn(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<PutOutcome> {
         self.shared.check()?;
         let mut first = HashingWriter::default();
         {
@@ -302,7 +306,7 @@ impl Writer {
     }
 
     /// As [`Writer::finish`], and ready to go on.
-    pub fn flush(&mut self) -> Result<()> {
+    pub(crate) fn flush(&mut self) -> Result<()> {
         self.settle()?;
         self.start_workers();
         Ok(())

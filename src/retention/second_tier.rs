@@ -16,19 +16,19 @@ use chrono::TimeZone;
 
 /// A point of one machine in the first tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FirstTierPoint {
+pub(crate) struct FirstTierPoint {
     /// When it was taken.
-    pub taken_at: Time,
+    pub(crate) taken_at: Time,
     /// Whether the user wants it kept whatever the policy says.
-    pub is_pinned: bool,
+    pub(crate) is_pinned: bool,
     /// Whether the second tier has it.
-    pub is_copied: bool,
+    pub(crate) is_copied: bool,
 }
 
 /// Which of the points of one machine, oldest first, await their copy. `second` is the policy of the second tier,
 /// `only_there` are the times of the machine's points that only that one has, `zone` is the local time zone. One more
 /// point there never makes another one await its copy.
-pub fn await_copy(
+pub(crate) fn await_copy(
     second: &Policy,
     here: &[FirstTierPoint],
     only_there: &[Time],

@@ -31,11 +31,11 @@ pub struct Cron {
 /// The times of day and the days that match.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Times {
-    pub minutes: Values,
-    pub hours: Values,
-    pub days_of_month: Values,
-    pub months: Values,
-    pub days_of_week: Values,
+    pub(crate) minutes: Values,
+    pub(crate) hours: Values,
+    pub(crate) days_of_month: Values,
+    pub(crate) months: Values,
+    pub(crate) days_of_week: Values,
     /// What matches, in the crate's terms; two where either day will do.
     schedules: Vec<cron::Schedule>,
 }
@@ -125,7 +125,7 @@ impl Times {
     }
 
     /// Whether a day matches by its day of the month *or* of the week: when neither begins with `*`.
-    pub fn either_day(&self) -> bool {
+    pub(crate) fn either_day(&self) -> bool {
         !self.days_of_month.starred && !self.days_of_week.starred
     }
 

@@ -29,28 +29,27 @@ const LOCK_LIMIT: Duration = Duration::from_secs(60);
 
 /// The content of a crontab: any bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Crontab(Vec<u8>);
+pub(crate) struct Crontab(Vec<u8>);
 
 impl Crontab {
     /// Takes a crontab as it is.
-    pub fn new(text: impl Into<Vec<u8>>) -> Crontab {
+    pub(crate) fn new(text: impl Into<Vec<u8>>) -> Crontab {
         Crontab(text.into())
     }
 
-    /// The bytes.
-    pub fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
     /// The lines between our markers, if these are there.
-    pub fn entry(&self) -> Result<Option<String>, Error> {
+    pub(crate) fn entry(&self) -> Result<Option<String>, Error> {
         let Some(&(begin, end)) = self.blocks()?.first() else { return Ok(None) };
         let lines = &self.lines()[begin + 1..end];
         Ok(Some(String::from_utf8_lossy(&lines.concat()).into_owned()))
     }
 
     /// The same crontab with these lines between our markers: in their place if they are there, else at the end.
-    pub fn with_entry(&self, entry: &str) -> Result<Crontab, Error> {
+    pub(crate) fn with_entry(&self, entry: &str) -> Result<Crontab, Error> {
         let block = format!("{BEGIN_LINE}\n{}\n{END}\n", entry.trim_end_matches('\n'));
         let blocks = self.blocks()?;
         let Some(&(first, _)) = blocks.first() else {
@@ -73,13 +72,13 @@ impl Crontab {
     }
 
     /// The same crontab without our lines and markers.
-    pub fn without_entry(&self) -> Result<Crontab, Error> {
+    pub(crate) fn without_entry(&self) -> Result<Crontab, Error> {
         let blocks = self.blocks()?;
         Ok(self.filtered(|at, _| !blocks.iter().any(|(begin, end)| (*begin..=*end).contains(&at))))
     }
 
     /// The entries of `kvm_backup`, kvmb's forerunner: both would run.
-    pub fn old_entries(&self) -> Vec<String> {
+    pub(crate) fn old_entries(&self) -> Vec<String> {
         self.lines()
             .into_iter()
             .filter(|line| is_old_entry(line))
@@ -88,7 +87,7 @@ impl Crontab {
     }
 
     /// The same crontab without them.
-    pub fn without_old_entries(&self) -> Crontab {
+    pub(crate) fn without_old_entries(&self) -> Crontab {
         self.filtered(|_, line| !is_old_entry(line))
     }
 
@@ -145,7 +144,7 @@ fn is_old_entry(line: &[u8]) -> bool {
 }
 
 /// Reads the crontab of the user that kvmb runs as; nothing if there is none.
-pub fn read() -> Result<Crontab, Error> {
+pub(crate) fn read() -> Result<Crontab, Error> {
     let output = run(&["-l"], None)?;
     if !output.status.success() {
         let message = String::from_utf8_lossy(&output.stderr);
@@ -163,7 +162,10 @@ pub fn read() -> Result<Crontab, Error> {
 
 /// Changes it, and returns it as it was and as it is. Other runs of kvmb wait; whatever else changes it meanwhile is an
 /// error. A rehearsal writes nothing.
-pub fn change(dry_run: bool, change: impl FnOnce(&Crontab) -> Result<Crontab, Error>) -> Result<[Crontab; 2], Error> {
+pub(crate) fn change(
+    dry_run: bool,
+    change: impl FnOnce(&Crontab) -> Result<Crontab, Error>,
+) -> Result<[Crontab; 2], Error> {
     let _alone = if dry_run { None } else { lock()? };
     let before = read()?;
     let after = change(&before)?;

@@ -23,27 +23,27 @@ const BUSY: &str = "5";
 
 /// What runs, and when.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ScheduledJob {
+pub(crate) struct ScheduledJob {
     /// When.
-    pub cron: Cron,
+    pub(crate) cron: Cron,
     /// kvmb by its full path, and its arguments.
-    pub command: Vec<String>,
+    pub(crate) command: Vec<String>,
     /// Variables that it needs and that cron does not have.
-    pub environment: Vec<(String, String)>,
+    pub(crate) environment: Vec<(String, String)>,
     /// How long it waits at most, a random time, before it begins.
-    pub random_delay: Option<Duration>,
+    pub(crate) random_delay: Option<Duration>,
     /// The file whose lock keeps a run from beginning while the one before is still at work.
-    pub lock: PathBuf,
+    pub(crate) lock: PathBuf,
 }
 
 impl ScheduledJob {
     /// The command in words that a shell reads.
-    pub fn shell_command(&self) -> Result<String, Error> {
+    pub(crate) fn shell_command(&self) -> Result<String, Error> {
         quoted(&self.command)
     }
 
     /// The line for a crontab, without its end. `user` is the field that only the system's crontabs have.
-    pub fn crontab_line(&self, user: Option<&str>) -> Result<String, Error> {
+    pub(crate) fn crontab_line(&self, user: Option<&str>) -> Result<String, Error> {
         let mut words = vec![program("flock")?, "-n".into(), "-o".into(), "-E".into(), BUSY.into(), text(&self.lock)?];
         words.extend([program("nice")?, program("ionice")?, "-c".into(), "3".into()]);
         if !self.environment.is_empty() {
@@ -70,7 +70,7 @@ impl ScheduledJob {
 }
 
 /// A line of a crontab, taken apart again: the expression and the command as the shell gets it.
-pub fn read_line(line: &str, with_user: bool) -> Option<(Cron, String)> {
+pub(crate) fn read_line(line: &str, with_user: bool) -> Option<(Cron, String)> {
     let line = line.trim_start();
     let fields = if line.starts_with('@') { 1 } else { 5 };
     let mut rest = line;

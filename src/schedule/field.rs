@@ -15,12 +15,8 @@ const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "au
 const WEEKDAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 
 impl CronField {
-    /// All of them, in the order of an expression.
-    pub const ALL: [CronField; 5] =
-        [CronField::Minute, CronField::Hour, CronField::DayOfMonth, CronField::Month, CronField::DayOfWeek];
-
     /// The smallest and the largest number.
-    pub fn bounds(self) -> (u32, u32) {
+    pub(crate) fn bounds(self) -> (u32, u32) {
         match self {
             CronField::Minute => (0, 59),
             CronField::Hour => (0, 23),
@@ -77,15 +73,15 @@ impl CronField {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Values {
     /// The numbers that match; Sunday is 0.
-    pub numbers: BTreeSet<u32>,
+    pub(crate) numbers: BTreeSet<u32>,
     /// Whether the field begins with `*`, also as `*/2`: cron then takes it as unrestricted where a day of the
     /// month *or* of the week would do, and takes the hour and minute as a pattern and not as a fixed time when clocks
     /// change.
-    pub starred: bool,
+    pub(crate) starred: bool,
 }
 
 impl Values {
-    pub fn parse(field: CronField, text: &str) -> Result<Values, CronError> {
+    pub(crate) fn parse(field: CronField, text: &str) -> Result<Values, CronError> {
         let mut numbers = BTreeSet::new();
         for part in text.split(',') {
             add(field, part, &mut numbers)?;

@@ -10,7 +10,7 @@ const YEARS: i32 = 28;
 
 impl Cron {
     /// The longest time between two runs, with clocks that never change; none for `@reboot`.
-    pub fn longest_gap(&self) -> Option<Duration> {
+    pub(crate) fn longest_gap(&self) -> Option<Duration> {
         let minutes = self.times()?.longest_gap_minutes();
         Some(Duration::from_secs(minutes * 60))
     }

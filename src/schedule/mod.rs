@@ -18,10 +18,12 @@ mod place;
 mod systemd;
 
 pub use cron::Cron;
-pub use crontab::Crontab;
-pub use entry::ScheduledJob;
-pub use error::{CronError, CronField, Error};
-pub use place::{Installed, ScheduleChange, ScheduleLocation, old_entries, remove_old_entries};
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use crontab::Crontab;
+pub(crate) use entry::ScheduledJob;
+pub(crate) use error::CronError;
+pub use error::Error;
+pub(crate) use place::{Installed, ScheduleLocation, old_entries, remove_old_entries};
 
 use crate::atomic_file;
 use std::path::Path;

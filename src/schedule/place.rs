@@ -20,7 +20,7 @@ PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 /// Where a schedule is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ScheduleLocation {
+pub(crate) enum ScheduleLocation {
     /// The crontab of the user that kvmb runs as.
     User,
     /// `/etc/cron.d/kvmb`.
@@ -31,29 +31,29 @@ pub enum ScheduleLocation {
 
 /// A schedule that is there.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Installed {
+pub(crate) struct Installed {
     /// Its text: the entry, or the units.
-    pub entry: String,
+    pub(crate) entry: String,
     /// When it runs, and what; none where somebody has changed it beyond recognition.
-    pub job: Option<(Cron, String)>,
+    pub(crate) job: Option<(Cron, String)>,
 }
 
 /// What a change makes of a place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ScheduleChange {
+pub(crate) struct ScheduleChange {
     /// What the place holds then.
-    pub entry: String,
+    pub(crate) entry: String,
     /// Whether that is other than before.
-    pub changed: bool,
+    pub(crate) changed: bool,
 }
 
 impl ScheduleLocation {
     /// All of them.
-    pub const ALL: [ScheduleLocation; 3] =
+    pub(crate) const ALL: [ScheduleLocation; 3] =
         [ScheduleLocation::User, ScheduleLocation::System, ScheduleLocation::Systemd];
 
     /// What people call it.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             ScheduleLocation::User => "crontab",
             ScheduleLocation::System => SYSTEM_FILE,
@@ -62,7 +62,7 @@ impl ScheduleLocation {
     }
 
     /// The schedule that is there.
-    pub fn installed(self) -> Result<Option<Installed>, Error> {
+    pub(crate) fn installed(self) -> Result<Option<Installed>, Error> {
         match self {
             ScheduleLocation::User => {
                 let entry = crontab::read()?.entry()?;
@@ -79,7 +79,7 @@ impl ScheduleLocation {
     }
 
     /// Puts a job there, in the place of the one that may be there.
-    pub fn install(self, job: &ScheduledJob, dry_run: bool) -> Result<ScheduleChange, Error> {
+    pub(crate) fn install(self, job: &ScheduledJob, dry_run: bool) -> Result<ScheduleChange, Error> {
         match self {
             ScheduleLocation::User => {
                 let entry = job.crontab_line(None)?;
@@ -106,7 +106,7 @@ impl ScheduleLocation {
     }
 
     /// Takes away what is there; whether anything was.
-    pub fn remove(self, dry_run: bool) -> Result<bool, Error> {
+    pub(crate) fn remove(self, dry_run: bool) -> Result<bool, Error> {
         match self {
             ScheduleLocation::User => {
                 let [before, after] = crontab::change(dry_run, Crontab::without_entry)?;
@@ -132,12 +132,12 @@ impl ScheduleLocation {
 }
 
 /// The entries of kvmb's forerunner in the user's crontab; taken out of it unless this is a rehearsal.
-pub fn remove_old_entries(dry_run: bool) -> Result<(), Error> {
+pub(crate) fn remove_old_entries(dry_run: bool) -> Result<(), Error> {
     crontab::change(dry_run, |before| Ok(before.without_old_entries())).map(drop)
 }
 
 /// The entries of kvmb's forerunner in the user's crontab.
-pub fn old_entries() -> Result<Vec<String>, Error> {
+pub(crate) fn old_entries() -> Result<Vec<String>, Error> {
     Ok(crontab::read()?.old_entries())
 }
 

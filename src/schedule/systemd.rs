@@ -17,10 +17,8 @@ use std::process::Command;
 
 /// Where the administrator's units are.
 const FOLDER: &str = "/etc/systemd/system";
-/// The service.
-pub const SERVICE: &str = "/etc/systemd/system/kvmb.service";
-/// Its timer.
-pub const TIMER: &str = "/etc/systemd/system/kvmb.timer";
+pub(crate) const SERVICE: &str = "/etc/systemd/system/kvmb.service";
+pub(crate) const TIMER: &str = "/etc/systemd/system/kvmb.timer";
 
 /// The key in the timer that keeps the cron expression; systemd passes over those that begin with `X-`.
 const EXPRESSION: &str = "X-Cron=";
@@ -46,16 +44,16 @@ CapabilityBoundingSet=~CAP_SYSLOG CAP_SYS_TTY_CONFIG CAP_SYS_PACCT CAP_BPF CAP_P
 
 /// The two units of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Units {
+pub(crate) struct Units {
     /// `kvmb.service`.
-    pub service: String,
+    pub(crate) service: String,
     /// `kvmb.timer`.
-    pub timer: String,
+    pub(crate) timer: String,
 }
 
 impl Units {
     /// The units for a job.
-    pub fn new(job: &ScheduledJob) -> Result<Units, Error> {
+    pub(crate) fn new(job: &ScheduledJob) -> Result<Units, Error> {
         let command = job.command.iter().map(|word| quoted(word)).collect::<Result<Vec<_>, _>>()?.join(" ");
         let mut environment = String::new();
         for (name, value) in &job.environment {
@@ -102,7 +100,7 @@ impl Units {
     }
 
     /// Those that are installed.
-    pub fn read() -> Result<Option<Units>, Error> {
+    pub(crate) fn read() -> Result<Option<Units>, Error> {
         let read = |path: &str| match atomic_file::read_to_string(Path::new(path)) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -117,13 +115,13 @@ impl Units {
     }
 
     /// The expression and the command, as far as they can be read.
-    pub fn job(&self) -> Option<(Cron, String)> {
+    pub(crate) fn job(&self) -> Option<(Cron, String)> {
         let value = |text: &str, key: &str| text.lines().find_map(|line| line.strip_prefix(key).map(str::to_owned));
         Some((value(&self.timer, EXPRESSION)?.parse().ok()?, value(&self.service, "ExecStart=")?))
     }
 
     /// Writes them, and has systemd take them up at once, or with the next boot where it does not run.
-    pub fn install(&self) -> Result<(), Error> {
+    pub(crate) fn install(&self) -> Result<(), Error> {
         super::write_file(Path::new(SERVICE), &self.service)?;
         super::write_file(Path::new(TIMER), &self.timer)?;
         if is_running() {
@@ -137,7 +135,7 @@ impl Units {
     }
 
     /// Takes them away.
-    pub fn remove() -> Result<(), Error> {
+    pub(crate) fn remove() -> Result<(), Error> {
         let mut disable = vec!["disable", "kvmb.timer"];
         if is_running() {
             disable.push("--now");
@@ -156,7 +154,7 @@ impl Units {
 }
 
 /// Whether the timer is enabled.
-pub fn is_enabled() -> bool {
+pub(crate) fn is_enabled() -> bool {
     Path::new(FOLDER).join("timers.target.wants/kvmb.timer").exists()
 }
 

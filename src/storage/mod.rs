@@ -5,9 +5,9 @@
 //! Every implementation and every decorator passes the same conformance suite.
 
 mod action;
-pub mod limit;
-pub mod local;
-pub mod retry;
+pub(crate) mod limit;
+pub(crate) mod local;
+pub(crate) mod retry;
 pub mod sftp;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -17,8 +17,7 @@ pub use action::FileAction;
 pub use limit::LimitStorage;
 pub use local::LocalStorage;
 pub use retry::{RetryPolicy, RetryStorage};
-pub use sftp::SftpStorage;
-pub use url::open;
+pub(crate) use url::open;
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -62,7 +61,7 @@ impl FileKind {
 
     /// A file of this kind that is longer is none of a repository: whoever has damaged it, or a server that makes it
     /// up, must not fill our memory. Lists of a million blobs and snapshots with thousands of paths are far shorter.
-    pub fn longest_bytes(self) -> u64 {
+    pub(crate) fn longest_bytes(self) -> u64 {
         match self {
             FileKind::Config | FileKind::Key | FileKind::Lock => 64 << 10,
             FileKind::Snapshot => 64 << 20,
@@ -203,7 +202,7 @@ impl Error {
     }
 
     /// Whether the place could not be reached, so that nothing is known of its files.
-    pub fn is_unreachable(&self) -> bool {
+    pub(crate) fn is_unreachable(&self) -> bool {
         matches!(self, Error::Server { .. } | Error::GaveUp { .. } | Error::Interrupted) || self.is_transient()
     }
 
@@ -255,7 +254,7 @@ fn shortage(source: &std::io::Error) -> &'static str {
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Asked before so many bytes are written: whether they may be.
-pub type Gate<'a> = &'a (dyn Fn(usize) -> bool + Sync);
+pub(crate) type Gate<'a> = &'a (dyn Fn(usize) -> bool + Sync);
 
 /// A place for repository files. All calls may come from several threads at once.
 pub trait Storage: Send + Sync + fmt::Debug {

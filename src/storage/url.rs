@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// The place that an address means: a folder of this host, or of a server. Nothing is connected yet.
-pub fn open(url: &str, ssh_context: &SshContext) -> Result<Arc<dyn Storage>> {
+pub(crate) fn open(url: &str, ssh_context: &SshContext) -> Result<Arc<dyn Storage>> {
     let bad = |reason: &str| Error::BadUrl { url: without_password(url), reason: reason.to_owned() };
     if url.is_empty() {
         return Err(bad("it is empty"));

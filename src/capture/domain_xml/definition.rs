@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 
 use roxmltree::{Document, Node, ParsingOptions};
 
+pub use super::source::DiskSource;
 use super::source::{
     Backing, keeps_owner, read_backing, read_dac_label, read_encryption, read_layer, read_slice, read_source,
 };
-pub use super::source::{DiskSource, Encryption, Host, Layer, Slice};
+pub(crate) use super::source::{Encryption, Host, Layer, Slice};
 use super::xml::text_of;
 pub(crate) use super::xml::{child, children};
 
@@ -54,7 +55,7 @@ pub enum DefinitionError {
 }
 
 /// The result of reading a definition.
-pub type Result<T> = std::result::Result<T, DefinitionError>;
+pub(crate) type Result<T> = std::result::Result<T, DefinitionError>;
 
 /// What we need of a machine's definition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +75,7 @@ pub struct Definition {
     /// Every disk in the definition's order, those that cannot be backed up too.
     pub disks: Vec<DefinedDisk>,
     /// The firmware, if the definition names a file.
-    pub loader: Option<PathBuf>,
+    pub(crate) loader: Option<PathBuf>,
     /// UEFI variables.
     pub nvram: Option<Nvram>,
     /// An emulated TPM.
@@ -90,7 +91,7 @@ pub struct Definition {
     /// User and group that QEMU runs as (a live definition only).
     pub dac_owner: Option<(u32, u32)>,
     /// The same as the definition spells it, also where names stand instead of numbers.
-    pub dac_label: Option<String>,
+    pub(crate) dac_label: Option<String>,
     /// The security models in force, for example `dac`, `apparmor`, `selinux`.
     pub seclabel_models: Vec<String>,
 }
@@ -99,7 +100,7 @@ pub struct Definition {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nvram {
     /// The file, device or network storage; none when libvirt will choose a file at the first start.
-    pub source: Option<DiskSource>,
+    pub(crate) source: Option<DiskSource>,
     /// Its format, `raw` unless set otherwise.
     pub format: Option<String>,
     /// What it was made from.
@@ -123,9 +124,9 @@ pub struct Tpm {
     /// Where the emulator's state lies, if the definition says (libvirt 10.10).
     pub state_path: Option<PathBuf>,
     /// Whether that is one file or device, not a folder.
-    pub state_is_file: bool,
+    pub(crate) state_is_file: bool,
     /// Whether the state is encrypted with a libvirt secret.
-    pub encrypted: bool,
+    pub(crate) encrypted: bool,
 }
 
 /// What the guest sees.
@@ -157,29 +158,29 @@ pub struct DefinedDisk {
     /// The image's format; libvirt treats none as `raw`.
     pub format: Option<String>,
     /// The guest cannot write.
-    pub read_only: bool,
+    pub(crate) read_only: bool,
     /// Other machines may use it at the same time.
-    pub shareable: bool,
+    pub(crate) shareable: bool,
     /// Changes are thrown away when the machine stops.
-    pub transient: bool,
+    pub(crate) transient: bool,
     /// The layers below, nearest first, as far as the definition tells (a live one tells all).
     pub backing: Vec<Layer>,
     /// Whether the definition says that nothing is below these layers (or, without any, below the image).
-    pub backing_is_complete: bool,
+    pub(crate) backing_is_complete: bool,
     /// The part of the source that is the image; none for all of it.
-    pub slice: Option<Slice>,
+    pub(crate) slice: Option<Slice>,
     /// The user and group that its `<source>` is labelled with, as the definition spells them.
-    pub dac_label: Option<String>,
+    pub(crate) dac_label: Option<String>,
     /// Whether libvirt leaves owner and mode of the image alone (`<seclabel model='dac' relabel='no'/>`).
-    pub keeps_owner: bool,
+    pub(crate) keeps_owner: bool,
     /// The raw file that holds a qcow2 image's data.
     pub data_file: Option<Layer>,
     /// libvirt's name of the running device (a live definition only, or one that a user gave).
-    pub alias: Option<String>,
+    pub(crate) alias: Option<String>,
     /// How it is encrypted.
     pub encryption: Option<Encryption>,
     /// Whether the machine starts without it when its source is missing (`startupPolicy='optional'`).
-    pub is_optional: bool,
+    pub(crate) is_optional: bool,
 }
 
 impl Definition {

@@ -10,9 +10,9 @@
 //! | [`tpm`] | where the state of an emulated TPM is |
 
 pub mod definition;
-pub mod outside_files;
+pub(crate) mod outside_files;
 pub mod references;
 pub mod rewrite;
-pub mod source;
-pub mod tpm;
+pub(crate) mod source;
+pub(crate) mod tpm;
 pub(super) mod xml;

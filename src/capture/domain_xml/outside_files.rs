@@ -20,14 +20,12 @@ use super::definition::{Result, child, children, parse_document};
 
 /// What a file is to the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum OutsideKind {
+pub(crate) enum OutsideKind {
     /// Firmware.
     Loader,
     /// What libvirt makes new firmware variables from.
     NvramTemplate,
-    /// A device tree.
     DeviceTree,
-    /// An ACPI table.
     AcpiTable,
     /// A file that the guest reads through QEMU's `fw_cfg`.
     FwCfg,
@@ -49,7 +47,7 @@ pub enum OutsideKind {
 
 impl OutsideKind {
     /// Its word in records.
-    pub fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             OutsideKind::Loader => "loader",
             OutsideKind::NvramTemplate => "nvram_template",
@@ -67,7 +65,7 @@ impl OutsideKind {
     }
 
     /// What it is, for messages.
-    pub fn words(self) -> &'static str {
+    pub(crate) fn words(self) -> &'static str {
         match self {
             OutsideKind::Loader => "loader",
             OutsideKind::NvramTemplate => "template of the firmware variables",
@@ -85,18 +83,17 @@ impl OutsideKind {
     }
 
     /// Whether a backup stores such a file: QEMU only reads it.
-    pub fn is_stored(self) -> bool {
+    pub(crate) fn is_stored(self) -> bool {
         !matches!(self, OutsideKind::Memory | OutsideKind::PersistentStore | OutsideKind::Drive)
     }
 }
 
 /// A file that a definition mentions.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OutsideFile {
-    /// What it is.
-    pub kind: OutsideKind,
+pub(crate) struct OutsideFile {
+    pub(crate) kind: OutsideKind,
     /// Where it is. That of a drive is as the argument has it.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 /// A place in a definition that mentions a file.
@@ -112,14 +109,13 @@ pub(super) struct Mention<'a, 'i> {
 pub(super) enum Place<'a, 'i> {
     /// As the text of an element.
     Text(Node<'a, 'i>),
-    /// As an attribute.
     Attribute(Node<'a, 'i>, &'static str),
     /// Within an argument of QEMU's, behind this text.
     Argument(Node<'a, 'i>, &'static str),
 }
 
 /// Every file that a definition mentions, each once.
-pub fn outside_files(xml: &str) -> Result<Vec<OutsideFile>> {
+pub(crate) fn outside_files(xml: &str) -> Result<Vec<OutsideFile>> {
     let document = parse_document(xml)?;
     let mut files: Vec<OutsideFile> = Vec::new();
     for Mention { kind, path, .. } in mentions(document.root_element()) {

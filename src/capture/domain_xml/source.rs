@@ -67,13 +67,12 @@ pub enum DiskSource {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
     /// Name or address.
-    pub name: Option<String>,
-    /// Port.
-    pub port: Option<u16>,
+    pub(crate) name: Option<String>,
+    pub(crate) port: Option<u16>,
     /// `tcp`, `unix`, `rdma`.
-    pub transport: Option<String>,
+    pub(crate) transport: Option<String>,
     /// The socket, for `unix`.
-    pub socket: Option<PathBuf>,
+    pub(crate) socket: Option<PathBuf>,
 }
 
 /// What it takes to open a network source beside its address.
@@ -82,49 +81,46 @@ pub struct NetworkOptions {
     /// Who logs in, and with which secret.
     pub auth: Option<Auth>,
     /// The snapshot of an `rbd` image.
-    pub snapshot: Option<String>,
+    pub(crate) snapshot: Option<String>,
     /// The configuration file of `rbd`.
-    pub config_file: Option<PathBuf>,
+    pub(crate) config_file: Option<PathBuf>,
     /// The query of a URL.
-    pub query: Option<String>,
+    pub(crate) query: Option<String>,
     /// The name of an iSCSI initiator.
-    pub initiator: Option<String>,
+    pub(crate) initiator: Option<String>,
     /// Whether the server's certificate is checked.
-    pub verify_certificate: Option<bool>,
+    pub(crate) verify_certificate: Option<bool>,
     /// Cookies of a web server, `name=value`.
-    pub cookies: Vec<String>,
+    pub(crate) cookies: Vec<String>,
     /// The user of `ssh` or `nfs`.
-    pub user: Option<String>,
+    pub(crate) user: Option<String>,
     /// The group of `nfs`.
-    pub group: Option<String>,
+    pub(crate) group: Option<String>,
     /// The file with the known host keys of `ssh`.
-    pub known_hosts: Option<PathBuf>,
+    pub(crate) known_hosts: Option<PathBuf>,
 }
 
 /// A login.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Auth {
-    /// The user.
-    pub user: String,
-    /// The secret.
-    pub secret: Option<SecretRef>,
+    pub(crate) user: String,
+    pub(crate) secret: Option<SecretRef>,
 }
 
 /// How libvirt finds a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretRef {
     /// What it is for.
-    pub usage: SecretUsage,
+    pub(crate) usage: SecretUsage,
     /// Its UUID, or what it is used for.
-    pub name: SecretName,
+    pub(crate) name: SecretName,
 }
 
 /// What a secret of libvirt is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SecretUsage {
+pub(crate) enum SecretUsage {
     /// An encrypted volume.
     Volume,
-    /// Ceph.
     Ceph,
     /// iSCSI.
     Iscsi,
@@ -134,8 +130,7 @@ pub enum SecretUsage {
 
 /// What names a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SecretName {
-    /// Its UUID.
+pub(crate) enum SecretName {
     Uuid(String),
     /// The text in its `<usage>`.
     Usage(String),
@@ -147,18 +142,18 @@ pub struct Encryption {
     /// `luks`, `luks2`, `qcow` …
     pub format: String,
     /// `qemu`, or `librbd` where the storage itself decrypts.
-    pub engine: Option<String>,
+    pub(crate) engine: Option<String>,
     /// The passphrase.
-    pub secret: Option<SecretRef>,
+    pub(crate) secret: Option<SecretRef>,
 }
 
 /// The part of a file that is the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slice {
+pub(crate) struct Slice {
     /// Where it begins.
-    pub offset_bytes: u64,
+    pub(crate) offset_bytes: u64,
     /// How long it is.
-    pub size_bytes: u64,
+    pub(crate) size_bytes: u64,
 }
 
 /// One layer of a disk.
@@ -167,20 +162,13 @@ pub struct Layer {
     /// Where it is.
     pub source: DiskSource,
     /// Its image format.
-    pub format: Option<String>,
+    pub(crate) format: Option<String>,
     /// The part of the source that it is; none for all of it.
-    pub slice: Option<Slice>,
+    pub(crate) slice: Option<Slice>,
     /// How it is encrypted.
-    pub encryption: Option<Encryption>,
+    pub(crate) encryption: Option<Encryption>,
     /// The raw file that holds a qcow2 image's data.
-    pub data_file: Option<Box<Layer>>,
-}
-
-impl Layer {
-    /// A whole, plain layer.
-    pub fn plain(source: DiskSource, format: Option<String>) -> Layer {
-        Layer { source, format, slice: None, encryption: None, data_file: None }
-    }
+    pub(crate) data_file: Option<Box<Layer>>,
 }
 
 impl DiskSource {
@@ -193,7 +181,7 @@ impl DiskSource {
     }
 
     /// Where it is, for people and for comparisons.
-    pub fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         match self {
             DiskSource::File { path }
             | DiskSource::Block { path }
@@ -207,12 +195,12 @@ impl DiskSource {
     }
 
     /// Whether a secret is needed to open it.
-    pub fn needs_secret(&self) -> bool {
+    pub(crate) fn needs_secret(&self) -> bool {
         matches!(self, DiskSource::Network { options, .. } if options.auth.is_some())
     }
 
     /// libvirt's word for the kind.
-    pub fn kind(&self) -> &str {
+    pub(crate) fn kind(&self) -> &str {
         match self {
             DiskSource::File { .. } => "file",
             DiskSource::Block { .. } => "block",

@@ -10,14 +10,14 @@ use crate::capture::link::embedded_root;
 use crate::capture::parts::safe_path::OpenFolder;
 
 /// What the names of copied state files begin with, in a capture and in a point.
-pub const FOLDER: &str = "tpm/";
+pub(crate) const FOLDER: &str = "tpm/";
 
 /// The name of the copy of a state that is one file.
-pub const SINGLE_FILE: &str = "tpm/state";
+pub(crate) const SINGLE_FILE: &str = "tpm/state";
 
 /// Where the state of an emulated TPM is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StatePlace {
+pub(crate) enum StatePlace {
     /// A folder of files.
     Folder(PathBuf),
     /// One file or block device.
@@ -26,7 +26,7 @@ pub enum StatePlace {
 
 /// Where a machine's TPM state is; none without an emulated TPM. The place that the definition names, or the folder
 /// that the driver behind `uri` chooses for the UUID.
-pub fn state_place(definition: &Definition, uri: &str, uuid: &str) -> Option<StatePlace> {
+pub(crate) fn state_place(definition: &Definition, uri: &str, uuid: &str) -> Option<StatePlace> {
     let tpm = definition.tpm.as_ref().filter(|tpm| tpm.backend == "emulator")?;
     Some(match &tpm.state_path {
         Some(path) if tpm.state_is_file => StatePlace::File(path.clone()),
@@ -36,7 +36,7 @@ pub fn state_place(definition: &Definition, uri: &str, uuid: &str) -> Option<Sta
 }
 
 /// The names of a TPM's state files. What has such a name and is no file is named too: whoever opens it finds out.
-pub fn state_files(folder: &OpenFolder) -> Result<Vec<String>> {
+pub(crate) fn state_files(folder: &OpenFolder) -> Result<Vec<String>> {
     let names = folder.names()?.into_iter().filter_map(|name| name.into_string().ok());
     // A hidden file is swtpm's lock.
     Ok(names.filter(|name| !name.starts_with('.')).collect())
@@ -55,7 +55,7 @@ fn storage(uri: &str) -> Option<PathBuf> {
 }
 
 /// The name of the folder of this version's state.
-pub fn version_folder(tpm: &Tpm) -> &'static str {
+pub(crate) fn version_folder(tpm: &Tpm) -> &'static str {
     match tpm.version.as_deref() {
         Some("1.2") => "tpm1.2",
         _ => "tpm2",

@@ -12,7 +12,7 @@ use crate::capture::domain_xml::source::Slice;
 
 /// Where a layer is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub(crate) enum Place {
     /// A file, or a block device that is distinguished from one by looking.
     Path(PathBuf),
     /// What a block driver of QEMU opens, by its options.
@@ -21,13 +21,12 @@ pub enum Place {
 
 /// What the name of a layer says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Named {
-    /// Where it is.
-    pub place: Place,
+pub(crate) struct Named {
+    pub(crate) place: Place,
     /// Its format, where the name says it.
-    pub format: Option<String>,
+    pub(crate) format: Option<String>,
     /// The part of the place that it is.
-    pub slice: Option<Slice>,
+    pub(crate) slice: Option<Slice>,
 }
 
 /// The drivers of storage that is reached over the network.
@@ -35,7 +34,7 @@ const NETWORK_DRIVERS: [&str; 10] = ["nbd", "rbd", "http", "https", "ftp", "ftps
 
 /// Reads the name of a layer; `parent` is the folder of the image that names it, none for one on the network. An error
 /// is the reason why it is not understood.
-pub fn parse(name: &str, parent: Option<&Path>) -> Result<Named, String> {
+pub(crate) fn parse(name: &str, parent: Option<&Path>) -> Result<Named, String> {
     if let Some(description) = name.strip_prefix("json:") {
         let value: Value = serde_json::from_str(description).map_err(|error| format!("it is not valid: {error}"))?;
         let Value::Object(options) = nested(value)? else {

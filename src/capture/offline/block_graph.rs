@@ -29,7 +29,7 @@ use crate::capture::error::{Error, Result};
 const MAX_LAYERS: usize = 200;
 
 /// What is looked up outside while a chain is found.
-pub trait Look {
+pub(crate) trait Look {
     /// The file or device that a volume of a storage pool is; anything else as it is.
     fn resolve(&self, source: &DiskSource) -> Result<DiskSource>;
 
@@ -42,25 +42,23 @@ pub trait Look {
 
 /// One layer of a disk, found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub(crate) struct Found {
     /// Where it is.
-    pub storage: Storage,
-    /// Its format.
-    pub format: String,
+    pub(crate) storage: Storage,
+    pub(crate) format: String,
     /// The part of the storage that it is.
-    pub slice: Option<Slice>,
+    pub(crate) slice: Option<Slice>,
     /// How it is encrypted.
-    pub encryption: Option<Encryption>,
+    pub(crate) encryption: Option<Encryption>,
     /// What it says of itself.
-    pub header: Header,
+    pub(crate) header: Header,
     /// The file that holds its data.
-    pub data_file: Option<DataFile>,
+    pub(crate) data_file: Option<DataFile>,
 }
 
 /// Where a layer is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Storage {
-    /// A file.
+pub(crate) enum Storage {
     File(PathBuf),
     /// A block device.
     Device(PathBuf),
@@ -72,42 +70,41 @@ pub enum Storage {
 
 /// The file that holds the data of a qcow2 image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DataFile {
+pub(crate) struct DataFile {
     /// Where it is.
-    pub storage: Storage,
+    pub(crate) storage: Storage,
     /// The part of it.
-    pub slice: Option<Slice>,
+    pub(crate) slice: Option<Slice>,
     /// Whether only the image's header names it, and not the definition.
-    pub is_of_header: bool,
+    pub(crate) is_of_header: bool,
 }
 
 /// The nodes of one disk.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Graph {
+pub(crate) struct Graph {
     /// The nodes, children before their parents.
-    pub nodes: Vec<Value>,
+    pub(crate) nodes: Vec<Value>,
     /// The name of the node that the guest sees.
-    pub top: String,
+    pub(crate) top: String,
     /// The secrets that nodes refer to, each with its object's name.
-    pub secrets: Vec<(String, SecretRef)>,
+    pub(crate) secrets: Vec<(String, SecretRef)>,
     /// What the process without privileges opens for it.
-    pub sides: Vec<Side>,
+    pub(crate) sides: Vec<Side>,
     /// Whether that process opens all of it.
-    pub is_unprivileged: bool,
+    pub(crate) is_unprivileged: bool,
 }
 
 /// A node that the process without privileges opens and hands on under this name.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Side {
+pub(crate) struct Side {
     /// The name of its node and export.
-    pub name: String,
-    /// The node.
-    pub node: Value,
+    pub(crate) name: String,
+    pub(crate) node: Value,
 }
 
 impl Storage {
     /// The local path, if it has one.
-    pub fn path(&self) -> Option<&Path> {
+    pub(crate) fn path(&self) -> Option<&Path> {
         match self {
             Storage::File(path) | Storage::Device(path) => Some(path),
             Storage::Network(_) | Storage::Options(_) => None,
@@ -115,7 +112,7 @@ impl Storage {
     }
 
     /// Where it is, for people and for comparisons.
-    pub fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         match self {
             Storage::File(path) | Storage::Device(path) => path.to_string_lossy().into_owned(),
             Storage::Network(source) => source.address(),
@@ -126,13 +123,13 @@ impl Storage {
 
 impl Found {
     /// The local files that it takes.
-    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.storage.path().into_iter().chain(self.data_file.iter().filter_map(|data| data.storage.path()))
     }
 }
 
 /// The layers of a disk, topmost first.
-pub fn chain(disk: &DefinedDisk, look: &dyn Look) -> Result<Vec<Found>> {
+pub(crate) fn chain(disk: &DefinedDisk, look: &dyn Look) -> Result<Vec<Found>> {
     let top = Layer {
         source: disk.source.clone(),
         format: Some(disk.format.clone().unwrap_or_else(|| "raw".to_owned())),
@@ -252,7 +249,7 @@ fn data_file_of_header(image: &Storage, name: &str, look: &dyn Look) -> Result<D
 
 /// The nodes of a disk; the names of all begin with `prefix`. `side_socket` is where the process without privileges
 /// hands on what it opens.
-pub fn build(prefix: &str, layers: &[Found], side_socket: &Path) -> Result<Graph> {
+pub(crate) fn build(prefix: &str, layers: &[Found], side_socket: &Path) -> Result<Graph> {
     let mut graph = Graph { is_unprivileged: layers.iter().any(|layer| layer.header.has_extents), ..Graph::default() };
     let mut below = Value::Null;
     for (at, layer) in layers.iter().enumerate().rev() {

@@ -19,36 +19,36 @@ const MAX_BACKING_BYTES: usize = 1023;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Header {
     /// The size that the guest sees; none where the format does not say it at its beginning.
-    pub capacity_bytes: Option<u64>,
+    pub(crate) capacity_bytes: Option<u64>,
     /// The layer below.
-    pub backing: Option<BackingName>,
+    pub(crate) backing: Option<BackingName>,
     /// The file that holds a qcow2 image's data.
-    pub data_file: Option<String>,
+    pub(crate) data_file: Option<String>,
     /// Whether it names the files that hold its data (vmdk).
-    pub has_extents: bool,
+    pub(crate) has_extents: bool,
     /// Whether QEMU can keep bitmaps in it.
-    pub keeps_bitmaps: bool,
+    pub(crate) keeps_bitmaps: bool,
     /// The bitmaps in it.
     pub bitmaps: Vec<Bitmap>,
 }
 
 /// The layer below, by a header's own words.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BackingName {
+pub(crate) struct BackingName {
     /// A path, a URL or a `json:` description.
-    pub name: String,
+    pub(crate) name: String,
     /// Its format, where that is recorded.
-    pub format: Option<String>,
+    pub(crate) format: Option<String>,
 }
 
 /// Something that can be read at any place. A read past its end gives less than was asked for.
-pub trait ReadAt {
+pub(crate) trait ReadAt {
     /// Up to `length` bytes from `offset` on.
     fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>>;
 }
 
 /// Reads the header of an image of this format.
-pub fn read(image: &dyn ReadAt, format: &str) -> io::Result<Header> {
+pub(crate) fn read(image: &dyn ReadAt, format: &str) -> io::Result<Header> {
     match format {
         "qcow2" => read_qcow2(image),
         "qcow" => read_qcow(image),

@@ -19,11 +19,10 @@ use crate::capture::images;
 use crate::capture::machine::Machine;
 
 /// Looks into images for one machine, as its QEMU's user where root may not.
-pub struct HostImages<'a> {
-    /// The machine.
-    pub machine: &'a Machine,
+pub(crate) struct HostImages<'a> {
+    pub(crate) machine: &'a Machine,
     /// QEMU's user.
-    pub user: QemuUser,
+    pub(crate) user: QemuUser,
 }
 
 impl Look for HostImages<'_> {
@@ -157,7 +156,7 @@ fn network_header(options: &Map<String, Value>, format: &str, slice: Option<Slic
 
 impl Machine {
     /// A volume of a storage pool as the file or device that it is.
-    pub fn resolve(&self, source: &DiskSource) -> Result<DiskSource> {
+    pub(crate) fn resolve(&self, source: &DiskSource) -> Result<DiskSource> {
         let DiskSource::Volume { pool, volume } = source else {
             return Ok(source.clone());
         };

@@ -12,12 +12,12 @@
 //! | [`qemu_user`] | whom QEMU runs as, and programs as that user |
 //! | [`storage_daemon`] | serves the disks of a machine that is off |
 
-pub mod backing_string;
-pub mod block_graph;
-pub mod image_header;
+pub(crate) mod backing_string;
+pub(crate) mod block_graph;
+pub(crate) mod image_header;
 pub mod image_lookup;
-pub mod network_storage;
-pub mod offline_changes;
-pub mod offline_fingerprint;
-pub mod qemu_user;
+pub(crate) mod network_storage;
+pub(crate) mod offline_changes;
+pub(crate) mod offline_fingerprint;
+pub(crate) mod qemu_user;
 pub mod storage_daemon;

@@ -8,7 +8,7 @@ use crate::capture::error::{Error, Result};
 
 /// The options of a network source; the secrets that they refer to are added, each named after the node that will be
 /// called `node`.
-pub fn network_options(
+pub(crate) fn network_options(
     source: &DiskSource,
     node: &str,
     secrets: &mut Vec<(String, SecretRef)>,

@@ -83,7 +83,7 @@ impl OfflineFingerprint {
     }
 
     /// Looks whether anything changed or was started since. `state` is the capture's.
-    pub fn check(&self, state: &CaptureState, depth: ComparisonDepth) -> Result<()> {
+    pub(crate) fn check(&self, state: &CaptureState, depth: ComparisonDepth) -> Result<()> {
         let machine = || state.machine.clone();
         let changed = |what: String| Err(Error::ChangedMeanwhile { machine: machine(), what });
         for file in &self.storage {
@@ -114,7 +114,7 @@ impl OfflineFingerprint {
 impl Machine {
     /// Looks whether a machine that is off stayed so since a capture of it was opened, with libvirt's help. One that
     /// does not exist any more cannot be asked.
-    pub fn check_unchanged(&self, state: &CaptureState) -> Result<()> {
+    pub(crate) fn check_unchanged(&self, state: &CaptureState) -> Result<()> {
         let Some(fingerprint) = state.fingerprint() else { return Ok(()) };
         match self.compare_fingerprint(state, fingerprint) {
             Err(error) if error.is_not_found() => Ok(()),
@@ -220,7 +220,7 @@ fn was_started(log: &Path, before: Option<&Stamp>) -> bool {
 }
 
 /// Whether libvirt's log of a machine shows that it ever ran.
-pub fn was_ever_started(uri: &str, machine: &str) -> bool {
+pub(crate) fn was_ever_started(uri: &str, machine: &str) -> bool {
     log_path(uri, machine).is_some_and(|log| was_started(&log, None))
 }
 

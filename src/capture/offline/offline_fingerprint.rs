@@ -18,7 +18,7 @@ const HEADER_BYTES: usize = 64 << 10;
 
 /// What the world was like when a capture of a machine that is off was opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OfflineFingerprint {
+pub(crate) struct OfflineFingerprint {
     pub(super) uuid: String,
     /// The files and devices that hold the disks.
     pub(super) storage: Vec<StorageFingerprint>,
@@ -56,10 +56,9 @@ pub(super) struct Stamp {
 
 /// What can be seen at a glance, and what needs the file to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ComparisonDepth {
+pub(crate) enum ComparisonDepth {
     /// Without reading: for a look every other moment.
     Glance,
-    /// All of it.
     Full,
 }
 

@@ -16,14 +16,14 @@ const DAC_READ_SEARCH: u64 = 2;
 
 /// The user and group that a machine's QEMU runs as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QemuUser {
+pub(crate) struct QemuUser {
     /// User and group.
-    pub owner: (u32, u32),
+    pub(crate) owner: (u32, u32),
 }
 
 /// What a program that is started as QEMU's user may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Privilege {
+pub(crate) enum Privilege {
     /// Read every file, as root can.
     ReadAll,
     /// What that user can.
@@ -33,7 +33,7 @@ pub enum Privilege {
 impl QemuUser {
     /// The user of a machine: by the label of the first of these disks that has one, else of its definition, else of
     /// the host. Somebody who is not root is always oneself, and so is one whose libvirt changes no owners.
-    pub fn of<'a>(
+    pub(crate) fn of<'a>(
         machine: &Machine,
         definition: &'a Definition,
         disks: impl Iterator<Item = &'a DefinedDisk>,
@@ -54,12 +54,12 @@ impl QemuUser {
     }
 
     /// This process's own user.
-    pub fn ourselves() -> QemuUser {
+    pub(crate) fn ourselves() -> QemuUser {
         QemuUser { owner: our_owner() }
     }
 
     /// What to write before a program and its arguments so that it runs as this user; nothing where that is who we are.
-    pub fn launcher(self, privilege: Privilege) -> Vec<String> {
+    pub(crate) fn launcher(self, privilege: Privilege) -> Vec<String> {
         if self.owner.0 == our_uid() {
             return Vec::new();
         }
@@ -106,7 +106,7 @@ fn is_in_passwd(user: u32) -> bool {
 }
 
 /// A user and a group of this host, by name or number, as `qemu:kvm` or `+107:+107`.
-pub fn named_owner(label: &str) -> Option<(u32, u32)> {
+pub(crate) fn named_owner(label: &str) -> Option<(u32, u32)> {
     let (user, group) = label.split_once(':')?;
     let user = number(user).or_else(|| Some(uzers::get_user_by_name(user)?.uid()))?;
     let group = number(group).or_else(|| Some(uzers::get_group_by_name(group)?.gid()))?;

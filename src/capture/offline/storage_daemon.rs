@@ -18,12 +18,11 @@ use super::qemu_user::{Privilege, QemuUser};
 use crate::capture::error::{Error, Result};
 use crate::capture::process::{ServerProcess, start_ticks};
 
-/// The program.
-pub const PROGRAM: &str = "qemu-storage-daemon";
+pub(crate) const PROGRAM: &str = "qemu-storage-daemon";
 
 /// The names of the sockets in a capture's folder: of the daemon that reads what the definition names, and of the one
 /// that reads what only headers name.
-pub const SERVER_SOCKETS: [&str; 2] = ["nbd", "side"];
+pub(crate) const SERVER_SOCKETS: [&str; 2] = ["nbd", "side"];
 
 /// How many clients may read at once.
 const CLIENTS: u32 = 64;
@@ -32,51 +31,49 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long a daemon may take to end.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
-/// What to serve.
 #[derive(Debug, Clone)]
-pub struct ServeRequest {
+pub(crate) struct ServeRequest {
     /// The nodes, children before their parents.
-    pub nodes: Vec<Value>,
+    pub(crate) nodes: Vec<Value>,
     /// What clients can open.
-    pub exports: Vec<Export>,
+    pub(crate) exports: Vec<Export>,
     /// Secrets by the names that nodes know them by, in files that the daemon reads while it starts.
-    pub secrets: Vec<(String, PathBuf)>,
+    pub(crate) secrets: Vec<(String, PathBuf)>,
     /// The socket, in a folder that the daemon's user can write.
-    pub socket: PathBuf,
+    pub(crate) socket: PathBuf,
     /// Where the daemon's messages go.
-    pub log: PathBuf,
+    pub(crate) log: PathBuf,
     /// When it ends by itself.
-    pub lease: Duration,
+    pub(crate) lease: Duration,
     /// Whether it ends with the calling thread, which then has to live as long as it is read.
-    pub dies_with_us: bool,
+    pub(crate) dies_with_us: bool,
     /// Whom it runs as.
-    pub user: QemuUser,
+    pub(crate) user: QemuUser,
     /// What it may do.
-    pub privilege: Privilege,
+    pub(crate) privilege: Privilege,
 }
 
 /// A node that clients can open.
 #[derive(Debug, Clone)]
-pub struct Export {
+pub(crate) struct Export {
     /// Its name for clients.
-    pub name: String,
-    /// The node.
-    pub node: String,
+    pub(crate) name: String,
+    pub(crate) node: String,
     /// A bitmap to offer, checked before.
-    pub bitmap: Option<String>,
+    pub(crate) bitmap: Option<String>,
 }
 
 /// Why a daemon did not start: what it said.
 #[derive(Debug)]
-pub struct Refused(pub String);
+pub(crate) struct Refused(pub(crate) String);
 
 /// The meta context of a bitmap that a daemon offers.
-pub fn dirty_context(bitmap: &str) -> String {
+pub(crate) fn dirty_context(bitmap: &str) -> String {
     format!("qemu:dirty-bitmap:{bitmap}")
 }
 
 /// Starts a daemon and waits until it has opened everything.
-pub fn serve(request: &ServeRequest) -> Result<std::result::Result<ServerProcess, Refused>> {
+pub(crate) fn serve(request: &ServeRequest) -> Result<std::result::Result<ServerProcess, Refused>> {
     if !is_on_path(PROGRAM) {
         return Err(Error::NoStorageDaemon { package: package() });
     }
@@ -169,7 +166,7 @@ pub(crate) fn is_on_path(program: &str) -> bool {
 }
 
 /// The package of this release that has the daemon: Debian moved it with QEMU 8.0.2.
-pub fn package() -> &'static str {
+pub(crate) fn package() -> &'static str {
     let output = Command::new("qemu-img").arg("--version").stdin(Stdio::null()).output();
     let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     let major = said.split_whitespace().find_map(|word| word.split('.').next()?.parse::<u32>().ok());
@@ -180,7 +177,7 @@ pub fn package() -> &'static str {
 }
 
 /// Ends a server, if the process is still the one that we started on this socket; says whether it was.
-pub fn end(server: &ServerProcess, socket: &Path) -> Result<bool> {
+pub(crate) fn end(server: &ServerProcess, socket: &Path) -> Result<bool> {
     if !is_ours(server, socket) {
         return Ok(false);
     }
@@ -221,7 +218,7 @@ pub fn servers_on(socket: &Path) -> Vec<u32> {
 }
 
 /// Ends every server on this socket: for a socket that is ours although no state tells the process.
-pub fn end_all_on(socket: &Path) {
+pub(crate) fn end_all_on(socket: &Path) {
     for pid in servers_on(socket) {
         let server = ServerProcess { pid, started_ticks: start_ticks(pid).unwrap_or(0) };
         if let Err(error) = end(&server, socket) {

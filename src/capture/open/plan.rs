@@ -44,13 +44,12 @@ pub struct OpenRequest {
 /// A disk to capture.
 #[derive(Debug, Clone)]
 pub struct DiskRequest {
-    /// Its target.
-    pub target: String,
+    pub(crate) target: String,
     /// The checkpoint since which changes are wanted. When its bitmap cannot be used, the disk is captured in full, and
     /// the reason is reported.
-    pub parent: Option<String>,
+    pub(crate) parent: Option<String>,
     /// Why it has no parent, where one could be expected; becomes the reason of the full read.
-    pub full_reason: Option<String>,
+    pub(crate) full_reason: Option<String>,
 }
 
 impl Default for OpenRequest {

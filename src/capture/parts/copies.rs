@@ -41,7 +41,7 @@ const LARGEST_OUTSIDE_FILE_BYTES: u64 = 64 << 20;
 const MOST_OUTSIDE_BYTES: u64 = 512 << 20;
 
 /// The folder of files that the definition mentions, in a capture and in a point.
-pub const OUTSIDE_FOLDER: &str = "files/";
+pub(crate) const OUTSIDE_FOLDER: &str = "files/";
 
 /// The state of a machine that decides on what may be missing.
 #[derive(Clone, Copy)]

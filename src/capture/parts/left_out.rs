@@ -17,7 +17,7 @@ const LOOK_LIMIT: Duration = Duration::from_secs(2);
 
 impl Machine {
     /// Why a backup leaves a disk out by itself; none when it takes it.
-    pub fn skip_reason(&self, disk: &DefinedDisk) -> Option<String> {
+    pub(crate) fn skip_reason(&self, disk: &DefinedDisk) -> Option<String> {
         let is_drive = matches!(disk.device, Device::Cdrom | Device::Floppy);
         match disk.exclusion() {
             Some(reason) if is_drive && disk.path().is_some_and(|path| is_missing(path)) => {
@@ -30,12 +30,12 @@ impl Machine {
     }
 
     /// A disk that is left out for this reason.
-    pub fn skipped(&self, disk: &DefinedDisk, reason: String) -> SkippedDisk {
+    pub(crate) fn skipped(&self, disk: &DefinedDisk, reason: String) -> SkippedDisk {
         SkippedDisk { target: disk.target.clone(), reason, path: disk.path().cloned(), is_absent: false }
     }
 
     /// The disks that a running machine does not have, and that it will have at its next start.
-    pub fn absent_disks(&self, live: &Definition) -> Result<Vec<SkippedDisk>> {
+    pub(crate) fn absent_disks(&self, live: &Definition) -> Result<Vec<SkippedDisk>> {
         let inactive = self.definition(Which::Inactive)?;
         let absent = inactive.disks.iter().filter(|disk| live.disk(&disk.target).is_none());
         let skipped = absent.map(|disk| {
@@ -47,7 +47,7 @@ impl Machine {
 
     /// What a backup will not have beside disks, looked at and left as it is: parts that the machine needs, and other
     /// files that its definition mentions.
-    pub fn missing_parts(&self) -> Result<(Vec<MissingPart>, Vec<OutsideLeftOut>)> {
+    pub(crate) fn missing_parts(&self) -> Result<(Vec<MissingPart>, Vec<OutsideLeftOut>)> {
         let (live, xml) = (self.definition(Which::Live)?, self.definition_xml(Which::Inactive, false)?);
         Ok(copies::missing_parts(self, &live, self.is_running()?, &xml))
     }

@@ -53,7 +53,7 @@ pub(in crate::capture) fn fetch(source: &DiskSource, secrets: Secrets, to: &Path
 
 impl Hypervisor {
     /// Writes a small file onto network storage that is there.
-    pub fn write_network_file(&self, source: &DiskSource, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write_network_file(&self, source: &DiskSource, bytes: &[u8]) -> Result<()> {
         let folder = std::env::temp_dir();
         let failed = |error| Error::io("write", &folder)(error);
         let mut file = NamedTempFile::new().map_err(failed)?;

@@ -35,7 +35,7 @@ const MOST_LINKS: usize = 40;
 
 /// A folder that is held open: names are looked up in this very folder, whatever its path leads to by now.
 #[derive(Debug, Clone)]
-pub struct OpenFolder {
+pub(crate) struct OpenFolder {
     /// Opened with `O_PATH`.
     file: Arc<File>,
     path: PathBuf,
@@ -46,11 +46,10 @@ pub struct OpenFolder {
 
 /// Where a path leads: a name in a folder, and what has that name, if anything has.
 #[derive(Debug)]
-pub struct ResolvedPath {
-    /// The folder.
-    pub folder: OpenFolder,
+pub(crate) struct ResolvedPath {
+    pub(crate) folder: OpenFolder,
     /// The name in it.
-    pub name: OsString,
+    pub(crate) name: OsString,
     found: Option<PathEntry>,
 }
 
@@ -71,19 +70,19 @@ enum LastLink {
 
 /// Opens a regular file for reading. With `or_device` a block device is opened as well, unless somebody else than root
 /// could have put it there. Fails with [`Error::UnsafePath`] for anything else, and never blocks on what it finds.
-pub fn open_file(path: &Path, or_device: bool) -> Result<File> {
+pub(crate) fn open_file(path: &Path, or_device: bool) -> Result<File> {
     locate(path, LastLink::Refuse)?.open(or_device)
 }
 
 /// The place that a path means for whoever writes: links that root made are followed, one in the last place that others
 /// can change is not.
-pub fn place_for_writing(path: &Path) -> Result<ResolvedPath> {
+pub(crate) fn place_for_writing(path: &Path) -> Result<ResolvedPath> {
     locate(path, LastLink::Keep)
 }
 
 impl ResolvedPath {
     /// Opens what is there, as [`open_file`] does.
-    pub fn open(&self, or_device: bool) -> Result<File> {
+    pub(crate) fn open(&self, or_device: bool) -> Result<File> {
         let path = self.path();
         let unsafe_because = |reason: &str| Error::UnsafePath { path: path.clone(), reason: reason.to_owned() };
         let found = self.found.as_ref().ok_or_else(|| Error::io("open", &path)(Errno::NOENT.into()))?;
@@ -104,7 +103,7 @@ impl ResolvedPath {
     }
 
     /// Opens the device that is there for writing, if nobody else uses it.
-    pub fn open_device(&self) -> Result<File> {
+    pub(crate) fn open_device(&self) -> Result<File> {
         let path = self.path();
         let found = self.found.as_ref().filter(|_| self.is_device());
         let found = found.ok_or_else(|| Error::io("open", &path)(Errno::NODEV.into()))?;
@@ -115,22 +114,22 @@ impl ResolvedPath {
     }
 
     /// Whether a block device is there that nobody but root can have put there.
-    pub fn is_device(&self) -> bool {
+    pub(crate) fn is_device(&self) -> bool {
         self.folder.is_trusted && self.kind().is_some_and(|kind| kind.is_block_device())
     }
 
     /// What is there; a link is a link.
-    pub fn kind(&self) -> Option<FileType> {
+    pub(crate) fn kind(&self) -> Option<FileType> {
         self.found.as_ref().map(|found| found.metadata.file_type())
     }
 
     /// Its path, for messages: who has it may have changed what it means.
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.folder.path.join(&self.name)
     }
 
     /// The path by which system calls reach the name in this very folder.
-    pub fn anchored(&self) -> PathBuf {
+    pub(crate) fn anchored(&self) -> PathBuf {
         self.folder.anchored(&self.name)
     }
 
@@ -144,7 +143,7 @@ impl ResolvedPath {
 
 impl OpenFolder {
     /// Opens a folder; only links that root made are followed on the way.
-    pub fn open(path: &Path) -> Result<OpenFolder> {
+    pub(crate) fn open(path: &Path) -> Result<OpenFolder> {
         if !path.components().any(|component| matches!(component, Component::Normal(_))) {
             return OpenFolder::root();
         }
@@ -156,7 +155,7 @@ impl OpenFolder {
     }
 
     /// Opens a folder that the user of the command named: links on the way are the user's business.
-    pub fn open_named(path: &Path) -> Result<OpenFolder> {
+    pub(crate) fn open_named(path: &Path) -> Result<OpenFolder> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
         let file = file.map_err(Error::io("open", path))?;
@@ -165,22 +164,22 @@ impl OpenFolder {
     }
 
     /// Its path, for messages.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The path by which system calls reach a name in this very folder.
-    pub fn anchored(&self, name: &OsStr) -> PathBuf {
+    pub(crate) fn anchored(&self, name: &OsStr) -> PathBuf {
         descriptor_path(&self.file).join(name)
     }
 
     /// A place in it. The name must be a plain one.
-    pub fn place(&self, name: &OsStr) -> Result<ResolvedPath> {
+    pub(crate) fn place(&self, name: &OsStr) -> Result<ResolvedPath> {
         Ok(ResolvedPath { folder: self.clone(), name: name.to_owned(), found: self.look(name)? })
     }
 
     /// The names in it, sorted.
-    pub fn names(&self) -> Result<Vec<OsString>> {
+    pub(crate) fn names(&self) -> Result<Vec<OsString>> {
         let listed = fs::read_dir(descriptor_path(&self.file)).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let mut names: Vec<OsString> =
             listed.map_err(Error::io("list", &self.path))?.into_iter().map(|entry| entry.file_name()).collect();
@@ -189,12 +188,12 @@ impl OpenFolder {
     }
 
     /// Opens a folder in it; a link is refused. None when there is nothing of that name.
-    pub fn subfolder(&self, name: &OsStr) -> Result<Option<OpenFolder>> {
+    pub(crate) fn subfolder(&self, name: &OsStr) -> Result<Option<OpenFolder>> {
         self.look(name)?.map(|entry| self.enter(name, entry)).transpose()
     }
 
     /// Makes a folder in it.
-    pub fn create(&self, name: &OsStr, mode: u32) -> Result<OpenFolder> {
+    pub(crate) fn create(&self, name: &OsStr, mode: u32) -> Result<OpenFolder> {
         let path = self.path.join(name);
         mkdirat(&self.file, name, Mode::from_raw_mode(mode))
             .map_err(|error| Error::io("create", &path)(error.into()))?;
@@ -202,7 +201,7 @@ impl OpenFolder {
     }
 
     /// Removes an empty folder in it.
-    pub fn remove_folder(&self, name: &OsStr) -> io::Result<()> {
+    pub(crate) fn remove_folder(&self, name: &OsStr) -> io::Result<()> {
         Ok(unlinkat(&self.file, name, AtFlags::REMOVEDIR)?)
     }
 

@@ -17,40 +17,40 @@ use std::time::Duration;
 /// How to capture.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Capture")]
-pub struct CaptureArgs {
+pub(crate) struct CaptureArgs {
     /// Back up only this disk (can be repeated).
     #[arg(long, value_name = "DISK", add = complete::machine_disks())]
-    pub disk: Vec<String>,
+    pub(crate) disk: Vec<String>,
 
     /// Exclude this disk (can be repeated).
     #[arg(long, value_name = "DISK", add = complete::machine_disks())]
-    pub exclude_disk: Vec<String>,
+    pub(crate) exclude_disk: Vec<String>,
 
     /// Whether to freeze the guest's file systems through the guest agent during the capture.
     #[arg(long, value_enum, default_value_t = FreezeChoice::Auto, value_name = "WHEN")]
-    pub freeze: FreezeChoice,
+    pub(crate) freeze: FreezeChoice,
 
     /// How long to wait for the guest agent.
     #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
-    pub freeze_timeout: Duration,
+    pub(crate) freeze_timeout: Duration,
 
     /// How long a capture may stay open while no one reads it. After that, its guard process closes it.
     #[arg(long, default_value = "6h", value_name = "TIME", value_parser = duration)]
-    pub lease: Duration,
+    pub(crate) lease: Duration,
 
     /// File with the passphrase of an encrypted disk, as DISK=FILE (can be repeated).
     ///
     /// Only needed for a stopped machine whose secret libvirt keeps private. Example: vda=/root/vda.key.
     #[arg(long, value_name = "DISK=FILE", value_parser = disk_file)]
-    pub luks_key_file: Vec<(String, PathBuf)>,
+    pub(crate) luks_key_file: Vec<(String, PathBuf)>,
 
     #[command(flatten)]
-    pub scratch: ScratchArgs,
+    pub(crate) scratch: ScratchArgs,
 }
 
 /// Where scratch files go.
 #[derive(Debug, Clone, Args)]
-pub struct ScratchArgs {
+pub(crate) struct ScratchArgs {
     /// Folder for the blocks that the guest overwrites while the capture is open.
     ///
     /// Default: /var/lib/kvmb/scratch.
@@ -67,7 +67,7 @@ pub struct ScratchArgs {
 
 impl ScratchArgs {
     /// The folder, absolute; none is the default.
-    pub fn folder(&self) -> Result<Option<PathBuf>, CliError> {
+    pub(crate) fn folder(&self) -> Result<Option<PathBuf>, CliError> {
         let Some(folder) = self.scratch.as_ref().filter(|folder| !folder.as_os_str().is_empty()) else {
             return Ok(None);
         };
@@ -78,41 +78,41 @@ impl ScratchArgs {
 
 /// How far dirty bitmaps are believed.
 #[derive(Debug, Clone, Args)]
-pub struct AuditArgs {
+pub(crate) struct AuditArgs {
     /// Share of unchanged chunks to read again and compare, as a check of the dirty bitmap.
     #[arg(long, value_name = "P%", default_value = "0.1%", value_parser = percent, help_heading = "Capture")]
-    pub audit: f64,
+    pub(crate) audit: f64,
 }
 
 impl AuditArgs {
     /// Trust with this audit.
-    pub fn trust(&self) -> Trust {
+    pub(crate) fn trust(&self) -> Trust {
         Trust { audit: self.audit, ..Trust::default() }
     }
 }
 
 /// Into what pieces disks are cut.
 #[derive(Debug, Clone, Args)]
-pub struct ChunkArgs {
+pub(crate) struct ChunkArgs {
     /// Chunk size: 512K, 1M, 2M or 4M.
     ///
     /// Disks are compared and stored in chunks. Default: the chunk size of the previous point, 1M for a new disk.
     /// Larger chunks suit disks of many terabytes. After a change the disk is read in full once.
     #[arg(long, value_name = "SIZE", value_parser = chunk_size, help_heading = "Capture")]
-    pub chunk_size: Option<ChunkSize>,
+    pub(crate) chunk_size: Option<ChunkSize>,
 }
 
 /// How fast disks are read.
 #[derive(Debug, Clone, Args)]
-pub struct LimitReadArgs {
+pub(crate) struct LimitReadArgs {
     /// Limit reads from all disks together, in bytes per second (example: 500K, 10M).
     #[arg(long, value_name = "RATE", value_parser = rate, help_heading = "Capture")]
-    pub limit_read: Option<NonZeroU32>,
+    pub(crate) limit_read: Option<NonZeroU32>,
 }
 
 impl LimitReadArgs {
     /// The limit, which all disks of this run share.
-    pub fn rate_limit(&self, context: &Context) -> Option<RateLimiter> {
+    pub(crate) fn rate_limit(&self, context: &Context) -> Option<RateLimiter> {
         Some(RateLimiter::new(self.limit_read?, context.stop.flag()))
     }
 }
@@ -126,7 +126,7 @@ fn disk_file(text: &str) -> Result<(String, PathBuf), String> {
 
 /// When to freeze.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum FreezeChoice {
+pub(crate) enum FreezeChoice {
     /// Freeze if a guest agent answers; otherwise the capture is crash-consistent only.
     Auto,
     /// Do not freeze.
@@ -137,7 +137,7 @@ pub enum FreezeChoice {
 
 impl CaptureArgs {
     /// The request; `selected` are the disks that records on standard input named.
-    pub fn request(&self, selected: Option<Vec<String>>) -> Result<SnapshotRequest, CliError> {
+    pub(crate) fn request(&self, selected: Option<Vec<String>>) -> Result<SnapshotRequest, CliError> {
         let mode = match self.freeze {
             FreezeChoice::Auto => FreezeMode::Auto,
             FreezeChoice::Never => FreezeMode::Never,

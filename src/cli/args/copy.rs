@@ -10,7 +10,7 @@ use std::path::PathBuf;
 /// Where points are copied from.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Copies")]
-pub struct CopyFromArgs {
+pub(crate) struct CopyFromArgs {
     /// Repository to copy points from. Default: the repository that each record names.
     #[arg(long, value_name = "URL", env = "KVMB_FROM_REPO", hide_env_values = true, add = repositories())]
     from_repo: Option<String>,
@@ -23,7 +23,7 @@ pub struct CopyFromArgs {
 
 impl CopyFromArgs {
     /// The source of a point that says that it is in `recorded`.
-    pub fn source(&self, context: &Context, target: &RepoArgs, recorded: &str) -> Result<RepoArgs, CliError> {
+    pub(crate) fn source(&self, context: &Context, target: &RepoArgs, recorded: &str) -> Result<RepoArgs, CliError> {
         let named = self.from_repo.as_ref().filter(|repo| !repo.is_empty());
         let url = named.map_or(recorded, String::as_str).to_owned();
         Ok(RepoArgs { limit_upload: None, ..target.other(context, url, self.from_password_file.clone())? })
@@ -33,7 +33,7 @@ impl CopyFromArgs {
 /// The second repository, which has copies of the first one's points.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Copies")]
-pub struct CopyToArgs {
+pub(crate) struct CopyToArgs {
     /// Second repository. 'backup' copies missing points to it, 'prune' keeps points that are not copied yet, and
     /// 'status' monitors it.
     ///
@@ -54,7 +54,7 @@ pub struct CopyToArgs {
 
 impl CopyToArgs {
     /// The repositories of a backup: the first, and the second if there is one.
-    pub fn tiers(&self, context: &Context, first: &RepoArgs) -> Result<(RepoArgs, Option<RepoArgs>), CliError> {
+    pub(crate) fn tiers(&self, context: &Context, first: &RepoArgs) -> Result<(RepoArgs, Option<RepoArgs>), CliError> {
         let Some(url) = self.copy_to.as_ref().filter(|repo| !repo.is_empty()) else {
             return Ok((first.clone(), None));
         };

@@ -12,57 +12,57 @@ use std::path::PathBuf;
 /// What every command understands.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
-pub struct Global {
+pub(crate) struct Global {
     /// The libvirt connection, as for virsh.
     ///
     /// Default: $LIBVIRT_DEFAULT_URI, otherwise what libvirt chooses: qemu:///system for root, qemu:///session for
     /// other users.
     #[arg(short, long, value_name = "URI", global = true, add = connections())]
-    pub connect: Option<String>,
+    pub(crate) connect: Option<String>,
 
     /// Output format. Default: $KVMB_OUTPUT, otherwise a table on a terminal and JSON Lines elsewhere.
     #[arg(short, long, value_enum, default_value_t, global = true, value_name = "FORMAT")]
-    pub output: Format,
+    pub(crate) output: Format,
 
     /// Same as --output jsonl.
     #[arg(long, global = true, conflicts_with = "output")]
-    pub json: bool,
+    pub(crate) json: bool,
 
     /// Same as --output table.
     #[arg(long, global = true, conflicts_with_all = ["output", "json"])]
-    pub table: bool,
+    pub(crate) table: bool,
 
     /// Configuration file.
     ///
     /// Default: $KVMB_CONFIG, otherwise the first of ~/.kvm_backup_config.json, ~/.config/kvmb/config.json and
     /// /etc/kvmb/config.json that exists.
     #[arg(long, value_name = "FILE", env = "KVMB_CONFIG", hide_env_values = true, global = true)]
-    pub config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
 
     /// The log.
     #[command(flatten)]
-    pub log: LogArgs,
+    pub(crate) log: LogArgs,
 
     /// When to use colour.
     #[arg(long, value_enum, default_value_t, global = true, value_name = "WHEN")]
-    pub color: ColorChoice,
+    pub(crate) color: ColorChoice,
 
     /// How to show progress on standard error.
     #[arg(long, value_enum, default_value_t, global = true, value_name = "HOW")]
-    pub progress: ProgressStyle,
+    pub(crate) progress: ProgressStyle,
 
     /// Increase verbosity (repeat for more).
     #[arg(short, long, action = ArgAction::Count, global = true)]
-    pub verbose: u8,
+    pub(crate) verbose: u8,
 
     /// Do not show progress or warnings, and do not ask questions.
     #[arg(short, long, global = true)]
-    pub quiet: bool,
+    pub(crate) quiet: bool,
 }
 
 impl Global {
     /// The format of records.
-    pub fn format(&self) -> Format {
+    pub(crate) fn format(&self) -> Format {
         match (self.json, self.table) {
             (true, _) => Format::Jsonl,
             (_, true) => Format::Table,
@@ -71,7 +71,7 @@ impl Global {
     }
 
     /// The configuration that applies.
-    pub fn load_config(&self) -> Result<Loaded, crate::config::Error> {
+    pub(crate) fn load_config(&self) -> Result<Loaded, crate::config::Error> {
         let folder = |name: &str| std::env::var_os(name).filter(|folder| !folder.is_empty()).map(PathBuf::from);
         let home = folder("HOME");
         // As the specification has it, a relative one is ignored.

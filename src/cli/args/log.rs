@@ -11,23 +11,23 @@ use std::path::{Path, PathBuf};
 
 /// The log.
 #[derive(Debug, Clone, Args)]
-pub struct LogArgs {
+pub(crate) struct LogArgs {
     /// Log file.
     ///
     /// Default: $KVMB_LOG_FILE, otherwise log.file of the configuration, otherwise /var/log/kvm_backup.log or, if
     /// that cannot be written, ~/kvm_backup.log. Under systemd, the journal is used. Only 'verify' and commands
     /// that change something are logged.
     #[arg(long, value_name = "FILE", env = "KVMB_LOG_FILE", hide_env_values = true, global = true)]
-    pub log_file: Option<PathBuf>,
+    pub(crate) log_file: Option<PathBuf>,
 
     /// Format of the log.
     #[arg(long, value_enum, default_value_t = LogStyle::Text, value_name = "FORMAT", global = true)]
-    pub log_format: LogStyle,
+    pub(crate) log_format: LogStyle,
 }
 
 /// How the lines of the log are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogStyle {
+pub(crate) enum LogStyle {
     /// 2025-08-06 14:30:15,123 - INFO - …, local time.
     Text,
     /// One JSON object per line.
@@ -42,7 +42,7 @@ const OF_USER: &str = "kvm_backup.log";
 
 impl LogArgs {
     /// Where the log may be, the best place first.
-    pub fn places(&self) -> Vec<PathBuf> {
+    pub(crate) fn places(&self) -> Vec<PathBuf> {
         match &self.log_file {
             Some(file) => vec![file.clone()],
             None => {
@@ -55,7 +55,7 @@ impl LogArgs {
 }
 
 /// Starts the log of this run, as quiet or as verbose as was asked for.
-pub fn start(run: &Run, args: &LogArgs, (quiet, verbose): (bool, u8), config: &Log) {
+pub(crate) fn start(run: &Run, args: &LogArgs, (quiet, verbose): (bool, u8), config: &Log) {
     let level = match (quiet, verbose) {
         (true, _) => Level::Quiet,
         (_, 0) => Level::Normal,
@@ -89,7 +89,7 @@ fn stderr_is_journal() -> bool {
 }
 
 /// The last line of a run.
-pub fn ended(run: &Run, code: ExitCode) {
+pub(crate) fn ended(run: &Run, code: ExitCode) {
     if !run.keeps_log {
         return;
     }

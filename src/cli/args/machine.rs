@@ -13,19 +13,19 @@ use std::io::IsTerminal;
 
 /// One machine to act on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Selection {
+pub(crate) struct Selection {
     /// The libvirt connection URI; none is the command line's.
-    pub connect: Option<String>,
+    pub(crate) connect: Option<String>,
     /// Its UUID, or its name where that is all that is known.
-    pub machine: String,
+    pub(crate) machine: String,
     /// Its name, for messages.
-    pub name: String,
+    pub(crate) name: String,
     /// The disks that were named; none means all that can be backed up.
-    pub disks: Option<Vec<String>>,
+    pub(crate) disks: Option<Vec<String>>,
 }
 
 /// The machines that names and globs mean. A name that means none is a failure of its own; the others go on.
-pub fn find(hypervisor: &Hypervisor, names: &[String], session: &mut Session) -> Vec<Machine> {
+pub(crate) fn find(hypervisor: &Hypervisor, names: &[String], session: &mut Session) -> Vec<Machine> {
     let mut machines: Vec<Machine> = Vec::new();
     for name in names {
         match hypervisor.machines(std::slice::from_ref(name)) {
@@ -43,7 +43,7 @@ pub fn find(hypervisor: &Hypervisor, names: &[String], session: &mut Session) ->
 }
 
 /// All machines of a connection; says so where there is none.
-pub fn all(hypervisor: &Hypervisor, context: &Context) -> Result<Vec<Machine>, CliError> {
+pub(crate) fn all(hypervisor: &Hypervisor, context: &Context) -> Result<Vec<Machine>, CliError> {
     let machines = hypervisor.machines(&[])?;
     if machines.is_empty() {
         context.note(&format!("no machines on {}", hypervisor.uri()), no_machines_hint(hypervisor.uri()));
@@ -60,7 +60,7 @@ fn no_machines_hint(uri: &str) -> &'static str {
 }
 
 /// Machines as selections.
-pub fn select(hypervisor: &Hypervisor, machines: &[Machine]) -> Vec<Selection> {
+pub(crate) fn select(hypervisor: &Hypervisor, machines: &[Machine]) -> Vec<Selection> {
     let selection = |machine: &Machine| Selection {
         connect: Some(hypervisor.uri().to_owned()),
         machine: machine.uuid().to_owned(),
@@ -71,12 +71,12 @@ pub fn select(hypervisor: &Hypervisor, machines: &[Machine]) -> Vec<Selection> {
 }
 
 /// The machines and disks on standard input, grouped; a machine with a failure is left out.
-pub fn from_stdin(context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
+pub(crate) fn from_stdin(context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
     gather(stdin_records(session.command(), "machines", &context.stop)?, session)
 }
 
 /// The machines and disks on standard input or, when nothing comes, those that the configuration selects.
-pub fn from_stdin_or_config(context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
+pub(crate) fn from_stdin_or_config(context: &Context, session: &mut Session) -> Result<Vec<Selection>, CliError> {
     if context.config().selected_vms.is_empty() {
         return match std::io::stdin().is_terminal() {
             true => Err(none_chosen(context)),

@@ -5,5 +5,5 @@ pub(crate) mod copy;
 pub(crate) mod global;
 pub(crate) mod log;
 pub(crate) mod machine;
-pub mod repo;
+pub(crate) mod repo;
 pub(crate) mod value_parsers;

@@ -20,7 +20,7 @@ use std::thread;
 use std::time::Duration;
 
 /// The repository's folder where backup_path of the configuration has other things in it, as that of kvm_backup may.
-pub const OWN_FOLDER: &str = "kvmb";
+pub(crate) const OWN_FOLDER: &str = "kvmb";
 
 /// How often a person may try a password, as with ssh.
 const TRIES: u32 = 3;
@@ -37,7 +37,7 @@ const KEY_WAIT: Duration = Duration::from_secs(10);
 /// The repository of a command.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Repository")]
-pub struct RepoArgs {
+pub(crate) struct RepoArgs {
     /// Restic repository: a folder (/backup/kvm) or a folder on a server (sftp://user@host//backup/kvm).
     ///
     /// As with restic, a path after a single slash is relative to the login folder (sftp://user@host/kvm). The host
@@ -46,7 +46,7 @@ pub struct RepoArgs {
     /// Default: $KVMB_REPO, otherwise the repository of the configuration, otherwise /var/lib/kvmb/repo. That one
     /// is created on first use, with a generated key file next to it.
     #[arg(short, long, value_name = "URL", env = "KVMB_REPO", hide_env_values = true, add = repositories())]
-    pub repo: Option<String>,
+    pub(crate) repo: Option<String>,
 
     /// File with the repository password.
     ///
@@ -54,7 +54,7 @@ pub struct RepoArgs {
     /// output of $KVMB_PASSWORD_COMMAND, $KVMB_PASSWORD, the configuration, or a prompt on a terminal.
     #[arg(long, value_name = "FILE", env = "KVMB_PASSWORD_FILE", hide_env_values = true,
         value_parser = path_or_nothing())]
-    pub password_file: Option<PathBuf>,
+    pub(crate) password_file: Option<PathBuf>,
 
     /// File whose first line is the SSH password of the account, or the passphrase of the key.
     ///
@@ -62,40 +62,40 @@ pub struct RepoArgs {
     /// a prompt on a terminal. Not needed with an agent or a key without a passphrase.
     #[arg(long, value_name = "FILE", env = "KVMB_SSH_PASSWORD_FILE", hide_env_values = true,
         value_parser = path_or_nothing())]
-    pub ssh_password_file: Option<PathBuf>,
+    pub(crate) ssh_password_file: Option<PathBuf>,
     /// Limit writes to the repository, in bytes per second (example: 500K, 10M).
     #[arg(long, value_name = "RATE", value_parser = rate)]
-    pub limit_upload: Option<NonZeroU32>,
+    pub(crate) limit_upload: Option<NonZeroU32>,
 
     /// How long to retry after the connection to the repository is lost (default: 15m).
     ///
     /// The first connection is retried for up to 20 seconds; on a terminal only with this option.
     #[arg(long, value_name = "TIME", value_parser = duration)]
-    pub retry_for: Option<Duration>,
+    pub(crate) retry_for: Option<Duration>,
 
     /// The key file of this host's own repository, where this is a copy of that.
     #[arg(skip)]
-    pub shared_key: Option<PathBuf>,
+    pub(crate) shared_key: Option<PathBuf>,
 }
 
 /// The repository that kvmb makes by itself.
 #[derive(Debug, Clone)]
-pub struct DefaultRepo {
+pub(crate) struct DefaultRepo {
     /// Its folder.
-    pub folder: PathBuf,
+    pub(crate) folder: PathBuf,
     /// The file with its generated password.
-    pub key_file: PathBuf,
+    pub(crate) key_file: PathBuf,
 }
 
 impl DefaultRepo {
     /// `/var/lib/kvmb` for root, `$XDG_DATA_HOME/kvmb` (`~/.local/share/kvmb`) for others.
-    pub fn locate() -> Result<DefaultRepo, CliError> {
+    pub(crate) fn locate() -> Result<DefaultRepo, CliError> {
         let base = data_folder()?;
         Ok(DefaultRepo { folder: base.join("repo"), key_file: base.join("repo.key") })
     }
 
     /// Whether it has been made, with its key: one without is being created, or its creator died.
-    pub fn exists(&self) -> bool {
+    pub(crate) fn exists(&self) -> bool {
         let has_key = || fs::read_dir(self.folder.join("keys")).is_ok_and(|mut keys| keys.next().is_some());
         self.folder.join("config").exists() && has_key()
     }
@@ -106,12 +106,12 @@ impl DefaultRepo {
     }
 
     /// The file beside it that says that its key is not only here.
-    pub fn exported_mark(&self) -> PathBuf {
+    pub(crate) fn exported_mark(&self) -> PathBuf {
         self.key_file.with_extension("exported")
     }
 
     /// Whether its key was exported or another password was added: else it dies with this host.
-    pub fn is_key_kept_elsewhere(&self) -> bool {
+    pub(crate) fn is_key_kept_elsewhere(&self) -> bool {
         self.exported_mark().exists()
     }
 
@@ -145,12 +145,12 @@ fn is_being_written(file: &fs::Metadata) -> bool {
 
 impl RepoArgs {
     /// Whether a repository was named, by flag or environment.
-    pub fn is_named(&self) -> bool {
+    pub(crate) fn is_named(&self) -> bool {
         self.repo.as_ref().is_some_and(|repo| !repo.is_empty())
     }
 
     /// The address: what was named, else this host's own.
-    pub fn url(&self) -> Result<String, CliError> {
+    pub(crate) fn url(&self) -> Result<String, CliError> {
         match self.repo.as_ref().filter(|repo| !repo.is_empty()) {
             Some(url) => Ok(url.clone()),
             None => Ok(DefaultRepo::locate()?.folder.to_string_lossy().into_owned()),
@@ -159,7 +159,7 @@ impl RepoArgs {
 
     /// The place of the repository: with patience when the connection is bad, and no faster than asked for. All that
     /// comes of one context shares the connections to a server.
-    pub fn storage(&self, context: &Context) -> Result<Arc<dyn Storage>, CliError> {
+    pub(crate) fn storage(&self, context: &Context) -> Result<Arc<dyn Storage>, CliError> {
         let mut storage = context.storage(&self.url()?, self.ssh_password_file.as_deref())?;
         let stop = context.stop.flag();
         if let Some(rate) = self.limit_upload {
@@ -177,7 +177,12 @@ impl RepoArgs {
 
     /// Another repository, reached in the same way. Its password is in `password_file`; without one it is this one's,
     /// or that of this host's own repository, if the other is that.
-    pub fn other(&self, context: &Context, url: String, password_file: Option<PathBuf>) -> Result<RepoArgs, CliError> {
+    pub(crate) fn other(
+        &self,
+        context: &Context,
+        url: String,
+        password_file: Option<PathBuf>,
+    ) -> Result<RepoArgs, CliError> {
         let default = DefaultRepo::locate()?;
         let is_default = |repo: &RepoArgs| -> Result<bool, CliError> {
             Ok(repo.storage(context)?.url() == default.folder.to_string_lossy())
@@ -193,7 +198,7 @@ impl RepoArgs {
     }
 
     /// Whether this is the repository of the configuration's backup server, under either of its addresses.
-    pub fn is_of_server(&self, context: &Context) -> Result<bool, CliError> {
+    pub(crate) fn is_of_server(&self, context: &Context) -> Result<bool, CliError> {
         let Some(server) = context.config().remote_url() else { return Ok(false) };
         // A folder of this host is at hand whether or not the way to a server can be told.
         if !self.url()?.starts_with("sftp:") {
@@ -206,7 +211,7 @@ impl RepoArgs {
 
     /// The same, looked at: where the backup_path of the configuration holds other things, and no repository, the
     /// repository is a folder of its own in there.
-    pub fn settled_storage(&self, context: &Context) -> Result<Arc<dyn Storage>, CliError> {
+    pub(crate) fn settled_storage(&self, context: &Context) -> Result<Arc<dyn Storage>, CliError> {
         let storage = self.storage(context)?;
         let Some(server) = context.config().remote_url() else { return Ok(storage) };
         if !self.is_of_server(context)? || !storage.is_taken().map_err(storage_error)? {
@@ -217,7 +222,7 @@ impl RepoArgs {
 
     /// Opens the repository. Somebody who is asked for its password may mistype it twice; nobody is asked where there
     /// is no repository.
-    pub fn open(&self, context: &Context) -> Result<Repository, CliError> {
+    pub(crate) fn open(&self, context: &Context) -> Result<Repository, CliError> {
         if !self.is_named() && DefaultRepo::locate()?.was_never_created() {
             return Err(CliError::new(Code::NoRepository, "no backups on this host yet")
                 .hint("run 'kvmb backup NAME' to make the first one, or choose a repository with -r URL"));
@@ -243,7 +248,7 @@ impl RepoArgs {
     }
 
     /// Looks whether the repository can be reached, and opens it if it has a password without a question.
-    pub fn probe(&self, context: &Context) -> Result<Reached, CliError> {
+    pub(crate) fn probe(&self, context: &Context) -> Result<Reached, CliError> {
         if !self.is_named() && DefaultRepo::locate()?.was_never_created() {
             return Ok(Reached::NotCreatedYet);
         }
@@ -258,19 +263,19 @@ impl RepoArgs {
     }
 
     /// The same for whoever watches, and wants an answer: a connection that is lost is not tried again for long.
-    pub fn in_a_hurry(&self) -> RepoArgs {
+    pub(crate) fn in_a_hurry(&self) -> RepoArgs {
         RepoArgs { retry_for: Some(self.retry_for.unwrap_or(WATCHING)), ..self.clone() }
     }
 
     /// Whether there is a repository to open, and nobody to be asked for anything.
-    pub fn can_open_unasked(&self, context: &Context) -> bool {
+    pub(crate) fn can_open_unasked(&self, context: &Context) -> bool {
         let is_there = self.is_named() || DefaultRepo::locate().is_ok_and(|default| default.exists());
         is_there && !prompt::possible(context)
     }
 
     /// Opens the repository for storing: this host's own is made when it is not there yet. Of several runs that do so
     /// at once, one makes it and the others use it.
-    pub fn open_or_create_default(&self, context: &Context) -> Result<Repository, CliError> {
+    pub(crate) fn open_or_create_default(&self, context: &Context) -> Result<Repository, CliError> {
         if self.is_named() || Repository::presence(&*self.storage(context)?)? == Presence::Repository {
             return self.open(context);
         }
@@ -281,7 +286,7 @@ impl RepoArgs {
     }
 
     /// Makes this host's own repository, which must not exist.
-    pub fn create_default(&self, context: &Context) -> Result<Repository, CliError> {
+    pub(crate) fn create_default(&self, context: &Context) -> Result<Repository, CliError> {
         Ok(self.try_to_create_default(context)??)
     }
 
@@ -314,7 +319,7 @@ impl RepoArgs {
     }
 
     /// The password, from the first place that has one; else a person is asked.
-    pub fn password(&self, context: &Context, purpose: Purpose) -> Result<Password, CliError> {
+    pub(crate) fn password(&self, context: &Context, purpose: Purpose) -> Result<Password, CliError> {
         match self.given_password(context)? {
             Some(password) => Ok(password),
             None => self.ask_password(context, purpose),
@@ -359,7 +364,7 @@ impl RepoArgs {
 
 /// What a look at a repository came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reached {
+pub(crate) enum Reached {
     /// It was opened.
     Opened,
     /// It is there; nobody was asked for its password.
@@ -370,7 +375,7 @@ pub enum Reached {
 
 impl Reached {
     /// In words for people.
-    pub fn words(self) -> &'static str {
+    pub(crate) fn words(self) -> &'static str {
         match self {
             Reached::Opened => "the repository can be opened",
             Reached::WithoutPassword => "the repository was found; it was not opened, because no password was given",
@@ -389,7 +394,7 @@ fn remembered(repo: Repository) -> Repository {
 
 /// What a password is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub(crate) enum Purpose {
     /// To open what is there.
     Open,
     /// To be asked for twice.
@@ -397,7 +402,7 @@ pub enum Purpose {
 }
 
 /// An error of the storage, with its kind.
-pub fn storage_error(error: storage::Error) -> CliError {
+pub(crate) fn storage_error(error: storage::Error) -> CliError {
     match error {
         storage::Error::BadUrl { .. } => CliError::usage(error.to_string()),
         other => crate::repo::Error::from(other).into(),

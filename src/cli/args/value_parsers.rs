@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Bytes a second.
-pub fn rate(text: &str) -> Result<NonZeroU32, String> {
+pub(crate) fn rate(text: &str) -> Result<NonZeroU32, String> {
     let size = text.to_ascii_uppercase().parse::<Size>().ok();
     // More than fits is no limit that anybody would notice.
     let bytes = size.map(|size| u32::try_from(size.0).unwrap_or(u32::MAX));
@@ -16,28 +16,28 @@ pub fn rate(text: &str) -> Result<NonZeroU32, String> {
 }
 
 /// The size of a disk's chunks.
-pub fn chunk_size(text: &str) -> Result<ChunkSize, String> {
+pub(crate) fn chunk_size(text: &str) -> Result<ChunkSize, String> {
     text.to_ascii_uppercase().parse::<ChunkSize>().map_err(|error| error.to_string())
 }
 
 /// A share of a whole, from 0 to 1.
-pub fn percent(text: &str) -> Result<f64, String> {
+pub(crate) fn percent(text: &str) -> Result<f64, String> {
     text.parse::<Share>().map(|share| share.0).map_err(|error| error.to_string())
 }
 
 /// A length of time that is not nothing.
-pub fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let span = text.parse::<ShortDuration>().ok().filter(|span| !span.0.is_zero());
     span.map(|span| span.0).ok_or_else(|| ShortDuration::RULE.to_owned())
 }
 
 /// A path; an empty one, as from an empty variable, is as good as none.
-pub fn path_or_nothing() -> impl TypedValueParser<Value = PathBuf> {
+pub(crate) fn path_or_nothing() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// Folders: an address of another kind is typed.
-pub fn repositories() -> ArgValueCompleter {
+pub(crate) fn repositories() -> ArgValueCompleter {
     ArgValueCompleter::new(PathCompleter::dir())
 }
 

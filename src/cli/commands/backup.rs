@@ -47,7 +47,7 @@ use std::time::Duration;
   kvmb backup vm1 -r /backup/kvm --copy-to /mnt/nas/kvm --limit-upload 10M
   kvmb backup 'web*' -r /backup/kvm --exclude-disk vdb --jobs 2
   kvmb vms --json | jq -c 'select(.state == \"running\")' | kvmb backup -r /backup/kvm")]
-pub struct BackupArgs {
+pub(crate) struct BackupArgs {
     /// Machine names or globs. Without names, 'machine' or 'disk' records are read from standard input. If there
     /// are none, the machines in selected_vms of the configuration are backed up.
     #[arg(value_name = "NAME", add = complete::machines())]
@@ -140,7 +140,7 @@ struct OpenedRepos {
 }
 
 impl BackupArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let pruned = self.repos_to_prune(context)?;
         if self.dry_run {
             let selected = self.selected(context, session)?;

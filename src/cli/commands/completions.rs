@@ -14,7 +14,7 @@ use clap::ValueEnum;
   source <(kvmb completions bash)                          in ~/.bashrc
   source <(kvmb completions zsh)                           in ~/.zshrc, behind compinit
   kvmb completions fish > ~/.config/fish/completions/kvmb.fish")]
-pub struct CompletionsArgs {
+pub(crate) struct CompletionsArgs {
     /// Shell.
     #[arg(value_enum)]
     shell: Shell,
@@ -38,7 +38,7 @@ impl Shell {
 }
 
 impl CompletionsArgs {
-    pub fn run(self, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, session: &mut Session) -> Result<(), CliError> {
         let shell = self.shell.name();
         let writer = SHELLS.completer(shell).ok_or_else(|| CliError::failed(format!("{shell} is not known")))?;
         let mut script = Vec::new();

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
   kvmb config check --config example_config.json
   kvmb config set jobs=4
   kvmb config schema > config.schema.json")]
-pub struct ConfigArgs {
+pub(crate) struct ConfigArgs {
     #[command(subcommand)]
     command: ConfigCommand,
 }
@@ -61,16 +61,16 @@ enum ConfigCommand {
 
 impl ConfigArgs {
     /// Whether the configuration has to be right: not for the command that is to check it.
-    pub fn needs_config(&self) -> bool {
+    pub(crate) fn needs_config(&self) -> bool {
         matches!(self.command, ConfigCommand::Show { .. })
     }
 
     /// Whether it changes the file.
-    pub fn changes(&self) -> bool {
+    pub(crate) fn changes(&self) -> bool {
         matches!(self.command, ConfigCommand::Set(_))
     }
 
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         match self.command {
             ConfigCommand::Show { all } => {
                 let all = all || !session.is_table();

@@ -37,7 +37,7 @@ const LOCK_LIMIT: Duration = Duration::from_secs(10);
   kvmb config set -n selected_vms.vm1=true 'selected_vms.web*=true'
   kvmb config set retention.local.keep_daily=14
   kvmb config set --unset limit_upload")]
-pub struct ConfigSetArgs {
+pub(crate) struct ConfigSetArgs {
     /// The keys and their new values. Names of keys are those of 'kvmb config show'; lists are written as JSON.
     #[arg(value_name = "KEY=VALUE", required_unless_present = "unset")]
     changes: Vec<String>,
@@ -56,7 +56,7 @@ pub struct ConfigSetArgs {
 }
 
 impl ConfigSetArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let mut changes = Vec::new();
         for text in &self.changes {
             changes.push(Change::parse(text).map_err(explained)?);

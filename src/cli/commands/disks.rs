@@ -21,7 +21,7 @@ use std::io::IsTerminal;
   kvmb disks vm1
   kvmb vms 'web*' | kvmb disks
   kvmb disks vm1 | kvmb hash")]
-pub struct DisksArgs {
+pub(crate) struct DisksArgs {
     /// Machine names or globs. Without names, 'machine' records are read from standard input; on a terminal, all
     /// machines are listed.
     #[arg(value_name = "NAME", add = complete::machines())]
@@ -29,7 +29,7 @@ pub struct DisksArgs {
 }
 
 impl DisksArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         if !self.names.is_empty() || std::io::stdin().is_terminal() {
             let hypervisor = context.hypervisor(None)?;
             let machines = match &self.names[..] {

@@ -29,7 +29,7 @@ use std::path::Path;
   kvmb doctor
   kvmb doctor vm1 'web*'
   kvmb doctor --json | jq -r 'select(.status != \"ok\") | [.target, .detail, .hint] | @tsv'")]
-pub struct DoctorArgs {
+pub(crate) struct DoctorArgs {
     /// Machine names or globs. Default: all machines.
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
@@ -49,7 +49,7 @@ pub struct DoctorArgs {
 }
 
 impl DoctorArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         session.summarize_checks(self.all);
         let hypervisor = match context.hypervisor(None) {
             Ok(hypervisor) => hypervisor,

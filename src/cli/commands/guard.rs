@@ -9,7 +9,7 @@ use crate::ops::guard::{Errand, do_errand, run};
 ///
 /// kvmb starts this by itself for each capture. It ends with the capture.
 #[derive(Debug, clap::Args)]
-pub struct GuardArgs {
+pub(crate) struct GuardArgs {
     /// The capture.
     #[arg(value_name = "CAPTURE")]
     capture: String,
@@ -24,7 +24,7 @@ pub struct GuardArgs {
 }
 
 impl GuardArgs {
-    pub fn run(self, context: &Context) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context) -> Result<(), CliError> {
         let runtime = context.runtime()?;
         match (self.drain, self.release) {
             (true, _) => do_errand(&runtime, &self.capture, Errand::Drain)?,

@@ -29,7 +29,7 @@ use std::time::Duration;
   kvmb disks vm1 | kvmb hash
   kvmb snapshot vm1 | kvmb hash | kvmb push -r /backup/kvm | kvmb release
   kvmb hash /var/lib/libvirt/images/vm1.raw")]
-pub struct HashArgs {
+pub(crate) struct HashArgs {
     /// Files to hash. Without files, 'disk' records are read from standard input.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -39,7 +39,7 @@ pub struct HashArgs {
 }
 
 impl HashArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         for file in &self.files {
             match hash_file(file, &context.monitor, &context.stop) {
                 Ok(record) => session.done(Record::File(record)),

@@ -19,7 +19,7 @@ use serde_json::json;
 #[command(after_help = "Examples:
   kvmb init -r /backup/kvm --password-file /root/kvmb.pass
   kvmb init -r /backup/kvm --dry-run")]
-pub struct InitArgs {
+pub(crate) struct InitArgs {
     /// Show what would be done without doing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -29,7 +29,7 @@ pub struct InitArgs {
 }
 
 impl InitArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let storage = self.repo.settled_storage(context)?;
         let url = storage.url();
         let named = self.repo.storage(context)?.url();

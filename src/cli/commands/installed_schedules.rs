@@ -14,13 +14,13 @@ use std::time::Duration;
 
 /// A schedule that is installed.
 #[derive(Debug)]
-pub struct Scheduled {
+pub(crate) struct Scheduled {
     cron: Cron,
     takes: Takes,
     /// The repository that it names.
-    pub repo: Option<String>,
+    pub(crate) repo: Option<String>,
     /// Its command, without what makes it wait and be modest.
-    pub command: String,
+    pub(crate) command: String,
 }
 
 /// The machines of a schedule.
@@ -35,7 +35,7 @@ enum Takes {
 }
 
 /// What is scheduled, everywhere.
-pub fn installed() -> Result<Vec<(ScheduleLocation, Installed)>, CliError> {
+pub(crate) fn installed() -> Result<Vec<(ScheduleLocation, Installed)>, CliError> {
     let mut found = Vec::new();
     for place in ScheduleLocation::ALL {
         match place.installed() {
@@ -49,7 +49,7 @@ pub fn installed() -> Result<Vec<(ScheduleLocation, Installed)>, CliError> {
 }
 
 /// All schedules; what cannot be looked at is reported.
-pub fn all(context: &Context) -> Vec<Scheduled> {
+pub(crate) fn all(context: &Context) -> Vec<Scheduled> {
     let found = installed().unwrap_or_else(|error| {
         context.monitor.warn(&format!("cannot read the schedule: {error}"));
         Vec::new()
@@ -61,7 +61,7 @@ pub fn all(context: &Context) -> Vec<Scheduled> {
 }
 
 /// A schedule that is installed, from its expression and its command.
-pub fn scheduled(place: ScheduleLocation, (cron, command): (Cron, String), grammar: clap::Command) -> Scheduled {
+pub(crate) fn scheduled(place: ScheduleLocation, (cron, command): (Cron, String), grammar: clap::Command) -> Scheduled {
     let (takes, repo) = match backup_of(place, &command, grammar) {
         Some(backup) => {
             let names: Vec<String> = backup.get_many("names").into_iter().flatten().cloned().collect();
@@ -102,7 +102,7 @@ fn backup_of(place: ScheduleLocation, command: &str, grammar: clap::Command) -> 
 
 impl Scheduled {
     /// Whether its runs take a machine; `configured` says whether those of the configuration do.
-    pub fn takes(&self, machine: &str, configured: bool) -> bool {
+    pub(crate) fn takes(&self, machine: &str, configured: bool) -> bool {
         match &self.takes {
             Takes::All => true,
             Takes::Named(names) => names.iter().any(|name| name_matches(name, machine)),
@@ -111,7 +111,7 @@ impl Scheduled {
     }
 
     /// The names and globs that it names itself; none where it takes all, or what the configuration says.
-    pub fn names(&self) -> &[String] {
+    pub(crate) fn names(&self) -> &[String] {
         match &self.takes {
             Takes::Named(names) => names,
             Takes::All | Takes::Configured => &[],
@@ -119,7 +119,7 @@ impl Scheduled {
     }
 
     /// Its machines for a record: their names and globs, `all`, or `selected_vms` for those of the configuration.
-    pub fn machines(&self) -> Value {
+    pub(crate) fn machines(&self) -> Value {
         match &self.takes {
             Takes::All => json!("all"),
             Takes::Named(names) => json!(names),
@@ -128,17 +128,17 @@ impl Scheduled {
     }
 
     /// Whether it takes every machine.
-    pub fn takes_all(&self) -> bool {
+    pub(crate) fn takes_all(&self) -> bool {
         self.takes == Takes::All
     }
 
     /// When it runs next.
-    pub fn next_run(&self) -> Option<Time> {
+    pub(crate) fn next_run(&self) -> Option<Time> {
         self.cron.next_runs(&Local::now(), 1).first().map(chrono::DateTime::fixed_offset)
     }
 
     /// The longest time between two of its runs.
-    pub fn longest_gap(&self) -> Option<Duration> {
+    pub(crate) fn longest_gap(&self) -> Option<Duration> {
         self.cron.longest_gap()
     }
 }

@@ -22,7 +22,7 @@ use serde_json::json;
   kvmb jobs show 5f0c2a9e
   kvmb jobs --limit 20 --json | jq -r 'select(.status == \"failed\") | .error'"
 )]
-pub struct JobsArgs {
+pub(crate) struct JobsArgs {
     /// Only jobs that are running.
     #[arg(long)]
     running: bool,
@@ -65,11 +65,11 @@ enum JobsCommand {
 
 impl JobsArgs {
     /// Whether it changes anything.
-    pub fn changes(&self) -> bool {
+    pub(crate) fn changes(&self) -> bool {
         matches!(self.command, Some(JobsCommand::Cancel { .. }))
     }
 
-    pub fn run(self, _context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, _context: &Context, session: &mut Session) -> Result<(), CliError> {
         let jobs = Jobs::of(&data_folder()?);
         if let Some(JobsCommand::Cancel { jobs: ids, dry_run }) = &self.command {
             for id in ids {

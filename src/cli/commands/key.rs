@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
   kvmb key export /mnt/usb/kvmb.key
   kvmb key add -r /backup/kvm
   kvmb key add -r /backup/kvm --new-password-file /root/second.pass")]
-pub struct KeyArgs {
+pub(crate) struct KeyArgs {
     #[command(subcommand)]
     command: KeyCommand,
 }
@@ -76,7 +76,7 @@ struct AddArgs {
 }
 
 impl KeyArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         match self.command {
             KeyCommand::Export(args) => args.run(context, session),
             KeyCommand::Add(args) => args.run(context, session),
@@ -86,7 +86,7 @@ impl KeyArgs {
 
 /// The key that kvmb made by itself must not be only on the host whose backups it opens: whether it is kept elsewhere
 /// too, and the check that says so; none where kvmb made no key.
-pub fn kept_elsewhere() -> Result<Option<(bool, Check)>, CliError> {
+pub(crate) fn kept_elsewhere() -> Result<Option<(bool, Check)>, CliError> {
     let default = DefaultRepo::locate()?;
     if !default.exists() {
         return Ok(None);

@@ -15,7 +15,7 @@ use std::io::ErrorKind;
   kvmb log
   kvmb log 5f0c2a9e
   kvmb log 5f0c2a9e --log-file /var/log/kvm_backup.log")]
-pub struct LogCommandArgs {
+pub(crate) struct LogCommandArgs {
     /// The ID of the run. Default: the last run in the log.
     #[arg(value_name = "RUN", value_parser = run_id)]
     run: Option<String>,
@@ -29,7 +29,7 @@ fn run_id(text: &str) -> Result<String, String> {
 }
 
 impl LogCommandArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let places = context.global.log.places();
         let mut any = false;
         for path in &places {

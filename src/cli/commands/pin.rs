@@ -22,7 +22,7 @@ use serde_json::json;
   kvmb pin vm1@latest -r /backup/kvm            before an upgrade
   kvmb pin --undo vm1@2026-11-20 -r /backup/kvm
   kvmb backup vm1 -r /backup/kvm | kvmb pin -r /backup/kvm")]
-pub struct PinArgs {
+pub(crate) struct PinArgs {
     /// Points: an ID or the beginning of one, NAME@latest, NAME@2026-11-20, NAME@-2h. Without points, 'point'
     /// records are read from standard input.
     #[arg(value_name = "POINT", add = complete::points())]
@@ -41,7 +41,7 @@ pub struct PinArgs {
 }
 
 impl PinArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let mut names = self.points.clone();
         if names.is_empty() {
             for record in stdin_records(session.command(), "points", &context.stop)? {

@@ -25,7 +25,7 @@ use std::time::Duration;
   kvmb points --latest
   kvmb points --within 24h --json | jq -r .machine
   kvmb points --json | jq -r .point | xargs kvmb verify")]
-pub struct PointsArgs {
+pub(crate) struct PointsArgs {
     /// Machine names or globs. Default: all machines.
     #[arg(value_name = "NAME", add = complete::point_machines())]
     names: Vec<String>,
@@ -43,7 +43,7 @@ pub struct PointsArgs {
 }
 
 impl PointsArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
         let _lock = lock_for_reading(&repo, &context.monitor, &context.stop)?;
         let index = points::load_index_for_reading(&repo, &context.monitor)?;

@@ -34,7 +34,7 @@ use serde_json::json;
   kvmb prune --keep-within 30d -r /backup/kvm
   kvmb prune 'test*' --keep-last 3 -r /backup/kvm
   kvmb prune -r /backup/kvm --max-unused 0%     only free unused space, as much as possible")]
-pub struct PruneArgs {
+pub(crate) struct PruneArgs {
     /// Machine names or globs. Default: all machines.
     #[arg(value_name = "NAME", add = complete::point_machines())]
     names: Vec<String>,
@@ -130,7 +130,7 @@ fn known_to(context: &Context, second: &RepoArgs) -> Result<(Repository, Copies)
 }
 
 impl PruneArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
         let policy = self.policy.policy(context, &repo.url());
         let (_, second) = self.copy.tiers(context, &self.repo)?;
@@ -155,7 +155,7 @@ fn second_tier<'a>(context: &'a Context, repo: &'a Repository, copies: &'a Copie
 
 /// Prunes a repository after a backup, by the rules of the configuration. Points that `second`, if there is one, does
 /// not have yet are kept.
-pub fn prune_after_backup(
+pub(crate) fn prune_after_backup(
     context: &Context,
     repo: &Repository,
     second: Option<&Repository>,
@@ -175,7 +175,7 @@ pub fn prune_after_backup(
 }
 
 /// The record that a dry run of a backup has for the prune that would follow it.
-pub fn planned_prune(url: &str, policy: &Policy) -> Record {
+pub(crate) fn planned_prune(url: &str, policy: &Policy) -> Record {
     Record::Action(Action {
         action: "prune".into(),
         target: url.to_owned(),

@@ -33,7 +33,7 @@ use std::collections::BTreeMap;
   kvmb snapshot vm1 -r /backup/kvm | kvmb push -r /backup/kvm | kvmb release
   kvmb snapshot 'web*' | kvmb hash | kvmb push -r /backup/kvm | kvmb release | kvmb verify
   kvmb points vm1 -r /backup/kvm | kvmb push -r /mnt/usb/kvm --from-password-file kvm.pass")]
-pub struct PushArgs {
+pub(crate) struct PushArgs {
     /// Show what would be stored without storing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -55,7 +55,7 @@ pub struct PushArgs {
 }
 
 impl PushArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let records = stdin_records("push", "disk or point records", &context.stop)?;
         let mut stage = Stage {
             context,

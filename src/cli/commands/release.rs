@@ -26,7 +26,7 @@ use std::collections::BTreeSet;
   kvmb release vm1
   trap 'kvmb release vm1' EXIT
   kvmb snapshot vm1 | kvmb push -r /backup/kvm | kvmb release")]
-pub struct ReleaseArgs {
+pub(crate) struct ReleaseArgs {
     /// Machines or captures (c-1a2b3c4d). Without names, records are read from standard input.
     #[arg(value_name = "NAME", add = complete::captures())]
     names: Vec<String>,
@@ -41,7 +41,7 @@ pub struct ReleaseArgs {
 }
 
 impl ReleaseArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let runtime = context.runtime()?;
         if self.all {
             for file in CaptureFile::open_all(&runtime)? {

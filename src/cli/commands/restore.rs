@@ -35,7 +35,7 @@ use std::path::PathBuf;
   kvmb restore vm1@2026-11-20 -r /backup/kvm --as vm1-copy --into /var/lib/libvirt/images --start
   kvmb restore 4f2a91c7 --disk vda --into /tmp --format raw     restore one disk as a raw image
   kvmb restore vm1 --into /mnt/rescue --no-define               restore without libvirt")]
-pub struct RestoreArgs {
+pub(crate) struct RestoreArgs {
     /// What to restore: the latest point of a machine (NAME), a point by time (NAME@2026-11-20, NAME@-2h) or a
     /// point by its ID.
     #[arg(value_name = "POINT|NAME[@TIME]", add = complete::points())]
@@ -125,7 +125,7 @@ fn renamed(pairs: &[String]) -> Result<BTreeMap<String, String>, CliError> {
 }
 
 impl RestoreArgs {
-    pub fn run(mut self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(mut self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         if let Some(name) = self.point.take() {
             let repo = self.repo.open(context)?;
             self.restore(context, &repo, &PointName::parse(&name, chrono::Local::now()), session)?;

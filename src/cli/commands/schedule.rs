@@ -30,7 +30,7 @@ const NEXT_RUNS: usize = 3;
   kvmb schedule install --cron '30 1 * * sun' --all --dry-run -- --full --verify
   kvmb schedule show
   kvmb schedule remove")]
-pub struct ScheduleArgs {
+pub(crate) struct ScheduleArgs {
     #[command(subcommand)]
     command: ScheduleCommand,
 }
@@ -139,7 +139,7 @@ impl PlaceArgs {
 }
 
 impl ScheduleArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         match self.command {
             ScheduleCommand::Install(args) => args.run(context, session),
             ScheduleCommand::Show(args) => args.run(context, session),

@@ -32,7 +32,7 @@ use std::time::Duration;
   kvmb serve vm1@2026-11-20 --disk vda --socket /run/vda.sock
   nbdcopy 'nbd+unix:///vda?socket=/run/vda.sock' vda.img
   kvmb release vm1                                ends what was detached")]
-pub struct ServeArgs {
+pub(crate) struct ServeArgs {
     /// A point: an id or its beginning, NAME, NAME@latest, NAME@2026-11-20, NAME@-2h.
     #[arg(value_name = "POINT", add = complete::points())]
     point: String,
@@ -72,11 +72,11 @@ fn owner(text: &str) -> Result<(u32, u32), String> {
 
 impl ServeArgs {
     /// Whether the process is to leave its terminal.
-    pub fn wants_to_detach(&self) -> bool {
+    pub(crate) fn wants_to_detach(&self) -> bool {
         self.detach
     }
 
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
         let _lock = lock_for_reading(&repo, &context.monitor, &context.stop)?;
         let index = points::load_index_for_reading(&repo, &context.monitor)?;

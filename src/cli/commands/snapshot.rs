@@ -29,7 +29,7 @@ use std::time::Duration;
   trap 'kvmb release vm1' EXIT; kvmb snapshot vm1 --json > disks.jsonl
   kvmb disks vm1 | jq -c 'select(.disk == \"vda\")' | kvmb snapshot
   nbdcopy \"$(kvmb snapshot vm1 --disk vda --json | jq -r .nbd)\" vda.raw; kvmb release vm1")]
-pub struct SnapshotArgs {
+pub(crate) struct SnapshotArgs {
     /// Machine names or globs. Without names, 'machine' or 'disk' records are read from standard input.
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
@@ -46,7 +46,7 @@ pub struct SnapshotArgs {
 }
 
 impl SnapshotArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let selections = selections(context, &self.names, session)?;
         if self.dry_run {
             show_dry_run(context, selections, &self.capture, None, session);
@@ -133,7 +133,11 @@ fn end_all(runtime: &RuntimeDirs, opened: Vec<About>, session: &mut Session) {
 }
 
 /// The machines of a command: from names, else from standard input. libvirt is closed again when this returns.
-pub fn selections(context: &Context, names: &[String], session: &mut Session) -> Result<Vec<Selection>, CliError> {
+pub(crate) fn selections(
+    context: &Context,
+    names: &[String],
+    session: &mut Session,
+) -> Result<Vec<Selection>, CliError> {
     if names.is_empty() {
         return machine::from_stdin(context, session);
     }

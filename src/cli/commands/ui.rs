@@ -21,7 +21,7 @@ use std::time::Duration;
   kvmb ui --read-only --idle 8h
   kvmb ui --listen 127.0.0.1:9000
   kvmb ui --socket /run/kvmb-ui.sock")]
-pub struct UiArgs {
+pub(crate) struct UiArgs {
     /// The loopback address to listen on. Port 0 takes any free port.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8420")]
     listen: SocketAddr,
@@ -40,7 +40,7 @@ pub struct UiArgs {
 }
 
 impl UiArgs {
-    pub fn run(self, context: &Context, _session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, _session: &mut Session) -> Result<(), CliError> {
         let program = std::env::current_exe()
             .map_err(|error| CliError::failed(format!("cannot find the program of kvmb: {error}")))?;
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();

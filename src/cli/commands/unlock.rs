@@ -17,7 +17,7 @@ use serde_json::json;
 #[command(after_help = "Examples:
   kvmb unlock -r /backup/kvm
   kvmb unlock -r /backup/kvm --remove-all     if no other program uses the repository")]
-pub struct UnlockArgs {
+pub(crate) struct UnlockArgs {
     /// Remove all locks, even those in use. Make sure first that no other program is using the repository.
     #[arg(long)]
     remove_all: bool,
@@ -31,7 +31,7 @@ pub struct UnlockArgs {
 }
 
 impl UnlockArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let repo = self.repo.open(context)?;
         for lock in repo.locks(self.remove_all)? {
             context.stop.check()?;

@@ -27,7 +27,7 @@ use std::sync::Arc;
   kvmb verify vm1@latest -r /backup/kvm
   kvmb verify --all -r /backup/kvm --sample 5%
   kvmb points vm1 -r /backup/kvm | kvmb verify -r /backup/kvm --quick")]
-pub struct VerifyArgs {
+pub(crate) struct VerifyArgs {
     /// Points: an ID or the beginning of one, NAME@latest, NAME@2026-11-20, NAME@-2h. Without points, 'point'
     /// records are read from standard input.
     #[arg(value_name = "POINT", add = complete::points())]
@@ -75,7 +75,7 @@ fn open(context: &Context, repo: Repository) -> Result<Open, CliError> {
 }
 
 impl VerifyArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let mut wanted: BTreeMap<String, Vec<Point>> = BTreeMap::new();
         if self.points.is_empty() && !self.all {
             for record in stdin_records("verify", "points", &context.stop)? {
@@ -186,7 +186,12 @@ fn all_points(open: &Open, session: &mut Session) -> Vec<VerifyItem> {
 
 /// Proves the next sample of all points of a repository, and says in a check how it went; the points that are hit by
 /// damage, and no others, are printed.
-pub fn verify_sample(context: &Context, repo: &Repository, share: f64, session: &mut Session) -> Result<(), CliError> {
+pub(crate) fn verify_sample(
+    context: &Context,
+    repo: &Repository,
+    share: f64,
+    session: &mut Session,
+) -> Result<(), CliError> {
     let open = open(context, repo.clone())?;
     let unreadable = open.damaged.len() + open.damaged_indexes.len();
     let points = all_points(&open, session);

@@ -17,14 +17,14 @@ use crate::record::Record;
   kvmb vms 'web*' db1
   kvmb vms --json | jq -r 'select(.state == \"running\").machine'
   kvmb -c qemu:///session vms")]
-pub struct VmsArgs {
+pub(crate) struct VmsArgs {
     /// Machine names or globs ('web*'). Default: all machines.
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
 }
 
 impl VmsArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let hypervisor = context.hypervisor(None)?;
         let machines = match &self.names[..] {
             [] => machine::all(&hypervisor, context)?,

@@ -8,13 +8,13 @@ use clap_complete::env::{Fish, Shells};
 use std::fs::File;
 
 /// The variable in which the shell's script asks.
-pub const VARIABLE: &str = "KVMB_COMPLETE";
+pub(crate) const VARIABLE: &str = "KVMB_COMPLETE";
 
 /// The shells that scripts are written for.
-pub const SHELLS: Shells<'static> = Shells(&[&scripts::BASH, &scripts::ZSH, &Fish]);
+pub(crate) const SHELLS: Shells<'static> = Shells(&[&scripts::BASH, &scripts::ZSH, &Fish]);
 
 /// Answers a shell, if one asks.
-pub fn answer(grammar: fn() -> clap::Command) -> Option<ExitCode> {
+pub(crate) fn answer(grammar: fn() -> clap::Command) -> Option<ExitCode> {
     std::env::var_os(VARIABLE).filter(|shell| !shell.is_empty() && shell != "0")?;
     // Whatever a library has to say would stand in the middle of the line that is being typed.
     if let Ok(nowhere) = File::options().write(true).open("/dev/null") {

@@ -27,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(3);
 type Offer = (String, String);
 
 /// The machines that libvirt knows.
-pub fn machines() -> ArgValueCompleter {
+pub(crate) fn machines() -> ArgValueCompleter {
     completer(|_, line| {
         let hypervisor = hypervisor(&line)?;
         let machines = hypervisor.machines(&[]).ok()?;
@@ -37,17 +37,17 @@ pub fn machines() -> ArgValueCompleter {
 }
 
 /// The disks of the machines that the line names.
-pub fn machine_disks() -> ArgValueCompleter {
+pub(crate) fn machine_disks() -> ArgValueCompleter {
     completer(|_, line| disks_of_machines(&line))
 }
 
 /// The disks of the point that the line names.
-pub fn disks() -> ArgValueCompleter {
+pub(crate) fn disks() -> ArgValueCompleter {
     completer(|_, line| disks_of_point(&line))
 }
 
 /// `DISK=` for the disks of the point, then a path.
-pub fn disk_paths() -> ArgValueCompleter {
+pub(crate) fn disk_paths() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| match current.to_str().and_then(|text| text.split_once('=')) {
         Some((disk, path)) => {
             let paths = PathCompleter::any().complete(OsStr::new(path));
@@ -61,7 +61,7 @@ pub fn disk_paths() -> ArgValueCompleter {
 }
 
 /// The machines that the repository has points of.
-pub fn point_machines() -> ArgValueCompleter {
+pub(crate) fn point_machines() -> ArgValueCompleter {
     completer(|_, line| {
         let (_, known) = known_points(&line)?;
         Some(machines_of(&known))
@@ -69,7 +69,7 @@ pub fn point_machines() -> ArgValueCompleter {
 }
 
 /// Points: the machines that have some, `MACHINE@TIME` behind an `@`, and ids by their beginning.
-pub fn points() -> ArgValueCompleter {
+pub(crate) fn points() -> ArgValueCompleter {
     completer(|current, line| {
         let (_, known) = known_points(&line)?;
         let mut offers = match current.split_once('@') {
@@ -86,7 +86,7 @@ pub fn points() -> ArgValueCompleter {
 }
 
 /// The machines with an open capture.
-pub fn captures() -> ArgValueCompleter {
+pub(crate) fn captures() -> ArgValueCompleter {
     completer(|_, line| {
         let files = CaptureFile::open_all(&context(&line)?.runtime().ok()?).ok()?;
         let states = files.iter().filter_map(|file| file.load().ok());

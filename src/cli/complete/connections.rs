@@ -8,7 +8,7 @@ const CONNECTIONS: [(&str, &str); 2] =
     [("qemu:///system", "the host's machines"), ("qemu:///session", "your own machines")];
 
 /// The usual ones; what is known without a look at the host.
-pub fn connections() -> ArgValueCompleter {
+pub(crate) fn connections() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| {
         let begins = |(uri, _): &(&str, &str)| current.to_str().is_some_and(|typed| uri.starts_with(typed));
         let candidate = |(at, (uri, about)): (usize, (&str, &'static str))| {

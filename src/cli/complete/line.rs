@@ -23,14 +23,14 @@ pub(super) fn grammar() -> Option<fn() -> clap::Command> {
 
 /// What stands on the line already.
 #[derive(Debug)]
-pub struct CompletionLine {
+pub(crate) struct CompletionLine {
     matches: ArgMatches,
     settings: Settings,
 }
 
 impl CompletionLine {
     /// Reads the words after `--`, but for the one that is being completed: it is no whole word yet.
-    pub fn read() -> Option<CompletionLine> {
+    pub(crate) fn read() -> Option<CompletionLine> {
         let mut words: Vec<OsString> = std::env::args_os().skip_while(|word| word != "--").skip(1).collect();
         let index = std::env::var("_CLAP_COMPLETE_INDEX").ok().and_then(|index| index.parse().ok());
         words.truncate(index.unwrap_or(words.len().saturating_sub(1)));
@@ -53,18 +53,18 @@ impl CompletionLine {
     }
 
     /// The configuration.
-    pub fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> Settings {
         self.settings.clone()
     }
 
     /// The values of an argument, none if the command does not have it.
-    pub fn values(&self, id: &str) -> Vec<String> {
+    pub(crate) fn values(&self, id: &str) -> Vec<String> {
         let values = self.matches.try_get_many::<String>(id);
         values.ok().flatten().map(|values| values.cloned().collect()).unwrap_or_default()
     }
 
     /// The repository that the line and the environment name.
-    pub fn repo(&self) -> Option<RepoArgs> {
+    pub(crate) fn repo(&self) -> Option<RepoArgs> {
         let known = RepoArgs::augment_args(clap::Command::new("")).get_arguments().all(|arg| {
             // A command without a repository does not know its flags.
             self.matches.try_contains_id(arg.get_id().as_str()).is_ok()
@@ -73,7 +73,7 @@ impl CompletionLine {
     }
 
     /// The global flags, with no question asked of whoever is typing.
-    pub fn global(&self) -> Option<Global> {
+    pub(crate) fn global(&self) -> Option<Global> {
         let global = Global::from_arg_matches(&self.matches).ok()?;
         Some(Global { quiet: true, ..global })
     }

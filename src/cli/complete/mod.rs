@@ -10,5 +10,5 @@ pub(super) mod connections;
 mod line;
 mod scripts;
 
-pub use answer::{SHELLS, VARIABLE, answer};
-pub use candidates::{captures, disk_paths, disks, machine_disks, machines, point_machines, points};
+pub(crate) use answer::{SHELLS, VARIABLE, answer};
+pub(crate) use candidates::{captures, disk_paths, disks, machine_disks, machines, point_machines, points};

@@ -8,16 +8,16 @@ use std::path::Path;
 
 /// A shell that asks by a script of ours, and is answered by the library.
 #[derive(Debug, Clone, Copy)]
-pub struct ScriptedShell<S> {
+pub(crate) struct ScriptedShell<S> {
     shell: S,
     script: &'static str,
 }
 
 /// Completes in bash.
-pub const BASH: ScriptedShell<env::Bash> = ScriptedShell { shell: env::Bash, script: BASH_SCRIPT };
+pub(crate) const BASH: ScriptedShell<env::Bash> = ScriptedShell { shell: env::Bash, script: BASH_SCRIPT };
 
 /// Completes in zsh.
-pub const ZSH: ScriptedShell<env::Zsh> = ScriptedShell { shell: env::Zsh, script: ZSH_SCRIPT };
+pub(crate) const ZSH: ScriptedShell<env::Zsh> = ScriptedShell { shell: env::Zsh, script: ZSH_SCRIPT };
 
 const BASH_SCRIPT: &str = r#"_NAME() {
     local line=${COMP_LINE:0:COMP_POINT} words=() word gap typed i

@@ -4,7 +4,7 @@ use crate::capture::Error;
 use crate::capture::holders::Holder;
 
 /// The way out, as a command to copy; none for what is not busy.
-pub fn way_out(error: &Error) -> Option<String> {
+pub(crate) fn way_out(error: &Error) -> Option<String> {
     let quoted = |text: &str| shlex::try_quote(text).ok().map(|text| text.into_owned());
     match error {
         Error::BlockJob { machine, disk, job } => {

@@ -103,7 +103,7 @@ impl Code {
     }
 
     /// What the exit code is when nothing else happened.
-    pub fn exit_code(self) -> ExitCode {
+    pub(crate) fn exit_code(self) -> ExitCode {
         match self {
             Code::Usage => ExitCode::Usage,
             Code::Busy => ExitCode::Busy,

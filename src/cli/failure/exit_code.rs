@@ -52,7 +52,7 @@ pub enum PluginState {
 
 impl PluginState {
     /// Every state with the sentence that the manual gives it.
-    pub const ALL: [(PluginState, &'static str); 4] = [
+    pub(crate) const ALL: [(PluginState, &'static str); 4] = [
         (PluginState::Ok, "OK"),
         (PluginState::Warning, "WARNING"),
         (PluginState::Critical, "CRITICAL"),
@@ -89,7 +89,7 @@ impl From<u8> for Exit {
 
 /// Counts how the machines of one command fared, and sums it up as one exit code.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     done: usize,
     failed: usize,
     busy: usize,
@@ -99,12 +99,12 @@ pub struct Tally {
 
 impl Tally {
     /// One machine (point, disk, file) was dealt with.
-    pub fn done(&mut self) {
+    pub(crate) fn done(&mut self) {
         self.done += 1;
     }
 
     /// One failed, with this code of its own.
-    pub fn failed(&mut self, code: ExitCode) {
+    pub(crate) fn failed(&mut self, code: ExitCode) {
         match code {
             ExitCode::Damage => self.damaged = true,
             ExitCode::Busy => self.busy += 1,
@@ -115,7 +115,7 @@ impl Tally {
     }
 
     /// Damage wins over "some failed", that over "failed"; "busy" and "usage" only speak when nothing else happened.
-    pub fn code(&self) -> ExitCode {
+    pub(crate) fn code(&self) -> ExitCode {
         match (self.damaged, self.done, self.failed) {
             (true, ..) => ExitCode::Damage,
             (_, _, 0) => ExitCode::Done,

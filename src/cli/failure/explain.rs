@@ -17,7 +17,7 @@ use crate::storage::{self, FileAction};
 use crate::units::in_units;
 
 /// A failure's code, and its hint.
-pub type Explanation = (Code, Option<Cow<'static, str>>);
+pub(crate) type Explanation = (Code, Option<Cow<'static, str>>);
 
 fn hint(text: impl Into<Cow<'static, str>>) -> Option<Cow<'static, str>> {
     Some(text.into())
@@ -31,7 +31,7 @@ fn quoted(text: &str) -> Option<String> {
 const NO_SPACE: u32 = 28;
 
 /// Of a workflow.
-pub fn of_ops(error: &ops::Error) -> Explanation {
+pub(crate) fn of_ops(error: &ops::Error) -> Explanation {
     use ops::Error;
     match error {
         Error::Interrupted => (Code::Interrupted, None),
@@ -422,7 +422,7 @@ fn make_repository(url: &str) -> Cow<'static, str> {
 }
 
 /// Of a schedule.
-pub fn of_schedule(error: &schedule::Error) -> Explanation {
+pub(crate) fn of_schedule(error: &schedule::Error) -> Explanation {
     use schedule::Error;
     match error {
         Error::NoProgram { name: "crontab" } => (Code::NotFound, hint("install cron, or use --systemd")),

@@ -38,12 +38,12 @@ pub struct Invocation {
 static INVOCATION: OnceLock<Invocation> = OnceLock::new();
 
 /// Notes, once, what this call was given; before that hints are shown as they are written.
-pub fn set_invocation(invocation: Invocation) {
+pub(crate) fn set_invocation(invocation: Invocation) {
     let _ = INVOCATION.set(invocation);
 }
 
 /// A hint whose commands can be pasted; `machine` is the machine that it is about.
-pub fn pasteable(hint: &str, machine: Option<&str>) -> String {
+pub(crate) fn pasteable(hint: &str, machine: Option<&str>) -> String {
     match INVOCATION.get() {
         Some(invocation) => invocation.complete(hint, machine),
         None => hint.to_owned(),

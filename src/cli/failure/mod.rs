@@ -31,7 +31,7 @@ pub struct CliError {
 
 impl CliError {
     /// An error of this kind.
-    pub fn new(code: Code, message: impl Into<String>) -> CliError {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> CliError {
         CliError { code, message: message.into(), hint: None }
     }
 
@@ -40,23 +40,23 @@ impl CliError {
     }
 
     /// Wrong usage.
-    pub fn usage(message: impl Into<String>) -> CliError {
+    pub(crate) fn usage(message: impl Into<String>) -> CliError {
         CliError::new(Code::Usage, message)
     }
 
     /// A failure of no special kind.
-    pub fn failed(message: impl Into<String>) -> CliError {
+    pub(crate) fn failed(message: impl Into<String>) -> CliError {
         CliError::new(Code::Failed, message)
     }
 
     /// Adds what to do.
-    pub fn hint(mut self, hint: impl Into<String>) -> CliError {
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> CliError {
         self.hint = Some(hint.into());
         self
     }
 
     /// That a new point lacks parts that its machine needs; none when it lacks none.
-    pub fn of_missing_parts(point: &Point) -> Option<CliError> {
+    pub(crate) fn of_missing_parts(point: &Point) -> Option<CliError> {
         let reasons = point.left_out.iter().filter(|left_out| left_out.is_required());
         let reasons: Vec<&str> = reasons.map(|left_out| left_out.reason.as_str()).collect();
         let error = CliError::new(
@@ -69,7 +69,7 @@ impl CliError {
     }
 
     /// What is wrong with the repository that a new point was stored in, if it has lost what older points need.
-    pub fn of_damaged_points(point: &Point) -> Option<CliError> {
+    pub(crate) fn of_damaged_points(point: &Point) -> Option<CliError> {
         let named = |damaged: &DamagedPoint| {
             let (machine, id) = (&damaged.machine, damaged.point.get(..8).unwrap_or(&damaged.point));
             match damaged.disks.is_empty() {
@@ -88,7 +88,7 @@ impl CliError {
     }
 
     /// The failure record of it.
-    pub fn to_record(&self, command: &str) -> Failure {
+    pub(crate) fn to_record(&self, command: &str) -> Failure {
         Failure {
             command: command.to_owned(),
             code: self.code.word().to_owned(),

@@ -72,12 +72,12 @@ pub(super) fn address(source: &Source) -> String {
 }
 
 /// A size for people: binary units, as `qemu-img info` and `lsblk` print them.
-pub fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     in_units(count)
 }
 
 /// The time from `then` to `now` in its largest unit.
-pub fn age(now: Time, then: Time) -> String {
+pub(crate) fn age(now: Time, then: Time) -> String {
     let seconds = (now - then).num_seconds();
     match seconds {
         i64::MIN..=-1 => "in the future".into(),
@@ -94,7 +94,7 @@ pub fn age(now: Time, then: Time) -> String {
 }
 
 /// How long something took.
-pub fn duration(length: Duration) -> String {
+pub(crate) fn duration(length: Duration) -> String {
     let seconds = length.as_secs();
     match seconds {
         0..=9 => format!("{:.1} s", length.as_secs_f64()),
@@ -105,12 +105,12 @@ pub fn duration(length: Duration) -> String {
 }
 
 /// A moment in local time, with the day of the week: what somebody remembers of it.
-pub fn moment(time: Time) -> String {
+pub(crate) fn moment(time: Time) -> String {
     time.with_timezone(&chrono::Local).format("%a %Y-%m-%d %H:%M:%S").to_string()
 }
 
 /// Text with nothing in it that could steer a terminal: a machine's name is not trusted.
-pub fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if steers_terminal(c) { '\u{fffd}' } else { c }).collect()
 }
 

@@ -7,7 +7,7 @@ use crate::record::{Check, Record, Status, Time};
 
 /// Renders records with the checks among them sorted, the worst first. Unless `with_ok`, those that are well are only
 /// counted.
-pub fn render_checks(records: &[Record], now: Time, options: TableOptions, with_ok: bool) -> String {
+pub(crate) fn render_checks(records: &[Record], now: Time, options: TableOptions, with_ok: bool) -> String {
     let mut shown: Vec<&Record> = records.iter().filter(|record| with_ok || !is_ok(record)).collect();
     // The checks of machines have a table of their own.
     shown.sort_by_key(|record| (is_of_machine(record), std::cmp::Reverse(severity(record))));

@@ -36,7 +36,7 @@ const INDENT: usize = 4;
 
 /// A column.
 #[derive(Debug, Clone, Copy)]
-pub struct Column {
+pub(crate) struct Column {
     head: &'static str,
     is_number: bool,
     /// Which is left out first; `None` never is.
@@ -45,58 +45,58 @@ pub struct Column {
 
 impl Column {
     /// Aligned to the left.
-    pub fn text(head: &'static str) -> Column {
+    pub(crate) fn text(head: &'static str) -> Column {
         Column { head, is_number: false, rank: None }
     }
 
     /// Aligned to the right.
-    pub fn number(head: &'static str) -> Column {
+    pub(crate) fn number(head: &'static str) -> Column {
         Column { is_number: true, ..Column::text(head) }
     }
 
     /// May be left out, the lowest rank first.
-    pub fn optional(self, rank: u8) -> Column {
+    pub(crate) fn optional(self, rank: u8) -> Column {
         Column { rank: Some(rank), ..self }
     }
 }
 
 /// A row.
 #[derive(Debug, Clone)]
-pub struct Row {
+pub(crate) struct Row {
     cells: Vec<String>,
     note: Option<String>,
 }
 
 impl Row {
     /// A row of these cells; an empty one becomes `-`.
-    pub fn new(cells: Vec<String>) -> Row {
+    pub(crate) fn new(cells: Vec<String>) -> Row {
         let filled = cells.into_iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { cell });
         Row { cells: filled.collect(), note: None }
     }
 
     /// Adds a line below the row.
-    pub fn note(self, note: Option<String>) -> Row {
+    pub(crate) fn note(self, note: Option<String>) -> Row {
         Row { note, ..self }
     }
 
     /// Replaces what could steer a terminal.
-    pub fn make_printable(&mut self, printable: impl Fn(&str) -> String) {
+    pub(crate) fn make_printable(&mut self, printable: impl Fn(&str) -> String) {
         self.cells.iter_mut().chain(&mut self.note).for_each(|text| *text = printable(text));
     }
 }
 
 /// A table.
 #[derive(Debug)]
-pub struct Layout {
+pub(crate) struct Layout {
     /// Its columns.
-    pub columns: Vec<Column>,
+    pub(crate) columns: Vec<Column>,
     /// Its rows, each with a cell for every column.
-    pub rows: Vec<Row>,
+    pub(crate) rows: Vec<Row>,
 }
 
 impl Layout {
     /// The text of the table.
-    pub fn render(mut self, options: TableOptions) -> String {
+    pub(crate) fn render(mut self, options: TableOptions) -> String {
         while options.width.is_some_and(|width| self.natural_width() > width) && self.leave_out() {}
         let widths = self.widths();
         let before: usize = widths.iter().rev().skip(1).map(|width| width + GAP).sum();

@@ -10,7 +10,7 @@
 
 mod cells;
 mod checks;
-pub mod layout;
+pub(crate) mod layout;
 mod rows;
 mod schedules;
 
@@ -18,8 +18,8 @@ use crate::record::{Action, Record, Time};
 use cells::{RecordKind, as_action, kind};
 use layout::Layout;
 
-pub use cells::{age, bytes, duration, moment, printable};
-pub use checks::render_checks;
+pub(crate) use cells::{age, bytes, duration, moment, printable};
+pub(crate) use checks::render_checks;
 pub use layout::{TableOptions, View};
 
 /// Renders records of any mix: one table for each run of the same kind.

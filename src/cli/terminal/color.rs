@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 /// When to use colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Default)]
-pub enum ColorChoice {
+pub(crate) enum ColorChoice {
     /// On a terminal, unless NO_COLOR is set; also elsewhere if CLICOLOR_FORCE is set.
     #[default]
     Auto,
@@ -20,17 +20,17 @@ pub enum ColorChoice {
 static CHOSEN: OnceLock<ColorChoice> = OnceLock::new();
 
 /// Notes the flag, once.
-pub fn set(choice: ColorChoice) {
+pub(crate) fn set(choice: ColorChoice) {
     let _ = CHOSEN.set(choice);
 }
 
 /// Whether standard error gets colour.
-pub fn on_stderr() -> bool {
+pub(crate) fn on_stderr() -> bool {
     is_wanted(std::io::stderr().is_terminal())
 }
 
 /// Whether a stream gets colour that is a terminal, or is none.
-pub fn is_wanted(is_terminal: bool) -> bool {
+pub(crate) fn is_wanted(is_terminal: bool) -> bool {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let is_forced = variable("CLICOLOR_FORCE").is_some_and(|value| value != "0");
     let is_dumb = variable("TERM").is_some_and(|value| value == "dumb");

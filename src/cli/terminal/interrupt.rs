@@ -11,7 +11,7 @@ static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(|| Arc::new(AtomicUsiz
 
 /// Raises `stop` at SIGINT and SIGTERM from now on. SIGHUP does not end a run: `restic unlock` sends it to see whether
 /// the holder of a lock lives.
-pub fn install(stop: &Stop) -> std::io::Result<()> {
+pub(crate) fn install(stop: &Stop) -> std::io::Result<()> {
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register_usize(signal, Arc::clone(&SIGNAL), signal as usize)?;
         signal_hook::flag::register(signal, stop.flag())?;
@@ -20,7 +20,7 @@ pub fn install(stop: &Stop) -> std::io::Result<()> {
 }
 
 /// What an interrupted command exits with; none if no signal came.
-pub fn exit_code() -> Option<ExitCode> {
+pub(crate) fn exit_code() -> Option<ExitCode> {
     match SIGNAL.load(Ordering::Relaxed) as i32 {
         0 => None,
         SIGTERM => Some(ExitCode::Terminated),

@@ -1,8 +1,8 @@
 //! The terminal: colour, progress, questions, Ctrl-C.
 
-pub mod color;
-pub mod interrupt;
-pub mod progress;
-pub mod prompt;
-pub mod secret;
-pub mod stderr;
+pub(crate) mod color;
+pub(crate) mod interrupt;
+pub(crate) mod progress;
+pub(crate) mod prompt;
+pub(crate) mod secret;
+pub(crate) mod stderr;

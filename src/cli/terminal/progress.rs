@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// How progress is shown on standard error.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum ProgressStyle {
+pub(crate) enum ProgressStyle {
     /// Bars on a terminal, otherwise nothing.
     #[default]
     Auto,
@@ -48,7 +48,7 @@ fn is_utf8() -> bool {
 
 /// The pieces of work in hand, and what was done before them.
 #[derive(Debug, Default)]
-pub struct ProgressBoard {
+pub(crate) struct ProgressBoard {
     job: String,
     /// Whether progress is written to standard error as records.
     shown: bool,
@@ -84,12 +84,12 @@ impl ProgressBoard {
     }
 
     /// Whether progress is shown as records.
-    pub fn is_shown(&self) -> bool {
+    pub(crate) fn is_shown(&self) -> bool {
         self.shown
     }
 
     /// What has been done so far, and what is known that there is to do.
-    pub fn sums(&self) -> (u64, u64) {
+    pub(crate) fn sums(&self) -> (u64, u64) {
         let works = self.works();
         let done = works.in_hand.iter().map(|work| work.done_bytes()).sum::<u64>() + works.ended_done_bytes;
         let total = works.in_hand.iter().map(|work| work.total_bytes).sum::<u64>() + works.ended_total_bytes;
@@ -97,7 +97,7 @@ impl ProgressBoard {
     }
 
     /// The pieces of work in hand.
-    pub fn steps(&self) -> Vec<JobStep> {
+    pub(crate) fn steps(&self) -> Vec<JobStep> {
         let step = |work: &Arc<Work>| JobStep {
             verb: work.verb.clone(),
             label: work.label.clone(),
@@ -108,7 +108,7 @@ impl ProgressBoard {
     }
 
     /// Shows each piece of work in hand, if progress is shown as records.
-    pub fn show(&self) {
+    pub(crate) fn show(&self) {
         let in_hand = self.works().in_hand.clone();
         in_hand.iter().for_each(|work| self.show_one(work, false));
     }
@@ -148,7 +148,7 @@ impl ProgressBoard {
 
 /// Shows each piece of work in hand as was asked for, and counts it for `kvmb jobs`.
 #[derive(Debug)]
-pub struct Bars {
+pub(crate) struct Bars {
     bars: Option<MultiProgress>,
     board: Arc<ProgressBoard>,
     quiet: bool,
@@ -156,7 +156,7 @@ pub struct Bars {
 
 impl Bars {
     /// Progress of the run `job`. With `quiet`, nothing is shown unless it was asked for.
-    pub fn new(quiet: bool, style: ProgressStyle, job: &str) -> Bars {
+    pub(crate) fn new(quiet: bool, style: ProgressStyle, job: &str) -> Bars {
         let draws = style == ProgressStyle::Auto && !quiet && std::io::stderr().is_terminal();
         let shown = style == ProgressStyle::Jsonl;
         let board = Arc::new(ProgressBoard { job: job.to_owned(), shown, works: Mutex::default() });
@@ -164,7 +164,7 @@ impl Bars {
     }
 
     /// The pieces of work in hand.
-    pub fn board(&self) -> &Arc<ProgressBoard> {
+    pub(crate) fn board(&self) -> &Arc<ProgressBoard> {
         &self.board
     }
 

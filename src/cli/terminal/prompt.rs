@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Whether there is somebody to ask, who did not ask for quiet.
-pub fn possible(context: &Context) -> bool {
+pub(crate) fn possible(context: &Context) -> bool {
     !context.global.quiet && std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
@@ -42,35 +42,35 @@ fn ask<T>(question: impl FnOnce() -> dialoguer::Result<T>) -> Result<T, CliError
 }
 
 /// Asks for a password without showing it.
-pub fn password(question: &str) -> Result<String, CliError> {
+pub(crate) fn password(question: &str) -> Result<String, CliError> {
     ask(|| Password::new().with_prompt(question).interact())
 }
 
 /// The same for a key's passphrase; an empty answer is one.
-pub fn passphrase(question: &str) -> Result<String, CliError> {
+pub(crate) fn passphrase(question: &str) -> Result<String, CliError> {
     ask(|| Password::new().with_prompt(question).allow_empty_password(true).interact())
 }
 
 /// Asks for a new password, twice.
-pub fn new_password(question: &str) -> Result<String, CliError> {
+pub(crate) fn new_password(question: &str) -> Result<String, CliError> {
     ask(|| {
         Password::new().with_prompt(question).with_confirmation("Again", "The passwords differ; try again").interact()
     })
 }
 
 /// Offers a list; the answer is the index.
-pub fn select(question: &str, items: &[String]) -> Result<usize, CliError> {
+pub(crate) fn select(question: &str, items: &[String]) -> Result<usize, CliError> {
     // A machine's name is not trusted.
     let items = items.iter().map(|item| printable(item));
     ask(|| FuzzySelect::new().with_prompt(question).items(items).default(0).interact())
 }
 
 /// Asks for a line of text.
-pub fn text(question: &str, default: &str) -> Result<String, CliError> {
+pub(crate) fn text(question: &str, default: &str) -> Result<String, CliError> {
     ask(|| Input::new().with_prompt(question).with_initial_text(default).interact_text())
 }
 
 /// Asks yes or no; the default is no.
-pub fn confirm(question: &str) -> Result<bool, CliError> {
+pub(crate) fn confirm(question: &str) -> Result<bool, CliError> {
     ask(|| Confirm::new().with_prompt(question).default(false).interact())
 }

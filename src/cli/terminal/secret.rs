@@ -17,7 +17,7 @@ const LONGEST_BYTES: u64 = 1 << 20;
 
 /// Keeps passwords and keys that are in memory out of core dumps, and out of reach of other processes of this user. A
 /// program that is started from here may dump again.
-pub fn keep_out_of_core_dumps() {
+pub(crate) fn keep_out_of_core_dumps() {
     let limit = Rlimit { current: Some(0), ..getrlimit(Resource::Core) };
     let limited = setrlimit(Resource::Core, limit);
     // A core that goes into a pipe (as to systemd-coredump) knows no limit.
@@ -27,19 +27,19 @@ pub fn keep_out_of_core_dumps() {
 }
 
 /// A variable that is set and not empty.
-pub fn variable(name: &str) -> Option<String> {
+pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// The password in a file that not everybody can read, as restic reads it: all of the file, in UTF-8 or - with a byte
 /// order mark, as Windows writes it - in UTF-16, without blanks and line ends around it. It may be a named pipe, that
 /// somebody else writes to within the limit.
-pub fn from_file(path: &Path, limit: Duration) -> Result<Password, CliError> {
+pub(crate) fn from_file(path: &Path, limit: Duration) -> Result<Password, CliError> {
     from_file_by(path, limit, |bytes| trimmed(&decoded(bytes)))
 }
 
 /// The first line of such a file: what ssh would ask for, which may have blanks around it.
-pub fn line_from_file(path: &Path, limit: Duration) -> Result<Password, CliError> {
+pub(crate) fn line_from_file(path: &Path, limit: Duration) -> Result<Password, CliError> {
     from_file_by(path, limit, first_line)
 }
 
@@ -93,12 +93,12 @@ fn too_late(what: &str, limit: Duration) -> CliError {
 }
 
 /// What a command prints within the limit, as restic reads it; `origin` is where the command stands.
-pub fn from_command(command: &str, origin: &str, limit: Duration) -> Result<Password, CliError> {
+pub(crate) fn from_command(command: &str, origin: &str, limit: Duration) -> Result<Password, CliError> {
     from_command_by(command, origin, limit, trimmed)
 }
 
 /// The first line that a command prints within the limit.
-pub fn line_from_command(command: &str, origin: &str, limit: Duration) -> Result<Password, CliError> {
+pub(crate) fn line_from_command(command: &str, origin: &str, limit: Duration) -> Result<Password, CliError> {
     from_command_by(command, origin, limit, first_line)
 }
 

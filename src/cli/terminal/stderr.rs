@@ -11,23 +11,23 @@ use std::sync::OnceLock;
 static IN_JOURNAL: OnceLock<bool> = OnceLock::new();
 
 /// Whether the journal has it, and standard error, which is the journal too, need not be.
-pub fn in_journal() -> bool {
+pub(crate) fn in_journal() -> bool {
     IN_JOURNAL.get().copied().unwrap_or(false)
 }
 
 /// Notes, once, whether standard error is the journal too.
-pub fn set_in_journal(yes: bool) {
+pub(crate) fn set_in_journal(yes: bool) {
     let _ = IN_JOURNAL.set(yes);
 }
 
 /// Tells people, and the log, what went wrong and what to do.
-pub fn report(message: &str, hint: Option<&str>) {
+pub(crate) fn report(message: &str, hint: Option<&str>) {
     tracing::error!(target: TOLD, hint, "{message}");
     error(message, hint);
 }
 
 /// Tells people what went wrong and what to do, unless they read it in the journal.
-pub fn error(message: &str, hint: Option<&str>) {
+pub(crate) fn error(message: &str, hint: Option<&str>) {
     if in_journal() {
         return;
     }
@@ -36,18 +36,18 @@ pub fn error(message: &str, hint: Option<&str>) {
 }
 
 /// Says what to do.
-pub fn hint(hint: &str) {
+pub(crate) fn hint(hint: &str) {
     say(&format!("kvmb: hint: {}", pasteable(hint, None)));
 }
 
 /// Says why nothing was printed where people expect something, and how to go on.
-pub fn note(message: &str, hint: &str) {
+pub(crate) fn note(message: &str, hint: &str) {
     say(&format!("kvmb: {message}"));
     self::hint(hint);
 }
 
 /// Writes a text with bold heads, which are bold on a terminal only.
-pub fn styled(text: &str) {
+pub(crate) fn styled(text: &str) {
     let plain =
         ["\u{1b}[0m", "\u{1b}[1m", "\u{1b}[4m"].iter().fold(text.to_owned(), |text, code| text.replace(code, ""));
     let text = if color::on_stderr() { text } else { &plain };
@@ -55,7 +55,7 @@ pub fn styled(text: &str) {
 }
 
 /// Warns people.
-pub fn warning(message: &str) {
+pub(crate) fn warning(message: &str) {
     write(&format!("kvmb: {} {}", painted("warning:", YELLOW), printable(message)));
 }
 
@@ -67,7 +67,7 @@ fn painted(word: &str, code: &str) -> String {
 }
 
 /// Writes a line to standard error. One that nobody reads any more is no reason to leave a backup half done.
-pub fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     write(&printable(line));
 }
 

@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 
+use std::os::unix::net::UnixStream;
+
 use super::*;
 
 const CONTEXT_IDS: [(u32, &str); 2] = [(7, "base:allocation"), (9, "qemu:dirty-bitmap:b")];

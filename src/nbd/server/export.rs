@@ -24,7 +24,7 @@ pub enum Piece<'a> {
 
 impl Piece<'_> {
     /// How many bytes of the request this answers.
-    pub fn length_bytes(&self) -> u32 {
+    pub(crate) fn length_bytes(&self) -> u32 {
         match self {
             Piece::Zeros(length) => *length,
             Piece::Data(bytes) => bytes.len() as u32,

@@ -87,7 +87,7 @@ impl Ranges {
 }
 
 /// A base that is never changed, and what was written over it.
-pub struct Overlay {
+pub(crate) struct Overlay {
     base: Arc<dyn Export>,
     file: File,
     ranges: RwLock<Ranges>,
@@ -101,7 +101,7 @@ impl std::fmt::Debug for Overlay {
 
 impl Overlay {
     /// Puts an empty overlay over a base. `file` is empty, and nobody else's.
-    pub fn new(base: Arc<dyn Export>, file: File) -> Overlay {
+    pub(crate) fn new(base: Arc<dyn Export>, file: File) -> Overlay {
         Overlay { base, file, ranges: RwLock::default() }
     }
 

@@ -1,4 +1,4 @@
 //! Copying points to a second repository.
 
-pub mod plan;
+pub(crate) mod plan;
 pub mod transfer;

@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 
 /// The points of a second repository.
 #[derive(Debug, Clone, Default)]
-pub struct Copies {
+pub(crate) struct Copies {
     /// Oldest first.
     points: Vec<PointRef>,
     /// By what they are a copy of, and by their own id.
@@ -22,19 +22,19 @@ pub struct Copies {
 
 impl Copies {
     /// Those that a repository has. One whose snapshot file cannot be read does not count.
-    pub fn list(second: &Repository) -> Result<Copies> {
+    pub(crate) fn list(second: &Repository) -> Result<Copies> {
         Ok(Copies::of(points::list(second)?.0))
     }
 
     /// These, oldest first.
-    pub fn of(points: impl IntoIterator<Item = PointRef>) -> Copies {
+    pub(crate) fn of(points: impl IntoIterator<Item = PointRef>) -> Copies {
         let mut copies = Copies::default();
         points.into_iter().for_each(|point| copies.add(point));
         copies
     }
 
     /// One more, newer than those that are there or a copy.
-    pub fn add(&mut self, point: PointRef) {
+    pub(crate) fn add(&mut self, point: PointRef) {
         for id in point.snapshot.original.into_iter().chain([point.id]) {
             self.by_id.entry(id).or_default().push(point.clone());
         }
@@ -42,7 +42,7 @@ impl Copies {
     }
 
     /// The point that is the same as this one, whatever marks either of them got since.
-    pub fn copy_of(&self, point: &PointRef) -> Option<&PointRef> {
+    pub(crate) fn copy_of(&self, point: &PointRef) -> Option<&PointRef> {
         let same = |a: &Snapshot, b: &Snapshot| {
             (a.time, a.tree, &a.hostname, &a.paths) == (b.time, b.tree, &b.hostname, &b.paths)
         };
@@ -52,7 +52,7 @@ impl Copies {
     /// Which of a machine's points in the first repository - all of them, oldest first - await their copy. `policy` is
     /// the second repository's, and `origin_there` reads of which machine a point there is, if that can be read: only
     /// where it matters.
-    pub fn await_copy(
+    pub(crate) fn await_copy(
         &self,
         (machine, here): (&Lineage, &[&PointRef]),
         policy: &Policy,
@@ -92,7 +92,7 @@ impl Copies {
 }
 
 /// The id that all copies of a point share: the first one's.
-pub fn persistent_id(point: &PointRef) -> Id {
+pub(crate) fn persistent_id(point: &PointRef) -> Id {
     point.snapshot.original.unwrap_or(point.id)
 }
 

@@ -15,23 +15,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// How a user names a point.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PointName {
+pub(crate) enum PointName {
     /// An id or its beginning, or a machine's name, which means its newest point.
     Plain(String),
     /// The newest point of a machine at or before a moment (none: its newest).
-    At {
-        /// The machine.
-        machine: String,
-        /// The moment.
-        moment: Option<DateTime<FixedOffset>>,
-    },
+    At { machine: String, moment: Option<DateTime<FixedOffset>> },
 }
 
 impl PointName {
     /// Understands `ID`, `NAME`, `NAME@latest`, `NAME@yesterday`, `NAME@2026-11-20`, `NAME@2026-11-20T14:30`,
     /// `NAME@-2h`; times without an offset are local, and a date means its end. What stands after an `@` and is no time
     /// belongs to the name.
-    pub fn parse(text: &str, now: DateTime<Local>) -> PointName {
+    pub(crate) fn parse(text: &str, now: DateTime<Local>) -> PointName {
         if let Some((machine, time)) = text.rsplit_once('@')
             && !machine.is_empty()
         {
@@ -87,7 +82,7 @@ fn parse_moment(text: &str, now: DateTime<Local>) -> Option<DateTime<FixedOffset
 
 /// The one point that `name` means. A machine's name means the machine of this host; where this host has none of that
 /// name and several others have, it is [`Error::AmbiguousMachine`].
-pub fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<PointRef> {
+pub(crate) fn find(repo: &Repository, points: &[PointRef], name: &PointName) -> Result<PointRef> {
     let missing = |wanted: String| {
         let error = no_such_point(repo, points.iter().map(PointRef::machine), wanted);
         with_known_times(error, points)
@@ -189,7 +184,7 @@ fn of_one_machine<'p>(repo: &Repository, named: Vec<&'p PointRef>, machine: &str
 }
 
 /// That there is no such point, with those of the `machines` in the repository that may have been meant.
-pub fn no_such_point<'a>(repo: &Repository, machines: impl Iterator<Item = &'a str>, wanted: String) -> Error {
+pub(crate) fn no_such_point<'a>(repo: &Repository, machines: impl Iterator<Item = &'a str>, wanted: String) -> Error {
     let machines: BTreeSet<&str> = machines.collect();
     let (machine, _) = wanted.rsplit_once('@').unwrap_or((&wanted, ""));
     let near = match machines.contains(machine) {
@@ -210,7 +205,7 @@ fn with_known_times(error: Error, points: &[PointRef]) -> Error {
 
 /// [`find`] where snapshot files are damaged: each of them may be a newer point of the machine that is asked for, and
 /// an older one is not what was meant. A point can then still be had by its id.
-pub fn find_surely(
+pub(crate) fn find_surely(
     repo: &Repository,
     points: &[PointRef],
     damaged: &[DamagedSnapshot],
@@ -232,7 +227,7 @@ pub fn find_surely(
 }
 
 /// Whether a name or glob (`web*`) means this machine.
-pub fn name_matches(pattern: &str, machine: &str) -> bool {
+pub(crate) fn name_matches(pattern: &str, machine: &str) -> bool {
     pattern == machine || (is_glob(pattern) && glob::matches(pattern, machine))
 }
 

@@ -22,11 +22,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// What a point says of the machine that it is of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
+pub(crate) struct Origin {
     /// The machine's UUID.
-    pub uuid: String,
+    pub(crate) uuid: String,
     /// The host that it was on.
-    pub host: String,
+    pub(crate) host: String,
     /// Hosts that it was on before.
     earlier_hosts: Vec<EarlierHost>,
     /// The point that it continues.
@@ -43,7 +43,7 @@ impl Origin {
     }
 
     /// As the manifest says it.
-    pub fn of(manifest: &Manifest) -> Origin {
+    pub(crate) fn of(manifest: &Manifest) -> Origin {
         Origin {
             uuid: manifest.uuid.clone(),
             host: manifest.host.clone(),
@@ -56,23 +56,22 @@ impl Origin {
 
 /// The hosts on which a machine was when it was backed up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lineage {
+pub(crate) struct Lineage {
     /// The machine's UUID.
-    pub uuid: String,
-    /// The hosts.
-    pub hosts: BTreeSet<String>,
+    pub(crate) uuid: String,
+    pub(crate) hosts: BTreeSet<String>,
 }
 
 impl Lineage {
     /// Whether a point is this machine's.
-    pub fn has(&self, origin: &Origin) -> bool {
+    pub(crate) fn has(&self, origin: &Origin) -> bool {
         self.uuid == origin.uuid && self.hosts.contains(&origin.host)
     }
 }
 
 /// The machines that these points are of; each point is of exactly one. For the proofs all points that there are must
 /// be among them, of whatever name.
-pub fn lineages<'a>(points: impl IntoIterator<Item = (&'a PointRef, &'a Origin)>) -> Vec<Lineage> {
+pub(crate) fn lineages<'a>(points: impl IntoIterator<Item = (&'a PointRef, &'a Origin)>) -> Vec<Lineage> {
     let mut machines: BTreeMap<&str, Vec<&Origin>> = BTreeMap::new();
     let mut hosts: HashMap<Id, &str> = HashMap::new();
     for (point, origin) in points {

@@ -16,23 +16,23 @@ const LARGEST_SMALL_FILE_BYTES: u64 = 256 << 20;
 
 /// A point that was opened: its description and the contents of its disks.
 #[derive(Debug)]
-pub struct OpenPoint {
+pub(crate) struct OpenPoint {
     /// Which one.
-    pub id: Id,
+    pub(crate) id: Id,
     /// The snapshot file.
-    pub snapshot: Snapshot,
+    pub(crate) snapshot: Snapshot,
     /// `point.json`.
-    pub manifest: Manifest,
+    pub(crate) manifest: Manifest,
     /// Every file of the point's folder and of its disks' folders: the path within the point, the size, the content.
-    pub files: BTreeMap<String, (u64, Content)>,
+    pub(crate) files: BTreeMap<String, (u64, Content)>,
     /// The tree of each disk's folder, for a later point that changes nothing in it.
-    pub disk_trees: BTreeMap<String, Id>,
+    pub(crate) disk_trees: BTreeMap<String, Id>,
     /// Disks whose content cannot be known any more, and why; only [`open_with_damage`] lets such a point through.
-    pub broken: BTreeMap<String, String>,
+    pub(crate) broken: BTreeMap<String, String>,
 }
 
 /// Loads the index as far as it can be read; what it lost shows up in the points that are hit.
-pub fn load_index_for_reading(repo: &Repository, monitor: &dyn Monitor) -> Result<Arc<Index>> {
+pub(crate) fn load_index_for_reading(repo: &Repository, monitor: &dyn Monitor) -> Result<Arc<Index>> {
     let (index, damaged) = repo.load_index_with_damage()?;
     for (_, error) in damaged {
         monitor.warn(&error.to_string());
@@ -41,12 +41,12 @@ pub fn load_index_for_reading(repo: &Repository, monitor: &dyn Monitor) -> Resul
 }
 
 /// Reads a point's manifest, and nothing else of it.
-pub fn read_manifest(repo: &Repository, index: &Index, point: &PointRef) -> Result<Manifest> {
+pub(crate) fn read_manifest(repo: &Repository, index: &Index, point: &PointRef) -> Result<Manifest> {
     Ok(describe(repo, index, point)?.manifest)
 }
 
 /// What a point says of its machine; none where the point is damaged, which verify reports.
-pub fn read_origin(repo: &Repository, index: &Index, point: &PointRef) -> Result<Option<Origin>> {
+pub(crate) fn read_origin(repo: &Repository, index: &Index, point: &PointRef) -> Result<Option<Origin>> {
     match read_manifest(repo, index, point) {
         Ok(manifest) => Ok(Some(Origin::of(&manifest))),
         Err(Error::BadPoint { .. }) => Ok(None),
@@ -56,9 +56,9 @@ pub fn read_origin(repo: &Repository, index: &Index, point: &PointRef) -> Result
 
 /// What a point says of itself, without the contents of its disks.
 #[derive(Debug)]
-pub struct Description {
+pub(crate) struct Description {
     /// `point.json`.
-    pub manifest: Manifest,
+    pub(crate) manifest: Manifest,
     top: Top,
 }
 
@@ -107,7 +107,7 @@ fn read_top(repo: &Repository, index: &Index, point: &PointRef) -> Result<Top> {
 }
 
 /// Reads a point's manifest. What is missing or does not fit is [`Error::BadPoint`].
-pub fn describe(repo: &Repository, index: &Index, point: &PointRef) -> Result<Description> {
+pub(crate) fn describe(repo: &Repository, index: &Index, point: &PointRef) -> Result<Description> {
     let bad = bad(point);
     let top = read_top(repo, index, point)?;
     let json = read_small(repo, index, &top.files, MANIFEST, bad)?;
@@ -116,7 +116,7 @@ pub fn describe(repo: &Repository, index: &Index, point: &PointRef) -> Result<De
 }
 
 /// Opens a point that was described: reads the folders of its disks.
-pub fn open(repo: &Repository, index: &Index, point: &PointRef, described: Description) -> Result<OpenPoint> {
+pub(crate) fn open(repo: &Repository, index: &Index, point: &PointRef, described: Description) -> Result<OpenPoint> {
     let opened = open_described(repo, index, point, described)?;
     match opened.broken.values().next() {
         Some(reason) => Err(Error::BadPoint { point: point.id.to_string(), reason: reason.clone() }),
@@ -126,7 +126,7 @@ pub fn open(repo: &Repository, index: &Index, point: &PointRef, described: Descr
 
 /// Opens a point for whoever can do with a part: a disk whose list of chunks is lost is in [`OpenPoint::broken`], and
 /// [`OpenPoint::chunk_map`] of it is the error.
-pub fn open_with_damage(repo: &Repository, index: &Index, point: &PointRef) -> Result<OpenPoint> {
+pub(crate) fn open_with_damage(repo: &Repository, index: &Index, point: &PointRef) -> Result<OpenPoint> {
     open_described(repo, index, point, describe(repo, index, point)?)
 }
 
@@ -181,26 +181,26 @@ fn read_small(
 }
 
 /// The name of a disk's file within the point.
-pub fn disk_file(disk: &str) -> String {
+pub(crate) fn disk_file(disk: &str) -> String {
     format!("{disk}/{disk}.raw")
 }
 
 impl OpenPoint {
     /// One of the small files.
-    pub fn read_file(&self, repo: &Repository, index: &Index, name: &str) -> Result<Vec<u8>> {
+    pub(crate) fn read_file(&self, repo: &Repository, index: &Index, name: &str) -> Result<Vec<u8>> {
         let bad = |reason| Error::BadPoint { point: self.id.to_string(), reason };
         read_small(repo, index, &self.files, name, bad)
     }
 
     /// The machine's definition.
-    pub fn definition(&self, repo: &Repository, index: &Index) -> Result<String> {
+    pub(crate) fn definition(&self, repo: &Repository, index: &Index) -> Result<String> {
         String::from_utf8(self.read_file(repo, index, DEFINITION)?)
             .map_err(|_| Error::BadPoint { point: self.id.to_string(), reason: format!("{DEFINITION} is not UTF-8") })
     }
 
     /// The definition that has all disks of the point, and whether it is that of the running machine: one that was
     /// attached to it alone is in no other.
-    pub fn definition_of_disks(&self, repo: &Repository, index: &Index) -> Result<(String, bool)> {
+    pub(crate) fn definition_of_disks(&self, repo: &Repository, index: &Index) -> Result<(String, bool)> {
         let inactive = self.definition(repo, index)?;
         if !self.files.contains_key(LIVE_DEFINITION) {
             return Ok((inactive, false));
@@ -217,7 +217,7 @@ impl OpenPoint {
     }
 
     /// The chunks of one of the manifest's disks.
-    pub fn chunk_map(&self, disk: &ManifestDisk) -> Result<ChunkMap> {
+    pub(crate) fn chunk_map(&self, disk: &ManifestDisk) -> Result<ChunkMap> {
         let bad = |reason| Error::BadPoint { point: self.id.to_string(), reason };
         if let Some(reason) = self.broken.get(&disk.disk) {
             return Err(bad(reason.clone()));
@@ -233,13 +233,13 @@ impl OpenPoint {
     }
 
     /// The point as a record.
-    pub fn to_record(&self, repo: &Repository) -> record::Point {
+    pub(crate) fn to_record(&self, repo: &Repository) -> record::Point {
         to_record(repo, &self.id, &self.snapshot, &self.manifest)
     }
 }
 
 /// A point as a record.
-pub fn to_record(repo: &Repository, id: &Id, snapshot: &Snapshot, manifest: &Manifest) -> record::Point {
+pub(crate) fn to_record(repo: &Repository, id: &Id, snapshot: &Snapshot, manifest: &Manifest) -> record::Point {
     let sum = |of: fn(&ManifestDisk) -> u64| manifest.disks.iter().map(of).sum();
     record::Point {
         point: id.to_string(),

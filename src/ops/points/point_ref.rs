@@ -4,43 +4,43 @@ use crate::ops::Result;
 use crate::repo::{DamagedSnapshot, Id, Repository, Snapshot};
 
 /// The tag that marks kvmb's snapshots among others in a repository.
-pub const TAG: &str = "kvmb";
+pub(crate) const TAG: &str = "kvmb";
 
 /// The beginning of the tag that names the machine.
-pub const MACHINE_TAG: &str = "machine=";
+pub(crate) const MACHINE_TAG: &str = "machine=";
 
 /// The tag that keeps a point whatever the retention says; restic's `forget --keep-tag pinned` keeps it too.
-pub const PINNED_TAG: &str = "pinned";
+pub(crate) const PINNED_TAG: &str = "pinned";
 
 /// A snapshot that kvmb made.
 #[derive(Debug, Clone)]
 pub struct PointRef {
     /// The snapshot's id, which is the point's.
-    pub id: Id,
+    pub(crate) id: Id,
     /// The snapshot file.
-    pub snapshot: Snapshot,
+    pub(crate) snapshot: Snapshot,
 }
 
 impl PointRef {
     /// The machine's name, from the tag.
-    pub fn machine(&self) -> &str {
+    pub(crate) fn machine(&self) -> &str {
         self.snapshot.tags.iter().find_map(|tag| tag.strip_prefix(MACHINE_TAG)).unwrap_or("")
     }
 
     /// Whether retention leaves it alone.
-    pub fn is_pinned(&self) -> bool {
+    pub(crate) fn is_pinned(&self) -> bool {
         self.snapshot.tags.iter().any(|tag| tag == PINNED_TAG)
     }
 
     /// Whether this is what the id meant when it was given: pinning a point, or tagging it with restic, changes its id,
     /// and so does copying it to another repository.
-    pub fn is_or_was(&self, id: &Id) -> bool {
+    pub(crate) fn is_or_was(&self, id: &Id) -> bool {
         self.id == *id || self.snapshot.original == Some(*id)
     }
 }
 
 /// All points of a repository, oldest first, and what could not be read.
-pub fn list(repo: &Repository) -> Result<(Vec<PointRef>, Vec<DamagedSnapshot>)> {
+pub(crate) fn list(repo: &Repository) -> Result<(Vec<PointRef>, Vec<DamagedSnapshot>)> {
     let list = repo.snapshots()?;
     let mut points: Vec<PointRef> = list
         .snapshots

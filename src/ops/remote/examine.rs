@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// One thing that is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExamineStep {
+pub(crate) enum ExamineStep {
     /// Whether the server answers.
     Reach,
     /// Whether it is the right one.
@@ -38,7 +38,7 @@ pub enum ExamineStep {
 
 impl ExamineStep {
     /// All of them, in order.
-    pub const ALL: [ExamineStep; 7] = [
+    pub(crate) const ALL: [ExamineStep; 7] = [
         ExamineStep::Reach,
         ExamineStep::HostKey,
         ExamineStep::Login,
@@ -51,10 +51,9 @@ impl ExamineStep {
 
 /// What was found.
 #[derive(Debug, Clone)]
-pub enum ExamineFinding {
+pub(crate) enum ExamineFinding {
     /// It answers.
     Reached {
-        /// Its address.
         address: Option<SocketAddr>,
         /// How long it took until the encrypted connection was there.
         took: Duration,
@@ -85,22 +84,16 @@ pub enum ExamineFinding {
         beside: Option<String>,
     },
     /// The room; none if the server cannot tell.
-    Space {
-        /// In bytes.
-        free_bytes: Option<u64>,
-    },
+    Space { free_bytes: Option<u64> },
     /// The rates.
     Speed(Speed),
     /// By how much the server's clock is ahead of ours; negative where it is behind.
-    Clock {
-        /// In seconds.
-        ahead_seconds: i64,
-    },
+    Clock { ahead_seconds: i64 },
 }
 
 /// What the repository's folder is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FolderKind {
+pub(crate) enum FolderKind {
     /// It holds a repository.
     Repository,
     /// It is there and holds none.
@@ -111,18 +104,18 @@ pub enum FolderKind {
 
 /// What is looked at, and how closely.
 #[derive(Debug, Clone, Copy)]
-pub struct ExamineTarget<'a> {
+pub(crate) struct ExamineTarget<'a> {
     /// The repository's address.
-    pub target: &'a SftpAddress,
+    pub(crate) target: &'a SftpAddress,
     /// The repository's folder in the target, should that hold other things.
-    pub below: Option<&'a str>,
+    pub(crate) below: Option<&'a str>,
     /// How many bytes are sent to measure the speed, on all connections; none takes a short look at one connection.
-    pub speed_bytes: Option<u64>,
+    pub(crate) speed_bytes: Option<u64>,
 }
 
 /// Takes the steps; `report` is called for each. After one that failed the others are not tried. Once `ssh_context.stop` is raised
 /// it ends as interrupted, and nothing is reported of the step that it was at.
-pub fn examine(
+pub(crate) fn examine(
     subject: ExamineTarget,
     ssh_context: &SshContext,
     report: &mut dyn FnMut(ExamineStep, Result<ExamineFinding>),

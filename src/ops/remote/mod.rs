@@ -5,6 +5,6 @@ mod failures;
 mod setup;
 mod speed;
 
-pub use examine::{ExamineFinding, ExamineStep, ExamineTarget, FolderKind, examine};
-pub use setup::{SetupChange, setup};
-pub use speed::Speed;
+pub(crate) use examine::{ExamineFinding, ExamineStep, ExamineTarget, FolderKind, examine};
+pub(crate) use setup::{SetupChange, setup};
+pub(crate) use speed::Speed;

@@ -22,10 +22,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a step of the setup found or did.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SetupChange {
+pub(crate) enum SetupChange {
     /// The server's key.
     HostKey {
-        /// The server.
         server: String,
         /// The key's type.
         algorithm: String,
@@ -54,7 +53,7 @@ pub enum SetupChange {
 
 /// Sets it up; `report` is called for each step as it is done. A rehearsal looks at the server's key and whether this host's
 /// key is let in, and changes nothing. `comment` is what the key is known by in the account's list.
-pub fn setup(
+pub(crate) fn setup(
     target: &SftpAddress,
     ssh_context: &SshContext,
     comment: &str,

@@ -17,19 +17,19 @@ const LONGEST: Duration = Duration::from_secs(3);
 
 /// The rates of the way to a server, in bytes a second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Speed {
+pub(crate) struct Speed {
     /// Of so many connections together.
-    pub connections: usize,
+    pub(crate) connections: usize,
     /// To the server, until the data was on its disk.
-    pub upload: u64,
+    pub(crate) upload: u64,
     /// From the server.
-    pub download: u64,
+    pub(crate) download: u64,
 }
 
 type SpeedResult<T> = std::result::Result<T, SftpFault>;
 
 /// A short look at one connection. It ends soon once `stop` is raised; then what it measured means nothing.
-pub fn at_a_glance(files: &SftpClient, folder: &str, stop: &AtomicBool) -> SpeedResult<Speed> {
+pub(crate) fn at_a_glance(files: &SftpClient, folder: &str, stop: &AtomicBool) -> SpeedResult<Speed> {
     let piece = noise(PIECE_BYTES);
     let name = |number: u64| name(folder, number);
     let goes_on = |done: u64, begun: Instant| !stop.load(Ordering::Relaxed) && (done == 0 || begun.elapsed() < LONGEST);
@@ -59,7 +59,7 @@ pub fn at_a_glance(files: &SftpClient, folder: &str, stop: &AtomicBool) -> Speed
 
 /// So many bytes on all connections, stored as a backup stores its packs: what a long one would get. It ends with the
 /// packs on the way once `ssh_context.stop` is raised; then what it measured means nothing.
-pub fn at_length(
+pub(crate) fn at_length(
     ssh_target: &SshTarget,
     ssh_context: &SshContext,
     folder: &str,

@@ -16,15 +16,15 @@ use std::path::{Path, PathBuf};
 
 /// Something that the machine needs and this host does not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Missing {
+pub(crate) struct Missing {
     /// What, and where it should be.
-    pub what: String,
+    pub(crate) what: String,
     /// The flag or command that solves it.
-    pub solve: String,
+    pub(crate) solve: String,
     /// The drive that it is the medium of.
-    pub medium_of: Option<String>,
+    pub(crate) medium_of: Option<String>,
     /// Whether libvirt does not even take the definition without it.
-    pub prevents_definition: bool,
+    pub(crate) prevents_definition: bool,
 }
 
 /// What will be missing once the planned disks and files are written.

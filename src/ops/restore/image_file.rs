@@ -24,7 +24,7 @@ thread_local! {
 
 /// A file that is written in large aligned pieces, from several threads at once.
 #[derive(Debug)]
-pub struct ImageFile {
+pub(crate) struct ImageFile {
     file: File,
     /// The same, past the cache.
     direct: Option<File>,
@@ -32,7 +32,7 @@ pub struct ImageFile {
 
 impl ImageFile {
     /// Takes a file that is open for writing.
-    pub fn new(file: File) -> ImageFile {
+    pub(crate) fn new(file: File) -> ImageFile {
         // By its descriptor, for another file may have its name by now.
         let same = format!("/proc/self/fd/{}", file.as_raw_fd());
         let flags = OFlags::DIRECT.bits() as i32;
@@ -42,14 +42,14 @@ impl ImageFile {
     }
 
     /// The file itself, for what is small.
-    pub fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &File {
         &self.file
     }
 
     /// Takes the room for a range that will be written, without changing what it reads as: a disk that is too small is
     /// known before anything is written, and many file systems let only writes into room that is taken go on side by
     /// side.
-    pub fn reserve(&self, at: u64, length: u64) -> io::Result<()> {
+    pub(crate) fn reserve(&self, at: u64, length: u64) -> io::Result<()> {
         match fallocate(&self.file, FallocateFlags::empty(), at, length) {
             // Not every file system can.
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
@@ -58,7 +58,7 @@ impl ImageFile {
     }
 
     /// Writes all of it, or fails.
-    pub fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+    pub(crate) fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         let is_aligned = bytes.len().is_multiple_of(ALIGNMENT) && at.is_multiple_of(ALIGNMENT as u64);
         match self.direct.as_ref().filter(|_| is_aligned).map(|direct| write_aligned(direct, bytes, at)) {
             Some(Err(error)) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {}

@@ -8,14 +8,14 @@ mod host;
 mod image_file;
 mod notes;
 mod place;
-pub mod plan;
+pub(crate) mod plan;
 mod planned;
 mod preconditions;
 mod qcow2;
 mod request;
 mod small_file;
 mod small_files;
-pub mod target;
+pub(crate) mod target;
 mod trust;
 
 use super::chunk_map::{ChunkMap, Geometry, MappedChunk};
@@ -33,12 +33,12 @@ use std::ops::ControlFlow;
 use std::sync::Mutex;
 use target::{Placed, TargetDisk, WrittenDisk};
 
-pub use request::{ImageFormat, RestoreRequest};
+pub(crate) use request::{ImageFormat, RestoreRequest};
 
 /// Carries a plan out.
 ///
 /// `connect` opens the hypervisor; it is called late, and not at all when the plan defines nothing.
-pub fn restore(
+pub(crate) fn restore(
     repo: &Repository,
     index: &Index,
     point: &OpenPoint,

@@ -22,33 +22,33 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub(super) struct Place {
     /// The file or device as it is named.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// The same, links followed.
-    pub real_path: PathBuf,
+    pub(crate) real_path: PathBuf,
     /// Which of the two.
-    pub kind: TargetKind,
+    pub(crate) kind: TargetKind,
     /// Whether that is the place that the definition has for it.
-    pub is_unmoved: bool,
+    pub(crate) is_unmoved: bool,
     /// The volume that it is.
-    pub volume: Option<Volume>,
+    pub(crate) volume: Option<Volume>,
 }
 
 /// What decides on the place of a disk.
 pub(super) struct Placing<'a> {
-    pub request: &'a RestoreRequest,
-    pub hypervisor: Option<&'a Hypervisor>,
+    pub(crate) request: &'a RestoreRequest,
+    pub(crate) hypervisor: Option<&'a Hypervisor>,
     /// The machine's name from now on.
-    pub machine: &'a str,
+    pub(crate) machine: &'a str,
     /// The disk's name, and what the definition says of it.
-    pub disk: &'a str,
-    pub described: Option<&'a DefinedDisk>,
-    pub capacity_bytes: u64,
-    pub format: ImageFormat,
+    pub(crate) disk: &'a str,
+    pub(crate) described: Option<&'a DefinedDisk>,
+    pub(crate) capacity_bytes: u64,
+    pub(crate) format: ImageFormat,
 }
 
 impl Placing<'_> {
     /// The file or device that the disk goes to.
-    pub fn place(&self) -> Result<Place> {
+    pub(crate) fn place(&self) -> Result<Place> {
         let source = self.described.map(|disk| &disk.source);
         match (self.request.to.get(self.disk), &self.request.into, source) {
             (Some(path), ..) => self.named(std::path::absolute(path).map_err(Error::io("find", path))?, false),

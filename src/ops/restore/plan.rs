@@ -23,45 +23,44 @@ use std::path::{Path, PathBuf};
 
 /// All that will be written.
 #[derive(Debug)]
-pub struct RestorePlan {
+pub(crate) struct RestorePlan {
     /// The machine's name from now on.
-    pub machine: String,
+    pub(crate) machine: String,
     /// Its UUID from now on.
-    pub uuid: String,
-    /// The disks.
-    pub disks: Vec<PlannedDisk>,
+    pub(crate) uuid: String,
+    pub(crate) disks: Vec<PlannedDisk>,
     /// The small files.
-    pub files: Vec<PlannedFile>,
+    pub(crate) files: Vec<PlannedFile>,
     /// The definition as it will be.
-    pub definition: String,
+    pub(crate) definition: String,
     /// Where the definition is written to, when libvirt does not get it.
-    pub definition_file: Option<PathBuf>,
+    pub(crate) definition_file: Option<PathBuf>,
     /// Whether libvirt gets it.
-    pub define: bool,
+    pub(crate) define: bool,
     /// Whether the machine is started.
-    pub start: bool,
+    pub(crate) start: bool,
     /// Whether what exists may be replaced.
-    pub overwrite: bool,
+    pub(crate) overwrite: bool,
     /// Whether saved memory may be removed.
-    pub discard_saved_memory: bool,
+    pub(crate) discard_saved_memory: bool,
     /// Whether the machine starts with the host; none leaves that as it is.
-    pub autostart: Option<bool>,
+    pub(crate) autostart: Option<bool>,
     /// What will be different from the machine that was backed up, one sentence each.
-    pub notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
     /// What the machine needs and this host does not have.
-    pub missing: Vec<Missing>,
+    pub(crate) missing: Vec<Missing>,
 }
 
 impl RestorePlan {
     /// The devices that are written in place: an interruption leaves them incomplete.
-    pub fn devices(&self) -> impl Iterator<Item = &Path> {
+    pub(crate) fn devices(&self) -> impl Iterator<Item = &Path> {
         self.disks.iter().filter(|disk| disk.kind == TargetKind::Device).map(|disk| disk.path.as_path())
     }
 }
 
 /// Decides everything, and refuses what must not be written over. Without a hypervisor there are no storage pools, and
 /// nothing is said of what is missing on this host.
-pub fn plan(
+pub(crate) fn plan(
     repo: &Repository,
     index: &Index,
     point: &OpenPoint,
@@ -252,7 +251,7 @@ fn refuse_two_in_one_place<'a>(things: impl Iterator<Item = (&'a str, &'a PathBu
 
 /// Refuses to touch a machine that runs, and - without `--overwrite` - one that exists. A definition whose images are
 /// all gone is what a lost file system leaves: to restore such a machine overwrites nothing of it.
-pub fn refuse_running(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<()> {
+pub(crate) fn refuse_running(hypervisor: &Hypervisor, plan: &RestorePlan) -> Result<()> {
     let names = [&plan.machine, &plan.uuid];
     for name in names.into_iter().filter(|_| plan.define) {
         let Some(found) = existing(hypervisor, name)? else { continue };
@@ -341,7 +340,7 @@ pub(super) fn drop_checkpoints(machine: &Machine) -> Result<Vec<String>> {
 
 impl RestorePlan {
     /// The plan as the records of `--dry-run`.
-    pub fn actions(&self) -> Vec<Action> {
+    pub(crate) fn actions(&self) -> Vec<Action> {
         let action = |target: String, reason: String, extra: serde_json::Value| Action {
             action: "restore".into(),
             target,

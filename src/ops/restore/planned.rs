@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 /// Whether a disk goes to a file or to a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TargetKind {
+pub(crate) enum TargetKind {
     /// A new file.
     File,
     /// A block device, written in place.
@@ -18,41 +18,41 @@ pub enum TargetKind {
 
 /// One disk of the plan.
 #[derive(Debug)]
-pub struct PlannedDisk {
+pub(crate) struct PlannedDisk {
     /// Its target name.
-    pub disk: String,
+    pub(crate) disk: String,
     /// The file or device, as the definition names it.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// The same, links followed: what is written.
-    pub real_path: PathBuf,
+    pub(crate) real_path: PathBuf,
     /// Which of the two.
-    pub kind: TargetKind,
+    pub(crate) kind: TargetKind,
     /// Whether that is the place that the definition has for it.
-    pub is_unmoved: bool,
+    pub(crate) is_unmoved: bool,
     /// The volume of a storage pool that it is.
-    pub volume: Option<Volume>,
+    pub(crate) volume: Option<Volume>,
     /// The format that is written.
-    pub format: ImageFormat,
+    pub(crate) format: ImageFormat,
     /// The size that the guest sees.
-    pub capacity_bytes: u64,
+    pub(crate) capacity_bytes: u64,
     /// The size of chunks.
-    pub chunk_bytes: u32,
+    pub(crate) chunk_bytes: u32,
     /// The chunks.
-    pub map: ChunkMap,
+    pub(crate) map: ChunkMap,
     /// Whether what is there may be replaced.
-    pub overwrite: bool,
+    pub(crate) overwrite: bool,
     /// Who may use an image that is made where none is: libvirt leaves that alone.
-    pub owner: Option<ImageOwner>,
+    pub(crate) owner: Option<ImageOwner>,
 }
 
 impl PlannedDisk {
     /// How the disk is cut.
-    pub fn geometry(&self) -> Geometry {
+    pub(crate) fn geometry(&self) -> Geometry {
         Geometry { capacity_bytes: self.capacity_bytes, chunk_bytes: self.chunk_bytes }
     }
 
     /// Its chunks that are not zero, together where they lie together: from which byte of the disk, and how much.
-    pub fn data_ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+    pub(crate) fn data_ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let geometry = self.geometry();
         let mut data = self.map.runs().filter(|(_, chunk, _)| *chunk != MappedChunk::Zero).peekable();
         std::iter::from_fn(move || {
@@ -74,37 +74,35 @@ impl PlannedDisk {
     }
 
     /// What it will take on the host, about.
-    pub fn data_bytes(&self) -> u64 {
+    pub(crate) fn data_bytes(&self) -> u64 {
         self.data_ranges().map(|(_, length)| length).sum()
     }
 }
 
 /// A volume of a storage pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Volume {
-    /// The pool.
-    pub pool: String,
-    /// The volume.
-    pub volume: String,
+pub(crate) struct Volume {
+    pub(crate) pool: String,
+    pub(crate) volume: String,
     /// Whether libvirt has to make it: a device that is not there.
-    pub is_new_device: bool,
+    pub(crate) is_new_device: bool,
 }
 
 /// One small file of the plan.
 #[derive(Debug)]
-pub struct PlannedFile {
+pub(crate) struct PlannedFile {
     /// Its name in the point.
-    pub name: String,
+    pub(crate) name: String,
     /// Where it goes.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// The folder above it that the user of the command named, if it is below one.
-    pub below: Option<PathBuf>,
+    pub(crate) below: Option<PathBuf>,
     /// Network storage that it goes to instead of a file.
-    pub network: Option<DiskSource>,
+    pub(crate) network: Option<DiskSource>,
     /// Whether it goes to a block device, which must be there.
-    pub is_on_device: bool,
+    pub(crate) is_on_device: bool,
     /// Whether its folder is made if it is missing.
-    pub makes_folder: bool,
+    pub(crate) makes_folder: bool,
     /// Its permissions; none are those of what it replaces, or mode 0600.
-    pub mode: Option<u32>,
+    pub(crate) mode: Option<u32>,
 }

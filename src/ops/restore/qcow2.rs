@@ -28,7 +28,7 @@ const HEADER_BYTES: u32 = 104;
 
 /// Where everything of an image is.
 #[derive(Debug)]
-pub struct Layout {
+pub(crate) struct Layout {
     geometry: Geometry,
     /// Runs of allocated chunks: the first one's index, how many, and the cluster in the file where they begin.
     runs: Vec<(u64, u64, u64)>,
@@ -42,7 +42,7 @@ pub struct Layout {
 
 impl Layout {
     /// The image of a disk with these chunks. They are whole clusters: a multiple of 512 KiB, as everywhere in kvmb.
-    pub fn new(geometry: Geometry, map: &ChunkMap) -> Layout {
+    pub(crate) fn new(geometry: Geometry, map: &ChunkMap) -> Layout {
         let guest_clusters = geometry.capacity_bytes.div_ceil(CLUSTER_BYTES);
         let per_chunk = u64::from(geometry.chunk_bytes) / CLUSTER_BYTES;
         let (mut runs, mut l2_tables, mut data) = (Vec::<(u64, u64, u64)>::new(), Vec::new(), 0);
@@ -82,7 +82,7 @@ impl Layout {
     }
 
     /// Where in the file a byte of the disk is that belongs to an allocated chunk.
-    pub fn file_offset(&self, offset: u64) -> Option<u64> {
+    pub(crate) fn file_offset(&self, offset: u64) -> Option<u64> {
         let chunk = offset / u64::from(self.geometry.chunk_bytes);
         let at = self.runs.partition_point(|(first, ..)| *first <= chunk).checked_sub(1)?;
         let (first, count, cluster) = self.runs[at];
@@ -90,19 +90,19 @@ impl Layout {
     }
 
     /// Where in the file the data is: from which byte, and how much.
-    pub fn data(&self) -> (u64, u64) {
+    pub(crate) fn data(&self) -> (u64, u64) {
         let first = self.runs.first().map_or(self.clusters, |(.., cluster)| *cluster);
         (first * CLUSTER_BYTES, (self.clusters - first) * CLUSTER_BYTES)
     }
 
     /// How long the image is.
-    pub fn file_bytes(&self) -> u64 {
+    pub(crate) fn file_bytes(&self) -> u64 {
         self.clusters * CLUSTER_BYTES
     }
 
     /// Writes all but the data; every byte of it, so that nothing of what a device held before is taken for a part of
     /// it.
-    pub fn write_metadata(&self, file: &File) -> io::Result<()> {
+    pub(crate) fn write_metadata(&self, file: &File) -> io::Result<()> {
         if file.metadata()?.is_file() {
             file.set_len(self.file_bytes())?;
         }

@@ -37,9 +37,9 @@ const LARGEST_ATTRIBUTE_BYTES: usize = 64 << 10;
 
 /// Where a file goes.
 #[derive(Debug, Clone)]
-pub struct Destination {
+pub(crate) struct Destination {
     /// Its path, for people.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// The path by which system calls reach it.
     reach: PathBuf,
     /// The folder that this path leads through, where it must not be looked up again.
@@ -48,12 +48,12 @@ pub struct Destination {
 
 impl Destination {
     /// A path in a folder that nobody else can write.
-    pub fn new(path: &Path) -> Destination {
+    pub(crate) fn new(path: &Path) -> Destination {
         Destination { path: path.to_owned(), reach: path.to_owned(), _folder: None }
     }
 
     /// A place in a folder that others may write.
-    pub fn anchored(place: &ResolvedPath) -> Destination {
+    pub(crate) fn anchored(place: &ResolvedPath) -> Destination {
         Destination { path: place.path(), reach: place.anchored(), _folder: Some(place.folder.clone()) }
     }
 
@@ -64,7 +64,7 @@ impl Destination {
 
 /// A disk being written.
 #[derive(Debug)]
-pub struct TargetDisk {
+pub(crate) struct TargetDisk {
     disk: String,
     path: PathBuf,
     overwrite: bool,
@@ -86,7 +86,7 @@ enum Form {
 
 /// A disk that is complete and durable, still under its temporary name.
 #[derive(Debug)]
-pub struct WrittenDisk {
+pub(crate) struct WrittenDisk {
     disk: String,
     path: PathBuf,
     overwrite: bool,
@@ -96,14 +96,14 @@ pub struct WrittenDisk {
 /// A file in the making beside its place, locked so that nobody takes it for one that a killed restore left. Dropped,
 /// it is removed.
 #[derive(Debug)]
-pub struct PartialFile {
+pub(crate) struct PartialFile {
     path: tempfile::TempPath,
     file: File,
 }
 
 /// Whose mode and owner a file that replaces another has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Looks {
+pub(crate) enum Looks {
     /// Those of what it replaces.
     OfReplaced,
     /// Its own: mode 0600, ours.
@@ -114,7 +114,7 @@ pub enum Looks {
 
 /// A file that took its place; what it replaced comes back unless [`Placed::keep`] is called.
 #[derive(Debug)]
-pub struct Placed {
+pub(crate) struct Placed {
     at: Destination,
     replaced: Option<PathBuf>,
     kept: bool,
@@ -122,7 +122,7 @@ pub struct Placed {
 
 impl PartialFile {
     /// Makes an empty file, mode 0600, in the folder of what it is to become.
-    pub fn create(at: &Destination) -> Result<PartialFile> {
+    pub(crate) fn create(at: &Destination) -> Result<PartialFile> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
         let made = tempfile::Builder::new()
@@ -139,7 +139,7 @@ impl PartialFile {
     }
 
     /// The file, for writing.
-    pub fn file(&mut self) -> &mut File {
+    pub(crate) fn file(&mut self) -> &mut File {
         &mut self.file
     }
 
@@ -181,7 +181,7 @@ fn is_administrators(name: &[u8]) -> bool {
 
 /// Removes the unfinished files that killed restores left in a folder; failing to do so harms nobody. Returns the paths
 /// of the replaced files that they left, which may be the only copy of an old image and stay.
-pub fn sweep(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn sweep(folder: &Path) -> Vec<PathBuf> {
     let mut replaced = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -207,7 +207,7 @@ pub fn sweep(folder: &Path) -> Vec<PathBuf> {
 
 impl TargetDisk {
     /// Makes the empty image beside its place, or opens the device.
-    pub fn create(disk: &PlannedDisk) -> Result<TargetDisk> {
+    pub(crate) fn create(disk: &PlannedDisk) -> Result<TargetDisk> {
         let path = disk.real_path.clone();
         let (temporary, file) = match disk.kind {
             TargetKind::Device => (None, open_device(disk)?),
@@ -244,13 +244,8 @@ impl TargetDisk {
         Ok(TargetDisk { disk: disk.disk.clone(), path, overwrite, temporary, file, form })
     }
 
-    /// The disk's target name.
-    pub fn disk(&self) -> &str {
-        &self.disk
-    }
-
     /// Writes data; from several threads at once.
-    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let at = match &self.form {
             Form::Raw | Form::Device => offset,
             Form::Qcow2(layout) => layout.file_offset(offset).ok_or_else(|| {
@@ -262,7 +257,7 @@ impl TargetDisk {
     }
 
     /// Makes a range read as zeros. In a new image it does already.
-    pub fn write_zeros(&self, offset: u64, length: u64) -> Result<()> {
+    pub(crate) fn write_zeros(&self, offset: u64, length: u64) -> Result<()> {
         let (Form::Device, file) = (&self.form, self.file.file()) else {
             return Ok(());
         };
@@ -281,7 +276,7 @@ impl TargetDisk {
     }
 
     /// Makes what was written durable.
-    pub fn finish(self) -> Result<WrittenDisk> {
+    pub(crate) fn finish(self) -> Result<WrittenDisk> {
         self.file.file().sync_all().map_err(Error::io("sync", &self.path))?;
         Ok(WrittenDisk { disk: self.disk, path: self.path, overwrite: self.overwrite, temporary: self.temporary })
     }
@@ -298,7 +293,7 @@ fn open_device(disk: &PlannedDisk) -> Result<File> {
 
 impl WrittenDisk {
     /// Puts the disk in its place, unless its machine was started while it was being written.
-    pub fn place(self) -> Result<Placed> {
+    pub(crate) fn place(self) -> Result<Placed> {
         if self.temporary.is_some() && self.path.exists() {
             refuse_in_use(&self.disk, &self.path)?;
         }
@@ -312,13 +307,13 @@ impl WrittenDisk {
 
 impl Placed {
     /// What was written over what is there, and cannot be undone: a device.
-    pub fn in_place(at: Destination) -> Placed {
+    pub(crate) fn in_place(at: Destination) -> Placed {
         Placed { at, replaced: None, kept: true }
     }
 
     /// Renames `temporary` to what it is to become. What is there is an error, or - with `overwrite` - changes places
     /// with it, so that at no moment there is nothing. A link is replaced and not followed.
-    pub fn put(temporary: PartialFile, at: Destination, overwrite: bool, looks: Looks) -> Result<Placed> {
+    pub(crate) fn put(temporary: PartialFile, at: Destination, overwrite: bool, looks: Looks) -> Result<Placed> {
         let old = if overwrite { fs::symlink_metadata(&at.reach).ok() } else { None };
         let folder = at.folder().to_owned();
         let path = at.path.clone();
@@ -371,7 +366,7 @@ impl Placed {
     }
 
     /// The file stays, and what it replaced goes.
-    pub fn keep(mut self) {
+    pub(crate) fn keep(mut self) {
         self.kept = true;
         if let Some(replaced) = self.replaced.take() {
             let _ = fs::remove_file(replaced);

@@ -12,8 +12,8 @@
 
 mod chunk_cache;
 mod point_disk;
-pub mod registry;
-pub mod socket;
+pub(crate) mod registry;
+pub(crate) mod socket;
 
 use super::chunk_map::Geometry;
 use super::manifest::ManifestDisk;
@@ -34,23 +34,22 @@ use std::sync::Arc;
 
 /// A point that is ready to be served.
 #[derive(Debug)]
-pub struct ServedPoint {
+pub(crate) struct ServedPoint {
     server: Server,
     damage: Arc<DamageLog>,
 }
 
 /// What is served of a point.
 #[derive(Debug, Clone, Copy)]
-pub struct ServeRequest<'a> {
-    /// The disks.
-    pub disks: &'a [&'a ManifestDisk],
+pub(crate) struct ServeRequest<'a> {
+    pub(crate) disks: &'a [&'a ManifestDisk],
     /// Where what is written goes until the server ends: a folder. Without one nothing can be written.
-    pub overlays: Option<&'a Path>,
+    pub(crate) overlays: Option<&'a Path>,
 }
 
 impl ServedPoint {
     /// Prepares disks of a point. A disk whose list of chunks is lost is an error.
-    pub fn new(
+    pub(crate) fn new(
         repo: &Repository,
         index: Arc<Index>,
         point: &OpenPoint,
@@ -78,7 +77,7 @@ impl ServedPoint {
 
     /// Serves until `stop` is raised, or `look` returns false: it is called some ten times a second, with the damage
     /// that was met since the last time, and whether anybody is connected.
-    pub fn run(&self, socket: &PrivateSocket, mut look: impl FnMut(Vec<Damage>, bool) -> bool) -> Result<()> {
+    pub(crate) fn run(&self, socket: &PrivateSocket, mut look: impl FnMut(Vec<Damage>, bool) -> bool) -> Result<()> {
         let served = self.server.run(&socket.listener, || look(self.damage.take(), self.server.connections() > 0));
         look(self.damage.take(), false);
         served.map_err(Error::io("listen on", socket.path()))
@@ -93,11 +92,10 @@ fn overlay_file(folder: &Path) -> Result<fs::File> {
 
 /// The folder of one server's socket, removed with it.
 #[derive(Debug)]
-pub struct SocketFolder(PathBuf);
+pub(crate) struct SocketFolder(PathBuf);
 
 impl SocketFolder {
-    /// Where it is.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -110,14 +108,14 @@ impl Drop for SocketFolder {
 }
 
 /// Makes a folder for the socket of one server, which everybody can pass: the socket itself is private.
-pub fn new_socket_folder(runtime: &RuntimeDirs, id: &str) -> Result<SocketFolder> {
+pub(crate) fn new_socket_folder(runtime: &RuntimeDirs, id: &str) -> Result<SocketFolder> {
     let folder = runtime.socket_folder().join(id);
     fs::DirBuilder::new().mode(0o711).create(&folder).map_err(Error::io("create", &folder))?;
     Ok(SocketFolder(folder))
 }
 
 /// The record of a served disk.
-pub fn to_record(point: &OpenPoint, disk: &ManifestDisk, socket: &Path, served: Option<&str>) -> record::Disk {
+pub(crate) fn to_record(point: &OpenPoint, disk: &ManifestDisk, socket: &Path, served: Option<&str>) -> record::Disk {
     let manifest = &point.manifest;
     record::Disk {
         connect: manifest.connect.clone(),

@@ -19,33 +19,30 @@ const ENDING_LIMIT: Duration = Duration::from_secs(10);
 
 /// A point that is served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServedState {
+pub(crate) struct ServedState {
     /// What `release` ends it by: `s-1a2b3c4d`.
-    pub id: String,
-    /// The machine.
-    pub machine: String,
-    /// The point.
-    pub point: String,
+    pub(crate) id: String,
+    pub(crate) machine: String,
+    pub(crate) point: String,
     /// The repository.
-    pub repo: String,
-    /// The socket.
-    pub socket: PathBuf,
+    pub(crate) repo: String,
+    pub(crate) socket: PathBuf,
     /// The server.
-    pub process: ServerProcess,
+    pub(crate) process: ServerProcess,
     /// When it ends if nobody is connected.
-    pub lease_ends_at: Time,
+    pub(crate) lease_ends_at: Time,
 }
 
 impl ServedState {
     /// Writes its file, or replaces it.
-    pub fn save(&self, runtime: &RuntimeDirs) -> Result<()> {
+    pub(crate) fn save(&self, runtime: &RuntimeDirs) -> Result<()> {
         let path = path_of(runtime, &self.id);
         let json = serde_json::to_vec(self).map_err(|error| Error::io("write", &path)(error.into()))?;
         atomic_file::write(&path, &json, 0o600).map_err(Error::io("write", &path))
     }
 
     /// Those whose server is alive; what a killed one left is removed.
-    pub fn list(runtime: &RuntimeDirs) -> Result<Vec<ServedState>> {
+    pub(crate) fn list(runtime: &RuntimeDirs) -> Result<Vec<ServedState>> {
         let folder = runtime.state_folder();
         let mut found = Vec::new();
         for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
@@ -63,13 +60,13 @@ impl ServedState {
     }
 
     /// Those that a name means: an id, or a machine.
-    pub fn named(runtime: &RuntimeDirs, name: &str) -> Result<Vec<ServedState>> {
+    pub(crate) fn named(runtime: &RuntimeDirs, name: &str) -> Result<Vec<ServedState>> {
         let all = ServedState::list(runtime)?;
         Ok(all.into_iter().filter(|state| state.id == name || state.machine == name).collect())
     }
 
     /// Ends the server, and waits for its end.
-    pub fn end(&self, runtime: &RuntimeDirs) -> Result<()> {
+    pub(crate) fn end(&self, runtime: &RuntimeDirs) -> Result<()> {
         self.process.ask_to_end();
         let deadline = Instant::now() + ENDING_LIMIT;
         while self.process.is_alive() {
@@ -82,7 +79,7 @@ impl ServedState {
     }
 
     /// Removes what it left.
-    pub fn clear(&self, runtime: &RuntimeDirs) -> Result<()> {
+    pub(crate) fn clear(&self, runtime: &RuntimeDirs) -> Result<()> {
         // Only what lies in our own folder is known to be ours.
         if let Some(folder) = self.socket.parent().filter(|folder| folder.parent() == Some(runtime.socket_folder())) {
             remove(fs::remove_dir_all(folder), folder)?;

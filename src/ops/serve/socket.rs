@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// A listening socket, whose file is removed with it.
 #[derive(Debug)]
-pub struct PrivateSocket {
+pub(crate) struct PrivateSocket {
     path: PathBuf,
     pub(super) listener: UnixListener,
 }
@@ -18,7 +18,7 @@ pub struct PrivateSocket {
 impl PrivateSocket {
     /// Listens at a path, for its owner alone (mode 0600): this user, or the given user and group. A socket that nobody
     /// listens on any more is replaced; anything else that has the name is not.
-    pub fn bind(path: &Path, owner: Option<(u32, u32)>) -> Result<PrivateSocket> {
+    pub(crate) fn bind(path: &Path, owner: Option<(u32, u32)>) -> Result<PrivateSocket> {
         if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
             return Err(crate::capture::Error::SocketPathTooLong { path: path.to_owned() }.into());
         }
@@ -37,8 +37,7 @@ impl PrivateSocket {
         Ok(socket)
     }
 
-    /// Where it is.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }

@@ -25,12 +25,12 @@ pub(super) struct ChunkReader<'a> {
 }
 
 impl<'a> ChunkReader<'a> {
-    pub fn new(task: &'a DiskTask<'a>, geometry: Geometry, stop: &'a Stop) -> ChunkReader<'a> {
+    pub(crate) fn new(task: &'a DiskTask<'a>, geometry: Geometry, stop: &'a Stop) -> ChunkReader<'a> {
         ChunkReader { task, geometry, stop, client: None, buffer: Vec::new() }
     }
 
     /// The bytes of a chunk.
-    pub fn read(&mut self, index: u64) -> Result<&[u8]> {
+    pub(crate) fn read(&mut self, index: u64) -> Result<&[u8]> {
         self.stop.check()?;
         let failed = Error::disk(self.task.disk);
         let client = match &mut self.client {

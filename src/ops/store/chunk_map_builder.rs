@@ -19,17 +19,17 @@ pub(super) enum RunKind {
 /// A run of chunks, dealt with.
 #[derive(Debug)]
 pub(super) struct Piece {
-    pub first: u64,
-    pub count: u64,
-    pub what: RunKind,
-    pub read_bytes: u64,
-    pub new_bytes: u64,
-    pub stored_bytes: u64,
+    pub(crate) first: u64,
+    pub(crate) count: u64,
+    pub(crate) what: RunKind,
+    pub(crate) read_bytes: u64,
+    pub(crate) new_bytes: u64,
+    pub(crate) stored_bytes: u64,
 }
 
 impl Piece {
     /// A run that cost nothing so far.
-    pub fn new(first: u64, count: u64, what: RunKind) -> Piece {
+    pub(crate) fn new(first: u64, count: u64, what: RunKind) -> Piece {
         Piece { first, count, what, read_bytes: 0, new_bytes: 0, stored_bytes: 0 }
     }
 }
@@ -65,7 +65,7 @@ pub(super) struct ChunkMapBuilder<'a> {
 
 impl<'a> ChunkMapBuilder<'a> {
     /// An empty map; clean pieces are taken from `base`.
-    pub fn new(geometry: Geometry, base: Option<Base<'a>>) -> ChunkMapBuilder<'a> {
+    pub(crate) fn new(geometry: Geometry, base: Option<Base<'a>>) -> ChunkMapBuilder<'a> {
         ChunkMapBuilder {
             geometry,
             stored: StoredDisk { is_unchanged: base.is_some(), ..StoredDisk::default() },
@@ -79,7 +79,7 @@ impl<'a> ChunkMapBuilder<'a> {
     }
 
     /// Adds a piece; those that come early wait for their turn.
-    pub fn add(&mut self, piece: Piece) {
+    pub(crate) fn add(&mut self, piece: Piece) {
         self.stored.read_bytes += piece.read_bytes;
         self.stored.new_bytes += piece.new_bytes;
         self.stored.stored_bytes += piece.stored_bytes;
@@ -119,7 +119,7 @@ impl<'a> ChunkMapBuilder<'a> {
     }
 
     /// The whole map, or what is wrong with it.
-    pub fn finish(mut self) -> Assembled {
+    pub(crate) fn finish(mut self) -> Assembled {
         if let Some(index) = self.orphan {
             return Assembled::Incomplete(format!("chunk {index} is clean and the parent has none such"));
         }

@@ -15,5 +15,5 @@ mod store_disk;
 mod task;
 
 pub(super) use lost_chunks::{damaged_points, lost_chunks};
-pub use store_disk::store_disk;
-pub use task::{Base, DiskTask, StoreOutcome, StoredDisk, check_size};
+pub(crate) use store_disk::store_disk;
+pub(crate) use task::{Base, DiskTask, StoreOutcome, StoredDisk, check_size};

@@ -25,7 +25,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const IN_FLIGHT_BYTES: usize = 8 << 20;
 
 /// Stores one disk.
-pub fn store_disk(task: &DiskTask, writer: &Writer, progress: &dyn Progress, stop: &Stop) -> Result<StoreOutcome> {
+pub(crate) fn store_disk(
+    task: &DiskTask,
+    writer: &Writer,
+    progress: &dyn Progress,
+    stop: &Stop,
+) -> Result<StoreOutcome> {
     let skips = task.base.filter(|base| !base.read_all);
     let options = ReadOptions {
         chunk_bytes: task.chunk_bytes,

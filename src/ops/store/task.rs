@@ -7,31 +7,29 @@ use crate::rate_limiter::RateLimiter;
 
 /// What storing one disk came to.
 #[derive(Debug, Default)]
-pub struct StoredDisk {
+pub(crate) struct StoredDisk {
     /// The disk's chunks.
-    pub map: ChunkMap,
+    pub(crate) map: ChunkMap,
     /// The disk's size as the capture has it.
-    pub capacity_bytes: u64,
+    pub(crate) capacity_bytes: u64,
     /// What was read over NBD.
-    pub read_bytes: u64,
+    pub(crate) read_bytes: u64,
     /// What of it was new to the repository.
-    pub new_bytes: u64,
+    pub(crate) new_bytes: u64,
     /// What that takes there.
-    pub stored_bytes: u64,
+    pub(crate) stored_bytes: u64,
     /// Whether its bitmap said that nothing changed since the parent; false without a bitmap.
-    pub is_unchanged: bool,
+    pub(crate) is_unchanged: bool,
     /// Chunks that differ from the parent although the bitmap called them clean, as (first, count).
-    pub bitmap_mismatches: Vec<(u64, u64)>,
+    pub(crate) bitmap_mismatches: Vec<(u64, u64)>,
 }
 
 /// How storing a disk ended.
 #[derive(Debug)]
-pub enum StoreOutcome {
-    /// It is stored.
+pub(crate) enum StoreOutcome {
     Stored(StoredDisk),
     /// The bitmap cannot be relied on: the disk must be read in full.
     BitmapInvalid {
-        /// Why.
         reason: String,
         /// What it was caught lying about: the parent is suspect there.
         bitmap_mismatches: Vec<(u64, u64)>,
@@ -47,19 +45,19 @@ impl StoreOutcome {
 
 /// What is to be read of a disk.
 #[derive(Debug)]
-pub struct DiskTask<'a> {
+pub(crate) struct DiskTask<'a> {
     /// The disk's target name.
-    pub disk: &'a str,
+    pub(crate) disk: &'a str,
     /// Where it can be read.
-    pub uri: &'a NbdUri,
+    pub(crate) uri: &'a NbdUri,
     /// The size that the capture says.
-    pub capacity_bytes: u64,
+    pub(crate) capacity_bytes: u64,
     /// The size of its chunks.
-    pub chunk_bytes: u32,
+    pub(crate) chunk_bytes: u32,
     /// What the disk continues; none reads everything.
-    pub base: Option<Base<'a>>,
+    pub(crate) base: Option<Base<'a>>,
     /// How fast it may be read.
-    pub rate_limit: Option<&'a RateLimiter>,
+    pub(crate) rate_limit: Option<&'a RateLimiter>,
 }
 
 impl DiskTask<'_> {
@@ -73,19 +71,19 @@ impl DiskTask<'_> {
 
 /// What a disk continues: the parent's chunks, and the bitmap that says what changed since.
 #[derive(Debug, Clone, Copy)]
-pub struct Base<'a> {
+pub(crate) struct Base<'a> {
     /// The meta context of the dirty bitmap.
-    pub bitmap: &'a str,
+    pub(crate) bitmap: &'a str,
     /// The parent's chunks.
-    pub map: &'a ChunkMap,
+    pub(crate) map: &'a ChunkMap,
     /// Chunks of it that the repository has lost, as (first, count), ascending: they are read whatever the bitmap says.
-    pub lost: &'a [(u64, u64)],
+    pub(crate) lost: &'a [(u64, u64)],
     /// The size that the disk had then.
-    pub capacity_bytes: u64,
+    pub(crate) capacity_bytes: u64,
     /// The share of clean chunks that is read all the same, and compared.
-    pub audit: f64,
+    pub(crate) audit: f64,
     /// Whether everything is read all the same, and compared.
-    pub read_all: bool,
+    pub(crate) read_all: bool,
 }
 
 impl Base<'_> {
@@ -101,7 +99,7 @@ impl Base<'_> {
 
 /// Refuses to read what has another size than the disk that was captured. QEMU and libvirt count in sectors of 512
 /// bytes or not, so that is no difference.
-pub fn check_size(disk: &str, offered_bytes: u64, capacity_bytes: u64) -> Result<()> {
+pub(crate) fn check_size(disk: &str, offered_bytes: u64, capacity_bytes: u64) -> Result<()> {
     const SECTOR_BYTES: u64 = 512;
     if offered_bytes.div_ceil(SECTOR_BYTES) == capacity_bytes.div_ceil(SECTOR_BYTES) {
         return Ok(());

@@ -31,4 +31,4 @@ pub enum PruneEvent {
 }
 
 /// Called with each [`PruneEvent`], from several threads.
-pub type PruneWatch<'a> = &'a (dyn Fn(PruneEvent) + Sync);
+pub(crate) type PruneWatch<'a> = &'a (dyn Fn(PruneEvent) + Sync);

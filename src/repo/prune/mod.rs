@@ -42,8 +42,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{Error, Id, Index, Permit, Repository, Result};
 use crate::storage::{self, FileKind};
 
-pub use event::{PruneEvent, PruneWatch};
-pub use limits::{MaxUnused, ParseMaxUnusedError, PruneLimits};
+pub(crate) use event::{PruneEvent, PruneWatch};
+pub use limits::{MaxUnused, PruneLimits};
 pub use plan::PruneSummary;
 
 /// What is to go, and what is to be copied before.
@@ -174,7 +174,7 @@ fn plan(
 }
 
 /// Whether an error says that there is no room.
-pub fn is_no_space(error: &Error) -> bool {
+pub(crate) fn is_no_space(error: &Error) -> bool {
     matches!(error.root(), Error::Storage(storage::Error::NoSpace { .. }))
 }
 

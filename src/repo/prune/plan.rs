@@ -16,25 +16,25 @@ pub struct PruneSummary {
     /// What the packs take before.
     pub size_bytes: u64,
     /// What of it snapshots need.
-    pub used_bytes: u64,
+    pub(crate) used_bytes: u64,
     /// Packs that no index names.
     pub unnamed_packs: u64,
     /// Packs that hold nothing needed, those that no index names among them.
     pub removed_packs: u64,
     /// What they take.
-    pub removed_bytes: u64,
+    pub(crate) removed_bytes: u64,
     /// Packs that are copied in part and then removed.
     pub repacked_packs: u64,
     /// What they take.
-    pub repacked_bytes: u64,
+    pub(crate) repacked_bytes: u64,
     /// What is copied out of them.
     pub copied_bytes: u64,
     /// What stays although nobody needs it.
     pub unused_bytes: u64,
     /// Index files that are written again or removed.
-    pub old_index_files: u64,
+    pub(crate) old_index_files: u64,
     /// Whether more was to be copied than there is room for: once this much is done there is more.
-    pub is_short_of_room: bool,
+    pub(crate) is_short_of_room: bool,
 }
 
 impl PruneSummary {
@@ -44,7 +44,7 @@ impl PruneSummary {
     }
 
     /// Two prunes, one after the other, as one.
-    pub fn followed_by(self, later: PruneSummary) -> PruneSummary {
+    pub(crate) fn followed_by(self, later: PruneSummary) -> PruneSummary {
         PruneSummary {
             size_bytes: self.size_bytes,
             unnamed_packs: self.unnamed_packs + later.unnamed_packs,

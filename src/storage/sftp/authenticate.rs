@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 /// A login that worked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Login {
+pub(crate) enum Login {
     /// The server asks for nothing.
     Nothing,
     /// A key of the agent, as its blob.
@@ -20,7 +20,6 @@ pub enum Login {
     Key(PathBuf, bool),
     /// Answers to the server's questions.
     Questions,
-    /// The password.
     Password,
 }
 
@@ -31,7 +30,7 @@ const PROMPTS: usize = 3;
 const WAYS: [&str; 3] = ["publickey", "keyboard-interactive", "password"];
 
 /// Logs in. `known` is what worked before.
-pub fn authenticate(
+pub(crate) fn authenticate(
     connection: &Connection,
     ssh_target: &SshTarget,
     ssh_context: &SshContext,

@@ -28,7 +28,7 @@ const KEY_EXCHANGES: &str = "curve25519-sha256,curve25519-sha256@libssh.org,ecdh
                              diffie-hellman-group14-sha256";
 
 /// Connects and proves the server; the login is still to come.
-pub fn connect(ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<Connection> {
+pub(crate) fn connect(ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<Connection> {
     let known = KnownKeys::read(ssh_target)?;
     let connection = match &ssh_target.proxy {
         Some(proxy) => {

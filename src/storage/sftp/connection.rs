@@ -37,7 +37,7 @@ const LONGEST_KEEP_ALIVE: Duration = Duration::from_secs(32_767);
 const LAST_WORDS_MS: u32 = 2000;
 
 /// A connection with its session; not yet logged in.
-pub struct Connection {
+pub(crate) struct Connection {
     session: Session,
     /// A second handle of the session's socket, to wait for it and to cut it.
     socket: OwnedFd,
@@ -61,7 +61,7 @@ impl std::fmt::Debug for Connection {
 
 impl Connection {
     /// Wraps a connected socket.
-    pub fn new(socket: TcpStream, ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<Connection> {
+    pub(crate) fn new(socket: TcpStream, ssh_target: &SshTarget, ssh_context: &SshContext) -> Result<Connection> {
         let prepare = || -> io::Result<(OwnedFd, Option<SocketAddr>)> {
             socket.set_nodelay(true)?;
             // Routers forget connections that are idle, and a peer that is gone is noticed.
@@ -79,7 +79,7 @@ impl Connection {
     }
 
     /// Wraps the socket of a program that carries the connection.
-    pub fn through(
+    pub(crate) fn through(
         socket: UnixStream,
         proxy: ProxyProcess,
         ssh_target: &SshTarget,
@@ -117,28 +117,28 @@ impl Connection {
     }
 
     /// libssh2's session; calls on it belong into [`Connection::step`] or [`Connection::call`].
-    pub fn session(&self) -> &Session {
+    pub(crate) fn session(&self) -> &Session {
         &self.session
     }
 
     /// The server as messages name it.
-    pub fn server(&self) -> &str {
+    pub(crate) fn server(&self) -> &str {
         &self.server
     }
 
     /// The address that was connected to; none behind a proxy.
-    pub fn address(&self) -> Option<SocketAddr> {
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.address
     }
 
     /// Whether the server says that it is OpenSSH.
-    pub fn is_openssh(&self) -> bool {
+    pub(crate) fn is_openssh(&self) -> bool {
         self.session.banner().is_some_and(|banner| banner.contains("OpenSSH"))
     }
 
     /// Waits for the server to say that it speaks SSH. libssh2 would listen without end to one that says something
     /// else.
-    pub fn await_greeting(&self) -> Result<()> {
+    pub(crate) fn await_greeting(&self) -> Result<()> {
         let begun = Instant::now();
         let mut heard = vec![0; LONGEST_PREFACE_BYTES];
         loop {
@@ -173,34 +173,34 @@ impl Connection {
     }
 
     /// The type and fingerprint of the key that the server has shown.
-    pub fn host_key(&self) -> Option<(String, String)> {
+    pub(crate) fn host_key(&self) -> Option<(String, String)> {
         let (blob, _) = self.session.host_key()?;
         let key = PublicKey::from_bytes(blob).ok()?;
         Some((known_hosts::key_type(&key), known_hosts::fingerprint(&key)))
     }
 
     /// Whether it can be used no longer.
-    pub fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         self.broken.get()
     }
 
     /// Something new is asked for, or the server has made progress: the time that it may take starts again.
-    pub fn restart_progress(&self) {
+    pub(crate) fn restart_progress(&self) {
         self.progress.restart();
     }
 
     /// So many bytes went out or came in.
-    pub fn moved(&self, bytes: usize) {
+    pub(crate) fn moved(&self, bytes: usize) {
         self.progress.moved(bytes, self.timeouts.progress);
     }
 
     /// A step of making the connection: no keep-alives yet, and less patience.
-    pub fn step<T>(&self, call: impl FnMut() -> std::result::Result<T, ssh2::Error>) -> Result<SshResult<T>> {
+    pub(crate) fn step<T>(&self, call: impl FnMut() -> std::result::Result<T, ssh2::Error>) -> Result<SshResult<T>> {
         self.drive(self.timeouts.connect, false, call)
     }
 
     /// A call on a connection that is made.
-    pub fn call<T>(&self, call: impl FnMut() -> std::result::Result<T, ssh2::Error>) -> Result<SshResult<T>> {
+    pub(crate) fn call<T>(&self, call: impl FnMut() -> std::result::Result<T, ssh2::Error>) -> Result<SshResult<T>> {
         self.drive(self.timeouts.silence, true, call)
     }
 
@@ -282,7 +282,7 @@ impl Connection {
     }
 
     /// Cuts the connection and says how it went.
-    pub fn lost(&self, reason: &str) -> Error {
+    pub(crate) fn lost(&self, reason: &str) -> Error {
         self.cut();
         let reason = match self.proxy.as_ref().and_then(ProxyProcess::said) {
             Some(said) => format!("{reason}; the proxy says: {said}"),
@@ -292,7 +292,7 @@ impl Connection {
     }
 
     /// From here on no call waits for the network, nor does the clearing of what is open.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.broken.set(true);
         let _ = shutdown(&self.socket, Shutdown::Both);
     }
@@ -319,7 +319,7 @@ fn glance() -> rustix::event::Timespec {
 }
 
 /// What a server answered to one call.
-pub type SshResult<T> = std::result::Result<T, ssh2::Error>;
+pub(crate) type SshResult<T> = std::result::Result<T, ssh2::Error>;
 
 /// Whether an error means that nothing more can be done on the connection.
 ///

@@ -7,19 +7,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Remembers the answers of others.
 #[derive(Debug)]
-pub struct CredentialCache {
+pub(crate) struct CredentialCache {
     inner: Arc<dyn Credentials>,
     answers: Mutex<HashMap<String, Secret>>,
 }
 
 impl CredentialCache {
     /// Knows nothing yet.
-    pub fn new(inner: Arc<dyn Credentials>) -> CredentialCache {
+    pub(crate) fn new(inner: Arc<dyn Credentials>) -> CredentialCache {
         CredentialCache { inner, answers: Mutex::default() }
     }
 
     /// After a login in vain: what was said may have been wrong, or right only once.
-    pub fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.answers().clear();
     }
 

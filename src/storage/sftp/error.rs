@@ -170,4 +170,4 @@ fn authorities(certified: bool) -> &'static str {
 }
 
 /// The result of work with a server.
-pub type Result<T> = std::result::Result<T, Error>;
+pub(crate) type Result<T> = std::result::Result<T, Error>;

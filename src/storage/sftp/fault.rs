@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 /// Why a call failed.
 #[derive(Debug)]
-pub enum SftpFault {
+pub(crate) enum SftpFault {
     /// The connection is gone.
     Server(Error),
     /// The server answered, and the answer is no.
@@ -16,7 +16,7 @@ pub enum SftpFault {
 
 /// A server's no, as SFTP version 3 can say it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SftpStatus {
+pub(crate) enum SftpStatus {
     /// There is no such file or folder.
     NotFound,
     /// Not permitted.
@@ -40,7 +40,7 @@ pub enum SftpStatus {
 impl SftpStatus {
     /// The meaning of a status code, with the words that the server sends along. Codes above 8 are of later versions of
     /// SFTP, but some servers use them all the same.
-    pub fn of_status(code: u32, words: &str) -> SftpStatus {
+    pub(crate) fn of_status(code: u32, words: &str) -> SftpStatus {
         match code {
             2 | 10 => SftpStatus::NotFound,
             3 | 12 => SftpStatus::Permission,
@@ -58,7 +58,7 @@ impl SftpStatus {
 
     /// Whether this answers the sync of a folder that the server's file system cannot sync, and does not speak of a
     /// disk that fails: ENOENT, EINVAL, or an operation that is not supported.
-    pub fn cannot_sync_folders(&self) -> bool {
+    pub(crate) fn cannot_sync_folders(&self) -> bool {
         match self {
             SftpStatus::NotFound | SftpStatus::Unsupported | SftpStatus::Invalid => true,
             SftpStatus::Other(words) => {
@@ -93,12 +93,12 @@ impl From<Error> for SftpFault {
 
 impl SftpFault {
     /// Whether the server said that there is no such file.
-    pub fn is_not_found(&self) -> bool {
+    pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, SftpFault::Refused(SftpStatus::NotFound))
     }
 
     /// The storage's error for it. `path` is what the message names.
-    pub fn explain(self, url: &str, action: FileAction, path: &str) -> storage::Error {
+    pub(crate) fn explain(self, url: &str, action: FileAction, path: &str) -> storage::Error {
         let refusal = match self {
             SftpFault::Server(error) => return storage::Error::Server { url: url.to_owned(), source: Box::new(error) },
             SftpFault::Refused(SftpStatus::Stopped) => return storage::Error::Interrupted,

@@ -15,7 +15,7 @@ use std::iter;
 use std::ops::Range;
 
 /// What one request reads or writes: with all that is around it, it fits into an SSH packet, and every server takes it.
-pub const PIECE_BYTES: usize = 32_000;
+pub(crate) const PIECE_BYTES: usize = 32_000;
 
 /// What one request reads or writes where the server says that it takes so much: what OpenSSH's longest packet holds.
 /// Fewer and longer requests cost both sides less.
@@ -40,18 +40,18 @@ const LIMITS: &str = "limits@openssh.com";
 
 /// Flags of [`PacketType::Open`].
 mod flags {
-    pub const READ: u32 = 1;
-    pub const WRITE: u32 = 2;
-    pub const APPEND: u32 = 4;
-    pub const CREATE: u32 = 8;
-    pub const EXCLUSIVE: u32 = 32;
+    pub(crate) const READ: u32 = 1;
+    pub(crate) const WRITE: u32 = 2;
+    pub(crate) const APPEND: u32 = 4;
+    pub(crate) const CREATE: u32 = 8;
+    pub(crate) const EXCLUSIVE: u32 = 32;
 }
 
 /// The answer to a call.
 type SftpResult<T> = std::result::Result<T, SftpFault>;
 
 /// SFTP on a connection that is logged in. It is used by one thread at a time.
-pub struct SftpClient {
+pub(crate) struct SftpClient {
     wire: SftpChannel,
     /// The question how much may be read and written at once, until its answer is wanted.
     asked: Cell<Option<Sent>>,
@@ -86,22 +86,21 @@ impl std::fmt::Debug for SftpClient {
 
 /// What a folder holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemoteEntry {
-    /// The name.
-    pub name: String,
+pub(crate) struct RemoteEntry {
+    pub(crate) name: String,
     /// What is known of it.
-    pub stat: Stat,
+    pub(crate) stat: Stat,
 }
 
 /// What a file system has left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RemoteSpace {
+pub(crate) struct RemoteSpace {
     /// Bytes that new files may take.
-    pub free_bytes: u64,
+    pub(crate) free_bytes: u64,
     /// Whether no file more can be made.
-    pub is_out_of_files: bool,
+    pub(crate) is_out_of_files: bool,
     /// Whether nothing can be written at all.
-    pub is_read_only: bool,
+    pub(crate) is_read_only: bool,
 }
 
 /// An open file or folder of the server's.
@@ -119,7 +118,7 @@ fn text(text: &str) -> Field<'_> {
 
 impl SftpClient {
     /// Connects, logs in and starts SFTP. `known` is the login that worked before.
-    pub fn open(
+    pub(crate) fn open(
         ssh_target: &SshTarget,
         ssh_context: &SshContext,
         known: Option<&Login>,
@@ -130,7 +129,7 @@ impl SftpClient {
     }
 
     /// Starts SFTP on a connection that is logged in.
-    pub fn start(connection: Connection, ssh_target: &SshTarget) -> Result<SftpClient> {
+    pub(crate) fn start(connection: Connection, ssh_target: &SshTarget) -> Result<SftpClient> {
         let wire = SftpChannel::start(connection, ssh_target)?;
         let asked = wire.has(LIMITS).then(|| wire.send(PacketType::Extended, &[text(LIMITS)])).transpose()?;
         let pieces = Pieces { read: PIECE_BYTES, write: PIECE_BYTES };
@@ -148,22 +147,22 @@ impl SftpClient {
     }
 
     /// Whether the server says that it is OpenSSH.
-    pub fn server_is_openssh(&self) -> bool {
+    pub(crate) fn server_is_openssh(&self) -> bool {
         self.wire.connection().is_openssh()
     }
 
     /// Something new is asked for: the time that the server may take starts again.
-    pub fn restart_progress(&self) {
+    pub(crate) fn restart_progress(&self) {
         self.wire.connection().restart_progress();
     }
 
     /// Whether the connection can be used no longer.
-    pub fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         self.wire.connection().is_broken()
     }
 
     /// Size and kind of a file or folder.
-    pub fn stat(&self, path: &str) -> SftpResult<Stat> {
+    pub(crate) fn stat(&self, path: &str) -> SftpResult<Stat> {
         match self.wire.ask(PacketType::Stat, &[text(path)])? {
             Reply::Stat(stat) => Ok(stat),
             _ => Err(self.wire.protocol_error().into()),
@@ -171,7 +170,7 @@ impl SftpClient {
     }
 
     /// The absolute form of a path.
-    pub fn real_path(&self, path: &str) -> SftpResult<String> {
+    pub(crate) fn real_path(&self, path: &str) -> SftpResult<String> {
         match self.wire.ask(PacketType::RealPath, &[text(path)])? {
             Reply::Names(names) if !names.entries.is_empty() => {
                 Ok(names.entries.into_iter().map(|(name, _)| name).collect())
@@ -181,13 +180,13 @@ impl SftpClient {
     }
 
     /// Makes one folder that only its owner may enter.
-    pub fn make_folder(&self, path: &str) -> SftpResult<()> {
+    pub(crate) fn make_folder(&self, path: &str) -> SftpResult<()> {
         let sent = self.send_make_folder(path)?;
         self.done(sent)
     }
 
     /// The same, and puts the entries of `parent` on the server's disk, where the server can do that.
-    pub fn make_folder_synced(&self, path: &str, parent: &str) -> SftpResult<()> {
+    pub(crate) fn make_folder_synced(&self, path: &str, parent: &str) -> SftpResult<()> {
         let parent = self.send_open_folder_to_sync(parent)?;
         let made = self.send_make_folder(path)?;
         let parent = self.opened_folder(parent)?;
@@ -197,12 +196,12 @@ impl SftpClient {
     }
 
     /// Removes a file.
-    pub fn remove(&self, path: &str) -> SftpResult<()> {
+    pub(crate) fn remove(&self, path: &str) -> SftpResult<()> {
         self.do_it(PacketType::Remove, &[text(path)])
     }
 
     /// Removes a file, and puts its folder's entries on the server's disk, where the server can do that.
-    pub fn remove_synced(&self, path: &str, folder: &str) -> SftpResult<()> {
+    pub(crate) fn remove_synced(&self, path: &str, folder: &str) -> SftpResult<()> {
         let folder = self.send_open_folder_to_sync(folder)?;
         let removed = self.wire.send(PacketType::Remove, &[text(path)])?;
         let folder = self.opened_folder(folder)?;
@@ -212,7 +211,7 @@ impl SftpClient {
     }
 
     /// What a folder holds, without `.` and `..`. A server that finds no end is cut off.
-    pub fn list(&self, path: &str) -> SftpResult<Vec<RemoteEntry>> {
+    pub(crate) fn list(&self, path: &str) -> SftpResult<Vec<RemoteEntry>> {
         let sent = self.wire.send(PacketType::OpenFolder, &[text(path)])?;
         let folder = self.handle(sent)?;
         let (mut entries, mut at_end, mut refused, mut listed_bytes) = (Vec::new(), false, None, 0);
@@ -241,7 +240,7 @@ impl SftpClient {
     }
 
     /// Writes a file that does not exist yet, and has the server put it on its disk, where the server can do that.
-    pub fn write_new(&self, path: &str, contents: &[u8]) -> SftpResult<()> {
+    pub(crate) fn write_new(&self, path: &str, contents: &[u8]) -> SftpResult<()> {
         let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::EXCLUSIVE)?;
         let file = self.handle(file)?;
         self.write_through(&file, 0, contents, &|_| true)
@@ -249,7 +248,7 @@ impl SftpClient {
 
     /// Writes at the end of a file of this length, which is made if it is not there. Some servers look for the end,
     /// others write where they are told to.
-    pub fn append(&self, path: &str, length: u64, contents: &[u8]) -> SftpResult<()> {
+    pub(crate) fn append(&self, path: &str, length: u64, contents: &[u8]) -> SftpResult<()> {
         let file = self.send_open(path, flags::WRITE | flags::CREATE | flags::APPEND)?;
         let file = self.handle(file)?;
         self.write_through(&file, length, contents, &|_| true)
@@ -259,7 +258,14 @@ impl SftpClient {
     /// already, and has the entries of `folder` put there too. The gate is asked before each piece goes out.
     ///
     /// What fails may leave `temporary` behind.
-    pub fn store(&self, folder: &str, temporary: &str, path: &str, contents: &[u8], gate: Gate) -> SftpResult<()> {
+    pub(crate) fn store(
+        &self,
+        folder: &str,
+        temporary: &str,
+        path: &str,
+        contents: &[u8],
+        gate: Gate,
+    ) -> SftpResult<()> {
         let file = self.send_open(temporary, flags::WRITE | flags::CREATE | flags::EXCLUSIVE)?;
         let folder = self.send_open_folder_to_sync(folder)?;
         // A refusal may wait until the folder's answer is read; nothing more comes on a connection that is gone.
@@ -300,7 +306,7 @@ impl SftpClient {
     /// Writes a file as `temporary` and has the server put it on its disk, then names it `path`, unless something has
     /// that name: returns whether it was named. SFTP's own rename refuses a name that is taken; the other would replace
     /// it.
-    pub fn create(&self, folder: &str, temporary: &str, path: &str, contents: &[u8]) -> SftpResult<bool> {
+    pub(crate) fn create(&self, folder: &str, temporary: &str, path: &str, contents: &[u8]) -> SftpResult<bool> {
         self.write_new(temporary, contents)?;
         let named = self.rename_free(temporary, path)?;
         match named {
@@ -312,7 +318,7 @@ impl SftpClient {
 
     /// Renames, unless the new name is taken; returns whether it did. Servers have no word for a name that is taken,
     /// and some that are not OpenSSH replace what has it: so they are asked before as well.
-    pub fn rename_free(&self, from: &str, to: &str) -> SftpResult<bool> {
+    pub(crate) fn rename_free(&self, from: &str, to: &str) -> SftpResult<bool> {
         match self.stat(to) {
             Ok(_) => return Ok(false),
             Err(fault) if fault.is_not_found() => {}
@@ -329,7 +335,7 @@ impl SftpClient {
     }
 
     /// Puts a folder's entries on the server's disk, where the server can do that.
-    pub fn sync_folder(&self, path: &str) -> SftpResult<()> {
+    pub(crate) fn sync_folder(&self, path: &str) -> SftpResult<()> {
         let folder = self.send_open_folder_to_sync(path)?;
         let folder = self.opened_folder(folder)?;
         let synced = self.sync_and_close(folder)?;
@@ -337,7 +343,7 @@ impl SftpClient {
     }
 
     /// A whole file; none when the server says that it is longer than `most_bytes`.
-    pub fn read(&self, path: &str, most_bytes: u64) -> SftpResult<Option<Vec<u8>>> {
+    pub(crate) fn read(&self, path: &str, most_bytes: u64) -> SftpResult<Option<Vec<u8>>> {
         self.reading(path, |file| {
             // Most files are short: their content comes along with their size.
             let head =
@@ -373,7 +379,7 @@ impl SftpClient {
     }
 
     /// `length` bytes from `offset`; none when the file ends before.
-    pub fn read_range(&self, path: &str, offset: u64, length: usize) -> SftpResult<Option<Vec<u8>>> {
+    pub(crate) fn read_range(&self, path: &str, offset: u64, length: usize) -> SftpResult<Option<Vec<u8>>> {
         self.reading(path, |file| {
             let end = offset.saturating_add(length as u64);
             // Of nothing no request would tell whether the file is that long.
@@ -388,12 +394,12 @@ impl SftpClient {
     }
 
     /// The room that is left where `path` is, if the server can tell.
-    pub fn free_bytes(&self, path: &str) -> SftpResult<Option<u64>> {
+    pub(crate) fn free_bytes(&self, path: &str) -> SftpResult<Option<u64>> {
         Ok(self.room(path)?.map(|room| room.free_bytes))
     }
 
     /// The file system that `path` is on, if the server can tell.
-    pub fn room(&self, path: &str) -> SftpResult<Option<RemoteSpace>> {
+    pub(crate) fn room(&self, path: &str) -> SftpResult<Option<RemoteSpace>> {
         if !self.wire.has(ROOM) {
             return Ok(None);
         }

@@ -36,7 +36,7 @@ const METHODS: [(&str, &str); 6] = [
 
 /// What is known of one server.
 #[derive(Debug, Default)]
-pub struct KnownKeys {
+pub(crate) struct KnownKeys {
     lines: Vec<KnownHostsLine>,
     /// Whether a certificate authority is trusted for it.
     certified: bool,
@@ -52,7 +52,7 @@ struct KnownHostsLine {
 
 /// What the files say about a shown key.
 #[derive(Debug)]
-pub enum HostKeyStatus {
+pub(crate) enum HostKeyStatus {
     /// It is the server's.
     Right,
     /// Nothing.
@@ -71,14 +71,13 @@ pub enum HostKeyStatus {
     Revoked {
         /// The file.
         path: PathBuf,
-        /// The line.
         line: usize,
     },
 }
 
 impl KnownKeys {
     /// Collects the lines about a server from the user's files and the system's.
-    pub fn read(ssh_target: &SshTarget) -> Result<KnownKeys> {
+    pub(crate) fn read(ssh_target: &SshTarget) -> Result<KnownKeys> {
         let mut known = KnownKeys::default();
         for path in ssh_target.user_known_hosts.iter().chain(&ssh_target.system_known_hosts) {
             match atomic_file::read(path) {
@@ -91,7 +90,8 @@ impl KnownKeys {
     }
 
     /// What a known_hosts file of this content says of a server.
-    pub fn parse(text: &str, name: &str) -> KnownKeys {
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn parse(text: &str, name: &str) -> KnownKeys {
         let mut known = KnownKeys::default();
         known.add(Path::new("known_hosts"), text, name);
         known
@@ -125,7 +125,7 @@ impl KnownKeys {
     }
 
     /// The methods to ask the server for: those that prove a known key first.
-    pub fn methods(&self) -> String {
+    pub(crate) fn methods(&self) -> String {
         let is_known =
             |key_type: &str| self.lines.iter().any(|line| !line.revoked && line.key.algorithm().as_str() == key_type);
         let (known, others): (Vec<(&str, &str)>, Vec<_>) =
@@ -134,7 +134,7 @@ impl KnownKeys {
     }
 
     /// What is to be thought of the key that the server shows.
-    pub fn judge(&self, shown: &PublicKey) -> HostKeyStatus {
+    pub(crate) fn judge(&self, shown: &PublicKey) -> HostKeyStatus {
         let is_shown = |line: &&KnownHostsLine| line.key.key_data() == shown.key_data();
         let same_type = |line: &&KnownHostsLine| line.key.algorithm() == shown.algorithm();
         if let Some(line) = self.lines.iter().filter(is_shown).find(|line| line.revoked) {
@@ -153,7 +153,7 @@ impl KnownKeys {
 
 /// Adds a key to a known_hosts file, which is made if it is not there. A hashed name tells nobody who reads the file
 /// which servers there are.
-pub fn append(path: &Path, name: &str, hash: bool, key: &PublicKey) -> Result<()> {
+pub(crate) fn append(path: &Path, name: &str, hash: bool, key: &PublicKey) -> Result<()> {
     let write = || -> std::io::Result<()> {
         if let Some(folder) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -183,12 +183,12 @@ fn hashed(name: &str, salt: [u8; 20]) -> String {
 }
 
 /// A key's SHA-256 as OpenSSH prints it.
-pub fn fingerprint(key: &PublicKey) -> String {
+pub(crate) fn fingerprint(key: &PublicKey) -> String {
     key.fingerprint(HashAlg::Sha256).to_string()
 }
 
 /// A key's type as OpenSSH writes it.
-pub fn key_type(key: &PublicKey) -> String {
+pub(crate) fn key_type(key: &PublicKey) -> String {
     match key.algorithm() {
         Algorithm::Rsa { .. } => "ssh-rsa".to_owned(),
         other => other.as_str().to_owned(),

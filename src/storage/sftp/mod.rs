@@ -19,27 +19,29 @@
 //! | [`pool`] | several of them |
 //! | [`storage`] | the repository |
 
-pub mod authenticate;
-pub mod connect;
-pub mod connection;
-pub mod credential_cache;
-pub mod error;
-pub mod fault;
-pub mod files;
-pub mod known_hosts;
-pub mod own_key;
-pub mod pool;
-pub mod progress;
-pub mod proxy;
-pub mod ssh_config;
-pub mod ssh_context;
-pub mod ssh_target;
-pub mod storage;
-pub mod target;
-pub mod wire;
+pub(crate) mod authenticate;
+pub(crate) mod connect;
+pub(crate) mod connection;
+pub(crate) mod credential_cache;
+pub(crate) mod error;
+pub(crate) mod fault;
+pub(crate) mod files;
+pub(crate) mod known_hosts;
+pub(crate) mod own_key;
+pub(crate) mod pool;
+pub(crate) mod progress;
+pub(crate) mod proxy;
+pub(crate) mod ssh_config;
+pub(crate) mod ssh_context;
+pub(crate) mod ssh_target;
+pub(crate) mod storage;
+pub(crate) mod target;
+pub(crate) mod wire;
 
-pub use error::{Error, Result};
-pub use ssh_context::{CONNECTIONS, Credentials, Nobody, Secret, ShownKey, SshContext, SshTimeouts};
+pub use error::Error;
+pub(crate) use error::Result;
+pub(crate) use ssh_context::SshTimeouts;
+pub use ssh_context::{CONNECTIONS, Credentials, Secret, ShownKey, SshContext};
 pub use storage::SftpStorage;
 pub use target::SftpAddress;
 

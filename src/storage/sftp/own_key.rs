@@ -15,7 +15,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Where an account's keys are listed, from where its login leads to.
-pub const AUTHORIZED_KEYS: &str = ".ssh/authorized_keys";
+pub(crate) const AUTHORIZED_KEYS: &str = ".ssh/authorized_keys";
 
 /// What the key may do on an OpenSSH server.
 const RESTRICTIONS: &str = "restrict,command=\"internal-sftp\"";
@@ -24,7 +24,7 @@ const RESTRICTIONS: &str = "restrict,command=\"internal-sftp\"";
 const LONGEST_LIST_BYTES: u64 = 1 << 20;
 
 /// The public half of the key in `path`; none if there is no such file.
-pub fn read(path: &Path) -> io::Result<Option<PublicKey>> {
+pub(crate) fn read(path: &Path) -> io::Result<Option<PublicKey>> {
     match atomic_file::read_to_string(path) {
         Ok(text) => {
             let text = zeroize::Zeroizing::new(text);
@@ -37,7 +37,7 @@ pub fn read(path: &Path) -> io::Result<Option<PublicKey>> {
 
 /// The key's public half and whether it was made: it is if there is none, readable by its owner only, and its public
 /// half beside it. Of several runs that make it at once, one does and the others get that.
-pub fn ensure(path: &Path, comment: &str) -> io::Result<(PublicKey, bool)> {
+pub(crate) fn ensure(path: &Path, comment: &str) -> io::Result<(PublicKey, bool)> {
     if let Some(key) = read(path)? {
         return Ok((key, false));
     }
@@ -62,14 +62,14 @@ pub fn ensure(path: &Path, comment: &str) -> io::Result<(PublicKey, bool)> {
 }
 
 /// The line that lets the key in.
-pub fn authorized_line(key: &PublicKey, server_is_openssh: bool) -> String {
+pub(crate) fn authorized_line(key: &PublicKey, server_is_openssh: bool) -> String {
     let key = key.to_openssh().unwrap_or_default();
     if server_is_openssh { format!("{RESTRICTIONS} {key}") } else { key }
 }
 
 /// Adds the line to the account's list, unless the key stands there already; says whether it was added. The list is
 /// lengthened where it is, so that it stays the file, or the link to one, that the server trusts.
-pub fn authorize(files: &SftpClient, key: &PublicKey) -> Result<bool, SftpFault> {
+pub(crate) fn authorize(files: &SftpClient, key: &PublicKey) -> Result<bool, SftpFault> {
     let list = match files.read(AUTHORIZED_KEYS, LONGEST_LIST_BYTES) {
         Ok(Some(list)) => list,
         Ok(None) => {

@@ -25,7 +25,7 @@ const MODEST: Duration = Duration::from_secs(60);
 
 /// The connections to one server. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Pool(Arc<PoolShared>);
+pub(crate) struct Pool(Arc<PoolShared>);
 
 #[derive(Debug)]
 struct PoolShared {
@@ -57,7 +57,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Pool {
     /// Connects nowhere yet.
-    pub fn new(ssh_target: SshTarget, mut ssh_context: SshContext) -> Pool {
+    pub(crate) fn new(ssh_target: SshTarget, mut ssh_context: SshContext) -> Pool {
         let remember = Arc::new(CredentialCache::new(ssh_context.credentials));
         ssh_context.credentials = Arc::clone(&remember) as Arc<dyn Credentials>;
         let state = PoolState { idle: Vec::new(), open: 0, is_known: false, limit: None, given_up: false };
@@ -66,7 +66,7 @@ impl Pool {
     }
 
     /// Does something on a connection.
-    pub fn with<T>(
+    pub(crate) fn with<T>(
         &self,
         work: impl FnOnce(&SftpClient) -> std::result::Result<T, SftpFault>,
     ) -> std::result::Result<T, SftpFault> {
@@ -79,7 +79,7 @@ impl Pool {
 
     /// Sees to it that there are so many connections, or as many as are allowed, while the caller does something else.
     /// Does nothing before the first one is made, for that is who may have to be asked something.
-    pub fn warm_up(&self, connections: usize) {
+    pub(crate) fn warm_up(&self, connections: usize) {
         let mut state = lock(&self.0.state);
         while state.open < connections && self.0.may_add(&state) {
             self.add(&mut state);

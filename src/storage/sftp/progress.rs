@@ -14,27 +14,27 @@ use std::cell::Cell;
 use std::time::Duration;
 
 /// Slower than this is no progress: a modem is ten times as quick.
-pub const SLOWEST_BYTES_A_SECOND: u64 = 512;
+pub(crate) const SLOWEST_BYTES_A_SECOND: u64 = 512;
 
 /// One wait for the socket is much shorter; a longer one is time in which this program did not run, or asked somebody.
 const LONGEST_STEP: Duration = Duration::from_secs(1);
 
 /// The time that one connection has been waited for since its server made progress.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub(crate) struct Progress {
     waited: Cell<Duration>,
     moved_bytes: Cell<u64>,
 }
 
 impl Progress {
     /// The server made progress, or something new is asked for.
-    pub fn restart(&self) {
+    pub(crate) fn restart(&self) {
         self.waited.set(Duration::ZERO);
         self.moved_bytes.set(0);
     }
 
     /// So many bytes went to or came from the server; `limit` is the time in which so many are expected.
-    pub fn moved(&self, bytes: usize, limit: Duration) {
+    pub(crate) fn moved(&self, bytes: usize, limit: Duration) {
         let moved_bytes = self.moved_bytes.get().saturating_add(bytes as u64);
         self.moved_bytes.set(moved_bytes);
         if moved_bytes >= limit.as_secs().max(1).saturating_mul(SLOWEST_BYTES_A_SECOND) {
@@ -43,12 +43,12 @@ impl Progress {
     }
 
     /// The server was waited for.
-    pub fn waited(&self, time: Duration) {
+    pub(crate) fn waited(&self, time: Duration) {
         self.waited.set(self.waited.get().saturating_add(time.min(LONGEST_STEP)));
     }
 
     /// How long it has been waited for without progress.
-    pub fn stuck_for(&self) -> Duration {
+    pub(crate) fn stuck_for(&self) -> Duration {
         self.waited.get()
     }
 }

@@ -19,7 +19,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 /// How a server is reached if not directly.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Proxy {
+pub(crate) enum Proxy {
     /// A line for the shell.
     Command(String),
     /// Hosts between, the nearest first, as `ssh -J` takes them.
@@ -33,7 +33,7 @@ pub enum Proxy {
 
 /// A program that carries a connection; it ends with this value.
 #[derive(Debug)]
-pub struct ProxyProcess {
+pub(crate) struct ProxyProcess {
     child: Child,
     said: Arc<Mutex<String>>,
     /// Reads its standard error.
@@ -45,7 +45,7 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 
 impl Proxy {
     /// Starts the program; the socket leads to this host and port.
-    pub fn start(&self, host: &str, port: u16) -> io::Result<(UnixStream, ProxyProcess)> {
+    pub(crate) fn start(&self, host: &str, port: u16) -> io::Result<(UnixStream, ProxyProcess)> {
         let (ours, theirs) = UnixStream::pair()?;
         let input: OwnedFd = theirs.try_clone()?.into();
         let mut command = self.command(host, port);
@@ -101,7 +101,7 @@ fn jump_address(host: &str) -> String {
 
 impl ProxyProcess {
     /// The last line that it wrote to its standard error.
-    pub fn said(&self) -> Option<String> {
+    pub(crate) fn said(&self) -> Option<String> {
         let end = Instant::now() + LAST_WORDS;
         while self.listener.as_ref().is_some_and(|listener| !listener.is_finished()) && Instant::now() < end {
             thread::sleep(Duration::from_millis(10));

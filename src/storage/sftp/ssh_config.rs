@@ -23,16 +23,16 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// The options for one host; none at all where there is no OpenSSH client.
 #[derive(Debug, Default)]
-pub struct HostOptions {
+pub(crate) struct HostOptions {
     /// The option's name in lower case → its lines.
     lines: HashMap<String, Vec<String>>,
     /// The home folder as `ssh` knows it.
-    pub ssh_home: PathBuf,
+    pub(crate) ssh_home: PathBuf,
 }
 
 impl HostOptions {
     /// Asks `ssh`.
-    pub fn of(target: &SftpAddress, ssh_context: &SshContext) -> Result<HostOptions> {
+    pub(crate) fn of(target: &SftpAddress, ssh_context: &SshContext) -> Result<HostOptions> {
         let ssh_home = passwd_home();
         let user_file = ssh_context.home.as_ref().map(|home| home.join(".ssh/config"));
         let bad = |reason: String| Error::SshConfig { path: user_file.clone().unwrap_or_default(), reason };
@@ -73,33 +73,32 @@ impl HostOptions {
     }
 
     /// The values of an option that may be given several times.
-    pub fn all(&self, name: &str) -> &[String] {
+    pub(crate) fn all(&self, name: &str) -> &[String] {
         self.lines.get(name).map_or(&[], Vec::as_slice)
     }
 
     /// The value of an option; none where it is not set.
-    pub fn text(&self, name: &str) -> Option<&str> {
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.all(name).first().map(String::as_str).filter(|value| *value != "none")
     }
 
-    /// A number.
-    pub fn number<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
+    pub(crate) fn number<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
         self.text(name)?.parse().ok()
     }
 
     /// Seconds; 0 is nothing.
-    pub fn seconds(&self, name: &str) -> Option<Duration> {
+    pub(crate) fn seconds(&self, name: &str) -> Option<Duration> {
         self.number(name).map(Duration::from_secs).filter(|time| !time.is_zero())
     }
 
     /// Whether an option is turned on, or off where that is the question.
-    pub fn is(&self, name: &str, wanted: bool) -> bool {
+    pub(crate) fn is(&self, name: &str, wanted: bool) -> bool {
         let words: [&str; 2] = if wanted { ["yes", "true"] } else { ["no", "false"] };
         self.text(name).is_some_and(|value| words.contains(&value))
     }
 
     /// Files by the name of their option: none where `ssh` shows its own defaults.
-    pub fn files(&self, name: &str, folder: &Path, defaults: [&str; 2]) -> Option<Vec<&str>> {
+    pub(crate) fn files(&self, name: &str, folder: &Path, defaults: [&str; 2]) -> Option<Vec<&str>> {
         let value = self.all(name).first()?;
         let of_ssh = defaults.map(|name| folder.join(name).display().to_string()).join(" ");
         match value.as_str() {

@@ -56,7 +56,7 @@ impl SshContext {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SshTimeouts {
     /// For a connection to come about, and for each step of the login.
-    pub connect: Duration,
+    pub(crate) connect: Duration,
     /// For a sign of life while something is asked for. The server's SSH answers keep-alives while its disk is busy, so
     /// this measures the network and the server, not the disk.
     pub silence: Duration,
@@ -66,7 +66,7 @@ pub struct SshTimeouts {
     /// The interval of keep-alives.
     pub keep_alive: Duration,
     /// For a sign of life once the program shall end: enough to clean up over a network that works.
-    pub ending: Duration,
+    pub(crate) ending: Duration,
 }
 
 impl Default for SshTimeouts {
@@ -126,19 +126,18 @@ pub trait Credentials: Send + Sync + fmt::Debug {
 /// A server's key, for a person to compare.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShownKey {
-    /// The server.
-    pub server: String,
+    pub(crate) server: String,
     /// The key's type, as `ssh-ed25519`.
     pub algorithm: String,
     /// Its SHA-256, as OpenSSH prints it.
     pub fingerprint: String,
     /// The known_hosts file that it will be noted in.
-    pub known_hosts: PathBuf,
+    pub(crate) known_hosts: PathBuf,
 }
 
 /// Knows nothing and accepts nothing.
 #[derive(Debug, Clone, Copy)]
-pub struct Nobody;
+pub(crate) struct Nobody;
 
 impl Credentials for Nobody {
     fn password(&self, _account: &str) -> Result<Option<Secret>, String> {

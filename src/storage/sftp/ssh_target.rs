@@ -13,41 +13,39 @@ const DEFAULT_IDENTITIES: [&str; 3] = ["id_rsa", "id_ecdsa", "id_ed25519"];
 
 /// How to reach one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SshTarget {
+pub(crate) struct SshTarget {
     /// The name or address to connect to.
-    pub host: String,
-    /// The port.
-    pub port: u16,
+    pub(crate) host: String,
+    pub(crate) port: u16,
     /// The account.
-    pub user: String,
+    pub(crate) user: String,
     /// The name in known_hosts: `host`, or `[host]:port`.
-    pub known_as: String,
+    pub(crate) known_as: String,
     /// The user's known_hosts files; a new key is added to the first.
-    pub user_known_hosts: Vec<PathBuf>,
+    pub(crate) user_known_hosts: Vec<PathBuf>,
     /// The system's.
-    pub system_known_hosts: Vec<PathBuf>,
+    pub(crate) system_known_hosts: Vec<PathBuf>,
     /// Key files, in the order in which they are tried.
-    pub identities: Vec<PathBuf>,
+    pub(crate) identities: Vec<PathBuf>,
     /// Whether only these keys may be used, and not the agent's others.
-    pub identities_only: bool,
+    pub(crate) identities_only: bool,
     /// The agent's socket.
-    pub agent_socket: Option<PathBuf>,
+    pub(crate) agent_socket: Option<PathBuf>,
     /// Ways to log in that the user turned off: `publickey`, `password`, `keyboard-interactive`.
-    pub forbidden: Vec<&'static str>,
+    pub(crate) forbidden: Vec<&'static str>,
     /// `ipv4`, `ipv6` or both.
-    pub family: Family,
+    pub(crate) family: Family,
     /// How it is reached, if not directly.
-    pub proxy: Option<Proxy>,
+    pub(crate) proxy: Option<Proxy>,
     /// Whether the name of a server is hashed where its key is noted.
-    pub hash_known_hosts: bool,
+    pub(crate) hash_known_hosts: bool,
     /// How long to wait for what.
-    pub timeouts: SshTimeouts,
+    pub(crate) timeouts: SshTimeouts,
 }
 
 /// Which addresses of a name to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    /// All.
+pub(crate) enum Family {
     Any,
     /// IPv4 only.
     V4,
@@ -57,12 +55,12 @@ pub enum Family {
 
 impl SshTarget {
     /// Asks `ssh` what is configured.
-    pub fn find(target: &SftpAddress, ssh_context: &SshContext) -> Result<SshTarget> {
+    pub(crate) fn find(target: &SftpAddress, ssh_context: &SshContext) -> Result<SshTarget> {
         Ok(target_of(&HostOptions::of(target, ssh_context)?, target, ssh_context))
     }
 
     /// The same way, but with this key and nothing else.
-    pub fn only_with(&self, key: &Path) -> SshTarget {
+    pub(crate) fn only_with(&self, key: &Path) -> SshTarget {
         SshTarget {
             identities: vec![key.to_owned()],
             identities_only: true,
@@ -73,7 +71,7 @@ impl SshTarget {
     }
 
     /// How the server is named in messages.
-    pub fn server(&self) -> String {
+    pub(crate) fn server(&self) -> String {
         match self.host.contains(':') {
             true => format!("[{}]:{}", self.host, self.port),
             false => format!("{}:{}", self.host, self.port),
@@ -81,7 +79,7 @@ impl SshTarget {
     }
 
     /// How the account is named in questions.
-    pub fn account(&self) -> String {
+    pub(crate) fn account(&self) -> String {
         format!("{}@{}", self.user, self.host)
     }
 }

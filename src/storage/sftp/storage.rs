@@ -418,7 +418,7 @@ fn nothing_fits_beside(files: &SftpClient, temporary: &str) -> bool {
 }
 
 /// See [`Storage::is_taken`].
-pub fn is_taken(files: &SftpClient, root: &str) -> std::result::Result<bool, SftpFault> {
+pub(crate) fn is_taken(files: &SftpClient, root: &str) -> std::result::Result<bool, SftpFault> {
     let entries = match files.list(root) {
         Err(fault) if fault.is_not_found() => return Ok(false),
         other => other?,

@@ -23,13 +23,13 @@ const ESCAPED_IN_USER: &AsciiSet = &ESCAPED.add(b'@').add(b'/').add(b':');
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SftpAddress {
     /// Who logs in, if the address says it.
-    pub user: Option<String>,
+    pub(crate) user: Option<String>,
     /// The server's name, alias or address; an IPv6 address without brackets.
-    pub host: String,
+    pub(crate) host: String,
     /// The port, if the address says it.
-    pub port: Option<u16>,
+    pub(crate) port: Option<u16>,
     /// The folder; a relative one begins where the login leads to.
-    pub path: String,
+    pub(crate) path: String,
 }
 
 impl SftpAddress {
@@ -77,7 +77,7 @@ impl SftpAddress {
     }
 
     /// Whether the folder begins where the login leads to.
-    pub fn is_relative(&self) -> bool {
+    pub(crate) fn is_relative(&self) -> bool {
         !self.path.starts_with('/')
     }
 }

@@ -22,7 +22,7 @@ use std::io::{self, ErrorKind, Read, Write};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 #[allow(missing_docs)]
-pub enum PacketType {
+pub(crate) enum PacketType {
     Open = 3,
     Close = 4,
     Read = 5,
@@ -59,7 +59,7 @@ const EARLY_BYTES: usize = 72 << 20;
 
 /// What a request consists of.
 #[derive(Debug, Clone, Copy)]
-pub enum Field<'a> {
+pub(crate) enum Field<'a> {
     /// A number of 32 bits.
     Number(u32),
     /// A number of 64 bits.
@@ -71,12 +71,11 @@ pub enum Field<'a> {
 /// A request whose reply has not been read yet.
 #[must_use = "every request is answered: receive the reply, or say that nobody wants it"]
 #[derive(Debug)]
-pub struct Sent(u32);
+pub(crate) struct Sent(u32);
 
 /// What a server answers.
 #[derive(Debug)]
-pub enum Reply {
-    /// It is done.
+pub(crate) enum Reply {
     Done,
     /// The end of a file or folder.
     End,
@@ -96,26 +95,25 @@ pub enum Reply {
 
 /// Names, each with what is known of it.
 #[derive(Debug, Default)]
-pub struct Names {
+pub(crate) struct Names {
     /// Those that are UTF-8.
-    pub entries: Vec<(String, Stat)>,
+    pub(crate) entries: Vec<(String, Stat)>,
     /// What all of them took in the packet.
-    pub packet_bytes: usize,
+    pub(crate) packet_bytes: usize,
 }
 
 /// What is known of a file or folder.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Stat {
-    /// Its size.
-    pub size_bytes: u64,
+pub(crate) struct Stat {
+    pub(crate) size_bytes: u64,
     /// Whether it is a folder.
-    pub is_folder: bool,
+    pub(crate) is_folder: bool,
     /// When it was last written, in seconds since 1970, if the server says it.
-    pub modified: Option<u64>,
+    pub(crate) modified: Option<u64>,
 }
 
 /// A channel on which a server answers SFTP.
-pub struct SftpChannel {
+pub(crate) struct SftpChannel {
     // Before the connection, so that it is closed first.
     channel: Channel,
     connection: Connection,
@@ -141,7 +139,7 @@ struct ChannelState {
 
 impl SftpChannel {
     /// Starts SFTP on a connection that is logged in.
-    pub fn start(connection: Connection, ssh_target: &SshTarget) -> Result<SftpChannel> {
+    pub(crate) fn start(connection: Connection, ssh_target: &SshTarget) -> Result<SftpChannel> {
         let no_sftp = |error: ssh2::Error| Error::NoSftp {
             server: ssh_target.server(),
             user: ssh_target.user.clone(),
@@ -181,17 +179,16 @@ impl SftpChannel {
     }
 
     /// Whether the server has this extension.
-    pub fn has(&self, extension: &str) -> bool {
+    pub(crate) fn has(&self, extension: &str) -> bool {
         self.extensions.get().is_some_and(|extensions| extensions.contains(extension))
     }
 
-    /// The connection.
-    pub fn connection(&self) -> &Connection {
+    pub(crate) fn connection(&self) -> &Connection {
         &self.connection
     }
 
     /// Sends a request; the reply is to be received later.
-    pub fn send(&self, call: PacketType, parts: &[Field<'_>]) -> Result<Sent> {
+    pub(crate) fn send(&self, call: PacketType, parts: &[Field<'_>]) -> Result<Sent> {
         let state = &mut *self.state.borrow_mut();
         let number = state.next;
         state.next = number.wrapping_add(1);
@@ -206,7 +203,7 @@ impl SftpChannel {
     }
 
     /// The reply to a request. The outer error means that the connection is gone.
-    pub fn receive(&self, sent: Sent) -> Result<Reply> {
+    pub(crate) fn receive(&self, sent: Sent) -> Result<Reply> {
         let Sent(number) = sent;
         loop {
             if let Some(reply) = self.state.borrow_mut().take_early(number) {
@@ -235,7 +232,7 @@ impl SftpChannel {
     }
 
     /// Nobody waits for the reply to this.
-    pub fn forget(&self, sent: Sent) {
+    pub(crate) fn forget(&self, sent: Sent) {
         let state = &mut *self.state.borrow_mut();
         if state.take_early(sent.0).is_none() {
             state.unanswered.insert(sent.0, false);
@@ -243,13 +240,13 @@ impl SftpChannel {
     }
 
     /// A request, and the wait for its reply; a refusal is an error.
-    pub fn ask(&self, call: PacketType, parts: &[Field<'_>]) -> std::result::Result<Reply, SftpFault> {
+    pub(crate) fn ask(&self, call: PacketType, parts: &[Field<'_>]) -> std::result::Result<Reply, SftpFault> {
         let sent = self.send(call, parts)?;
         self.answer(sent)
     }
 
     /// The reply; a refusal is an error.
-    pub fn answer(&self, sent: Sent) -> std::result::Result<Reply, SftpFault> {
+    pub(crate) fn answer(&self, sent: Sent) -> std::result::Result<Reply, SftpFault> {
         match self.receive(sent)? {
             Reply::Refused(refusal) => Err(SftpFault::Refused(refusal)),
             reply => Ok(reply),
@@ -257,7 +254,7 @@ impl SftpChannel {
     }
 
     /// What is said about a reply that makes no sense. The connection is cut.
-    pub fn protocol_error(&self) -> Error {
+    pub(crate) fn protocol_error(&self) -> Error {
         self.fault("it answers no SFTP")
     }
 
@@ -378,7 +375,7 @@ impl Reply {
     }
 
     /// A packet without its length, with the number of its request; none if it is no reply.
-    pub fn parse(mut packet: Vec<u8>) -> Option<(u32, Reply)> {
+    pub(crate) fn parse(mut packet: Vec<u8>) -> Option<(u32, Reply)> {
         let mut fields = PacketReader(&packet);
         let (kind, number) = (fields.byte()?, fields.number()?);
         let reply = match kind {
@@ -420,7 +417,7 @@ impl Reply {
 }
 
 /// The fields of a packet, from the front.
-pub struct PacketReader<'a>(pub &'a [u8]);
+pub(crate) struct PacketReader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> PacketReader<'a> {
     fn take(&mut self, length: usize) -> Option<&'a [u8]> {
@@ -434,12 +431,12 @@ impl<'a> PacketReader<'a> {
     }
 
     /// A number of 32 bits.
-    pub fn number(&mut self) -> Option<u32> {
+    pub(crate) fn number(&mut self) -> Option<u32> {
         self.take(4)?.try_into().ok().map(u32::from_be_bytes)
     }
 
     /// A number of 64 bits.
-    pub fn long(&mut self) -> Option<u64> {
+    pub(crate) fn long(&mut self) -> Option<u64> {
         self.take(8)?.try_into().ok().map(u64::from_be_bytes)
     }
 

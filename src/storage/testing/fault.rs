@@ -40,8 +40,7 @@ pub struct RecordedCall {
     pub operation: Operation,
     /// On what kind of file, if on one.
     pub kind: Option<FileKind>,
-    /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Bytes asked for or handed in.
     pub length: usize,
 }

@@ -7,5 +7,7 @@ mod fault;
 mod memory;
 
 pub use conformance::{conformance, folder_conformance};
-pub use fault::{FaultEffect, FaultStorage, InjectedFault, Operation, RecordedCall};
+#[cfg(test)]
+pub(crate) use fault::RecordedCall;
+pub use fault::{FaultEffect, FaultStorage, InjectedFault, Operation};
 pub use memory::MemoryStorage;

@@ -14,7 +14,7 @@
 //! | `qemu_arguments` | arguments of QEMU's that a copy must not share |
 //! | `splices` | replacing parts of an XML text |
 
-pub mod changes;
+pub(crate) mod changes;
 mod copy;
 mod files;
 mod live;

@@ -74,7 +74,7 @@ const STEPS: &[Step] = &[
 ];
 
 /// Writes the section.
-pub fn section(text: &mut Text) {
+pub(crate) fn section(text: &mut Text) {
     text.section("A FIRST WEEK");
     for step in STEPS {
         text.subsection(step.title);

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Examples:
   kvmb man | man -l -
   kvmb man /usr/local/share/man/man1")]
-pub struct ManArgs {
+pub(crate) struct ManArgs {
     /// Folder for the pages (kvmb.1, kvmb-backup.1 and so on).
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
@@ -32,7 +32,7 @@ pub struct ManArgs {
 }
 
 impl ManArgs {
-    pub fn run(self, session: &mut Session, grammar: clap::Command) -> Result<(), CliError> {
+    pub(crate) fn run(self, session: &mut Session, grammar: clap::Command) -> Result<(), CliError> {
         let Some(folder) = &self.folder else {
             if let Some(main) = pages(grammar)?.into_iter().next() {
                 session.text(main.text.as_bytes());

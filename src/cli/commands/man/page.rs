@@ -41,15 +41,15 @@ const FILES: &[(&str, &str)] = &[
 ];
 
 /// One manual page.
-pub struct Page {
+pub(crate) struct Page {
     /// Its file: `kvmb-backup.1`.
-    pub file: String,
+    pub(crate) file: String,
     /// Its roff text.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 /// Every page, that of kvmb itself first.
-pub fn pages(mut root: Command) -> Result<Vec<Page>, CliError> {
+pub(crate) fn pages(mut root: Command) -> Result<Vec<Page>, CliError> {
     root.build();
     let mut commands = vec![&root];
     let mut at = 0;

@@ -5,22 +5,22 @@ use schemars::{Schema, schema_for};
 use serde_json::Value;
 
 /// One type of record.
-pub struct Kind {
+pub(crate) struct Kind {
     /// The value of `"type"`.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     schema: Schema,
 }
 
 /// A field of a record, as `jq` names it (`disks[].sha256`), and what it says.
-pub struct RecordField {
+pub(crate) struct RecordField {
     /// Its path; empty for the fields that a record may have beyond those with a name.
-    pub path: String,
+    pub(crate) path: String,
     /// What it says.
-    pub meaning: String,
+    pub(crate) meaning: String,
 }
 
 /// Every type of record, in the order of a backup.
-pub fn kinds() -> [Kind; 9] {
+pub(crate) fn kinds() -> [Kind; 9] {
     [
         Kind { name: "machine", schema: schema_for!(record::Machine) },
         Kind { name: "disk", schema: schema_for!(record::Disk) },
@@ -36,12 +36,12 @@ pub fn kinds() -> [Kind; 9] {
 
 impl Kind {
     /// What it is.
-    pub fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         meaning(self.schema.as_value())
     }
 
     /// Its fields, those of its parts behind them.
-    pub fn fields(&self) -> Vec<RecordField> {
+    pub(crate) fn fields(&self) -> Vec<RecordField> {
         let mut fields = Vec::new();
         self.collect("", self.schema.as_value(), &mut fields);
         fields

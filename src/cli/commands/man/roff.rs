@@ -6,36 +6,36 @@ use std::io::Write;
 
 /// Roff text, section by section. Text is escaped; words in backquotes are set in bold.
 #[derive(Debug, Default)]
-pub struct Text {
+pub(crate) struct Text {
     roff: Roff,
 }
 
 impl Text {
     /// A section.
-    pub fn section(&mut self, title: &str) {
+    pub(crate) fn section(&mut self, title: &str) {
         self.roff.control("SH", [title]);
     }
 
     /// A part of a section.
-    pub fn subsection(&mut self, title: &str) {
+    pub(crate) fn subsection(&mut self, title: &str) {
         self.roff.control("SS", [title]);
     }
 
     /// A paragraph.
-    pub fn paragraph(&mut self, text: &str) {
+    pub(crate) fn paragraph(&mut self, text: &str) {
         self.roff.control("PP", []);
         self.roff.text(inlines(text));
     }
 
     /// A term and what it means.
-    pub fn term(&mut self, term: &str, meaning: &str) {
+    pub(crate) fn term(&mut self, term: &str, meaning: &str) {
         self.roff.control("TP", []);
         self.roff.text([bold(term)]);
         self.roff.text(inlines(meaning));
     }
 
     /// Lines as they are.
-    pub fn literal<'a>(&mut self, lines: impl IntoIterator<Item = &'a str>) {
+    pub(crate) fn literal<'a>(&mut self, lines: impl IntoIterator<Item = &'a str>) {
         self.roff.control("PP", []);
         self.roff.control("nf", []);
         self.roff.control("RS", ["4"]);
@@ -47,20 +47,20 @@ impl Text {
     }
 
     /// The text.
-    pub fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         self.roff.render()
     }
 }
 
 /// What a writer of roff text wrote.
-pub fn rendered(write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<String, CliError> {
+pub(crate) fn rendered(write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<String, CliError> {
     let mut text = Vec::new();
     write(&mut text).map_err(|error| CliError::failed(format!("no manual page: {error}")))?;
     String::from_utf8(text).map_err(|error| CliError::failed(format!("no manual page: {error}")))
 }
 
 /// One page from its parts. Each begins with the same definition of an apostrophe; a page needs it once.
-pub fn join(parts: &[String]) -> String {
+pub(crate) fn join(parts: &[String]) -> String {
     let preamble = Roff::new().render();
     preamble.clone() + &parts.concat().replace(&preamble, "")
 }

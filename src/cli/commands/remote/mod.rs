@@ -16,7 +16,7 @@ use clap::Args;
 #[command(after_help = "Examples:
   kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm     once, on a terminal
   kvmb remote test -r sftp://kvm@backup.example.com//srv/kvm")]
-pub struct RemoteArgs {
+pub(crate) struct RemoteArgs {
     #[command(subcommand)]
     command: RemoteCommand,
 }
@@ -28,7 +28,7 @@ enum RemoteCommand {
 }
 
 impl RemoteArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         match self.command {
             RemoteCommand::Setup(args) => args.run(context, session),
             RemoteCommand::Test(args) => args.run(context, session),

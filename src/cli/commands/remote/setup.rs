@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
   kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm
   kvmb remote setup -r sftp://kvm@backup//srv/kvm --accept-host-key SHA256:… --ssh-password-file F
   kvmb remote setup -r sftp://kvm@backup.example.com//srv/kvm --dry-run")]
-pub struct SetupArgs {
+pub(crate) struct SetupArgs {
     /// Show what would be done without doing it.
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -29,7 +29,7 @@ pub struct SetupArgs {
 }
 
 impl SetupArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let Server { target, ssh_context, .. } = self.server.open(context)?;
         let comment = format!("kvmb@{}", host_name());
         setup(&target, &ssh_context, &comment, self.dry_run, &mut |change| {

@@ -22,7 +22,7 @@ use serde_json::json;
   kvmb remote test -r sftp://kvm@backup.example.com//srv/kvm --accept-host-key SHA256:Xk…
   kvmb remote test -r sftp:backup:kvm --size 2G
   kvmb remote test -r sftp:backup:kvm --json | jq -r 'select(.status != \"ok\") | .hint'")]
-pub struct TestArgs {
+pub(crate) struct TestArgs {
     #[command(flatten)]
     server: ServerArgs,
 
@@ -40,7 +40,7 @@ const LITTLE_ROOM: u64 = 5 << 30;
 const CLOCK_SECONDS: u64 = 60;
 
 impl TestArgs {
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         let Server { target, ssh_context, below } = self.server.open(context)?;
         let url = target.to_string();
         let mut last = None;

@@ -23,48 +23,48 @@ use chrono::Local;
 use std::collections::BTreeSet;
 
 /// A repository that is to be asked: opened, or why it cannot be.
-pub type Asked = Result<Repository, CliError>;
+pub(crate) type Asked = Result<Repository, CliError>;
 
 /// What is to be gathered.
 #[derive(Debug)]
-pub struct Request<'a> {
+pub(crate) struct Request<'a> {
     /// Names and globs of machines; none means all.
-    pub names: &'a [String],
+    pub(crate) names: &'a [String],
     /// How old is too old.
-    pub thresholds: &'a ThresholdArgs,
+    pub(crate) thresholds: &'a ThresholdArgs,
     /// The first repository's address.
-    pub repo: String,
+    pub(crate) repo: String,
     /// The repository itself.
-    pub first: Asked,
+    pub(crate) first: Asked,
     /// The second one's address, and that itself.
-    pub second: Option<(String, Asked)>,
+    pub(crate) second: Option<(String, Asked)>,
 }
 
 /// What was found.
 #[derive(Debug)]
-pub struct Report {
+pub(crate) struct Report {
     /// When.
-    pub at: Time,
+    pub(crate) at: Time,
     /// The first repository.
-    pub repo: String,
+    pub(crate) repo: String,
     /// Whether it could be asked.
-    pub reachable: bool,
+    pub(crate) reachable: bool,
     /// Whether it, or the second one, has snapshot files that cannot be read, of whichever machine.
-    pub damaged: bool,
+    pub(crate) damaged: bool,
     /// How old is too old.
-    pub thresholds: Thresholds,
+    pub(crate) thresholds: Thresholds,
     /// The machines, each with its check.
-    pub machines: Vec<(MachineFacts, Check)>,
+    pub(crate) machines: Vec<(MachineFacts, Check)>,
     /// The second repository, and the newest copy of each machine there.
-    pub second: Option<(String, Vec<LatestCopy>)>,
+    pub(crate) second: Option<(String, Vec<LatestCopy>)>,
     /// Whether the key that kvmb made is kept elsewhere too; none where it made none.
-    pub key_kept: Option<bool>,
+    pub(crate) key_kept: Option<bool>,
     /// The checks of other things.
-    pub others: Vec<Check>,
+    pub(crate) others: Vec<Check>,
 }
 
 /// Opens a repository in order to be asked. Wrong usage is an error; that it cannot be had is an answer.
-pub fn ask(context: &Context, repo: &RepoArgs) -> Result<Asked, CliError> {
+pub(crate) fn ask(context: &Context, repo: &RepoArgs) -> Result<Asked, CliError> {
     match repo.open(context) {
         Err(error) if matches!(error.code, Code::Usage | Code::Interrupted) => Err(error),
         answer => Ok(answer),
@@ -144,7 +144,7 @@ impl<'a> SelectedMachines<'a> {
 }
 
 /// Gathers and judges.
-pub fn gather(context: &Context, request: Request) -> Result<Report, CliError> {
+pub(crate) fn gather(context: &Context, request: Request) -> Result<Report, CliError> {
     let at = Local::now().fixed_offset();
     let Request { names, thresholds, repo, first, second } = request;
     let schedules = installed_schedules::all(context);

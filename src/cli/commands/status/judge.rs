@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// What a machine is to the backups of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub(crate) enum Standing {
     /// It is to be backed up.
     Selected,
     /// It is to be backed up, and libvirt does not know it.
@@ -26,7 +26,7 @@ pub enum Standing {
 
 impl Standing {
     /// The word in a record.
-    pub fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Standing::Selected => "selected",
             Standing::Missing => "missing",
@@ -37,35 +37,35 @@ impl Standing {
     }
 
     /// Whether it should have a fresh point.
-    pub fn counts(self) -> bool {
+    pub(crate) fn counts(self) -> bool {
         matches!(self, Standing::Selected | Standing::Missing | Standing::Elsewhere)
     }
 }
 
 /// All that is known of one machine.
 #[derive(Debug, Clone)]
-pub struct MachineFacts {
+pub(crate) struct MachineFacts {
     /// Its name.
-    pub machine: String,
+    pub(crate) machine: String,
     /// Its UUID, where anybody knows it.
-    pub uuid: Option<String>,
+    pub(crate) uuid: Option<String>,
     /// What it is to the backups.
-    pub standing: Standing,
+    pub(crate) standing: Standing,
     /// Its newest point.
-    pub newest: Option<Newest>,
+    pub(crate) newest: Option<Newest>,
     /// Whether the repository was asked; else the newest point is what this host remembers.
-    pub from_repository: bool,
+    pub(crate) from_repository: bool,
     /// What this host remembers.
-    pub memory: Option<Memory>,
+    pub(crate) memory: Option<Memory>,
     /// Ids of points that are known to be damaged.
-    pub damaged: Vec<String>,
+    pub(crate) damaged: Vec<String>,
     /// When the next run takes it.
-    pub next_run: Option<Time>,
+    pub(crate) next_run: Option<Time>,
 }
 
 impl MachineFacts {
     /// How old its newest point is; one of the future is new.
-    pub fn age(&self, now: Time) -> Option<Duration> {
+    pub(crate) fn age(&self, now: Time) -> Option<Duration> {
         self.newest.as_ref().map(|newest| (now - newest.captured_at).to_std().unwrap_or_default())
     }
 
@@ -83,7 +83,7 @@ impl MachineFacts {
 }
 
 /// How bad it is: what is known to be wrong comes before what is not known.
-pub fn rank(status: Status) -> u8 {
+pub(crate) fn rank(status: Status) -> u8 {
     match status {
         Status::Ok => 0,
         Status::Unknown => 1,
@@ -93,7 +93,7 @@ pub fn rank(status: Status) -> u8 {
 }
 
 /// How bad a check of ours is.
-pub fn status_of(check: &Check) -> Status {
+pub(crate) fn status_of(check: &Check) -> Status {
     let all = [Status::Ok, Status::Unknown, Status::Warning, Status::Critical];
     all.into_iter().find(|status| status.as_str() == check.status).unwrap_or(Status::Unknown)
 }
@@ -121,7 +121,7 @@ impl Findings {
 }
 
 /// The check of a machine.
-pub fn judge(facts: &MachineFacts, thresholds: &Thresholds, now: Time, repo: &str) -> Check {
+pub(crate) fn judge(facts: &MachineFacts, thresholds: &Thresholds, now: Time, repo: &str) -> Check {
     let mut findings = Findings::default();
     // One with a zero byte is no word of a shell.
     let name = shlex::try_quote(&facts.machine).unwrap_or("MACHINE".into());
@@ -275,17 +275,17 @@ fn extra(facts: &MachineFacts, thresholds: &Thresholds, now: Time, repo: &str) -
 
 /// The newest copy of a machine in the second repository.
 #[derive(Debug, Clone)]
-pub struct LatestCopy {
+pub(crate) struct LatestCopy {
     /// The machine.
-    pub machine: String,
+    pub(crate) machine: String,
     /// Its UUID.
-    pub uuid: String,
+    pub(crate) uuid: String,
     /// The moment that the newest copy is of.
-    pub captured_at: Option<Time>,
+    pub(crate) captured_at: Option<Time>,
 }
 
 /// The check of the second repository: it is as good as the machine whose newest copy is the oldest.
-pub fn judge_copies(
+pub(crate) fn judge_copies(
     copies: &[LatestCopy],
     unreachable: Option<&str>,
     damaged: usize,

@@ -8,8 +8,8 @@ mod repository;
 mod thresholds;
 mod zabbix;
 
-pub use nagios::unknown;
-pub use prometheus::write_textfile;
+pub(crate) use nagios::unknown;
+pub(crate) use prometheus::write_textfile;
 
 use crate::cli::args::copy::CopyToArgs;
 use crate::cli::args::repo::RepoArgs;
@@ -47,7 +47,7 @@ use thresholds::ThresholdArgs;
   command[check_kvmb]=sudo /usr/bin/kvmb status --nagios                         for NRPE
   UserParameter=kvmb.discovery,sudo /usr/bin/kvmb status --zabbix discovery      for Zabbix's agent
   UserParameter=kvmb.values,sudo /usr/bin/kvmb status --zabbix values            $.machines['{#ID}'].age_seconds")]
-pub struct StatusArgs {
+pub(crate) struct StatusArgs {
     /// Machine names or globs. Default: the machines to be backed up, and those that have points.
     #[arg(value_name = "NAME", add = complete::machines())]
     names: Vec<String>,
@@ -103,11 +103,11 @@ enum Zabbix {
 
 impl StatusArgs {
     /// Whether a plugin is to answer.
-    pub fn is_plugin(&self) -> bool {
+    pub(crate) fn is_plugin(&self) -> bool {
         self.nagios
     }
 
-    pub fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
+    pub(crate) fn run(self, context: &Context, session: &mut Session) -> Result<(), CliError> {
         if self.nagios {
             let (state, text) = match self.report(context) {
                 Ok(report) => nagios::text(&report),

@@ -14,7 +14,7 @@ use crate::record::{Check, Status};
 use std::fmt::Write;
 
 /// What a plugin prints, and what it exits with.
-pub fn text(report: &Report) -> (PluginState, String) {
+pub(crate) fn text(report: &Report) -> (PluginState, String) {
     let checks: Vec<&Check> = report.machines.iter().map(|(_, check)| check).chain(&report.others).collect();
     let worst = checks.iter().map(|check| status_of(check)).max_by_key(|status| rank(*status)).unwrap_or(Status::Ok);
     let bad: Vec<String> = checks
@@ -40,7 +40,7 @@ pub fn text(report: &Report) -> (PluginState, String) {
 }
 
 /// The line when there is nothing to say but that something is wrong.
-pub fn unknown(why: &str) -> String {
+pub(crate) fn unknown(why: &str) -> String {
     first_line(Status::Unknown, why) + "\n"
 }
 
@@ -71,7 +71,7 @@ fn word(status: Status) -> &'static str {
 }
 
 /// What a plugin exits with.
-pub fn state(status: Status) -> PluginState {
+pub(crate) fn state(status: Status) -> PluginState {
     match status {
         Status::Ok => PluginState::Ok,
         Status::Warning => PluginState::Warning,

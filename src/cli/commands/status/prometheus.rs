@@ -76,7 +76,7 @@ fn seconds(time: Time) -> f64 {
 }
 
 /// The metrics of a report.
-pub fn text(report: &Report) -> String {
+pub(crate) fn text(report: &Report) -> String {
     let mut text = Exposition::default();
     let repo = ("repo", report.repo.as_str());
     text.metric("kvmb_build_info", "The version of kvmb.");
@@ -128,14 +128,14 @@ pub fn text(report: &Report) -> String {
 }
 
 /// Writes the metrics of a report to a file.
-pub fn write(report: &Report, file: &Path) -> Result<(), CliError> {
+pub(crate) fn write(report: &Report, file: &Path) -> Result<(), CliError> {
     atomic_file::write(file, text(report).as_bytes(), MODE).map_err(Error::io("write", file))?;
     Ok(())
 }
 
 /// Writes the file of the configuration, if it names one, after a run; `repo` and what was opened of the repositories
 /// are the run's. That it cannot be written is reported, and changes nothing about the run.
-pub fn write_textfile(context: &Context, repo: String, first: Asked, second: Option<(String, Asked)>) {
+pub(crate) fn write_textfile(context: &Context, repo: String, first: Asked, second: Option<(String, Asked)>) {
     let status = &context.config().status;
     let Some(file) = &status.prometheus_textfile else { return };
     let file = &file.value().0;

@@ -19,7 +19,7 @@ const SPACE_WARNING: Duration = Duration::from_secs(31 * 86_400);
 
 /// The checks of retention and of free space, each where there is something to judge. `repo` is the repository at
 /// `url`, if it could be opened.
-pub fn checks(context: &Context, url: &str, repo: Option<&Repository>, now: Time) -> Vec<Check> {
+pub(crate) fn checks(context: &Context, url: &str, repo: Option<&Repository>, now: Time) -> Vec<Check> {
     let memory = data_folder().ok().and_then(|folder| {
         let known = History::of(&folder, url).of_repo();
         known.unwrap_or_else(|error| {

@@ -19,7 +19,7 @@ const PROOF: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// How old is too old.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Thresholds")]
-pub struct ThresholdArgs {
+pub(crate) struct ThresholdArgs {
     /// Warn if the latest point of a machine is older than this (example: 26h).
     ///
     /// Default: the longest time between two runs of the schedule (or of backup_freq, or one day) plus two hours.
@@ -47,18 +47,18 @@ fn span(text: &str) -> Result<Duration, String> {
 
 /// The lengths of time that apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Thresholds {
+pub(crate) struct Thresholds {
     /// An older newest point is a warning.
-    pub warning: Duration,
+    pub(crate) warning: Duration,
     /// An older one is an alarm.
-    pub critical: Duration,
+    pub(crate) critical: Duration,
     /// A verification that is older is a warning.
-    pub verify_warning: Duration,
+    pub(crate) verify_warning: Duration,
 }
 
 impl ThresholdArgs {
     /// What the configuration says, for a command without these flags.
-    pub fn from_config(config: &StatusConfig) -> ThresholdArgs {
+    pub(crate) fn from_config(config: &StatusConfig) -> ThresholdArgs {
         let span = |span: &Option<WithText<PositiveSpan>>| span.as_ref().map(|span| span.value().0);
         ThresholdArgs {
             warning: span(&config.warning),
@@ -68,7 +68,7 @@ impl ThresholdArgs {
     }
 
     /// What applies where runs are at most so far apart.
-    pub fn thresholds(&self, gap: Option<Duration>) -> Result<Thresholds, CliError> {
+    pub(crate) fn thresholds(&self, gap: Option<Duration>) -> Result<Thresholds, CliError> {
         let gap = gap.unwrap_or(DAY);
         let (warning, critical) = match (self.warning, self.critical) {
             (Some(warning), Some(critical)) if warning > critical => {

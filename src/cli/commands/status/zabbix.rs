@@ -9,7 +9,7 @@ use crate::record::{Check, Status, without_steering};
 use serde_json::{Map, Value, json};
 
 /// The machines, as low-level discovery wants them.
-pub fn discovery(report: &Report) -> String {
+pub(crate) fn discovery(report: &Report) -> String {
     let one = |facts: &MachineFacts| {
         json!({
             "{#ID}": id(facts),
@@ -23,7 +23,7 @@ pub fn discovery(report: &Report) -> String {
 }
 
 /// The values.
-pub fn values(report: &Report) -> String {
+pub(crate) fn values(report: &Report) -> String {
     let all = report.machines.iter().map(|(_, check)| check).chain(&report.others);
     let worst = all.map(status_of).max_by_key(|status| rank(*status)).unwrap_or(Status::Ok);
     let machines = report.machines.iter().map(|(facts, check)| (id(facts), value(check)));
