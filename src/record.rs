@@ -13,13 +13,13 @@ mod parts;
 mod time;
 mod values;
 
-pub(crate) use job::{Job, JobStep, Progress};
+pub use job::{Job, JobStep, Progress};
 pub use outcome::Damage;
-pub(crate) use outcome::{Copied, DamagedPoint, RestoredDisk, RestoredTo};
-pub(crate) use parts::{LeftOut, PointFile};
+pub use outcome::{Copied, DamagedPoint, RestoredDisk, RestoredTo};
+pub use parts::{LeftOut, PointFile};
 pub use time::Time;
-pub(crate) use time::time_value;
-pub(crate) use values::{Extra, steers_terminal, without_steering};
+pub use time::time_value;
+pub use values::{Extra, steers_terminal, without_steering};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -56,117 +56,117 @@ pub enum Record {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Machine {
     /// The libvirt connection URI.
-    pub(crate) connect: String,
+    pub connect: String,
     /// The machine's name.
-    pub(crate) machine: String,
+    pub machine: String,
     /// Its UUID.
-    pub(crate) uuid: String,
+    pub uuid: String,
     /// Its state in virsh's words: `running`, `paused`, `shut off` …
-    pub(crate) state: String,
+    pub state: String,
     /// Whether libvirt keeps its definition when it is off.
-    pub(crate) persistent: bool,
+    pub persistent: bool,
     /// Whether it starts with the host; null where the driver cannot say.
-    pub(crate) autostart: Option<bool>,
+    pub autostart: Option<bool>,
     /// The memory it may use.
-    pub(crate) memory_bytes: u64,
+    pub memory_bytes: u64,
     /// The number of virtual processors.
-    pub(crate) vcpus: u32,
+    pub vcpus: u32,
     /// The targets of its disks, in the order of the definition.
-    pub(crate) disks: Vec<String>,
+    pub disks: Vec<String>,
     /// The guest agent: `none` (no channel for one), `disconnected` or `connected`.
-    pub(crate) agent: String,
+    pub agent: String,
     /// Unknown fields.
     #[serde(flatten)]
     #[schemars(!flatten)]
-    pub(crate) extra: Extra,
+    pub extra: Extra,
 }
 
 /// One disk of a machine; made by `disks`, added to by `snapshot` and `hash`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Disk {
     /// The libvirt connection URI.
-    pub(crate) connect: String,
+    pub connect: String,
     /// The machine's name.
-    pub(crate) machine: String,
+    pub machine: String,
     /// The machine's UUID.
-    pub(crate) uuid: String,
+    pub uuid: String,
     /// The machine's state when the record was made.
     #[serde(default)]
-    pub(crate) state: String,
+    pub state: String,
     /// The disk's target name: `vda`.
-    pub(crate) disk: String,
+    pub disk: String,
     /// Where its content is.
-    pub(crate) source: Source,
+    pub source: Source,
     /// The local path of its image or device, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) path: Option<String>,
+    pub path: Option<String>,
     /// The image format that the definition names: `qcow2`, `raw` …
-    pub(crate) format: String,
+    pub format: String,
     /// The bus that the guest sees it on: `virtio`, `scsi` …
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) bus: Option<String>,
+    pub bus: Option<String>,
     /// The size that the guest sees; null if unknown.
-    pub(crate) capacity_bytes: Option<u64>,
+    pub capacity_bytes: Option<u64>,
     /// The space that it uses on the host; null if unknown.
-    pub(crate) allocated_bytes: Option<u64>,
+    pub allocated_bytes: Option<u64>,
     /// Whether a backup includes it.
-    pub(crate) included: bool,
+    pub included: bool,
     /// Why a backup excludes it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) skip_reason: Option<String>,
+    pub skip_reason: Option<String>,
     /// The capture's id (from here on: added by `snapshot`).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) capture: Option<String>,
+    pub capture: Option<String>,
     /// How many disks belong to the capture.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) capture_disks: Option<usize>,
+    pub capture_disks: Option<usize>,
     /// The id of the `snapshot` run that opened the capture.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) batch: Option<String>,
+    pub batch: Option<String>,
     /// How many machines that run covers. If fewer arrive, the stream was cut off.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) batch_machines: Option<usize>,
+    pub batch_machines: Option<usize>,
     /// The point that it is a disk of (by `serve`).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) point: Option<String>,
+    pub point: Option<String>,
     /// The detached server that serves it, which `release` ends (by `serve --detach`).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) served: Option<String>,
+    pub served: Option<String>,
     /// Where the captured content, or that of the point, can be read: an NBD URI.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) nbd: Option<String>,
+    pub nbd: Option<String>,
     /// The time of the capture.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "time::serialize_option")]
-    pub(crate) captured_at: Option<Time>,
+    pub captured_at: Option<Time>,
     /// `filesystem` (frozen by the guest agent), `crash` (crash-consistent), `offline` (the machine was stopped), or
     /// `moving` (no capture: hashed while the guest may have written).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) consistency: Option<String>,
+    pub consistency: Option<String>,
     /// The libvirt checkpoint made in the same instant.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) checkpoint: Option<String>,
+    pub checkpoint: Option<String>,
     /// The point that the capture continues.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) parent: Option<String>,
+    pub parent: Option<String>,
     /// How much of it a backup reads: `changed` or `full`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) read_mode: Option<String>,
+    pub read_mode: Option<String>,
     /// Why.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) read_mode_reason: Option<String>,
+    pub read_mode_reason: Option<String>,
     /// SHA-256 of the whole disk as the guest sees it, in hexadecimal (added by `hash`).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sha256: Option<String>,
+    pub sha256: Option<String>,
     /// Unknown fields.
     #[serde(flatten)]
     #[schemars(!flatten)]
-    pub(crate) extra: Extra,
+    pub extra: Extra,
 }
 
 /// Where a disk's content is, as the definition says it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "lowercase")]
-pub(crate) enum Source {
+pub enum Source {
     /// An image file.
     File {
         /// Its path.
@@ -219,147 +219,147 @@ pub(crate) enum Source {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct File {
     /// Its path as given.
-    pub(crate) path: String,
+    pub path: String,
     /// Its size.
-    pub(crate) size_bytes: u64,
+    pub size_bytes: u64,
     /// SHA-256 of its bytes, as `sha256sum` prints it.
-    pub(crate) sha256: String,
+    pub sha256: String,
     /// Unknown fields.
     #[serde(flatten)]
     #[schemars(!flatten)]
-    pub(crate) extra: Extra,
+    pub extra: Extra,
 }
 
 /// A restore point; made by `push`, `backup` and `points`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Point {
     /// The point's id: the restic snapshot's.
-    pub(crate) point: String,
+    pub point: String,
     /// The beginning of the id, as tables show it; it names the point wherever it is unambiguous.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub(crate) short_id: String,
+    pub short_id: String,
     /// The repository that holds it.
-    pub(crate) repo: String,
+    pub repo: String,
     /// The machine's name.
-    pub(crate) machine: String,
+    pub machine: String,
     /// The machine's UUID.
-    pub(crate) uuid: String,
+    pub uuid: String,
     /// The libvirt host that it was taken on.
-    pub(crate) host: String,
+    pub host: String,
     /// The time of the capture.
     #[serde(serialize_with = "time::serialize")]
-    pub(crate) captured_at: Time,
+    pub captured_at: Time,
     /// `filesystem`, `crash` or `offline`.
-    pub(crate) consistency: String,
+    pub consistency: String,
     /// The point that it continued, as the repository that it was first stored in calls it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) parent: Option<String>,
+    pub parent: Option<String>,
     /// The id that it was first stored under, where a copy to another repository or a `pin` gave it another.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) original: Option<String>,
+    pub original: Option<String>,
     /// Statistics of the copy (by `push` of points, and `backup --copy-to`).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) copied: Option<Copied>,
+    pub copied: Option<Copied>,
     /// Whether protected from pruning (set by `pin`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) pinned: bool,
+    pub pinned: bool,
     /// The capture that it was pushed from (by `push`, so that `release` finds it).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) capture: Option<String>,
+    pub capture: Option<String>,
     /// The `snapshot` run that opened that capture.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) batch: Option<String>,
+    pub batch: Option<String>,
     /// How many machines that run covers.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) batch_machines: Option<usize>,
+    pub batch_machines: Option<usize>,
     /// Its disks.
-    pub(crate) disks: Vec<PointDisk>,
+    pub disks: Vec<PointDisk>,
     /// How much of all disks was read.
     #[serde(default)]
-    pub(crate) read_bytes: u64,
+    pub read_bytes: u64,
     /// How much of that was new to the repository.
     #[serde(default)]
-    pub(crate) new_bytes: u64,
+    pub new_bytes: u64,
     /// Space used by the new data, compressed and encrypted.
     #[serde(default)]
-    pub(crate) stored_bytes: u64,
+    pub stored_bytes: u64,
     /// The files of the host that are in the point beside the disks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) files: Vec<PointFile>,
+    pub files: Vec<PointFile>,
     /// Parts of the machine that are not in the point: disks, and other parts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) left_out: Vec<LeftOut>,
+    pub left_out: Vec<LeftOut>,
     /// How long it took to store.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) duration_seconds: Option<f64>,
+    pub duration_seconds: Option<f64>,
     /// Changes that the dirty bitmap missed: this point is correct, but the parent and older points may not be (by
     /// `push` and `backup`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) chain_damage: Vec<Damage>,
+    pub chain_damage: Vec<Damage>,
     /// The older points that lack chunks which the repository has lost, of any machine (by `push` and `backup`, when
     /// they meet one). This point is intact: the data that it shares with them was read and stored again. A `failure`
     /// with the code `damage` follows the record.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) damaged_points: Vec<DamagedPoint>,
+    pub damaged_points: Vec<DamagedPoint>,
     /// How `verify` verified it: `full`, `sample` or `quick`; false if damage was found.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) verified: Option<Value>,
+    pub verified: Option<Value>,
     /// When it was verified.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "time::serialize_option")]
-    pub(crate) verified_at: Option<Time>,
+    pub verified_at: Option<Time>,
     /// What `verify` or `restore` found damaged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) damage: Vec<Damage>,
+    pub damage: Vec<Damage>,
     /// The name of the machine that `restore` defined, or its folder with `--no-define`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) restored_to: Option<RestoredTo>,
+    pub restored_to: Option<RestoredTo>,
     /// Unknown fields.
     #[serde(flatten)]
     #[schemars(!flatten)]
-    pub(crate) extra: Extra,
+    pub extra: Extra,
 }
 
 /// One disk of a point.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct PointDisk {
+pub struct PointDisk {
     /// The disk's target name.
-    pub(crate) disk: String,
+    pub disk: String,
     /// Its size as the guest sees it.
-    pub(crate) capacity_bytes: u64,
+    pub capacity_bytes: u64,
     /// `changed` or `full`.
-    pub(crate) read_mode: String,
+    pub read_mode: String,
     /// Why.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) read_mode_reason: Option<String>,
+    pub read_mode_reason: Option<String>,
     /// How much of it was read.
-    pub(crate) read_bytes: u64,
+    pub read_bytes: u64,
     /// How much of that was new to the repository.
-    pub(crate) new_bytes: u64,
+    pub new_bytes: u64,
     /// Space used by the new data, compressed and encrypted.
-    pub(crate) stored_bytes: u64,
+    pub stored_bytes: u64,
     /// SHA-256 of the whole disk as the guest saw it, if `hash` was in the pipe.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sha256: Option<String>,
+    pub sha256: Option<String>,
     /// Unknown fields.
     #[serde(flatten)]
     #[schemars(!flatten)]
-    pub(crate) extra: Extra,
+    pub extra: Extra,
 }
 
 /// A change that was made, or would be made without `--dry-run`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Action {
     /// `init`, `release`, `prune`, `key` …
-    pub(crate) action: String,
+    pub action: String,
     /// The object of the action.
-    pub(crate) target: String,
+    pub target: String,
     /// Whether it changed anything.
-    pub(crate) changed: bool,
+    pub changed: bool,
     /// The reason, also if nothing was changed.
-    pub(crate) reason: String,
+    pub reason: String,
     /// Whether this was a dry run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) dry_run: bool,
+    pub dry_run: bool,
     /// The subject's own fields. `init`: `repository_id`. `key`: `repo`, or `key` (the new key's id). `release`:
     /// `capture` and `machine`, `point` (stored from it, or null), `deleted_checkpoints`, `resumed` (the machine had
     /// been paused by a full scratch file system). `backup`, `snapshot`, `push`: `connect`, `repo`, `copy_to` (the
@@ -374,11 +374,12 @@ pub struct Action {
     /// lock's file): `repo`, `host` and `locked_at` of its holder. `remote setup`: `algorithm` and `fingerprint` of the
     /// server's host key; `authorized_keys_line` of this host's own key. `jobs cancel` (the target is the job): `pid`.
     /// `config set` (the target is the file): `changes` (each with `key`, `before` and `after`), `diff` (a unified
-    /// diff), `file_sha256` (of the file before). `schedule`: `cron` (the expression), `command`, `next_runs` (the next
+    /// diff), `file_sha256` (of the file before). `schedule`: `cron` (the expression), `command`, `backup_command` (the
+    /// command without its surroundings), `machines` (a list, `all` or `selected_vms`), `repo`, `next_runs` (the next
     /// three times), `entry` (the text that is, or would be, installed).
     #[serde(flatten)]
     #[schemars(!flatten)]
-    pub(crate) extra: Extra,
+    pub extra: Extra,
 }
 
 /// The result of one check; made by `doctor`, `status`, `remote test` and `backup
@@ -391,16 +392,16 @@ pub struct Check {
     /// `remote test`: `reach`, `host_key`, `login`, `path`, `space`, `speed`, `clock`. `status`: `backup` of a machine;
     /// `connection` of the host; `repository`, `copy` (the second repository), `key`; `retention` and `space` of a
     /// repository. `backup`: `sample`.
-    pub(crate) check: String,
+    pub check: String,
     /// The host, machine, disk (`MACHINE/DISK`) or repository that was checked.
-    pub(crate) target: String,
+    pub target: String,
     /// `ok`, `warning`, `critical` or `unknown`.
-    pub(crate) status: String,
+    pub status: String,
     /// What was found.
-    pub(crate) detail: String,
+    pub detail: String,
     /// What to do about it, usually a command.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) hint: Option<String>,
+    pub hint: Option<String>,
     /// The subject's own fields. `space`: `free_bytes`. `speed`: `upload_bytes_per_second`,
     /// `download_bytes_per_second`. `clock`: `ahead_seconds` (of the server; negative where it is behind). `backup`:
     /// `uuid`, `repo`; `standing`: `selected`, `missing` (selected, but unknown to libvirt), `left_out`, `gone`
@@ -416,29 +417,29 @@ pub struct Check {
     /// `last_result`. `space` by `status`: `growth_bytes_per_day` and `full_in_seconds` as well.
     #[serde(flatten)]
     #[schemars(!flatten)]
-    pub(crate) extra: Extra,
+    pub extra: Extra,
 }
 
 /// One key of the configuration and the value that applies; made by `config show`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Setting {
     /// The key: `jobs`, `ssh.port`.
-    pub(crate) key: String,
+    pub key: String,
     /// The effective value, or null. Values that may reveal a password are hidden.
-    pub(crate) value: Value,
+    pub value: Value,
     /// Where it comes from: `flag`, `environment`, `file` or `default`.
-    pub(crate) source: String,
+    pub source: String,
     /// The flag, the variable or the file.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) origin: Option<String>,
+    pub origin: Option<String>,
     /// Unknown fields.
     #[serde(flatten)]
-    pub(crate) extra: Extra,
+    pub extra: Extra,
 }
 
 /// How well a thing is that was looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Status {
+pub enum Status {
     /// Nothing stands in the way.
     Ok,
     /// It works, but not as well as it could, or not for long.
@@ -453,35 +454,35 @@ pub(crate) enum Status {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 pub struct Failure {
     /// The subcommand that failed.
-    pub(crate) command: String,
+    pub command: String,
     /// The libvirt connection URI, if it had to do with one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) connect: Option<String>,
+    pub connect: Option<String>,
     /// The machine.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) machine: Option<String>,
+    pub machine: Option<String>,
     /// The disk.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) disk: Option<String>,
+    pub disk: Option<String>,
     /// The capture that is still open, for `release`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) capture: Option<String>,
+    pub capture: Option<String>,
     /// The kind of failure, one of the words in the manual.
-    pub(crate) code: String,
+    pub code: String,
     /// What happened.
-    pub(crate) error: String,
+    pub error: String,
     /// What to do.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) hint: Option<String>,
+    pub hint: Option<String>,
     /// Unknown fields.
     #[serde(flatten)]
     #[schemars(!flatten)]
-    pub(crate) extra: Extra,
+    pub extra: Extra,
 }
 
 impl Status {
     /// The word in a record.
-    pub(crate) fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Status::Ok => "ok",
             Status::Warning => "warning",
@@ -493,7 +494,7 @@ impl Status {
 
 impl Check {
     /// A check without a hint.
-    pub(crate) fn new(check: &str, target: impl Into<String>, status: Status, detail: impl Into<String>) -> Check {
+    pub fn new(check: &str, target: impl Into<String>, status: Status, detail: impl Into<String>) -> Check {
         Check {
             check: check.to_owned(),
             target: target.into(),
@@ -505,13 +506,13 @@ impl Check {
     }
 
     /// Adds what to do.
-    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Check {
+    pub fn hint(mut self, hint: impl Into<String>) -> Check {
         self.hint = Some(hint.into());
         self
     }
 
     /// Whether it says that something does not work.
-    pub(crate) fn is_critical(&self) -> bool {
+    pub fn is_critical(&self) -> bool {
         self.status == Status::Critical.as_str()
     }
 }
@@ -537,7 +538,7 @@ pub enum ParseError {
 
 impl Point {
     /// Whether damage was found, of this point or of one before it.
-    pub(crate) fn is_damage_known(&self) -> bool {
+    pub fn is_damage_known(&self) -> bool {
         !(self.damage.is_empty() && self.chain_damage.is_empty() && self.damaged_points.is_empty())
     }
 }
@@ -589,7 +590,7 @@ impl Record {
     }
 
     /// The record as a JSON object, `"type"` first.
-    pub(crate) fn to_object(&self) -> Map<String, Value> {
+    pub fn to_object(&self) -> Map<String, Value> {
         fn fields(record: &impl Serialize) -> Map<String, Value> {
             match serde_json::to_value(record) {
                 Ok(Value::Object(fields)) => fields,
@@ -616,7 +617,7 @@ impl Record {
     }
 
     /// The record as one line of JSON, without the newline.
-    pub(crate) fn to_line(&self) -> String {
+    pub fn to_line(&self) -> String {
         without_steering(Value::Object(self.to_object()).to_string())
     }
 }

@@ -55,8 +55,8 @@ pub struct ClosedCapture {
     pub pending_checkpoints: Vec<String>,
 }
 
-/// Closes a capture for good. Waits for readers as the request says, then fails with [`Error::Held`]. Without a hypervisor it opens
-/// the one that the capture was made through, if it needs one.
+/// Closes a capture for good. Waits for readers as the request says, then fails with [`Error::Held`]. Without a
+/// hypervisor it opens the one that the capture was made through, if it needs one.
 pub fn close_capture(
     runtime: &RuntimeDirs,
     hypervisor: Option<&Hypervisor>,

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;
 
-/// A process, distinguished from later ones with its number: a `qemu-storage-daemon` that we started (under `timeout`, whose
-/// number this is), or the owner of a capture.
+/// A process, distinguished from later ones with its number: a `qemu-storage-daemon` that we started (under `timeout`,
+/// whose number this is), or the owner of a capture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerProcess {
     pub(crate) pid: u32,

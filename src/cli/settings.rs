@@ -37,8 +37,8 @@ const FLAGS: [(&str, &str); 22] = [
     ("status.verify_warning", "verify_warning"),
 ];
 
-/// A password has an order of its own (see [`crate::cli::args::repo`]): the variables of all its sources come before the
-/// file.
+/// A password has an order of its own (see [`crate::cli::args::repo`]): the variables of all its sources come before
+/// the file.
 const OF_PASSWORD: &str = "password_file";
 
 /// The flag of the second repository, which several keys together name.

@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn what_is_no_object_is_no_configuration() {
-        for text in ["", "x", "[]", "1", "{", "{'a': 1}", "{\"jobs\": 1,}", "\u{feff}{}"] {
+        for text in ["", "x", "[]", "1", "{", "{'a': 1}", "{\"jobs\": 1,}"] {
             assert!(matches!(read(text), Err(DocumentError::NotJson(_))), "{text}");
         }
         for document in [

@@ -19,8 +19,8 @@ const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The size of reads, and of the zeros that a hole is hashed as.
 const STEP_BYTES: u32 = 1 << 20;
 
-/// The SHA-256 of everything that can be read at `uri`, no faster than `rate_limit`, and its size, which must be that of the
-/// capture where there is one. Holes are hashed without being read.
+/// The SHA-256 of everything that can be read at `uri`, no faster than `rate_limit`, and its size, which must be that
+/// of the capture where there is one. Holes are hashed without being read.
 pub(crate) fn hash_export(
     uri: &NbdUri,
     captured_bytes: Option<u64>,

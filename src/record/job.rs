@@ -9,91 +9,91 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Job {
     /// Its id, as in the log.
-    pub(crate) job: String,
+    pub job: String,
     /// The subcommand.
-    pub(crate) command: String,
+    pub command: String,
     /// The whole command line, without the program. Passwords in addresses are hidden.
-    pub(crate) arguments: Vec<String>,
+    pub arguments: Vec<String>,
     /// `running`, `done`, `failed`, `partial`, `damage`, `busy`, `interrupted`, or `lost` (the process is gone and left
     /// no result).
-    pub(crate) status: String,
+    pub status: String,
     /// The user who started it; with sudo, the user who called sudo.
-    pub(crate) user: String,
+    pub user: String,
     /// Where it was started: `cron`, `systemd`, `console` or `shell`.
-    pub(crate) origin: String,
+    pub origin: String,
     /// Its process.
-    pub(crate) pid: u32,
+    pub pid: u32,
     /// When it began.
     #[serde(serialize_with = "time::serialize")]
-    pub(crate) began_at: Time,
+    pub began_at: Time,
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "time::serialize_option")]
-    pub(crate) ended_at: Option<Time>,
+    pub ended_at: Option<Time>,
     /// How long it took, or has been running.
-    pub(crate) duration_seconds: f64,
+    pub duration_seconds: f64,
     /// Its exit code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) exit_code: Option<u32>,
+    pub exit_code: Option<u32>,
     /// How much it has read or copied.
-    pub(crate) done_bytes: u64,
+    pub done_bytes: u64,
     /// How much is known that it has to read or copy. Grows while machines are opened.
-    pub(crate) total_bytes: u64,
+    pub total_bytes: u64,
     /// The present rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) bytes_per_second: Option<f64>,
+    pub bytes_per_second: Option<f64>,
     /// The time left at this rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) left_seconds: Option<f64>,
+    pub left_seconds: Option<f64>,
     /// What it is working on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) steps: Vec<JobStep>,
+    pub steps: Vec<JobStep>,
     /// The number of failures.
-    pub(crate) failures: usize,
+    pub failures: usize,
     /// The last failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) error: Option<String>,
+    pub error: Option<String>,
     /// Unknown fields.
     #[serde(flatten)]
     #[schemars(!flatten)]
-    pub(crate) extra: Extra,
+    pub extra: Extra,
 }
 
 /// One piece of work of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct JobStep {
+pub struct JobStep {
     /// What is done: `back up`, `copy` …
-    pub(crate) verb: String,
+    pub verb: String,
     /// The machine and disk, or the point.
-    pub(crate) label: String,
+    pub label: String,
     /// How much is done.
-    pub(crate) done_bytes: u64,
+    pub done_bytes: u64,
     /// How much there is.
-    pub(crate) total_bytes: u64,
+    pub total_bytes: u64,
 }
 
 /// The progress of one piece of work; written to standard error by any command with `--progress jsonl`, once a second
 /// and when the work ends.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct Progress {
+pub struct Progress {
     /// The id of the run.
-    pub(crate) job: String,
+    pub job: String,
     /// What is done: `back up`, `copy` …
-    pub(crate) verb: String,
+    pub verb: String,
     /// The machine and disk, or the point.
-    pub(crate) label: String,
+    pub label: String,
     /// How much is done.
-    pub(crate) done_bytes: u64,
+    pub done_bytes: u64,
     /// How much there is.
-    pub(crate) total_bytes: u64,
+    pub total_bytes: u64,
     /// The rate since the work began.
-    pub(crate) bytes_per_second: f64,
+    pub bytes_per_second: f64,
     /// Whether the work has ended.
-    pub(crate) ended: bool,
+    pub ended: bool,
 }
 
 impl Progress {
     /// The record as one line of JSON, without the newline.
-    pub(crate) fn to_line(&self) -> String {
+    pub fn to_line(&self) -> String {
         let mut object = serde_json::Map::from_iter([("type".to_owned(), "progress".into())]);
         if let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(self) {
             object.extend(fields);

@@ -5,13 +5,13 @@ use serde::{Deserialize, Serialize};
 
 /// A point that lacks chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct DamagedPoint {
+pub struct DamagedPoint {
     /// Its id.
-    pub(crate) point: String,
+    pub point: String,
     /// Its machine's name.
-    pub(crate) machine: String,
+    pub machine: String,
     /// The disks, by target name; none when the point's own description cannot be read.
-    pub(crate) disks: Vec<String>,
+    pub disks: Vec<String>,
 }
 
 /// A damaged piece of a point.
@@ -35,46 +35,46 @@ pub struct Damage {
 
 /// What copying a point from one repository to another took.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct Copied {
+pub struct Copied {
     /// The repository that it was copied from.
-    pub(crate) from_repo: String,
+    pub from_repo: String,
     /// Its id there.
-    pub(crate) from_point: String,
+    pub from_point: String,
     /// Whether it was already there, so that nothing was copied.
-    pub(crate) already_there: bool,
+    pub already_there: bool,
     /// What the other repository did not have.
-    pub(crate) new_bytes: u64,
+    pub new_bytes: u64,
     /// Space used by the new data there, compressed and encrypted.
-    pub(crate) stored_bytes: u64,
+    pub stored_bytes: u64,
 }
 
 /// Where `restore` put a point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct RestoredTo {
+pub struct RestoredTo {
     /// The machine that was defined; left out with `--no-define`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) machine: Option<String>,
+    pub machine: Option<String>,
     /// Its UUID.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) uuid: Option<String>,
+    pub uuid: Option<String>,
     /// The definition as a file, when it was written to one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) definition: Option<String>,
+    pub definition: Option<String>,
     /// The disks that were written.
-    pub(crate) disks: Vec<RestoredDisk>,
+    pub disks: Vec<RestoredDisk>,
     /// Whether the machine was started.
-    pub(crate) started: bool,
+    pub started: bool,
 }
 
 /// One restored disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct RestoredDisk {
+pub struct RestoredDisk {
     /// The disk's target name.
-    pub(crate) disk: String,
+    pub disk: String,
     /// The file or device that holds it now.
-    pub(crate) path: String,
+    pub path: String,
     /// Its format.
-    pub(crate) format: String,
+    pub format: String,
     /// Its size as the guest sees it.
-    pub(crate) capacity_bytes: u64,
+    pub capacity_bytes: u64,
 }

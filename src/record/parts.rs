@@ -5,40 +5,40 @@ use serde::{Deserialize, Serialize};
 
 /// A file of the host that is in a point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct PointFile {
+pub struct PointFile {
     /// What it is to the machine: `nvram` (firmware variables), `tpm` (state of an emulated TPM), `kernel`, `initrd`;
     /// or a file that the definition mentions: `loader`, `nvram_template`, `option_rom`, `acpi_table`, `fw_cfg`,
     /// `device_tree`, `smbios`, `script`, `argument` (of QEMU's command line). `restore --with-files` brings those
     /// back.
-    pub(crate) part: String,
+    pub part: String,
     /// Where it was.
-    pub(crate) path: String,
+    pub path: String,
     /// Its size.
-    pub(crate) size_bytes: u64,
+    pub size_bytes: u64,
 }
 
 /// Something of a machine that is not in its point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct LeftOut {
+pub struct LeftOut {
     /// The disk's target name, if it is a disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) disk: Option<String>,
+    pub disk: Option<String>,
     /// Another part of the machine. `nvram` (firmware variables), `tpm`, `kernel` and `initrd` it needs: then a
     /// `failure` with the code `part_missing` follows the record of the new point, and the exit code is 3. The others
     /// the host may have: the words of `part` in `files`, `memory_device`, `persistent_store`, and `drive` (of QEMU's
     /// command line).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) part: Option<String>,
+    pub part: Option<String>,
     /// The file, device or folder of that part; the image or medium of a disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) path: Option<String>,
+    pub path: Option<String>,
     /// Why it was left out.
-    pub(crate) reason: String,
+    pub reason: String,
 }
 
 impl LeftOut {
     /// Whether it is a part that the machine needs.
-    pub(crate) fn is_required(&self) -> bool {
+    pub fn is_required(&self) -> bool {
         matches!(self.part.as_deref(), Some("nvram" | "tpm" | "kernel" | "initrd"))
     }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 pub type Time = DateTime<FixedOffset>;
 
 /// A moment as the value of a record's field.
-pub(crate) fn time_value(time: Time) -> Value {
+pub fn time_value(time: Time) -> Value {
     text(time).into()
 }
 

@@ -3,11 +3,11 @@
 use serde_json::{Map, Value};
 
 /// Fields that this version does not know; passed on as they came.
-pub(crate) type Extra = Map<String, Value>;
+pub type Extra = Map<String, Value>;
 
 /// JSON without characters that steer a terminal, which it leaves as they are. They can only stand in a text, where an
 /// escape means the same.
-pub(crate) fn without_steering(json: String) -> String {
+pub fn without_steering(json: String) -> String {
     if !json.contains(steers_terminal) {
         return json;
     }
@@ -23,6 +23,6 @@ pub(crate) fn without_steering(json: String) -> String {
 
 /// Whether a character does something to a terminal instead of being shown: controls, and those that turn the direction
 /// of writing around, so that a name can look like another one.
-pub(crate) fn steers_terminal(c: char) -> bool {
+pub fn steers_terminal(c: char) -> bool {
     c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

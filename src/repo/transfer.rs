@@ -12,9 +12,9 @@ use super::{BlobKind, Id, Index, PutOutcome, Repository, Result, Writer};
 
 /// Copies blobs of one kind into the repository that `writer` writes to.
 ///
-/// `ids` should be distinct, and not known to the writer, which would leave them out. `tell` is called with each blob what
-/// became of it, or why it cannot be had: such a blob is not copied, and the others are. Ends early when `stop` is set;
-/// an error is about one of the two places as a whole.
+/// `ids` should be distinct, and not known to the writer, which would leave them out. `tell` is called with each blob
+/// what became of it, or why it cannot be had: such a blob is not copied, and the others are. Ends early when `stop` is
+/// set; an error is about one of the two places as a whole.
 pub(crate) fn copy_blobs(
     (repo, index): (&Repository, &Index),
     kind: BlobKind,

@@ -116,7 +116,7 @@ fn what_is_planted_in_the_place_of_a_file_is_not_read() {
     assert_partial(&env, back_up(), "nvram", "a folder");
     fs::remove_dir(&variables).unwrap();
     File::create(&variables).and_then(|file| file.set_len(1 << 40)).unwrap();
-    assert_partial(&env, back_up(), "nvram", "1099511627776 bytes");
+    assert_partial(&env, back_up(), "nvram", "1.00 TiB");
     fs::remove_file(&variables).unwrap();
     // The folder itself is a link that QEMU's user made; a hard link in a folder of its.
     fs::rename(&folder, env.path("elsewhere")).unwrap();

@@ -226,7 +226,7 @@ fn a_machine_that_is_off_is_served_until_its_lease_ends() {
     let mut request = lab.request(&["vda"]);
     request.lease = Duration::from_secs(1);
     let state = lab.open(&vm, request.clone()).unwrap();
-    let server = reader.servers[0].clone();
+    let server = state.offline().unwrap().servers[0].clone();
     wait_until(|| !storage_daemon::is_ours(&server.process, &server.socket));
     let again = lab.open(&vm, request).unwrap();
     assert_ne!(again.id, state.id);

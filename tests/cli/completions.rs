@@ -105,8 +105,8 @@ fn offered(env: &Env, words: &[&str]) -> (Vec<String>, Output) {
 fn what_is_offered_fits_the_place() {
     let env = world("offers");
     let words = |words: &[&str]| offered(&env, words).0;
-    // The embedded libvirt sometimes asks QEMU again what it can do, which takes longer than anybody waits for a name; a
-    // command has the patience.
+    // The embedded libvirt sometimes asks QEMU again what it can do, which takes longer than anybody waits for a name;
+    // a command has the patience.
     let from_libvirt = |line: &[&str]| -> Vec<String> {
         let tries = (0..8).map(|_| {
             env.kvmb(["vms"]).run().assert_ok();

@@ -236,7 +236,7 @@ fn a_block_device_is_backed_up_and_restored_to() {
     let small = env.disks().join("small.img");
     fs::write(&small, noise(3, 5 * MIB)).expect("write");
     let small_device = LoopDevice::on(&small);
-    restore(&small_device.path).run().assert_code(1).assert_stderr_has("bytes");
+    restore(&small_device.path).run().assert_code(1).assert_stderr_has("5.00 MiB");
     assert_eq!(fs::read(&small).expect("read"), noise(3, 5 * MIB));
     env.kvmb(["restore", "vm1", "-r", &env.repo(), "--no-define", "--to", &format!("vda={}", target.path)])
         .run()

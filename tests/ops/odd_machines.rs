@@ -163,7 +163,8 @@ fn an_image_that_another_program_has_open_makes_its_machine_busy() {
     };
     assert_eq!(failure["code"], "busy", "{failure}");
     assert!(text(&failure, "error").contains(&format!("qemu-nbd (process {pid})")), "{failure}");
-    assert!(text(&failure, "hint").contains(&format!("kill {pid}; then: kvmb backup vm1")), "{failure}");
+    let then = format!("kill {pid}; then: kvmb backup -r {} vm1", env.repo());
+    assert!(text(&failure, "hint").contains(&then), "{failure}");
     drop(writer);
     backup(&machine);
     // Another machine that runs on it.

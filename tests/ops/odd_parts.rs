@@ -73,7 +73,7 @@ fn what_is_left_out_by_rule_is_named_everywhere_and_costs_nothing() {
     let reasons = left_out(&point);
     let expected = [
         ("drive", "no disk of the definition"),
-        ("fw_cfg", "68157440 bytes"),
+        ("fw_cfg", "65.00 MiB"),
         ("option_rom", "No such file"),
         ("sda", "cdrom, its medium is missing"),
         ("sdb", "optional, its image is missing"),

@@ -114,7 +114,7 @@ fn a_device_must_be_there_and_large_enough_and_is_never_made_as_a_file() {
     assert_eq!(names_in(group.path()), [""; 0], "a file was made in /dev");
     symlink(&small.path, &volume).unwrap();
     let failure = restore(&env, &["--overwrite"]).run().assert_code(1).record_of("failure");
-    assert!(text(&failure, "error").contains("2097152"), "{failure}");
+    assert!(text(&failure, "error").contains("2.00 MiB"), "{failure}");
     fs::remove_file(&volume).unwrap();
     symlink(&large.path, &volume).unwrap();
     restore(&env, &["--overwrite"]).run().assert_ok();

@@ -439,16 +439,17 @@ fn a_failure_leaves_the_old_machine_as_it_was() {
     restore(&env, &["vm1", "--overwrite"]).run().assert_ok();
 }
 
-/// A restore into a small file system that is stopped when the first image has taken its room, while another program
+/// A restore into a small file system that is stopped when its images have taken so much of it, while another program
 /// takes all that is left; then it goes on.
-fn restored_where_room_runs_out(env: &Env, small: &Tmpfs, size_bytes: u64, disks: &[&str]) -> Output {
+fn restored_where_room_runs_out(env: &Env, small: &Tmpfs, taken_bytes: u64, disks: &[&str]) -> Output {
+    let size_bytes = small.free_bytes();
     let into = small.path().display().to_string();
     let disks: Vec<&str> = disks.iter().flat_map(|disk| ["--disk", *disk]).collect();
     let mut running = restore(env, &[&["vm1", "--into", &into], &disks[..]].concat()).spawn();
     let mut ended = false;
     wait_until("it writes", Duration::from_secs(30), || {
         ended = running.has_ended();
-        ended || size_bytes - small.free_bytes() > 40 * MIB
+        ended || size_bytes - small.free_bytes() >= taken_bytes
     });
     running.signal(Signal::STOP);
     assert!(!running.has_ended(), "too fast for this test: give it a larger disk");
@@ -468,7 +469,7 @@ fn a_target_that_fills_up_meanwhile_is_left_clean() {
     backup(&machine);
     for (first, second) in [("vda", "vdb"), ("vdb", "vda")] {
         let small = env.tmpfs(first, 112 * MIB);
-        let output = restored_where_room_runs_out(&env, &small, 112 * MIB, &[first, second]);
+        let output = restored_where_room_runs_out(&env, &small, 40 * MIB, &[first, second]);
         let output = output.assert_code(1).assert_stderr_has("hint");
         assert_eq!(output.record_of("failure")["code"], "no_space", "{output}");
         assert_eq!(names_in(small.path()), ["filler"], "{first}");
@@ -486,8 +487,9 @@ fn an_image_that_has_its_room_is_restored_whatever_others_take_meanwhile() {
     init(&env);
     backup(&machine);
     for disk in ["vda", "vdb"] {
+        // All of its room is taken before the first byte is written.
         let small = env.tmpfs(disk, 64 * MIB);
-        let output = restored_where_room_runs_out(&env, &small, 64 * MIB, &[disk]);
+        let output = restored_where_room_runs_out(&env, &small, 48 * MIB, &[disk]);
         let restored = output.assert_ok().record_of("point")["restored_to"]["disks"][0].clone();
         let (path, format) = (restored["path"].as_str().unwrap(), restored["format"].as_str().unwrap());
         machine.models()[disk].assert_image_equals(path.as_ref(), format);

@@ -206,7 +206,6 @@ fn patience_ends_and_is_short_with_a_place_that_does_not_answer() {
         let began = Instant::now();
         let error = storage.size(FileKind::Pack, NAME).unwrap_err();
         assert!(matches!(error, Error::GaveUp { .. }), "{error:?}");
-        assert!(error.to_string().contains("gave up after"), "{error}");
         began.elapsed()
     };
     inner.add(InjectedFault::every(Operation::Size, FaultEffect::Cut));

@@ -186,7 +186,7 @@ fn secrets_come_from_a_file_a_command_or_a_variable_and_appear_nowhere() {
         let output = call.run().assert_ok();
         let login = check_of(&output, "login");
         assert_eq!(login["status"], "warning", "cron could not do that: {output}");
-        assert!(login["hint"].as_str().unwrap().starts_with("kvmb remote setup -r "), "{output}");
+        assert!(login["hint"].as_str().unwrap().starts_with("kvmb remote setup "), "{output}");
         assert!(!output.stdout().contains(SSH_PASSWORD) && !output.stderr().contains(SSH_PASSWORD), "{output}");
     }
 }

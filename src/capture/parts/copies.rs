@@ -1,9 +1,9 @@
 //! What belongs to the moment of a capture and is no disk: firmware variables, TPM state, kernel and initial RAM disk
 //! of a direct boot, and the other files that the definition mentions.
 //!
-//! The files are where QEMU's or swtpm's user can write, so they are opened as [`crate::capture::parts::safe_path`] does, and no more
-//! than a limit is read. A file that cannot be had never costs the machine its backup: the disks are captured without
-//! it, and the state says what is missing.
+//! The files are where QEMU's or swtpm's user can write, so they are opened as [`crate::capture::parts::safe_path`]
+//! does, and no more than a limit is read. A file that cannot be had never costs the machine its backup: the disks are
+//! captured without it, and the state says what is missing.
 //!
 //! | | without it |
 //! | --- | --- |

@@ -1,4 +1,5 @@
-//! What belongs to a machine beside its disks, and what is left out: copied without following what QEMU's user can write.
+//! What belongs to a machine beside its disks, and what is left out: copied without following what QEMU's user can
+//! write.
 
 pub(crate) mod copies;
 pub(crate) mod left_out;

@@ -1,9 +1,9 @@
 //! Points from one repository to another.
 //!
 //! A point is copied as it is: the same trees, the same manifest, the same chunks, sealed with the other repository's
-//! key. Only what the other one lacks is read, and verified on the way; what is damaged is reported and never copied. The
-//! snapshot says what it is a copy of, in the field that `restic copy` uses: so either program knows what the other has
-//! copied, without reading any data.
+//! key. Only what the other one lacks is read, and verified on the way; what is damaged is reported and never copied.
+//! The snapshot says what it is a copy of, in the field that `restic copy` uses: so either program knows what the other
+//! has copied, without reading any data.
 //!
 //! Packs, index, snapshot file, each durable before the next, as a backup stores a point. The checkpoint that the
 //! manifest names belongs to the chain of the repository that the point was first stored in, and [`crate::ops::chain`]

@@ -113,8 +113,8 @@ pub(crate) struct ExamineTarget<'a> {
     pub(crate) speed_bytes: Option<u64>,
 }
 
-/// Takes the steps; `report` is called for each. After one that failed the others are not tried. Once `ssh_context.stop` is raised
-/// it ends as interrupted, and nothing is reported of the step that it was at.
+/// Takes the steps; `report` is called for each. After one that failed the others are not tried. Once
+/// `ssh_context.stop` is raised it ends as interrupted, and nothing is reported of the step that it was at.
 pub(crate) fn examine(
     subject: ExamineTarget,
     ssh_context: &SshContext,

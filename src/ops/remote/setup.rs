@@ -51,8 +51,8 @@ pub(crate) enum SetupChange {
     },
 }
 
-/// Sets it up; `report` is called for each step as it is done. A rehearsal looks at the server's key and whether this host's
-/// key is let in, and changes nothing. `comment` is what the key is known by in the account's list.
+/// Sets it up; `report` is called for each step as it is done. A rehearsal looks at the server's key and whether this
+/// host's key is let in, and changes nothing. `comment` is what the key is known by in the account's list.
 pub(crate) fn setup(
     target: &SftpAddress,
     ssh_context: &SshContext,

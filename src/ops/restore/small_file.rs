@@ -1,8 +1,8 @@
 //! Where firmware variables, TPM state, kernel, initrd and other small files are written.
 //!
 //! libvirt gives their folders to the users that QEMU and swtpm run as, who can put a link there: each folder on the
-//! way is opened by [`crate::capture::parts::safe_path`], held open until the restore is over, and never looked up by its path
-//! again.
+//! way is opened by [`crate::capture::parts::safe_path`], held open until the restore is over, and never looked up by
+//! its path again.
 
 use super::planned::PlannedFile;
 use super::target::{Destination, Looks, PartialFile, Placed};
