@@ -12,7 +12,7 @@ pub(crate) struct Run {
     pub(crate) command: &'static str,
     /// When it began.
     pub(crate) began: Instant,
-    /// Whether it is worth a log: it changes something, or proves it.
+    /// Whether it is worth a log: it changes something, or verifies it.
     pub(crate) keeps_log: bool,
 }
 

@@ -1,7 +1,7 @@
 //! Where the configuration is looked for, and who may read and write it.
 //!
 //! Whoever can write it makes kvmb run commands (hooks), and that is often root: such a file is refused. So is one that
-//! everybody may read and that has a command in it which tells a password.
+//! other users can read and that has a command in it which prints a password.
 
 use super::document::{self, DocumentError};
 use super::{Config, KeyError, SECRET_KEYS};
@@ -15,13 +15,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The configuration of a user, below the home folder: the place of kvm_backup.
-const OF_USER: &str = ".kvm_backup_config.json";
+pub(crate) const OF_USER: &str = ".kvm_backup_config.json";
 
 /// The same, below the folder of configurations.
 const OF_USER_XDG: &str = "kvmb/config.json";
 
 /// The configuration of the host.
-const OF_HOST: &str = "/etc/kvmb/config.json";
+pub(crate) const OF_HOST: &str = "/etc/kvmb/config.json";
 
 /// How long one that is a pipe may take.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -16,7 +16,7 @@
 //! | [`points`] | find restore points, by id or by time, and open them; which are one machine's |
 //! | [`repo_lock`], [`locked_repo`] | locks of a repository, and what it has while one is held |
 //! | [`latest_points`] | the newest point of each machine, quickly |
-//! | [`verify`], [`verify_sampling`] | prove points, all of them or a part at a time |
+//! | [`verify`], [`verify_sampling`] | verify points, all of them or a part at a time |
 //! | [`pin`] | keep a point whatever the retention says |
 //! | [`prune`] | apply retention, free the space |
 //! | [`serve`] | the disks of a point over NBD |

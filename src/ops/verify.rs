@@ -1,4 +1,4 @@
-//! Proving points: nothing of a repository is believed until it was read back and its SHA-256 compared.
+//! Verification of points: nothing of a repository is believed until it was read back and its SHA-256 compared.
 
 use super::chunk_map::{ChunkMap, Geometry, MappedChunk, ZeroIds};
 use super::manifest::ManifestDisk;
@@ -47,14 +47,14 @@ pub(super) fn damage_of(
     Ok(verifier.verify(point, monitor, stop)?.damage)
 }
 
-/// Proves the points of one repository, one after the other; what several of them share is read once.
+/// Verifies the points of one repository, one after the other; what several of them share is read once.
 #[derive(Debug)]
 pub(crate) struct Verifier<'a> {
     repo: &'a Repository,
     index: &'a Index,
     depth: VerifyDepth,
     pack_sizes: HashMap<Id, u64>,
-    proven: HashSet<Id>,
+    intact: HashSet<Id>,
     broken: BTreeMap<Id, String>,
 }
 
@@ -64,10 +64,10 @@ impl<'a> Verifier<'a> {
         let packs = repo.storage().list(FileKind::Pack).map_err(repo::Error::from)?;
         let pack_sizes =
             packs.into_iter().filter_map(|file| Some((file.name.parse().ok()?, file.size_bytes))).collect();
-        Ok(Verifier { repo, index, depth, pack_sizes, proven: HashSet::new(), broken: BTreeMap::new() })
+        Ok(Verifier { repo, index, depth, pack_sizes, intact: HashSet::new(), broken: BTreeMap::new() })
     }
 
-    /// Proves one point. Damage is no error: it is in the record, and `verified` is false.
+    /// Verifies one point. Damage is no error: it is in the record, and `verified` is false.
     pub(crate) fn verify(&mut self, point: &PointRef, monitor: &dyn Monitor, stop: &Stop) -> Result<record::Point> {
         let opened = match points::open_with_damage(self.repo, self.index, point) {
             Ok(opened) => opened,
@@ -140,7 +140,7 @@ impl<'a> Verifier<'a> {
     fn wanted(&self, opened: &OpenPoint) -> Vec<Id> {
         let mut seen = HashSet::new();
         let all = opened.files.values().flat_map(|(_, content)| content.runs().map(|(id, _)| id));
-        all.filter(|id| !self.proven.contains(id) && !self.broken.contains_key(id) && seen.insert(*id)).collect()
+        all.filter(|id| !self.intact.contains(id) && !self.broken.contains_key(id) && seen.insert(*id)).collect()
     }
 
     fn verify_blobs(&mut self, wanted: Vec<Id>, label: &str, monitor: &dyn Monitor, stop: &Stop) -> Result<()> {
@@ -177,8 +177,8 @@ impl<'a> Verifier<'a> {
             ControlFlow::Continue(())
         })?;
         stop.check()?;
-        let (proven, broken) = results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-        self.proven.extend(proven);
+        let (intact, broken) = results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.intact.extend(intact);
         self.broken.extend(broken);
         Ok(())
     }

@@ -1,12 +1,12 @@
-//! A part of all chunks, so that several runs prove them all.
+//! A part of all chunks, so that several runs verify them all.
 //!
-//! Chunks lie on a circle by their ids, which are hashes and so spread evenly. A run proves those of one sector of it,
-//! and the next run goes on where that ends: after twenty sectors of 5 % every chunk was read that was there all the
-//! time, and damage that is older than that was found. A new chunk that falls into a sector that is past waits for the
-//! next round, at most as long as any other. How wide the sectors are may change from run to run.
+//! Chunks lie on a circle by their ids, which are hashes and so spread evenly. A run verifies those of one sector of
+//! it, and the next run goes on where that ends: after twenty sectors of 5 % every chunk was read that was there all
+//! the time, and damage that is older than that was found. A new chunk that falls into a sector that is past waits for
+//! the next round, at most as long as any other. How wide the sectors are may change from run to run.
 //!
 //! Where the next one begins, [`SampleCursor`] remembers on this host, apart for each selection of points that is
-//! proven: other selections would tear holes into each other's rounds.
+//! verified: other selections would tear holes into each other's rounds.
 
 use super::Monitor;
 use crate::record::Time;
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 /// The file in a repository's [`RepoCacheDir`].
 const FILE: &str = "rounds.json";
 
-/// The selections that are remembered; of more, the ones that were proven last.
+/// The selections that are remembered; of more, the ones that were verified last.
 const MOST_SELECTIONS: usize = 100;
 
 /// How many places there are on the circle: the first eight bytes of an id say which.
@@ -69,7 +69,7 @@ struct Remembered {
     selection: String,
     /// Where the next sector begins, as an id does.
     next: String,
-    /// When the last one was proven.
+    /// When the last one was verified.
     at: Time,
 }
 
@@ -83,7 +83,7 @@ impl<'a> SampleCursor<'a> {
         SampleCursor { repo, selection: selection.to_owned(), sector: Sector::new(start, share) }
     }
 
-    /// What is to be proven now.
+    /// What is to be verified now.
     pub(crate) fn sector(&self) -> Sector {
         self.sector
     }
@@ -141,7 +141,7 @@ mod tests {
         Id::from_bytes(bytes)
     }
 
-    /// How many sectors are proven until all of the circle is.
+    /// How many sectors are verified until all of the circle is.
     fn runs(start: u64, share: f64, place: u64) -> usize {
         let mut sector = Sector::new(start, share);
         let mut runs = 1;

@@ -17,9 +17,9 @@
 //! **An adopted pack is worth as much as any other.** It is noted when
 //! [`Storage::write`](crate::storage::Storage::write) has returned: synced, renamed, its folder synced. So its content
 //! is not read again to compare its name; its header is, which is authenticated, lists what the index will say, and
-//! must add up to the size of the file to the byte. Whatever is read from it later is proven as always. A pack that was
-//! under way when the run ended has no note, is sent again, and what is there of it goes with the next prune: no more
-//! packs than are stored at a time.
+//! must add up to the size of the file to the byte. Whatever is read from it later is verified as always. A pack that
+//! was under way when the run ended has no note, is sent again, and what is there of it goes with the next prune: no
+//! more packs than are stored at a time.
 //!
 //! **Others beside us.** The lock that we hold since before we look keeps away whoever removes packs, kvmb or restic;
 //! what a prune took before is not there any more, and is not named. Of a live writer nothing is touched. That two runs

@@ -75,7 +75,7 @@ pub(super) fn from_any_location<T>(
     Err(last)
 }
 
-/// One blob, proven.
+/// One blob, verified.
 pub(super) fn read_blob(repo: &Repository, index: &Index, kind: BlobKind, id: &Id) -> Result<Vec<u8>> {
     with_blob(repo, index, kind, id, |blob| blob.plain.to_vec())
 }
@@ -156,7 +156,7 @@ pub(super) struct BlobRequest {
 /// `ids` should be distinct. Neighbours are read together; `threads` threads, or more where the storage is far away,
 /// read, open, decompress and compare, and call `deliver` from there with each blob, or with the error that it cannot
 /// be had (after every place of it was tried). It ends early when `deliver` breaks or `stop` is set, and with an error
-/// when the place cannot be reached. Nothing is delivered that is not proven.
+/// when the place cannot be reached. Nothing is delivered that is not verified.
 ///
 /// Memory: 8 MiB of sealed and one blob of plain bytes a thread, and some 90 bytes an id.
 pub fn read_blobs(
@@ -333,14 +333,16 @@ impl<F: Fn(Id, Result<VerifiedBlob>) -> ControlFlow<()> + Sync> ReadJob<'_, F> {
             let at = (blob.location.offset - start) as usize;
             let sealed = bytes.as_mut().and_then(|bytes| bytes.get_mut(at..at + blob.location.length as usize));
             let opened = sealed.and_then(|sealed| repo.key().open_in_place(sealed).ok());
-            let proven = opened.and_then(|opened| verify_blobs(kind, &blob.id, &blob.location, opened, plain).ok());
-            match proven {
-                Some(proven) => (self.deliver)(blob.id, Ok(proven))?,
-                None => match with_blob(repo, index, kind, &blob.id, |proven| (self.deliver)(blob.id, Ok(proven))) {
-                    Ok(flow) => flow?,
-                    Err(error) if error.is_unreachable() => return self.give_up(error),
-                    Err(error) => (self.deliver)(blob.id, Err(error))?,
-                },
+            let verified = opened.and_then(|opened| verify_blobs(kind, &blob.id, &blob.location, opened, plain).ok());
+            match verified {
+                Some(verified) => (self.deliver)(blob.id, Ok(verified))?,
+                None => {
+                    match with_blob(repo, index, kind, &blob.id, |verified| (self.deliver)(blob.id, Ok(verified))) {
+                        Ok(flow) => flow?,
+                        Err(error) if error.is_unreachable() => return self.give_up(error),
+                        Err(error) => (self.deliver)(blob.id, Err(error))?,
+                    }
+                }
             }
         }
         ControlFlow::Continue(())

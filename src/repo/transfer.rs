@@ -1,7 +1,7 @@
 //! Blobs from one repository to another.
 //!
-//! A blob is opened with the one key, proven, and sealed with the other. Compressed it stays: the SHA-256 is that of
-//! the plaintext, so it is decompressed to be proven, but never compressed again.
+//! A blob is opened with the one key, verified, and sealed with the other. Compressed it stays: the SHA-256 is that of
+//! the plaintext, so it is decompressed to be verified, but never compressed again.
 
 use std::ops::ControlFlow;
 use std::sync::OnceLock;

@@ -276,7 +276,7 @@ impl Writer {
         })
     }
 
-    /// Stores a blob of another pack as it is there: sealed, and proven by the caller.
+    /// Stores a blob of another pack as it is there: sealed, and verified by the caller.
     pub(super) fn put_sealed(&self, kind: BlobKind, id: Id, sealed: &[u8], raw_length: Option<u32>) -> Result<()> {
         self.shared.check()?;
         if !self.claim(kind, id) {

@@ -139,7 +139,7 @@ fn the_guard_of_a_run_that_was_killed_keeps_to_the_lease_and_clears() {
     let env = Env::with_libvirtd("guard orphaned");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     let kept = ours(&machine);
     machine.write("vda", 2 * MIB, 4 * MIB, 0x33);
     let run = stopped_at(&machine, &repo, "FirstChunk", &["--lease", "3s"]).unwrap_or_else(|output| panic!("{output}"));
@@ -150,7 +150,7 @@ fn the_guard_of_a_run_that_was_killed_keeps_to_the_lease_and_clears() {
     wait_until("the guard clears", Duration::from_secs(30), || env.leftovers().is_empty());
     assert!(!machine.is_captured());
     assert_eq!(ours(&machine), kept);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 4 * CHUNK);
     finish(&env, &[&repo]);
 }

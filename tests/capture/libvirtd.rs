@@ -16,21 +16,21 @@ fn killed_between_backups_it_costs_nothing() {
     let env = Env::with_libvirtd("libvirtd killed between");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     env.kill_libvirtd();
     machine.write("vda", 0, 512, 0x33);
     let failure = try_backup(&machine, &repo, &[]).assert_code(1).record_of("failure");
     assert_eq!(failure["code"], "connection");
     assert!(failure["hint"].as_str().is_some_and(|hint| hint.contains("check that libvirtd is running")), "{failure}");
     env.start_libvirtd();
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     // Down while the machine ends and begins: libvirt starts it anew, the bitmaps are in the images.
     machine.stop();
     env.kill_libvirtd();
     env.start_libvirtd();
     machine.start_paused();
     machine.write("vdb", MIB, 512, 0x44);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 0);
     assert_changed(&point, "vdb", CHUNK);
     assert_eq!(ours(&machine).len(), 1);
@@ -42,7 +42,7 @@ fn killed_while_a_job_is_established_it_costs_that_run_at_most() {
     let env = Env::with_libvirtd("libvirtd killed meanwhile");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
-    proven(&machine, &repo);
+    verified(&machine, &repo);
 
     // Gone when the last byte is read, and for longer than the run waits: no point, and no harm.
     machine.write("vda", 2 * MIB, 4 * MIB, 0x33);
@@ -52,7 +52,7 @@ fn killed_while_a_job_is_established_it_costs_that_run_at_most() {
     assert_eq!(failure["code"], "connection");
     assert!(machine.is_captured(), "QEMU goes on with the job that nobody ended");
     env.start_libvirtd();
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 4 * CHUNK);
     assert_as_usual(&machine);
 
@@ -73,7 +73,7 @@ fn killed_while_a_job_is_established_it_costs_that_run_at_most() {
     run.wait();
     env.kill_libvirtd();
     env.start_libvirtd();
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 4 * CHUNK);
     assert_as_usual(&machine);
     finish(&env, &[&repo]);
@@ -84,7 +84,7 @@ fn killed_when_the_point_is_stored_its_checkpoint_is_settled_by_the_next_run() {
     let env = Env::with_libvirtd("libvirtd killed after");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
-    let first = proven(&machine, &repo);
+    let first = verified(&machine, &repo);
     machine.write("vda", 2 * MIB, 4 * MIB, 0x33);
     let run = stopped_at(&machine, &repo, "CommitNoted", &[]).unwrap_or_else(|output| panic!("{output}"));
     env.kill_libvirtd();
@@ -94,7 +94,7 @@ fn killed_when_the_point_is_stored_its_checkpoint_is_settled_by_the_next_run() {
     env.start_libvirtd();
     assert_eq!(ours(&machine).len(), 2, "the superseded one is left, and no more");
     machine.write("vda", 0, 512, 0x44);
-    let third = proven(&machine, &repo);
+    let third = verified(&machine, &repo);
     assert_eq!(third["parent"], second["point"]);
     assert_changed(&third, "vda", CHUNK);
     assert_as_usual(&machine);
@@ -106,7 +106,7 @@ fn killed_in_the_middle_of_begin_it_is_reported_exactly_and_healed_by_nobody_but
     let env = Env::with_libvirtd("libvirtd wedged");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     machine.write("vda", 2 * MIB, 4 * MIB, 0x33);
 
     // QEMU does not answer: so libvirtd is caught when it has noted that a job begins, and not yet which.
@@ -133,7 +133,7 @@ fn killed_in_the_middle_of_begin_it_is_reported_exactly_and_healed_by_nobody_but
     }
     // What the message says heals it, and the chain goes on.
     stop_and_restart(&machine);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 4 * CHUNK);
     assert_as_usual(&machine);
     finish(&env, &[&repo]);
@@ -144,7 +144,7 @@ fn killed_at_any_moment_of_begin_the_next_point_is_right_or_the_stuck_job_is_rep
     let env = Env::with_libvirtd("libvirtd killed in begin");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     for delay in [28, 36, 44, 56] {
         machine.write("vda", 2 * MIB, MIB, delay);
         let run = stopped_at(&machine, &repo, "CaptureNoted", &[]).unwrap_or_else(|output| panic!("{output}"));
@@ -160,12 +160,12 @@ fn killed_at_any_moment_of_begin_the_next_point_is_right_or_the_stuck_job_is_rep
         } else {
             assert_is_wedged(&output);
             stop_and_restart(&machine);
-            proven(&machine, &repo);
+            verified(&machine, &repo);
         }
         assert_as_usual(&machine);
     }
     machine.write("vdb", 0, 512, 0x44);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 0);
     assert_changed(&point, "vdb", CHUNK);
     finish(&env, &[&repo]);
@@ -217,7 +217,7 @@ fn a_machine_whose_qemu_hangs_is_reported_and_the_others_are_backed_up() {
         assert!(output.records_of("check").iter().any(|check| check["target"] == "b-well/vda"), "{output}");
     }
     for machine in [&hung, &well] {
-        proven(machine, &repo);
+        verified(machine, &repo);
         assert_as_usual(machine);
     }
     finish(&env, &[&repo]);
@@ -228,7 +228,7 @@ fn a_begin_that_comes_about_after_its_limit_is_cleared_by_the_next_run() {
     let env = Env::with_libvirtd("late begin");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     env.configure(&json!({ "limits": { "libvirt": "3s", "backup_begin": "1s" } }));
     machine.write("vda", 2 * MIB, 4 * MIB, 0x33);
     let run = stopped_at(&machine, &repo, "CaptureNoted", &[]).unwrap_or_else(|output| panic!("{output}"));
@@ -238,7 +238,7 @@ fn a_begin_that_comes_about_after_its_limit_is_cleared_by_the_next_run() {
     assert!(failure["error"].as_str().is_some_and(|error| error.contains("begin the backup of vm")), "{failure}");
     drop(stopped);
     // libvirtd 11.3 has died of a job that was ended before libvirt was done with its begin: kvmb waits for that.
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 4 * CHUNK);
     assert_as_usual(&machine);
     finish(&env, &[&repo]);
@@ -249,7 +249,7 @@ fn sigterm_ends_whatever_waits_for_a_qemu_that_hangs() {
     let env = Env::with_libvirtd("sigterm");
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     let captured = env.kvmb(["snapshot", "vm"]).run().assert_ok();
     for command in [&["release", "vm"][..], &["backup", "vm", "-r", &repo], &["snapshot", "vm"], &["disks", "vm"]] {
         let stopped = Stopped::qemu_of(&machine);
@@ -274,7 +274,7 @@ fn sigterm_ends_whatever_waits_for_a_qemu_that_hangs() {
             env.kvmb(["release", "vm"]).stdin(&captured.stdout).run().assert_ok();
         }
     }
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     assert_as_usual(&machine);
     finish(&env, &[&repo]);
 }

@@ -315,7 +315,7 @@ fn an_image_that_somebody_writes_is_busy_and_says_who_it_is() {
     let error = failure["error"].as_str().expect("an error");
     assert!(error.contains(&format!("qemu-nbd (process {})", writer.id())), "{error}");
     writer.kill().and_then(|()| writer.wait()).expect("end");
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     finish(&env, &[&repo]);
 }
 

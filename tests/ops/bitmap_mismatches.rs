@@ -26,7 +26,7 @@ fn full_finds_what_changed_behind_the_bitmaps_back_and_heals_it() {
     assert_restores(&env, &repo, &point, &machine.models());
     // Healed: the next continues from the new point.
     machine.write("vda", 3 * MIB, 512, 0x78);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", CHUNK);
     let output = try_backup(&machine, &repo, &["--full"]).assert_ok();
     assert!(output.record_of("point").get("chain_damage").is_none());

@@ -28,12 +28,12 @@ fn a_machine_moved_to_another_host_and_back_goes_on_by_its_bitmaps() {
     let moved = builder.start_paused();
     assert_eq!(ours(&moved).len(), 0);
     moved.write("vda", MIB, 512, 0x33);
-    let point = proven(&moved, &repo);
+    let point = verified(&moved, &repo);
     assert_eq!(point["parent"], first["point"]);
     assert_changed(&point, "vda", CHUNK);
     assert_changed(&point, "vdb", 0);
     moved.write("vdb", MIB, 512, 0x44);
-    let second = proven(&moved, &repo);
+    let second = verified(&moved, &repo);
     assert_changed(&second, "vdb", CHUNK);
     assert_eq!(ours(&moved).len(), 1);
     // Back: this libvirt knows a checkpoint whose bitmap is gone, and not the one that is alive.
@@ -42,7 +42,7 @@ fn a_machine_moved_to_another_host_and_back_goes_on_by_its_bitmaps() {
     machine.believe_image("vdb");
     machine.start_paused();
     machine.write("vda", 5 * MIB, 512, 0x55);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_eq!(point["parent"], second["point"]);
     assert_changed(&point, "vda", CHUNK);
     assert_changed(&point, "vdb", 0);
@@ -67,9 +67,9 @@ fn a_machine_whose_images_were_copied_to_another_host_is_read_in_full_once() {
     fs::copy(machine.image("vda"), &copy).expect("copy");
     let moved = there.machine("vm").uuid(machine.uuid()).disk(Disk::existing(&copy, "qcow2")).start_paused();
     moved.write("vda", MIB, 512, 0x33);
-    assert_full(&proven(&moved, &repo), "vda", "the image is not the one of the parent point");
+    assert_full(&verified(&moved, &repo), "vda", "the image is not the one of the parent point");
     moved.write("vda", MIB, 512, 0x34);
-    assert_changed(&proven(&moved, &repo), "vda", CHUNK);
+    assert_changed(&verified(&moved, &repo), "vda", CHUNK);
     assert_eq!(ours(&moved).len(), 1);
     moved.stop();
     assert_eq!(bitmaps(&copy), ours(&moved));
@@ -84,7 +84,7 @@ fn a_machine_whose_memory_is_saved_is_busy_and_goes_on_when_it_wakes() {
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).start();
     machine.write("vda", 0, 8 * MIB, 0x11);
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     machine.write("vda", MIB, 512, 0x22);
     machine.disconnect();
     env.virsh(&["managedsave", machine.uuid()]);
@@ -101,7 +101,7 @@ fn a_machine_whose_memory_is_saved_is_busy_and_goes_on_when_it_wakes() {
     assert_eq!(ours(&machine).len(), 1, "a checkpoint was lost to false errors");
     env.virsh(&["resume", machine.uuid()]);
     machine.write("vda", 3 * MIB, 512, 0x44);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_eq!(disk_of(&point, "vda")["read_mode"], "changed");
     assert_eq!(ours(&machine).len(), 1);
     assert_eq!(machine.status(), "running");
@@ -114,28 +114,28 @@ fn a_machine_reverted_to_an_external_snapshot_is_right_in_the_next_point() {
     let repo = init(&env);
     let mut machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).start_paused();
     machine.write("vda", 0, 8 * MIB, 0x11);
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     let overlay = env.disks().join("overlay.qcow2").display().to_string();
     let spec = format!("vda,snapshot=external,file={overlay}");
     env.virsh(&["snapshot-create-as", "vm", "before", "--disk-only", "--diskspec", &spec]);
     machine.moved_to("vda", overlay.as_ref());
     machine.write("vda", 2 * MIB, MIB, 0x22);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_full(&point, "vda", "the image is not the one of the parent point");
     machine.write("vda", 3 * MIB, MIB, 0x33);
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     machine.stop();
     env.virsh(&["snapshot-revert", "vm", "before"]);
     let now = env.disks_of("vm").remove(0);
     machine.put_disk("vda", &now.image, &now.format, DiskModel::new(16 * MIB));
     machine.believe_image("vda");
     assert_eq!(machine.model("vda").read(2 * MIB, 1), [0x11], "it was not reverted: this test shows nothing");
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     machine.start_paused();
     machine.write("vda", 5 * MIB, 512, 0x44);
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     machine.write("vda", 5 * MIB, 512, 0x45);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     assert_eq!(ours(&machine).len(), 1);
     finish(&env, &[&repo]);
 }
@@ -179,7 +179,7 @@ fn a_machine_that_is_off_can_start_at_once_when_its_backup_was_killed() {
     }
     machine.start_paused();
     machine.write("vda", MIB, 512, 0x33);
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     machine.stop();
     // One for others to use outlives the command that opened it.
     env.kvmb(["snapshot", "vm"]).run().assert_ok();
@@ -210,7 +210,7 @@ fn a_disk_that_is_plugged_in_during_the_backup_is_in_the_next_point() {
     assert_changed(&point, "vda", CHUNK);
     assert_restores(&env, &repo, &point, &before);
     machine.write("vda", 3 * MIB, 512, 0x44);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", CHUNK);
     assert_full(&point, "sda", "not in the parent point");
     // And pulled out: libvirt refuses that while its backup runs, or lets it go.
@@ -219,7 +219,7 @@ fn a_disk_that_is_plugged_in_during_the_backup_is_in_the_next_point() {
     assert_ne!(pulled.code(), 0, "{pulled}");
     go_on(run).assert_ok();
     machine.write("sda", 0, 512, 0x55);
-    assert_changed(&proven(&machine, &repo), "sda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "sda", CHUNK);
     assert_eq!(ours(&machine).len(), 1);
     finish(&env, &[&repo]);
 }

@@ -15,10 +15,10 @@ fn two_repositories_do_not_disturb_each_other() {
     let (a, b) = (init_at(&env, "a"), init_at(&env, "b"));
     let machine = two_disks(&env, "vm");
     let mut points = Vec::new();
-    let first = proven(&machine, &a);
+    let first = verified(&machine, &a);
     assert_full(&first, "vda", "first backup of the machine in this repository");
     points.push((&a, first, machine.models()));
-    let first = proven(&machine, &b);
+    let first = verified(&machine, &b);
     assert_full(&first, "vda", "first backup of the machine in this repository");
     points.push((&b, first, machine.models()));
     for round in 0..3_u8 {
@@ -57,11 +57,11 @@ fn checkpoints_and_bitmaps_of_others_are_left_alone_and_go_on_recording() {
     machine.start_paused();
     let foreign = |name: &str| env.virsh(&["checkpoint-create-as", machine.uuid(), name, "--diskspec", "vda"]);
     foreign("virtnbdbackup.0");
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     foreign("kvmbackup-mine");
     for round in 0..3_u8 {
         machine.write("vda", u64::from(round) * MIB, 64 * 1024, 0x60 + round);
-        assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+        assert_changed(&verified(&machine, &repo), "vda", CHUNK);
         assert_eq!(ours(&machine).len(), 1);
     }
     let mut names = machine.checkpoints();
@@ -88,11 +88,11 @@ fn a_checkpoint_that_somebody_deleted_costs_one_full_read() {
     backup(&machine, &repo);
     env.virsh(&["checkpoint-delete", machine.uuid(), &ours(&machine)[0]]);
     machine.write("vda", 0, 512, 0x33);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_full(&point, "vda", "cannot be used");
     assert_eq!(disk_of(&point, "vda")["new_bytes"], MIB, "what is known is not stored again");
     machine.write("vdb", 0, 512, 0x44);
-    assert_changed(&proven(&machine, &repo), "vdb", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vdb", CHUNK);
     assert_eq!(ours(&machine).len(), 1);
     finish(&env, &[&repo]);
 }
@@ -108,14 +108,14 @@ fn a_parent_point_that_was_deleted_is_not_continued() {
     let second = backup(&machine, &repo);
     machine.write("vda", 5 * MIB, 512, 0x44);
     env.restic(&*repo).call(["forget", "--prune", id_of(&second)]).run().assert_ok();
-    let third = proven(&machine, &repo);
+    let third = verified(&machine, &repo);
     assert_full(&third, "vda", "cannot be used");
     assert_full(&third, "vdb", "cannot be used");
     // All points gone.
     env.restic(&*repo).call(["forget", "--prune", id_of(&first), id_of(&third)]).run().assert_ok();
-    assert_full(&proven(&machine, &repo), "vda", "first backup of the machine in this repository");
+    assert_full(&verified(&machine, &repo), "vda", "first backup of the machine in this repository");
     machine.write("vda", 6 * MIB, 512, 0x55);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     assert_eq!(ours(&machine).len(), 1);
     assert!(before["vda"] != machine.model("vda"));
     finish(&env, &[&repo]);
@@ -131,12 +131,12 @@ fn a_copy_of_the_repository_and_a_second_password_are_the_same_chain_as_far_as_i
     run("cp", &["-a", &repo, &copy]);
     machine.write("vda", 0, 512, 0x33);
     // The copy has the parent: it can be continued there just as well.
-    assert_changed(&proven(&machine, &copy), "vda", CHUNK);
+    assert_changed(&verified(&machine, &copy), "vda", CHUNK);
     machine.write("vda", 3 * MIB, 512, 0x34);
     // That superseded the original's checkpoint.
-    assert_full(&proven(&machine, &repo), "vda", "cannot be used");
+    assert_full(&verified(&machine, &repo), "vda", "cannot be used");
     machine.write("vda", 4 * MIB, 512, 0x35);
-    assert_full(&proven(&machine, &copy), "vda", "cannot be used");
+    assert_full(&verified(&machine, &copy), "vda", "cannot be used");
     assert_eq!(ours(&machine).len(), 1);
 
     let password = env.path("second-password");

@@ -17,11 +17,11 @@ fn a_raw_disk_is_read_in_full_and_the_qcow2_beside_it_is_not() {
     let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).disk(Disk::raw(8 * MIB + 512)).start_paused();
     machine.write("vda", 0, 12 * MIB, 0x11);
     machine.write("vdb", 0, 8 * MIB + 512, 0x22);
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     for round in 0..2_u8 {
         machine.write("vda", MIB, 4096, 0x33 + round);
         machine.write("vdb", 8 * MIB, 512, 0x44 + round);
-        let point = proven(&machine, &repo);
+        let point = verified(&machine, &repo);
         assert_changed(&point, "vda", CHUNK);
         assert_full(&point, "vdb", "no dirty bitmap from the parent point");
         assert_eq!(disk_of(&point, "vdb")["read_bytes"], 8 * MIB + 512);
@@ -29,7 +29,7 @@ fn a_raw_disk_is_read_in_full_and_the_qcow2_beside_it_is_not() {
     }
     machine.stop();
     machine.write("vdb", 0, 512, 0x55);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 0);
     assert_full(&point, "vdb", "no dirty bitmap from the parent point");
     finish(&env, &[&repo]);
@@ -41,7 +41,7 @@ fn a_disk_whose_chunks_get_another_size_is_read_in_full_once() {
     let repo = init(&env);
     let machine = two_disks(&env, "vm");
     machine.write("vda", 20 * MIB + 4096, 512, 0x33);
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     for size in ["512K", "4M", "1M"] {
         machine.write("vda", 3 * MIB, 512, 0x44);
         let output = try_backup(&machine, &repo, &["--chunk-size", size]).assert_ok();
@@ -51,7 +51,7 @@ fn a_disk_whose_chunks_get_another_size_is_read_in_full_once() {
         assert_restores(&env, &repo, &point, &machine.models());
         // Without being told again, that size stays.
         machine.write("vda", 5 * MIB, 512, 0x55);
-        let point = proven(&machine, &repo);
+        let point = verified(&machine, &repo);
         let disk = disk_of(&point, "vda");
         assert_eq!(disk["read_mode"], "changed", "{disk:#}");
         let chunk = match size {
@@ -90,11 +90,11 @@ fn an_old_qcow2_and_one_with_a_raw_data_file_keep_no_bitmaps_and_disturb_nobody(
     for (at, disk) in ["vda", "vdb", "vdc"].into_iter().enumerate() {
         machine.write(disk, 0, 6 * MIB, 0x11 * (at as u8 + 1));
     }
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     machine.write("vda", MIB, 512, 0x44);
     machine.write("vdb", MIB, 512, 0x44);
     machine.write("vdc", MIB, 512, 0x44);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", CHUNK);
     assert_full(&point, "vdb", "no dirty bitmap from the parent point");
     assert_full(&point, "vdc", "no dirty bitmap from the parent point");
@@ -115,32 +115,32 @@ fn a_disk_that_comes_or_goes_does_not_break_the_chain_of_the_others() {
     let repo = init(&env);
     let mut machine = env.machine("vm").devices_xml(SCSI).disk(Disk::qcow2(16 * MIB)).start_paused();
     machine.write("vda", 0, 12 * MIB, 0x11);
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     machine.attach("sda", Disk::qcow2(8 * MIB).bus("scsi"));
     machine.write("sda", 0, 4 * MIB, 0x22);
     machine.write("vda", 0, 512, 0x33);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", CHUNK);
     assert_full(&point, "sda", "not in the parent point");
     machine.write("sda", MIB, 512, 0x44);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 0);
     assert_changed(&point, "sda", CHUNK);
     machine.detach("sda");
     machine.write("vda", 2 * MIB, 512, 0x55);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     assert_eq!(ours(&machine).len(), 1);
     // A new image in the old one's place, in the same file even.
     machine.attach("sda", Disk::qcow2(8 * MIB).bus("scsi"));
     machine.write("sda", 2 * MIB, MIB, 0x66);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 0);
     assert_full(&point, "sda", "not in the parent point");
     // Gone and exchanged between two backups.
     machine.detach("sda");
     machine.attach("sda", Disk::qcow2(8 * MIB).bus("scsi"));
     machine.write("sda", 5 * MIB, MIB, 0x77);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 0);
     assert_full(&point, "sda", "cannot be used");
     assert_eq!(ours(&machine).len(), 1);
@@ -159,10 +159,10 @@ fn an_excluded_disk_that_comes_back_is_read_in_full() {
     let point = backup_with(&machine, &repo, &["--exclude-disk", "vdb"]);
     assert_restores(&env, &repo, &point, &only_vda);
     machine.write("vda", MIB, 512, 0x44);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", CHUNK);
     assert_full(&point, "vdb", "not in the parent point");
-    assert_changed(&proven(&machine, &repo), "vdb", 0);
+    assert_changed(&verified(&machine, &repo), "vdb", 0);
     finish(&env, &[&repo]);
 }
 
@@ -172,21 +172,21 @@ fn a_grown_and_a_shrunk_disk() {
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB + 512)).start_paused();
     machine.write("vda", 0, 16 * MIB + 512, 0x11);
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     machine.resize("vda", 24 * MIB + 1024);
     machine.write("vda", 20 * MIB, 512, 0x22);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     // Beyond the last whole chunk of before, all is new: one with the old end, one with the write.
     assert_changed(&point, "vda", 2 * CHUNK);
     // Whole clusters: what is left of a cut one would come back when the disk grows.
     machine.resize("vda", 10 * MIB + 65536);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 65536);
     machine.write("vda", MIB, 512, 0x33);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     machine.stop();
     machine.resize("vda", 12 * MIB);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     finish(&env, &[&repo]);
 }
 
@@ -197,7 +197,7 @@ fn a_disk_that_was_shrunk_and_grown_back_is_read_in_full() {
     let machine = env.machine("vm").disk(Disk::qcow2(16 * MIB)).start_paused();
     machine.write("vda", 0, 16 * MIB, 0x11);
     // The audit's random sample could find it by luck: it is switched off.
-    let proven = |reason: Option<&str>| {
+    let verified = |reason: Option<&str>| {
         let point = backup_with(&machine, &repo, &["--audit", "0%"]);
         assert_restores(&env, &repo, &point, &machine.models());
         match reason {
@@ -205,11 +205,11 @@ fn a_disk_that_was_shrunk_and_grown_back_is_read_in_full() {
             None => assert_changed(&point, "vda", 0),
         }
     };
-    proven(Some("first backup of the machine"));
+    verified(Some("first backup of the machine"));
     machine.resize("vda", 8 * MIB);
     machine.resize("vda", 16 * MIB);
-    proven(Some("the disk was shrunk in between"));
-    proven(None);
+    verified(Some("the disk was shrunk in between"));
+    verified(None);
     // Within the last chunk that has anything.
     machine.resize("vda", 7 * MIB + 512 * 1024);
     machine.resize("vda", 16 * MIB);
@@ -221,16 +221,16 @@ fn a_disk_that_was_shrunk_and_grown_back_is_read_in_full() {
     machine.resize("vda", 3 * MIB);
     machine.resize("vda", 16 * MIB);
     machine.write("vda", 6 * MIB, MIB, 0x22);
-    proven(Some("the disk was shrunk in between"));
+    verified(Some("the disk was shrunk in between"));
     // And while it is off.
     machine.stop();
     machine.resize("vda", 2 * MIB);
     machine.resize("vda", 16 * MIB);
-    proven(Some("the disk was shrunk in between"));
+    verified(Some("the disk was shrunk in between"));
     machine.start_paused();
     machine.write("vda", MIB, 512, 0x33);
-    proven(Some("the disk was shrunk in between"));
-    proven(None);
+    verified(Some("the disk was shrunk in between"));
+    verified(None);
     finish(&env, &[&repo]);
 }
 
@@ -241,7 +241,7 @@ fn two_disks_that_swap_their_targets_are_read_in_full() {
     let mut machine = env.machine("vm").disk(Disk::qcow2(8 * MIB)).disk(Disk::qcow2(8 * MIB)).start_paused();
     machine.write("vda", 0, 8 * MIB, 0x11);
     machine.write("vdb", 0, 8 * MIB, 0x22);
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     machine.stop();
     let (a, b) = (machine.image("vda").to_owned(), machine.image("vdb").to_owned());
     let (model_a, model_b) = (machine.model("vda"), machine.model("vdb"));
@@ -250,11 +250,11 @@ fn two_disks_that_swap_their_targets_are_read_in_full() {
     machine.put_disk("vda", &b, "qcow2", model_b);
     machine.put_disk("vdb", &a, "qcow2", model_a);
     machine.start_paused();
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_full(&point, "vda", "the image is not the one of the parent point");
     assert_full(&point, "vdb", "the image is not the one of the parent point");
     machine.write("vda", 0, 512, 0x33);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     finish(&env, &[&repo]);
 }
 
@@ -297,21 +297,21 @@ fn a_backing_file_that_was_changed_or_exchanged_makes_the_disk_read_in_full() {
         env.machine("vm").disk(Disk::qcow2(8 * MIB).backing(&base, "qcow2")).disk(Disk::qcow2(4 * MIB)).start_paused();
     machine.write("vdb", 0, 4 * MIB, 0x77);
     machine.write("vda", 0, MIB, 0x33);
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     machine.write("vda", MIB, 512, 0x44);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     machine.stop();
-    assert_changed(&proven(&machine, &repo), "vda", 0);
+    assert_changed(&verified(&machine, &repo), "vda", 0);
     run("qemu-io", &["-f", "qcow2", "-c", "write -P 0x55 4M 1M", &image("base.qcow2")]);
     machine.believe_image("vda");
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_full(&point, "vda", "a backing file has changed");
     assert_changed(&point, "vdb", 0);
     machine.start_paused();
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_full(&point, "vda", "a backing file has changed");
     machine.write("vda", 2 * MIB, 512, 0x66);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     machine.stop();
     run(
         "qemu-img",
@@ -319,7 +319,7 @@ fn a_backing_file_that_was_changed_or_exchanged_makes_the_disk_read_in_full() {
     );
     machine.believe_image("vda");
     machine.start_paused();
-    assert_full(&proven(&machine, &repo), "vda", "a backing file has changed");
+    assert_full(&verified(&machine, &repo), "vda", "a backing file has changed");
     finish(&env, &[&repo]);
 }
 
@@ -329,7 +329,7 @@ fn what_was_data_and_reads_as_zero_now_is_a_change() {
     let repo = init(&env);
     let machine = env.machine("vm").disk(Disk::qcow2(24 * MIB)).start_paused();
     machine.write("vda", 0, 20 * MIB, 0x11);
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     machine.zero_keeping("vda", 2 * MIB, MIB);
     machine.zero("vda", 4 * MIB, MIB);
     machine.discard("vda", 6 * MIB, MIB);
@@ -338,15 +338,15 @@ fn what_was_data_and_reads_as_zero_now_is_a_change() {
     machine.zero_keeping("vda", 10 * MIB + 300 * 1024, MIB);
     machine.discard("vda", 13 * MIB + 512 * 1024, MIB);
     machine.zero("vda", 16 * MIB + 512, 1024);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_eq!(disk_of(&point, "vda")["read_mode"], "changed");
     assert!(disk_of(&point, "vda")["read_bytes"].as_u64() < Some(10 * MIB));
     machine.stop();
     machine.zero("vda", 17 * MIB, 2 * MIB);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_eq!(disk_of(&point, "vda")["read_mode"], "changed");
     machine.start_paused();
     machine.write("vda", 17 * MIB, 512, 0x22);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     finish(&env, &[&repo]);
 }

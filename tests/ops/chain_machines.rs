@@ -22,7 +22,7 @@ fn a_machine_undefined_redefined_and_renamed_goes_on_where_it_was() {
     assert_eq!(ours(&machine).len(), 0);
     machine.start_paused();
     machine.write("vda", 0, 512, 0x33);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_eq!(point["parent"], first["point"]);
     assert_changed(&point, "vda", CHUNK);
     assert_changed(&point, "vdb", 0);
@@ -30,14 +30,14 @@ fn a_machine_undefined_redefined_and_renamed_goes_on_where_it_was() {
     // Undefined while it runs: it goes on without a definition of its own until it is defined again.
     machine.redefine(|xml| xml);
     machine.write("vdb", 0, 512, 0x44);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", 0);
     assert_changed(&point, "vdb", CHUNK);
     // While it is off, no checkpoint is needed at all.
     machine.stop();
     machine.redefine(|xml| xml);
     machine.write("vdb", 2 * MIB, 512, 0x55);
-    assert_changed(&proven(&machine, &repo), "vdb", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vdb", CHUNK);
     // Renamed: the UUID is what counts.
     machine.redefine(|xml| xml.replace("<name>vm</name>", "<name>renamed</name>"));
     machine.start_paused_as("renamed");
@@ -62,7 +62,7 @@ fn one_lost_bitmap_of_a_lost_checkpoint_costs_only_its_disk() {
     machine.redefine(|xml| xml);
     machine.start_paused();
     machine.write("vdb", 0, 512, 0x33);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_full(&point, "vda", "cannot be used");
     assert_changed(&point, "vdb", CHUNK);
     // The same with a checkpoint that libvirt knows.
@@ -71,7 +71,7 @@ fn one_lost_bitmap_of_a_lost_checkpoint_costs_only_its_disk() {
     run("qemu-img", &["bitmap", "--remove", &machine.image("vdb").display().to_string(), &checkpoint]);
     machine.start_paused();
     machine.write("vda", 0, 512, 0x44);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", CHUNK);
     assert_full(&point, "vdb", "cannot be used");
     assert_eq!(ours(&machine).len(), 1);
@@ -93,12 +93,12 @@ fn a_clone_with_its_bitmaps_begins_a_chain_of_its_own() {
     let copy = copy_image(machine.image("vda"), "clone.qcow2");
     let clone = env.machine("clone").disk(Disk::existing(&copy, "qcow2")).start_paused();
     clone.write("vda", 0, 512, 0x22);
-    assert_full(&proven(&clone, &repo), "vda", "first backup of the machine in this repository");
+    assert_full(&verified(&clone, &repo), "vda", "first backup of the machine in this repository");
     clone.write("vda", MIB, 512, 0x33);
-    assert_changed(&proven(&clone, &repo), "vda", CHUNK);
+    assert_changed(&verified(&clone, &repo), "vda", CHUNK);
     machine.start_paused();
     machine.write("vda", 2 * MIB, 512, 0x44);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     finish(&env, &[&repo]);
 }
 
@@ -119,10 +119,10 @@ fn a_machine_restored_in_place_from_an_older_point_is_right_in_the_next() {
     assert!(machine.models() == then);
     machine.start_paused();
     machine.write("vda", 8 * MIB, 512, 0x44);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_full(&point, "vda", "cannot be used");
     machine.write("vda", 9 * MIB, 512, 0x55);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     assert_eq!(ours(&machine).len(), 1);
     finish(&env, &[&repo]);
 }
@@ -155,25 +155,25 @@ fn external_snapshots_and_blockcommit() {
     snapshot("one", &overlay);
     machine.moved_to("vda", &overlay);
     machine.write("vda", 2 * MIB, 512, 0x44);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_full(&point, "vda", "the image is not the one of the parent point");
     assert_changed(&point, "vdb", 0);
     // The bitmap of before was in what is now the backing file, and was deleted there.
     machine.write("vda", 3 * MIB, 512, 0x45);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_full(&point, "vda", "a backing file has changed");
     assert_changed(&point, "vdb", 0);
     machine.write("vda", 3 * MIB, 512, 0x46);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     machine.write("vda", 4 * MIB, 512, 0x46);
     commit();
     machine.moved_to("vda", &base);
     machine.write("vda", 5 * MIB, 512, 0x47);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_eq!(disk_of(&point, "vda")["read_mode"], "full");
     assert_changed(&point, "vdb", 0);
     machine.write("vda", 6 * MIB, 512, 0x48);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     // Come and gone between two backups: the bitmap was carried along, or the disk is read in full.
     machine.write("vda", 7 * MIB, 512, 0x49);
     let second = env.disks().join("second.qcow2");
@@ -183,9 +183,9 @@ fn external_snapshots_and_blockcommit() {
     commit();
     machine.moved_to("vda", &base);
     machine.write("vda", 9 * MIB, 512, 0x4b);
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     machine.write("vda", 10 * MIB, 512, 0x4c);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     assert_eq!(ours(&machine).len(), 1);
     finish(&env, &[&repo]);
 }
@@ -206,17 +206,17 @@ fn a_revert_to_an_internal_snapshot_is_refused_while_bitmaps_exist_or_right_in_t
     let reverted =
         std::process::Command::new("qemu-img").args(["snapshot", "-a", "before", &image]).output().expect("qemu-img");
     machine.believe_image("vda");
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     if reverted.status.success() {
         assert_full(&point, "vda", "");
     }
     machine.start_paused();
     machine.write("vda", 4 * MIB, 512, 0x44);
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     // And by libvirt, of a running machine, with its memory.
     env.virsh(&["snapshot-create-as", "vm", "live"]);
     machine.write("vda", 5 * MIB, 512, 0x55);
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     machine.write("vda", 6 * MIB, 512, 0x66);
     env.try_virsh(&["snapshot-revert", "vm", "live", "--paused"]);
     machine.disconnect();
@@ -224,12 +224,12 @@ fn a_revert_to_an_internal_snapshot_is_refused_while_bitmaps_exist_or_right_in_t
         env.virsh(&["destroy", "vm"]);
     }
     machine.believe_image("vda");
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     machine.start_paused();
     machine.write("vda", 7 * MIB, 512, 0x77);
-    proven(&machine, &repo);
+    verified(&machine, &repo);
     machine.write("vda", 7 * MIB, 512, 0x78);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     assert_eq!(ours(&machine).len(), 1);
     finish(&env, &[&repo]);
 }
@@ -247,11 +247,11 @@ fn after_a_crash_of_qemu_the_disks_are_read_in_full_once() {
     machine.kill();
     machine.believe_image("vda");
     machine.believe_image("vdb");
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_eq!(disk_of(&point, "vda")["read_mode"], "full");
     machine.start_paused();
     machine.write("vda", 3 * MIB, 512, 0x44);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     machine.stop();
     machine.start_paused();
     // Older than this session: left inconsistent in the file.
@@ -260,10 +260,10 @@ fn after_a_crash_of_qemu_the_disks_are_read_in_full_once() {
     machine.believe_image("vda");
     machine.believe_image("vdb");
     machine.start_after_its_end();
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_full(&point, "vda", "");
     machine.write("vdb", 0, 512, 0x66);
-    assert_changed(&proven(&machine, &repo), "vdb", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vdb", CHUNK);
     assert_eq!(ours(&machine).len(), 1);
     machine.stop();
     for disk in ["vda", "vdb"] {
@@ -290,7 +290,7 @@ fn a_machine_that_is_stopped_during_its_backup_is_captured_as_one_that_is_off() 
     assert_eq!(bitmaps(machine.image("vda")).len(), 1);
     machine.start_after_its_end();
     machine.write("vda", 2 * MIB, 512, 0x44);
-    assert_changed(&proven(&machine, &repo), "vda", 8 * CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", 8 * CHUNK);
     // Stopped when all was read: the point is stored, and its checkpoint is good.
     machine.write("vda", 3 * MIB, 512, 0x45);
     let run = stopped_at(&machine, &repo, "JobEnded", &[]).unwrap_or_else(|output| panic!("{output}"));
@@ -301,7 +301,7 @@ fn a_machine_that_is_stopped_during_its_backup_is_captured_as_one_that_is_off() 
     assert_eq!(bitmaps(machine.image("vda")), ours(&machine));
     machine.start_after_its_end();
     machine.write("vda", 4 * MIB, 512, 0x46);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     finish(&env, &[&repo]);
 }
 
@@ -321,7 +321,7 @@ fn a_qemu_killed_during_the_backup_costs_a_full_read() {
     assert_restores(&env, &repo, &point, &machine.models());
     machine.start_paused();
     machine.write("vda", 0, 512, 0x44);
-    assert_changed(&proven(&machine, &repo), "vda", CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", CHUNK);
     assert_eq!(ours(&machine).len(), 1);
     finish(&env, &[&repo]);
 }
@@ -345,7 +345,7 @@ fn a_machine_cannot_start_in_the_middle_of_its_backup_and_can_after_it() {
     assert_restores(&env, &repo, &point, &machine.models());
     machine.start_paused();
     machine.write("vda", 3 * MIB, 512, 0x44);
-    assert_changed(&proven(&machine, &repo), "vda", 4 * CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", 4 * CHUNK);
     finish(&env, &[&repo]);
 }
 
@@ -361,7 +361,7 @@ fn a_run_that_was_killed_does_not_hold_the_machine_until_its_lease_ends() {
     assert_eq!(run.wait().code(), 128 + Signal::KILL.as_raw());
     assert!(machine.is_captured());
     assert_eq!(ours(&machine).len(), 2);
-    assert_changed(&proven(&machine, &repo), "vda", 4 * CHUNK);
+    assert_changed(&verified(&machine, &repo), "vda", 4 * CHUNK);
     assert!(!machine.is_captured());
     assert_eq!(ours(&machine).len(), 1);
     finish(&env, &[&repo]);
@@ -379,13 +379,13 @@ fn a_machine_that_is_off_is_read_by_its_bitmaps_and_goes_on_when_it_starts_again
     machine.write("vda", 0, 512, 0x33);
     machine.stop();
     // With changes: no checkpoint of its own.
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", CHUNK);
     assert_eq!(checkpoint_in(&env, &repo, &point), None);
     assert_eq!(ours(&machine), checkpoint.clone().into_iter().collect::<Vec<_>>());
     machine.start_paused();
     machine.write("vda", 5 * MIB, 512, 0x44);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_eq!(point["parent"], first["point"], "the point that the checkpoint was made with");
     assert_changed(&point, "vda", 2 * CHUNK);
 
@@ -394,7 +394,7 @@ fn a_machine_that_is_off_is_read_by_its_bitmaps_and_goes_on_when_it_starts_again
     machine.stop();
     let mut parents = vec![point];
     for _ in 0..3 {
-        let point = proven(&machine, &repo);
+        let point = verified(&machine, &repo);
         assert_changed(&point, "vda", 0);
         assert_changed(&point, "vdb", 0);
         assert_eq!(checkpoint_in(&env, &repo, &point), checkpoint);
@@ -405,7 +405,7 @@ fn a_machine_that_is_off_is_read_by_its_bitmaps_and_goes_on_when_it_starts_again
     env.restic(&*repo).call(["forget", "--prune"]).args(ids).run().assert_ok();
     machine.start_paused();
     machine.write("vdb", 0, 512, 0x55);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_eq!(point["parent"], last["point"]);
     assert_changed(&point, "vda", 0);
     assert_changed(&point, "vdb", CHUNK);
@@ -422,7 +422,7 @@ fn off_with_changes_and_its_parent_pruned_it_begins_again() {
     machine.stop();
     let second = backup(&machine, &repo);
     env.restic(&*repo).call(["forget", "--prune", id_of(&first)]).run().assert_ok();
-    let third = proven(&machine, &repo);
+    let third = verified(&machine, &repo);
     assert_full(&third, "vda", "first backup of the machine in this repository");
     // A new chain was begun, the old bitmap is gone.
     let checkpoint = checkpoint_in(&env, &repo, &third).expect("a checkpoint");
@@ -430,7 +430,7 @@ fn off_with_changes_and_its_parent_pruned_it_begins_again() {
     assert_eq!(bitmaps(machine.image("vda")), [checkpoint]);
     machine.start_paused();
     machine.write("vda", 4 * MIB, 512, 0x44);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_changed(&point, "vda", CHUNK);
     assert_eq!(point["parent"], third["point"]);
     env.restic(&*repo).call(["forget", "--prune", id_of(&second)]).run().assert_ok();
@@ -449,39 +449,39 @@ fn a_chain_can_be_started_while_the_machine_is_off() {
         .define();
     machine.write("vda", 0, 12 * MIB, 0x11);
     machine.write("vdb", 0, MIB, 0x22);
-    let point = proven(&machine, &a);
+    let point = verified(&machine, &a);
     assert_full(&point, "vda", "first backup of the machine in this repository");
     assert_eq!(ours(&machine), bitmaps(machine.image("vda")));
     assert_eq!(ours(&machine).len(), 1);
     assert_eq!(checkpoint_in(&env, &a, &point), ours(&machine).first().cloned());
     // Continued off …
     machine.write("vda", 0, 512, 0x33);
-    assert_changed(&proven(&machine, &a), "vda", CHUNK);
+    assert_changed(&verified(&machine, &a), "vda", CHUNK);
     // … another repository begins its own …
-    proven(&machine, &b);
+    verified(&machine, &b);
     assert_eq!(ours(&machine).len(), 2);
     // … and both are continued when it runs.
     machine.start_paused();
     machine.write("vda", 3 * MIB, 512, 0x44);
-    let point = proven(&machine, &a);
+    let point = verified(&machine, &a);
     assert_changed(&point, "vda", 2 * CHUNK);
     assert_full(&point, "vdb", "no dirty bitmap from the parent point");
     assert_full(&point, "vdc", "no dirty bitmap from the parent point");
-    assert_changed(&proven(&machine, &b), "vda", CHUNK);
+    assert_changed(&verified(&machine, &b), "vda", CHUNK);
     assert_eq!(ours(&machine).len(), 2);
     machine.stop();
     // A disk that is new joins in: all disks get the new bitmap, and the old one goes.
     let mut machine = machine;
     machine.attach("vdd", Disk::qcow2(4 * MIB));
     machine.write("vdd", 0, MIB, 0x55);
-    let point = proven(&machine, &a);
+    let point = verified(&machine, &a);
     assert_changed(&point, "vda", 0);
     assert_full(&point, "vdd", "not in the parent point");
     assert_eq!(ours(&machine).len(), 2);
     assert_eq!(bitmaps(machine.image("vda")).len(), 2);
     machine.start_paused();
     machine.write("vdd", MIB, 512, 0x66);
-    let point = proven(&machine, &a);
+    let point = verified(&machine, &a);
     assert_changed(&point, "vda", 0);
     assert_changed(&point, "vdd", CHUNK);
     finish(&env, &[&a, &b]);
@@ -499,7 +499,7 @@ fn an_image_that_somebody_else_has_open_gets_no_bitmap() {
     let pid_file_text = pid_file.display().to_string();
     let image = machine.image("vda").display().to_string();
     run("qemu-nbd", &["-r", "-t", "--fork", "-k", &socket, "--pid-file", &pid_file_text, "-f", "qcow2", &image]);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     let other: i32 = fs::read_to_string(&pid_file).expect("pid").trim().parse().expect("pid");
     crate::support::process::kill(other);
     crate::support::wait_until("the reader is gone", std::time::Duration::from_secs(5), || {
@@ -510,7 +510,7 @@ fn an_image_that_somebody_else_has_open_gets_no_bitmap() {
     assert_full(&point, "vda", "first backup of the machine");
     machine.start_paused();
     machine.write("vdb", 0, 512, 0x22);
-    let point = proven(&machine, &repo);
+    let point = verified(&machine, &repo);
     assert_full(&point, "vda", "no dirty bitmap from the parent point");
     assert_changed(&point, "vdb", CHUNK);
     finish(&env, &[&repo]);

@@ -135,7 +135,7 @@ fn every_step(scene: Scene, accident: Accident) {
     }
     let mut repo = init(&env);
     if scene != Scene::BegunOff {
-        proven(&machine, &repo);
+        verified(&machine, &repo);
     }
     if scene == Scene::Off {
         machine.stop();
@@ -151,7 +151,7 @@ fn every_step(scene: Scene, accident: Accident) {
     if scene != Scene::Running {
         machine.start_paused();
         machine.write("vdb", MIB, 512, 0x33);
-        let point = proven(&machine, &repo);
+        let point = verified(&machine, &repo);
         assert_changed(&point, "vdb", CHUNK);
     }
     finish(&env, &[&repo]);
@@ -186,7 +186,7 @@ impl Try<'_> {
         if self.scene == Scene::Running {
             machine.write("vdb", place % 8 * MIB, 4096, 0x40 + self.number);
         }
-        let point = proven(machine, self.repo);
+        let point = verified(machine, self.repo);
         self.assert_goes_on(&point);
         self.assert_nothing_left();
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::support::chains::{
     MIB, assert_changed, assert_full, assert_restores, backup, backup_with, checkpoint_in, disk_of, finish, id_of,
-    init_at, ours, proven, two_disks,
+    init_at, ours, two_disks, verified,
 };
 use crate::support::sshd::USER;
 use crate::support::{Disk, DiskModel, Env, Machine, Output, PASSWORD};
@@ -242,7 +242,7 @@ fn a_copied_point_is_no_base_for_another_repositorys_bitmap() {
 
     // The second repository begins a chain of its own, and has all the data already.
     machine.write("vda", 5 * MIB, MIB, 0x55);
-    let own = proven(&machine, &second);
+    let own = verified(&machine, &second);
     assert_full(&own, "vda", "first backup");
     assert_eq!(disk_of(&own, "vda")["new_bytes"], MIB);
     let theirs = checkpoint_in(&env, &second, &own).expect("a checkpoint");
@@ -251,11 +251,11 @@ fn a_copied_point_is_no_base_for_another_repositorys_bitmap() {
 
     // Both go on, each from its own, however points are copied to and fro.
     machine.write("vdb", 0, 4096, 0x66);
-    assert_changed(&proven(&machine, &first), "vdb", MIB);
+    assert_changed(&verified(&machine, &first), "vdb", MIB);
     env.sh(&format!("kvmb points -r {first} | kvmb push -r {second}")).run().assert_ok();
     env.sh(&format!("kvmb points -r {second} | kvmb push -r {first}")).run().assert_ok();
     machine.write("vdb", 4 * MIB, 4096, 0x67);
-    assert_changed(&proven(&machine, &second), "vdb", 2 * MIB);
+    assert_changed(&verified(&machine, &second), "vdb", 2 * MIB);
     assert_eq!(ours(&machine).len(), 2);
     finish(&env, &[&first, &second]);
 }

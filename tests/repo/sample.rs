@@ -1,4 +1,4 @@
-//! Reading a part of a repository at a time proves all of it in the end: damage is found in as many runs as the share
+//! Reading a part of a repository at a time verifies all of it in the end: damage is found in as many runs as the share
 //! says, whatever it hits and wherever they begin.
 
 // A test stops at what it does not expect.

@@ -54,7 +54,7 @@ pub fn backup_with(machine: &Machine, repo: &str, args: &[&str]) -> Value {
 
 /// Backs a machine up and compares the restored point with what the machine's disks hold.
 #[track_caller]
-pub fn proven(machine: &Machine, repo: &str) -> Value {
+pub fn verified(machine: &Machine, repo: &str) -> Value {
     let point = backup(machine, repo);
     assert_restores(machine.env(), repo, &point, &machine.models());
     point

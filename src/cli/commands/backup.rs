@@ -121,8 +121,8 @@ pub(crate) struct BackupArgs {
     copy: CopyToArgs,
 }
 
-/// How deep --verify proves a new point.
-const PROOF: VerifyDepth = VerifyDepth::Full;
+/// How deep --verify verifies a new point.
+const NEW_POINT_DEPTH: VerifyDepth = VerifyDepth::Full;
 
 /// What all machines of one run share.
 #[derive(Clone, Copy)]
@@ -254,7 +254,7 @@ impl BackupArgs {
         }
     }
 
-    /// Proves a part of the repositories that this run has written to, all that others wrote there included.
+    /// Verifies a part of the repositories that this run has written to, all that others wrote there included.
     fn verify_samples(&self, context: &Context, opened: &OpenedRepos, session: &mut Session) -> Result<(), CliError> {
         let Some(share) = self.verify_sample.filter(|share| *share > 0.0) else {
             return Ok(());
@@ -302,7 +302,7 @@ impl BackupArgs {
                         if let Ok(point) = result.as_ref()
                             && point.verified.is_some()
                         {
-                            history.verification(point, PROOF);
+                            history.verification(point, NEW_POINT_DEPTH);
                         }
                         // The receiver lives as long as the scope.
                         let _ = sender.send((selection, result));
@@ -527,7 +527,7 @@ fn verify_points(context: &Context, repo: &Repository, point: Point) -> ops::Res
     let index = repo.load_index()?;
     let (known, _) = points::list(repo)?;
     let found = points::find(repo, &known, &PointName::Plain(point.point.clone()))?;
-    let checked = Verifier::new(repo, &index, PROOF)?.verify(&found, &context.monitor, &context.stop)?;
+    let checked = Verifier::new(repo, &index, NEW_POINT_DEPTH)?.verify(&found, &context.monitor, &context.stop)?;
     let Point { verified, verified_at, damage, .. } = checked;
     Ok(Point { verified, verified_at, damage, ..point })
 }

@@ -20,10 +20,6 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Where a configuration is made that does not exist yet.
-const OF_HOST: &str = "/etc/kvmb/config.json";
-const OF_USER: &str = ".kvm_backup_config.json";
-
 /// How long another change may take.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
@@ -163,13 +159,14 @@ fn lock_folder(path: &Path) -> std::io::Result<File> {
     }
 }
 
+/// Where a configuration is made that does not exist yet.
 fn place_of_new() -> Result<PathBuf, CliError> {
     if rustix::process::geteuid().is_root() {
-        return Ok(OF_HOST.into());
+        return Ok(config::file::OF_HOST.into());
     }
     let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
     let home = home.ok_or_else(|| CliError::usage("HOME is not set").hint("use --config"))?;
-    Ok(Path::new(&home).join(OF_USER))
+    Ok(Path::new(&home).join(config::file::OF_USER))
 }
 
 fn refused(path: &Path, refusal: DocumentError) -> config::Error {

@@ -144,8 +144,8 @@ impl VerifyArgs {
         self.verify_points(context, open, &selection, chosen, are_all, session)
     }
 
-    /// Proves points as deep as asked for. `selection` names them, for the next sample; `are_all` says whether none of
-    /// them is missing.
+    /// Verifies points as deep as asked for. `selection` names them, for the next sample; `are_all` says whether none
+    /// of them is missing.
     fn verify_points(
         &self,
         context: &Context,
@@ -184,8 +184,8 @@ fn all_points(open: &Open, session: &mut Session) -> Vec<VerifyItem> {
     open.points.iter().map(|point| (point.clone(), None)).collect()
 }
 
-/// Proves the next sample of all points of a repository, and says in a check how it went; the points that are hit by
-/// damage, and no others, are printed.
+/// Verifies the next sample of all points of a repository, and says in a check how it went; the points that are
+/// affected by damage, and no others, are printed.
 pub(crate) fn verify_sample(
     context: &Context,
     repo: &Repository,
@@ -222,7 +222,7 @@ enum Show {
     Damaged,
 }
 
-/// What proving points came to.
+/// What verifying points came to.
 struct VerifyTotals {
     /// How many are hit by damage.
     damaged: usize,
@@ -230,7 +230,7 @@ struct VerifyTotals {
     is_complete: bool,
 }
 
-/// Proves points, one after the other, and notes what that came to.
+/// Verifies points, one after the other, and notes what that came to.
 fn verify_each(
     context: &Context,
     open: &Open,

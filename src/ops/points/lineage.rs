@@ -10,7 +10,7 @@
 //!           host b         ↖ b1 ← b2                               ↖ b1 ↙                             ↖ b1 ← b2
 //! ```
 //! In the third picture the images were copied with their bitmaps, and both machines went on: two machines, of which
-//! neither may cost the other a point. The links are in the manifests: `parent`, and `earlier_hosts`, which tells of
+//! neither may cost the other a point. The links are in the manifests: `parent`, and `earlier_hosts`, which names
 //! the move and of its time when the points that were its proof are gone. Where a proof is lost all the same, there are
 //! two machines, and retention keeps more than it would.
 

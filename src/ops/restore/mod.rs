@@ -1,8 +1,8 @@
 //! Bringing a machine back: the one restore path.
 //!
-//! The order is: plan (nothing is touched), write every image under a temporary name, prove it complete, put the images
-//! in their places, then the firmware variables, and last the definition. Until the definition is in, everything is
-//! undone when something fails. A running machine is never written over.
+//! The order is: plan (nothing is touched), write every image under a temporary name, verify it complete, put the
+//! images in their places, then the firmware variables, and last the definition. Until the definition is in, everything
+//! is undone when something fails. A running machine is never written over.
 
 mod host;
 mod image_file;
@@ -219,7 +219,7 @@ impl Finished {
     }
 }
 
-/// Writes everything under temporary names. Devices have none and come last, when all that can be proven is.
+/// Writes everything under temporary names. Devices have none and come last, when all that can be verified is verified.
 fn write_all(source: &RestoreSource, plan: &RestorePlan, monitor: &dyn Monitor, stop: &Stop) -> Result<Vec<Finished>> {
     let (devices, images): (Vec<_>, Vec<_>) = plan.disks.iter().partition(|disk| disk.kind == TargetKind::Device);
     let folders = images.iter().filter_map(|disk| disk.real_path.parent()).collect::<BTreeSet<_>>();
@@ -256,7 +256,7 @@ fn write_all(source: &RestoreSource, plan: &RestorePlan, monitor: &dyn Monitor, 
 }
 
 /// Reads every chunk of a disk, each with its SHA-256 compared, and writes it where it belongs. Without a target it
-/// only proves that all of it is there.
+/// only verifies that all of it is there.
 fn write_disk(
     source: &RestoreSource,
     disk: &PlannedDisk,

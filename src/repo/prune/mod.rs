@@ -18,8 +18,8 @@
 //!
 //! **Damage.** An index file or a snapshot that cannot be read, a tree that is missing or broken, a blob that no index
 //! names, a needed pack that is gone or too short: each is an error of the plan, before anything is removed. What looks
-//! unneeded in a damaged repository may be what a rescue needs. Blobs that are copied are proven first (their SHA-256);
-//! those that stay where they are, are not read, unless another copy of them goes ([`duplicates`]).
+//! unneeded in a damaged repository may be what a rescue needs. Blobs that are copied are verified first (their
+//! SHA-256); those that stay where they are, are not read, unless another copy of them goes ([`duplicates`]).
 //!
 //! **restic's snapshots** count like kvmb's: all trees of all snapshots are read.
 //!

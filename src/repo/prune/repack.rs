@@ -1,6 +1,6 @@
 //! Copying needed blobs out of packs that are mostly waste.
 //!
-//! Blobs are read as many at once as lie together, proven, and stored as they are: sealed, with no new compression.
+//! Blobs are read as many at once as lie together, verified, and stored as they are: sealed, with no new compression.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -81,12 +81,12 @@ fn copy_range(
         let sealed = &bytes[at..at + location.length as usize];
         let mut opened = sealed.to_vec();
         let damaged = |flaw| reader::damaged(*kind, &blob.id, location, flaw);
-        let proven = repo
+        let verified = repo
             .key()
             .open_in_place(&mut opened)
             .map_err(|error| damaged(error.into()))
             .and_then(|opened| reader::verify_blobs(*kind, &blob.id, location, opened, &mut plain).map(drop));
-        match proven {
+        match verified {
             Ok(()) => {
                 let raw_length = location.compressed.then_some(location.raw_length);
                 writer.put_sealed(*kind, blob.id, sealed, raw_length)?;

@@ -73,7 +73,7 @@ impl<'e> Life<'e> {
         Life { kills_libvirtd: true, ..self }
     }
 
-    /// Lives through the story, and proves what is left in the end.
+    /// Lives through the story, and verifies what is left in the end.
     pub fn live(mut self, story: &Story) {
         for number in story.steps() {
             self.random = story::random(story.seed(), number);

@@ -14,7 +14,7 @@ const GRACE: Duration = Duration::from_secs(2 * 60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// After which a machine should be verified again, unless something else is said.
-const PROOF: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+const VERIFY_WARNING: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// How old is too old.
 #[derive(Debug, Clone, Args)]
@@ -79,7 +79,7 @@ impl ThresholdArgs {
             (None, Some(critical)) => (critical.min(gap + GRACE), critical),
             (None, None) => (gap + GRACE, 2 * gap + GRACE),
         };
-        Ok(Thresholds { warning, critical, verify_warning: self.verify_warning.unwrap_or(PROOF) })
+        Ok(Thresholds { warning, critical, verify_warning: self.verify_warning.unwrap_or(VERIFY_WARNING) })
     }
 }
 
